@@ -87,17 +87,17 @@ def compile_native(sources: Path, package: Path) -> None:
             target = package / f"lib{stem}.so"
             run_compiler(source, target, "-shared", "-fPIC", "-pthread")
         paths[stem.upper()] = target.name
-    lines = ['"""Where the compiled parts lie. Made at build from restore_agent/*.c: edit those and reinstall."""', "", "from pathlib import Path", ""]
-    lines += [f'{name} = Path(__file__).parent / "{file}"' for name, file in paths.items()]
-    (package / "__init__.py").write_text("\n".join(lines) + "\n")
+    head = '"""Where the compiled parts lie. Made from restore_agent/*.c: edit those and reinstall."""\n\nfrom pathlib import Path\n\n'
+    lines = [f'{name} = Path(__file__).parent / "{file}"\n' for name, file in paths.items()]
+    (package / "__init__.py").write_text(head + "".join(lines))
     (package / "py.typed").touch()
 
 
 def run_compiler(source: Path, target: Path, *flags: str) -> None:
     """Raises RuntimeError with the compiler's own message, or with what to install."""
-    compiler = next((found for name in ("cc", "gcc", "clang", sysconfig.get_config_var("CC") or "cc") if (found := shutil.which(name.split()[0]))), None)
+    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
-        raise RuntimeError(f"no C compiler found to build {source.name}: install one (Debian, Ubuntu: apt-get install gcc libc6-dev) and try again")
+        raise RuntimeError(f"no C compiler to build {source.name} with: install one (Debian, Ubuntu: apt-get install gcc libc6-dev)")
     ran = subprocess.run([compiler, *CFLAGS, *flags, "-o", str(target), str(source)], capture_output=True, text=True, check=False)
     if ran.returncode != 0:
         raise RuntimeError(f"{compiler} could not build {source.name}:\n{ran.stderr}")
