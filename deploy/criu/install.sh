@@ -43,13 +43,13 @@ fetch() {
     return 1
 }
 
-build_progress() { awk -v total=$objects '/^ +CC / { done++ } END { print done + 0, total }'; }
+build_progress() { awk -v total="$objects" '/^ +CC / { done++ } END { print done + 0, total }'; }
 
 build() {
     local tree=$cache/criu-$pinned
     rm -rf "$tree"
     tar -C "$cache" -xf "$cache/$tarball"
-    make -C "$tree" -j"$(nproc)" criu NO_GNUTLS=1
+    MAKEFLAGS="" make -C "$tree" -j"$(nproc)" criu NO_GNUTLS=1
     install -D "$tree/criu/criu" .venv/bin/criu.new
     .venv/bin/criu.new --version
     mv .venv/bin/criu.new .venv/bin/criu
