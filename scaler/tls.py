@@ -1,0 +1,111 @@
+"""TLS for the gRPC servers of the scaler, with certificates that may change while it runs.
+
+gRPC asks for the certificate at every handshake (`dynamic_ssl_server_credentials`). The answer comes from memory unless one of the files
+changed, which a `stat` tells, so that a rotated Kubernetes Secret (a symlink that is swapped) counts from the next handshake on; open
+connections keep the certificate they began with. A renewal that is half written, or whose key is not the certificate's, is logged and
+passed over: the old pair goes on serving until the files change again. A watcher of the files (inotify, a timer) was rejected: it misses
+bind mounts or comes late, and a `stat` costs a microsecond. TLS 1.2 is gRPC's own minimum, and KEDA's.
+"""
+
+from __future__ import annotations
+
+import logging
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+import grpc
+from prometheus_client import Counter
+
+log = logging.getLogger(__name__)
+
+RELOADS = Counter("thaw_tls_reloads_total", "Changed certificate files that were read again, by result.", ["result"])
+
+
+class BadCertificate(Exception):
+    """Certificate, key or client CA cannot be used; the message names the files and the remedy."""
+
+
+@dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """PEM files: the certificate chain, its key (not encrypted) and, for mTLS, the CAs that a client's certificate must come from."""
+
+    certificate: Path
+    key: Path
+    client_ca: Path | None = None
+
+
+def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
+    """Credentials that follow `files`; a client must show a certificate if there is a `client_ca`.
+
+    Raises:
+        BadCertificate: the files cannot be used as they are now.
+    """
+    follower = _Follower(files)
+    return grpc.dynamic_ssl_server_credentials(
+        follower.load(),
+        follower.changed,  # type: ignore[arg-type]  # the stubs don't know that None means "unchanged"
+        require_client_authentication=files.client_ca is not None,
+    )
+
+
+class _Follower:
+    """Reads the files when they changed. gRPC calls `changed` from a thread of its own, one handshake at a time."""
+
+    def __init__(self, files: TlsFiles) -> None:
+        self._files = files
+        self._seen: tuple[tuple[int, int, int], ...] = ()
+
+    def load(self) -> grpc.ServerCertificateConfiguration:
+        self._seen = self._signature()
+        return _read(self._files)
+
+    def changed(self) -> grpc.ServerCertificateConfiguration | None:
+        # An exception here would refuse the handshake: whatever is wrong with the new files, the old ones still serve.
+        try:
+            signature = self._signature()
+            if signature == self._seen:
+                return None
+            self._seen = signature
+            configuration = _read(self._files)
+        except BadCertificate as error:
+            log.error("the changed TLS files are not used, the old certificate goes on: %s", error)
+            RELOADS.labels("refused").inc()
+            return None
+        RELOADS.labels("used").inc()
+        log.info("TLS certificate read again from %s", self._files.certificate)
+        return configuration
+
+    def _signature(self) -> tuple[tuple[int, int, int], ...]:
+        return tuple(_stat(path) for path in (self._files.certificate, self._files.key, self._files.client_ca) if path)
+
+
+def _stat(path: Path) -> tuple[int, int, int]:
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise BadCertificate(f"{path}: {error.strerror}; put the PEM file there or correct the path") from error
+    return found.st_ino, found.st_mtime_ns, found.st_size
+
+
+def _read(files: TlsFiles) -> grpc.ServerCertificateConfiguration:
+    """The files as gRPC takes them, after OpenSSL found that they belong together (gRPC itself only fails at the handshake)."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+
+    def refuse() -> NoReturn:
+        raise BadCertificate(f"{files.key} is encrypted; store the key without a passphrase (openssl pkey -in … -out …)")
+
+    try:
+        context.load_cert_chain(files.certificate, files.key, refuse)
+    except (OSError, ssl.SSLError) as error:
+        raise BadCertificate(
+            f"{files.certificate} and {files.key} are no certificate with its key in PEM form ({error}); renew both together"
+        ) from error
+    if files.client_ca:
+        try:
+            context.load_verify_locations(files.client_ca)
+        except (OSError, ssl.SSLError) as error:
+            raise BadCertificate(f"{files.client_ca} holds no CA certificate in PEM form ({error})") from error
+    pair = (files.key.read_bytes(), files.certificate.read_bytes())
+    return grpc.ssl_server_certificate_configuration([pair], files.client_ca.read_bytes() if files.client_ca else None)
