@@ -1,0 +1,130 @@
+"""Connections to one replica, made inside its network namespace.
+
+Every replica of a node may have the same address, each in a namespace of its own; a socket belongs for its whole life to the namespace in
+which the calling thread stood when it was made. So the thread goes in and back again around `socket()` alone (5-9 us), the connection is
+then used like any other, and each replica has its own connector, since a connector pools by address. The namespace is held open by a
+descriptor from the moment the replica is known: its path goes through a process id, which the kernel gives to another process once the
+engine has died. Rejected: a forwarding process in each namespace (a copy of every byte, one more thing that can die), veth pairs and
+routes (a network to run).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import socket
+from dataclasses import dataclass
+
+import aiohttp
+
+_CLONE_NEWNET = 0x40000000
+# Engines close idle connections after as little as 5 s (uvicorn). Ours go first, or a request is sent into one that is being closed.
+_IDLE_SECONDS = 4.0
+_CONNECT_SECONDS = 5.0
+# An unreachable node sends no reset: a connection ends when nothing was acknowledged for this long.
+_SILENT_SECONDS = 30
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where a replica listens. netns: the path of the network namespace to reach it from; empty: our own."""
+
+    host: str
+    port: int
+    netns: str = ""
+
+
+class Namespace:
+    """A network namespace held open: sockets can be made in it until `close`."""
+
+    def __init__(self, path: str) -> None:
+        """Raises: OSError naming the path, if it cannot be opened."""
+        self._home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            self._there = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            os.close(self._home)
+            raise
+
+    def socket(self, family: int, kind: int, protocol: int) -> socket.socket:
+        """A socket that lives in the namespace. Raises: OSError (EPERM: the process needs CAP_SYS_ADMIN)."""
+        _enter(self._there)
+        try:
+            return socket.socket(family, kind, protocol)
+        finally:
+            _enter(self._home)
+
+    def close(self) -> None:
+        os.close(self._there)
+        os.close(self._home)
+
+
+def _enter(descriptor: int) -> None:
+    if hasattr(os, "setns"):  # Python 3.12
+        os.setns(descriptor, _CLONE_NEWNET)
+        return
+    if _libc.setns(descriptor, _CLONE_NEWNET) != 0:
+        error = ctypes.get_errno()
+        raise OSError(error, f"setns to a network namespace: {os.strerror(error)} (it needs CAP_SYS_ADMIN)")
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Upstream:
+    """The HTTP session to one replica. Made inside the event loop; `close` ends all its connections."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self.endpoint = endpoint
+        host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
+        self.origin = f"http://{host}:{endpoint.port}"
+        self._namespace: Namespace | None = None
+        self._unreachable: OSError | None = None
+        if endpoint.netns:
+            try:
+                self._namespace = Namespace(endpoint.netns)
+            except OSError as error:
+                # The engine died before it could be used. Whoever follows the agents will hear so; until then no connection can be made.
+                self._unreachable = error
+        self.session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(
+                limit=0,  # the replica's concurrency is the bound
+                keepalive_timeout=_IDLE_SECONDS,
+                socket_factory=self._socket,
+                happy_eyeballs_delay=None,
+            ),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            # The request is the client's: nothing of ours is added to it.
+            skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type", "User-Agent"),
+        )
+
+    def _socket(self, address: tuple[int, int, int, str, tuple[object, ...]]) -> socket.socket:
+        family, kind, protocol, _, _ = address
+        if self._unreachable is not None:
+            raise OSError(self._unreachable.errno, f"network namespace of the replica: {self._unreachable}")
+        made = self._namespace.socket(family, kind, protocol) if self._namespace is not None else socket.socket(family, kind, protocol)
+        made.setblocking(False)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _SILENT_SECONDS // 3)
+        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _SILENT_SECONDS // 3)
+        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _SILENT_SECONDS * 1000)
+        return made
+
+    async def probe(self) -> None:
+        """Returns when the replica accepts a connection. Raises: OSError or TimeoutError if it does not."""
+        loop = asyncio.get_running_loop()
+        async with asyncio.timeout(_CONNECT_SECONDS):
+            addresses = await loop.getaddrinfo(self.endpoint.host, self.endpoint.port, type=socket.SOCK_STREAM)
+            with self._socket(addresses[0]) as made:
+                await loop.sock_connect(made, addresses[0][4])
+
+    async def close(self) -> None:
+        """Ends every connection, those in use as well."""
+        await self.session.close()
+        if self._namespace is not None:
+            self._namespace.close()
+            self._namespace = None
+            self._unreachable = OSError("the replica is gone")
