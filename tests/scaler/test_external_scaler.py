@@ -1,0 +1,276 @@
+"""The rules of pushing and answering, one by one, over real sockets. The re-push interval is a constructor argument: the unit is the rule."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from scaler.activation import Activations
+from scaler.external_scaler import METRIC, SERVICE, CannotListen, serve_external_scaler
+from scaler.keda_metrics import STREAMS_OPEN
+from scaler.ledger import Ledger, ModelLimits
+from scaler.trigger import Trigger
+from tests.scaler.keda_client import Keda, Watched, ref
+from thaw_proto import externalscaler_pb2 as pb
+
+QUIET = 0.3  # seconds in which nothing may come: longer than REPEAT
+REPEAT = 0.1
+
+
+@pytest.fixture
+def ledger() -> Ledger:
+    return Ledger({"chat": ModelLimits(), "embed": ModelLimits()})
+
+
+@asynccontextmanager
+async def serving(ledger: Ledger, repeat_seconds: float = 60, **options: object) -> AsyncIterator[Keda]:
+    """A scaler and a KEDA that knows it; without repeats unless asked for."""
+    address = "127.0.0.1:0"
+    async with (
+        serve_external_scaler(ledger, address=address, repeat_seconds=repeat_seconds, **options) as bound,  # type: ignore[arg-type]
+        Keda(bound, backoff=(0.05, 1.0)) as keda,
+    ):
+        yield keda
+
+
+async def opened(watched: Watched) -> Watched:
+    """Both streams are known to the scaler: it answered the second, opened after the first on the same connection."""
+    async with asyncio.timeout(10):
+        await watched.specs.get()
+    return watched
+
+
+async def nothing_more(watched: Watched) -> None:
+    with pytest.raises(TimeoutError):
+        await watched.true(within=QUIET)
+
+
+async def until(condition: object) -> None:
+    async with asyncio.timeout(10):
+        while not condition():  # type: ignore[operator]
+            await asyncio.sleep(0.005)
+
+
+def open_streams() -> float:
+    return sum(STREAMS_OPEN.labels(rpc)._value.get() for rpc in ("StreamIsActive", "StreamMetricSpec"))
+
+
+async def test_the_first_request_is_pushed_once_and_marked(ledger: Ledger) -> None:
+    activations = Activations()
+    async with serving(ledger, activations=activations) as keda:
+        chat, embed = await opened(keda.watch(ref("chat"))), await opened(keda.watch(ref("embed")))
+        activation = activations.begin("chat")
+        ledger.hold("chat", 100)
+        await chat.true()
+        ledger.hold("chat", 100)
+        await nothing_more(chat)
+        assert embed.trues.empty()
+        assert "pushed" in activation.phases
+
+
+async def test_each_edge_at_zero_is_pushed(ledger: Ledger) -> None:
+    async with serving(ledger) as keda:
+        chat = await opened(keda.watch(ref("chat")))
+        for _ in range(3):
+            ledger.hold("chat", 1)
+            await chat.true()
+            ledger.leave("chat", 1)
+        await nothing_more(chat)
+
+
+async def test_repeats_only_while_there_is_demand_and_no_replica(ledger: Ledger) -> None:
+    async with serving(ledger, repeat_seconds=REPEAT) as keda:
+        chat = await opened(keda.watch(ref("chat")))
+        ledger.hold("chat", 1)
+        times = [await chat.true() for _ in range(4)]
+        gaps = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+        assert min(gaps) > REPEAT * 0.8
+        ledger.set_replicas("chat", ready=1, replicas=1)
+        ledger.hand_over("chat", 1)
+        while not chat.trues.empty():
+            chat.trues.get_nowait()
+        await nothing_more(chat)  # work in flight on a replica is nothing to push
+        ledger.set_replicas("chat", ready=0, replicas=0)
+        for _ in range(3):
+            await chat.true()  # the replica is lost and its request is not: that is an edge, and then repeats
+        ledger.end("chat")
+        await asyncio.sleep(0)
+        while not chat.trues.empty():
+            chat.trues.get_nowait()
+        await nothing_more(chat)
+
+
+async def test_a_request_while_the_last_replica_drains_is_pushed(ledger: Ledger) -> None:
+    async with serving(ledger) as keda:
+        ledger.set_replicas("chat", ready=0, replicas=1)
+        chat = await opened(keda.watch(ref("chat")))
+        ledger.hold("chat", 1)
+        await chat.true()
+
+
+async def test_above_zero_edges_are_pushed_but_not_twice_in_an_interval(ledger: Ledger) -> None:
+    ledger.set_replicas("chat", ready=1, replicas=1)
+    async with serving(ledger, repeat_seconds=REPEAT) as keda:
+        chat = await opened(keda.watch(ref("chat")))
+        ledger.start("chat")
+        first = await chat.true()
+        end = time.monotonic() + 3 * REPEAT
+        while time.monotonic() < end:  # a model that is asked now and then, each request shorter than the interval
+            ledger.end("chat")
+            await asyncio.sleep(0.005)
+            ledger.start("chat")
+            await asyncio.sleep(0.005)
+        ledger.end("chat")
+        times = [first, *(chat.trues.get_nowait() for _ in range(chat.trues.qsize()))]
+        assert 3 <= len(times) <= 5
+        assert all(later - earlier > REPEAT * 0.8 for earlier, later in zip(times, times[1:], strict=False))
+        await nothing_more(chat)
+
+
+async def test_a_stream_that_opens_under_demand_is_told_at_once(ledger: Ledger) -> None:
+    ledger.hold("chat", 1)
+    ledger.set_replicas("embed", ready=1, replicas=1)
+    ledger.start("embed")
+    async with serving(ledger) as keda:
+        for model in ("chat", "embed"):
+            watched = keda.watch(ref(model))
+            await watched.true()
+            await nothing_more(watched)
+
+
+async def test_every_stream_of_a_model_is_told(ledger: Ledger) -> None:
+    async with serving(ledger) as keda:
+        objects = [await opened(keda.watch(ref("chat"))) for _ in range(3)]
+        ledger.hold("chat", 1)
+        for watched in objects:
+            await watched.true()
+            await nothing_more(watched)
+
+
+async def test_a_model_declared_later_is_waited_for(ledger: Ledger) -> None:
+    async with serving(ledger, repeat_seconds=REPEAT) as keda:
+        later = await opened(keda.watch(ref("later")))
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await keda.poll(ref("later"))
+        assert refused.value.code() == grpc.StatusCode.NOT_FOUND
+        assert "'later'" in (refused.value.details() or "")
+        assert "chat, embed" in (refused.value.details() or "")
+        for _ in range(2):  # and a model may come back
+            ledger.declare("later", ModelLimits())
+            ledger.hold("later", 1)
+            await later.true()
+            await later.true()
+            ledger.leave("later", 1)
+            ledger.withdraw("later")
+            await asyncio.sleep(0)
+            while not later.trues.empty():
+                later.trues.get_nowait()
+            await nothing_more(later)
+        assert later.ends.empty()
+
+
+async def test_unary_answers(ledger: Ledger) -> None:
+    async with serving(ledger) as keda:
+        spec = await keda.stub.GetMetricSpec(ref("nobody-declared-this", targetPending="2.5"))
+        assert [(one.metricName, one.targetSize, one.targetSizeFloat) for one in spec.metricSpecs] == [(METRIC, 0, 2.5)]
+        assert METRIC == METRIC.lower()
+        assert await keda.poll(ref("chat")) == (0.0, False)
+        ledger.hold("chat", 1)
+        ledger.start("chat")
+        values = (await keda.stub.GetMetrics(pb.GetMetricsRequest(scaledObjectRef=ref("chat"), metricName=METRIC))).metricValues
+        assert [(one.metricName, one.metricValue, one.metricValueFloat) for one in values] == [(METRIC, 0, 2.0)]
+        assert await keda.poll(ref("chat")) == (2.0, True)
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await keda.sync(ref("chat"), "thaw-other")
+        assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+        assert METRIC in (refused.value.details() or "")
+
+
+@pytest.mark.parametrize("rpc", ["IsActive", "GetMetricSpec", "GetMetrics", "StreamIsActive", "StreamMetricSpec"])
+async def test_bad_metadata_is_refused_by_every_call(ledger: Ledger, rpc: str) -> None:
+    bad = ref("chat", targetPendng="3")
+    request = pb.GetMetricsRequest(scaledObjectRef=bad, metricName=METRIC) if rpc == "GetMetrics" else bad
+    async with serving(ledger) as keda:
+        call = getattr(keda.stub, rpc)(request)
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            _ = [part async for part in call] if rpc.startswith("Stream") else await call
+    assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    for word in ("ScaledObject default/chat-object", "'targetPendng'", "did you mean targetPending?", "maxStageSeconds"):
+        assert word in (refused.value.details() or "")
+
+
+async def test_streams_end_cleanly_at_shutdown_after_what_was_due(ledger: Ledger, tmp_path: Path) -> None:
+    address = f"unix:{tmp_path}/scaler.sock"
+    async with Keda(address, backoff=(0.05, 1.0)) as keda:
+        async with serve_external_scaler(ledger, address=address):
+            chat = await opened(keda.watch(ref("chat")))
+            metric_spec = keda.stub.StreamMetricSpec(ref("chat", targetPending="3"))
+            first = await metric_spec.read()
+            assert isinstance(first, pb.GetMetricSpecResponse)
+            assert first.metricSpecs[0].targetSizeFloat == 3
+            ledger.hold("chat", 1)  # in the same turn as the shutdown
+        await chat.true()
+        async with asyncio.timeout(10):
+            assert await chat.ends.get() is None
+            assert await metric_spec.code() == grpc.StatusCode.OK
+
+
+async def test_old_streams_are_rotated_but_not_while_a_model_waits_for_a_replica(ledger: Ledger) -> None:
+    async with serving(ledger, stream_age_seconds=0.2, repeat_seconds=REPEAT) as keda:
+        chat, embed = await opened(keda.watch(ref("chat"))), await opened(keda.watch(ref("embed")))
+        ledger.hold("embed", 1)
+        for _ in range(3):
+            async with asyncio.timeout(10):
+                assert await chat.ends.get() is None
+        assert embed.ends.empty()
+        ledger.set_replicas("embed", ready=1, replicas=1)
+        async with asyncio.timeout(10):
+            assert await embed.ends.get() is None
+
+
+async def test_a_client_that_leaves_leaves_nothing_behind(ledger: Ledger) -> None:
+    async with serve_external_scaler(ledger, address="127.0.0.1:0") as bound:
+        before = len(asyncio.all_tasks())
+        async with Keda(bound) as keda:
+            for model in ("chat", "embed"):
+                await opened(keda.watch(ref(model)))
+            assert open_streams() == 4
+        await until(lambda: open_streams() == 0)
+        await until(lambda: len(asyncio.all_tasks()) <= before)
+
+
+async def test_the_planner_hears_of_the_longest_staging(ledger: Ledger) -> None:
+    heard: list[Trigger] = []
+    async with serving(ledger, on_trigger=heard.append) as keda:
+        await opened(keda.watch(ref("chat", maxStageSeconds="4")))
+    assert heard == [Trigger("chat", 8.0, 4.0)]
+
+
+async def test_health_and_reflection(ledger: Ledger) -> None:
+    async with serving(ledger) as keda:
+        checks = health_pb2_grpc.HealthStub(keda.channel)
+        for service in ("", SERVICE):
+            answer = await checks.Check(health_pb2.HealthCheckRequest(service=service))
+            assert answer.status == health_pb2.HealthCheckResponse.SERVING
+        call = reflection_pb2_grpc.ServerReflectionStub(keda.channel).ServerReflectionInfo(
+            iter([reflection_pb2.ServerReflectionRequest(list_services="")])
+        )
+        services = [service.name async for answer in call for service in answer.list_services_response.service]
+        assert {SERVICE, "grpc.health.v1.Health"} <= set(services)
+
+
+async def test_addresses(ledger: Ledger, tmp_path: Path) -> None:
+    socket = f"unix:{tmp_path}/scaler.sock"
+    async with serve_external_scaler(ledger, address=socket) as bound, Keda(bound) as keda:
+        assert bound == socket
+        assert await keda.poll(ref("chat")) == (0.0, False)
+    async with serve_external_scaler(ledger, address="127.0.0.1:0") as bound:
+        with pytest.raises(CannotListen, match=bound):
+            async with serve_external_scaler(ledger, address=bound):
+                pass
