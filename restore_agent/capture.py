@@ -1,0 +1,189 @@
+"""From a command to a proved snapshot.
+
+    start → healthy → recorded request → quiet → dump → snapshot-complete → split into chunks → restore once and ask again → publish
+
+The source is never harmed: CRIU leaves it running, whatever happens. A snapshot gets its name last, when its replica has given the answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from restore_agent import oracle
+from restore_agent.chunks import write_chunks
+from restore_agent.compatibility import mapped_files, node_fits
+from restore_agent.criu import Criu
+from restore_agent.engine import SNAPSHOT_COMPLETE, Engine
+from restore_agent.images import Run, split
+from restore_agent.ladder import Ladder
+from restore_agent.manifest import CanaryRecord, ChunkRecord, EngineRecord, Manifest, ProcessRecord, digest_of
+from restore_agent.output import Output
+from restore_agent.pages import write_index
+from restore_agent.phases import Phases
+from restore_agent.restore import TMPFS_ARCHIVE, Restorer, archive_tmpfs
+from restore_agent.sandbox import Sandbox
+from restore_agent.store import NameTaken, NotFound, Snapshot, Store, record_file
+
+_R = TypeVar("_R")
+_DUMP_SECONDS = 600.0
+Progress = Callable[[str, int, int], None]  # phase, bytes done, bytes in all (0: it counts none)
+
+
+@dataclass(frozen=True)
+class CaptureRequest:
+    namespace: str
+    name: str
+    model: str
+    engine: EngineRecord
+    canary_path: str = ""
+    canary_body: str = ""
+    replace: bool = False
+
+
+@dataclass(frozen=True)
+class Captured:
+    snapshot: Snapshot
+    source: Engine  # still running; the caller's to keep or close
+
+
+class Capturer:
+    def __init__(self, criu: Criu, kdat: Path, store: Store, ladder: Ladder, restorer: Restorer) -> None:
+        self._criu = criu
+        self._kdat = kdat
+        self._store = store
+        self._ladder = ladder
+        self._restorer = restorer
+        self._publishing = asyncio.Lock()  # chunks of a snapshot without a name yet must not be swept
+
+    async def capture(self, request: CaptureRequest, progress: Progress, phases: Phases) -> Captured:
+        """Raises EngineError, SandboxError, CriuError, ImageError, NameTaken, Unproved, RestoreFailed, OSError; nothing is left then."""
+        if not request.replace:
+            with contextlib.suppress(NotFound):
+                await asyncio.to_thread(self._store.get, request.namespace, request.name)
+                raise NameTaken(f"snapshot {request.namespace}/{request.name} exists; choose another name, or --replace it")
+        async with contextlib.AsyncExitStack() as undo:
+            with _step("start", phases, progress):
+                sandbox = await undo.enter_async_context(await Sandbox.create(self._kdat))
+                output = Output(request.model)
+                undo.callback(output.close)
+                source = await Engine.start(request.engine, sandbox, output, for_snapshot=True)
+            with _step("ready", phases, progress):
+                await source.wait_healthy(or_ready=True)
+            # An engine that quiesces may not answer from here to the end of the dump; others warm up by the request.
+            with _step("request", phases, progress):
+                canary = None if source.is_ready else await oracle.record(source, request.canary_path, request.canary_body)
+            with _step("quiesce", phases, progress):
+                await source.wait_quiet()
+            async with self._publishing:
+                workspace = await asyncio.to_thread(self._store.workspace)
+                undo.push_async_callback(asyncio.to_thread, shutil.rmtree, workspace, True)
+                draft = await self._dump(request, source, canary, workspace, progress, phases)
+                with _step("prove", phases, progress):
+                    await self._prove(draft)
+                with _step("publish", phases, progress):
+                    published = asyncio.create_task(
+                        asyncio.to_thread(self._store.publish, workspace, draft.manifest, replace=request.replace)
+                    )
+                    snapshot = await asyncio.shield(published)
+            undo.pop_all()
+            return Captured(snapshot, source)
+
+    async def _dump(
+        self, request: CaptureRequest, source: Engine, canary: CanaryRecord | None, workspace: Path, progress: Progress, phases: Phases
+    ) -> Snapshot:
+        images = workspace / "images"
+        images.mkdir()
+        sandbox = source.sandbox
+        inside = {pid: host for pid, host in sandbox.host_pids().items() if pid != 1}
+        try:
+            with _step("dump", phases, progress):
+                used = await asyncio.to_thread(mapped_files, sandbox.root, inside.values())
+                await self._criu.dump(sandbox, source.pid, images, _DUMP_SECONDS)
+                tmpfs = await asyncio.to_thread(archive_tmpfs, sandbox)
+        finally:
+            source.tell(SNAPSHOT_COMPLETE)
+        if canary is None:
+            await source.wait_healthy()
+            canary = await oracle.record(source, request.canary_path, request.canary_body)
+        with _step("split", phases, progress):
+            total = sum(pages.stat().st_size for pages in images.glob("pages-*.img"))
+            counted = _count(split(images), lambda done: progress("split", done, total))
+            chunks, index = await _in_thread(write_chunks, self._store.chunks, counted)
+            write_index(workspace / "pages.index", index)
+            if tmpfs:
+                (workspace / TMPFS_ARCHIVE).write_bytes(tmpfs)
+            for leftover in images.glob("stats-*"):
+                leftover.unlink()
+            manifest = Manifest(
+                namespace=request.namespace,
+                name=request.name,
+                model=request.model,
+                created=datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
+                engine=request.engine,
+                canary=canary,
+                processes=tuple(ProcessRecord(pid=pid, command=_command(host)) for pid, host in sorted(inside.items())),
+                root_pid=source.pid,
+                stdio=source.output.keys,
+                files={str(path.relative_to(workspace)): record_file(path) for path in sorted(workspace.rglob("*")) if path.is_file()},
+                chunks=tuple(ChunkRecord(hash=chunk.hash, size=chunk.size) for chunk in chunks),
+                host_bytes=sum(_resident(host) for host in inside.values()),
+                fits=await asyncio.to_thread(node_fits, self._criu.version, used),
+            )
+        return Snapshot(digest_of(manifest.encode()), manifest, workspace)
+
+    async def _prove(self, draft: Snapshot) -> None:
+        engine = await self._restorer.restore(draft, Phases())
+        try:
+            assert draft.manifest.canary is not None
+            await oracle.prove(engine, draft.manifest.canary)
+        except BaseException:
+            self._ladder.unstage(draft.digest)
+            raise
+        finally:
+            await engine.sandbox.close()
+            engine.output.close()
+
+
+@contextlib.contextmanager
+def _step(name: str, phases: Phases, progress: Progress) -> Iterator[None]:
+    progress(name, 0, 0)
+    with phases.phase(name):
+        yield
+
+
+def _count(runs: Iterable[Run], report: Callable[[int], None]) -> Iterator[Run]:
+    done = reported = 0
+    for run in runs:
+        yield run
+        done += run.length
+        if done - reported >= 64 << 20:
+            report(done)
+            reported = done
+
+
+async def _in_thread(function: Callable[..., _R], *args: object) -> _R:
+    """A thread whose end is awaited even when the caller is cancelled: it writes into a folder that is then removed."""
+    work = asyncio.create_task(asyncio.to_thread(function, *args))
+    try:
+        return await asyncio.shield(work)
+    except asyncio.CancelledError:
+        await asyncio.wait([work])
+        raise
+
+
+def _command(host_pid: int) -> str:
+    return Path(f"/proc/{host_pid}/cmdline").read_text().replace("\0", " ").strip()
+
+
+def _resident(host_pid: int) -> int:
+    for line in Path(f"/proc/{host_pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) << 10
+    return 0

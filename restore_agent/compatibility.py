@@ -1,0 +1,108 @@
+"""Whether a snapshot fits this node: found before anything is moved, and said in words. CRIU itself would restore a process over a changed
+library or a changed model file of the same size without complaint."""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+from collections.abc import Iterable
+from pathlib import Path
+
+from blake3 import blake3
+
+from restore_agent.manifest import Fits, MappedFile
+
+_LARGE = 64 << 20
+
+
+class Incompatible(Exception):
+    """The snapshot does not fit this node."""
+
+
+def node_fits(criu_version: str, mapped: Iterable[Path]) -> Fits:
+    """What a snapshot taken here, now, of processes that map these files, needs. Hashes the files."""
+    return Fits(
+        architecture=platform.machine(),
+        kernel=platform.release(),
+        cpu_features=tuple(sorted(_cpu_features())),
+        criu=criu_version,
+        mapped_files=tuple(_mapped_file(path) for path in sorted(mapped)),
+    )
+
+
+def check_fits(fits: Fits, criu_version: str) -> None:
+    """Raises Incompatible with everything that differs."""
+    problems = []
+    if fits.architecture != platform.machine():
+        problems.append(f"it is for {fits.architecture}, this node is {platform.machine()}")
+    if _minor(fits.kernel) != _minor(platform.release()):
+        problems.append(f"it was taken on kernel {fits.kernel}, this node runs {platform.release()}")
+    if missing := set(fits.cpu_features) - _cpu_features():
+        problems.append(f"this node's CPU lacks {', '.join(sorted(missing))}")
+    if _minor(fits.criu) > _minor(criu_version):
+        problems.append(f"it was taken with CRIU {fits.criu}, this node has {criu_version}")
+    problems += [problem for mapped in fits.mapped_files if (problem := _difference(mapped))]
+    if problems:
+        more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
+        raise Incompatible("; ".join(problems[:3]) + more + "; take the snapshot again here")
+
+
+def mapped_files(root: Path, host_pids: Iterable[int]) -> set[Path]:
+    """Files that these processes map or hold open for reading, of those that outlive them. `root`: the sandbox's own file system."""
+    found: set[str] = set()
+    for pid in host_pids:
+        for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+            name = line[line.index("/") :] if "/" in line else ""
+            if name and not name.endswith(" (deleted)"):
+                found.add(name)
+        for link in Path(f"/proc/{pid}/fd").iterdir():
+            name = str(link.readlink())
+            access = int(Path(f"/proc/{pid}/fdinfo/{link.name}").read_text().split("flags:")[1].split()[0], 8) & os.O_ACCMODE
+            if name.startswith("/") and access == os.O_RDONLY and not name.endswith(" (deleted)"):
+                found.add(name)
+    private = ("/dev/", "/proc/", "/run/", "/sys/")
+    return {path for name in found if not name.startswith(private) and (path := Path(name)).is_file() and root.joinpath(name[1:]).exists()}
+
+
+def _mapped_file(path: Path) -> MappedFile:
+    stat = path.stat()
+    return MappedFile(path=str(path), size=stat.st_size, hash=_hash(path), stat=_identity(stat))
+
+
+def _difference(mapped: MappedFile) -> str | None:
+    path = Path(mapped.path)
+    try:
+        stat = path.stat()
+    except OSError as error:
+        return f"{path}, which its processes use, cannot be read: {error.strerror}"
+    if stat.st_size == mapped.size and (_identity(stat) == mapped.stat or _hash_of(path, _identity(stat)) == mapped.hash):
+        return None
+    return f"{path}, which its processes use, has changed"
+
+
+def _identity(stat: os.stat_result) -> tuple[int, int, int]:
+    # ctime: unlike mtime nobody can set it back.
+    return (stat.st_ino, stat.st_ctime_ns, stat.st_size)
+
+
+@functools.lru_cache(maxsize=4096)
+def _hash_of(path: Path, _identity: tuple[int, int, int]) -> str:
+    return _hash(path)
+
+
+def _hash(path: Path) -> str:
+    hasher = blake3(max_threads=blake3.AUTO) if path.stat().st_size > _LARGE else blake3()
+    return hasher.update_mmap(path).hexdigest()
+
+
+def _minor(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split("-")[0].split(".")[:2])
+
+
+@functools.cache
+def _cpu_features() -> frozenset[str]:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith(("flags", "Features")):
+            return frozenset(line.partition(":")[2].split())
+    return frozenset()

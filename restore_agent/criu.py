@@ -1,0 +1,157 @@
+"""CRIU, driven through `criu swrk`: one request over a seqpacket socket, notifications answered on the way. The only file that runs it.
+
+swrk is what libcriu uses. Against the command line it saves the scripts' processes, needs no pidfile, and lets the restored process
+be init's child (`rst_sibling`), so that its exit code is not lost. CRIU runs inside the sandbox, so it sees no foreign namespaces: none
+are dumped, none restored. The network is not locked: in a net namespace of its own every peer is frozen with the engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from thaw_proto import criu_pb2
+
+from restore_agent.output import Output
+from restore_agent.sandbox import Sandbox
+
+OLDEST = (4, 2)
+_GHOST_LIMIT = 64 << 20  # bytes of a deleted file that is still open, kept in the image
+_LOG_LEVEL = 2  # errors and warnings; 4 costs tens of milliseconds
+
+
+class CriuError(Exception):
+    """CRIU refused or failed; the text ends with its own words."""
+
+
+@dataclass(frozen=True)
+class Criu:
+    path: str
+    version: str  # "4.2.1"
+
+    @classmethod
+    def find(cls) -> Criu:
+        """Beside this interpreter first (where `make` puts it), then on PATH.
+
+        Raises:
+            CriuError: none, or too old; says what to do.
+        """
+        path = shutil.which("criu", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
+        if path is None:
+            raise CriuError("no `criu` beside this Python or on PATH; `make` builds one, or install CRIU 4.2 or later")
+        answer = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=10, check=False).stdout
+        found = re.search(r"Version: (\d+)\.(\d+)(\.\d+)?", answer)
+        if not found:
+            raise CriuError(f"{path} --version says {answer.strip()!r}, which is no CRIU")
+        if (int(found[1]), int(found[2])) < OLDEST:
+            raise CriuError(f"{path} is CRIU {found[0].removeprefix('Version: ')}; thaw needs 4.2 or later")
+        return cls(path, found[0].removeprefix("Version: "))
+
+    async def dump(self, sandbox: Sandbox, pid: int, images: Path, deadline: float) -> None:
+        """Writes the process tree under `pid` (as seen inside) into `images`, and leaves it running, whatever happens.
+
+        Raises:
+            CriuError: CRIU refused; the engine goes on serving.
+        """
+        options = criu_pb2.Options(
+            images_dir_fd=-1,
+            images_dir=str(images),
+            pid=pid,
+            leave_running=True,
+            tcp_established=True,
+            file_locks=True,
+            link_remap=True,
+            ghost_limit=_GHOST_LIMIT,
+            manage_cgroups_mode=criu_pb2.IGNORE,
+            network_lock=criu_pb2.SKIP,
+            log_level=_LOG_LEVEL,
+            log_to_stderr=True,
+        )
+        async with Worker.start(self, sandbox, {}) as worker, asyncio.timeout(deadline):
+            await worker.call(criu_pb2.Request(type=criu_pb2.DUMP, opts=options))
+
+
+@dataclass
+class Worker:
+    """One `criu swrk` in a sandbox, for one request. It can wait long before that: it does nothing until asked."""
+
+    channel: socket.socket
+    output: Output
+    inherit: list[criu_pb2.InheritFd]
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def start(cls, criu: Criu, sandbox: Sandbox, inherit: Mapping[str, int]) -> AsyncIterator[Worker]:
+        """`inherit`: what takes the place of an outside resource of the image, by its key (`pipe:[inode]`)."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        output = Output("criu")
+        keys = list(inherit)
+        try:
+            with theirs, output.writers() as writers:
+                fds = [*writers, theirs.fileno(), *inherit.values()]
+                await sandbox.spawn([criu.path, "swrk", "3"], {"PATH": os.environ.get("PATH", ""), "HOME": "/"}, "/", fds)
+            yield cls(ours, output, [criu_pb2.InheritFd(key=key, fd=4 + i) for i, key in enumerate(keys)])
+        finally:
+            ours.close()
+            output.close()
+
+    async def restore(self, images: str, on_restored: Callable[[], Awaitable[None]]) -> int:
+        """Restores from the directory `images` (a path inside). Calls `on_restored` when every mapping stands and every task waits.
+
+        Returns the root process's pid as seen inside.
+
+        Raises:
+            CriuError: CRIU failed.
+            Exception: what `on_restored` raised; CRIU has then given the restore up.
+        """
+        options = criu_pb2.Options(
+            images_dir_fd=-1,
+            images_dir=images,
+            rst_sibling=True,
+            inherit_fd=self.inherit,
+            notify_scripts=True,
+            tcp_established=True,
+            file_locks=True,
+            link_remap=True,
+            manage_cgroups_mode=criu_pb2.IGNORE,
+            network_lock=criu_pb2.SKIP,
+            log_level=_LOG_LEVEL,
+            log_to_stderr=True,
+        )
+        response = await self.call(criu_pb2.Request(type=criu_pb2.RESTORE, opts=options), {"post-restore": on_restored})
+        return response.restore.pid
+
+    async def call(
+        self, request: criu_pb2.Request, actions: Mapping[str, Callable[[], Awaitable[None]]] | None = None
+    ) -> criu_pb2.Response:
+        loop = asyncio.get_running_loop()
+        await loop.sock_sendall(self.channel, request.SerializeToString())
+        failure: BaseException | None = None
+        while True:
+            message = await loop.sock_recv(self.channel, 1 << 16)
+            if failure:
+                raise failure
+            if not message:
+                raise CriuError(f"criu ended without an answer{self.output.tail()}")
+            response = criu_pb2.Response.FromString(message)
+            if response.type != criu_pb2.NOTIFY:
+                if not response.success:
+                    raise CriuError(f"{response.cr_errmsg.strip() or f'errno {response.cr_errno}'}{self.output.tail()}")
+                return response
+            try:
+                if action := (actions or {}).get(response.notify.script):
+                    await action()
+            except Exception as error:
+                failure = error
+            answer = criu_pb2.Request(type=criu_pb2.NOTIFY, notify_success=failure is None)
+            await loop.sock_sendall(self.channel, answer.SerializeToString())

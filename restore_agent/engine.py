@@ -1,0 +1,178 @@
+"""An engine in a sandbox: started, asked whether it is healthy, asked a real request, told of snapshots by the control directory.
+
+The control directory is NVIDIA Snapshot's protocol, so that engines made for it work here unchanged: the engine writes
+`ready-for-snapshot` when it has quiesced; the agent writes `snapshot-complete` after a dump and `restore-complete` after a restore, each
+under a temporary name and then renamed. Engines that know nothing of it are taken when healthy and idle.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import socket
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import aiohttp
+
+from restore_agent.manifest import EngineRecord
+from restore_agent.output import Output
+from restore_agent.sandbox import CONTROL_DIRECTORY, Sandbox, describe_exit
+
+READY, SNAPSHOT_COMPLETE, RESTORE_COMPLETE = "ready-for-snapshot", "snapshot-complete", "restore-complete"
+_FIRST_PROBE, _LAST_PROBE = 0.02, 0.2  # seconds between two probes of something that cannot be waited for
+_IDLE_WINDOW = 2.0  # seconds without work: the engine is idle
+_IDLE_SHARE = 0.02  # of one core
+_CLONE_NEWNET = 0x40000000
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class EngineError(Exception):
+    """An engine did not start, ended, or did not answer."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    status: int
+    body: str
+
+
+class Engine:
+    """A running engine: the sandbox it is in, its root process (pid as seen inside) and its pipes."""
+
+    def __init__(self, record: EngineRecord, sandbox: Sandbox, output: Output, pid: int) -> None:
+        self.record = record
+        self.sandbox = sandbox
+        self.output = output
+        self.pid = pid
+
+    @classmethod
+    async def start(cls, record: EngineRecord, sandbox: Sandbox, output: Output, *, for_snapshot: bool) -> Engine:
+        """Raises SandboxError."""
+        env = dict(record.env)
+        if for_snapshot:
+            env["SNAPSHOT_CONTROL_DIR"] = str(CONTROL_DIRECTORY)
+        with output.writers() as fds:
+            pid = await sandbox.spawn(record.command, env, record.directory, fds, engine=True)
+        return cls(record, sandbox, output, pid)
+
+    def end_error(self) -> EngineError:
+        """What to say once the root process has ended."""
+        exited = self.sandbox.exit_of(self.pid)
+        how = describe_exit(exited.result()) if exited.done() else "ended"
+        return EngineError(f"the engine {' '.join(self.record.command)!r} ended: {how}{self.output.tail()}")
+
+    async def wait_healthy(self, or_ready: bool = False) -> None:
+        """Until GET on the health path answers 2xx; with `or_ready`, also when it has written `ready-for-snapshot`.
+
+        Raises:
+            EngineError: it ended, or the record's ready_timeout_seconds are over.
+        """
+        ended = self.sandbox.exit_of(self.pid)
+        deadline = time.monotonic() + self.record.ready_timeout_seconds
+        pause, last = _FIRST_PROBE, "nothing listens"
+        async with self.session() as session:
+            while True:
+                if ended.done():
+                    raise self.end_error()
+                if or_ready and self.is_ready:
+                    return
+                try:
+                    answer = await self.ask(session, self.record.health_path, timeout=5.0)
+                    if 200 <= answer.status < 300:
+                        return
+                    last = f"{self.record.health_path} answers {answer.status}"
+                except EngineError as error:
+                    last = str(error)
+                if time.monotonic() > deadline:
+                    raise EngineError(
+                        f"the engine {' '.join(self.record.command)!r} was not healthy within {self.record.ready_timeout_seconds:.0f} s: "
+                        f"{last}{self.output.tail()}"
+                    )
+                await asyncio.wait([ended], timeout=pause)
+                pause = min(_LAST_PROBE, pause * 1.5)
+
+    async def wait_quiet(self) -> bool:
+        """Until it may be dumped. Returns whether it said so itself (`ready-for-snapshot`); else it was idle for two seconds.
+
+        Raises:
+            EngineError: it ended, or went on working past the record's ready_timeout_seconds.
+        """
+        ended = self.sandbox.exit_of(self.pid)
+        deadline = time.monotonic() + self.record.ready_timeout_seconds
+        since, used = time.monotonic(), self._cpu_seconds()
+        while time.monotonic() < deadline:
+            if ended.done():
+                raise self.end_error()
+            if self.is_ready:
+                return True
+            now, now_used = time.monotonic(), self._cpu_seconds()
+            if now_used - used > _IDLE_SHARE * _IDLE_WINDOW:
+                since, used = now, now_used
+            elif now - since >= _IDLE_WINDOW:
+                return False
+            await asyncio.wait([ended], timeout=_LAST_PROBE)
+        raise EngineError(
+            f"the engine {' '.join(self.record.command)!r} neither wrote {READY} nor became idle within "
+            f"{self.record.ready_timeout_seconds:.0f} s"
+        )
+
+    @property
+    def is_ready(self) -> bool:
+        return (self.sandbox.control_directory / READY).exists()
+
+    def tell(self, word: str) -> None:
+        """Writes one of the agent's words into the control directory."""
+        fresh = self.sandbox.control_directory / f".{word}"
+        fresh.touch()
+        fresh.rename(fresh.with_name(word))
+
+    def session(self) -> aiohttp.ClientSession:
+        """HTTP into the sandbox's net namespace. A connection never outlives its request, so that none is in an image."""
+        return aiohttp.ClientSession(
+            base_url=f"http://127.0.0.1:{self.record.port}",
+            connector=aiohttp.TCPConnector(socket_factory=self._socket, happy_eyeballs_delay=None, force_close=True),
+        )
+
+    async def ask(self, session: aiohttp.ClientSession, path: str, body: str = "", *, timeout: float = 60.0) -> Answer:
+        """POST of JSON, or GET without a body. Raises EngineError: no answer."""
+        try:
+            async with session.request(
+                "POST" if body else "GET",
+                path,
+                data=body.encode() if body else None,
+                headers={"Content-Type": "application/json"} if body else {},
+                timeout=aiohttp.ClientTimeout(total=timeout),
+            ) as response:
+                return Answer(response.status, await response.text())
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            raise EngineError(f"{path} on port {self.record.port}: {error or type(error).__name__}") from None
+
+    def _socket(self, address: tuple[int, int, int, str, object]) -> socket.socket:
+        family, kind, protocol = address[:3]
+        with Path("/proc/thread-self/ns/net").open() as ours, Path(self.sandbox.netns).open() as theirs:
+            if _libc.setns(theirs.fileno(), _CLONE_NEWNET):
+                raise OSError(ctypes.get_errno(), f"cannot enter {self.sandbox.netns}")
+            try:
+                return socket.socket(family, kind, protocol)
+            finally:
+                if _libc.setns(ours.fileno(), _CLONE_NEWNET):
+                    os._exit(70)  # this thread would go on in a stranger's network
+
+    def _cpu_seconds(self) -> float:
+        return cpu_seconds(self.sandbox.host_pids().values())
+
+
+def cpu_seconds(host_pids: Iterable[int]) -> float:
+    """CPU time that these processes have used."""
+    ticks = 0
+    for pid in host_pids:
+        try:
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue  # it ended meanwhile
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")

@@ -1,0 +1,175 @@
+"""CRIU's memory images, read and rewritten: which pages are ours to carry, and a skeleton without them.
+
+An image file is two magic words, then messages, each led by its length (little endian, 32 bits). `pages-N.img` has no frame: it is the
+present pages of one process, in the order of its pagemap.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from thaw_proto import criu_pb2
+
+PAGE = 4096
+_COMMON, _PAGEMAP, _MM = 0x54564319, 0x56084025, 0x57492820
+_PRESENT = 4  # flag of a pagemap entry
+_PROT_WRITE = 2
+# Kinds of mapping (`status` of a Vma).
+_REGULAR, _FILE_PRIVATE, _ANONYMOUS = 1 << 0, 1 << 6, 1 << 9
+_SPECIAL = 1 << 2 | 1 << 3 | 1 << 12 | 1 << 13 | 1 << 15 | 1 << 16 | 1 << 17  # vsyscall, vdso, vvar, aio ring, shadow stack, guard, uprobes
+# Zeros shorter than this stay in: a gap costs the fill a piece of its own.
+_ZERO_RUN_PAGES = 16
+_ZERO_PAGE = bytes(PAGE)
+
+
+class ImageError(Exception):
+    """An image file is not what CRIU writes."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """Pages of one process that follow each other: `length` bytes that belong at `address`; `data` has their content."""
+
+    pid: int
+    address: int
+    length: int
+    data: memoryview
+
+
+@dataclass(frozen=True)
+class _Part:
+    address: int
+    pages: int
+    offset: int  # in pages-N.img, bytes
+    ours: bool
+    zeros_matter: bool  # a private file mapping: what is left out would show the file
+
+
+def split(images: Path) -> Iterator[Run]:
+    """Takes the pages of private writable mappings out of the images, yielding them; CRIU is left with the rest, rewritten in place.
+
+    Each run must be used before the next is asked for. Runs of zeros in anonymous memory are left out: absent pages read as zeros.
+
+    Raises:
+        ImageError: a file is torn or has another format.
+        OSError: no space for the rewritten files.
+    """
+    for pagemap in sorted(images.glob("pagemap-[0-9]*.img")):
+        pid = int(pagemap.stem.removeprefix("pagemap-"))
+        mm = images / f"mm-{pid}.img"
+        if not mm.exists():
+            continue
+        (raw,) = _read(mm, _MM)
+        vmas = [vma for vma in criu_pb2.Mm.FromString(raw).vmas if _ours(vma)]
+        head, *entries = _read(pagemap, _PAGEMAP)
+        pages = images / f"pages-{criu_pb2.PagemapHead.FromString(head).pages_id}.img"
+        yield from _split_process(pid, vmas, pagemap, head, [criu_pb2.PagemapEntry.FromString(entry) for entry in entries], pages)
+
+
+def _ours(vma: criu_pb2.Vma) -> bool:
+    return bool(
+        vma.status & _REGULAR and vma.status & (_FILE_PRIVATE | _ANONYMOUS) and not vma.status & _SPECIAL and vma.prot & _PROT_WRITE
+    )
+
+
+def _split_process(
+    pid: int, vmas: list[criu_pb2.Vma], pagemap: Path, head: bytes, entries: list[criu_pb2.PagemapEntry], pages: Path
+) -> Iterator[Run]:
+    if not pages.exists() or not pages.stat().st_size:
+        return
+    kept_pages, kept_pagemap = pages.with_suffix(".kept"), pagemap.with_suffix(".kept")
+    kept: list[criu_pb2.PagemapEntry] = []
+    with pages.open("rb") as source, kept_pages.open("wb") as rest:
+        # Not closed by hand: the runs' views keep it, and go with it.
+        data = memoryview(mmap.mmap(source.fileno(), 0, prot=mmap.PROT_READ))
+        offset = 0
+        for entry in entries:
+            count = entry.nr_pages or entry.compat_nr_pages
+            if not entry.flags & _PRESENT:
+                kept.append(entry)
+                continue
+            if offset + count * PAGE > len(data):
+                raise ImageError(f"{pages.name} ends before the pages that {pagemap.name} names; the dump is torn, take it again")
+            for part in _parts(entry.vaddr, count, offset, vmas):
+                piece = data[part.offset : part.offset + part.pages * PAGE]
+                if part.ours:
+                    yield from _runs(pid, part, piece)
+                else:
+                    kept.append(_entry(entry, part))
+                    rest.write(piece)
+            offset += count * PAGE
+    _write(kept_pagemap, _PAGEMAP, [head, *(entry.SerializeToString() for entry in kept)])
+    kept_pages.replace(pages)
+    kept_pagemap.replace(pagemap)
+
+
+def _parts(address: int, pages: int, offset: int, vmas: list[criu_pb2.Vma]) -> Iterator[_Part]:
+    """Cuts a run at the borders of the mappings that are ours."""
+    end = address + pages * PAGE
+    at = address
+    for vma in vmas:
+        start, stop = max(at, vma.start), min(end, vma.end)
+        if start >= stop:
+            continue
+        if at < start:
+            yield _Part(at, (start - at) // PAGE, offset + at - address, False, True)
+        yield _Part(start, (stop - start) // PAGE, offset + start - address, True, not vma.status & _ANONYMOUS)
+        at = stop
+    if at < end:
+        yield _Part(at, (end - at) // PAGE, offset + at - address, False, True)
+
+
+def _runs(pid: int, part: _Part, data: memoryview) -> Iterator[Run]:
+    """A part without its long runs of zeros."""
+    if part.zeros_matter:
+        yield Run(pid, part.address, len(data), data)
+        return
+    start = zeros = 0  # bytes: begin of the current run, length of the zeros at its end
+    for at in range(0, len(data) + 1, PAGE):
+        last = at == len(data)
+        if not last and data[at : at + PAGE] == _ZERO_PAGE:
+            zeros += PAGE
+            continue
+        if zeros >= _ZERO_RUN_PAGES * PAGE or (last and zeros):
+            if stop := at - zeros - start:
+                yield Run(pid, part.address + start, stop, data[start : start + stop])
+            start = at
+        zeros = 0
+    if start < len(data):
+        yield Run(pid, part.address + start, len(data) - start, data[start:])
+
+
+def _entry(entry: criu_pb2.PagemapEntry, part: _Part) -> criu_pb2.PagemapEntry:
+    kept = criu_pb2.PagemapEntry()
+    kept.CopyFrom(entry)
+    kept.vaddr, kept.compat_nr_pages = part.address, part.pages
+    if entry.HasField("nr_pages"):
+        kept.nr_pages = part.pages
+    return kept
+
+
+def _read(path: Path, magic: int) -> list[bytes]:
+    data = path.read_bytes()
+    if len(data) < 8 or struct.unpack_from("<II", data) != (_COMMON, magic):
+        raise ImageError(f"{path.name} does not begin as an image of its kind; is this CRIU newer than thaw knows?")
+    messages, at = [], 8
+    while at < len(data):
+        if at + 4 > len(data) or at + 4 + (size := int.from_bytes(data[at : at + 4], "little")) > len(data):
+            raise ImageError(f"{path.name} is torn at byte {at}; take the dump again")
+        messages.append(data[at + 4 : at + 4 + size])
+        at += 4 + size
+    return messages
+
+
+def _write(path: Path, magic: int, messages: list[bytes]) -> None:
+    with path.open("wb") as file:
+        file.write(struct.pack("<II", _COMMON, magic))
+        for message in messages:
+            file.write(len(message).to_bytes(4, "little") + message)
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,0 +1,181 @@
+"""The image's ladder on this node: absent → disk → memory (standby comes with GPU engines).
+
+Staging verifies: skeleton first, so that a restore that does not wait for the rest can let CRIU begin, then every chunk on its way into
+the arena. What stands in memory is trusted from then on. The skeleton lies in a tmpfs of this process's own mount namespace: it goes with
+the agent, whatever ends it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from restore_agent.chunks import CorruptChunk
+from restore_agent.compatibility import Incompatible, check_fits
+from restore_agent.pages import Arena
+from restore_agent.store import Corrupt, Snapshot, Store
+
+_SPARE_BYTES = 256 << 20  # of the node's memory that staging never takes
+_SMOOTHING = 0.3  # weight of the newest measurement
+
+
+class NoMemory(Exception):
+    """The node has not enough free memory to stage or restore."""
+
+
+class Bandwidth:
+    """A smoothed rate, bytes a second; 0 until something was measured."""
+
+    def __init__(self) -> None:
+        self.rate = 0.0
+
+    def measured(self, size: int, seconds: float) -> None:
+        if size and seconds > 0:
+            self.rate = size / seconds if not self.rate else self.rate + _SMOOTHING * (size / seconds - self.rate)
+
+
+class Staged:
+    """One snapshot in memory, or on its way there: await `skeleton`, then `arena`."""
+
+    def __init__(self, snapshot: Snapshot, directory: Path) -> None:
+        self.snapshot = snapshot
+        self.directory = directory
+        loop = asyncio.get_running_loop()
+        self.skeleton: asyncio.Future[Path] = loop.create_future()  # CRIU's images directory
+        self.arena: asyncio.Future[Arena] = loop.create_future()
+        self.users = 0
+        self.dropped = False
+
+    @property
+    def complete(self) -> bool:
+        return self.arena.done() and not self.arena.cancelled() and self.arena.exception() is None
+
+
+class Ladder:
+    def __init__(self, store: Store, memory: Path, criu_version: str, changed: Callable[[Snapshot], None]) -> None:
+        """`memory`: a tmpfs. `changed` hears of every snapshot whose rung or usability changed."""
+        self._store = store
+        self._memory = memory
+        self._criu_version = criu_version
+        self._changed = changed
+        self._staged: dict[str, Staged] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.disk_to_memory = Bandwidth()
+        self.unusable: dict[str, str] = {}  # digest → why it cannot be restored here
+
+    def in_memory(self, digest: str) -> bool:
+        return (staged := self._staged.get(digest)) is not None and staged.complete
+
+    @contextlib.contextmanager
+    def hold(self, snapshot: Snapshot) -> Iterator[Staged]:
+        """Begins to stage the snapshot, unless it stands in memory already, and keeps it there until the block ends.
+
+        Raises, from the futures within: Corrupt, Incompatible, NoMemory, OSError.
+        """
+        staged = self._staged.get(snapshot.digest)
+        if staged is None:
+            staged = self._staged[snapshot.digest] = Staged(snapshot, self._memory / snapshot.digest)
+            task = asyncio.create_task(self._stage(staged))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        staged.users += 1
+        try:
+            yield staged
+        finally:
+            staged.users -= 1
+            if staged.dropped and not staged.users:
+                self._free(staged)
+
+    async def stage(self, snapshot: Snapshot) -> float:
+        """disk → memory; returns the seconds that this call waited."""
+        begin = time.monotonic()
+        with self.hold(snapshot) as staged:
+            await asyncio.shield(staged.skeleton)
+            await asyncio.shield(staged.arena)
+        return time.monotonic() - begin
+
+    def unstage(self, digest: str) -> None:
+        """memory → disk, once the restores that use it have ended."""
+        if staged := self._staged.pop(digest, None):
+            staged.dropped = True
+            self._changed(staged.snapshot)
+            if not staged.users:
+                self._free(staged)
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for digest in list(self._staged):
+            self.unstage(digest)
+
+    async def _stage(self, staged: Staged) -> None:
+        snapshot = staged.snapshot
+        try:
+            begin = time.monotonic()
+            index = await asyncio.to_thread(self._stage_skeleton, staged)
+            staged.skeleton.set_result(staged.directory / "images")
+            arena = await Arena.load(self._store.chunks, snapshot.chunks, index)
+            self.disk_to_memory.measured(arena.size, time.monotonic() - begin)
+            staged.arena.set_result(arena)
+            self.unusable.pop(snapshot.digest, None)
+        except BaseException as error:
+            failure: BaseException = error
+            if isinstance(error, CorruptChunk):
+                failure = Corrupt(f"snapshot {snapshot}: {error}")
+            if isinstance(failure, Corrupt | Incompatible):
+                self.unusable[snapshot.digest] = str(failure)
+            for future in (staged.skeleton, staged.arena):
+                if not future.done():
+                    future.set_exception(failure if isinstance(failure, Exception) else RuntimeError("staging was cancelled"))
+                    future.exception()  # nobody may be waiting
+            if self._staged.get(snapshot.digest) is staged:
+                self.unstage(snapshot.digest)
+            if not isinstance(error, Exception):
+                raise
+        self._changed(snapshot)
+
+    def _stage_skeleton(self, staged: Staged) -> bytes:
+        """Verifies and copies the small files; returns the index of pages."""
+        snapshot = staged.snapshot
+        check_fits(snapshot.manifest.fits, self._criu_version)
+        free = available_memory()
+        if free < snapshot.manifest.page_bytes + _SPARE_BYTES:
+            raise NoMemory(
+                f"snapshot {snapshot} needs {snapshot.manifest.page_bytes >> 20} MiB to stand in memory; {free >> 20} MiB are free: "
+                "unstage another, or end replicas"
+            )
+        shutil.rmtree(staged.directory, ignore_errors=True)
+        index = b""
+        for name, record in snapshot.manifest.files.items():
+            data = self._store.read_file(snapshot, name, record)
+            if name == "pages.index":
+                index = data
+                continue
+            target = staged.directory / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(data)
+        return index
+
+    def _free(self, staged: Staged) -> None:
+        shutil.rmtree(staged.directory, ignore_errors=True)
+
+
+def available_memory() -> int:
+    """Bytes that programs may still take without swapping."""
+    return _meminfo("MemAvailable")
+
+
+def total_memory() -> int:
+    return _meminfo("MemTotal")
+
+
+def _meminfo(key: str) -> int:
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith(key + ":"):
+            return int(line.split()[1]) << 10
+    raise OSError(f"/proc/meminfo has no {key}")

@@ -1,0 +1,88 @@
+"""The restore agent as a program: node, gRPC on a UNIX socket, metrics. Everything is constructed here."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import logging
+import os
+import signal
+import stat
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import grpc
+from thaw_proto import agent_pb2_grpc
+
+from restore_agent import metrics
+from restore_agent.node import Node
+from restore_agent.service import AgentService
+
+DEFAULT_STATE = Path("/var/lib/thaw")
+_STOP_SECONDS = 5.0
+_CLONE_NEWNS, _MS_REC, _MS_PRIVATE = 0x20000, 0x4000, 0x40000
+_LOG = logging.getLogger("thaw.agent")
+
+
+class AgentError(Exception):
+    """The agent cannot run here; says why and what to do."""
+
+
+def socket_of(state: Path) -> Path:
+    return state / "agent.sock"
+
+
+def enter_own_mounts(state: Path) -> None:
+    """Gives this process a mount namespace of its own, with a tmpfs for staged skeletons: it goes with the process, however it ends.
+
+    Call it before any other thread exists. Raises AgentError.
+    """
+    if os.geteuid() != 0:
+        raise AgentError("the restore agent needs root, for CRIU and namespaces; start it with sudo")
+    memory = _memory(state)
+    memory.mkdir(parents=True, exist_ok=True)
+    libc = ctypes.CDLL(None, use_errno=True)
+    for failed, what in (
+        (lambda: libc.unshare(_CLONE_NEWNS), "enter a mount namespace of its own"),
+        (lambda: libc.mount(b"none", b"/", None, _MS_REC | _MS_PRIVATE, None), "make its mounts private"),
+        (lambda: libc.mount(b"tmpfs", os.fsencode(memory), b"tmpfs", 0, b"mode=700"), f"mount a tmpfs on {memory}"),
+    ):
+        if failed():
+            raise AgentError(f"the agent cannot {what}: {os.strerror(ctypes.get_errno())}; it needs CAP_SYS_ADMIN")
+
+
+@contextlib.asynccontextmanager
+async def serving(name: str, state: Path) -> AsyncIterator[Path]:
+    """Serves an agent's gRPC on its socket, which only root may open; yields the socket's path. `enter_own_mounts` comes first."""
+    path = socket_of(state)
+    async with Node.open(name, state, _memory(state)) as node:
+        with contextlib.suppress(FileNotFoundError):
+            path.unlink()  # of an agent that was killed: the store's lock says that none is alive
+        server = grpc.aio.server()
+        agent_pb2_grpc.add_AgentServicer_to_server(AgentService(node), server)
+        server.add_insecure_port(f"unix:{path}")
+        await server.start()
+        path.chmod(stat.S_IRUSR | stat.S_IWUSR)
+        try:
+            yield path
+        finally:
+            await server.stop(_STOP_SECONDS)
+            path.unlink(missing_ok=True)
+
+
+async def run(name: str, state: Path, metrics_address: tuple[str, int] | None) -> None:
+    """Until SIGTERM or SIGINT."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    async with contextlib.AsyncExitStack() as stack:
+        path = await stack.enter_async_context(serving(name, state))
+        if metrics_address:
+            await stack.enter_async_context(metrics.serve(*metrics_address))
+        _LOG.info("agent of node %s serves on %s", name, path)
+        await stop.wait()
+
+
+def _memory(state: Path) -> Path:
+    return state / "memory"

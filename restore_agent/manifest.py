@@ -1,0 +1,149 @@
+"""The manifest of a snapshot: what it is, what it is made of, and what it fits on. Canonical JSON, versioned; its BLAKE3 is the digest."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Literal
+
+from blake3 import blake3
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+VERSION = 1
+_NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
+
+
+class InvalidName(ValueError):
+    """A namespace or name that cannot be a part of a path or of a Kubernetes object's name."""
+
+
+class InvalidManifest(Exception):
+    """A manifest is torn, was edited, or is of another version."""
+
+
+def check_name(kind: str, name: str) -> str:
+    """Raises InvalidName unless `name` is 1 to 63 of a-z 0-9 . _ - with a letter or digit at both ends and no '..'."""
+    if not _NAME.fullmatch(name) or ".." in name:
+        raise InvalidName(
+            f"{kind} {name!r} is not allowed: 1 to 63 of a-z, 0-9, '.', '_', '-', beginning and ending with a letter or digit"
+        )
+    return name
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class EngineRecord(_Record):
+    command: tuple[str, ...] = Field(min_length=1)
+    env: dict[str, str] = {}
+    directory: str = "/"
+    port: int = Field(gt=0, lt=65536)
+    health_path: str = "/health"
+    ready_timeout_seconds: float = Field(default=600.0, gt=0)
+
+
+class CanaryRecord(_Record):
+    path: str
+    body: str = ""  # JSON, sent with POST; empty: GET
+    answer: str  # the body of the 200
+
+
+class ProcessRecord(_Record):
+    pid: int
+    command: str
+
+
+class FileRecord(_Record):
+    size: int
+    hash: str
+
+
+class ChunkRecord(_Record):
+    hash: str
+    size: int
+
+
+class MappedFile(_Record):
+    """A file outside the image that the processes map or hold open. `stat` (inode, ctime, size) saves hashing it again."""
+
+    path: str
+    size: int
+    hash: str
+    stat: tuple[int, int, int]
+
+
+class Fits(_Record):
+    """What the node must have."""
+
+    architecture: str
+    kernel: str
+    cpu_features: tuple[str, ...]
+    criu: str
+    mapped_files: tuple[MappedFile, ...]
+
+
+class Manifest(_Record):
+    version: Literal[1] = 1
+    namespace: str
+    name: str
+    model: str
+    created: str  # ISO 8601, UTC
+    engine: EngineRecord
+    canary: CanaryRecord | None  # None only in a draft: what is published has been proved
+    processes: tuple[ProcessRecord, ...]
+    root_pid: int
+    stdio: tuple[str, str]  # CRIU's keys of stdout and stderr
+    files: dict[str, FileRecord]  # by path within the snapshot
+    chunks: tuple[ChunkRecord, ...]
+    host_bytes: int  # resident memory of the processes
+    gpu_bytes: int = 0
+    fits: Fits
+
+    @field_validator("namespace", "name")
+    @classmethod
+    def _named(cls, value: str) -> str:
+        return check_name("name", value)
+
+    @field_validator("files")
+    @classmethod
+    def _inside(cls, files: dict[str, FileRecord]) -> dict[str, FileRecord]:
+        for path in files:
+            if Path(path).is_absolute() or ".." in Path(path).parts:
+                raise ValueError(f"file {path!r} is not within the snapshot")
+        return files
+
+    @property
+    def page_bytes(self) -> int:
+        return sum(chunk.size for chunk in self.chunks)
+
+    @property
+    def skeleton_bytes(self) -> int:
+        return sum(file.size for file in self.files.values())
+
+    @property
+    def image_bytes(self) -> int:
+        return self.page_bytes + self.skeleton_bytes
+
+    def encode(self) -> bytes:
+        return (json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":")) + "\n").encode()
+
+    @classmethod
+    def decode(cls, data: bytes) -> Manifest:
+        """Raises InvalidManifest: no JSON, another version, or fields that do not fit."""
+        try:
+            version = json.loads(data).get("version")
+        except (ValueError, AttributeError) as error:
+            raise InvalidManifest(f"the manifest is no JSON object: {error}") from None
+        if version != VERSION:
+            raise InvalidManifest(f"the manifest has version {version!r}; this thaw reads {VERSION}: take the snapshot again")
+        try:
+            return cls.model_validate_json(data)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise InvalidManifest(f"the manifest's {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+
+
+def digest_of(data: bytes) -> str:
+    return blake3(data).hexdigest()

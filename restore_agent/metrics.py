@@ -1,0 +1,55 @@
+"""What an agent shows of itself: Prometheus metrics, /healthz, /readyz."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Iterable
+
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST, Counter, Gauge, Histogram, generate_latest
+
+_BUCKETS = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 2, 5, 10, 30, 60, 120, 300)
+_RESTORES = Counter("thaw_restores_total", "Replicas made, by how", ["model", "origin"])
+_FALLBACKS = Counter("thaw_restore_fallbacks_total", "Snapshots that were asked for and not restored, by reason", ["model", "reason"])
+_PHASES = Histogram("thaw_restore_phase_seconds", "Where a restore's time goes", ["model", "phase"], buckets=_BUCKETS)
+_REPLICAS = Gauge("thaw_node_replicas", "Replicas that live on this node")
+
+
+def restored(model: str, phases: Iterable[tuple[str, float]]) -> None:
+    _RESTORES.labels(model, "restored").inc()
+    for name, seconds in phases:
+        _PHASES.labels(model, name).observe(seconds)
+
+
+def started_cold(model: str) -> None:
+    _RESTORES.labels(model, "cold").inc()
+
+
+def fell_back(model: str, reason: str) -> None:
+    _FALLBACKS.labels(model, reason).inc()
+
+
+def replicas_are(replicas: object) -> None:
+    _REPLICAS.set(len(replicas))  # type: ignore[arg-type]
+
+
+@contextlib.asynccontextmanager
+async def serve(host: str, port: int) -> AsyncIterator[int]:
+    """Serves /metrics, /healthz and /readyz; yields the port. The agent is ready as long as it runs: it has no other state."""
+
+    async def show(_: web.Request) -> web.Response:
+        return web.Response(body=generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    async def fine(_: web.Request) -> web.Response:
+        return web.Response(text="ok\n")
+
+    app = web.Application()
+    app.add_routes([web.get("/metrics", show), web.get("/healthz", fine), web.get("/readyz", fine)])
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, host, port)
+        await site.start()
+        yield runner.addresses[0][1]
+    finally:
+        await runner.cleanup()

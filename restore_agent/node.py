@@ -1,0 +1,136 @@
+"""One node: its store, ladder, replicas and sequences, wired together; and the stream of everything that changes on it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import shutil
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+from restore_agent import metrics
+from restore_agent.capture import Captured, Capturer, CaptureRequest, Progress
+from restore_agent.criu import Criu, CriuError
+from restore_agent.hugepages import HugePages
+from restore_agent.ladder import Ladder
+from restore_agent.manifest import EngineRecord
+from restore_agent.phases import Phases
+from restore_agent.replicas import Origin, Replica, Replicas
+from restore_agent.restore import RestoreFailed, Restorer
+from restore_agent.store import Snapshot, Store
+
+_LOG = logging.getLogger("thaw.agent")
+
+
+class Removed:
+    """A snapshot that is no longer on this node."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self.snapshot = snapshot
+
+
+Change = Snapshot | Removed | Replica
+
+
+class Node:
+    """Use `async with Node.open(name, state, memory)`."""
+
+    def __init__(self, name: str, store: Store, memory: Path) -> None:
+        self.name = name
+        self.store = store
+        try:
+            self.criu: Criu | None = Criu.find()
+            why = ""
+        except CriuError as error:
+            self.criu, why = None, str(error)
+            _LOG.warning("engines are started cold: %s", why)
+        kdat = store.state / "criu.kdat"
+        self._listeners: set[asyncio.Queue[Change]] = set()
+        self.ladder = Ladder(store, memory, self.criu.version if self.criu else "0", self._changed)
+        self.restorer = Restorer(self.criu, why, kdat, self.ladder, HugePages(store.state))
+        self.replicas = Replicas(self._changed)
+        self._why_no_criu = why
+        self._capturer = Capturer(self.criu, kdat, store, self.ladder, self.restorer) if self.criu else None
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def open(cls, name: str, state: Path, memory: Path) -> AsyncIterator[Node]:
+        """`state`: the snapshots' folder; `memory`: a tmpfs. Raises StoreBusy, OSError."""
+        store = await asyncio.to_thread(Store, state)
+        try:
+            node = cls(name, store, memory)
+            try:
+                yield node
+            finally:
+                await node.replicas.close()
+                await node.ladder.close()
+        finally:
+            store.close()
+
+    async def restore(
+        self, model: str, snapshot: Snapshot | RestoreFailed | None, cold: EngineRecord | None, activation: str, phases: Phases
+    ) -> tuple[Replica, RestoreFailed | None]:
+        """One ready replica, restored or, where that is impossible and `cold` is given, started; and why it was not restored.
+
+        Raises:
+            RestoreFailed: and there is no `cold`.
+            EngineError, SandboxError: it could not be started either.
+        """
+        failure = snapshot if isinstance(snapshot, RestoreFailed) else None
+        if isinstance(snapshot, Snapshot):
+            try:
+                engine = await self.restorer.restore(snapshot, phases)
+                replica = self.replicas.add(model, snapshot, Origin.RESTORED, engine)
+                metrics.restored(model, phases.done())
+                self._log(activation, replica, phases)
+                return replica, None
+            except RestoreFailed as error:
+                failure = error
+        if failure:
+            metrics.fell_back(model, failure.reason)
+            _LOG.warning("activation %s: %s is not restored (%s): %s", activation or "-", model, failure.reason, failure)
+            if cold is None:
+                raise failure
+        assert cold is not None
+        engine = await self.restorer.start_cold(cold, model, phases)
+        replica = self.replicas.add(model, None, Origin.COLD, engine, detail=str(failure or ""))
+        metrics.started_cold(model)
+        self._log(activation, replica, phases)
+        return replica, failure
+
+    async def capture(self, request: CaptureRequest, progress: Progress, phases: Phases) -> Captured:
+        """See Capturer.capture. Raises also CriuError where there is no CRIU."""
+        if self._capturer is None:
+            raise CriuError(self._why_no_criu)
+        captured = await self._capturer.capture(request, progress, phases)
+        self._changed(captured.snapshot)
+        return captured
+
+    async def remove(self, snapshot: Snapshot) -> None:
+        """absent: out of memory, off the disk. Raises NotFound."""
+        self.ladder.unstage(snapshot.digest)
+        await asyncio.to_thread(self.store.remove, snapshot.manifest.namespace, snapshot.manifest.name)
+        self._changed(Removed(snapshot))
+
+    @contextlib.contextmanager
+    def changes(self) -> Iterator[asyncio.Queue[Change]]:
+        """A queue that hears of every change from now on."""
+        queue: asyncio.Queue[Change] = asyncio.Queue()
+        self._listeners.add(queue)
+        try:
+            yield queue
+        finally:
+            self._listeners.discard(queue)
+
+    def disk_free(self) -> int:
+        return shutil.disk_usage(self.store.state).free
+
+    def _changed(self, change: Change) -> None:
+        metrics.replicas_are(self.replicas)
+        for queue in self._listeners:
+            queue.put_nowait(change)
+
+    def _log(self, activation: str, replica: Replica, phases: Phases) -> None:
+        parts = ", ".join(f"{name} {seconds * 1000:.0f} ms" for name, seconds in phases.done())
+        _LOG.info("activation %s: replica %s %s in %.3f s (%s)", activation or "-", replica.id, replica.origin.value, phases.total, parts)

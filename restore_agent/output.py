@@ -1,0 +1,82 @@
+"""What a program in a sandbox prints. The agent owns the pipes: a log file that grew after a dump would spoil its restore."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections import deque
+from collections.abc import Iterator
+
+_LOG = logging.getLogger("thaw.engine")
+_KEPT_LINES = 40
+
+
+class Output:
+    """A pair of pipes for stdout and stderr, drained for as long as this lives; the last lines are kept for error texts."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._lines: deque[str] = deque(maxlen=_KEPT_LINES)
+        self._partial: dict[int, bytes] = {}
+        self._loop = asyncio.get_running_loop()
+        self._writers: list[int] = []
+        for _ in range(2):
+            reader, writer = os.pipe()
+            os.set_blocking(reader, False)
+            self._partial[reader] = b""
+            self._writers.append(writer)
+            self._loop.add_reader(reader, self._drain, reader)
+        # The names that an image knows these pipes by.
+        self.keys = (self._key(0), self._key(1))
+
+    @contextlib.contextmanager
+    def writers(self) -> Iterator[list[int]]:
+        """The ends to hand to the program; closed here afterwards, so that its end is seen."""
+        try:
+            yield list(self._writers)
+        finally:
+            for writer in self._writers:
+                os.close(writer)
+            self._writers.clear()
+
+    def tail(self) -> str:
+        """The last lines, each led by a newline, or nothing."""
+        for reader in list(self._partial):
+            self._drain(reader)
+        lines = [*self._lines, *(part.decode(errors="replace") for part in self._partial.values() if part)]
+        return "".join(f"\n  {self.name}: {line}" for line in lines[-8:])
+
+    def close(self) -> None:
+        for writer in self._writers:
+            os.close(writer)
+        self._writers.clear()
+        for reader in list(self._partial):
+            self._drain(reader)
+            self._forget(reader)
+
+    def _key(self, which: int) -> str:
+        return f"pipe:[{os.fstat(self._writers[which]).st_ino}]"
+
+    def _drain(self, reader: int) -> None:
+        try:
+            data = os.read(reader, 1 << 16)
+        except BlockingIOError:
+            return
+        if not data:
+            self._forget(reader)
+            return
+        *lines, self._partial[reader] = (self._partial[reader] + data).split(b"\n")
+        self._partial[reader] = self._partial[reader][-(1 << 16) :]
+        for line in lines:
+            text = line.decode(errors="replace")
+            self._lines.append(text)
+            _LOG.info("%s: %s", self.name, text)
+
+    def _forget(self, reader: int) -> None:
+        if (rest := self._partial.pop(reader, None)) is not None:
+            if rest:
+                self._lines.append(rest.decode(errors="replace"))
+            self._loop.remove_reader(reader)
+            os.close(reader)

@@ -1,0 +1,36 @@
+"""Where the time of one sequence went, by name, with what no phase accounts for shown as such."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+
+
+class Phases:
+    def __init__(self) -> None:
+        self._begin = time.monotonic()
+        self._seconds: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        begin = time.monotonic()
+        try:
+            yield
+        finally:
+            self.add(name, time.monotonic() - begin)
+
+    def add(self, name: str, seconds: float) -> None:
+        self._seconds[name] = self._seconds.get(name, 0.0) + seconds
+
+    def seconds(self, name: str) -> float:
+        return self._seconds.get(name, 0.0)
+
+    @property
+    def total(self) -> float:
+        return time.monotonic() - self._begin
+
+    def done(self) -> list[tuple[str, float]]:
+        """The phases in the order they began; the last is `unaccounted`."""
+        rest = self.total - sum(self._seconds.values())
+        return [*self._seconds.items(), ("unaccounted", max(0.0, rest))]

@@ -1,0 +1,100 @@
+"""The replicas that live on this node, and what is known of each. A replica is its sandbox: when the engine's root process ends, by itself
+or by us, the sandbox is closed and everything in it is gone."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import logging
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from restore_agent.engine import Engine
+from restore_agent.store import Snapshot
+
+_LOG = logging.getLogger("thaw.agent")
+
+
+class State(enum.Enum):
+    READY = "ready"
+    GONE = "gone"
+
+
+class Origin(enum.Enum):
+    RESTORED = "restored"
+    COLD = "cold"
+    CAPTURED = "captured"
+
+
+class NoReplica(Exception):
+    """No replica of that id lives here."""
+
+
+@dataclass
+class Replica:
+    id: str
+    model: str
+    snapshot: Snapshot | None
+    origin: Origin
+    engine: Engine
+    state: State = State.READY
+    detail: str = ""  # why it ended, or why it was started cold
+
+
+class Replicas:
+    def __init__(self, changed: Callable[[Replica], None]) -> None:
+        self._changed = changed
+        self._live: dict[str, Replica] = {}
+        self._watchers: dict[str, asyncio.Task[None]] = {}
+
+    def __iter__(self):  # type: ignore[no-untyped-def]
+        return iter(list(self._live.values()))
+
+    def __len__(self) -> int:
+        return len(self._live)
+
+    def add(self, model: str, snapshot: Snapshot | None, origin: Origin, engine: Engine, detail: str = "") -> Replica:
+        """Takes over the engine's sandbox and pipes; the replica is ready from now on."""
+        replica = Replica(f"{model}-{secrets.token_hex(4)}", model, snapshot, origin, engine, detail=detail)
+        engine.output.name = replica.id
+        self._live[replica.id] = replica
+        self._watchers[replica.id] = asyncio.create_task(self._watch(replica))
+        self._changed(replica)
+        return replica
+
+    def get(self, replica_id: str) -> Replica:
+        try:
+            return self._live[replica_id]
+        except KeyError:
+            raise NoReplica(f"no replica {replica_id} on this node; it has ended or never was") from None
+
+    async def release(self, replica_id: str) -> None:
+        """Ends a replica; returns when all of it is gone. Raises NoReplica."""
+        replica = self.get(replica_id)
+        replica.detail = "released"
+        await self._end(replica)
+
+    async def close(self) -> None:
+        """Ends every replica, all at once."""
+        for replica in self:
+            replica.detail = "the agent stops"
+        await asyncio.gather(*(self._end(replica) for replica in self), return_exceptions=True)
+
+    async def _watch(self, replica: Replica) -> None:
+        await replica.engine.sandbox.exit_of(replica.engine.pid)
+        if replica.state is State.READY:
+            replica.detail = str(replica.engine.end_error())
+            _LOG.warning("replica %s ended by itself: %s", replica.id, replica.detail)
+            await self._end(replica)
+
+    async def _end(self, replica: Replica) -> None:
+        if replica.state is State.READY:
+            replica.state = State.GONE
+            self._changed(replica)
+        try:
+            await replica.engine.sandbox.close()
+        finally:
+            replica.engine.output.close()
+            self._live.pop(replica.id, None)
+            self._watchers.pop(replica.id, None)

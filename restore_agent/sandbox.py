@@ -1,0 +1,210 @@
+"""A sandbox: one replica's pid, mount, net and ipc namespaces, held open by a pid 1 of ours (sandbox_init.c).
+
+The socket to that pid 1 is the lease on everything inside: closing it, by `close`, exit or crash of this process, ends every process
+in the sandbox, and with them its mounts and namespaces. Programs are started by message, so that an engine and CRIU alike run inside
+without nsenter. Rejected: CRIU making the namespaces itself (it then dumps and restores them too, which is slower and pulls mounts
+into the image), and one long-lived `nsenter` helper per call (a process start each).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import thaw_native
+
+CONTROL_DIRECTORY = Path("/run/thaw/control")  # inside the sandbox: the engine's SNAPSHOT_CONTROL_DIR
+_START_SECONDS = 10.0
+_END_SECONDS = 5.0
+
+
+class SandboxError(Exception):
+    """A sandbox could not be made, or a program could not be started in it."""
+
+
+class Sandbox:
+    """Use `async with await Sandbox.create(kdat)`, or `close` it."""
+
+    def __init__(self, process: subprocess.Popen[bytes], control: socket.socket) -> None:
+        self._process = process
+        self._control = control
+        self._loop = asyncio.get_running_loop()
+        self._ready: asyncio.Future[None] = self._loop.create_future()
+        self._spawning: asyncio.Future[int] | None = None
+        self._spawn_lock = asyncio.Lock()
+        self._exits: dict[int, asyncio.Future[int]] = {}
+        self._ended: asyncio.Future[str] = self._loop.create_future()
+        self._signs: set[str] = set()
+        self.pid = 0  # of pid 1, as the host sees it
+        self._loop.add_reader(control, self._receive)
+
+    @classmethod
+    async def create(cls, kdat: Path) -> Sandbox:
+        """Makes the namespaces. `kdat`: CRIU's cached kernel probe, copied in where it exists.
+
+        Raises:
+            SandboxError: not root, or the kernel refuses a namespace.
+        """
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+        with theirs:
+            try:
+                process = subprocess.Popen(
+                    [thaw_native.SANDBOX_INIT, str(theirs.fileno()), str(kdat)], pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL
+                )
+            except OSError as error:
+                ours.close()
+                raise SandboxError(f"cannot start {thaw_native.SANDBOX_INIT}: {error}; reinstall thaw") from error
+        sandbox = cls(process, ours)
+        try:
+            async with asyncio.timeout(_START_SECONDS):
+                await sandbox._ready
+        except BaseException as error:
+            await sandbox.close()
+            if isinstance(error, TimeoutError):
+                raise SandboxError(f"the namespaces were not ready within {_START_SECONDS:.0f} s") from error
+            raise
+        return sandbox
+
+    async def __aenter__(self) -> Sandbox:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    @property
+    def root(self) -> Path:
+        """The sandbox's file system as the host reaches it."""
+        return Path(f"/proc/{self.pid}/root")
+
+    @property
+    def netns(self) -> str:
+        return f"/proc/{self.pid}/ns/net"
+
+    @property
+    def control_directory(self) -> Path:
+        return self.root / CONTROL_DIRECTORY.relative_to("/")
+
+    async def spawn(
+        self,
+        command: Sequence[str],
+        env: Mapping[str, str],
+        directory: str,
+        fds: Sequence[int],
+        *,
+        engine: bool = False,
+    ) -> int:
+        """Starts a program; `fds` become its 1, 2, 3, …. An engine gets the seccomp filter and a pid out of CRIU's way.
+
+        Returns its pid inside.
+
+        Raises:
+            SandboxError: the message is too large, or the sandbox has ended.
+        """
+        fields = ["spawn", "sp" if engine else "-", directory, str(len(command)), *command, str(len(env))]
+        fields += [f"{key}={value}" for key, value in env.items()]
+        message = "".join(f"{field}\0" for field in fields).encode()
+        async with self._spawn_lock:
+            if self._ended.done():
+                raise SandboxError(f"cannot start {command[0]}: the sandbox has ended ({self._ended.result()})")
+            self._spawning = self._loop.create_future()
+            try:
+                socket.send_fds(self._control, [message], list(fds))
+            except OSError as error:
+                what = "command and environment are too large" if error.errno == errno.EMSGSIZE else str(error)
+                raise SandboxError(f"cannot start {command[0]}: {what}") from error
+            async with asyncio.timeout(_START_SECONDS):
+                return await self._spawning
+
+    def exit_of(self, pid: int) -> asyncio.Future[int]:
+        """The wait status of a child of init (a spawned program, or what CRIU restored as its sibling), once it has ended."""
+        return self._exits.setdefault(pid, self._loop.create_future())
+
+    def host_pids(self) -> dict[int, int]:
+        """pid inside → pid on the host, for every process in the sandbox."""
+        found: dict[int, int] = {}
+        waiting = [self.pid]
+        while waiting:
+            pid = waiting.pop()
+            with contextlib.suppress(OSError):  # it ended while we looked
+                for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+                    if line.startswith("NSpid:"):
+                        found[int(line.split()[-1])] = pid
+                        break
+                for task in Path(f"/proc/{pid}/task").iterdir():
+                    waiting += map(int, (task / "children").read_text().split())
+        return found
+
+    async def close(self) -> None:
+        """Ends everything inside. Returns when it has ended; cancelling does not stop the end, only the wait."""
+        self._loop.remove_reader(self._control)
+        self._control.close()
+        self._end("closed by the agent")
+        await asyncio.shield(self._reap())
+
+    async def _reap(self) -> None:
+        try:
+            await asyncio.to_thread(self._process.wait, _END_SECONDS)
+        except subprocess.TimeoutExpired:
+            if self.pid:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(self.pid, signal.SIGKILL)
+            self._process.kill()
+            await asyncio.to_thread(self._process.wait)
+
+    def _receive(self) -> None:
+        try:
+            message = self._control.recv(4096).decode(errors="replace")
+        except BlockingIOError:
+            return
+        except OSError:
+            message = ""
+        if not message:
+            self._loop.remove_reader(self._control)
+            self._end("its init was killed")
+            return
+        word, _, rest = message.partition(" ")
+        if word == "ready":
+            self.pid = int(rest)
+        elif word == "spawned" and self._spawning and not self._spawning.done():
+            self._spawning.set_result(int(rest))
+        elif word == "exited":
+            pid, status = map(int, rest.split())
+            future = self.exit_of(pid)
+            if not future.done():
+                future.set_result(status)
+        elif word == "error":
+            for pending in (self._ready, self._spawning):
+                if pending and not pending.done():
+                    pending.set_exception(SandboxError(rest))
+                    return
+        self._signs.add(word)
+        if {"ready", "inside"} <= self._signs and not self._ready.done():
+            self._ready.set_result(None)
+
+    def _end(self, why: str) -> None:
+        if self._ended.done():
+            return
+        self._ended.set_result(why)
+        for pending in (self._ready, self._spawning):
+            if pending and not pending.done():
+                pending.set_exception(SandboxError(f"the sandbox has ended: {why}"))
+                pending.exception()  # somebody may have stopped waiting
+        for future in self._exits.values():
+            if not future.done():
+                future.set_result(signal.SIGKILL)
+
+
+def describe_exit(status: int) -> str:
+    """A wait status in words."""
+    if os.WIFSIGNALED(status):
+        return f"killed by {signal.Signals(os.WTERMSIG(status)).name}"
+    return f"exit code {os.waitstatus_to_exitcode(status)}"

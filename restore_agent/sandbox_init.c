@@ -1,0 +1,323 @@
+/*
+ * sandbox-init: makes a replica's namespaces and is pid 1 in them.
+ *
+ *   sandbox-init CONTROL_FD KDAT_FILE
+ *
+ * The agent holds the other end of CONTROL_FD, a UNIX seqpacket socket. It is the lifeline: when it closes, by exit or crash of the
+ * agent, this process ends and the kernel kills everything in the pid namespace. A program of its own, not Python: it starts within a
+ * millisecond, and CRIU cannot be pid 1 itself, since it would hide the exit codes of what it restores.
+ *
+ * Agent -> init, fields ended by NUL, descriptors by SCM_RIGHTS (they become 1, 2, 3, ... of the program; 0 is /dev/null):
+ *   spawn FLAGS DIRECTORY ARGC ARG... ENVC ENV...      FLAGS: s = seccomp filter, p = pids from FIRST_ENGINE_PID on, - = none
+ * Init -> agent:
+ *   ready PID           the host's pid of init; from its outer half
+ *   inside              the namespaces are set up
+ *   spawned PID         as seen inside
+ *   exited PID STATUS   as wait() gives it, for every child, restored ones too
+ *   error TEXT
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/audit.h>
+#include <linux/filter.h>
+#include <linux/sched.h>
+#include <linux/seccomp.h>
+#include <net/if.h>
+#include <poll.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mount.h>
+#include <sys/prctl.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define MAX_MESSAGE (1 << 20)
+#define MAX_FDS 16
+/* The same pids come back at a restore. The first ones are left to init and to CRIU's own processes. */
+#define FIRST_ENGINE_PID "1000"
+#ifndef ARCH_REQ_XCOMP_PERM
+#define ARCH_REQ_XCOMP_PERM 0x1023
+#endif
+
+static int control;
+
+static void tell(const char *format, ...)
+{
+	char text[512];
+	va_list args;
+
+	va_start(args, format);
+	int n = vsnprintf(text, sizeof(text), format, args);
+	va_end(args);
+	if (n > (int)sizeof(text) - 1)
+		n = sizeof(text) - 1;
+	if (send(control, text, n, MSG_NOSIGNAL) < 0 && errno == EPIPE)
+		_exit(0);
+}
+
+static void fail(const char *what)
+{
+	tell("error %s: %s", what, strerror(errno));
+	_exit(1);
+}
+
+static void write_file(const char *path, const char *text)
+{
+	int fd = open(path, O_WRONLY | O_CLOEXEC);
+	if (fd < 0 || write(fd, text, strlen(text)) < 0)
+		fail(path);
+	close(fd);
+}
+
+static void copy_file(const char *from, const char *to)
+{
+	char buffer[65536];
+	int in = open(from, O_RDONLY | O_CLOEXEC);
+	if (in < 0)
+		return; /* no cache yet: CRIU makes one */
+	int out = open(to, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+	if (out < 0)
+		fail(to);
+	for (ssize_t n; (n = read(in, buffer, sizeof(buffer))) > 0;)
+		if (write(out, buffer, n) != n)
+			fail(to);
+	close(in);
+	close(out);
+}
+
+static void loopback_up(void)
+{
+	struct ifreq request = { .ifr_name = "lo" };
+	int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	if (fd < 0 || ioctl(fd, SIOCGIFFLAGS, &request) < 0)
+		fail("loopback");
+	request.ifr_flags |= IFF_UP;
+	if (ioctl(fd, SIOCSIFFLAGS, &request) < 0)
+		fail("loopback up");
+	close(fd);
+}
+
+static void make_mounts(const char *kdat)
+{
+	if (mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0)
+		fail("make mounts private");
+	if (mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL) < 0)
+		fail("mount /proc");
+	if (mount("tmpfs", "/dev/shm", "tmpfs", MS_NOSUID | MS_NODEV, "mode=1777") < 0)
+		fail("mount /dev/shm");
+	/* CRIU keeps what it probed of the kernel in /run/criu.kdat, and trusts it only on a tmpfs. */
+	if (mount("tmpfs", "/run", "tmpfs", MS_NOSUID | MS_NODEV, "mode=755") < 0)
+		fail("mount /run");
+	copy_file(kdat, "/run/criu.kdat");
+	if (mkdir("/run/thaw", 0755) < 0 || mkdir("/run/thaw/control", 0755) < 0)
+		fail("make /run/thaw/control");
+}
+
+/*
+ * Two things that CRIU cannot carry are refused to the engine, as if the kernel lacked them: io_uring (not dumpable) and AMX's tile
+ * registers (the permission is not restored, and the engine would die of SIGILL at its first matrix).
+ */
+static void refuse_what_cannot_be_dumped(void)
+{
+#if defined(__x86_64__)
+	const uint32_t arch = AUDIT_ARCH_X86_64;
+#elif defined(__aarch64__)
+	const uint32_t arch = AUDIT_ARCH_AARCH64;
+#else
+#error "sandbox-init knows x86_64 and aarch64"
+#endif
+	struct sock_filter filter[] = {
+		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, arch)),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, arch, 1, 0),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, __NR_io_uring_setup, 0, 1),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | ENOSYS),
+#if defined(__x86_64__)
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, __NR_arch_prctl, 0, 3),
+		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, args[0])),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, ARCH_REQ_XCOMP_PERM, 0, 1),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EINVAL),
+#endif
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+	};
+	struct sock_fprog program = { .len = sizeof(filter) / sizeof(filter[0]), .filter = filter };
+
+	/* With CAP_SYS_ADMIN no_new_privs is not needed, so set-uid programs in the engine keep working. */
+	if (syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &program) < 0)
+		fail("seccomp filter");
+}
+
+static char *next_field(char **cursor, char *end)
+{
+	char *field = *cursor;
+	size_t left = end - field, n = strnlen(field, left);
+	if (n == left) {
+		errno = EBADMSG;
+		fail("spawn request");
+	}
+	*cursor = field + n + 1;
+	return field;
+}
+
+static char **next_list(char **cursor, char *end)
+{
+	long n = strtol(next_field(cursor, end), NULL, 10);
+	char **list = calloc(n + 1, sizeof(char *));
+	if (!list)
+		fail("spawn request");
+	for (long i = 0; i < n; i++)
+		list[i] = next_field(cursor, end);
+	return list;
+}
+
+static void run_program(char *message, size_t size, const int *fds, int nfds)
+{
+	char *cursor = message, *end = message + size;
+	next_field(&cursor, end); /* "spawn" */
+	char *flags = next_field(&cursor, end), *directory = next_field(&cursor, end);
+	char **argv = next_list(&cursor, end), **envp = next_list(&cursor, end);
+	sigset_t none;
+
+	if (setsid() < 0)
+		fail("setsid");
+	/* Inside, or the descriptor belongs to a mount of the host and cannot be dumped. */
+	int null = open("/dev/null", O_RDWR);
+	if (null < 0)
+		fail("/dev/null");
+	/* First out of the way of 0..nfds, then into place. */
+	int moved[MAX_FDS];
+	for (int i = 0; i < nfds; i++)
+		if ((moved[i] = fcntl(fds[i], F_DUPFD, 64)) < 0)
+			fail("dup");
+	if (dup2(null, 0) < 0)
+		fail("dup");
+	for (int i = 0; i < nfds; i++)
+		if (dup2(moved[i], i + 1) < 0)
+			fail("dup");
+	/* `control` must live for an error of exec: it is close-on-exec, as everything from nfds + 1 on becomes here. */
+	syscall(SYS_close_range, nfds + 1, ~0U, CLOSE_RANGE_CLOEXEC);
+	if (chdir(directory) < 0)
+		fail(directory);
+	if (strchr(flags, 's'))
+		refuse_what_cannot_be_dumped();
+	sigemptyset(&none);
+	sigprocmask(SIG_SETMASK, &none, NULL);
+	execvpe(argv[0], argv, envp);
+	fail(argv[0]);
+}
+
+static int receive(char *message, int *fds, int *nfds)
+{
+	union {
+		struct cmsghdr align;
+		char bytes[CMSG_SPACE(sizeof(int) * MAX_FDS)];
+	} ancillary;
+	struct iovec part = { message, MAX_MESSAGE };
+	struct msghdr header = { .msg_iov = &part, .msg_iovlen = 1, .msg_control = &ancillary, .msg_controllen = sizeof(ancillary) };
+	ssize_t n = recvmsg(control, &header, MSG_CMSG_CLOEXEC);
+
+	*nfds = 0;
+	struct cmsghdr *cmsg = CMSG_FIRSTHDR(&header);
+	if (n > 0 && cmsg && cmsg->cmsg_type == SCM_RIGHTS) {
+		*nfds = (cmsg->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+		memcpy(fds, CMSG_DATA(cmsg), *nfds * sizeof(int));
+	}
+	return n;
+}
+
+static void serve(void)
+{
+	char *message = malloc(MAX_MESSAGE + 1);
+	sigset_t children;
+	sigemptyset(&children);
+	sigaddset(&children, SIGCHLD);
+	int signals = signalfd(-1, &children, SFD_CLOEXEC | SFD_NONBLOCK);
+	if (!message || signals < 0)
+		fail("signalfd");
+	struct pollfd watched[2] = { { control, POLLIN, 0 }, { signals, POLLIN, 0 } };
+
+	for (;;) {
+		if (poll(watched, 2, -1) < 0 && errno != EINTR)
+			fail("poll");
+		if (watched[1].revents) {
+			struct signalfd_siginfo ignored;
+			int status;
+			while (read(signals, &ignored, sizeof(ignored)) > 0)
+				;
+			for (pid_t pid; (pid = waitpid(-1, &status, WNOHANG)) > 0;)
+				tell("exited %d %d", pid, status);
+		}
+		if (watched[0].revents) {
+			int fds[MAX_FDS], nfds;
+			ssize_t n = receive(message, fds, &nfds);
+			if (n <= 0)
+				_exit(0);
+			message[n] = 0;
+			if (strcmp(message, "spawn")) {
+				tell("error unknown request");
+				continue;
+			}
+			if (n > 6 && strchr(message + 6, 'p'))
+				write_file("/proc/sys/kernel/ns_last_pid", FIRST_ENGINE_PID);
+			pid_t pid = fork();
+			if (pid == 0)
+				run_program(message, n, fds, nfds);
+			if (pid < 0)
+				tell("error fork: %s", strerror(errno));
+			else
+				tell("spawned %d", pid);
+			for (int i = 0; i < nfds; i++)
+				close(fds[i]);
+		}
+	}
+}
+
+int main(int argc, char **argv)
+{
+	if (argc != 3) {
+		fprintf(stderr, "usage: sandbox-init CONTROL_FD KDAT_FILE (started by the restore agent)\n");
+		return 2;
+	}
+	control = atoi(argv[1]);
+	fcntl(control, F_SETFD, FD_CLOEXEC);
+	sigset_t children;
+	sigemptyset(&children);
+	sigaddset(&children, SIGCHLD);
+	sigprocmask(SIG_BLOCK, &children, NULL);
+
+	struct clone_args args = {
+		.flags = CLONE_NEWPID | CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWIPC,
+		.exit_signal = SIGCHLD,
+	};
+	pid_t pid = syscall(SYS_clone3, &args, sizeof(args));
+	if (pid < 0)
+		fail("new namespaces (the agent must run as root)");
+	if (pid > 0) {
+		/* The outer half only waits, so that the agent has a child of its own to wait for. */
+		int status;
+		tell("ready %d", pid);
+		close(control);
+		if (waitpid(pid, &status, 0) < 0)
+			return 1;
+		return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+	}
+	/* If the outer half is killed, so is everything inside. */
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	make_mounts(argv[2]);
+	loopback_up();
+	tell("inside");
+	serve();
+}
