@@ -166,6 +166,10 @@ class Ledger:
     def models(self) -> Collection[str]:
         return [name for name, account in self._accounts.items() if account.limits is not None]
 
+    def knows(self, model: str) -> bool:
+        account = self._accounts.get(model)
+        return account is not None and account.limits is not None
+
     def limits(self, model: str) -> ModelLimits:
         """Raises: UnknownModel."""
         limits = self._account(model).limits
@@ -209,14 +213,14 @@ class Ledger:
         account = self._accounts.get(model)
         return account.failure if account is not None else ""
 
-    def hold(self, model: str, size: int) -> None:
-        """A request with a body of `size` bytes begins to wait. Raises: UnknownModel, QueueFull."""
+    def hold(self, model: str, size: int, *, bounded: bool = True) -> None:
+        """A request with a body of `size` bytes begins to wait. Raises: UnknownModel, and QueueFull if the bounds apply to it."""
         account = self._account(model)
         limits = account.limits
         assert limits is not None
-        if account.held >= limits.max_requests:
+        if bounded and account.held >= limits.max_requests:
             raise QueueFull(model, "requests", f"{account.held} requests are held, the bound is {limits.max_requests}")
-        if size and account.held_bytes + size > limits.max_bytes:
+        if bounded and size and account.held_bytes + size > limits.max_bytes:
             raise QueueFull(model, "bytes", f"{account.held_bytes} bytes are held, {size} more would pass the bound of {limits.max_bytes}")
         self._move(account, held=1, size=size)
 
@@ -235,10 +239,6 @@ class Ledger:
     def end(self, model: str) -> None:
         """A replica has ended its work on a request."""
         self._move(self._accounts[model], in_flight=-1)
-
-    def put_back(self, model: str, size: int) -> None:
-        """A request in flight whose replica died is held again; it had its place, so the bounds do not apply. Raises: UnknownModel."""
-        self._move(self._account(model), held=1, in_flight=-1, size=size)
 
     def set_replicas(self, model: str, ready: int, replicas: int) -> None:
         """The model's number of ready replicas, and of all that still work (ready or draining)."""

@@ -25,7 +25,7 @@ class JsonFormatter(logging.Formatter):
             line.update((name, value) for name, value in fields.items() if name not in line)
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str, ensure_ascii=False)
+        return json.dumps(line, default=str)
 
 
 def configure(level: int = logging.INFO) -> None:

@@ -19,7 +19,7 @@ from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 
 from scaler.fairness import FairQueue, Priority
-from scaler.ledger import Ledger, QueueFull, UnknownModel
+from scaler.ledger import Ledger, QueueFull
 from scaler.upstream import Endpoint, Upstream
 
 __all__ = ["Endpoint", "Hold", "Member", "NoReplica", "Replica", "Replicas"]
@@ -156,34 +156,22 @@ class Replicas:
             self._ledger.start(model)
         return member
 
-    def hold(self, model: str, tenant: str, priority: Priority, size: int) -> Hold:
-        """Joins the line with a body of `size` bytes, for at most the model's `max_wait_seconds`. Raises: UnknownModel, QueueFull."""
-        limits = self._ledger.limits(model)
+    def hold(self, model: str, tenant: str, priority: Priority, size: int, *, again: bool = False) -> Hold:
+        """Joins the line with a body of `size` bytes, for at most the model's `max_wait_seconds`.
+
+        again: the request had its place and its replica failed; it goes ahead of later ones and no bound applies to it.
+        Raises: UnknownModel, QueueFull.
+        """
+        seconds = self._ledger.limits(model).max_wait_seconds
         pool = self._pool(model)
         hold = Hold(pool, tenant, priority, size)
-        pool.line.push(hold, tenant, priority)
+        pool.line.push(hold, tenant, priority, first=again)
         try:
-            self._ledger.hold(model, size)
+            self._ledger.hold(model, size, bounded=not again)
         except QueueFull:
             pool.line.remove(hold, tenant, priority)
             raise
-        hold.timer = hold.future.get_loop().call_later(limits.max_wait_seconds, self._expire, hold, limits.max_wait_seconds)
-        return hold
-
-    def hold_again(self, failed: Member, tenant: str, priority: Priority, size: int, error: BaseException) -> Hold:
-        """Gives back the place on a replica that failed and holds the request again, ahead of later ones. Raises: UnknownModel."""
-        pool = failed.pool
-        try:
-            self._ledger.put_back(pool.model, size)
-        except UnknownModel:
-            self.release(failed)
-            raise
-        seconds = self._ledger.limits(pool.model).max_wait_seconds
-        hold = Hold(pool, tenant, priority, size)
-        pool.line.push(hold, tenant, priority, first=True)
         hold.timer = hold.future.get_loop().call_later(seconds, self._expire, hold, seconds)
-        self._suspect(failed, error)
-        self._freed(failed)
         return hold
 
     def leave(self, hold: Hold) -> None:
@@ -198,11 +186,20 @@ class Replicas:
     def release(self, member: Member) -> None:
         """The replica has ended its work on a request, well or not."""
         self._ledger.end(member.pool.model)
-        self._freed(member)
+        member.in_flight -= 1
+        if member.in_flight == 0 and member.idle is not None:
+            member.idle.set()
+        self._serve(member.pool)
 
     def failed(self, member: Member, error: BaseException) -> None:
-        """The replica failed a request before its first byte: it gets no more until it accepts a connection. The place is still taken."""
-        self._suspect(member, error)
+        """The replica failed a request before its first byte: it gets no more until it accepts a connection. Its place is still taken."""
+        if member.gone or member.probe is not None:
+            return
+        log.warning(
+            "a replica failed a request before its first byte; it gets no more until it accepts a connection",
+            extra={"fields": {"model": member.pool.model, "replica": member.replica.id, "error": f"{type(error).__name__}: {error}"}},
+        )
+        member.probe = self._background(self._probe(member))
 
     def refuse_held(self, reason: str) -> None:
         """Every held request is refused, for the reason given."""
@@ -225,13 +222,6 @@ class Replicas:
     def _count(self, pool: _Pool) -> None:
         ready = sum(not member.draining for member in pool.members.values())
         self._ledger.set_replicas(pool.model, ready, len(pool.members))
-
-    def _freed(self, member: Member) -> None:
-        member.in_flight -= 1
-        if member.in_flight == 0 and member.idle is not None:
-            member.idle.set()
-        if member.pool.line:
-            self._serve(member.pool)
 
     def _serve(self, pool: _Pool) -> None:
         if not pool.line:
@@ -282,19 +272,10 @@ class Replicas:
         pool = self._pools.get(model)
         if pool is None:
             return
-        if model in self._ledger.models():
+        if self._ledger.knows(model):
             self._serve(pool)
         else:
             self._refuse(pool, f"model {model!r} was withdrawn")
-
-    def _suspect(self, member: Member, error: BaseException) -> None:
-        if member.gone or member.probe is not None:
-            return
-        log.warning(
-            "a replica failed a request before its first byte; it gets no more until it accepts a connection",
-            extra={"fields": {"model": member.pool.model, "replica": member.replica.id, "error": f"{type(error).__name__}: {error}"}},
-        )
-        member.probe = self._background(self._probe(member))
 
     async def _probe(self, member: Member) -> None:
         delay = _PROBE_FIRST_SECONDS

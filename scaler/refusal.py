@@ -1,0 +1,28 @@
+"""What the gateway says when it cannot pass a request on: an HTTP status and an error in the shape of OpenAI's API."""
+
+from __future__ import annotations
+
+import json
+
+RETRY_SECONDS = 5
+
+
+class Refusal(Exception):
+    """A request ends here. `reason` is a short fixed word for metrics and for the error's `code`; `message` is for a person."""
+
+    def __init__(self, status: int, reason: str, message: str, *, param: str | None = None, retry: bool = False) -> None:
+        super().__init__(message)
+        self.status = status
+        self.reason = reason
+        self.param = param
+        self.retry = retry
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"Retry-After": str(RETRY_SECONDS)} if self.retry else {}
+
+    @property
+    def body(self) -> bytes:
+        kind = "rate_limit_error" if self.status == 429 else "server_error" if self.status >= 500 else "invalid_request_error"
+        error = {"message": str(self), "type": kind, "param": self.param, "code": self.reason}
+        return json.dumps({"error": error}).encode()
