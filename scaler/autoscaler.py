@@ -92,8 +92,9 @@ class ScaledObject:
         while True:
             active = failed = False
             try:
-                self._spec = None
-                await self._metric(stub)
+                # As KEDA does: the specs anew, and the metric, whose failure is what keeps the replicas of an unknown model.
+                self._spec = await self._ask_spec(stub)
+                await self._metric(stub, self._spec)
                 active = (await stub.IsActive(self._ref, timeout=CALL_SECONDS)).result
                 self._note(None)
             except grpc.aio.AioRpcError as error:
@@ -116,19 +117,19 @@ class ScaledObject:
             if self.target.replicas() == 0:
                 continue
             try:
-                total, target = await self._metric(stub)
+                spec = self._spec = self._spec or await self._ask_spec(stub)
+                total = await self._metric(stub, spec)
             except grpc.aio.AioRpcError as error:
                 self._note(error)
                 continue
-            await self._adjust(total, target)
+            await self._adjust(total, spec.targetSizeFloat)
 
-    async def _metric(self, stub: pb_grpc.ExternalScalerAsyncStub) -> tuple[float, float]:
-        """The metric's value and its target for one replica."""
-        if self._spec is None:
-            self._spec = (await stub.GetMetricSpec(self._ref, timeout=CALL_SECONDS)).metricSpecs[0]
-        request = pb.GetMetricsRequest(scaledObjectRef=self._ref, metricName=self._spec.metricName)
-        values = (await stub.GetMetrics(request, timeout=CALL_SECONDS)).metricValues
-        return values[0].metricValueFloat, self._spec.targetSizeFloat
+    async def _ask_spec(self, stub: pb_grpc.ExternalScalerAsyncStub) -> pb.MetricSpec:
+        return (await stub.GetMetricSpec(self._ref, timeout=CALL_SECONDS)).metricSpecs[0]
+
+    async def _metric(self, stub: pb_grpc.ExternalScalerAsyncStub, spec: pb.MetricSpec) -> float:
+        request = pb.GetMetricsRequest(scaledObjectRef=self._ref, metricName=spec.metricName)
+        return (await stub.GetMetrics(request, timeout=CALL_SECONDS)).metricValues[0].metricValueFloat
 
     async def _decide(self, *, active: bool, failed: bool) -> bool:
         """KEDA's part: between zero (or idle) and the first replicas. True if it asked for other replicas."""

@@ -1,15 +1,17 @@
-"""The rules of pushing and answering, one by one, over real sockets. The re-push interval is a constructor argument: the unit is the rule."""
+"""The rules of pushing and answering, one by one, over real sockets; the intervals are arguments, so that no test waits for real ones."""
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from thaw_proto import externalscaler_pb2 as pb
 
 from scaler.activation import Activations
 from scaler.external_scaler import METRIC, SERVICE, CannotListen, serve_external_scaler
@@ -17,7 +19,6 @@ from scaler.keda_metrics import STREAMS_OPEN
 from scaler.ledger import Ledger, ModelLimits
 from scaler.trigger import Trigger
 from tests.scaler.keda_client import Keda, Watched, ref
-from thaw_proto import externalscaler_pb2 as pb
 
 QUIET = 0.3  # seconds in which nothing may come: longer than REPEAT
 REPEAT = 0.1
@@ -51,9 +52,9 @@ async def nothing_more(watched: Watched) -> None:
         await watched.true(within=QUIET)
 
 
-async def until(condition: object) -> None:
+async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(10):
-        while not condition():  # type: ignore[operator]
+        while not condition():  # noqa: ASYNC110  (gauges and tasks have no event)
             await asyncio.sleep(0.005)
 
 
@@ -89,8 +90,7 @@ async def test_repeats_only_while_there_is_demand_and_no_replica(ledger: Ledger)
         chat = await opened(keda.watch(ref("chat")))
         ledger.hold("chat", 1)
         times = [await chat.true() for _ in range(4)]
-        gaps = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
-        assert min(gaps) > REPEAT * 0.8
+        assert min(later - earlier for earlier, later in pairwise(times)) > REPEAT / 2
         ledger.set_replicas("chat", ready=1, replicas=1)
         ledger.hand_over("chat", 1)
         while not chat.trues.empty():
@@ -128,8 +128,8 @@ async def test_above_zero_edges_are_pushed_but_not_twice_in_an_interval(ledger: 
             await asyncio.sleep(0.005)
         ledger.end("chat")
         times = [first, *(chat.trues.get_nowait() for _ in range(chat.trues.qsize()))]
-        assert 3 <= len(times) <= 5
-        assert all(later - earlier > REPEAT * 0.8 for earlier, later in zip(times, times[1:], strict=False))
+        assert 2 <= len(times) <= 2 + (time.monotonic() - first) / REPEAT
+        assert min(later - earlier for earlier, later in pairwise(times)) > REPEAT / 2
         await nothing_more(chat)
 
 
@@ -179,7 +179,7 @@ async def test_unary_answers(ledger: Ledger) -> None:
     async with serving(ledger) as keda:
         spec = await keda.stub.GetMetricSpec(ref("nobody-declared-this", targetPending="2.5"))
         assert [(one.metricName, one.targetSize, one.targetSizeFloat) for one in spec.metricSpecs] == [(METRIC, 0, 2.5)]
-        assert METRIC == METRIC.lower()
+        assert METRIC.islower()
         assert await keda.poll(ref("chat")) == (0.0, False)
         ledger.hold("chat", 1)
         ledger.start("chat")
