@@ -18,8 +18,10 @@ from restore_agent.manifest import EngineRecord
 from restore_agent.phases import Phases
 from restore_agent.replicas import Origin, Replica, Replicas
 from restore_agent.restore import RestoreFailed, Restorer
+from restore_agent.sandbox import Sandbox, SandboxError
 from restore_agent.store import Snapshot, Store
 
+_KDAT = "criu.kdat"  # CRIU's kernel probe, kept in memory: it must not outlive a boot
 _LOG = logging.getLogger("thaw.agent")
 
 
@@ -36,16 +38,11 @@ Change = Snapshot | Removed | Replica
 class Node:
     """Use `async with Node.open(name, state, memory)`."""
 
-    def __init__(self, name: str, store: Store, memory: Path) -> None:
+    def __init__(self, name: str, store: Store, memory: Path, criu: Criu | CriuError) -> None:
         self.name = name
         self.store = store
-        try:
-            self.criu: Criu | None = Criu.find()
-            why = ""
-        except CriuError as error:
-            self.criu, why = None, str(error)
-            _LOG.warning("engines are started cold: %s", why)
-        kdat = store.state / "criu.kdat"
+        self.criu, why = (criu, "") if isinstance(criu, Criu) else (None, str(criu))
+        kdat = memory / _KDAT
         self._listeners: set[asyncio.Queue[Change]] = set()
         self.ladder = Ladder(store, memory, self.criu.version if self.criu else "0", self._changed)
         self.restorer = Restorer(self.criu, why, kdat, self.ladder, HugePages(store.state))
@@ -59,7 +56,7 @@ class Node:
         """`state`: the snapshots' folder; `memory`: a tmpfs. Raises StoreBusy, OSError."""
         store = await asyncio.to_thread(Store, state)
         try:
-            node = cls(name, store, memory)
+            node = cls(name, store, memory, await _working_criu(memory / _KDAT))
             try:
                 yield node
             finally:
@@ -134,3 +131,14 @@ class Node:
     def _log(self, activation: str, replica: Replica, phases: Phases) -> None:
         parts = ", ".join(f"{name} {seconds * 1000:.0f} ms" for name, seconds in phases.done())
         _LOG.info("activation %s: replica %s %s in %.3f s (%s)", activation or "-", replica.id, replica.origin.value, phases.total, parts)
+
+
+async def _working_criu(kdat: Path) -> Criu | CriuError:
+    try:
+        criu = await asyncio.to_thread(Criu.find)
+        async with await Sandbox.create(kdat) as sandbox:
+            await criu.probe(sandbox, kdat)
+        return criu
+    except (CriuError, SandboxError) as error:
+        _LOG.warning("engines are started cold: %s", error)
+        return CriuError(str(error))
