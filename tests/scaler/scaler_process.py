@@ -1,0 +1,96 @@
+"""An external scaler in a process of its own, with demand that a test makes: what can be killed, restarted and measured.
+
+Run as `python -m tests.scaler.scaler_process ADDRESS MODELS`: it says the bound address, then obeys lines of standard input,
+`hold MODEL…`, `leave MODEL…` or `all` (hold every model), and answers each with the time.monotonic() at which it began to.
+SIGTERM ends it as it ends `thaw`: streams first, with OK.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import uvloop
+
+from scaler.external_scaler import serve_external_scaler
+from scaler.ledger import Ledger, ModelLimits
+
+
+def models(count: int) -> list[str]:
+    return [f"model-{number}" for number in range(count)]
+
+
+class ScalerProcess:
+    """The other end: the running process."""
+
+    def __init__(self, process: asyncio.subprocess.Process, address: str) -> None:
+        self.process = process
+        self.address = address
+
+    async def do(self, verb: str, names: Sequence[str] = ()) -> float:
+        """Returns the time.monotonic() at which the process began to do it."""
+        assert self.process.stdin
+        self.process.stdin.write(" ".join([verb, *names]).encode() + b"\n")
+        return float(await _line(self.process))
+
+    async def stop(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return await self.process.wait()
+
+    async def kill(self) -> None:
+        self.process.kill()
+        await self.process.wait()
+
+
+async def _line(process: asyncio.subprocess.Process) -> str:
+    assert process.stdout
+    async with asyncio.timeout(60):
+        line = await process.stdout.readline()
+    assert line, f"the scaler's process ended with {await process.wait()}; its error is above"
+    return line.decode().strip()
+
+
+@asynccontextmanager
+async def scaler_process(address: str, count: int) -> AsyncIterator[ScalerProcess]:
+    """A scaler that knows `models(count)`; it is gone afterwards, whatever happened."""
+    command = (sys.executable, "-m", "tests.scaler.scaler_process", address, str(count))
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, limit=2**20)
+    try:
+        yield ScalerProcess(process, await _line(process))
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+async def _serve(address: str, count: int) -> None:
+    ledger = Ledger({name: ModelLimits() for name in models(count)})
+    loop = asyncio.get_running_loop()
+    lines = asyncio.StreamReader(limit=2**20)
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
+    obeying = asyncio.current_task()
+    assert obeying
+    loop.add_signal_handler(signal.SIGTERM, obeying.cancel)
+    async with serve_external_scaler(ledger, address=address) as bound:
+        print(bound, flush=True)
+        while line := await lines.readline():
+            verb, *names = line.decode().split()
+            began = time.monotonic()
+            for name in names or models(count):
+                if verb == "leave":
+                    ledger.leave(name, 0)
+                else:
+                    ledger.hold(name, 0)
+            print(began, flush=True)
+
+
+if __name__ == "__main__":
+    try:
+        uvloop.run(_serve(sys.argv[1], int(sys.argv[2])))
+    except asyncio.CancelledError:
+        sys.exit(0)
