@@ -97,7 +97,7 @@ def _hash(path: Path) -> str:
 
 
 def _minor(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split("-")[0].split(".")[:2])
+    return tuple(int(part) for part in version.partition("-")[0].split(".")[:2])
 
 
 @functools.cache

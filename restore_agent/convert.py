@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from pydantic import ValidationError
 from thaw_proto import agent_pb2
 
@@ -9,7 +11,6 @@ from restore_agent.capture import CaptureRequest
 from restore_agent.ladder import available_memory, total_memory
 from restore_agent.manifest import EngineRecord, check_name
 from restore_agent.node import Node
-from restore_agent.phases import Phases
 from restore_agent.replicas import Origin, Replica, State
 from restore_agent.store import Snapshot
 
@@ -96,6 +97,7 @@ def replica(value: Replica) -> agent_pb2.Replica:
         origin=_ORIGINS[value.origin],
         endpoint=agent_pb2.Endpoint(host="127.0.0.1", port=value.engine.record.port, netns=value.engine.sandbox.netns),
         detail=value.detail,
+        phases=phases(value.phases),
     )
 
 
@@ -110,5 +112,5 @@ def node(value: Node) -> agent_pb2.Node:
     )
 
 
-def phases(value: Phases) -> list[agent_pb2.Phase]:
-    return [agent_pb2.Phase(name=name, seconds=seconds) for name, seconds in value.done()]
+def phases(value: Iterable[tuple[str, float]]) -> list[agent_pb2.Phase]:
+    return [agent_pb2.Phase(name=name, seconds=seconds) for name, seconds in value]

@@ -81,7 +81,7 @@ class Engine:
                 if or_ready and self.is_ready:
                     return
                 try:
-                    answer = await self.ask(session, self.record.health_path, timeout=5.0)
+                    answer = await self.ask(session, self.record.health_path, seconds=5.0)
                     if 200 <= answer.status < 300:
                         return
                     last = f"{self.record.health_path} answers {answer.status}"
@@ -137,7 +137,7 @@ class Engine:
             connector=aiohttp.TCPConnector(socket_factory=self._socket, happy_eyeballs_delay=None, force_close=True),
         )
 
-    async def ask(self, session: aiohttp.ClientSession, path: str, body: str = "", *, timeout: float = 60.0) -> Answer:
+    async def ask(self, session: aiohttp.ClientSession, path: str, body: str = "", *, seconds: float = 60.0) -> Answer:
         """POST of JSON, or GET without a body. Raises EngineError: no answer."""
         try:
             async with session.request(
@@ -145,7 +145,7 @@ class Engine:
                 path,
                 data=body.encode() if body else None,
                 headers={"Content-Type": "application/json"} if body else {},
-                timeout=aiohttp.ClientTimeout(total=timeout),
+                timeout=aiohttp.ClientTimeout(total=seconds),
             ) as response:
                 return Answer(response.status, await response.text())
         except (aiohttp.ClientError, OSError, TimeoutError) as error:

@@ -41,7 +41,8 @@ class Node:
     def __init__(self, name: str, store: Store, memory: Path, criu: Criu | CriuError) -> None:
         self.name = name
         self.store = store
-        self.criu, why = (criu, "") if isinstance(criu, Criu) else (None, str(criu))
+        self.criu = criu if isinstance(criu, Criu) else None
+        why = "" if isinstance(criu, Criu) else str(criu)
         kdat = memory / _KDAT
         self._listeners: set[asyncio.Queue[Change]] = set()
         self.ladder = Ladder(store, memory, self.criu.version if self.criu else "0", self._changed)
@@ -68,18 +69,18 @@ class Node:
     async def restore(
         self, model: str, snapshot: Snapshot | RestoreFailed | None, cold: EngineRecord | None, activation: str, phases: Phases
     ) -> tuple[Replica, RestoreFailed | None]:
-        """One ready replica, restored or, where that is impossible and `cold` is given, started; and why it was not restored.
+        """One ready replica, restored or, where that is impossible, started: by `cold`, else by the manifest; and why it was not restored.
 
         Raises:
-            RestoreFailed: and there is no `cold`.
+            RestoreFailed: and there is neither.
             EngineError, SandboxError: it could not be started either.
         """
         failure = snapshot if isinstance(snapshot, RestoreFailed) else None
         if isinstance(snapshot, Snapshot):
             try:
                 engine = await self.restorer.restore(snapshot, phases)
-                replica = self.replicas.add(model, snapshot, Origin.RESTORED, engine)
-                metrics.restored(model, phases.done())
+                replica = self.replicas.add(model, snapshot, Origin.RESTORED, engine, phases)
+                metrics.restored(model, replica.phases)
                 self._log(activation, replica, phases)
                 return replica, None
             except RestoreFailed as error:
@@ -87,11 +88,13 @@ class Node:
         if failure:
             metrics.fell_back(model, failure.reason)
             _LOG.warning("activation %s: %s is not restored (%s): %s", activation or "-", model, failure.reason, failure)
+            if cold is None and isinstance(snapshot, Snapshot):
+                cold = snapshot.manifest.engine
             if cold is None:
                 raise failure
         assert cold is not None
         engine = await self.restorer.start_cold(cold, model, phases)
-        replica = self.replicas.add(model, None, Origin.COLD, engine, detail=str(failure or ""))
+        replica = self.replicas.add(model, None, Origin.COLD, engine, phases, detail=str(failure or ""))
         metrics.started_cold(model)
         self._log(activation, replica, phases)
         return replica, failure
@@ -129,7 +132,7 @@ class Node:
             queue.put_nowait(change)
 
     def _log(self, activation: str, replica: Replica, phases: Phases) -> None:
-        parts = ", ".join(f"{name} {seconds * 1000:.0f} ms" for name, seconds in phases.done())
+        parts = ", ".join(f"{name} {seconds * 1000:.0f} ms" for name, seconds in replica.phases)
         _LOG.info("activation %s: replica %s %s in %.3f s (%s)", activation or "-", replica.id, replica.origin.value, phases.total, parts)
 
 

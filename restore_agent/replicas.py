@@ -7,10 +7,11 @@ import asyncio
 import enum
 import logging
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from restore_agent.engine import Engine
+from restore_agent.phases import Phases
 from restore_agent.store import Snapshot
 
 _LOG = logging.getLogger("thaw.agent")
@@ -40,6 +41,7 @@ class Replica:
     engine: Engine
     state: State = State.READY
     detail: str = ""  # why it ended, or why it was started cold
+    phases: Sequence[tuple[str, float]] = ()  # of how it was made, in seconds
 
 
 class Replicas:
@@ -54,9 +56,9 @@ class Replicas:
     def __len__(self) -> int:
         return len(self._live)
 
-    def add(self, model: str, snapshot: Snapshot | None, origin: Origin, engine: Engine, detail: str = "") -> Replica:
+    def add(self, model: str, snapshot: Snapshot | None, origin: Origin, engine: Engine, phases: Phases, detail: str = "") -> Replica:
         """Takes over the engine's sandbox and pipes; the replica is ready from now on."""
-        replica = Replica(f"{model}-{secrets.token_hex(4)}", model, snapshot, origin, engine, detail=detail)
+        replica = Replica(f"{model}-{secrets.token_hex(4)}", model, snapshot, origin, engine, detail=detail, phases=phases.done())
         engine.output.name = replica.id
         self._live[replica.id] = replica
         self._watchers[replica.id] = asyncio.create_task(self._watch(replica))

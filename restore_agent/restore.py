@@ -132,7 +132,7 @@ class Restorer:
     async def start_cold(self, record: EngineRecord, model: str, phases: Phases) -> Engine:
         """Starts the engine's own command. Raises EngineError, SandboxError."""
         async with contextlib.AsyncExitStack() as undo:
-            with phases.phase("sandbox"):
+            with phases.phase("image.sandbox"):
                 sandbox = await undo.enter_async_context(await Sandbox.create(self._kdat))
                 output = Output(model)
                 undo.callback(output.close)

@@ -103,8 +103,6 @@ class AgentService(agent_pb2_grpc.AgentServicer):
             replica, failure = await self._node.restore(request.model, snapshot, cold, request.activation_id, phases)
             return agent_pb2.RestoreResponse(
                 replica=convert.replica(replica),
-                phases=convert.phases(phases),
-                total_seconds=phases.total,
                 fallback_reason=failure.reason if failure else "",
                 fallback_detail=str(failure or ""),
             )
@@ -132,7 +130,7 @@ class AgentService(agent_pb2_grpc.AgentServicer):
             captured = await self._node.capture(wanted, progress, phases)
             replica_id = ""
             if request.keep_serving:
-                replica_id = self._node.replicas.add(wanted.model, captured.snapshot, Origin.CAPTURED, captured.source).id
+                replica_id = self._node.replicas.add(wanted.model, captured.snapshot, Origin.CAPTURED, captured.source, phases).id
             else:
                 await captured.source.sandbox.close()
                 captured.source.output.close()
@@ -142,7 +140,7 @@ class AgentService(agent_pb2_grpc.AgentServicer):
                     snapshot=convert.reference(captured.snapshot),
                     image_bytes=manifest.image_bytes,
                     skeleton_bytes=manifest.skeleton_bytes,
-                    phases=convert.phases(phases),
+                    phases=convert.phases(phases.done()),
                     replica_id=replica_id,
                 )
             )

@@ -59,3 +59,7 @@ def main() -> None:
     for line in collect(app):
         typer.secho(f"thaw: {line}", err=True, fg="yellow")
     app()
+
+
+if __name__ == "__main__":
+    main()

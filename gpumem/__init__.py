@@ -1,0 +1,1 @@
+"""GPU memory held ahead of need. Its seat: README.md says what will live here."""

@@ -1,0 +1,1 @@
+"""Demand: the gateway, KEDA's scaler, the planner, and what runs them on one machine."""

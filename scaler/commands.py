@@ -1,0 +1,83 @@
+"""`thaw up` and `thaw status`."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import aiohttp
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from scaler import log
+from scaler.config import BadConfig, load
+from scaler.external_scaler import CannotListen
+from scaler.status import socket_of
+from scaler.tls import BadCertificate
+from scaler.up import up as run_up
+
+app = typer.Typer(no_args_is_help=True)
+_DEFAULT_STATE = Path("/var/lib/thaw")
+
+
+@app.command()
+def up(file: Annotated[Path, typer.Argument(help="YAML that names the models.")]) -> None:
+    """Serves models on this machine: gateway, scaler, autoscaler and restore agent, until stopped."""
+    log.configure()
+    try:
+        asyncio.run(run_up(load(file)))
+    except (BadConfig, CannotListen, BadCertificate, OSError) as error:
+        typer.secho(f"thaw: {error}", err=True, fg="red")
+        raise typer.Exit(1) from None
+
+
+@app.command()
+def status(
+    state: Annotated[Path, typer.Option(help="The state folder that `thaw up` uses.", envvar="THAW_STATE")] = _DEFAULT_STATE,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Shows models, replicas, held requests and the last activations with their phases."""
+    try:
+        found = asyncio.run(_fetch(socket_of(state)))
+    except (aiohttp.ClientError, OSError) as error:
+        typer.secho(f"thaw: nothing answers on {socket_of(state)} ({error}); is `thaw up` running with this --state?", err=True, fg="red")
+        raise typer.Exit(1) from None
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+    else:
+        _print(found)
+
+
+async def _fetch(path: Path) -> Any:
+    async with (
+        aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(path)), timeout=aiohttp.ClientTimeout(total=5)) as session,
+        session.get("http://thaw/") as response,
+    ):
+        return await response.json()
+
+
+def _print(found: Any) -> None:
+    console = Console()
+    models = Table("MODEL", "SNAPSHOT", "RUNG", "WANTED", "READY", "HELD", "IN FLIGHT", "NOTE", box=None, pad_edge=False)
+    for each in found["models"]:
+        numbers = [str(each[key]) for key in ("wanted", "ready", "held", "in_flight")]
+        models.add_row(each["name"], each["snapshot"] or "-", each["rung"] or "-", *numbers, each["failure"] or each["unusable"])
+    console.print(models)
+    if found["replicas"]:
+        replicas = Table("REPLICA", "NODE", "ORIGIN", "IN FLIGHT", "NOTE", box=None, pad_edge=False)
+        for each in found["replicas"]:
+            replicas.add_row(each["id"], each["node"], each["origin"], str(each["in_flight"]), each["detail"])
+        console.print()
+        console.print(replicas)
+    if found["activations"]:
+        last = Table("ACTIVATION", "MODEL", "AT", "OUTCOME", "SECONDS", "PHASES (ms)", box=None, pad_edge=False)
+        for each in found["activations"]:
+            at = datetime.datetime.fromtimestamp(each["began"], datetime.UTC).astimezone().strftime("%H:%M:%S")
+            phases = " ".join(f"{name} {seconds * 1000:.0f}" for name, seconds in each["phases"].items())
+            last.add_row(each["id"], each["model"], at, each["outcome"], f"{each['seconds']:.3f}", phases or each["reason"])
+        console.print()
+        console.print(last)

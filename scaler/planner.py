@@ -1,0 +1,87 @@
+"""Where a model runs, and which snapshots stand where before anybody asks.
+
+The first honest policy: every snapshot waits on the rung that its model's file names; the first request of a model makes the best node
+stage it at once, beside the push to KEDA, so that staging runs while KEDA and the scheduler are busy. The forecast comes later and
+moves the same calls ahead of the request. The node is chosen by the one estimate (estimate.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Mapping
+
+import grpc
+from thaw_proto import agent_pb2
+
+from scaler.config import ModelSection
+from scaler.estimate import best, seconds_to_serve, seconds_to_stage
+from scaler.ledger import Ledger
+from scaler.nodes import Node, Nodes
+
+log = logging.getLogger(__name__)
+
+
+class Planner:
+    """Hooks into the ledger and the nodes; `close` cancels what it has asked for."""
+
+    def __init__(self, ledger: Ledger, nodes: Nodes, models: Mapping[str, ModelSection]) -> None:
+        self._nodes = nodes
+        self._models = models
+        self._staging: dict[tuple[str, str], asyncio.Task[None]] = {}
+        self._failed: set[tuple[str, str, str]] = set()  # (node, model, digest): told once, not tried again
+        ledger.on_first_demand(self.stage)
+        nodes.on_change(self._waiting_rung)
+
+    def node_for(self, model: str) -> Node | None:
+        """The synced node that would serve the model soonest; one without the snapshot where none has it; None: no node is there."""
+        synced = [node for node in self._nodes if node.synced.is_set()]
+        snapshot = self._models[model].snapshot_name
+        if snapshot is not None:
+            by_estimate = best({node: seconds_to_serve(node.info, node.residency(snapshot)) for node in synced})
+            if by_estimate is not None:
+                return by_estimate
+        return max(synced, key=lambda node: node.info.memory_free_bytes, default=None)
+
+    def stage(self, model: str) -> None:
+        """Asks the best node to stage the model's snapshot into memory, unless it stands there or would take too long."""
+        node = self.node_for(model) if model in self._models else None
+        if node is not None:
+            self._stage(node, model)
+
+    async def close(self) -> None:
+        tasks = list(self._staging.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _waiting_rung(self, node: Node) -> None:
+        for model, section in self._models.items():
+            if section.stage == "memory" and node.synced.is_set():
+                self._stage(node, model)
+
+    def _stage(self, node: Node, model: str) -> None:
+        section = self._models[model]
+        snapshot = section.snapshot_name
+        residency = node.residency(snapshot) if snapshot else None
+        key = (node.address, model)
+        if residency is None or residency.rung != agent_pb2.RUNG_DISK or residency.unusable_reason or key in self._staging:
+            return
+        if (*key, residency.snapshot.digest) in self._failed:
+            return
+        seconds = seconds_to_stage(node.info, residency)
+        if section.max_stage_seconds is not None and seconds > section.max_stage_seconds:
+            return
+        task = self._staging[key] = asyncio.create_task(self._ask(node, model, residency.snapshot), name=f"staging {model}")
+        task.add_done_callback(lambda _: self._staging.pop(key, None))
+
+    async def _ask(self, node: Node, model: str, snapshot: agent_pb2.SnapshotRef) -> None:
+        request = agent_pb2.StageRequest(request_id=secrets.token_hex(8), snapshot=snapshot, rung=agent_pb2.RUNG_MEMORY)
+        try:
+            answer = await node.stub.Stage(request)
+            log.info("%s stands in memory of %s after %.2f s", model, node.info.name, answer.seconds)
+        except grpc.aio.AioRpcError as error:
+            if error.code() != grpc.StatusCode.UNAVAILABLE:
+                self._failed.add((node.address, model, snapshot.digest))
+            log.warning("%s could not be staged on %s: %s", model, node.info.name, error.details())
