@@ -5,7 +5,8 @@ come in before each step, and hands every token to the event loop of whoever ask
 
 - f32: exact answers, and no AMX tiles. CRIU does not restore the permission for those, and a restored process would die of SIGILL.
 - No prefix cache: with it the same question's log-probabilities differ from one time to the next, and a restored replica is proved by
-  asking again. (Sharing steps changes them too, by rounding; the tokens stay.)
+  asking again. Sharing steps does so too, since the kernels for one row and for several round differently: compare answers of an
+  engine that is asked nothing else.
 - A token's text is its bytes from the vocabulary, put through an incremental UTF-8 decoder. Decoding the growing answer again for each
   token was rejected: quadratic, and the library drops a half character without a word.
 """

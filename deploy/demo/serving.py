@@ -63,7 +63,7 @@ def application(model: str, post: str, handler: Callable[[web.Request], Awaitabl
 def arguments(description: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--port", type=int, required=True, help="0: any free one; the line that says so names it")
     return parser.parse_args()
 
 
@@ -79,7 +79,7 @@ async def serve(app: web.Application, host: str, port: int) -> None:
         await web.TCPSite(runner, host, port).start()
     except OSError as error:
         sys.exit(f"cannot listen on {host}:{port}: {error.strerror}")
-    print(f"serving on http://{host}:{port}", flush=True)
+    print(f"serving on http://{host}:{runner.addresses[0][1]}", flush=True)
     snapshot = asyncio.create_task(take_part())
     await stop.wait()
     snapshot.cancel()
