@@ -70,6 +70,10 @@ class Ladder:
     def in_memory(self, digest: str) -> bool:
         return (staged := self._staged.get(digest)) is not None and staged.complete
 
+    def largest(self) -> int:
+        """Bytes of pages of the largest image in memory."""
+        return max((staged.snapshot.manifest.page_bytes for staged in self._staged.values() if staged.complete), default=0)
+
     @contextlib.contextmanager
     def hold(self, snapshot: Snapshot) -> Iterator[Staged]:
         """Begins to stage the snapshot, unless it stands in memory already, and keeps it there until the block ends.

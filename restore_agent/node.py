@@ -12,6 +12,7 @@ from pathlib import Path
 from restore_agent import metrics
 from restore_agent.capture import Captured, Capturer, CaptureRequest, Progress
 from restore_agent.criu import Criu, CriuError
+from restore_agent.headroom import Headroom
 from restore_agent.hugepages import HugePages
 from restore_agent.ladder import Ladder
 from restore_agent.manifest import EngineRecord
@@ -46,7 +47,8 @@ class Node:
         kdat = memory / _KDAT
         self._listeners: set[asyncio.Queue[Change]] = set()
         self.ladder = Ladder(store, memory, self.criu.version if self.criu else "0", self._changed)
-        self.restorer = Restorer(self.criu, why, kdat, self.ladder, HugePages(store.state))
+        self.headroom = Headroom()
+        self.restorer = Restorer(self.criu, why, kdat, self.ladder, HugePages(store.state), self.headroom)
         self.replicas = Replicas(self._changed)
         self._why_no_criu = why
         self._capturer = Capturer(self.criu, kdat, store, self.ladder, self.restorer) if self.criu else None
@@ -63,6 +65,7 @@ class Node:
             finally:
                 await node.replicas.close()
                 await node.ladder.close()
+                await node.headroom.close()
         finally:
             store.close()
 
@@ -128,6 +131,8 @@ class Node:
 
     def _changed(self, change: Change) -> None:
         metrics.replicas_are(self.replicas)
+        if isinstance(change, Snapshot):
+            self.headroom.want(self.ladder.largest())
         for queue in self._listeners:
             queue.put_nowait(change)
 

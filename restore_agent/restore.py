@@ -21,6 +21,7 @@ from pathlib import Path
 from restore_agent.compatibility import Incompatible
 from restore_agent.criu import Criu, CriuError, Worker
 from restore_agent.engine import RESTORE_COMPLETE, Engine
+from restore_agent.headroom import Headroom
 from restore_agent.hugepages import HugePages
 from restore_agent.ladder import Bandwidth, Ladder, NoMemory, Staged
 from restore_agent.manifest import EngineRecord
@@ -55,13 +56,14 @@ class RestoreFailed(Exception):
 
 
 class Restorer:
-    def __init__(self, criu: Criu | None, why_no_criu: str, kdat: Path, ladder: Ladder, huge: HugePages) -> None:
+    def __init__(self, criu: Criu | None, why_no_criu: str, kdat: Path, ladder: Ladder, huge: HugePages, headroom: Headroom) -> None:
         """Without `criu`, every restore fails with `why_no_criu`."""
         self._criu = criu
         self._why_no_criu = why_no_criu
         self._kdat = kdat
         self._ladder = ladder
         self._huge = huge
+        self._headroom = headroom
         self.memory_to_process = Bandwidth()
         self.overhead: dict[str, float] = {}  # digest → seconds of a restore beside its fill, smoothed
 
@@ -85,6 +87,7 @@ class Restorer:
 
     async def _restore(self, criu: Criu, snapshot: Snapshot, phases: Phases) -> Engine:
         manifest = snapshot.manifest
+        self._headroom.give()
         with self._ladder.hold(snapshot) as staged:
             async with contextlib.AsyncExitStack() as undo:
                 with phases.phase("image.sandbox"):
