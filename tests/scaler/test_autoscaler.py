@@ -93,6 +93,7 @@ async def test_the_rest_of_a_burst_that_comes_after_the_activation_is_seen_soon(
     async with autoscaling(ledger, chat, tmp_path, ScalingRules(max_replicas=4)):
         ledger.hold("chat", 1)
         await chat.until(1)
+        await asyncio.sleep(0.03)  # the sync that follows the activation at once has seen one request only
         for _ in range(63):
             ledger.hold("chat", 1)
         await chat.until(4)
@@ -105,6 +106,7 @@ async def test_demand_above_zero_is_limited_by_the_policies(ledger: Ledger, tmp_
         for _ in range(800):
             ledger.hold("chat", 1)
         await chat.until(5)
+        await asyncio.sleep(0.4)  # time for the syncs after 50, 150 and 350 ms
         assert chat.wishes == [5]
 
 

@@ -13,9 +13,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from thaw_proto import externalscaler_pb2 as pb
 
+from scaler import external_scaler
 from scaler.activation import Activations
 from scaler.external_scaler import METRIC, SERVICE, CannotListen, serve_external_scaler
-from scaler.keda_metrics import STREAMS_OPEN
+from scaler.keda_metrics import STREAMS_OPEN, STREAMS_ROTATED
 from scaler.ledger import Ledger, ModelLimits
 from scaler.trigger import Trigger
 from tests.scaler.keda_client import Keda, Watched, ref
@@ -234,8 +235,29 @@ async def test_old_streams_are_rotated_but_not_while_a_model_waits_for_a_replica
             assert await embed.ends.get() is None
 
 
+def connections(address: str) -> int:
+    """How many TCP connections the server at `address` has."""
+    local = f"0100007F:{int(address.rpartition(':')[2]):04X}"
+    rows = [line.split() for line in Path("/proc/self/net/tcp").read_text().splitlines()[1:]]
+    return sum(row[1] == local and row[3] == "01" for row in rows)
+
+
+async def test_an_old_connection_is_left_for_a_new_one_without_ending_its_streams(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(external_scaler, "CONNECTION_AGE_SECONDS", 0.2)
+    async with serve_external_scaler(ledger, address="127.0.0.1:0") as bound, Keda(bound) as keda:
+        chat = await opened(keda.watch(ref("chat")))
+        assert connections(bound) == 1
+        async with asyncio.timeout(10):
+            while connections(bound) < 2:  # the old one, kept by its streams, and the one that new calls go to
+                assert await keda.poll(ref("chat")) == (0.0, False)
+        ledger.hold("chat", 1)
+        await chat.true()
+        assert chat.ends.empty()
+
+
 async def test_a_client_that_leaves_leaves_nothing_behind(ledger: Ledger) -> None:
-    async with serve_external_scaler(ledger, address="127.0.0.1:0") as bound:
+    age, rotated = 0.4, STREAMS_ROTATED.labels("StreamIsActive")._value.get()
+    async with serve_external_scaler(ledger, address="127.0.0.1:0", stream_age_seconds=age) as bound:
         before = len(asyncio.all_tasks())
         async with Keda(bound) as keda:
             for model in ("chat", "embed"):
@@ -243,6 +265,8 @@ async def test_a_client_that_leaves_leaves_nothing_behind(ledger: Ledger) -> Non
             assert open_streams() == 4
         await until(lambda: open_streams() == 0)
         await until(lambda: len(asyncio.all_tasks()) <= before)
+        await asyncio.sleep(1.3 * age)  # the longest that a timer of theirs could have left
+    assert STREAMS_ROTATED.labels("StreamIsActive")._value.get() == rotated
 
 
 async def test_the_planner_hears_of_the_longest_staging(ledger: Ledger) -> None:
