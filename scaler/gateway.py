@@ -12,13 +12,14 @@ import logging
 import resource
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from urllib.parse import unquote
 
 from aiohttp import web
 
 from scaler import metrics, routing
 from scaler.activation import Activations
+from scaler.departure import Departures
 from scaler.fairness import Priority
 from scaler.ledger import MIB, Ledger, QueueFull, UnknownModel
 from scaler.proxy import Exchange, ReplicaFailed
@@ -47,6 +48,7 @@ class Gateway:
         self._reading = 0
         self._requests = 0
         self._idle = asyncio.Event()
+        self._departures: Departures
         self._site: web.TCPSite | None = None
         self._created = int(time.time())
         self.draining = False
@@ -56,6 +58,7 @@ class Gateway:
     async def serve(self, host: str, port: int) -> AsyncIterator[tuple[str, int]]:
         """Listens until the block ends; yields the bound address (port 0: any). Raises: OSError if it cannot be listened on."""
         _raise_descriptors()
+        self._departures = Departures()
         server = web.Server(
             self._handle, handler_cancellation=True, access_log=None, auto_decompress=False, keepalive_timeout=_KEEPALIVE_SECONDS
         )
@@ -69,6 +72,7 @@ class Gateway:
         finally:
             await self.drain(0)
             await runner.cleanup()
+            self._departures.close()
 
     async def drain(self, deadline: float) -> None:
         """Stops accepting, lets requests finish for `deadline` seconds, then refuses those held. Leaving `serve` cuts the rest off."""
@@ -144,6 +148,7 @@ class Gateway:
         return {"id": name, "object": "model", "created": self._created, "owned_by": "thaw"}
 
     def _first_byte(self, exchange: Exchange, handed: float) -> None:
+        exchange.closes = self.draining
         now = time.monotonic()
         metrics.FIRST_BYTE_SECONDS.labels(exchange.model).observe(now - exchange.arrived)
         activation = self._activations.current(exchange.model)
@@ -215,7 +220,8 @@ class Gateway:
             while True:
                 if member is None:
                     hold = hold or self._hold(exchange, request, priority)
-                    member = await self._wait(exchange, hold, beats)
+                    with self._departures.watch(request.transport) if exchange.streams and request.transport else nullcontext():
+                        member = await self._wait(exchange, hold, beats)
                     hold = None
                 try:
                     return await exchange.over(member, self._first_byte)

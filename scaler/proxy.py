@@ -63,18 +63,23 @@ class Exchange:
     body: held in memory; None: there is none, or it streams through unread.
     """
 
-    __slots__ = ("_events", "_request", "_started", "_upload_error", "arrived", "body", "model", "path", "streams")
+    __slots__ = ("_events", "_request", "_started", "_upload_error", "arrived", "body", "closes", "model", "path")
 
-    def __init__(self, request: web.BaseRequest, arrived: float, model: str = "", path: str = "", body: bytes | None = None) -> None:
+    def __init__(self, request: web.BaseRequest, arrived: float) -> None:
         self._request = request
         self.arrived = arrived
-        self.model = model
+        self.model = ""
+        self.path = ""
+        self.body: bytes | None = None
+        self.closes = False  # the connection is closed after the answer, and the answer says so
         self._events: web.StreamResponse | None = None
         self._started = False  # bytes of a streaming body were taken from the client: it cannot be sent again
         self._upload_error: Exception | None = None
-        self.path = path
-        self.body = body
-        self.streams = body is None and request.body_exists
+
+    @property
+    def streams(self) -> bool:
+        """Whether the body goes from the client to the replica unread."""
+        return self.body is None and self._request.body_exists
 
     @property
     def repeatable(self) -> bool:
@@ -165,6 +170,8 @@ class Exchange:
 
     async def _pass(self, answer: aiohttp.ClientResponse, chunk: bytes) -> web.StreamResponse:
         response = _Answer(status=answer.status, reason=answer.reason, headers=_end_to_end(answer.headers))
+        if self.closes:
+            response.force_close()
         await response.prepare(self._request)
         while chunk:
             await response.write(chunk)
