@@ -16,7 +16,7 @@ help:
 	@echo 'make test   the tests'
 	@echo 'make lint   formatting, types, and which part may import which'
 	@echo 'make bench  the benchmarks: one table, kept in tests/bench/results/'
-	@echo 'make lock   requirements.lock anew, from pyproject.toml'
+	@echo 'make lock   requirements.lock brought up to pyproject.toml'
 
 demo: $(environment) $(criu)
 	@$(bin)/python deploy/demo/demo.py
@@ -33,9 +33,9 @@ lint: $(environment)
 bench: $(environment) $(criu)
 	@$(bin)/python -m tests.bench
 
-# Names no registry: whoever installs uses their own.
+# Names no registry: whoever installs uses their own. Pins that still fit stay: remove the file first to move them all.
 lock: $(environment)
-	@$(bin)/uv pip compile --quiet --upgrade --universal --all-extras --generate-hashes --no-annotate --no-header \
+	@$(bin)/uv pip compile --quiet --universal --all-extras --generate-hashes --no-annotate --no-header \
 	    --no-emit-index-url --no-emit-find-links pyproject.toml --output-file requirements.lock
 
 clean:

@@ -26,6 +26,7 @@ step() {
     local label=$1 progress=$2 began=$SECONDS log status=0
     shift 2
     log=$logs/${label//[^a-zA-Z0-9.]/-}.log
+    : >"$log"
     [ -t 1 ] || printf '  %s …\n' "$label"
     "$@" >"$log" 2>&1 </dev/null &
     local child=$!
