@@ -38,6 +38,9 @@ probe=$(mktemp)
 can_compile "$probe" 2>/dev/null || need gcc libc6-dev
 rm -f "$probe"
 
+# The tests make network namespaces with it.
+command -v ip >/dev/null || need iproute2
+
 [ "$(.venv/bin/uv --version 2>/dev/null | cut -d' ' -f2)" = "${UV#*==}" ] \
     || step "installing $UV" unknown .venv/bin/python -m pip install --disable-pip-version-check "$UV"
 step "installing thaw and what it needs" download_progress \
