@@ -40,7 +40,7 @@ class Target(Protocol):
     """What is scaled, like a Deployment: a wish that the target brings about by itself."""
 
     def replicas(self) -> int:
-        """Replicas that are ready or starting; what `scale` asked for counts as soon as it returned."""
+        """The number wished for, as a Deployment's `spec.replicas`: it follows `scale` at once, whatever lives yet."""
 
     async def scale(self, replicas: int) -> None:
         """Wishes for `replicas`. Any exception means that the wish was not taken; it is made again later."""

@@ -9,7 +9,7 @@ Streams wait in memory without a task or a ticking timer: the ledger's own call 
 They end with OK, at shutdown and after half an hour: only a clean end resets KEDA's backoff. Connections get a GOAWAY after 10 min, at
 which a client asks DNS again and finds new scaler replicas, and streams move there as they are rotated. Reopening takes KEDA 2 s, in which
 no push arrives: at half an hour that delays one activation in a thousand. A stream whose model waits for its first replica is not rotated.
-Rejected: a task a stream (2,000 timers), `false` on the stream (ignored), answers for models nobody declared (0 would scale to zero).
+Rejected: a subscription and a re-push timer a stream, `false` on the stream (ignored), 0 for a model nobody declared (scales it to zero).
 """
 
 from __future__ import annotations
@@ -199,6 +199,8 @@ class ExternalScaler(pb_grpc.ExternalScalerServicer):
             listeners = self._listeners[model] = _Listeners()
             listeners.task = asyncio.create_task(self._follow(model, listeners), name=f"demand of {model} for KEDA")
         listeners.streams.add(stream)
+        if not self._starved(model):
+            self._first.pop(model, None)  # met or given up while no stream was open: the next push is not for it
         with suppress(UnknownModel):
             if self._ledger.demand(model).pending > 0:
                 stream.push("open")

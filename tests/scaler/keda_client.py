@@ -49,8 +49,8 @@ class Keda:
         self, address: str, credentials: grpc.ChannelCredentials | None = None, backoff: tuple[float, float] = (2.0, 60.0)
     ) -> None:
         options = [("grpc.service_config", SERVICE_CONFIG), ("grpc.use_local_subchannel_pool", 1)]
-        make = grpc.aio.secure_channel if credentials else grpc.aio.insecure_channel
-        self.channel = make(address, credentials, options) if credentials else grpc.aio.insecure_channel(address, options)
+        plain = grpc.aio.insecure_channel
+        self.channel = grpc.aio.secure_channel(address, credentials, options) if credentials else plain(address, options)
         self.stub = pb_grpc.ExternalScalerStub(self.channel)
         self._backoff = backoff
         self._tasks: set[asyncio.Task[None]] = set()

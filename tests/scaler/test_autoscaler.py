@@ -179,7 +179,7 @@ async def test_a_scaler_that_is_gone_takes_nothing_away_and_is_found_again(
         autoscaler = await stack.enter_async_context(Autoscaler(address))
         autoscaler.add("chat", CHAT, rules, chat)
         async with asyncio.timeout(10):
-            while "cannot be asked" not in caplog.text:  # noqa: ASYNC110  (a log has no event)
+            while "cannot be asked" not in caplog.text:
                 await asyncio.sleep(0.01)
         await asyncio.sleep(3 * rules.cooldown_seconds)  # well over the cooldown: what is shown is that nothing happens
         assert chat.wishes == []

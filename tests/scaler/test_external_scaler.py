@@ -11,6 +11,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from prometheus_client import REGISTRY
 from thaw_proto import externalscaler_pb2 as pb
 
 from scaler import external_scaler
@@ -55,12 +56,12 @@ async def nothing_more(watched: Watched) -> None:
 
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110  (gauges and tasks have no event)
+        while not condition():
             await asyncio.sleep(0.005)
 
 
 def open_streams() -> float:
-    return sum(STREAMS_OPEN.labels(rpc)._value.get() for rpc in ("StreamIsActive", "StreamMetricSpec"))
+    return sum(float(STREAMS_OPEN.labels(rpc)._value.get()) for rpc in ("StreamIsActive", "StreamMetricSpec"))
 
 
 async def test_the_first_request_is_pushed_once_and_marked(ledger: Ledger) -> None:
@@ -143,6 +144,23 @@ async def test_a_stream_that_opens_under_demand_is_told_at_once(ledger: Ledger) 
             watched = keda.watch(ref(model))
             await watched.true()
             await nothing_more(watched)
+
+
+async def test_latency_counts_pushes_for_a_first_request_only(ledger: Ledger) -> None:
+    def counted() -> float:
+        return REGISTRY.get_sample_value("thaw_keda_push_seconds_count") or 0.0
+
+    before = counted()
+    ledger.hold("chat", 1)  # no stream is open, and the planner makes a replica by itself
+    ledger.set_replicas("chat", ready=1, replicas=1)
+    ledger.hand_over("chat", 1)
+    async with serving(ledger) as keda:
+        await keda.watch(ref("chat")).true()
+        embed = await opened(keda.watch(ref("embed")))
+        assert counted() == before
+        ledger.hold("embed", 1)
+        await embed.true()
+        await until(lambda: counted() == before + 1)
 
 
 async def test_every_stream_of_a_model_is_told(ledger: Ledger) -> None:
@@ -237,9 +255,9 @@ async def test_old_streams_are_rotated_but_not_while_a_model_waits_for_a_replica
 
 def connections(address: str) -> int:
     """How many TCP connections the server at `address` has."""
-    local = f"0100007F:{int(address.rpartition(':')[2]):04X}"
-    rows = [line.split() for line in Path("/proc/self/net/tcp").read_text().splitlines()[1:]]
-    return sum(row[1] == local and row[3] == "01" for row in rows)
+    port = f":{int(address.rpartition(':')[2]):04X}"
+    rows = [line.split() for table in ("tcp", "tcp6") for line in Path(f"/proc/self/net/{table}").read_text().splitlines()]
+    return sum(row[1].endswith(port) and row[3] == "01" for row in rows)  # 01: established
 
 
 async def test_an_old_connection_is_left_for_a_new_one_without_ending_its_streams(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:

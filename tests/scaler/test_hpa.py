@@ -125,9 +125,7 @@ KEPT = ScalingRules(min_replicas=2, max_replicas=5, cooldown_seconds=60)
         (KEPT, True, False, 0, 0, 2),
     ],
 )
-def test_activation(  # noqa: PLR0917  (the columns of the table)
-    rules: ScalingRules, active: bool, failed: bool, replicas: int, idle_seconds: float, wish: int | None
-) -> None:
+def test_activation(rules: ScalingRules, active: bool, failed: bool, replicas: int, idle_seconds: float, wish: int | None) -> None:
     assert activation(rules, active=active, failed=failed, replicas=replicas, idle_seconds=idle_seconds) == wish
 
 
@@ -146,4 +144,4 @@ def test_activation(  # noqa: PLR0917  (the columns of the table)
 )
 def test_impossible_rules_name_the_field(field: str, values: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=f"^{field} is "):
-        ScalingRules(**values)  # type: ignore[arg-type]
+        ScalingRules(**values)

@@ -17,7 +17,17 @@ def test_own_keys(metadata: dict[str, str], trigger: Trigger) -> None:
 
 
 def test_what_keda_forwards_of_its_own_is_let_through() -> None:
-    forwarded = ["scalerAddress", "enableTLS", "unsafeSsl", "caCert", "tlsClientCert", "tlsClientKey", "tlsCertFile", "metricName", "metricType"]
+    forwarded = [
+        "scalerAddress",
+        "enableTLS",
+        "unsafeSsl",
+        "caCert",
+        "tlsClientCert",
+        "tlsClientKey",
+        "tlsCertFile",
+        "metricName",
+        "metricType",
+    ]
     metadata = {"model": "chat"} | dict.fromkeys(forwarded, "x") | {"scalerAddressFromEnv": "y"}
     assert parse_trigger(metadata) == Trigger("chat")
 
