@@ -1,0 +1,180 @@
+"""The gateway beside the engine reached directly, and 10,000 held requests. Engine, gateway and client are three processes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import aiohttp
+import uvloop
+from aiohttp import web
+
+from scaler.activation import Activations
+from scaler.gateway import Gateway
+from scaler.ledger import Ledger, ModelLimits
+from scaler.replicas import Endpoint, Replica, Replicas
+from tests.bench.figures import Figure
+
+ROUNDS, IN_ROUND = 20, 150  # alternating between the two ways, so that both meet the same machine
+BUSY_SECONDS, BUSY_CLIENTS = 5.0, 32
+HELD = 10_000
+BODY = b'{"model": "m", "stream": false, "messages": [{"role": "user", "content": "' + b"How does CRIU work? " * 10 + b'"}]}'
+ANSWER = b'{"choices": [{"message": {"role": "assistant", "content": "' + b"With care. " * 20 + b'"}}]}'
+
+
+async def _engine() -> None:
+    async def answer(request: web.BaseRequest) -> web.StreamResponse:
+        await request.read()
+        return web.Response(body=ANSWER, content_type="application/json")
+
+    runner = web.ServerRunner(web.Server(answer, access_log=None))
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0, backlog=4096).start()
+    print(runner.addresses[0][1], flush=True)
+    await _told()
+
+
+async def _gateway(port: int) -> None:
+    """Serves model `m`, with the engine's replica from the first line on standard input on; answers each line with its own memory."""
+    ledger = Ledger({"m": ModelLimits(max_requests=HELD, concurrency=64)})
+    replicas = Replicas(ledger)
+    async with Gateway(ledger, replicas, Activations()).serve("127.0.0.1", 0) as address:
+        print(address[1], flush=True)
+        while line := await _told():
+            if line == "replica":
+                replicas.add(Replica("r", "m", "node", Endpoint("127.0.0.1", port), "restored"))
+            elif line == "no replica":
+                replicas.remove("r")
+            demand = ledger.demand("m")
+            print(_resident(), demand.held, flush=True)
+        await replicas.close()
+
+
+async def _told() -> str:
+    return (await asyncio.get_running_loop().run_in_executor(None, sys.stdin.readline)).strip()
+
+
+def _resident() -> int:
+    """Bytes of this process in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+class _Child:
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+
+    async def line(self) -> list[int]:
+        assert self._process.stdout is not None
+        return [int(word) for word in (await self._process.stdout.readline()).split()]
+
+    async def tell(self, line: str) -> list[int]:
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{line}\n".encode())
+        return await self.line()
+
+
+@asynccontextmanager
+async def _child(*arguments: str) -> AsyncIterator[_Child]:
+    command = [sys.executable, "-m", "tests.bench.gateway", *arguments]
+    process = await asyncio.create_subprocess_exec(*command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE)
+    try:
+        yield _Child(process)
+    finally:
+        process.kill()
+        await process.wait()
+
+
+async def _ask(client: aiohttp.ClientSession, url: str) -> float:
+    """Seconds from the request to the end of its answer."""
+    begun = time.perf_counter()
+    async with client.post(url, data=BODY, headers={"Content-Type": "application/json"}) as response:
+        body = await response.read()
+    if response.status != 200 or body != ANSWER:
+        raise RuntimeError(f"{url} answered {response.status}: {body[:200]!r}")
+    return time.perf_counter() - begun
+
+
+async def _busy(client: aiohttp.ClientSession, url: str) -> float:
+    """Requests a second with BUSY_CLIENTS at once."""
+    count = 0
+    end = time.perf_counter() + BUSY_SECONDS
+
+    async def one() -> None:
+        nonlocal count
+        while time.perf_counter() < end:
+            await _ask(client, url)
+            count += 1
+
+    await asyncio.gather(*(one() for _ in range(BUSY_CLIENTS)))
+    return count / BUSY_SECONDS
+
+
+def _percentile(seconds: list[float], share: float) -> float:
+    return sorted(seconds)[int(len(seconds) * share)] * 1000
+
+
+async def _measure() -> list[Figure]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, hard), hard))
+    figures = []
+    async with (
+        _child("engine") as engine,
+        aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as client,
+    ):
+        (port,) = await engine.line()
+        async with _child("gateway", str(port)) as gateway:
+            (front,) = await gateway.line()
+            direct, through = f"http://127.0.0.1:{port}/v1/chat/completions", f"http://127.0.0.1:{front}/v1/chat/completions"
+            await gateway.tell("replica")
+            took: dict[str, list[float]] = {direct: [], through: []}
+            for url in (direct, through):
+                for _ in range(IN_ROUND):
+                    await _ask(client, url)
+            for _ in range(ROUNDS):
+                for url, seconds in took.items():
+                    seconds += [await _ask(client, url) for _ in range(IN_ROUND)]
+            for share, name, goal in ((0.5, "p50", 1.0), (0.99, "p99", 5.0)):
+                ways = [_percentile(took[url], share) for url in (through, direct)]
+                detail = f"{ways[0]:.2f} through it, {ways[1]:.2f} directly; {ROUNDS * IN_ROUND} requests each, one at a time"
+                figures.append(Figure(f"gateway adds, {name}", ways[0] - ways[1], "ms", at_most=goal, detail=detail))
+            busy = [await _busy(client, url) for url in (through, direct)]
+            detail = f"{BUSY_CLIENTS} clients at once in one process; the engine reached directly: {busy[1]:.0f}"
+            figures.append(Figure("gateway, requests a second of one process", busy[0], "1/s", detail=detail))
+        async with _child("gateway", str(port)) as gateway:
+            (front,) = await gateway.line()
+            figures += await _held(client, gateway, f"http://127.0.0.1:{front}/v1/chat/completions")
+    return figures
+
+
+async def _held(client: aiohttp.ClientSession, gateway: _Child, url: str) -> list[Figure]:
+    # Idle is a gateway that has served: its code is loaded and its first buffers are made.
+    await gateway.tell("replica")
+    await asyncio.gather(*(_ask(client, url) for _ in range(100)))
+    idle, _ = await gateway.tell("no replica")
+    asked = [asyncio.create_task(_ask(client, url)) for _ in range(HELD)]
+    held = 0
+    while held < HELD:
+        full, held = await gateway.tell("how many")
+    begun = time.perf_counter()
+    await gateway.tell("replica")
+    await asyncio.gather(*asked)
+    took = time.perf_counter() - begun
+    detail = f"{(full - idle) / HELD / 1024:.1f} KiB each with a body of {len(BODY)} bytes, over {idle / 1e6:.0f} MB idle"
+    return [
+        Figure(f"{HELD:,} held requests, memory over idle", (full - idle) / 1e6, "MB", at_most=200, detail=detail),
+        Figure(f"{HELD:,} held requests, answered", len(asked), "answers", at_least=HELD, detail=f"by one replica in {took:.1f} s"),
+    ]
+
+
+def main() -> list[Figure]:
+    return uvloop.run(_measure())
+
+
+if __name__ == "__main__":
+    uvloop.run(_engine() if sys.argv[1] == "engine" else _gateway(int(sys.argv[2])))
