@@ -1,0 +1,91 @@
+"""What a scale-up says of itself: phases, a log line, metrics; and the server that shows them."""
+
+import json
+import logging
+
+import aiohttp
+import pytest
+from prometheus_client import REGISTRY, CollectorRegistry
+
+from scaler.activation import Activations
+from scaler.ledger import Ledger, ModelLimits
+from scaler.log import JsonFormatter
+from scaler.metrics import LedgerCollector, serve_metrics
+
+
+def test_phases_and_what_none_of_them_accounts_for(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    activations = Activations()
+    activation = activations.begin("phases", at=100.0)
+    assert activations.begin("phases") is activation
+    activation.mark("held", at=100.5)
+    activation.mark("pushed", at=101.0)
+    activation.mark("pushed", at=109.0)  # a second push is no part of it
+    activation.add("image", 2.0)
+    activation.add("weights", 3.0)  # beside the image
+    activation.add("image", 50.0)  # another replica's
+    activation.add("first_byte", 0.25)
+    with pytest.raises(ValueError, match="'waiting' is not a phase of an activation; the phases are held, pushed"):
+        activation.mark("waiting")
+    activations.served("phases", at=105.0)
+    assert activation.phases == {
+        "held": 0.5,
+        "pushed": 0.5,
+        "image": 2.0,
+        "weights": 3.0,
+        "first_byte": 0.25,
+        "unaccounted": 0.75,
+    }
+    assert activation.total == 5.0
+    activation.add("cuda", 1.0)  # too late
+    assert "cuda" not in activation.phases
+    line = json.loads(JsonFormatter().format(caplog.records[-1]))
+    assert (line["activation"], line["model"], line["outcome"], line["seconds"]) == (activation.id, "phases", "served", 5.0)
+    assert line["phases"]["unaccounted"] == 0.75
+    labels = {"model": "phases", "phase": "image"}
+    assert REGISTRY.get_sample_value("thaw_activation_phase_seconds_sum", labels) == 2.0
+
+
+def test_the_latest_come_first_and_old_ones_go() -> None:
+    activations = Activations()
+    for i in range(150):
+        activations.begin(f"m{i}")
+        activations.abandoned(f"m{i}", "the client left")
+    assert [activation.model for activation in activations.recent(3)] == ["m149", "m148", "m147"]
+    assert len(activations.recent(1000)) == 100
+    activations.served("nobody's")  # without an open one this changes nothing
+    assert len(activations.recent(1000)) == 100
+
+
+def test_a_log_line_carries_its_fields_and_its_error() -> None:
+    logger = logging.getLogger("test")
+    try:
+        raise RuntimeError("broken")
+    except RuntimeError as error:
+        record = logger.makeRecord("test", logging.ERROR, "f", 1, "lost %s", ("it",), (RuntimeError, error, error.__traceback__))
+    record.fields = {"activation": "ab12", "message": "must not replace the message"}
+    line = json.loads(JsonFormatter().format(record))
+    assert (line["message"], line["level"], line["activation"]) == ("lost it", "error", "ab12")
+    assert "RuntimeError: broken" in line["exception"]
+
+
+async def test_metrics_and_health_are_served() -> None:
+    ledger = Ledger({"m": ModelLimits()})
+    ledger.hold("m", 7)
+    ledger.set_replicas("m", 0, 1)
+    registry = CollectorRegistry()
+    registry.register(LedgerCollector(ledger))
+    why = "still reading its files"
+    async with serve_metrics("127.0.0.1", 0, lambda: why, registry) as (host, port), aiohttp.ClientSession() as client:
+        async with client.get(f"http://{host}:{port}/metrics") as response:
+            text = await response.text()
+            assert response.headers["Content-Type"].startswith("text/plain; version=")
+        for line in ('thaw_held_requests{model="m"} 1.0', 'thaw_held_bytes{model="m"} 7.0', 'thaw_replicas{model="m"} 1.0'):
+            assert line in text
+        async with client.get(f"http://{host}:{port}/healthz") as response:
+            assert response.status == 200
+        async with client.get(f"http://{host}:{port}/readyz") as response:
+            assert (response.status, await response.text()) == (503, "not ready: still reading its files\n")
+        why = ""
+        async with client.get(f"http://{host}:{port}/readyz") as response:
+            assert response.status == 200

@@ -1,0 +1,149 @@
+"""The ledger: counting, edges, and watching without missing or repeating."""
+
+import asyncio
+import time
+
+import pytest
+
+from scaler.ledger import Demand, Ledger, ModelLimits, QueueFull, UnknownModel
+
+
+def ledger(**limits: int) -> Ledger:
+    return Ledger({"m": ModelLimits(**limits)})
+
+
+def test_counts() -> None:
+    book = ledger()
+    assert book.last_active("m") is None
+    book.hold("m", 10)
+    book.hold("m", 5)
+    assert (book.demand("m"), book.held_bytes("m")) == (Demand(held=2, in_flight=0, replicas=0), 15)
+    book.set_replicas("m", ready=1, replicas=2)
+    book.hand_over("m", 10)
+    assert (book.demand("m"), book.demand("m").pending, book.held_bytes("m")) == (Demand(1, 1, 2), 2, 5)
+    book.leave("m", 5)
+    book.end("m")
+    before = book.last_active("m")
+    assert before is not None
+    assert before <= time.monotonic()
+    assert book.demand("m") == Demand(0, 0, 2)
+
+
+def test_bounds_are_for_new_requests_only() -> None:
+    book = ledger(max_requests=2, max_bytes=100)
+    book.hold("m", 60)
+    with pytest.raises(QueueFull, match="60 bytes are held, 50 more would pass the bound of 100"):
+        book.hold("m", 50)
+    book.hold("m", 40)
+    with pytest.raises(QueueFull, match="2 requests are held, the bound is 2"):
+        book.hold("m", 0)
+    book.hold("m", 50, bounded=False)
+    assert book.demand("m").held == 3
+
+
+@pytest.mark.parametrize("field", ["max_requests", "max_bytes", "max_wait_seconds", "concurrency"])
+def test_limits_must_be_positive(field: str) -> None:
+    with pytest.raises(ValueError, match=f"{field} must be greater than 0, not 0"):
+        ModelLimits(**{field: 0})
+
+
+def test_first_demand_is_told_once_for_each_time_without_a_replica() -> None:
+    book, told = ledger(), list[str]()
+    book.on_first_demand(told.append)
+    book.hold("m", 0)
+    book.hold("m", 0)
+    assert told == ["m"]
+    book.set_replicas("m", 1, 1)
+    book.hand_over("m", 0)
+    book.set_replicas("m", 0, 0)  # the replica died under it: that is demand without a replica again
+    assert told == ["m", "m"]
+    book.leave("m", 0)
+    book.end("m")
+    book.hold("m", 0)
+    assert told == ["m"] * 3
+
+
+def test_a_draining_replica_is_none_to_wait_for() -> None:
+    book, told = ledger(), list[str]()
+    book.on_first_demand(told.append)
+    book.set_replicas("m", ready=0, replicas=1)
+    book.hold("m", 0)
+    assert told == ["m"]
+
+
+def test_a_failing_callback_costs_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    book, told = ledger(), list[str]()
+    book.on_first_demand(lambda model: told[0])
+    book.on_first_demand(told.append)
+    book.hold("m", 0)
+    assert told == ["m"]
+    assert "a callback on first demand failed" in caplog.text
+
+
+def test_a_model_nobody_declared() -> None:
+    book = ledger()
+    for ask in (book.demand, book.limits, book.last_active, book.subscribe, book.withdraw):
+        with pytest.raises(UnknownModel, match="model 'x' is not known; known models: m"):
+            ask("x")
+    assert (book.knows("x"), book.knows("m"), list(book.models())) == (False, True, ["m"])
+
+
+def test_withdrawing_keeps_the_account_until_its_work_is_done() -> None:
+    book = ledger()
+    book.start("m")
+    book.withdraw("m")
+    with pytest.raises(UnknownModel):
+        book.demand("m")
+    book.declare("m", ModelLimits())
+    assert book.demand("m").in_flight == 1
+    book.withdraw("m")
+    book.end("m")
+    book.declare("m", ModelLimits())
+    assert book.last_active("m") is None  # a new account: the old one had gone
+
+
+def test_a_failure_is_kept_until_a_replica_is_ready() -> None:
+    book = ledger()
+    book.report_failure("m", "no memory")
+    assert book.failure("m") == "no memory"
+    book.set_replicas("m", 1, 1)
+    assert book.failure("m") == ""
+
+
+async def test_a_burst_wakes_a_watcher_once() -> None:
+    book, woken = ledger(), asyncio.Queue[Demand]()
+
+    async def watch() -> None:
+        with book.subscribe("m") as subscription:
+            while True:
+                await subscription.changed()
+                woken.put_nowait(book.demand("m"))
+
+    task = asyncio.create_task(watch())
+    await asyncio.sleep(0)
+    for _ in range(100):
+        book.hold("m", 0)
+    assert await woken.get() == Demand(100, 0, 0)
+    assert woken.empty()
+    book.leave("m", 0)
+    assert await woken.get() == Demand(99, 0, 0)
+    task.cancel()
+
+
+async def test_a_change_between_two_looks_is_not_missed() -> None:
+    book = ledger()
+    with book.subscribe("m") as subscription:
+        book.hold("m", 0)
+        async with asyncio.timeout(1):
+            await subscription.changed()
+        waiting = asyncio.create_task(subscription.changed())
+        await asyncio.sleep(0)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        book.leave("m", 0)
+        async with asyncio.timeout(1):
+            await subscription.changed()
+        book.withdraw("m")
+        async with asyncio.timeout(1):
+            await subscription.changed()
