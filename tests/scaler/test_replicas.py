@@ -84,8 +84,10 @@ async def test_held_requests_outlive_a_killed_replica() -> None:
     """The gateway learns of the death from a refused connection, long before any agent says so."""
     async with process() as dead, Engine() as living, front(concurrency=1) as f:
         await dead.kill()
-        asked = [f.ask(f"n{i}") for i in range(5)]
-        await f.held(5)
+        asked = []
+        for i in range(5):
+            asked.append(f.ask(f"n{i}"))
+            await f.held(i + 1)
         f.replicas.add(dead.replica("dead"))
         assert f.ledger.demand("m").in_flight == 1
         await f.held(5)  # its place is given back; nobody else is sent there
