@@ -136,13 +136,14 @@ async def test_a_replica_killed_in_the_middle_of_an_answer(patient: bool) -> Non
 
 
 async def test_a_streaming_body_is_not_sent_twice() -> None:
-    async with process("held") as dying, Engine() as living, front() as f:
+    async with Engine() as dying, Engine() as living, front() as f:
         f.replicas.add(dying.replica("dying"))
 
         async def upload() -> AsyncIterator[bytes]:
             yield b"part"
-            await f.until(lambda demand: demand.in_flight == 1)
-            await dying.kill()
+            await dying.seen.get()
+            f.replicas.remove("dying")
+            f.replicas.add(living.replica("living"))
             yield b"rest"
 
         async with f.client.post(f"{f.url}/models/m/x", data=upload()) as response:
