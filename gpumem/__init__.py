@@ -1,1 +1,1 @@
-"""GPU memory held ahead of need. Its seat: README.md says what will live here."""
+"""GPU memory held ahead of need: filled before anyone asks, lent to processes that come and go, shared by all that want the same bytes."""
