@@ -23,7 +23,7 @@ from restore_agent.criu import Criu
 from restore_agent.engine import SNAPSHOT_COMPLETE, Engine
 from restore_agent.images import Run, split
 from restore_agent.ladder import Ladder
-from restore_agent.manifest import CanaryRecord, ChunkRecord, EngineRecord, Manifest, ProcessRecord, digest_of
+from restore_agent.manifest import CanaryRecord, ChunkRecord, EngineRecord, FileRecord, Manifest, ProcessRecord, digest_of
 from restore_agent.output import Output
 from restore_agent.pages import write_index
 from restore_agent.phases import Phases
@@ -131,7 +131,7 @@ class Capturer:
                 processes=tuple(ProcessRecord(pid=pid, command=_command(host)) for pid, host in sorted(inside.items())),
                 root_pid=source.pid,
                 stdio=source.output.keys,
-                files={str(path.relative_to(workspace)): record_file(path) for path in sorted(workspace.rglob("*")) if path.is_file()},
+                files=await asyncio.to_thread(_records, workspace),
                 chunks=tuple(ChunkRecord(hash=chunk.hash, size=chunk.size) for chunk in chunks),
                 host_bytes=sum(_resident(host) for host in inside.values()),
                 fits=await asyncio.to_thread(node_fits, self._criu.version, used),
@@ -176,6 +176,10 @@ async def _in_thread(function: Callable[..., _R], *args: object) -> _R:
     except asyncio.CancelledError:
         await asyncio.wait([work])
         raise
+
+
+def _records(folder: Path) -> dict[str, FileRecord]:
+    return {str(path.relative_to(folder)): record_file(path) for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def _command(host_pid: int) -> str:

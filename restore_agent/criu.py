@@ -65,7 +65,7 @@ class Criu:
         async with Worker.start(self, sandbox, {}) as worker:
             await worker.call(criu_pb2.Request(type=criu_pb2.FEATURE_CHECK, features=criu_pb2.Features()))
         with contextlib.suppress(FileNotFoundError):
-            kdat.write_bytes((sandbox.root / "run/criu.kdat").read_bytes())
+            await asyncio.to_thread(shutil.copy, sandbox.root / "run/criu.kdat", kdat)
 
     async def dump(self, sandbox: Sandbox, pid: int, images: Path, deadline: float) -> None:
         """Writes the process tree under `pid` (as seen inside) into `images`, and leaves it running, whatever happens.
@@ -110,7 +110,9 @@ class Worker:
         try:
             with theirs, output.writers() as writers:
                 fds = [*writers, theirs.fileno(), *inherit.values()]
-                await sandbox.spawn([criu.path, "swrk", "3"], {"PATH": os.environ.get("PATH", ""), "HOME": "/"}, "/", fds)
+                pid = await sandbox.spawn([criu.path, "swrk", "3"], {"PATH": os.environ.get("PATH", ""), "HOME": "/"}, "/", fds)
+            # If CRIU is killed, tasks that it had begun to restore still hold its end: no end of file would come.
+            sandbox.exit_of(pid).add_done_callback(lambda _: _no_more(ours))
             yield cls(ours, output, [criu_pb2.InheritFd(key=key, fd=4 + i) for i, key in enumerate(keys)])
         finally:
             ours.close()
@@ -145,6 +147,12 @@ class Worker:
     async def call(
         self, request: criu_pb2.Request, actions: Mapping[str, Callable[[], Awaitable[None]]] | None = None
     ) -> criu_pb2.Response:
+        try:
+            return await self._converse(request, actions or {})
+        except ConnectionError as error:
+            raise CriuError(f"criu ended in the middle: {error}{self.output.tail()}") from None
+
+    async def _converse(self, request: criu_pb2.Request, actions: Mapping[str, Callable[[], Awaitable[None]]]) -> criu_pb2.Response:
         loop = asyncio.get_running_loop()
         await loop.sock_sendall(self.channel, request.SerializeToString())
         failure: BaseException | None = None
@@ -160,9 +168,15 @@ class Worker:
                     raise CriuError(f"{response.cr_errmsg.strip() or f'errno {response.cr_errno}'}{self.output.tail()}")
                 return response
             try:
-                if action := (actions or {}).get(response.notify.script):
+                if action := actions.get(response.notify.script):
                     await action()
             except Exception as error:
                 failure = error
             answer = criu_pb2.Request(type=criu_pb2.NOTIFY, notify_success=failure is None)
             await loop.sock_sendall(self.channel, answer.SerializeToString())
+
+
+def _no_more(channel: socket.socket) -> None:
+    """Nothing more will be said: a reader gets what has come, then the end."""
+    with contextlib.suppress(OSError):
+        channel.shutdown(socket.SHUT_RD)

@@ -43,13 +43,14 @@ def enter_own_mounts(state: Path) -> None:
     memory = _memory(state)
     memory.mkdir(parents=True, exist_ok=True)
     libc = ctypes.CDLL(None, use_errno=True)
-    for failed, what in (
-        (lambda: libc.unshare(_CLONE_NEWNS), "enter a mount namespace of its own"),
-        (lambda: libc.mount(b"none", b"/", None, _MS_REC | _MS_PRIVATE, None), "make its mounts private"),
-        (lambda: libc.mount(b"tmpfs", os.fsencode(memory), b"tmpfs", 0, b"mode=700"), f"mount a tmpfs on {memory}"),
-    ):
-        if failed():
+
+    def done(what: str, failed: int) -> None:
+        if failed:
             raise AgentError(f"the agent cannot {what}: {os.strerror(ctypes.get_errno())}; it needs CAP_SYS_ADMIN")
+
+    done("enter a mount namespace of its own", libc.unshare(_CLONE_NEWNS))
+    done("make its mounts private", libc.mount(b"none", b"/", None, _MS_REC | _MS_PRIVATE, None))
+    done(f"mount a tmpfs on {memory}", libc.mount(b"tmpfs", os.fsencode(memory), b"tmpfs", 0, b"mode=700"))
 
 
 @contextlib.asynccontextmanager

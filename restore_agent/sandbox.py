@@ -57,7 +57,7 @@ class Sandbox:
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
         with theirs:
             try:
-                process = subprocess.Popen(
+                process = subprocess.Popen(  # noqa: ASYNC220  a vfork: half a millisecond, a thread would cost as much
                     [thaw_native.SANDBOX_INIT, str(theirs.fileno()), str(kdat)], pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL
                 )
             except OSError as error:
@@ -145,9 +145,10 @@ class Sandbox:
 
     async def close(self) -> None:
         """Ends everything inside. Returns when it has ended; cancelling does not stop the end, only the wait."""
-        self._loop.remove_reader(self._control)
-        self._control.close()
-        self._end("closed by the agent")
+        if self._control.fileno() >= 0:
+            self._loop.remove_reader(self._control)
+            self._control.close()
+            self._end("closed by the agent")
         await asyncio.shield(self._reap())
 
     async def _reap(self) -> None:

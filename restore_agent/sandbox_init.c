@@ -52,6 +52,7 @@
 #endif
 
 static int control;
+static int is_program; /* this process is about to become the program that was asked for */
 
 static void tell(const char *format, ...)
 {
@@ -69,6 +70,11 @@ static void tell(const char *format, ...)
 
 static void fail(const char *what)
 {
+	if (is_program) {
+		/* The agent reads the program's stderr and quotes it. */
+		dprintf(2, "cannot start: %s: %s\n", what, strerror(errno));
+		_exit(127);
+	}
 	tell("error %s: %s", what, strerror(errno));
 	_exit(1);
 }
@@ -191,6 +197,7 @@ static void run_program(char *message, size_t size, const int *fds, int nfds)
 	char **argv = next_list(&cursor, end), **envp = next_list(&cursor, end);
 	sigset_t none;
 
+	is_program = 1;
 	if (setsid() < 0)
 		fail("setsid");
 	/* Inside, or the descriptor belongs to a mount of the host and cannot be dumped. */
@@ -207,8 +214,7 @@ static void run_program(char *message, size_t size, const int *fds, int nfds)
 	for (int i = 0; i < nfds; i++)
 		if (dup2(moved[i], i + 1) < 0)
 			fail("dup");
-	/* `control` must live for an error of exec: it is close-on-exec, as everything from nfds + 1 on becomes here. */
-	syscall(SYS_close_range, nfds + 1, ~0U, CLOSE_RANGE_CLOEXEC);
+	syscall(SYS_close_range, nfds + 1, ~0U, 0);
 	if (chdir(directory) < 0)
 		fail(directory);
 	if (strchr(flags, 's'))

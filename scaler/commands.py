@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import aiohttp
 import typer
+import uvloop
 from rich.console import Console
 from rich.table import Table
 
@@ -29,7 +30,7 @@ def up(file: Annotated[Path, typer.Argument(help="YAML that names the models.")]
     """Serves models on this machine: gateway, scaler, autoscaler and restore agent, until stopped."""
     log.configure()
     try:
-        asyncio.run(run_up(load(file)))
+        uvloop.run(run_up(load(file)))
     except (BadConfig, CannotListen, BadCertificate, OSError) as error:
         typer.secho(f"thaw: {error}", err=True, fg="red")
         raise typer.Exit(1) from None

@@ -114,6 +114,13 @@ class ModelSection(_Section):
             concurrency=self.concurrency,
         )
 
+    def trigger(self, model: str) -> dict[str, str]:
+        """The metadata that a ScaledObject of this model would have."""
+        metadata = {"model": model, "targetPending": str(self.concurrency)}
+        if self.max_stage_seconds is not None:
+            metadata["maxStageSeconds"] = str(self.max_stage_seconds)
+        return metadata
+
     @property
     def engine_env(self) -> dict[str, str]:
         """What the engine's process sees: its own variables over a few of ours."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import secrets
 
@@ -87,7 +88,9 @@ class Deployment:
             self._ledger.report_failure(self.model, "no restore agent is connected")
         elif missing > 0 and loop.time() >= self._not_before:
             for _ in range(missing):
-                self._track(self._start())
+                task = asyncio.create_task(self._start(), name=f"starting {self.model}")
+                self._starting.add(task)
+                task.add_done_callback(self._started)
         elif missing < 0:
             for task in list(self._starting)[:-missing]:
                 task.cancel()
@@ -95,19 +98,13 @@ class Deployment:
             surplus = sorted(reversed(live), key=lambda each: self._replicas.in_flight(each[1].id))
             for node, replica in surplus[: max(0, -missing)]:
                 task = self._ending[replica.id] = asyncio.create_task(self._end(node, replica.id), name=f"ending {replica.id}")
-                task.add_done_callback(lambda _, ended=replica.id: self._ended(ended))
+                task.add_done_callback(functools.partial(self._ended, replica.id))
 
-    def _track(self, start: object) -> None:
-        task = asyncio.ensure_future(start)  # type: ignore[call-overload]
-        self._starting.add(task)
+    def _started(self, task: asyncio.Task[None]) -> None:
+        self._starting.discard(task)
+        self._changed.set()
 
-        def done(_: object) -> None:
-            self._starting.discard(task)
-            self._changed.set()
-
-        task.add_done_callback(done)
-
-    def _ended(self, replica_id: str) -> None:
+    def _ended(self, replica_id: str, _: asyncio.Task[None]) -> None:
         self._ending.pop(replica_id, None)
         self._changed.set()
 

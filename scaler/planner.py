@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import secrets
 from collections.abc import Mapping
 
@@ -19,6 +20,7 @@ from scaler.config import ModelSection
 from scaler.estimate import best, seconds_to_serve, seconds_to_stage
 from scaler.ledger import Ledger
 from scaler.nodes import Node, Nodes
+from scaler.trigger import Trigger
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +32,7 @@ class Planner:
         self._nodes = nodes
         self._models = models
         self._staging: dict[tuple[str, str], asyncio.Task[None]] = {}
+        self._longest_staging: dict[str, float] = {}
         self._failed: set[tuple[str, str, str]] = set()  # (node, model, digest): told once, not tried again
         ledger.on_first_demand(self.stage)
         nodes.on_change(self._waiting_rung)
@@ -50,6 +53,12 @@ class Planner:
         if node is not None:
             self._stage(node, model)
 
+    def triggered(self, trigger: Trigger) -> None:
+        """Takes the bound on staging from a model's trigger."""
+        self._longest_staging.pop(trigger.model, None)
+        if trigger.max_stage_seconds is not None:
+            self._longest_staging[trigger.model] = trigger.max_stage_seconds
+
     async def close(self) -> None:
         tasks = list(self._staging.values())
         for task in tasks:
@@ -62,16 +71,14 @@ class Planner:
                 self._stage(node, model)
 
     def _stage(self, node: Node, model: str) -> None:
-        section = self._models[model]
-        snapshot = section.snapshot_name
+        snapshot = self._models[model].snapshot_name
         residency = node.residency(snapshot) if snapshot else None
         key = (node.address, model)
         if residency is None or residency.rung != agent_pb2.RUNG_DISK or residency.unusable_reason or key in self._staging:
             return
         if (*key, residency.snapshot.digest) in self._failed:
             return
-        seconds = seconds_to_stage(node.info, residency)
-        if section.max_stage_seconds is not None and seconds > section.max_stage_seconds:
+        if seconds_to_stage(node.info, residency) > self._longest_staging.get(model, math.inf):
             return
         task = self._staging[key] = asyncio.create_task(self._ask(node, model, residency.snapshot), name=f"staging {model}")
         task.add_done_callback(lambda _: self._staging.pop(key, None))

@@ -12,11 +12,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import signal
 import sys
 from collections.abc import AsyncIterator
+
+from prometheus_client import REGISTRY
 
 from scaler.activation import Activations
 from scaler.autoscaler import Autoscaler
@@ -25,7 +28,7 @@ from scaler.deployment import Deployment
 from scaler.external_scaler import serve_external_scaler
 from scaler.gateway import Gateway
 from scaler.ledger import Ledger
-from scaler.metrics import serve_metrics
+from scaler.metrics import LedgerCollector, serve_metrics
 from scaler.nodes import Nodes
 from scaler.planner import Planner
 from scaler.replicas import Replicas
@@ -63,17 +66,16 @@ async def up(config: Config) -> None:
         stack.push_async_callback(planner.close)
         for deployment in deployments.values():
             await stack.enter_async_context(_running(deployment))
-        scaler = await stack.enter_async_context(
-            serve_external_scaler(ledger, address=f"unix:{config.state / 'scaler.sock'}", activations=activations)
-        )
+        serve_scaler = functools.partial(serve_external_scaler, ledger, activations=activations, on_trigger=planner.triggered)
+        scaler = await stack.enter_async_context(serve_scaler(address=f"unix:{config.state / 'scaler.sock'}"))
         if config.keda:
             tls = TlsFiles(**config.keda.tls.model_dump()) if config.keda.tls else None
-            await stack.enter_async_context(serve_external_scaler(ledger, address=config.keda.listen, tls=tls, activations=activations))
+            await stack.enter_async_context(serve_scaler(address=config.keda.listen, tls=tls))
         autoscaler = await stack.enter_async_context(Autoscaler(scaler))
         for name, model in config.models.items():
-            trigger = {"model": name, "targetPending": str(model.concurrency)}
-            autoscaler.add(name, trigger, model.rules, deployments[name])
+            autoscaler.add(name, model.trigger(name), model.rules, deployments[name])
         await stack.enter_async_context(serve_status(config.state, config.models, deployments, ledger, replicas, nodes, activations))
+        REGISTRY.register(LedgerCollector(ledger))
         if config.metrics:
             host, port = _split(config.metrics)
             await stack.enter_async_context(serve_metrics(host, port, lambda: _not_ready(nodes, gateway)))

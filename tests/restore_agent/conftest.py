@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from restore_agent.criu import Criu, CriuError
+from tests.restore_agent.world import Agent, copy_state, engine, huge_pages, left_behind, running
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    try:
+        Criu.find()
+        missing = "" if os.geteuid() == 0 else "needs root, for CRIU and namespaces"
+    except CriuError as error:
+        missing = f"needs CRIU: {error}"
+    if missing:
+        for item in items:
+            if Path(__file__).parent in item.path.parents and "needs_criu" in getattr(item, "fixturenames", ()):
+                item.add_marker(pytest.mark.skip(reason=missing))
+
+
+@pytest.fixture(scope="session")
+def needs_criu() -> None:
+    """Asked for by every test that restores; the hook above says what is missing."""
+
+
+@pytest.fixture(scope="session")
+def mapped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file that the snapshot's server maps."""
+    path = tmp_path_factory.mktemp("files") / "weights.bin"
+    path.write_bytes(os.urandom(1 << 20))
+    return path
+
+
+@pytest.fixture(scope="session")
+def captured(tmp_path_factory: pytest.TempPathFactory, mapped: Path, needs_criu: None) -> Path:
+    """A state folder with one snapshot, `small`, of a server with a child process. Tests work on copies."""
+    state = tmp_path_factory.mktemp("captured") / "state"
+
+    async def capture() -> None:
+        async with running(state) as agent:
+            await agent.snapshot("small", engine(mapped, 8, "--child"))
+
+    asyncio.run(capture())
+    return state
+
+
+@pytest.fixture
+def state(captured: Path, tmp_path: Path) -> Path:
+    return copy_state(captured, tmp_path / "state")
+
+
+@pytest.fixture
+async def agent(state: Path) -> AsyncIterator[Agent]:
+    """A fresh agent over a copy of the snapshot; afterwards nothing of it may be left."""
+    before = huge_pages()
+    async with running(state) as started:
+        yield started
+    assert left_behind(state) == []
+    assert huge_pages() == before
+    assert os.listdir(state / "tmp") == []
+    shutil.rmtree(state)

@@ -1,0 +1,79 @@
+"""A small server with memory worth comparing: random bytes, zeros, a heap, a child process, threads, a mapped file, shared memory.
+
+`/sum` hashes all of it, so an answer proves every page. It keeps away from everything that a real engine would not do.
+"""
+
+import hashlib
+import http.server
+import json
+import mmap
+import multiprocessing.shared_memory
+import os
+import random
+import sys
+from pathlib import Path
+
+port, mebibytes, mapped = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+child = "--child" in sys.argv
+
+source = random.Random(7)
+content = bytearray(source.randbytes(mebibytes << 20))
+sparse = mmap.mmap(-1, 64 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # a megabyte of content in 64 of written zeros
+common = mmap.mmap(-1, 1 << 20)  # shared with the child: not ours to carry, but CRIU's
+common[: 1 << 16] = source.randbytes(1 << 16)
+sparse[:] = bytes(64 << 20)
+sparse[40 << 20 : 41 << 20] = source.randbytes(1 << 20)
+heap = [source.randbytes(100) for _ in range(20_000)]
+file = mapped.open("rb")
+weights = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+private = mmap.mmap(file.fileno(), 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+private[:8192] = bytes(8192)  # zeros that must not show the file again
+shared = multiprocessing.shared_memory.SharedMemory(create=True, size=1 << 16)
+shared.buf[:5] = b"there"
+deleted_path = Path("/dev/shm/deleted")
+deleted = deleted_path.open("w+b", buffering=0)
+deleted.write(b"still here")
+deleted_path.unlink()
+requests: list[str] = []
+ask, answer = os.pipe(), os.pipe()
+if child and os.fork() == 0:
+    kept = bytearray(source.randbytes(8 << 20))
+    while os.read(ask[0], 1):
+        os.write(answer[1], hashlib.sha256(kept).digest())
+
+
+def digest() -> str:
+    hasher = hashlib.sha256()
+    for part in (content, sparse, common, *heap, weights, private, bytes(shared.buf)):
+        hasher.update(part)
+    deleted.seek(0)
+    hasher.update(deleted.read())
+    if child:
+        os.write(ask[1], b"?")
+        hasher.update(os.read(answer[0], 32))
+    return hasher.hexdigest()
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        requests.append(self.path)
+        if self.path == "/exit":
+            os._exit(3)
+        body = {"/sum": lambda: {"digest": digest()}, "/count": lambda: {"count": len(requests)}, "/health": lambda: {}}[self.path]()
+        # calloc gives zeros, as it does of a fresh process.
+        if self.path == "/sum" and any(bytearray(1 << 20)):
+            body = {"digest": "calloc is dirty"}
+        data = json.dumps(body).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *words: object) -> None:
+        print("served", *words, flush=True)
+
+
+http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler).serve_forever()

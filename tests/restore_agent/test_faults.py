@@ -1,0 +1,253 @@
+"""What goes wrong: torn and changed files, a full disk, taken names, engines that fail, and kill -9 at every step."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import grpc
+import pytest
+from thaw_proto import agent_pb2 as pb
+
+from restore_agent.store import Catalog
+from tests.restore_agent.world import Agent, copy_state, engine, get, left_behind, nothing_left, reference, running
+
+
+def snapshot_folder(state: Path) -> Path:
+    return Catalog(state).get("default", "small").directory
+
+
+def largest_chunk(state: Path) -> Path:
+    return max((state / "chunks").glob("*/*"), key=lambda path: path.stat().st_size)
+
+
+def flip(path: Path, at: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+
+
+def truncate(path: Path) -> None:
+    os.truncate(path, path.stat().st_size - 4096)
+
+
+SPOILED: dict[str, tuple[Callable[[Path], None], str]] = {
+    "a flipped bit in pages": (lambda state: flip(largest_chunk(state), 100), "corrupt"),
+    "torn pages": (lambda state: truncate(largest_chunk(state)), "corrupt"),
+    "longer pages": (lambda state: largest_chunk(state).write_bytes(largest_chunk(state).read_bytes() + b"x"), "corrupt"),
+    "missing pages": (lambda state: largest_chunk(state).unlink(), "corrupt"),
+    "a flipped bit in CRIU's inventory": (lambda state: flip(snapshot_folder(state) / "images/inventory.img", 12), "corrupt"),
+    "a torn pagemap": (lambda state: os.truncate(next((snapshot_folder(state) / "images").glob("pagemap-*.img")), 9), "corrupt"),
+    "a missing index": (lambda state: (snapshot_folder(state) / "pages.index").unlink(), "corrupt"),
+    "an edited manifest": (
+        lambda state: (snapshot_folder(state) / "manifest.json").write_text(
+            (snapshot_folder(state) / "manifest.json").read_text().replace('"model":"small"', '"model":"other"')
+        ),
+        "corrupt",
+    ),
+    "a missing seal": (lambda state: (snapshot_folder(state) / "seal").unlink(), "corrupt"),
+    "no such name": (lambda state: (state / "names/default/small").unlink(), "not-found"),
+}
+
+
+@pytest.mark.parametrize("how", SPOILED)
+async def test_a_spoiled_snapshot_is_a_cold_start(how: str, state: Path, mapped: Path) -> None:
+    spoil, reason = SPOILED[how]
+    folder = snapshot_folder(state)
+    spoil(state)
+    async with running(state) as agent:
+        answer = await agent.restore("small", cold=engine(mapped))
+        assert answer.replica.origin == pb.ORIGIN_COLD
+        assert answer.fallback_reason == reason, answer.fallback_detail
+        assert answer.fallback_detail
+        get(answer.replica, "/sum")
+        again = await agent.restore("small", cold=engine(mapped))
+        assert again.replica.origin == pb.ORIGIN_COLD
+    assert left_behind(state) == []
+    assert folder.exists() or reason == "not-found", "a spoiled snapshot stays for a look at it"
+
+
+async def test_without_a_command_the_manifest_names_the_engine(state: Path) -> None:
+    flip(largest_chunk(state), 0)
+    async with running(state) as agent:
+        assert (await agent.restore("small")).replica.origin == pb.ORIGIN_COLD
+
+
+async def test_without_any_command_the_reason_is_the_answer(state: Path) -> None:
+    (snapshot_folder(state) / "seal").write_text("forged")
+    async with running(state) as agent:
+        with pytest.raises(grpc.aio.AioRpcError, match="changed after it was published") as refused:
+            await agent.restore("small")
+        assert refused.value.code() == grpc.StatusCode.FAILED_PRECONDITION
+        assert ("thaw-reason", "corrupt") in list(refused.value.trailing_metadata() or ())
+
+
+async def test_a_changed_library_is_found(agent: Agent, captured: Path, mapped: Path, tmp_path: Path) -> None:
+    """CRIU would restore over it without a word: same size, other content."""
+    file = tmp_path / "weights.bin"
+    file.write_bytes(os.urandom(1 << 20))
+    await agent.snapshot("mapping", engine(file))
+    kept = (await agent.restore("mapping")).replica
+    await agent.unstage("mapping")
+    touched = file.read_bytes()
+    file.write_bytes(touched)
+    assert (await agent.restore("mapping")).replica.origin == pb.ORIGIN_RESTORED, "the same content in a rewritten file will do"
+    await agent.unstage("mapping")
+    file.write_bytes(os.urandom(1 << 20))
+    answer = await agent.restore("mapping", cold=engine(file))
+    assert answer.fallback_reason == "incompatible"
+    assert str(file) in answer.fallback_detail
+    await agent.release(kept)
+
+
+async def test_a_taken_name_costs_nothing(agent: Agent, mapped: Path) -> None:
+    before = Catalog(agent.state).get("default", "small").digest
+    with pytest.raises(grpc.aio.AioRpcError, match="exists") as taken:
+        await agent.snapshot("small", engine(mapped))
+    assert taken.value.code() == grpc.StatusCode.ALREADY_EXISTS
+    assert Catalog(agent.state).get("default", "small").digest == before
+    await agent.snapshot("small", engine(mapped), replace=True)
+    assert Catalog(agent.state).get("default", "small").digest != before
+    assert len(list((agent.state / "snapshots").iterdir())) == 1, "the replaced one is gone, and its chunks"
+
+
+async def test_a_removed_snapshot_leaves_no_bytes(agent: Agent) -> None:
+    await agent.stage("small")
+    await agent.unstage("small", pb.RUNG_ABSENT)
+    assert list((agent.state / "chunks").glob("*/*")) == []
+    assert list((agent.state / "snapshots").iterdir()) == []
+
+
+@pytest.mark.parametrize("mebibytes", [6, 40])
+async def test_a_full_disk_loses_nothing(captured: Path, tmp_path: Path, mapped: Path, mebibytes: int) -> None:
+    """Too small for the dump, or for the dump and its chunks: the old snapshot stays, the new one leaves no trace."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    old = sum(path.stat().st_size for path in captured.rglob("*") if path.is_file())
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={old + (mebibytes << 20)}", "tmpfs", disk], check=True)
+    try:
+        state = copy_state(captured, disk / "state")
+        async with running(state) as agent:
+            with pytest.raises(grpc.aio.AioRpcError, match=r"(?i)no space|failed|cannot|write"):
+                await agent.snapshot("large", engine(mapped, 32))
+            assert os.listdir(state / "tmp") == []
+            assert (await agent.restore("small")).replica.origin == pb.ORIGIN_RESTORED
+        assert left_behind(state) == []
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+@pytest.mark.parametrize(
+    ("command", "word"),
+    [
+        (["/no/such/program"], "No such file"),
+        (["/bin/sh", "-c", "echo the engine says why; exit 4"], "exit code 4\n.*the engine says why"),
+        (["/bin/sh", "-c", "kill -SEGV $$"], "SIGSEGV"),
+    ],
+)
+async def test_an_engine_that_fails_is_quoted(agent: Agent, command: list[str], word: str) -> None:
+    broken = pb.Engine(command=command, env={"PATH": os.environ["PATH"]}, port=8000, ready_timeout_seconds=10)
+    for call in (
+        agent.stub.Restore(pb.RestoreRequest(request_id="cold", model="broken", cold=broken)),
+        agent.snapshot("broken", broken),
+    ):
+        with pytest.raises(grpc.aio.AioRpcError) as failed:
+            await call
+        assert re.search(word, failed.value.details() or "", re.DOTALL), failed.value.details()
+
+
+async def test_an_engine_that_never_listens_has_a_deadline(agent: Agent) -> None:
+    deaf = pb.Engine(command=["sleep", "1000"], env={"PATH": os.environ["PATH"]}, port=8000, ready_timeout_seconds=0.5)
+    with pytest.raises(grpc.aio.AioRpcError, match="not healthy within"):
+        await agent.stub.Restore(pb.RestoreRequest(request_id="deaf", model="deaf", cold=deaf))
+
+
+async def test_a_snapshot_that_answers_otherwise_is_not_published(agent: Agent, mapped: Path) -> None:
+    """`/count` differs at every request: as an oracle it can only fail."""
+    request = pb.SnapshotRequest(
+        request_id="unproved", snapshot=reference("unproved"), model="m", engine=engine(mapped), canary=pb.Canary(path="/count")
+    )
+    with pytest.raises(grpc.aio.AioRpcError, match="answers the recorded request"):
+        # The dump holds a count of one; one more request is asked of the source before, none of the replica.
+        async for _ in agent.stub.Snapshot(request):
+            pass
+    with pytest.raises(grpc.aio.AioRpcError) as missing:
+        await agent.stage("unproved")
+    assert missing.value.code() == grpc.StatusCode.NOT_FOUND
+
+
+async def test_two_agents_do_not_share_a_folder(agent: Agent) -> None:
+    second = await asyncio.create_subprocess_exec(
+        *[sys.executable, "-m", "scaler.cli", "agent", "--state", str(agent.state)], stderr=asyncio.subprocess.PIPE
+    )
+    _, said = await asyncio.wait_for(second.communicate(), 20)
+    assert second.returncode == 1
+    assert b"in use by another thaw agent" in said
+    await agent.restore("small")
+
+
+@pytest.mark.parametrize("phase", ["ready", "dump", "split", "prove", "publish"])
+async def test_an_agent_killed_while_it_takes_a_snapshot(phase: str, state: Path, mapped: Path) -> None:
+    async with running(state) as agent:
+        with pytest.raises(grpc.aio.AioRpcError):
+            async for update in agent.snapshot_updates("half", engine(mapped, 64)):
+                if update.progress.phase == phase:
+                    agent.kill()
+        await agent.process.wait()
+    await nothing_left(state)
+    await the_next_start_works(state)
+    names = os.listdir(state / "names" / "default")
+    assert names == ["small"] or phase == "publish"
+
+
+@pytest.mark.parametrize("milliseconds", [2, 8, 15, 25, 40, 80])
+async def test_an_agent_killed_while_it_restores(milliseconds: int, state: Path) -> None:
+    before = subprocess.run(["cat", "/sys/kernel/mm/transparent_hugepage/enabled"], capture_output=True, check=True).stdout
+    async with running(state) as agent:
+        await agent.stage("small")
+        calls = [asyncio.create_task(agent.restore("small")) for _ in range(3)]
+        await asyncio.wait(calls, timeout=milliseconds / 1000)
+        agent.kill()
+        await agent.process.wait()
+        await asyncio.gather(*calls, return_exceptions=True)
+    await nothing_left(state)
+    await the_next_start_works(state)
+    after = subprocess.run(["cat", "/sys/kernel/mm/transparent_hugepage/enabled"], capture_output=True, check=True).stdout
+    assert after == before
+
+
+async def the_next_start_works(state: Path) -> None:
+    async with running(state) as agent:
+        answer = await agent.restore("small")
+        assert answer.replica.origin == pb.ORIGIN_RESTORED, answer.fallback_detail
+        expected = json.loads(Catalog(state).get("default", "small").manifest.canary.answer)
+        assert get(answer.replica, "/sum") == expected
+        assert os.listdir(state / "tmp") == []
+    assert left_behind(state) == []
+
+
+async def test_criu_killed_in_a_restore_is_a_cold_start(agent: Agent, mapped: Path) -> None:
+    await agent.stage("small")
+    call = asyncio.create_task(agent.restore("small", cold=engine(mapped)))
+    killed = False
+    while not call.done() and not killed:
+        for folder in Path("/proc").iterdir():
+            if folder.name.isdigit():
+                try:
+                    words = (folder / "cmdline").read_bytes()
+                except OSError:
+                    continue
+                if b"swrk" in words or b"restore --rpc" in words:
+                    os.kill(int(folder.name), 9)
+                    killed = True
+        await asyncio.sleep(0)
+    answer = await call
+    assert killed
+    assert answer.fallback_reason == "criu-failed", answer
+    get(answer.replica, "/sum")

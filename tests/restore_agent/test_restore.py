@@ -1,0 +1,159 @@
+"""Snapshots taken and restored by a real agent and a real CRIU: what comes back is the process that was dumped."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+import grpc
+import pytest
+from thaw_proto import agent_pb2 as pb
+
+from restore_agent.store import Catalog, Snapshot
+from tests.restore_agent.world import Agent, engine, get, reference
+
+
+def oracle(state: Path) -> object:
+    """The answer that the source gave."""
+    snapshot = Catalog(state).get("default", "small")
+    assert isinstance(snapshot, Snapshot)
+    assert snapshot.manifest.canary is not None
+    return json.loads(snapshot.manifest.canary.answer)
+
+
+async def test_every_page_comes_back(agent: Agent) -> None:
+    """Anonymous memory, heap, sparse memory, written pages of a mapped file, shared memory, a deleted file, a child process."""
+    answer = await agent.restore("small")
+    assert answer.fallback_detail == ""
+    assert answer.replica.origin == pb.ORIGIN_RESTORED
+    assert get(answer.replica, "/sum") == oracle(agent.state)
+    names = [phase.name for phase in answer.replica.phases]
+    assert names[-1] == "unaccounted"
+    assert {"image.sandbox", "image.criu", "image.fill"} <= set(names)
+    assert get(answer.replica, "/sum") == oracle(agent.state), "and again, now that the child has gone on"
+
+
+async def test_most_pages_are_ours_and_zeros_are_left_out(agent: Agent) -> None:
+    manifest = Catalog(agent.state).get("default", "small").manifest
+    assert manifest.skeleton_bytes < 4 << 20
+    # The server and its child have written 64 MiB each, of which 1 MiB is no zeros.
+    assert 9 << 20 < manifest.page_bytes < 128 << 20
+    assert manifest.host_bytes - manifest.page_bytes > 120 << 20
+    assert len(manifest.processes) >= 2
+
+
+async def test_replicas_restored_at_once_are_apart(agent: Agent) -> None:
+    answers = await asyncio.gather(*(agent.restore("small") for _ in range(4)))
+    replicas = [answer.replica for answer in answers]
+    assert len({replica.id for replica in replicas}) == 4
+    first = get(replicas[0], "/count")
+    get(replicas[0], "/count")
+    assert [get(replica, "/count") for replica in replicas[1:]] == [first] * 3, "a request to one is not seen by another"
+    assert get(replicas[3], "/sum") == oracle(agent.state)
+
+
+async def test_a_snapshot_on_disk_is_staged_on_the_way(agent: Agent) -> None:
+    await agent.stage("small")
+    assert (await agent.unstage("small")).residency.rung == pb.RUNG_DISK
+    answer = await agent.restore("small")
+    assert answer.replica.origin == pb.ORIGIN_RESTORED
+    assert (await agent.stage("small")).residency.rung == pb.RUNG_MEMORY
+
+
+async def test_the_same_request_again_makes_nothing_twice(agent: Agent) -> None:
+    one, two = await asyncio.gather(agent.restore("small", request_id="r1"), agent.restore("small", request_id="r1"))
+    three = await agent.restore("small", request_id="r1")
+    assert one.replica.id == two.replica.id == three.replica.id
+
+
+async def test_a_caller_that_leaves_leaves_no_replica(agent: Agent) -> None:
+    await agent.stage("small")
+    for delay in (0.0, 0.01, 0.02, 0.03, 0.05):
+        call = asyncio.create_task(agent.restore("small"))
+        await asyncio.wait([call], timeout=delay)
+        call.cancel()
+        await asyncio.gather(call, return_exceptions=True)
+    kept = await agent.restore("small")
+    assert await live_replicas(agent) <= {kept.replica.id} | await finished_before_cancel(agent, kept)
+
+
+async def finished_before_cancel(agent: Agent, kept: pb.RestoreResponse) -> set[str]:
+    """A restore that had ended when its caller left is a replica like any other: it can be released."""
+    others = await live_replicas(agent) - {kept.replica.id}
+    for replica_id in others:
+        await agent.release(pb.Replica(id=replica_id))
+    assert await live_replicas(agent) == {kept.replica.id}
+    return others
+
+
+async def live_replicas(agent: Agent) -> set[str]:
+    found = set()
+    async for update in agent.stub.Watch(pb.WatchRequest()):
+        if update.synced:
+            break
+        if update.HasField("replica"):
+            found.add(update.replica.id)
+    return found
+
+
+async def test_watchers_hear_of_an_engine_that_ends(agent: Agent) -> None:
+    replica = (await agent.restore("small")).replica
+    call = agent.stub.Watch(pb.WatchRequest())
+    async with asyncio.timeout(10):
+        async for update in call:
+            if update.synced:
+                with pytest.raises(OSError):
+                    get(replica, "/exit")
+            if update.replica.state == pb.REPLICA_GONE:
+                assert update.replica.id == replica.id
+                assert "exit code 3" in update.replica.detail
+                break
+    with pytest.raises(grpc.aio.AioRpcError) as gone:
+        await agent.release(replica)  # while it is still being taken down this waits for that
+        await agent.release(replica)
+    assert gone.value.code() == grpc.StatusCode.NOT_FOUND
+
+
+async def test_a_replica_is_gone_when_release_returns(agent: Agent) -> None:
+    replica = (await agent.restore("small")).replica
+    await agent.release(replica)
+    assert not Path(replica.endpoint.netns).exists()
+
+
+async def test_an_engine_starts_cold_without_a_snapshot(agent: Agent, mapped: Path) -> None:
+    answer = await agent.stub.Restore(pb.RestoreRequest(request_id="cold", model="plain", cold=engine(mapped)))
+    assert answer.replica.origin == pb.ORIGIN_COLD
+    assert answer.fallback_reason == ""
+    get(answer.replica, "/sum")
+
+
+async def test_the_source_goes_on_serving_if_asked(agent: Agent, mapped: Path) -> None:
+    result = await agent.snapshot("kept", engine(mapped), keep_serving=True)
+    assert result.replica_id in await live_replicas(agent)
+    restored = await agent.restore("kept")
+    assert get(restored.replica, "/sum") is not None
+
+
+async def test_a_replica_prints_on_after_its_restore(agent: Agent) -> None:
+    """Its pipes are the agent's: a full one would stop the engine."""
+    replica = (await agent.restore("small")).replica
+    for _ in range(1200):
+        get(replica, "/count")
+
+
+@pytest.mark.parametrize(
+    ("request_", "word"),
+    [
+        (pb.RestoreRequest(request_id="a", model="m"), "snapshot and cold"),
+        (pb.RestoreRequest(request_id="b", snapshot=reference("small")), "model"),
+        (pb.RestoreRequest(model="m", snapshot=reference("small")), "request_id"),
+        (pb.RestoreRequest(request_id="c", model="m", snapshot=reference("../small")), "not allowed"),
+        (pb.RestoreRequest(request_id="d", model="m", snapshot=pb.SnapshotRef(namespace="a/b", name="small")), "not allowed"),
+        (pb.RestoreRequest(request_id="e", model="m", cold=pb.Engine(command=["x"])), "engine.port"),
+    ],
+)
+async def test_bad_requests_are_named(agent: Agent, request_: pb.RestoreRequest, word: str) -> None:
+    with pytest.raises(grpc.aio.AioRpcError, match=word) as refused:
+        await agent.stub.Restore(request_)
+    assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT

@@ -1,0 +1,151 @@
+"""A real agent in a process of its own, a client of its gRPC, and a look at what is left on the machine."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+from thaw_proto import agent_pb2 as pb
+from thaw_proto import agent_pb2_grpc
+
+HERE = Path(__file__).parent
+PORT = 8000
+_libc = ctypes.CDLL(None)
+
+
+def engine(mapped: Path, mebibytes: int = 8, *arguments: str, timeout: float = 20.0) -> pb.Engine:
+    """The server of server.py; `mapped`: the file that it maps."""
+    command = [sys.executable, str(HERE / "server.py"), str(PORT), str(mebibytes), str(mapped), *arguments]
+    return pb.Engine(
+        command=command,
+        env={"PATH": os.environ["PATH"]},
+        directory="/",
+        port=PORT,
+        health_path="/health",
+        ready_timeout_seconds=timeout,
+    )
+
+
+@dataclass
+class Agent:
+    """A running agent: its process, its state folder, and the calls that the tests make."""
+
+    process: asyncio.subprocess.Process
+    state: Path
+    stub: agent_pb2_grpc.AgentAsyncStub
+
+    async def snapshot(self, name: str, wanted: pb.Engine, **fields: object) -> pb.SnapshotResult:
+        updates = [update async for update in self.snapshot_updates(name, wanted, **fields)]
+        return updates[-1].result
+
+    def snapshot_updates(self, name: str, wanted: pb.Engine, **fields: object) -> grpc.aio.UnaryStreamCall:
+        request = pb.SnapshotRequest(
+            request_id=secrets.token_hex(4),
+            snapshot=pb.SnapshotRef(namespace="default", name=name),
+            model=name,
+            engine=wanted,
+            canary=pb.Canary(path="/sum"),
+            **fields,
+        )
+        return self.stub.Snapshot(request)
+
+    async def restore(self, name: str, **fields: object) -> pb.RestoreResponse:
+        fields.setdefault("request_id", secrets.token_hex(4))
+        return await self.stub.Restore(pb.RestoreRequest(model=name, snapshot=reference(name), **fields))
+
+    async def stage(self, name: str, rung: pb.Rung = pb.RUNG_MEMORY) -> pb.StageResponse:
+        return await self.stub.Stage(pb.StageRequest(request_id=secrets.token_hex(4), snapshot=reference(name), rung=rung))
+
+    async def unstage(self, name: str, rung: pb.Rung = pb.RUNG_DISK) -> pb.UnstageResponse:
+        return await self.stub.Unstage(pb.UnstageRequest(request_id=secrets.token_hex(4), snapshot=reference(name), rung=rung))
+
+    async def release(self, replica: pb.Replica) -> None:
+        await self.stub.Release(pb.ReleaseRequest(request_id=secrets.token_hex(4), replica_id=replica.id))
+
+    def kill(self) -> None:
+        os.kill(self.process.pid, signal.SIGKILL)
+
+
+def reference(name: str) -> pb.SnapshotRef:
+    return pb.SnapshotRef(namespace="default", name=name)
+
+
+@contextlib.asynccontextmanager
+async def running(state: Path) -> AsyncIterator[Agent]:
+    """An agent over this state folder; it must end by itself when told to, with nothing left, unless a test killed it."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "scaler.cli", "agent", "--state", str(state), stderr=(state.parent / "agent.log").open("ab")
+    )
+    try:
+        async with grpc.aio.insecure_channel(f"unix:{state / 'agent.sock'}") as channel:
+            async with asyncio.timeout(20):
+                await channel.channel_ready()
+            yield Agent(process, state, agent_pb2_grpc.AgentStub(channel))
+    finally:
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                process.terminate()
+            await asyncio.wait_for(process.wait(), 20)
+
+
+def get(replica: pb.Replica, path: str) -> object:
+    """GET of the engine in the replica's net namespace; raises OSError where it does not answer."""
+    raw = b""
+    with open("/proc/thread-self/ns/net") as ours, open(replica.endpoint.netns) as theirs:
+        assert _libc.setns(theirs.fileno(), 0x40000000) == 0
+        try:
+            connection = socket.create_connection((replica.endpoint.host, replica.endpoint.port), timeout=10)
+        finally:
+            assert _libc.setns(ours.fileno(), 0x40000000) == 0
+    with connection:
+        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: engine\r\nConnection: close\r\n\r\n".encode())
+        while data := connection.recv(1 << 16):
+            raw += data
+    head, _, body = raw.partition(b"\r\n\r\n")
+    if b" 200 " not in head.split(b"\r\n")[0]:
+        raise OSError(f"{path} answered {head[:80]!r}")
+    return json.loads(body)
+
+
+def left_behind(state: Path) -> list[str]:
+    """What an ended agent must not leave: processes, namespaces (they live as long as those), mounts, half-made files, an open switch."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            with contextlib.suppress(OSError):
+                words = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                # CRIU and the engines live in sandboxes: where no init is left, neither are they.
+                if "sandbox-init" in words and str(state) in words:
+                    found.append(f"process {folder.name}: {words}")
+    found += [f"mount {line}" for line in Path("/proc/self/mounts").read_text().splitlines() if str(state) in line]
+    return found
+
+
+async def nothing_left(state: Path) -> None:
+    """Waits, with a deadline, until an agent that was killed has left nothing."""
+    async with asyncio.timeout(10):
+        while left_behind(state):
+            await asyncio.sleep(0.02)  # the kernel is taking the pid namespaces down
+
+
+def copy_state(state: Path, target: Path) -> Path:
+    """A state folder of its own, for a test that spoils it."""
+    shutil.copytree(state, target, symlinks=True, ignore=shutil.ignore_patterns("agent.sock", "memory"))
+    return target
+
+
+def huge_pages() -> str:
+    return subprocess.run(["cat", "/sys/kernel/mm/transparent_hugepage/enabled"], capture_output=True, text=True, check=True).stdout.strip()

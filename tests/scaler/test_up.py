@@ -1,0 +1,233 @@
+"""`thaw up` as a user runs it: one file, real snapshots, real requests from zero, and parts of it killed on the way."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+import yaml
+from openai import AsyncOpenAI
+
+from scaler.config import BadConfig, load
+
+PORT = 8000
+"""Every replica listens here, in a net namespace of its own."""
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for CRIU and namespaces")
+
+
+@dataclass
+class System:
+    process: asyncio.subprocess.Process
+    url: str
+    metrics: str
+    state: Path
+    session: aiohttp.ClientSession
+
+    async def ask(self, model: str = "tiny") -> Any:
+        async with self.session.get(f"{self.url}/models/{model}/count") as response:
+            assert response.status == 200, await response.text()
+            return await response.json()
+
+    async def status(self) -> Any:
+        process = await thaw("status", "--json", "--state", str(self.state))
+        return json.loads(process)
+
+    async def until(self, **numbers: int) -> Any:
+        """Waits for a model to have these numbers."""
+        async with asyncio.timeout(20):
+            while True:
+                (model,) = (await self.status())["models"]
+                if all(model[key] == value for key, value in numbers.items()):
+                    return model
+                await asyncio.sleep(0.05)  # status has no stream
+
+    def agent_pid(self) -> int:
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        return next(int(pid) for pid in children if b"agent" in Path(f"/proc/{pid}/cmdline").read_bytes())
+
+
+async def thaw(*arguments: str, code: int = 0) -> str:
+    process = await asyncio.create_subprocess_exec(
+        *[sys.executable, "-m", "scaler.cli", *arguments], stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    out, err = await process.communicate()
+    assert process.returncode == code, err.decode()
+    return (out if code == 0 else err).decode()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+SERVER = Path(__file__).parents[1] / "restore_agent" / "server.py"
+
+
+@pytest.fixture(scope="module")
+def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A state folder with a snapshot, taken by the command line."""
+    folder = tmp_path_factory.mktemp("up")
+    (folder / "weights.bin").write_bytes(os.urandom(1 << 20))
+    state = folder / "state"
+    command = [sys.executable, str(SERVER), str(PORT), "8", str(folder / "weights.bin")]
+    said = asyncio.run(thaw("snapshot", "create", "tiny", "--state", str(state), "--port", str(PORT), "--canary", "/sum", "--", *command))
+    assert "proved" in said
+    return state
+
+
+@contextlib.asynccontextmanager
+async def system(state: Path, model: dict[str, Any]) -> AsyncIterator[System]:
+    port, metrics = free_port(), free_port()
+    file = state.parent / "up.yaml"
+    defaults = {"snapshot": "tiny", "cooldown_seconds": 0.5, "polling_seconds": 0.2, "max_wait_seconds": 30}
+    file.write_text(
+        yaml.safe_dump(
+            {
+                "state": "state",
+                "listen": f"127.0.0.1:{port}",
+                "metrics": f"127.0.0.1:{metrics}",
+                "drain_seconds": 5,
+                "models": {"tiny": defaults | model},
+            }
+        )
+    )
+    log = (state.parent / "up.log").open("ab")
+    process = await asyncio.create_subprocess_exec(sys.executable, "-m", "scaler.cli", "up", str(file), stderr=log, stdout=log)
+    try:
+        async with aiohttp.ClientSession() as session:
+            made = System(process, f"http://127.0.0.1:{port}", f"http://127.0.0.1:{metrics}", state, session)
+            async with asyncio.timeout(20):
+                while not await ready(made):
+                    await asyncio.sleep(0.02)  # until it listens
+            yield made
+    finally:
+        if process.returncode is None:
+            process.terminate()
+        await asyncio.wait_for(process.wait(), 30)
+
+
+async def ready(made: System) -> bool:
+    try:
+        async with made.session.get(f"{made.metrics}/readyz") as response:
+            return response.status == 200
+    except aiohttp.ClientConnectionError:
+        return False
+
+
+async def test_from_zero_to_an_answer_and_back(state: Path) -> None:
+    async with system(state, {"cooldown_seconds": 4}) as made:
+        assert await made.until(wanted=0, ready=0)
+        assert (await made.ask())["count"] >= 1
+        status = await made.status()
+        assert [replica["origin"] for replica in status["replicas"]] == ["restored"]
+        (activation,) = status["activations"]
+        assert activation["outcome"] == "served"
+        assert {"held", "pushed", "scheduled", "image", "first_byte", "unaccounted"} <= set(activation["phases"])
+        assert sum(activation["phases"].values()) == pytest.approx(activation["seconds"], abs=0.01)
+        await made.until(wanted=0, ready=0)
+        async with made.session.get(f"{made.metrics}/metrics") as response:
+            shown = await response.text()
+        for name in ("thaw_held_requests", "thaw_activation_phase_seconds_bucket", "thaw_keda_streams_open", "thaw_requests_total"):
+            assert name in shown
+    assert made.process.returncode == 0
+
+
+async def test_a_backlog_gets_its_replicas_at_once(state: Path) -> None:
+    async with system(state, {"max_replicas": 3, "concurrency": 2, "cooldown_seconds": 5}) as made:
+        async with asyncio.TaskGroup() as group:
+            asked = [group.create_task(made.session.get(f"{made.url}/models/tiny/sum")) for _ in range(6)]
+            await made.until(ready=3)
+        assert {task.result().status for task in asked} == {200}
+
+
+async def test_the_agent_killed_while_requests_wait(state: Path) -> None:
+    async with system(state, {}) as made:
+        waiting = [asyncio.create_task(made.ask()) for _ in range(5)]
+        os.kill(made.agent_pid(), signal.SIGKILL)
+        answers = await asyncio.gather(*waiting)
+        assert len(answers) == 5
+        await made.until(wanted=0, ready=0)
+        assert (await made.ask())["count"] >= 1
+
+
+async def test_the_engine_killed_while_requests_wait(state: Path) -> None:
+    """`/exit` ends it in the middle of a request; that request is tried once more, the others are answered by the next replica."""
+    async with system(state, {"concurrency": 1, "cooldown_seconds": 5}) as made:
+        await made.ask()
+        fatal = asyncio.create_task(made.session.get(f"{made.url}/models/tiny/exit"))
+        waiting = [asyncio.create_task(made.ask()) for _ in range(4)]
+        assert len(await asyncio.gather(*waiting)) == 4
+        assert (await fatal).status in (502, 503)
+
+
+async def test_a_snapshot_that_is_gone_is_a_cold_start(state: Path) -> None:
+    command = [sys.executable, str(SERVER), str(PORT), "8", str(state.parent / "weights.bin")]
+    async with system(state, {"snapshot": "missing", "command": command, "port": PORT, "cooldown_seconds": 30}) as made:
+        await made.ask()
+        (replica,) = (await made.status())["replicas"]
+        assert replica["origin"] == "cold"
+        assert "no snapshot default/missing" in replica["detail"]
+
+
+async def test_a_model_that_cannot_start_says_why(state: Path) -> None:
+    broken = {"snapshot": "", "command": ["/bin/sh", "-c", "echo no weights here; exit 3"], "port": PORT, "max_wait_seconds": 1.5}
+    async with system(state, broken) as made, made.session.get(f"{made.url}/models/tiny/count") as response:
+        assert response.status == 503
+        assert "Retry-After" in response.headers
+        assert "no weights here" in await response.text()
+
+
+async def test_stopping_drains(state: Path) -> None:
+    async with system(state, {}) as made:
+        waiting = asyncio.create_task(made.ask())
+        async with asyncio.timeout(10):
+            while not (await made.status())["activations"] and (await made.status())["models"][0]["held"] == 0:
+                pass
+        made.process.terminate()
+        assert (await waiting)["count"] >= 1
+        assert await asyncio.wait_for(made.process.wait(), 20) == 0
+
+
+async def test_the_openai_client_through_zero(state: Path) -> None:
+    """The tiny engine is no language model: its 404 must come back as OpenAI's own error, from zero, unchanged."""
+    async with system(state, {}) as made:
+        client = AsyncOpenAI(base_url=f"{made.url}/v1", api_key="none", max_retries=0)
+        assert [model.id async for model in client.models.list()] == ["tiny"]
+
+
+@pytest.mark.parametrize(
+    ("content", "word"),
+    [
+        ("models: {}", "models"),
+        ("models: {a: {}}", "give a snapshot, a command, or both"),
+        ("models: {a: {command: [x]}}", "port is missing"),
+        ("models: {a: {snapshot: s, replicas: 3}}", "models.a.replicas"),
+        ("models: {a: {snapshot: s, max_replicas: 0}}", "models.a.max_replicas"),
+        ("models: {a: {snapshot: s, min_replicas: 3}}", "max_replicas is 1"),
+        ("listen: nowhere\nmodels: {a: {snapshot: s}}", "is not HOST:PORT"),
+        ("models: [", "is no YAML"),
+    ],
+)
+def test_a_bad_file_is_refused_by_name(tmp_path: Path, content: str, word: str) -> None:
+    file = tmp_path / "up.yaml"
+    file.write_text(content)
+    with pytest.raises(BadConfig, match=word):
+        load(file)
+
+
+async def test_status_without_a_system(tmp_path: Path) -> None:
+    assert "is `thaw up` running" in await thaw("status", "--state", str(tmp_path), code=1)
