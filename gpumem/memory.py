@@ -1,4 +1,4 @@
-"""The seam under gpumem: one GPU's memory, or the host's, behind the same eleven calls.
+"""The seam under gpumem: one GPU's memory, or the host's, behind the same calls.
 
 `gpumem.host` implements it with memfds, `gpumem.cuda` with CUDA's virtual memory functions. Which one a device has follows from what it
 is, never from a flag for tests: the host's is a real mode, for CPU models.
@@ -21,6 +21,10 @@ class MemoryFailed(Exception):
 
 class DeviceFull(MemoryFailed):
     """There is not that much free memory on the device."""
+
+
+class StillWritable(MemoryFailed):
+    """Somebody has the memory mapped to write."""
 
 
 class Mapped(Protocol):
@@ -47,6 +51,10 @@ class Memory(Protocol):
     def granularity(self) -> int: ...
 
     @property
+    def slab(self) -> int:
+        """How large the pieces are that memory is best held in."""
+
+    @property
     def addressable(self) -> bool:
         """The processor may read and write mapped memory directly."""
 
@@ -54,10 +62,10 @@ class Memory(Protocol):
     def streams(self) -> int: ...
 
     def free(self) -> tuple[int, int]:
-        """Bytes free and in all."""
+        """Bytes free and in all, without a context."""
 
     def create(self, size: int) -> int:
-        """New physical memory, as a descriptor that the caller closes. Raises DeviceFull."""
+        """New physical memory, all zeros, as a descriptor that the caller closes. Needs no CUDA context. Raises DeviceFull."""
 
     def reserve(self, size: int) -> int:
         """An address range with nothing mapped in it. It survives a CUDA checkpoint."""
@@ -70,8 +78,8 @@ class Memory(Protocol):
     def is_mapped(self, address: int) -> bool:
         """Whether memory is mapped at an address of a reserved range, asked from the system, not from our own books."""
 
-    def zero(self, address: int, size: int) -> None:
-        """Fills with zeros, and returns when it is done."""
+    def seal(self, fd: int) -> None:
+        """Nobody writes to this memory any more, where the system can promise that (the host's can). Raises StillWritable."""
 
     def pin(self, address: int, size: int) -> None:
         """Makes host memory fast to copy from, for the life of this process. Slow itself: once, at start."""
