@@ -20,7 +20,6 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from gpumem.memory import DeviceFull, MemoryFailed
@@ -30,26 +29,14 @@ _UNMAPPED_ERRORS = ("CUDA_ERROR_INVALID_VALUE", "CUDA_ERROR_NOT_FOUND")
 
 
 def devices() -> list[str]:
-    """The GPUs here, by UUID; none on a machine without a driver. Asks NVML: CUDA is not even initialised.
+    """The GPUs here, by UUID. Asks NVML: CUDA is not even initialised.
 
     Raises:
-        MemoryFailed: there is a driver, but it does not answer, or what asks it is not installed.
+        MemoryFailed: the driver does not answer, or what asks it is not installed.
     """
-    if not Path("/dev/nvidiactl").exists():
-        return []
-    try:
-        import pynvml  # noqa: PLC0415  (comes with the extra `gpu`)
-    except ImportError:
-        raise MemoryFailed("this machine has an NVIDIA driver, but nvidia-ml-py is not installed: pip install 'thaw[gpu]'") from None
-    try:
-        pynvml.nvmlInit()
-        try:
-            handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
-            return [pynvml.nvmlDeviceGetUUID(handle) for handle in handles]
-        finally:
-            pynvml.nvmlShutdown()
-    except pynvml.NVMLError as error:
-        raise MemoryFailed(f"NVML does not answer: {error}; does nvidia-smi?") from None
+    nvml = _nvml()
+    handles = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
+    return [nvml.nvmlDeviceGetUUID(handle) for handle in handles]
 
 
 class CudaMapped:
@@ -72,6 +59,7 @@ class CudaMemory:
 
     addressable = False
     streams = _STREAMS
+    slab = 1 << 30
 
     def __init__(self, identity: str) -> None:
         """Raises MemoryFailed: no GPU of that UUID is visible to this process."""
@@ -90,9 +78,12 @@ class CudaMemory:
         self._lock = threading.Lock()
 
     def free(self) -> tuple[int, int]:
-        with self._current():
-            free, total = _call(_driver().cuMemGetInfo)
-        return int(free), int(total)
+        nvml = _nvml()
+        try:
+            memory = nvml.nvmlDeviceGetMemoryInfo(nvml.nvmlDeviceGetHandleByUUID(self.identity))
+        except nvml.NVMLError as error:
+            raise MemoryFailed(f"NVML does not tell the memory of {self.identity}: {error}") from None
+        return memory.free, memory.total
 
     def create(self, size: int) -> int:
         driver = _driver()
@@ -137,10 +128,8 @@ class CudaMemory:
         _call(driver.cuMemRelease, handle)
         return True
 
-    def zero(self, address: int, size: int) -> None:
-        with self._current():
-            _call(_driver().cuMemsetD8Async, address, 0, size, self._streams[0])
-        self.synchronize(0)
+    def seal(self, fd: int) -> None:
+        """CUDA has nothing of the kind: what keeps a region as it is, is that nobody is given it to write."""
 
     def pin(self, address: int, size: int) -> None:
         driver = _driver()
@@ -168,10 +157,7 @@ class CudaMemory:
         _, active = _call(driver.cuDevicePrimaryCtxGetState, self._device)
         if active:
             with self._current():
-                code = driver.cuCtxSynchronize()[0]
-            # A fault that came before is its owner's to hear of, and must not keep the memory mapped.
-            if code.name not in ("CUDA_SUCCESS", "CUDA_ERROR_ILLEGAL_ADDRESS", "CUDA_ERROR_LAUNCH_FAILED", "CUDA_ERROR_ASSERT"):
-                _check(driver.cuCtxSynchronize, code)
+                driver.cuCtxSynchronize()  # a fault of before is its owner's to hear of; it keeps nothing mapped
 
     @contextlib.contextmanager
     def _current(self) -> Iterator[None]:
@@ -188,6 +174,19 @@ class CudaMemory:
             yield
         finally:
             _call(driver.cuCtxPopCurrent)
+
+
+@cache
+def _nvml() -> Any:
+    try:
+        import pynvml  # noqa: PLC0415  (comes with the extra `gpu`)
+    except ImportError:
+        raise MemoryFailed("this machine has an NVIDIA driver, but nvidia-ml-py is not installed: pip install 'thaw[gpu]'") from None
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError as error:
+        raise MemoryFailed(f"NVML does not answer: {error}; does nvidia-smi?") from None
+    return pynvml
 
 
 @cache
