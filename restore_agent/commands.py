@@ -33,7 +33,7 @@ app = typer.Typer(no_args_is_help=True)
 snapshots = typer.Typer(no_args_is_help=True, help="Takes, lists, verifies and removes snapshots of model servers.")
 app.add_typer(snapshots, name="snapshot")
 
-State = Annotated[Path, typer.Option(help="The agent's folder: snapshots and its socket.", envvar="THAW_STATE")]
+State = Annotated[Path, typer.Option(help="The agent's folder: snapshots and its socket.", envvar="THAW_STATE", resolve_path=True)]
 Namespace = Annotated[str, typer.Option(help="Namespace of the snapshot.")]
 Name = Annotated[str, typer.Argument(help="Name of the snapshot.")]
 _PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "VIRTUAL_ENV", "PYTHONPATH", "LD_LIBRARY_PATH")

@@ -126,13 +126,18 @@ class Arena:
 
 
 def _pieces(runs: Sequence[tuple[int, int, int]]) -> ctypes.Array[_Piece]:
-    """Runs cut at huge-page boundaries of the target (page_fill.c says why)."""
-    pieces, offset = [], 0
+    """Runs joined where they touch (CRIU ends one every 256 pages), then cut at the target's huge pages (page_fill.c says why)."""
+    pieces: list[_Piece] = []
+    offset = 0
     for pid, start, length in runs:
         at, end = start, start + length
         while at < end:
             n = min(end - at, HUGE - at % HUGE)
-            pieces.append(_Piece(pid, at, offset, n))
+            last = pieces[-1] if pieces else None
+            if last and last.pid == pid and last.address + last.length == at and at % HUGE:
+                last.length += n
+            else:
+                pieces.append(_Piece(pid, at, offset, n))
             at += n
             offset += n
     return (_Piece * len(pieces))(*pieces)

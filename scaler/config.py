@@ -156,4 +156,4 @@ def load(path: Path) -> Config:
         raise BadConfig(f"{path}: " + "; ".join(problems)) from None
     here = path.resolve().parent
     models = {name: model.model_copy(update={"directory": here / model.directory}) for name, model in config.models.items()}
-    return config.model_copy(update={"state": here / config.state, "models": models})
+    return config.model_copy(update={"state": (here / config.state).resolve(), "models": models})

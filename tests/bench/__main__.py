@@ -4,15 +4,12 @@ Each runs in a process of its own, one after the other, so that none measures wh
 in `results/`, beside the machine's specs and the command that made it; one that failed is named and makes the exit status 1.
 """
 
-import asyncio
-import inspect
 import json
 import os
 import pkgutil
 import platform
 import subprocess
 import sys
-from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -23,7 +20,7 @@ from pathlib import Path
 from rich.console import Console
 
 from tests import bench
-from tests.bench.figures import Figure, table
+from tests.bench.figures import Figure, measure, table
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -32,13 +29,6 @@ def benchmarks() -> list[str]:
     """The names of the modules here that can be measured."""
     names = [found.name for found in pkgutil.iter_modules(bench.__path__) if not found.name.startswith("_")]
     return [name for name in names if hasattr(import_module(f"{bench.__name__}.{name}"), "main")]
-
-
-def measure(name: str) -> list[Figure]:
-    """Runs one benchmark in this process."""
-    made = import_module(f"{bench.__name__}.{name}").main()
-    figures: Iterable[Figure] = asyncio.run(made) if inspect.iscoroutine(made) else made
-    return list(figures)
 
 
 def specs() -> dict[str, object]:

@@ -4,7 +4,11 @@ A benchmark is a module of this package with a `main()`, plain or a coroutine, t
 by that. It measures the real thing, and leaves nothing behind.
 """
 
+import asyncio
+import inspect
+from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib import import_module
 
 from rich.table import Table
 
@@ -47,3 +51,10 @@ def table(figures: list[Figure]) -> Table:
     for figure in figures:
         shown.add_row(figure.name, f"{figure.value:.4g} {figure.unit}", figure.goal, VERDICTS[figure.met], figure.detail)
     return shown
+
+
+def measure(name: str) -> list[Figure]:
+    """Runs the benchmark of that name in this process (not in `__main__`, which a fresh process cannot import)."""
+    made = import_module(f"{__package__}.{name}").main()
+    figures: Iterable[Figure] = asyncio.run(made) if inspect.iscoroutine(made) else made
+    return list(figures)
