@@ -21,6 +21,7 @@ import torch
 from thaw_proto import gpumem_pb2
 from torch.overrides import TorchFunctionMode
 
+from gpumem.errors import StaleLayout
 from gpumem.memory import HOST
 
 _ALIGNMENT = 256  # bytes; what torch's own allocator promises kernels, and more
@@ -31,10 +32,6 @@ _DTYPES: dict[str, Any] = {
     "C64": torch.complex64,
 }  # fmt: skip
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
-
-
-class StaleLayout(Exception):
-    """A region's tensors are not those of the module; the message names the first that differs."""
 
 
 class Region(Protocol):

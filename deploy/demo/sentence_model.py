@@ -2,17 +2,19 @@
 
 The graph is written here, node by node, after the model's own description (BERT: six layers, twelve heads; mean over the tokens; length
 one). Its weights are not copied: each tensor names its place in `model.safetensors`, which is nothing but a header and the raw numbers,
-and onnxruntime maps that file. What is mapped stays out of a snapshot's image and is shared by all replicas; so packing the matrices
-into a form of onnxruntime's own, which would copy them into memory, is switched off.
+and onnxruntime maps that file, or it reads them in a gpumem region, where they were verified. Either way they stay out of a snapshot's
+image and are shared by all replicas; so packing the matrices into a form of onnxruntime's own, which would copy them into memory, is
+switched off.
 """
 
+import ctypes
 import json
 import os
 import struct
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # else it keeps a locked database open, which CRIU cannot dump
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -24,6 +26,7 @@ from onnx import ModelProto, NodeProto, StringStringEntryProto, TensorProto, hel
 from tokenizers import Tokenizer
 
 NAME = "all-minilm-l6-v2"
+WEIGHTS = "model.safetensors"
 DIMENSIONS = 384
 LAYERS, HEADS, HEAD_SIZE = 6, 12, 32
 EPSILON = 1e-12
@@ -33,10 +36,20 @@ FAR_BELOW = 1e9  # so much less is a padding token's attention score
 SPLIT = {"query": [0, 2, 1, 3], "key": [0, 2, 3, 1], "value": [0, 2, 1, 3]}  # axes of (texts, tokens, heads, 32), as attention wants them
 
 
+class Region(Protocol):
+    """Weights that somebody else keeps, mapped into this process."""
+
+    @property
+    def address(self) -> int: ...
+    @property
+    def layout(self) -> Any: ...
+
+
 class SentenceModel:
     """Loads the model; blocks until it can be asked. Not for two threads at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, region: Region | None = None) -> None:
+        """With a region, its weights are read there: it must be mapped whenever the model is asked."""
         folder = model_folder()
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._tokenizer.enable_truncation(MOST_TOKENS)
@@ -47,7 +60,10 @@ class SentenceModel:
         options.add_session_config_entry("session.disable_prepacking", "1")
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
         options.enable_cpu_mem_arena = False  # it would keep the largest batch's memory for ever
-        graph = Graph(folder / "model.safetensors").finish()
+        graph = Graph(folder / WEIGHTS).finish()
+        self._weights = values(region) if region else {}  # onnxruntime does not keep them
+        for name in {constant.name for constant in graph.graph.initializer} & self._weights.keys():
+            options.add_initializer(name, self._weights[name])
         self._session = onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
     def embed(self, texts: list[str]) -> tuple[NDArray[np.float32], int]:
@@ -57,6 +73,17 @@ class SentenceModel:
         ids = np.array([one.ids for one in encoded], dtype=np.int64)
         (vectors,) = self._session.run(None, {"ids": ids, "mask": mask})
         return vectors, int(mask.sum())
+
+
+def values(region: Region) -> dict[str, onnxruntime.OrtValue]:
+    """The tensors of a region by name, where they lie."""
+    found = {}
+    for tensor in region.layout.tensors:
+        if tensor.dtype == "F32":
+            numbers = (ctypes.c_float * int(np.prod(tensor.shape))).from_address(region.address + tensor.offset)
+            array = np.ctypeslib.as_array(numbers).reshape(tuple(tensor.shape))
+            found[tensor.name] = onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(array, TensorProto.FLOAT)
+    return found
 
 
 class Graph:

@@ -11,11 +11,12 @@ import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 from aiohttp import web
 
-from control import take_part
+from control import Snapshot
 
 
 class Refused(Exception):
@@ -45,12 +46,17 @@ async def json_object(request: web.Request) -> dict[str, Any]:
     return body
 
 
-def application(model: str, post: str, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> web.Application:
-    """`/health`, `/v1/models` and the one path that takes work. It is healthy as soon as it listens: a model that loads does not."""
+def application(
+    model: str,
+    post: str,
+    handler: Callable[[web.Request], Awaitable[web.StreamResponse]],
+    is_awake: Callable[[], bool] = lambda: True,
+) -> web.Application:
+    """`/health`, `/v1/models` and the one path that takes work. A model that loads does not listen yet; one that sleeps is not healthy."""
     card = {"id": model, "object": "model", "created": int(time.time()), "owned_by": "thaw"}
 
     async def health(_: web.Request) -> web.Response:
-        return web.json_response({"status": "ok"})
+        return web.json_response({"status": "ok"}) if is_awake() else web.json_response({"status": "asleep"}, status=503)
 
     async def models(_: web.Request) -> web.Response:
         return web.json_response({"object": "list", "data": [card]})
@@ -67,12 +73,17 @@ def arguments(description: str) -> argparse.Namespace:
     return parser.parse_args()
 
 
-async def serve(app: web.Application, host: str, port: int) -> None:
-    """Serves until SIGTERM or SIGINT, and offers itself for a snapshot meanwhile. A client that leaves cancels its handler."""
+async def serve(app: web.Application, host: str, port: int, asleep: Callable[[], AbstractAsyncContextManager[None]] | None = None) -> None:
+    """Serves until SIGTERM or SIGINT, and offers itself for a snapshot meanwhile, `asleep`. A client that leaves cancels its handler.
+
+    Ends with an error where what was put away for a snapshot cannot be brought back.
+    """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    snapshot = Snapshot(asleep)
+    await snapshot.begin()
     runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=5)
     await runner.setup()
     try:
@@ -80,7 +91,9 @@ async def serve(app: web.Application, host: str, port: int) -> None:
     except OSError as error:
         sys.exit(f"cannot listen on {host}:{port}: {error.strerror}")
     print(f"serving on http://{host}:{runner.addresses[0][1]}", flush=True)
-    snapshot = asyncio.create_task(take_part())
-    await stop.wait()
-    snapshot.cancel()
+    taking, stopping = asyncio.create_task(snapshot.take()), asyncio.create_task(stop.wait())
+    await asyncio.wait([stopping, taking], return_when=asyncio.FIRST_EXCEPTION)
+    if taking.done():
+        taking.result()
+    taking.cancel()
     await runner.cleanup()
