@@ -21,7 +21,7 @@ from restore_agent.ladder import available_memory
 _MARGIN = 1.25  # the fill takes whole huge pages where the image has gaps
 _SHARE = 4  # at most a quarter of what is available
 _PAUSE_SECONDS = 2.0  # after the last restore: its replica is answering its first requests
-_STEP = 32 << 20  # bytes touched between two looks at whether to stop
+_STEP = 2 << 20  # bytes touched at a time: the process cannot map anything meanwhile, nor start a thread
 _HUGE = 2 << 20
 _MADV_POPULATE_WRITE = 23
 _libc = ctypes.CDLL(None, use_errno=True)

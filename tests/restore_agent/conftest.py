@@ -63,5 +63,5 @@ async def agent(state: Path) -> AsyncIterator[Agent]:
         yield started
     assert left_behind(state) == []
     assert huge_pages() == before
-    assert os.listdir(state / "tmp") == []
+    assert list((state / "tmp").iterdir()) == []
     shutil.rmtree(state)

@@ -104,7 +104,7 @@ async def running(state: Path) -> AsyncIterator[Agent]:
 def get(replica: pb.Replica, path: str) -> object:
     """GET of the engine in the replica's net namespace; raises OSError where it does not answer."""
     raw = b""
-    with open("/proc/thread-self/ns/net") as ours, open(replica.endpoint.netns) as theirs:
+    with Path("/proc/thread-self/ns/net").open() as ours, Path(replica.endpoint.netns).open() as theirs:
         assert _libc.setns(theirs.fileno(), 0x40000000) == 0
         try:
             connection = socket.create_connection((replica.endpoint.host, replica.endpoint.port), timeout=10)
