@@ -31,6 +31,7 @@ _DTYPES: dict[str, Any] = {
     "U32": torch.uint32, "I32": torch.int32, "F32": torch.float32, "U64": torch.uint64, "I64": torch.int64, "F64": torch.float64,
     "C64": torch.complex64,
 }  # fmt: skip
+_INITIALISERS = ("uniform_", "normal_", "trunc_normal_", "kaiming_uniform_", "kaiming_normal_", "fill_", "zero_")
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
@@ -49,9 +50,12 @@ class skeleton(TorchFunctionMode):  # type: ignore[misc, unused-ignore]
     """Within it, memory that is asked for without content is none: parameters cost nothing, computed tensors are real."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = dict(kwargs or {})
+        kwargs = kwargs or {}
         if function is torch.empty:
-            kwargs["device"] = "meta"
+            return function(*args, **kwargs | {"device": "meta"})
+        # Initialising nothing is nothing; the meta device would import half of torch's compiler to find that out.
+        if function.__name__ in _INITIALISERS and (target := args[0] if args else kwargs["tensor"]).is_meta:
+            return target
         return function(*args, **kwargs)
 
 
