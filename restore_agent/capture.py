@@ -84,7 +84,7 @@ class Capturer:
             async with self._publishing:
                 workspace = await asyncio.to_thread(self._store.workspace)
                 undo.push_async_callback(asyncio.to_thread, shutil.rmtree, workspace, True)
-                draft = await self._dump(request, source, canary, workspace, progress, phases)
+                draft = await self._dump(request, sandbox, source, canary, workspace, progress, phases)
                 with _step("prove", phases, progress):
                     await self._prove(draft)
                 with _step("publish", phases, progress):
@@ -96,11 +96,17 @@ class Capturer:
             return Captured(snapshot, source)
 
     async def _dump(
-        self, request: CaptureRequest, source: Engine, canary: CanaryRecord | None, workspace: Path, progress: Progress, phases: Phases
+        self,
+        request: CaptureRequest,
+        sandbox: Sandbox,
+        source: Engine,
+        canary: CanaryRecord | None,
+        workspace: Path,
+        progress: Progress,
+        phases: Phases,
     ) -> Snapshot:
         images = workspace / "images"
         images.mkdir()
-        sandbox = source.sandbox
         inside = {pid: host for pid, host in sandbox.host_pids().items() if pid != 1}
         try:
             with _step("dump", phases, progress):

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import aiohttp
 
+from restore_agent.bare import Bare
 from restore_agent.manifest import EngineRecord
 from restore_agent.output import Output
 from restore_agent.sandbox import CONTROL_DIRECTORY, Sandbox, describe_exit
@@ -43,14 +44,14 @@ class Answer:
 class Engine:
     """A running engine: the sandbox it is in, its root process (pid as seen inside) and its pipes."""
 
-    def __init__(self, record: EngineRecord, sandbox: Sandbox, output: Output, pid: int) -> None:
+    def __init__(self, record: EngineRecord, sandbox: Sandbox | Bare, output: Output, pid: int) -> None:
         self.record = record
         self.sandbox = sandbox
         self.output = output
         self.pid = pid
 
     @classmethod
-    async def start(cls, record: EngineRecord, sandbox: Sandbox, output: Output, *, for_snapshot: bool) -> Engine:
+    async def start(cls, record: EngineRecord, sandbox: Sandbox | Bare, output: Output, *, for_snapshot: bool) -> Engine:
         """Raises SandboxError."""
         env = dict(record.env)
         if for_snapshot:
@@ -153,6 +154,8 @@ class Engine:
 
     def _socket(self, address: tuple[int, int, int, str, object]) -> socket.socket:
         family, kind, protocol = address[:3]
+        if not self.sandbox.netns:
+            return socket.socket(family, kind, protocol)
         with Path("/proc/thread-self/ns/net").open() as ours, Path(self.sandbox.netns).open() as theirs:
             if _libc.setns(theirs.fileno(), _CLONE_NEWNET):
                 raise OSError(ctypes.get_errno(), f"cannot enter {self.sandbox.netns}")

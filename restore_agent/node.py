@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import shutil
+import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -126,9 +126,6 @@ class Node:
         finally:
             self._listeners.discard(queue)
 
-    def disk_free(self) -> int:
-        return shutil.disk_usage(self.store.state).free
-
     def _changed(self, change: Change) -> None:
         metrics.replicas_are(self.replicas)
         if isinstance(change, Snapshot):
@@ -143,6 +140,8 @@ class Node:
 
 async def _working_criu(kdat: Path) -> Criu | CriuError:
     try:
+        if os.geteuid() != 0:
+            raise CriuError("restoring needs root, for CRIU and namespaces; start the agent with sudo")
         criu = await asyncio.to_thread(Criu.find)
         async with await Sandbox.create(kdat) as sandbox:
             await criu.probe(sandbox, kdat)

@@ -6,6 +6,7 @@ the same but for what differs between any two answers; log-probabilities and oth
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Iterator
@@ -64,10 +65,9 @@ async def _ask(engine: Engine, session: aiohttp.ClientSession, path: str, body: 
 
 
 async def _usual(engine: Engine, session: aiohttp.ClientSession) -> Iterator[tuple[str, str]]:
-    listed = _parsed((await engine.ask(session, "/v1/models")).body)
     model = "default"
-    if isinstance(listed, dict) and listed.get("data"):
-        model = str(listed["data"][0]["id"])
+    with contextlib.suppress(EngineError, ValueError, LookupError, TypeError):  # no such list: the name may not matter
+        model = str(json.loads((await engine.ask(session, "/v1/models")).body)["data"][0]["id"])
     chat = {"model": model, "messages": [{"role": "user", "content": "Name a colour."}], "max_tokens": 4, "temperature": 0, "seed": 1}
     return iter(
         [

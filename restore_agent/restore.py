@@ -18,6 +18,7 @@ import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+from restore_agent.bare import Bare, check_port
 from restore_agent.compatibility import Incompatible
 from restore_agent.criu import Criu, CriuError, Worker
 from restore_agent.engine import RESTORE_COMPLETE, Engine
@@ -131,14 +132,19 @@ class Restorer:
         if archive.exists():
             with tarfile.open(archive) as tar:
                 # Ours, and verified: taken out as it was put in. (The argument `filter` is missing in Debian 12's Python.)
-                tar.extraction_filter = staticmethod(lambda member, _: member)  # type: ignore[assignment]
+                tar.extraction_filter = staticmethod(lambda member, _: member)
                 tar.extractall(sandbox.root)
 
     async def start_cold(self, record: EngineRecord, model: str, phases: Phases) -> Engine:
         """Starts the engine's own command. Raises EngineError, SandboxError."""
         async with contextlib.AsyncExitStack() as undo:
             with phases.phase("image.sandbox"):
-                sandbox = await undo.enter_async_context(await Sandbox.create(self._kdat))
+                if os.geteuid() == 0:
+                    sandbox: Sandbox | Bare = await Sandbox.create(self._kdat)
+                else:
+                    check_port(record.port)
+                    sandbox = await Bare.create(self._kdat)
+                await undo.enter_async_context(sandbox)
                 output = Output(model)
                 undo.callback(output.close)
             with phases.phase("health"):

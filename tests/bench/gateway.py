@@ -57,7 +57,8 @@ async def _gateway(port: int) -> None:
 
 
 async def _told() -> str:
-    return (await asyncio.get_running_loop().run_in_executor(None, sys.stdin.readline)).strip()
+    line: str = await asyncio.get_running_loop().run_in_executor(None, sys.stdin.readline)
+    return line.strip()
 
 
 def _resident() -> int:

@@ -104,7 +104,8 @@ async def chat(work: Path) -> list[Figure]:
         "--port",
         str(PORT),
     )
-    rested, at_once = [], []
+    rested: list[float] = []
+    at_once: list[float] = []
     async with system(state) as url:
         for seconds, into in ((REST_SECONDS, rested), (0.0, at_once)):
             for _ in range(ROUNDS):

@@ -90,7 +90,7 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextlib.asynccontextmanager
-async def system(state: Path, model: dict[str, Any]) -> AsyncIterator[System]:
+async def system(state: Path, model: dict[str, Any], prefix: tuple[str, ...] = ()) -> AsyncIterator[System]:
     port, metrics = free_port(), free_port()
     file = state.parent / "up.yaml"
     defaults = {"snapshot": "tiny", "cooldown_seconds": 0.5, "polling_seconds": 0.2, "max_wait_seconds": 30}
@@ -106,7 +106,7 @@ async def system(state: Path, model: dict[str, Any]) -> AsyncIterator[System]:
         )
     )
     log = (state.parent / "up.log").open("ab")
-    process = await asyncio.create_subprocess_exec(sys.executable, "-m", "scaler.cli", "up", str(file), stderr=log, stdout=log)
+    process = await asyncio.create_subprocess_exec(*prefix, sys.executable, "-m", "scaler.cli", "up", str(file), stderr=log, stdout=log)
     try:
         async with aiohttp.ClientSession() as session:
             made = System(process, f"http://127.0.0.1:{port}", f"http://127.0.0.1:{metrics}", state, session)
@@ -181,6 +181,19 @@ async def test_a_snapshot_that_is_gone_is_a_cold_start(state: Path) -> None:
         (replica,) = (await made.status())["replicas"]
         assert replica["origin"] == "cold"
         assert "no snapshot default/missing" in replica["detail"]
+
+
+async def test_without_root_everything_is_started_cold(state: Path) -> None:
+    """A user namespace without a mapping: the files are ours, but nothing else is."""
+    port = free_port()
+    command = [sys.executable, str(SERVER), str(port), "8", str(state.parent / "weights.bin")]
+    cold = {"command": command, "port": port, "cooldown_seconds": 30, "max_replicas": 2, "concurrency": 1}
+    async with system(state, cold, prefix=("unshare", "--user")) as made:
+        await asyncio.gather(*(made.ask() for _ in range(4)))
+        (replica,) = (await made.status())["replicas"]
+        assert replica["origin"] == "cold"
+        assert "root" in replica["detail"]
+        await made.ask()
 
 
 async def test_a_model_that_cannot_start_says_why(state: Path) -> None:
