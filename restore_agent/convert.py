@@ -8,8 +8,8 @@ from pydantic import ValidationError
 from thaw_proto import agent_pb2
 
 from restore_agent.capture import CaptureRequest
-from restore_agent.ladder import available_memory, total_memory
 from restore_agent.manifest import EngineRecord, check_name
+from restore_agent.memory import available_memory, total_memory
 from restore_agent.node import Node
 from restore_agent.replicas import Origin, Replica, State
 from restore_agent.store import Snapshot

@@ -16,11 +16,12 @@ import mmap
 import os
 import threading
 
-from restore_agent.ladder import available_memory
+from restore_agent.memory import available_memory
 
 _MARGIN = 1.25  # the fill takes whole huge pages where the image has gaps
 _SHARE = 4  # at most a quarter of what is available
 _PAUSE_SECONDS = 2.0  # after the last restore: its replica is answering its first requests
+_PATIENCE_SECONDS = 5.0
 _STEP = 2 << 20  # bytes touched at a time: the process cannot map anything meanwhile, nor start a thread
 _HUGE = 2 << 20
 _MADV_POPULATE_WRITE = 23
@@ -41,6 +42,11 @@ class Headroom:
             self._wanted = size
             self._release()
             self._refill_after(0.0)
+
+    async def taken(self) -> None:
+        """Returns when the reserve is held, or a restore has begun, or a while has passed: it gives way to everything else."""
+        if self._refill:
+            await asyncio.wait([self._refill], timeout=_PATIENCE_SECONDS)
 
     def give(self) -> None:
         """A restore begins: the reserve is free within milliseconds, and is taken again when restores have been over for a while."""

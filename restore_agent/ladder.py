@@ -16,6 +16,8 @@ from pathlib import Path
 
 from restore_agent.chunks import CorruptChunk
 from restore_agent.compatibility import Incompatible, check_fits
+from restore_agent.headroom import Headroom
+from restore_agent.memory import available_memory
 from restore_agent.pages import Arena
 from restore_agent.store import Corrupt, Snapshot, Store
 
@@ -47,20 +49,18 @@ class Staged:
         loop = asyncio.get_running_loop()
         self.skeleton: asyncio.Future[Path] = loop.create_future()  # CRIU's images directory
         self.arena: asyncio.Future[Arena] = loop.create_future()
+        self.ready = asyncio.Event()  # and the memory for a restore is held
         self.users = 0
         self.dropped = False
 
-    @property
-    def complete(self) -> bool:
-        return self.arena.done() and not self.arena.cancelled() and self.arena.exception() is None
-
 
 class Ladder:
-    def __init__(self, store: Store, memory: Path, criu_version: str, changed: Callable[[Snapshot], None]) -> None:
+    def __init__(self, store: Store, memory: Path, criu_version: str, headroom: Headroom, changed: Callable[[Snapshot], None]) -> None:
         """`memory`: a tmpfs. `changed` hears of every snapshot whose rung or usability changed."""
         self._store = store
         self._memory = memory
         self._criu_version = criu_version
+        self._headroom = headroom
         self._changed = changed
         self._staged: dict[str, Staged] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -68,11 +68,7 @@ class Ladder:
         self.unusable: dict[str, str] = {}  # digest → why it cannot be restored here
 
     def in_memory(self, digest: str) -> bool:
-        return (staged := self._staged.get(digest)) is not None and staged.complete
-
-    def largest(self) -> int:
-        """Bytes of pages of the largest image in memory."""
-        return max((staged.snapshot.manifest.page_bytes for staged in self._staged.values() if staged.complete), default=0)
+        return (staged := self._staged.get(digest)) is not None and staged.ready.is_set()
 
     @contextlib.contextmanager
     def hold(self, snapshot: Snapshot) -> Iterator[Staged]:
@@ -100,12 +96,15 @@ class Ladder:
         with self.hold(snapshot) as staged:
             await asyncio.shield(staged.skeleton)
             await asyncio.shield(staged.arena)
+            await staged.ready.wait()
         return time.monotonic() - begin
 
     def unstage(self, digest: str) -> None:
         """memory → disk, once the restores that use it have ended."""
         if staged := self._staged.pop(digest, None):
             staged.dropped = True
+            staged.ready.clear()
+            self._hold_headroom()
             self._changed(staged.snapshot)
             if not staged.users:
                 self._free(staged)
@@ -127,6 +126,9 @@ class Ladder:
             self.disk_to_memory.measured(arena.size, time.monotonic() - begin)
             staged.arena.set_result(arena)
             self.unusable.pop(snapshot.digest, None)
+            self._hold_headroom()
+            await self._headroom.taken()
+            staged.ready.set()
         except BaseException as error:
             failure: BaseException = error
             if isinstance(error, CorruptChunk):
@@ -142,6 +144,11 @@ class Ladder:
             if not isinstance(error, Exception):
                 raise
         self._changed(snapshot)
+
+    def _hold_headroom(self) -> None:
+        """As much as the largest image in memory."""
+        sizes = [staged.snapshot.manifest.page_bytes for staged in self._staged.values() if staged.arena.done()]
+        self._headroom.want(max(sizes, default=0))
 
     def _stage_skeleton(self, staged: Staged) -> bytes:
         """Verifies and copies the small files; returns the index of pages."""
@@ -167,19 +174,3 @@ class Ladder:
 
     def _free(self, staged: Staged) -> None:
         shutil.rmtree(staged.directory, ignore_errors=True)
-
-
-def available_memory() -> int:
-    """Bytes that programs may still take without swapping."""
-    return _meminfo("MemAvailable")
-
-
-def total_memory() -> int:
-    return _meminfo("MemTotal")
-
-
-def _meminfo(key: str) -> int:
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith(key + ":"):
-            return int(line.split()[1]) << 10
-    raise OSError(f"/proc/meminfo has no {key}")

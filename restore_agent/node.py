@@ -46,8 +46,8 @@ class Node:
         why = "" if isinstance(criu, Criu) else str(criu)
         kdat = memory / _KDAT
         self._listeners: set[asyncio.Queue[Change]] = set()
-        self.ladder = Ladder(store, memory, self.criu.version if self.criu else "0", self._changed)
         self.headroom = Headroom()
+        self.ladder = Ladder(store, memory, self.criu.version if self.criu else "0", self.headroom, self._changed)
         self.restorer = Restorer(self.criu, why, kdat, self.ladder, HugePages(store.state), self.headroom)
         self.replicas = Replicas(self._changed)
         self._why_no_criu = why
@@ -128,8 +128,6 @@ class Node:
 
     def _changed(self, change: Change) -> None:
         metrics.replicas_are(self.replicas)
-        if isinstance(change, Snapshot):
-            self.headroom.want(self.ladder.largest())
         for queue in self._listeners:
             queue.put_nowait(change)
 

@@ -38,7 +38,7 @@ def up(file: Annotated[Path, typer.Argument(help="YAML that names the models.")]
 
 @app.command()
 def status(
-    state: Annotated[Path, typer.Option(help="The state folder that `thaw up` uses.", envvar="THAW_STATE", resolve_path=True)] = _DEFAULT_STATE,
+    state: Annotated[Path, typer.Option(help="State folder of `thaw up`.", envvar="THAW_STATE", resolve_path=True)] = _DEFAULT_STATE,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Shows models, replicas, held requests and the last activations with their phases."""
