@@ -17,7 +17,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from blake3 import blake3
 from thaw_proto import gpumem_pb2
@@ -37,9 +37,8 @@ class InvalidCheckpoint(Exception):
     """A directory does not hold a checkpoint that can be read; the message names the file."""
 
 
-@dataclass(frozen=True)
-class Part:
-    """Chunks that lie one behind the other in a file."""
+class Part(NamedTuple):
+    """Chunks that lie one behind the other in a file: a source, as `Client.fill` takes it."""
 
     path: Path
     offset: int  # bytes, of the first of them

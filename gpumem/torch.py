@@ -61,13 +61,16 @@ class skeleton(TorchFunctionMode):  # type: ignore[misc, unused-ignore]
 
 def tensors(region: Region) -> dict[str, Any]:
     """Every tensor of a region by name, as a view of the mapped memory: valid while it is mapped."""
-    device = torch_device(region.device)
-    size = region.layout.size
-    if device.type == "cpu":
-        memory = torch.frombuffer((ctypes.c_char * size).from_address(region.address), dtype=torch.uint8)
-    else:
-        memory = torch.as_tensor(_Bytes(region.address, size), device=device)
+    memory = bytes_at(region.address, region.layout.size, region.device)
     return {tensor.name: _view(memory, tensor) for tensor in region.layout.tensors}
+
+
+def bytes_at(address: int, size: int, identity: str) -> Any:
+    """Mapped memory as a tensor of bytes."""
+    device = torch_device(identity)
+    if device.type == "cpu":
+        return torch.frombuffer((ctypes.c_char * size).from_address(address), dtype=torch.uint8)
+    return torch.as_tensor(_Bytes(address, size), device=device)
 
 
 def adopt(module: Any, region: Region) -> None:
