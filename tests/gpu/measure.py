@@ -1,0 +1,319 @@
+"""Everything that gpumem promises, shown on this machine: `python -m tests.gpu.measure`.
+
+One table, and with a GPU `tests/bench/results/gpumem-GPU.json`. Without one, the same on the host's memory and smaller (that is a test).
+What needs torch, CUDA's checkpoint, or two GPUs is left out where these are missing.
+"""
+
+import json
+import os
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median
+
+from rich.console import Console
+
+from gpumem.memory import HOST, devices
+from gpumem.safetensors import Checkpoint, read_checkpoint
+from tests.bench.figures import Figure, table
+from tests.gpu.weights import SMALL, write_checkpoint
+from tests.gpu.world import ROOT, Engine, Failed, World, check
+
+RESULTS = ROOT / "tests" / "bench" / "results"
+READERS = 4
+
+
+def lending(world: World) -> Iterator[Figure]:
+    """What is lent: written once, read by many, harmed by nobody, gone with its owner."""
+    size = world.scale.region
+    gib = size / (1 << 30)
+    before = world.used()
+    with world.server() as up:
+        held = world.used() - before
+        yield Figure(
+            "pool up", up["lends"], "s", at_most=5, detail=f"{world.scale.pool >> 20} MiB held before anybody asks, in a new process"
+        )
+        yield Figure("filler up", up["fills"], "s", detail=f"its context made, {world.scale.arena >> 20} MiB of arena taken and pinned")
+        if world.on_gpu:
+            check(held >= world.scale.pool, f"{held} bytes are held, of {world.scale.pool}")
+        region = os.urandom(32)
+        free = world.free()
+        with world.engine() as writer:
+            capability = writer.ask("begin", region=region.hex(), size=size, part=1.0)["capability"]
+            total = writer.ask("seal")
+            if world.on_gpu:
+                small = list(asdict(SMALL).values())
+                check(writer.ask("publish", size=small, region=os.urandom(32).hex()), "a module moves into a region and answers the same")
+        check(world.region(region) is not None, "a sealed region outlives its writer")
+        name = {"region": region.hex(), "capability": capability}
+
+        yield from _writer_killed(world, free - world.scale.region)
+        yield from _readers(world, name, total, gib)
+        with world.engine() as good, world.engine() as bad:
+            good.ask("attach", **name)
+            bad.ask("attach", **name)
+            bad.tell("harm")
+            check(bad.wait() != 0, "who writes to a sealed region ends")
+            check(good.ask("sum") == total, "a reader's fault leaves the others' weights as they are")
+            with world.engine() as late:
+                late.ask("attach", **name)
+                check(late.ask("sum") == total, "and is no hindrance to who comes later")
+            world.kill_filler()
+            check(good.ask("sum") == total, "nor is the filler's death")
+        yield Figure("faults that reached another process", 0, "", at_most=0, detail="a reader that writes; the filler killed")
+        with world.engine() as owner:
+            check(owner.ask("scratch", size=size // 4) == 0, "scratch is zeros")
+            owner.kill()
+        with world.engine() as owner:
+            check(owner.ask("scratch", size=world.free()) == 0, "and again for the next owner, wherever it lies")
+        yield Figure("bytes of one owner's scratch that the next read", 0, "B", at_most=0, detail="all that the pool had was looked at")
+    world.until(lambda: world.used() < before + world.scale.pool // 2, "the memory is back when the server has ended")
+
+
+def _writer_killed(world: World, free: int) -> Iterator[Figure]:
+    region = os.urandom(32)
+    with world.engine() as writer:
+        writer.ask("begin", region=region.hex(), size=world.scale.region, part=0.5)
+        writer.kill()
+    seconds = world.until(lambda: world.region(region) is None and world.free() >= free, "a killed writer's memory is free again")
+    yield Figure(
+        "a killed writer's memory back", seconds, "s", at_most=2, detail="killed by SIGKILL at half; the region is gone, its memory new"
+    )
+
+
+def _readers(world: World, name: dict[str, str], total: int, gib: float) -> Iterator[Figure]:
+    """Several at a time, each killed in the end: the region needs none of them."""
+    times, grown, engines = [], [], []
+    for _ in range(READERS):
+        before = world.used()
+        engine = world.engine()
+        engines.append((engine, engine.__enter__()))
+        context = world.used()
+        times.append(engines[-1][1].ask("attach", **name)["first"])
+        grown.append((context - before, world.used() - context))
+        check(engines[-1][1].ask("sum") == total, "a reader sees what was written")
+    for engine, running in engines:
+        running.kill()
+        engine.__exit__(None, None, None)
+    yield Figure(
+        f"attach and first kernel, {gib:.3g} GiB",
+        median(times) * 1e3,
+        "ms",
+        at_most=20,
+        detail="of " + ", ".join(f"{t * 1e3:.1f}" for t in times),
+    )
+    if world.on_gpu:
+        shared = max(attached for _, attached in grown) / (1 << 20)
+        contexts = median(context for context, _ in grown) / (1 << 20)
+        detail = f"{READERS} readers, by NVML; each process has its own context besides: {contexts:.0f} MiB"
+        yield Figure(f"memory that a reader adds for {gib:.3g} GiB", shared, "MiB", at_most=64, detail=detail)
+    with world.engine() as again:
+        first = again.ask("attach", **name)["first"]
+        check(again.ask("sum") == total, "the region outlives every engine")
+        yield Figure("attach after all engines were killed", first * 1e3, "ms", at_most=20)
+
+
+def filling(world: World, weights: Path) -> Iterator[Figure]:
+    """A checkpoint's way onto the device, from the disk, from page cache, from the arena."""
+    begin = time.perf_counter()
+    checkpoint = read_checkpoint(weights)
+    size = checkpoint.layout.size
+    yield Figure(
+        "import", size / (time.perf_counter() - begin) / 1e9, "GB/s", detail=f"{size / 1e9:.3g} GB hashed, files in page cache; once"
+    )
+    pinned = 0.0
+    if world.on_gpu:
+        with world.server(pool=1 << 30, arena=0), world.engine() as engine:
+            pinned = engine.ask("pinned_rate", size=8 << 30) / 1e9
+        yield Figure("pinned host memory to the GPU, raw", pinned, "GB/s", detail="8 GiB in copies of 64 MiB, best of 4")
+        for library in ("safetensors", "safetensors on the GPU", "fastsafetensors"):
+            yield from _load(world, weights, library)
+    for where in ("disk", "page cache"):
+        with world.server():
+            if where == "disk":
+                _forget(checkpoint)
+            region, seconds, rate = _fill(world, checkpoint)
+            yield Figure(f"fill from {where}", rate, "GB/s", detail=f"{seconds:.2f} s, each chunk verified on the way")
+            if where == "page cache":
+                yield from _again(world, checkpoint, region, pinned)
+                yield from _served(world, region)
+
+
+def _fill(world: World, checkpoint: Checkpoint) -> tuple[bytes, float, float]:
+    """The region's id, seconds, and GB/s."""
+    filled = world.ask(lambda control: control.fill(checkpoint.layout, checkpoint.parts, world.device))
+    check(filled.there_before == 0, "it was not there before")
+    return filled.id, filled.seconds, checkpoint.layout.size / filled.seconds / 1e9
+
+
+def _again(world: World, checkpoint: Checkpoint, region: bytes, pinned: float) -> Iterator[Figure]:
+    if world.on_gpu:
+        rates = []
+        for _ in range(3):
+            world.evict(region)
+            rates.append(_fill(world, checkpoint)[2])
+        best = median(rates)
+        yield Figure("fill from the arena", best, "GB/s", at_least=round(0.95 * pinned, 2), detail=f"0.95 of the raw rate; {rates}")
+    world.evict(region)
+    with world.engine() as engine:
+        engine.tell("fill", directory=str(checkpoint.parts[0].path.parent))
+        world.until(lambda: bool(world.status().fills) or world.region(region) is not None, "a fill")
+        engine.kill()
+    seconds = world.until(lambda: not world.status().fills, "a fill ends with who asked for it")
+    filled = world.ask(lambda control: control.fill(checkpoint.layout, checkpoint.parts, world.device))
+    yield Figure(
+        "a fill whose caller was killed stops", seconds, "s", at_most=2, detail=f"the next went on from {filled.there_before} bytes"
+    )
+
+
+def _served(world: World, region: bytes) -> Iterator[Figure]:
+    """The filled region is what the files hold, for whoever attaches."""
+    expected = world.ask(lambda control: control.status())
+    check(any(found.sealed and found.id == region for found in expected.regions), "the filled region is sealed")
+    with world.engine() as engine:
+        first = engine.ask("attach", region=region.hex())["first"]
+        if world.on_gpu:
+            yield from _snapshot(world, engine, first)
+
+
+def _snapshot(world: World, engine: Engine, first: float) -> Iterator[Figure]:
+    from cuda.bindings import driver  # noqa: PLC0415  (only where there is a GPU)
+
+    size = list(asdict(world.scale.weights).values())
+    built = engine.ask("model", size=size)
+    before = engine.ask("run")
+    check(before["finite"], "the model computes")
+    detail = f"attach {first * 1e3:.1f}, skeleton {built['skeleton'] * 1e3:.1f}, adopt {built['adopt'] * 1e3:.1f} ms; no byte is copied"
+    yield Figure("a module of 8B on resident weights", (first + built["skeleton"] + built["adopt"]) * 1e3, "ms", detail=detail)
+    quiesced = engine.ask("quiesce")
+    running = world.used()
+    seconds = {}
+    for step in ("Lock", "Checkpoint", "Restore", "Unlock"):
+        begin = time.perf_counter()
+        code = getattr(driver, f"cuCheckpointProcess{step}")(engine.pid, None)[0]
+        check(code.name == "CUDA_SUCCESS", f"cuCheckpointProcess{step}: {code.name}")
+        seconds[step] = time.perf_counter() - begin
+        if step == "Checkpoint":
+            given = (running - world.used()) / (1 << 20)
+    resumed = engine.ask("resume")
+    after = engine.ask("run")
+    check(after["digest"] == before["digest"], "the captured graph answers the same after the restore")
+    yield Figure("quiesce", quiesced * 1e3, "ms", detail="unmapped, and proved by the driver and the server")
+    yield Figure("CUDA checkpoint", seconds["Lock"] + seconds["Checkpoint"], "s", detail=f"{given:.0f} MiB of GPU memory given back")
+    yield Figure("CUDA restore", seconds["Restore"] + seconds["Unlock"], "s")
+    yield Figure("resume", resumed * 1e3, "ms", at_most=20, detail="same addresses; the graph captured before answers bit for bit the same")
+
+
+def _load(world: World, weights: Path, library: str) -> Iterator[Figure]:
+    size = world.scale.weights.bytes
+    for where in ("page cache", "disk"):
+        with world.server(pool=1 << 30, arena=0), world.engine() as engine:
+            if where == "disk":
+                _forget_files(sorted(weights.glob("*.safetensors")))
+            try:
+                seconds = engine.ask("load", directory=str(weights), library=library)
+            except Failed as error:
+                yield Figure(f"{library}, {where}", 0, "GB/s", detail=f"did not run: {error}")
+                return
+        yield Figure(f"{library}, {where}", size / seconds / 1e9, "GB/s", detail=f"{seconds:.2f} s, nothing verified")
+
+
+def two_gpus(world: World, weights: Path, other: str) -> Iterator[Figure]:
+    """From one GPU's region to the other's."""
+    checkpoint = read_checkpoint(weights)
+    with world.server(devices=(world.device, other), pool=40 << 30):
+        region, _, _ = _fill(world, checkpoint)
+        with world.engine(other) as engine:
+            raw = engine.ask("peer_rate", size=8 << 30) / 1e9
+        rates = []
+        for _ in range(3):
+            filled = world.ask(lambda control: control.fill(checkpoint.layout, checkpoint.parts, other))
+            check(filled.from_device == checkpoint.layout.size, f"all of it came from the other GPU: {filled}")
+            rates.append(checkpoint.layout.size / filled.seconds / 1e9)
+            with world.engine(other) as there, world.engine() as here:
+                there.ask("attach", region=region.hex())
+                here.ask("attach", region=region.hex())
+                check(there.ask("sum") == here.ask("sum"), "both GPUs hold the same")
+            world.evict(region, other)
+    yield Figure("GPU to GPU, raw", raw, "GB/s", detail="torch's copy of 8 GiB, best of 4")
+    yield Figure("fill from the other GPU", median(rates), "GB/s", at_least=round(0.8 * raw, 1), detail=f"0.8 of the raw rate; {rates}")
+
+
+def _forget(checkpoint: Checkpoint) -> None:
+    _forget_files([part.path for part in checkpoint.parts])
+
+
+def _forget_files(paths: list[Path]) -> None:
+    """Takes files out of page cache."""
+    for path in paths:
+        fd = os.open(path, os.O_RDONLY)
+        os.fsync(fd)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(fd)
+
+
+def sections(folder: Path, device: str, other: str = "") -> Iterator[Iterator[Figure]]:
+    """What is to be shown of a device, or of two. Each raises Failed where something is not right, and the next can go on."""
+    world = World(folder, device)
+    weights = folder / "weights"
+    write_checkpoint(weights, world.scale.weights)
+    if other:
+        yield two_gpus(world, weights, other)
+    else:
+        yield lending(world)
+        yield filling(world, weights)
+
+
+def main() -> int:
+    console = Console(width=200)
+    found = devices()
+    figures: list[Figure] = []
+    failures = []
+    with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR", "/var/tmp")) as folder:
+        for section in sections(Path(folder), found[0], found[1] if len(found) > 1 else ""):
+            try:
+                for figure in section:
+                    figures.append(figure)
+                    console.print(f"{figure.name}: {figure.value:.4g} {figure.unit}  {figure.detail}", highlight=False)
+            except Failed as failed:
+                failures.append(str(failed))
+                console.print(f"[red]{failed}[/]\n{(Path(folder) / 'server.log').read_text()[-4000:]}", highlight=False)
+    console.print(table(figures))
+    if failures:
+        console.print(f"[red]failed:[/] {'; '.join(failures)}")
+    elif found[0] != HOST:
+        console.print(f"kept in {_keep(figures, len(found))}")
+    return 0 if not failures and all(figure.met is not False for figure in figures) else 1
+
+
+def _keep(figures: list[Figure], gpus: int) -> Path:
+    import pynvml  # noqa: PLC0415  (only where there is a GPU)
+
+    pynvml.nvmlInit()
+    name = pynvml.nvmlDeviceGetName(pynvml.nvmlDeviceGetHandleByIndex(0))
+    result = {
+        "command": "python -m tests.gpu.measure",
+        "when": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": {
+            "gpus": gpus,
+            "gpu": name,
+            "driver": pynvml.nvmlSystemGetDriverVersion(),
+            "cores": os.cpu_count(),
+            "kernel": platform.release(),
+            "python": platform.python_version(),
+        },
+        "figures": [asdict(figure) | {"met": figure.met} for figure in figures],
+    }
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"gpumem-{name.split()[-1].lower()}{f'-x{gpus}' if gpus > 1 else ''}.json"
+    path.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    return path
+
+
+if __name__ == "__main__":
+    sys.exit(main())
