@@ -180,6 +180,8 @@ class Filling:
             if job.region is not None and job.device is not None and not sealed:
                 job.region.state = State.PAUSED
                 job.device.changed()
+                if not job.done:
+                    job.device.remove(job.region)
             for place in job.held:
                 self._arena.release(place)
             close_all(job.files)

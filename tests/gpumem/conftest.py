@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from thaw_proto import gpumem_pb2 as pb
+
+from gpumem.client import Link
+from tests.gpumem.world import MIB, Served, Weights, make_weights, served, until
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Weights:
+    return make_weights(tmp_path_factory.mktemp("weights") / "weights.bin", 21 * MIB + 12345)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """One that the tests of a file share; each leaves it as it was."""
+    with served(tmp_path_factory.mktemp("server"), reserve=192 * MIB, arena=64 * MIB) as found:
+        yield found
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A shared server has no lease and no region left after each test, and holds all that it should."""
+    yield
+    if "server" in request.fixturenames:
+        clean(request.getfixturevalue("server"))
+
+
+def clean(server: Served) -> None:
+    until(lambda: not server.status().leases)
+    link = Link(server.socket, "cleaner")
+    for region in server.status().regions:
+        link.ask(pb.Request(evict=pb.Evict(region=pb.RegionRef(device=region.device, id=region.id))))
+    link.close()
+    until(lambda: server.host.free_bytes == server.host.wanted_bytes)

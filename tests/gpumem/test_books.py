@@ -1,0 +1,190 @@
+"""The books: the pool's, over real memory, and the arena's, whatever is done in whichever order."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+from collections.abc import AsyncIterator
+
+import pytest
+from hypothesis import settings
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
+from hypothesis.strategies import binary, booleans, integers, sampled_from
+
+from gpumem.arena import BLOCK, Arena, Place
+from gpumem.host import HostMemory
+from gpumem.memory import DeviceFull
+from gpumem.pool import Pool, Short
+from tests.gpumem.world import MIB, descriptors
+
+
+class Crowded(HostMemory):
+    """A device on which others take memory too."""
+
+    def __init__(self, slab: int) -> None:
+        super().__init__(slab)
+        self.room = 1 << 40
+
+    def create(self, size: int) -> int:
+        if size > self.room:
+            raise DeviceFull("others have it")
+        self.room -= size
+        return super().create(size)
+
+
+@pytest.fixture
+async def pool() -> AsyncIterator[Pool]:
+    before = descriptors()
+    found = Pool(Crowded(8 * MIB))
+    await found.resize(50 * MIB)
+    keeping = asyncio.create_task(found.keep())
+    yield found
+    keeping.cancel()
+    await asyncio.wait([keeping])
+    found.close()
+    assert descriptors() == before
+
+
+async def settled(pool: Pool, free: int) -> None:
+    async with asyncio.timeout(5):
+        while pool.free != free:
+            await asyncio.sleep(0.001)
+
+
+async def test_what_is_taken_is_as_large_as_asked_and_zeros(pool: Pool) -> None:
+    for size in (2, 8, 10, 14, 46, 50):
+        taken = await pool.take(size * MIB)
+        assert sum(slab.size for slab in taken) == size * MIB
+        assert all(slab.size <= 8 * MIB for slab in taken)
+        assert pool.free == (50 - size) * MIB
+        for slab in taken:
+            assert not any(os.pread(slab.fd, slab.size, 0))
+            os.pwrite(slab.fd, b"secret", 100)
+        pool.give(taken)
+        await settled(pool, 50 * MIB)
+
+
+async def test_memory_that_was_lent_is_never_lent_again(pool: Pool) -> None:
+    taken = await pool.take(50 * MIB)
+    kept = [os.dup(slab.fd) for slab in taken]
+    pool.give(taken)
+    again = await pool.take(50 * MIB)
+    for slab in again:
+        os.pwrite(slab.fd, b"the next owner's", 0)
+    assert not any(any(os.pread(fd, 100, 0)) for fd in kept)
+    pool.give(again)
+    for fd in kept:
+        os.close(fd)
+
+
+async def test_too_much_says_how_much_too_much(pool: Pool) -> None:
+    first = await pool.take(20 * MIB)
+    with pytest.raises(Short) as caught:
+        await pool.take(40 * MIB)
+    assert caught.value.missing == 10 * MIB
+    assert pool.free == 30 * MIB
+    pool.give(first)
+
+
+async def test_a_taker_that_is_cancelled_leaves_nothing_taken(pool: Pool) -> None:
+    for turn in range(20):
+        taking = asyncio.create_task(pool.take(14 * MIB))
+        for _ in range(turn % 5):
+            await asyncio.sleep(0)
+        await asyncio.sleep(0.0005 * (turn // 5))
+        taking.cancel()
+        (result,) = await asyncio.gather(taking, return_exceptions=True)
+        if not isinstance(result, BaseException):
+            pool.give(result)
+        await settled(pool, 50 * MIB)
+        assert pool.lent == 0
+
+
+async def test_takers_at_once_do_not_get_the_same(pool: Pool) -> None:
+    taken = await asyncio.gather(*(pool.take(10 * MIB) for _ in range(5)))
+    inodes = [os.fstat(slab.fd).st_ino for slabs in taken for slab in slabs]
+    assert len(set(inodes)) == len(inodes)
+    assert pool.free == 0
+    for slabs in taken:
+        pool.give(slabs)
+
+
+async def test_what_the_device_does_not_give_back_is_owed_until_it_does(pool: Pool) -> None:
+    memory = pool._memory
+    assert isinstance(memory, Crowded)
+    taken = await pool.take(20 * MIB)
+    memory.room = 0
+    pool.give(taken)
+    async with asyncio.timeout(5):
+        while pool._spent:
+            await asyncio.sleep(0.001)
+    with pytest.raises(Short):
+        await pool.take(40 * MIB)
+    assert pool.owed == 20 * MIB
+    memory.room = 1 << 40
+    await settled(pool, 50 * MIB)
+
+
+async def test_a_pool_is_made_smaller_at_once_and_larger_again(pool: Pool) -> None:
+    taken = await pool.take(16 * MIB)
+    await pool.resize(20 * MIB)
+    assert pool.free + pool.lent <= 20 * MIB
+    await pool.resize(0)
+    assert (pool.free, pool.lent) == (0, 16 * MIB)
+    pool.give(taken)
+    await pool.resize(30 * MIB)
+    assert pool.free == 30 * MIB
+
+
+class ArenaMachine(RuleBasedStateMachine):
+    """Whatever is loaded, held, found and let go: no two places share a byte, and nothing is lost."""
+
+    held = Bundle("held")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.arena = Arena(64 * BLOCK)
+        self.places: list[Place] = []  # held once or more
+
+    @rule(target=held, size=integers(1, 20 * BLOCK), alignment=integers(0, 1 << 40), chunk=binary(min_size=1, max_size=1), known=booleans())
+    def load(self, size: int, alignment: int, chunk: bytes, known: bool) -> Place | None:
+        place = self.arena.make_room(size, alignment)
+        if place is None:
+            return None
+        assert place.offset % BLOCK == alignment % BLOCK
+        assert place.start <= place.offset < place.offset + size <= place.start + place.length
+        if known:
+            self.arena.keep(place, "", chunk)
+        self.places.append(place)
+        return place
+
+    @rule(target=held, chunk=binary(min_size=1, max_size=1), namespace=sampled_from(["", "other"]))
+    def find(self, chunk: bytes, namespace: str) -> Place | None:
+        place = self.arena.find(namespace, chunk)
+        if place is not None:
+            self.arena.hold(place)
+            self.places.append(place)
+        return place
+
+    @rule(place=consumes(held))
+    def release(self, place: Place | None) -> None:
+        if place is not None:
+            self.arena.release(place)
+            self.places.remove(place)
+
+    @invariant()
+    def books_agree(self) -> None:
+        taken = {place.start: place for place in [*self.places, *self.arena._places.values()]}
+        extents = sorted([(place.start, place.length) for place in taken.values()] + self.arena._free)
+        at = 0
+        for start, length in extents:
+            assert start == at
+            at += length
+        assert at == self.arena.size
+        free = sorted(self.arena._free)
+        assert all(start + length < after for (start, length), (after, _) in itertools.pairwise(free))
+
+
+TestArena = ArenaMachine.TestCase
+TestArena.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)

@@ -1,0 +1,286 @@
+"""A client: shared weights, private memory, and the way through a snapshot."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import mmap
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from thaw_proto import gpumem_pb2 as pb
+
+from gpumem.client import Client, Link
+from gpumem.errors import (
+    Exists,
+    Forbidden,
+    Invalid,
+    NotFound,
+    NotSealed,
+    OutOfMemory,
+    PeerGone,
+    StillMapped,
+    VersionMismatch,
+    WrongDevice,
+)
+from gpumem.frames import receive, send
+from tests.gpumem.world import MIB, Served, Weights, go_on, peer, step, until
+
+
+@pytest.fixture
+def client(server: Served) -> Iterator[Client]:
+    with Client(server.socket, label="test") as found:
+        yield found
+
+
+def ours() -> list[str]:
+    return [line for line in Path("/proc/self/maps").read_text().splitlines() if "/memfd:gpumem" in line]
+
+
+def opened() -> list[str]:
+    found = []
+    for file in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # the folder's own
+            found.append(str(file.readlink()))
+    return [name for name in found if "gpumem" in name]
+
+
+def test_what_is_filled_is_what_is_read(client: Client, weights: Weights) -> None:
+    filled = client.fill(weights.layout, weights.sources)
+    assert (filled.id, filled.from_files) == (weights.id, len(weights.data))
+    with client.attach(weights.id) as region:
+        assert region.size == len(weights.data)
+        assert region.view() == weights.data
+        assert region.view().readonly
+
+
+def test_the_same_bytes_are_there_once(server: Served, client: Client, weights: Weights) -> None:
+    client.fill(weights.layout, weights.sources)
+    with Client(server.socket) as other:
+        again = other.fill(weights.layout, [])
+        assert again.there_before == len(weights.data)
+        assert other.attach(weights.id).view() == client.attach(weights.id).view()
+        assert server.host.regions_bytes < len(weights.data) + 2 * MIB
+        assert server.status().regions[0].leases == 2
+
+
+def test_a_snapshot_finds_nothing_mapped_and_the_replica_everything_where_it_was(client: Client, server: Served, weights: Weights) -> None:
+    client.fill(weights.layout, weights.sources)
+    region, scratch = client.attach(weights.id), client.scratch(5 * MIB)
+    before = region.address, scratch.address
+    scratch.view()[:] = b"k" * scratch.size
+    client.quiesce()
+    client.quiesce()
+    assert not ours()
+    assert not opened()
+    assert not server.status().leases
+    with pytest.raises(Invalid, match="resume"):
+        region.view()
+    with pytest.raises(PeerGone, match="resume"):
+        client.attach(weights.id)
+    client.resume()
+    client.resume()
+    assert (region.address, scratch.address) == before
+    assert region.view() == weights.data
+    assert not any(scratch.view())
+
+
+def test_resume_waits_for_a_region_that_is_being_filled(client: Client, server: Served, weights: Weights) -> None:
+    client.fill(weights.layout, weights.sources)
+    region = client.attach(weights.id)
+    client.quiesce()
+    link = Link(server.socket, "test")
+    link.ask(pb.Request(evict=pb.Evict(region=weights.ref())))
+    link.close()
+    with pytest.raises(NotFound, match="fill it first"):
+        client.resume(wait=0.05)
+    assert not ours()
+    resuming = threading.Thread(target=client.resume)
+    resuming.start()
+    with Client(server.socket) as other:
+        other.fill(weights.layout, weights.sources)
+    resuming.join(10)
+    assert region.view() == weights.data
+
+
+def test_a_writer_seals_and_then_nobody_writes(client: Client, server: Served) -> None:
+    key = os.urandom(32)
+    region = client.begin(key, pb.Layout(size=3 * MIB + 5, note=b"mine"))
+    with Client(server.socket) as other:
+        with pytest.raises(NotSealed):
+            other.begin(key, pb.Layout(size=5))
+        with pytest.raises(NotSealed, match="longer wait"):
+            other.attach(key, region.capability)
+        with pytest.raises(Invalid, match="seal or close"):
+            client.quiesce()
+        address = region.address
+        region.view()[:] = b"w" * region.size
+        region.seal()
+        assert region.address == address
+        assert not region.writable
+        assert bytes(region.view()) == b"w" * region.size
+        with pytest.raises(Exists):
+            other.begin(key, pb.Layout(size=5))
+        found = other.attach(key, region.capability)
+        assert found.layout.note == b"mine"
+        assert found.view() == region.view()
+        client.quiesce()
+        client.resume()
+        assert found.view() == region.view()
+
+
+def test_sealed_memory_cannot_be_written_whatever_a_process_does(client: Client, server: Served, weights: Weights) -> None:
+    client.fill(weights.layout, weights.sources)
+    link = Link(server.socket, "thief")
+    _, frame = link.ask(pb.Request(attach=pb.Attach(region=weights.ref())))
+    for fd in [frame.descriptors[0], os.open(f"/proc/self/fd/{frame.descriptors[0]}", os.O_RDWR)]:
+        with pytest.raises(PermissionError):
+            mmap.mmap(fd, 4096, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+        with pytest.raises(PermissionError):
+            os.pwrite(fd, b"x", 0)
+        with pytest.raises(PermissionError):
+            os.ftruncate(fd, 0)
+    frame.close()
+    link.close()
+
+
+def test_a_region_is_not_sealed_while_somebody_can_write(client: Client, server: Served) -> None:
+    link = Link(server.socket, "writer")
+    granted, frame = link.ask(pb.Request(begin=pb.Begin(device="host", id=b"w" * 32, layout=pb.Layout(size=2 * MIB).SerializeToString())))
+    mapped = mmap.mmap(frame.descriptors[0], 2 * MIB)
+    with pytest.raises(StillMapped, match="unmap it everywhere"):
+        link.ask(pb.Request(seal=pb.Seal(lease=granted.granted.lease)))
+    mapped.close()
+    link.ask(pb.Request(seal=pb.Seal(lease=granted.granted.lease)))
+    frame.close()
+    link.close()
+
+
+def test_a_private_region_needs_its_capability(client: Client, server: Served) -> None:
+    region = client.begin(b"p" * 32, pb.Layout(size=100))
+    region.seal()
+    with Client(server.socket) as other:
+        for wrong in (b"", b"x" * 16, region.capability[:-1]):
+            with pytest.raises(NotFound, match="capability"):
+                other.attach(b"p" * 32, wrong)
+        assert other.attach(b"p" * 32, region.capability).size == 100
+
+
+def test_a_forgotten_mapping_is_found(client: Client) -> None:
+    scratch = client.scratch(MIB)
+    kept, scratch._mapped[0].close = scratch._mapped[0].close, lambda: None  # type: ignore[method-assign]
+    with pytest.raises(StillMapped, match=f"{scratch.address:#x}"):
+        client.quiesce()
+    kept()
+
+
+@pytest.mark.parametrize("how", ["released", "killed"])
+def test_no_byte_of_ones_scratch_is_readable_by_the_next(server: Served, how: str) -> None:
+    everything = server.host.wanted_bytes
+    with peer(server.socket, "scratch", str(everything), "171") as first:
+        step(first)
+        assert go_on(first) == "lent clean"
+        assert go_on(first) == "written"
+        if how == "released":
+            assert go_on(first) == "quiesced"
+        else:
+            first.kill()
+        until(lambda: not server.status().leases)
+        with peer(server.socket, "scratch", str(everything), "1") as second:
+            step(second)
+            assert go_on(second) == "lent clean"
+
+
+def test_who_kept_a_mapping_sees_nothing_of_the_next_owner(server: Served) -> None:
+    everything = server.host.wanted_bytes
+    link = Link(server.socket, "spy")
+    _, frame = link.ask(pb.Request(scratch=pb.Scratch(device="host", size=everything)))
+    spies = [mmap.mmap(fd, 2 * MIB) for fd in frame.descriptors]
+    link.close()
+    with Client(server.socket) as owner:
+        view = owner.scratch(everything).view()
+        ctypes.memset(ctypes.addressof(ctypes.c_char.from_buffer(view)), 0xAB, len(view))
+        assert not any(any(spy[:4096]) for spy in spies)
+        del view
+    for spy in spies:
+        spy.close()
+    frame.close()
+
+
+def test_out_of_memory_names_what_holds_it(client: Client, server: Served, weights: Weights) -> None:
+    client.fill(weights.layout, weights.sources)
+    client.attach(weights.id)
+    client.scratch(100 * MIB)
+    with Client(server.socket) as other, pytest.raises(OutOfMemory) as caught:
+        other.scratch(150 * MIB)
+    for part in ("scratch of test (pid", weights.id.hex()[:12], "used by test", "gpumem reserve"):
+        assert part in str(caught.value)
+
+
+def test_another_version_is_told_so(server: Served) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as old:
+        old.connect(str(server.socket))
+        send(old, pb.Request(id=7, hello=pb.Hello(version=99)).SerializeToString())
+        reply = pb.Reply.FromString(receive(old).payload)
+        assert reply.error.reason == VersionMismatch.reason
+        assert "99" in reply.error.message
+        with pytest.raises(EOFError):
+            receive(old)
+
+
+def test_errors_name_the_remedy(server: Served, client: Client) -> None:
+    with pytest.raises(WrongDevice, match="there are host"):
+        Client(server.socket, device="GPU-0")
+    with pytest.raises(PeerGone, match="gpumem serve"):
+        Client(server.socket.with_name("nobody"))
+    with pytest.raises(Invalid, match="32"):
+        client.attach(b"short")
+    with pytest.raises(Invalid, match="layout"):
+        client.begin(b"i" * 32, b"\xff\xff\xff")
+    with pytest.raises(NotFound, match="lease 999"):
+        client._link.ask(pb.Request(release=pb.Release(lease=999)))
+
+
+def test_a_namespace_has_its_own_and_only_that(server: Served, client: Client, weights: Weights) -> None:
+    link = Link(server.socket, "operator")
+
+    def tenant(name: str) -> str:
+        return link.ask(pb.Request(tenant=pb.Tenant(namespace=name)))[0].tenant.path
+
+    client.fill(weights.layout, weights.sources)
+    with Client(tenant("red")) as red, Client(tenant("blue")) as blue:
+        # What the operator filled is everybody's.
+        assert blue.attach(weights.id).view() == weights.data
+        own = pb.Layout.FromString(weights.layout)
+        own.note = b"red's"
+        with pytest.raises(NotFound, match="no source brings it"):
+            blue.fill(own, [])  # it knows the hashes; the bytes it must have
+        filled = red.fill(own, weights.sources)
+        with pytest.raises(NotFound):
+            blue.attach(filled.id)
+        assert blue.attach(filled.id, filled.capability).view() == weights.data  # red told it
+        for request in (
+            pb.Request(reserve=pb.Reserve(device="host", size=0)),
+            pb.Request(quota=pb.Quota(namespace="red", size=0)),
+            pb.Request(tenant=pb.Tenant(namespace="other")),
+            pb.Request(evict=pb.Evict(region=weights.ref())),
+        ):
+            with pytest.raises(Forbidden):
+                red._link.ask(request)
+        with pytest.raises(NotFound):
+            blue._link.ask(pb.Request(evict=pb.Evict(region=pb.RegionRef(device="host", id=filled.id))))
+        seen = blue._link.ask(pb.Request(status=pb.GetStatus()))[0].status
+        assert not seen.regions
+        assert {lease.namespace for lease in seen.leases} == {"blue"}
+        link.ask(pb.Request(quota=pb.Quota(namespace="red", size=40 * MIB)))
+        with pytest.raises(OutOfMemory, match="quota of namespace red"):
+            red.scratch(60 * MIB)
+        assert red.scratch(2 * MIB).size == 2 * MIB
+        link.ask(pb.Request(quota=pb.Quota(namespace="red", size=0)))
+    with pytest.raises(Invalid, match="Kubernetes"):
+        tenant("../etc")
+    link.close()

@@ -1,0 +1,162 @@
+"""What gpumem's tests run: real servers, real weights, and processes that can be killed at any step."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from blake3 import blake3
+from thaw_proto import gpumem_pb2 as pb
+
+from gpumem.client import Link
+from gpumem.errors import PeerGone
+from gpumem.regions import identify
+
+MIB = 1 << 20
+SECONDS = 20.0  # for anything to become true
+_GPUMEM = Path(sys.executable).with_name("gpumem")
+
+
+@dataclass
+class Weights:
+    """A file of weights, and the layout that a region of them has."""
+
+    path: Path
+    data: bytes
+    layout: bytes
+    id: bytes
+    chunks: int
+    offset: int
+
+    @property
+    def sources(self) -> list[tuple[Path, int, int, int]]:
+        return [(self.path, self.offset, 0, self.chunks)]
+
+    def ref(self, device: str = "host") -> pb.RegionRef:
+        return pb.RegionRef(device=device, id=self.id)
+
+
+def make_weights(path: Path, size: int, chunk: int = 4 * MIB, offset: int = 137) -> Weights:
+    """Random ones, which begin at an odd place in their file."""
+    data = os.urandom(size)
+    path.write_bytes(b"h" * offset + data)
+    layout = pb.Layout(size=size)
+    for at in range(0, size, chunk):
+        part = data[at : at + chunk]
+        layout.chunks.add(hash=blake3(part).digest(), size=len(part))
+    serialized = layout.SerializeToString(deterministic=True)
+    return Weights(path, data, serialized, identify(serialized), len(layout.chunks), offset)
+
+
+@dataclass
+class Served:
+    process: subprocess.Popen[bytes]
+    socket: Path
+    filler: int = 0  # pid of the first one
+    log: Path = field(default_factory=Path)
+
+    def status(self) -> pb.Status:
+        link = Link(self.socket, "test")
+        try:
+            return link.ask(pb.Request(status=pb.GetStatus()))[0].status
+        finally:
+            link.close()
+
+    @property
+    def host(self) -> pb.DeviceStatus:
+        return self.status().devices[0]
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+@contextlib.contextmanager
+def served(folder: Path, reserve: int, arena: int = 0, open_files: int = 0, floor: int = 0) -> Iterator[Served]:
+    """A server of the host's memory, from when it answers and has a filler."""
+    folder.mkdir(parents=True, exist_ok=True)
+    socket = folder / "gpumem.sock"
+    log = folder / "log"
+
+    def limit() -> None:
+        if open_files:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (open_files, open_files))
+
+    with log.open("ab") as out:
+        command = [str(_GPUMEM), "serve", f"--socket={socket}", f"--reserve={reserve}", f"--arena={arena}", f"--floor={floor}"]
+        process = subprocess.Popen([*command, "--device=host"], stderr=out, preexec_fn=limit)  # noqa: PLW1509
+    found = Served(process, socket, log=log)
+    try:
+        until(lambda: socket.exists() or process.poll() is not None)
+        assert process.poll() is None, log.read_text()
+        until(lambda: bool(found.host.filler_pid))
+        found.filler = found.host.filler_pid
+        yield found
+    finally:
+        if process.poll() is None:
+            process.terminate()
+        try:
+            status = process.wait(SECONDS)
+        except subprocess.TimeoutExpired:
+            found.kill()
+            raise
+        text = log.read_text()
+        assert status in (0, -signal.SIGKILL), text
+        assert "Traceback" not in text, text
+
+
+def until(true: Callable[[], bool], seconds: float = SECONDS) -> None:
+    """Waits for something to become true. A server that is just being started or killed may refuse to say."""
+    deadline = time.monotonic() + seconds
+    while True:
+        with contextlib.suppress(PeerGone):
+            if true():
+                return
+        assert time.monotonic() < deadline, "it did not become true"
+        time.sleep(0.005)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+@contextlib.contextmanager
+def peer(socket: Path, *words: str | Path | bytes) -> Iterator[subprocess.Popen[str]]:
+    """A process of its own that does what the words say (see peer.py) until it is killed; after each step it prints a line."""
+    texts = [word.hex() if isinstance(word, bytes) else str(word) for word in words]
+    command = [sys.executable, "-m", "tests.gpumem.peer", str(socket), *texts]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def step(process: subprocess.Popen[str]) -> str:
+    """Waits for the process's next line."""
+    assert process.stdout is not None
+    line = process.stdout.readline().strip()
+    assert line, f"the process ended with {process.wait()}"
+    return line
+
+
+def go_on(process: subprocess.Popen[str]) -> str:
+    assert process.stdin is not None
+    process.stdin.write("\n")
+    process.stdin.flush()
+    return step(process)
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))  # noqa: PTH208
