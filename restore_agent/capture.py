@@ -20,10 +20,11 @@ from restore_agent import oracle
 from restore_agent.chunks import write_chunks
 from restore_agent.compatibility import mapped_files, node_fits
 from restore_agent.criu import Criu
+from restore_agent.cuda import Cuda
 from restore_agent.engine import SNAPSHOT_COMPLETE, Engine
 from restore_agent.images import Run, split
 from restore_agent.ladder import Ladder
-from restore_agent.manifest import CanaryRecord, ChunkRecord, EngineRecord, FileRecord, Manifest, ProcessRecord, digest_of
+from restore_agent.manifest import CanaryRecord, ChunkRecord, EngineRecord, FileRecord, GpuRecord, Manifest, ProcessRecord, digest_of
 from restore_agent.output import Output
 from restore_agent.pages import write_index
 from restore_agent.phases import Phases
@@ -54,8 +55,9 @@ class Captured:
 
 
 class Capturer:
-    def __init__(self, criu: Criu, kdat: Path, store: Store, ladder: Ladder, restorer: Restorer) -> None:
+    def __init__(self, criu: Criu, cuda: Cuda | None, kdat: Path, store: Store, ladder: Ladder, restorer: Restorer) -> None:
         self._criu = criu
+        self._cuda = cuda
         self._kdat = kdat
         self._store = store
         self._ladder = ladder
@@ -108,13 +110,24 @@ class Capturer:
         images = workspace / "images"
         images.mkdir()
         inside = {pid: host for pid, host in sandbox.host_pids().items() if pid != 1}
+        holders = self._cuda.holders(inside.values()) if self._cuda else []
+        gpu_bytes: int | None = None
         try:
+            if self._cuda and holders:
+                with _step("suspend", phases, progress):
+                    gpu_bytes = await self._cuda.suspend(holders)
             with _step("dump", phases, progress):
                 used = await asyncio.to_thread(mapped_files, sandbox.root, inside.values())
                 await self._criu.dump(sandbox, source.pid, images, _DUMP_SECONDS)
                 tmpfs = await asyncio.to_thread(archive_tmpfs, sandbox)
         finally:
-            source.tell(SNAPSHOT_COMPLETE)
+            try:
+                if self._cuda and gpu_bytes is not None:
+                    with _step("resume", phases, progress):
+                        await asyncio.shield(self._cuda.resume(holders))
+            finally:
+                source.tell(SNAPSHOT_COMPLETE)
+        gpus = GpuRecord(**vars(self._cuda.gpus())) if self._cuda and holders else None
         if canary is None:
             await source.wait_healthy()
             canary = await oracle.record(source, request.canary_path, request.canary_body)
@@ -134,13 +147,16 @@ class Capturer:
                 created=datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
                 engine=request.engine,
                 canary=canary,
-                processes=tuple(ProcessRecord(pid=pid, command=_command(host)) for pid, host in sorted(inside.items())),
+                processes=tuple(
+                    ProcessRecord(pid=pid, command=_command(host), gpu=host in holders) for pid, host in sorted(inside.items())
+                ),
                 root_pid=source.pid,
                 stdio=source.output.keys,
                 files=await asyncio.to_thread(_records, workspace),
                 chunks=tuple(ChunkRecord(hash=chunk.hash, size=chunk.size) for chunk in chunks),
                 host_bytes=sum(_resident(host) for host in inside.values()),
-                fits=await asyncio.to_thread(node_fits, self._criu.version, used),
+                gpu_bytes=gpu_bytes or 0,
+                fits=await asyncio.to_thread(node_fits, self._criu.version, used, gpus),
             )
         return Snapshot(digest_of(manifest.encode()), manifest, workspace)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from blake3 import blake3
 
-from restore_agent.manifest import Fits, MappedFile
+from restore_agent.manifest import Fits, GpuRecord, MappedFile
 
 _LARGE = 64 << 20
 
@@ -20,19 +20,20 @@ class Incompatible(Exception):
     """The snapshot does not fit this node."""
 
 
-def node_fits(criu_version: str, mapped: Iterable[Path]) -> Fits:
-    """What a snapshot taken here, now, of processes that map these files, needs. Hashes the files."""
+def node_fits(criu_version: str, mapped: Iterable[Path], gpus: GpuRecord | None) -> Fits:
+    """What a snapshot taken here, now, of processes that map these files and hold these GPUs, needs. Hashes the files."""
     return Fits(
         architecture=platform.machine(),
         kernel=platform.release(),
         cpu_features=tuple(sorted(_cpu_features())),
         criu=criu_version,
         mapped_files=tuple(_mapped_file(path) for path in sorted(mapped)),
+        gpus=gpus,
     )
 
 
-def check_fits(fits: Fits, criu_version: str) -> None:
-    """Raises Incompatible with everything that differs."""
+def check_fits(fits: Fits, criu_version: str, gpus: GpuRecord | None) -> None:
+    """`gpus`: this node's. Raises Incompatible with everything that differs."""
     problems = []
     if fits.architecture != platform.machine():
         problems.append(f"it is for {fits.architecture}, this node is {platform.machine()}")
@@ -42,6 +43,9 @@ def check_fits(fits: Fits, criu_version: str) -> None:
         problems.append(f"this node's CPU lacks {', '.join(sorted(missing))}")
     if _minor(fits.criu) > _minor(criu_version):
         problems.append(f"it was taken with CRIU {fits.criu}, this node has {criu_version}")
+    if fits.gpus is not None and fits.gpus != gpus:
+        ours = f"{', '.join(gpus.names)} under driver {gpus.driver}" if gpus else "none"
+        problems.append(f"it was taken on {', '.join(fits.gpus.names)} under driver {fits.gpus.driver}, this node has {ours}")
     problems += [problem for mapped in fits.mapped_files if (problem := _difference(mapped))]
     if problems:
         more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""

@@ -17,6 +17,7 @@ from pathlib import Path
 from restore_agent.chunks import CorruptChunk
 from restore_agent.compatibility import Incompatible, check_fits
 from restore_agent.headroom import Headroom
+from restore_agent.manifest import GpuRecord
 from restore_agent.memory import available_memory
 from restore_agent.pages import Arena
 from restore_agent.store import Corrupt, Snapshot, Store
@@ -55,11 +56,14 @@ class Staged:
 
 
 class Ladder:
-    def __init__(self, store: Store, memory: Path, criu_version: str, headroom: Headroom, changed: Callable[[Snapshot], None]) -> None:
+    def __init__(
+        self, store: Store, memory: Path, criu_version: str, gpus: GpuRecord | None, headroom: Headroom, changed: Callable[[Snapshot], None]
+    ) -> None:
         """`memory`: a tmpfs. `changed` hears of every snapshot whose rung or usability changed."""
         self._store = store
         self._memory = memory
         self._criu_version = criu_version
+        self._gpus = gpus
         self._headroom = headroom
         self._changed = changed
         self._staged: dict[str, Staged] = {}
@@ -153,7 +157,7 @@ class Ladder:
     def _stage_skeleton(self, staged: Staged) -> bytes:
         """Verifies and copies the small files; returns the index of pages."""
         snapshot = staged.snapshot
-        check_fits(snapshot.manifest.fits, self._criu_version)
+        check_fits(snapshot.manifest.fits, self._criu_version, self._gpus)
         free = available_memory()
         if free < snapshot.manifest.page_bytes + _SPARE_BYTES:
             raise NoMemory(

@@ -53,6 +53,7 @@ class CanaryRecord(_Record):
 class ProcessRecord(_Record):
     pid: int
     command: str
+    gpu: bool = False  # it has CUDA state, suspended into its memory
 
 
 class FileRecord(_Record):
@@ -74,6 +75,11 @@ class MappedFile(_Record):
     stat: tuple[int, int, int]
 
 
+class GpuRecord(_Record):
+    driver: str
+    names: tuple[str, ...]
+
+
 class Fits(_Record):
     """What the node must have."""
 
@@ -82,6 +88,7 @@ class Fits(_Record):
     cpu_features: tuple[str, ...]
     criu: str
     mapped_files: tuple[MappedFile, ...]
+    gpus: GpuRecord | None = None  # None: no process holds one
 
 
 class Manifest(_Record):
@@ -98,7 +105,7 @@ class Manifest(_Record):
     files: dict[str, FileRecord]  # by path within the snapshot
     chunks: tuple[ChunkRecord, ...]
     host_bytes: int  # resident memory of the processes
-    gpu_bytes: int = 0
+    gpu_bytes: int = 0  # what resuming takes on the GPUs
     fits: Fits
 
     @field_validator("namespace", "name")
@@ -113,6 +120,10 @@ class Manifest(_Record):
             if Path(path).is_absolute() or ".." in Path(path).parts:
                 raise ValueError(f"file {path!r} is not within the snapshot")
         return files
+
+    @property
+    def gpu_pids(self) -> list[int]:
+        return [process.pid for process in self.processes if process.gpu]
 
     @property
     def page_bytes(self) -> int:

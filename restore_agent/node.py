@@ -12,10 +12,11 @@ from pathlib import Path
 from restore_agent import metrics
 from restore_agent.capture import Captured, Capturer, CaptureRequest, Progress
 from restore_agent.criu import Criu, CriuError
+from restore_agent.cuda import Cuda, CudaError
 from restore_agent.headroom import Headroom
 from restore_agent.hugepages import HugePages
 from restore_agent.ladder import Ladder
-from restore_agent.manifest import EngineRecord
+from restore_agent.manifest import EngineRecord, GpuRecord
 from restore_agent.phases import Phases
 from restore_agent.replicas import Origin, Replica, Replicas
 from restore_agent.restore import RestoreFailed, Restorer
@@ -46,12 +47,18 @@ class Node:
         why = "" if isinstance(criu, Criu) else str(criu)
         kdat = memory / _KDAT
         self._listeners: set[asyncio.Queue[Change]] = set()
+        try:
+            cuda = Cuda.find()
+        except CudaError as error:
+            cuda = None
+            _LOG.warning("snapshots with GPU state cannot be taken or restored here: %s", error)
+        gpus = GpuRecord(**vars(cuda.gpus())) if cuda else None
         self.headroom = Headroom()
-        self.ladder = Ladder(store, memory, self.criu.version if self.criu else "0", self.headroom, self._changed)
-        self.restorer = Restorer(self.criu, why, kdat, self.ladder, HugePages(store.state), self.headroom)
+        self.ladder = Ladder(store, memory, self.criu.version if self.criu else "0", gpus, self.headroom, self._changed)
+        self.restorer = Restorer(self.criu, why, kdat, self.ladder, HugePages(store.state), self.headroom, cuda)
         self.replicas = Replicas(self._changed)
         self._why_no_criu = why
-        self._capturer = Capturer(self.criu, kdat, store, self.ladder, self.restorer) if self.criu else None
+        self._capturer = Capturer(self.criu, cuda, kdat, store, self.ladder, self.restorer) if self.criu else None
 
     @classmethod
     @contextlib.asynccontextmanager

@@ -21,11 +21,12 @@ from pathlib import Path
 from restore_agent.bare import Bare, check_port
 from restore_agent.compatibility import Incompatible
 from restore_agent.criu import Criu, CriuError, Worker
+from restore_agent.cuda import Cuda, CudaError, NoGpuMemory
 from restore_agent.engine import RESTORE_COMPLETE, Engine
 from restore_agent.headroom import Headroom
 from restore_agent.hugepages import HugePages
 from restore_agent.ladder import Bandwidth, Ladder, NoMemory, Staged
-from restore_agent.manifest import EngineRecord
+from restore_agent.manifest import EngineRecord, Manifest
 from restore_agent.output import Output
 from restore_agent.pages import FillError
 from restore_agent.phases import Phases
@@ -41,6 +42,8 @@ _REASONS: tuple[tuple[type[BaseException], str], ...] = (
     (Incompatible, "incompatible"),
     (NoMemory, "no-memory"),
     (FillError, "fill-failed"),
+    (NoGpuMemory, "no-gpu-memory"),
+    (CudaError, "cuda-failed"),
     (SandboxError, "sandbox-failed"),
     (CriuError, "criu-failed"),
     (TimeoutError, "timeout"),
@@ -57,7 +60,9 @@ class RestoreFailed(Exception):
 
 
 class Restorer:
-    def __init__(self, criu: Criu | None, why_no_criu: str, kdat: Path, ladder: Ladder, huge: HugePages, headroom: Headroom) -> None:
+    def __init__(
+        self, criu: Criu | None, why_no_criu: str, kdat: Path, ladder: Ladder, huge: HugePages, headroom: Headroom, cuda: Cuda | None
+    ) -> None:
         """Without `criu`, every restore fails with `why_no_criu`."""
         self._criu = criu
         self._why_no_criu = why_no_criu
@@ -65,6 +70,7 @@ class Restorer:
         self._ladder = ladder
         self._huge = huge
         self._headroom = headroom
+        self._cuda = cuda
         self.memory_to_process = Bandwidth()
         self.overhead: dict[str, float] = {}  # digest → seconds of a restore beside its fill, smoothed
 
@@ -103,6 +109,9 @@ class Restorer:
                     pid = await worker.restore(str(images), lambda: self._fill(staged, sandbox, phases))
                 held = phases.seconds("staged.pages") + phases.seconds("image.fill")
                 phases.add("image.criu", time.monotonic() - begin - held)
+                if manifest.gpu_pids:
+                    with phases.phase("cuda"):
+                        await self._resume(manifest, sandbox)
                 engine = Engine(manifest.engine, sandbox, output, pid)
                 engine.tell(RESTORE_COMPLETE)
                 if sandbox.exit_of(pid).done():
@@ -126,6 +135,12 @@ class Restorer:
             with self._huge.on():
                 seconds = await arena.fill(sandbox.host_pids())
             self.memory_to_process.measured(arena.size, seconds)
+
+    async def _resume(self, manifest: Manifest, sandbox: Sandbox) -> None:
+        if self._cuda is None:
+            raise CudaError("the snapshot holds GPU state and this node has no usable GPU")
+        hosts = sandbox.host_pids()
+        await self._cuda.resume([hosts[pid] for pid in manifest.gpu_pids], manifest.gpu_bytes)
 
     def _lay_out(self, staged: Staged, sandbox: Sandbox) -> None:
         archive = staged.directory / TMPFS_ARCHIVE

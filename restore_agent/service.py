@@ -18,6 +18,7 @@ from thaw_proto import agent_pb2, agent_pb2_grpc
 from restore_agent import convert
 from restore_agent.chunks import CorruptChunk
 from restore_agent.criu import CriuError
+from restore_agent.cuda import CudaError
 from restore_agent.engine import EngineError
 from restore_agent.images import ImageError
 from restore_agent.ladder import NoMemory
@@ -46,6 +47,7 @@ _CODES: tuple[tuple[type[BaseException], grpc.StatusCode], ...] = (
     (RestoreFailed, grpc.StatusCode.FAILED_PRECONDITION),
     (Corrupt, grpc.StatusCode.FAILED_PRECONDITION),
     (CorruptChunk, grpc.StatusCode.FAILED_PRECONDITION),
+    (CudaError, grpc.StatusCode.FAILED_PRECONDITION),
     (CriuError, grpc.StatusCode.FAILED_PRECONDITION),
     (ImageError, grpc.StatusCode.FAILED_PRECONDITION),
     (EngineError, grpc.StatusCode.FAILED_PRECONDITION),
