@@ -19,7 +19,7 @@ from thaw_proto import gpumem_pb2 as pb
 
 from gpumem.arena import Arena, ChunkSet
 from gpumem.device import Device
-from gpumem.errors import Cancelled, Exists, Forbidden, GpumemError, Invalid, NotFound, NotSealed, VersionMismatch, WrongDevice, to_message
+from gpumem.errors import Cancelled, Exists, Forbidden, GpumemError, Invalid, NotFound, VersionMismatch, WrongDevice, to_message
 from gpumem.filling import Filling
 from gpumem.frames import VERSION, Channel, Frame, ProtocolViolation, close_all
 from gpumem.leases import Lease, Owner
@@ -173,11 +173,9 @@ class Connection:
         device = self._device(begin.device)
         chunks = Chunks.parse(begin.layout)
         before = device.regions.get((self._owner.namespace, _id(begin.id)))
-        if before is not None:
-            if before.state is State.FILLING:
-                raise NotSealed(f"{before} on {device.identity} has a writer already: attach to it, with a wait")
-            if before.state is State.SEALED:
-                raise Exists(f"{before} is there already on {device.identity}: attach to it")
+        if before is not None and before.state is State.SEALED:
+            raise Exists(f"{before} is there already on {device.identity}: attach to it")
+        if before is not None and before.state is State.PAUSED:
             device.evict(before)
         region = await device.create(begin.id, begin.layout, chunks, self._owner, private=True, pinned=begin.pinned)
         granted = self._grant(device.lend(region, self._owner, writable=True), descriptors)

@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 
-from gpumem.errors import Exists, Forbidden, GpumemError, NotFound, NotSealed, OutOfMemory, StillMapped
+from gpumem.errors import Forbidden, GpumemError, NotFound, NotSealed, OutOfMemory, StillMapped
 from gpumem.leases import Lease, Owner
 from gpumem.memory import Memory, MemoryFailed, StillWritable
 from gpumem.pool import Pool, Short, Slab
@@ -24,6 +24,7 @@ class Device:
         self.leases: set[Lease] = set()
         self.quotas: dict[str, int] = {}
         self._asked: Counter[str] = Counter()  # bytes that a namespace is about to get
+        self._made: set[tuple[str, bytes]] = set()  # keys of regions that get their memory just now
         self._changed = asyncio.Event()
 
     @property
@@ -142,22 +143,19 @@ class Device:
             f"{name}: not filled after {seconds:.1f} s ({region.filled_bytes} of {region.chunks.size} bytes); attach with a longer wait"
         )
 
-    def add(self, region: Region) -> None:
-        key = (region.namespace, region.id)
-        if key in self.regions:
-            raise Exists(f"{region} is there already on {self.identity}: attach to it")
-        self.regions[key] = region
-        self.changed()
-
     async def create(self, region_id: bytes, layout: bytes, chunks: Chunks, owner: Owner, *, private: bool, pinned: bool) -> Region:
-        """A new region, to be filled. Raises Exists, OutOfMemory, GpumemError."""
-        slabs = await self.allocate(chunks.size, owner.namespace)
-        region = Region(region_id, owner.namespace, self.identity, layout, chunks, slabs, private, pinned)
+        """A new region, to be filled. Raises OutOfMemory; NotSealed: somebody else makes the same just now."""
+        key = (owner.namespace, region_id)
+        if key in self.regions or key in self._made:
+            raise NotSealed(f"region {region_id.hex()[:12]} on {self.identity} has a writer already: attach to it, with a wait")
+        self._made.add(key)
         try:
-            self.add(region)
-        except Exists:
-            self.pool.give(slabs)
-            raise
+            slabs = await self.allocate(chunks.size, owner.namespace)
+            region = Region(region_id, owner.namespace, self.identity, layout, chunks, slabs, private, pinned)
+            self.regions[key] = region
+        finally:
+            self._made.discard(key)
+            self.changed()
         return region
 
     def remove(self, region: Region) -> None:
@@ -190,9 +188,13 @@ class Device:
         self._changed.set()
         self._changed = asyncio.Event()
 
-    async def while_filling(self, region: Region) -> None:
-        """Returns when nobody fills this region any more."""
-        while region.state is State.FILLING and self.regions.get((region.namespace, region.id)) is region:
+    def is_busy(self, namespace: str, region_id: bytes) -> bool:
+        """Whether somebody makes or fills this region."""
+        region = self.regions.get((namespace, region_id))
+        return (namespace, region_id) in self._made or (region is not None and region.state is State.FILLING)
+
+    async def while_busy(self, namespace: str, region_id: bytes) -> None:
+        while self.is_busy(namespace, region_id):
             await self._changed.wait()
 
     # Leases

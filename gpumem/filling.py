@@ -135,25 +135,22 @@ class Filling:
 
     async def _claim(self, device: Device, request: pb.Fill, chunks: Chunks, owner: Owner, result: pb.Filled) -> Region | None:
         """The region to fill, which is this fill's now; None if there is nothing left to do."""
-        while True:
-            region = device.regions.get((owner.namespace, result.id)) or device.regions.get(("", result.id))
-            if region is not None and (region.namespace != owner.namespace and (region.private or region.state is not State.SEALED)):
-                region = None
-            if region is None:
-                private = bool(owner.namespace)
-                region = await device.create(result.id, request.layout, chunks, owner, private=private, pinned=request.pinned)
-            elif region.state is State.FILLING:
-                await device.while_filling(region)
-                continue
-            result.capability = region.capability if region.private else b""
-            if region.state is State.SEALED:
-                if region.namespace == owner.namespace:
-                    region.pinned = region.pinned or request.pinned
-                result.there_before = chunks.size
-                return None
+        await device.while_busy(owner.namespace, result.id)
+        region = device.regions.get((owner.namespace, result.id))
+        public = device.regions.get(("", result.id))
+        if region is None and public is not None and public.state is State.SEALED and not public.private:
+            region = public
+        if region is None:
+            private = bool(owner.namespace)
+            region = await device.create(result.id, request.layout, chunks, owner, private=private, pinned=request.pinned)
+        elif region.namespace == owner.namespace:
             region.pinned = region.pinned or request.pinned
-            region.state = State.FILLING
-            return region
+        result.capability = region.capability if region.private else b""
+        if region.state is State.SEALED:
+            result.there_before = chunks.size
+            return None
+        region.state = State.FILLING
+        return region
 
     async def _work(self, job: Job, pinned: bool) -> None:
         sealed = False

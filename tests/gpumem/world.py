@@ -22,7 +22,7 @@ from gpumem.regions import identify
 
 MIB = 1 << 20
 SECONDS = 20.0  # for anything to become true
-_GPUMEM = Path(sys.executable).with_name("gpumem")
+GPUMEM = Path(sys.executable).with_name("gpumem")
 
 
 @dataclass
@@ -91,7 +91,7 @@ def served(folder: Path, reserve: int, arena: int = 0, open_files: int = 0, floo
             resource.setrlimit(resource.RLIMIT_NOFILE, (open_files, open_files))
 
     with log.open("ab") as out:
-        command = [str(_GPUMEM), "serve", f"--socket={socket}", f"--reserve={reserve}", f"--arena={arena}", f"--floor={floor}"]
+        command = [str(GPUMEM), "serve", f"--socket={socket}", f"--reserve={reserve}", f"--arena={arena}", f"--floor={floor}"]
         process = subprocess.Popen([*command, "--device=host"], stderr=out, preexec_fn=limit)  # noqa: PLW1509
     found = Served(process, socket, log=log)
     try:
