@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import datetime
 import shutil
 from collections.abc import Callable, Iterable, Iterator
@@ -24,13 +25,24 @@ from restore_agent.cuda import Cuda
 from restore_agent.engine import SNAPSHOT_COMPLETE, Engine
 from restore_agent.images import Run, split
 from restore_agent.ladder import Ladder
-from restore_agent.manifest import CanaryRecord, ChunkRecord, EngineRecord, FileRecord, GpuRecord, Manifest, ProcessRecord, digest_of
+from restore_agent.manifest import (
+    CanaryRecord,
+    ChunkRecord,
+    EngineRecord,
+    FileRecord,
+    GpuRecord,
+    Manifest,
+    ProcessRecord,
+    WeightsRecord,
+    digest_of,
+)
 from restore_agent.output import Output
 from restore_agent.pages import write_index
 from restore_agent.phases import Phases
 from restore_agent.restore import TMPFS_ARCHIVE, Restorer, archive_tmpfs
 from restore_agent.sandbox import Sandbox
 from restore_agent.store import NameTaken, NotFound, Snapshot, Store, record_file
+from restore_agent.weights import Weights, layout_file
 
 _R = TypeVar("_R")
 _DUMP_SECONDS = 600.0
@@ -46,6 +58,7 @@ class CaptureRequest:
     canary_path: str = ""
     canary_body: str = ""
     replace: bool = False
+    weights: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -55,9 +68,12 @@ class Captured:
 
 
 class Capturer:
-    def __init__(self, criu: Criu, cuda: Cuda | None, kdat: Path, store: Store, ladder: Ladder, restorer: Restorer) -> None:
+    def __init__(
+        self, criu: Criu, cuda: Cuda | None, weights: Weights, kdat: Path, store: Store, ladder: Ladder, restorer: Restorer
+    ) -> None:
         self._criu = criu
         self._cuda = cuda
+        self._weights = weights
         self._kdat = kdat
         self._store = store
         self._ladder = ladder
@@ -65,12 +81,20 @@ class Capturer:
         self._publishing = asyncio.Lock()  # chunks of a snapshot without a name yet must not be swept
 
     async def capture(self, request: CaptureRequest, progress: Progress, phases: Phases) -> Captured:
-        """Raises EngineError, SandboxError, CriuError, ImageError, NameTaken, Unproved, RestoreFailed, OSError; nothing is left then."""
+        """Raises EngineError, SandboxError, CriuError, CudaError, WeightsError, ImageError, NameTaken, Unproved, RestoreFailed, OSError; nothing is left then."""
         if not request.replace:
             with contextlib.suppress(NotFound):
                 await asyncio.to_thread(self._store.get, request.namespace, request.name)
                 raise NameTaken(f"snapshot {request.namespace}/{request.name} exists; choose another name, or --replace it")
         async with contextlib.AsyncExitStack() as undo:
+            lent = None
+            if request.weights:
+                with _step("weights", phases, progress):
+                    lent = await self._weights.read(request.weights)
+                    await self._weights.fill(*lent)
+                request = dataclasses.replace(
+                    request, engine=request.engine.model_copy(update={"env": request.engine.env | self._weights.environment(lent[0])})
+                )
             with _step("start", phases, progress):
                 sandbox = await undo.enter_async_context(await Sandbox.create(self._kdat))
                 output = Output(request.model)
@@ -86,7 +110,11 @@ class Capturer:
             async with self._publishing:
                 workspace = await asyncio.to_thread(self._store.workspace)
                 undo.push_async_callback(asyncio.to_thread, shutil.rmtree, workspace, True)
+                if lent:
+                    await asyncio.to_thread(_keep_layout, workspace, *lent)
                 draft = await self._dump(request, sandbox, source, canary, workspace, progress, phases)
+                if lent:
+                    draft = _draft(draft.manifest.model_copy(update={"weights": (lent[0],)}), workspace)
                 with _step("prove", phases, progress):
                     await self._prove(draft)
                 with _step("publish", phases, progress):
@@ -158,7 +186,7 @@ class Capturer:
                 gpu_bytes=gpu_bytes or 0,
                 fits=await asyncio.to_thread(node_fits, self._criu.version, used, gpus),
             )
-        return Snapshot(digest_of(manifest.encode()), manifest, workspace)
+        return _draft(manifest, workspace)
 
     async def _prove(self, draft: Snapshot) -> None:
         engine = await self._restorer.restore(draft, Phases())
@@ -198,6 +226,16 @@ async def _in_thread(function: Callable[..., _R], *args: object) -> _R:
     except asyncio.CancelledError:
         await asyncio.wait([work])
         raise
+
+
+def _draft(manifest: Manifest, workspace: Path) -> Snapshot:
+    return Snapshot(digest_of(manifest.encode()), manifest, workspace)
+
+
+def _keep_layout(workspace: Path, record: WeightsRecord, layout: bytes) -> None:
+    path = workspace / layout_file(record)
+    path.parent.mkdir()
+    path.write_bytes(layout)
 
 
 def _records(folder: Path) -> dict[str, FileRecord]:

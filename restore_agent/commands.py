@@ -28,16 +28,21 @@ from restore_agent.chunks import CorruptChunk
 from restore_agent.main import DEFAULT_STATE, AgentError, enter_own_mounts, run, serving, socket_of
 from restore_agent.manifest import InvalidName
 from restore_agent.store import Catalog, Corrupt, NotFound, Snapshot, StoreBusy
+from restore_agent.weights import DEFAULT_SOCKET
 
 app = typer.Typer(no_args_is_help=True)
 snapshots = typer.Typer(no_args_is_help=True, help="Takes, lists, verifies and removes snapshots of model servers.")
 app.add_typer(snapshots, name="snapshot")
 
 State = Annotated[Path, typer.Option(help="The agent's folder: snapshots and its socket.", envvar="THAW_STATE", resolve_path=True)]
+Gpumem = Annotated[
+    Path, typer.Option(help="Socket of gpumem, for engines whose weights it lends.", envvar="GPUMEM_SOCKET", resolve_path=True)
+]
 Namespace = Annotated[str, typer.Option(help="Namespace of the snapshot.")]
 Name = Annotated[str, typer.Argument(help="Name of the snapshot.")]
 _PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "VIRTUAL_ENV", "PYTHONPATH", "LD_LIBRARY_PATH")
 _STEPS = {
+    "weights": "filling gpumem with its weights",
     "start": "starting the engine",
     "ready": "waiting for its health",
     "request": "asking it a real request",
@@ -55,6 +60,7 @@ _STEPS = {
 def agent(
     state: State = DEFAULT_STATE,
     node: Annotated[str, typer.Option(help="Name of this node.")] = socket.gethostname(),
+    gpumem: Gpumem = DEFAULT_SOCKET,
     metrics: Annotated[str, typer.Option(help="HOST:PORT that serves /metrics, /healthz and /readyz.", metavar="HOST:PORT")] = "",
 ) -> None:
     """Runs the restore agent of this node, until it is told to stop."""
@@ -66,7 +72,7 @@ def agent(
         if metrics and not port.isdigit():
             raise AgentError(f"--metrics {metrics!r} is not HOST:PORT")
         enter_own_mounts(state)
-        asyncio.run(run(node, state, (host or "127.0.0.1", int(port)) if metrics else None))
+        asyncio.run(run(node, state, gpumem, (host or "127.0.0.1", int(port)) if metrics else None))
 
 
 @snapshots.command()
@@ -86,6 +92,10 @@ def create(
     keep_serving: Annotated[
         bool, typer.Option("--keep-serving", help="Leave the server running, as a replica of a running agent.")
     ] = False,
+    weights: Annotated[
+        Path | None, typer.Option(help="Checkpoint directory (safetensors) whose weights gpumem lends to the server.")
+    ] = None,
+    gpumem: Gpumem = DEFAULT_SOCKET,
     namespace: Namespace = "default",
     state: State = DEFAULT_STATE,
 ) -> None:
@@ -107,8 +117,9 @@ def create(
         canary=agent_pb2.Canary(path=path, body=body.encode()),
         keep_serving=keep_serving,
         replace=replace,
+        weights=str(weights.resolve()) if weights else "",
     )
-    _run(_create(request, state), state)
+    _run(_create(request, state, gpumem), state)
 
 
 @snapshots.command("list")
@@ -159,10 +170,10 @@ def rm(name: Name, namespace: Namespace = "default", state: State = DEFAULT_STAT
     _run(connected(), state)
 
 
-async def _create(request: agent_pb2.SnapshotRequest, state: Path) -> None:
+async def _create(request: agent_pb2.SnapshotRequest, state: Path, gpumem: Path) -> None:
     console = Console(stderr=True)
     columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
-    async with _agent(state) as stub:
+    async with _agent(state, gpumem) as stub:
         result = None
         with Progress(*columns, console=console, transient=True) as bars:
             task = bars.add_task("", total=None)
@@ -185,12 +196,12 @@ async def _create(request: agent_pb2.SnapshotRequest, state: Path) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _agent(state: Path) -> AsyncIterator[agent_pb2_grpc.AgentAsyncStub]:
+async def _agent(state: Path, gpumem: Path = DEFAULT_SOCKET) -> AsyncIterator[agent_pb2_grpc.AgentAsyncStub]:
     """The agent that runs on this state folder, or one in this process."""
     async with contextlib.AsyncExitStack() as stack:
         path = socket_of(state)
         if not _listens(path):
-            path = await stack.enter_async_context(serving(socket.gethostname(), state))
+            path = await stack.enter_async_context(serving(socket.gethostname(), state, gpumem))
         channel = await stack.enter_async_context(grpc.aio.insecure_channel(f"unix:{path}"))
         yield agent_pb2_grpc.AgentStub(channel)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 
 from pydantic import ValidationError
 from thaw_proto import agent_pb2
@@ -52,6 +53,7 @@ def capture_request(request: agent_pb2.SnapshotRequest) -> CaptureRequest:
         canary_path=request.canary.path,
         canary_body=request.canary.body.decode(),
         replace=request.replace,
+        weights=Path(request.weights) if request.weights else None,
     )
 
 

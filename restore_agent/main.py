@@ -54,10 +54,10 @@ def enter_own_mounts(state: Path) -> None:
 
 
 @contextlib.asynccontextmanager
-async def serving(name: str, state: Path) -> AsyncIterator[Path]:
+async def serving(name: str, state: Path, gpumem: Path) -> AsyncIterator[Path]:
     """Serves an agent's gRPC on its socket, which only root may open; yields the socket's path. `enter_own_mounts` comes first."""
     path = socket_of(state)
-    async with Node.open(name, state, _memory(state)) as node:
+    async with Node.open(name, state, _memory(state), gpumem) as node:
         with contextlib.suppress(FileNotFoundError):
             path.unlink()  # of an agent that was killed: the store's lock says that none is alive
         server = grpc.aio.server()
@@ -72,13 +72,13 @@ async def serving(name: str, state: Path) -> AsyncIterator[Path]:
             path.unlink(missing_ok=True)
 
 
-async def run(name: str, state: Path, metrics_address: tuple[str, int] | None) -> None:
+async def run(name: str, state: Path, gpumem: Path, metrics_address: tuple[str, int] | None) -> None:
     """Until SIGTERM or SIGINT."""
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with contextlib.AsyncExitStack() as stack:
-        path = await stack.enter_async_context(serving(name, state))
+        path = await stack.enter_async_context(serving(name, state, gpumem))
         if metrics_address:
             await stack.enter_async_context(metrics.serve(*metrics_address))
         _LOG.info("agent of node %s serves on %s", name, path)

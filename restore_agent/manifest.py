@@ -66,6 +66,23 @@ class ChunkRecord(_Record):
     size: int
 
 
+class PartRecord(_Record):
+    """Chunks that lie one behind the other in a file."""
+
+    path: str
+    offset: int
+    first_chunk: int
+    chunks: int
+
+
+class WeightsRecord(_Record):
+    """A region of gpumem: its id (BLAKE3 of the layout, hex), its bytes, and the files that hold its chunks."""
+
+    region: str
+    size: int
+    parts: tuple[PartRecord, ...]
+
+
 class MappedFile(_Record):
     """A file outside the image that the processes map or hold open. `stat` (inode, ctime, size) saves hashing it again."""
 
@@ -106,6 +123,7 @@ class Manifest(_Record):
     chunks: tuple[ChunkRecord, ...]
     host_bytes: int  # resident memory of the processes
     gpu_bytes: int = 0  # what resuming takes on the GPUs
+    weights: tuple[WeightsRecord, ...] = ()
     fits: Fits
 
     @field_validator("namespace", "name")

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from restore_agent.replicas import Origin, Replica, Replicas
 from restore_agent.restore import RestoreFailed, Restorer
 from restore_agent.sandbox import Sandbox, SandboxError
 from restore_agent.store import Snapshot, Store
+from restore_agent.weights import Weights, layout_file
 
 _KDAT = "criu.kdat"  # CRIU's kernel probe, kept in memory: it must not outlive a boot
 _LOG = logging.getLogger("thaw.agent")
@@ -40,8 +42,9 @@ Change = Snapshot | Removed | Replica
 class Node:
     """Use `async with Node.open(name, state, memory)`."""
 
-    def __init__(self, name: str, store: Store, memory: Path, criu: Criu | CriuError) -> None:
+    def __init__(self, name: str, store: Store, memory: Path, weights: Weights, criu: Criu | CriuError) -> None:
         self.name = name
+        self.weights = weights
         self.store = store
         self.criu = criu if isinstance(criu, Criu) else None
         why = "" if isinstance(criu, Criu) else str(criu)
@@ -55,18 +58,18 @@ class Node:
         gpus = GpuRecord(**vars(cuda.gpus())) if cuda else None
         self.headroom = Headroom()
         self.ladder = Ladder(store, memory, self.criu.version if self.criu else "0", gpus, self.headroom, self._changed)
-        self.restorer = Restorer(self.criu, why, kdat, self.ladder, HugePages(store.state), self.headroom, cuda)
+        self.restorer = Restorer(self.criu, why, kdat, self.ladder, HugePages(store.state), self.headroom, cuda, self.weights)
         self.replicas = Replicas(self._changed)
         self._why_no_criu = why
-        self._capturer = Capturer(self.criu, cuda, kdat, store, self.ladder, self.restorer) if self.criu else None
+        self._capturer = Capturer(self.criu, cuda, self.weights, kdat, store, self.ladder, self.restorer) if self.criu else None
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def open(cls, name: str, state: Path, memory: Path) -> AsyncIterator[Node]:
-        """`state`: the snapshots' folder; `memory`: a tmpfs. Raises StoreBusy, OSError."""
+    async def open(cls, name: str, state: Path, memory: Path, gpumem: Path) -> AsyncIterator[Node]:
+        """`state`: the snapshots' folder; `memory`: a tmpfs; `gpumem`: its server's socket. Raises StoreBusy, OSError."""
         store = await asyncio.to_thread(Store, state)
         try:
-            node = cls(name, store, memory, await _working_criu(memory / _KDAT))
+            node = cls(name, store, memory, Weights(gpumem), await _working_criu(memory / _KDAT))
             try:
                 yield node
             finally:
@@ -116,6 +119,16 @@ class Node:
         captured = await self._capturer.capture(request, progress, phases)
         self._changed(captured.snapshot)
         return captured
+
+    async def stage(self, snapshot: Snapshot) -> float:
+        """Image and weights into memory, at the same time; returns the seconds. Raises what the ladder does, WeightsError."""
+        begin = time.monotonic()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.ladder.stage(snapshot))
+            for record in snapshot.manifest.weights:
+                layout = self.store.read_file(snapshot, layout_file(record), snapshot.manifest.files[layout_file(record)])
+                group.create_task(self.weights.stage(record, layout))
+        return time.monotonic() - begin
 
     async def remove(self, snapshot: Snapshot) -> None:
         """absent: out of memory, off the disk. Raises NotFound."""

@@ -32,6 +32,7 @@ from restore_agent.pages import FillError
 from restore_agent.phases import Phases
 from restore_agent.sandbox import Sandbox, SandboxError
 from restore_agent.store import Corrupt, NotFound, Snapshot
+from restore_agent.weights import Weights, WeightsError, fill_all
 
 TMPFS_ARCHIVE = "tmpfs.tar"  # what the engine keeps in /dev/shm and /run, within a snapshot
 
@@ -44,6 +45,7 @@ _REASONS: tuple[tuple[type[BaseException], str], ...] = (
     (FillError, "fill-failed"),
     (NoGpuMemory, "no-gpu-memory"),
     (CudaError, "cuda-failed"),
+    (WeightsError, "weights-failed"),
     (SandboxError, "sandbox-failed"),
     (CriuError, "criu-failed"),
     (TimeoutError, "timeout"),
@@ -61,7 +63,15 @@ class RestoreFailed(Exception):
 
 class Restorer:
     def __init__(
-        self, criu: Criu | None, why_no_criu: str, kdat: Path, ladder: Ladder, huge: HugePages, headroom: Headroom, cuda: Cuda | None
+        self,
+        criu: Criu | None,
+        why_no_criu: str,
+        kdat: Path,
+        ladder: Ladder,
+        huge: HugePages,
+        headroom: Headroom,
+        cuda: Cuda | None,
+        weights: Weights,
     ) -> None:
         """Without `criu`, every restore fails with `why_no_criu`."""
         self._criu = criu
@@ -71,6 +81,7 @@ class Restorer:
         self._huge = huge
         self._headroom = headroom
         self._cuda = cuda
+        self._weights = weights
         self.memory_to_process = Bandwidth()
         self.overhead: dict[str, float] = {}  # digest → seconds of a restore beside its fill, smoothed
 
@@ -105,6 +116,8 @@ class Restorer:
                     images = await asyncio.shield(staged.skeleton)
                     self._lay_out(staged, sandbox)
                 begin = time.monotonic()
+                weights = asyncio.create_task(fill_all(self._weights, manifest, staged.directory), name="weights")
+                undo.callback(weights.cancel)
                 async with self._worker(criu, sandbox, output, manifest.stdio) as worker:
                     pid = await worker.restore(str(images), lambda: self._fill(staged, sandbox, phases))
                 held = phases.seconds("staged.pages") + phases.seconds("image.fill")
@@ -112,6 +125,10 @@ class Restorer:
                 if manifest.gpu_pids:
                     with phases.phase("cuda"):
                         await self._resume(manifest, sandbox)
+                if manifest.weights:
+                    # They were on their way all the while; what is waited for here is what they took longer.
+                    with phases.phase("weights"):
+                        await weights
                 engine = Engine(manifest.engine, sandbox, output, pid)
                 engine.tell(RESTORE_COMPLETE)
                 if sandbox.exit_of(pid).done():

@@ -21,6 +21,7 @@ from pathlib import Path
 import thaw_native
 
 CONTROL_DIRECTORY = Path("/run/thaw/control")  # inside the sandbox: the engine's SNAPSHOT_CONTROL_DIR
+_KEPT_FOLDER = Path("/run/gpumem")  # of the host's /run, what engines may use: gpumem's sockets
 _START_SECONDS = 10.0
 _END_SECONDS = 5.0
 
@@ -58,7 +59,9 @@ class Sandbox:
         with theirs:
             try:
                 process = subprocess.Popen(  # noqa: ASYNC220  a vfork: half a millisecond, a thread would cost as much
-                    [thaw_native.SANDBOX_INIT, str(theirs.fileno()), str(kdat)], pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL
+                    [thaw_native.SANDBOX_INIT, str(theirs.fileno()), str(kdat), *_kept_folders()],
+                    pass_fds=[theirs.fileno()],
+                    stdin=subprocess.DEVNULL,
                 )
             except OSError as error:
                 ours.close()
@@ -202,6 +205,10 @@ class Sandbox:
         for future in self._exits.values():
             if not future.done():
                 future.set_result(signal.SIGKILL)
+
+
+def _kept_folders() -> list[str]:
+    return [str(_KEPT_FOLDER)] if _KEPT_FOLDER.is_dir() else []
 
 
 def describe_exit(status: int) -> str:

@@ -1,7 +1,7 @@
 /*
  * sandbox-init: makes a replica's namespaces and is pid 1 in them.
  *
- *   sandbox-init CONTROL_FD KDAT_FILE
+ *   sandbox-init CONTROL_FD KDAT_FILE [KEPT_FOLDER]
  *
  * The agent holds the other end of CONTROL_FD, a UNIX seqpacket socket. It is the lifeline: when it closes, by exit or crash of the
  * agent, this process ends and the kernel kills everything in the pid namespace. A program of its own, not Python: it starts within a
@@ -19,6 +19,7 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/mount.h>
 #include <linux/audit.h>
 #include <linux/filter.h>
 #include <linux/sched.h>
@@ -115,20 +116,31 @@ static void loopback_up(void)
 	close(fd);
 }
 
-static void make_mounts(const char *kdat)
+/* The folder stays where it is under the new, empty /run: gpumem's sockets lie in it. */
+static void make_mounts(const char *kdat, const char *kept)
 {
+	int folder = -1;
 	if (mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0)
 		fail("make mounts private");
 	if (mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL) < 0)
 		fail("mount /proc");
 	if (mount("tmpfs", "/dev/shm", "tmpfs", MS_NOSUID | MS_NODEV, "mode=1777") < 0)
 		fail("mount /dev/shm");
+	if (kept)
+		folder = syscall(SYS_open_tree, AT_FDCWD, kept, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_RECURSIVE);
 	/* CRIU keeps what it probed of the kernel in /run/criu.kdat, and trusts it only on a tmpfs. */
 	if (mount("tmpfs", "/run", "tmpfs", MS_NOSUID | MS_NODEV, "mode=755") < 0)
 		fail("mount /run");
 	copy_file(kdat, "/run/criu.kdat");
 	if (mkdir("/run/thaw", 0755) < 0 || mkdir("/run/thaw/control", 0755) < 0)
 		fail("make /run/thaw/control");
+	if (folder >= 0) {
+		if (mkdir(kept, 0755) < 0 && errno != EEXIST)
+			fail(kept);
+		if (syscall(SYS_move_mount, folder, "", AT_FDCWD, kept, MOVE_MOUNT_F_EMPTY_PATH) < 0)
+			fail(kept);
+		close(folder);
+	}
 }
 
 /*
@@ -293,8 +305,8 @@ static void serve(void)
 
 int main(int argc, char **argv)
 {
-	if (argc != 3) {
-		fprintf(stderr, "usage: sandbox-init CONTROL_FD KDAT_FILE (started by the restore agent)\n");
+	if (argc != 3 && argc != 4) {
+		fprintf(stderr, "usage: sandbox-init CONTROL_FD KDAT_FILE [KEPT_FOLDER] (started by the restore agent)\n");
 		return 2;
 	}
 	control = atoi(argv[1]);
@@ -322,7 +334,7 @@ int main(int argc, char **argv)
 	}
 	/* If the outer half is killed, so is everything inside. */
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
-	make_mounts(argv[2]);
+	make_mounts(argv[2], argv[3]);
 	loopback_up();
 	tell("inside");
 	serve();

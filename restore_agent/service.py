@@ -31,6 +31,7 @@ from restore_agent.restore import RestoreFailed
 from restore_agent.sandbox import SandboxError
 from restore_agent.store import Corrupt, NameTaken, NotFound
 from restore_agent.store import Snapshot as StoredSnapshot
+from restore_agent.weights import WeightsError
 
 _REMEMBERED = 4096  # finished requests whose answer is kept
 _NODE_SECONDS = 2.0  # between two looks at the node's free memory
@@ -47,6 +48,7 @@ _CODES: tuple[tuple[type[BaseException], grpc.StatusCode], ...] = (
     (RestoreFailed, grpc.StatusCode.FAILED_PRECONDITION),
     (Corrupt, grpc.StatusCode.FAILED_PRECONDITION),
     (CorruptChunk, grpc.StatusCode.FAILED_PRECONDITION),
+    (WeightsError, grpc.StatusCode.FAILED_PRECONDITION),
     (CudaError, grpc.StatusCode.FAILED_PRECONDITION),
     (CriuError, grpc.StatusCode.FAILED_PRECONDITION),
     (ImageError, grpc.StatusCode.FAILED_PRECONDITION),
@@ -69,7 +71,7 @@ class AgentService(agent_pb2_grpc.AgentServicer):
                 raise convert.InvalidField("rung: this node can stage to RUNG_DISK and RUNG_MEMORY")
             seconds = 0.0
             if request.rung == agent_pb2.RUNG_MEMORY:
-                seconds = await self._node.ladder.stage(snapshot)
+                seconds = await self._stage(snapshot)
             return agent_pb2.StageResponse(residency=convert.residency(self._node, snapshot), seconds=seconds)
 
         return await self._once("stage", request.request_id, stage, context)
@@ -185,6 +187,12 @@ class AgentService(agent_pb2_grpc.AgentServicer):
                     yield agent_pb2.NodeUpdate(residency=convert.removed(change.snapshot))
                 else:
                     yield agent_pb2.NodeUpdate(residency=convert.residency(node, change))
+
+    async def _stage(self, snapshot: StoredSnapshot) -> float:
+        try:
+            return await self._node.stage(snapshot)
+        except ExceptionGroup as group:
+            raise group.exceptions[0] from None
 
     async def _snapshot(self, reference: agent_pb2.SnapshotRef) -> StoredSnapshot:
         return await asyncio.to_thread(self._node.store.get, reference.namespace or "default", reference.name, reference.digest)

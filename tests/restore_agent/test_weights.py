@@ -1,0 +1,148 @@
+"""Weights that gpumem lends, on the host's memory: out of the image, shared by replicas, filled again when the pool has lost them."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import grpc
+import numpy
+import pytest
+from safetensors.numpy import save_file
+from thaw_proto import agent_pb2 as pb
+
+from gpumem.control import Control
+from gpumem.errors import PeerGone
+from tests.restore_agent.world import Agent, engine, get, running
+
+WEIGHTS_BYTES = 48 << 20
+
+pytestmark = pytest.mark.usefixtures("needs_criu")
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    numbers = numpy.random.default_rng(3).integers(0, 255, WEIGHTS_BYTES, dtype=numpy.uint8)
+    save_file({"weights": numbers}, folder / "model.safetensors")
+    return folder
+
+
+class Pool:
+    """A gpumem server of its own."""
+
+    def __init__(self, socket: Path) -> None:
+        self.socket = socket
+
+    async def __aenter__(self) -> Pool:
+        command = ["-c", "from gpumem.commands import app; app()", "serve", "--reserve", "256M", "--device", "host", "--socket"]
+        self.process = await asyncio.create_subprocess_exec(sys.executable, *command, str(self.socket))
+        async with asyncio.timeout(20):
+            while not await self._answers():
+                await asyncio.sleep(0.02)  # until it listens
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self.process.returncode is None:
+            self.process.terminate()
+        await self.process.wait()
+
+    async def _answers(self) -> bool:
+        try:
+            async with Control.connected(self.socket):
+                return True
+        except PeerGone:
+            return False
+
+    async def status(self) -> object:
+        async with Control.connected(self.socket) as control:
+            return await control.status()
+
+
+@pytest.fixture
+async def pool(tmp_path: Path) -> AsyncIterator[Pool]:
+    async with Pool(tmp_path / "gpumem.sock") as started:
+        yield started
+
+
+@pytest.fixture
+async def agent(tmp_path: Path, pool: Pool) -> AsyncIterator[Agent]:
+    async with running(tmp_path / "state", "--gpumem", str(pool.socket)) as started:
+        yield started
+
+
+async def test_weights_stay_out_of_the_image_and_are_shared(agent: Agent, pool: Pool, checkpoint: Path, mapped: Path) -> None:
+    result = await agent.snapshot("lent", engine(mapped, 8), weights=str(checkpoint))
+    plain = await agent.snapshot("plain", engine(mapped, 8))
+    assert abs(result.image_bytes - plain.image_bytes) < WEIGHTS_BYTES // 4
+    answers = await asyncio.gather(*(agent.restore("lent") for _ in range(4)))
+    assert [answer.fallback_detail for answer in answers] == [""] * 4
+    assert len({str(get(answer.replica, "/sum")) for answer in answers}) == 1
+    status = await pool.status()
+    (region,) = status.regions
+    assert region.leases == 4
+    assert region.size >= WEIGHTS_BYTES
+    for answer in answers:
+        await agent.release(answer.replica)
+    assert [region.leases for region in (await pool.status()).regions] == [0]
+
+
+async def test_staging_fills_what_the_pool_has_lost(agent: Agent, pool: Pool, checkpoint: Path, mapped: Path) -> None:
+    await agent.snapshot("lent", engine(mapped, 8), weights=str(checkpoint))
+    (region,) = (await pool.status()).regions
+    async with Control.connected(pool.socket) as control:
+        await control.evict(reference(region))
+    assert not (await pool.status()).regions
+    await agent.stage("lent")
+    assert [found.sealed for found in (await pool.status()).regions] == [True]
+    async with Control.connected(pool.socket) as control:
+        await control.evict(reference(region))
+    answer = await agent.restore("lent")
+    assert answer.replica.origin == pb.ORIGIN_RESTORED, "and a restore fills by itself"
+    get(answer.replica, "/sum")
+
+
+async def test_changed_weights_are_found(agent: Agent, pool: Pool, checkpoint: Path, mapped: Path) -> None:
+    await agent.snapshot("lent", engine(mapped, 8), weights=str(checkpoint))
+    async with Control.connected(pool.socket) as control:
+        await control.evict(reference((await pool.status()).regions[0]))
+    file = checkpoint / "model.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(grpc.aio.AioRpcError, match="weights"):
+        await agent.stage("lent")
+    answer = await agent.restore("lent", cold=engine(mapped, 8))
+    assert answer.fallback_reason == "weights-failed", answer.fallback_detail
+    assert answer.replica.origin == pb.ORIGIN_COLD
+
+
+async def test_without_gpumem_the_reason_says_so(tmp_path: Path, checkpoint: Path, mapped: Path) -> None:
+    async with running(tmp_path / "state", "--gpumem", str(tmp_path / "nothing.sock")) as agent:
+        with pytest.raises(grpc.aio.AioRpcError, match="no gpumem answers"):
+            await agent.snapshot("lent", engine(mapped, 8), weights=str(checkpoint))
+
+
+async def test_gpumem_restarted_between_two_restores(tmp_path: Path, checkpoint: Path, mapped: Path) -> None:
+    socket = tmp_path / "gpumem.sock"
+    async with running(tmp_path / "state", "--gpumem", str(socket)) as agent:
+        async with Pool(socket) as pool:
+            await agent.snapshot("lent", engine(mapped, 8), weights=str(checkpoint))
+            first = await agent.restore("lent")
+            expected = get(first.replica, "/sum")
+            pool.process.kill()
+            await pool.process.wait()
+            assert get(first.replica, "/sum") == expected, "what is mapped stays"
+        async with Pool(socket):
+            second = await agent.restore("lent")
+            assert second.fallback_detail == ""
+            assert get(second.replica, "/sum") == expected
+
+
+def reference(region: object) -> object:
+    from thaw_proto import gpumem_pb2  # noqa: PLC0415
+
+    return gpumem_pb2.RegionRef(device=region.device, id=region.id)
