@@ -284,3 +284,16 @@ def test_a_namespace_has_its_own_and_only_that(server: Served, client: Client, w
     with pytest.raises(Invalid, match="Kubernetes"):
         tenant("../etc")
     link.close()
+
+
+def test_a_tenants_chunks_in_the_arena_are_its_own(server: Served, weights: Weights) -> None:
+    """Who knows the hash of a chunk does not get its bytes; who brought it does."""
+    link = Link(server.socket, "operator")
+    red, blue = (Client(link.ask(pb.Request(tenant=pb.Tenant(namespace=name)))[0].tenant.path) for name in ("red", "blue"))
+    with contextlib.closing(link), red, blue:
+        red.fill(weights.layout, weights.sources, into_arena=True)
+        with pytest.raises(NotFound, match="no source brings it"):
+            blue.fill(weights.layout, [])
+        assert red.fill(weights.layout, []).from_arena == len(weights.data)
+        link.ask(pb.Request(evict=pb.Evict(region=pb.RegionRef(device="host", id=weights.id))))
+        red._link.ask(pb.Request(evict=pb.Evict(region=pb.RegionRef(id=weights.id))))
