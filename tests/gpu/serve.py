@@ -1,0 +1,88 @@
+"""A model server on a GPU, as a snapshot sees one: a torch model with a captured CUDA graph, on weights that gpumem lends.
+
+    python -m tests.gpu.serve PORT SIZE      SIZE: qwen3-8b, small; with GPUMEM_REGION on lent weights, else on random ones of its own
+
+It takes part in the control directory: it lets go of what is lent before a dump, and takes it again, at the same addresses, afterwards.
+"""
+
+import gc
+import hashlib
+import http.server
+import json
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+
+import torch
+
+from gpumem.client import Client
+from gpumem.torch import adopt, skeleton, torch_device
+from tests.gpu.model import Graph, Model
+from tests.gpu.weights import QWEN3_8B, SMALL
+
+SIZES = {"qwen3-8b": QWEN3_8B, "small": SMALL}
+working = threading.Lock()  # held by whoever uses the GPU; and while the weights are away
+
+
+def take_part(folder: Path, client: Client | None) -> None:
+    with working:
+        torch.cuda.synchronize()
+        gc.collect()
+        torch.cuda.empty_cache()
+        if client:
+            client.quiesce()
+        fresh = folder / ".ready"
+        fresh.touch()
+        fresh.rename(folder / "ready-for-snapshot")
+        while not any((folder / word).exists() for word in ("snapshot-complete", "restore-complete")):
+            time.sleep(0.001)
+        if client:
+            client.resume()
+
+
+def main() -> None:
+    port, size = int(sys.argv[1]), SIZES[sys.argv[2]]
+    client = None
+    if region := os.environ.get("GPUMEM_REGION"):
+        client = Client(label="model server")
+        torch.cuda.set_device(torch_device(client.device))
+        lent = client.attach(bytes.fromhex(region), wait=600)
+        with skeleton():
+            model = Model(size)
+        adopt(model, lent)
+    else:
+        torch.manual_seed(7)
+        with torch.device("cuda"):
+            model = Model(size)
+    graph = Graph(model)
+    graph.run([0, 0, 0, 0])
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            body: dict[str, object] = {}
+            if self.path != "/health":
+                with working:
+                    logits = graph.run([3, 1, 4, 1])
+                body = {"next": logits.argmax(-1).tolist(), "digest": hashlib.sha256(logits.numpy().tobytes()).hexdigest()}
+            data = json.dumps(body).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *words: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    if folder := os.environ.get("SNAPSHOT_CONTROL_DIR"):
+        threading.Thread(target=take_part, args=(Path(folder), client), daemon=True).start()
+    server.serve_forever()
+
+
+if __name__ == "__main__":
+    main()
