@@ -30,10 +30,12 @@ class Engine:
         if device != HOST:
             import torch  # noqa: PLC0415  (only where there is a GPU)
 
-            from gpumem.torch import torch_device  # noqa: PLC0415
+            from gpumem.torch import bytes_at, torch_device  # noqa: PLC0415
 
+            self._bytes_at = bytes_at
             torch.cuda.set_device(torch_device(device))
-            torch.arange(1 << 20, device="cuda").sum().item()  # a serving engine has its context and has run kernels
+            warm = torch.arange(1 << 20, device="cuda")  # a serving engine has its context and has run kernels
+            int(warm.view(torch.uint8)[:4096].view(torch.int64)[-1:].sum()), int(warm.sum())
 
     def numbers(self) -> Any:
         """What is lent, as 64-bit integers."""
@@ -42,9 +44,7 @@ class Engine:
             return np.frombuffer(self.lent.view(), dtype=np.int64, count=size // 8)
         import torch  # noqa: PLC0415
 
-        from gpumem.torch import bytes_at  # noqa: PLC0415
-
-        return bytes_at(self.lent.address, self.lent.size, self.device)[:size].view(torch.int64)
+        return self._bytes_at(self.lent.address, self.lent.size, self.device)[:size].view(torch.int64)
 
     def attach(self, region: str, capability: str = "", wait: float = 0.0) -> dict[str, Any]:
         """Also runs one kernel on the last byte, to the end."""

@@ -71,6 +71,7 @@ def _write_shard(path: Path, tensors: list[tuple[str, tuple[int, int]]], begin: 
         header[name] = {"dtype": "BF16", "shape": [rows, columns], "data_offsets": [end, end + 2 * rows * columns]}
         end += 2 * rows * columns
     encoded = json.dumps(header).encode()
+    encoded += b" " * (-len(encoded) % 8)  # as the safetensors library does
     with path.open("wb", buffering=0) as file:
         file.write(len(encoded).to_bytes(8, "little") + encoded)
         while end:
