@@ -15,9 +15,9 @@ from rich.console import Console
 from rich.table import Table
 from thaw_proto import gpumem_pb2 as pb
 
-from gpumem.client import DEFAULT_SOCKET
 from gpumem.control import Control
 from gpumem.errors import GpumemError, NotFound, WrongDevice
+from gpumem.link import DEFAULT_SOCKET
 from gpumem.main import run
 from gpumem.memory import MemoryFailed, devices
 from gpumem.regions import identify

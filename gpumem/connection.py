@@ -59,6 +59,7 @@ class Connection:
         self._owner = Owner(namespace, pid, "")
         self._leases: dict[int, Lease] = {}
         self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._handled: set[int] = set()  # requests whose answer is not being sent yet
         self._stopped: set[int] = set()
 
     async def run(self) -> None:
@@ -132,6 +133,7 @@ class Connection:
         kind = request.WhichOneof("request")
         descriptors: list[int] = []
         reply = pb.Reply()
+        self._handled.add(request.id)
         try:
             handle = self._HANDLERS.get(kind or "")
             if handle is None:
@@ -149,6 +151,7 @@ class Connection:
             reply.error.message = f"the server failed at this: {error!r}; its log says more"
         finally:
             frame.close()
+            self._handled.discard(request.id)
         reply.id = request.id
         try:
             await self._channel.send(reply.SerializeToString(), descriptors)
@@ -208,10 +211,10 @@ class Connection:
         return pb.Reply(filled=await self._house.filling.fill(request.fill, files, self._owner))
 
     async def _cancel(self, request: pb.Request, *_: Any) -> pb.Reply:
-        task = self._tasks.get(request.cancel.fill)
-        if task is not None and request.cancel.fill != request.id:
-            self._stopped.add(request.cancel.fill)
-            task.cancel()
+        number = request.cancel.fill
+        if number in self._handled and number != request.id:
+            self._stopped.add(number)
+            self._tasks[number].cancel()
         return self._done()
 
     async def _pin(self, request: pb.Request, *_: Any) -> pb.Reply:

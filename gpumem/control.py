@@ -11,11 +11,9 @@ from pathlib import Path
 
 from thaw_proto import gpumem_pb2 as pb
 
-from gpumem.client import close_files, fill_request
 from gpumem.errors import PeerGone, from_message
 from gpumem.frames import VERSION, Channel, ProtocolViolation
-
-_ANSWER_SECONDS = 60.0
+from gpumem.link import ANSWER_SECONDS, close_files, fill_request
 
 
 class Control:
@@ -38,7 +36,7 @@ class Control:
         listening = None
         try:
             try:
-                async with asyncio.timeout(_ANSWER_SECONDS):
+                async with asyncio.timeout(ANSWER_SECONDS):
                     await asyncio.get_running_loop().sock_connect(connection, str(path))
             except OSError as error:
                 raise PeerGone(f"no gpumem answers at {path} ({error}): start one with `gpumem serve --socket {path}`") from error
@@ -56,7 +54,12 @@ class Control:
         self, layout: pb.Layout | bytes, sources: Sequence[tuple[Path, int, int, int]], device: str, pinned: bool = False
     ) -> pb.Filled:
         """As Client.fill, on any device; device "": into the arena only."""
-        request, files = await asyncio.to_thread(fill_request, layout, sources, device, pinned)
+        opening = asyncio.ensure_future(asyncio.to_thread(fill_request, layout, sources, device, pinned))
+        try:
+            request, files = await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            opening.add_done_callback(_close_opened)
+            raise
         try:
             return (await self._ask(request, files, seconds=None)).filled
         except asyncio.CancelledError:
@@ -88,7 +91,7 @@ class Control:
     async def status(self) -> pb.Status:
         return (await self._ask(pb.Request(status=pb.GetStatus()))).status
 
-    async def _ask(self, request: pb.Request, descriptors: Sequence[int] = (), seconds: float | None = _ANSWER_SECONDS) -> pb.Reply:
+    async def _ask(self, request: pb.Request, descriptors: Sequence[int] = (), seconds: float | None = ANSWER_SECONDS) -> pb.Reply:
         if self._gone:
             raise PeerGone(self._gone)
         request.id = next(self._numbers)
@@ -128,3 +131,9 @@ class Control:
                 if not waiting.done():
                     waiting.set_exception(PeerGone(self._gone))
                     waiting.exception()
+
+
+def _close_opened(opening: asyncio.Future[tuple[pb.Request, list[int]]]) -> None:
+    """For whoever stopped waiting for files to be opened."""
+    if opening.exception() is None:
+        close_files(opening.result()[1])

@@ -184,9 +184,10 @@ class Channel:
                     return frame
 
     async def send(self, payload: bytes, descriptors: Sequence[int] = ()) -> None:
-        """Sends a message; the descriptors stay the caller's. Cancelled between two packets of one message, it leaves a connection
-        that the peer will refuse: cancel only what is being closed. Raises OSError."""
+        """Sends a message; the descriptors stay the caller's. Cancelled between two packets of one message, it ends the connection, on
+        which nothing else could be understood. Raises OSError."""
         made = packets(payload, descriptors)
+        sent = 0
         try:
             async with self._sending:
                 for data, fds in made:
@@ -196,6 +197,12 @@ class Channel:
                             break
                         except BlockingIOError:
                             await self._ready(asyncio.get_running_loop().add_writer, asyncio.get_running_loop().remove_writer)
+                    sent += 1
+        except BaseException:
+            if 0 < sent < len(made):
+                with contextlib.suppress(OSError):
+                    self._socket.shutdown(socket.SHUT_RDWR)
+            raise
         finally:
             _close_spilled(made)
 

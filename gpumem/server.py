@@ -16,6 +16,7 @@ import re
 import socket
 import struct
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 
@@ -35,6 +36,7 @@ SOCKET = "gpumem.sock"
 _NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _CREDENTIALS = struct.Struct("3i")
 _DESCRIPTORS = 1024  # a client may send with one message
+_CONNECTIONS = 1024  # of one namespace at once, so that none takes the server's last descriptors
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +59,7 @@ class Server:
         self.foremen = {identity: Foreman(identity, arena) for identity in memories}
         self.filling = Filling(self.devices, self.foremen, arena)
         self._connections: set[asyncio.Task[None]] = set()
+        self._crowd: Counter[str] = Counter()  # connections by namespace
         self._listeners: dict[str, asyncio.Task[None]] = {}  # by namespace
         self._spare = -1  # a descriptor to have when there are no more
 
@@ -114,6 +117,9 @@ class Server:
                     logger.error("a client cannot be served: %s (raise the limit of open files)", error)
                     await self._turn_away(listener)
                     continue
+                if namespace and self._crowd[namespace] >= _CONNECTIONS:
+                    connection.close()
+                    continue
                 task = asyncio.create_task(self._serve(connection, namespace))
                 self._connections.add(task)
                 task.add_done_callback(self._connections.discard)
@@ -138,7 +144,11 @@ class Server:
             logger.warning("pid %d of user %d is not the operator", pid, uid)
             connection.close()
             return
-        await Connection(self, Channel(connection, _DESCRIPTORS), namespace, pid).run()
+        self._crowd[namespace] += 1
+        try:
+            await Connection(self, Channel(connection, _DESCRIPTORS), namespace, pid).run()
+        finally:
+            self._crowd[namespace] -= 1
 
     # What connections ask for
 

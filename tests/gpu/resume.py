@@ -200,6 +200,9 @@ async def evict() -> None:
     """The region off the GPU; its chunks stay in the arena where they are there."""
 
     async def call(connected: Control) -> None:
+        async with asyncio.timeout(10):
+            while any(region.leases for region in (await connected.status()).regions):
+                await asyncio.sleep(0.005)  # the last replica's processes are ending
         for region in (await connected.status()).regions:
             await connected.evict(gpumem_pb2.RegionRef(device=region.device, id=region.id))
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 from thaw_proto import gpumem_pb2 as pb
 
-from gpumem.client import Link
+from gpumem.link import Link
 from tests.gpumem.world import MIB, Served, Weights, make_weights, served, until
 
 

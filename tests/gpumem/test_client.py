@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from thaw_proto import gpumem_pb2 as pb
 
-from gpumem.client import Client, Link
+from gpumem.client import Client
 from gpumem.errors import (
     Exists,
     Forbidden,
@@ -28,6 +28,7 @@ from gpumem.errors import (
     WrongDevice,
 )
 from gpumem.frames import receive, send
+from gpumem.link import Link
 from tests.gpumem.world import MIB, Served, Weights, go_on, peer, step, until
 
 

@@ -15,10 +15,11 @@ from pathlib import Path
 import pytest
 from thaw_proto import gpumem_pb2 as pb
 
-from gpumem.client import Client, Link
+from gpumem.client import Client
 from gpumem.control import Control
 from gpumem.errors import GpumemError, NotFound, PeerGone
 from gpumem.frames import VERSION, receive, send
+from gpumem.link import Link
 from tests.gpumem.world import GPUMEM, MIB, Served, Weights, alive, descriptors, go_on, make_weights, peer, served, step, until
 
 WRITER = ("connected", "begun", "half written", "written", "sealed")

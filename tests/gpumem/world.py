@@ -16,8 +16,8 @@ from pathlib import Path
 from blake3 import blake3
 from thaw_proto import gpumem_pb2 as pb
 
-from gpumem.client import Link
 from gpumem.errors import PeerGone
+from gpumem.link import Link
 from gpumem.regions import identify
 
 MIB = 1 << 20
