@@ -1,6 +1,8 @@
 """The sentence model's weights in a gpumem region of the host, which all processes that serve it share."""
 
-from gpumem.client import Client, Region
+import os
+
+from gpumem.client import Client
 from gpumem.errors import NotFound
 from gpumem.memory import HOST
 from gpumem.safetensors import read_checkpoint
@@ -9,13 +11,14 @@ from sentence_model import WEIGHTS, model_folder
 
 class SharedWeights:
     def __init__(self) -> None:
-        """Attaches; fills the region first where nobody has. Raises GpumemError."""
+        """Attaches to the region that GPUMEM_REGION names; without it, fills one where nobody has. Raises GpumemError."""
         self._client = Client(device=HOST, label="embeddings")
-        self._checkpoint = read_checkpoint(model_folder() / WEIGHTS)
-        self.region: Region = self._client.attach(self._filled())
+        named = os.environ.get("GPUMEM_REGION")
+        self.region = self._client.attach(bytes.fromhex(named) if named else self._fill())
 
-    def _filled(self) -> bytes:
-        return self._client.fill(self._checkpoint.layout, self._checkpoint.parts).id
+    def _fill(self) -> bytes:
+        checkpoint = read_checkpoint(model_folder() / WEIGHTS)
+        return self._client.fill(checkpoint.layout, checkpoint.parts).id
 
     def let_go(self) -> None:
         self._client.quiesce()
@@ -25,5 +28,5 @@ class SharedWeights:
         try:
             self._client.resume(wait=0)
         except NotFound:  # a server that was started since, or that needed the room
-            self._filled()
+            self._fill()
             self._client.resume()
