@@ -161,7 +161,7 @@ async def system(state: Path) -> AsyncIterator[None]:
 async def pool(work: Path, size: int) -> AsyncIterator[None]:
     """gpumem with room for the weights, on the GPU and in its arena."""
     reserve = f"{(size >> 30) + 2}G"
-    command = ["-c", "from gpumem.commands import app; app()", "serve", "--reserve", reserve, "--arena", f"{(size >> 30) + 1}G"]
+    command = ["-c", "from gpumem.commands import app; app()", "serve", "--reserve", reserve, "--arena", f"{(size >> 30) + 3}G"]
     process = await asyncio.create_subprocess_exec(sys.executable, *command)
     try:
         async with asyncio.timeout(120):
