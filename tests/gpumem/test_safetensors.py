@@ -1,0 +1,101 @@
+"""Checkpoint directories as layouts: what a region would hold is what the files hold; what is no checkpoint is refused by name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from blake3 import blake3
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import save_file
+
+from gpumem.safetensors import CHUNK, Checkpoint, InvalidCheckpoint, byte_size, read_checkpoint
+
+NUMBERS = np.random.default_rng(5)
+
+
+def region(checkpoint: Checkpoint) -> bytes:
+    """What a server would put into the region, each chunk compared with its hash."""
+    content = b""
+    for path, offset, first, count in checkpoint.parts:
+        data = path.read_bytes()[offset:]
+        for chunk in checkpoint.layout.chunks[first : first + count]:
+            assert blake3(data[: chunk.size]).digest() == chunk.hash
+            content, data = content + data[: chunk.size], data[chunk.size :]
+    assert len(content) == checkpoint.layout.size
+    return content
+
+
+def save(path: Path, **tensors: np.ndarray) -> dict[str, bytes]:
+    save_file(tensors, path)
+    return {name: tensor.tobytes() for name, tensor in tensors.items()}
+
+
+def test_shards_and_their_index(tmp_path: Path) -> None:
+    odd = NUMBERS.integers(0, 255, 1001, dtype=np.uint8)  # so that the next file does not begin where it should by itself
+    expected = save(tmp_path / "model-1.safetensors", a=NUMBERS.random((3, 5), dtype=np.float32), odd=odd)
+    expected |= save(tmp_path / "model-2.safetensors", b=NUMBERS.random(7), c=NUMBERS.random((2, 2, 2)).astype(np.float16))
+    expected |= save(tmp_path / "model-3.safetensors", big=NUMBERS.random(CHUNK // 4 + 9, dtype=np.float32))
+    save(tmp_path / "consolidated.safetensors", a=NUMBERS.random(3))  # the same model in another form, as some directories have it
+    weight_map = {"a": "model-1.safetensors", "b": "model-2.safetensors", "big": "model-3.safetensors"}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+    checkpoint = read_checkpoint(tmp_path)
+    content = region(checkpoint)
+    assert {tensor.name for tensor in checkpoint.layout.tensors} == expected.keys()
+    for tensor in checkpoint.layout.tensors:
+        assert content[tensor.offset : tensor.offset + byte_size(tensor)] == expected[tensor.name]
+        assert tensor.offset % (byte_size(tensor) // int(np.prod(tensor.shape))) == 0
+    firsts = [min(t.offset for t in checkpoint.layout.tensors if t.name in names) for names in ({"a", "odd"}, {"b", "c"}, {"big"})]
+    assert all(offset % 16 == 0 for offset in firsts)
+    assert len(checkpoint.layout.chunks) == 4
+    assert read_checkpoint(tmp_path).layout == checkpoint.layout
+
+
+def test_a_checkpoint_of_one_file(tmp_path: Path) -> None:
+    expected = save(tmp_path / "model.safetensors", a=NUMBERS.random(4))
+    save(tmp_path / "adapter.safetensors", a=NUMBERS.random(4))
+    assert region(read_checkpoint(tmp_path)) == expected["a"]
+    assert read_checkpoint(tmp_path / "model.safetensors").layout == read_checkpoint(tmp_path).layout
+
+
+def test_no_checkpoint_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(InvalidCheckpoint, match="holds no"):
+        read_checkpoint(tmp_path)
+    file = tmp_path / "a.safetensors"
+    save(file, a=NUMBERS.random(100))
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1])
+    with pytest.raises(InvalidCheckpoint, match=r"a\.safetensors.*torn"):
+        read_checkpoint(tmp_path)
+    file.write_bytes(whole)
+    save(tmp_path / "b.safetensors", a=NUMBERS.random(100))
+    with pytest.raises(InvalidCheckpoint, match="two tensors of the name 'a'"):
+        read_checkpoint(tmp_path)
+    for strange in ({"a": "../a.safetensors"}, {"a": 5}, [], "x"):
+        (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": strange}))
+        with pytest.raises(InvalidCheckpoint, match=r"index\.json"):
+            read_checkpoint(tmp_path)
+
+
+entry = st.fixed_dictionaries(
+    {"dtype": st.sampled_from(["F32", "BF16", "X"]) | st.integers(), "shape": st.lists(st.integers(-2, 5), max_size=3)},
+    optional={"data_offsets": st.lists(st.integers(-5, 200), max_size=3)},
+)
+headers = st.dictionaries(st.text(max_size=3), entry | st.none() | st.integers(), max_size=3).map(lambda found: json.dumps(found).encode())
+
+
+@settings(deadline=None)
+@given(header=headers | st.binary(max_size=50), size=st.integers(0, 200) | st.none(), data=st.binary(max_size=100))
+def test_any_file_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, header: bytes, size: int | None, data: bytes) -> None:
+    file = tmp_path_factory.getbasetemp() / "fuzzed.safetensors"
+    file.write_bytes((len(header) if size is None else size).to_bytes(8, "little") + header + data)
+    try:
+        checkpoint = read_checkpoint(file)
+    except InvalidCheckpoint as refused:
+        assert "fuzzed" in str(refused)
+    else:
+        region(checkpoint)
