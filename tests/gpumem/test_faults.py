@@ -232,6 +232,7 @@ def test_too_many_requests_at_once_end_the_connection(server: Served) -> None:
         with contextlib.suppress(BrokenPipeError):
             for number in range(2, 100):
                 send(greedy, pb.Request(id=number, attach=waiting).SerializeToString())
-        assert "more than 64" in pb.Reply.FromString(receive(greedy).payload).error.message
+        # With requests unread at the server, the kernel may drop its word on why.
         with pytest.raises((EOFError, ConnectionError)):
-            receive(greedy)
+            while True:
+                assert "more than 64" in pb.Reply.FromString(receive(greedy).payload).error.message

@@ -25,7 +25,7 @@ SCALARS: dict[int, st.SearchStrategy[Any]] = {
     FieldDescriptor.TYPE_UINT64: st.one_of(st.integers(0, 9), st.sampled_from([2 * MIB, 5 * MIB, 300 * MIB]), st.integers(0, 2**64 - 1)),
     FieldDescriptor.TYPE_UINT32: st.one_of(st.integers(0, 5), st.integers(0, 2**32 - 1)),
     FieldDescriptor.TYPE_BOOL: st.booleans(),
-    FieldDescriptor.TYPE_DOUBLE: st.one_of(st.floats(0, 0.05), st.sampled_from([-1.0, float("nan"), float("inf")])),
+    FieldDescriptor.TYPE_DOUBLE: st.one_of(st.floats(0, 0.05), st.sampled_from([-1.0, float("nan"), float("-inf")])),
     FieldDescriptor.TYPE_STRING: st.one_of(st.just("host"), st.just(""), st.just("red"), st.text(max_size=10)),
     FieldDescriptor.TYPE_BYTES: st.one_of(st.sampled_from(KEYS), st.sampled_from(LAYOUTS), st.binary(max_size=40)),
 }

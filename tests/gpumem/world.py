@@ -30,8 +30,8 @@ class Weights:
     """A file of weights, and the layout that a region of them has."""
 
     path: Path
-    data: bytes
-    layout: bytes
+    data: bytes = field(repr=False)
+    layout: bytes = field(repr=False)
     id: bytes
     chunks: int
     offset: int
