@@ -204,9 +204,12 @@ class Filling:
             try:
                 while missing or under_way:
                     while missing and len(under_way) < _UNDER_WAY and not job.stopped:
+                        before = len(missing)
                         planned = self._plan(job, missing, target, files, source)
                         if not planned.steps:
-                            break
+                            if len(missing) == before:
+                                break
+                            continue  # all of these are in the arena already
                         under_way.add(self._spawn(self._move(job, filler, planned)))
                     if job.stopped and not under_way:
                         raise Cancelled(f"the fill of {job.region or 'the arena'} was stopped; what is there stays for the next")

@@ -13,7 +13,8 @@ from thaw_proto import gpumem_pb2 as pb
 from gpumem.client import Client
 from gpumem.control import Control
 from gpumem.errors import Cancelled, Corrupt, FillerLost, Forbidden, Invalid, NotFound, OutOfMemory
-from tests.gpumem.world import MIB, Served, Weights, make_weights, until
+from gpumem.filling import MOVE
+from tests.gpumem.world import MIB, Served, Weights, make_weights, served, until
 
 
 def read(server: Served, weights: Weights) -> bytes:
@@ -33,6 +34,14 @@ async def test_by_way_of_the_arena(server: Served, weights: Weights) -> None:
         third = await control.fill(weights.layout, [], "")
         assert third.there_before == len(weights.data)
     assert await asyncio.to_thread(read, server, weights) == weights.data
+
+
+async def test_more_than_a_move_that_is_there_already_needs_no_room(tmp_path: Path) -> None:
+    large = make_weights(tmp_path / "large", MOVE + 40 * MIB, chunk=16 * MIB)
+    with served(tmp_path, reserve=8 * MIB, arena=MOVE + 48 * MIB) as server:
+        async with Control.connected(server.socket) as control:
+            assert (await control.fill(large.layout, large.sources, "")).from_files == len(large.data)
+            assert (await control.fill(large.layout, [], "")).there_before == len(large.data)
 
 
 async def test_what_is_pinned_in_the_arena_stays_and_the_rest_goes(server: Served, tmp_path: Path) -> None:
