@@ -152,7 +152,7 @@ class Capturer:
             try:
                 if self._cuda and gpu_bytes is not None:
                     with _step("resume", phases, progress):
-                        await asyncio.shield(self._cuda.resume(holders))
+                        await asyncio.shield(self._cuda.resume(holders, Phases()))
             finally:
                 source.tell(SNAPSHOT_COMPLETE)
         gpus = GpuRecord(**vars(self._cuda.gpus())) if self._cuda and holders else None

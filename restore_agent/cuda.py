@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from restore_agent.phases import Phases
+
 _LOCK_MILLISECONDS = 10_000
 _DRIVER = Path("/dev/nvidiactl")
 _HEADROOM = 64 << 20  # bytes beside what the checkpoint gave back: a restore that runs out strands its process
@@ -95,7 +97,7 @@ class Cuda:
             raise
         return max(0, before - self.used())
 
-    async def resume(self, pids: Sequence[int], needed: int = 0) -> None:
+    async def resume(self, pids: Sequence[int], phases: Phases, needed: int = 0) -> None:
         """CHECKPOINTED → RUNNING, all of them, where they were. `needed`: bytes of GPU memory they will take.
 
         Raises:
@@ -108,8 +110,10 @@ class Cuda:
             raise NoGpuMemory(
                 f"resuming needs {needed >> 20} MiB of GPU memory and {free >> 20} MiB are free; end a replica, or give the pool less"
             )
-        await _all(self._restore, pids)
-        await _all(self._unlock, pids)
+        with phases.phase("cuda.restore"):
+            await _all(self._restore, pids)
+        with phases.phase("cuda.unlock"):
+            await _all(self._unlock, pids)
 
     async def _undo(self, pids: Sequence[int]) -> None:
         for pid in pids:

@@ -123,8 +123,7 @@ class Restorer:
                 held = phases.seconds("staged.pages") + phases.seconds("image.fill")
                 phases.add("image.criu", time.monotonic() - begin - held)
                 if manifest.gpu_pids:
-                    with phases.phase("cuda"):
-                        await self._resume(manifest, sandbox)
+                    await self._resume(manifest, sandbox, phases)
                 if manifest.weights:
                     # They were on their way all the while; what is waited for here is what they took longer.
                     with phases.phase("weights"):
@@ -153,11 +152,11 @@ class Restorer:
                 seconds = await arena.fill(sandbox.host_pids())
             self.memory_to_process.measured(arena.size, seconds)
 
-    async def _resume(self, manifest: Manifest, sandbox: Sandbox) -> None:
+    async def _resume(self, manifest: Manifest, sandbox: Sandbox, phases: Phases) -> None:
         if self._cuda is None:
             raise CudaError("the snapshot holds GPU state and this node has no usable GPU")
         hosts = sandbox.host_pids()
-        await self._cuda.resume([hosts[pid] for pid in manifest.gpu_pids], manifest.gpu_bytes)
+        await self._cuda.resume([hosts[pid] for pid in manifest.gpu_pids], phases, manifest.gpu_bytes)
 
     def _lay_out(self, staged: Staged, sandbox: Sandbox) -> None:
         archive = staged.directory / TMPFS_ARCHIVE
