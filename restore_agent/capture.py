@@ -81,7 +81,11 @@ class Capturer:
         self._publishing = asyncio.Lock()  # chunks of a snapshot without a name yet must not be swept
 
     async def capture(self, request: CaptureRequest, progress: Progress, phases: Phases) -> Captured:
-        """Raises EngineError, SandboxError, CriuError, CudaError, WeightsError, ImageError, NameTaken, Unproved, RestoreFailed, OSError; nothing is left then."""
+        """Nothing is left of it when it fails.
+
+        Raises:
+            EngineError, SandboxError, CriuError, CudaError, WeightsError, ImageError, NameTaken, Unproved, RestoreFailed, OSError.
+        """
         if not request.replace:
             with contextlib.suppress(NotFound):
                 await asyncio.to_thread(self._store.get, request.namespace, request.name)
