@@ -148,23 +148,21 @@ class Client:
             label: who is calling, for people that read the status.
 
         Raises:
-            PeerGone, VersionMismatch, WrongDevice.
+            PeerGone, VersionMismatch, WrongDevice. MemoryFailed: this process does not see that device.
         """
         self._path = Path(path or os.environ.get("GPUMEM_SOCKET") or DEFAULT_SOCKET)
         self._label = label or Path("/proc/self/exe").readlink().name
         self._lock = threading.RLock()
         self._ranges: list[Region | Scratch] = []
-        self._memory: Memory | None = None
         self._quiesced = False
         self._link = Link(self._path, self._label)
         self.device = self._choose(device)
-
-    @property
-    def memory(self) -> Memory:
-        """The device's memory for this process. Raises MemoryFailed: this process does not see that device."""
-        if self._memory is None:
-            self._memory = open_memory(self.device)
-        return self._memory
+        try:
+            # Now, since a GPU's takes 20 ms to load, in which an attach could map a hundred GiB.
+            self.memory: Memory = open_memory(self.device)
+        except BaseException:
+            self._link.close()
+            raise
 
     def attach(self, region_id: bytes, capability: bytes = b"", wait: float = 0.0) -> Region:
         """Maps a sealed region read-only, waiting up to `wait` seconds for it to be there.
