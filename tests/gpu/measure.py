@@ -221,7 +221,7 @@ def _snapshot(world: World, engine: Engine, first: float) -> Iterator[Figure]:
 
 def _load(world: World, weights: Path, library: str) -> Iterator[Figure]:
     size = world.scale.weights.bytes
-    for where in ("page cache", "disk"):
+    for where in ("page cache",) if library == "safetensors on the GPU" else ("page cache", "disk"):
         with world.server(pool=1 << 30, arena=0), world.engine() as engine:
             _keep_in_cache(weights, where == "page cache")
             try:
