@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import resource
 import signal
@@ -159,4 +160,6 @@ def go_on(process: subprocess.Popen[str]) -> str:
 
 
 def descriptors() -> int:
+    """How many this process has open, without what earlier tests left to the garbage collector."""
+    gc.collect()
     return len(os.listdir("/proc/self/fd"))  # noqa: PTH208
