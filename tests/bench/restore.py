@@ -13,7 +13,6 @@ import json
 import os
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -363,7 +362,7 @@ async def run(*command: str) -> str:
     process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE)
     out, err = await process.communicate()
     if process.returncode:
-        raise subprocess.CalledProcessError(process.returncode, command, out, err)
+        raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}:\n{err.decode()[-4000:]}")
     return out.decode()
 
 
