@@ -34,7 +34,7 @@ class Crowded(HostMemory):
 
 
 @pytest.fixture
-async def pool() -> AsyncIterator[Pool]:
+async def pool(no_garbage: None) -> AsyncIterator[Pool]:
     before = descriptors()
     found = Pool(Crowded(8 * MIB))
     await found.resize(50 * MIB)

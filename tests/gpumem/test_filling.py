@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from gpumem.client import Client
 from gpumem.control import Control
 from gpumem.errors import Cancelled, Corrupt, FillerLost, Forbidden, Invalid, NotFound, OutOfMemory
 from gpumem.filling import MOVE
-from tests.gpumem.world import MIB, Served, Weights, make_weights, served, until
+from tests.gpumem.world import MIB, Served, Weights, make_weights, served
 
 
 def read(server: Served, weights: Weights) -> bytes:
@@ -132,9 +134,9 @@ async def test_sources_are_checked(server: Served, weights: Weights, tmp_path: P
 async def test_a_fill_is_stopped_and_gone_on_with(tmp_path: Path, server: Served) -> None:
     """The filler is stopped in between, so that the fill is certainly under way."""
     weights = make_weights(tmp_path / "weights", 40 * MIB)
-    filler = server.host.filler_pid
+    filler = server.filler()
     async with Control.connected(server.socket) as control:
-        os.kill(filler, 19)
+        os.kill(filler, signal.SIGSTOP)
         filling = asyncio.create_task(control.fill(weights.layout, weights.sources, "host"))
         while not (await control.status()).fills:
             await asyncio.sleep(0.001)
@@ -144,7 +146,7 @@ async def test_a_fill_is_stopped_and_gone_on_with(tmp_path: Path, server: Served
         with pytest.raises(Forbidden, match="in use"):
             await control.evict(weights.ref())
         again = asyncio.create_task(control.fill(weights.layout, weights.sources, "host"))
-        os.kill(filler, 18)
+        os.kill(filler, signal.SIGCONT)
         await again
     assert await asyncio.to_thread(read, server, weights) == weights.data
 
@@ -177,17 +179,16 @@ async def test_the_filler_dies_and_another_goes_on(server: Served, tmp_path: Pat
     weights = make_weights(tmp_path / "weights", 40 * MIB, chunk=MIB)
     for delay in (None, 0.0, 0.002, 0.005, 0.01, 0.02):
         async with Control.connected(server.socket) as control:
-            until(lambda: bool(server.host.filler_pid))
-            filler = server.host.filler_pid
+            filler = server.filler()
             if delay is None:
-                os.kill(filler, 19)
+                os.kill(filler, signal.SIGSTOP)
             filling = asyncio.create_task(control.fill(weights.layout, weights.sources, "host"))
             if delay is None:
                 while not (await control.status()).fills:
                     await asyncio.sleep(0.001)
             else:
                 await asyncio.sleep(delay)
-            os.kill(filler, 9)
+            os.kill(filler, signal.SIGKILL)
             await filling
             assert await asyncio.to_thread(read, server, weights) == weights.data
             await control.evict(weights.ref())
@@ -201,7 +202,8 @@ async def test_a_filler_that_dies_at_every_try_is_told(server: Served, weights: 
         while not filling.done():
             pid = (await control.status()).devices[0].filler_pid
             if pid and pid not in killed:
-                os.kill(pid, 9)
+                with contextlib.suppress(ProcessLookupError):  # of the one that is gone
+                    os.kill(pid, signal.SIGKILL)
                 killed.add(pid)
             await asyncio.sleep(0)
         try:
@@ -214,9 +216,9 @@ async def test_a_filler_that_dies_at_every_try_is_told(server: Served, weights: 
 
 
 async def test_cancel_by_request(server: Served, weights: Weights) -> None:
-    filler = server.host.filler_pid
+    filler = server.filler()
     async with Control.connected(server.socket) as control:
-        os.kill(filler, 19)
+        os.kill(filler, signal.SIGSTOP)
         filling = asyncio.create_task(control.fill(weights.layout, weights.sources, "host"))
         while not (await control.status()).fills:
             await asyncio.sleep(0.001)
@@ -224,4 +226,4 @@ async def test_cancel_by_request(server: Served, weights: Weights) -> None:
         await control._ask(pb.Request(cancel=pb.Cancel(fill=number)))
         with pytest.raises(Cancelled, match="stays"):
             await filling
-        os.kill(filler, 18)
+        os.kill(filler, signal.SIGCONT)

@@ -8,11 +8,13 @@ import socket
 import struct
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gpumem.frames import PACKET, Assembler, Channel, ProtocolViolation, packets, receive, send
 from tests.gpumem.world import descriptors
+
+pytestmark = pytest.mark.usefixtures("no_garbage")
 
 
 def pair() -> tuple[socket.socket, socket.socket]:
@@ -22,7 +24,7 @@ def pair() -> tuple[socket.socket, socket.socket]:
 
 
 @given(length=st.one_of(st.integers(0, 200_000), st.integers(PACKET - 10, PACKET + 2)), count=st.integers(0, 600))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_message_arrives_whole(length: int, count: int) -> None:
     before = descriptors()
     payload = os.urandom(length)
@@ -104,7 +106,7 @@ def test_a_spilled_message_in_a_pipe_is_refused() -> None:
 
 
 @given(sent=st.lists(st.tuples(st.binary(max_size=40), st.integers(0, 3)), min_size=1, max_size=6))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_packets_at_all_are_a_frame_or_refused(sent: list[tuple[bytes, int]]) -> None:
     before = descriptors()
     file = os.memfd_create("file")

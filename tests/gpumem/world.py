@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import os
 import resource
 import signal
@@ -61,7 +60,6 @@ def make_weights(path: Path, size: int, chunk: int = 4 * MIB, offset: int = 137)
 class Served:
     process: subprocess.Popen[bytes]
     socket: Path
-    filler: int = 0  # pid of the first one
     log: Path = field(default_factory=Path)
 
     def status(self) -> pb.Status:
@@ -74,6 +72,11 @@ class Served:
     @property
     def host(self) -> pb.DeviceStatus:
         return self.status().devices[0]
+
+    def filler(self) -> int:
+        """Its pid, when there is one: 0 is a group of processes, to `kill`."""
+        until(lambda: bool(self.host.filler_pid))
+        return self.host.filler_pid
 
     def kill(self) -> None:
         self.process.kill()
@@ -98,8 +101,7 @@ def served(folder: Path, reserve: int, arena: int = 0, open_files: int = 0, floo
     try:
         until(lambda: socket.exists() or process.poll() is not None)
         assert process.poll() is None, log.read_text()
-        until(lambda: bool(found.host.filler_pid))
-        found.filler = found.host.filler_pid
+        found.filler()
         yield found
     finally:
         if process.poll() is None:
@@ -160,6 +162,5 @@ def go_on(process: subprocess.Popen[str]) -> str:
 
 
 def descriptors() -> int:
-    """How many this process has open, without what earlier tests left to the garbage collector."""
-    gc.collect()
+    """How many this process has open. Collect what earlier tests left to the garbage collector before."""
     return len(os.listdir("/proc/self/fd"))  # noqa: PTH208
