@@ -75,8 +75,12 @@ class Planned:
 
     def add(self, index: int, step: pb.Step, origin: str) -> None:
         self.chunks.append(index)
-        self.steps.append(step)
         self.bytes[origin] += step.size
+        last = self.steps[-1] if self.steps else step
+        if origin == "from_device" and last.source_offset + last.size == step.source_offset:
+            last.size += step.size  # over NVLink a chunk takes less time than to ask for it
+        else:
+            self.steps.append(step)
 
 
 class Filling:
