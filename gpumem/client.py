@@ -72,6 +72,7 @@ class _Range:
     def _map(self, granted: pb.Granted, frame: Frame) -> None:
         """Maps what was granted, at the address it had. Takes the descriptors. Raises MemoryFailed, StaleLayout."""
         memory = self._client.memory
+        self._lease, self.writable = granted.lease, granted.writable
         try:
             size = sum(granted.pieces)
             if len(frame.descriptors) != len(granted.pieces) or (self.address and size != self.mapped_size):
@@ -82,7 +83,6 @@ class _Range:
             for piece, fd in zip(granted.pieces, frame.descriptors, strict=True):
                 self._mapped.append(memory.map(address, fd, piece, granted.writable))
                 address += piece
-            self._lease, self.writable = granted.lease, granted.writable
         except BaseException:
             self._unmap()
             raise
@@ -318,7 +318,8 @@ class Client:
         try:
             found._map(granted, frame)
         except BaseException:
-            self._forget(found, granted.lease)
+            found.close()
+            self._forget(found, granted.lease)  # where it has no address yet
             raise
         self._ranges.append(found)
         return found

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import mmap
 import os
+import resource
 import socket
 import threading
 from collections.abc import Iterator
@@ -29,6 +30,7 @@ from gpumem.errors import (
 )
 from gpumem.frames import receive, send
 from gpumem.link import Link
+from gpumem.memory import MemoryFailed
 from tests.gpumem.world import MIB, Served, Weights, go_on, peer, step, until
 
 
@@ -298,3 +300,17 @@ def test_a_tenants_chunks_in_the_arena_are_its_own(server: Served, weights: Weig
         assert red.fill(weights.layout, []).from_arena == len(weights.data)
         link.ask(pb.Request(evict=pb.Evict(region=pb.RegionRef(device="host", id=weights.id))))
         red._link.ask(pb.Request(evict=pb.Evict(region=pb.RegionRef(id=weights.id))))
+
+
+def test_what_cannot_be_mapped_is_given_back(client: Client, server: Served) -> None:
+    """Here the process has no more room for addresses; its other leases stay."""
+    kept = client.scratch(2 * MIB)
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (64 * MIB, limits[1]))
+    try:
+        with pytest.raises(MemoryFailed, match="mmap"):
+            client.scratch(100 * MIB)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+    kept.view()[:4] = b"kept"
+    assert [lease.size for lease in server.status().leases] == [2 * MIB]
