@@ -106,9 +106,11 @@ class Capturer:
                 source = await Engine.start(request.engine, sandbox, output, for_snapshot=True)
             with _step("ready", phases, progress):
                 await source.wait_healthy(or_ready=True)
-            # An engine that quiesces may not answer from here to the end of the dump; others warm up by the request.
+            # An engine that quiesces may not answer from here to the end of the dump, and is asked then; others warm up by the request.
             with _step("request", phases, progress):
-                canary = None if source.is_ready else await oracle.record(source, request.canary_path, request.canary_body)
+                canary = None
+                if not source.is_ready:
+                    canary = await source.unless_ready(oracle.record(source, request.canary_path, request.canary_body))
             with _step("quiesce", phases, progress):
                 await source.wait_quiet()
             async with self._publishing:

@@ -12,9 +12,10 @@ import ctypes
 import os
 import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Awaitable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import aiohttp
 
@@ -25,8 +26,10 @@ from restore_agent.sandbox import CONTROL_DIRECTORY, Sandbox, describe_exit
 
 READY, SNAPSHOT_COMPLETE, RESTORE_COMPLETE = "ready-for-snapshot", "snapshot-complete", "restore-complete"
 _FIRST_PROBE, _LAST_PROBE = 0.02, 0.2  # seconds between two probes of something that cannot be waited for
+_LAST_WORDS = 2.0  # seconds in which an engine that is ready for its snapshot ends what it was asked before
 _IDLE_WINDOW = 2.0  # seconds without work: the engine is idle
 _IDLE_SHARE = 0.02  # of one core
+_T = TypeVar("_T")
 _CLONE_NEWNET = 0x40000000
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -121,6 +124,18 @@ class Engine:
             f"{self.record.ready_timeout_seconds:.0f} s"
         )
 
+    async def unless_ready(self, work: Awaitable[_T]) -> _T | None:
+        """The work's result, or None where the engine became ready for its snapshot and did not end the work soon: it is asleep by then."""
+        task = asyncio.ensure_future(work)
+        try:
+            while not task.done() and not self.is_ready:
+                await asyncio.wait([task], timeout=_LAST_PROBE)
+            await asyncio.wait([task], timeout=_LAST_WORDS)
+            return task.result() if task.done() else None
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
+
     @property
     def is_ready(self) -> bool:
         return (self.sandbox.control_directory / READY).exists()
@@ -150,7 +165,7 @@ class Engine:
             ) as response:
                 return Answer(response.status, await response.text())
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            raise EngineError(f"{path} on port {self.record.port}: {error or type(error).__name__}") from None
+            raise EngineError(f"{path} on port {self.record.port}: {str(error) or type(error).__name__}") from None
 
     def _socket(self, address: tuple[int, int, int, str, object]) -> socket.socket:
         family, kind, protocol = address[:3]

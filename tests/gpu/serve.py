@@ -27,19 +27,20 @@ working = threading.Lock()  # held by whoever uses the GPU; and while the weight
 
 
 def take_part(folder: Path, client: Client | None) -> None:
-    with working:
-        torch.cuda.synchronize()
-        gc.collect()
-        torch.cuda.empty_cache()
-        if client:
-            client.quiesce()
-        fresh = folder / ".ready"
-        fresh.touch()
-        fresh.rename(folder / "ready-for-snapshot")
-        while not any((folder / word).exists() for word in ("snapshot-complete", "restore-complete")):
-            time.sleep(0.001)
-        if client:
-            client.resume()
+    """Begins with the GPU to itself, and gives it back in the end."""
+    torch.cuda.synchronize()
+    gc.collect()
+    torch.cuda.empty_cache()
+    if client:
+        client.quiesce()
+    fresh = folder / ".ready"
+    fresh.touch()
+    fresh.rename(folder / "ready-for-snapshot")
+    while not any((folder / word).exists() for word in ("snapshot-complete", "restore-complete")):
+        time.sleep(0.001)
+    if client:
+        client.resume()
+    working.release()
 
 
 def main() -> None:
@@ -80,6 +81,7 @@ def main() -> None:
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler)
     if folder := os.environ.get("SNAPSHOT_CONTROL_DIR"):
+        working.acquire()  # before anybody can ask
         threading.Thread(target=take_part, args=(Path(folder), client), daemon=True).start()
     server.serve_forever()
 

@@ -46,9 +46,16 @@ if "GPUMEM_REGION" in os.environ:
     region = client.attach(bytes.fromhex(os.environ["GPUMEM_REGION"]))
 
 
+late = "--late" in sys.argv  # it goes to sleep when the first real request has come in, and answers that when it wakes
+asked, away = threading.Event(), threading.Event()
+
+
 def take_part(folder: Path) -> None:
     """The engine's side of the control directory."""
+    if late:
+        asked.wait()
     with attached:
+        away.set()
         client.quiesce()
         (folder / "ready-for-snapshot").touch()
         while not ((folder / "snapshot-complete").exists() or (folder / "restore-complete").exists()):
@@ -85,6 +92,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         requests.append(self.path)
+        if late and self.path == "/sum" and not asked.is_set():
+            asked.set()
+            away.wait()
         if self.path == "/exit":
             os._exit(3)
         body = {"/sum": lambda: {"digest": digest()}, "/count": lambda: {"count": len(requests)}, "/health": lambda: {}}[self.path]()

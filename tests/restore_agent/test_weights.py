@@ -90,6 +90,14 @@ async def test_weights_stay_out_of_the_image_and_are_shared(agent: Agent, pool: 
     assert [region.leases for region in (await pool.status()).regions] == [0]
 
 
+async def test_an_engine_that_falls_asleep_over_the_request(agent: Agent, checkpoint: Path, mapped: Path) -> None:
+    """It was healthy, was asked, and went to sleep before it answered: it is asked again when it is awake."""
+    await agent.snapshot("late", engine(mapped, 8, "--late"), weights=str(checkpoint))
+    answer = await agent.restore("late")
+    assert answer.fallback_detail == ""
+    get(answer.replica, "/sum")
+
+
 async def test_staging_fills_what_the_pool_has_lost(agent: Agent, pool: Pool, checkpoint: Path, mapped: Path) -> None:
     await agent.snapshot("lent", engine(mapped, 8), weights=str(checkpoint))
     (region,) = (await pool.status()).regions
