@@ -30,6 +30,7 @@ from gpumem.leases import Owner
 from gpumem.regions import Chunks, Region, State, identify
 
 MOVE = 512 << 20  # bytes
+PEER_MOVE = 4 << 30  # bytes; over NVLink 512 MiB take less time than to plan and to report them
 _UNDER_WAY = 3  # moves of one fill
 _TRIES = 3  # fillers that one fill may outlive without getting on
 
@@ -191,18 +192,16 @@ class Filling:
 
     async def _move_all(self, job: Job, filler: Filler) -> None:
         async with contextlib.AsyncExitStack() as stack:
-            target = await stack.enter_async_context(_open(filler, job.region)) if job.region is not None else 0
             files = 0
             if job.files:
                 files = next(_numbers)
                 await filler.order(pb.Order(files=pb.OpenFiles(range=files)), job.files)
                 stack.push_async_callback(_close, filler, files)
             peer = self._peer(job)
-            source = 0
             if peer is not None:
                 peer.readers += 1
                 stack.callback(_let_go, peer)
-                source = await stack.enter_async_context(_open(filler, peer, writable=False))
+            target, source = await self._open(stack, filler, job.region, peer)
             missing = deque(index for index in range(len(job.chunks.sizes)) if index not in job.done)
             under_way: set[asyncio.Task[None]] = set()
             try:
@@ -227,11 +226,30 @@ class Filling:
                 if under_way:
                     await asyncio.wait(under_way)
 
+    async def _open(
+        self, stack: contextlib.AsyncExitStack, filler: Filler, target: Region | None, source: Region | None
+    ) -> tuple[int, int]:
+        """Has both mapped by the filler, at the same time, until the stack ends; their numbers, 0 for none."""
+        wanted = [(next(_numbers) if region is not None else 0, region, region is target) for region in (target, source)]
+        opened = await asyncio.gather(*(_open(filler, *each) for each in wanted), return_exceptions=True)
+        for (number, region, _), failure in zip(wanted, opened, strict=True):
+            if region is None or failure is not None:
+                continue
+            if source is not None:
+                # Between GPUs the answer need not wait for it: there a mapping of ours keeps nobody from anything.
+                stack.callback(self._close_later, filler, number)
+            else:
+                stack.push_async_callback(_close, filler, number)
+        for failure in opened:
+            if failure is not None:
+                raise failure
+        return wanted[0][0], wanted[1][0]
+
     def _plan(self, job: Job, missing: deque[int], target: int, files: int, source: int) -> Planned:
         """The next move: takes chunks out of `missing`, and room in the arena, as far as there is any."""
         planned = Planned()
         size = 0
-        while missing and size < MOVE:
+        while missing and size < (PEER_MOVE if source else MOVE):
             index = missing[0]
             step = pb.Step(size=job.chunks.sizes[index], hash=job.chunks.hashes[index])
             if job.region is not None:
@@ -314,6 +332,9 @@ class Filling:
                         return found
         return None
 
+    def _close_later(self, filler: Filler, number: int) -> None:
+        self._spawn(_close(filler, number))
+
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
@@ -326,15 +347,10 @@ class Filling:
             task.exception()  # a stopped fill has nobody left to tell
 
 
-@contextlib.asynccontextmanager
-async def _open(filler: Filler, region: Region, writable: bool = True) -> Any:
-    number = next(_numbers)
-    pieces = pb.OpenRange(range=number, pieces=[slab.size for slab in region.slabs], writable=writable)
-    await filler.order(pb.Order(open=pieces), [slab.fd for slab in region.slabs])
-    try:
-        yield number
-    finally:
-        await _close(filler, number)
+async def _open(filler: Filler, number: int, region: Region | None, writable: bool) -> None:
+    if region is not None:
+        pieces = pb.OpenRange(range=number, pieces=[slab.size for slab in region.slabs], writable=writable)
+        await filler.order(pb.Order(open=pieces), [slab.fd for slab in region.slabs])
 
 
 async def _close(filler: Filler, number: int) -> None:
