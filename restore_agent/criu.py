@@ -18,6 +18,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from thaw_proto import criu_pb2
 
@@ -73,20 +74,7 @@ class Criu:
         Raises:
             CriuError: CRIU refused; the engine goes on serving.
         """
-        options = criu_pb2.Options(
-            images_dir_fd=-1,
-            images_dir=str(images),
-            pid=pid,
-            leave_running=True,
-            tcp_established=True,
-            file_locks=True,
-            link_remap=True,
-            ghost_limit=_GHOST_LIMIT,
-            manage_cgroups_mode=criu_pb2.IGNORE,
-            network_lock=criu_pb2.SKIP,
-            log_level=_LOG_LEVEL,
-            log_to_stderr=True,
-        )
+        options = _options(str(images), pid=pid, leave_running=True, ghost_limit=_GHOST_LIMIT)
         async with Worker.start(self, sandbox, {}) as worker, asyncio.timeout(deadline):
             await worker.call(criu_pb2.Request(type=criu_pb2.DUMP, opts=options))
 
@@ -127,20 +115,7 @@ class Worker:
             CriuError: CRIU failed.
             Exception: what `on_restored` raised; CRIU has then given the restore up.
         """
-        options = criu_pb2.Options(
-            images_dir_fd=-1,
-            images_dir=images,
-            rst_sibling=True,
-            inherit_fd=self.inherit,
-            notify_scripts=True,
-            tcp_established=True,
-            file_locks=True,
-            link_remap=True,
-            manage_cgroups_mode=criu_pb2.IGNORE,
-            network_lock=criu_pb2.SKIP,
-            log_level=_LOG_LEVEL,
-            log_to_stderr=True,
-        )
+        options = _options(images, rst_sibling=True, inherit_fd=self.inherit, notify_scripts=True)
         response = await self.call(criu_pb2.Request(type=criu_pb2.RESTORE, opts=options), {"post-restore": on_restored})
         return response.restore.pid
 
@@ -174,6 +149,22 @@ class Worker:
                 failure = error
             answer = criu_pb2.Request(type=criu_pb2.NOTIFY, notify_success=failure is None)
             await loop.sock_sendall(self.channel, answer.SerializeToString())
+
+
+def _options(images: str, **fields: Any) -> criu_pb2.Options:
+    """What a dump and its restore must agree on, and `fields`. `images` is a path inside the sandbox."""
+    return criu_pb2.Options(
+        images_dir_fd=-1,
+        images_dir=images,
+        tcp_established=True,
+        file_locks=True,
+        link_remap=True,
+        manage_cgroups_mode=criu_pb2.IGNORE,
+        network_lock=criu_pb2.SKIP,
+        log_level=_LOG_LEVEL,
+        log_to_stderr=True,
+        **fields,
+    )
 
 
 def _no_more(channel: socket.socket) -> None:
