@@ -15,6 +15,7 @@ import socket
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 from restore_agent.sandbox import SandboxError
 
@@ -27,15 +28,25 @@ class Bare:
     netns = ""  # the agent's own
     root = Path("/")
 
-    def __init__(self) -> None:
+    _ports: ClassVar[set[int]] = (
+        set()
+    )  # of those that live or start: a second engine there would pass for healthy by the first one's answers
+
+    def __init__(self, port: int) -> None:
+        self._port = port
         self.pid = 0
         self._process: asyncio.subprocess.Process | None = None
         self._exits: dict[int, asyncio.Future[int]] = {}
         self._waiting: asyncio.Task[None] | None = None
 
     @classmethod
-    async def create(cls, _: Path) -> Bare:
-        return cls()
+    async def create(cls, port: int) -> Bare:
+        """Raises SandboxError: something else listens on that port, or is about to."""
+        if port in cls._ports:
+            raise SandboxError(f"port {port} is taken, and without root all replicas share it: start the agent as root")
+        _check_free(port)
+        cls._ports.add(port)
+        return cls(port)
 
     async def __aenter__(self) -> Bare:
         return self
@@ -77,12 +88,14 @@ class Bare:
 
     async def close(self) -> None:
         if self._process is None or self._waiting is None:
+            self._ports.discard(self._port)
             return
         for number in (signal.SIGTERM, signal.SIGKILL):
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, number)
             await asyncio.wait([self._waiting], timeout=_END_SECONDS)
         await asyncio.shield(self._waiting)
+        self._ports.discard(self._port)
 
     async def _wait(self, process: asyncio.subprocess.Process) -> None:
         code = await process.wait()
@@ -91,7 +104,7 @@ class Bare:
             future.set_result(-code if code < 0 else code << 8)
 
 
-def check_port(port: int) -> None:
+def _check_free(port: int) -> None:
     """Raises SandboxError where another program, maybe another replica, listens on it."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

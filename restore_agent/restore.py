@@ -18,7 +18,7 @@ import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from restore_agent.bare import Bare, check_port
+from restore_agent.bare import Bare
 from restore_agent.compatibility import Incompatible
 from restore_agent.criu import Criu, CriuError, Worker
 from restore_agent.cuda import Cuda, CudaError, NoGpuMemory
@@ -173,8 +173,7 @@ class Restorer:
                 if os.geteuid() == 0:
                     sandbox: Sandbox | Bare = await Sandbox.create(self._kdat)
                 else:
-                    check_port(record.port)
-                    sandbox = await Bare.create(self._kdat)
+                    sandbox = await Bare.create(record.port)
                 await undo.enter_async_context(sandbox)
                 output = Output(model)
                 undo.callback(output.close)

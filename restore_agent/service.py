@@ -17,6 +17,7 @@ from thaw_proto import agent_pb2, agent_pb2_grpc
 
 from restore_agent import convert
 from restore_agent.chunks import CorruptChunk
+from restore_agent.compatibility import Incompatible
 from restore_agent.criu import CriuError
 from restore_agent.cuda import CudaError
 from restore_agent.engine import EngineError
@@ -25,6 +26,7 @@ from restore_agent.ladder import NoMemory
 from restore_agent.manifest import InvalidName
 from restore_agent.node import Node, Removed
 from restore_agent.oracle import Unproved
+from restore_agent.pages import FillError
 from restore_agent.phases import Phases
 from restore_agent.replicas import NoReplica, Origin, Replica, State
 from restore_agent.restore import RestoreFailed
@@ -44,6 +46,8 @@ _CODES: tuple[tuple[type[BaseException], grpc.StatusCode], ...] = (
     (NotFound, grpc.StatusCode.NOT_FOUND),
     (NoReplica, grpc.StatusCode.NOT_FOUND),
     (NameTaken, grpc.StatusCode.ALREADY_EXISTS),
+    (Incompatible, grpc.StatusCode.FAILED_PRECONDITION),
+    (FillError, grpc.StatusCode.FAILED_PRECONDITION),
     (NoMemory, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (RestoreFailed, grpc.StatusCode.FAILED_PRECONDITION),
     (Corrupt, grpc.StatusCode.FAILED_PRECONDITION),
