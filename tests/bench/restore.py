@@ -64,6 +64,13 @@ http.server.HTTPServer(("127.0.0.1", 8000), Handler).serve_forever()
 
 
 async def main() -> list[Figure]:
+    async with prepared() as bench:
+        return [*await chat(bench.work), *await fill(bench), *await burst(bench)]
+
+
+@contextlib.asynccontextmanager
+async def prepared() -> AsyncIterator[Bench]:
+    """A folder to work in, this process in mounts of its own, and a CRIU that knows this kernel. Raises PermissionError without root."""
     if os.geteuid() != 0:
         raise PermissionError("restores need root: run the benchmark with sudo")
     with tempfile.TemporaryDirectory(prefix="thaw-bench-", dir="/var/tmp") as folder:
@@ -74,8 +81,7 @@ async def main() -> list[Figure]:
             criu = Criu.find()
             async with await Sandbox.create(kdat) as sandbox:
                 await criu.probe(sandbox, kdat)
-            bench = Bench(criu, kdat, huge, work)
-            return [*await chat(work), *await fill(bench), *await burst(bench)]
+            yield Bench(criu, kdat, huge, work)
         finally:
             await run("umount", str(work / "memory"))
 

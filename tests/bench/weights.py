@@ -8,23 +8,19 @@ import json
 import os
 import statistics
 import sys
-import tempfile
 from pathlib import Path
 
 from gpumem.memory import HOST
 from restore_agent import oracle
 from restore_agent.chunks import ChunkStore, write_chunks
-from restore_agent.criu import Criu
 from restore_agent.engine import SNAPSHOT_COMPLETE, Engine
-from restore_agent.hugepages import HugePages
 from restore_agent.images import split
-from restore_agent.main import enter_own_mounts
 from restore_agent.manifest import EngineRecord
 from restore_agent.output import Output
 from restore_agent.pages import Arena, write_index
 from restore_agent.sandbox import Sandbox
 from tests.bench.figures import Figure
-from tests.bench.restore import DEMO, PORT, Bench, Dumped, at_once, run, spread
+from tests.bench.restore import DEMO, PORT, Bench, Dumped, at_once, prepared, spread
 from tests.gpu.world import World
 
 ROUNDS = 7
@@ -33,19 +29,8 @@ BODY = json.dumps({"model": "all-minilm-l6-v2", "input": "From nothing to an ans
 
 
 async def main() -> list[Figure]:
-    if os.geteuid() != 0:
-        raise PermissionError("restores need root: run the benchmark with sudo")
-    with tempfile.TemporaryDirectory(prefix="thaw-bench-", dir="/var/tmp") as folder:
-        work = Path(folder)
-        enter_own_mounts(work)  # before anything starts a thread
-        try:
-            huge, kdat = HugePages(work), work / "memory" / "criu.kdat"
-            criu = Criu.find()
-            async with await Sandbox.create(kdat) as sandbox:
-                await criu.probe(sandbox, kdat)
-            return await _measure(Bench(criu, kdat, huge, work))
-        finally:
-            await run("umount", str(work / "memory"))
+    async with prepared() as bench:
+        return await _measure(bench)
 
 
 async def _measure(bench: Bench) -> list[Figure]:
