@@ -1,0 +1,186 @@
+"""A live copy of some objects of the cluster: list, then watch, for as long as it is open.
+
+A watch goes on from the version of the last event or bookmark, so a reconnect costs nothing; when that version is too old (410), or the
+stream is of no use, the list is made anew and compared, so that what vanished meanwhile is told as deleted. Errors wait 0.2 s to 30 s,
+with jitter, since all replicas see an API server come back at the same moment. Every ten minutes each object is told again as if it had
+changed (resync): whoever missed or mishandled one gets another chance.
+Readers see plain attributes and never wait. The event loop is the lock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from types import TracebackType
+from typing import Any, Generic, NamedTuple, Protocol, Self, TypeVar
+
+import msgspec
+
+from scaler.resources import Meta
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Key = tuple[str, str]
+_FIRST_RETRY_SECONDS, _LAST_RETRY_SECONDS = 0.2, 30.0
+_RESYNC_SECONDS = 600.0
+_PAGE = "500"
+
+
+class Expired(Exception):
+    """The version to go on from is too old: list again."""
+
+
+class Page(NamedTuple):
+    items: list[msgspec.Raw]
+    version: str
+    next: str
+
+
+class Source(Protocol):
+    """Where lists and watches come from: the cluster."""
+
+    async def page(self, resource: Any, namespace: str, query: Mapping[str, str]) -> Page: ...
+
+    def watch(self, resource: Any, namespace: str, query: Mapping[str, str]) -> AsyncIterator[tuple[str, msgspec.Raw]]: ...
+
+
+class Informer(Generic[T]):
+    """Objects by (namespace, name). `synced` is set from the first whole list on."""
+
+    def __init__(
+        self,
+        source: Source,
+        resource: Any,
+        kind: type[T],
+        namespace: str,
+        selectors: Mapping[str, str],
+        resync_seconds: float = _RESYNC_SECONDS,
+    ) -> None:
+        self.synced = asyncio.Event()
+        self._source = source
+        self._resource = resource
+        self._decoder = msgspec.json.Decoder(kind)
+        self._namespace = namespace
+        self._selectors = selectors
+        self._resync = resync_seconds
+        self._objects: dict[Key, T] = {}
+        self._listeners: list[Callable[[T | None, T | None], None]] = []
+        self._tasks: list[asyncio.Task[None]] = []
+        self._version = ""
+
+    def __iter__(self) -> Iterator[T]:
+        return iter(self._objects.values())
+
+    def __len__(self) -> int:
+        return len(self._objects)
+
+    def get(self, namespace: str, name: str) -> T | None:
+        return self._objects.get((namespace, name))
+
+    def on_change(self, callback: Callable[[T | None, T | None], None]) -> None:
+        """Calls `callback(old, new)` at each change; old is None for a new object, new for a deleted one, both the same at a resync."""
+        self._listeners.append(callback)
+        for found in list(self._objects.values()):
+            callback(None, found)
+
+    async def __aenter__(self) -> Self:
+        for work in (self._follow(), self._tell_again()):
+            self._tasks.append(asyncio.create_task(work, name=f"informer of {self._resource.plural}"))
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _follow(self) -> None:
+        retry = _FIRST_RETRY_SECONDS
+        while True:
+            try:
+                if not self._version:
+                    await self._list()
+                if await self._watch():
+                    retry = _FIRST_RETRY_SECONDS
+                    continue
+            except Expired:
+                self._version = ""
+            except Exception as error:  # whatever the cluster answers, a copy that is no longer fed would be wrong for ever
+                self._version = "" if isinstance(error, msgspec.MsgspecError) else self._version
+                log.warning("following %s is interrupted, again in %.1f s: %s", self._resource.plural, retry, error)
+            await asyncio.sleep(retry * random.uniform(0.5, 1.0))
+            retry = min(2 * retry, _LAST_RETRY_SECONDS)
+
+    async def _list(self) -> None:
+        query = {**self._selectors, "limit": _PAGE}
+        found: dict[Key, T] = {}
+        while True:
+            page = await self._source.page(self._resource, self._namespace, query)
+            for raw in page.items:
+                key, each = self._decode(raw)
+                if each is not None:
+                    found[key] = each
+            if not page.next:
+                break
+            query["continue"] = page.next
+        for key in [key for key in self._objects if key not in found]:
+            self._apply(key, None)
+        for key, each in found.items():
+            self._apply(key, each)
+        self._version = page.version
+        self.synced.set()
+
+    async def _watch(self) -> bool:
+        """One stream, to its end. Whether it brought anything."""
+        query = {
+            **self._selectors,
+            "allowWatchBookmarks": "true",
+            "resourceVersion": self._version,
+            "timeoutSeconds": str(random.randint(240, 480)),  # spread: all streams began when the API server did
+        }
+        heard = False
+        async for kind, raw in self._source.watch(self._resource, self._namespace, query):
+            heard = True
+            metadata = msgspec.json.decode(raw, type=Meta).metadata
+            if kind == "DELETED":
+                self._apply((metadata.namespace, metadata.name), None)
+            elif kind != "BOOKMARK":
+                key, each = self._decode(raw)
+                if each is not None:
+                    self._apply(key, each)
+            self._version = metadata.resource_version
+        return heard
+
+    def _decode(self, raw: msgspec.Raw) -> tuple[Key, T | None]:
+        """An object that is not as declared is passed over: it must not hide all others."""
+        metadata = msgspec.json.decode(raw, type=Meta).metadata
+        key = (metadata.namespace, metadata.name)
+        try:
+            return key, self._decoder.decode(raw)
+        except msgspec.ValidationError as error:
+            log.error("%s %s/%s is passed over, it is not as its schema says: %s", self._resource.kind, *key, error)
+            return key, None
+
+    def _apply(self, key: Key, new: T | None) -> None:
+        old = self._objects.get(key)
+        if new is None:
+            if old is None:
+                return
+            del self._objects[key]
+        else:
+            self._objects[key] = new
+            if old == new:
+                return
+        self._tell(old, new)
+
+    def _tell(self, old: T | None, new: T | None) -> None:
+        for callback in self._listeners:
+            callback(old, new)
+
+    async def _tell_again(self) -> None:
+        while True:
+            await asyncio.sleep(self._resync * random.uniform(0.8, 1.2))
+            for found in list(self._objects.values()):
+                self._tell(found, found)
