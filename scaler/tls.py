@@ -1,25 +1,28 @@
-"""TLS for the gRPC servers of the scaler, with certificates that may change while it runs.
+"""TLS for the servers of the scaler, with certificates that may change while it runs.
 
 gRPC asks for the certificate at every handshake (`dynamic_ssl_server_credentials`). The answer comes from memory unless one of the files
 changed, which a `stat` tells, so that a rotated Kubernetes Secret (a symlink that is swapped) counts from the next handshake on; open
-connections keep the certificate they began with. A renewal that is half written, or whose key is not the certificate's, is logged and
-passed over: the old pair goes on serving until the files change again. A watcher of the files (inotify, a timer) was rejected: it misses
-bind mounts or comes late, and a `stat` costs a microsecond. TLS 1.2 is gRPC's own minimum, and KEDA's.
+connections keep the certificate they began with. OpenSSL asks in the same moment (the callback for the name that the client wants). A
+renewal that is half written, or whose key is not the certificate's, is logged and passed over: the old pair goes on serving until the files
+change again. A watcher of the files (inotify, a timer) was rejected: it misses bind mounts or comes late, and a `stat` costs a microsecond.
+TLS 1.2 is gRPC's own minimum, and KEDA's.
 """
 
 from __future__ import annotations
 
 import logging
 import ssl
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Generic, NoReturn, TypeVar
 
 import grpc
 from prometheus_client import Counter
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
 RELOADS = Counter("thaw_tls_reloads_total", "Changed certificate files that were read again, by result.", ["result"])
 
 
@@ -42,7 +45,7 @@ def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
     Raises:
         BadCertificate: the files cannot be used as they are now.
     """
-    follower = _Follower(files)
+    follower = _Follower(files, _for_grpc)
     return grpc.dynamic_ssl_server_credentials(
         follower.load(),
         follower.changed,  # type: ignore[arg-type]  # the stubs don't know that None means "unchanged"
@@ -50,32 +53,51 @@ def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
     )
 
 
-class _Follower:
+def server_context(files: TlsFiles) -> ssl.SSLContext:
+    """The same for a server of asyncio's.
+
+    Raises:
+        BadCertificate: the files cannot be used as they are now.
+    """
+    follower = _Follower(files, _for_openssl)
+    current = context = follower.load()
+
+    def handshake(connection: ssl.SSLObject | ssl.SSLSocket, _name: str | None, _context: ssl.SSLContext) -> None:
+        nonlocal current
+        current = follower.changed() or current
+        connection.context = current
+
+    context.sni_callback = handshake
+    return context
+
+
+class _Follower(Generic[T]):
     """Reads the files when they changed. gRPC calls `changed` from a thread of its own, one handshake at a time."""
 
-    def __init__(self, files: TlsFiles) -> None:
+    def __init__(self, files: TlsFiles, read: Callable[[TlsFiles], T]) -> None:
         self._files = files
+        self._read = read
         self._seen: tuple[tuple[int, int, int], ...] = ()
 
-    def load(self) -> grpc.ServerCertificateConfiguration:
+    def load(self) -> T:
         self._seen = self._signature()
-        return _read(self._files)
+        return self._read(self._files)
 
-    def changed(self) -> grpc.ServerCertificateConfiguration | None:
+    def changed(self) -> T | None:
         # An exception here would refuse the handshake: whatever is wrong with the new files, the old ones still serve.
         try:
             signature = self._signature()
             if signature == self._seen:
                 return None
             self._seen = signature
-            configuration = _read(self._files)
+            found = self._read(self._files)
         except BadCertificate as error:
             log.error("the changed TLS files are not used, the old certificate goes on: %s", error)
             RELOADS.labels("refused").inc()
             return None
         RELOADS.labels("used").inc()
         log.info("TLS certificate read again from %s", self._files.certificate)
-        return configuration
+        return found
 
     def _signature(self) -> tuple[tuple[int, int, int], ...]:
         return tuple(_stat(path) for path in (self._files.certificate, self._files.key, self._files.client_ca) if path)
@@ -89,8 +111,14 @@ def _stat(path: Path) -> tuple[int, int, int]:
     return found.st_ino, found.st_mtime_ns, found.st_size
 
 
-def _read(files: TlsFiles) -> grpc.ServerCertificateConfiguration:
+def _for_grpc(files: TlsFiles) -> grpc.ServerCertificateConfiguration:
     """The files as gRPC takes them, after OpenSSL found that they belong together (gRPC itself only fails at the handshake)."""
+    _for_openssl(files)
+    pair = (files.key.read_bytes(), files.certificate.read_bytes())
+    return grpc.ssl_server_certificate_configuration([pair], files.client_ca.read_bytes() if files.client_ca else None)
+
+
+def _for_openssl(files: TlsFiles) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
 
     def refuse() -> NoReturn:
@@ -107,5 +135,5 @@ def _read(files: TlsFiles) -> grpc.ServerCertificateConfiguration:
             context.load_verify_locations(files.client_ca)
         except (OSError, ssl.SSLError) as error:
             raise BadCertificate(f"{files.client_ca} holds no CA certificate in PEM form ({error})") from error
-    pair = (files.key.read_bytes(), files.certificate.read_bytes())
-    return grpc.ssl_server_certificate_configuration([pair], files.client_ca.read_bytes() if files.client_ca else None)
+        context.verify_mode = ssl.CERT_REQUIRED
+    return context
