@@ -19,7 +19,6 @@ from collections.abc import AsyncIterator, Callable
 import aiohttp
 from aiohttp import web
 from multidict import CIMultiDict, CIMultiDictProxy
-from yarl import URL
 
 from scaler.refusal import Refusal
 from scaler.replicas import Member
@@ -106,24 +105,11 @@ class Exchange:
         Raises: ReplicaFailed before the first byte; Refusal for a body that the client sent wrongly; ConnectionError: the client has gone.
         """
         handed = time.monotonic()
-        upstream = member.upstream
-        if member.gone:
-            raise ReplicaFailed(ConnectionError("the replica was removed"))
         try:
-            answer = await upstream.session.request(
-                self._request.method,
-                URL(upstream.origin + self.path, encoded=True),
-                headers=self._head(),
-                data=self._data(),
-                allow_redirects=False,
-            )
+            answer, chunk = await member.upstream.send(self._request.method, self.path, self._head(), self._data())
         except (aiohttp.ClientError, OSError) as error:
             raise self._blame(error) from error
         try:
-            try:
-                chunk = await answer.content.readany()
-            except (aiohttp.ClientError, OSError) as error:
-                raise self._blame(error) from error
             self.body = None  # from here on it cannot be sent again
             first_byte(self, handed)
             if self._events is not None:

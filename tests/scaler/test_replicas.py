@@ -4,10 +4,11 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from secrets import token_hex
@@ -188,6 +189,44 @@ async def test_removing_a_replica_closes_its_connections() -> None:
         assert f.ledger.demand("m").replicas == 0
         f.replicas.add(new.replica("new"))
         assert (await asked).text == "x"
+
+
+@contextmanager
+def mute(*, connects: bool) -> Iterator[Replica]:
+    """A listening socket from which nobody takes anything: connections are made but not read, or, its backlog being full, not even made."""
+    with ExitStack() as stack:
+        listening = stack.enter_context(socket.socket())
+        listening.bind(("127.0.0.1", 0))
+        listening.listen(16 if connects else 0)
+        while not connects:
+            filler = stack.enter_context(socket.socket())
+            filler.settimeout(0.2)
+            try:
+                filler.connect(listening.getsockname())
+            except TimeoutError:
+                break
+        yield Replica("mute", "m", "node", Endpoint(*listening.getsockname()), "restored")
+
+
+@pytest.mark.parametrize("size", [10, 2**24], ids=["a small body", "a body that nobody reads"])
+@pytest.mark.parametrize("connects", [False, True], ids=["connecting", "connected"])
+@pytest.mark.parametrize("turns", [0, 1, 2, 3, 4, 6, 8, 100])
+async def test_a_request_on_a_replica_that_is_removed_goes_on_at_once(turns: int, connects: bool, size: int) -> None:
+    """At whatever stage before its first byte the request is: `turns` of the loop after its place was handed out, or at rest."""
+    async with Engine() as living, front(2**25) as f:
+        with mute(connects=connects) as replica:
+            asked = f.ask("x" * size)
+            await f.held(1)
+            f.replicas.add(replica)
+            for _ in range(turns):
+                await asyncio.sleep(0.002 if turns == 100 else 0)
+            assert f.ledger.demand("m").in_flight == 1
+            f.replicas.remove("mute")
+            async with asyncio.timeout(2):  # less than any of the timeouts on a connection
+                await f.held(1)
+                f.replicas.add(living.replica("living"))
+                assert (await asked).text == "x" * size
+                await f.replicas.close()
 
 
 async def test_draining_a_replica() -> None:
