@@ -1,0 +1,211 @@
+"""A pod whose engine is restored instead of started: what is changed in it, and which pods are left as they are.
+
+The engine's container runs a placeholder (a static program that the agent lays on every node it runs on) that waits for the agent's
+word: either the agent restores the engine beside it, or it becomes the container's own command. That command stays where it was, behind
+the placeholder's, so that the kubelet expands its variables as ever and a cold start needs nobody to know it.
+
+A snapshot stands for one image, command, arguments and environment: a pod that says anything else asks for another engine, and starts
+as it would have. Nodes are preferred, never required, but for the label that the agents' own DaemonSet selects by: where no agent is,
+the placeholder is missing and the pod could not start at all. The kubelet waits for the placeholder's folder, which covers a node that
+is new. Rejected: an init container that brings the placeholder (half a second in every start), and a required list of node names (a
+cluster autoscaler can't add a node to it).
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from scaler import resources
+from scaler.resources import ModelSnapshot
+
+PROGRAM = "/run/thaw/bin/thaw-placeholder"
+CONTROL_DIRECTORY = "/run/thaw/control"
+SECCOMP_PROFILE = "thaw.json"  # below the kubelet's seccomp folder
+_BIN_VOLUME, _CONTROL_VOLUME, _GPUMEM_VOLUME = "thaw-placeholder", "thaw-control", "thaw-gpumem"
+_PREFERRED_NODES = 20
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSetup:
+    """What the agents' DaemonSet brings: the labels of the nodes it runs on, and whether gpumem runs beside it."""
+
+    selector: Mapping[str, str] = field(default_factory=dict)
+    gpumem: bool = False
+
+
+class Patch:
+    """A JSON patch (RFC 6902) that is applied to `target` while it is written, so that later steps see earlier ones."""
+
+    def __init__(self, target: dict[str, Any]) -> None:
+        self.target = target
+        self.operations: list[dict[str, Any]] = []
+
+    def put(self, value: Any, *path: str | int) -> None:
+        """Sets the value; objects that are missing on the way are made."""
+        node: Any = self.target
+        for depth, part in enumerate(path[:-1]):
+            below = node[part] if isinstance(part, int) else node.get(part)
+            if below is None:
+                for name in reversed(path[depth + 1 :]):
+                    value = {name: value}
+                path = path[: depth + 1]
+                break
+            node = below
+        self._write("replace" if isinstance(path[-1], int) else "add", path, value)  # "add" at an index would push the rest on
+        node[path[-1]] = value
+
+    def append(self, value: Any, *path: str | int) -> None:
+        """Adds to the list, which is made if it is missing."""
+        node: Any = self.target
+        for part in path:
+            node = node[part] if isinstance(part, int) else (node or {}).get(part)
+        if node is None:
+            self.put([value], *path)
+        else:
+            self._write("add", (*path, "-"), value)
+            node.append(value)
+
+    def drop(self, *path: str | int) -> None:
+        """Removes the value if there is one."""
+        node: Any = self.target
+        for part in path[:-1]:
+            node = node[part] if isinstance(part, int) else (node or {}).get(part)
+        if node is not None and path[-1] in node:
+            self._write("remove", path)
+            del node[path[-1]]
+
+    def _write(self, kind: str, path: tuple[str | int, ...], *value: Any) -> None:
+        pointer = "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in path)
+        # A copy: what is put into the value later is an operation of its own.
+        self.operations.append({"op": kind, "path": pointer, **({"value": copy.deepcopy(value[0])} if value else {})})
+
+
+def engine_of(spec: Mapping[str, Any], snapshot: ModelSnapshot) -> int | None:
+    """The index of the engine's container; None: there is none of the name that the snapshot wants."""
+    containers: list[dict[str, Any]] = spec.get("containers") or []
+    if not snapshot.spec.container:
+        return 0 if containers else None
+    return next((index for index, each in enumerate(containers) if each.get("name") == snapshot.spec.container), None)
+
+
+def unfit(spec: Mapping[str, Any], snapshot: ModelSnapshot, setup: NodeSetup) -> str:
+    """Why this pod is left as it is; empty: its engine can be restored."""
+    index = engine_of(spec, snapshot)
+    if index is None:
+        return f"it has no container {snapshot.spec.container!r}"
+    if reason := host_access(spec) or _taken(spec, index):
+        return reason
+    if spec.get("shareProcessNamespace"):
+        return "its containers share their processes, so the engine's process numbers are not free"
+    wanted = spec.get("nodeSelector") or {}
+    if spec.get("nodeName") or any(wanted.get(key, value) != value for key, value in setup.selector.items()):
+        return "it names nodes itself, where no agent may be"
+    template = (snapshot.spec.template or {}).get("spec") or {}
+    captured = engine_of(template, snapshot)
+    if captured is not None and (differs := difference(template["containers"][captured], spec["containers"][index])):
+        return f"{differs} of container {spec['containers'][index].get('name')!r} is not the snapshot's"
+    return ""
+
+
+def _taken(spec: Mapping[str, Any], index: int) -> str:
+    """What of ours the pod has already, so that the API server would refuse it twice; empty: nothing."""
+    for volume in spec.get("volumes") or []:
+        if volume.get("name") in (_BIN_VOLUME, _CONTROL_VOLUME, _GPUMEM_VOLUME):
+            return f"it has a volume {volume['name']!r} already"
+    for mount in spec["containers"][index].get("volumeMounts") or []:
+        if f"{mount.get('mountPath', '')}/".startswith(("/run/thaw/", "/run/gpumem/")):
+            return f"its container mounts something at {mount['mountPath']} already"
+    return ""
+
+
+def host_access(spec: Mapping[str, Any]) -> str:
+    """What of the host the pod asks for, which no snapshot is taken with or restored into; empty: nothing."""
+    for name in ("hostNetwork", "hostPID", "hostIPC"):
+        if spec.get(name):
+            return f"{name} is asked for"
+    for volume in spec.get("volumes") or []:
+        if volume.get("hostPath") is not None:
+            return f"volume {volume.get('name')!r} is a hostPath"
+    for container in [*(spec.get("initContainers") or []), *(spec.get("containers") or [])]:
+        if (container.get("securityContext") or {}).get("privileged"):
+            return f"container {container.get('name')!r} is privileged"
+    return ""
+
+
+def difference(captured: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
+    """What of the engine that was captured the other container has otherwise; empty: nothing that is known before it runs."""
+    for name in ("image", "command", "args", "workingDir"):
+        if (captured.get(name) or None) != (asked.get(name) or None):
+            return name
+    return next(iter(_literals(captured) ^ _literals(asked)), ("", ""))[0] and "the environment"
+
+
+def _literals(container: Mapping[str, Any]) -> set[tuple[str, str]]:
+    return {(each["name"], each.get("value") or "") for each in container.get("env") or [] if "valueFrom" not in each}
+
+
+def prepare(pod: Patch, snapshot: ModelSnapshot, setup: NodeSetup, seconds: Mapping[str, float], digest: str = "") -> None:
+    """Makes the engine's container of `pod` a placeholder for it. `seconds`: until each node would serve it; `digest`: what to restore."""
+    spec = pod.target["spec"]
+    index = engine_of(spec, snapshot)
+    assert index is not None
+    container = spec["containers"][index]
+    here = ("spec", "containers", index)
+    command = container.get("command") or []
+    annotations = {
+        resources.COMMAND: json.dumps([*command, *(container.get("args") or [])]) if command else "",
+        resources.CONTAINER: container["name"],
+        resources.PORT: str(snapshot.spec.port),
+        resources.HEALTH: snapshot.spec.health_path,
+        resources.MODEL: snapshot.model,
+        resources.DIGEST: digest,
+    }
+    for name, value in annotations.items():
+        if value:
+            pod.put(value, "metadata", "annotations", name)
+        else:
+            pod.drop("metadata", "annotations", name)
+    pod.put([PROGRAM, *command], *here, "command")
+    _environment(pod, here, "SNAPSHOT_CONTROL_DIR", CONTROL_DIRECTORY)
+    # The type makes the kubelet wait for the agent on a node that is new.
+    _mount(pod, here, _BIN_VOLUME, {"hostPath": {"path": "/run/thaw/placeholder", "type": "Directory"}}, "/run/thaw/bin", read_only=True)
+    _mount(pod, here, _CONTROL_VOLUME, {"emptyDir": {"medium": "Memory", "sizeLimit": "16Mi"}}, CONTROL_DIRECTORY)
+    if setup.gpumem and "nvidia.com/gpu" in ((container.get("resources") or {}).get("limits") or {}):
+        _mount(pod, here, _GPUMEM_VOLUME, {"hostPath": {"path": "/run/gpumem", "type": "Directory"}}, "/run/gpumem", read_only=True)
+        _environment(pod, here, "GPUMEM_SOCKET", "/run/gpumem/gpumem.sock")
+    # One that the user chose is theirs: it may allow less than ours.
+    chosen = [(each.get("securityContext") or {}).get("seccompProfile") or {} for each in (container, spec)]
+    if next((each["type"] for each in chosen if "type" in each), "RuntimeDefault") == "RuntimeDefault":
+        pod.put({"type": "Localhost", "localhostProfile": SECCOMP_PROFILE}, *here, "securityContext", "seccompProfile")
+    for key, value in setup.selector.items():
+        pod.put(value, "spec", "nodeSelector", key)
+    for node, weight in _weights(seconds).items():
+        term = {"matchFields": [{"key": "metadata.name", "operator": "In", "values": [node]}]}
+        preferred = ("spec", "affinity", "nodeAffinity", "preferredDuringSchedulingIgnoredDuringExecution")
+        pod.append({"weight": weight, "preference": term}, *preferred)
+
+
+def _weights(seconds: Mapping[str, float]) -> dict[str, int]:
+    """Kubernetes' weights, 1 to 100, in proportion to how soon the nodes would serve; of the soonest ones."""
+    soonest = sorted(seconds, key=lambda node: seconds[node])[:_PREFERRED_NODES]
+    return {node: max(1, round(100 * seconds[soonest[0]] / seconds[node])) if seconds[node] else 100 for node in soonest}
+
+
+def _environment(pod: Patch, here: tuple[str | int, ...], name: str, value: str) -> None:
+    container: Any = pod.target
+    for part in here:
+        container = container[part]
+    for index, each in enumerate(container.get("env") or []):
+        if each["name"] == name:
+            pod.put({"name": name, "value": value}, *here, "env", index)
+            return
+    pod.append({"name": name, "value": value}, *here, "env")
+
+
+def _mount(pod: Patch, here: tuple[str | int, ...], name: str, source: Mapping[str, Any], path: str, *, read_only: bool = False) -> None:
+    pod.append({"name": name, **source}, "spec", "volumes")
+    pod.append({"name": name, "mountPath": path, **({"readOnly": True} if read_only else {})}, *here, "volumeMounts")
