@@ -21,7 +21,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
@@ -251,19 +251,23 @@ class Client:
             self._link.close()
             self._quiesced = True
 
-    def resume(self, wait: float = 60.0) -> None:
+    def resume(self, wait: float = 60.0, moved: Mapping[str, str] | None = None) -> None:
         """Connects again and maps everything where it was. Raises what `attach` and `scratch` do; then nothing is mapped, and it may be
         called again.
 
         Args:
             wait: seconds that each region may take to be filled.
+            moved: UUIDs of GPUs that have others in their place since, such as a process restored elsewhere finds them. What was mapped
+                of one is then taken from the other.
         """
         with self._lock:
             if self._link.open and not self._quiesced:
                 return
             self.quiesce()
             self._link = Link(self._path, self._label)
+            before = self.device
             try:
+                self._move((moved or {}).get(before, before))
                 self._choose(self.device)
                 for found in self._ranges:
                     if isinstance(found, Region):
@@ -279,6 +283,7 @@ class Client:
                 for found in self._ranges:
                     found._unmap()
                 self._link.close()
+                self._move(before)
                 raise
             finally:
                 self._quiesced = not self._link.open
@@ -295,6 +300,12 @@ class Client:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+    def _move(self, device: str) -> None:
+        self.device = device
+        self.memory.move(device)
+        for found in self._ranges:
+            found.device = device
 
     def _choose(self, device: str) -> str:
         there = [found.identity for found in self._link.welcome.devices]

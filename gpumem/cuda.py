@@ -77,6 +77,9 @@ class CudaMemory:
         self._streams: list[Any] = []
         self._lock = threading.Lock()
 
+    def move(self, identity: str) -> None:
+        self.identity = identity
+
     def free(self) -> tuple[int, int]:
         nvml = _nvml()
         try:

@@ -41,6 +41,9 @@ class HostMemory:
     def __init__(self, slab: int = 64 << 20) -> None:
         self.slab = slab
 
+    def move(self, identity: str) -> None:
+        """There is one host."""
+
     def free(self) -> tuple[int, int]:
         lines = (line.split() for line in _MEMINFO.read_text().splitlines())
         kilobytes = {words[0]: int(words[1]) for words in lines}

@@ -61,6 +61,9 @@ class Memory(Protocol):
     @property
     def streams(self) -> int: ...
 
+    def move(self, identity: str) -> None:
+        """This process was restored with that GPU in the place of this one: CUDA has it under the same ordinal."""
+
     def free(self) -> tuple[int, int]:
         """Bytes free and in all, without a context."""
 

@@ -12,13 +12,13 @@ import json
 import os
 import sys
 import threading
-import time
-from pathlib import Path
+from collections.abc import Mapping
 
 import torch
 
 from gpumem.client import Client
 from gpumem.torch import adopt, skeleton, torch_device
+from restore_agent.control_directory import ControlDirectory
 from tests.gpu.model import Graph, Model
 from tests.gpu.weights import QWEN3_8B, SMALL
 
@@ -26,21 +26,27 @@ SIZES = {"qwen3-8b": QWEN3_8B, "small": SMALL}
 working = threading.Lock()  # held by whoever uses the GPU; and while the weights are away
 
 
-def take_part(folder: Path, client: Client | None) -> None:
-    """Begins with the GPU to itself, and gives it back in the end."""
-    torch.cuda.synchronize()
-    gc.collect()
-    torch.cuda.empty_cache()
-    if client:
-        client.quiesce()
-    fresh = folder / ".ready"
-    fresh.touch()
-    fresh.rename(folder / "ready-for-snapshot")
-    while not any((folder / word).exists() for word in ("snapshot-complete", "restore-complete")):
-        time.sleep(0.001)
-    if client:
-        client.resume()
-    working.release()
+class Sleep:
+    """Lets go of what is lent, and takes it again at the same addresses. Begins with the GPU to itself."""
+
+    def __init__(self, client: Client | None) -> None:
+        self._client = client
+        self._again = False
+
+    def quiesce(self) -> None:
+        if self._again:
+            working.acquire()
+        self._again = True
+        torch.cuda.synchronize()
+        gc.collect()
+        torch.cuda.empty_cache()
+        if self._client:
+            self._client.quiesce()
+
+    def resume(self, moved: Mapping[str, str]) -> None:
+        if self._client:
+            self._client.resume(moved=moved)
+        working.release()
 
 
 def main() -> None:
@@ -80,9 +86,10 @@ def main() -> None:
             pass
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler)
-    if folder := os.environ.get("SNAPSHOT_CONTROL_DIR"):
+    if control := ControlDirectory.from_environment():
         working.acquire()  # before anybody can ask
-        threading.Thread(target=take_part, args=(Path(folder), client), daemon=True).start()
+        sleep = Sleep(client)
+        control.start(sleep.quiesce, sleep.resume)
     server.serve_forever()
 
 

@@ -71,6 +71,18 @@ def test_the_same_bytes_are_there_once(server: Served, client: Client, weights: 
         assert server.status().regions[0].leases == 2
 
 
+def test_a_resume_on_a_gpu_that_is_not_there_changes_nothing(client: Client, weights: Weights) -> None:
+    client.fill(weights.layout, weights.sources)
+    region, scratch = client.attach(weights.id), client.scratch(MIB)
+    client.quiesce()
+    with pytest.raises(WrongDevice, match="GPU-elsewhere"):
+        client.resume(moved={client.device: "GPU-elsewhere"})
+    assert ours() == []
+    assert {client.device, region.device, scratch.device} == {"host"}
+    client.resume(moved={"GPU-another": "GPU-elsewhere"})
+    assert region.view() == weights.data
+
+
 def test_a_snapshot_finds_nothing_mapped_and_the_replica_everything_where_it_was(client: Client, server: Served, weights: Weights) -> None:
     client.fill(weights.layout, weights.sources)
     region, scratch = client.attach(weights.id), client.scratch(5 * MIB)

@@ -1,0 +1,102 @@
+"""The engine's side of the control directory (NVIDIA Snapshot's workload protocol), with the one word that is ours.
+
+An engine that finds SNAPSHOT_CONTROL_DIR in its environment is about to be dumped:
+
+    engine   quiesces: lets go of what is not its own, makes itself small     → writes `ready-for-snapshot`
+    agent    dumps it, or has restored it                                     → writes `snapshot-complete` or `restore-complete`
+    engine   takes back what it let go of, and serves
+    agent    wants it as a standby: removes those words                       → writes `quiesce-requested` (ours); the engine begins anew
+
+A process that woke on other GPUs finds `gpus.json` ({"GPU-old": "GPU-new"}) beside `restore-complete`. An engine whose weights lie in a
+region that it published itself names the checkpoint directory in `weights.json`, before it is ready, so that the snapshot knows them.
+Files appear whole: a temporary name, then renamed.
+
+It is polled, every millisecond while an answer is due, since an inotify descriptor would be one more thing in the image. This file is
+imported by engines: the standard library and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+VARIABLE = "SNAPSHOT_CONTROL_DIR"
+READY, QUIESCE_REQUESTED = "ready-for-snapshot", "quiesce-requested"
+ANSWERS = ("restore-complete", "snapshot-complete")
+GPUS, WEIGHTS = "gpus.json", "weights.json"
+ASLEEP_POLL_SECONDS = 0.001  # part of every restore
+AWAKE_POLL_SECONDS = 0.05
+FAILED = 70  # exit code of an engine that could not quiesce or resume
+
+
+class ControlDirectory:
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    @classmethod
+    def from_environment(cls) -> ControlDirectory | None:
+        """None where nobody wants a snapshot of this process."""
+        named = os.environ.get(VARIABLE)
+        return cls(Path(named)) if named else None
+
+    def start(self, quiesce: Callable[[], None], resume: Callable[[Mapping[str, str]], None]) -> None:
+        """`take_part` in a thread. Where it fails, the process ends: an agent that sees it idle would dump what cannot be restored."""
+
+        def run() -> None:
+            try:
+                self.take_part(quiesce, resume)
+            except BaseException:
+                traceback.print_exc()
+                sys.stderr.flush()
+                os._exit(FAILED)
+
+        threading.Thread(target=run, name="control-directory", daemon=True).start()
+
+    def take_part(self, quiesce: Callable[[], None], resume: Callable[[Mapping[str, str]], None]) -> None:
+        """Plays the engine's part for as long as the process lives: for a thread of its own.
+
+        Args:
+            quiesce: called first, and whenever the agent asks; nothing of the engine may work when it returns.
+            resume: called with the GPUs that have others in their place, old UUID → new one; empty where none has.
+
+        Raises whatever these two raise. The engine must then end: what it says is that it cannot be dumped, or cannot go on.
+        """
+        while True:
+            quiesce()
+            self._write(READY, "")
+            while not any(self._has(word) for word in ANSWERS):
+                time.sleep(ASLEEP_POLL_SECONDS)
+            resume(self._moved())
+            while not self._has(QUIESCE_REQUESTED):
+                time.sleep(AWAKE_POLL_SECONDS)
+
+    def name_weights(self, directory: Path) -> None:
+        """Adds a checkpoint directory whose region this engine has attached."""
+        path = self._folder / WEIGHTS
+        known: list[str] = json.loads(path.read_text())["directories"] if path.exists() else []
+        if str(directory) not in known:
+            self._write(WEIGHTS, json.dumps({"directories": [*known, str(directory)]}))
+
+    def _has(self, word: str) -> bool:
+        return os.access(self._folder / word, os.F_OK)
+
+    def _write(self, word: str, content: str) -> None:
+        fresh = self._folder / f".{word}"
+        fresh.write_text(content)
+        fresh.rename(self._folder / word)
+
+    def _moved(self) -> dict[str, str]:
+        """Read once: the next time that it wakes, other GPUs may have moved."""
+        path = self._folder / GPUS
+        try:
+            moved: dict[str, str] = json.loads(path.read_text())
+        except FileNotFoundError:
+            return {}
+        path.unlink()
+        return moved
