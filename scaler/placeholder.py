@@ -148,8 +148,8 @@ def _literals(container: Mapping[str, Any]) -> set[tuple[str, str]]:
     return {(each["name"], each.get("value") or "") for each in container.get("env") or [] if "valueFrom" not in each}
 
 
-def prepare(pod: Patch, snapshot: ModelSnapshot, setup: NodeSetup, seconds: Mapping[str, float], digest: str = "") -> None:
-    """Makes the engine's container of `pod` a placeholder for it. `seconds`: until each node would serve it; `digest`: what to restore."""
+def prepare(pod: Patch, snapshot: ModelSnapshot, setup: NodeSetup, costs: Mapping[str, float], digest: str = "") -> None:
+    """Makes the engine's container of `pod` a placeholder for it. `costs`: nodes to prefer, the lowest first; `digest`: what to restore."""
     spec = pod.target["spec"]
     index = engine_of(spec, snapshot)
     assert index is not None
@@ -183,16 +183,16 @@ def prepare(pod: Patch, snapshot: ModelSnapshot, setup: NodeSetup, seconds: Mapp
         pod.put({"type": "Localhost", "localhostProfile": SECCOMP_PROFILE}, *here, "securityContext", "seccompProfile")
     for key, value in setup.selector.items():
         pod.put(value, "spec", "nodeSelector", key)
-    for node, weight in _weights(seconds).items():
+    for node, weight in _weights(costs).items():
         term = {"matchFields": [{"key": "metadata.name", "operator": "In", "values": [node]}]}
         preferred = ("spec", "affinity", "nodeAffinity", "preferredDuringSchedulingIgnoredDuringExecution")
         pod.append({"weight": weight, "preference": term}, *preferred)
 
 
-def _weights(seconds: Mapping[str, float]) -> dict[str, int]:
-    """Kubernetes' weights, 1 to 100, in proportion to how soon the nodes would serve; of the soonest ones."""
-    soonest = sorted(seconds, key=lambda node: seconds[node])[:_PREFERRED_NODES]
-    return {node: max(1, round(100 * seconds[soonest[0]] / seconds[node])) if seconds[node] else 100 for node in soonest}
+def _weights(costs: Mapping[str, float]) -> dict[str, int]:
+    """Kubernetes' weights, 1 to 100, the lower the cost the higher; of the best nodes."""
+    best = sorted(costs, key=lambda node: costs[node])[:_PREFERRED_NODES]
+    return {node: max(1, round(100 * costs[best[0]] / costs[node])) if costs[node] else 100 for node in best}
 
 
 def _environment(pod: Patch, here: tuple[str | int, ...], name: str, value: str) -> None:

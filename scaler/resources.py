@@ -42,6 +42,7 @@ class Metadata(_Object, frozen=True):
     finalizers: tuple[str, ...] = ()
     labels: dict[str, str] = {}
     annotations: dict[str, str] = {}
+    owner_references: tuple[dict[str, Any], ...] = ()
 
 
 class Meta(_Object, frozen=True):
@@ -132,8 +133,11 @@ class ModelSnapshot(_Object, frozen=True):
 
     @property
     def ready_digest(self) -> str:
-        """The digest to restore from; empty while there is none."""
-        return self.status.digest if self.status.holds(CONDITION_READY) and not self.metadata.deletion_timestamp else ""
+        """The digest to restore from; empty while there is none, or none of the template as it is now."""
+        if not self.status.holds(CONDITION_READY) or self.metadata.deletion_timestamp:
+            return ""
+        current = self.spec.template is None or self.status.template_hash == self.template_hash
+        return self.status.digest if current else ""
 
     @property
     def limits(self) -> ModelLimits:
