@@ -12,8 +12,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import struct
+import tempfile
 from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,9 +27,12 @@ from thaw_proto import gpumem_pb2
 
 CHUNK = 16 << 20  # bytes; copied to a GPU at 0.99 of the best rate, and 16 GiB are a thousand
 _ALIGNMENT = 16  # bytes; the smallest header that names a tensor is longer
+_WRITTEN_ALIGNMENT = 256  # bytes; what torch's own allocator promises kernels
+PADDING = "padding."  # begins the names of what is only there to align the next, since the format allows no gaps
 _LONGEST_HEADER = 100_000_000  # bytes, as the format has it
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
+_READING = "reading.json"
 BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "U16": 16, "I16": 16, "F16": 16, "BF16": 16,
     "U32": 32, "I32": 32, "F32": 32, "U64": 64, "I64": 64, "F64": 64, "C64": 64,
@@ -78,6 +84,66 @@ def read_checkpoint(directory: Path) -> Checkpoint:
         hashes = pool.map(_hash, *zip(*pieces, strict=True)) if pieces else ()
         layout.chunks.extend(gpumem_pb2.Chunk(hash=digest, size=piece[2]) for digest, piece in zip(hashes, pieces, strict=True))
     return Checkpoint(layout, tuple(parts))
+
+
+def keep_reading(directory: Path, checkpoint: Checkpoint) -> None:
+    """Keeps what `read_checkpoint` found beside the files, for `kept_reading`."""
+    parts = [[part.path.name, *part[1:]] for part in checkpoint.parts]
+    fresh = directory / f".{_READING}"
+    fresh.write_text(json.dumps({"layout": checkpoint.layout.SerializeToString(deterministic=True).hex(), "parts": parts}))
+    fresh.rename(directory / _READING)
+
+
+def kept_reading(directory: Path) -> Checkpoint | None:
+    """What `read_checkpoint` found once, without hashing it all again: whoever fills a region compares the hashes."""
+    try:
+        kept = json.loads((directory / _READING).read_text())
+    except FileNotFoundError:
+        return None
+    parts = (Part(directory / name, *numbers) for name, *numbers in kept["parts"])
+    return Checkpoint(gpumem_pb2.Layout.FromString(bytes.fromhex(kept["layout"])), tuple(parts))
+
+
+def write_checkpoint(
+    directory: Path, tensors: Sequence[tuple[str, str, Sequence[int]]], content: Callable[[str], Iterable[memoryview]]
+) -> None:
+    """Writes a directory of one file, in which each tensor (name, element type, shape) is aligned as kernels want it. It appears whole.
+
+    Args:
+        content: the bytes of a tensor, in as many pieces as it likes.
+
+    Raises:
+        OSError: no room; or the directory exists.
+        ValueError: content of another length than the tensor has.
+    """
+    header: dict[str, object] = {}
+    places: dict[str, tuple[int, int]] = {}
+    end = 0
+    for name, dtype, shape in tensors:
+        if gap := -end % _WRITTEN_ALIGNMENT:
+            header[f"{PADDING}{len(places)}"] = {"dtype": "U8", "shape": [gap], "data_offsets": [end, end + gap]}
+        begin = end + gap
+        end = begin + byte_size(gpumem_pb2.Tensor(dtype=dtype, shape=shape))
+        places[name] = begin, end
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
+    encoded = json.dumps(header).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    fresh = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+    try:
+        fresh.chmod(0o755)
+        with (fresh / _SINGLE).open("wb") as file:
+            file.write(struct.pack("<Q", len(encoded)) + encoded)
+            first = file.tell()
+            for name, (begin, end) in places.items():
+                file.write(bytes(first + begin - file.tell()))
+                for piece in content(name):
+                    file.write(piece)
+                if (given := file.tell() - first - begin) != end - begin:
+                    raise ValueError(f"tensor {name!r} has {end - begin} bytes, and {given} were given")
+        fresh.rename(directory)
+    except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise
 
 
 def _files(directory: Path) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,19 @@ import pytest
 from blake3 import blake3
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
-from gpumem.safetensors import CHUNK, Checkpoint, InvalidCheckpoint, byte_size, read_checkpoint
+from gpumem.safetensors import (
+    CHUNK,
+    PADDING,
+    Checkpoint,
+    InvalidCheckpoint,
+    byte_size,
+    keep_reading,
+    kept_reading,
+    read_checkpoint,
+    write_checkpoint,
+)
 
 NUMBERS = np.random.default_rng(5)
 
@@ -99,3 +110,40 @@ def test_any_file_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, h
         assert "fuzzed" in str(refused)
     else:
         region(checkpoint)
+
+
+def test_what_is_written_is_read_aligned(tmp_path: Path) -> None:
+    arrays = {
+        "scale": NUMBERS.random((), dtype=np.float32),
+        "odd": NUMBERS.integers(0, 255, 1001, dtype=np.uint8),
+        "big": NUMBERS.random((CHUNK // 4 + 9,), dtype=np.float32),
+        "last": NUMBERS.random((3, 5)).astype(np.float16),
+    }
+    dtypes = {"scale": "F32", "odd": "U8", "big": "F32", "last": "F16"}
+
+    def content(name: str) -> Iterator[memoryview]:
+        data = arrays[name].tobytes()
+        yield memoryview(data[: len(data) // 2])
+        yield memoryview(data[len(data) // 2 :])
+
+    directory = tmp_path / "made"
+    write_checkpoint(directory, [(name, dtypes[name], array.shape) for name, array in arrays.items()], content)
+    assert [path.name for path in tmp_path.iterdir()] == ["made"]
+    for name, array in load_file(directory / "model.safetensors").items():  # the library agrees that it is one
+        assert name.startswith(PADDING) or np.array_equal(array, arrays[name])
+    checkpoint = read_checkpoint(directory)
+    held = region(checkpoint)
+    for tensor in checkpoint.layout.tensors:
+        if not tensor.name.startswith(PADDING):
+            assert tensor.offset % 256 == 0
+            assert held[tensor.offset : tensor.offset + byte_size(tensor)] == arrays[tensor.name].tobytes()
+    assert kept_reading(directory) is None
+    keep_reading(directory, checkpoint)
+    assert kept_reading(directory) == checkpoint
+    assert read_checkpoint(directory) == checkpoint
+
+
+def test_content_of_another_length_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="'a' has 16 bytes, and 3 were given"):
+        write_checkpoint(tmp_path / "made", [("a", "F32", [4])], lambda name: [memoryview(b"abc")])
+    assert not list(tmp_path.iterdir())
