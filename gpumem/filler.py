@@ -10,7 +10,6 @@ drive others out. The server lays a chunk into the arena so that disk block and 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import itertools
 import os
 import signal
@@ -19,7 +18,6 @@ import sys
 import threading
 import traceback
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass
 
 from blake3 import blake3
 from thaw_proto import gpumem_pb2 as pb
@@ -27,69 +25,12 @@ from thaw_proto import gpumem_pb2 as pb
 from gpumem import host
 from gpumem.arena import BLOCK
 from gpumem.errors import Corrupt, FillerLost, GpumemError, Invalid, OutOfMemory, to_message
+from gpumem.files import File
 from gpumem.frames import Frame, ProtocolViolation, receive, send
 from gpumem.memory import DeviceFull, Mapped, Memory, open_memory
 
 _ORDERS = 4  # moves at once
 _STREAM = 0  # one for all copies: a move then waits for its own and those before them, never for the next move's
-_SYS_CACHESTAT = 451
-_MOSTLY = 0.875  # cached; to ask by a read that may not wait (RWF_NOWAIT) starts reading ahead, which costs O_DIRECT 40 % of its rate
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-@dataclass
-class File:
-    """A file that chunks are read from, through the page cache and around it."""
-
-    fd: int
-    around: int  # -1: its file system cannot
-
-    @staticmethod
-    def take(fd: int) -> File:
-        try:
-            around = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
-        except OSError:
-            around = -1
-        return File(fd, around)
-
-    def read(self, offset: int, target: memoryview, aligned: memoryview | None) -> None:
-        """Reads `target` full. `aligned` is the memory of the whole blocks around it, if reading around the cache may use that.
-
-        Raises:
-            Corrupt: the file ends before.
-        """
-        done = 0
-        if aligned is not None and self.around >= 0 and not self._is_cached(offset, len(target)):
-            done = self._read_around(offset, target, aligned)
-        while done < len(target):
-            count = os.preadv(self.fd, [target[done:]], offset + done)
-            if not count:
-                raise Corrupt(f"a source ends {len(target) - done} bytes before the end of its chunk: bring the whole file")
-            done += count
-
-    def _is_cached(self, offset: int, size: int) -> bool:
-        """Whether nearly all of it is in the page cache; also where the kernel cannot say (it can since 6.5)."""
-        asked = (ctypes.c_uint64 * 2)(offset, size)
-        found = (ctypes.c_uint64 * 5)()  # pages: cached, dirty, under writeback, evicted, evicted recently
-        if _libc.syscall(_SYS_CACHESTAT, self.fd, asked, found, 0) != 0:
-            return True
-        return found[0] * BLOCK >= size * _MOSTLY
-
-    def _read_around(self, offset: int, target: memoryview, aligned: memoryview) -> int:
-        lead = offset % BLOCK  # bytes of `aligned` before `target`
-        at, end = 0, lead + len(target)
-        with contextlib.suppress(OSError):
-            while at < end:
-                count = os.preadv(self.around, [aligned[at:]], offset - lead + at)
-                at += count
-                if not count or count % BLOCK:
-                    break
-        return max(0, min(at, end) - lead)
-
-    def close(self) -> None:
-        os.close(self.fd)
-        if self.around >= 0:
-            os.close(self.around)
 
 
 class Range:

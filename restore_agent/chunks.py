@@ -2,10 +2,14 @@
 
 A chunk ends at 4 MiB, or at a 4 MiB boundary of the address space once it holds 1 MiB: so two images that differ in one place fall back
 into step at the next boundary. Files are written under a temporary name, synced and renamed: one that is there is whole.
+
+Rejected, as measured (two cores, 229 MB chat engine, a disk of 3 GB/s): one file of pages for each snapshot (reads of 4 MiB files by 16
+readers are as fast, and would share nothing), and storing equal pages once (2 % of that image, none of the embeddings engine's).
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 from collections.abc import Iterable
@@ -15,7 +19,9 @@ from pathlib import Path
 
 from blake3 import blake3
 
+from gpumem.files import File
 from restore_agent.images import Run
+from restore_agent.native import PAGE, address_of
 
 CHUNK = 4 << 20  # bytes at most
 _SMALLEST = 1 << 20  # a boundary of the address space ends no smaller one
@@ -65,15 +71,15 @@ class ChunkStore:
         """
         path = self.path(chunk.hash)
         try:
-            with path.open("rb", buffering=0) as file:
-                size, n = 0, 1
-                while n:
-                    n = file.readinto(target[size:]) or 0
-                    size += n
-                torn = size != chunk.size or file.read(1)
+            file = File.take(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
         except FileNotFoundError:
             raise CorruptChunk(f"chunk {chunk.hash} is missing from {path.parent}") from None
-        if torn or blake3(target).hexdigest() != chunk.hash:
+        with contextlib.closing(file):
+            whole = os.fstat(file.fd).st_size == chunk.size == len(target)
+            if whole:
+                aligned = address_of(target) % PAGE == chunk.size % PAGE == 0
+                file.read(0, target, target if aligned else None)
+        if not whole or blake3(target).hexdigest() != chunk.hash:
             raise CorruptChunk(f"{path} does not have the content that its name says; delete it and take the snapshot again")
 
     def collect(self, used: set[str]) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,16 +16,16 @@ from pathlib import Path
 
 from thaw_proto import criu_pb2
 
-PAGE = 4096
+from restore_agent.native import PAGE, zero_pages
+
 _COMMON, _PAGEMAP, _MM = 0x54564319, 0x56084025, 0x57492820
 _PRESENT = 4  # flag of a pagemap entry
 _PROT_WRITE = 2
 # Kinds of mapping (`status` of a Vma).
 _REGULAR, _FILE_PRIVATE, _ANONYMOUS = 1 << 0, 1 << 6, 1 << 9
 _SPECIAL = 1 << 2 | 1 << 3 | 1 << 12 | 1 << 13 | 1 << 15 | 1 << 16 | 1 << 17  # vsyscall, vdso, vvar, aio ring, shadow stack, guard, uprobes
-# Zeros shorter than this stay in: a gap costs the fill a piece of its own.
-_ZERO_RUN_PAGES = 16
-_ZERO_PAGE = bytes(PAGE)
+# Zeros shorter than 16 pages stay in: a gap costs the fill a piece of its own, and they are few (75 of the chat engine's 57,000 pages).
+_ZERO_RUNS = re.compile(rb"\A\x01+|\x01{16,}|\x01+\Z")
 
 
 class ImageError(Exception):
@@ -85,8 +86,8 @@ def _split_process(
     kept_pages, kept_pagemap = pages.with_suffix(".kept"), pagemap.with_suffix(".kept")
     kept: list[criu_pb2.PagemapEntry] = []
     with pages.open("rb") as source, kept_pages.open("wb") as rest:
-        # Not closed by hand: the runs' views keep it, and go with it.
-        data = memoryview(mmap.mmap(source.fileno(), 0, prot=mmap.PROT_READ))
+        # Not closed by hand: the runs' views keep it, and go with it. Never written, but C takes only writable memory's address.
+        data = memoryview(mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_COPY))
         offset = 0
         for entry in entries:
             count = entry.nr_pages or entry.compat_nr_pages
@@ -129,17 +130,11 @@ def _runs(pid: int, part: _Part, data: memoryview) -> Iterator[Run]:
     if part.zeros_matter:
         yield Run(pid, part.address, len(data), data)
         return
-    start = zeros = 0  # bytes: begin of the current run, length of the zeros at its end
-    for at in range(0, len(data) + 1, PAGE):
-        last = at == len(data)
-        if not last and data[at : at + PAGE] == _ZERO_PAGE:
-            zeros += PAGE
-            continue
-        if zeros >= _ZERO_RUN_PAGES * PAGE or (last and zeros):
-            if stop := at - zeros - start:
-                yield Run(pid, part.address + start, stop, data[start : start + stop])
-            start = at
-        zeros = 0
+    start = 0
+    for zeros in _ZERO_RUNS.finditer(zero_pages(data)):
+        if stop := zeros.start() * PAGE - start:
+            yield Run(pid, part.address + start, stop, data[start : start + stop])
+        start = zeros.end() * PAGE
     if start < len(data):
         yield Run(pid, part.address + start, len(data) - start, data[start:])
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from restore_agent.chunks import CorruptChunk
+from restore_agent.chunks import Chunk, CorruptChunk
 from restore_agent.compatibility import Incompatible, check_fits
 from restore_agent.headroom import Headroom
 from restore_agent.manifest import GpuRecord
@@ -42,14 +43,15 @@ class Bandwidth:
 
 
 class Staged:
-    """One snapshot in memory, or on its way there: await `skeleton`, then `arena`."""
+    """One snapshot in memory, or on its way there: await `skeleton`, then `arriving` to fill from it meanwhile, or `arena`."""
 
     def __init__(self, snapshot: Snapshot, directory: Path) -> None:
         self.snapshot = snapshot
         self.directory = directory
         loop = asyncio.get_running_loop()
         self.skeleton: asyncio.Future[Path] = loop.create_future()  # CRIU's images directory
-        self.arena: asyncio.Future[Arena] = loop.create_future()
+        self.arriving: asyncio.Future[Arena] = loop.create_future()  # its pages come one by one; what fails there, fails its fills
+        self.arena: asyncio.Future[Arena] = loop.create_future()  # with every page
         self.ready = asyncio.Event()  # and the memory for a restore is held
         self.users = 0
         self.dropped = False
@@ -126,7 +128,9 @@ class Ladder:
             begin = time.monotonic()
             index = await asyncio.to_thread(self._stage_skeleton, staged)
             staged.skeleton.set_result(staged.directory / "images")
-            arena = await Arena.load(self._store.chunks, snapshot.chunks, index)
+            arena = await asyncio.to_thread(Arena, snapshot.chunks, index)
+            staged.arriving.set_result(arena)
+            await arena.read(functools.partial(self._read, snapshot))
             self.disk_to_memory.measured(arena.size, time.monotonic() - begin)
             staged.arena.set_result(arena)
             self.unusable.pop(snapshot.digest, None)
@@ -134,20 +138,23 @@ class Ladder:
             await self._headroom.taken()
             staged.ready.set()
         except BaseException as error:
-            failure: BaseException = error
-            if isinstance(error, CorruptChunk):
-                failure = Corrupt(f"snapshot {snapshot}: {error}")
-            if isinstance(failure, Corrupt | Incompatible):
-                self.unusable[snapshot.digest] = str(failure)
-            for future in (staged.skeleton, staged.arena):
+            if isinstance(error, Corrupt | Incompatible):
+                self.unusable[snapshot.digest] = str(error)
+            for future in (staged.skeleton, staged.arriving, staged.arena):
                 if not future.done():
-                    future.set_exception(failure if isinstance(failure, Exception) else RuntimeError("staging was cancelled"))
+                    future.set_exception(error if isinstance(error, Exception) else RuntimeError("staging was cancelled"))
                     future.exception()  # nobody may be waiting
             if self._staged.get(snapshot.digest) is staged:
                 self.unstage(snapshot.digest)
             if not isinstance(error, Exception):
                 raise
         self._changed(snapshot)
+
+    def _read(self, snapshot: Snapshot, chunk: Chunk, target: memoryview) -> None:
+        try:
+            self._store.chunks.read_into(chunk, target)
+        except CorruptChunk as error:
+            raise Corrupt(f"snapshot {snapshot}: {error}") from None
 
     def _hold_headroom(self) -> None:
         """As much as the largest image in memory."""

@@ -3,141 +3,172 @@
 The arena is anonymous memory of the agent with huge pages: only this process reads it, so nothing is gained by a file, and a crash
 leaves nothing. CRIU itself fills with one thread, page by page, and does not notice a flipped bit; here every chunk was verified on its
 way into the arena.
+
+A fill need not wait for the arena: it takes each chunk as soon as that has been verified, while the next are being read. So a restore
+from disk ends when the disk does, and what it read stands in memory afterwards. Rejected: readers that copy the chunk which they have
+just verified into every process that waits for it. A process that is given up must then be looked for in all of them, and no read was
+saved by it, since copying is several times as fast as any disk.
 """
 
 from __future__ import annotations
 
 import asyncio
 import ctypes
+import errno
 import mmap
 import os
-import struct
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import accumulate
 from pathlib import Path
 
-import thaw_native
-
 from restore_agent.chunks import Chunk, ChunkStore
+from restore_agent.native import Filler, Piece, Run, address_of, cut
 
 HUGE = 2 << 20
 _THREADS = max(2, min(16, os.cpu_count() or 2))  # measured: 16 threads fill 30 GB/s on an H200 host, 8 fill 20
-_INDEX_ENTRY = struct.Struct("<QQQ")  # pid, address, length
+_READERS = 16  # on any number of cores: they wait for the disk, which wants many requests at once
+_WORTH_A_THREAD = 2 << 20  # bytes to copy
+
+Read = Callable[[Chunk, memoryview], None]
 
 
 class FillError(Exception):
     """Pages could not be copied into a process."""
 
 
-class _Piece(ctypes.Structure):
-    _fields_ = (("pid", ctypes.c_uint64), ("address", ctypes.c_uint64), ("offset", ctypes.c_uint64), ("length", ctypes.c_uint64))
-
-
-_library = ctypes.CDLL(str(thaw_native.PAGE_FILL), use_errno=True)
-_library.page_fill.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.POINTER(ctypes.c_uint64)]
-_library.page_fill.restype = ctypes.c_int
-
-
 def write_index(path: Path, index: Sequence[tuple[int, int, int]]) -> None:
     """`index`: (pid, address, length) of each run, in the order of the chunks' bytes."""
-    path.write_bytes(b"".join(_INDEX_ENTRY.pack(*entry) for entry in index))
+    path.write_bytes(b"".join(bytes(Run(*entry)) for entry in index))
 
 
 class Arena:
-    """One image's pages in memory. `Arena.load` fills it; it is freed when dropped."""
+    """One image's pages, in memory or on their way there (`read`). It is freed when dropped."""
 
-    def __init__(self, size: int, index: bytes) -> None:
-        self.size = size
+    def __init__(self, chunks: Sequence[Chunk], index: bytes) -> None:
+        """Raises FillError where the index and the chunks differ."""
+        self._chunks = chunks
+        self._ends = list(accumulate(chunk.size for chunk in chunks))
+        self.size = self._ends[-1] if chunks else 0
+        self._runs = (Run * (len(index) // ctypes.sizeof(Run))).from_buffer_copy(index)
+        if sum(run.length for run in self._runs) != self.size:
+            raise FillError("the index of pages and the chunks differ in size")
+        self._pieces, self._lasts = cut(self._runs, self._ends)
         # On a huge page's boundary, so that all of it is huge pages.
-        self._map = mmap.mmap(-1, size + HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        address = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
-        self._start = -address % HUGE
-        self._address = address + self._start
+        self._map = mmap.mmap(-1, self.size + HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self._map.madvise(mmap.MADV_HUGEPAGE)
-        self._runs = list(_INDEX_ENTRY.iter_unpack(index))
-        self._pieces = _pieces(self._runs)
+        self._start = -address_of(memoryview(self._map)) % HUGE
+        self._memory = memoryview(self._map)[self._start : self._start + self.size]
+        self._news = threading.Condition()  # for the two below
+        self._arrived: list[int] = []  # chunks that are there and verified, as they came
+        self._failure: BaseException | None = None  # no more will come
 
     @classmethod
     async def load(cls, store: ChunkStore, chunks: Sequence[Chunk], index: bytes) -> Arena:
-        """Reads and verifies every chunk, several at a time.
+        """The whole image. Raises CorruptChunk, FillError."""
+        arena = cls(chunks, index)
+        await arena.read(store.read_into)
+        return arena
+
+    async def read(self, read: Read) -> None:
+        """Brings every chunk, many at a time; `read` fills memory with one and verifies it.
 
         Raises:
-            CorruptChunk: one is missing, torn or changed.
+            Exception: what `read` raised; so does every fill that waits.
         """
-        arena = cls(sum(chunk.size for chunk in chunks), index)
-        if sum(length for _, _, length in arena._runs) != arena.size:
-            raise FillError("the index of pages and the chunks differ in size")
-        stopped = False
-
-        def read(chunk: Chunk, target: memoryview) -> None:
-            if not stopped:
-                store.read_into(chunk, target)
-
         loop = asyncio.get_running_loop()
-        memory = memoryview(arena._map)
-        pool = ThreadPoolExecutor(_THREADS, "stage")
-        reads, at = [], arena._start
-        for chunk in chunks:
-            reads.append(loop.run_in_executor(pool, read, chunk, memory[at : at + chunk.size]))
-            at += chunk.size
+        pool = ThreadPoolExecutor(_READERS, "stage")
+        reads = [loop.run_in_executor(pool, self._read_one, number, read) for number in range(len(self._chunks))]
         try:
             await asyncio.gather(*reads)
+        except BaseException as error:
+            self._fail(error if isinstance(error, Exception) else FillError("staging was cancelled"))
+            raise
         finally:
             # No thread may be left that writes into memory that is about to go.
-            stopped = True
             await asyncio.shield(asyncio.gather(*reads, return_exceptions=True))
             pool.shutdown(wait=False)
-        return arena
+
+    def _read_one(self, number: int, read: Read) -> None:
+        if self._failure is None:
+            end = self._ends[number]
+            read(self._chunks[number], self._memory[end - self._chunks[number].size : end])
+            with self._news:
+                self._arrived.append(number)
+                self._news.notify_all()
+
+    def _fail(self, error: BaseException) -> None:
+        with self._news:
+            self._failure = error
+            self._news.notify_all()
+
+    @property
+    def whole(self) -> bool:
+        return len(self._arrived) == len(self._chunks)
 
     @property
     def pids(self) -> set[int]:
-        return {pid for pid, _, _ in self._runs}
+        return {run.pid for run in self._runs}
 
     async def fill(self, host_pids: Mapping[int, int]) -> float:
-        """Copies every page into the processes; `host_pids`: pid in the image → pid on this host. Returns the seconds it took.
+        """Copies every page into the processes, as it arrives; `host_pids`: pid in the image → pid on this host.
+
+        Returns the seconds that it copied: beside them it may have waited for chunks. Cancelled, it ends once nothing more is written.
 
         Raises:
             FillError: a process or a mapping is not there; the restore must be given up.
+            Exception: why a chunk does not arrive.
         """
         if missing := self.pids - host_pids.keys():
             raise FillError(f"the image has pages of pid {sorted(missing)}, which CRIU did not restore")
-        return await asyncio.to_thread(self._fill, host_pids)
+        filler = Filler(address_of(self._memory) if self.size else 0, host_pids)
+        # A thread of its own: it may wait for a disk, and those that others share are few.
+        pool = ThreadPoolExecutor(1, "fill")
+        work = asyncio.get_running_loop().run_in_executor(pool, self._fill, filler)
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            filler.stop()
+            with self._news:
+                self._news.notify_all()
+            await asyncio.wait([work])
+            raise
+        finally:
+            pool.shutdown(wait=False)
 
-    def _fill(self, host_pids: Mapping[int, int]) -> float:
-        begin = time.monotonic()
-        pieces = (_Piece * len(self._pieces)).from_buffer_copy(self._pieces)
-        if any(pid != host for pid, host in host_pids.items()):
-            for piece in pieces:
-                piece.pid = host_pids[piece.pid]
-        failed = ctypes.c_uint64()
-        error = _library.page_fill(self._address, pieces, len(pieces), _THREADS, ctypes.byref(failed))
-        if error:
-            raise FillError(f"cannot fill the page at {failed.value:#x}: {os.strerror(error)}")
-        return time.monotonic() - begin
+    def _fill(self, filler: Filler) -> float:
+        copied, seconds = 0, 0.0
+        while copied < len(self._chunks) and not filler.stopped:
+            with self._news:
+                while len(self._arrived) == copied and self._failure is None and not filler.stopped:
+                    self._news.wait()
+                fresh = self._arrived[copied:]
+                if not fresh and self._failure:
+                    raise self._failure
+            begin = time.monotonic()
+            pieces = self._pieces_of(fresh)
+            threads = min(_THREADS, 1 + sum(self._chunks[number].size for number in fresh) // _WORTH_A_THREAD)
+            error = filler.copy(pieces, threads)
+            if error and error != errno.ECANCELED:
+                raise FillError(f"cannot fill the page at {filler.failed_address:#x}: {os.strerror(error)}")
+            copied += len(fresh)
+            seconds += time.monotonic() - begin
+        return seconds
+
+    def _pieces_of(self, numbers: Sequence[int]) -> ctypes.Array[Piece]:
+        if len(numbers) == len(self._chunks):
+            return self._pieces
+        size, pieces = ctypes.sizeof(Piece), memoryview(self._pieces).cast("B")
+        spans = [(self._lasts[number - 1] if number else 0, self._lasts[number]) for number in sorted(numbers)]
+        found = b"".join(pieces[first * size : last * size] for first, last in spans)
+        return (Piece * (len(found) // size)).from_buffer_copy(found)
 
     def runs(self) -> Sequence[tuple[int, int, memoryview]]:
         """(pid in the image, address, content) of each run."""
-        found, at, memory = [], self._start, memoryview(self._map)
-        for pid, address, length in self._runs:
-            found.append((pid, address, memory[at : at + length]))
-            at += length
+        found, at = [], 0
+        for run in self._runs:
+            found.append((run.pid, run.address, self._memory[at : at + run.length]))
+            at += run.length
         return found
-
-
-def _pieces(runs: Sequence[tuple[int, int, int]]) -> ctypes.Array[_Piece]:
-    """Runs joined where they touch (CRIU ends one every 256 pages), then cut at the target's huge pages (page_fill.c says why)."""
-    pieces: list[_Piece] = []
-    offset = 0
-    for pid, start, length in runs:
-        at, end = start, start + length
-        while at < end:
-            n = min(end - at, HUGE - at % HUGE)
-            last = pieces[-1] if pieces else None
-            if last and last.pid == pid and last.address + last.length == at and at % HUGE:
-                last.length += n
-            else:
-                pieces.append(_Piece(pid, at, offset, n))
-            at += n
-            offset += n
-    return (_Piece * len(pieces))(*pieces)

@@ -145,11 +145,14 @@ class Restorer:
                 yield worker
 
     async def _fill(self, staged: Staged, sandbox: Sandbox, phases: Phases) -> None:
-        with phases.phase("staged.pages"):
-            arena = await asyncio.shield(staged.arena)
-        with phases.phase("image.fill"):
-            with self._huge.on():
-                seconds = await arena.fill(sandbox.host_pids())
+        begin = time.monotonic()
+        arena = await asyncio.shield(staged.arriving)
+        whole = arena.whole
+        with self._huge.on():
+            seconds = await arena.fill(sandbox.host_pids())
+        phases.add("image.fill", seconds)
+        phases.add("staged.pages", time.monotonic() - begin - seconds)  # for which it waited
+        if whole:
             self.memory_to_process.measured(arena.size, seconds)
 
     async def _resume(self, manifest: Manifest, sandbox: Sandbox, phases: Phases) -> None:
