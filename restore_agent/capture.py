@@ -35,6 +35,7 @@ from restore_agent.manifest import (
     ProcessRecord,
     WeightsRecord,
     digest_of,
+    layout_file,
 )
 from restore_agent.output import Output
 from restore_agent.pages import write_index
@@ -42,7 +43,7 @@ from restore_agent.phases import Phases
 from restore_agent.restore import TMPFS_ARCHIVE, Restorer, archive_tmpfs
 from restore_agent.sandbox import Sandbox
 from restore_agent.store import NameTaken, NotFound, Snapshot, Store, record_file
-from restore_agent.weights import Weights, layout_file
+from restore_agent.weights import Weights
 
 _R = TypeVar("_R")
 _DUMP_SECONDS = 600.0
@@ -95,10 +96,10 @@ class Capturer:
             if request.weights:
                 with _step("weights", phases, progress):
                     lent = await self._weights.read(request.weights)
-                    await self._weights.fill(*lent)
-                request = dataclasses.replace(
-                    request, engine=request.engine.model_copy(update={"env": request.engine.env | self._weights.environment(lent[0])})
-                )
+                    device = self._cuda.chosen(request.engine.env) if self._cuda else ""
+                    await self._weights.fill(*lent, device)
+                lends = self._weights.environment(lent[0], device)
+                request = dataclasses.replace(request, engine=request.engine.model_copy(update={"env": request.engine.env | lends}))
             with _step("start", phases, progress):
                 sandbox = await undo.enter_async_context(await Sandbox.create(self._kdat))
                 output = Output(request.model)
@@ -112,13 +113,13 @@ class Capturer:
                 if not source.is_ready:
                     canary = await source.unless_ready(oracle.record(source, request.canary_path, request.canary_body))
             with _step("quiesce", phases, progress):
-                await source.wait_quiet()
+                quiesces = await source.wait_quiet()
             async with self._publishing:
                 workspace = await asyncio.to_thread(self._store.workspace)
                 undo.push_async_callback(asyncio.to_thread, shutil.rmtree, workspace, True)
                 if lent:
                     await asyncio.to_thread(_keep_layout, workspace, *lent)
-                draft = await self._dump(request, sandbox, source, canary, workspace, progress, phases)
+                draft = await self._dump(request, sandbox, source, canary, quiesces, workspace, progress, phases)
                 if lent:
                     draft = _draft(draft.manifest.model_copy(update={"weights": (lent[0],)}), workspace)
                 with _step("prove", phases, progress):
@@ -137,6 +138,7 @@ class Capturer:
         sandbox: Sandbox,
         source: Engine,
         canary: CanaryRecord | None,
+        quiesces: bool,
         workspace: Path,
         progress: Progress,
         phases: Phases,
@@ -145,18 +147,18 @@ class Capturer:
         images.mkdir()
         inside = {pid: host for pid, host in sandbox.host_pids().items() if pid != 1}
         holders = self._cuda.holders(inside.values()) if self._cuda else []
-        gpu_bytes: int | None = None
+        freed: dict[str, int] | None = None
         try:
             if self._cuda and holders:
                 with _step("suspend", phases, progress):
-                    gpu_bytes = await self._cuda.suspend(holders)
+                    freed = await self._cuda.suspend(holders)
             with _step("dump", phases, progress):
                 used = await asyncio.to_thread(mapped_files, sandbox.root, inside.values())
                 await self._criu.dump(sandbox, source.pid, images, _DUMP_SECONDS)
                 tmpfs = await asyncio.to_thread(archive_tmpfs, sandbox)
         finally:
             try:
-                if self._cuda and gpu_bytes is not None:
+                if self._cuda and freed is not None:
                     with _step("resume", phases, progress):
                         await asyncio.shield(self._cuda.resume(holders, Phases()))
             finally:
@@ -189,7 +191,8 @@ class Capturer:
                 files=await asyncio.to_thread(_records, workspace),
                 chunks=tuple(ChunkRecord(hash=chunk.hash, size=chunk.size) for chunk in chunks),
                 host_bytes=sum(_resident(host) for host in inside.values()),
-                gpu_bytes=gpu_bytes or 0,
+                gpus=freed or {},
+                quiesces=quiesces,
                 fits=await asyncio.to_thread(node_fits, self._criu.version, used, gpus),
             )
         return _draft(manifest, workspace)

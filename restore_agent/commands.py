@@ -170,6 +170,34 @@ def rm(name: Name, namespace: Namespace = "default", state: State = DEFAULT_STAT
     _run(connected(), state)
 
 
+@app.command()
+def standby(
+    name: Name,
+    drop: Annotated[bool, typer.Option("--drop", help="End the standby instead.")] = False,
+    keep: Annotated[float, typer.Option(help="Seconds until it is dropped unless it was used; 0: kept.", min=0)] = 0.0,
+    namespace: Namespace = "default",
+    state: State = DEFAULT_STATE,
+) -> None:
+    """Restores a replica ahead of need, without GPU memory, in the running agent: the next request only has to wake it."""
+    reference = agent_pb2.SnapshotRef(namespace=namespace, name=name)
+    asked = secrets.token_hex(8)
+
+    async def move() -> None:
+        if not _listens(socket_of(state)):
+            raise AgentError(f"no agent runs on {state}, and a standby lives in one: start `thaw up` or `thaw agent`")
+        async with _agent(state) as stub:
+            if drop:
+                await stub.Unstage(agent_pb2.UnstageRequest(request_id=asked, snapshot=reference, rung=agent_pb2.RUNG_MEMORY))
+                typer.echo(f"{namespace}/{name}: no standby, the image stays in memory")
+                return
+            request = agent_pb2.StageRequest(request_id=asked, snapshot=reference, rung=agent_pb2.RUNG_STANDBY, keep_seconds=keep)
+            answer = await stub.Stage(request)
+            typer.echo(f"{namespace}/{name}@{answer.residency.snapshot.digest[:12]}: standby after {answer.seconds:.2f} s")
+
+    with _errors():
+        asyncio.run(move())
+
+
 async def _create(request: agent_pb2.SnapshotRequest, state: Path, gpumem: Path) -> None:
     console = Console(stderr=True)
     columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()

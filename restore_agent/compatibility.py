@@ -43,7 +43,8 @@ def check_fits(fits: Fits, criu_version: str, gpus: GpuRecord | None) -> None:
         problems.append(f"this node's CPU lacks {', '.join(sorted(missing))}")
     if _minor(fits.criu) > _minor(criu_version):
         problems.append(f"it was taken with CRIU {fits.criu}, this node has {criu_version}")
-    if fits.gpus is not None and fits.gpus != gpus:
+    # Any GPUs of the same models will do: a restore says which takes which one's place.
+    if fits.gpus is not None and (gpus is None or (fits.gpus.driver, fits.gpus.names) != (gpus.driver, gpus.names)):
         ours = f"{', '.join(gpus.names)} under driver {gpus.driver}" if gpus else "none"
         problems.append(f"it was taken on {', '.join(fits.gpus.names)} under driver {fits.gpus.driver}, this node has {ours}")
     problems += [problem for mapped in fits.mapped_files if (problem := _difference(mapped))]

@@ -24,6 +24,7 @@ _ORIGINS = {
     Origin.RESTORED: agent_pb2.ORIGIN_RESTORED,
     Origin.COLD: agent_pb2.ORIGIN_COLD,
     Origin.CAPTURED: agent_pb2.ORIGIN_CAPTURED,
+    Origin.STANDBY: agent_pb2.ORIGIN_STANDBY,
 }
 
 
@@ -70,11 +71,17 @@ def reference(snapshot: Snapshot) -> agent_pb2.SnapshotRef:
 def residency(node: Node, snapshot: Snapshot) -> agent_pb2.Residency:
     return agent_pb2.Residency(
         snapshot=reference(snapshot),
-        rung=agent_pb2.RUNG_MEMORY if node.ladder.in_memory(snapshot.digest) else agent_pb2.RUNG_DISK,
+        rung=_rung(node, snapshot.digest),
         image_bytes=snapshot.manifest.image_bytes,
         restore_overhead_seconds=node.restorer.overhead.get(snapshot.digest, 0.0),
         unusable_reason=node.ladder.unusable.get(snapshot.digest, ""),
     )
+
+
+def _rung(node: Node, digest: str) -> agent_pb2.Rung:
+    if digest in node.standbys:
+        return agent_pb2.RUNG_STANDBY
+    return agent_pb2.RUNG_MEMORY if node.ladder.in_memory(digest) else agent_pb2.RUNG_DISK
 
 
 def listed(node: Node, found: Snapshot | tuple[str, str, Exception]) -> agent_pb2.Residency:

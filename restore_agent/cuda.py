@@ -5,14 +5,18 @@
 All processes are locked before the first is checkpointed, and all are restored before the first is unlocked, so that none works against a
 sibling that stands still. A step that fails for one is undone for all: the tree goes on running, with its GPU memory. The driver takes the
 pids of this process's own pid namespace. `cuInit` is called once, at the start, so that no restore pays for it; no context is made, so it
-costs no GPU memory. Source: CUDA driver API, "Checkpointing" (driver 570 and later); needs no `cuda-checkpoint` binary.
+costs no GPU memory. A process wakes on other GPUs by a list of pairs, which must name every GPU of the driver, used or not.
+Source: CUDA driver API, "Checkpointing" (driver 570 and later); needs no `cuda-checkpoint` binary.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ctypes
 import logging
-from collections.abc import Callable, Iterable, Sequence
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +25,6 @@ from restore_agent.phases import Phases
 
 _LOCK_MILLISECONDS = 10_000
 _DRIVER = Path("/dev/nvidiactl")
-_HEADROOM = 64 << 20  # bytes beside what the checkpoint gave back: a restore that runs out strands its process
 _LOG = logging.getLogger("thaw.agent")
 
 
@@ -29,16 +32,13 @@ class CudaError(Exception):
     """The driver refused; the message has its own name for why."""
 
 
-class NoGpuMemory(CudaError):
-    """A resume would run out of GPU memory, so it was not begun."""
-
-
 @dataclass(frozen=True)
 class Gpus:
     """What a snapshot must find again."""
 
     driver: str
-    names: tuple[str, ...]
+    names: tuple[str, ...]  # of their models
+    uuids: tuple[str, ...]  # "GPU-…", in the driver's order, as `names`
 
 
 class Cuda:
@@ -49,6 +49,8 @@ class Cuda:
         self._nvml = nvml
         self._check(driver.cuInit(0), "initialise CUDA")
         nvml.nvmlInit()
+        self._promised: dict[str, int] = {}  # UUID → bytes that resumes under way will take
+        self._uuids = {f"GPU-{uuid.UUID(bytes=bytes(raw.bytes)[:16])}": raw for raw in self._driver_uuids()}
 
     @classmethod
     def find(cls) -> Cuda | None:
@@ -63,8 +65,16 @@ class Cuda:
         return cls(driver, pynvml)
 
     def gpus(self) -> Gpus:
-        names = [self._nvml.nvmlDeviceGetName(handle) for handle in self._handles()]
-        return Gpus(self._nvml.nvmlSystemGetDriverVersion(), tuple(names))
+        names = [self._nvml.nvmlDeviceGetName(self._handle(identity)) for identity in self._uuids]
+        return Gpus(self._nvml.nvmlSystemGetDriverVersion(), tuple(names), tuple(self._uuids))
+
+    def chosen(self, env: Mapping[str, str]) -> str:
+        """UUID of the GPU that a process with this environment uses first; empty: it sees none."""
+        visible = env.get("CUDA_VISIBLE_DEVICES")
+        first = "0" if visible is None else visible.partition(",")[0].strip()
+        if first.isdigit():
+            return list(self._uuids)[int(first)] if int(first) < len(self._uuids) else ""
+        return next((identity for identity in self._uuids if first and identity.startswith(first)), "")
 
     def holders(self, pids: Iterable[int]) -> list[int]:
         """Those of the processes that have CUDA state to suspend."""
@@ -72,20 +82,33 @@ class Cuda:
 
     def used(self) -> int:
         """Bytes in use on all GPUs together."""
-        return sum(self._nvml.nvmlDeviceGetMemoryInfo(handle).used for handle in self._handles())
+        return sum(self._used().values())
 
-    def free(self) -> int:
-        return sum(self._nvml.nvmlDeviceGetMemoryInfo(handle).free for handle in self._handles())
+    def free(self) -> dict[str, int]:
+        """UUID → bytes that are free and not promised to a resume under way."""
+        found = {identity: int(self._nvml.nvmlDeviceGetMemoryInfo(self._handle(identity)).free) for identity in self._uuids}
+        return {identity: size - self._promised.get(identity, 0) for identity, size in found.items()}
 
-    async def suspend(self, pids: Sequence[int]) -> int:
-        """RUNNING → CHECKPOINTED, all of them. Returns the bytes of GPU memory that came free.
+    @contextlib.contextmanager
+    def promised(self, needed: Mapping[str, int]) -> Iterator[None]:
+        """Counts these bytes of each GPU as taken until the block ends: several resumes begin at once, and each must find its memory."""
+        for identity, size in needed.items():
+            self._promised[identity] = self._promised.get(identity, 0) + size
+        try:
+            yield
+        finally:
+            for identity, size in needed.items():
+                self._promised[identity] -= size
+
+    async def suspend(self, pids: Sequence[int]) -> dict[str, int]:
+        """RUNNING → CHECKPOINTED, all of them. Returns the bytes that came free, of each GPU that they used.
 
         Raises:
             CudaError: one refused; all run again.
         """
         if not pids:
-            return 0
-        before = self.used()
+            return {}
+        before = self._used()
         locked: list[int] = []
         try:
             for pid in pids:
@@ -95,29 +118,30 @@ class Cuda:
         except BaseException:
             await asyncio.shield(self._undo(locked))
             raise
-        return max(0, before - self.used())
+        after = self._used()
+        return {identity: size - after[identity] for identity, size in before.items() if size > after[identity]}
 
-    async def resume(self, pids: Sequence[int], phases: Phases, needed: int = 0) -> None:
-        """CHECKPOINTED → RUNNING, all of them, where they were. `needed`: bytes of GPU memory they will take.
+    async def resume(self, pids: Sequence[int], phases: Phases, moves: Mapping[str, str] | None = None) -> None:
+        """CHECKPOINTED → RUNNING, all of them. Their memory must be free: a process that runs out of it here is stranded.
+
+        Args:
+            moves: UUID of each GPU at the suspend → UUID of one here; none: each where it was.
 
         Raises:
-            NoGpuMemory: less is free; nothing was begun.
             CudaError: the driver refused; the processes are of no more use.
         """
         if not pids:
             return
-        if needed and (free := self.free()) < needed + _HEADROOM:
-            raise NoGpuMemory(
-                f"resuming needs {needed >> 20} MiB of GPU memory and {free >> 20} MiB are free; end a replica, or give the pool less"
-            )
+        arguments = self._pairs(moves) if moves and any(old != new for old, new in moves.items()) else None
         with phases.phase("cuda.restore"):
-            await _all(self._restore, pids)
+            await _all(lambda pid: self._restore(pid, arguments), pids)
         with phases.phase("cuda.unlock"):
             await _all(self._unlock, pids)
 
     async def _undo(self, pids: Sequence[int]) -> None:
+        steps: list[Callable[[int], None]] = [lambda pid: self._restore(pid, None), self._unlock]
         for pid in pids:
-            for step in (self._restore, self._unlock):
+            for step in steps:
                 try:
                     await asyncio.to_thread(step, pid)
                 except CudaError as error:
@@ -131,8 +155,8 @@ class Cuda:
     def _checkpoint(self, pid: int) -> None:
         self._check(self._driver.cuCheckpointProcessCheckpoint(pid, None), f"checkpoint pid {pid}")
 
-    def _restore(self, pid: int) -> None:
-        self._check(self._driver.cuCheckpointProcessRestore(pid, None), f"restore pid {pid}")
+    def _restore(self, pid: int, arguments: Any) -> None:
+        self._check(self._driver.cuCheckpointProcessRestore(pid, arguments), f"restore pid {pid}")
 
     def _unlock(self, pid: int) -> None:
         self._check(self._driver.cuCheckpointProcessUnlock(pid, None), f"unlock pid {pid}")
@@ -142,8 +166,40 @@ class Cuda:
             _, name = self._driver.cuGetErrorName(answer[0])
             raise CudaError(f"CUDA cannot {what}: {name.decode() if isinstance(name, bytes) else name}")
 
-    def _handles(self) -> list[Any]:
-        return [self._nvml.nvmlDeviceGetHandleByIndex(i) for i in range(self._nvml.nvmlDeviceGetCount())]
+    def _pairs(self, moves: Mapping[str, str]) -> Any:
+        if len(moves) != len(self._uuids) or set(moves.values()) != set(self._uuids):
+            raise CudaError(
+                f"the processes ran among {len(moves)} GPUs and {len(self._uuids)} are here: the driver wants each paired with one"
+            )
+        pairs = []
+        for old, new in moves.items():
+            pair = self._driver.CUcheckpointGpuPair()
+            pair.oldUuid, pair.newUuid = self._raw(old), self._uuids[new]
+            pairs.append(pair)
+        arguments = self._driver.CUcheckpointRestoreArgs()
+        arguments.gpuPairs, arguments.gpuPairsCount = pairs, len(pairs)
+        return arguments
+
+    def _raw(self, identity: str) -> Any:
+        raw = self._driver.CUuuid()
+        ctypes.memmove(raw.getPtr(), uuid.UUID(identity.removeprefix("GPU-")).bytes, 16)  # its `bytes` can only be read
+        return raw
+
+    def _driver_uuids(self) -> Iterator[Any]:
+        count = self._driver.cuDeviceGetCount()
+        self._check(count, "count the GPUs")
+        for ordinal in range(count[1]):
+            device = self._driver.cuDeviceGet(ordinal)
+            self._check(device, f"open GPU {ordinal}")
+            found = self._driver.cuDeviceGetUuid(device[1])
+            self._check(found, f"name GPU {ordinal}")
+            yield found[1]
+
+    def _used(self) -> dict[str, int]:
+        return {identity: int(self._nvml.nvmlDeviceGetMemoryInfo(self._handle(identity)).used) for identity in self._uuids}
+
+    def _handle(self, identity: str) -> Any:
+        return self._nvml.nvmlDeviceGetHandleByUUID(identity)
 
 
 async def _all(step: Callable[[int], None], pids: Sequence[int]) -> None:

@@ -2,17 +2,21 @@
 
 The control directory is NVIDIA Snapshot's protocol, so that engines made for it work here unchanged: the engine writes
 `ready-for-snapshot` when it has quiesced; the agent writes `snapshot-complete` after a dump and `restore-complete` after a restore, each
-under a temporary name and then renamed. Engines that know nothing of it are taken when healthy and idle.
+under a temporary name and then renamed. Engines that know nothing of it are taken when healthy and idle. Ours is one word more, for
+engines that know it: `quiesce-requested` asks a running engine to become ready once more.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
+import json
 import os
+import signal
 import socket
 import time
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -25,10 +29,12 @@ from restore_agent.output import Output
 from restore_agent.sandbox import CONTROL_DIRECTORY, Sandbox, describe_exit
 
 READY, SNAPSHOT_COMPLETE, RESTORE_COMPLETE = "ready-for-snapshot", "snapshot-complete", "restore-complete"
+QUIESCE_REQUESTED, GPUS = "quiesce-requested", "gpus.json"  # ours: see quiesce and woken
 _FIRST_PROBE, _LAST_PROBE = 0.02, 0.2  # seconds between two probes of something that cannot be waited for
 _LAST_WORDS = 2.0  # seconds in which an engine that is ready for its snapshot ends what it was asked before
 _IDLE_WINDOW = 2.0  # seconds without work: the engine is idle
 _IDLE_SHARE = 0.02  # of one core
+_STOP_SECONDS = 5.0
 _T = TypeVar("_T")
 _CLONE_NEWNET = 0x40000000
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -124,6 +130,43 @@ class Engine:
             f"{self.record.ready_timeout_seconds:.0f} s"
         )
 
+    async def quiesce(self) -> None:
+        """Asks a running engine to let go of what is lent to it; returns when it has. The caller sets the deadline.
+
+        Raises:
+            EngineError: it ended.
+        """
+        for word in (READY, SNAPSHOT_COMPLETE, RESTORE_COMPLETE):
+            (self.sandbox.control_directory / word).unlink(missing_ok=True)
+        self.tell(QUIESCE_REQUESTED)
+        ended = self.sandbox.exit_of(self.pid)
+        while not self.is_ready:
+            if ended.done():
+                raise self.end_error()
+            await asyncio.wait([ended], timeout=_FIRST_PROBE)
+        (self.sandbox.control_directory / QUIESCE_REQUESTED).unlink()
+
+    def stop(self) -> None:
+        """Stops every process of it. Blocks until all stand still."""
+        deadline = time.monotonic() + _STOP_SECONDS
+        while running := [host for host in self._hosts() if not _stopped(host)]:
+            if time.monotonic() > deadline:
+                raise EngineError(f"the engine {' '.join(self.record.command)!r} does not stop: pid {running[0]} goes on")
+            for host in running:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(host, signal.SIGSTOP)
+
+    async def go_on(self) -> None:
+        for host in self._hosts():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(host, signal.SIGCONT)
+
+    def woken(self, moved: Mapping[str, str]) -> None:
+        """Tells a restored engine to go on. `moved`: UUID of a GPU that it ran on → of the other one that has taken its place."""
+        if moved:
+            (self.sandbox.control_directory / GPUS).write_text(json.dumps(moved))
+        self.tell(RESTORE_COMPLETE)
+
     async def unless_ready(self, work: Awaitable[_T]) -> _T | None:
         """The work's result, or None where the engine became ready for its snapshot and did not end the work soon: it is asleep by then."""
         task = asyncio.ensure_future(work)
@@ -180,8 +223,19 @@ class Engine:
                 if _libc.setns(ours.fileno(), _CLONE_NEWNET):
                     os._exit(70)  # this thread would go on in a stranger's network
 
+    def _hosts(self) -> list[int]:
+        return [host for pid, host in self.sandbox.host_pids().items() if pid != 1]
+
     def _cpu_seconds(self) -> float:
         return cpu_seconds(self.sandbox.host_pids().values())
+
+
+def _stopped(host_pid: int) -> bool:
+    """Whether every task of the process stands still, or it has ended."""
+    try:
+        return all((task / "stat").read_text().rpartition(")")[2].split()[0] in "TtZX" for task in Path(f"/proc/{host_pid}/task").iterdir())
+    except OSError:
+        return False  # a task ended meanwhile: look again
 
 
 def cpu_seconds(host_pids: Iterable[int]) -> float:

@@ -12,18 +12,18 @@ import contextlib
 import functools
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from restore_agent.chunks import Chunk, CorruptChunk
 from restore_agent.compatibility import Incompatible, check_fits
 from restore_agent.headroom import Headroom
-from restore_agent.manifest import GpuRecord
+from restore_agent.manifest import GpuRecord, WeightsRecord
 from restore_agent.memory import available_memory
 from restore_agent.pages import Arena
 from restore_agent.store import Corrupt, Snapshot, Store
 
-_SPARE_BYTES = 256 << 20  # of the node's memory that staging never takes
+SPARE_BYTES = 256 << 20  # of the node's memory that staging never takes
 _SMOOTHING = 0.3  # weight of the newest measurement
 
 
@@ -105,6 +105,10 @@ class Ladder:
             await staged.ready.wait()
         return time.monotonic() - begin
 
+    async def layouts(self, snapshot: Snapshot) -> Sequence[tuple[WeightsRecord, bytes]]:
+        """What a snapshot keeps of its weights. Raises Corrupt."""
+        return await asyncio.to_thread(self._store.layouts, snapshot)
+
     def unstage(self, digest: str) -> None:
         """memory → disk, once the restores that use it have ended."""
         if staged := self._staged.pop(digest, None):
@@ -166,7 +170,7 @@ class Ladder:
         snapshot = staged.snapshot
         check_fits(snapshot.manifest.fits, self._criu_version, self._gpus)
         free = available_memory()
-        if free < snapshot.manifest.page_bytes + _SPARE_BYTES:
+        if free < snapshot.manifest.page_bytes + SPARE_BYTES:
             raise NoMemory(
                 f"snapshot {snapshot} needs {snapshot.manifest.page_bytes >> 20} MiB to stand in memory; {free >> 20} MiB are free: "
                 "unstage another, or end replicas"

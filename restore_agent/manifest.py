@@ -10,7 +10,7 @@ from typing import Literal
 from blake3 import blake3
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-VERSION = 1
+VERSION = 2
 _NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
 
 
@@ -83,6 +83,11 @@ class WeightsRecord(_Record):
     parts: tuple[PartRecord, ...]
 
 
+def layout_file(record: WeightsRecord) -> str:
+    """Where a snapshot keeps the region's layout."""
+    return f"weights/{record.region}.layout"
+
+
 class MappedFile(_Record):
     """A file outside the image that the processes map or hold open. `stat` (inode, ctime, size) saves hashing it again."""
 
@@ -95,6 +100,7 @@ class MappedFile(_Record):
 class GpuRecord(_Record):
     driver: str
     names: tuple[str, ...]
+    uuids: tuple[str, ...]
 
 
 class Fits(_Record):
@@ -109,7 +115,7 @@ class Fits(_Record):
 
 
 class Manifest(_Record):
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     namespace: str
     name: str
     model: str
@@ -122,7 +128,8 @@ class Manifest(_Record):
     files: dict[str, FileRecord]  # by path within the snapshot
     chunks: tuple[ChunkRecord, ...]
     host_bytes: int  # resident memory of the processes
-    gpu_bytes: int = 0  # what resuming takes on the GPUs
+    gpus: dict[str, int] = {}  # UUID → bytes that resuming takes of that GPU, or of the one in its place
+    quiesces: bool = False  # the engine takes part in the control directory
     weights: tuple[WeightsRecord, ...] = ()
     fits: Fits
 

@@ -14,18 +14,23 @@ from restore_agent import metrics
 from restore_agent.capture import Captured, Capturer, CaptureRequest, Progress
 from restore_agent.criu import Criu, CriuError
 from restore_agent.cuda import Cuda, CudaError
+from restore_agent.engine import Engine
 from restore_agent.headroom import Headroom
 from restore_agent.hugepages import HugePages
-from restore_agent.ladder import Ladder
+from restore_agent.ladder import Ladder, NoMemory
 from restore_agent.manifest import EngineRecord, GpuRecord
+from restore_agent.memory import available_memory, total_memory
 from restore_agent.phases import Phases
 from restore_agent.replicas import Origin, Replica, Replicas
 from restore_agent.restore import RestoreFailed, Restorer
 from restore_agent.sandbox import Sandbox, SandboxError
-from restore_agent.store import Snapshot, Store
-from restore_agent.weights import Weights, layout_file
+from restore_agent.standby import Standbys
+from restore_agent.store import Corrupt, NotFound, Snapshot, Store
+from restore_agent.weights import Weights
 
 _KDAT = "criu.kdat"  # CRIU's kernel probe, kept in memory: it must not outlive a boot
+_PRESSURE_SECONDS = 1.0  # between two looks at the node's memory while there are standbys
+_PRESSURE_SHARE = 20  # under a twentieth of the memory available, standbys go
 _LOG = logging.getLogger("thaw.agent")
 
 
@@ -55,11 +60,14 @@ class Node:
         except CudaError as error:
             cuda = None
             _LOG.warning("snapshots with GPU state cannot be taken or restored here: %s", error)
+        self._cuda = cuda
         gpus = GpuRecord(**vars(cuda.gpus())) if cuda else None
         self.headroom = Headroom()
         self.ladder = Ladder(store, memory, self.criu.version if self.criu else "0", gpus, self.headroom, self._changed)
         self.restorer = Restorer(self.criu, why, kdat, self.ladder, HugePages(store.state), self.headroom, cuda, self.weights)
         self.replicas = Replicas(self._changed)
+        self.standbys = Standbys(self._changed)
+        self._preparing: dict[str, asyncio.Lock] = {}
         self._why_no_criu = why
         self._capturer = Capturer(self.criu, cuda, self.weights, kdat, store, self.ladder, self.restorer) if self.criu else None
 
@@ -70,9 +78,12 @@ class Node:
         store = await asyncio.to_thread(Store, state)
         try:
             node = cls(name, store, memory, Weights(gpumem), await _working_criu(memory / _KDAT))
+            pressed = asyncio.create_task(node._yield_to_pressure(), name="memory pressure")
             try:
                 yield node
             finally:
+                pressed.cancel()
+                await node.standbys.close()
                 await node.replicas.close()
                 await node.ladder.close()
                 await node.headroom.close()
@@ -91,8 +102,8 @@ class Node:
         failure = snapshot if isinstance(snapshot, RestoreFailed) else None
         if isinstance(snapshot, Snapshot):
             try:
-                engine = await self.restorer.restore(snapshot, phases)
-                replica = self.replicas.add(model, snapshot, Origin.RESTORED, engine, phases)
+                origin, engine = await self._restore(snapshot, phases)
+                replica = self.replicas.add(model, snapshot, origin, engine, phases)
                 metrics.restored(model, replica.phases)
                 self._log(activation, replica, phases)
                 return replica, None
@@ -112,29 +123,115 @@ class Node:
         self._log(activation, replica, phases)
         return replica, failure
 
+    async def _restore(self, snapshot: Snapshot, phases: Phases) -> tuple[Origin, Engine]:
+        """By the standby where there is one. Raises RestoreFailed."""
+        if standby := self.standbys.take(snapshot.digest):
+            try:
+                return Origin.STANDBY, await self.restorer.wake(standby, phases)
+            except RestoreFailed as error:
+                _LOG.warning("the standby of %s did not wake (%s), restoring another replica: %s", snapshot, error.reason, error)
+        return Origin.RESTORED, await self.restorer.restore(snapshot, phases)
+
+    async def stand_by(self, snapshot: Snapshot, keep_seconds: float) -> float:
+        """Image, weights and a standby; returns the seconds. Raises what `stage` does, RestoreFailed."""
+        begin = time.monotonic()
+        await self.stage(snapshot)
+        async with self._preparing.setdefault(snapshot.digest, asyncio.Lock()):
+            if snapshot.digest not in self.standbys:
+                standby = await self.restorer.prepare(snapshot)
+                if snapshot.digest in self.standbys:  # a replica was demoted meanwhile
+                    await standby.close()
+                else:
+                    self.standbys.add(standby, keep_seconds)
+        return time.monotonic() - begin
+
+    async def demote(self, replica_id: str, keep_seconds: float) -> str:
+        """Makes a replica the standby of its snapshot; where that cannot be, ends it and says why. Raises NoReplica."""
+        replica = self.replicas.detach(replica_id)
+        why = await self._demote(replica, keep_seconds)
+        if why:
+            await replica.engine.sandbox.close()
+            replica.engine.output.close()
+            _LOG.info("replica %s ended and is no standby: %s", replica.id, why)
+        await self._give_room_back()
+        return why
+
+    async def _demote(self, replica: Replica, keep_seconds: float) -> str:
+        snapshot = replica.snapshot
+        if snapshot is None:
+            return "it was started without a snapshot"
+        if snapshot.digest in self.standbys:
+            return "its snapshot has a standby"
+        try:
+            manifest = snapshot.manifest
+            await asyncio.to_thread(self.store.get, manifest.namespace, manifest.name, snapshot.digest)
+            standby = await self.restorer.demote(replica.engine, snapshot)
+        except (RestoreFailed, NotFound, Corrupt) as error:
+            return str(error)
+        if snapshot.digest in self.standbys:
+            return "its snapshot has a standby"
+        self.standbys.add(standby, keep_seconds)
+        return ""
+
+    async def release(self, replica_id: str) -> None:
+        """Ends a replica and gives everything back. Raises NoReplica."""
+        await self.replicas.release(replica_id)
+        await self._give_room_back()
+
+    async def _give_room_back(self) -> None:
+        if not len(self.replicas):
+            await self.weights.return_room()
+
     async def capture(self, request: CaptureRequest, progress: Progress, phases: Phases) -> Captured:
         """See Capturer.capture. Raises also CriuError where there is no CRIU."""
         if self._capturer is None:
             raise CriuError(self._why_no_criu)
         captured = await self._capturer.capture(request, progress, phases)
+        await self.standbys.drop_others(captured.snapshot)
         self._changed(captured.snapshot)
         return captured
 
     async def stage(self, snapshot: Snapshot) -> float:
         """Image and weights into memory, at the same time; returns the seconds. Raises what the ladder does, WeightsError."""
         begin = time.monotonic()
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self.ladder.stage(snapshot))
-            for record in snapshot.manifest.weights:
-                layout = self.store.read_file(snapshot, layout_file(record), snapshot.manifest.files[layout_file(record)])
-                group.create_task(self.weights.stage(record, layout))
+        try:
+            await self._stage(snapshot)
+        except NoMemory:
+            if not await self.standbys.drop_oldest(but=snapshot.digest):
+                raise
+            await self._stage(snapshot)
         return time.monotonic() - begin
+
+    async def _stage(self, snapshot: Snapshot) -> None:
+        devices = self._devices(snapshot)
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self.ladder.stage(snapshot))
+                for record, layout in await self.ladder.layouts(snapshot):
+                    group.create_task(self.weights.stage(record, layout, devices))
+        except ExceptionGroup as failed:
+            raise failed.exceptions[0] from None
+
+    def _devices(self, snapshot: Snapshot) -> list[str]:
+        """GPUs that its weights may be staged to, the one that it was taken on first."""
+        if self._cuda is None or not snapshot.manifest.gpus:
+            return []
+        used = snapshot.manifest.gpus
+        return sorted(self._cuda.gpus().uuids, key=lambda each: used.get(each, 0), reverse=True)
 
     async def remove(self, snapshot: Snapshot) -> None:
         """absent: out of memory, off the disk. Raises NotFound."""
+        await self.standbys.drop(snapshot.digest)
         self.ladder.unstage(snapshot.digest)
         await asyncio.to_thread(self.store.remove, snapshot.manifest.namespace, snapshot.manifest.name)
         self._changed(Removed(snapshot))
+
+    async def _yield_to_pressure(self) -> None:
+        """Standbys are the first to go where memory runs short: they save time, and nothing needs them."""
+        while True:
+            await asyncio.sleep(_PRESSURE_SECONDS)
+            if available_memory() < total_memory() // _PRESSURE_SHARE and await self.standbys.drop_oldest():
+                _LOG.warning("memory runs short: the oldest standby was dropped")
 
     @contextlib.contextmanager
     def changes(self) -> Iterator[asyncio.Queue[Change]]:

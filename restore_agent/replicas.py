@@ -26,6 +26,7 @@ class Origin(enum.Enum):
     RESTORED = "restored"
     COLD = "cold"
     CAPTURED = "captured"
+    STANDBY = "standby"
 
 
 class NoReplica(Exception):
@@ -77,6 +78,15 @@ class Replicas:
         replica.detail = "released"
         await self._end(replica)
 
+    def detach(self, replica_id: str) -> Replica:
+        """Out of the list, its engine left running, to be a standby: for everybody else it has ended. Raises NoReplica."""
+        replica = self.get(replica_id)
+        replica.state, replica.detail = State.GONE, "kept as a standby"
+        self._live.pop(replica_id)
+        self._watchers.pop(replica_id).cancel()
+        self._changed(replica)
+        return replica
+
     async def close(self) -> None:
         """Ends every replica, all at once."""
         for replica in self:
@@ -84,7 +94,8 @@ class Replicas:
         await asyncio.gather(*(self._end(replica) for replica in self), return_exceptions=True)
 
     async def _watch(self, replica: Replica) -> None:
-        await replica.engine.sandbox.exit_of(replica.engine.pid)
+        # Not awaited itself: a cancelled watcher would cancel the news for everybody.
+        await asyncio.wait([replica.engine.sandbox.exit_of(replica.engine.pid)])
         if replica.state is State.READY:
             replica.detail = str(replica.engine.end_error())
             _LOG.warning("replica %s ended by itself: %s", replica.id, replica.detail)

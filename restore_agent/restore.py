@@ -1,7 +1,8 @@
-"""From a snapshot to a serving replica.
+"""From a snapshot to a serving replica, at once or in two parts with a standby between them.
 
-    sandbox  →  CRIU: skeleton  →  (it holds every task)  →  fill pages  →  CRIU lets go  →  restore-complete
-       staging into memory, where it does not stand there yet, runs beside all of it
+    sandbox  →  CRIU: skeleton  →  (it holds every task)  →  fill pages  ┃  CRIU lets go  →  CUDA  →  restore-complete
+       staging into memory, where it does not stand there yet,           ┃     weights into lent memory run beside all of it
+       runs beside all of it                                          standby
 
 Restoring is an optimisation, never a new way to fail: whatever goes wrong names a reason, and the engine is started cold where the caller
 gave its command. The first held request is a restored replica's proof, so it is not asked for its health here.
@@ -15,26 +16,33 @@ import io
 import os
 import tarfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from restore_agent.bare import Bare
 from restore_agent.compatibility import Incompatible
 from restore_agent.criu import Criu, CriuError, Worker
-from restore_agent.cuda import Cuda, CudaError, NoGpuMemory
-from restore_agent.engine import RESTORE_COMPLETE, Engine
+from restore_agent.cuda import Cuda, CudaError
+from restore_agent.engine import Engine, EngineError
 from restore_agent.headroom import Headroom
 from restore_agent.hugepages import HugePages
-from restore_agent.ladder import Bandwidth, Ladder, NoMemory, Staged
+from restore_agent.ladder import SPARE_BYTES, Bandwidth, Ladder, NoMemory, Staged
 from restore_agent.manifest import EngineRecord, Manifest
+from restore_agent.memory import available_memory
 from restore_agent.output import Output
 from restore_agent.pages import FillError
 from restore_agent.phases import Phases
+from restore_agent.placement import NoGpuMemory
+from restore_agent.placement import place as choose_gpus
 from restore_agent.sandbox import Sandbox, SandboxError
+from restore_agent.standby import Standby
 from restore_agent.store import Corrupt, NotFound, Snapshot
-from restore_agent.weights import Weights, WeightsError, fill_all
+from restore_agent.weights import Weights, WeightsError
 
 TMPFS_ARCHIVE = "tmpfs.tar"  # what the engine keeps in /dev/shm and /run, within a snapshot
+_DEMOTE_SECONDS = 10.0  # an engine that does not let go in this time is ended
+Place = Callable[[], Awaitable[Sandbox]]  # makes what a replica is restored into
 
 # Why a snapshot was not used: keys of the metric `thaw_restore_fallbacks_total`.
 _REASONS: tuple[tuple[type[BaseException], str], ...] = (
@@ -48,6 +56,7 @@ _REASONS: tuple[tuple[type[BaseException], str], ...] = (
     (WeightsError, "weights-failed"),
     (SandboxError, "sandbox-failed"),
     (CriuError, "criu-failed"),
+    (EngineError, "engine-failed"),
     (TimeoutError, "timeout"),
     (OSError, "io-error"),
 )
@@ -85,58 +94,182 @@ class Restorer:
         self.memory_to_process = Bandwidth()
         self.overhead: dict[str, float] = {}  # digest → seconds of a restore beside its fill, smoothed
 
-    async def restore(self, snapshot: Snapshot, phases: Phases) -> Engine:
+    async def restore(self, snapshot: Snapshot, phases: Phases, place: Place | None = None) -> Engine:
         """Raises RestoreFailed; then nothing is left of it."""
+        with self._named(snapshot):
+            criu = self._usable(snapshot)
+            async with asyncio.timeout(_deadline(snapshot)):
+                with self._ladder.hold(snapshot) as staged:
+                    async with self._gpus(snapshot.manifest, snapshot.manifest.gpus, _uuids(snapshot)) as pairs:
+                        device = _device(pairs, snapshot.manifest.gpus)
+                        weights = asyncio.create_task(self._bring_weights(snapshot, device), name="weights")
+                        try:
+                            standby = await self._hold(criu, staged, phases, place or self._sandbox)
+                            engine = await self._wake(standby, pairs, weights, phases)
+                        finally:
+                            await _ended(weights)
+            overhead = phases.total - phases.seconds("image.fill") - phases.seconds("staged.pages")
+            before = self.overhead.get(snapshot.digest, overhead)
+            self.overhead[snapshot.digest] = before + 0.3 * (overhead - before)
+            return engine
+
+    async def prepare(self, snapshot: Snapshot, place: Place | None = None) -> Standby:
+        """Restores a replica as far as it costs no GPU memory. Raises RestoreFailed; then nothing is left of it."""
+        with self._named(snapshot):
+            criu = self._usable(snapshot)
+            if (free := available_memory()) < snapshot.manifest.page_bytes + SPARE_BYTES:
+                needed = snapshot.manifest.page_bytes >> 20
+                raise NoMemory(f"a standby needs {needed} MiB of memory and {free >> 20} MiB are free: drop another, or end replicas")
+            async with asyncio.timeout(_deadline(snapshot)):
+                with self._ladder.hold(snapshot) as staged:
+                    return await self._hold(criu, staged, Phases(), place or self._sandbox)
+
+    async def wake(self, standby: Standby, phases: Phases) -> Engine:
+        """Raises RestoreFailed; then nothing is left of it."""
+        with self._named(standby.snapshot):
+            try:
+                async with asyncio.timeout(_deadline(standby.snapshot)):
+                    async with self._gpus(standby.snapshot.manifest, standby.gpus, standby.before) as pairs:
+                        weights = asyncio.create_task(self._bring_weights(standby.snapshot, _device(pairs, standby.gpus)))
+                        try:
+                            return await self._wake(standby, pairs, weights, phases)
+                        finally:
+                            await _ended(weights)
+            except BaseException:
+                await standby.close()
+                raise
+
+    async def demote(self, engine: Engine, snapshot: Snapshot) -> Standby:
+        """A running engine that works on nothing, as a standby: it lets go of what is lent to it, is suspended on the GPU, and is stopped.
+
+        Raises RestoreFailed; the engine is of no more use, and is the caller's to close.
+        """
+        with self._named(snapshot):
+            async with asyncio.timeout(_DEMOTE_SECONDS):
+                if snapshot.manifest.quiesces:
+                    await engine.quiesce()
+                elif snapshot.manifest.weights:
+                    raise EngineError("the engine does not take part in the control directory, so it cannot let go of its weights")
+                gpu_pids: list[int] = []
+                gpus: Mapping[str, int] = {}
+                if self._cuda:
+                    gpu_pids = self._cuda.holders(host for pid, host in engine.sandbox.host_pids().items() if pid != 1)
+                    gpus = await self._cuda.suspend(gpu_pids)
+                await asyncio.to_thread(engine.stop)
+            undo = contextlib.AsyncExitStack()
+            undo.callback(engine.output.close)
+            undo.push_async_callback(engine.sandbox.close)
+            here = self._cuda.gpus().uuids if self._cuda else ()
+            return Standby(snapshot, engine, engine.go_on, undo, gpu_pids, gpus, here)
+
+    def _usable(self, snapshot: Snapshot) -> Criu:
         if os.geteuid() != 0:
             raise RestoreFailed("not-root", "restoring needs root; start the agent with sudo")
         if self._criu is None:
             raise RestoreFailed("no-criu", self._why_no_criu)
         if why := self._ladder.unusable.get(snapshot.digest):
             raise RestoreFailed("unusable", f"snapshot {snapshot} failed before on this node: {why}")
-        # A minute, and for huge images a second for each 100 MiB: CRIU has been seen to spin for ever on a torn image.
-        deadline = 60.0 + snapshot.manifest.image_bytes / (100 << 20)
+        return self._criu
+
+    @contextlib.contextmanager
+    def _named(self, snapshot: Snapshot) -> Iterator[None]:
         try:
-            async with asyncio.timeout(deadline):
-                return await self._restore(self._criu, snapshot, phases)
+            yield
         except tuple(kind for kind, _ in _REASONS) as error:
             reason = next(key for kind, key in _REASONS if isinstance(error, kind))
-            detail = str(error) or f"the restore took longer than {deadline:.0f} s and was given up"
-            raise RestoreFailed(reason, f"snapshot {snapshot}: {detail}") from error
+            raise RestoreFailed(reason, f"snapshot {snapshot}: {str(error) or 'it took too long and was given up'}") from error
 
-    async def _restore(self, criu: Criu, snapshot: Snapshot, phases: Phases) -> Engine:
-        manifest = snapshot.manifest
+    async def _sandbox(self) -> Sandbox:
+        return await Sandbox.create(self._kdat)
+
+    async def _hold(self, criu: Criu, staged: Staged, phases: Phases, place: Place) -> Standby:
+        """Up to the moment at which every page is there and every task waits."""
+        snapshot, manifest = staged.snapshot, staged.snapshot.manifest
         self._headroom.give()
-        with self._ladder.hold(snapshot) as staged:
-            async with contextlib.AsyncExitStack() as undo:
-                with phases.phase("image.sandbox"):
-                    sandbox = await undo.enter_async_context(await Sandbox.create(self._kdat))
-                    output = Output(manifest.model)
-                    undo.callback(output.close)
-                with phases.phase("staged"):
-                    images = await asyncio.shield(staged.skeleton)
-                    self._lay_out(staged, sandbox)
-                begin = time.monotonic()
-                weights = asyncio.create_task(fill_all(self._weights, manifest, staged.directory), name="weights")
-                undo.callback(weights.cancel)
+        async with contextlib.AsyncExitStack() as undo:
+            with phases.phase("image.sandbox"):
+                sandbox = await undo.enter_async_context(await place())
+                output = Output(manifest.model)
+                undo.callback(output.close)
+            with phases.phase("staged"):
+                images = await asyncio.shield(staged.skeleton)
+                self._lay_out(staged, sandbox)
+            begin = time.monotonic()
+            held, go = asyncio.Event(), asyncio.Event()
+
+            async def hold() -> None:
+                await self._fill(staged, sandbox, phases)
+                held.set()
+                await go.wait()
+
+            async def restore() -> int:
                 async with self._worker(criu, sandbox, output, manifest.stdio) as worker:
-                    pid = await worker.restore(str(images), lambda: self._fill(staged, sandbox, phases))
-                held = phases.seconds("staged.pages") + phases.seconds("image.fill")
-                phases.add("image.criu", time.monotonic() - begin - held)
-                if manifest.gpu_pids:
-                    await self._resume(manifest, sandbox, phases)
-                if manifest.weights:
-                    # They were on their way all the while; what is waited for here is what they took longer.
-                    with phases.phase("weights"):
-                        await weights
-                engine = Engine(manifest.engine, sandbox, output, pid)
-                engine.tell(RESTORE_COMPLETE)
-                if sandbox.exit_of(pid).done():
-                    raise CriuError(str(engine.end_error()))
-                undo.pop_all()
-        overhead = phases.total - phases.seconds("image.fill") - phases.seconds("staged.pages")
-        before = self.overhead.get(snapshot.digest, overhead)
-        self.overhead[snapshot.digest] = before + 0.3 * (overhead - before)
+                    return await worker.restore(str(images), hold)
+
+            restoring = asyncio.create_task(restore(), name=f"CRIU of {snapshot}")
+            undo.push_async_callback(_ended, restoring)
+            waiting = asyncio.create_task(held.wait())
+            try:
+                await asyncio.wait([restoring, waiting], return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                waiting.cancel()
+            if not held.is_set():
+                await restoring
+                raise CriuError("CRIU ended without asking for the pages")
+            phases.add("image.criu", time.monotonic() - begin - phases.seconds("staged.pages") - phases.seconds("image.fill"))
+            hosts = sandbox.host_pids()
+            engine = Engine(manifest.engine, sandbox, output, manifest.root_pid)
+
+            async def wake() -> None:
+                go.set()
+                await restoring
+
+            return Standby(
+                snapshot, engine, wake, undo.pop_all(), [hosts[pid] for pid in manifest.gpu_pids], manifest.gpus, _uuids(snapshot)
+            )
+
+    async def _wake(self, standby: Standby, pairs: Mapping[str, str], weights: asyncio.Task[None], phases: Phases) -> Engine:
+        """Ends what is left of it when it fails."""
+        engine = standby.engine
+        async with standby.undo as undo:
+            with phases.phase("image.wake"):
+                await standby.wake()
+            if standby.gpu_pids:
+                if self._cuda is None:
+                    raise CudaError("the snapshot holds GPU state and this node has no usable GPU")
+                await self._cuda.resume(standby.gpu_pids, phases, pairs)
+            if standby.snapshot.manifest.weights:
+                # They were on their way all the while; what is waited for here is what they took longer.
+                with phases.phase("weights"):
+                    await weights
+            engine.woken({old: new for old, new in pairs.items() if old != new})
+            if engine.sandbox.exit_of(engine.pid).done():
+                raise CriuError(str(engine.end_error()))
+            undo.pop_all()
         return engine
+
+    @contextlib.asynccontextmanager
+    async def _gpus(self, manifest: Manifest, needed: Mapping[str, int], before: Sequence[str]) -> AsyncIterator[dict[str, str]]:
+        """Chooses the GPUs, and counts what will be used of them as taken until the block ends."""
+        if not needed:
+            yield {}
+            return
+        if self._cuda is None:
+            raise CudaError("the snapshot holds GPU state and this node has no usable GPU")
+        here = self._cuda.gpus().uuids
+        resident = await self._weights.resident(manifest) if len(here) > 1 else ()
+        try:
+            pairs = choose_gpus(needed, before, here, self._cuda.free(), resident)
+        except NoGpuMemory as error:
+            if not await self._weights.make_room(error.lacking):
+                raise
+            pairs = choose_gpus(needed, before, here, self._cuda.free(), resident)
+        with self._cuda.promised({pairs[old]: size for old, size in needed.items()}):
+            yield pairs
+
+    async def _bring_weights(self, snapshot: Snapshot, device: str) -> None:
+        for record, layout in await self._ladder.layouts(snapshot):
+            await self._weights.fill(record, layout, device)
 
     @contextlib.asynccontextmanager
     async def _worker(self, criu: Criu, sandbox: Sandbox, output: Output, keys: tuple[str, str]) -> AsyncIterator[Worker]:
@@ -154,12 +287,6 @@ class Restorer:
         phases.add("staged.pages", time.monotonic() - begin - seconds)  # for which it waited
         if whole:
             self.memory_to_process.measured(arena.size, seconds)
-
-    async def _resume(self, manifest: Manifest, sandbox: Sandbox, phases: Phases) -> None:
-        if self._cuda is None:
-            raise CudaError("the snapshot holds GPU state and this node has no usable GPU")
-        hosts = sandbox.host_pids()
-        await self._cuda.resume([hosts[pid] for pid in manifest.gpu_pids], phases, manifest.gpu_bytes)
 
     def _lay_out(self, staged: Staged, sandbox: Sandbox) -> None:
         archive = staged.directory / TMPFS_ARCHIVE
@@ -185,6 +312,25 @@ class Restorer:
                 await engine.wait_healthy()
             undo.pop_all()
             return engine
+
+
+def _deadline(snapshot: Snapshot) -> float:
+    """A minute, and for huge images a second for each 100 MiB: CRIU has been seen to spin for ever on a torn image."""
+    return 60.0 + snapshot.manifest.image_bytes / (100 << 20)
+
+
+def _uuids(snapshot: Snapshot) -> tuple[str, ...]:
+    return snapshot.manifest.fits.gpus.uuids if snapshot.manifest.fits.gpus else ()
+
+
+def _device(pairs: Mapping[str, str], used: Mapping[str, int]) -> str:
+    """Where the weights belong: on the GPU that the processes use most; empty: they use none."""
+    return pairs[max(used, key=lambda each: used[each])] if used else ""
+
+
+async def _ended(task: asyncio.Task[Any]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 def archive_tmpfs(sandbox: Sandbox) -> bytes:

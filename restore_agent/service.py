@@ -71,11 +71,13 @@ class AgentService(agent_pb2_grpc.AgentServicer):
     async def Stage(self, request: agent_pb2.StageRequest, context: _Context) -> agent_pb2.StageResponse:
         async def stage() -> agent_pb2.StageResponse:
             snapshot = await self._snapshot(request.snapshot)
-            if request.rung not in (agent_pb2.RUNG_DISK, agent_pb2.RUNG_MEMORY):
-                raise convert.InvalidField("rung: this node can stage to RUNG_DISK and RUNG_MEMORY")
             seconds = 0.0
-            if request.rung == agent_pb2.RUNG_MEMORY:
-                seconds = await self._stage(snapshot)
+            if request.rung == agent_pb2.RUNG_STANDBY:
+                seconds = await self._node.stand_by(snapshot, request.keep_seconds)
+            elif request.rung == agent_pb2.RUNG_MEMORY:
+                seconds = await self._node.stage(snapshot)
+            elif request.rung != agent_pb2.RUNG_DISK:
+                raise convert.InvalidField("rung: a snapshot can be staged to RUNG_DISK, RUNG_MEMORY and RUNG_STANDBY")
             return agent_pb2.StageResponse(residency=convert.residency(self._node, snapshot), seconds=seconds)
 
         return await self._once("stage", request.request_id, stage, context)
@@ -83,13 +85,15 @@ class AgentService(agent_pb2_grpc.AgentServicer):
     async def Unstage(self, request: agent_pb2.UnstageRequest, context: _Context) -> agent_pb2.UnstageResponse:
         async def unstage() -> agent_pb2.UnstageResponse:
             snapshot = await self._snapshot(request.snapshot)
-            if request.rung == agent_pb2.RUNG_DISK:
-                self._node.ladder.unstage(snapshot.digest)
+            if request.rung in (agent_pb2.RUNG_DISK, agent_pb2.RUNG_MEMORY):
+                await self._node.standbys.drop(snapshot.digest)
+                if request.rung == agent_pb2.RUNG_DISK:
+                    self._node.ladder.unstage(snapshot.digest)
                 return agent_pb2.UnstageResponse(residency=convert.residency(self._node, snapshot))
             if request.rung == agent_pb2.RUNG_ABSENT:
                 await self._node.remove(snapshot)
                 return agent_pb2.UnstageResponse(residency=convert.removed(snapshot))
-            raise convert.InvalidField("rung: a snapshot can be unstaged to RUNG_DISK and RUNG_ABSENT")
+            raise convert.InvalidField("rung: a snapshot can be unstaged to RUNG_MEMORY, RUNG_DISK and RUNG_ABSENT")
 
         return await self._once("unstage", request.request_id, unstage, context)
 
@@ -119,10 +123,16 @@ class AgentService(agent_pb2_grpc.AgentServicer):
 
     async def Release(self, request: agent_pb2.ReleaseRequest, context: _Context) -> agent_pb2.ReleaseResponse:
         async def release() -> agent_pb2.ReleaseResponse:
-            await self._node.replicas.release(request.replica_id)
+            await self._node.release(request.replica_id)
             return agent_pb2.ReleaseResponse()
 
         return await self._once("release", request.request_id, release, context)
+
+    async def Demote(self, request: agent_pb2.DemoteRequest, context: _Context) -> agent_pb2.DemoteResponse:
+        async def demote() -> agent_pb2.DemoteResponse:
+            return agent_pb2.DemoteResponse(released_reason=await self._node.demote(request.replica_id, request.keep_seconds))
+
+        return await self._once("demote", request.request_id, demote, context)
 
     async def Snapshot(self, request: agent_pb2.SnapshotRequest, context: _Context) -> AsyncIterator[agent_pb2.SnapshotUpdate]:
         queue: asyncio.Queue[agent_pb2.SnapshotUpdate] = asyncio.Queue()
@@ -191,12 +201,6 @@ class AgentService(agent_pb2_grpc.AgentServicer):
                     yield agent_pb2.NodeUpdate(residency=convert.removed(change.snapshot))
                 else:
                     yield agent_pb2.NodeUpdate(residency=convert.residency(node, change))
-
-    async def _stage(self, snapshot: StoredSnapshot) -> float:
-        try:
-            return await self._node.stage(snapshot)
-        except ExceptionGroup as group:
-            raise group.exceptions[0] from None
 
     async def _snapshot(self, reference: agent_pb2.SnapshotRef) -> StoredSnapshot:
         return await asyncio.to_thread(self._node.store.get, reference.namespace or "default", reference.name, reference.digest)

@@ -17,13 +17,14 @@ import fcntl
 import os
 import secrets
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from blake3 import blake3
 
 from restore_agent.chunks import Chunk, ChunkStore, CorruptChunk
-from restore_agent.manifest import FileRecord, InvalidManifest, Manifest, check_name, digest_of
+from restore_agent.manifest import FileRecord, InvalidManifest, Manifest, WeightsRecord, check_name, digest_of, layout_file
 
 _MANIFEST, _SEAL = "manifest.json", "seal"
 
@@ -113,6 +114,11 @@ class Catalog:
         if len(data) != record.size or blake3(data).hexdigest() != record.hash:
             raise Corrupt(f"snapshot {snapshot}: {path} has changed since it was published; take the snapshot again")
         return data
+
+    def layouts(self, snapshot: Snapshot) -> Sequence[tuple[WeightsRecord, bytes]]:
+        """The regions of a snapshot's weights, each with its layout, verified. Raises Corrupt."""
+        files = [(record, layout_file(record)) for record in snapshot.manifest.weights]
+        return [(record, self.read_file(snapshot, name, snapshot.manifest.files[name])) for record, name in files]
 
     def _open(self, directory: Path) -> Snapshot:
         advice = "remove it (`thaw snapshot rm`) and take it again"

@@ -8,7 +8,10 @@ chunk on the way. The engine attaches by itself and its connection is its lease,
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import time
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 
 from gpumem.control import Control
@@ -18,25 +21,23 @@ from gpumem.safetensors import InvalidCheckpoint, read_checkpoint
 from restore_agent.manifest import Manifest, PartRecord, WeightsRecord
 
 DEFAULT_SOCKET = Path("/run/gpumem/gpumem.sock")
+_LOG = logging.getLogger("thaw.agent")
 
 
 class WeightsError(Exception):
     """gpumem cannot bring the weights; says what it said."""
 
 
-def layout_file(record: WeightsRecord) -> str:
-    """Where a snapshot keeps the layout."""
-    return f"weights/{record.region}.layout"
-
-
 class Weights:
     def __init__(self, socket: Path) -> None:
         self.socket = socket
         self.rate = 0.0  # bytes a second of the last fill of lent memory; 0: none yet
+        self._borrowed: dict[str, int] = {}  # UUID → bytes that gpumem was asked to hold less of
 
-    def environment(self, record: WeightsRecord) -> dict[str, str]:
+    def environment(self, record: WeightsRecord, device: str) -> dict[str, str]:
         """What an engine needs to attach."""
-        return {"GPUMEM_SOCKET": str(self.socket), "GPUMEM_REGION": record.region}
+        env = {"GPUMEM_SOCKET": str(self.socket), "GPUMEM_REGION": record.region}
+        return env | ({"GPUMEM_DEVICE": device} if device else {})
 
     async def read(self, directory: Path) -> tuple[WeightsRecord, bytes]:
         """A checkpoint directory as a region, and its layout. Raises WeightsError."""
@@ -51,44 +52,79 @@ class Weights:
         )
         return WeightsRecord(region=identify(layout).hex(), size=found.layout.size, parts=parts), layout
 
-    async def fill(self, record: WeightsRecord, layout: bytes) -> float:
-        """Until the region is sealed in lent memory. Returns the seconds it took. Raises WeightsError."""
+    async def fill(self, record: WeightsRecord, layout: bytes, device: str = "") -> float:
+        """Until the region is sealed in lent memory, of the device or of the only one. Returns the seconds it took. Raises WeightsError."""
         begin = time.monotonic()
-        try:
-            async with Control.connected(self.socket, "restore agent") as control:
-                await control.fill(layout, _sources(record), _device(control, record))
-        except (GpumemError, OSError) as error:
-            raise WeightsError(f"weights {record.region[:12]}: {error}") from error
+        async with self._control(record) as control:
+            await control.fill(layout, _sources(record), device or _only_device(control, record))
         seconds = time.monotonic() - begin
         if seconds > 0.1:  # it was not there already
             self.rate = record.size / seconds
         return seconds
 
-    async def stage(self, record: WeightsRecord, layout: bytes) -> None:
-        """Into lent memory if there is room, else into the arena. Raises WeightsError."""
+    async def stage(self, record: WeightsRecord, layout: bytes, devices: Sequence[str] = ()) -> None:
+        """Into lent memory of the first of the devices that has room, else into the arena. No device: the only one. Raises WeightsError."""
+        async with self._control(record) as control:
+            for device in devices or [_only_device(control, record)]:
+                with contextlib.suppress(OutOfMemory):
+                    await control.fill(layout, _sources(record), device)
+                    return
+            await control.fill(layout, _sources(record), "")
+
+    async def resident(self, manifest: Manifest) -> set[str]:
+        """Devices that hold all the weights of a snapshot. Raises WeightsError."""
+        if not manifest.weights:
+            return set()
+        async with self._control(manifest.weights[0]) as control:
+            sealed = {(region.device, region.id.hex()) for region in (await control.status()).regions if region.sealed}
+        devices = {device for device, _ in sealed}
+        return {device for device in devices if all((device, record.region) in sealed for record in manifest.weights)}
+
+    async def make_room(self, lacking: Mapping[str, int]) -> bool:
+        """Has gpumem hold less, by what is free in its pool, until one of these GPUs has that many bytes more. False: none can.
+
+        What was so taken is given back by `return_room`.
+        """
         try:
             async with Control.connected(self.socket, "restore agent") as control:
-                try:
-                    await control.fill(layout, _sources(record), _device(control, record))
-                except OutOfMemory:
-                    await control.fill(layout, _sources(record), "")
+                pools = {device.identity: device for device in (await control.status()).devices}
+                for device, size in sorted(lacking.items(), key=lambda each: each[1]):
+                    if device in pools and pools[device].free_bytes >= size:
+                        await control.reserve(device, pools[device].wanted_bytes - size)
+                        self._borrowed[device] = self._borrowed.get(device, 0) + size
+                        return True
+        except (GpumemError, OSError) as error:
+            _LOG.debug("no room was made: %s", error)  # there may be no gpumem at all
+        return False
+
+    async def return_room(self) -> None:
+        """Has gpumem hold again what `make_room` took. Call it when no replica is left."""
+        borrowed, self._borrowed = self._borrowed, {}
+        if not borrowed:
+            return
+        try:
+            async with Control.connected(self.socket, "restore agent") as control:
+                pools = {device.identity: device for device in (await control.status()).devices}
+                for device, size in borrowed.items():
+                    if device in pools:
+                        await control.reserve(device, pools[device].wanted_bytes + size)
+        except (GpumemError, OSError) as error:
+            _LOG.warning("gpumem holds %d bytes less than it was started with: %s", sum(borrowed.values()), error)
+
+    @contextlib.asynccontextmanager
+    async def _control(self, record: WeightsRecord) -> AsyncIterator[Control]:
+        try:
+            async with Control.connected(self.socket, "restore agent") as control:
+                yield control
         except (GpumemError, OSError) as error:
             raise WeightsError(f"weights {record.region[:12]}: {error}") from error
-
-
-async def fill_all(weights: Weights, manifest: Manifest, snapshot: Path) -> float:
-    """Every region of a staged snapshot, into lent memory. Returns the seconds. Raises WeightsError."""
-    begin = time.monotonic()
-    for record in manifest.weights:
-        await weights.fill(record, await asyncio.to_thread((snapshot / layout_file(record)).read_bytes))
-    return time.monotonic() - begin
 
 
 def _sources(record: WeightsRecord) -> list[tuple[Path, int, int, int]]:
     return [(Path(part.path), part.offset, part.first_chunk, part.chunks) for part in record.parts]
 
 
-def _device(control: Control, record: WeightsRecord) -> str:
+def _only_device(control: Control, record: WeightsRecord) -> str:
     identities = [device.identity for device in control.welcome.devices]
     if len(identities) != 1:
         raise WeightsError(f"weights {record.region[:12]}: gpumem holds memory of {len(identities)} devices, and one is needed here")

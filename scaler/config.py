@@ -68,7 +68,8 @@ class ModelSection(_Section):
     env: dict[str, str] = {}
     directory: Path = Path()
     ready_seconds: Seconds = 600.0
-    stage: Literal["disk", "memory"] = "memory"  # the rung on which the snapshot waits for the first request
+    stage: Literal["disk", "memory", "standby"] = "memory"  # the rung on which the snapshot waits for the first request
+    standby_seconds: Annotated[float, Field(ge=0)] = 0.0  # an idle replica is kept as a standby for so long before it is dropped
     max_stage_seconds: Annotated[float, Field(ge=0)] | None = None
     concurrency: Count = 8
     max_requests: Count = 10_000
@@ -85,6 +86,10 @@ class ModelSection(_Section):
     def _startable(self) -> ModelSection:
         if not self.snapshot and not self.command:
             raise ValueError("give a snapshot, a command, or both")
+        if self.standby_seconds and self.stage == "standby":
+            raise ValueError(
+                "standby_seconds is for stage: disk or memory; with stage: standby an idle replica is kept for as long as it takes"
+            )
         if self.command and self.port is None:
             raise ValueError("port is missing: the one that the command listens on")
         _ = self.rules, self.limits
@@ -93,6 +98,13 @@ class ModelSection(_Section):
     @property
     def snapshot_name(self) -> SnapshotName | None:
         return SnapshotName.parse(self.snapshot) if self.snapshot else None
+
+    @property
+    def keep_seconds(self) -> float | None:
+        """How long a replica that has become idle is kept as a standby; 0: until it is used; None: it is dropped at once."""
+        if self.stage == "standby":
+            return 0.0
+        return self.standby_seconds or None
 
     @property
     def rules(self) -> ScalingRules:

@@ -141,8 +141,12 @@ class Deployment:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_DRAIN_SECONDS):
                 await self._replicas.drain(replica_id)
+        request_id, keep = secrets.token_hex(8), self._section.keep_seconds
         try:
-            await node.stub.Release(agent_pb2.ReleaseRequest(request_id=secrets.token_hex(8), replica_id=replica_id))
+            if keep is None:
+                await node.stub.Release(agent_pb2.ReleaseRequest(request_id=request_id, replica_id=replica_id))
+            else:
+                await node.stub.Demote(agent_pb2.DemoteRequest(request_id=request_id, replica_id=replica_id, keep_seconds=keep))
         except grpc.aio.AioRpcError as error:
             if error.code() not in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNAVAILABLE):
                 log.warning("replica %s could not be ended: %s", replica_id, error.details())

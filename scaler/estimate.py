@@ -1,5 +1,6 @@
 """The one estimate: seconds until a node serves a model from a snapshot. Every placement and staging choice uses it, and nothing else.
 
+    standby:    overhead
     in memory:  overhead + image bytes / fill rate
     on disk:    the same, and image bytes / staging rate before it
     elsewhere:  never (nodes fetch from each other later)
@@ -27,6 +28,8 @@ def seconds_to_serve(node: agent_pb2.Node, residency: agent_pb2.Residency | None
     if residency is None or residency.unusable_reason or residency.rung < agent_pb2.RUNG_DISK:
         return math.inf
     overhead = residency.restore_overhead_seconds or _OVERHEAD_SECONDS
+    if residency.rung >= agent_pb2.RUNG_STANDBY:
+        return overhead
     seconds = overhead + residency.image_bytes / (node.bandwidths.memory_to_process or _FILL_RATE)
     return seconds + (0.0 if residency.rung >= agent_pb2.RUNG_MEMORY else seconds_to_stage(node, residency))
 

@@ -22,7 +22,12 @@ from scaler.replicas import Endpoint, Replica, Replicas
 log = logging.getLogger(__name__)
 
 _FIRST_RETRY_SECONDS, _LAST_RETRY_SECONDS = 0.05, 2.0
-_ORIGINS = {agent_pb2.ORIGIN_RESTORED: "restored", agent_pb2.ORIGIN_COLD: "cold", agent_pb2.ORIGIN_CAPTURED: "captured"}
+_ORIGINS = {
+    agent_pb2.ORIGIN_RESTORED: "restored",
+    agent_pb2.ORIGIN_COLD: "cold",
+    agent_pb2.ORIGIN_CAPTURED: "captured",
+    agent_pb2.ORIGIN_STANDBY: "standby",
+}
 
 
 class Node:

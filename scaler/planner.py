@@ -3,6 +3,8 @@
 The first honest policy: every snapshot waits on the rung that its model's file names; the first request of a model makes the best node
 stage it at once, beside the push to KEDA, so that staging runs while KEDA and the scheduler are busy. The forecast comes later and
 moves the same calls ahead of the request. The node is chosen by the one estimate (estimate.py).
+
+A standby is made while nobody asks and no replica lives, and given up half-made when somebody does: the request's own restore is sooner.
 """
 
 from __future__ import annotations
@@ -29,9 +31,11 @@ class Planner:
     """Hooks into the ledger and the nodes; `close` cancels what it has asked for."""
 
     def __init__(self, ledger: Ledger, nodes: Nodes, models: Mapping[str, ModelSection]) -> None:
+        self._ledger = ledger
         self._nodes = nodes
         self._models = models
         self._staging: dict[tuple[str, str], asyncio.Task[None]] = {}
+        self._preparing: dict[tuple[str, str], asyncio.Task[None]] = {}  # standbys
         self._longest_staging: dict[str, float] = {}
         self._failed: set[tuple[str, str, str]] = set()  # (node, model, digest): told once, not tried again
         ledger.on_first_demand(self.stage)
@@ -49,6 +53,9 @@ class Planner:
 
     def stage(self, model: str) -> None:
         """Asks the best node to stage the model's snapshot into memory, unless it stands there or would take too long."""
+        for key, task in self._preparing.items():
+            if key[1] == model:
+                task.cancel()
         node = self.node_for(model) if model in self._models else None
         if node is not None:
             self._stage(node, model)
@@ -60,15 +67,18 @@ class Planner:
             self._longest_staging[trigger.model] = trigger.max_stage_seconds
 
     async def close(self) -> None:
-        tasks = list(self._staging.values())
+        tasks = [*self._staging.values(), *self._preparing.values()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _waiting_rung(self, node: Node) -> None:
         for model, section in self._models.items():
-            if section.stage == "memory" and node.synced.is_set():
-                self._stage(node, model)
+            if section.stage == "disk" or not node.synced.is_set():
+                continue
+            self._stage(node, model)
+            if section.stage == "standby" and not self._nodes.replicas_of(model) and not self._ledger.demand(model).pending:
+                self._prepare(node, model)
 
     def _stage(self, node: Node, model: str) -> None:
         snapshot = self._models[model].snapshot_name
@@ -80,14 +90,31 @@ class Planner:
             return
         if seconds_to_stage(node.info, residency) > self._longest_staging.get(model, math.inf):
             return
-        task = self._staging[key] = asyncio.create_task(self._ask(node, model, residency.snapshot), name=f"staging {model}")
+        task = self._staging[key] = asyncio.create_task(
+            self._ask(node, model, residency.snapshot, agent_pb2.RUNG_MEMORY), name=f"staging {model}"
+        )
         task.add_done_callback(lambda _: self._staging.pop(key, None))
 
-    async def _ask(self, node: Node, model: str, snapshot: agent_pb2.SnapshotRef) -> None:
-        request = agent_pb2.StageRequest(request_id=secrets.token_hex(8), snapshot=snapshot, rung=agent_pb2.RUNG_MEMORY)
+    def _prepare(self, node: Node, model: str) -> None:
+        """Memory → standby."""
+        snapshot = self._models[model].snapshot_name
+        residency = node.residency(snapshot) if snapshot else None
+        key = (node.address, model)
+        if residency is None or residency.rung != agent_pb2.RUNG_MEMORY or residency.unusable_reason or key in self._preparing:
+            return
+        if (*key, residency.snapshot.digest) in self._failed:
+            return
+        task = self._preparing[key] = asyncio.create_task(
+            self._ask(node, model, residency.snapshot, agent_pb2.RUNG_STANDBY), name=f"standby of {model}"
+        )
+        task.add_done_callback(lambda _: self._preparing.pop(key, None))
+
+    async def _ask(self, node: Node, model: str, snapshot: agent_pb2.SnapshotRef, rung: agent_pb2.Rung) -> None:
+        request = agent_pb2.StageRequest(request_id=secrets.token_hex(8), snapshot=snapshot, rung=rung)
         try:
             answer = await node.stub.Stage(request)
-            log.info("%s stands in memory of %s after %.2f s", model, node.info.name, answer.seconds)
+            where = "a standby" if rung == agent_pb2.RUNG_STANDBY else "memory"
+            log.info("%s stands in %s on %s after %.2f s", model, where, node.info.name, answer.seconds)
         except grpc.aio.AioRpcError as error:
             if error.code() != grpc.StatusCode.UNAVAILABLE:
                 self._failed.add((node.address, model, snapshot.digest))

@@ -32,7 +32,7 @@ _PROBE_LAST_SECONDS = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Replica:
-    """One engine that serves one model. origin: "restored", "cold" or "captured"."""
+    """One engine that serves one model. origin: "restored", "standby", "cold" or "captured"."""
 
     id: str
     model: str

@@ -54,13 +54,16 @@ def take_part(folder: Path) -> None:
     """The engine's side of the control directory."""
     if late:
         asked.wait()
-    with attached:
-        away.set()
-        client.quiesce()
-        (folder / "ready-for-snapshot").touch()
-        while not ((folder / "snapshot-complete").exists() or (folder / "restore-complete").exists()):
-            time.sleep(0.002)
-        client.resume()
+    while True:
+        with attached:
+            away.set()
+            client.quiesce()
+            (folder / "ready-for-snapshot").touch()
+            while not ((folder / "snapshot-complete").exists() or (folder / "restore-complete").exists()):
+                time.sleep(0.002)
+            client.resume()
+        while "--deaf" in sys.argv or not (folder / "quiesce-requested").exists():
+            time.sleep(0.01)
 
 
 if region and "SNAPSHOT_CONTROL_DIR" in os.environ:

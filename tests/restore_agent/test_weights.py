@@ -154,3 +154,24 @@ def reference(region: object) -> object:
     from thaw_proto import gpumem_pb2  # noqa: PLC0415
 
     return gpumem_pb2.RegionRef(device=region.device, id=region.id)
+
+
+async def test_a_demoted_engine_lets_go_of_what_is_lent(agent: Agent, pool: Pool, checkpoint: Path, mapped: Path) -> None:
+    await agent.snapshot("lent", engine(mapped, 8), weights=str(checkpoint))
+    replica = (await agent.restore("lent")).replica
+    expected = get(replica, "/sum")
+    assert await agent.demote(replica) == ""
+    assert [region.leases for region in (await pool.status()).regions] == [0]
+    async with Control.connected(pool.socket) as control:
+        await control.evict(reference((await pool.status()).regions[0]))
+    woken = await agent.restore("lent")
+    assert woken.replica.origin == pb.ORIGIN_STANDBY, "and its waking fills what was lost meanwhile"
+    assert get(woken.replica, "/sum") == expected
+    assert [region.leases for region in (await pool.status()).regions] == [1]
+
+
+async def test_an_engine_that_does_not_let_go_is_released(agent: Agent, pool: Pool, checkpoint: Path, mapped: Path) -> None:
+    await agent.snapshot("deaf", engine(mapped, 8, "--deaf"), weights=str(checkpoint))
+    replica = (await agent.restore("deaf")).replica
+    assert "took too long" in await agent.demote(replica)
+    assert [region.leases for region in (await pool.status()).regions] == [0]

@@ -72,6 +72,18 @@ class Agent:
     async def unstage(self, name: str, rung: pb.Rung = pb.RUNG_DISK) -> pb.UnstageResponse:
         return await self.stub.Unstage(pb.UnstageRequest(request_id=secrets.token_hex(4), snapshot=reference(name), rung=rung))
 
+    async def demote(self, replica: pb.Replica, keep_seconds: float = 0.0) -> str:
+        request = pb.DemoteRequest(request_id=secrets.token_hex(4), replica_id=replica.id, keep_seconds=keep_seconds)
+        return (await self.stub.Demote(request)).released_reason
+
+    async def rung(self, name: str) -> pb.Rung:
+        async for update in self.stub.Watch(pb.WatchRequest()):
+            if update.residency.snapshot.name == name:
+                return update.residency.rung
+            if update.synced:
+                break
+        raise AssertionError(f"no snapshot {name}")
+
     async def release(self, replica: pb.Replica) -> None:
         await self.stub.Release(pb.ReleaseRequest(request_id=secrets.token_hex(4), replica_id=replica.id))
 
