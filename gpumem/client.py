@@ -144,7 +144,7 @@ class Client:
 
         Args:
             path: the server's socket; GPUMEM_SOCKET if not given, or the usual place.
-            device: a GPU's UUID or `host`; needed where the server holds memory of several.
+            device: a GPU's UUID or `host`; GPUMEM_DEVICE if not given; needed where the server holds memory of several.
             label: who is calling, for people that read the status.
 
         Raises:
@@ -156,7 +156,7 @@ class Client:
         self._ranges: list[Region | Scratch] = []
         self._quiesced = False
         self._link = Link(self._path, self._label)
-        self.device = self._choose(device)
+        self.device = self._choose(device or os.environ.get("GPUMEM_DEVICE", ""))
         try:
             # Now, since a GPU's takes 20 ms to load, in which an attach could map a hundred GiB.
             self.memory: Memory = open_memory(self.device)
