@@ -98,26 +98,31 @@ class _Listeners:
 
 
 class ExternalScaler(pb_grpc.ExternalScalerServicer):
-    """The five RPCs over one ledger. `on_trigger` hears of each trigger that KEDA opens a stream for."""
+    """The five RPCs over one ledger.
+
+    on_trigger: hears of each trigger that KEDA opens a stream for; on_pushed: of each model when the push for its first demand is written.
+    """
 
     def __init__(
         self,
         ledger: Ledger,
         activations: Activations | None = None,
         on_trigger: Callable[[Trigger], None] | None = None,
+        on_pushed: Callable[[str], None] | None = None,
         repeat_seconds: float = REPEAT_SECONDS,
         stream_age_seconds: float = STREAM_AGE_SECONDS,
     ) -> None:
         self._ledger = ledger
         self._activations = activations
         self._on_trigger = on_trigger
+        self._on_pushed = on_pushed
         self._repeat = repeat_seconds
         self._age = stream_age_seconds
         self._listeners: dict[str, _Listeners] = {}
         self._streams: set[_Stream] = set()
         self._first: dict[str, float] = {}  # model → time.monotonic() of its first demand, until a push for it is written
         self._closing = False
-        ledger.on_first_demand(self._first_demand)
+        ledger.on_first_demand_anywhere(self._first_demand)
         ledger.on_declaration(self._declaration)
 
     # --- unary calls: memory only
@@ -202,7 +207,7 @@ class ExternalScaler(pb_grpc.ExternalScalerServicer):
         if not self._starved(model):
             self._first.pop(model, None)  # met or given up while no stream was open: the next push is not for it
         with suppress(UnknownModel):
-            if self._ledger.demand(model).pending > 0:
+            if self._ledger.demand_anywhere(model).pending > 0:
                 stream.push("open")
                 if len(listeners.streams) == 1:
                     listeners.pushed = time.monotonic()
@@ -240,9 +245,9 @@ class ExternalScaler(pb_grpc.ExternalScalerServicer):
                 stream.end()
 
     async def _watch(self, model: str, listeners: _Listeners, subscription: Subscription) -> None:
-        waited = self._ledger.demand(model).pending > 0
+        waited = self._ledger.demand_anywhere(model).pending > 0
         while True:
-            demand = self._ledger.demand(model)
+            demand = self._ledger.demand_anywhere(model)
             waits, now = demand.pending > 0, time.monotonic()
             starved = waits and demand.replicas == 0
             if (starved or (waits and not waited)) and now >= listeners.pushed + self._repeat:
@@ -260,10 +265,12 @@ class ExternalScaler(pb_grpc.ExternalScalerServicer):
         PUSH_SECONDS.observe(time.monotonic() - first)
         if self._activations and (activation := self._activations.current(model)):
             activation.mark("pushed")
+        if self._on_pushed:
+            self._on_pushed(model)
 
     def _starved(self, model: str) -> bool:
         try:
-            demand = self._ledger.demand(model)
+            demand = self._ledger.demand_anywhere(model)
         except UnknownModel:
             return False
         return demand.pending > 0 and demand.replicas == 0
@@ -278,7 +285,7 @@ class ExternalScaler(pb_grpc.ExternalScalerServicer):
 
     async def _pending(self, rpc: str, ref: pb.ScaledObjectRef, trigger: Trigger, context: Context) -> int:
         try:
-            return self._ledger.demand(trigger.model).pending
+            return self._ledger.demand_anywhere(trigger.model).pending
         except UnknownModel as error:
             # An error keeps the replicas as they are; "no demand" would take them away from a model that is declared a moment later.
             await _refuse(rpc, context, grpc.StatusCode.NOT_FOUND, f"{_name(ref)}: {error}")
@@ -309,6 +316,7 @@ async def serve_external_scaler(
     tls: TlsFiles | None = None,
     activations: Activations | None = None,
     on_trigger: Callable[[Trigger], None] | None = None,
+    on_pushed: Callable[[str], None] | None = None,
     repeat_seconds: float = REPEAT_SECONDS,
     stream_age_seconds: float = STREAM_AGE_SECONDS,
 ) -> AsyncIterator[str]:
@@ -318,7 +326,7 @@ async def serve_external_scaler(
         CannotListen: the address is taken or impossible.
         BadCertificate: `tls` cannot be used.
     """
-    scaler = ExternalScaler(ledger, activations, on_trigger, repeat_seconds, stream_age_seconds)
+    scaler = ExternalScaler(ledger, activations, on_trigger, on_pushed, repeat_seconds, stream_age_seconds)
     server = grpc.aio.server(
         options=[
             ("grpc.so_reuseport", 0),  # a second scaler on the same port is a mistake to hear of, not to share KEDA's calls with

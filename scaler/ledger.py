@@ -8,6 +8,9 @@ Watching follows the "version and one waiter" pattern: a change raises the accou
 once when the version is newer than the one seen last. A burst wakes a watcher once, and the last change is never lost. Rejected: a queue
 per watcher (grows with a burst, and 2,000 KEDA streams each replay stale edges) and asyncio.Condition (a lock on the way of every
 request).
+
+Where several gateways serve the same models, each has a ledger of its own, and the others' numbers in it as `remote`: KEDA is told the sum,
+whichever ledger it asks, while whatever concerns one gateway's requests (its bounds, its activations) stays with its own.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, fields
 from types import TracebackType
 
@@ -85,10 +88,13 @@ class _Account:
         "limits",
         "name",
         "ready",
+        "remote_held",
+        "remote_in_flight",
         "replicas",
         "version",
         "waiters",
         "wanting",
+        "wanting_anywhere",
         "watchers",
     )
 
@@ -97,7 +103,9 @@ class _Account:
         self.limits: ModelLimits | None = None  # None: withdrawn, kept only until its last request and replica have gone
         self.held = self.held_bytes = self.in_flight = self.ready = self.replicas = self.version = self.watchers = 0
         self.last_active: float | None = None
+        self.remote_held = self.remote_in_flight = 0
         self.wanting = False  # there is demand and no ready replica
+        self.wanting_anywhere = False  # the same, with the demand of all gateways
         self.failure = ""
         self.waiters: set[asyncio.Future[None]] = set()
 
@@ -141,6 +149,8 @@ class Ledger:
     def __init__(self, models: Mapping[str, ModelLimits] | None = None) -> None:
         self._accounts: dict[str, _Account] = {}
         self._callbacks: list[Callable[[str], None]] = []
+        self._callbacks_anywhere: list[Callable[[str], None]] = []
+        self._change_callbacks: list[Callable[[str], None]] = []
         self._declared_callbacks: list[Callable[[str], None]] = []
         for name, limits in (models or {}).items():
             self.declare(name, limits)
@@ -177,9 +187,23 @@ class Ledger:
         return limits
 
     def demand(self, model: str) -> Demand:
-        """Raises: UnknownModel."""
+        """Of this gateway. Raises: UnknownModel."""
         account = self._account(model)
         return Demand(account.held, account.in_flight, account.replicas)
+
+    def demand_anywhere(self, model: str) -> Demand:
+        """Of all gateways. Raises: UnknownModel."""
+        account = self._account(model)
+        return Demand(account.held + account.remote_held, account.in_flight + account.remote_in_flight, account.replicas)
+
+    def own(self, model: str) -> Demand:
+        """Of this gateway, whether the model is known or not."""
+        account = self._accounts.get(model)
+        return Demand(account.held, account.in_flight, account.replicas) if account is not None else Demand(0, 0, 0)
+
+    def demands(self) -> Mapping[str, Demand]:
+        """Of this gateway, for every model that has any."""
+        return {name: self.own(name) for name, account in self._accounts.items() if account.held or account.in_flight}
 
     def held_bytes(self, model: str) -> int:
         """Bytes of the bodies of held requests. Raises: UnknownModel."""
@@ -197,6 +221,14 @@ class Ledger:
     def on_first_demand(self, callback: Callable[[str], None]) -> None:
         """Calls `callback(model)`, in the same turn of the loop, whenever a model comes to have demand and no ready replica."""
         self._callbacks.append(callback)
+
+    def on_first_demand_anywhere(self, callback: Callable[[str], None]) -> None:
+        """The same for the demand of all gateways."""
+        self._callbacks_anywhere.append(callback)
+
+    def on_change(self, callback: Callable[[str], None]) -> None:
+        """Calls `callback(model)` at every change of this gateway's own demand. It is on the way of every request: keep it short."""
+        self._change_callbacks.append(callback)
 
     def on_declaration(self, callback: Callable[[str], None]) -> None:
         """Calls `callback(model)` after a model was declared, declared anew or withdrawn."""
@@ -240,6 +272,13 @@ class Ledger:
         """A replica has ended its work on a request."""
         self._move(self._accounts[model], in_flight=-1)
 
+    def add_remote(self, model: str, held: int, in_flight: int) -> None:
+        """Other gateways have so many requests more (less, where negative). The model need not be known here yet."""
+        account = self._accounts.setdefault(model, _Account(model))
+        account.remote_held += held
+        account.remote_in_flight += in_flight
+        self._changed(account)
+
     def set_replicas(self, model: str, ready: int, replicas: int) -> None:
         """The model's number of ready replicas, and of all that still work (ready or draining)."""
         account = self._accounts.setdefault(model, _Account(model))
@@ -260,6 +299,7 @@ class Ledger:
         account.held_bytes += size
         account.last_active = time.monotonic()
         self._changed(account)
+        self._call(self._change_callbacks, account.name)
 
     def _changed(self, account: _Account) -> None:
         pending = account.held + account.in_flight
@@ -269,14 +309,21 @@ class Ledger:
                 if not waiter.done():
                     waiter.set_result(None)
             account.waiters.clear()
-        wanting = pending > 0 and account.ready == 0 and account.limits is not None
-        edge = wanting and not account.wanting
-        account.wanting = wanting
-        if account.limits is None and not (pending or account.replicas or account.watchers):
+        remote = account.remote_held + account.remote_in_flight
+        unserved = account.ready == 0 and account.limits is not None
+        wanting, wanting_anywhere = unserved and pending > 0, unserved and pending + remote > 0
+        edge, edge_anywhere = wanting and not account.wanting, wanting_anywhere and not account.wanting_anywhere
+        account.wanting, account.wanting_anywhere = wanting, wanting_anywhere
+        if account.limits is None and not (pending or remote or account.replicas or account.watchers):
             self._accounts.pop(account.name, None)
         if edge:
-            for callback in self._callbacks:
-                try:
-                    callback(account.name)
-                except Exception:  # a planner's fault must not cost the client its request
-                    log.exception("a callback on first demand failed", extra={"fields": {"model": account.name}})
+            self._call(self._callbacks, account.name)
+        if edge_anywhere:
+            self._call(self._callbacks_anywhere, account.name)
+
+    def _call(self, callbacks: Iterable[Callable[[str], None]], model: str) -> None:
+        for callback in callbacks:
+            try:
+                callback(model)
+            except Exception:  # a planner's fault must not cost the client its request
+                log.exception("a callback of the ledger failed", extra={"fields": {"model": model}})

@@ -53,6 +53,17 @@ def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
     )
 
 
+def client_credentials(files: TlsFiles) -> grpc.ChannelCredentials:
+    """Credentials of a client that shows its own certificate, to servers whose certificate comes from `client_ca`, as the files are now.
+
+    Raises:
+        BadCertificate: the files cannot be used.
+    """
+    _for_openssl(files)
+    roots = files.client_ca.read_bytes() if files.client_ca else None
+    return grpc.ssl_channel_credentials(roots, files.key.read_bytes(), files.certificate.read_bytes())
+
+
 def server_context(files: TlsFiles) -> ssl.SSLContext:
     """The same for a server of asyncio's.
 

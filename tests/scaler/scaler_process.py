@@ -1,8 +1,9 @@
 """An external scaler in a process of its own, with demand that a test makes: what can be killed, restarted and measured.
 
-Run as `python -m tests.scaler.scaler_process ADDRESS MODELS`: it says the bound address, then obeys lines of standard input,
-`hold MODEL…`, `leave MODEL…` or `all` (hold every model), and answers each with the time.monotonic() at which it began to.
-SIGTERM ends it as it ends `thaw`: streams first, with OK.
+Run as `python -m tests.scaler.scaler_process ADDRESS MODELS [PEERS]`: it says the bound address, and the one where it answers its peers,
+then obeys lines of standard input, `hold MODEL…`, `leave MODEL…` or `all` (hold every model), and answers each with the time.monotonic()
+at which it began to. PEERS are the addresses of the others, with commas between them. SIGTERM ends it as it ends `thaw`: streams first,
+with OK.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ from contextlib import asynccontextmanager
 
 import uvloop
 
+from scaler.addresses import looked_up
 from scaler.external_scaler import serve_external_scaler
 from scaler.ledger import Ledger, ModelLimits
+from scaler.peers import Peers
 
 
 def models(count: int) -> list[str]:
@@ -27,9 +30,10 @@ def models(count: int) -> list[str]:
 class ScalerProcess:
     """The other end: the running process."""
 
-    def __init__(self, process: asyncio.subprocess.Process, address: str) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, address: str, peer: str) -> None:
         self.process = process
         self.address = address
+        self.peer = peer
 
     async def do(self, verb: str, names: Sequence[str] = ()) -> float:
         """Returns the time.monotonic() at which the process began to do it."""
@@ -55,29 +59,35 @@ async def _line(process: asyncio.subprocess.Process) -> str:
 
 
 @asynccontextmanager
-async def scaler_process(address: str, count: int) -> AsyncIterator[ScalerProcess]:
+async def scaler_process(address: str, count: int, peers: Sequence[str] = ()) -> AsyncIterator[ScalerProcess]:
     """A scaler that knows `models(count)`; it is gone afterwards, whatever happened."""
-    command = (sys.executable, "-m", "tests.scaler.scaler_process", address, str(count))
+    command = (sys.executable, "-m", "tests.scaler.scaler_process", address, str(count), ",".join(peers))
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, limit=2**20)
     try:
-        yield ScalerProcess(process, await _line(process))
+        yield ScalerProcess(process, await _line(process), await _line(process))
     finally:
         if process.returncode is None:
             process.kill()
         await process.wait()
 
 
-async def _serve(address: str, count: int) -> None:
+async def _serve(address: str, count: int, others: Sequence[str]) -> None:
     ledger = Ledger({name: ModelLimits() for name in models(count)})
+    peers = Peers(ledger)
     loop = asyncio.get_running_loop()
     lines = asyncio.StreamReader(limit=2**20)
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
     obeying = asyncio.current_task()
     assert obeying
     loop.add_signal_handler(signal.SIGTERM, obeying.cancel)
-    async with serve_external_scaler(ledger, address=address) as bound:
-        print(bound, flush=True)
+    async with (
+        peers.serve("127.0.0.1:0") as peer,
+        looked_up(others) as addresses,
+        peers.follow(addresses),
+        serve_external_scaler(ledger, address=address) as bound,
+    ):
+        print(bound, peer, sep="\n", flush=True)
         while line := await lines.readline():
             verb, *names = line.decode().split()
             began = time.monotonic()
@@ -91,6 +101,6 @@ async def _serve(address: str, count: int) -> None:
 
 if __name__ == "__main__":
     try:
-        uvloop.run(_serve(sys.argv[1], int(sys.argv[2])))
+        uvloop.run(_serve(sys.argv[1], int(sys.argv[2]), [name for name in sys.argv[3].split(",") if name]))
     except asyncio.CancelledError:
         sys.exit(0)

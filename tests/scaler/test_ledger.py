@@ -77,7 +77,7 @@ def test_a_failing_callback_costs_nothing(caplog: pytest.LogCaptureFixture) -> N
     book.on_first_demand(told.append)
     book.hold("m", 0)
     assert told == ["m"]
-    assert "a callback on first demand failed" in caplog.text
+    assert "a callback of the ledger failed" in caplog.text
 
 
 def test_a_model_nobody_declared() -> None:
@@ -147,3 +147,31 @@ async def test_a_change_between_two_looks_is_not_missed() -> None:
         book.withdraw("m")
         async with asyncio.timeout(1):
             await subscription.changed()
+
+
+def test_the_demand_of_other_gateways() -> None:
+    book = Ledger({"m": ModelLimits(max_requests=1)})
+    own: list[str] = []
+    anywhere: list[str] = []
+    changed: list[str] = []
+    book.on_first_demand(own.append)
+    book.on_first_demand_anywhere(anywhere.append)
+    book.on_change(changed.append)
+    book.add_remote("m", 5, 1)
+    assert (book.demand("m"), book.demand_anywhere("m")) == (Demand(0, 0, 0), Demand(5, 1, 0))
+    assert (own, anywhere, changed) == ([], ["m"], [])
+    book.hold("m", 0)  # the bound is on our own
+    assert (own, anywhere, changed) == (["m"], ["m"], ["m"])
+    assert book.demands() == {"m": Demand(1, 0, 0)}
+    book.leave("m", 0)
+    book.set_replicas("m", 1, 1)
+    book.set_replicas("m", 0, 0)  # the last replica is lost under demand elsewhere
+    assert (own, anywhere) == (["m"], ["m", "m"])
+    book.add_remote("m", -5, -1)
+    book.add_remote("other", 1, 0)
+    assert book.own("other") == Demand(0, 0, 0)
+    book.declare("other", ModelLimits())
+    assert (own, anywhere) == (["m"], ["m", "m", "other"])
+    book.withdraw("other")
+    book.add_remote("other", -1, 0)
+    assert list(book.models()) == ["m"]
