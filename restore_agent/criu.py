@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import os
 import re
+import secrets
 import shutil
 import socket
 import subprocess
@@ -22,22 +23,27 @@ from typing import Any
 
 from thaw_proto import criu_pb2
 
+from restore_agent.container import Container
 from restore_agent.output import Output
 from restore_agent.sandbox import Sandbox
 
 OLDEST = (4, 2)
 _GHOST_LIMIT = 64 << 20  # bytes of a deleted file that is still open, kept in the image
 _LOG_LEVEL = 2  # errors and warnings; 4 costs tens of milliseconds
+_KDAT = "criu.kdat"
+# A folder for plugins that exists, has none, and takes none.
+_ENVIRONMENT = {"PATH": os.environ.get("PATH", ""), "CRIU_LIBS_DIR": "/proc/self/fdinfo"}
 
 
 class CriuError(Exception):
     """CRIU refused or failed; the text ends with its own words."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Criu:
     path: str
     version: str  # "4.2.1"
+    probed: bytes = b""  # what it found out about this kernel; nothing: it has not been kept
 
     @classmethod
     def find(cls) -> Criu:
@@ -66,17 +72,19 @@ class Criu:
         async with Worker.start(self, sandbox, {}) as worker:
             await worker.call(criu_pb2.Request(type=criu_pb2.FEATURE_CHECK, features=criu_pb2.Features()))
         with contextlib.suppress(FileNotFoundError):
-            await asyncio.to_thread(shutil.copy, sandbox.root / "run/criu.kdat", kdat)
+            self.probed = await asyncio.to_thread((sandbox.root / "run" / _KDAT).read_bytes)
+            await asyncio.to_thread(kdat.write_bytes, self.probed)
 
-    async def dump(self, sandbox: Sandbox, pid: int, images: Path, deadline: float) -> None:
+    async def dump(self, sandbox: Sandbox | Container, pid: int, images: Path, deadline: float) -> None:
         """Writes the process tree under `pid` (as seen inside) into `images`, and leaves it running, whatever happens.
 
         Raises:
             CriuError: CRIU refused; the engine goes on serving.
         """
-        options = _options(str(images), pid=pid, leave_running=True, ghost_limit=_GHOST_LIMIT)
-        async with Worker.start(self, sandbox, {}) as worker, asyncio.timeout(deadline):
+        async with Worker.start(self, sandbox, {}, images) as worker, asyncio.timeout(deadline):
+            options = _options(worker.images, pid=pid, leave_running=True, ghost_limit=_GHOST_LIMIT)
             await worker.call(criu_pb2.Request(type=criu_pb2.DUMP, opts=options))
+        await asyncio.to_thread(_clear_probe, images)
 
 
 @dataclass
@@ -86,22 +94,31 @@ class Worker:
     channel: socket.socket
     output: Output
     inherit: list[criu_pb2.InheritFd]
+    images: str  # the images' folder, by a descriptor: it need not be visible inside
+    probed: bytes
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def start(cls, criu: Criu, sandbox: Sandbox, inherit: Mapping[str, int]) -> AsyncIterator[Worker]:
-        """`inherit`: what takes the place of an outside resource of the image, by its key (`pipe:[inode]`)."""
+    async def start(
+        cls, criu: Criu, sandbox: Sandbox | Container, inherit: Mapping[str, int], images: Path | None = None
+    ) -> AsyncIterator[Worker]:
+        """`inherit`: what takes the place of an outside resource of the image, by its key (`pipe:[inode]`). `images`: their folder."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
         output = Output("criu")
         keys = list(inherit)
         try:
-            with theirs, output.writers() as writers:
+            with contextlib.ExitStack() as opened, theirs, output.writers() as writers:
                 fds = [*writers, theirs.fileno(), *inherit.values()]
-                pid = await sandbox.spawn([criu.path, "swrk", "3"], {"PATH": os.environ.get("PATH", ""), "HOME": "/"}, "/", fds)
+                if images:
+                    fds.append(os.open(images, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+                    opened.callback(os.close, fds[-1])
+                # No file of the place decides what CRIU does: no configuration, no plugin. `/run`: where it looks for its probe.
+                pid = await sandbox.spawn([criu.path, "--no-default-config", "swrk", "3"], _ENVIRONMENT, "/run", fds)
             # If CRIU is killed, tasks that it had begun to restore still hold its end: no end of file would come.
             sandbox.exit_of(pid).add_done_callback(lambda _: _no_more(ours))
-            yield cls(ours, output, [criu_pb2.InheritFd(key=key, fd=4 + i) for i, key in enumerate(keys)])
+            inherited = [criu_pb2.InheritFd(key=key, fd=4 + i) for i, key in enumerate(keys)]
+            yield cls(ours, output, inherited, f"/proc/self/fd/{4 + len(keys)}" if images else "", criu.probed)
         finally:
             ours.close()
             output.close()
@@ -115,7 +132,8 @@ class Worker:
             CriuError: CRIU failed.
             Exception: what `on_restored` raised; CRIU has then given the restore up.
         """
-        options = _options(images, rst_sibling=True, inherit_fd=self.inherit, notify_scripts=True)
+        _lay_probe(self.probed, Path(images))
+        options = _options(self.images or images, rst_sibling=True, inherit_fd=self.inherit, notify_scripts=True)
         response = await self.call(criu_pb2.Request(type=criu_pb2.RESTORE, opts=options), {"post-restore": on_restored})
         return response.restore.pid
 
@@ -152,7 +170,7 @@ class Worker:
 
 
 def _options(images: str, **fields: Any) -> criu_pb2.Options:
-    """What a dump and its restore must agree on, and `fields`. `images` is a path inside the sandbox."""
+    """What a dump and its restore must agree on, and `fields`. `images` is a path as CRIU finds it."""
     return criu_pb2.Options(
         images_dir_fd=-1,
         images_dir=images,
@@ -171,3 +189,18 @@ def _no_more(channel: socket.socket) -> None:
     """Nothing more will be said: a reader gets what has come, then the end."""
     with contextlib.suppress(OSError):
         channel.shutdown(socket.SHUT_RD)
+
+
+def _lay_probe(probed: bytes, images: Path) -> None:
+    """Our build looks for its probe of the kernel in the images' folder: in a container /run is its tenant's."""
+    path = images / _KDAT
+    if probed and not path.exists():
+        fresh = path.with_name(f".{_KDAT}-{secrets.token_hex(4)}")
+        fresh.write_bytes(probed)
+        fresh.replace(path)
+
+
+def _clear_probe(images: Path) -> None:
+    """What it keeps of its probe says nothing about the node that restores."""
+    for leftover in images.glob(f"{_KDAT}*"):
+        leftover.unlink()

@@ -1,0 +1,351 @@
+"""A running container, held by a placeholder, as a place to restore into: the same calls as a Sandbox, so that restoring is the same.
+
+A container belongs to a tenant, so what a Sandbox may take for granted is guarded here:
+- Programs of ours run inside it with the agent's rights (join.c): in its cgroups and namespaces, as children of its pid 1, executed by a
+  descriptor and linked statically, so that nothing of the container's file system runs with them.
+- Its files are reached through copies of its mounts on which no symbolic link is followed (`root`, `control_directory`).
+- Its stdout and stderr stay the runtime's: logs go where they always went, and an agent that ends takes no pipe away from an engine.
+Its life is not ours: `close` ends what we put in as long as it was not `keep`-ed, and never the container.
+Rejected: CRIU making or joining namespaces by itself (it knows no pid namespace to join, and would run from the container's files), and a
+privileged container beside the engine in each pod (its tenant's template would decide over it).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import functools
+import os
+import signal
+import socket
+import struct
+import subprocess
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import thaw_native
+
+from restore_agent.placeholder import Placeholder, PlaceholderError
+from restore_agent.processes import descendants
+from restore_agent.sandbox import CONTROL_DIRECTORY, SandboxError
+
+_JOIN_SECONDS = 10.0
+_END_SECONDS = 10.0
+_PAUSE = 0.002
+_PIDFD_GETFD = 438
+_PT_INTERP = 3
+_APART = ("pid", "mnt", "net", "ipc", "uts")
+# Of the bounding set: SYS_MODULE, SYS_RAWIO, SYS_PTRACE, SYS_ADMIN, SYS_BOOT, BPF, CHECKPOINT_RESTORE.
+_RIGHTS_OVER_THE_NODE = sum(1 << number for number in (16, 17, 19, 21, 22, 39, 40))
+_MOUNT_WORDS = frozenset({"rw", "ro", "relatime", "xattr", "noprefix", "clone_children", "cpuset_v2_mode"})
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class ContainerError(SandboxError):
+    """A container cannot be restored into, or a program could not be started in it."""
+
+
+class Output:
+    """The container's own stdout and stderr, in the place of pipes of the agent's (output.py)."""
+
+    def __init__(self, name: str, pidfd: int, pid: int) -> None:
+        """Raises ContainerError: they are no pipes."""
+        self.name = name
+        self._pidfd = pidfd
+        keys = [str(Path(f"/proc/{pid}/fd/{fd}").readlink()) for fd in (1, 2)]
+        for key in keys:
+            if not key.startswith("pipe:["):
+                raise ContainerError(f"the container's output goes to {key}, which no image can carry; set tty: false in its pod")
+        self.keys = (keys[0], keys[1])
+
+    @contextlib.contextmanager
+    def writers(self) -> Iterator[list[int]]:
+        fds: list[int] = []
+        try:
+            for fd in (1, 2):
+                copy = _libc.syscall(_PIDFD_GETFD, self._pidfd, fd, 0)
+                if copy < 0:
+                    raise ContainerError(f"cannot take over the container's output: {os.strerror(ctypes.get_errno())}")
+                fds.append(copy)
+            yield fds
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    def tail(self) -> str:
+        return ""  # its log is the kubelet's
+
+    def close(self) -> None:
+        """Nothing of it is held."""
+
+
+class Container:
+    """Use `async with Container.opened(placeholder, address)`, and `keep` it where the engine shall outlive the block."""
+
+    def __init__(self, placeholder: Placeholder, address: str) -> None:
+        """`address`: the pod's."""
+        self.placeholder = placeholder
+        self.address = address
+        self.pid = placeholder.pid
+        self._views: list[int] = []
+        self._kept = False
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def opened(cls, placeholder: Placeholder, address: str) -> AsyncIterator[Container]:
+        """Raises ContainerError: it is not apart from the node, or has ended."""
+        container = cls(placeholder, address)
+        try:
+            await container.open()
+            yield container
+        finally:
+            await asyncio.shield(container.close())
+
+    async def open(self) -> None:
+        """Looks at it and opens its file system. Raises ContainerError."""
+        _check_apart(self.pid)
+        await self.empty()  # of what an agent that was killed has left half restored
+        self.root = await self._view("/", "all")
+        self.control_directory = await self._view(str(CONTROL_DIRECTORY), "one")
+
+    @property
+    def netns(self) -> str:
+        return f"/proc/{self.pid}/ns/net"
+
+    def output(self, name: str) -> Output:
+        """Where an engine prints. Raises ContainerError."""
+        return Output(name, self.placeholder.pidfd, self.pid)
+
+    async def spawn(
+        self, command: Sequence[str], env: Mapping[str, str], directory: str, fds: Sequence[int], *, engine: bool = False
+    ) -> int:
+        """Starts a program of the node's; `fds` become its 1, 2, 3, … An engine is started by the placeholder instead, as the container
+        would have: with its own environment, directory, output and rights.
+
+        Returns its pid inside.
+
+        Raises:
+            ContainerError: the program is linked dynamically, or the container has ended.
+        """
+        if engine:
+            try:
+                return await self.placeholder.start(command)
+            except PlaceholderError as error:
+                raise ContainerError(str(error)) from None
+        _check_static(command[0])
+        with contextlib.ExitStack() as opened:
+            program = opened.enter_context(_descriptor(command[0], os.O_RDONLY))
+            cgroups = [opened.enter_context(_descriptor(path, os.O_WRONLY)) for path in _cgroup_files(self.pid)]
+            numbers = [str(program), _oom_score(self.pid), _listed(cgroups), _listed(fds)]
+            said, _ = await self._join("run", [*numbers, *command], [program, *cgroups, *fds], env)
+        pid, _, why = said.partition("\n")
+        if not pid.isdigit() or why:
+            raise ContainerError(f"cannot start {command[0]} in the container: {why or pid or 'it has ended'}")
+        return int(pid)
+
+    def exit_of(self, pid: int) -> asyncio.Future[int]:
+        """The wait status of a child of pid 1 (the engine, CRIU), once it has ended; of pid 1 itself: killed."""
+        if pid == 1:
+            return self._ended()
+        return self.placeholder.exit_of(pid)
+
+    def host_pids(self) -> dict[int, int]:
+        """pid inside → pid on the host, for pid 1 and all below it; what `kubectl exec` started is not."""
+        return descendants(self.pid)
+
+    def keep(self, pid: int) -> None:
+        """The engine is this process, and lives as long as its container from now on. Raises ContainerError."""
+        try:
+            self.placeholder.watch_over(pid)
+        except PlaceholderError as error:
+            raise ContainerError(str(error)) from None
+        self._kept = True
+        self._close_view(self.root)  # it would keep the container's file system busy
+
+    async def empty(self) -> None:
+        """Ends every process but the placeholder, which waits again. Raises ContainerError."""
+        try:
+            await self.placeholder.idle()
+            await self._end_all()
+            await self.placeholder.idle()
+        except PlaceholderError as error:
+            raise ContainerError(str(error)) from None
+
+    async def close(self) -> None:
+        """Ends everything in the container but its placeholder, unless it was kept."""
+        for view in list(self._views):
+            os.close(view)
+        self._views.clear()
+        if not self._kept and not self.placeholder.ended.done():
+            await self._end_all()
+
+    async def _end_all(self) -> None:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + _END_SECONDS
+        while others := [host for host in descendants(self.pid).values() if host != self.pid]:
+            for host in others:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(host, signal.SIGKILL)
+            if loop.time() > deadline:
+                raise ContainerError(f"processes {others} in the container do not end; delete its pod")
+            await asyncio.sleep(_PAUSE)  # the kernel takes their memory down, then the placeholder reaps them
+
+    def _ended(self) -> asyncio.Future[int]:
+        future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+        def ended(_: object) -> None:
+            if not future.done():
+                future.set_result(signal.SIGKILL)
+
+        self.placeholder.ended.add_done_callback(ended)
+        return future
+
+    async def _view(self, path: str, how: str) -> Path:
+        said, fds = await self._join("view", [path, how], [], {})
+        if not fds:
+            raise ContainerError(f"cannot open {path} of the container: {said or 'it has ended'}")
+        self._views += fds
+        return Path(f"/proc/self/fd/{fds[0]}")
+
+    def _close_view(self, path: Path) -> None:
+        fd = int(path.name)
+        if fd in self._views:
+            self._views.remove(fd)
+            os.close(fd)
+
+    async def _join(self, what: str, words: Sequence[str], fds: Sequence[int], env: Mapping[str, str]) -> tuple[str, list[int]]:
+        """Runs join; returns what it reported, and the descriptors that it sent."""
+        init = self.placeholder.pidfd
+        if init < 0:
+            raise ContainerError("the container has ended")
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        with ours:
+            try:
+                process = subprocess.Popen(  # noqa: ASYNC220  a vfork: half a millisecond, a thread would cost as much
+                    [thaw_native.JOIN, what, str(theirs.fileno()), str(init), *words],
+                    pass_fds=[theirs.fileno(), init, *fds],
+                    env=dict(env),
+                    stdin=subprocess.DEVNULL,
+                )
+            except OSError as error:
+                raise ContainerError(f"cannot start {thaw_native.JOIN}: {error}; reinstall thaw") from error
+            finally:
+                theirs.close()
+            said, received = "", list[int]()
+            try:
+                async with asyncio.timeout(_JOIN_SECONDS):
+                    while True:
+                        await _readable(ours)
+                        data, sent, _, _ = socket.recv_fds(ours, 4096, 1, socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC)
+                        received += sent
+                        if not data:
+                            return said, received
+                        said += data.decode(errors="replace")
+            except TimeoutError:
+                raise ContainerError(f"the container could not be entered within {_JOIN_SECONDS:.0f} s") from None
+            finally:
+                process.kill()  # it has ended, unless the time was over
+                process.wait()
+
+
+async def _readable(channel: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    ready = asyncio.Event()
+    loop.add_reader(channel, ready.set)
+    try:
+        await ready.wait()
+    finally:
+        loop.remove_reader(channel)
+
+
+@contextlib.contextmanager
+def _descriptor(path: Path | str, flags: int) -> Iterator[int]:
+    fd = os.open(path, flags | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _listed(fds: Sequence[int]) -> str:
+    return ",".join(map(str, fds)) or "-"
+
+
+def _check_apart(pid: int) -> None:
+    """Raises ContainerError unless the process is pid 1 of a container that has namespaces of its own and no rights over the node."""
+    try:
+        status = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":\t" in line)
+        shared = [kind for kind in _APART if _namespace(f"/proc/{pid}", kind) == _namespace(_node(), kind)]
+        foreign = _namespace(f"/proc/{pid}", "user") != _namespace(_node(), "user")
+    except OSError as error:
+        raise ContainerError(f"the container has ended: {error}") from None
+    if status["NSpid"].split()[-1] != "1":
+        raise ContainerError(f"the caller (pid {pid}) is not pid 1 of a container")
+    if shared:
+        raise ContainerError(f"the container shares the node's {', '.join(shared)} namespace; its pod asks for access to the host")
+    if int(status["CapBnd"], 16) & _RIGHTS_OVER_THE_NODE:
+        raise ContainerError("the container has rights over the node (privileged, or CAP_SYS_ADMIN and its like)")
+    if foreign:
+        raise ContainerError("the container has a user namespace of its own; set hostUsers: true in its pod")
+
+
+@functools.cache
+def _node() -> str:
+    """Where the node itself is to be seen: its pid 1; where that is out of reach, the agent runs in no container of its own."""
+    return "/proc/1" if os.access("/proc/1/ns/mnt", os.F_OK) else "/proc/self"
+
+
+def _namespace(process: str, kind: str) -> int:
+    return Path(f"{process}/ns/{kind}").stat().st_ino
+
+
+def _oom_score(pid: int) -> str:
+    return Path(f"/proc/{pid}/oom_score_adj").read_text().strip()
+
+
+def _cgroup_files(pid: int) -> list[Path]:
+    """cgroup.procs of each hierarchy that the process is in, as the node's pid 1 finds it. Raises ContainerError."""
+    mounts: dict[str, tuple[Path, Path]] = {}  # controllers → (mount point, which part of the hierarchy is there)
+    for line in Path(_node(), "mountinfo").read_text().splitlines():
+        fields, _, rest = line.partition(" - ")
+        kind, _, options = rest.split(" ", 2)
+        if kind in ("cgroup", "cgroup2"):
+            part, point = fields.split()[3:5]
+            mounts[_hierarchy(options.split(",")) if kind == "cgroup" else ""] = (Path(point), Path(part))
+    files = []
+    for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
+        _, controllers, group = line.split(":", 2)
+        found = mounts.get(_hierarchy(controllers.split(",")) if controllers else "")
+        if found is None:
+            continue  # not mounted on this node
+        mount, begin = found
+        if "/.." in group or not Path(group).is_relative_to(begin):
+            raise ContainerError(f"cgroup {group} of the container is out of sight; run the agent in the node's cgroup namespace")
+        files.append(Path(_node(), "root") / mount.relative_to("/") / Path(group).relative_to(begin) / "cgroup.procs")
+    return files
+
+
+def _hierarchy(words: Iterable[str]) -> str:
+    """One name for `cpu,cpuacct`, in whatever order, and for `rw,name=systemd`."""
+    return ",".join(sorted(word for word in words if word not in _MOUNT_WORDS and "=" not in word.removeprefix("name=")))
+
+
+@functools.lru_cache(maxsize=16)
+def _is_static(program: str, _changed: int) -> bool:
+    with Path(program).open("rb") as file:
+        head = file.read(64)
+        if head[:5] != b"\x7fELF\x02":
+            return False
+        offset, size, count = (*struct.unpack_from("<Q", head, 32), *struct.unpack_from("<HH", head, 54))[:3]
+        file.seek(offset)
+        table = file.read(size * count)
+    return all(struct.unpack_from("<I", table, at)[0] != _PT_INTERP for at in range(0, len(table), size))
+
+
+def _check_static(program: str) -> None:
+    if not _is_static(program, Path(program).stat().st_mtime_ns):
+        raise ContainerError(
+            f"{program} is linked dynamically and would run the container's libraries with the agent's rights; use a static one"
+        )

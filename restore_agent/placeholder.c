@@ -1,0 +1,328 @@
+/*
+ * thaw-placeholder: pid 1 of a container that waits to be restored into.
+ *
+ *   thaw-placeholder [[--] COMMAND ARG...]    the container's own command, if its pod names one; else the agent knows the image's
+ *
+ * It lies, with the agent's socket beside it, in a folder of the node that is mounted read-only into the pod. So it calls the agent, and
+ * not the agent it: the kernel tells the agent the caller's pid, and by that the container, before a word was said, and no path of a
+ * tenant's is ever followed. It needs no privilege and no file of the image. Three things can come of it:
+ *   - the agent restores an engine beside it, whose processes the kernel gives it as children: it passes signals on and ends as they end
+ *   - it becomes the container's own command, as if it had never been (cold)
+ *   - to take a snapshot it starts that command as a child, with pids that are free in a new container
+ * A plain `sleep` was rejected: it reaps nobody, hides exit codes and stays when the engine has gone. So was a socket made by the
+ * placeholder in a volume of the pod: the agent would follow a path that its tenant can move.
+ *
+ * Seqpacket; fields ended by NUL.
+ * Placeholder -> agent:  hello STATE PID ARGC ARG...   STATE: waiting, or engine (with its PID); at each connection
+ *                        spawned PID                   answers start
+ *                        idle                          answers engine 0: every child that has ended was told of
+ *                        exited PID STATUS             as wait() gives it, for every child, restored ones too
+ *                        error TEXT
+ * Agent -> placeholder:  cold ARGC ARG...              become this command
+ *                        start ARGC ARG...             start it as a child, for a snapshot
+ *                        engine PID                    this child is the engine now: end as it ends; 0: none, wait on
+ *                        exit CODE
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <libgen.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#define MAX_MESSAGE (1 << 18)
+#define SOCKET_NAME "agent.sock"
+#define FIRST_ENGINE_PID 1000 /* lower ones stay free for this process and for CRIU's own */
+#define PATIENCE_SECONDS 60   /* without any agent; then the container's own command starts */
+#define RETRY_MILLISECONDS 100
+#define REMEMBERED 64
+
+static char **own;   /* the container's command, ended by NULL; may be empty */
+static int own_count;
+static char socket_path[sizeof(((struct sockaddr_un *)0)->sun_path)];
+static int agent = -1;
+static pid_t engine;
+static struct {
+	pid_t pid;
+	int status;
+} reaped[REMEMBERED];
+static unsigned reaped_count;
+
+static void say(const char *what)
+{
+	dprintf(2, "thaw-placeholder: %s\n", what);
+}
+
+static void tell(const char *message, size_t size)
+{
+	if (agent >= 0)
+		send(agent, message, size, MSG_NOSIGNAL | MSG_DONTWAIT);
+}
+
+static void tell_fields(const char *word, long first, long second)
+{
+	char text[128];
+	int n = snprintf(text, sizeof(text), "%s%c%ld%c%ld%c", word, 0, first, 0, second, 0);
+	tell(text, n);
+}
+
+static void tell_error(const char *what)
+{
+	char text[512];
+	int n = snprintf(text, sizeof(text), "error%c%s: %s%c", 0, what, strerror(errno), 0);
+	tell(text, n < (int)sizeof(text) ? n : (int)sizeof(text));
+}
+
+static void restore_signals(void)
+{
+	sigset_t none;
+	sigemptyset(&none);
+	sigprocmask(SIG_SETMASK, &none, NULL);
+}
+
+/* An engine that knows snapshots would wait for one that never comes. */
+static void no_snapshot_is_coming(void)
+{
+	unsetenv("SNAPSHOT_CONTROL_DIR");
+	unsetenv("DYN_SNAPSHOT_CONTROL_DIR");
+}
+
+static void run(char **command)
+{
+	restore_signals();
+	execvp(command[0], command);
+	dprintf(2, "thaw-placeholder: cannot start %s: %s\n", command[0], strerror(errno));
+	_exit(errno == ENOENT ? 127 : 126);
+}
+
+static void become(char **command)
+{
+	/* What an agent that was killed has left half restored. */
+	if (getpid() == 1)
+		kill(-1, SIGKILL);
+	no_snapshot_is_coming();
+	run(command);
+}
+
+static void start(char **command)
+{
+	pid_t pid;
+
+	/* The same pids come back at a restore, where the first ones are taken. Counting up costs no privilege, and 50 ms once. */
+	while ((pid = fork()) > 0 && pid < FIRST_ENGINE_PID - 1)
+		waitpid(pid, NULL, 0);
+	if (pid == 0)
+		_exit(0);
+	if (pid > 0)
+		waitpid(pid, NULL, 0);
+	pid = fork();
+	if (pid < 0) {
+		tell_error("fork");
+		return;
+	}
+	if (pid == 0) {
+		setsid();
+		/* Opened here, or it belongs to a mount of the host and cannot be dumped. */
+		int null = open("/dev/null", O_RDWR);
+		if (null < 0 || dup2(null, 0) < 0)
+			_exit(126);
+		syscall(SYS_close_range, 3, ~0U, 0);
+		run(command);
+	}
+	engine = pid;
+	tell_fields("spawned", pid, 0);
+}
+
+static void end_as(int status)
+{
+	_exit(WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status));
+}
+
+static void reap(void)
+{
+	int status;
+	for (pid_t pid; (pid = waitpid(-1, &status, WNOHANG)) > 0;) {
+		tell_fields("exited", pid, status);
+		reaped[reaped_count % REMEMBERED].pid = pid;
+		reaped[reaped_count++ % REMEMBERED].status = status;
+		if (pid == engine)
+			end_as(status);
+	}
+}
+
+/* A restored engine may have ended before this word; pids of before the last `engine 0` are another's. */
+static void watch_over(pid_t pid)
+{
+	engine = pid;
+	for (unsigned i = 0; pid && i < reaped_count && i < REMEMBERED; i++)
+		if (reaped[i].pid == pid)
+			end_as(reaped[i].status);
+	if (!pid) {
+		reaped_count = 0;
+		tell_fields("idle", 0, 0);
+	}
+}
+
+static void pass_on(int number)
+{
+	if (engine)
+		kill(engine, number);
+	else if (number == SIGTERM || number == SIGINT || number == SIGQUIT || number == SIGHUP)
+		_exit(128 + number);
+}
+
+/* The fields after the word, as a list ended by NULL. NULL: the message is broken. */
+static char **fields(char *message, size_t size, int *count)
+{
+	char *end = message + size, *at = message + strlen(message) + 1;
+	int n = 0;
+	char **list = calloc(size + 1, sizeof(char *));
+	while (list && at < end) {
+		list[n++] = at;
+		at += strlen(at) + 1;
+	}
+	*count = n;
+	return list;
+}
+
+static void obey(char *message, size_t size)
+{
+	int n;
+	message[size] = 0;
+	char **list = fields(message, size, &n);
+	if (!list || n < 1) {
+		errno = EBADMSG;
+		tell_error(message);
+	} else if (!strcmp(message, "engine")) {
+		reap();
+		watch_over(atoi(list[0]));
+	} else if (!strcmp(message, "exit")) {
+		_exit(atoi(list[0]));
+	} else if ((!strcmp(message, "cold") || !strcmp(message, "start")) && n > 1 && atoi(list[0]) == n - 1) {
+		if (message[0] == 'c')
+			become(list + 1);
+		start(list + 1);
+	} else {
+		errno = EBADMSG;
+		tell_error(message);
+	}
+	free(list);
+}
+
+static void greet(void)
+{
+	char *message = malloc(MAX_MESSAGE);
+	size_t n = 0;
+	if (!message)
+		return;
+	n += snprintf(message, MAX_MESSAGE, "hello%c%s%c%d%c%d%c", 0, engine ? "engine" : "waiting", 0, (int)engine, 0, own_count, 0);
+	for (int i = 0; i < own_count; i++) {
+		size_t length = strlen(own[i]) + 1;
+		if (n + length > MAX_MESSAGE) {
+			say("the command is too long for the agent; starting it as it is");
+			become(own);
+		}
+		memcpy(message + n, own[i], length);
+		n += length;
+	}
+	if (send(agent, message, n, MSG_NOSIGNAL) < 0) {
+		close(agent);
+		agent = -1;
+	}
+	free(message);
+}
+
+static void call_agent(void)
+{
+	struct sockaddr_un address = { .sun_family = AF_UNIX };
+	int size = 2 * MAX_MESSAGE;
+
+	strcpy(address.sun_path, socket_path);
+	agent = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+	if (agent >= 0 && connect(agent, (struct sockaddr *)&address, sizeof(address)) < 0) {
+		close(agent);
+		agent = -1;
+	}
+	if (agent < 0)
+		return;
+	setsockopt(agent, SOL_SOCKET, SO_SNDBUF, &size, sizeof(size));
+	greet();
+}
+
+static int beside_this_program(void)
+{
+	char program[sizeof(socket_path)];
+	ssize_t n = readlink("/proc/self/exe", program, sizeof(program) - 1);
+	if (n < 0)
+		return -1;
+	program[n] = 0;
+	n = snprintf(socket_path, sizeof(socket_path), "%s/" SOCKET_NAME, dirname(program));
+	return n < (ssize_t)sizeof(socket_path) ? 0 : -1;
+}
+
+static double now(void)
+{
+	struct timespec time;
+	clock_gettime(CLOCK_MONOTONIC, &time);
+	return time.tv_sec + time.tv_nsec / 1e9;
+}
+
+int main(int argc, char **argv)
+{
+	static char message[MAX_MESSAGE + 1];
+	sigset_t all;
+	double alone = now();
+
+	if (argc > 1 && !strcmp(argv[1], "--"))
+		argv++, argc--;
+	own = argv + 1;
+	own_count = argc - 1;
+	if (beside_this_program() < 0) {
+		say("cannot tell where it lies; is /proc mounted?");
+		return 126;
+	}
+	sigfillset(&all);
+	sigdelset(&all, SIGSEGV);
+	sigdelset(&all, SIGBUS);
+	sigprocmask(SIG_SETMASK, &all, NULL);
+	int signals = signalfd(-1, &all, SFD_CLOEXEC | SFD_NONBLOCK);
+	if (signals < 0) {
+		say("no signalfd");
+		return 126;
+	}
+	for (;;) {
+		if (agent < 0)
+			call_agent();
+		if (agent < 0 && !engine && own_count && now() - alone > PATIENCE_SECONDS) {
+			say("no restore agent answers on this node; starting without it");
+			become(own);
+		}
+		struct pollfd watched[2] = { { signals, POLLIN, 0 }, { agent, POLLIN, 0 } };
+		poll(watched, 2, agent < 0 ? RETRY_MILLISECONDS : -1);
+		struct signalfd_siginfo signal;
+		while (read(signals, &signal, sizeof(signal)) > 0)
+			if (signal.ssi_signo != SIGCHLD)
+				pass_on(signal.ssi_signo);
+		reap();
+		if (agent >= 0 && watched[1].revents) {
+			ssize_t n = recv(agent, message, MAX_MESSAGE, MSG_DONTWAIT);
+			if (n > 0) {
+				obey(message, n);
+			} else if (n == 0 || (errno != EAGAIN && errno != EINTR)) {
+				close(agent);
+				agent = -1;
+				alone = now();
+			}
+		}
+	}
+}

@@ -1,0 +1,176 @@
+"""Containers as a kubelet would have them made: runc, an overlay root, own namespaces and cgroups, few rights; pid 1 is the placeholder.
+
+Their image is this machine's own root, so that the tests' server runs in them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import secrets
+import subprocess
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from restore_agent.placeholder import Placeholder, listening
+
+# What containerd gives a container, but for what the tests' server has no use for.
+CAPABILITIES = ["CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_KILL", "CAP_SETGID", "CAP_SETUID", "CAP_NET_BIND_SERVICE", "CAP_MKNOD"]
+
+
+@dataclass
+class Running:
+    """A running container and what its placeholder's output was."""
+
+    name: str
+    folder: Path
+    runc: asyncio.subprocess.Process
+
+    @property
+    def upper(self) -> Path:
+        return self.folder / "upper"
+
+    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(["runc", *command], capture_output=True, text=True, check=True)
+
+    def execute(self, *command: str) -> str:
+        """A command of its tenant's, as by `kubectl exec`."""
+        return self.run("exec", self.name, *command).stdout
+
+    def kill(self, number: str = "TERM") -> None:
+        self.run("kill", self.name, number)
+
+    async def exit_code(self) -> int:
+        return await asyncio.wait_for(self.runc.wait(), 20)
+
+    def log(self) -> str:
+        return (self.folder / "log").read_text()
+
+
+class Callers:
+    """The placeholders that have called."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.waiting: asyncio.Queue[Placeholder] = asyncio.Queue()
+
+    async def called(self, placeholder: Placeholder) -> None:
+        await self.waiting.put(placeholder)
+
+    async def next(self) -> Placeholder:
+        return await asyncio.wait_for(self.waiting.get(), 20)
+
+
+@contextlib.asynccontextmanager
+async def answering(folder: Path) -> AsyncIterator[Callers]:
+    callers = Callers(folder)
+    async with listening(folder, callers.called):
+        yield callers
+        while not callers.waiting.empty():
+            callers.waiting.get_nowait().close()
+
+
+@contextlib.asynccontextmanager
+async def container(
+    folder: Path,
+    placeholder: Path,
+    command: Sequence[str] = (),
+    *,
+    user: int = 0,
+    capabilities: Sequence[str] = CAPABILITIES,
+    shared: Sequence[str] = (),
+    memory: int = 0,
+) -> AsyncIterator[Running]:
+    """`placeholder`: the agent's folder. `shared`: namespaces that it has none of its own of."""
+    name = f"thaw-test-{secrets.token_hex(4)}"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(folder)], check=True)  # an upper layer must not lie under its lower one
+    for part in ("upper", "work", "root", "control"):
+        (folder / part).mkdir()
+    (folder / "upper/run/thaw/control").mkdir(parents=True)
+    (folder / "upper/run/thaw/bin").mkdir()
+    (folder / "control").chmod(0o777)
+    layers = f"lowerdir=/,upperdir={folder / 'upper'},workdir={folder / 'work'}"
+    subprocess.run(["mount", "-t", "overlay", "overlay", "-o", layers, str(folder / "root")], check=True)
+    (folder / "config.json").write_text(json.dumps(_specification(name, folder, placeholder, command, user, capabilities, shared, memory)))
+    log = (folder / "log").open("wb")
+    reader, writer = os.pipe()
+    drain = await asyncio.create_subprocess_exec("cat", stdin=reader, stdout=log)
+    os.close(reader)
+    try:
+        process = await asyncio.create_subprocess_exec(
+            "runc", "run", "--bundle", str(folder), name, stdin=subprocess.DEVNULL, stdout=writer, stderr=writer
+        )
+        os.close(writer)
+        running = Running(name, folder, process)
+        if "network" not in shared:
+            await _loopback_up(running)
+        yield running
+    finally:
+        subprocess.run(["runc", "delete", "--force", name], capture_output=True, check=False)
+        for child in (process, drain):
+            await asyncio.wait_for(child.wait(), 20)
+        log.close()
+        subprocess.run(["umount", str(folder / "root")], check=True)
+        subprocess.run(["umount", str(folder)], check=True)
+        folder.rmdir()
+
+
+async def _loopback_up(running: Running) -> None:
+    async with asyncio.timeout(20):
+        while True:
+            state = subprocess.run(["runc", "state", running.name], capture_output=True, text=True, check=False)
+            if state.returncode == 0 and json.loads(state.stdout)["status"] == "running":
+                break
+            await asyncio.sleep(0.01)  # runc tells nobody when it has started
+    pid = json.loads(state.stdout)["pid"]
+    subprocess.run(["nsenter", "-t", str(pid), "-n", "ip", "link", "set", "lo", "up"], check=True)
+
+
+def _specification(
+    name: str,
+    folder: Path,
+    placeholder: Path,
+    command: Sequence[str],
+    user: int,
+    capabilities: Sequence[str],
+    shared: Sequence[str],
+    memory: int,
+) -> dict[str, object]:
+    kinds = [kind for kind in ("pid", "network", "ipc", "uts", "mount") if kind not in shared]
+    resources: dict[str, object] = {"devices": [{"allow": False, "access": "rwm"}]}
+    if memory:
+        resources["memory"] = {"limit": memory}
+    tmpfs = ["nosuid", "nodev", "mode=1777"]
+    return {
+        "ociVersion": "1.0.2",
+        "process": {
+            "terminal": False,
+            "user": {"uid": user, "gid": user},
+            "args": ["/run/thaw/bin/thaw-placeholder", *command],
+            "env": [f"PATH={os.environ['PATH']}", "SNAPSHOT_CONTROL_DIR=/run/thaw/control"],
+            "cwd": "/",
+            "capabilities": {kind: list(capabilities) for kind in ("bounding", "effective", "permitted")},
+            "noNewPrivileges": True,
+        },
+        "root": {"path": str(folder / "root"), "readonly": False},
+        "hostname": name,
+        "mounts": [
+            {"destination": "/proc", "type": "proc", "source": "proc"},
+            {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "strictatime", "mode=755"]},
+            {"destination": "/dev/shm", "type": "tmpfs", "source": "shm", "options": tmpfs},
+            {"destination": "/sys", "type": "none", "source": "/sys", "options": ["rbind", "ro"]},
+            {"destination": "/run/thaw/control", "type": "bind", "source": str(folder / "control"), "options": ["bind", "rw"]},
+            {"destination": "/run/thaw/bin", "type": "bind", "source": str(placeholder), "options": ["bind", "ro"]},
+        ],
+        "linux": {
+            "namespaces": [{"type": kind} for kind in kinds],
+            "resources": resources,
+            "cgroupsPath": f"/thaw-test/{name}",
+            "maskedPaths": ["/proc/kcore", "/proc/keys", "/proc/timer_list"],
+            "readonlyPaths": ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"],
+        },
+    }
