@@ -14,6 +14,7 @@ building everything there, which loses computed buffers, and patching `register_
 from __future__ import annotations
 
 import ctypes
+import traceback
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -21,9 +22,11 @@ import torch
 from thaw_proto import gpumem_pb2
 from torch.overrides import TorchFunctionMode
 
+from gpumem.client import Client
 from gpumem.errors import StaleLayout
 from gpumem.memory import HOST
 
+_GRANULE = 2 << 20  # bytes; the size of torch's smallest segments, and of GPU pages
 _ALIGNMENT = 256  # bytes; what torch's own allocator promises kernels, and more
 _DTYPES: dict[str, Any] = {
     "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
@@ -124,6 +127,67 @@ def fill(module: Any, region: Region) -> None:
         _replace(module, names, held[names[0]])
     if torch_device(region.device).type == "cuda":
         torch.cuda.synchronize(torch_device(region.device))
+
+
+def dtype_name(dtype: Any) -> str | None:
+    """As checkpoints and layouts name an element type; None: they have no name for it."""
+    return _NAMES.get(dtype)
+
+
+class ScratchPool:
+    """Scratch, given out piece by piece and never taken back; and, by its `id`, torch's own memory pool on it.
+
+    What torch allocates in that pool needs no content: it is zeros after each quiesce and resume. That holds of memory taken while CUDA
+    graphs are captured, since nothing runs then: whatever a replay reads of it, the replay has written before.
+    """
+
+    STEP = 256 << 20  # bytes; how much more scratch is taken when there is not enough
+
+    def __init__(self, client: Client, size: int = 0) -> None:
+        """Takes `size` bytes at once. Raises OutOfMemory, PeerGone."""
+        self._client = client
+        self._at = self._end = 0
+        self.size = 0  # bytes, of all scratch
+        self._pool: Any = None
+        if size:
+            self._grow(size)
+
+    @staticmethod
+    def rounded(size: int) -> int:
+        """What a piece of that size takes."""
+        return -(-size // _GRANULE) * _GRANULE
+
+    def take(self, size: int) -> int:
+        """The address of so many bytes. Raises OutOfMemory, PeerGone."""
+        size = self.rounded(size)
+        if self._end - self._at < size:
+            self._grow(max(size, self.STEP))
+        self._at += size
+        return self._at - size
+
+    @property
+    def id(self) -> Any:
+        """As `torch.cuda.graph(pool=…)` takes it."""
+        if self._pool is None:
+            allocate = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int, ctypes.c_void_p)(self._allocate)
+            free = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int, ctypes.c_void_p)(lambda *_: None)
+            pointers = [ctypes.cast(function, ctypes.c_void_p).value for function in (allocate, free)]
+            self._pool = torch.cuda.MemPool(torch._C._cuda_customAllocator(*pointers))
+            for kept in (allocate, free, self._pool):  # torch calls these while the interpreter ends, too
+                ctypes.pythonapi.Py_IncRef(ctypes.py_object(kept))
+        return self._pool.id
+
+    def _allocate(self, size: int, device: int, stream: int) -> int | None:
+        try:
+            return self.take(size)
+        except Exception:
+            traceback.print_exc()  # torch says only that there is no memory
+            return None
+
+    def _grow(self, size: int) -> None:
+        scratch = self._client.scratch(size)
+        self._at, self._end = scratch.address, scratch.address + scratch.mapped_size
+        self.size += scratch.mapped_size
 
 
 def torch_device(identity: str) -> Any:

@@ -92,13 +92,13 @@ class Capturer:
                 await asyncio.to_thread(self._store.get, request.namespace, request.name)
                 raise NameTaken(f"snapshot {request.namespace}/{request.name} exists; choose another name, or --replace it")
         async with contextlib.AsyncExitStack() as undo:
-            lent = None
+            lent: list[tuple[WeightsRecord, bytes]] = []
             if request.weights:
                 with _step("weights", phases, progress):
-                    lent = await self._weights.read(request.weights)
+                    lent.append(await self._weights.read(request.weights))
                     device = self._cuda.chosen(request.engine.env) if self._cuda else ""
-                    await self._weights.fill(*lent, device)
-                lends = self._weights.environment(lent[0], device)
+                    await self._weights.fill(*lent[0], device)
+                lends = self._weights.environment(lent[0][0], device)
                 request = dataclasses.replace(request, engine=request.engine.model_copy(update={"env": request.engine.env | lends}))
             with _step("start", phases, progress):
                 sandbox = await undo.enter_async_context(await Sandbox.create(self._kdat))
@@ -114,14 +114,17 @@ class Capturer:
                     canary = await source.unless_ready(oracle.record(source, request.canary_path, request.canary_body))
             with _step("quiesce", phases, progress):
                 quiesces = await source.wait_quiet()
+            with _step("weights", phases, progress):
+                lent += [await self._weights.read(directory) for directory in source.named_weights()]
             async with self._publishing:
                 workspace = await asyncio.to_thread(self._store.workspace)
                 undo.push_async_callback(asyncio.to_thread, shutil.rmtree, workspace, True)
-                if lent:
-                    await asyncio.to_thread(_keep_layout, workspace, *lent)
+                for record, layout in lent:
+                    await asyncio.to_thread(_keep_layout, workspace, record, layout)
                 draft = await self._dump(request, sandbox, source, canary, quiesces, workspace, progress, phases)
                 if lent:
-                    draft = _draft(draft.manifest.model_copy(update={"weights": (lent[0],)}), workspace)
+                    records = tuple(record for record, _ in lent)
+                    draft = _draft(draft.manifest.model_copy(update={"weights": records}), workspace)
                 with _step("prove", phases, progress):
                     await self._prove(draft)
                 with _step("publish", phases, progress):
@@ -243,7 +246,7 @@ def _draft(manifest: Manifest, workspace: Path) -> Snapshot:
 
 def _keep_layout(workspace: Path, record: WeightsRecord, layout: bytes) -> None:
     path = workspace / layout_file(record)
-    path.parent.mkdir()
+    path.parent.mkdir(exist_ok=True)
     path.write_bytes(layout)
 
 

@@ -25,6 +25,7 @@ from rich.table import Table
 from thaw_proto import agent_pb2, agent_pb2_grpc
 
 from restore_agent.chunks import CorruptChunk
+from restore_agent.engines import KINDS, Setting, UnsuitableCommand, prepare
 from restore_agent.main import DEFAULT_STATE, AgentError, enter_own_mounts, run, serving, socket_of
 from restore_agent.manifest import InvalidName
 from restore_agent.store import Catalog, Corrupt, NotFound, Snapshot, StoreBusy
@@ -80,6 +81,7 @@ def create(
     name: Name,
     command: Annotated[list[str], typer.Argument(help="The server's command, after --.", metavar="-- COMMAND…")],
     port: Annotated[int, typer.Option(help="Port that the server listens on.")],
+    engine: Annotated[str, typer.Option(help=f"What the server is, where it needs more than its command: {', '.join(KINDS)}.")] = "",
     model: Annotated[str, typer.Option(help="Model name; the snapshot's name if not given.")] = "",
     health: Annotated[str, typer.Option(help="Path that answers 200 when the server is ready.")] = "/health",
     canary: Annotated[
@@ -107,6 +109,12 @@ def create(
         if not equals:
             raise typer.BadParameter(f"--env {item!r} is not KEY=VALUE")
         pairs[key] = value
+    if engine:
+        if weights:
+            raise typer.BadParameter(f"--weights is for engines that attach what they are told; {engine} brings its own")
+        with _errors():
+            command, more, health = prepare(engine, command, Setting(port, gpumem, state / "weights"), os.environ)
+        pairs = more | pairs
     request = agent_pb2.SnapshotRequest(
         request_id=secrets.token_hex(8),
         snapshot=agent_pb2.SnapshotRef(namespace=namespace, name=name),
@@ -257,7 +265,7 @@ def _errors() -> Any:
         yield
     except grpc.aio.AioRpcError as error:
         message = error.details() or error.code().name
-    except (AgentError, StoreBusy, NotFound, Corrupt, CorruptChunk, InvalidName, OSError) as error:
+    except (AgentError, UnsuitableCommand, StoreBusy, NotFound, Corrupt, CorruptChunk, InvalidName, OSError) as error:
         message = str(error)
     else:
         return

@@ -76,7 +76,7 @@ class ControlDirectory:
             while not self._has(QUIESCE_REQUESTED):
                 time.sleep(AWAKE_POLL_SECONDS)
 
-    def name_weights(self, directory: Path) -> None:
+    def name_weights(self, directory: Path | str) -> None:
         """Adds a checkpoint directory whose region this engine has attached."""
         path = self._folder / WEIGHTS
         known: list[str] = json.loads(path.read_text())["directories"] if path.exists() else []

@@ -29,7 +29,7 @@ from restore_agent.output import Output
 from restore_agent.sandbox import CONTROL_DIRECTORY, Sandbox, describe_exit
 
 READY, SNAPSHOT_COMPLETE, RESTORE_COMPLETE = "ready-for-snapshot", "snapshot-complete", "restore-complete"
-QUIESCE_REQUESTED, GPUS = "quiesce-requested", "gpus.json"  # ours: see quiesce and woken
+QUIESCE_REQUESTED, GPUS, WEIGHTS = "quiesce-requested", "gpus.json", "weights.json"  # ours: see quiesce, woken and named_weights
 _FIRST_PROBE, _LAST_PROBE = 0.02, 0.2  # seconds between two probes of something that cannot be waited for
 _LAST_WORDS = 2.0  # seconds in which an engine that is ready for its snapshot ends what it was asked before
 _IDLE_WINDOW = 2.0  # seconds without work: the engine is idle
@@ -145,6 +145,14 @@ class Engine:
                 raise self.end_error()
             await asyncio.wait([ended], timeout=_FIRST_PROBE)
         (self.sandbox.control_directory / QUIESCE_REQUESTED).unlink()
+
+    def named_weights(self) -> list[Path]:
+        """Checkpoint directories whose regions it attached by itself (`weights.json`, ours). Raises EngineError: it is no list of them."""
+        path = self.sandbox.control_directory / WEIGHTS
+        try:
+            return [Path(directory) for directory in json.loads(path.read_text())["directories"]] if path.exists() else []
+        except (ValueError, LookupError, TypeError) as error:
+            raise EngineError(f"the engine {' '.join(self.record.command)!r} wrote a {WEIGHTS} that is none: {error!r}") from None
 
     def stop(self) -> None:
         """Stops every process of it. Blocks until all stand still."""

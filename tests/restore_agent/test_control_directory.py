@@ -15,6 +15,7 @@ from restore_agent.engine import GPUS as AGENTS_GPUS
 from restore_agent.engine import QUIESCE_REQUESTED as AGENTS_QUIESCE_REQUESTED
 from restore_agent.engine import READY as AGENTS_READY
 from restore_agent.engine import RESTORE_COMPLETE, SNAPSHOT_COMPLETE
+from restore_agent.engine import WEIGHTS as AGENTS_WEIGHTS
 
 PATIENCE = 10.0
 
@@ -79,7 +80,7 @@ def tell(folder: Path, word: str, content: str = "") -> None:
 
 
 def test_both_sides_use_the_same_words() -> None:
-    assert (READY, QUIESCE_REQUESTED, GPUS) == (AGENTS_READY, AGENTS_QUIESCE_REQUESTED, AGENTS_GPUS)
+    assert (READY, QUIESCE_REQUESTED, GPUS, WEIGHTS) == (AGENTS_READY, AGENTS_QUIESCE_REQUESTED, AGENTS_GPUS, AGENTS_WEIGHTS)
     assert set(ANSWERS) == {SNAPSHOT_COMPLETE, RESTORE_COMPLETE}
 
 

@@ -1,0 +1,92 @@
+"""What is added to an engine's command: by vLLM's own argument parser's rules, and never against what the user said."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from restore_agent.engines import CACHE_BYTES, KINDS, Setting, UnsuitableCommand, prepare
+
+SETTING = Setting(port=8123, gpumem=Path("/run/gpumem/gpumem.sock"), checkpoints=Path("/var/lib/thaw/weights"))
+
+
+def options(command: list[str]) -> dict[str, str]:
+    """The options of a prepared command, each once."""
+    found: dict[str, str] = {}
+    words = iter(command)
+    for word in words:
+        if word.startswith("-"):
+            name, equals, value = word.partition("=")
+            assert name not in found, f"{name} twice in {command}"
+            found[name] = value if equals else next(words)
+    return found
+
+
+def test_one_line_is_enough_for_vllm() -> None:
+    command, env, health = prepare("vllm", ["vllm", "serve", "Qwen/Qwen3-8B"], SETTING, {})
+    assert command[:3] == ["vllm", "serve", "Qwen/Qwen3-8B"]
+    said = options(command)
+    assert json.loads(said.pop("--model-loader-extra-config")) == {"checkpoints": "/var/lib/thaw/weights", "load_format": "auto"}
+    assert said == {
+        "--worker-cls": "gpumem.vllm.Worker",
+        "--middleware": "restore_agent.vllm.Snapshots",
+        "--load-format": "gpumem",
+        "--port": "8123",
+        "--kv-cache-memory-bytes": str(CACHE_BYTES),
+        "--gpu-memory-utilization": "0.02",
+    }
+    assert env["GPUMEM_SOCKET"] == "/run/gpumem/gpumem.sock" and env["VLLM_HOST_IP"] == "127.0.0.1"
+    assert health == "/health"
+
+
+@pytest.mark.parametrize("spelling", [["--load-format", "dummy"], ["--load-format=dummy"], ["--load_format", "dummy"]])
+def test_the_load_format_is_kept_for_the_first_load(spelling: list[str]) -> None:
+    given = ["vllm", "serve", "m", *spelling, "--model-loader-extra-config", '{"concurrency": 4}', "--max-model-len", "8192"]
+    said = options(prepare("vllm", given, SETTING, {})[0])
+    assert said["--load-format"] == "gpumem" and said["--max-model-len"] == "8192"
+    extra = json.loads(said["--model-loader-extra-config"])
+    assert extra == {"checkpoints": "/var/lib/thaw/weights", "concurrency": 4, "load_format": "dummy"}
+
+
+def test_what_the_user_says_of_memory_and_port_is_kept() -> None:
+    given = ["vllm", "serve", "m", "--kv-cache-memory-bytes=8G", "--gpu_memory_utilization", "0.1", "--port", "8123"]
+    said = options(prepare("vllm", given, SETTING, {})[0])
+    assert said["--kv-cache-memory-bytes"] == "8G" and said["--gpu_memory_utilization"] == "0.1" and said["--port"] == "8123"
+    assert "--gpu-memory-utilization" not in said
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        (["--port", "9000"], "port 9000"),
+        (["--tensor-parallel-size", "2"], "one GPU"),
+        (["-tp", "2"], "one GPU"),
+        (["--api-server-count=4"], "one API server"),
+        (["--worker-cls", "mine.Worker"], "mine.Worker"),
+        (["--model-loader-extra-config", "{"], "no JSON"),
+    ],
+)
+def test_what_cannot_be_snapshotted_is_refused(given: list[str], why: str) -> None:
+    with pytest.raises(UnsuitableCommand, match=why):
+        prepare("vllm", ["vllm", "serve", "m", *given], SETTING, {})
+
+
+def test_one_of_anything_is_no_contradiction() -> None:
+    prepare("vllm", ["vllm", "serve", "m", "-tp", "1", "--api-server-count", "1", "--worker-cls", "auto"], SETTING, {})
+
+
+def test_variables_of_the_caller_win() -> None:
+    caller = {"VLLM_HOST_IP": "10.0.0.1", "HF_HOME": "/models", "SECRET": "x", "CUDA_VISIBLE_DEVICES": "1"}
+    env = prepare("vllm", ["vllm", "serve", "m"], SETTING, caller)[1]
+    assert env["VLLM_HOST_IP"] == "10.0.0.1" and env["HF_HOME"] == "/models" and env["CUDA_VISIBLE_DEVICES"] == "1"
+    assert "SECRET" not in env
+
+
+def test_sglang_is_only_told_its_port() -> None:
+    given = ["python", "-m", "sglang.launch_server", "--model-path", "m"]
+    assert prepare("sglang", given, SETTING, {})[0] == [*given, "--port", "8123"]
+
+
+def test_an_unknown_engine_is_refused_with_those_that_are_known() -> None:
+    with pytest.raises(UnsuitableCommand, match="there are " + ", ".join(sorted(KINDS))):
+        prepare("vlm", ["x"], SETTING, {})
