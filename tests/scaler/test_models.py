@@ -1,0 +1,127 @@
+"""Who declares a model, and whose it is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from scaler.ledger import Ledger, ModelLimits
+from scaler.models import Models
+from scaler.resources import ModelSnapshot
+from scaler.scaled_object import ScaledObject
+from scaler.trigger import Trigger
+
+
+class Informer:
+    """What an informer does to whoever listens."""
+
+    def __init__(self) -> None:
+        self.objects: dict[str, Any] = {}
+        self.callback: Any = None
+
+    def on_change(self, callback: Any) -> None:
+        self.callback = callback
+
+    def put(self, found: Any) -> None:
+        key = "/".join(found.key)
+        old = self.objects.get(key)
+        self.objects[key] = found
+        self.callback(old, found)
+
+    def drop(self, key: str) -> None:
+        self.callback(self.objects.pop(key), None)
+
+
+class World:
+    def __init__(self) -> None:
+        self.ledger = Ledger()
+        self.models = Models(self.ledger)
+        self.snapshots, self.scaled = Informer(), Informer()
+        self.models.follow(self.snapshots, self.scaled)
+        self.triggers: list[Trigger] = []
+        self.passed: list[str] = []
+        self.models.on_trigger(self.triggers.append)
+        self.models.on_owner(self.passed.append)
+
+    def snapshot(self, key: str, born: int, model: str = "m", **spec: Any) -> None:
+        self.snapshots.put(msgspec.convert({"metadata": _metadata(key, born), "spec": {"model": model, **spec}}, ModelSnapshot))
+
+    def object(self, key: str, born: int, model: str = "m", **metadata: str) -> None:
+        trigger = {"type": "external-push", "metadata": {"model": model, "scalerAddress": "x:1", **metadata}}
+        self.scaled.put(msgspec.convert({"metadata": _metadata(key, born), "spec": {"triggers": [trigger]}}, ScaledObject))
+
+
+def _metadata(key: str, born: int) -> dict[str, str]:
+    namespace, _, name = key.partition("/")
+    return {"namespace": namespace, "name": name, "uid": f"uid of {key}", "creationTimestamp": f"2026-01-01T00:00:{born:02}Z"}
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+def test_a_snapshot_declares_its_model_with_its_limits(world: World) -> None:
+    world.snapshot("ns/a", 1, limits={"concurrency": 3, "maxWaitSeconds": 9, "maxRequests": 7}, stage="disk")
+    assert world.ledger.limits("m") == ModelLimits(concurrency=3, max_wait_seconds=9, max_requests=7)
+    section = world.models.sections["m"]
+    assert section.snapshot_name and (section.snapshot_name.namespace, section.snapshot_name.name, section.stage) == ("ns", "a", "disk")
+    world.snapshots.drop("ns/a")
+    assert (list(world.ledger.models()), world.models.sections, world.models.owner("m")) == ([], {}, "")
+
+
+def test_a_trigger_declares_its_model_too(world: World) -> None:
+    world.object("ns/so", 1, maxStageSeconds="4")
+    assert world.ledger.limits("m") == ModelLimits()
+    assert world.triggers == [Trigger("m", 8.0, 4.0)]
+    assert [each.key for each in world.models.objects("m")] == [("ns", "so")]
+    world.snapshot("ns/a", 2, limits={"concurrency": 3})
+    assert world.ledger.limits("m").concurrency == 3
+    world.snapshots.drop("ns/a")
+    assert world.ledger.limits("m") == ModelLimits()
+    world.scaled.drop("ns/so")
+    assert not world.ledger.knows("m")
+
+
+def test_an_object_that_names_another_model_now(world: World) -> None:
+    world.object("ns/so", 1)
+    world.object("ns/so", 1, model="other")
+    assert list(world.ledger.models()) == ["other"]
+    assert world.passed == ["m", "m", "other"]
+
+
+def test_a_trigger_that_cannot_be_used_declares_nothing(world: World) -> None:
+    world.object("ns/so", 1, targetPending="none")
+    assert (list(world.ledger.models()), world.triggers) == ([], [])
+    world.object("ns/so", 1)
+    assert list(world.ledger.models()) == ["m"]
+
+
+def test_a_model_is_the_oldest_namespaces(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    world.snapshot("tenant/a", 5, limits={"concurrency": 3})
+    world.snapshot("hostile/a", 6, limits={"concurrency": 99})
+    world.object("hostile/so", 7, maxStageSeconds="1")
+    assert world.models.owner("m") == "tenant"
+    assert "ModelSnapshot hostile/a names the model m, which is namespace tenant's already" in caplog.text
+    assert (world.ledger.limits("m").concurrency, world.triggers, list(world.models.objects("m"))) == (3, [], [])
+    world.snapshots.drop("tenant/a")  # given up
+    assert (world.models.owner("m"), world.ledger.limits("m").concurrency) == ("hostile", 99)
+    assert world.passed == ["m", "m"]
+
+
+def test_a_snapshot_that_is_being_deleted_is_not_staged_any_more(world: World) -> None:
+    world.snapshot("ns/a", 1)
+    deleting = world.snapshots.objects["ns/a"]
+    metadata = msgspec.structs.replace(deleting.metadata, deletion_timestamp="2026-01-01T00:01:00Z")
+    world.snapshots.put(msgspec.structs.replace(deleting, metadata=metadata))
+    assert (world.models.sections, world.ledger.knows("m")) == ({}, True)
+
+
+def test_a_resync_changes_nothing(world: World) -> None:
+    world.snapshot("ns/a", 1)
+    declared: list[str] = []
+    world.ledger.on_declaration(declared.append)
+    world.snapshots.put(world.snapshots.objects["ns/a"])
+    assert (declared, world.passed) == ([], ["m"])
