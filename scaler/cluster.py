@@ -1,25 +1,20 @@
 """Kubernetes' API, as the scaler uses it. The only file of this room that talks to it.
 
-Connection, TLS, credentials and their renewal, and leader election are the official client's. Its generated models are not used: a watch
-of pods would build hundreds of objects of pure Python for each event (milliseconds), and our own kind has no model at all. Requests go
-through its `ApiClient` and answers are decoded by msgspec into the few fields that a reader declares. Its `Watch` was rejected too: it
-opens a second client, reconnects without a pause, and hides when a list must be made anew. What lists and watches is informer.py.
-Every write is a patch (or a create, or a delete with the uid that was seen): two writers never undo each other's fields.
-
-The client's leader election holds the lease by the rules of client-go, but an error of the network escapes from it with the work still
-running, a call may hang for five minutes, and it never gives the lease back. `_Lease` bounds and translates its calls, and `lead` owns
-the work: it is cancelled before anybody else can have the lease (calls end within 2 s, the last try to renew 14 s after the last
-success, the lease lasts 15 s), and a lease is handed back at the end, so that the next replica leads in 2 s instead of 15.
+Connection, TLS, credentials and their renewal are the official client's. Its generated models are not used: a watch of pods would build
+hundreds of objects of pure Python for each event (milliseconds), and our own kind has no model at all. Requests go through its `ApiClient`
+and answers are decoded by msgspec into the few fields that a reader declares. Its `Watch` was rejected too: it opens a second client,
+reconnects without a pause, and hides when a list must be made anew. What lists and watches is informer.py; who leads, election.py. Every
+write is a patch (or a create, or a delete with the uid that was seen): two writers never undo each other's fields.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import hashlib
 import logging
+import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal, TypeVar
@@ -27,10 +22,6 @@ from typing import Any, Literal, TypeVar
 import aiohttp
 import msgspec
 from kubernetes.aio import client, config
-from kubernetes.aio.leaderelection.electionconfig import Config
-from kubernetes.aio.leaderelection.leaderelection import LeaderElection
-from kubernetes.aio.leaderelection.leaderelectionrecord import LeaderElectionRecord
-from kubernetes.aio.leaderelection.resourcelock.leaselock import LeaseLock
 
 from scaler.informer import Expired, Informer, Page
 from scaler.resources import Metadata
@@ -39,7 +30,6 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 _REQUEST_SECONDS = 30.0
-_LEASE_SECONDS, _RENEW_SECONDS, _RETRY_SECONDS, _LEASE_CALL_SECONDS = 15.0, 8.0, 2.0, 2.0
 _EVENT_REPEAT_SECONDS = 60.0  # the same event about the same object again within this time is left out
 _EVENTS_KEPT = 1000
 _GONE = 410
@@ -126,7 +116,7 @@ class Cluster:
             config.load_incluster_config(configuration)  # type: ignore[no-untyped-call]
         except config.ConfigException as inside:
             try:
-                await config.load_kube_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
+                await config.load_kube_config(os.environ.get("KUBECONFIG"), client_configuration=configuration)  # type: ignore[no-untyped-call]
             except (config.ConfigException, OSError) as error:
                 why = f"no service account ({inside}) and no kubeconfig ({error}); run in a pod, or set KUBECONFIG"
                 raise ClusterError(0, "Kubernetes' API cannot be found", why) from error
@@ -222,41 +212,6 @@ class Cluster:
         except ClusterError as error:
             log.warning("the event %s of %s/%s is lost: %s", reason, metadata.namespace, metadata.name, error)
 
-    async def lead(self, namespace: str, lease: str, identity: str, work: Callable[[], Awaitable[None]]) -> None:
-        """Runs `work` while this process holds the lease, and again whenever it gets it; until cancelled, then gives the lease back."""
-        while True:
-            lock = _Lease(lease, namespace, identity, self._api)
-            won = asyncio.Event()
-
-            async def start(won: asyncio.Event = won) -> None:
-                won.set()
-
-            terms = Config(lock, _LEASE_SECONDS, _RENEW_SECONDS, _RETRY_SECONDS, start, None)  # type: ignore[arg-type]  # None is allowed
-            holding = asyncio.create_task(LeaderElection(terms).run(), name=f"holding the lease {lease}")
-            working = asyncio.create_task(_after(won, work), name=f"leading by {lease}")
-            try:
-                await asyncio.wait((holding, working), return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                for task in (working, holding):  # in this order: nobody else can lead before the work has ended
-                    task.cancel()
-                ends = await asyncio.gather(working, holding, return_exceptions=True)
-                if won.is_set():
-                    await self._hand_back(namespace, lease, identity)
-            for end in ends:
-                if isinstance(end, Exception):
-                    log.error("leading by the lease %s ended, it is tried again: %s", lease, end, exc_info=end)
-            await asyncio.sleep(_RETRY_SECONDS)
-
-    async def _hand_back(self, namespace: str, lease: str, identity: str) -> None:
-        try:
-            async with asyncio.timeout(_LEASE_CALL_SECONDS):
-                held = msgspec.json.decode(await self._call("GET", LEASES.path(namespace, lease)))
-                if held["spec"].get("holderIdentity") == identity:
-                    version = {"resourceVersion": held["metadata"]["resourceVersion"]}
-                    await self.patch(LEASES, namespace, lease, {"metadata": version, "spec": {"holderIdentity": None}})
-        except (ClusterError, TimeoutError) as error:
-            log.warning("the lease %s is left to run out: %s", lease, error or "no answer")
-
     async def _call(
         self,
         method: str,
@@ -298,36 +253,6 @@ class Cluster:
                 response.close() if response.content.at_eof() is False else response.release()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise ClusterError(0, what, f"no answer from Kubernetes' API: {error or type(error).__name__}") from error
-
-
-class _Lease(LeaseLock):
-    """The client's lease with bounded calls, whose failures of any kind are failures to renew."""
-
-    async def get(self, name: str, namespace: str) -> Any:
-        try:
-            async with asyncio.timeout(_LEASE_CALL_SECONDS):
-                return await super().get(name, namespace)
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            return False, client.ApiException(status=0, reason=f"no answer: {error or type(error).__name__}")
-
-    async def create(self, name: str, namespace: str, election_record: LeaderElectionRecord) -> bool:
-        return await self._bounded(super().create(name, namespace, election_record))
-
-    async def update(self, name: str, namespace: str, updated_record: LeaderElectionRecord) -> bool:
-        return await self._bounded(super().update(name, namespace, updated_record))
-
-    async def _bounded(self, call: Awaitable[bool]) -> bool:
-        try:
-            async with asyncio.timeout(_LEASE_CALL_SECONDS):
-                return await call
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            log.warning("the lease %s could not be written: %s", self.name, error or "no answer")
-            return False
-
-
-async def _after(won: asyncio.Event, work: Callable[[], Awaitable[None]]) -> None:
-    await won.wait()
-    await work()
 
 
 def _refused(status: int, what: str, body: bytes) -> Exception:

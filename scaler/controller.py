@@ -26,6 +26,7 @@ from thaw_proto import agent_pb2
 
 from scaler import capture, resources
 from scaler.cluster import MODEL_SNAPSHOTS, NODES, PODS, Cluster, ClusterError, Conflict, NotFound
+from scaler.election import lead
 from scaler.informer import Informer, Key
 from scaler.nodes import Node, Nodes
 from scaler.placeholder import NodeSetup
@@ -57,7 +58,7 @@ async def run_controller(
     identity: this replica's own name (its pod's).
     """
     controller = Controller(cluster, snapshots, nodes, setup)
-    await cluster.lead(namespace, lease, identity, controller.run)
+    await lead(cluster, namespace, lease, identity, controller.run)
 
 
 class _Artifact:

@@ -18,8 +18,6 @@ from typing import Any, Generic, NamedTuple, Protocol, Self, TypeVar
 
 import msgspec
 
-from scaler.resources import Meta
-
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
@@ -31,6 +29,25 @@ _PAGE = "500"
 
 class Expired(Exception):
     """The version to go on from is too old: list again."""
+
+
+class _Version(msgspec.Struct, rename="camel"):
+    resource_version: str
+
+
+class _Identity(msgspec.Struct):
+    name: str
+    namespace: str = ""
+
+
+class _Identified(msgspec.Struct):
+    """Any object, as far as it must be understood to be followed."""
+
+    metadata: _Identity
+
+
+class _Bookmark(msgspec.Struct):
+    metadata: _Version
 
 
 class Page(NamedTuple):
@@ -143,19 +160,18 @@ class Informer(Generic[T]):
         heard = False
         async for kind, raw in self._source.watch(self._resource, self._namespace, query):
             heard = True
-            metadata = msgspec.json.decode(raw, type=Meta).metadata
-            if kind == "DELETED":
-                self._apply((metadata.namespace, metadata.name), None)
-            elif kind != "BOOKMARK":
+            if kind != "BOOKMARK":
                 key, each = self._decode(raw)
-                if each is not None:
+                if kind == "DELETED":
+                    self._apply(key, None)
+                elif each is not None:
                     self._apply(key, each)
-            self._version = metadata.resource_version
+            self._version = msgspec.json.decode(raw, type=_Bookmark).metadata.resource_version
         return heard
 
     def _decode(self, raw: msgspec.Raw) -> tuple[Key, T | None]:
         """An object that is not as declared is passed over: it must not hide all others."""
-        metadata = msgspec.json.decode(raw, type=Meta).metadata
+        metadata = msgspec.json.decode(raw, type=_Identified).metadata
         key = (metadata.namespace, metadata.name)
         try:
             return key, self._decoder.decode(raw)

@@ -1,0 +1,71 @@
+"""A node's agent as the scaler sees it: its Watch stream, and what it is asked to remove."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+from thaw_proto import agent_pb2, agent_pb2_grpc
+
+
+class Agent(agent_pb2_grpc.AgentServicer):
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.residencies: dict[tuple[str, str], agent_pb2.Residency] = {}
+        self.unstaged: list[agent_pb2.UnstageRequest] = []
+        self.refuse: grpc.StatusCode | None = None
+        self._streams: list[asyncio.Queue[agent_pb2.NodeUpdate]] = []
+
+    @asynccontextmanager
+    async def serve(self) -> AsyncIterator[str]:
+        """Yields the address."""
+        server = grpc.aio.server()
+        agent_pb2_grpc.add_AgentServicer_to_server(self, server)
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        try:
+            yield f"127.0.0.1:{port}"
+        finally:
+            await server.stop(None)
+
+    def has(
+        self, namespace: str, name: str, digest: str, *, rung: agent_pb2.Rung = agent_pb2.RUNG_MEMORY, unusable: str = "", size: int = 1000
+    ) -> None:
+        reference = agent_pb2.SnapshotRef(namespace=namespace, name=name, digest=digest)
+        residency = agent_pb2.Residency(snapshot=reference, rung=rung, image_bytes=size, unusable_reason=unusable)
+        self.residencies[namespace, name] = residency
+        self._tell(residency)
+
+    def loses(self, namespace: str, name: str) -> None:
+        lost = self.residencies.pop((namespace, name))
+        self._tell(agent_pb2.Residency(snapshot=lost.snapshot, rung=agent_pb2.RUNG_ABSENT))
+
+    async def Watch(self, request: agent_pb2.WatchRequest, context: Any) -> AsyncIterator[agent_pb2.NodeUpdate]:
+        queue: asyncio.Queue[agent_pb2.NodeUpdate] = asyncio.Queue()
+        yield agent_pb2.NodeUpdate(node=agent_pb2.Node(name=self.name, memory_free_bytes=1 << 34))
+        for residency in list(self.residencies.values()):
+            yield agent_pb2.NodeUpdate(residency=residency)
+        self._streams.append(queue)
+        yield agent_pb2.NodeUpdate(synced=True)
+        try:
+            while True:
+                yield await queue.get()
+        finally:
+            self._streams.remove(queue)
+
+    async def Unstage(self, request: agent_pb2.UnstageRequest, context: Any) -> agent_pb2.UnstageResponse:
+        self.unstaged.append(request)
+        if self.refuse is not None:
+            await context.abort(self.refuse, "a restore is under way")
+        key = (request.snapshot.namespace, request.snapshot.name)
+        if key not in self.residencies:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "no such snapshot")
+        self.loses(*key)
+        return agent_pb2.UnstageResponse()
+
+    def _tell(self, residency: agent_pb2.Residency) -> None:
+        for queue in self._streams:
+            queue.put_nowait(agent_pb2.NodeUpdate(residency=residency))
