@@ -72,6 +72,34 @@ def split(images: Path) -> Iterator[Run]:
         yield from _split_process(pid, vmas, pagemap, head, [criu_pb2.PagemapEntry.FromString(entry) for entry in entries], pages)
 
 
+@dataclass(frozen=True)
+class Skeleton:
+    """What CRIU is left with of one process, after `split`."""
+
+    pid: int
+    anonymous: list[tuple[int, int]]  # begin and end of mappings whose pages are ours, where an absent page is zeros
+    kept: list[Run]  # pages that CRIU restores
+
+
+def skeletons(images: Path) -> Iterator[Skeleton]:
+    """Every process of images that were split. Raises ImageError."""
+    for pagemap in sorted(images.glob("pagemap-[0-9]*.img")):
+        pid = int(pagemap.stem.removeprefix("pagemap-"))
+        (raw,) = _read(images / f"mm-{pid}.img", _MM)
+        vmas = list(criu_pb2.Mm.FromString(raw).vmas)
+        special = [(vma.start, vma.end) for vma in vmas if vma.status & _SPECIAL]  # the kernel's own, made anew
+        head, *entries = _read(pagemap, _PAGEMAP)
+        data = memoryview((images / f"pages-{criu_pb2.PagemapHead.FromString(head).pages_id}.img").read_bytes())
+        kept, offset = [], 0
+        for entry in map(criu_pb2.PagemapEntry.FromString, entries):
+            if entry.flags & _PRESENT:
+                length = (entry.nr_pages or entry.compat_nr_pages) * PAGE
+                if not any(start <= entry.vaddr < end for start, end in special):
+                    kept.append(Run(pid, entry.vaddr, length, data[offset : offset + length]))
+                offset += length
+        yield Skeleton(pid, [(vma.start, vma.end) for vma in vmas if _ours(vma) and vma.status & _ANONYMOUS], kept)
+
+
 def _ours(vma: criu_pb2.Vma) -> bool:
     return bool(
         vma.status & _REGULAR and vma.status & (_FILE_PRIVATE | _ANONYMOUS) and not vma.status & _SPECIAL and vma.prot & _PROT_WRITE

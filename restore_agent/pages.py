@@ -49,7 +49,7 @@ class Arena:
 
     def __init__(self, chunks: Sequence[Chunk], index: bytes) -> None:
         """Raises FillError where the index and the chunks differ."""
-        self._chunks = chunks
+        self.chunks = chunks
         self._ends = list(accumulate(chunk.size for chunk in chunks))
         self.size = self._ends[-1] if chunks else 0
         self._runs = (Run * (len(index) // ctypes.sizeof(Run))).from_buffer_copy(index)
@@ -80,7 +80,7 @@ class Arena:
         """
         loop = asyncio.get_running_loop()
         pool = ThreadPoolExecutor(_READERS, "stage")
-        reads = [loop.run_in_executor(pool, self._read_one, number, read) for number in range(len(self._chunks))]
+        reads = [loop.run_in_executor(pool, self._read_one, number, read) for number in range(len(self.chunks))]
         try:
             await asyncio.gather(*reads)
         except BaseException as error:
@@ -94,7 +94,7 @@ class Arena:
     def _read_one(self, number: int, read: Read) -> None:
         if self._failure is None:
             end = self._ends[number]
-            read(self._chunks[number], self._memory[end - self._chunks[number].size : end])
+            read(self.chunks[number], self._memory[end - self.chunks[number].size : end])
             with self._news:
                 self._arrived.append(number)
                 self._news.notify_all()
@@ -106,7 +106,7 @@ class Arena:
 
     @property
     def whole(self) -> bool:
-        return len(self._arrived) == len(self._chunks)
+        return len(self._arrived) == len(self.chunks)
 
     @property
     def pids(self) -> set[int]:
@@ -140,7 +140,7 @@ class Arena:
 
     def _fill(self, filler: Filler) -> float:
         copied, seconds = 0, 0.0
-        while copied < len(self._chunks) and not filler.stopped:
+        while copied < len(self.chunks) and not filler.stopped:
             with self._news:
                 while len(self._arrived) == copied and self._failure is None and not filler.stopped:
                     self._news.wait()
@@ -149,7 +149,7 @@ class Arena:
                     raise self._failure
             begin = time.monotonic()
             pieces = self._pieces_of(fresh)
-            threads = min(_THREADS, 1 + sum(self._chunks[number].size for number in fresh) // _WORTH_A_THREAD)
+            threads = min(_THREADS, 1 + sum(self.chunks[number].size for number in fresh) // _WORTH_A_THREAD)
             error = filler.copy(pieces, threads)
             if error and error != errno.ECANCELED:
                 raise FillError(f"cannot fill the page at {filler.failed_address:#x}: {os.strerror(error)}")
@@ -158,7 +158,7 @@ class Arena:
         return seconds
 
     def _pieces_of(self, numbers: Sequence[int]) -> ctypes.Array[Piece]:
-        if len(numbers) == len(self._chunks):
+        if len(numbers) == len(self.chunks):
             return self._pieces
         size, pieces = ctypes.sizeof(Piece), memoryview(self._pieces).cast("B")
         spans = [(self._lasts[number - 1] if number else 0, self._lasts[number]) for number in sorted(numbers)]

@@ -1,0 +1,34 @@
+"""thaw, comparing every page of each replica that it restores with the image: `python -m tests.restore_agent.compared agent --state …`
+
+Anything that `thaw` can do. A page that differs fails the restore; what was compared goes to stderr.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+from restore_agent.comparison import Different, compare
+from restore_agent.ladder import Staged
+from restore_agent.pages import FillError
+from restore_agent.phases import Phases
+from restore_agent.restore import Restorer
+from restore_agent.sandbox import Sandbox
+from scaler.cli import main
+
+_fill = Restorer._fill
+
+
+async def _fill_and_compare(self: Restorer, staged: Staged, sandbox: Sandbox, phases: Phases) -> None:
+    await _fill(self, staged, sandbox, phases)
+    arena = await asyncio.shield(staged.arena)
+    try:
+        found = await asyncio.to_thread(compare, arena, staged.directory / "images", sandbox.host_pids())
+    except Different as error:
+        raise FillError(str(error)) from None
+    print(f"compared {found.filled} filled, {found.kept} kept, {found.zeros} zeros", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    Restorer._fill = _fill_and_compare  # type: ignore[method-assign]
+    main()
