@@ -9,12 +9,15 @@ bin := .venv/bin
 environment := .venv/.environment
 criu := .venv/.criu
 
-.PHONY: help demo test lint bench lock clean
+.PHONY: help demo test lint cluster cluster-down e2e bench lock clean
 
 help:
 	@echo 'make demo   a chat model on this machine, from zero to an answer and back to zero'
 	@echo 'make test   the tests'
 	@echo 'make lint   formatting, types, and which part may import which'
+	@echo 'make e2e    the tests on Kubernetes with KEDA: on the cluster that KUBECONFIG names, else on one of its own'
+	@echo 'make cluster, make cluster-down'
+	@echo '            that cluster: its programs built (once, half an hour), started (seconds); and all of it ended and removed'
 	@echo 'make bench  the benchmarks: one table, kept in tests/bench/results/'
 	@echo 'make lock   requirements.lock brought up to pyproject.toml'
 
@@ -22,13 +25,23 @@ demo: $(environment) $(criu)
 	@$(bin)/python deploy/demo/demo.py
 
 test: $(environment) $(criu)
-	@$(bin)/pytest -r s
+	@$(bin)/pytest -r s --ignore=tests/e2e
 
 lint: $(environment)
 	@$(bin)/ruff check .
 	@$(bin)/ruff format --check .
 	@$(bin)/mypy
 	@$(bin)/lint-imports
+
+cluster: $(environment)
+	@tests/e2e/cluster/build.sh
+	@$(bin)/python -m tests.e2e.cluster up
+
+cluster-down: $(environment)
+	@$(bin)/python -m tests.e2e.cluster down
+
+e2e: $(environment) $(criu) $(if $(KUBECONFIG),,cluster)
+	@$(bin)/pytest -r s tests/e2e
 
 bench: $(environment) $(criu)
 	@$(bin)/python -m tests.bench

@@ -2,6 +2,7 @@
 # Brings a CRIU that works with current kernels (4.2 or later): the one on PATH, else the distribution's package, else one built from the
 # pinned source into .venv/bin, where the restore agent looks first. The source comes from the archive that apt is configured for, through
 # apt's own downloader, and is checked against the pinned hash; system libraries are not touched.
+# STATIC=yes builds one that needs no libraries, to be run inside any container; it has no nftables then (Debian has no static library of it).
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 . deploy/steps.sh
@@ -49,14 +50,14 @@ build() {
     local tree=$cache/criu-$pinned
     rm -rf "$tree"
     tar -C "$cache" -xf "$cache/$tarball"
-    MAKEFLAGS="" make -C "$tree" -j"$(nproc)" criu NO_GNUTLS=1
+    MAKEFLAGS="" make -C "$tree" -j"$(nproc)" criu NO_GNUTLS=1 ${STATIC:+"PKG_CONFIG=pkg-config --static"}
     install -D "$tree/criu/criu" .venv/bin/criu.new
     .venv/bin/criu.new --version
     mv .venv/bin/criu.new .venv/bin/criu
     rm -rf "$tree"
 }
 
-for candidate in .venv/bin/criu "$(command -v criu || true)"; do
+[ -n "${STATIC:-}" ] || for candidate in .venv/bin/criu "$(command -v criu || true)"; do
     new_enough "$(version_of "$candidate")" && found "$candidate"
 done
 
@@ -64,13 +65,14 @@ command -v apt-get >/dev/null || fail "CRIU $least or later is not on PATH, and 
     "Install CRIU $least or later with this distribution's own tools and run make again."
 packaged() { apt-cache policy criu | sed -n 's/^ *Candidate: //p' | grep -v none || true; }
 [ -n "$(packaged)" ] || [ "$(id -u)" != 0 ] || refresh
-if new_enough "$(packaged)"; then
+if [ -z "${STATIC:-}" ] && new_enough "$(packaged)"; then
     need criu
     found "$(command -v criu)"
 fi
 
 need gcc make pkg-config xz-utils libc6-dev libprotobuf-c-dev libprotobuf-dev protobuf-c-compiler protobuf-compiler \
-    libnl-3-dev libnet1-dev libcap-dev libbsd-dev libnftables-dev uuid-dev
+    libnl-3-dev libnet1-dev libcap-dev libbsd-dev uuid-dev
+if [ -n "${STATIC:-}" ]; then export LDFLAGS=-static; else need libnftables-dev; fi
 [ "$(id -u)" = 0 ] || [ -n "$(apt-get indextargets 'Created-By: Packages')" ] || fail "the package lists are empty." "Run: sudo apt-get update"
 step "fetching the source of CRIU $pinned" unknown fetch
 step "building CRIU $pinned" build_progress build

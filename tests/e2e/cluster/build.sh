@@ -1,0 +1,93 @@
+#!/usr/bin/env bash
+# Brings what the test cluster is made of into the cache folder: programs built from pinned Go modules (modules/*/go.mod, go.sum), KEDA's
+# own manifests, and an image to begin with. What is there already and still fits its pins is kept, so an interrupted run goes on where it
+# was. Everything else (runc, CNI plugins, nft) is the distribution's.
+set -euo pipefail
+cd "$(dirname "$0")/../../.."
+. deploy/steps.sh
+
+here=tests/e2e/cluster
+cache=${THAW_CLUSTER_CACHE:-$HOME/.cache/thaw-cluster}
+bin=$cache/bin
+mkdir -p "$bin" "$cache/images"
+
+[ "$(id -u)" = 0 ] || fail "a cluster needs root: it makes namespaces, mounts and control groups." "Run: sudo make cluster"
+exec 9>"$cache/.building"
+flock -n 9 || { echo "  another run is building into $cache: waiting for it"; flock 9; }
+
+need runc containernetworking-plugins nftables iproute2 util-linux mount
+
+pinned() { # MODULE-FOLDER MODULE: the version that its go.mod requires
+    awk -v module="$2" '$1 == "require" && $2 == module { print $3 } $1 == module && NF > 1 && $2 ~ /^v/ { print $2 }' "$here/modules/$1/go.mod" | head -n 1
+}
+
+# A Go that can read these go.mod files; from 1.21 on it brings the very version that they name.
+go_path() {
+    if go version 2>/dev/null | grep -qE 'go1\.(2[1-9]|[3-9][0-9])'; then command -v go; else echo "$cache/go/bin/go"; fi
+}
+
+compile() { # NAME FOLDER PACKAGE LINKER-FLAGS TAGS
+    echo "packages $(cd "$here/modules/$2" && $(go_path) list -deps -tags "$5" "$3" | wc -l)"
+    (cd "$here/modules/$2" && CGO_ENABLED=0 $(go_path) build -v -mod=readonly -trimpath -tags "$5" -ldflags "-s -w $4" -o "$bin/.$1.new" "$3")
+    mv "$bin/.$1.new" "$bin/$1"
+}
+
+compile_progress() { awk '$1 == "packages" { total = $2 } /^[a-z0-9.]+(\/|$)/ { done++ } END { print done + 0, total + 0 }'; }
+
+build() { # NAME FOLDER PACKAGE [LINKER-FLAGS [TAGS]]
+    local key
+    key=$({ cat "$here/modules/$2"/*; echo "$@"; } | sha256sum | cut -c1-16)
+    [ -x "$bin/$1" ] && [ "$(cat "$bin/.$1.key" 2>/dev/null)" = "$key" ] && return
+    [ -x "$(go_path)" ] || step "fetching Go" unknown .venv/bin/python -m tests.e2e.cluster.toolchain "$cache/go"
+    step "building $1" compile_progress compile "$1" "$2" "$3" "${4:-}" "${5:-}"
+    echo "$key" >"$bin/.$1.key"
+}
+
+version=$(pinned kubernetes k8s.io/kubernetes)
+stamp="-X k8s.io/component-base/version.gitVersion=$version -X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor=$(cut -d. -f2 <<<"$version")"
+for name in kube-apiserver kube-controller-manager kube-scheduler kube-proxy kubelet kubectl; do
+    build $name kubernetes k8s.io/kubernetes/cmd/$name "$stamp"
+done
+build etcd kubernetes go.etcd.io/etcd/server/v3
+# Snapshotters that need libraries or devices which a test machine lacks.
+for name in containerd containerd-shim-runc-v2 ctr; do
+    build $name containerd github.com/containerd/containerd/v2/cmd/$name \
+        "-X github.com/containerd/containerd/v2/version.Version=$(pinned containerd github.com/containerd/containerd/v2)" \
+        "no_btrfs no_zfs no_devmapper"
+done
+build coredns coredns .
+build helm helm helm.sh/helm/v4/cmd/helm
+build keda-operator keda github.com/kedacore/keda/v2/cmd/operator
+build keda-adapter keda github.com/kedacore/keda/v2/cmd/adapter
+
+# Its operator and its adapter are processes of the node here: only what they need in the API is applied.
+keda_manifests() {
+    local module
+    module=$(cd "$here/modules/keda" && $(go_path) list -m -f '{{.Dir}}' github.com/kedacore/keda/v2)
+    rm -rf "$cache/.keda.new"
+    mkdir "$cache/.keda.new"
+    cp "$module"/config/crd/bases/*.yaml "$module/config/service_account/service_account.yaml" "$cache/.keda.new"
+    for path in rbac/role rbac/role_binding metrics-server/role metrics-server/role_binding; do
+        cp "$module/config/$path.yaml" "$cache/.keda.new/${path//\//-}.yaml"
+    done
+    chmod -R u+w "$cache/.keda.new"
+    pinned keda github.com/kedacore/keda/v2 >"$cache/.keda.new/.version"
+    rm -rf "$cache/keda"
+    mv "$cache/.keda.new" "$cache/keda"
+}
+[ "$(cat "$cache/keda/.version" 2>/dev/null)" = "$(pinned keda github.com/kedacore/keda/v2)" ] || step "copying KEDA's manifests" unknown keda_manifests
+
+# A root folder of busybox alone; it is the pods' sandbox, and what tests start where no engine is needed.
+pause_image() {
+    local root=$cache/.busybox
+    rm -rf "$root"
+    mkdir -p "$root/root/bin" "$root/root/tmp"
+    (cd "$root" && apt-get download -o APT::Sandbox::User=root busybox-static && dpkg-deb -x busybox-static_*.deb package)
+    cp "$(find "$root/package" -name busybox -type f)" "$root/root/bin/busybox"
+    for name in $("$root/root/bin/busybox" --list); do
+        [ "$name" = busybox ] || ln -s busybox "$root/root/bin/$name"
+    done
+    .venv/bin/python -m tests.e2e.cluster.archive "$root/root" thaw.test/pause:1 "$cache/images/pause.tar" /bin/sleep infinity
+    rm -rf "$root"
+}
+[ -e "$cache/images/pause.tar" ] || { refresh; step "making the pause image" unknown pause_image; }
