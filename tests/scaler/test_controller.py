@@ -1,0 +1,353 @@
+"""The ModelSnapshot controller, against an API server and agents that do what a test wants."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from thaw_proto import agent_pb2
+
+from scaler.activation import Activations
+from scaler.cluster import MODEL_SNAPSHOTS, Cluster
+from scaler.controller import Controller
+from scaler.ledger import Ledger
+from scaler.nodes import Nodes
+from scaler.placeholder import NodeSetup
+from scaler.replicas import Replicas
+from scaler.resources import CAPTURE_FAILED, CAPTURED, FINALIZER, ModelSnapshot
+from tests.scaler.agent import Agent
+from tests.scaler.kubernetes_api import Api
+
+DIGEST, OTHER = "ab" * 32, "cd" * 32
+TEMPLATE = {
+    "metadata": {"labels": {"app": "chat"}},
+    "spec": {
+        "containers": [
+            {"name": "engine", "image": "engine:1", "command": ["serve"], "args": ["$(PORT)"], "livenessProbe": {"httpGet": {"port": 80}}}
+        ]
+    },
+}
+
+
+class World:
+    def __init__(self, api: Api, cluster: Cluster, stack: AsyncExitStack) -> None:
+        self.api = api
+        self.cluster = cluster
+        self.agents: dict[str, Agent] = {}
+        self._stack = stack
+        ledger = Ledger()
+        self.nodes = Nodes(Replicas(ledger), Activations())
+        self.informer = cluster.follow(MODEL_SNAPSHOTS, ModelSnapshot)
+        self.controller = Controller(cluster, self.informer, self.nodes, NodeSetup({"thaw": "yes"}))
+        self._task: asyncio.Task[None] | None = None
+
+    async def node(self, name: str) -> Agent:
+        agent = self.agents[name] = Agent(name)
+        await self.api.put("nodes", {"metadata": {"name": name}})
+        await self._stack.enter_async_context(self.nodes.follow(await self._stack.enter_async_context(agent.serve())))
+        return agent
+
+    async def lead(self) -> None:
+        self._task = asyncio.create_task(self.controller.run())
+
+    async def step_down(self) -> None:
+        assert self._task
+        self._task.cancel()
+        await asyncio.wait([self._task])
+
+    async def snapshot(self, name: str = "chat", **spec: Any) -> None:
+        await self.api.put("modelsnapshots", {"metadata": {"name": name, "namespace": "tenant"}, "spec": spec or {"template": TEMPLATE}})
+
+    def status(self, name: str = "chat") -> dict[str, Any]:
+        found = self.api.get("modelsnapshots", "tenant", name)
+        return (found or {}).get("status") or {}
+
+    def condition(self, kind: str, name: str = "chat") -> tuple[str, str, str]:
+        found = next((each for each in self.status(name).get("conditions", []) if each["type"] == kind), {})
+        return found.get("status", ""), found.get("reason", ""), found.get("message", "")
+
+    def pods(self) -> list[dict[str, Any]]:
+        return self.api.all("pods")
+
+    async def says(self, annotation: str, value: str) -> None:
+        """What the agent writes on the capture pod."""
+        await until(self.pods)
+        pod = self.pods()[0]["metadata"]
+        await self.api.change("pods", "tenant", pod["name"], {"metadata": {"annotations": {annotation: value}}, "spec": {"nodeName": "n1"}})
+
+    def reasons(self) -> list[str]:
+        return [each["reason"] for each in self.api.all("events")]
+
+
+async def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
+    monkeypatch.setattr("scaler.controller._FIRST_CAPTURE_RETRY_SECONDS", 0.3)
+    monkeypatch.setattr("scaler.controller._ABSENT_AGENT_SECONDS", 0.2)
+    api = Api()
+    async with AsyncExitStack() as stack:
+        monkeypatch.setenv("KUBECONFIG", str(await stack.enter_async_context(api.serve(tmp_path))))
+        cluster = await stack.enter_async_context(Cluster.connect())
+        world = World(api, cluster, stack)
+        await stack.enter_async_context(world.informer)
+        await world.lead()
+        yield world
+        await world.step_down()
+
+
+async def test_a_template_is_captured(world: World) -> None:
+    agent = await world.node("n1")
+    await until(lambda: any(node.synced.is_set() for node in world.nodes))
+    await world.snapshot()
+    await until(world.pods)
+    pod = world.pods()[0]
+    engine = pod["spec"]["containers"][0]
+    assert pod["metadata"]["ownerReferences"][0]["name"] == "chat"
+    assert pod["metadata"]["labels"] == {
+        "app": "chat",
+        "thaw.dev/capture": "chat",
+    }
+    assert engine["command"] == ["/run/thaw/bin/thaw-placeholder", "serve"] and engine["args"] == ["$(PORT)"]
+    assert "livenessProbe" not in engine and pod["spec"]["restartPolicy"] == "Never"
+    assert pod["spec"]["nodeSelector"] == {"thaw": "yes"}
+    assert pod["spec"]["readinessGates"], "no Service may route to it"
+    await until(lambda: world.status().get("phase") == "Capturing")
+
+    await world.says(CAPTURED, DIGEST)
+    await until(lambda: world.status().get("digest") == DIGEST)
+    assert world.condition("Captured")[0] == "True" and world.condition("Ready")[:2] == ("False", "NotResident")
+    agent.has("tenant", "chat", DIGEST, size=7)
+    await until(lambda: world.status().get("phase") == "Ready")
+    assert world.status()["nodes"] == [{"name": "n1", "rung": "memory"}] and world.status()["imageBytes"] == 7
+    await until(lambda: not world.pods())
+    agent.has("tenant", "chat", DIGEST, rung=agent_pb2.RUNG_DISK)
+    await until(lambda: world.status()["nodes"] == [{"name": "n1", "rung": "disk"}])
+    await asyncio.sleep(0.3)
+    assert not world.pods() and world.reasons() == ["Captured"], "and not once more"
+    found = world.api.get("modelsnapshots", "tenant", "chat")
+    assert found and found["metadata"]["finalizers"] == [FINALIZER] and found["status"]["observedGeneration"] == 1
+
+
+async def test_a_failed_capture_is_told_and_tried_again(world: World) -> None:
+    await world.snapshot()
+    await world.says(CAPTURE_FAILED, "the engine was never healthy")
+    await until(lambda: world.status().get("phase") == "Failed")
+    assert world.condition("Captured") == ("False", "CaptureFailed", "the engine was never healthy")
+    await until(lambda: "CaptureFailed" in world.reasons())
+    await until(lambda: world.status().get("phase") == "Capturing")  # 0.3 s later, in a new pod
+    await world.says(CAPTURED, DIGEST)
+    await until(lambda: world.status().get("digest") == DIGEST)
+
+
+async def test_a_pod_that_ends_or_is_refused_is_a_failure(world: World) -> None:
+    await world.snapshot()
+    await until(world.pods)
+    state = {"terminated": {"exitCode": 3, "reason": "Error"}}
+    ended = {"status": {"phase": "Failed", "containerStatuses": [{"name": "engine", "state": state}]}}
+    await world.api.change("pods", "tenant", world.pods()[0]["metadata"]["name"], ended)
+    await until(lambda: "exit code 3" in world.condition("Captured")[2])
+    world.api.refuse.append(("POST", "/pods", 403, "violates PodSecurity"))
+    await until(lambda: "violates PodSecurity" in world.condition("Captured")[2])
+    await until(world.pods)
+
+
+async def test_what_a_capture_waits_for_is_shown(world: World) -> None:
+    await world.snapshot()
+    await until(world.pods)
+    name = world.pods()[0]["metadata"]["name"]
+    unscheduled = {"type": "PodScheduled", "status": "False", "message": "0/1 nodes: no GPU"}
+    await world.api.change("pods", "tenant", name, {"status": {"phase": "Pending", "conditions": [unscheduled]}})
+    await until(lambda: "no GPU" in world.condition("Captured")[2])
+    waiting = {"conditions": None, "containerStatuses": [{"name": "engine", "state": {"waiting": {"reason": "ImagePullBackOff"}}}]}
+    await world.api.change("pods", "tenant", name, {"status": waiting})
+    await until(lambda: "ImagePullBackOff" in world.condition("Captured")[2])
+
+
+@pytest.mark.parametrize(
+    ("pod", "message"),
+    [
+        ({"hostPID": True}, "hostPID"),
+        ({"volumes": [{"name": "root", "hostPath": {"path": "/"}}]}, "hostPath"),
+        ({"containers": [{"name": "engine", "image": "i", "securityContext": {"privileged": True}}]}, "privileged"),
+        ({"containers": []}, "no container"),
+    ],
+)
+async def test_a_template_that_wants_the_host_is_refused(world: World, pod: dict[str, Any], message: str) -> None:
+    await world.snapshot(template={"spec": {**TEMPLATE["spec"], **pod}})
+    await until(lambda: world.status().get("phase") == "Failed")
+    assert world.condition("Captured")[1] == "TemplateRefused" and message in world.condition("Captured")[2]
+    await until(lambda: world.reasons() == ["SnapshotRefused"])
+    assert not world.pods()
+
+
+async def test_a_changed_template_is_captured_anew_and_the_old_one_is_not_used(world: World) -> None:
+    agent = await world.node("n1")
+    await world.snapshot()
+    await world.says(CAPTURED, DIGEST)
+    agent.has("tenant", "chat", DIGEST)
+    await until(lambda: world.status().get("phase") == "Ready" and not world.pods())
+    newer = {"spec": {"containers": [{"name": "engine", "image": "engine:2"}]}}
+    await world.api.change("modelsnapshots", "tenant", "chat", {"spec": {"template": newer}})
+    await until(lambda: world.status().get("phase") == "Capturing")
+    assert world.condition("Ready")[0] == "False"
+    found = world.informer.get("tenant", "chat")
+    assert found and not found.ready_digest
+    await world.says(CAPTURED, OTHER)
+    agent.has("tenant", "chat", OTHER)
+    await until(lambda: world.status().get("phase") == "Ready")
+    assert world.status()["digest"] == OTHER and world.status()["observedGeneration"] == 2
+    # What a capture does not depend on changes nothing about it.
+    await world.api.change("modelsnapshots", "tenant", "chat", {"spec": {"limits": {"concurrency": 2}}})
+    await until(lambda: world.status()["observedGeneration"] == 3)
+    assert world.status()["phase"] == "Ready"
+    await until(lambda: not world.pods())
+
+
+async def test_a_template_changed_during_its_capture_ends_that(world: World) -> None:
+    await world.snapshot()
+    await until(world.pods)
+    first = world.pods()[0]["metadata"]["name"]
+    await world.api.change("modelsnapshots", "tenant", "chat", {"spec": {"port": 9000}})
+    await until(lambda: [pod["metadata"]["name"] for pod in world.pods()] not in ([], [first]))
+
+
+async def test_another_leader_goes_on(world: World) -> None:
+    await world.snapshot()
+    await until(world.pods)
+    pod = world.pods()[0]["metadata"]["uid"]
+    await world.step_down()
+    await world.says(CAPTURED, DIGEST)
+    agent = await world.node("n1")
+    agent.has("tenant", "chat", DIGEST)
+    await asyncio.sleep(0.2)
+    assert not world.status().get("digest"), "who does not lead writes nothing"
+    await world.lead()
+    await until(lambda: world.status().get("phase") == "Ready" and not world.pods())
+    assert pod not in [each["metadata"]["uid"] for each in world.pods()]
+
+
+async def test_an_artifact_is_adopted(world: World) -> None:
+    agent = await world.node("n1")
+    await world.snapshot("mine", artifact={"name": "chat", "digest": DIGEST})
+    await until(lambda: world.condition("Captured", "mine")[1] == "NotFound")
+    agent.has("other", "chat", DIGEST)  # another tenant's
+    agent.has("tenant", "chat", OTHER)  # another digest
+    await asyncio.sleep(0.4)
+    assert world.status("mine")["phase"] == "Pending"
+    agent.has("tenant", "chat", DIGEST)
+    await until(lambda: world.status("mine")["phase"] == "Ready")
+    assert world.status("mine")["digest"] == DIGEST and not world.pods()
+    agent.has("tenant", "chat", DIGEST, unusable="another kernel")
+    await until(lambda: world.condition("Ready", "mine") == ("False", "Unusable", "on node n1: another kernel"))
+
+
+async def test_deletion_removes_the_artifact_first(world: World) -> None:
+    one, two = await world.node("n1"), await world.node("n2")
+    await world.snapshot()
+    await world.says(CAPTURED, DIGEST)
+    for agent in (one, two):
+        agent.has("tenant", "chat", DIGEST)
+        agent.has("other", "chat", DIGEST)
+    await until(lambda: len(world.status().get("nodes", [])) == 2)
+    two.refuse = grpc.StatusCode.FAILED_PRECONDITION
+    await world.cluster.delete(MODEL_SNAPSHOTS, "tenant", "chat")
+    await until(lambda: world.condition("Ready")[1] == "Deleting")
+    assert "node n2: a restore is under way" in world.condition("Ready")[2]
+    assert ("tenant", "chat") not in one.residencies and ("tenant", "chat") in two.residencies
+    two.refuse = None
+    await until(lambda: not world.api.all("modelsnapshots"))
+    assert ("tenant", "chat") not in two.residencies
+    assert ("other", "chat") in one.residencies and ("other", "chat") in two.residencies
+    assert all(request.rung == agent_pb2.RUNG_ABSENT and request.snapshot.digest == DIGEST for request in one.unstaged + two.unstaged)
+
+
+async def test_deletion_during_a_capture_ends_it_first(world: World) -> None:
+    await world.snapshot()
+    await until(world.pods)
+    await world.api.change("pods", "tenant", world.pods()[0]["metadata"]["name"], {"metadata": {"finalizers": ["test/holds"]}})
+    await world.cluster.delete(MODEL_SNAPSHOTS, "tenant", "chat")
+    await until(lambda: world.pods()[0]["metadata"].get("deletionTimestamp"))
+    await asyncio.sleep(0.2)
+    assert world.api.all("modelsnapshots"), "its agent may still be publishing"
+    await world.api.remove("pods", "tenant", world.pods()[0]["metadata"]["name"])
+    await until(lambda: not world.api.all("modelsnapshots"))
+
+
+async def test_deletion_waits_for_an_agent_that_is_away_unless_its_node_is_gone(world: World) -> None:
+    found = {"template": TEMPLATE}
+    await world.snapshot(**found)
+    await world.says(CAPTURED, DIGEST)
+    agent = await world.node("n1")
+    agent.has("tenant", "chat", DIGEST)
+    await until(lambda: world.status().get("phase") == "Ready" and not world.pods())
+    await world.step_down()
+    # A new leader that no agent has spoken to yet.
+    world.nodes = Nodes(Replicas(Ledger()), Activations())
+    world.controller = Controller(world.cluster, world.informer, world.nodes, NodeSetup())
+    await world.lead()
+    await asyncio.sleep(0.3)
+    assert world.status()["phase"] == "Ready" and not world.pods(), "a holder that can't be asked has it still"
+    await world.cluster.delete(MODEL_SNAPSHOTS, "tenant", "chat")
+    await until(lambda: "n1, whose agent does not answer" in world.condition("Ready")[2])
+    await world.api.remove("nodes", "", "n1")
+    await until(lambda: not world.api.all("modelsnapshots"))
+
+
+async def test_a_snapshot_that_all_nodes_lost_is_captured_again(world: World) -> None:
+    agent = await world.node("n1")
+    await world.snapshot()
+    await world.says(CAPTURED, DIGEST)
+    agent.has("tenant", "chat", DIGEST)
+    await until(lambda: world.status().get("phase") == "Ready" and not world.pods())
+    agent.loses("tenant", "chat")
+    await until(world.pods)
+    await until(lambda: world.status().get("phase") == "Capturing")
+    assert not world.status().get("digest")
+
+
+async def test_two_objects_of_one_artifact_keep_it_for_each_other(world: World) -> None:
+    agent = await world.node("n1")
+    agent.has("tenant", "chat", DIGEST)
+    for name in ("one", "two"):
+        await world.snapshot(name, artifact={"name": "chat", "digest": DIGEST})
+        await until(lambda name=name: world.status(name).get("phase") == "Ready")
+    await world.cluster.delete(MODEL_SNAPSHOTS, "tenant", "one")
+    await until(lambda: not world.api.get("modelsnapshots", "tenant", "one"))
+    assert ("tenant", "chat") in agent.residencies
+    await world.cluster.delete(MODEL_SNAPSHOTS, "tenant", "two")
+    await until(lambda: not world.api.get("modelsnapshots", "tenant", "two"))
+    assert ("tenant", "chat") not in agent.residencies
+
+
+async def test_a_forged_capture_pod_is_neither_believed_nor_deleted(world: World) -> None:
+    forged = {
+        "metadata": {
+            "name": "forged",
+            "namespace": "tenant",
+            "labels": {"thaw.dev/capture": "chat"},
+            "annotations": {CAPTURED: OTHER},
+        }
+    }
+    await world.api.put("pods", forged)
+    await world.snapshot()
+    await until(lambda: len(world.pods()) == 2)
+    await asyncio.sleep(0.2)
+    assert not world.status().get("digest")
+    assert world.api.get("pods", "tenant", "forged")
+
+
+async def test_a_conflict_is_looked_at_again(world: World) -> None:
+    for _ in range(3):
+        world.api.refuse.append(("PATCH", "modelsnapshots", 409, "the object has been modified"))
+    world.api.refuse.append(("POST", "/pods", 500, "etcdserver: request timed out"))
+    await world.snapshot()
+    await world.says(CAPTURED, DIGEST)
+    await until(lambda: world.status().get("digest") == DIGEST)
