@@ -127,6 +127,7 @@ class Restorer:
     async def wake(self, standby: Standby, phases: Phases) -> Engine:
         """Raises RestoreFailed; then nothing is left of it."""
         with self._named(standby.snapshot):
+            self._headroom.give()  # CUDA takes memory of the host's, too
             try:
                 async with asyncio.timeout(_deadline(standby.snapshot)):
                     async with self._gpus(standby.snapshot.manifest, standby.gpus, standby.before) as pairs:
@@ -154,7 +155,10 @@ class Restorer:
                 gpus: Mapping[str, int] = {}
                 if self._cuda:
                     gpu_pids = self._cuda.holders(host for pid, host in engine.sandbox.host_pids().items() if pid != 1)
-                    gpus = await self._cuda.suspend(gpu_pids)
+                    with (
+                        self._huge.on()
+                    ):  # what CUDA keeps its state in is mapped now, and read at the resume: a tenth to a sixth sooner so
+                        gpus = await self._cuda.suspend(gpu_pids)
                 await asyncio.to_thread(engine.stop)
             undo = contextlib.AsyncExitStack()
             undo.callback(engine.output.close)
@@ -237,7 +241,9 @@ class Restorer:
             if standby.gpu_pids:
                 if self._cuda is None:
                     raise CudaError("the snapshot holds GPU state and this node has no usable GPU")
-                await self._cuda.resume(standby.gpu_pids, phases, pairs)
+                # CUDA reads all of its state, also the zeros that were left out: with huge pages on those are one page of zeros for 2 MiB.
+                with self._huge.on():
+                    await self._cuda.resume(standby.gpu_pids, phases, pairs)
             if standby.snapshot.manifest.weights:
                 # They were on their way all the while; what is waited for here is what they took longer.
                 with phases.phase("weights"):

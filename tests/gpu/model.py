@@ -45,9 +45,9 @@ class Model(nn.Module):
 
 
 class Graph:
-    """A model's step as a captured CUDA graph."""
+    """A model's step as a captured CUDA graph. `pool`: where it keeps what it computes; torch's own if not given."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, pool: Any = None) -> None:
         self._tokens = torch.zeros(4, dtype=torch.long, device="cuda")
         with torch.no_grad():
             side = torch.cuda.Stream()
@@ -55,7 +55,7 @@ class Graph:
                 model(self._tokens)  # libraries choose and set up what they need outside of the capture
             torch.cuda.current_stream().wait_stream(side)
             self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph):
+            with torch.cuda.graph(self._graph, pool=pool):
                 self._logits = model(self._tokens)
 
     def run(self, tokens: list[int]) -> Any:

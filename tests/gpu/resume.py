@@ -5,6 +5,8 @@ every answer is compared with the cold server's. Beside it, in the same run, pla
 Prints one table and writes `tests/bench/results/resume-GPU-SIZE.json`. Needs root, CRIU, a GPU with its driver, torch.
 """
 
+from __future__ import annotations
+
 import asyncio
 import contextlib
 import json
@@ -28,8 +30,7 @@ from thaw_proto import agent_pb2 as pb
 from thaw_proto import agent_pb2_grpc, gpumem_pb2
 
 from gpumem.control import Control
-from gpumem.errors import NotFound, PeerGone
-from gpumem.regions import identify
+from gpumem.errors import PeerGone
 from restore_agent.criu import Criu
 from restore_agent.cuda import Cuda
 from restore_agent.store import Catalog
@@ -60,8 +61,11 @@ async def main() -> int:
         await asyncio.to_thread(write_checkpoint, work / "weights", SIZES[name])
         os.environ["GPUMEM_SOCKET"] = str(work / "gpumem.sock")
         before = cuda.used()
-        async with pool(SIZES[name].bytes):
-            figures = await measure(name, work, cuda)
+        size = SIZES[name].bytes >> 30
+        async with pool(size + 2, size + 3):
+            bench, figures = await measure(name, work, cuda)
+        async with pool(size + 2, 1), system(bench.state, "disk"):  # too small an arena to keep them
+            figures += await from_disk(bench, work)
         figures.append(Figure("GPU memory left over", (cuda.used() - before) / 1e6, "MB", at_most=64, detail="after everything has ended"))
         keep(name, gpu, figures)
         figures += await baseline(name, work, cuda)
@@ -91,7 +95,7 @@ def keep(name: str, gpu: Any, figures: list[Figure]) -> None:
     console.print(f"kept in {path}")
 
 
-async def measure(name: str, work: Path, cuda: Cuda) -> list[Figure]:
+async def measure(name: str, work: Path, cuda: Cuda) -> tuple[Bench, list[Figure]]:
     state = work / "state"
     server = [sys.executable, "-m", "tests.gpu.serve", str(PORT), name]
     cold_seconds, cold = await cold_start(server, work)
@@ -109,10 +113,8 @@ async def measure(name: str, work: Path, cuda: Cuda) -> list[Figure]:
         figures.append(Figure("GPU memory of nobody's replica", cuda.used() / 1e9, "GB", detail="the pool, at zero replicas"))
     async with system(state, "standby"):
         figures.append(await bench.case("standby, kept when idle", lambda: until_rung(state, "standby")))
-    async with system(state, "disk"):
-        figures += await from_disk(bench, work)
     figures.append(Figure("cold start ÷ staged", cold_seconds / bench.medians["staged"], "×"))
-    return figures
+    return bench, figures
 
 
 class Bench:
@@ -188,7 +190,7 @@ async def from_disk(bench: Bench, work: Path) -> list[Figure]:
     for _ in range(3):
         await at_zero(bench.state)
         await stage(bench.state, pb.RUNG_DISK)
-        await lose_weights(work, arena=False)
+        await lose_weights(work, arena=False)  # the arena has no room to keep more than a sixteenth
         await asyncio.to_thread(uncache, files)
         raw.append(await asyncio.to_thread(disk_seconds, files, memory))
         await asyncio.to_thread(uncache, files)
@@ -270,10 +272,9 @@ async def system(state: Path, waits_on: str) -> AsyncIterator[None]:
 
 
 @contextlib.asynccontextmanager
-async def pool(size: int) -> AsyncIterator[None]:
-    """gpumem with room for the weights, on the GPU and in its arena."""
-    reserve = f"{(size >> 30) + 2}G"
-    command = ["-c", "from gpumem.commands import app; app()", "serve", "--reserve", reserve, "--arena", f"{(size >> 30) + 3}G"]
+async def pool(reserve: int, arena: int) -> AsyncIterator[None]:
+    """gpumem with so many GiB of the GPU and of the host."""
+    command = ["-c", "from gpumem.commands import app; app()", "serve", "--reserve", f"{reserve}G", "--arena", f"{arena}G"]
     process = await asyncio.create_subprocess_exec(sys.executable, *command)
     try:
         async with asyncio.timeout(120):
@@ -304,7 +305,7 @@ async def fill_device(connected: Control, work: Path) -> gpumem_pb2.Filled:
 
 
 async def lose_weights(work: Path, *, arena: bool) -> None:
-    """The region off the GPU; its chunks in the arena afterwards, or nowhere but on disk."""
+    """The region off the GPU; with `arena` its chunks are in the arena afterwards."""
 
     async def call(connected: Control) -> None:
         layout, sources = await asyncio.to_thread(checkpoint, work)
@@ -315,9 +316,6 @@ async def lose_weights(work: Path, *, arena: bool) -> None:
             await connected.evict(gpumem_pb2.RegionRef(device=region.device, id=region.id))
         if arena:
             await connected.fill(layout, sources, "")
-        else:
-            with contextlib.suppress(NotFound):
-                await connected.evict(gpumem_pb2.RegionRef(device="", id=identify(layout)))
 
     await control(call)
 

@@ -14,10 +14,13 @@ import sys
 import threading
 from collections.abc import Mapping
 
+# Each hardware queue takes CUDA 6 ms to make anew when a process wakes, and there are eight unless said; one stream needs one.
+os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+
 import torch
 
 from gpumem.client import Client
-from gpumem.torch import adopt, skeleton, torch_device
+from gpumem.torch import ScratchPool, adopt, skeleton, torch_device
 from restore_agent.control_directory import ControlDirectory
 from tests.gpu.model import Graph, Model
 from tests.gpu.weights import QWEN3_8B, SMALL
@@ -63,7 +66,7 @@ def main() -> None:
         torch.manual_seed(7)
         with torch.device("cuda"):
             model = Model(size)
-    graph = Graph(model)
+    graph = Graph(model, ScratchPool(client).id if client else None)
     graph.run([0, 0, 0, 0])
 
     class Handler(http.server.BaseHTTPRequestHandler):
