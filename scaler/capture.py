@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from scaler import resources
-from scaler.placeholder import NodeSetup, Patch, engine_of, host_access, prepare
+from scaler.placeholder import NodeSetup, Patch, engine_of, prepare, refused
 from scaler.resources import ContainerStatus, ModelSnapshot, Pod
 
 _DEADLINE_SECONDS = 3600
@@ -42,11 +42,12 @@ def name_of(snapshot: ModelSnapshot) -> str:
 def refusal(snapshot: ModelSnapshot) -> str:
     """Why no capture can be made of this template; empty: one can be tried."""
     spec = (snapshot.spec.template or {}).get("spec") or {}
-    if engine_of(spec, snapshot) is None:
+    index = engine_of(spec, snapshot)
+    if index is None:
         wanted = f"no container {snapshot.spec.container!r}" if snapshot.spec.container else "no container"
         return f"spec.template has {wanted}"
-    if reason := host_access(spec):
-        return f"spec.template asks for the host, which no snapshot is taken with: {reason}"
+    if reason := refused(spec, index):
+        return f"no snapshot is taken of such a pod: {reason}"
     return ""
 
 

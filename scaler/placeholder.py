@@ -27,6 +27,7 @@ CONTROL_DIRECTORY = "/run/thaw/control"
 SECCOMP_PROFILE = "thaw.json"  # below the kubelet's seccomp folder
 _BIN_VOLUME, _CONTROL_VOLUME, _GPUMEM_VOLUME = "thaw-placeholder", "thaw-control", "thaw-gpumem"
 _PREFERRED_NODES = 20
+_POWERS = {"ALL", "BPF", "CHECKPOINT_RESTORE", "SYS_ADMIN", "SYS_BOOT", "SYS_MODULE", "SYS_PTRACE", "SYS_RAWIO"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +98,8 @@ def unfit(spec: Mapping[str, Any], snapshot: ModelSnapshot, setup: NodeSetup) ->
     index = engine_of(spec, snapshot)
     if index is None:
         return f"it has no container {snapshot.spec.container!r}"
-    if reason := host_access(spec) or _taken(spec, index):
+    if reason := refused(spec, index) or _taken(spec, index):
         return reason
-    if spec.get("shareProcessNamespace"):
-        return "its containers share their processes, so the engine's process numbers are not free"
     wanted = spec.get("nodeSelector") or {}
     if spec.get("nodeName") or any(wanted.get(key, value) != value for key, value in setup.selector.items()):
         return "it names nodes itself, where no agent may be"
@@ -108,6 +107,21 @@ def unfit(spec: Mapping[str, Any], snapshot: ModelSnapshot, setup: NodeSetup) ->
     captured = engine_of(template, snapshot)
     if captured is not None and (differs := difference(template["containers"][captured], spec["containers"][index])):
         return f"{differs} of container {spec['containers'][index].get('name')!r} is not the snapshot's"
+    return ""
+
+
+def _uncapturable(spec: Mapping[str, Any], index: int) -> str:
+    """What the agent would refuse to restore into this container for; empty: nothing."""
+    if spec.get("shareProcessNamespace"):
+        return "its containers share their processes, so the engine's process numbers are not free"
+    if spec.get("hostUsers") is False:
+        return "it has a user namespace (hostUsers: false)"
+    container = spec["containers"][index]
+    if container.get("tty"):
+        return f"container {container.get('name')!r} has a terminal (tty)"
+    added = set(((container.get("securityContext") or {}).get("capabilities") or {}).get("add") or [])
+    if powers := sorted(added & _POWERS):
+        return f"container {container.get('name')!r} has capabilities that reach beyond it: {', '.join(powers)}"
     return ""
 
 
@@ -122,7 +136,12 @@ def _taken(spec: Mapping[str, Any], index: int) -> str:
     return ""
 
 
-def host_access(spec: Mapping[str, Any]) -> str:
+def refused(spec: Mapping[str, Any], index: int) -> str:
+    """Why no snapshot is taken of this container or restored into it, whatever else is so; empty: it can be."""
+    return _host_access(spec) or _uncapturable(spec, index)
+
+
+def _host_access(spec: Mapping[str, Any]) -> str:
     """What of the host the pod asks for, which no snapshot is taken with or restored into; empty: nothing."""
     for name in ("hostNetwork", "hostPID", "hostIPC"):
         if spec.get(name):
@@ -158,6 +177,7 @@ def prepare(pod: Patch, snapshot: ModelSnapshot, setup: NodeSetup, costs: Mappin
     command = container.get("command") or []
     annotations = {
         resources.COMMAND: json.dumps([*command, *(container.get("args") or [])]) if command else "",
+        resources.ENTRYPOINT: "" if command else "image",
         resources.CONTAINER: container["name"],
         resources.PORT: str(snapshot.spec.port),
         resources.HEALTH: snapshot.spec.health_path,
@@ -169,7 +189,7 @@ def prepare(pod: Patch, snapshot: ModelSnapshot, setup: NodeSetup, costs: Mappin
             pod.put(value, "metadata", "annotations", name)
         else:
             pod.drop("metadata", "annotations", name)
-    pod.put([PROGRAM, *command], *here, "command")
+    pod.put([PROGRAM, "--", *command] if command else [PROGRAM], *here, "command")
     _environment(pod, here, "SNAPSHOT_CONTROL_DIR", CONTROL_DIRECTORY)
     # The type makes the kubelet wait for the agent on a node that is new.
     _mount(pod, here, _BIN_VOLUME, {"hostPath": {"path": "/run/thaw/placeholder", "type": "Directory"}}, "/run/thaw/bin", read_only=True)

@@ -115,7 +115,7 @@ async def test_a_template_is_captured(world: World) -> None:
         "app": "chat",
         "thaw.dev/capture": "chat",
     }
-    assert engine["command"] == ["/run/thaw/bin/thaw-placeholder", "serve"] and engine["args"] == ["$(PORT)"]
+    assert engine["command"] == ["/run/thaw/bin/thaw-placeholder", "--", "serve"] and engine["args"] == ["$(PORT)"]
     assert "livenessProbe" not in engine and pod["spec"]["restartPolicy"] == "Never"
     assert pod["spec"]["nodeSelector"] == {"thaw": "yes"}
     assert pod["spec"]["readinessGates"], "no Service may route to it"
