@@ -25,6 +25,12 @@ from restore_agent.phases import Phases
 
 _LOCK_MILLISECONDS = 10_000
 _DRIVER = Path("/dev/nvidiactl")
+_REMEDIES = {
+    ("lock", "CUDA_ERROR_NOT_READY"): "its GPU was still at work: have the engine quiesce before (the control directory), or end its work",
+    ("restore", "CUDA_ERROR_NOT_SUPPORTED"): "it was suspended with memory that another process lends still mapped, and is lost: "
+    "the engine must unmap all of it as it quiesces (gpumem's client does)",
+    ("restore", "CUDA_ERROR_OUT_OF_MEMORY"): "the GPU's memory was taken meanwhile, and the process is lost: end what took it",
+}
 _LOG = logging.getLogger("thaw.agent")
 
 
@@ -164,7 +170,9 @@ class Cuda:
     def _check(self, answer: tuple[Any, ...], what: str) -> None:
         if answer[0] != 0:
             _, name = self._driver.cuGetErrorName(answer[0])
-            raise CudaError(f"CUDA cannot {what}: {name.decode() if isinstance(name, bytes) else name}")
+            name = name.decode() if isinstance(name, bytes) else name
+            remedy = _REMEDIES.get((what.partition(" ")[0], name), "")
+            raise CudaError(f"CUDA cannot {what}: {name}{f'; {remedy}' if remedy else ''}")
 
     def _pairs(self, moves: Mapping[str, str]) -> Any:
         if len(moves) != len(self._uuids) or set(moves.values()) != set(self._uuids):

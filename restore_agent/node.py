@@ -65,9 +65,10 @@ class Node:
         self.headroom = Headroom()
         self.ladder = Ladder(store, memory, self.criu.version if self.criu else "0", gpus, self.headroom, self._changed)
         self.restorer = Restorer(self.criu, why, kdat, self.ladder, HugePages(store.state), self.headroom, cuda, self.weights)
-        self.replicas = Replicas(self._changed)
+        self.replicas = Replicas(self._changed, self._give_room_back)
         self.standbys = Standbys(self._changed)
         self._preparing: dict[str, asyncio.Lock] = {}
+        self._restoring = 0  # restores under way: each may have been promised memory that gpumem gave up
         self._why_no_criu = why
         self._capturer = Capturer(self.criu, cuda, self.weights, kdat, store, self.ladder, self.restorer) if self.criu else None
 
@@ -101,6 +102,7 @@ class Node:
         """
         failure = snapshot if isinstance(snapshot, RestoreFailed) else None
         if isinstance(snapshot, Snapshot):
+            self._restoring += 1
             try:
                 origin, engine = await self._restore(snapshot, phases)
                 replica = self.replicas.add(model, snapshot, origin, engine, phases)
@@ -109,6 +111,9 @@ class Node:
                 return replica, None
             except RestoreFailed as error:
                 failure = error
+            finally:
+                self._restoring -= 1
+            await self._give_room_back()
         if failure:
             metrics.fell_back(model, failure.reason)
             _LOG.warning("activation %s: %s is not restored (%s): %s", activation or "-", model, failure.reason, failure)
@@ -176,10 +181,9 @@ class Node:
     async def release(self, replica_id: str) -> None:
         """Ends a replica and gives everything back. Raises NoReplica."""
         await self.replicas.release(replica_id)
-        await self._give_room_back()
 
     async def _give_room_back(self) -> None:
-        if not len(self.replicas):
+        if not len(self.replicas) and not self._restoring:
             await self.weights.return_room()
 
     async def capture(self, request: CaptureRequest, progress: Progress, phases: Phases) -> Captured:

@@ -7,13 +7,14 @@ import asyncio
 import enum
 import logging
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
-from restore_agent.engine import Engine
+from restore_agent.engine import Engine, EngineError
 from restore_agent.phases import Phases
 from restore_agent.store import Snapshot
 
+_HEALTH_PAUSE = 1.0  # seconds before a restored replica is asked for its health: its first request has come, and goes first
 _LOG = logging.getLogger("thaw.agent")
 
 
@@ -46,8 +47,10 @@ class Replica:
 
 
 class Replicas:
-    def __init__(self, changed: Callable[[Replica], None]) -> None:
+    def __init__(self, changed: Callable[[Replica], None], ended: Callable[[], Awaitable[None]]) -> None:
+        """`changed` hears of each one that comes or goes, `ended` when all of one is gone."""
         self._changed = changed
+        self._ended = ended
         self._live: dict[str, Replica] = {}
         self._watchers: dict[str, asyncio.Task[None]] = {}
 
@@ -95,9 +98,19 @@ class Replicas:
 
     async def _watch(self, replica: Replica) -> None:
         # Not awaited itself: a cancelled watcher would cancel the news for everybody.
-        await asyncio.wait([replica.engine.sandbox.exit_of(replica.engine.pid)])
+        ended = replica.engine.sandbox.exit_of(replica.engine.pid)
+        hangs = ""
+        if replica.origin in (Origin.RESTORED, Origin.STANDBY):
+            # A restore does not wait for health. An engine that hangs as it wakes would hold its requests for ever.
+            await asyncio.wait([ended], timeout=_HEALTH_PAUSE)
+            try:
+                await replica.engine.wait_healthy()
+            except EngineError as error:
+                hangs = str(error)
+        if not hangs:
+            await asyncio.wait([ended])
         if replica.state is State.READY:
-            replica.detail = str(replica.engine.end_error())
+            replica.detail = str(replica.engine.end_error()) if ended.done() else f"it was restored, and is ended: {hangs}"
             _LOG.warning("replica %s ended by itself: %s", replica.id, replica.detail)
             await self._end(replica)
 
@@ -111,3 +124,4 @@ class Replicas:
             replica.engine.output.close()
             self._live.pop(replica.id, None)
             self._watchers.pop(replica.id, None)
+        await self._ended()

@@ -90,16 +90,17 @@ class Weights:
                 pools = {device.identity: device for device in (await control.status()).devices}
                 for device, size in sorted(lacking.items(), key=lambda each: each[1]):
                     if device in pools and pools[device].free_bytes >= size:
-                        await control.reserve(device, pools[device].wanted_bytes - size)
-                        self._borrowed[device] = self._borrowed.get(device, 0) + size
+                        before = pools[device].wanted_bytes
+                        await control.reserve(device, before - size)
+                        await self._count_borrowed(control, device, before)
                         return True
         except (GpumemError, OSError) as error:
             _LOG.debug("no room was made: %s", error)  # there may be no gpumem at all
         return False
 
     async def return_room(self) -> None:
-        """Has gpumem hold again what `make_room` took. Call it when no replica is left."""
-        borrowed, self._borrowed = self._borrowed, {}
+        """Has gpumem hold again what `make_room` took. Call it when no replica is left; what cannot be held yet, the next call returns."""
+        borrowed = {device: size for device, size in self._borrowed.items() if size > 0}
         if not borrowed:
             return
         try:
@@ -107,9 +108,16 @@ class Weights:
                 pools = {device.identity: device for device in (await control.status()).devices}
                 for device, size in borrowed.items():
                     if device in pools:
-                        await control.reserve(device, pools[device].wanted_bytes + size)
+                        before = pools[device].wanted_bytes
+                        await control.reserve(device, before + size)
+                        await self._count_borrowed(control, device, before)
         except (GpumemError, OSError) as error:
             _LOG.warning("gpumem holds %d bytes less than it was started with: %s", sum(borrowed.values()), error)
+
+    async def _count_borrowed(self, control: Control, device: str, before: int) -> None:
+        """It keeps its floor free as well, so a pool may have become smaller than was asked for, or not as large again."""
+        now = next(each.wanted_bytes for each in (await control.status()).devices if each.identity == device)
+        self._borrowed[device] = self._borrowed.get(device, 0) + before - now
 
     @contextlib.asynccontextmanager
     async def _control(self, record: WeightsRecord) -> AsyncIterator[Control]:
