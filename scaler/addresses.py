@@ -50,22 +50,28 @@ class Slices(Protocol):
 
 
 class Addresses:
-    """The set as it is now; `on_change` hears of each change, and of what there is already."""
+    """The set as it is now."""
 
     def __init__(self) -> None:
         self._now: frozenset[str] = frozenset()
         self._listeners: list[Callable[[frozenset[str]], None]] = []
 
-    def on_change(self, callback: Callable[[frozenset[str]], None]) -> None:
+    @contextlib.contextmanager
+    def told_to(self, callback: Callable[[frozenset[str]], None]) -> Iterator[None]:
+        """Calls `callback(addresses)` at once, and at each change until the block ends."""
         self._listeners.append(callback)
-        callback(self._now)
+        try:
+            callback(self._now)
+            yield
+        finally:
+            self._listeners.remove(callback)
 
     def set(self, addresses: Iterable[str]) -> None:
         now = frozenset(addresses)
         if now == self._now:
             return
         self._now = now
-        for callback in self._listeners:
+        for callback in list(self._listeners):
             callback(now)
 
 

@@ -1,4 +1,4 @@
-"""`thaw up` and `thaw status`."""
+"""`thaw up`, `thaw serve` and `thaw status`."""
 
 from __future__ import annotations
 
@@ -32,6 +32,22 @@ def up(file: Annotated[Path, typer.Argument(help="YAML that names the models.")]
     try:
         uvloop.run(run_up(load(file)))
     except (BadConfig, CannotListen, BadCertificate, OSError) as error:
+        typer.secho(f"thaw: {error}", err=True, fg="red")
+        raise typer.Exit(1) from None
+
+
+@app.command()
+def serve(file: Annotated[Path, typer.Argument(help="YAML with addresses and certificates; the chart writes it.")]) -> None:
+    """Serves the models of a Kubernetes cluster: gateway, KEDA's scaler, controller and webhook, beside other replicas of it."""
+    # Not above: the client of Kubernetes takes longer to import than `thaw status` to answer.
+    from scaler import serve_config  # noqa: PLC0415
+    from scaler.cluster import ClusterError  # noqa: PLC0415
+    from scaler.serve import serve as run_serve  # noqa: PLC0415
+
+    log.configure()
+    try:
+        uvloop.run(run_serve(serve_config.load(file)))
+    except (BadConfig, ClusterError, CannotListen, BadCertificate, OSError) as error:
         typer.secho(f"thaw: {error}", err=True, fg="red")
         raise typer.Exit(1) from None
 

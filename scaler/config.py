@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from scaler.hpa import ScalingRules
 from scaler.ledger import ModelLimits
+from scaler.tls import TlsFiles
 
 _PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "VIRTUAL_ENV", "PYTHONPATH", "LD_LIBRARY_PATH")
 
@@ -29,13 +30,14 @@ def _address(value: str) -> str:
 Address = Annotated[str, AfterValidator(_address)]
 Count = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0)]
+S = TypeVar("S", bound="Section")
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
-class SnapshotName(_Section):
+class SnapshotName(Section):
     namespace: str
     name: str
 
@@ -45,22 +47,26 @@ class SnapshotName(_Section):
         return cls(namespace=namespace or "default", name=name)
 
 
-class TlsSection(_Section):
+class TlsSection(Section):
     """Certificates of KEDA's port. With `client_ca` a client without one of its certificates is refused."""
 
     certificate: Path
     key: Path
     client_ca: Path | None = None
 
+    @property
+    def files(self) -> TlsFiles:
+        return TlsFiles(self.certificate, self.key, self.client_ca)
 
-class KedaSection(_Section):
+
+class KedaSection(Section):
     """Where KEDA's operator reaches the scaler, for those who point one at this machine."""
 
     listen: Address
     tls: TlsSection | None = None
 
 
-class ModelSection(_Section):
+class ModelSection(Section):
     snapshot: str = ""  # NAME or NAMESPACE/NAME
     command: tuple[str, ...] = ()  # started where there is no snapshot, or where it cannot be restored
     port: Annotated[int, Field(gt=0, lt=65536)] | None = None
@@ -139,7 +145,7 @@ class ModelSection(_Section):
         return {key: os.environ[key] for key in _PASSED_ON if key in os.environ} | self.env
 
 
-class Config(_Section):
+class Config(Section):
     state: Path = Path("/var/lib/thaw")
     listen: Address = "127.0.0.1:8080"
     metrics: Address | None = None
@@ -155,6 +161,14 @@ def load(path: Path) -> Config:
     Raises:
         BadConfig: it cannot be read, is no YAML, or a field is unknown or of no use.
     """
+    config = read(path, Config)
+    here = path.resolve().parent
+    models = {name: model.model_copy(update={"directory": here / model.directory}) for name, model in config.models.items()}
+    return config.model_copy(update={"state": (here / config.state).resolve(), "models": models})
+
+
+def read(path: Path, kind: type[S]) -> S:
+    """Raises: BadConfig: the file cannot be read, is no YAML, or a field is unknown or of no use."""
     try:
         found = yaml.safe_load(path.read_text())
     except OSError as error:
@@ -162,10 +176,7 @@ def load(path: Path) -> Config:
     except yaml.YAMLError as error:
         raise BadConfig(f"{path} is no YAML: {error}") from None
     try:
-        config = Config.model_validate(found)
+        return kind.model_validate(found)
     except ValidationError as error:
         problems = [f"{'.'.join(map(str, each['loc'])) or 'the file'}: {each['msg']}" for each in error.errors()]
         raise BadConfig(f"{path}: " + "; ".join(problems)) from None
-    here = path.resolve().parent
-    models = {name: model.model_copy(update={"directory": here / model.directory}) for name, model in config.models.items()}
-    return config.model_copy(update={"state": (here / config.state).resolve(), "models": models})

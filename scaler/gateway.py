@@ -52,6 +52,7 @@ class Gateway:
         self._site: web.TCPSite | None = None
         self._created = int(time.time())
         self.draining = False
+        self.leaving = False  # requests are served, but each answer closes its connection: the next one shall be made elsewhere
         ledger.on_first_demand(self._first_demand)
 
     @asynccontextmanager
@@ -128,7 +129,7 @@ class Gateway:
             self._requests -= 1
             if not self._requests:
                 self._idle.set()
-        if self.draining:
+        if self.draining or self.leaving:
             response.force_close()
         return response
 
@@ -148,7 +149,7 @@ class Gateway:
         return {"id": name, "object": "model", "created": self._created, "owned_by": "thaw"}
 
     def _first_byte(self, exchange: Exchange, handed: float) -> None:
-        exchange.closes = self.draining
+        exchange.closes = self.draining or self.leaving
         now = time.monotonic()
         metrics.FIRST_BYTE_SECONDS.labels(exchange.model).observe(now - exchange.arrived)
         activation = self._activations.current(exchange.model)

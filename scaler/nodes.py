@@ -1,7 +1,8 @@
 """The view of all nodes, fed by their agents' Watch streams: what stands on which rung, which replicas live, how fast each node is.
 
 A stream that breaks takes nothing away by itself: replicas outlive an agent on Kubernetes. What the agent no longer names when the next
-stream has synced is gone.
+stream has synced is gone. An agent that is not listed any more takes its replicas away after ten seconds, but for those that another one
+names by then: its successor on the same node has another address and the same replicas.
 """
 
 from __future__ import annotations
@@ -10,18 +11,23 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
 
 import grpc
 from thaw_proto import agent_pb2, agent_pb2_grpc
 
 from scaler.activation import PHASES, Activation, Activations
+from scaler.addresses import Addresses
 from scaler.config import SnapshotName
 from scaler.replicas import Endpoint, Replica, Replicas
+from scaler.tls import BadCertificate, TlsFiles, client_credentials
 
 log = logging.getLogger(__name__)
 
 _FIRST_RETRY_SECONDS, _LAST_RETRY_SECONDS = 0.05, 2.0
+_SILENT_SECONDS = 20.0  # an agent says something every two seconds: this is a connection that is dead on one side only
+_SUCCESSOR_SECONDS = 10.0
+AGENT_NAME = "thaw-agent"  # in every agent's certificate: they are known by their addresses only
 _ORIGINS = {
     agent_pb2.ORIGIN_RESTORED: "restored",
     agent_pb2.ORIGIN_COLD: "cold",
@@ -47,11 +53,20 @@ class Node:
 
 
 class Nodes:
-    """Use `async with nodes.follow(addresses)`; replicas that become ready, or end, are told to the gateway's view at once."""
+    """Use `async with nodes.follow(addresses)`; replicas that become ready, or end, are told to the gateway's view at once.
 
-    def __init__(self, replicas: Replicas, activations: Activations) -> None:
+    admits: whether a replica may be sent requests; asked again by `reconsider`.
+    """
+
+    def __init__(
+        self,
+        replicas: Replicas,
+        activations: Activations,
+        admits: Callable[[agent_pb2.Replica], bool] = lambda _: True,
+    ) -> None:
         self._replicas = replicas
         self._activations = activations
+        self._admits = admits
         self._nodes: dict[str, Node] = {}
         self._listeners: list[Callable[[Node], None]] = []
 
@@ -70,47 +85,84 @@ class Nodes:
         """A replica that an answer of the agent names; its stream may name it later."""
         self._apply(node, agent_pb2.NodeUpdate(replica=replica))
 
+    def reconsider(self, model: str) -> None:
+        """Whether its replicas may be sent requests may have changed."""
+        for node, replica in self.replicas_of(model):
+            if self._admits(replica):
+                self._replicas.add(_told(node, replica))
+            else:
+                self._replicas.remove(replica.id)
+
     @contextlib.asynccontextmanager
     async def follow(self, *addresses: str) -> AsyncIterator[None]:
         """Follows the agents at these gRPC addresses until the block ends."""
-        options = [
-            ("grpc.initial_reconnect_backoff_ms", 50),
-            ("grpc.min_reconnect_backoff_ms", 50),
-            ("grpc.max_reconnect_backoff_ms", 1000),
-        ]
-        async with contextlib.AsyncExitStack() as stack:
-            group = await stack.enter_async_context(asyncio.TaskGroup())
-            tasks = []
-            for address in addresses:
-                channel = await stack.enter_async_context(grpc.aio.insecure_channel(address, options))
-                node = self._nodes[address] = Node(address, agent_pb2_grpc.AgentStub(channel))
-                tasks.append(group.create_task(self._follow(node), name=f"watching {address}"))
+        listed = Addresses()
+        listed.set(addresses)
+        async with self.follow_listed(listed):
+            yield
+
+    @contextlib.asynccontextmanager
+    async def follow_listed(self, addresses: Addresses, tls: TlsFiles | None = None) -> AsyncIterator[None]:
+        """Follows the agents that are listed, at each moment, until the block ends. Raises: BadCertificate: `tls` cannot be used."""
+        if tls is not None:
+            client_credentials(tls)
+        watching: dict[str, asyncio.Task[None]] = {}
+        async with asyncio.TaskGroup() as group:
+
+            def listed(now: frozenset[str]) -> None:
+                for address in watching.keys() - now:
+                    watching.pop(address).cancel()
+                    self._delisted(address)
+                for address in now - watching.keys():
+                    channel = _channel(address, tls)
+                    node = self._nodes[address] = Node(address, agent_pb2_grpc.AgentStub(channel))
+                    watching[address] = group.create_task(self._follow(node, channel, tls), name=f"watching {address}")
+
             try:
-                yield
+                with addresses.told_to(listed):
+                    yield
             finally:
-                for task in tasks:
+                for task in watching.values():
                     task.cancel()
 
-    async def _follow(self, node: Node) -> None:
+    def _delisted(self, address: str) -> None:
+        node = self._nodes.pop(address)
+        node.synced.clear()
+        self._tell(node)
+        asyncio.get_running_loop().call_later(_SUCCESSOR_SECONDS, self._left, node)
+
+    def _left(self, node: Node) -> None:
+        """The agent is not listed any more, and its successor, if there is one, has said what it has."""
+        named = {replica_id for other in self for replica_id in other.replicas}
+        for replica_id in node.replicas.keys() - named:
+            self._replicas.remove(replica_id)
+
+    async def _follow(self, node: Node, channel: grpc.aio.Channel, tls: TlsFiles | None) -> None:
         retry = _FIRST_RETRY_SECONDS
-        while True:
-            try:
-                async for update in self._watch(node):
-                    self._apply(node, update)
-                    retry = _FIRST_RETRY_SECONDS
-            except grpc.aio.AioRpcError as error:
+        try:
+            while True:
+                try:
+                    async for update in self._watch(node):
+                        self._apply(node, update)
+                        retry = _FIRST_RETRY_SECONDS
+                except (grpc.aio.AioRpcError, TimeoutError) as error:
+                    if node.synced.is_set():
+                        why = error.details() if isinstance(error, grpc.aio.AioRpcError) else f"silent for {_SILENT_SECONDS:g} s"
+                        log.warning("lost the agent at %s (%s); trying again", node.address, why)
                 if node.synced.is_set():
-                    log.warning("lost the agent at %s (%s); trying again", node.address, error.details())
-            if node.synced.is_set():
-                node.synced.clear()
-                self._tell(node)
-            await asyncio.sleep(retry)
-            retry = min(2 * retry, _LAST_RETRY_SECONDS)
+                    node.synced.clear()
+                    self._tell(node)
+                await asyncio.sleep(retry)
+                retry = min(2 * retry, _LAST_RETRY_SECONDS)
+                if tls is not None:  # a channel keeps the certificate that it was made with, which may have been renewed
+                    channel = await _renewed(channel, node, tls)
+        finally:
+            await channel.close()
 
     async def _watch(self, node: Node) -> AsyncIterator[agent_pb2.NodeUpdate]:
         """The stream, with the part before `synced` made whole: what it does not name is gone."""
         replicas, residencies = set(node.replicas), set(node.residencies)
-        async for update in node.stub.Watch(agent_pb2.WatchRequest()):
+        async for update in _unless_silent(node.stub.Watch(agent_pb2.WatchRequest())):
             if not node.synced.is_set():
                 replicas.discard(update.replica.id)
                 residencies.discard((update.residency.snapshot.namespace, update.residency.snapshot.name))
@@ -139,8 +191,8 @@ class Nodes:
                 if replica.id not in node.replicas and (activation := self._activations.current(replica.model)):
                     _account(activation, replica.phases)  # before a held request can end the activation
                 node.replicas[replica.id] = replica
-                endpoint = Endpoint(replica.endpoint.host, replica.endpoint.port, replica.endpoint.netns)
-                self._replicas.add(Replica(replica.id, replica.model, node.info.name, endpoint, _ORIGINS[replica.origin]))
+                if self._admits(replica):
+                    self._replicas.add(_told(node, replica))
             elif replica.state == agent_pb2.REPLICA_GONE:
                 node.gone.append(replica.id)
                 node.replicas.pop(replica.id, None)
@@ -152,6 +204,45 @@ class Nodes:
     def _tell(self, node: Node) -> None:
         for callback in self._listeners:
             callback(node)
+
+
+async def _unless_silent(stream: AsyncIterable[agent_pb2.NodeUpdate]) -> AsyncIterator[agent_pb2.NodeUpdate]:
+    """Raises: TimeoutError."""
+    updates = aiter(stream)
+    while True:
+        try:
+            async with asyncio.timeout(_SILENT_SECONDS):
+                update = await anext(updates)
+        except StopAsyncIteration:
+            return
+        yield update
+
+
+def _channel(address: str, tls: TlsFiles | None) -> grpc.aio.Channel:
+    options: list[tuple[str, int | str]] = [
+        ("grpc.initial_reconnect_backoff_ms", 50),
+        ("grpc.min_reconnect_backoff_ms", 50 if address.startswith("unix:") else 3000),  # how long it may take to connect
+        ("grpc.max_reconnect_backoff_ms", 1000),
+    ]
+    if tls is None:
+        return grpc.aio.insecure_channel(address, options)
+    return grpc.aio.secure_channel(address, client_credentials(tls), [*options, ("grpc.ssl_target_name_override", AGENT_NAME)])
+
+
+async def _renewed(channel: grpc.aio.Channel, node: Node, tls: TlsFiles) -> grpc.aio.Channel:
+    try:
+        new = _channel(node.address, tls)
+    except BadCertificate as error:
+        log.error("the agent at %s is asked with the old certificate: %s", node.address, error)
+        return channel
+    await channel.close()
+    node.stub = agent_pb2_grpc.AgentStub(new)
+    return new
+
+
+def _told(node: Node, replica: agent_pb2.Replica) -> Replica:
+    endpoint = Endpoint(replica.endpoint.host, replica.endpoint.port, replica.endpoint.netns)
+    return Replica(replica.id, replica.model, node.info.name, endpoint, _ORIGINS[replica.origin])
 
 
 def _account(activation: Activation, phases: Iterable[agent_pb2.Phase]) -> None:

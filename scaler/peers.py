@@ -40,6 +40,7 @@ GRACE_SECONDS = 3.0
 _GATHER_SECONDS = 0.02
 _FIRST_RETRY_SECONDS, _LAST_RETRY_SECONDS = 0.05, 1.0
 _TWIN_SECONDS = 2.0
+_CONNECT_MS = 3000  # gRPC's bound on making a connection, by whatever name
 _KEEPALIVE_MS = 2000  # a peer whose machine vanished says nothing: it is given up after twice that
 
 PEERS = Gauge("thaw_peers_connected", "Other replicas of the scaler whose numbers are known.")
@@ -175,6 +176,9 @@ class Peers(pb_grpc.PeersServicer):
             await server.stop(grace=1)
 
     async def Watch(self, request: pb.WatchRequest, context: Context) -> AsyncIterator[pb.Update]:
+        if self._tls is not None and SERVER_NAME.encode() not in context.auth_context().get("x509_common_name", ()):
+            # Agents have certificates of the same authority, and each of them stands on a node where tenants' pods run.
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, f"the client's certificate is not {SERVER_NAME}'s")
         subscriber = _Subscriber()
         demands = [pb.Demand(model=model, held=each.held, in_flight=each.in_flight) for model, each in self._ledger.demands().items()]
         subscriber.told(demands)
@@ -205,8 +209,8 @@ class Peers(pb_grpc.PeersServicer):
     async def follow(self, addresses: Addresses) -> AsyncIterator[None]:
         """Follows whoever is listed, but for ourselves, until the block ends."""
         try:
-            addresses.on_change(self._listed)
-            yield
+            with addresses.told_to(self._listed):
+                yield
         finally:
             tasks = [peer.task for peer in self._peers.values() if peer.task]
             for task in tasks:
@@ -254,6 +258,7 @@ class Peers(pb_grpc.PeersServicer):
         options = [
             ("grpc.enable_retries", 0),
             ("grpc.use_local_subchannel_pool", 1),
+            ("grpc.min_reconnect_backoff_ms", _CONNECT_MS),
             ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
             ("grpc.keepalive_timeout_ms", _KEEPALIVE_MS),
             ("grpc.http2.max_pings_without_data", 0),

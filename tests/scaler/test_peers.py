@@ -244,10 +244,11 @@ async def test_mutual_tls(tmp_path: Path) -> None:
     foreign = Authority("somebody else")
     (tmp_path / "foreign-ca.crt").write_bytes(foreign.certificate)
     wrong = TlsFiles(*foreign.issue(SERVER_NAME).write(tmp_path, "foreign"), tmp_path / "ca.crt")
-    async with sites(2, tls=files) as (a, b), site(tls=wrong) as stranger, site() as plain:
+    agent = TlsFiles(*authority.issue("thaw-agent").write(tmp_path, "agent"), tmp_path / "ca.crt")
+    async with sites(2, tls=files) as (a, b), site(tls=wrong) as stranger, site() as plain, site(tls=agent) as node:
         a.ledger.hold("m", 0)
         await b.until(1)
-        for each in (stranger, plain):
+        for each in (stranger, plain, node):
             each.addresses.set([a.address])
             async with asyncio.timeout(10):
                 while each.peers.unheard:
@@ -295,15 +296,17 @@ def test_addresses_of_a_service() -> None:
     slices = _Slices()
     addresses = of_service(slices, 9445)  # type: ignore[arg-type]
     seen: list[frozenset[str]] = []
-    addresses.on_change(seen.append)
-    slices.found = [
-        EndpointSlice(Metadata("a"), (Endpoint(("10.0.0.1",)), Endpoint(("10.0.0.2",)))),
-        EndpointSlice(Metadata("b"), (Endpoint(("fd00::1",)),)),
-        EndpointSlice(Metadata("c"), None),
-    ]
-    slices.callback(None, slices.found[0])
-    slices.callback(None, slices.found[0])
-    slices.found = []
+    with addresses.told_to(seen.append):
+        slices.found = [
+            EndpointSlice(Metadata("a"), (Endpoint(("10.0.0.1",)), Endpoint(("10.0.0.2",)))),
+            EndpointSlice(Metadata("b"), (Endpoint(("fd00::1",)),)),
+            EndpointSlice(Metadata("c"), None),
+        ]
+        slices.callback(None, slices.found[0])
+        slices.callback(None, slices.found[0])
+        slices.found = []
+        slices.callback(None, None)
+    slices.found = [EndpointSlice(Metadata("a"), (Endpoint(("10.0.0.1",)),))]
     slices.callback(None, None)
     assert seen == [frozenset(), {"10.0.0.1:9445", "10.0.0.2:9445", "[fd00::1]:9445"}, frozenset()]
 
@@ -322,14 +325,14 @@ async def test_names_are_looked_up_again(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
     seen: asyncio.Queue[frozenset[str]] = asyncio.Queue()
     async with looked_up(["one:9445", "unix:/run/x"]) as addresses, asyncio.timeout(5):
-        addresses.on_change(seen.put_nowait)
-        assert await seen.get() == {"10.0.0.1:9445", "10.0.0.2:9445", "unix:/run/x"}
-        answers["one"] = socket.gaierror(socket.EAI_AGAIN, "try again")
-        await asyncio.sleep(0.05)
-        answers["one"] = ["10.0.0.3"]
-        assert await seen.get() == {"10.0.0.3:9445", "unix:/run/x"}
-        answers["one"] = socket.gaierror(socket.EAI_NONAME, "gone")
-        assert await seen.get() == {"unix:/run/x"}
+        with addresses.told_to(seen.put_nowait):
+            assert await seen.get() == {"10.0.0.1:9445", "10.0.0.2:9445", "unix:/run/x"}
+            answers["one"] = socket.gaierror(socket.EAI_AGAIN, "try again")
+            await asyncio.sleep(0.05)
+            answers["one"] = ["10.0.0.3"]
+            assert await seen.get() == {"10.0.0.3:9445", "unix:/run/x"}
+            answers["one"] = socket.gaierror(socket.EAI_NONAME, "gone")
+            assert await seen.get() == {"unix:/run/x"}
 
 
 def _free_port() -> int:
