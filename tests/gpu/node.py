@@ -1,0 +1,313 @@
+"""A node of the test's own: gpumem, an agent that is started again when it was killed, a snapshot, and a look at what is left."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import grpc
+import yaml
+from thaw_proto import agent_pb2 as pb
+from thaw_proto import gpumem_pb2
+
+from gpumem.control import Control
+from gpumem.link import Link
+from gpumem.memory import DeviceFull
+from restore_agent.cuda import Cuda
+from restore_agent.store import Catalog
+from tests.gpu.weights import SMALL, write_checkpoint
+from tests.gpu.world import ROOT, World, check
+from tests.restore_agent.world import PORT, Agent, get, left_behind, running
+
+NAME = "faulty"
+MIB = 1 << 20
+SAME = 64 * MIB  # bytes of GPU memory by which two looks at an unchanged GPU may differ
+PATIENCE = 20.0  # seconds until what has ended is gone
+GATEWAY = 18083
+_PASSED_ON = ("PATH", "HOME", "PYTHONPATH", "LD_LIBRARY_PATH", "NCCL_NVLS_ENABLE")
+STAND_IN = """
+import http.server, sys
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("Content-Length", "14")
+        self.end_headers()
+        self.wfile.write(b'{"cold": true}')
+    def log_message(self, *words):
+        pass
+http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+"""
+
+
+class Node:
+    """Use `async with Node.started(folder, device)`."""
+
+    def __init__(self, folder: Path, device: str) -> None:
+        self.world = World(folder, device)
+        self.state = folder / "state"
+        self.weights = folder / "weights"
+        self.fault = folder / "fault"
+        self.expected: Any = None  # what the engine of the snapshot answered before it
+        self.cuda = Cuda.find() if self.world.on_gpu else None
+        self._agent: Agent | None = None
+        self._heard: dict[str, pb.Replica] = {}  # the last that the agent said of each
+        self._running = contextlib.AsyncExitStack()
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def started(cls, folder: Path, device: str, pool: int) -> AsyncIterator[Node]:
+        """With the snapshot NAME of tests/gpu/faulty.py."""
+        node = cls(folder, device)
+        await asyncio.to_thread(write_checkpoint, node.weights, SMALL)
+        serving = contextlib.ExitStack()
+        await asyncio.gather(asyncio.to_thread(serving.enter_context, node.world.server(pool=pool, arena=0)), node._read_once())
+        try:
+            await node.capture(NAME)
+            canary = Catalog(node.state).get("default", NAME).manifest.canary
+            assert canary is not None
+            node.expected = json.loads(canary.answer)
+            yield node
+        finally:
+            await node.stop()
+            await asyncio.to_thread(serving.close)
+
+    async def _read_once(self) -> None:
+        """Libraries into page cache, so that the engine's time to be ready is not the disk's."""
+        if self.world.on_gpu:
+            process = await asyncio.create_subprocess_exec(sys.executable, "-c", "import torch; torch.cuda.init()")
+            check(await process.wait() == 0, "torch can be imported")
+
+    async def agent(self) -> Agent:
+        """The one that runs, or another."""
+        if self._agent is None or self._agent.process.returncode is not None:
+            await self.stop()
+            self._agent = await self._running.enter_async_context(running(self.state, "--gpumem", str(self.world.socket)))
+            listening = asyncio.create_task(self._listen(self._agent))
+            self._running.push_async_callback(asyncio.wait, [listening])
+            self._running.callback(listening.cancel)
+        return self._agent
+
+    async def stop(self) -> None:
+        self._agent = None
+        with contextlib.suppress(ProcessLookupError):
+            await self._running.aclose()
+
+    async def capture(self, name: str) -> pb.SnapshotResult:
+        agent = await self.agent()
+        return await agent.snapshot(name, self.engine(), weights=str(self.weights))
+
+    def engine(self) -> pb.Engine:
+        env = {key: os.environ[key] for key in _PASSED_ON if key in os.environ} | {"FAULT": str(self.fault)}
+        command = [sys.executable, "-m", "tests.gpu.faulty", str(PORT)]
+        return pb.Engine(command=command, env=env, directory=str(ROOT), port=PORT, health_path="/health", ready_timeout_seconds=20)
+
+    def stand_in(self) -> pb.Engine:
+        """What is started cold: at once, and it says so."""
+        command = [sys.executable, "-c", STAND_IN, str(PORT)]
+        env = {"PATH": os.environ["PATH"]}
+        return pb.Engine(command=command, env=env, directory="/", port=PORT, health_path="/health", ready_timeout_seconds=20)
+
+    async def restored(self) -> pb.Replica:
+        """A replica that was restored, and answers as the engine did before its snapshot."""
+        answer = await (await self.agent()).restore(NAME)
+        check(answer.fallback_detail == "", f"restored, not {answer.fallback_reason}: {answer.fallback_detail}")
+        await self.answers(answer.replica, self.expected)
+        return answer.replica
+
+    async def answers(self, replica: pb.Replica, expected: Any) -> None:
+        got = await asyncio.to_thread(get, replica, "/sum")
+        check(got == expected, f"{replica.id} answers {got}, not {expected}")
+
+    async def live(self) -> list[str]:
+        """Ids of the replicas that the agent has."""
+        found = []
+        async for update in (await self.agent()).stub.Watch(pb.WatchRequest()):
+            if update.synced:
+                break
+            if update.HasField("replica"):
+                found.append(update.replica.id)
+        return found
+
+    async def gone(self, replica: pb.Replica) -> str:
+        """Waits until the agent has said that the replica ended; returns why."""
+        async with asyncio.timeout(60):
+            while self._heard[replica.id].state != pb.REPLICA_GONE:
+                await asyncio.sleep(0.02)
+        return self._heard[replica.id].detail
+
+    async def _listen(self, agent: Agent) -> None:
+        with contextlib.suppress(grpc.aio.AioRpcError):  # it was killed
+            async for update in agent.stub.Watch(pb.WatchRequest()):
+                if update.HasField("replica"):
+                    self._heard[update.replica.id] = update.replica
+
+    async def zero(self) -> None:
+        """No replica, no standby; where no agent runs, nothing."""
+        if self._agent is None or self._agent.process.returncode is not None:
+            return
+        for replica_id in await self.live():
+            await self._agent.release(pb.Replica(id=replica_id))
+        await self._agent.unstage(NAME, pb.RUNG_MEMORY)
+
+    # Memory
+
+    def used(self) -> int:
+        """Bytes of GPU memory; without a GPU, of what gpumem lends."""
+        if self.cuda:
+            return self.cuda.used()
+        return sum(device.regions_bytes + device.scratch_bytes for device in self.world.status().devices)
+
+    async def status(self) -> gpumem_pb2.Status:
+        return await self.control(lambda control: control.status())
+
+    async def control(self, ask: Callable[[Control], Any]) -> Any:
+        async with Control.connected(self.world.socket, "tests") as control:
+            return await ask(control)
+
+    async def evict(self) -> None:
+        """The weights off the device."""
+        for region in (await self.status()).regions:
+            await self.control(lambda control, region=region: control.evict(gpumem_pb2.RegionRef(device=region.device, id=region.id)))
+
+    @contextlib.asynccontextmanager
+    async def pool_held(self) -> AsyncIterator[None]:
+        """Another client has all that the pool could lend. It needs no context: it maps nothing."""
+        link = Link(self.world.socket, "a client that takes all")
+        try:
+            while (pool := (await self.status()).devices[0]).free_bytes or pool.owed_bytes:
+                if pool.free_bytes:
+                    scratch = gpumem_pb2.Scratch(device=self.world.device, size=pool.free_bytes)
+                    (await asyncio.to_thread(link.ask, gpumem_pb2.Request(scratch=scratch)))[1].close()
+                else:
+                    await asyncio.sleep(0.02)  # what was given back is not free at once
+            yield
+        finally:
+            link.close()
+
+    @contextlib.contextmanager
+    def hog(self, leave: int) -> Iterator[None]:
+        """Takes the GPU's memory, but for about so many bytes."""
+        taken: list[int] = []
+        try:
+            for piece in (1 << 30, 64 * MIB):
+                with contextlib.suppress(DeviceFull):
+                    while self.world.memory.free()[0] - piece > leave:
+                        taken.append(self.world.memory.create(piece))
+            yield
+        finally:
+            for fd in taken:
+                os.close(fd)
+
+    # What is left
+
+    @contextlib.asynccontextmanager
+    async def unharmed(self) -> AsyncIterator[None]:
+        """Nothing runs before; afterwards nothing does, and the memory is as it was. Raises Failed, saying what is not."""
+        await self.zero()
+        await self._until(self._left, "before the case")
+        before = await asyncio.to_thread(self.used)
+        yield
+        await self.zero()
+
+        async def left() -> str:
+            more = await asyncio.to_thread(self.used) - before
+            return await self._left() or (f"{more / MIB:.0f} MiB of memory are still used" if more > SAME else "")
+
+        seconds = await self._until(left, "after the case")
+        print(f"  everything is back after {seconds:.2f} s, {(await asyncio.to_thread(self.used) - before) / MIB:+.0f} MiB")
+
+    async def _until(self, left: Callable[[], Any], when: str) -> float:
+        began = time.monotonic()
+        while what := await left():
+            check(time.monotonic() - began < PATIENCE, f"{when}, {PATIENCE:.0f} s later: {what}")
+            await asyncio.sleep(0.02)
+        return time.monotonic() - began
+
+    async def _left(self) -> str:
+        found = left_behind(self.state)
+        if self._agent is not None and self._agent.process.returncode is None:
+            held = [link for link in descriptors(self._agent.process.pid) if link.startswith(("pid:[", "net:[", "mnt:["))]
+            found += [f"the agent holds {link}" for link in held]
+        status = await self.status()
+        found += [f"gpumem lends {lease.size} bytes to {lease.label} (pid {lease.pid})" for lease in status.leases]
+        found += [f"gpumem fills {fill.region.hex()[:12]}" for fill in status.fills]
+        return "; ".join(found)
+
+    # The gateway
+
+    @contextlib.asynccontextmanager
+    async def gateway(self) -> AsyncIterator[Callable[[], Any]]:
+        """`thaw up` in the agent's place. Yields what asks it for an answer: (status, body, seconds)."""
+        await self.stop()
+        file = self.state.parent / "up.yaml"
+        model = {"snapshot": NAME, "cooldown_seconds": 60, "polling_seconds": 0.2}
+        file.write_text(yaml.safe_dump({"state": str(self.state), "listen": f"127.0.0.1:{GATEWAY}", "models": {NAME: model}}))
+
+        async def ask() -> tuple[int, str, float]:
+            began = time.monotonic()
+            url = f"http://127.0.0.1:{GATEWAY}/models/{NAME}/sum"
+            async with asyncio.timeout(90), aiohttp.ClientSession() as session, session.get(url) as response:
+                return response.status, await response.text(), time.monotonic() - began
+
+        with (self.state.parent / "up.log").open("ab") as log:
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "scaler.cli", "up", str(file)),
+                env=os.environ | {"GPUMEM_SOCKET": str(self.world.socket)},
+                stdout=log,
+                stderr=log,
+            )
+        try:
+            async with asyncio.timeout(30):
+                while not await _listens(GATEWAY):
+                    check(process.returncode is None, f"thaw up ended: {(self.state.parent / 'up.log').read_text()[-3000:]}")
+                    await asyncio.sleep(0.05)
+            yield ask
+        finally:
+            if process.returncode is None:
+                process.terminate()
+            await process.wait()
+
+    def logs(self) -> str:
+        """The end of what was logged, for a case that failed."""
+        found = [self.state.parent / name for name in ("agent.log", "up.log", "server.log")]
+        return "\n".join(f"--- {path.name}\n{path.read_text(errors='replace')[-3000:]}" for path in found if path.exists())
+
+
+def below(pid: int) -> Iterator[tuple[int, int, str]]:
+    """Every process under this one: its pid in its own pid namespace, its pid here, its command line."""
+    waiting = [pid]
+    while waiting:
+        pid = waiting.pop()
+        with contextlib.suppress(OSError):  # it ended while we looked
+            for task in Path(f"/proc/{pid}/task").iterdir():
+                for child in map(int, (task / "children").read_text().split()):
+                    waiting.append(child)
+                    status = Path(f"/proc/{child}/status").read_text()
+                    words = Path(f"/proc/{child}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                    yield int(next(line for line in status.splitlines() if line.startswith("NSpid:")).split()[-1]), child, words
+
+
+def descriptors(pid: int) -> list[str]:
+    links = []
+    with contextlib.suppress(OSError):
+        for entry in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                links.append(str(entry.readlink()))
+    return links
+
+
+async def _listens(port: int) -> bool:
+    try:
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+    except OSError:
+        return False
+    writer.close()
+    return True

@@ -1,0 +1,70 @@
+"""kill -9 in the middle: waits for a phase of what an agent is doing, as it shows from outside, and strikes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from restore_agent.store import Catalog
+from tests.gpu.node import MIB, NAME, Node, below
+from tests.restore_agent.world import Agent
+
+RESTORING = ("CRIU makes the processes", "their pages are filled", "CUDA resumes", "CUDA resumes, 100 ms on")
+DEMOTING = ("at once", "CUDA has suspended")
+
+
+def engine_pids(node: Node, agent: Agent) -> list[int]:
+    """Host pids of the snapshot's processes, of the replica that is being made or lives."""
+    inside = {process.pid for process in Catalog(node.state).get("default", NAME).manifest.processes}
+    return [pid for inner, pid, words in below(agent.process.pid) if inner in inside and "sandbox-init" not in words]
+
+
+def strike(node: Node, agent: Agent, phase: str, victim: str, over: threading.Event) -> str:
+    """Kills the `agent`, or the `engine`, and says what was seen. Returns "" where `over` is set before the phase was seen. Blocks."""
+    holds, began = _phase(node, agent, phase), time.monotonic()
+    while not holds():
+        if over.is_set():
+            return ""
+        time.sleep(0.0005)
+    pids = [agent.process.pid] if victim == "agent" else engine_pids(node, agent)
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    return f"{phase}: seen after {time.monotonic() - began:.3f} s, killed {victim} {pids}"
+
+
+def _phase(node: Node, agent: Agent, phase: str) -> Callable[[], bool]:
+    manifest = Catalog(node.state).get("default", NAME).manifest
+    before = node.used() if node.cuda else 0
+    since = 0.0
+
+    def cuda() -> bool:
+        return node.used() > before + 32 * MIB
+
+    def cuda_late() -> bool:
+        nonlocal since
+        since = since or (time.monotonic() if cuda() else 0.0)
+        return bool(since) and time.monotonic() - since > 0.1
+
+    phases: dict[str, Callable[[], bool]] = {
+        "at once": lambda: True,
+        "CRIU makes the processes": lambda: bool(engine_pids(node, agent)),
+        "their pages are filled": lambda: sum(map(resident, engine_pids(node, agent))) > 12 * MIB + manifest.page_bytes // 8,
+        "CUDA resumes": cuda,
+        "CUDA resumes, 100 ms on": cuda_late,
+        "CUDA has suspended": lambda: node.used() < before - 32 * MIB,
+    }
+    return phases[phase]
+
+
+def resident(pid: int) -> int:
+    """Bytes."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+    except (OSError, IndexError):
+        return 0
