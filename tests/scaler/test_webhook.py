@@ -62,10 +62,8 @@ def node(name: str, rung: agent_pb2.Rung, *, digest: str = DIGEST, size: int = 1
     return made
 
 
-def webhook(
-    *nodes: Node, of: dict[str, Any] | None = None, setup: NodeSetup | None = None, labels: dict[str, str] | None = None
-) -> Webhook:
-    namespace = {"metadata": {"name": "tenant", "labels": labels or {}}}
+def webhook(*nodes: Node, of: dict[str, Any] | None = None, setup: NodeSetup | None = None, security: str = "privileged") -> Webhook:
+    namespace = {"metadata": {"name": "tenant", "labels": {"pod-security.kubernetes.io/enforce": security}}}
     return Webhook(informer(ModelSnapshot, of or snapshot()), informer(Meta, namespace), nodes, setup or NodeSetup())
 
 
@@ -279,7 +277,7 @@ async def test_over_https_with_a_certificate_that_changes(tmp_path: Path) -> Non
 
 
 def test_it_answers_in_time() -> None:
-    """With 200 nodes that hold the snapshot and 2,000 snapshots; the goal is 10 ms. Its own time: others may have the processor meanwhile."""
+    """With 200 nodes that hold the snapshot and 2,000 snapshots; the goal is 10 ms of its own time."""
     many = [snapshot() for _ in range(2000)]
     for number, each in enumerate(many[1:]):
         each["metadata"]["name"] = f"s{number}"
