@@ -194,13 +194,10 @@ def _held(model: Any, before: set[int]) -> list[_Held]:
     gc.collect()
     found: dict[int, _Held] = {}
     buffers = {buffer.untyped_storage().data_ptr() for buffer in model.buffers() if buffer.is_cuda}
-    for prefix, module in model.named_modules(remove_duplicate=False):
-        parameters = module.named_parameters(prefix=prefix, recurse=False, remove_duplicate=False)
-        kept = ((f"{prefix}.{name}", each) for name, each in vars(module).items() if isinstance(each, torch.Tensor) and each.is_cuda)
-        for name, tensor in (*parameters, *((name, each) for name, each in kept if each.untyped_storage().nbytes() >= _SMALL)):
-            storage = tensor.untyped_storage()
-            if tensor.is_cuda and storage.nbytes() and storage.data_ptr() not in buffers:
-                found.setdefault(storage.data_ptr(), _Held(name, storage)).tensors.append(tensor)
+    for name, tensor in (*model.named_parameters(remove_duplicate=False), *_attributes(model)):
+        storage = tensor.untyped_storage()
+        if tensor.is_cuda and storage.nbytes() and storage.data_ptr() not in buffers:
+            found.setdefault(storage.data_ptr(), _Held(name, storage)).tensors.append(tensor)
     known = {id(tensor) for held in found.values() for tensor in held.tensors}
     for tensor in _live():
         storage = tensor.untyped_storage()
@@ -210,6 +207,14 @@ def _held(model: Any, before: set[int]) -> list[_Held]:
         elif storage.nbytes() >= _SMALL and storage.data_ptr() not in buffers | before:
             raise StaleLayout(f"{tuple(tensor.shape)} of {tensor.dtype} was made while loading and belongs to no module of the model")
     return list(found.values())
+
+
+def _attributes(model: Any) -> Iterator[tuple[str, Any]]:
+    """Tensors that modules keep beside parameters and buffers, such as what latent attention makes of its projections."""
+    for prefix, module in model.named_modules():
+        for name, value in vars(module).items():
+            if isinstance(value, torch.Tensor) and value.is_cuda and value.untyped_storage().nbytes() >= _SMALL:
+                yield f"{prefix}.{name}", value
 
 
 def _publish(directory: Path, held: list[_Held]) -> Checkpoint:
