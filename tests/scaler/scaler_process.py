@@ -2,8 +2,8 @@
 
 Run as `python -m tests.scaler.scaler_process ADDRESS MODELS [PEERS]`: it says the bound address, and the one where it answers its peers,
 then obeys lines of standard input, `hold MODEL…`, `leave MODEL…` or `all` (hold every model), and answers each with the time.monotonic()
-at which it began to. PEERS are the addresses of the others, with commas between them. SIGTERM ends it as it ends `thaw`: streams first,
-with OK.
+at which it began to. `watched` is answered when every model has had a stream. PEERS are the addresses of the others, with commas between
+them. SIGTERM ends it as it ends `thaw`: streams first, with OK.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from scaler.addresses import looked_up
 from scaler.external_scaler import serve_external_scaler
 from scaler.ledger import Ledger, ModelLimits
 from scaler.peers import Peers
+from scaler.trigger import Trigger
 
 
 def models(count: int) -> list[str]:
@@ -35,11 +36,11 @@ class ScalerProcess:
         self.address = address
         self.peer = peer
 
-    async def do(self, verb: str, names: Sequence[str] = ()) -> float:
+    async def do(self, verb: str, names: Sequence[str] = (), within: float = 60.0) -> float:
         """Returns the time.monotonic() at which the process began to do it."""
         assert self.process.stdin
         self.process.stdin.write(" ".join([verb, *names]).encode() + b"\n")
-        return float(await _line(self.process))
+        return float(await _line(self.process, within))
 
     async def stop(self) -> int:
         self.process.send_signal(signal.SIGTERM)
@@ -50,9 +51,9 @@ class ScalerProcess:
         await self.process.wait()
 
 
-async def _line(process: asyncio.subprocess.Process) -> str:
+async def _line(process: asyncio.subprocess.Process, within: float = 60.0) -> str:
     assert process.stdout
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(within):
         line = await process.stdout.readline()
     assert line, f"the scaler's process ended with {await process.wait()}; its error is above"
     return line.decode().strip()
@@ -75,6 +76,14 @@ async def scaler_process(address: str, count: int, peers: Sequence[str] = ()) ->
 async def _serve(address: str, count: int, others: Sequence[str]) -> None:
     ledger = Ledger({name: ModelLimits() for name in models(count)})
     peers = Peers(ledger)
+    unwatched = set(models(count))
+    all_watched = asyncio.Event()
+
+    def opened(trigger: Trigger) -> None:
+        unwatched.discard(trigger.model)
+        if not unwatched:
+            all_watched.set()
+
     loop = asyncio.get_running_loop()
     lines = asyncio.StreamReader(limit=2**20)
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
@@ -85,13 +94,15 @@ async def _serve(address: str, count: int, others: Sequence[str]) -> None:
         peers.serve("127.0.0.1:0") as peer,
         looked_up(others) as addresses,
         peers.follow(addresses),
-        serve_external_scaler(ledger, address=address) as bound,
+        serve_external_scaler(ledger, address=address, on_trigger=opened) as bound,
     ):
         print(bound, peer, sep="\n", flush=True)
         while line := await lines.readline():
             verb, *names = line.decode().split()
+            if verb == "watched":
+                await all_watched.wait()
             began = time.monotonic()
-            for name in names or models(count):
+            for name in names or (models(count) if verb == "all" else ()):
                 if verb == "leave":
                     ledger.leave(name, 0)
                 else:

@@ -16,7 +16,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -25,10 +24,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from tests.e2e.cluster import images
-from tests.e2e.cluster.layout import ADDRESSES, BIN, CONTROL, KUBECONFIG, LOGS, MOST_CLUSTERS, PID, STATE, Addresses
+from tests.e2e.cluster.control import LOCK, ControlError, current, enter, import_archives, running, tell
+from tests.e2e.cluster.layout import ADDRESSES, BIN, KUBECONFIG, LOGS, MOST_CLUSTERS, PID, STATE, Addresses
 from tests.e2e.cluster.node import cgroups
 
-LOCK = STATE / "lock"
 GONE_SECONDS = 30.0
 
 
@@ -167,45 +166,8 @@ def remove_groups(group: Path) -> bool:
     return True
 
 
-def running() -> bool:
-    try:
-        lock = os.open(LOCK, os.O_RDWR)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return PID.exists()
-    finally:
-        os.close(lock)
-    return False
-
-
-def current() -> Addresses:
-    return Addresses(json.loads(ADDRESSES.read_text())["number"])
-
-
-def enter() -> list[str]:
-    """The beginning of a command that runs on the node."""
-    if not running():
-        raise SystemExit("The cluster is not running: `make cluster` starts it.")
-    inside = ["nsenter", f"--target={PID.read_text()}", "--mount", "--net", "--uts", "--ipc", "--pid", f"--wdns={Path.cwd()}"]
-    return [*inside, "env", f"PATH={BIN}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", f"KUBECONFIG={KUBECONFIG}"]
-
-
-def import_archives(archives: list[Path]) -> None:
-    for archive in archives:
-        subprocess.run([*enter(), "ctr", "--namespace=k8s.io", "images", "import", "--all-platforms", archive.resolve()], check=True)
-
-
-def tell(verb: str, name: str) -> None:
-    with socket.socket(socket.AF_UNIX) as client:
-        client.connect(str(CONTROL))
-        client.sendall(f"{verb} {name}\n".encode())
-        answer = b"".join(iter(lambda: client.recv(65536), b"")).decode()
-    if answer != "ok":
-        raise SystemExit(answer)
-
-
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except ControlError as error:
+        raise SystemExit(str(error)) from None

@@ -38,8 +38,8 @@ def write_archive(root: Path, name: str, archive: Path, command: list[str]) -> N
     files = {"oci-layout": _json({"imageLayoutVersion": "1.0.0"}), "index.json": _json({"schemaVersion": 2, "manifests": [named]}), **blobs}
     archive.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(archive, "w") as tar:
-        for path, data in files.items():
-            member = tarfile.TarInfo(path)
+        for member_name, data in files.items():
+            member = tarfile.TarInfo(member_name)
             member.size = len(data)
             tar.addfile(member, io.BytesIO(data))
 

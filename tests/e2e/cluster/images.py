@@ -2,19 +2,20 @@
 
 The Dockerfiles' base is made by debootstrap and carries this machine's settings for package sources. A build is kept as an archive under a
 key of everything that went into it; `images` builds what is missing or changed, and gives the node all of them.
-Beside each other: apt and uv wait for the network most of the time.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import re
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from tests.e2e.cluster.layout import ARCHIVES, CACHE
@@ -75,14 +76,19 @@ def files_below(path: Path) -> Iterator[Path]:
 
 def build() -> list[Path]:
     """Every image's archive, built if it is not there or its sources have changed."""
-    for image in IMAGES:
-        key, kept = image.key(), image.archive.with_suffix(".key")
-        if image.archive.exists() and kept.exists() and kept.read_text() == key:
-            continue
-        need_tools()
-        make_base()
-        step(f"building {image.name}", lambda image=image: build_one(image))
-        kept.write_text(key)
+    with (CACHE / ".images").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # builds share a store
+        for image in IMAGES:
+            key, kept = image.key(), image.archive.with_suffix(".key")
+            if image.archive.exists() and kept.exists() and kept.read_text() == key:
+                continue
+            need_tools()
+            make_base()
+            step(f"building {image.name}", partial(build_one, image))
+            kept.write_text(key)
+        # What earlier layers left behind: every change of code makes new ones.
+        if STORE.exists():
+            buildah("rmi", "--prune", check=False)
     return [image.archive for image in IMAGES]
 
 
@@ -114,7 +120,7 @@ def make_base() -> None:
     if kept.exists() and kept.read_text() == base_key() and buildah("images", "--quiet", BASE, check=False).strip():
         return
     root = CACHE / "base"
-    step("making the base image", lambda: debootstrap(root))
+    step("making the base image", partial(debootstrap, root))
     container = buildah("from", "scratch").strip()
     buildah("copy", "--quiet", container, str(root), "/")
     buildah("config", "--cmd=/bin/bash", container)
@@ -157,7 +163,7 @@ def codename() -> str:
 def need_tools() -> None:
     missing = [tool for tool in ("buildah", "debootstrap") if not shutil.which(tool)]
     if missing:
-        step(f"installing {' and '.join(missing)}", lambda: run("apt-get", "install", "-y", "--no-install-recommends", *missing))
+        step(f"installing {' and '.join(missing)}", partial(run, "apt-get", "install", "-y", "--no-install-recommends", *missing))
 
 
 def buildah(*arguments: str, check: bool = True) -> str:
@@ -178,7 +184,7 @@ def run(*command: str, check: bool = True) -> str:
     return done.stdout
 
 
-def step(label: str, work) -> None:
+def step(label: str, work: Callable[[], object]) -> None:
     print(f"  {label} …", flush=True)
     began = time.monotonic()
     work()

@@ -16,7 +16,7 @@ METRICS_SERVICE = "keda-metrics-apiserver"
 
 async def apply() -> None:
     """KEDA's custom resources are there afterwards, so that its operator finds them when it starts."""
-    namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "keda"}}
+    namespace: dict[str, object] = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "keda"}}
     await _kubectl("apply", "--server-side", "--filename=-", documents=[namespace, *_coredns(), *_keda()])
     await _kubectl("apply", "--server-side", f"--filename={KEDA_MANIFESTS}")
     await _kubectl("wait", "--for=condition=Established", "crd/scaledobjects.keda.sh", "crd/triggerauthentications.keda.sh")
@@ -48,7 +48,7 @@ async def _run(command: list[str], standard_input: str = "") -> None:
 
 
 def _coredns() -> list[dict[str, object]]:
-    rules = [
+    rules: list[dict[str, list[str]]] = [
         {"apiGroups": [""], "resources": ["endpoints", "services", "pods", "namespaces"], "verbs": ["list", "watch"]},
         {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": ["list", "watch"]},
     ]

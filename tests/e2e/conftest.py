@@ -1,0 +1,125 @@
+"""Tests on a real cluster: the one that KUBECONFIG names, else the one that `make cluster` started here.
+
+On a foreign cluster only those run that a guest may run: what stops parts of the cluster, or has its servers on this machine, is marked
+`own_cluster` and skipped there, with the reason. Each test has a namespace of its own, gone when it has ended. When a test fails, its
+report has the namespace's events and pods' logs, and what the cluster's own programs wrote meanwhile.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import secrets
+import subprocess
+from collections.abc import AsyncIterator, Generator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.api import Api
+from tests.e2e.cluster.control import NOT_RUNNING, current, import_archives, running
+from tests.e2e.cluster.images import build
+from tests.e2e.cluster.layout import BIN, KUBECONFIG, LOGS, Addresses
+
+LINES = 40
+NAMESPACE = pytest.StashKey[str]()
+BEGAN = pytest.StashKey[dict[Path, int]]()  # how long each program's log was when the test began
+NOT_OURS = "this cluster was named by KUBECONFIG: the test needs one that `make cluster` started, since it "
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "own_cluster(why): needs the cluster of `make cluster`; why a foreign one won't do")
+
+
+def foreign() -> bool:
+    return Path(os.environ.get("KUBECONFIG") or KUBECONFIG) != KUBECONFIG
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        marker = item.get_closest_marker("own_cluster")
+        if marker and foreign():
+            item.add_marker(pytest.mark.skip(reason=NOT_OURS + marker.args[0]))
+
+
+@pytest.fixture(scope="session")
+def kubeconfig() -> str:
+    if foreign():
+        return os.environ["KUBECONFIG"]
+    if not running():
+        pytest.fail(f"{NOT_RUNNING} Or let KUBECONFIG name another.", pytrace=False)
+    return str(KUBECONFIG)
+
+
+@pytest.fixture(scope="session")
+def addresses(kubeconfig: str) -> Addresses:
+    """For tests of the own cluster: where its node is, and where it reaches servers of this machine."""
+    return current()
+
+
+@pytest.fixture(scope="session")
+def images(kubeconfig: str) -> None:
+    """thaw's own and the tests' engine are on the node, as the checkout has them. A foreign cluster is expected to have them."""
+    if not foreign():
+        import_archives(build())
+
+
+@pytest.fixture
+async def api(kubeconfig: str) -> AsyncIterator[Api]:
+    async with Api.connect(kubeconfig) as api:
+        yield api
+
+
+@pytest.fixture
+async def namespace(api: Api, request: pytest.FixtureRequest) -> AsyncIterator[str]:
+    """Of this test alone. Its removal is awaited: what it leaves running would take processor time from the next test."""
+    stem = re.sub(r"[^a-z0-9]+", "-", request.node.name.lower()).strip("-")[:40].strip("-")
+    name = f"{stem}-{secrets.token_hex(3)}"
+    await api.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
+    await api.until("ServiceAccount", name, "default", lambda one: one)
+    request.node.stash[NAMESPACE] = name
+    try:
+        yield name
+    finally:
+        for pod in await api.list("Pod", name):
+            await api.delete("Pod", name, pod["metadata"]["name"], grace_seconds=0)
+        await api.delete("Namespace", "", name)
+        await api.until("Namespace", "", name, lambda one: one is None)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    item.stash[BEGAN] = {log: log.stat().st_size for log in sorted(LOGS.glob("*.log"))}
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
+    report = yield
+    if report.when in ("setup", "call") and report.failed:
+        report.sections += [*_namespace(item.stash.get(NAMESPACE, None)), *_programs(item.stash.get(BEGAN, {}))]
+    return report
+
+
+def _namespace(name: str | None) -> Iterator[tuple[str, str]]:
+    """Its events and logs, while it is still there."""
+    if name is None:
+        return
+    kubectl = ["kubectl", f"--namespace={name}"]
+    where = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "KUBECONFIG": os.environ["KUBECONFIG"] if foreign() else str(KUBECONFIG)}
+    for title, command in {
+        "objects": [*kubectl, "get", "all,scaledobjects", "--output=wide"],
+        "events": [*kubectl, "get", "events", "--sort-by=.lastTimestamp"],
+        "pods' logs": [*kubectl, "logs", "--all-containers", "--prefix", f"--tail={LINES}", "--selector", "!nothing"],
+    }.items():
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30, env=where)
+        yield f"{title} in namespace {name}", done.stdout + done.stderr
+
+
+def _programs(began: dict[Path, int]) -> Iterator[tuple[str, str]]:
+    for log, size in began.items():
+        with contextlib.suppress(OSError), log.open("rb") as file:
+            file.seek(size)
+            lines = file.read().decode(errors="replace").splitlines()
+            if lines:
+                yield f"{log.name}, the last of {len(lines)} lines since the test began", "\n".join(lines[-LINES:])
