@@ -1,0 +1,307 @@
+"""`thaw serve` as processes: two replicas of it, an API server, an agent and KEDA's client, over real connections.
+
+The replicas have addresses of their own on the loopback interface, as pods have, and the same ports.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+import yaml
+from thaw_proto import agent_pb2
+
+from scaler.config import BadConfig
+from scaler.serve_config import load
+from tests.scaler.agent import Agent
+from tests.scaler.engine import Engine
+from tests.scaler.keda_client import Keda, ref
+from tests.scaler.kubernetes_api import Api
+
+ADDRESSES = ("127.0.0.2", "127.0.0.3")
+TRIGGER = {"type": "external-push", "metadata": {"scalerAddress": "thaw-scaler.thaw:9443", "model": "m", "targetPending": "8"}}
+
+
+class Node(Agent):
+    """An agent that tells of replicas, too."""
+
+    def __init__(self) -> None:
+        super().__init__("n1")
+        self.replicas: dict[str, agent_pb2.Replica] = {}
+
+    async def Watch(self, request: agent_pb2.WatchRequest, context: Any) -> AsyncIterator[agent_pb2.NodeUpdate]:
+        async for update in super().Watch(request, context):
+            if update.synced:
+                for replica in list(self.replicas.values()):
+                    yield agent_pb2.NodeUpdate(replica=replica)
+            yield update
+
+    def runs(self, engine: Engine, name: str = "r1", namespace: str = "tenant") -> None:
+        self.replicas[name] = agent_pb2.Replica(
+            id=name,
+            model="m",
+            snapshot=agent_pb2.SnapshotRef(namespace=namespace),
+            state=agent_pb2.REPLICA_READY,
+            origin=agent_pb2.ORIGIN_RESTORED,
+            endpoint=agent_pb2.Endpoint(host="127.0.0.1", port=engine.port),
+        )
+        for queue in self._streams:
+            queue.put_nowait(agent_pb2.NodeUpdate(replica=self.replicas[name]))
+
+
+class Replica:
+    """One process of `thaw serve`."""
+
+    def __init__(self, process: asyncio.subprocess.Process, address: str, ports: dict[str, int], client: aiohttp.ClientSession) -> None:
+        self.process = process
+        self.keda = f"{address}:{ports['keda']}"
+        self._url = f"http://{address}:{ports['listen']}"
+        self._metrics = f"http://{address}:{ports['metrics']}"
+        self._client = client
+
+    def ask(self, text: str = "hello") -> asyncio.Task[tuple[int, dict[str, Any], dict[str, str]]]:
+        async def asking() -> tuple[int, dict[str, Any], dict[str, str]]:
+            body = {"model": "m", "messages": [{"role": "user", "content": text}]}
+            async with self._client.post(f"{self._url}/v1/chat/completions", json=body) as response:
+                return response.status, await response.json(), dict(response.headers)
+
+        return asyncio.create_task(asking())
+
+    async def reads(self, path: str, expected: str, within: float = 20.0) -> None:
+        """Waits until the page of metrics and probes says so."""
+        found = ""
+        try:
+            async with asyncio.timeout(within):
+                while expected not in found:
+                    await asyncio.sleep(0.02)
+                    try:
+                        async with self._client.get(f"{self._metrics}/{path}") as response:
+                            found = await response.text()
+                    except aiohttp.ClientConnectionError as error:
+                        found = str(error)
+        except TimeoutError:
+            raise AssertionError(f"{path} never said {expected!r} but: {found}") from None
+
+    async def held(self, count: int) -> None:
+        await self.reads("metrics", f'thaw_held_requests{{model="m"}} {count}.0')
+
+    async def stop(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(20):
+            return await self.process.wait()
+
+
+@dataclass
+class World:
+    api: Api
+    node: Node
+    replicas: list[Replica]
+
+
+@asynccontextmanager
+async def world(folder: Path, *, drain_seconds: float = 20.0, replicas: int = 2) -> AsyncIterator[World]:
+    api, node = Api(), Node()
+    ports = _free_ports("listen", "metrics", "keda", "peers")
+    async with AsyncExitStack() as stack:
+        kubeconfig = await stack.enter_async_context(api.serve(folder))
+        agent = await stack.enter_async_context(node.serve())
+        client = await stack.enter_async_context(aiohttp.ClientSession())
+        host, _, agent_port = agent.rpartition(":")
+        await api.put("endpointslices", _slice("thaw-peers", *ADDRESSES[:replicas]))
+        await api.put("endpointslices", _slice("thaw-agent", host))
+        found = []
+        for address in ADDRESSES[:replicas]:
+            config = {
+                "namespace": "thaw",
+                "listen": f"{address}:{ports['listen']}",
+                "metrics": f"{address}:{ports['metrics']}",
+                "keda": {"listen": f"{address}:{ports['keda']}"},
+                "peers": {"listen": f"{address}:{ports['peers']}", "service": "thaw-peers"},
+                "agents": {"service": "thaw-agent", "port": int(agent_port)},
+                "drain_seconds": drain_seconds,
+            }
+            path = folder / f"{address}.yaml"
+            path.write_text(yaml.safe_dump(config))
+            found.append(await stack.enter_async_context(_replica(path, kubeconfig, address, ports, client)))
+        for each in found:
+            await each.reads("readyz", "ok")
+        yield World(api, node, found)
+
+
+@asynccontextmanager
+async def _replica(
+    config: Path, kubeconfig: Path, address: str, ports: dict[str, int], client: aiohttp.ClientSession
+) -> AsyncIterator[Replica]:
+    environment = os.environ | {"KUBECONFIG": str(kubeconfig), "POD_NAME": f"thaw-scaler-{address}"}
+    program = (sys.executable, "-c", "from scaler.commands import app; app()")  # the room's own commands: no other is needed
+    process = await asyncio.create_subprocess_exec(*program, "serve", str(config), env=environment)
+    try:
+        yield Replica(process, address, ports, client)
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+def _slice(service: str, *addresses: str) -> dict[str, Any]:
+    labels = {"kubernetes.io/service-name": service}
+    return {
+        "metadata": {"name": f"{service}-abc", "namespace": "thaw", "labels": labels},
+        "endpoints": [{"addresses": [address], "conditions": {"ready": False}} for address in addresses],
+    }
+
+
+def _free_ports(*names: str) -> dict[str, int]:
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in names]
+        for each in sockets:
+            each.bind(("0.0.0.0", 0))
+        return {name: each.getsockname()[1] for name, each in zip(names, sockets, strict=True)}
+
+
+async def declare(made: World) -> None:
+    """A ScaledObject as KEDA leaves it behind, its target at zero; no ModelSnapshot."""
+    await made.api.put("deployments", {"metadata": {"name": "engine", "namespace": "tenant"}, "spec": {"replicas": 0}})
+    await made.api.put(
+        "scaledobjects",
+        {
+            "metadata": {"name": "m", "namespace": "tenant", "creationTimestamp": "2026-11-22T06:00:00Z"},
+            "spec": {"scaleTargetRef": {"name": "engine"}, "maxReplicaCount": 10, "triggers": [TRIGGER]},
+            "status": {"scaleTargetGVKR": {"group": "apps", "version": "v1", "kind": "Deployment", "resource": "deployments"}},
+        },
+    )
+    for each in made.replicas:
+        await each.reads("metrics", 'thaw_held_requests{model="m"} 0.0')
+
+
+async def test_from_zero_with_keda_at_another_replica(tmp_path: Path) -> None:
+    """A model that only a trigger declares; the push, the number and the answer are those of all replicas."""
+    async with world(tmp_path) as made, Engine() as engine, Engine() as hostile:
+        here, other = made.replicas
+        await declare(made)
+        async with Keda(other.keda) as keda:
+            watched = keda.watch(ref("m"))
+            await watched.specs.get()
+            asked = [here.ask(f"n{number}") for number in range(32)]
+            await watched.true()
+            await here.held(32)
+            async with asyncio.timeout(5):
+                while await keda.poll(ref("m")) != (32.0, True):
+                    await asyncio.sleep(0.005)
+            await made.api.change("deployments", "tenant", "engine", {"spec": {"replicas": 1}})  # as KEDA does
+            async with asyncio.timeout(5):
+                while made.api.get("deployments", "tenant", "engine")["spec"]["replicas"] != 4:  # type: ignore[index]
+                    await asyncio.sleep(0.005)
+            made.node.runs(hostile, "r0", namespace="somebody")  # a pod that says it were the model's
+            made.node.runs(engine)
+            answers = await asyncio.gather(*asked)
+            assert [status for status, _, _ in answers] == [200] * 32
+            assert hostile.seen.empty()
+            assert (await other.ask())[0] == 200  # it knows the replica as well
+            await here.reads("metrics", 'thaw_activation_phase_seconds_count{model="m",phase="pushed"} 1.0')
+
+
+async def test_a_rolled_replica_answers_what_it_holds(tmp_path: Path) -> None:
+    async with world(tmp_path) as made, Engine() as engine:
+        here, other = made.replicas
+        await declare(made)
+        async with Keda(here.keda) as left, Keda(other.keda) as keda:
+            leaving = left.watch(ref("m"))
+            await leaving.specs.get()
+            asked = here.ask()
+            await here.held(1)
+            stopping = asyncio.create_task(here.stop())
+            async with asyncio.timeout(10):
+                assert await leaving.ends.get() is None  # with OK: KEDA comes back after two seconds, at another replica
+            await here.reads("readyz", "draining")
+            late = here.ask("late")  # somebody who has not heard yet
+            await here.held(2)
+            async with asyncio.timeout(5):
+                while await keda.poll(ref("m")) != (2.0, True):
+                    await asyncio.sleep(0.005)
+            made.node.runs(engine)
+            for status, _, headers in (await asked, await late):
+                assert (status, headers["Connection"]) == (200, "close")
+            assert await stopping == 0
+            async with asyncio.timeout(5):
+                while await keda.poll(ref("m")) != (0.0, False):
+                    await asyncio.sleep(0.005)
+
+
+async def test_what_is_still_held_at_the_end_is_handed_back(tmp_path: Path) -> None:
+    async with world(tmp_path, drain_seconds=0.5, replicas=1) as made:
+        (here,) = made.replicas
+        await declare(made)
+        asked = here.ask()
+        await here.held(1)
+        assert await here.stop() == 0
+        status, body, headers = await asked
+        assert (status, body["error"]["code"], headers["Retry-After"]) == (503, "no_replica", "5")
+
+
+async def test_a_killed_replica_is_not_counted_for_long(tmp_path: Path) -> None:
+    async with world(tmp_path) as made:
+        here, other = made.replicas
+        await declare(made)
+        async with Keda(other.keda) as keda:
+            asked = here.ask()
+            async with asyncio.timeout(10):
+                while await keda.poll(ref("m")) != (1.0, True):
+                    await asyncio.sleep(0.005)
+                here.process.kill()
+                while await keda.poll(ref("m")) != (0.0, False):
+                    await asyncio.sleep(0.02)
+            await asyncio.gather(asked, return_exceptions=True)
+
+
+async def test_not_ready_before_it_knows_the_models(tmp_path: Path) -> None:
+    api = Api()
+    api.refuse = [("GET", "scaledobjects", 404, "the server could not find the requested resource")] * 50
+    ports = _free_ports("listen", "metrics", "keda")
+    config = {
+        "namespace": "thaw",
+        "listen": f"127.0.0.1:{ports['listen']}",
+        "metrics": f"127.0.0.1:{ports['metrics']}",
+        "keda": {"listen": f"127.0.0.1:{ports['keda']}"},
+        "agents": {"addresses": ["127.0.0.1:1"]},
+    }
+    (tmp_path / "serve.yaml").write_text(yaml.safe_dump(config))
+    async with (
+        api.serve(tmp_path) as kubeconfig,
+        aiohttp.ClientSession() as client,
+        _replica(tmp_path / "serve.yaml", kubeconfig, "127.0.0.1", ports, client) as replica,
+    ):
+        await replica.reads("readyz", "not ready: ScaledObjects could not be listed so far")
+        api.refuse.clear()
+        await replica.reads("readyz", "ok")
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"namespace": None}, "namespace"),
+        ({"agents": {}}, "give either service"),
+        ({"agents": {"service": "a", "addresses": ["b:1"]}}, "give either service"),
+        ({"peers": {"service": "a"}}, "peers.listen"),
+        ({"listen": "8080"}, "'8080' is not HOST:PORT"),
+        ({"models": {}}, "models"),
+    ],
+)
+def test_a_file_that_cannot_be_used(tmp_path: Path, change: dict[str, Any], told: str) -> None:
+    good = {"namespace": "thaw", "keda": {"listen": "0.0.0.0:9443"}, "agents": {"service": "thaw-agent"}}
+    path = tmp_path / "serve.yaml"
+    path.write_text(yaml.safe_dump(good))
+    assert load(path).agents.member_port == 9446
+    path.write_text(yaml.safe_dump(good | change))
+    with pytest.raises(BadConfig, match=told):
+        load(path)
