@@ -1,0 +1,167 @@
+"""Agents that appear and vanish: what that does to the gateway's view of replicas."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from thaw_proto import agent_pb2, agent_pb2_grpc
+
+from scaler import nodes as module
+from scaler.activation import Activations
+from scaler.addresses import Addresses
+from scaler.ledger import Ledger, ModelLimits
+from scaler.nodes import Nodes
+from scaler.replicas import Replicas
+from scaler.tls import BadCertificate, TlsFiles, server_credentials
+from tests.scaler.certificates import Authority
+
+
+class Agent(agent_pb2_grpc.AgentServicer):
+    """One that has replicas by these ids, and says nothing more."""
+
+    def __init__(self, name: str, *replicas: str) -> None:
+        self.name = name
+        self.replicas = replicas
+        self.watched = 0
+
+    @asynccontextmanager
+    async def serve(self, tls: TlsFiles | None = None) -> AsyncIterator[str]:
+        server = grpc.aio.server()
+        agent_pb2_grpc.add_AgentServicer_to_server(self, server)
+        port = server.add_secure_port("127.0.0.1:0", server_credentials(tls)) if tls else server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        try:
+            yield f"127.0.0.1:{port}"
+        finally:
+            await server.stop(None)
+
+    async def Watch(self, request: agent_pb2.WatchRequest, context: Any) -> AsyncIterator[agent_pb2.NodeUpdate]:
+        self.watched += 1
+        yield agent_pb2.NodeUpdate(node=agent_pb2.Node(name=self.name))
+        for name in self.replicas:
+            yield agent_pb2.NodeUpdate(replica=replica(name))
+        yield agent_pb2.NodeUpdate(synced=True)
+        await asyncio.Event().wait()
+
+
+def replica(name: str, namespace: str = "ns") -> agent_pb2.Replica:
+    return agent_pb2.Replica(
+        id=name,
+        model="m",
+        snapshot=agent_pb2.SnapshotRef(namespace=namespace),
+        state=agent_pb2.REPLICA_READY,
+        origin=agent_pb2.ORIGIN_COLD,
+        endpoint=agent_pb2.Endpoint(host="127.0.0.1", port=1),
+    )
+
+
+class View:
+    def __init__(self, admits: Any = lambda _: True) -> None:
+        ledger = Ledger({"m": ModelLimits()})
+        self.replicas = Replicas(ledger)
+        self.nodes = Nodes(self.replicas, Activations(), admits)
+        self.addresses = Addresses()
+
+    def ready(self) -> set[str]:
+        return {each.id for each in self.replicas.ready("m")}
+
+    async def until(self, *names: str, within: float = 10.0) -> None:
+        try:
+            async with asyncio.timeout(within):
+                while self.ready() != set(names):
+                    await asyncio.sleep(0.005)
+        except TimeoutError:
+            raise AssertionError(f"replicas are {self.ready()} and not {names}") from None
+
+
+@asynccontextmanager
+async def viewing(*agents: Agent, tls: TlsFiles | None = None, server_tls: TlsFiles | None = None) -> AsyncIterator[tuple[View, list[str]]]:
+    view, addresses = View(), []
+    async with AsyncExitStack() as stack:
+        for agent in agents:
+            addresses.append(await stack.enter_async_context(agent.serve(server_tls)))
+        view.addresses.set(addresses)
+        stack.push_async_callback(view.replicas.close)
+        await stack.enter_async_context(view.nodes.follow_listed(view.addresses, tls))
+        yield view, addresses
+
+
+@pytest.fixture(autouse=True)
+def short_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_SUCCESSOR_SECONDS", 0.3)
+
+
+async def test_agents_that_appear_and_vanish() -> None:
+    one, two = Agent("n1", "a"), Agent("n2", "b")
+    async with viewing(one, two) as (view, addresses):
+        await view.until("a", "b")
+        view.addresses.set(addresses[1:])
+        assert [node.info.name for node in view.nodes] == ["n2"]
+        assert view.ready() == {"a", "b"}  # replicas outlive their agent
+        await view.until("b")
+        view.addresses.set(addresses)
+        await view.until("a", "b")
+
+
+async def test_a_successor_on_the_same_node_keeps_its_replicas() -> None:
+    old, new = Agent("n1", "a", "ended meanwhile"), Agent("n1", "a")
+    async with viewing(old, new) as (view, addresses):
+        await view.until("a", "ended meanwhile")
+        member = view.replicas._members["a"]
+        view.addresses.set(addresses[1:])
+        await view.until("a")
+        await asyncio.sleep(0.4)
+        assert view.replicas._members["a"] is member  # its connections, too
+
+
+async def test_an_agent_that_is_silent_is_asked_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_SILENT_SECONDS", 0.2)
+    agent = Agent("n1", "a")
+    async with viewing(agent) as (view, _):
+        await view.until("a")
+        async with asyncio.timeout(5):
+            while agent.watched < 3:
+                await asyncio.sleep(0.01)
+        assert view.ready() == {"a"}
+
+
+async def test_only_those_that_are_admitted() -> None:
+    owner = "ns"
+    view = View(lambda told: told.snapshot.namespace == owner)
+    agent = Agent("n1", "a")
+    async with agent.serve() as address, view.nodes.follow(address):
+        await view.until("a")
+        owner = "another"
+        view.nodes.reconsider("m")
+        assert view.ready() == set()
+        owner = "ns"
+        view.nodes.reconsider("m")
+        assert view.ready() == {"a"}
+        await view.replicas.close()
+
+
+async def test_mutual_tls(tmp_path: Path) -> None:
+    authority = Authority("thaw")
+    (tmp_path / "ca.crt").write_bytes(authority.certificate)
+    scaler = TlsFiles(*authority.issue("thaw-scaler").write(tmp_path, "scaler"), tmp_path / "ca.crt")
+    agents = TlsFiles(*authority.issue("thaw-agent").write(tmp_path, "agent"), tmp_path / "ca.crt")
+    agent = Agent("n1", "a")
+    async with viewing(agent, tls=scaler, server_tls=agents) as (view, _):
+        await view.until("a")
+    impostor = Agent("n1", "a")
+    async with viewing(impostor, tls=scaler, server_tls=scaler) as (view, _):  # it is of our authority, but no agent
+        await asyncio.sleep(1)
+        assert (impostor.watched, view.ready()) == (0, set())
+
+
+async def test_a_certificate_that_cannot_be_used(tmp_path: Path) -> None:
+    view = View()
+    with pytest.raises(BadCertificate):
+        async with view.nodes.follow_listed(view.addresses, TlsFiles(tmp_path / "a", tmp_path / "b", tmp_path / "c")):
+            pass
