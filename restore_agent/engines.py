@@ -77,10 +77,11 @@ def _sglang(command: Sequence[str], setting: Setting) -> list[str]:
 KINDS: dict[str, Kind] = {
     "vllm": Kind(
         _vllm,
-        _SMALL | {"VLLM_HOST_IP": "127.0.0.1", "VLLM_NO_USAGE_STATS": "1"},
-        ("CUDA_VISIBLE_DEVICES", "HF_", "TORCH", "TRITON_", "VLLM_"),
+        # Of eight hardware queues each takes CUDA 6 ms to make anew when a process wakes (H200, driver 580); one GPU's worker needs one.
+        _SMALL | {"CUDA_DEVICE_MAX_CONNECTIONS": "1", "VLLM_HOST_IP": "127.0.0.1", "VLLM_NO_USAGE_STATS": "1"},
+        ("CUDA_", "HF_", "TORCH", "TRITON_", "VLLM_"),
     ),
-    "sglang": Kind(_sglang, _SMALL, ("CUDA_VISIBLE_DEVICES", "HF_", "TORCH", "TRITON_", "SGLANG_")),
+    "sglang": Kind(_sglang, _SMALL, ("CUDA_", "HF_", "TORCH", "TRITON_", "SGLANG_")),
 }
 
 

@@ -1,0 +1,328 @@
+"""vLLM from nothing to its first byte, through the whole system: `python -m tests.gpu.vllm MODEL [SECONDS]`.
+
+MODEL is a directory with a config and a tokenizer; weights are vLLM's dummy ones, whose seed is fixed. `thaw snapshot create --engine vllm`
+starts, publishes the weights into gpumem and dumps; each figure is from the gateway's first request, at zero replicas, to the first token
+of its streamed answer. All answers must be alike, and like those of a vLLM without thaw, which is started last, its compile cache warm then.
+A case that fails is named, and the next one is tried; none is begun after SECONDS (540). Prints what the image is made of, the phases and
+the engine's own words; writes `tests/bench/results/vllm-GPU.json`. Needs root, CRIU, a GPU with its driver, vLLM (THAW_VLLM_SITE: its folder,
+where it is not installed). Logs are copied into the folder OUT, where that is set.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from rich.console import Console
+from thaw_proto import agent_pb2 as pb
+from thaw_proto import gpumem_pb2
+
+from gpumem.control import Control
+from gpumem.safetensors import kept_reading
+from restore_agent.cuda import Cuda
+from restore_agent.store import Catalog
+from tests.bench.__main__ import RESULTS, specs
+from tests.bench.figures import Figure, table
+from tests.bench.restore import THAW, at_zero, spread, status
+from tests.gpu.resume import control, nothing, pool, stage, system, until_rung
+
+PORT, GATEWAY = 8000, 18081
+ROUNDS = 6
+RESERVE, ARENA = 28, 18  # GiB: weights, and twice (source and proof) a KV cache of 4 and the graphs; the weights in host memory
+QUESTION = {"model": "model", "prompt": "One, two, three,", "max_tokens": 16, "temperature": 0, "seed": 1, "logprobs": 1, "stream": True}
+GOALS = {"standby, made ahead": 0.45, "standby, kept when idle": 0.45, "staged": 0.75}
+TOLD = re.compile(
+    r"asleep|awake|attached|lent by gpumem|warm-up|own memory|to wake up|fall asleep|Traceback|Error|Graph capturing|init engine"
+)
+COLOUR = re.compile("\x1b\\[[0-9;]*m")
+console = Console(width=220)
+
+
+class Bench:
+    def __init__(self, work: Path, model: Path, until: float) -> None:
+        self.work, self.state = work, work / "state"
+        self.until = until
+        self.figures: list[Figure] = []
+        self.answer: Any = None  # of the first; all others must be alike
+        self.cold = 0.0
+        self.medians: dict[str, float] = {}
+        site = [os.environ["THAW_VLLM_SITE"]] if "THAW_VLLM_SITE" in os.environ else []
+        self.env = {
+            "PYTHONPATH": ":".join([*site, *filter(None, os.environ.get("PYTHONPATH", "").split(":")), str(Path(__file__).parents[2])]),
+            "VLLM_USE_FLASHINFER_SAMPLER": "0",
+            "HF_HUB_OFFLINE": "1",
+        }
+        self.command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(model)]
+        self.command += ["--load-format", "dummy", "--served-model-name", "model", "--max-model-len", "8192"]
+
+    async def step(self, name: str, work: Callable[[], Awaitable[None]], seconds: float) -> bool:
+        """Runs a part of the benchmark; says how it ended. Nothing that may take longer than the time that is left is begun."""
+        left = self.until - time.monotonic()
+        if left < seconds:
+            console.print(f"\n=== {name}: not begun, {left:.0f} s are left")
+            return False
+        console.print(f"\n=== {name} ({left:.0f} s left)")
+        begin = time.monotonic()
+        try:
+            async with asyncio.timeout(left + 30):
+                await work()
+        except Exception:
+            console.print(traceback.format_exc()[-6000:], markup=False)
+            self.figures.append(Figure(f"{name}: failed", 1, "", at_most=0))
+            return False
+        console.print(f"=== {name}: {time.monotonic() - begin:.1f} s")
+        return True
+
+    async def create(self) -> None:
+        log = self.work / "agent.log"
+        async with background(log, *THAW, "agent", "--state", str(self.state), "--gpumem", os.environ["GPUMEM_SOCKET"]):
+            async with asyncio.timeout(30):
+                while not (self.state / "agent.sock").exists():
+                    await asyncio.sleep(0.1)  # until it listens
+            env = [word for key, value in self.env.items() for word in ("--env", f"{key}={value}")]
+            words = ["--engine", "vllm", "--port", str(PORT), "--state", str(self.state), *env, "--", *self.command]
+            began = time.monotonic()
+            process = await asyncio.create_subprocess_exec(*THAW, "snapshot", "create", "model", *words)
+            code = await process.wait()
+            self.told(log)
+            if code:
+                console.print(log.read_text()[-12000:], markup=False)
+                raise RuntimeError(f"thaw snapshot create ended with {code}")
+            self.figures.append(Figure("thaw snapshot create --engine vllm", time.monotonic() - began, "s", detail="empty compile cache"))
+        self.anatomy_of_image()
+
+    def anatomy_of_image(self) -> None:
+        manifest = Catalog(self.state).get("default", "model").manifest
+        gpu = sum(manifest.gpus.values())
+        skeleton = f"{len(manifest.chunks)} chunks; CRIU restores {manifest.skeleton_bytes / 1e6:.1f} MB"
+        lent = sum(record.size for record in manifest.weights)
+        self.figures += [
+            Figure("image: pages", manifest.page_bytes / 1e6, "MB", detail=skeleton),
+            Figure("image: GPU memory that the suspend set free", gpu / 1e6, "MB", detail="weights and KV cache are lent, and not in it"),
+            Figure("weights, lent", lent / 1e6, "MB", detail=f"{len(manifest.weights)} regions"),
+        ]
+        for process in manifest.processes:
+            console.print(f"  pid {process.pid}{' (GPU)' if process.gpu else ''}: {process.command[:120]}", markup=False)
+
+    async def anatomy(self) -> None:
+        """Of the engine's processes, as they stand still in a standby."""
+        await at_zero(self.state)
+        await stage(self.state, pb.RUNG_STANDBY)
+        for folder in sorted(Path("/proc").glob("[0-9]*"), key=lambda path: int(path.name)):
+            with contextlib.suppress(OSError):
+                command = (folder / "cmdline").read_text().replace("\0", " ").strip()
+                if "vllm" in command.lower() and "tests.gpu" not in command and "scaler" not in command:
+                    describe(folder, command)
+
+    async def case(self, case: str, prepare: Callable[[], Awaitable[None]], rounds: int = ROUNDS) -> None:
+        taken, whole = [], []
+        for i in range(rounds):
+            await at_zero(self.state)
+            await prepare()
+            first, last = await self.ask(f"http://127.0.0.1:{GATEWAY}")
+            taken.append(first)
+            whole.append(last)
+            latest = (await status(self.state))["activations"][0]
+            parts = ", ".join(f"{phase} {took * 1000:.0f}" for phase, took in latest["phases"].items())
+            console.print(f"  {case} {i + 1}: first {first:.3f} s, whole {last:.3f} s; {latest['outcome']} {latest['reason']}; ms: {parts}")
+        self.medians[case] = statistics.median(taken)
+        detail = f"{spread(taken)}; the whole answer {statistics.median(whole):.3f}; last one's ms: {parts}"
+        self.figures.append(Figure(f"from zero, {case}", self.medians[case], "s", at_most=GOALS.get(case), detail=detail))
+
+    async def ask(self, url: str) -> tuple[float, float]:
+        """Seconds to the first token and to the last. The answer must be the first one's."""
+        tokens: list[Any] = []
+        first = 0.0
+        async with aiohttp.ClientSession() as session:
+            async with session.get(f"{url}/v1/models"):
+                pass  # connected
+            began = time.monotonic()
+            async with session.post(f"{url}/v1/completions", json=QUESTION) as response:
+                async for line in response.content:
+                    if line.startswith(b"data: {"):
+                        first = first or time.monotonic() - began
+                        choice = json.loads(line[6:])["choices"][0]
+                        logprobs = choice["logprobs"] or {"token_logprobs": []}
+                        tokens.append((choice["text"], [round(each, 2) for each in logprobs["token_logprobs"]]))
+                if response.status != 200 or not tokens:
+                    raise RuntimeError(f"{response.status}: {await response.text()}")
+        last = time.monotonic() - began
+        text = "".join(token for token, _ in tokens), [number for _, numbers in tokens for number in numbers]
+        if self.answer is None:
+            self.answer = text
+            console.print(f"  the answer: {text}", markup=False)
+        elif text != self.answer:
+            raise AssertionError(f"the answer is {text}, and was {self.answer}")
+        return first, last
+
+    async def staged(self) -> None:
+        async with self.serving("memory"):
+            await self.step("staged", lambda: self.case("staged", nothing), 20)
+            await self.step("standby, made ahead", lambda: self.case("standby, made ahead", lambda: stage(self.state, pb.RUNG_STANDBY)), 20)
+            await self.step(
+                "weights in host memory", lambda: self.case("weights in host memory", lambda: self.lose_weights(arena=True)), 30
+            )
+            await self.step("anatomy", self.anatomy, 10)
+
+    async def kept(self) -> None:
+        async with self.serving("standby"):
+            await self.case("standby, kept when idle", lambda: until_rung(self.state, "standby"))
+
+    async def from_disk(self) -> None:
+        async def prepare() -> None:
+            await stage(self.state, pb.RUNG_DISK)
+            await self.lose_weights(arena=True)
+            with contextlib.suppress(OSError):
+                Path("/proc/sys/vm/drop_caches").write_text("1")
+
+        async with self.serving("disk"):
+            await self.case("weights in host memory, image on disk", prepare)
+
+    @contextlib.asynccontextmanager
+    async def serving(self, rung: str) -> AsyncIterator[None]:
+        try:
+            async with system(self.state, rung):
+                yield
+        finally:
+            self.told(self.work / "up.log")
+
+    async def lose_weights(self, *, arena: bool) -> None:
+        """The regions off the GPU; with `arena` their chunks are in the arena afterwards."""
+
+        async def call(connected: Control) -> None:
+            async with asyncio.timeout(10):
+                while any(region.leases for region in (await connected.status()).regions):
+                    await asyncio.sleep(0.005)  # the last replica's processes are ending
+            for region in (await connected.status()).regions:
+                if region.device:
+                    await connected.evict(gpumem_pb2.RegionRef(device=region.device, id=region.id))
+            for directory in (self.state / "weights").iterdir() if arena else ():
+                if found := kept_reading(directory):
+                    await connected.fill(found.layout, found.parts, "")
+
+        await control(call)
+
+    async def plain(self) -> None:
+        """vLLM without thaw, as it is started anywhere."""
+        command = [*self.command, "--port", str(PORT), "--gpu-memory-utilization", "0.5"]
+        log = self.work / "plain.log"
+        began = time.monotonic()
+        async with background(log, *command, env=os.environ | self.env):
+            while True:
+                try:
+                    await self.ask(f"http://127.0.0.1:{PORT}")
+                    break
+                except aiohttp.ClientConnectionError:
+                    if time.monotonic() - began > 200:
+                        console.print(log.read_text()[-6000:], markup=False)
+                        raise
+                    await asyncio.sleep(0.1)  # until it listens
+            self.cold = time.monotonic() - began
+        self.figures.append(
+            Figure("cold start to the whole answer, warm compile cache", self.cold, "s", detail="plain vLLM, dummy weights, one run")
+        )
+
+    def told(self, log: Path) -> None:
+        """What the engine said of itself."""
+        for line in log.read_text(errors="replace").splitlines() if log.exists() else ():
+            message = COLOUR.sub("", line.rpartition('"message":"')[2].removesuffix('"}'))
+            if TOLD.search(message):
+                console.print(f"  | {message[:230]}", markup=False, highlight=False)
+
+
+def describe(folder: Path, command: str) -> None:
+    """A process's memory by what it is: MiB resident, and that of the largest mappings."""
+    kinds: Counter[str] = Counter()
+    largest: list[tuple[int, str]] = []
+    mappings, name, where = 0, "", ""
+    for line in (folder / "smaps").read_text().splitlines():
+        key, _, rest = line.partition(":")
+        if "-" in key.split(" ")[0]:
+            words = line.split(maxsplit=5)
+            name, where, mappings = words[5] if len(words) > 5 else "anonymous", words[0], mappings + 1
+        elif key == "Rss":
+            size = int(rest.split()[0])
+            kind = name if name.startswith("[") or name == "anonymous" else name.split("/")[1] + " files" if "/" in name else name
+            kinds[kind] += size
+            largest.append((size, f"{where} {name}"))
+    state = {line.partition(":")[0]: line.split()[1] for line in (folder / "status").read_text().splitlines() if len(line.split()) > 1}
+    shares = ", ".join(f"{kind} {size >> 10}" for kind, size in kinds.most_common(8))
+    console.print(f"  {command[:60]}: {mappings} mappings, {state.get('Threads')} threads; MiB: {shares}", markup=False)
+    for size, what in sorted(largest, reverse=True)[:6]:
+        console.print(f"    {size >> 10} MiB {what}", markup=False)
+
+
+@contextlib.asynccontextmanager
+async def background(log: Path, *command: str, env: dict[str, str] | None = None) -> AsyncIterator[None]:
+    """A program that runs meanwhile, and all its children."""
+    with log.open("wb") as file:
+        process = await asyncio.create_subprocess_exec(*command, stdout=file, stderr=file, env=env)
+    try:
+        yield
+    finally:
+        process.terminate()
+        try:
+            async with asyncio.timeout(30):
+                await process.wait()
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+
+
+async def main() -> int:
+    model, seconds = Path(sys.argv[1]).resolve(), float(sys.argv[2]) if len(sys.argv) > 2 else 540.0
+    begin = time.monotonic()
+    cuda = Cuda.find()
+    if cuda is None:
+        raise SystemExit("needs an NVIDIA GPU")
+    gpu = cuda.gpus()
+    with tempfile.TemporaryDirectory(prefix="thaw-vllm-", dir=os.environ.get("THAW_GPU_WORK", "/var/tmp")) as folder:
+        os.environ["GPUMEM_SOCKET"] = f"{folder}/gpumem.sock"
+        bench = Bench(Path(folder), model, begin + seconds)
+        before = cuda.used()
+        async with pool(RESERVE, ARENA):
+            if await bench.step("snapshot", bench.create, 60):
+                await bench.step("from memory", bench.staged, 30)
+                await bench.step("kept as a standby", bench.kept, 30)
+                await bench.step("from disk", bench.from_disk, 30)
+            await bench.step("plain vLLM", bench.plain, 75)
+        if kept := os.environ.get("OUT"):
+            for log in Path(folder).glob("*.log"):
+                shutil.copy(log, kept)
+        bench.figures.append(
+            Figure("GPU memory left over", (cuda.used() - before) / 1e6, "MB", at_most=64, detail="after everything has ended")
+        )
+    if bench.cold and "staged" in bench.medians:
+        bench.figures.append(Figure("cold start ÷ staged", bench.cold / bench.medians["staged"], "×", at_least=80))
+    console.print(table(bench.figures))
+    path = RESULTS / f"vllm-{gpu.names[0].split()[-1].lower()}.json"
+    result = {
+        "command": "python -m tests.gpu.vllm MODEL",
+        "when": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": specs() | {"gpus": gpu.names, "driver": gpu.driver},
+        "model": json.loads((model / "config.json").read_text()),
+        "figures": [asdict(figure) | {"met": figure.met} for figure in bench.figures],
+    }
+    path.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    console.print(f"kept in {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(asyncio.run(main()))
