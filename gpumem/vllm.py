@@ -284,7 +284,7 @@ class _CacheMemory(TorchFunctionMode):  # type: ignore[misc, unused-ignore]
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         bytes_of_cache = function is torch.zeros and kwargs.get("dtype") is torch.int8 and len(args) == 1 and isinstance(args[0], int)
-        if not bytes_of_cache or args[0] < self._least:
+        if not bytes_of_cache or not 0 < self._least <= args[0]:
             return function(*args, **kwargs)
         self._taken += args[0]
         return bytes_at(self._memory.take(args[0]), args[0], client().device).view(torch.int8)
