@@ -30,6 +30,7 @@ from gpumem.frames import Frame, ProtocolViolation, receive, send
 from gpumem.memory import DeviceFull, Mapped, Memory, open_memory
 
 _ORDERS = 4  # moves at once
+_STEPS = 16  # on any number of processors: most wait, and a disk wants many requests at once
 _STREAM = 0  # one for all copies: a move then waits for its own and those before them, never for the next move's
 
 
@@ -62,7 +63,7 @@ class Filler:
         self._connection = connection
         self._sending = threading.Lock()
         self._orders = ThreadPoolExecutor(_ORDERS, "orders")
-        self._steps = ThreadPoolExecutor(max(2, min(16, os.cpu_count() or 1)), "steps")
+        self._steps = ThreadPoolExecutor(_STEPS, "steps")
         self._ranges: dict[int, Range] = {}
         self._files: dict[int, list[File]] = {}
         self._arena = 0  # its address
