@@ -264,8 +264,8 @@ class Bench:
         output = Output("bench")
         into.callback(output.close)
         with output.writers() as fds:
-            async with Worker.start(self.criu, sandbox, dict(zip(dumped.keys, fds, strict=True))) as worker:
-                pid = await worker.restore(str(images), lambda: fill(sandbox))
+            async with Worker.start(self.criu, sandbox, dict(zip(dumped.keys, fds, strict=True)), images) as worker:
+                pid = await worker.restore(lambda: fill(sandbox))
         engine = Engine(dumped.record, sandbox, output, pid)
         engine.tell(RESTORE_COMPLETE)
         return engine

@@ -68,7 +68,7 @@ class Node:
         node = cls(folder, device)
         await asyncio.to_thread(write_checkpoint, node.weights, SMALL)
         serving = contextlib.ExitStack()
-        await asyncio.gather(asyncio.to_thread(serving.enter_context, node.world.server(pool=pool, arena=0)), node._read_once())
+        await asyncio.gather(asyncio.to_thread(serving.enter_context, node.world.server(pool=pool, arena=256 << 20)), node._read_once())
         try:
             await node.capture(NAME)
             canary = Catalog(node.state).get("default", NAME).manifest.canary

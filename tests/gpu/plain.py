@@ -68,8 +68,8 @@ class Plain:
             output = Output("plain")
             stack.callback(output.close)
             with output.writers() as fds:
-                async with Worker.start(self._criu, sandbox, dict(zip(self._keys, fds, strict=True))) as worker:
-                    pid = await worker.restore(str(self._images), nothing)
+                async with Worker.start(self._criu, sandbox, dict(zip(self._keys, fds, strict=True)), self._images) as worker:
+                    pid = await worker.restore(nothing)
             hosts = sandbox.host_pids()
             await self._cuda.resume([hosts[each] for each in self._gpu_pids], phases)
             engine = Engine(self._record, sandbox, output, pid)
