@@ -168,6 +168,7 @@ class Foreman:
         finally:
             self._set(None)
             status = await asyncio.shield(asyncio.create_task(filler.end()))
+            listening.cancel()  # where the channel was closed before its end was read, nothing more will come
             await asyncio.wait([listening])
             logger.warning("filler of %s (pid %d) ended with status %d", self.identity, filler.pid, status)
 
