@@ -1,0 +1,113 @@
+"""On which GPUs a suspended tree wakes, and how gpumem makes room for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpumem.memory import HOST
+from restore_agent.placement import HEADROOM, NoGpuMemory, place
+from restore_agent.weights import Weights
+from tests.restore_agent.test_weights import Pool
+
+GIB, MIB = 1 << 30, 1 << 20
+TWO = ("GPU-a", "GPU-b")
+
+
+def free(**found: int) -> dict[str, int]:
+    return {f"GPU-{name}": size for name, size in found.items()}
+
+
+def test_it_wakes_where_it_was() -> None:
+    assert place({"GPU-a": GIB}, TWO, TWO, free(a=4 * GIB, b=100 * GIB), ()) == {"GPU-a": "GPU-a", "GPU-b": "GPU-b"}
+
+
+def test_it_wakes_where_its_weights_are() -> None:
+    assert place({"GPU-a": GIB}, TWO, TWO, free(a=100 * GIB, b=4 * GIB), {"GPU-b"}) == {"GPU-a": "GPU-b", "GPU-b": "GPU-a"}
+    assert place({"GPU-a": GIB}, TWO, TWO, free(a=100 * GIB, b=4 * GIB), {"GPU-a", "GPU-b"})["GPU-a"] == "GPU-a", "both: where it was"
+
+
+def test_it_goes_elsewhere_where_it_does_not_fit() -> None:
+    assert place({"GPU-a": GIB}, TWO, TWO, free(a=GIB, b=4 * GIB), {"GPU-a"})["GPU-a"] == "GPU-b"
+
+
+def test_among_strangers_it_takes_the_one_with_most_room() -> None:
+    here = ("GPU-x", "GPU-y")
+    assert place({"GPU-a": GIB}, TWO, here, free(x=4 * GIB, y=8 * GIB), ()) == {"GPU-a": "GPU-y", "GPU-b": "GPU-x"}
+
+
+def test_the_largest_chooses_first() -> None:
+    pairs = place({"GPU-a": GIB, "GPU-b": 40 * GIB}, TWO, TWO, free(a=50 * GIB, b=2 * GIB), ())
+    assert pairs == {"GPU-a": "GPU-b", "GPU-b": "GPU-a"}
+
+
+def test_headroom_is_kept() -> None:
+    assert place({"GPU-a": GIB}, ("GPU-a",), ("GPU-a",), free(a=GIB + HEADROOM), ()) == {"GPU-a": "GPU-a"}
+    with pytest.raises(NoGpuMemory) as none:
+        place({"GPU-a": GIB}, ("GPU-a",), ("GPU-a",), free(a=GIB + HEADROOM - 1), ())
+    assert none.value.lacking == {"GPU-a": 1}
+
+
+def test_without_room_it_says_what_is_lacking_where() -> None:
+    with pytest.raises(NoGpuMemory, match=r"1088 MiB of a GPU and 512 MiB are free at most; end a replica, or give the pool less") as none:
+        place({"GPU-a": GIB}, TWO, TWO, free(a=512 * MIB, b=256 * MIB), {"GPU-b"})
+    assert none.value.lacking == {"GPU-a": GIB + HEADROOM - 512 * MIB, "GPU-b": GIB + HEADROOM - 256 * MIB}
+
+
+def test_two_parts_do_not_share_a_gpu() -> None:
+    """The second finds the room of the first one's GPU of no use: one GPU takes one other's place."""
+    with pytest.raises(NoGpuMemory) as none:
+        place({"GPU-a": 2 * GIB, "GPU-b": GIB}, TWO, TWO, free(a=100 * GIB, b=MIB), ())
+    assert set(none.value.lacking) == {"GPU-b"}
+
+
+@st.composite
+def nodes(draw: st.DrawFn) -> tuple[dict[str, int], list[str], list[str], dict[str, int], set[str]]:
+    count = draw(st.integers(1, 8))
+    names = [f"GPU-{number}" for number in range(2 * count)]
+    before = draw(st.permutations(names))[:count]
+    here = draw(st.permutations(names))[:count]
+    used = draw(st.lists(st.sampled_from(before), unique=True))
+    needed = {each: draw(st.integers(1, 16)) * GIB for each in used}
+    roomy = {each: draw(st.integers(0, 32)) * GIB for each in here}
+    return needed, before, here, roomy, set(draw(st.lists(st.sampled_from(here))))
+
+
+@given(nodes())
+def test_every_gpu_is_paired_with_one_of_its_own(node: tuple[dict[str, int], list[str], list[str], dict[str, int], set[str]]) -> None:
+    needed, before, here, roomy, resident = node
+    try:
+        pairs = place(needed, before, here, roomy, resident)
+    except NoGpuMemory as none:
+        assert none.lacking and all(size > 0 and each in here for each, size in none.lacking.items())
+        return
+    assert sorted(pairs) == sorted(before)
+    assert sorted(pairs.values()) == sorted(here)
+    assert all(roomy[pairs[old]] >= size + HEADROOM for old, size in needed.items())
+
+
+# Room that gpumem makes
+
+
+async def test_gpumem_gives_up_what_is_free_and_gets_it_back(tmp_path: Path) -> None:
+    async with Pool(tmp_path / "gpumem.sock") as pool:
+        weights = Weights(pool.socket)
+        (whole,) = (device.wanted_bytes for device in (await pool.status()).devices)
+        assert not await weights.make_room({HOST: whole + MIB}), "so much it does not hold"
+        assert not await weights.make_room({"GPU-none": MIB})
+        assert await weights.make_room({"GPU-none": MIB, HOST: 64 * MIB})
+        assert await weights.make_room({HOST: 32 * MIB})
+        (device,) = (await pool.status()).devices
+        assert (device.wanted_bytes, device.free_bytes) == (whole - 96 * MIB, whole - 96 * MIB)
+        await weights.return_room()
+        await weights.return_room()
+        (device,) = (await pool.status()).devices
+        assert (device.wanted_bytes, device.free_bytes) == (whole, whole)
+
+
+async def test_room_is_made_on_the_gpu_that_lacks_least(tmp_path: Path) -> None:
+    assert not await Weights(tmp_path / "nothing.sock").make_room({HOST: MIB}), "where there is no gpumem there is no room"
+    await Weights(tmp_path / "nothing.sock").return_room()
