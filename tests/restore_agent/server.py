@@ -44,6 +44,16 @@ if "GPUMEM_REGION" in os.environ:
 
     client = Client()
     region = client.attach(bytes.fromhex(os.environ["GPUMEM_REGION"]))
+if own := os.environ.get("OWN_WEIGHTS"):  # it brings its weights into gpumem itself, and says so
+    from gpumem.client import Client
+    from gpumem.safetensors import kept_reading
+    from restore_agent.control_directory import ControlDirectory
+
+    found = kept_reading(Path(own))
+    client = Client()
+    region = client.attach(client.fill(found.layout, found.parts).id)
+    if control := ControlDirectory.from_environment():
+        control.name_weights(own)
 
 
 late = "--late" in sys.argv  # it goes to sleep when the first real request has come in, and answers that when it wakes

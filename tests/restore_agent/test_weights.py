@@ -15,6 +15,7 @@ from thaw_proto import agent_pb2 as pb
 
 from gpumem.control import Control
 from gpumem.errors import PeerGone
+from gpumem.safetensors import keep_reading, read_checkpoint
 from tests.restore_agent.world import Agent, engine, get, running
 
 WEIGHTS_BYTES = 48 << 20
@@ -111,6 +112,23 @@ async def test_staging_fills_what_the_pool_has_lost(agent: Agent, pool: Pool, ch
     answer = await agent.restore("lent")
     assert answer.replica.origin == pb.ORIGIN_RESTORED, "and a restore fills by itself"
     get(answer.replica, "/sum")
+
+
+async def test_an_engine_that_brings_its_own_weights_names_them(agent: Agent, pool: Pool, checkpoint: Path, mapped: Path) -> None:
+    keep_reading(checkpoint, read_checkpoint(checkpoint))
+    wanted = engine(mapped, 8)
+    wanted.env.update({"OWN_WEIGHTS": str(checkpoint), "GPUMEM_SOCKET": str(pool.socket)})
+    result = await agent.snapshot("own", wanted)
+    plain = await agent.snapshot("plain", engine(mapped, 8))
+    assert abs(result.image_bytes - plain.image_bytes) < WEIGHTS_BYTES // 4
+    first = await agent.restore("own")
+    expected = get(first.replica, "/sum")
+    await agent.release(first.replica)
+    async with Control.connected(pool.socket) as control:
+        await control.evict(reference((await pool.status()).regions[0]))
+    answer = await agent.restore("own")
+    assert answer.fallback_detail == "", "the snapshot knows where the weights lie"
+    assert get(answer.replica, "/sum") == expected
 
 
 async def test_changed_weights_are_found(agent: Agent, pool: Pool, checkpoint: Path, mapped: Path) -> None:
