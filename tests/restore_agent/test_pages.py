@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import os
 import random
 import secrets
@@ -22,8 +23,9 @@ from restore_agent import images
 from restore_agent.chunks import Chunk, ChunkStore, CorruptChunk, write_chunks
 from restore_agent.comparison import Compared, Different, compare
 from restore_agent.images import split
-from restore_agent.native import PAGE
+from restore_agent.native import PAGE, Run
 from restore_agent.pages import Arena, FillError, write_index
+from restore_agent.store import Catalog
 from tests.restore_agent.world import Agent, left_behind, nothing_left
 
 PID = 7  # in the image
@@ -260,6 +262,21 @@ async def test_a_chunk_into_unaligned_memory_and_one_of_another_size(target: Tar
     assert bytes(buffer[1:]) == target.store.path(chunk.hash).read_bytes()
     with pytest.raises(CorruptChunk):
         target.store.read_into(Chunk(chunk.hash, chunk.size - PAGE), memoryview(buffer)[: chunk.size - PAGE])
+
+
+def test_what_was_only_read_of_a_mapped_file_is_not_in_the_image(captured: Path) -> None:
+    """The server maps a file of 1 MiB privately, reads all of it and writes two pages; its child has the same mapping."""
+    snapshot = Catalog(captured).get("default", "small")
+    index = (snapshot.directory / "pages.index").read_bytes()
+    runs = (Run * (len(index) // ctypes.sizeof(Run))).from_buffer_copy(index)
+    found = []
+    for mm in (snapshot.directory / "images").glob("mm-*.img"):
+        (raw,) = images._read(mm, images._MM)
+        for vma in criu_pb2.Mm.FromString(raw).vmas:
+            if vma.status & images._FILE_PRIVATE and vma.prot == 3 and vma.end - vma.start == 1 << 20:
+                inside = [run for run in runs if f"mm-{run.pid}" == mm.stem and vma.start <= run.address < vma.end]
+                found.append(sum(run.length for run in inside))
+    assert found == [2 * PAGE, 2 * PAGE]
 
 
 @pytest.fixture
