@@ -26,6 +26,7 @@ _libc = ctypes.CDLL(None)
 
 class Bare:
     netns = ""  # the agent's own
+    route = ("127.0.0.1", "")
     root = Path("/")
 
     _ports: ClassVar[set[int]] = (

@@ -19,7 +19,8 @@ from typing import TypeVar
 
 from restore_agent import oracle
 from restore_agent.chunks import write_chunks
-from restore_agent.compatibility import mapped_files, node_fits
+from restore_agent.compatibility import node_fits
+from restore_agent.container import Container
 from restore_agent.criu import Criu
 from restore_agent.cuda import Cuda
 from restore_agent.engine import SNAPSHOT_COMPLETE, Engine
@@ -37,10 +38,9 @@ from restore_agent.manifest import (
     digest_of,
     layout_file,
 )
-from restore_agent.output import Output
 from restore_agent.pages import write_index
 from restore_agent.phases import Phases
-from restore_agent.restore import TMPFS_ARCHIVE, Restorer, archive_tmpfs
+from restore_agent.restore import Place, Restorer
 from restore_agent.sandbox import Sandbox
 from restore_agent.store import NameTaken, NotFound, Snapshot, Store, record_file
 from restore_agent.weights import Weights
@@ -81,8 +81,8 @@ class Capturer:
         self._restorer = restorer
         self._publishing = asyncio.Lock()  # chunks of a snapshot without a name yet must not be swept
 
-    async def capture(self, request: CaptureRequest, progress: Progress, phases: Phases) -> Captured:
-        """Nothing is left of it when it fails.
+    async def capture(self, request: CaptureRequest, progress: Progress, phases: Phases, place: Place | None = None) -> Captured:
+        """Nothing is left of it when it fails. `place`: where the engine runs, and then, in its stead, the replica that proves.
 
         Raises:
             EngineError, SandboxError, CriuError, CudaError, WeightsError, ImageError, NameTaken, Unproved, RestoreFailed, OSError.
@@ -101,8 +101,9 @@ class Capturer:
                 lends = self._weights.environment(lent[0][0], device)
                 request = dataclasses.replace(request, engine=request.engine.model_copy(update={"env": request.engine.env | lends}))
             with _step("start", phases, progress):
-                sandbox = await undo.enter_async_context(await Sandbox.create(self._kdat))
-                output = Output(request.model)
+                sandbox = await (place or self._sandbox)()
+                undo.push_async_exit(sandbox)
+                output = sandbox.output(request.model)
                 undo.callback(output.close)
                 source = await Engine.start(request.engine, sandbox, output, for_snapshot=True)
             with _step("ready", phases, progress):
@@ -126,7 +127,7 @@ class Capturer:
                     records = tuple(record for record, _ in lent)
                     draft = _draft(draft.manifest.model_copy(update={"weights": records}), workspace)
                 with _step("prove", phases, progress):
-                    await self._prove(draft)
+                    await self._prove(draft, place)
                 with _step("publish", phases, progress):
                     published = asyncio.create_task(
                         asyncio.to_thread(self._store.publish, workspace, draft.manifest, replace=request.replace)
@@ -135,10 +136,13 @@ class Capturer:
             undo.pop_all()
             return Captured(snapshot, source)
 
+    async def _sandbox(self) -> Sandbox:
+        return await Sandbox.create(self._kdat)
+
     async def _dump(
         self,
         request: CaptureRequest,
-        sandbox: Sandbox,
+        sandbox: Sandbox | Container,
         source: Engine,
         canary: CanaryRecord | None,
         quiesces: bool,
@@ -156,9 +160,9 @@ class Capturer:
                 with _step("suspend", phases, progress):
                     freed = await self._cuda.suspend(holders)
             with _step("dump", phases, progress):
-                used = await asyncio.to_thread(mapped_files, sandbox.root, inside.values())
+                used = await asyncio.to_thread(sandbox.mapped_files, inside.values())
                 await self._criu.dump(sandbox, source.pid, images, _DUMP_SECONDS)
-                tmpfs = await asyncio.to_thread(archive_tmpfs, sandbox)
+                carried = await sandbox.carried()
         finally:
             try:
                 if self._cuda and freed is not None:
@@ -175,8 +179,8 @@ class Capturer:
             counted = _count(split(images), lambda done: progress("split", done, total))
             chunks, index = await _in_thread(write_chunks, self._store.chunks, counted)
             write_index(workspace / "pages.index", index)
-            if tmpfs:
-                (workspace / TMPFS_ARCHIVE).write_bytes(tmpfs)
+            for name, content in carried.items():
+                await asyncio.to_thread((workspace / name).write_bytes, content)
             for leftover in images.glob("stats-*"):
                 leftover.unlink()
             manifest = Manifest(
@@ -196,12 +200,12 @@ class Capturer:
                 host_bytes=sum(_resident(host) for host in inside.values()),
                 gpus=freed or {},
                 quiesces=quiesces,
-                fits=await asyncio.to_thread(node_fits, self._criu.version, used, gpus),
+                fits=await asyncio.to_thread(node_fits, self._criu.version, used, gpus, sandbox.files),
             )
         return _draft(manifest, workspace)
 
-    async def _prove(self, draft: Snapshot) -> None:
-        engine = await self._restorer.restore(draft, Phases())
+    async def _prove(self, draft: Snapshot, place: Place | None) -> None:
+        engine = await self._restorer.restore(draft, Phases(), place)
         try:
             assert draft.manifest.canary is not None
             await oracle.prove(engine, draft.manifest.canary)

@@ -16,20 +16,26 @@ import asyncio
 import contextlib
 import ctypes
 import functools
+import json
 import os
 import signal
 import socket
 import struct
 import subprocess
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import thaw_native
 
+from restore_agent import overlay
+from restore_agent.cgroups import OutOfSight, cgroup_files, node_process
+from restore_agent.compatibility import Incompatible, check_files, mapped_files
+from restore_agent.manifest import Fits
 from restore_agent.placeholder import Placeholder, PlaceholderError
 from restore_agent.processes import descendants
-from restore_agent.sandbox import CONTROL_DIRECTORY, SandboxError
+from restore_agent.sandbox import CONTAINER, CONTROL_DIRECTORY, SandboxError
 
+_CHANGES = "changes.tar"  # what the engine has changed in its container's file system, within a snapshot
 _JOIN_SECONDS = 10.0
 _END_SECONDS = 10.0
 _PAUSE = 0.002
@@ -38,7 +44,6 @@ _PT_INTERP = 3
 _APART = ("pid", "mnt", "net", "ipc", "uts")
 # Of the bounding set: SYS_MODULE, SYS_RAWIO, SYS_PTRACE, SYS_ADMIN, SYS_BOOT, BPF, CHECKPOINT_RESTORE.
 _RIGHTS_OVER_THE_NODE = sum(1 << number for number in (16, 17, 19, 21, 22, 39, 40))
-_MOUNT_WORDS = frozenset({"rw", "ro", "relatime", "xattr", "noprefix", "clone_children", "cpuset_v2_mode"})
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -49,22 +54,26 @@ class ContainerError(SandboxError):
 class Output:
     """The container's own stdout and stderr, in the place of pipes of the agent's (output.py)."""
 
-    def __init__(self, name: str, pidfd: int, pid: int) -> None:
-        """Raises ContainerError: they are no pipes."""
+    def __init__(self, name: str, placeholder: Placeholder) -> None:
         self.name = name
-        self._pidfd = pidfd
-        keys = [str(Path(f"/proc/{pid}/fd/{fd}").readlink()) for fd in (1, 2)]
-        for key in keys:
+        self._placeholder = placeholder
+
+    @property
+    def keys(self) -> tuple[str, str]:
+        """The names that an image knows them by. Raises ContainerError: they are no pipes."""
+        one, two = (str(Path(f"/proc/{self._placeholder.pid}/fd/{fd}").readlink()) for fd in (1, 2))
+        for key in (one, two):
             if not key.startswith("pipe:["):
                 raise ContainerError(f"the container's output goes to {key}, which no image can carry; set tty: false in its pod")
-        self.keys = (keys[0], keys[1])
+        return one, two
 
     @contextlib.contextmanager
     def writers(self) -> Iterator[list[int]]:
+        """Raises ContainerError: they cannot be taken over."""
         fds: list[int] = []
         try:
             for fd in (1, 2):
-                copy = _libc.syscall(_PIDFD_GETFD, self._pidfd, fd, 0)
+                copy = _libc.syscall(_PIDFD_GETFD, self._placeholder.pidfd, fd, 0)
                 if copy < 0:
                     raise ContainerError(f"cannot take over the container's output: {os.strerror(ctypes.get_errno())}")
                 fds.append(copy)
@@ -81,41 +90,88 @@ class Output:
 
 
 class Container:
-    """Use `async with Container.opened(placeholder, address)`, and `keep` it where the engine shall outlive the block."""
+    """`open` it, then use it with `async with`, and `keep` it where the engine shall outlive the block."""
 
-    def __init__(self, placeholder: Placeholder, address: str) -> None:
-        """`address`: the pod's."""
+    def __init__(self, placeholder: Placeholder, image: str, address: str, volatile: Sequence[str] = ()) -> None:
+        """`image`: by digest. `address`: the pod's. `volatile`: where volumes are mounted that end with the pod."""
         self.placeholder = placeholder
         self.address = address
         self.pid = placeholder.pid
+        self._image = image
+        self._volatile = volatile
         self._views: list[int] = []
         self._kept = False
+        self._undo: Callable[[], None] = lambda: None
 
-    @classmethod
-    @contextlib.asynccontextmanager
-    async def opened(cls, placeholder: Placeholder, address: str) -> AsyncIterator[Container]:
-        """Raises ContainerError: it is not apart from the node, or has ended."""
-        container = cls(placeholder, address)
-        try:
-            await container.open()
-            yield container
-        finally:
-            await asyncio.shield(container.close())
-
-    async def open(self) -> None:
-        """Looks at it and opens its file system. Raises ContainerError."""
+    async def open(self) -> Container:
+        """Looks at it, empties it and opens its file system, as often as it is restored into. Raises ContainerError."""
         _check_apart(self.pid)
         await self.empty()  # of what an agent that was killed has left half restored
-        self.root = await self._view("/", "all")
+        self._close_views()
+        self.root = self.files = await self._view("/", "all")
         self.control_directory = await self._view(str(CONTROL_DIRECTORY), "one")
+        for word in self.control_directory.iterdir():  # said to or by an engine that was here before
+            word.unlink()
+        return self
+
+    async def __aenter__(self) -> Container:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await asyncio.shield(self.close())
+
+    @property
+    def route(self) -> tuple[str, str]:
+        """How others reach its engine: the pod's address, in the cluster's network."""
+        return self.address, ""
 
     @property
     def netns(self) -> str:
         return f"/proc/{self.pid}/ns/net"
 
     def output(self, name: str) -> Output:
-        """Where an engine prints. Raises ContainerError."""
-        return Output(name, self.placeholder.pidfd, self.pid)
+        """Where an engine prints."""
+        return Output(name, self.placeholder)
+
+    async def carried(self) -> dict[str, bytes]:
+        """What its engine has changed in its file system: files for a snapshot, by name. Raises ContainerError."""
+        try:
+            changes = await asyncio.to_thread(overlay.archive, overlay.Mounts.of(self.pid), Path(node_process(), "root"), self.root)
+        except overlay.OverlayError as error:
+            raise ContainerError(str(error)) from None
+        about = json.dumps({"image": self._image}).encode()
+        return {CONTAINER: about, **({_CHANGES: changes} if changes else {})}
+
+    async def lay_out(self, snapshot: Path, fits: Fits) -> None:
+        """The same, from a snapshot's folder, until it is closed without being kept.
+
+        Raises:
+            Incompatible: its image or a file that the engine maps is another one here.
+            ContainerError: the changes cannot be laid out.
+        """
+        await asyncio.to_thread(self._lay_out, snapshot, fits)
+
+    def _lay_out(self, snapshot: Path, fits: Fits) -> None:
+        about = snapshot / CONTAINER
+        image = json.loads(about.read_bytes())["image"] if about.exists() else self._image
+        if image != self._image:
+            raise Incompatible(f"it was taken of image {image}, and the pod's is {self._image}; take the snapshot again")
+        try:
+            if (snapshot / _CHANGES).exists():
+                self._undo = overlay.lay_out(snapshot / _CHANGES, self.root)
+        except overlay.OverlayError as error:
+            raise ContainerError(str(error)) from None
+        check_files(fits, self.root)
+
+    def mapped_files(self, host_pids: Iterable[int]) -> set[Path]:
+        """Files that its processes map or hold open. Raises ContainerError: one of them is gone with the pod."""
+        found = mapped_files(self.root, host_pids, self.root)
+        for path in found:
+            if volume := next((volume for volume in self._volatile if path.is_relative_to(volume)), None):
+                raise ContainerError(
+                    f"the engine uses {path} in an emptyDir ({volume}), which is empty in the next pod; have it in the image"
+                )
+        return found
 
     async def spawn(
         self, command: Sequence[str], env: Mapping[str, str], directory: str, fds: Sequence[int], *, engine: bool = False
@@ -130,13 +186,16 @@ class Container:
         """
         if engine:
             try:
-                return await self.placeholder.start(command)
+                return await self.placeholder.start(command, env)
             except PlaceholderError as error:
                 raise ContainerError(str(error)) from None
         _check_static(command[0])
         with contextlib.ExitStack() as opened:
             program = opened.enter_context(_descriptor(command[0], os.O_RDONLY))
-            cgroups = [opened.enter_context(_descriptor(path, os.O_WRONLY)) for path in _cgroup_files(self.pid)]
+            try:
+                cgroups = [opened.enter_context(_descriptor(path, os.O_WRONLY)) for path in cgroup_files(self.pid)]
+            except (OutOfSight, OSError) as error:
+                raise ContainerError(f"the container's cgroups cannot be joined: {error}") from None
             numbers = [str(program), _oom_score(self.pid), _listed(cgroups), _listed(fds)]
             said, _ = await self._join("run", [*numbers, *command], [program, *cgroups, *fds], env)
         pid, _, why = said.partition("\n")
@@ -160,8 +219,17 @@ class Container:
             self.placeholder.watch_over(pid)
         except PlaceholderError as error:
             raise ContainerError(str(error)) from None
+        self.take()
+
+    def take(self) -> None:
+        """It is its engine's from now on, which lives as long as it does."""
         self._kept = True
-        self._close_view(self.root)  # it would keep the container's file system busy
+        self._close_views(but=1)  # the control directory's; the root's would keep its file system busy
+
+    def let_go(self) -> None:
+        """For an agent that ends: whatever is in it goes on, and another agent takes over."""
+        self.take()
+        self.placeholder.close()
 
     async def empty(self) -> None:
         """Ends every process but the placeholder, which waits again. Raises ContainerError."""
@@ -173,12 +241,20 @@ class Container:
             raise ContainerError(str(error)) from None
 
     async def close(self) -> None:
-        """Ends everything in the container but its placeholder, unless it was kept."""
-        for view in list(self._views):
-            os.close(view)
-        self._views.clear()
-        if not self._kept and not self.placeholder.ended.done():
-            await self._end_all()
+        """Ends everything in it but its placeholder; one that was kept ends with all that is in it."""
+        try:
+            if self.placeholder.pidfd < 0 or self.placeholder.ended.done():
+                return
+            if self._kept:
+                signal.pidfd_send_signal(self.placeholder.pidfd, signal.SIGKILL)
+                await asyncio.wait([self.placeholder.ended], timeout=_END_SECONDS)
+            else:
+                await self._end_all()
+                await asyncio.to_thread(self._undo)
+        finally:
+            self._close_views()
+            if self._kept:
+                self.placeholder.close()
 
     async def _end_all(self) -> None:
         loop = asyncio.get_running_loop()
@@ -208,11 +284,10 @@ class Container:
         self._views += fds
         return Path(f"/proc/self/fd/{fds[0]}")
 
-    def _close_view(self, path: Path) -> None:
-        fd = int(path.name)
-        if fd in self._views:
-            self._views.remove(fd)
-            os.close(fd)
+    def _close_views(self, but: int = 0) -> None:
+        """The newest ones may stay."""
+        while len(self._views) > but:
+            os.close(self._views.pop(0))
 
     async def _join(self, what: str, words: Sequence[str], fds: Sequence[int], env: Mapping[str, str]) -> tuple[str, list[int]]:
         """Runs join; returns what it reported, and the descriptors that it sent."""
@@ -277,8 +352,8 @@ def _check_apart(pid: int) -> None:
     """Raises ContainerError unless the process is pid 1 of a container that has namespaces of its own and no rights over the node."""
     try:
         status = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":\t" in line)
-        shared = [kind for kind in _APART if _namespace(f"/proc/{pid}", kind) == _namespace(_node(), kind)]
-        foreign = _namespace(f"/proc/{pid}", "user") != _namespace(_node(), "user")
+        shared = [kind for kind in _APART if _namespace(f"/proc/{pid}", kind) == _namespace(node_process(), kind)]
+        foreign = _namespace(f"/proc/{pid}", "user") != _namespace(node_process(), "user")
     except OSError as error:
         raise ContainerError(f"the container has ended: {error}") from None
     if status["NSpid"].split()[-1] != "1":
@@ -291,45 +366,12 @@ def _check_apart(pid: int) -> None:
         raise ContainerError("the container has a user namespace of its own; set hostUsers: true in its pod")
 
 
-@functools.cache
-def _node() -> str:
-    """Where the node itself is to be seen: its pid 1; where that is out of reach, the agent runs in no container of its own."""
-    return "/proc/1" if os.access("/proc/1/ns/mnt", os.F_OK) else "/proc/self"
-
-
 def _namespace(process: str, kind: str) -> int:
     return Path(f"{process}/ns/{kind}").stat().st_ino
 
 
 def _oom_score(pid: int) -> str:
     return Path(f"/proc/{pid}/oom_score_adj").read_text().strip()
-
-
-def _cgroup_files(pid: int) -> list[Path]:
-    """cgroup.procs of each hierarchy that the process is in, as the node's pid 1 finds it. Raises ContainerError."""
-    mounts: dict[str, tuple[Path, Path]] = {}  # controllers → (mount point, which part of the hierarchy is there)
-    for line in Path(_node(), "mountinfo").read_text().splitlines():
-        fields, _, rest = line.partition(" - ")
-        kind, _, options = rest.split(" ", 2)
-        if kind in ("cgroup", "cgroup2"):
-            part, point = fields.split()[3:5]
-            mounts[_hierarchy(options.split(",")) if kind == "cgroup" else ""] = (Path(point), Path(part))
-    files = []
-    for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
-        _, controllers, group = line.split(":", 2)
-        found = mounts.get(_hierarchy(controllers.split(",")) if controllers else "")
-        if found is None:
-            continue  # not mounted on this node
-        mount, begin = found
-        if "/.." in group or not Path(group).is_relative_to(begin):
-            raise ContainerError(f"cgroup {group} of the container is out of sight; run the agent in the node's cgroup namespace")
-        files.append(Path(_node(), "root") / mount.relative_to("/") / Path(group).relative_to(begin) / "cgroup.procs")
-    return files
-
-
-def _hierarchy(words: Iterable[str]) -> str:
-    """One name for `cpu,cpuacct`, in whatever order, and for `rw,name=systemd`."""
-    return ",".join(sorted(word for word in words if word not in _MOUNT_WORDS and "=" not in word.removeprefix("name=")))
 
 
 @functools.lru_cache(maxsize=16)

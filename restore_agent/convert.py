@@ -104,10 +104,15 @@ def replica(value: Replica) -> agent_pb2.Replica:
         snapshot=reference(value.snapshot) if value.snapshot else None,
         state=agent_pb2.REPLICA_READY if value.state is State.READY else agent_pb2.REPLICA_GONE,
         origin=_ORIGINS[value.origin],
-        endpoint=agent_pb2.Endpoint(host="127.0.0.1", port=value.engine.record.port, netns=value.engine.sandbox.netns),
+        endpoint=_endpoint(value),
         detail=value.detail,
         phases=phases(value.phases),
     )
+
+
+def _endpoint(value: Replica) -> agent_pb2.Endpoint:
+    host, netns = value.engine.sandbox.route
+    return agent_pb2.Endpoint(host=host, port=value.engine.record.port, netns=netns)
 
 
 def node(value: Node) -> agent_pb2.Node:

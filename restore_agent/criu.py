@@ -94,7 +94,8 @@ class Worker:
     channel: socket.socket
     output: Output
     inherit: list[criu_pb2.InheritFd]
-    images: str  # the images' folder, by a descriptor: it need not be visible inside
+    folder: Path | None  # of the images
+    images: str  # the same as CRIU finds it, by a descriptor: it need not be visible inside
     probed: bytes
 
     @classmethod
@@ -118,13 +119,13 @@ class Worker:
             # If CRIU is killed, tasks that it had begun to restore still hold its end: no end of file would come.
             sandbox.exit_of(pid).add_done_callback(lambda _: _no_more(ours))
             inherited = [criu_pb2.InheritFd(key=key, fd=4 + i) for i, key in enumerate(keys)]
-            yield cls(ours, output, inherited, f"/proc/self/fd/{4 + len(keys)}" if images else "", criu.probed)
+            yield cls(ours, output, inherited, images, f"/proc/self/fd/{4 + len(keys)}", criu.probed)
         finally:
             ours.close()
             output.close()
 
-    async def restore(self, images: str, on_restored: Callable[[], Awaitable[None]]) -> int:
-        """Restores from the directory `images` (a path inside). Calls `on_restored` when every mapping stands and every task waits.
+    async def restore(self, on_restored: Callable[[], Awaitable[None]]) -> int:
+        """Restores from the images' folder. Calls `on_restored` when every mapping stands and every task waits.
 
         Returns the root process's pid as seen inside.
 
@@ -132,8 +133,8 @@ class Worker:
             CriuError: CRIU failed.
             Exception: what `on_restored` raised; CRIU has then given the restore up.
         """
-        _lay_probe(self.probed, Path(images))
-        options = _options(self.images or images, rst_sibling=True, inherit_fd=self.inherit, notify_scripts=True)
+        _lay_probe(self.probed, self.folder)
+        options = _options(self.images, rst_sibling=True, inherit_fd=self.inherit, notify_scripts=True)
         response = await self.call(criu_pb2.Request(type=criu_pb2.RESTORE, opts=options), {"post-restore": on_restored})
         return response.restore.pid
 
@@ -191,10 +192,9 @@ def _no_more(channel: socket.socket) -> None:
         channel.shutdown(socket.SHUT_RD)
 
 
-def _lay_probe(probed: bytes, images: Path) -> None:
+def _lay_probe(probed: bytes, images: Path | None) -> None:
     """Our build looks for its probe of the kernel in the images' folder: in a container /run is its tenant's."""
-    path = images / _KDAT
-    if probed and not path.exists():
+    if images and probed and not (path := images / _KDAT).exists():
         fresh = path.with_name(f".{_KDAT}-{secrets.token_hex(4)}")
         fresh.write_bytes(probed)
         fresh.replace(path)

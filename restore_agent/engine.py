@@ -24,6 +24,8 @@ from typing import TypeVar
 import aiohttp
 
 from restore_agent.bare import Bare
+from restore_agent.container import Container
+from restore_agent.container import Output as ContainerOutput
 from restore_agent.manifest import EngineRecord
 from restore_agent.output import Output
 from restore_agent.sandbox import CONTROL_DIRECTORY, Sandbox, describe_exit
@@ -35,6 +37,7 @@ _LAST_WORDS = 2.0  # seconds in which an engine that is ready for its snapshot e
 _IDLE_WINDOW = 2.0  # seconds without work: the engine is idle
 _IDLE_SHARE = 0.02  # of one core
 _STOP_SECONDS = 5.0
+_LARGEST_ANSWER = 16 << 20  # bytes that are read of what an engine says
 _T = TypeVar("_T")
 _CLONE_NEWNET = 0x40000000
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -53,14 +56,16 @@ class Answer:
 class Engine:
     """A running engine: the sandbox it is in, its root process (pid as seen inside) and its pipes."""
 
-    def __init__(self, record: EngineRecord, sandbox: Sandbox | Bare, output: Output, pid: int) -> None:
+    def __init__(self, record: EngineRecord, sandbox: Sandbox | Bare | Container, output: Output | ContainerOutput, pid: int) -> None:
         self.record = record
         self.sandbox = sandbox
         self.output = output
         self.pid = pid
 
     @classmethod
-    async def start(cls, record: EngineRecord, sandbox: Sandbox | Bare, output: Output, *, for_snapshot: bool) -> Engine:
+    async def start(
+        cls, record: EngineRecord, sandbox: Sandbox | Bare | Container, output: Output | ContainerOutput, *, for_snapshot: bool
+    ) -> Engine:
         """Raises SandboxError."""
         env = dict(record.env)
         if for_snapshot:
@@ -147,10 +152,18 @@ class Engine:
         (self.sandbox.control_directory / QUIESCE_REQUESTED).unlink()
 
     def named_weights(self) -> list[Path]:
-        """Checkpoint directories whose regions it attached by itself (`weights.json`, ours). Raises EngineError: it is no list of them."""
+        """Checkpoint directories whose regions it attached by itself (`weights.json`, ours).
+
+        Raises:
+            EngineError: it is no list of them, or it is in a pod: what a tenant says is no path of the node's.
+        """
         path = self.sandbox.control_directory / WEIGHTS
+        if not path.exists():
+            return []
+        if isinstance(self.sandbox, Container):
+            raise EngineError(f"the engine {' '.join(self.record.command)!r} names weights on the node, which no engine in a pod may")
         try:
-            return [Path(directory) for directory in json.loads(path.read_text())["directories"]] if path.exists() else []
+            return [Path(directory) for directory in json.loads(path.read_text())["directories"]]
         except (ValueError, LookupError, TypeError) as error:
             raise EngineError(f"the engine {' '.join(self.record.command)!r} wrote a {WEIGHTS} that is none: {error!r}") from None
 
@@ -172,7 +185,7 @@ class Engine:
     def woken(self, moved: Mapping[str, str]) -> None:
         """Tells a restored engine to go on. `moved`: UUID of a GPU that it ran on → of the other one that has taken its place."""
         if moved:
-            (self.sandbox.control_directory / GPUS).write_text(json.dumps(moved))
+            self._write(GPUS, json.dumps(moved))
         self.tell(RESTORE_COMPLETE)
 
     async def unless_ready(self, work: Awaitable[_T]) -> _T | None:
@@ -193,8 +206,13 @@ class Engine:
 
     def tell(self, word: str) -> None:
         """Writes one of the agent's words into the control directory."""
+        self._write(word, "")
+
+    def _write(self, word: str, content: str) -> None:
         fresh = self.sandbox.control_directory / f".{word}"
-        fresh.touch()
+        fresh.unlink(missing_ok=True)
+        with fresh.open("x") as file:  # made here: no pipe and no link that another has put there
+            file.write(content)
         fresh.rename(fresh.with_name(word))
 
     def session(self) -> aiohttp.ClientSession:
@@ -214,7 +232,7 @@ class Engine:
                 headers={"Content-Type": "application/json"} if body else {},
                 timeout=aiohttp.ClientTimeout(total=seconds),
             ) as response:
-                return Answer(response.status, await response.text())
+                return Answer(response.status, await _text(response))
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise EngineError(f"{path} on port {self.record.port}: {str(error) or type(error).__name__}") from None
 
@@ -244,6 +262,15 @@ def _stopped(host_pid: int) -> bool:
         return all((task / "stat").read_text().rpartition(")")[2].split()[0] in "TtZX" for task in Path(f"/proc/{host_pid}/task").iterdir())
     except OSError:
         return False  # a task ended meanwhile: look again
+
+
+async def _text(response: aiohttp.ClientResponse) -> str:
+    data = bytearray()
+    async for piece in response.content.iter_any():
+        data += piece
+        if len(data) > _LARGEST_ANSWER:
+            raise aiohttp.ClientPayloadError(f"it answers with more than {_LARGEST_ANSWER >> 20} MiB")
+    return data.decode(response.get_encoding(), errors="replace")
 
 
 def cpu_seconds(host_pids: Iterable[int]) -> float:

@@ -21,6 +21,7 @@ from restore_agent.headroom import Headroom
 from restore_agent.manifest import GpuRecord, WeightsRecord
 from restore_agent.memory import available_memory
 from restore_agent.pages import Arena
+from restore_agent.sandbox import CONTAINER
 from restore_agent.store import Corrupt, Snapshot, Store
 
 SPARE_BYTES = 256 << 20  # of the node's memory that staging never takes
@@ -168,7 +169,7 @@ class Ladder:
     def _stage_skeleton(self, staged: Staged) -> bytes:
         """Verifies and copies the small files; returns the index of pages."""
         snapshot = staged.snapshot
-        check_fits(snapshot.manifest.fits, self._criu_version, self._gpus)
+        check_fits(snapshot.manifest.fits, self._criu_version, self._gpus, files=CONTAINER not in snapshot.manifest.files)
         free = available_memory()
         if free < snapshot.manifest.page_bytes + SPARE_BYTES:
             raise NoMemory(

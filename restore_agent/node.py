@@ -22,7 +22,7 @@ from restore_agent.manifest import EngineRecord, GpuRecord
 from restore_agent.memory import available_memory, total_memory
 from restore_agent.phases import Phases
 from restore_agent.replicas import Origin, Replica, Replicas
-from restore_agent.restore import RestoreFailed, Restorer
+from restore_agent.restore import Place, RestoreFailed, Restorer
 from restore_agent.sandbox import Sandbox, SandboxError
 from restore_agent.standby import Standbys
 from restore_agent.store import Corrupt, NotFound, Snapshot, Store
@@ -137,6 +137,21 @@ class Node:
                 _LOG.warning("the standby of %s did not wake (%s), restoring another replica: %s", snapshot, error.reason, error)
         return Origin.RESTORED, await self.restorer.restore(snapshot, phases)
 
+    async def restore_into(self, place: Place, model: str, snapshot: Snapshot, phases: Phases) -> Replica:
+        """One replica in a given place. Raises RestoreFailed."""
+        self._restoring += 1
+        try:
+            engine = await self.restorer.restore(snapshot, phases, place)
+            replica = self.replicas.add(model, snapshot, Origin.RESTORED, engine, phases)
+        except RestoreFailed as error:
+            metrics.fell_back(model, error.reason)
+            raise
+        finally:
+            self._restoring -= 1
+        metrics.restored(model, replica.phases)
+        self._log("", replica, phases)
+        return replica
+
     async def stand_by(self, snapshot: Snapshot, keep_seconds: float) -> float:
         """Image, weights and a standby; returns the seconds. Raises what `stage` does, RestoreFailed."""
         begin = time.monotonic()
@@ -186,11 +201,11 @@ class Node:
         if not len(self.replicas) and not self._restoring:
             await self.weights.return_room()
 
-    async def capture(self, request: CaptureRequest, progress: Progress, phases: Phases) -> Captured:
+    async def capture(self, request: CaptureRequest, progress: Progress, phases: Phases, place: Place | None = None) -> Captured:
         """See Capturer.capture. Raises also CriuError where there is no CRIU."""
         if self._capturer is None:
             raise CriuError(self._why_no_criu)
-        captured = await self._capturer.capture(request, progress, phases)
+        captured = await self._capturer.capture(request, progress, phases, place)
         await self.standbys.drop_others(captured.snapshot)
         self._changed(captured.snapshot)
         return captured

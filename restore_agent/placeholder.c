@@ -18,8 +18,8 @@
  *                        idle                          answers engine 0: every child that has ended was told of
  *                        exited PID STATUS             as wait() gives it, for every child, restored ones too
  *                        error TEXT
- * Agent -> placeholder:  cold ARGC ARG...              become this command
- *                        start ARGC ARG...             start it as a child, for a snapshot
+ * Agent -> placeholder:  cold ENVC ENV... ARG...       become this command, ENV added to the container's own
+ *                        start ENVC ENV... ARG...      start it as a child, for a snapshot
  *                        engine PID                    this child is the engine now: end as it ends; 0: none, wait on
  *                        exit CODE
  */
@@ -208,10 +208,13 @@ static void obey(char *message, size_t size)
 		watch_over(atoi(list[0]));
 	} else if (!strcmp(message, "exit")) {
 		_exit(atoi(list[0]));
-	} else if ((!strcmp(message, "cold") || !strcmp(message, "start")) && n > 1 && atoi(list[0]) == n - 1) {
+	} else if ((!strcmp(message, "cold") || !strcmp(message, "start")) && atoi(list[0]) >= 0 && atoi(list[0]) < n - 1) {
+		char **command = list + 1;
+		for (int left = atoi(list[0]); left; left--)
+			putenv(strdup(*command++));
 		if (message[0] == 'c')
-			become(list + 1);
-		start(list + 1);
+			become(command);
+		start(command);
 	} else {
 		errno = EBADMSG;
 		tell_error(message);

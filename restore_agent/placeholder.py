@@ -15,7 +15,7 @@ import shutil
 import signal
 import socket
 import struct
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -37,8 +37,8 @@ class PlaceholderError(Exception):
 class Placeholder:
     """One of them, for as long as its process lives."""
 
-    def __init__(self, connection: socket.socket, pid: int) -> None:
-        """Raises OSError: the process has ended already."""
+    def __init__(self, connection: socket.socket | None, pid: int) -> None:
+        """Without a connection it has become the container's own command. Raises OSError: the process has ended already."""
         self.pid = pid  # on this host
         self.pidfd = os.pidfd_open(pid)
         self.engine = 0  # pid inside of the engine that it watches over; 0: it waits
@@ -51,7 +51,8 @@ class Placeholder:
         self._idle: asyncio.Future[None] | None = None
         self._exits: dict[int, asyncio.Future[int]] = {}
         self.loop.add_reader(self.pidfd, self._process_ended)
-        self.loop.add_reader(connection, self._receive)
+        if connection:
+            self.loop.add_reader(connection, self._receive)
 
     async def greeted(self) -> None:
         """Raises PlaceholderError: it did not say in time what a placeholder says."""
@@ -70,12 +71,12 @@ class Placeholder:
 
     def become(self, command: Sequence[str]) -> None:
         """It becomes this command, which is the container's own, and is a placeholder no more. Raises PlaceholderError."""
-        self._tell("cold", str(len(command)), *command)
+        self._tell("cold", "0", *command)
 
-    async def start(self, command: Sequence[str]) -> int:
-        """Starts a child as the engine; its pid inside. Raises PlaceholderError."""
+    async def start(self, command: Sequence[str], env: Mapping[str, str]) -> int:
+        """Starts a child as the engine, `env` added to the container's own; its pid inside. Raises PlaceholderError."""
         self._spawned = self.loop.create_future()
-        self._tell("start", str(len(command)), *command)
+        self._tell("start", str(len(env)), *(f"{key}={value}" for key, value in env.items()), *command)
         self.engine = await self._answer(self._spawned, f"start {command[0]}")
         return self.engine
 
@@ -112,6 +113,8 @@ class Placeholder:
             raise PlaceholderError(f"the placeholder was told to {what} and did not answer within {_ANSWER_SECONDS:.0f} s") from None
 
     def _tell(self, *fields: str) -> None:
+        if self._connection is None:
+            raise PlaceholderError(f"the placeholder cannot be told to {fields[0]}: it is gone")
         try:
             self._connection.send("".join(f"{field}\0" for field in fields).encode(), socket.MSG_NOSIGNAL)
         except OSError as error:
@@ -120,6 +123,8 @@ class Placeholder:
 
     def _receive(self) -> bool:
         """Returns whether there may be more."""
+        if self._connection is None:
+            return False
         try:
             message = self._connection.recv(_MAX_MESSAGE)
         except BlockingIOError:
@@ -131,7 +136,7 @@ class Placeholder:
             self._heard(word, rest[:-1])
         except (ValueError, IndexError):
             self._hang_up(f"it said what no placeholder says: {message[:40]!r}")
-        return self._connection.fileno() >= 0
+        return self._connection is not None
 
     def _heard(self, word: str, fields: list[str]) -> None:
         if word == "hello":
@@ -158,9 +163,10 @@ class Placeholder:
                 del self._exits[pid]
 
     def _hang_up(self, why: str) -> None:
-        if self._connection.fileno() >= 0:
+        if self._connection:
             self.loop.remove_reader(self._connection)
             self._connection.close()
+            self._connection = None
         for pending in (self._greeted, self._spawned, self._idle):
             if pending and not pending.done():
                 pending.set_exception(PlaceholderError(f"pid {self.pid}: {why}"))
@@ -168,7 +174,7 @@ class Placeholder:
 
     def _process_ended(self) -> None:
         self.loop.remove_reader(self.pidfd)
-        while self._connection.fileno() >= 0 and self._receive():
+        while self._receive():
             pass  # its last words
         self._hang_up("it has ended")
         if not self.ended.done():

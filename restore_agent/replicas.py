@@ -10,6 +10,7 @@ import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
+from restore_agent.container import Container
 from restore_agent.engine import Engine, EngineError
 from restore_agent.phases import Phases
 from restore_agent.store import Snapshot
@@ -77,17 +78,30 @@ class Replicas:
 
     async def release(self, replica_id: str) -> None:
         """Ends a replica; returns when all of it is gone. Raises NoReplica."""
-        replica = self.get(replica_id)
+        replica = self._ours(replica_id)
         replica.detail = "released"
         await self._end(replica)
 
+    def retire(self, replica_id: str, why: str) -> None:
+        """Nobody sends it anything from now on; it ends by itself."""
+        replica = self._live.get(replica_id)
+        if replica and replica.state is State.READY:
+            replica.state, replica.detail = State.GONE, why
+            self._changed(replica)
+
     def detach(self, replica_id: str) -> Replica:
         """Out of the list, its engine left running, to be a standby: for everybody else it has ended. Raises NoReplica."""
-        replica = self.get(replica_id)
+        replica = self._ours(replica_id)
         replica.state, replica.detail = State.GONE, "kept as a standby"
         self._live.pop(replica_id)
         self._watchers.pop(replica_id).cancel()
         self._changed(replica)
+        return replica
+
+    def _ours(self, replica_id: str) -> Replica:
+        replica = self.get(replica_id)
+        if isinstance(replica.engine.sandbox, Container):
+            raise NoReplica(f"replica {replica_id} is a pod, and Kubernetes' to end: scale its workload, or delete it")
         return replica
 
     async def close(self) -> None:

@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import io
 import os
-import tarfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +20,8 @@ from typing import Any
 
 from restore_agent.bare import Bare
 from restore_agent.compatibility import Incompatible
+from restore_agent.container import Container
+from restore_agent.container import Output as ContainerOutput
 from restore_agent.criu import Criu, CriuError, Worker
 from restore_agent.cuda import Cuda, CudaError
 from restore_agent.engine import Engine, EngineError
@@ -40,9 +40,8 @@ from restore_agent.standby import Standby
 from restore_agent.store import Corrupt, NotFound, Snapshot
 from restore_agent.weights import Weights, WeightsError
 
-TMPFS_ARCHIVE = "tmpfs.tar"  # what the engine keeps in /dev/shm and /run, within a snapshot
 _DEMOTE_SECONDS = 10.0  # an engine that does not let go in this time is ended
-Place = Callable[[], Awaitable[Sandbox]]  # makes what a replica is restored into
+Place = Callable[[], Awaitable[Sandbox | Container]]  # makes, or opens, what a replica is restored into
 
 # Why a snapshot was not used: keys of the metric `thaw_restore_fallbacks_total`.
 _REASONS: tuple[tuple[type[BaseException], str], ...] = (
@@ -192,12 +191,13 @@ class Restorer:
         self._headroom.give()
         async with contextlib.AsyncExitStack() as undo:
             with phases.phase("image.sandbox"):
-                sandbox = await undo.enter_async_context(await place())
-                output = Output(manifest.model)
+                sandbox = await place()
+                undo.push_async_exit(sandbox)
+                output = sandbox.output(manifest.model)
                 undo.callback(output.close)
             with phases.phase("staged"):
                 images = await asyncio.shield(staged.skeleton)
-                self._lay_out(staged, sandbox)
+                await sandbox.lay_out(staged.directory, manifest.fits)
             begin = time.monotonic()
             held, go = asyncio.Event(), asyncio.Event()
 
@@ -207,8 +207,8 @@ class Restorer:
                 await go.wait()
 
             async def restore() -> int:
-                async with self._worker(criu, sandbox, output, manifest.stdio) as worker:
-                    return await worker.restore(str(images), hold)
+                async with self._worker(criu, sandbox, output, manifest.stdio, images) as worker:
+                    return await worker.restore(hold)
 
             restoring = asyncio.create_task(restore(), name=f"CRIU of {snapshot}")
             undo.push_async_callback(_ended, restoring)
@@ -278,12 +278,14 @@ class Restorer:
             await self._weights.fill(record, layout, device)
 
     @contextlib.asynccontextmanager
-    async def _worker(self, criu: Criu, sandbox: Sandbox, output: Output, keys: tuple[str, str]) -> AsyncIterator[Worker]:
+    async def _worker(
+        self, criu: Criu, sandbox: Sandbox | Container, output: Output | ContainerOutput, keys: tuple[str, str], images: Path
+    ) -> AsyncIterator[Worker]:
         with output.writers() as fds:
-            async with Worker.start(criu, sandbox, dict(zip(keys, fds, strict=True))) as worker:
+            async with Worker.start(criu, sandbox, dict(zip(keys, fds, strict=True)), images) as worker:
                 yield worker
 
-    async def _fill(self, staged: Staged, sandbox: Sandbox, phases: Phases) -> None:
+    async def _fill(self, staged: Staged, sandbox: Sandbox | Container, phases: Phases) -> None:
         begin = time.monotonic()
         arena = await asyncio.shield(staged.arriving)
         whole = arena.whole
@@ -293,14 +295,6 @@ class Restorer:
         phases.add("staged.pages", time.monotonic() - begin - seconds)  # for which it waited
         if whole:
             self.memory_to_process.measured(arena.size, seconds)
-
-    def _lay_out(self, staged: Staged, sandbox: Sandbox) -> None:
-        archive = staged.directory / TMPFS_ARCHIVE
-        if archive.exists():
-            with tarfile.open(archive) as tar:
-                # Ours, and verified: taken out as it was put in. (The argument `filter` is missing in Debian 12's Python.)
-                tar.extraction_filter = staticmethod(lambda member, _: member)
-                tar.extractall(sandbox.root)
 
     async def start_cold(self, record: EngineRecord, model: str, phases: Phases) -> Engine:
         """Starts the engine's own command. Raises EngineError, SandboxError."""
@@ -337,15 +331,3 @@ def _device(pairs: Mapping[str, str], used: Mapping[str, int]) -> str:
 async def _ended(task: asyncio.Task[Any]) -> None:
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
-
-
-def archive_tmpfs(sandbox: Sandbox) -> bytes:
-    """What the engine keeps in its /dev/shm and /run, as a tar; empty where there is nothing."""
-    data = io.BytesIO()
-    with tarfile.open(fileobj=data, mode="w") as tar:
-        for folder in ("dev/shm", "run"):
-            for path in sorted((sandbox.root / folder).iterdir()):
-                if path.name not in ("criu.kdat", "thaw"):
-                    tar.add(path, f"{folder}/{path.name}", filter=lambda entry: entry if entry.isreg() or entry.isdir() else None)
-        empty = not tar.getmembers()
-    return b"" if empty else data.getvalue()

@@ -11,16 +11,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import io
 import os
 import signal
 import socket
 import subprocess
-from collections.abc import Mapping, Sequence
+import tarfile
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import thaw_native
 
+from restore_agent.compatibility import mapped_files
+from restore_agent.manifest import Fits
+from restore_agent.output import Output
+from restore_agent.processes import descendants
+
 CONTROL_DIRECTORY = Path("/run/thaw/control")  # inside the sandbox: the engine's SNAPSHOT_CONTROL_DIR
+CONTAINER = "container.json"  # a file that a snapshot has if it was taken in a container
+_TMPFS_ARCHIVE = "tmpfs.tar"  # what the engine keeps in /dev/shm and /run, within a snapshot
 _KEPT_FOLDER = Path("/run/gpumem")  # of the host's /run, what engines may use: gpumem's sockets
 _START_SECONDS = 10.0
 _END_SECONDS = 5.0
@@ -32,6 +41,8 @@ class SandboxError(Exception):
 
 class Sandbox:
     """Use `async with await Sandbox.create(kdat)`, or `close` it."""
+
+    files = Path("/")  # what is left of its file system when it has ended: the node's
 
     def __init__(self, process: subprocess.Popen[bytes], control: socket.socket) -> None:
         self._process = process
@@ -93,8 +104,33 @@ class Sandbox:
         return f"/proc/{self.pid}/ns/net"
 
     @property
+    def route(self) -> tuple[str, str]:
+        """How others reach its engine: the host, and the net namespace that it is in."""
+        return "127.0.0.1", self.netns
+
+    @property
     def control_directory(self) -> Path:
         return self.root / CONTROL_DIRECTORY.relative_to("/")
+
+    def output(self, name: str) -> Output:
+        """Where an engine prints."""
+        return Output(name)
+
+    async def carried(self) -> dict[str, bytes]:
+        """What its engine has changed in its file system: files for a snapshot, by name."""
+        archive = await asyncio.to_thread(_archive_tmpfs, self.root)
+        return {_TMPFS_ARCHIVE: archive} if archive else {}
+
+    def mapped_files(self, host_pids: Iterable[int]) -> set[Path]:
+        """Files that its processes map or hold open, of those that outlive them."""
+        return mapped_files(self.root, host_pids)
+
+    async def lay_out(self, snapshot: Path, fits: Fits) -> None:
+        """The same, from a snapshot's folder, whose `fits` this node was found to have. Raises SandboxError: it needs a container."""
+        if (snapshot / CONTAINER).exists():
+            raise SandboxError("it was taken in a container, and can be restored into pods only")
+        if (snapshot / _TMPFS_ARCHIVE).exists():
+            await asyncio.to_thread(_extract, snapshot / _TMPFS_ARCHIVE, self.root)
 
     async def spawn(
         self,
@@ -133,18 +169,7 @@ class Sandbox:
 
     def host_pids(self) -> dict[int, int]:
         """pid inside → pid on the host, for every process in the sandbox."""
-        found: dict[int, int] = {}
-        waiting = [self.pid]
-        while waiting:
-            pid = waiting.pop()
-            with contextlib.suppress(OSError):  # it ended while we looked
-                for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-                    if line.startswith("NSpid:"):
-                        found[int(line.split()[-1])] = pid
-                        break
-                for task in Path(f"/proc/{pid}/task").iterdir():
-                    waiting += map(int, (task / "children").read_text().split())
-        return found
+        return descendants(self.pid)
 
     async def close(self) -> None:
         """Ends everything inside. Returns when it has ended; cancelling does not stop the end, only the wait."""
@@ -205,6 +230,25 @@ class Sandbox:
         for future in self._exits.values():
             if not future.done():
                 future.set_result(signal.SIGKILL)
+
+
+def _archive_tmpfs(root: Path) -> bytes:
+    """A tar; empty where there is nothing."""
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w") as tar:
+        for folder in ("dev/shm", "run"):
+            for path in sorted((root / folder).iterdir()):
+                if path.name not in ("criu.kdat", "thaw"):
+                    tar.add(path, f"{folder}/{path.name}", filter=lambda entry: entry if entry.isreg() or entry.isdir() else None)
+        empty = not tar.getmembers()
+    return b"" if empty else data.getvalue()
+
+
+def _extract(archive: Path, root: Path) -> None:
+    with tarfile.open(archive) as tar:
+        # Ours, and verified: taken out as it was put in. (The argument `filter` is missing in Debian 12's Python.)
+        tar.extraction_filter = staticmethod(lambda member, _: member)
+        tar.extractall(root)
 
 
 def _kept_folders() -> list[str]:
