@@ -155,7 +155,7 @@ class Peers(pb_grpc.PeersServicer):
         server = grpc.aio.server(
             options=[
                 ("grpc.so_reuseport", 0),
-                ("grpc.http2.min_recv_ping_interval_without_data_ms", _KEEPALIVE_MS // 2),
+                ("grpc.http2.min_ping_interval_without_data_ms", _KEEPALIVE_MS // 2),
                 ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
                 ("grpc.keepalive_timeout_ms", _KEEPALIVE_MS),
                 ("grpc.http2.max_pings_without_data", 0),

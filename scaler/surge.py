@@ -77,9 +77,10 @@ class Surge:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _begin(self, model: str) -> None:
-        if model not in self._tasks:
-            task = self._tasks[model] = asyncio.create_task(self._run(model), name=f"surge of {model}")
-            task.add_done_callback(lambda _: self._tasks.pop(model, None))
+        if before := self._tasks.get(model):
+            before.cancel()  # of an earlier activation: this one has its whole time
+        task = self._tasks[model] = asyncio.create_task(self._run(model), name=f"surge of {model}")
+        task.add_done_callback(lambda done: self._tasks.pop(model) if self._tasks.get(model) is done else None)
 
     async def _run(self, model: str) -> None:
         """Until the HPA has looked once."""

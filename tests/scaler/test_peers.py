@@ -271,6 +271,18 @@ async def test_a_renewed_certificate_counts_at_the_next_connection(tmp_path: Pat
             await known(later, 1)
 
 
+async def test_a_connection_on_which_nothing_happens_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """gRPC servers end one on which a client asks too often whether it is alive, unless they are told how often is right."""
+    monkeypatch.setattr("scaler.peers._KEEPALIVE_MS", 100)
+    lost: list[object] = []
+    async with sites(2) as (a, b):
+        monkeypatch.setattr(b.peers, "_lost", lost.append)
+        await asyncio.sleep(4.5)  # gRPC asks once a second at most, and is told off at the third time
+        assert lost == []
+        a.ledger.hold("m", 0)
+        await b.until(1)
+
+
 async def test_an_address_that_is_taken() -> None:
     async with site() as here:
         with pytest.raises(CannotListen, match=here.address):

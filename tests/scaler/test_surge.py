@@ -115,6 +115,19 @@ async def test_requests_at_other_gateways_count() -> None:
         await target.until(3)
 
 
+async def test_an_activation_soon_after_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("scaler.surge.SYNC_SECONDS", 0.5)
+    async with surging(scaled_object()) as (ledger, target):
+        for _ in range(3):
+            hold(ledger, 32)
+            await asyncio.sleep(0.3)  # the time that the one before had left is not enough
+            target.write(1)
+            await target.until(4)
+            for _ in range(32):
+                ledger.leave("m", 0)
+            target.write(0)
+
+
 async def test_one_request_is_left_to_keda() -> None:
     async with surging(scaled_object()) as (ledger, target):
         target.write(1)
