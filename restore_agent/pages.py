@@ -19,7 +19,7 @@ import mmap
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
 from pathlib import Path
@@ -80,7 +80,8 @@ class Arena:
         """
         loop = asyncio.get_running_loop()
         pool = ThreadPoolExecutor(_READERS, "stage")
-        reads = [loop.run_in_executor(pool, self._read_one, number, read) for number in range(len(self.chunks))]
+        numbers = iter(range(len(self.chunks)))  # each reader takes the next: a large image would be thousands of futures
+        reads = [loop.run_in_executor(pool, self._read_some, numbers, read) for _ in range(_READERS)]
         try:
             await asyncio.gather(*reads)
         except BaseException as error:
@@ -91,8 +92,10 @@ class Arena:
             await asyncio.shield(asyncio.gather(*reads, return_exceptions=True))
             pool.shutdown(wait=False)
 
-    def _read_one(self, number: int, read: Read) -> None:
-        if self._failure is None:
+    def _read_some(self, numbers: Iterator[int], read: Read) -> None:
+        for number in numbers:
+            if self._failure is not None:
+                return
             end = self._ends[number]
             read(self.chunks[number], self._memory[end - self.chunks[number].size : end])
             with self._news:
@@ -112,7 +115,7 @@ class Arena:
     def pids(self) -> set[int]:
         return {run.pid for run in self._runs}
 
-    async def fill(self, host_pids: Mapping[int, int]) -> float:
+    async def fill(self, host_pids: Mapping[int, int], threads: int = _THREADS) -> float:
         """Copies every page into the processes, as it arrives; `host_pids`: pid in the image → pid on this host.
 
         Returns the seconds that it copied: beside them it may have waited for chunks. Cancelled, it ends once nothing more is written.
@@ -126,7 +129,7 @@ class Arena:
         filler = Filler(address_of(self._memory) if self.size else 0, host_pids)
         # A thread of its own: it may wait for a disk, and those that others share are few.
         pool = ThreadPoolExecutor(1, "fill")
-        work = asyncio.get_running_loop().run_in_executor(pool, self._fill, filler)
+        work = asyncio.get_running_loop().run_in_executor(pool, self._fill, filler, threads)
         try:
             return await asyncio.shield(work)
         except asyncio.CancelledError:
@@ -138,7 +141,7 @@ class Arena:
         finally:
             pool.shutdown(wait=False)
 
-    def _fill(self, filler: Filler) -> float:
+    def _fill(self, filler: Filler, threads: int) -> float:
         copied, seconds = 0, 0.0
         while copied < len(self.chunks) and not filler.stopped:
             with self._news:
@@ -149,8 +152,8 @@ class Arena:
                     raise self._failure
             begin = time.monotonic()
             pieces = self._pieces_of(fresh)
-            threads = min(_THREADS, 1 + sum(self.chunks[number].size for number in fresh) // _WORTH_A_THREAD)
-            error = filler.copy(pieces, threads)
+            useful = 1 + sum(self.chunks[number].size for number in fresh) // _WORTH_A_THREAD
+            error = filler.copy(pieces, min(threads, useful))
             if error and error != errno.ECANCELED:
                 raise FillError(f"cannot fill the page at {filler.failed_address:#x}: {os.strerror(error)}")
             copied += len(fresh)

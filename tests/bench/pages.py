@@ -1,8 +1,8 @@
 """Pages from disk into a process: beside the disk's own time for the same bytes, and beside reading everything before anything is copied.
 
 The disk's own time is that of sixteen readers around the page cache into memory that was touched before, with nothing done to the bytes.
-All ways are measured in turn, each from files that are not cached and with free memory that was touched just before, and each from the making of the sandbox to the process's first answer;
-`all in memory` is the same restore with nothing to read, so what it takes is what no disk could save.
+All ways are measured in turn, each from files that are not cached, with free memory that was touched just before, and from the making of
+the sandbox to the restored process. `all in memory` is the same restore with nothing to read: what it takes is what no disk could save.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import contextlib
 import mmap
 import os
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -19,9 +20,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from restore_agent import oracle
-from restore_agent.chunks import ChunkStore
+from restore_agent.chunks import Chunk, ChunkStore
 from restore_agent.manifest import EngineRecord
-from restore_agent.native import zero_pages
+from restore_agent.native import Run, zero_pages
 from restore_agent.pages import Arena
 from restore_agent.sandbox import Sandbox
 from tests.bench.figures import Figure
@@ -33,9 +34,18 @@ PIECE = 4 << 20
 _MADV_POPULATE_WRITE = 23
 
 
+TARGET = """
+import ctypes, mmap, sys
+memory = mmap.mmap(-1, int(sys.argv[1]) + (2 << 20), flags=0x22)
+memory.madvise(mmap.MADV_HUGEPAGE)
+print(-(-ctypes.addressof(ctypes.c_char.from_buffer(memory)) // (2 << 20)) * (2 << 20), flush=True)
+sys.stdin.read()
+"""
+
+
 async def main() -> list[Figure]:
     async with prepared() as bench:
-        return [*await from_disk(bench), zeros()]
+        return [*await from_disk(bench), *await by_threads(), zeros()]
 
 
 async def from_disk(bench: Bench) -> list[Figure]:
@@ -95,14 +105,14 @@ async def from_disk(bench: Bench) -> list[Figure]:
     return [
         Figure("2 GiB process: the disk's own rate", size / disk, "GB/s", detail=f"{disk:.2f} s; {spread(taken['disk'])}"),
         Figure("disk → memory, verified ÷ disk's own time", staging / disk, "×", detail=spread(taken["staged"])),
-        Figure("disk → process, answered ÷ disk's own time", ours / disk, "×", detail=spread(taken["arriving"])),
+        Figure("disk → restored process ÷ disk's own time", ours / disk, "×", detail=spread(taken["arriving"])),
         Figure("the same, all read before the fill ÷ disk's own time", former / disk, "×", detail=spread(taken["read first"])),
         Figure("the same, all in memory ÷ disk's own time", floor / disk, "×", detail=spread(taken["in memory"])),
     ]
 
 
 async def restored(bench: Bench, dumped: Dumped, fill: Callable[[Sandbox], Awaitable[object]]) -> float:
-    """Seconds to the first answer of a restored process."""
+    """Seconds to a restored process, which then proves itself."""
 
     async def hugely(sandbox: Sandbox) -> None:
         with bench.huge.on():
@@ -114,6 +124,38 @@ async def restored(bench: Bench, dumped: Dumped, fill: Callable[[Sandbox], Await
         seconds = time.monotonic() - began
         await oracle.prove(engine, dumped.canary)
         return seconds
+
+
+async def by_threads(size: int = 2 << 30) -> list[Figure]:
+    """Fills with so many threads, of one process and of four that share the pages; no CRIU, no root."""
+    figures = []
+    for processes in (1, 4):
+        for threads in [count for count in (1, 2, 4, 8, 16, 32) if count <= 2 * (os.cpu_count() or 1)]:
+            rates = [await filled(size, processes, threads) for _ in range(ROUNDS)]
+            name = f"{processes} process{'es' * (processes > 1)} filled by {threads} thread{'s' * (threads > 1)}"
+            detail = f"median of {len(rates)}, {min(rates):.1f} to {max(rates):.1f}; {size >> 30} GiB, huge pages"
+            figures.append(Figure(name, statistics.median(rates), "GB/s", detail=detail))
+    return figures
+
+
+async def filled(size: int, processes: int, threads: int) -> float:
+    """GB/s of one fill of fresh processes."""
+    share = size // processes
+    command = [sys.executable, "-c", TARGET, str(share)]
+    with contextlib.ExitStack() as stack:
+        targets = []
+        for _ in range(processes):
+            target = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            stack.callback(target.communicate)
+            stack.callback(target.kill)
+            assert target.stdout is not None
+            targets.append((target.pid, int(target.stdout.readline())))
+        runs = [Run(pid, address + at, 1 << 20) for pid, address in targets for at in range(0, share, 1 << 20)]
+        arena = Arena([Chunk("", PIECE)] * (size // PIECE), b"".join(map(bytes, runs)))
+        await arena.read(lambda _, memory: memory.__setitem__(slice(None), b"t" * PIECE))
+        touched(size + (1 << 29)).release()
+        seconds = await arena.fill({pid: pid for pid, _ in targets}, threads)
+        return size / seconds / 1e9
 
 
 def disk_seconds(paths: Sequence[Path], memory: memoryview) -> float:
