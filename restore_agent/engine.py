@@ -270,7 +270,10 @@ async def _text(response: aiohttp.ClientResponse) -> str:
         data += piece
         if len(data) > _LARGEST_ANSWER:
             raise aiohttp.ClientPayloadError(f"it answers with more than {_LARGEST_ANSWER >> 20} MiB")
-    return data.decode(response.get_encoding(), errors="replace")
+    try:
+        return data.decode(response.charset or "utf-8", errors="replace")
+    except LookupError:  # of a charset that nobody knows
+        return data.decode(errors="replace")
 
 
 def cpu_seconds(host_pids: Iterable[int]) -> float:
