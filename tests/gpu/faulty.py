@@ -1,4 +1,4 @@
-"""A model server on lent weights, as a snapshot sees one, that does wrong when it is told to: `python -m tests.gpu.faulty PORT`.
+"""A model server on lent weights, as a snapshot sees one, that does wrong when it is told to: `python -m tests.gpu.faulty PORT SIZE`.
 
 FAULT names a file. What stands in it when the server goes to sleep, or wakes, is what goes wrong then:
 
@@ -29,7 +29,9 @@ from typing import Any, Protocol
 from gpumem.client import Client, Region
 from gpumem.memory import HOST
 from restore_agent.control_directory import ControlDirectory
+from tests.gpu.weights import QWEN3_8B, SMALL, Size
 
+SIZES = {"small": SMALL, "qwen3-8b": QWEN3_8B}
 CYCLES = 2_000_000_000  # of a GPU's clock in a second, about
 BUSY_SECONDS = 60
 
@@ -57,17 +59,16 @@ class OnHost:
 
 
 class OnGpu:
-    def __init__(self, lent: Region, device: str) -> None:
+    def __init__(self, lent: Region, device: str, size: Size) -> None:
         import torch  # noqa: PLC0415  (only where there is a GPU)
 
         from gpumem.torch import adopt, skeleton, torch_device  # noqa: PLC0415
         from tests.gpu import model as models  # noqa: PLC0415
-        from tests.gpu.weights import SMALL  # noqa: PLC0415
 
         self._torch: Any = torch
         torch.cuda.set_device(torch_device(device))
         with skeleton():
-            model = models.Model(SMALL)
+            model = models.Model(size)
         adopt(model, lent)
         self._graph = models.Graph(model)
 
@@ -125,7 +126,7 @@ def main() -> None:
     port, working = int(sys.argv[1]), threading.Lock()
     client = Client(label="faulty server")
     lent = client.attach(bytes.fromhex(os.environ["GPUMEM_REGION"]), wait=60)
-    model: Model = OnHost(lent) if client.device == HOST else OnGpu(lent, client.device)
+    model: Model = OnHost(lent) if client.device == HOST else OnGpu(lent, client.device, SIZES[sys.argv[2]])
     model.answer()
     sleep = Sleep(client, model, Path(os.environ.get("FAULT", os.devnull)), working)
 

@@ -9,6 +9,7 @@ import os
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +21,18 @@ from thaw_proto import gpumem_pb2
 
 from gpumem.control import Control
 from gpumem.link import Link
-from gpumem.memory import DeviceFull
+from gpumem.memory import DeviceFull, open_memory
 from restore_agent.cuda import Cuda
 from restore_agent.store import Catalog
-from tests.gpu.weights import SMALL, write_checkpoint
+from tests.gpu.faulty import SIZES
+from tests.gpu.weights import write_checkpoint
 from tests.gpu.world import ROOT, World, check
 from tests.restore_agent.world import PORT, Agent, get, left_behind, running
 
 NAME = "faulty"
 MIB = 1 << 20
 SAME = 64 * MIB  # bytes of GPU memory by which two looks at an unchanged GPU may differ
+ARENA = 1 << 30  # bytes of host memory that a GPU is filled through
 PATIENCE = 20.0  # seconds until what has ended is gone
 GATEWAY = 18083
 _PASSED_ON = ("PATH", "HOME", "PYTHONPATH", "LD_LIBRARY_PATH", "NCCL_NVLS_ENABLE")
@@ -50,8 +53,9 @@ http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_
 class Node:
     """Use `async with Node.started(folder, device)`."""
 
-    def __init__(self, folder: Path, device: str) -> None:
+    def __init__(self, folder: Path, device: str, size: str = "small") -> None:
         self.world = World(folder, device)
+        self.size = size
         self.state = folder / "state"
         self.weights = folder / "weights"
         self.fault = folder / "fault"
@@ -63,12 +67,12 @@ class Node:
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def started(cls, folder: Path, device: str, pool: int) -> AsyncIterator[Node]:
-        """With the snapshot NAME of tests/gpu/faulty.py."""
-        node = cls(folder, device)
-        await asyncio.to_thread(write_checkpoint, node.weights, SMALL)
+    async def started(cls, folder: Path, devices: tuple[str, ...], pool: int, size: str = "small") -> AsyncIterator[Node]:
+        """With the snapshot NAME of tests/gpu/faulty.py, taken on the first of the devices; gpumem holds `pool` bytes of each."""
+        node = cls(folder, devices[0], size)
+        await asyncio.to_thread(write_checkpoint, node.weights, SIZES[size])
         serving = contextlib.ExitStack()
-        await asyncio.gather(asyncio.to_thread(serving.enter_context, node.world.server(pool=pool, arena=256 << 20)), node._read_once())
+        await asyncio.gather(asyncio.to_thread(serving.enter_context, node.world.server(devices, pool, ARENA)), node._read_once())
         try:
             await node.capture(NAME)
             canary = Catalog(node.state).get("default", NAME).manifest.canary
@@ -106,7 +110,7 @@ class Node:
 
     def engine(self) -> pb.Engine:
         env = {key: os.environ[key] for key in _PASSED_ON if key in os.environ} | {"FAULT": str(self.fault)}
-        command = [sys.executable, "-m", "tests.gpu.faulty", str(PORT)]
+        command = [sys.executable, "-m", "tests.gpu.faulty", str(PORT), self.size]
         return pb.Engine(command=command, env=env, directory=str(ROOT), port=PORT, health_path="/health", ready_timeout_seconds=20)
 
     def stand_in(self) -> pb.Engine:
@@ -166,16 +170,19 @@ class Node:
         return sum(device.regions_bytes + device.scratch_bytes for device in self.world.status().devices)
 
     async def status(self) -> gpumem_pb2.Status:
-        return await self.control(lambda control: control.status())
+        found: gpumem_pb2.Status = await self.control(lambda control: control.status())
+        return found
 
     async def control(self, ask: Callable[[Control], Any]) -> Any:
         async with Control.connected(self.world.socket, "tests") as control:
             return await ask(control)
 
-    async def evict(self) -> None:
-        """The weights off the device."""
+    async def evict(self, device: str = "") -> None:
+        """The weights off a device, or off all."""
         for region in (await self.status()).regions:
-            await self.control(lambda control, region=region: control.evict(gpumem_pb2.RegionRef(device=region.device, id=region.id)))
+            if device in ("", region.device):
+                place = gpumem_pb2.RegionRef(device=region.device, id=region.id)
+                await self.control(partial(Control.evict, region=place))
 
     @contextlib.asynccontextmanager
     async def pool_held(self) -> AsyncIterator[None]:
@@ -193,14 +200,14 @@ class Node:
             link.close()
 
     @contextlib.contextmanager
-    def hog(self, leave: int) -> Iterator[None]:
-        """Takes the GPU's memory, but for about so many bytes."""
-        taken: list[int] = []
+    def hog(self, leave: int, device: str = "") -> Iterator[None]:
+        """Takes a GPU's memory, but for about so many bytes."""
+        memory, taken = open_memory(device or self.world.device), list[int]()
         try:
             for piece in (1 << 30, 64 * MIB):
                 with contextlib.suppress(DeviceFull):
-                    while self.world.memory.free()[0] - piece > leave:
-                        taken.append(self.world.memory.create(piece))
+                    while memory.free()[0] - piece > leave:
+                        taken.append(memory.create(piece))
             yield
         finally:
             for fd in taken:

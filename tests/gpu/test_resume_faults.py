@@ -46,7 +46,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     folder = tmp_path_factory.mktemp("faults")
     pool = (256 if device == HOST else 3072) * MIB
     with asyncio.Runner() as runner:
-        started = Node.started(folder, device, pool)
+        started = Node.started(folder, (device,), pool)
         try:
             node = runner.run(_within(started.__aenter__()))
         except BaseException:
@@ -330,7 +330,9 @@ def test_a_lock_that_times_out_leaves_the_engine_running(case: Case, tmp_path: P
         region = (await node.status()).regions[0].id.hex()
         env = os.environ | {"GPUMEM_SOCKET": str(node.world.socket), "GPUMEM_REGION": region}
         with (tmp_path / "engine.log").open("wb") as log:
-            engine = subprocess.Popen([sys.executable, "-m", "tests.gpu.faulty", "8011"], cwd=ROOT, env=env, stdout=log, stderr=log)
+            engine = subprocess.Popen(
+                [sys.executable, "-m", "tests.gpu.faulty", "8011", "small"], cwd=ROOT, env=env, stdout=log, stderr=log
+            )
         try:
             expected = await _ask_until(8011, "/sum", engine)
             await _ask_until(8011, "/busy/5", engine)
