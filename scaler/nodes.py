@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator, Sequence
 
 import grpc
 from thaw_proto import agent_pb2, agent_pb2_grpc
@@ -245,9 +246,17 @@ def _told(node: Node, replica: agent_pb2.Replica) -> Replica:
     return Replica(replica.id, replica.model, node.info.name, endpoint, _ORIGINS[replica.origin])
 
 
-def _account(activation: Activation, phases: Iterable[agent_pb2.Phase]) -> None:
-    """The agent's phases come in parts (image.criu, image.fill, …); an activation has their sums."""
-    for name in PHASES:
-        parts = [phase.seconds for phase in phases if phase.name.partition(".")[0] == name]
-        if parts:
-            activation.add(name, sum(parts))
+def _account(activation: Activation, phases: Sequence[agent_pb2.Phase]) -> None:
+    """The agent's phases come in parts (image.criu, image.fill, …); an activation has their sums.
+
+    What went by before the first of them is KEDA's, the scheduler's and the kubelet's, which say nothing of it themselves.
+    """
+    sums: dict[str, float] = {}
+    for phase in phases:
+        name = phase.name.partition(".")[0]
+        sums[name] = sums.get(name, 0.0) + phase.seconds
+    took = sum(sums.values()) - min(sums.get("image", 0.0), sums.get("weights", 0.0))  # those two go on at the same time
+    activation.mark("scheduled", time.monotonic() - took)
+    for name, seconds in sums.items():
+        if name in PHASES:
+            activation.add(name, seconds)

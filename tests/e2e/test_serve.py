@@ -136,10 +136,9 @@ async def test_a_backlog_brings_its_replicas_at_once(
             for each in asked:
                 each.cancel()
             await asyncio.gather(*asked, return_exceptions=True)
-        print(
-            f"first request → 1: {1000 * statistics.median(first):.0f} ms, → 4: {1000 * statistics.median(four):.0f} ms (medians of {TIMES})"
-        )
-        assert statistics.median(four) < 1
+        one, all_four = (1000 * statistics.median(each) for each in (first, four))
+        print(f"first request → 1: {one:.0f} ms, → 4: {all_four:.0f} ms (medians of {TIMES}; the longest {1000 * max(four):.0f} ms)")
+        assert max(four) < 1
         await api.until("Deployment", namespace, NAME, lambda one: replicas_of(one) == 0)  # KEDA takes all of them away again
 
 

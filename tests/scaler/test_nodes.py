@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -65,7 +66,8 @@ class View:
     def __init__(self, admits: Any = lambda _: True) -> None:
         ledger = Ledger({"m": ModelLimits()})
         self.replicas = Replicas(ledger)
-        self.nodes = Nodes(self.replicas, Activations(), admits)
+        self.activations = Activations()
+        self.nodes = Nodes(self.replicas, self.activations, admits)
         self.addresses = Addresses()
 
     def ready(self) -> set[str]:
@@ -143,6 +145,31 @@ async def test_only_those_that_are_admitted() -> None:
         owner = "ns"
         view.nodes.reconsider("m")
         assert view.ready() == {"a"}
+        await view.replicas.close()
+
+
+async def test_what_went_by_before_the_agent_began(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is the time since the push, less the agent's own; image and weights go on at the same time."""
+    view = View()
+    activation = view.activations.begin("m", 100.0)
+    activation.mark("held", 100.1)
+    activation.mark("pushed", 100.2)
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: 101.0))
+    agent = Agent("n1")
+    async with agent.serve() as address, view.nodes.follow(address):
+        (node,) = view.nodes
+        told = replica("a")
+        for name, seconds in {"image.criu": 0.1, "image.fill": 0.2, "weights": 0.25, "health": 0.05, "unaccounted": 0.05}.items():
+            told.phases.add(name=name, seconds=seconds)
+        view.nodes.learn(node, told)
+        assert {name: round(seconds, 6) for name, seconds in activation.phases.items()} == {
+            "held": 0.1,
+            "pushed": 0.1,
+            "scheduled": 0.4,
+            "image": 0.3,
+            "weights": 0.25,
+            "health": 0.05,
+        }
         await view.replicas.close()
 
 
