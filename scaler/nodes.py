@@ -150,6 +150,8 @@ class Nodes:
                     if node.synced.is_set():
                         why = error.details() if isinstance(error, grpc.aio.AioRpcError) else f"silent for {_SILENT_SECONDS:g} s"
                         log.warning("lost the agent at %s (%s); trying again", node.address, why)
+                except Exception:  # one agent's fault, or a newer one's word, must not cost the others' replicas
+                    log.exception("what the agent at %s said is of no use; asking it again", node.address)
                 if node.synced.is_set():
                     node.synced.clear()
                     self._tell(node)
@@ -243,7 +245,7 @@ async def _renewed(channel: grpc.aio.Channel, node: Node, tls: TlsFiles) -> grpc
 
 def _told(node: Node, replica: agent_pb2.Replica) -> Replica:
     endpoint = Endpoint(replica.endpoint.host, replica.endpoint.port, replica.endpoint.netns)
-    return Replica(replica.id, replica.model, node.info.name, endpoint, _ORIGINS[replica.origin])
+    return Replica(replica.id, replica.model, node.info.name, endpoint, _ORIGINS.get(replica.origin, "unknown"))
 
 
 def _account(activation: Activation, phases: Sequence[agent_pb2.Phase]) -> None:

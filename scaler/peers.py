@@ -250,6 +250,10 @@ class Peers(pb_grpc.PeersServicer):
                     log.warning("the peer at %s is not heard of, trying again: %s", address, why)
                 peer.asked = True
                 self._lost(peer)
+            except Exception:  # a task that ended would leave the peer's last numbers standing for ever
+                log.exception("what the peer at %s said is of no use; asking it again", address)
+                peer.asked = True
+                self._lost(peer)
             await asyncio.sleep(retry)
             retry = min(2 * retry, _LAST_RETRY_SECONDS)
         self._forget(address, peer)

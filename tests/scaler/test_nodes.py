@@ -17,7 +17,7 @@ from scaler import nodes as module
 from scaler.activation import Activations
 from scaler.addresses import Addresses
 from scaler.ledger import Ledger, ModelLimits
-from scaler.nodes import Nodes
+from scaler.nodes import Node, Nodes
 from scaler.replicas import Replicas
 from scaler.tls import BadCertificate, TlsFiles, server_credentials
 from tests.scaler.certificates import Authority
@@ -131,6 +131,24 @@ async def test_an_agent_that_is_silent_is_asked_anew(monkeypatch: pytest.MonkeyP
             while agent.watched < 3:
                 await asyncio.sleep(0.01)
         assert view.ready() == {"a"}
+
+
+async def test_one_agents_fault_costs_nothing_of_the_others(caplog: pytest.LogCaptureFixture) -> None:
+    view = View()
+    good, odd = Agent("n1", "a"), Agent("n2", "b")
+
+    def fail(node: Node) -> None:
+        if node.info.name == "n2" and node.synced.is_set():
+            raise RuntimeError("told to fail")
+
+    async with good.serve() as one, odd.serve() as other, view.nodes.follow(one, other):
+        view.nodes.on_change(fail)
+        async with asyncio.timeout(5):
+            while odd.watched < 3:
+                await asyncio.sleep(0.01)
+        await view.until("a", "b")
+        assert (good.watched, "told to fail" in caplog.text) == (1, True)
+        await view.replicas.close()
 
 
 async def test_only_those_that_are_admitted() -> None:
