@@ -95,10 +95,15 @@ class Api:
         async with self._open("GET", path("Pod", namespace, pod, "log"), query) as response:
             return await response.text()
 
-    async def watch(self, kind: str, namespace: str = "", labels: str = "") -> AsyncIterator[tuple[str, Object]]:
-        """Every object that is there, as ADDED, then every change. A stream that the server ends is opened again where it was."""
+    async def watch(
+        self, kind: str, namespace: str = "", labels: str = "", listed: Object | None = None
+    ) -> AsyncIterator[tuple[str, Object]]:
+        """Every object that is there, as ADDED, then every change. A stream that the server ends is opened again where it was.
+
+        listed: the list that it begins from, where the caller has looked at one: what vanishes between two lists is in neither.
+        """
         where = path(kind, namespace)
-        listed = await self.ask("GET", where, {"labelSelector": labels})
+        listed = listed or await self.ask("GET", where, {"labelSelector": labels})
         for one in listed["items"]:
             yield "ADDED", one
         version = listed["metadata"]["resourceVersion"]
@@ -119,9 +124,10 @@ class Api:
         last: Object | None = None
         try:
             async with asyncio.timeout(within):
-                if not any(one["metadata"]["name"] == name for one in await self.list(kind, namespace)) and holds(None):
+                listed = await self.ask("GET", path(kind, namespace))
+                if not any(one["metadata"]["name"] == name for one in listed["items"]) and holds(None):
                     return None
-                async for change, one in self.watch(kind, namespace):
+                async for change, one in self.watch(kind, namespace, listed=listed):
                     if one["metadata"]["name"] == name:
                         last = None if change == "DELETED" else one
                         if holds(last):
