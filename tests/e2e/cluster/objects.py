@@ -17,8 +17,8 @@ METRICS_SERVICE = "keda-metrics-apiserver"
 async def apply() -> None:
     """KEDA's custom resources are there afterwards, so that its operator finds them when it starts."""
     namespace: dict[str, object] = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "keda"}}
-    await _kubectl("apply", "--server-side", "--filename=-", documents=[namespace, *_coredns(), *_keda()])
-    await _kubectl("apply", "--server-side", f"--filename={KEDA_MANIFESTS}")
+    first: list[dict[str, object]] = [namespace, *_coredns(), *_keda()]
+    await _kubectl("apply", "--server-side", "--validate=false", "--filename=-", f"--filename={KEDA_MANIFESTS}", documents=first)
     await _kubectl("wait", "--for=condition=Established", "crd/scaledobjects.keda.sh", "crd/triggerauthentications.keda.sh")
 
 
