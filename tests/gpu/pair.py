@@ -3,7 +3,8 @@
 A snapshot is taken on GPU 0, where its weights are. Then GPU 0 is filled by somebody else, so the next restore lands on GPU 1: with its
 weights brought there over NVLink by gpumem, and with weights that are there already. A standby that was demoted on one GPU wakes on the
 other, and goes back. At last replicas spread over both until nothing fits. Every answer is compared with the first engine's. Seconds are
-from the agent's call to the answer, without a gateway. Prints one table, writes `tests/bench/results/pair-GPU.json`. Needs root, CRIU, torch.
+from the agent's call to the answer, without a gateway. Prints one table, writes `tests/bench/results/pair-GPU.json`. Needs root, CRIU and
+torch.
 """
 
 from __future__ import annotations
