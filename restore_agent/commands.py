@@ -25,10 +25,14 @@ from rich.table import Table
 from thaw_proto import agent_pb2, agent_pb2_grpc
 
 from restore_agent.chunks import CorruptChunk
+from restore_agent.cluster import ClusterError
+from restore_agent.cri import CriError
 from restore_agent.engines import KINDS, Setting, UnsuitableCommand, prepare
-from restore_agent.main import DEFAULT_STATE, AgentError, enter_own_mounts, run, serving, socket_of
+from restore_agent.main import DEFAULT_STATE, AgentError, Kubernetes, Listen, enter_own_mounts, run, serving, socket_of
 from restore_agent.manifest import InvalidName
+from restore_agent.placeholder import DEFAULT_FOLDER
 from restore_agent.store import Catalog, Corrupt, NotFound, Snapshot, StoreBusy
+from restore_agent.tls import BadCertificate
 from restore_agent.weights import DEFAULT_SOCKET
 
 app = typer.Typer(no_args_is_help=True)
@@ -60,9 +64,17 @@ _STEPS = {
 @app.command()
 def agent(
     state: State = DEFAULT_STATE,
-    node: Annotated[str, typer.Option(help="Name of this node.")] = socket.gethostname(),
+    node: Annotated[str, typer.Option(help="Name of this node.", envvar="NODE_NAME")] = socket.gethostname(),
     gpumem: Gpumem = DEFAULT_SOCKET,
     metrics: Annotated[str, typer.Option(help="HOST:PORT that serves /metrics, /healthz and /readyz.", metavar="HOST:PORT")] = "",
+    listen: Annotated[str, typer.Option(help="HOST:PORT for a scaler on another machine; needs --tls.", metavar="HOST:PORT")] = "",
+    tls: Annotated[Path | None, typer.Option(help="Folder with tls.crt, tls.key and ca.crt, for --listen.")] = None,
+    kubernetes: Annotated[bool, typer.Option("--kubernetes", help="Restore into the pods of this node.")] = False,
+    cri: Annotated[
+        Path | None, typer.Option(help="The container runtime's socket; containerd's or CRI-O's usual one if not given.")
+    ] = None,
+    placeholder: Annotated[Path, typer.Option(help="Folder of the node that pods mount.")] = DEFAULT_FOLDER,
+    kubelet: Annotated[Path, typer.Option(help="The kubelet's folder.")] = Path("/var/lib/kubelet"),
 ) -> None:
     """Runs the restore agent of this node, until it is told to stop."""
     logging.basicConfig(
@@ -72,8 +84,12 @@ def agent(
         host, _, port = metrics.rpartition(":")
         if metrics and not port.isdigit():
             raise AgentError(f"--metrics {metrics!r} is not HOST:PORT")
+        if bool(listen) != bool(tls):
+            raise AgentError("--listen and --tls belong together: whoever reaches the agent may start programs as root")
         enter_own_mounts(state)
-        asyncio.run(run(node, state, gpumem, (host or "127.0.0.1", int(port)) if metrics else None))
+        serves = Listen(listen, tls) if tls else None
+        pods = Kubernetes(cri, placeholder, kubelet) if kubernetes else None
+        asyncio.run(run(node, state, gpumem, (host or "127.0.0.1", int(port)) if metrics else None, serves, pods))
 
 
 @snapshots.command()
@@ -237,7 +253,7 @@ async def _agent(state: Path, gpumem: Path = DEFAULT_SOCKET) -> AsyncIterator[ag
     async with contextlib.AsyncExitStack() as stack:
         path = socket_of(state)
         if not _listens(path):
-            path = await stack.enter_async_context(serving(socket.gethostname(), state, gpumem))
+            await stack.enter_async_context(serving(socket.gethostname(), state, gpumem))
         channel = await stack.enter_async_context(grpc.aio.insecure_channel(f"unix:{path}"))
         yield agent_pb2_grpc.AgentStub(channel)
 
@@ -265,7 +281,19 @@ def _errors() -> Any:
         yield
     except grpc.aio.AioRpcError as error:
         message = error.details() or error.code().name
-    except (AgentError, UnsuitableCommand, StoreBusy, NotFound, Corrupt, CorruptChunk, InvalidName, OSError) as error:
+    except (
+        AgentError,
+        BadCertificate,
+        ClusterError,
+        CriError,
+        UnsuitableCommand,
+        StoreBusy,
+        NotFound,
+        Corrupt,
+        CorruptChunk,
+        InvalidName,
+        OSError,
+    ) as error:
         message = str(error)
     else:
         return

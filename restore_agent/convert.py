@@ -101,13 +101,17 @@ def replica(value: Replica) -> agent_pb2.Replica:
     return agent_pb2.Replica(
         id=value.id,
         model=value.model,
-        snapshot=reference(value.snapshot) if value.snapshot else None,
+        snapshot=reference(value.snapshot) if value.snapshot else _namespace(value),
         state=agent_pb2.REPLICA_READY if value.state is State.READY else agent_pb2.REPLICA_GONE,
         origin=_ORIGINS[value.origin],
         endpoint=_endpoint(value),
         detail=value.detail,
         phases=phases(value.phases),
     )
+
+
+def _namespace(value: Replica) -> agent_pb2.SnapshotRef | None:
+    return agent_pb2.SnapshotRef(namespace=value.namespace) if value.namespace else None
 
 
 def _endpoint(value: Replica) -> agent_pb2.Endpoint:

@@ -10,14 +10,19 @@ import os
 import signal
 import stat
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
 from thaw_proto import agent_pb2_grpc
 
-from restore_agent import metrics
+from restore_agent import metrics, seccomp
+from restore_agent.cluster import Cluster
+from restore_agent.cri import Cri
 from restore_agent.node import Node
+from restore_agent.pods import Pods
 from restore_agent.service import AgentService
+from restore_agent.tls import OnlyTheScaler, server_credentials
 
 DEFAULT_STATE = Path("/var/lib/thaw")
 _STOP_SECONDS = 5.0
@@ -53,36 +58,90 @@ def enter_own_mounts(state: Path) -> None:
     done(f"mount a tmpfs on {memory}", libc.mount(b"tmpfs", os.fsencode(memory), b"tmpfs", 0, b"mode=700"))
 
 
+@dataclass(frozen=True)
+class Listen:
+    """TCP, for a scaler on another machine. `tls`: tls.crt, tls.key, ca.crt."""
+
+    address: str  # HOST:PORT
+    tls: Path
+
+
+@dataclass(frozen=True)
+class Kubernetes:
+    """This node is one of a cluster: its pods are restored into."""
+
+    cri: Path | None  # the container runtime's socket; None: where it usually is
+    placeholder: Path  # folder of the node that pods mount
+    kubelet: Path  # the kubelet's folder
+
+
 @contextlib.asynccontextmanager
-async def serving(name: str, state: Path, gpumem: Path) -> AsyncIterator[Path]:
-    """Serves an agent's gRPC on its socket, which only root may open; yields the socket's path. `enter_own_mounts` comes first."""
+async def serving(name: str, state: Path, gpumem: Path, listen: Listen | None = None) -> AsyncIterator[Node]:
+    """Serves an agent's gRPC on its socket, which only root may open, and where others reach it. `enter_own_mounts` comes first.
+
+    Raises StoreBusy, BadCertificate, AgentError, OSError.
+    """
     path = socket_of(state)
     async with Node.open(name, state, _memory(state), gpumem) as node:
         with contextlib.suppress(FileNotFoundError):
             path.unlink()  # of an agent that was killed: the store's lock says that none is alive
-        server = grpc.aio.server()
+        server = grpc.aio.server(interceptors=[OnlyTheScaler()])
         agent_pb2_grpc.add_AgentServicer_to_server(AgentService(node), server)
         server.add_insecure_port(f"unix:{path}")
+        if listen:
+            try:
+                server.add_secure_port(listen.address, server_credentials(listen.tls))
+            except RuntimeError as error:
+                raise AgentError(f"the agent cannot listen on {listen.address}: {error}") from None
         await server.start()
         path.chmod(stat.S_IRUSR | stat.S_IWUSR)
         try:
-            yield path
+            yield node
         finally:
             await server.stop(_STOP_SECONDS)
             path.unlink(missing_ok=True)
 
 
-async def run(name: str, state: Path, gpumem: Path, metrics_address: tuple[str, int] | None) -> None:
-    """Until SIGTERM or SIGINT."""
+async def run(
+    name: str,
+    state: Path,
+    gpumem: Path,
+    metrics_address: tuple[str, int] | None,
+    listen: Listen | None = None,
+    kubernetes: Kubernetes | None = None,
+) -> None:
+    """Until SIGTERM or SIGINT. Raises what `serving` does, ClusterError, CriError."""
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with contextlib.AsyncExitStack() as stack:
-        path = await stack.enter_async_context(serving(name, state, gpumem))
         if metrics_address:
             await stack.enter_async_context(metrics.serve(*metrics_address))
-        _LOG.info("agent of node %s serves on %s", name, path)
-        await stop.wait()
+        node = await stack.enter_async_context(serving(name, state, gpumem, listen))
+        _LOG.info("agent of node %s serves on %s", name, socket_of(state))
+        if kubernetes is None:
+            await stop.wait()
+            return
+        pods = asyncio.create_task(_serve_pods(node, kubernetes), name="pods")
+        stopped = asyncio.create_task(stop.wait())
+        await asyncio.wait([pods, stopped], return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        if pods.done():
+            pods.result()
+        pods.cancel()
+        await asyncio.gather(pods, return_exceptions=True)
+
+
+async def _serve_pods(node: Node, kubernetes: Kubernetes) -> None:
+    """For ever. Raises ClusterError, CriError, OSError."""
+    await asyncio.to_thread(seccomp.install, kubernetes.kubelet / "seccomp")
+    async with (
+        Cluster.connected(node.name) as cluster,
+        Cri.connected(kubernetes.cri) as cri,
+        Pods.served(node, cluster, cri, kubernetes.placeholder),
+    ):
+        _LOG.info("pods of node %s are restored into", node.name)
+        await asyncio.Event().wait()
 
 
 def _memory(state: Path) -> Path:

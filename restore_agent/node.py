@@ -12,6 +12,7 @@ from pathlib import Path
 
 from restore_agent import metrics
 from restore_agent.capture import Captured, Capturer, CaptureRequest, Progress
+from restore_agent.container import Container, ContainerError
 from restore_agent.criu import Criu, CriuError
 from restore_agent.cuda import Cuda, CudaError
 from restore_agent.engine import Engine
@@ -137,15 +138,17 @@ class Node:
                 _LOG.warning("the standby of %s did not wake (%s), restoring another replica: %s", snapshot, error.reason, error)
         return Origin.RESTORED, await self.restorer.restore(snapshot, phases)
 
-    async def restore_into(self, place: Place, model: str, snapshot: Snapshot, phases: Phases) -> Replica:
-        """One replica in a given place. Raises RestoreFailed."""
+    async def restore_into(self, container: Container, model: str, snapshot: Snapshot, phases: Phases) -> Replica:
+        """A replica in a container that waits. Raises RestoreFailed; then it waits again."""
         self._restoring += 1
         try:
-            engine = await self.restorer.restore(snapshot, phases, place)
+            engine = await self.restorer.restore(snapshot, phases, container.open)
+            container.keep(engine.pid)
             replica = self.replicas.add(model, snapshot, Origin.RESTORED, engine, phases)
-        except RestoreFailed as error:
-            metrics.fell_back(model, error.reason)
-            raise
+        except (RestoreFailed, ContainerError) as error:
+            failure = error if isinstance(error, RestoreFailed) else RestoreFailed("sandbox-failed", f"snapshot {snapshot}: {error}")
+            metrics.fell_back(model, failure.reason)
+            raise failure from None
         finally:
             self._restoring -= 1
         metrics.restored(model, replica.phases)

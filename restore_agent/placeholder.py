@@ -21,6 +21,7 @@ from typing import TypeVar
 
 import thaw_native
 
+DEFAULT_FOLDER = Path("/run/thaw/placeholder")
 PROGRAM, SOCKET = "thaw-placeholder", "agent.sock"
 _GREETING_SECONDS = 5.0
 _ANSWER_SECONDS = 10.0
@@ -241,9 +242,13 @@ async def listening(folder: Path, called: Callable[[Placeholder], Awaitable[None
 
 
 def _install(folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    folder.chmod(0o755)
-    fresh = folder / f".{PROGRAM}"
+    """The folder appears with the program in it: pods that mount it wait for it."""
+    made = folder if folder.is_dir() else folder.with_name(f".{folder.name}")
+    made.mkdir(parents=True, exist_ok=True)
+    made.chmod(0o755)
+    fresh = made / f".{PROGRAM}"
     shutil.copyfile(thaw_native.PLACEHOLDER, fresh)
     fresh.chmod(0o755)
-    fresh.replace(folder / PROGRAM)
+    fresh.replace(made / PROGRAM)
+    if made != folder:
+        made.rename(folder)

@@ -45,6 +45,7 @@ class Replica:
     state: State = State.READY
     detail: str = ""  # why it ended, or why it was started cold
     phases: Sequence[tuple[str, float]] = ()  # of how it was made, in seconds
+    namespace: str = ""  # of its pod
 
 
 class Replicas:
@@ -61,9 +62,20 @@ class Replicas:
     def __len__(self) -> int:
         return len(self._live)
 
-    def add(self, model: str, snapshot: Snapshot | None, origin: Origin, engine: Engine, phases: Phases, detail: str = "") -> Replica:
+    def add(
+        self,
+        model: str,
+        snapshot: Snapshot | None,
+        origin: Origin,
+        engine: Engine,
+        phases: Phases,
+        detail: str = "",
+        namespace: str = "",
+    ) -> Replica:
         """Takes over the engine's sandbox and pipes; the replica is ready from now on."""
-        replica = Replica(f"{model}-{secrets.token_hex(4)}", model, snapshot, origin, engine, detail=detail, phases=phases.done())
+        replica = Replica(
+            f"{model}-{secrets.token_hex(4)}", model, snapshot, origin, engine, detail=detail, phases=phases.done(), namespace=namespace
+        )
         engine.output.name = replica.id
         self._live[replica.id] = replica
         self._watchers[replica.id] = asyncio.create_task(self._watch(replica))
