@@ -13,6 +13,7 @@ import contextlib
 import hashlib
 import logging
 import os
+import secrets
 import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
@@ -197,7 +198,7 @@ class Cluster:
             del self._told[next(iter(self._told))]
         regarding = {"apiVersion": about.api, "kind": about.kind, "namespace": metadata.namespace, "name": metadata.name}
         body = {
-            "metadata": {"generateName": f"{metadata.name[:50]}.", "namespace": metadata.namespace},
+            "metadata": {"name": f"{metadata.name}.{secrets.token_hex(8)}", "namespace": metadata.namespace},
             "eventTime": datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z"),
             "reportingController": self._reporter,
             "reportingInstance": self._instance[:128],

@@ -46,13 +46,17 @@ class Agent(agent_pb2_grpc.AgentServicer):
     async def Watch(self, request: agent_pb2.WatchRequest, context: Any) -> AsyncIterator[agent_pb2.NodeUpdate]:
         queue: asyncio.Queue[agent_pb2.NodeUpdate] = asyncio.Queue()
         self._streams.append(queue)  # before the first part: nothing falls between it and the changes
-        yield agent_pb2.NodeUpdate(node=agent_pb2.Node(name=self.name, memory_free_bytes=1 << 34))
+        here = agent_pb2.NodeUpdate(node=agent_pb2.Node(name=self.name, memory_free_bytes=1 << 34))
+        yield here
         for residency in list(self.residencies.values()):
             yield agent_pb2.NodeUpdate(residency=residency)
         yield agent_pb2.NodeUpdate(synced=True)
         try:
             while True:
-                yield await queue.get()
+                try:
+                    yield await asyncio.wait_for(queue.get(), 2.0)
+                except TimeoutError:
+                    yield here
         finally:
             self._streams.remove(queue)
 

@@ -185,8 +185,6 @@ class Api:
 
     async def _create(self, plural: str, namespace: str, body: dict[str, Any]) -> web.Response:
         metadata = body["metadata"]
-        if "name" not in metadata:
-            metadata["name"] = f"{metadata['generateName']}{next(self._uids)}"
         if (plural, namespace, metadata["name"]) in self.objects:
             raise Refusal(409, f"{plural} {metadata['name']!r} already exists")
         metadata["namespace"] = namespace

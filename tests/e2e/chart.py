@@ -1,0 +1,64 @@
+"""The chart, as tests render and install it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.e2e.api import Api, Object, condition
+from tests.e2e.cluster.layout import BIN
+
+ROOT = Path(__file__).parents[2]
+CHART = ROOT / "deploy/helm/thaw"
+CRD = "modelsnapshots.thaw.dev"
+
+
+def run(kubeconfig: str, *command: str, seconds: float = 300, given: str = "") -> str:
+    """What kubectl or helm printed. Raises: AssertionError with all it said."""
+    where = {**os.environ, "KUBECONFIG": kubeconfig, "PATH": f"{BIN}:{os.environ['PATH']}"}
+    done = subprocess.run(command, env=where, input=given, capture_output=True, text=True, check=False, timeout=seconds)
+    assert done.returncode == 0, f"{' '.join(command)}:\n{done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def render(kubeconfig: str, namespace: str, *options: str) -> list[Object]:
+    text = run(kubeconfig, "helm", "template", "thaw", str(CHART), "--namespace", namespace, *options)
+    return [one for one in yaml.safe_load_all(text) if one]
+
+
+@asynccontextmanager
+async def definition(api: Api, kubeconfig: str) -> AsyncIterator[None]:
+    """ModelSnapshots are known to the cluster; to begin with, if they were, as this checkout's chart has them."""
+    found = [one for one in await api.list("CustomResourceDefinition") if one["metadata"]["name"] == CRD]
+    (crd,) = [one for one in render(kubeconfig, "thaw") if one["kind"] == "CustomResourceDefinition"]
+    if not found or not found[0]["metadata"].get("annotations", {}).get("meta.helm.sh/release-name"):
+        await api.apply(crd)
+        await api.until("CustomResourceDefinition", "", CRD, lambda one: condition(one, "Established"))
+    try:
+        yield
+    finally:
+        if not found:
+            await api.delete("CustomResourceDefinition", "", CRD)
+            await api.until("CustomResourceDefinition", "", CRD, lambda one: one is None)
+
+
+async def everything(kubeconfig: str) -> set[str]:
+    """Every object of the cluster, as kind.group/namespace/name; without what only time takes away."""
+    kinds = await asyncio.to_thread(run, kubeconfig, "kubectl", "api-resources", "--verbs=list", "--output=name")
+    skipped = {"events", "events.events.k8s.io", "leases.coordination.k8s.io", "ipaddresses.networking.k8s.io"}
+    wanted = sorted(kind for kind in kinds.split() if kind not in skipped and "metrics.k8s.io" not in kind)
+    found: Any = json.loads(
+        await asyncio.to_thread(run, kubeconfig, "kubectl", "get", ",".join(wanted), "-A", "-o", "json", "--ignore-not-found")
+    )
+    return {
+        f"{one['apiVersion'].rpartition('/')[0]}/{one['kind']}/{one['metadata'].get('namespace', '')}/{one['metadata']['name']}"
+        for one in found["items"]
+    }
