@@ -83,7 +83,7 @@ pause_image() {
     rm -rf "$root"
     mkdir -p "$root/root/bin" "$root/root/tmp"
     (cd "$root" && apt-get download -o APT::Sandbox::User=root busybox-static && dpkg-deb -x busybox-static_*.deb package)
-    cp "$(find "$root/package" -name busybox -type f)" "$root/root/bin/busybox"
+    cp "$(find "$root/package" -path '*/bin/busybox')" "$root/root/bin/busybox"
     for name in $("$root/root/bin/busybox" --list); do
         [ "$name" = busybox ] || ln -s busybox "$root/root/bin/$name"
     done
