@@ -1,0 +1,168 @@
+"""The admission webhook as the real API server asks it: over its Service, with its CA bundle, for labelled pods only."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import statistics
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from thaw_proto import agent_pb2
+
+from scaler.activation import Activations
+from scaler.cluster import MODEL_SNAPSHOTS, NAMESPACES, Cluster
+from scaler.ledger import Ledger
+from scaler.nodes import Nodes
+from scaler.placeholder import PROGRAM, NodeSetup
+from scaler.replicas import Replicas
+from scaler.resources import Meta, ModelSnapshot
+from scaler.tls import TlsFiles
+from scaler.webhook import SECONDS, serve_webhook
+from tests.e2e.api import Api, Object, path
+from tests.e2e.chart import definition, render
+from tests.e2e.cluster.layout import PAUSE_IMAGE, Addresses
+from tests.scaler.agent import Agent
+from tests.scaler.certificates import Authority
+
+pytestmark = pytest.mark.own_cluster("has the API server call a webhook on this machine")
+
+DIGEST = "ab" * 32
+ENGINE = {"name": "engine", "image": PAUSE_IMAGE, "imagePullPolicy": "Never", "command": ["sh", "-c", "sleep 1000"], "args": ["$(HOME)"]}
+
+
+def pod(name: str, *, labels: dict[str, str] | None = None, annotations: dict[str, str] | None = None, **engine: Any) -> Object:
+    metadata = {"name": name, "labels": {"thaw.dev/snapshot": "chat"} if labels is None else labels, "annotations": annotations or {}}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": {"containers": [ENGINE | engine]}}
+
+
+@dataclass
+class World:
+    api: Api
+    namespace: str
+    agent: Agent
+    folder: Path
+    serving: contextlib.AsyncExitStack
+
+    async def create(self, one: Object) -> Object:
+        """As the API server would store it."""
+        return await self.api.ask("POST", path("Pod", self.namespace), {"dryRun": "All"}, one)
+
+    async def restored(self, one: Object) -> bool:
+        made = await self.create(one)
+        return bool(made["spec"]["containers"][0]["command"][0] == PROGRAM)
+
+
+@pytest.fixture
+async def world(
+    api: Api, namespace: str, kubeconfig: str, addresses: Addresses, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[World]:
+    monkeypatch.setenv("KUBECONFIG", kubeconfig)
+    authority = Authority("thaw test authority")
+    certificate, key = authority.issue(f"thaw-webhook.{namespace}.svc").write(tmp_path, "tls")
+    (hook,) = [one for one in render(kubeconfig, namespace) if one["kind"] == "MutatingWebhookConfiguration"]
+    hook["metadata"] = {"name": f"thaw-{namespace}"}
+    hook["webhooks"][0]["clientConfig"]["caBundle"] = base64.b64encode(authority.certificate).decode()
+    hook["webhooks"][0]["namespaceSelector"] = {"matchLabels": {"kubernetes.io/metadata.name": namespace}}  # others' tests are not ours
+    async with contextlib.AsyncExitStack() as stack, contextlib.AsyncExitStack() as serving:
+        await stack.enter_async_context(definition(api, kubeconfig))
+        cluster = await stack.enter_async_context(Cluster.connect(instance="test"))
+        nodes, agent = Nodes(Replicas(Ledger()), Activations()), Agent((await api.list("Node"))[0]["metadata"]["name"])
+        await stack.enter_async_context(nodes.follow(await stack.enter_async_context(agent.serve())))
+        agent.has(namespace, "chat", DIGEST, rung=agent_pb2.RUNG_MEMORY)
+        made = {"apiVersion": "thaw.dev/v1alpha1", "kind": "ModelSnapshot", "metadata": {"name": "chat"}}
+        await api.apply({**made, "spec": {"artifact": {"name": "chat", "digest": DIGEST}}}, namespace=namespace)
+        condition = {"type": "Ready", "status": "True", "reason": "Resident", "lastTransitionTime": "2026-11-22T06:00:00Z"}
+        await api.merge("ModelSnapshot", namespace, "chat", {"status": {"digest": DIGEST, "conditions": [condition]}}, "status")
+        snapshots = await stack.enter_async_context(cluster.follow(MODEL_SNAPSHOTS, ModelSnapshot))
+        namespaces = await stack.enter_async_context(cluster.follow(NAMESPACES, Meta))
+        async with asyncio.timeout(10):
+            await snapshots.synced.wait()
+            await namespaces.synced.wait()
+        listening = serve_webhook(
+            "0.0.0.0", 0, TlsFiles(certificate, key), snapshots=snapshots, namespaces=namespaces, nodes=nodes, setup=NodeSetup()
+        )
+        _, port = await serving.enter_async_context(listening)
+        service = {
+            "kind": "Service",
+            "apiVersion": "v1",
+            "metadata": {"name": "thaw-webhook"},
+            "spec": {"ports": [{"name": "https", "port": 443}]},
+        }
+        endpoints = {
+            "kind": "EndpointSlice",
+            "apiVersion": "discovery.k8s.io/v1",
+            "metadata": {"name": "thaw-webhook", "labels": {"kubernetes.io/service-name": "thaw-webhook"}},
+            "addressType": "IPv4",
+            "ports": [{"name": "https", "port": port}],
+            "endpoints": [{"addresses": [addresses.machine]}],
+        }
+        await api.apply(service, endpoints, namespace=namespace)
+        await api.apply(hook)
+        stack.push_async_callback(api.delete, "MutatingWebhookConfiguration", "", f"thaw-{namespace}")
+        world = World(api, namespace, agent, tmp_path, serving)
+        async with asyncio.timeout(30):  # kube-proxy and the API server have to hear of it
+            while not await world.restored(pod("probe")):
+                await asyncio.sleep(0.2)
+        yield world
+
+
+async def test_a_labelled_pod_is_changed_and_nothing_else(world: World) -> None:
+    made = await world.create(pod("chat-1"))
+    engine = made["spec"]["containers"][0]
+    assert engine["command"] == [PROGRAM, "--", "sh", "-c", "sleep 1000"] and engine["args"] == ["$(HOME)"]
+    assert {"name": "SNAPSHOT_CONTROL_DIR", "value": "/run/thaw/control"} in engine["env"]
+    assert engine["securityContext"]["seccompProfile"] == {"type": "Localhost", "localhostProfile": "thaw.json"}
+    assert made["metadata"]["annotations"]["thaw.dev/digest"] == DIGEST
+    (preferred,) = made["spec"]["affinity"]["nodeAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"]
+    assert preferred["preference"]["matchFields"][0]["values"] == [world.agent.name]
+    volumes = {volume["name"]: volume for volume in made["spec"]["volumes"]}
+    assert volumes["thaw-placeholder"]["hostPath"] == {"path": "/run/thaw/placeholder", "type": "Directory"}
+    assert volumes["thaw-control"]["emptyDir"]["medium"] == "Memory"
+
+    before = SECONDS._sum.get()
+    untouched = await world.create(pod("other", labels={"app": "x"}))
+    assert untouched["spec"]["containers"][0]["command"] == ENGINE["command"] and "affinity" not in untouched["spec"]
+    assert not await world.restored(pod("capture", labels={"thaw.dev/snapshot": "chat", "thaw.dev/capture": "chat"}))
+    assert SECONDS._sum.get() == before, "the API server did not even ask"
+    assert not await world.restored(pod("chat-2", annotations={"thaw.dev/restore": "false"}))
+    assert not await world.restored(pod("chat-3", labels={"thaw.dev/snapshot": "nobody"}))
+
+
+async def test_it_follows_the_snapshots_and_the_namespace(world: World) -> None:
+    await world.api.merge("Namespace", "", world.namespace, {"metadata": {"labels": {"pod-security.kubernetes.io/enforce": "privileged"}}})
+    assert await world.restored(pod("chat-1"))
+    no = {"type": "Ready", "status": "False", "reason": "NotResident", "lastTransitionTime": "2026-11-22T06:00:00Z"}
+    await world.api.merge("ModelSnapshot", world.namespace, "chat", {"status": {"conditions": [no]}}, "status")
+    async with asyncio.timeout(10):
+        while await world.restored(pod("chat-1")):
+            await asyncio.sleep(0.05)
+
+
+async def test_without_an_answer_the_pod_starts(world: World) -> None:
+    """Failure policy Ignore: whatever happened to the scaler."""
+    (world.folder / "tls.crt").write_text("broken")  # a renewal that went wrong: the old certificate goes on serving
+    assert await world.restored(pod("chat-1"))
+    await world.serving.aclose()
+    begun = time.monotonic()
+    assert not await world.restored(pod("chat-2"))
+    assert time.monotonic() - begun < 5
+
+
+async def test_how_long_it_takes(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    took: dict[str, list[float]] = {"asked": [], "not asked": []}
+    for number in range(150):
+        for kind, labels in (("asked", None), ("not asked", {"app": "x"})):
+            begun = time.perf_counter()
+            await world.create(pod(f"chat-{number}", labels=labels))
+            took[kind].append(1000 * (time.perf_counter() - begun))
+    with capsys.disabled():
+        for kind, each in took.items():
+            print(f"\n  pod created, webhook {kind}: p50 {statistics.median(each):.1f} ms, p99 {sorted(each)[-2]:.1f} ms", end="")
+        print()
+    assert statistics.median(took["asked"]) - statistics.median(took["not asked"]) < 10
