@@ -26,7 +26,7 @@ from restore_agent.cuda import Cuda
 from restore_agent.store import Catalog
 from tests.gpu.faulty import SIZES
 from tests.gpu.weights import write_checkpoint
-from tests.gpu.world import ROOT, World, check
+from tests.gpu.world import ROOT, Failed, World, check
 from tests.restore_agent.world import PORT, Agent, get, left_behind, running
 
 NAME = "faulty"
@@ -74,7 +74,11 @@ class Node:
         serving = contextlib.ExitStack()
         await asyncio.gather(asyncio.to_thread(serving.enter_context, node.world.server(devices, pool, ARENA)), node._read_once())
         try:
-            await node.capture(NAME)
+            try:
+                await node.capture(NAME)
+            except BaseException:
+                print(node.logs())
+                raise
             canary = Catalog(node.state).get("default", NAME).manifest.canary
             assert canary is not None
             node.expected = json.loads(canary.answer)
@@ -100,9 +104,14 @@ class Node:
         return self._agent
 
     async def stop(self) -> None:
-        self._agent = None
-        with contextlib.suppress(ProcessLookupError):
+        agent, self._agent = self._agent, None
+        try:
             await self._running.aclose()
+        except TimeoutError:
+            assert agent
+            agent.kill()
+            await agent.process.wait()
+            raise Failed("the agent did not end when it was told to") from None
 
     async def capture(self, name: str) -> pb.SnapshotResult:
         agent = await self.agent()
@@ -202,16 +211,20 @@ class Node:
     @contextlib.contextmanager
     def hog(self, leave: int, device: str = "") -> Iterator[None]:
         """Takes a GPU's memory, but for about so many bytes."""
-        memory, taken = open_memory(device or self.world.device), list[int]()
+        memory, taken, size = open_memory(device or self.world.device), list[int](), 0
         try:
             for piece in (1 << 30, 64 * MIB):
                 with contextlib.suppress(DeviceFull):
                     while memory.free()[0] - piece > leave:
                         taken.append(memory.create(piece))
+                        size += piece
             yield
         finally:
+            free, began = memory.free()[0], time.monotonic()
             for fd in taken:
                 os.close(fd)
+            while memory.free()[0] < free + size - SAME and time.monotonic() - began < 2:
+                time.sleep(0.005)  # it is not free at once
 
     # What is left
 

@@ -47,11 +47,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     pool = (256 if device == HOST else 3072) * MIB
     with asyncio.Runner() as runner:
         started = Node.started(folder, (device,), pool)
-        try:
-            node = runner.run(_within(started.__aenter__()))
-        except BaseException:
-            print(Node(folder, device).logs())
-            raise
+        node = runner.run(_within(started.__aenter__()))
 
         def run(body: Callable[[Node], Coroutine[Any, Any, None]]) -> None:
             try:
