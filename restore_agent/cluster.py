@@ -112,6 +112,10 @@ class _ListMetadata(msgspec.Struct, rename="camel"):
     resource_version: str = ""
 
 
+class _Bookmark(msgspec.Struct):
+    metadata: _ListMetadata
+
+
 class _List(msgspec.Struct):
     metadata: _ListMetadata
     items: list[Pod] | None = None
@@ -198,7 +202,7 @@ class Cluster:
         body = {
             "apiVersion": "events.k8s.io/v1",
             "kind": "Event",
-            "metadata": {"generateName": f"{about.name[:50]}.", "namespace": about.namespace},
+            "metadata": {"generateName": f"{about.name[:50].rstrip('.-')}-", "namespace": about.namespace},
             "eventTime": datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z"),
             "reportingController": "thaw.dev/agent",
             "reportingInstance": self._node[:128],
@@ -259,12 +263,15 @@ class Cluster:
                 if event.type == "ERROR":
                     failure = msgspec.json.decode(event.object, type=_Failure)
                     raise ClusterError(failure.code, "watching pods", failure.message)
+                if event.type == "BOOKMARK":  # a pod of nothing but a version
+                    version = msgspec.json.decode(event.object, type=_Bookmark).metadata.resource_version
+                    continue
                 pod = msgspec.json.decode(event.object, type=Pod)
                 version = pod.metadata.resource_version
                 if event.type == "DELETED":
                     self.pods.pop(pod.metadata.uid, None)
                     self._tell(pod, gone=True)
-                elif event.type != "BOOKMARK":
+                else:
                     self._see(pod)
         return version
 

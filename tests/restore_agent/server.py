@@ -125,4 +125,4 @@ class Handler(http.server.BaseHTTPRequestHandler):
         print("served", *words, flush=True)
 
 
-http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler).serve_forever()
+http.server.ThreadingHTTPServer(("", port), Handler).serve_forever()
