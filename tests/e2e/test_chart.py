@@ -1,0 +1,173 @@
+"""The chart and the examples: linted, rendered in each of their ways, taken by the API server, installed, upgraded and gone again."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import ssl
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import yaml
+from cryptography import x509
+
+from tests.e2e.api import Api, Object
+from tests.e2e.chart import CHART, CRD, ROOT, definition, everything, render, run
+
+EXAMPLES = sorted((ROOT / "deploy/examples").glob("*.yaml"))
+WAYS = {
+    "default": (),
+    "everything": (
+        "--set=keda.tls=mutual,gpumem.enabled=true,gpumem.runtimeClassName=nvidia,agent.nodeSelector.gpu=yes,gateway.service.type=NodePort",
+        "--set=networkPolicies.metricsFrom.matchLabels.team=a,scaler.nodeSelector.zone=b,scaler.image.digest=sha256:" + "0" * 64,
+    ),
+    "little": ("--set=networkPolicies.enabled=false,scaler.replicas=1,keda.tls=server",),
+}
+
+
+def test_it_lints(kubeconfig: str) -> None:
+    for options in WAYS.values():
+        assert "0 chart(s) failed" in run(kubeconfig, "helm", "lint", "--strict", str(CHART), *options)
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_every_manifest_is_taken(api: Api, namespace: str, kubeconfig: str, way: str) -> None:
+    objects = render(kubeconfig, namespace, *WAYS[way])
+    assert len(objects) > 25
+    text = yaml.safe_dump_all(objects)
+    said = run(
+        kubeconfig, "kubectl", "apply", "--dry-run=server", "--validate=strict", "--server-side", "--force-conflicts", "-f", "-", given=text
+    )
+    assert len(said.splitlines()) == len(objects)
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+async def test_every_example_is_taken(api: Api, namespace: str, kubeconfig: str, example: Path) -> None:
+    async with definition(api, kubeconfig):
+        run(kubeconfig, "kubectl", "-n", namespace, "apply", "--dry-run=server", "--validate=strict", "-f", str(example))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    ["scaler.replicas=0", "keda.tls=yes", "gpumem.reserve=lots", "agent.stateDirectory=here", "nothing=1", "scaler.image.digest=latest"],
+)
+def test_values_are_checked(kubeconfig: str, wrong: str) -> None:
+    with pytest.raises(AssertionError, match="values don't meet the specifications"):
+        render(kubeconfig, "thaw", "--set", wrong)
+
+
+def test_cert_manager_s_way(kubeconfig: str) -> None:
+    """Its kinds are not in this cluster, so no API server is asked: each issuer and Secret that is named is made."""
+    objects = render(kubeconfig, "thaw", "--set=certificates.from=cert-manager,keda.tls=mutual")
+    assert not [one for one in objects if one["kind"] == "Secret"]
+    certificates = {one["spec"]["secretName"]: one["spec"] for one in objects if one["kind"] == "Certificate"}
+    issuers = {one["metadata"]["name"]: one["spec"] for one in objects if one["kind"] == "Issuer"}
+    assert {"thaw-scaler-tls", "thaw-agent-tls", "thaw-keda-server-tls", "thaw-keda-client-tls"} < certificates.keys()
+    assert all(spec["issuerRef"]["name"] in issuers for spec in certificates.values())
+    assert all(spec["ca"]["secretName"] in certificates for spec in issuers.values() if "ca" in spec)
+    assert certificates["thaw-agent-tls"]["issuerRef"] != certificates["thaw-keda-client-tls"]["issuerRef"], "tenants' must open no agent"
+    (hook,) = [one for one in objects if one["kind"] == "MutatingWebhookConfiguration"]
+    assert hook["metadata"]["annotations"]["cert-manager.io/inject-ca-from"] == "thaw/thaw-scaler-tls"
+
+
+def test_what_runs_with_few_rights(kubeconfig: str) -> None:
+    """Only the agent's own container is privileged; all others are not root, or say why, and none can write its root file system."""
+    for one in render(kubeconfig, "thaw", *WAYS["everything"]):
+        pod = one["spec"].get("template", {}).get("spec", {}) if one["kind"] in {"Deployment", "DaemonSet", "Job"} else {}
+        for container in pod.get("containers", []):
+            context = container["securityContext"]
+            assert context["readOnlyRootFilesystem"] and "resources" in container
+            if container["name"] == "agent":
+                continue
+            assert not context.get("privileged") and not context["allowPrivilegeEscalation"]
+            assert context["capabilities"]["drop"] == ["ALL"]
+            if container["name"] != "gpumem":
+                assert context["runAsNonRoot"] and "add" not in context["capabilities"] and not pod.get("hostPID")
+
+
+def secrets_of(objects: list[Object]) -> dict[str, dict[str, bytes]]:
+    return {
+        one["metadata"]["name"]: {key: base64.b64decode(value) for key, value in one["data"].items()}
+        for one in objects
+        if one["kind"] == "Secret"
+    }
+
+
+def test_its_certificates(kubeconfig: str, tmp_path: Path) -> None:
+    objects = render(kubeconfig, "thaw", "--set=keda.tls=mutual")
+    secrets = secrets_of(objects)
+    assert secrets.keys() == {"thaw-scaler-tls", "thaw-agent-tls", "thaw-keda-server-tls", "thaw-keda-client-tls"}
+    assert secrets["thaw-scaler-tls"]["ca.crt"] == secrets["thaw-agent-tls"]["ca.crt"] != secrets["thaw-keda-client-tls"]["ca.crt"]
+    (hook,) = [one for one in objects if one["kind"] == "MutatingWebhookConfiguration"]
+    assert base64.b64decode(hook["webhooks"][0]["clientConfig"]["caBundle"]) == secrets["thaw-scaler-tls"]["ca.crt"]
+    for name, secret in secrets.items():
+        for key, content in secret.items():
+            (tmp_path / key).write_bytes(content)
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(tmp_path / "tls.crt", tmp_path / "tls.key")
+        certificate, authority = (x509.load_pem_x509_certificate(secret[key]) for key in ("tls.crt", "ca.crt"))
+        certificate.verify_directly_issued_by(authority)
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value.get_values_for_type(x509.DNSName)
+        wanted = {"thaw-scaler-tls": "thaw-webhook.thaw.svc", "thaw-agent-tls": "thaw-agent", "thaw-keda-client-tls": "keda"}
+        assert wanted.get(name, "thaw-scaler.thaw.svc.cluster.local") in names
+
+
+@pytest.fixture
+async def release(api: Api, namespace: str, kubeconfig: str) -> AsyncIterator[str]:
+    """Nothing of thaw is in the cluster before and after; the chart's name and kinds are the cluster's, so there can be one only."""
+    for one in await api.list("CustomResourceDefinition"):
+        owner = one["metadata"].get("annotations", {}).get("meta.helm.sh/release-namespace")
+        if one["metadata"]["name"] == CRD and owner:
+            pytest.fail(f"thaw is installed in namespace {owner} of this cluster; uninstall it first", pytrace=False)
+        if one["metadata"]["name"] == CRD:
+            await api.delete("CustomResourceDefinition", "", CRD)
+            await api.until("CustomResourceDefinition", "", CRD, lambda found: found is None)
+    yield namespace
+    run(kubeconfig, "helm", "uninstall", "thaw", "-n", namespace, "--ignore-not-found", "--no-hooks", "--wait")
+
+
+@pytest.mark.own_cluster("installs the chart, from images of this checkout")
+@pytest.mark.usefixtures("images")
+async def test_install_upgrade_uninstall(api: Api, release: str, kubeconfig: str) -> None:
+    before = await everything(kubeconfig)
+    options = ("--set=scaler.image.pullPolicy=Never,agent.image.pullPolicy=Never,keda.tls=mutual", "--wait", "--timeout=3m")
+    helm = ("helm", "upgrade", "--install", "thaw", str(CHART), "-n", release, *options)
+    notes = await asyncio.to_thread(run, kubeconfig, *helm)
+    assert f"thaw-scaler.{release}.svc.cluster.local:9443" in notes
+    policy = await api.ask("GET", "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies/thaw-agent")
+    assert not (policy.get("status", {}).get("typeChecking") or {}).get("expressionWarnings")
+    first = secrets_of([{**one, "kind": "Secret"} for one in await api.list("Secret", release) if one["type"] == "kubernetes.io/tls"])
+    assert len(first) == 3
+
+    # The webhook answers, over its Service and with the chart's certificate; a snapshot is served by whoever leads.
+    made = {"apiVersion": "thaw.dev/v1alpha1", "kind": "ModelSnapshot", "metadata": {"name": "nowhere"}}
+    await api.apply({**made, "spec": {"artifact": {"name": "nowhere", "digest": "ab" * 32}}}, namespace=release)
+    await api.until("ModelSnapshot", release, "nowhere", lambda one: one and one.get("status", {}).get("phase") == "Pending")
+    labelled = {
+        "metadata": {"name": "p", "labels": {"thaw.dev/snapshot": "nowhere"}},
+        "spec": {"containers": [{"name": "a", "image": "x"}]},
+    }
+    said = await asyncio.to_thread(
+        run,
+        kubeconfig,
+        "kubectl",
+        "-n",
+        release,
+        "create",
+        "--dry-run=server",
+        "-f",
+        "-",
+        given=json.dumps({"apiVersion": "v1", "kind": "Pod", **labelled}),
+    )
+    assert "pod/p created" in said
+
+    await asyncio.to_thread(run, kubeconfig, *helm, "--set=scaler.drainSeconds=5")
+    after = secrets_of([{**one, "kind": "Secret"} for one in await api.list("Secret", release) if one["type"] == "kubernetes.io/tls"])
+    assert after == first, "an upgrade keeps the certificates"
+
+    await asyncio.to_thread(run, kubeconfig, "helm", "uninstall", "thaw", "-n", release, "--wait", "--timeout=4m")
+    async with asyncio.timeout(60):
+        while left := (await everything(kubeconfig)) - before:
+            await asyncio.sleep(1)
+    assert not left
