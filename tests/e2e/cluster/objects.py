@@ -19,7 +19,9 @@ async def apply() -> None:
     namespace: dict[str, object] = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "keda"}}
     first: list[dict[str, object]] = [namespace, *_coredns(), *_keda()]
     await _kubectl("apply", "--server-side", "--validate=false", "--filename=-", f"--filename={KEDA_MANIFESTS}", documents=first)
-    await _kubectl("wait", "--for=condition=Established", "crd/scaledobjects.keda.sh", "crd/triggerauthentications.keda.sh")
+    # Not --for=condition, which fails on an object that has no conditions yet.
+    established = '--for=jsonpath={.status.conditions[?(@.type=="Established")].status}=True'
+    await _kubectl("wait", established, "crd/scaledobjects.keda.sh", "crd/triggerauthentications.keda.sh")
 
 
 async def ready() -> None:
