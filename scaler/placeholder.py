@@ -195,7 +195,9 @@ def prepare(pod: Patch, snapshot: ModelSnapshot, setup: NodeSetup, costs: Mappin
     _mount(pod, here, _BIN_VOLUME, {"hostPath": {"path": "/run/thaw/placeholder", "type": "Directory"}}, "/run/thaw/bin", read_only=True)
     _mount(pod, here, _CONTROL_VOLUME, {"emptyDir": {"medium": "Memory", "sizeLimit": "16Mi"}}, CONTROL_DIRECTORY)
     if setup.gpumem and "nvidia.com/gpu" in ((container.get("resources") or {}).get("limits") or {}):
-        _mount(pod, here, _GPUMEM_VOLUME, {"hostPath": {"path": "/run/gpumem", "type": "Directory"}}, "/run/gpumem", read_only=True)
+        # The namespace's own socket: by the operator's one tenant would reach another's memory. gpumem opens it when the agent asks.
+        tenant = f"/run/gpumem/tenants/{snapshot.metadata.namespace}"
+        _mount(pod, here, _GPUMEM_VOLUME, {"hostPath": {"path": tenant, "type": "DirectoryOrCreate"}}, "/run/gpumem", read_only=True)
         _environment(pod, here, "GPUMEM_SOCKET", "/run/gpumem/gpumem.sock")
     # One that the user chose is theirs: it may allow less than ours.
     chosen = [(each.get("securityContext") or {}).get("seccompProfile") or {} for each in (container, spec)]

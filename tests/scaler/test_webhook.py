@@ -171,7 +171,7 @@ def test_an_image_s_own_entrypoint_and_a_gpu() -> None:
     assert changed["metadata"]["annotations"]["thaw.dev/entrypoint"] == "image"
     assert "thaw.dev/command" not in changed["metadata"]["annotations"]
     assert {"name": "GPUMEM_SOCKET", "value": "/run/gpumem/gpumem.sock"} in changed["spec"]["containers"][0]["env"]
-    assert changed["spec"]["volumes"][-1]["hostPath"]["path"] == "/run/gpumem"
+    assert changed["spec"]["volumes"][-1]["hostPath"]["path"] == "/run/gpumem/tenants/tenant"
 
 
 def test_a_profile_that_the_user_chose_stays() -> None:
