@@ -20,9 +20,10 @@ from restore_agent import metrics, seccomp
 from restore_agent.cluster import Cluster
 from restore_agent.cri import Cri
 from restore_agent.node import Node
-from restore_agent.pods import Pods
+from restore_agent.pods import SNAPSHOT, Pods
 from restore_agent.service import AgentService
 from restore_agent.tls import OnlyTheScaler, server_credentials
+from restore_agent.yielding import Yielding
 
 DEFAULT_STATE = Path("/var/lib/thaw")
 _STOP_SECONDS = 5.0
@@ -139,6 +140,7 @@ async def _serve_pods(node: Node, kubernetes: Kubernetes) -> None:
         Cluster.connected(node.name) as cluster,
         Cri.connected(kubernetes.cri) as cri,
         Pods.served(node, cluster, cri, kubernetes.placeholder),
+        Yielding.watching(cluster, kubernetes.kubelet, node.weights.socket, SNAPSHOT, node.store.state),
     ):
         _LOG.info("pods of node %s are restored into", node.name)
         await asyncio.Event().wait()
