@@ -129,7 +129,7 @@ async def release(api: Api, namespace: str, kubeconfig: str) -> AsyncIterator[st
 
 @pytest.mark.own_cluster("installs the chart, from images of this checkout")
 @pytest.mark.usefixtures("images")
-async def test_install_upgrade_uninstall(api: Api, release: str, kubeconfig: str) -> None:
+async def test_install_upgrade_uninstall(api: Api, release: str, kubeconfig: str, tmp_path: Path) -> None:
     before = await everything(kubeconfig)
     options = ("--set=scaler.image.pullPolicy=Never,agent.image.pullPolicy=Never,keda.tls=mutual", "--wait", "--timeout=3m")
     helm = ("helm", "upgrade", "--install", "thaw", str(CHART), "-n", release, *options)
@@ -162,6 +162,8 @@ async def test_install_upgrade_uninstall(api: Api, release: str, kubeconfig: str
     )
     assert "pod/p created" in said
 
+    await asyncio.to_thread(agents_keep_to_their_node, kubeconfig, release, tmp_path)
+
     await asyncio.to_thread(run, kubeconfig, *helm, "--set=scaler.drainSeconds=5")
     after = secrets_of([{**one, "kind": "Secret"} for one in await api.list("Secret", release) if one["type"] == "kubernetes.io/tls"])
     assert after == first, "an upgrade keeps the certificates"
@@ -171,3 +173,28 @@ async def test_install_upgrade_uninstall(api: Api, release: str, kubeconfig: str
         while left := (await everything(kubeconfig)) - before:
             await asyncio.sleep(1)
     assert not left
+
+
+def agents_keep_to_their_node(kubeconfig: str, namespace: str, folder: Path) -> None:
+    """An agent whose token was stolen annotates pods of its own node, and that is all."""
+    admin = ("kubectl", "-n", namespace)
+    pod = run(kubeconfig, *admin, "get", "pods", "-l", "app.kubernetes.io/name=thaw-scaler", "-o", "name").split()[0]
+    node = run(kubeconfig, *admin, "get", pod, "-o", "jsonpath={.spec.nodeName}")
+    config = yaml.safe_load(Path(kubeconfig).read_text())
+    for name, change, expected in (
+        (node, {"annotations": {"thaw.dev/captured": "x"}}, ""),
+        (node, {"labels": {"app": "x"}}, "an agent changes annotations only"),
+        (node, {"finalizers": ["thaw.dev/x"]}, "an agent changes annotations only"),
+        ("another", {"annotations": {"thaw.dev/captured": "x"}}, "an agent changes pods of its own node only"),
+    ):
+        agent = {"as": f"system:serviceaccount:{namespace}:thaw-agent", "as-user-extra": {"authentication.kubernetes.io/node-name": [name]}}
+        users = [{**user, "user": {**user["user"], **agent}} for user in config["users"]]
+        (folder / "agent").write_text(yaml.safe_dump({**config, "users": users}))
+        command = (*admin, "patch", pod, "--type=merge", "--dry-run=server", "-p", json.dumps({"metadata": change}))
+        if expected:
+            with pytest.raises(AssertionError, match=expected):
+                run(str(folder / "agent"), *command)
+        else:
+            run(str(folder / "agent"), *command)
+        with pytest.raises(AssertionError, match="forbidden"):
+            run(str(folder / "agent"), *admin, "delete", pod, "--dry-run=server")
