@@ -196,6 +196,8 @@ class Nodes:
                 node.replicas[replica.id] = replica
                 if self._admits(replica):
                     self._replicas.add(_told(node, replica))
+            elif replica.state == agent_pb2.REPLICA_RETIRING:
+                self._replicas.retire(replica.id)
             elif replica.state == agent_pb2.REPLICA_GONE:
                 node.gone.append(replica.id)
                 node.replicas.pop(replica.id, None)

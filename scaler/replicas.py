@@ -122,14 +122,18 @@ class Replicas:
         self._background(member.upstream.close())
         self._count(member.pool)
 
-    async def drain(self, replica_id: str) -> None:
-        """Gives the replica no new requests; returns when it works on none or is gone. Deadline and removal are the caller's."""
+    def retire(self, replica_id: str) -> None:
+        """The replica gets no new requests, and finishes those that it has. An unknown id changes nothing."""
         member = self._members.get(replica_id)
-        if member is None:
-            return
-        member.draining = True
-        self._count(member.pool)
-        if member.in_flight:
+        if member is not None:
+            member.draining = True
+            self._count(member.pool)
+
+    async def drain(self, replica_id: str) -> None:
+        """Retires the replica; returns when it works on none or is gone. Deadline and removal are the caller's."""
+        self.retire(replica_id)
+        member = self._members.get(replica_id)
+        if member is not None and member.in_flight:
             if member.idle is None:
                 member.idle = asyncio.Event()
             await member.idle.wait()

@@ -133,6 +133,23 @@ async def test_an_agent_that_is_silent_is_asked_anew(monkeypatch: pytest.MonkeyP
         assert view.ready() == {"a"}
 
 
+async def test_a_replica_that_retires_finishes_what_it_has() -> None:
+    agent = Agent("n1", "a")
+    async with viewing(agent) as (view, _):
+        await view.until("a")
+        member = view.replicas.take("m")
+        assert member is not None
+        told = replica("a")
+        told.state = agent_pb2.REPLICA_RETIRING
+        (node,) = view.nodes
+        view.nodes.learn(node, told)
+        assert (view.ready(), view.replicas.take("m"), member.gone) == (set(), None, False)
+        view.replicas.release(member)
+        told.state = agent_pb2.REPLICA_GONE
+        view.nodes.learn(node, told)
+        assert member.gone
+
+
 async def test_one_agents_fault_costs_nothing_of_the_others(caplog: pytest.LogCaptureFixture) -> None:
     view = View()
     good, odd = Agent("n1", "a"), Agent("n2", "b")
