@@ -155,14 +155,18 @@ class Capturer:
         inside = {pid: host for pid, host in sandbox.host_pids().items() if pid != 1}
         holders = self._cuda.holders(inside.values()) if self._cuda else []
         freed: dict[str, int] | None = None
+        carried: dict[str, bytes] = {}
+
+        async def carry() -> None:
+            carried.update(await sandbox.carried())
+
         try:
             if self._cuda and holders:
                 with _step("suspend", phases, progress):
                     freed = await self._cuda.suspend(holders)
             with _step("dump", phases, progress):
                 used = await asyncio.to_thread(sandbox.mapped_files, inside.values())
-                await self._criu.dump(sandbox, source.pid, images, _DUMP_SECONDS)
-                carried = await sandbox.carried()
+                await self._criu.dump(sandbox, source.pid, images, _DUMP_SECONDS, carry)
         finally:
             try:
                 if self._cuda and freed is not None:

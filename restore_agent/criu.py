@@ -75,15 +75,20 @@ class Criu:
             self.probed = await asyncio.to_thread((sandbox.root / "run" / _KDAT).read_bytes)
             await asyncio.to_thread(kdat.write_bytes, self.probed)
 
-    async def dump(self, sandbox: Sandbox | Container, pid: int, images: Path, deadline: float) -> None:
+    async def dump(
+        self, sandbox: Sandbox | Container, pid: int, images: Path, deadline: float, on_dumped: Callable[[], Awaitable[None]]
+    ) -> None:
         """Writes the process tree under `pid` (as seen inside) into `images`, and leaves it running, whatever happens.
+
+        Calls `on_dumped` while every task still waits: then, and not after it, the files are there that CRIU linked for what has no name.
 
         Raises:
             CriuError: CRIU refused; the engine goes on serving.
+            Exception: what `on_dumped` raised.
         """
         async with Worker.start(self, sandbox, {}, images) as worker, asyncio.timeout(deadline):
-            options = _options(worker.images, pid=pid, leave_running=True, ghost_limit=_GHOST_LIMIT)
-            await worker.call(criu_pb2.Request(type=criu_pb2.DUMP, opts=options))
+            options = _options(worker.images, pid=pid, leave_running=True, ghost_limit=_GHOST_LIMIT, notify_scripts=True)
+            await worker.call(criu_pb2.Request(type=criu_pb2.DUMP, opts=options), {"post-dump": on_dumped})
         await asyncio.to_thread(_clear_probe, images)
 
 

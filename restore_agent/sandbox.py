@@ -239,7 +239,11 @@ def _archive_tmpfs(root: Path) -> bytes:
         for folder in ("dev/shm", "run"):
             for path in sorted((root / folder).iterdir()):
                 if path.name not in ("criu.kdat", "thaw"):
-                    tar.add(path, f"{folder}/{path.name}", filter=lambda entry: entry if entry.isreg() or entry.isdir() else None)
+                    tar.add(
+                        path,
+                        f"{folder}/{path.name}",
+                        filter=lambda entry: entry if entry.isreg() or entry.isdir() or entry.islnk() else None,
+                    )
         empty = not tar.getmembers()
     return b"" if empty else data.getvalue()
 

@@ -248,7 +248,7 @@ class Bench:
             await engine.wait_healthy()
             canary = await oracle.record(engine, path, body)
             await engine.wait_quiet()
-            await self.criu.dump(sandbox, engine.pid, stock, 600)
+            await self.criu.dump(sandbox, engine.pid, stock, 600, nothing)
             engine.tell(SNAPSHOT_COMPLETE)
             output.close()
         shutil.copytree(stock, ours)
@@ -271,9 +271,6 @@ class Bench:
         return engine
 
     async def stock(self, dumped: Dumped, into: contextlib.AsyncExitStack) -> Engine:
-        async def nothing(_: Sandbox) -> None:
-            pass
-
         return await self.restore(dumped, dumped.stock, nothing, into)
 
     async def stock_huge(self, dumped: Dumped, into: contextlib.AsyncExitStack) -> Engine:
@@ -286,6 +283,10 @@ class Bench:
                 self.filled = await dumped.arena.fill(sandbox.host_pids())
 
         return await self.restore(dumped, dumped.ours, fill, into)
+
+
+async def nothing(*_: object) -> None:
+    pass
 
 
 async def fill(bench: Bench) -> list[Figure]:

@@ -20,7 +20,7 @@ from restore_agent.output import Output
 from restore_agent.pages import Arena, write_index
 from restore_agent.sandbox import Sandbox
 from tests.bench.figures import Figure
-from tests.bench.restore import DEMO, PORT, Bench, Dumped, at_once, prepared, spread
+from tests.bench.restore import DEMO, PORT, Bench, Dumped, at_once, nothing, prepared, spread
 from tests.gpu.world import World
 
 ROUNDS = 7
@@ -70,7 +70,7 @@ async def _dump(bench: Bench, name: str, env: dict[str, str]) -> Dumped:
         engine = await Engine.start(record, sandbox, output, for_snapshot=True)
         await engine.wait_healthy(or_ready=True)
         await engine.wait_quiet()
-        await bench.criu.dump(sandbox, engine.pid, images, 600)
+        await bench.criu.dump(sandbox, engine.pid, images, 600, nothing)
         engine.tell(SNAPSHOT_COMPLETE)
         await engine.wait_healthy()
         canary = await oracle.record(engine, "/v1/embeddings", BODY)

@@ -20,7 +20,7 @@ from restore_agent.output import Output
 from restore_agent.phases import Phases
 from restore_agent.sandbox import Sandbox
 from tests.bench.figures import Figure
-from tests.bench.restore import spread
+from tests.bench.restore import nothing, spread
 
 ROUNDS = 3
 
@@ -46,7 +46,7 @@ class Plain:
             hosts = sandbox.host_pids()
             holders = self._cuda.holders(hosts.values())
             await self._cuda.suspend(holders)
-            await self._criu.dump(sandbox, engine.pid, self._images, 600)
+            await self._criu.dump(sandbox, engine.pid, self._images, 600, nothing)
             await self._cuda.resume(holders, Phases())
             engine.tell(SNAPSHOT_COMPLETE)
             self._canary = await oracle.record(engine, path, "")
@@ -57,10 +57,6 @@ class Plain:
 
     async def restore(self) -> tuple[float, float]:
         """Seconds from nothing to the answer, which must be the source's, and those of them that were CUDA's."""
-
-        async def nothing() -> None:
-            pass
-
         phases = Phases()
         async with contextlib.AsyncExitStack() as stack:
             began = time.monotonic()

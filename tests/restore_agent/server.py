@@ -36,6 +36,14 @@ deleted_path = Path("/dev/shm/deleted")
 deleted = deleted_path.open("w+b", buffering=0)
 deleted.write(b"still here")
 deleted_path.unlink()
+# As glibc makes a semaphore: mapped under a name that is gone, while another name of the same file is there.
+first_name, second_name = Path("/dev/shm/first"), Path("/dev/shm/second")
+with first_name.open("w+b") as named:
+    named.write(source.randbytes(4096))
+    named.flush()
+    semaphore = mmap.mmap(named.fileno(), 4096)
+second_name.hardlink_to(first_name)
+first_name.unlink()
 requests: list[str] = []
 attached = threading.Lock()  # held while the weights are put away
 region = None
@@ -92,6 +100,10 @@ def digest() -> str:
     if region:
         with attached:
             hasher.update(region.view())
+    semaphore[0] = (semaphore[0] + 1) % 256  # and they are one file still
+    hasher.update(semaphore[1:])
+    if semaphore[:] != second_name.read_bytes():
+        raise AssertionError("the mapping and the name are two files")
     deleted.seek(0)
     hasher.update(deleted.read())
     if child:
