@@ -199,8 +199,6 @@ def _api_server(addresses: Addresses) -> Component:
         "service-account-key-file": SECRETS / "service-accounts.crt",
         "service-account-signing-key-file": SECRETS / "service-accounts.key",
         "service-cluster-ip-range": addresses.services,
-        # A stopping API server waits this long for its watches to end; a test that restarts it would, too.
-        "shutdown-delay-duration": "0s",
         "tls-cert-file": SECRETS / "apiserver.crt",
         "tls-private-key-file": SECRETS / "apiserver.key",
     }

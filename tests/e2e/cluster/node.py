@@ -47,6 +47,7 @@ OVERLAYFS_MAGIC = "794c7630"
 PATIENCE_SECONDS = 90.0
 MOST_ENDS = 5  # of a program before it was ever up
 RESTART_SECONDS = 1.0
+STOP_SECONDS = 5.0  # then it is killed: an API server waits a minute for its watches
 
 
 def main() -> None:
@@ -147,7 +148,12 @@ class Running:
         if self.process and self.process.returncode is None:
             self.process.terminate()
         if self.task:
-            await self.task
+            try:
+                await asyncio.wait_for(asyncio.shield(self.task), STOP_SECONDS)
+            except TimeoutError:
+                if self.process and self.process.returncode is None:
+                    self.process.kill()
+                await self.task
             self.task = None
 
     async def _keep(self) -> None:

@@ -18,10 +18,10 @@ async def apply() -> None:
     """KEDA's custom resources are there afterwards, so that its operator finds them when it starts."""
     namespace: dict[str, object] = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "keda"}}
     first: list[dict[str, object]] = [namespace, *_coredns(), *_keda()]
-    await _kubectl("apply", "--server-side", "--validate=false", "--filename=-", f"--filename={KEDA_MANIFESTS}", documents=first)
-    # Not --for=condition, which fails on an object that has no conditions yet.
-    established = '--for=jsonpath={.status.conditions[?(@.type=="Established")].status}=True'
-    await _kubectl("wait", established, "crd/scaledobjects.keda.sh", "crd/triggerauthentications.keda.sh")
+    await _kubectl("apply", "--server-side", "--validate=false", "--filename=-", f"--filename={KEDA_MANIFESTS.resolve()}", documents=first)
+    kinds = ["crd/scaledobjects.keda.sh", "crd/triggerauthentications.keda.sh"]
+    await _kubectl("wait", "--for=jsonpath={.status.conditions}", *kinds)  # to wait for one while there are none is an error
+    await _kubectl("wait", "--for=condition=Established", *kinds)
 
 
 async def ready() -> None:
