@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import os
 import subprocess
@@ -50,15 +51,24 @@ async def definition(api: Api, kubeconfig: str) -> AsyncIterator[None]:
             await api.until("CustomResourceDefinition", "", CRD, lambda one: one is None)
 
 
-async def everything(kubeconfig: str) -> set[str]:
-    """Every object of the cluster, as kind.group/namespace/name; without what only time takes away."""
+def secrets_of(objects: list[Object]) -> dict[str, dict[str, bytes]]:
+    """The contents of the certificates' Secrets among them, by name."""
+    return {
+        one["metadata"]["name"]: {key: base64.b64decode(value) for key, value in one["data"].items()}
+        for one in objects
+        if one.get("type") == "kubernetes.io/tls"
+    }
+
+
+async def everything(kubeconfig: str, namespace: str) -> set[str]:
+    """What an install could leave behind: every object of no namespace, of this one and of KEDA's, but what only time takes away."""
     kinds = await asyncio.to_thread(run, kubeconfig, "kubectl", "api-resources", "--verbs=list", "--output=name")
-    skipped = {"events", "events.events.k8s.io", "leases.coordination.k8s.io", "ipaddresses.networking.k8s.io"}
-    wanted = sorted(kind for kind in kinds.split() if kind not in skipped and "metrics.k8s.io" not in kind)
-    found: Any = json.loads(
-        await asyncio.to_thread(run, kubeconfig, "kubectl", "get", ",".join(wanted), "-A", "-o", "json", "--ignore-not-found")
-    )
+    skipped = {"events", "events.events.k8s.io", "ipaddresses.networking.k8s.io", "namespaces"}
+    wanted = ",".join(sorted(kind for kind in kinds.split() if kind not in skipped and "metrics.k8s.io" not in kind))
+    command = ("kubectl", "get", wanted, "--all-namespaces", "--output=json", "--ignore-not-found")
+    found: Any = json.loads(await asyncio.to_thread(run, kubeconfig, *command))
     return {
         f"{one['apiVersion'].rpartition('/')[0]}/{one['kind']}/{one['metadata'].get('namespace', '')}/{one['metadata']['name']}"
         for one in found["items"]
+        if one["metadata"].get("namespace", "") in ("", namespace, "keda")
     }

@@ -1,20 +1,17 @@
-"""The chart and the examples: linted, rendered in each of their ways, taken by the API server, installed, upgraded and gone again."""
+"""The chart and the examples: linted, rendered in each of their ways, taken by the API server. Installed: test_installed.py."""
 
 from __future__ import annotations
 
-import asyncio
 import base64
-import json
 import ssl
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 import yaml
 from cryptography import x509
 
-from tests.e2e.api import Api, Object
-from tests.e2e.chart import CHART, CRD, ROOT, definition, everything, render, run
+from tests.e2e.api import Api
+from tests.e2e.chart import CHART, ROOT, definition, render, run, secrets_of
 
 EXAMPLES = sorted((ROOT / "deploy/examples").glob("*.yaml"))
 WAYS = {
@@ -87,14 +84,6 @@ def test_what_runs_with_few_rights(kubeconfig: str) -> None:
                 assert context["runAsNonRoot"] and "add" not in context["capabilities"] and not pod.get("hostPID")
 
 
-def secrets_of(objects: list[Object]) -> dict[str, dict[str, bytes]]:
-    return {
-        one["metadata"]["name"]: {key: base64.b64decode(value) for key, value in one["data"].items()}
-        for one in objects
-        if one["kind"] == "Secret"
-    }
-
-
 def test_its_certificates(kubeconfig: str, tmp_path: Path) -> None:
     objects = render(kubeconfig, "thaw", "--set=keda.tls=mutual")
     secrets = secrets_of(objects)
@@ -111,90 +100,3 @@ def test_its_certificates(kubeconfig: str, tmp_path: Path) -> None:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value.get_values_for_type(x509.DNSName)
         wanted = {"thaw-scaler-tls": "thaw-webhook.thaw.svc", "thaw-agent-tls": "thaw-agent", "thaw-keda-client-tls": "keda"}
         assert wanted.get(name, "thaw-scaler.thaw.svc.cluster.local") in names
-
-
-@pytest.fixture
-async def release(api: Api, namespace: str, kubeconfig: str) -> AsyncIterator[str]:
-    """Nothing of thaw is in the cluster before and after; the chart's name and kinds are the cluster's, so there can be one only."""
-    for one in await api.list("CustomResourceDefinition"):
-        owner = one["metadata"].get("annotations", {}).get("meta.helm.sh/release-namespace")
-        if one["metadata"]["name"] == CRD and owner:
-            pytest.fail(f"thaw is installed in namespace {owner} of this cluster; uninstall it first", pytrace=False)
-        if one["metadata"]["name"] == CRD:
-            await api.delete("CustomResourceDefinition", "", CRD)
-            await api.until("CustomResourceDefinition", "", CRD, lambda found: found is None)
-    yield namespace
-    run(kubeconfig, "helm", "uninstall", "thaw", "-n", namespace, "--ignore-not-found", "--no-hooks", "--wait")
-
-
-@pytest.mark.own_cluster("installs the chart, from images of this checkout")
-@pytest.mark.usefixtures("images")
-async def test_install_upgrade_uninstall(api: Api, release: str, kubeconfig: str, tmp_path: Path) -> None:
-    before = await everything(kubeconfig)
-    options = ("--set=scaler.image.pullPolicy=Never,agent.image.pullPolicy=Never,keda.tls=mutual", "--wait", "--timeout=3m")
-    helm = ("helm", "upgrade", "--install", "thaw", str(CHART), "-n", release, *options)
-    notes = await asyncio.to_thread(run, kubeconfig, *helm)
-    assert f"thaw-scaler.{release}.svc.cluster.local:9443" in notes
-    policy = await api.ask("GET", "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies/thaw-agent")
-    assert not (policy.get("status", {}).get("typeChecking") or {}).get("expressionWarnings")
-    first = secrets_of([{**one, "kind": "Secret"} for one in await api.list("Secret", release) if one["type"] == "kubernetes.io/tls"])
-    assert len(first) == 3
-
-    # The webhook answers, over its Service and with the chart's certificate; a snapshot is served by whoever leads.
-    made = {"apiVersion": "thaw.dev/v1alpha1", "kind": "ModelSnapshot", "metadata": {"name": "nowhere"}}
-    await api.apply({**made, "spec": {"artifact": {"name": "nowhere", "digest": "ab" * 32}}}, namespace=release)
-    await api.until("ModelSnapshot", release, "nowhere", lambda one: one and one.get("status", {}).get("phase") == "Pending")
-    labelled = {
-        "metadata": {"name": "p", "labels": {"thaw.dev/snapshot": "nowhere"}},
-        "spec": {"containers": [{"name": "a", "image": "x"}]},
-    }
-    said = await asyncio.to_thread(
-        run,
-        kubeconfig,
-        "kubectl",
-        "-n",
-        release,
-        "create",
-        "--dry-run=server",
-        "-f",
-        "-",
-        given=json.dumps({"apiVersion": "v1", "kind": "Pod", **labelled}),
-    )
-    assert "pod/p created" in said
-
-    await asyncio.to_thread(agents_keep_to_their_node, kubeconfig, release, tmp_path)
-
-    await asyncio.to_thread(run, kubeconfig, *helm, "--set=scaler.drainSeconds=5")
-    after = secrets_of([{**one, "kind": "Secret"} for one in await api.list("Secret", release) if one["type"] == "kubernetes.io/tls"])
-    assert after == first, "an upgrade keeps the certificates"
-
-    await asyncio.to_thread(run, kubeconfig, "helm", "uninstall", "thaw", "-n", release, "--wait", "--timeout=4m")
-    async with asyncio.timeout(60):
-        while left := (await everything(kubeconfig)) - before:
-            await asyncio.sleep(1)
-    assert not left
-
-
-def agents_keep_to_their_node(kubeconfig: str, namespace: str, folder: Path) -> None:
-    """An agent whose token was stolen annotates pods of its own node, and that is all."""
-    admin = ("kubectl", "-n", namespace)
-    pod = run(kubeconfig, *admin, "get", "pods", "-l", "app.kubernetes.io/name=thaw-scaler", "-o", "name").split()[0]
-    node = run(kubeconfig, *admin, "get", pod, "-o", "jsonpath={.spec.nodeName}")
-    config = yaml.safe_load(Path(kubeconfig).read_text())
-    for name, change, expected in (
-        (node, {"annotations": {"thaw.dev/captured": "x"}}, ""),
-        (node, {"labels": {"app": "x"}}, "an agent changes annotations only"),
-        (node, {"finalizers": ["thaw.dev/x"]}, "an agent changes annotations only"),
-        ("another", {"annotations": {"thaw.dev/captured": "x"}}, "an agent changes pods of its own node only"),
-    ):
-        agent = {"as": f"system:serviceaccount:{namespace}:thaw-agent", "as-user-extra": {"authentication.kubernetes.io/node-name": [name]}}
-        users = [{**user, "user": {**user["user"], **agent}} for user in config["users"]]
-        (folder / "agent").write_text(yaml.safe_dump({**config, "users": users}))
-        command = (*admin, "patch", pod, "--type=merge", "--dry-run=server", "-p", json.dumps({"metadata": change}))
-        if expected:
-            with pytest.raises(AssertionError, match=expected):
-                run(str(folder / "agent"), *command)
-        else:
-            run(str(folder / "agent"), *command)
-        with pytest.raises(AssertionError, match="forbidden"):
-            run(str(folder / "agent"), *admin, "delete", pod, "--dry-run=server")
