@@ -22,7 +22,9 @@ checks_out() { echo "$sha256  $cache/$tarball" | sha256sum --check --status 2>/d
 
 found() { # PATH
     printf '  CRIU %s: %s\n' "$(version_of "$1")" "$1"
-    if [ "$(id -u)" = 0 ] && ! "$1" check >"$logs/criu-check.log" 2>&1; then
+    local program
+    program=$(readlink -f "$1")
+    if [ "$(id -u)" = 0 ] && ! (cd "$logs" && "$program" check >criu-check.log 2>&1); then
         printf '  but `criu check` fails on this kernel, so engines will start cold here:\n' >&2
         tail -n 3 "$logs/criu-check.log" >&2
     fi
@@ -50,7 +52,8 @@ build() {
     local tree=$cache/criu-$pinned
     rm -rf "$tree"
     tar -C "$cache" -xf "$cache/$tarball"
-    MAKEFLAGS="" make -C "$tree" -j"$(nproc)" criu NO_GNUTLS=1 ${STATIC:+"PKG_CONFIG=pkg-config --static"}
+    # RUNDIR: what it knows of this kernel lies where it is started, which the agent chooses; /run may be a container's, which its tenant fills.
+    MAKEFLAGS="" make -C "$tree" -j"$(nproc)" criu NO_GNUTLS=1 RUNDIR=. ${STATIC:+"PKG_CONFIG=pkg-config --static"}
     install -D "$tree/criu/criu" .venv/bin/criu.new
     .venv/bin/criu.new --version
     mv .venv/bin/criu.new .venv/bin/criu
