@@ -249,12 +249,20 @@ class Container:
                 signal.pidfd_send_signal(self.placeholder.pidfd, signal.SIGKILL)
                 await asyncio.wait([self.placeholder.ended], timeout=_END_SECONDS)
             else:
-                await self._end_all()
-                await asyncio.to_thread(self._undo)
+                await self.empty()
+                await asyncio.to_thread(self._tidy)
+        except (ContainerError, OSError):
+            if not self.placeholder.ended.done():  # else it went meanwhile, and all that was in it
+                raise
         finally:
             self._close_views()
             if self._kept:
                 self.placeholder.close()
+
+    def _tidy(self) -> None:
+        self._undo()
+        if self._views:
+            overlay.remove_ghosts(overlay.Mounts.of(self.pid), Path(node_process(), "root"), self.root)
 
     async def _end_all(self) -> None:
         loop = asyncio.get_running_loop()

@@ -31,6 +31,7 @@ _UNKNOWN = ("trusted.overlay.redirect", "trusted.overlay.metacopy")
 _LEFT_OUT = frozenset({"__pycache__"})
 _OURS = PurePosixPath("run/thaw")
 _SHM = PurePosixPath("dev/shm")
+_GHOST = re.compile(r"\.cr\.[0-9a-f]+\.ghost$")  # CRIU's name for a deleted file that it makes again
 
 
 class OverlayError(Exception):
@@ -82,6 +83,15 @@ def archive(mounts: Mounts, node: Path, root: Path) -> bytes:
         for path in _files(root / _SHM, _SHM):
             counted.add(root / path, path)
         return data.getvalue() if counted.entries else b""
+
+
+def remove_ghosts(mounts: Mounts, node: Path, root: Path) -> None:
+    """What a CRIU that was killed in the middle has left: the next one would stumble over it. Arguments as of `archive`."""
+    changed = _changed(node / mounts.upper.relative_to("/"), PurePosixPath(), mounts.points) if mounts.upper else ()
+    for path in [*changed, *_files(root / _SHM, _SHM)]:
+        if _GHOST.search(path.name):
+            with contextlib.suppress(OSError):
+                (root / path).unlink()
 
 
 class _Counted:

@@ -157,7 +157,7 @@ def _specification(
             "noNewPrivileges": True,
         },
         "root": {"path": str(folder / "root"), "readonly": False},
-        "hostname": name,
+        **({} if "uts" in shared else {"hostname": name}),
         "mounts": [
             {"destination": "/proc", "type": "proc", "source": "proc"},
             {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "strictatime", "mode=755"]},

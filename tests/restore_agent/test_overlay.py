@@ -185,7 +185,9 @@ def test_mounts_are_read_as_the_kernel_writes_them(roots: Callable[[], Root], tm
     """Of a process whose root is an overlay; its upper layer's path has what the kernel escapes."""
     root = Root(tmp_path / "a b", tmp_path / "image")
     shutil.copy(thaw_native.PLACEHOLDER, root.path / "waits")
-    script = f"mount --make-rprivate / && cd '{root.path}' && mkdir -p old && pivot_root . old && exec /waits"
+    script = (
+        f"mount --make-rprivate / && cd '{root.path}' && mkdir -p old proc && mount -t proc proc proc && pivot_root . old && exec /waits"
+    )
     process = subprocess.Popen(["unshare", "-m", "sh", "-c", script])
     try:
         while Path(f"/proc/{process.pid}/exe").readlink().name != "waits":

@@ -1,0 +1,349 @@
+"""Restoring into containers that runc made: a real CRIU, real cgroups, and a tenant inside who means no good."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from restore_agent.capture import CaptureRequest
+from restore_agent.container import Container, ContainerError
+from restore_agent.engine import Engine
+from restore_agent.manifest import EngineRecord
+from restore_agent.node import Node
+from restore_agent.phases import Phases
+from restore_agent.placeholder import SOCKET, Placeholder, PlaceholderError
+from restore_agent.restore import RestoreFailed
+from restore_agent.store import Snapshot
+from tests.restore_agent.containers import CAPABILITIES, Callers, Running, answering, container
+from tests.restore_agent.world import HERE, PORT
+
+pytestmark = pytest.mark.usefixtures("needs_criu", "needs_runc")
+IMAGE, ADDRESS = "sha256:0123", "10.1.2.3"
+CAP_SYS_RESOURCE = 1 << 24
+
+
+@pytest.fixture(scope="session")
+def needs_runc() -> None:
+    if shutil.which("runc") is None:
+        pytest.fail("these tests make containers by runc: apt-get install runc")
+
+
+@pytest.fixture(scope="session")
+def command(mapped: Path) -> list[str]:
+    """The server of server.py, started by a shell that changes the container's file system first."""
+    server = f"{sys.executable} {HERE / 'server.py'} {PORT} 8 {mapped} --child"
+    return ["/bin/sh", "-c", f"echo written >/etc/thaw-test && rm /etc/issue && exec {server}"]
+
+
+def nothing(phase: str, done: int, total: int) -> None:
+    """Progress that nobody looks at."""
+
+
+def request(command: list[str]) -> CaptureRequest:
+    record = EngineRecord(command=tuple(command), port=PORT, ready_timeout_seconds=60)
+    return CaptureRequest("team", "small", "small", record, canary_path="/sum", replace=True)
+
+
+@contextlib.asynccontextmanager
+async def a_node(state: Path) -> AsyncIterator[Node]:
+    async with Node.open("test", state / "state", state / "memory", state / "gpumem.sock") as node:
+        assert node.criu
+        yield node
+
+
+@pytest.fixture(scope="module")
+def taken(tmp_path_factory: pytest.TempPathFactory, command: list[str], needs_criu: None, needs_runc: None) -> tuple[Path, str]:
+    """A state folder with a snapshot that was taken, and proved, in a container; and what its engine answered."""
+    folder = tmp_path_factory.mktemp("containers")
+
+    async def take() -> str:
+        async with a_node(folder) as node, answering(folder / "bin") as callers, container(folder / "one", folder / "bin"):
+            place = Container(await callers.next(), IMAGE, ADDRESS)
+            captured = await node.capture(request(command), nothing, Phases(), place.open)
+            assert captured.snapshot.manifest.canary
+            assert not place.placeholder.ended.done(), "the container waits again"
+            await place.close()
+            return captured.snapshot.manifest.canary.answer
+
+    answer = asyncio.run(take())
+    return folder, answer
+
+
+@pytest.fixture
+async def node(taken: tuple[Path, str], tmp_path: Path) -> AsyncIterator[Node]:
+    shutil.copytree(taken[0] / "state", tmp_path / "state", symlinks=True)
+    async with a_node(tmp_path) as node:
+        yield node
+
+
+@pytest.fixture
+async def callers(tmp_path: Path) -> AsyncIterator[Callers]:
+    async with answering(tmp_path / "bin") as callers:
+        yield callers
+
+
+def snapshot_of(node: Node) -> Snapshot:
+    return node.store.get("team", "small")
+
+
+async def answer_of(engine: Engine, path: str = "/sum") -> object:
+    async with engine.session() as session:
+        return json.loads((await engine.ask(session, path)).body)
+
+
+async def test_the_process_that_was_dumped_comes_back_in_another_container(
+    node: Node, callers: Callers, tmp_path: Path, taken: tuple[Path, str]
+) -> None:
+    async with container(tmp_path / "two", callers.folder, memory=1 << 30) as two:
+        place = Container(await callers.next(), IMAGE, ADDRESS)
+        replica = await node.restore_into(place, "small", snapshot_of(node), Phases())
+        assert await answer_of(replica.engine) == json.loads(taken[1])
+        assert replica.engine.sandbox.route == (ADDRESS, "")
+        # Under the container's limits, in its namespaces, with its rights, the same pids, its pid 1 as their parent.
+        hosts = place.host_pids()
+        assert {process.pid for process in snapshot_of(node).manifest.processes} <= hosts.keys()
+        for pid, host in hosts.items():
+            groups = Path(f"/proc/{host}/cgroup").read_text()
+            assert groups == Path(f"/proc/{place.pid}/cgroup").read_text(), pid
+            for kind in ("pid", "mnt", "net", "ipc", "uts", "cgroup"):
+                assert Path(f"/proc/{host}/ns/{kind}").readlink() == Path(f"/proc/{place.pid}/ns/{kind}").readlink()
+            assert rights(host) == rights(place.pid)
+        assert f"PPid:\t{place.pid}\n" in Path(f"/proc/{hosts[replica.engine.pid]}/status").read_text()
+        assert charged(two) > 8 << 20, "what was filled is charged to the container"
+        # What the engine had changed in its file system.
+        assert two.execute("cat", "/etc/thaw-test") == "written\n"
+        gone = (two.upper / "etc/issue").lstat()
+        assert stat.S_ISCHR(gone.st_mode)
+        assert gone.st_rdev == 0
+        # It prints where the container prints, and its end is the container's.
+        await answer_of(replica.engine, "/count")
+        with contextlib.suppress(Exception):
+            await answer_of(replica.engine, "/exit")
+        assert await two.exit_code() == 3
+        assert "/count" in two.log()
+    await asyncio.wait_for(gone_from(node), 10)
+
+
+def rights(pid: int) -> list[str]:
+    kept = ("Uid", "Gid", "Groups", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp:")
+    return [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith(kept)]
+
+
+def charged(running: Running) -> int:
+    stats = json.loads(running.run("events", "--stats", running.name).stdout)
+    return int(stats["data"]["memory"]["usage"]["usage"])
+
+
+async def gone_from(node: Node) -> None:
+    while len(node.replicas):
+        await asyncio.sleep(0.01)  # its watcher takes it down
+
+
+async def test_signals_go_to_the_engine(node: Node, callers: Callers, tmp_path: Path) -> None:
+    async with container(tmp_path / "two", callers.folder) as two:
+        place = Container(await callers.next(), IMAGE, ADDRESS)
+        await node.restore_into(place, "small", snapshot_of(node), Phases())
+        two.kill("TERM")
+        assert await two.exit_code() == 128 + 15
+
+
+async def test_an_engine_outlives_its_agent(node: Node, callers: Callers, tmp_path: Path, taken: tuple[Path, str]) -> None:
+    async with container(tmp_path / "two", callers.folder) as two:
+        place = Container(await callers.next(), IMAGE, ADDRESS)
+        replica = await node.restore_into(place, "small", snapshot_of(node), Phases())
+        place.let_go()
+        again = await callers.next()
+        assert (again.pid, again.engine) == (place.pid, replica.engine.pid), "it says whom it watches over"
+        found = Container(again, IMAGE, ADDRESS)
+        found.take()
+        engine = Engine(replica.engine.record, found, found.output("small"), again.engine)
+        assert await answer_of(engine) == json.loads(taken[1])
+        os.kill(found.host_pids()[engine.pid], 9)
+        assert await asyncio.wait_for(asyncio.shield(found.exit_of(engine.pid)), 10) == 9
+        assert await two.exit_code() == 137
+
+
+async def test_cold_it_becomes_its_own_command(callers: Callers, tmp_path: Path) -> None:
+    own = ["sh", "-c", 'echo "I am $$ with [$SNAPSHOT_CONTROL_DIR] [$EXTRA]"; exit 7']
+    async with container(tmp_path / "two", callers.folder, own) as two:
+        placeholder = await callers.next()
+        assert list(placeholder.command) == own
+        placeholder.become(placeholder.command)
+        assert await two.exit_code() == 7
+        assert two.log().endswith("I am 1 with [] []\n")
+        await asyncio.wait_for(placeholder.ended, 10)
+
+
+async def test_what_cannot_be_restored_waits_again_and_is_as_it_was(
+    node: Node, callers: Callers, tmp_path: Path, mapped: Path, taken: tuple[Path, str]
+) -> None:
+    async with container(tmp_path / "two", callers.folder, ["sleep", "60"]) as two:
+        place = Container(await callers.next(), IMAGE, ADDRESS)
+        (two.folder / "root" / str(mapped).lstrip("/")).write_bytes(os.urandom(1 << 20))
+        with pytest.raises(RestoreFailed, match=r"weights\.bin.*changed") as changed:
+            await node.restore_into(place, "small", snapshot_of(node), Phases())
+        assert changed.value.reason == "incompatible"
+        assert not (two.folder / "root/etc/thaw-test").exists(), "what was laid out is taken away"
+        assert place.host_pids().keys() == {1}
+        other = Container(place.placeholder, "sha256:another", ADDRESS)
+        with pytest.raises(RestoreFailed, match="taken of image sha256:0123"):
+            await node.restore_into(other, "small", snapshot_of(node), Phases())
+        (two.folder / "root" / str(mapped).lstrip("/")).write_bytes(mapped.read_bytes())
+        replica = await node.restore_into(place, "small", snapshot_of(node), Phases())
+        assert await answer_of(replica.engine) == json.loads(taken[1])
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.01, 0.03, 0.06, 0.1])
+async def test_a_restore_that_is_given_up_leaves_nothing(node: Node, callers: Callers, tmp_path: Path, delay: float) -> None:
+    await node.stage(snapshot_of(node))
+    async with container(tmp_path / "two", callers.folder):
+        place = Container(await callers.next(), IMAGE, ADDRESS)
+        restoring = asyncio.create_task(node.restore_into(place, "small", snapshot_of(node), Phases()))
+        await asyncio.wait([restoring], timeout=delay)
+        restoring.cancel()
+        done, _ = await asyncio.wait([restoring], timeout=20)
+        assert done
+        if restoring.cancelled():
+            assert place.host_pids().keys() == {1}
+            await node.restore_into(place, "small", snapshot_of(node), Phases())
+
+
+async def test_a_snapshot_of_a_container_goes_nowhere_else(node: Node) -> None:
+    with pytest.raises(RestoreFailed, match="into pods only"):
+        await node.restorer.restore(snapshot_of(node), Phases())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"shared": ["network"]}, "shares the node's net namespace"),
+        ({"shared": ["ipc", "uts"]}, "shares the node's ipc, uts namespace"),
+        ({"capabilities": [*CAPABILITIES, "CAP_SYS_ADMIN"]}, "rights over the node"),
+    ],
+)
+async def test_a_container_with_access_to_the_node_is_refused(
+    callers: Callers, tmp_path: Path, options: dict[str, list[str]], message: str
+) -> None:
+    async with container(tmp_path / "two", callers.folder, **options):  # type: ignore[arg-type]
+        with pytest.raises(ContainerError, match=message):
+            await Container(await callers.next(), IMAGE, ADDRESS).open()
+
+
+async def test_a_process_of_a_tenant_is_no_placeholder(callers: Callers, tmp_path: Path) -> None:
+    """It can reach the socket as well; the kernel says that it is not pid 1."""
+    async with container(tmp_path / "two", callers.folder) as two:
+        real = await callers.next()
+        says = "hello\\0waiting\\x000\\x000\\0"
+        lies = f"import socket,time; s=socket.socket(1,5); s.connect('/run/thaw/bin/{SOCKET}'); s.send(b'{says}'); time.sleep(60)"
+        liar = await asyncio.create_subprocess_exec("runc", "exec", two.name, sys.executable, "-c", lies)
+        try:
+            false = await callers.next()
+            assert false.pid != real.pid
+            with pytest.raises(ContainerError, match="not pid 1"):
+                await Container(false, IMAGE, ADDRESS).open()
+        finally:
+            liar.kill()
+            await liar.wait()
+
+
+@pytest.mark.parametrize(
+    "message", [b"", b"x", b"\0" * 100, b"exited\0", b"exited\0x\0y\0", b"hello\0", b"spawned\0nan\0", b"hello" + b"\0-" * 9000]
+)
+async def test_a_caller_that_says_nonsense_is_hung_up_on(callers: Callers, message: bytes) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as caller:
+        caller.connect(str(callers.folder / SOCKET))
+        caller.send(message) if message else caller.shutdown(socket.SHUT_WR)
+        caller.settimeout(10)
+        assert await asyncio.to_thread(caller.recv, 10) == b""
+    assert callers.waiting.empty()
+
+
+async def test_links_of_a_tenant_lead_nowhere(node: Node, callers: Callers, tmp_path: Path) -> None:
+    """Into the control directory, and where changes are laid out: files of the node are neither read nor written."""
+    victim = tmp_path / "victim"
+    victim.write_text("the node's")
+    async with container(tmp_path / "two", callers.folder) as two:
+        place = await Container(await callers.next(), IMAGE, ADDRESS).open()
+        control = two.folder / "control"
+        for word in (".restore-complete", ".gpus.json", "ready-for-snapshot"):
+            (control / word).symlink_to(victim)
+        engine = Engine(snapshot_of(node).manifest.engine, place, place.output("small"), 1000)
+        engine.woken({"GPU-1": "GPU-2"})
+        assert (control / "restore-complete").is_file()
+        with contextlib.suppress(OSError):
+            assert not engine.is_ready
+        await place.close()
+        two.execute("sh", "-c", f"ln -s {victim} /etc/thaw-test")
+        await node.restore_into(place, "small", snapshot_of(node), Phases())
+        assert two.execute("cat", "/etc/thaw-test") == "written\n", "the link was replaced"
+    assert victim.read_text() == "the node's"
+
+
+async def test_a_moved_control_directory_is_an_error(callers: Callers, tmp_path: Path) -> None:
+    async with container(tmp_path / "two", callers.folder) as two:
+        two.execute("sh", "-c", "mv /run/thaw /run/away && ln -s /etc /run/thaw")
+        with pytest.raises(ContainerError, match="/run/thaw/control"):
+            await Container(await callers.next(), IMAGE, ADDRESS).open()
+
+
+async def test_a_program_with_libraries_is_never_run_inside(callers: Callers, tmp_path: Path) -> None:
+    async with container(tmp_path / "two", callers.folder):
+        place = await Container(await callers.next(), IMAGE, ADDRESS).open()
+        with pytest.raises(ContainerError, match="linked dynamically"):
+            await place.spawn([shutil.which("sleep") or "", "1"], {}, "/", [])
+
+
+async def test_an_engine_of_another_user(node: Node, callers: Callers, tmp_path: Path, mapped: Path) -> None:
+    """Taken and restored as the container's user, with none of the agent's rights."""
+    if not int(next(line for line in rights(os.getpid()) if line.startswith("CapEff")).split()[1], 16) & CAP_SYS_RESOURCE:
+        pytest.skip("CRIU needs CAP_SYS_RESOURCE to read the limits of another user's process, and this machine's root has none")
+    async with container(tmp_path / "two", callers.folder, user=1000, capabilities=[]) as two:
+        place = Container(await callers.next(), IMAGE, ADDRESS)
+        readable = two.folder / "root/srv"
+        for file in (HERE / "server.py", mapped):
+            (readable / file.name).write_bytes(file.read_bytes())
+        words = ["/usr/bin/python3", "/srv/server.py", str(PORT), "8", f"/srv/{mapped.name}"]
+        plain = dataclasses.replace(request(words), name="other")
+        captured = await node.capture(plain, nothing, Phases(), place.open)
+        replica = await node.restore_into(place, "other", captured.snapshot, Phases())
+        for host in place.host_pids().values():
+            assert "Uid:\t1000\t1000\t1000\t1000" in Path(f"/proc/{host}/status").read_text()
+            assert rights(host) == rights(place.pid)
+        await answer_of(replica.engine)
+
+
+async def test_files_of_an_empty_dir_are_not_there_in_the_next_pod(node: Node, callers: Callers, tmp_path: Path, mapped: Path) -> None:
+    async with container(tmp_path / "two", callers.folder):
+        place = Container(await callers.next(), IMAGE, ADDRESS, ["/var/cache"])
+        server = f"cp {mapped} /var/cache/map && exec {sys.executable} {HERE / 'server.py'} {PORT} 8 /var/cache/map"
+        with pytest.raises(ContainerError, match=r"uses /var/cache/map in an emptyDir \(/var/cache\)"):
+            await node.capture(dataclasses.replace(request(["/bin/sh", "-c", server]), name="other"), nothing, Phases(), place.open)
+
+
+async def test_a_placeholder_that_is_gone_says_so(callers: Callers, tmp_path: Path) -> None:
+    async with container(tmp_path / "two", callers.folder) as two:
+        placeholder: Placeholder = await callers.next()
+        two.kill("KILL")
+        await asyncio.wait_for(placeholder.ended, 10)
+        with pytest.raises(PlaceholderError, match="it is gone"):
+            placeholder.become(["true"])
+        with pytest.raises(ContainerError):
+            await Container(placeholder, IMAGE, ADDRESS).open()
+
+
+def test_left_overs_of_runc() -> None:
+    """The tests before this one left no container."""
+    found = subprocess.run(["runc", "list", "-q"], capture_output=True, text=True, check=True).stdout
+    assert [name for name in found.split() if name.startswith("thaw-test-")] == []
