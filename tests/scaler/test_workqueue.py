@@ -1,0 +1,74 @@
+"""The queue's promises: no key in two hands, none missed, failures ever later, and one failing key delays no other."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from scaler.workqueue import WorkQueue
+
+
+async def running(queue: WorkQueue[str], work: Callable[[str], Awaitable[float | None]], seconds: float) -> None:
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await queue.run(work)
+
+
+async def test_a_key_is_in_one_pair_of_hands_and_comes_again_if_it_changed_meanwhile() -> None:
+    queue: WorkQueue[str] = WorkQueue()
+    hands: Counter[str] = Counter()
+    done: list[str] = []
+
+    async def work(key: str) -> None:
+        hands[key] += 1
+        assert hands[key] == 1
+        if done.count(key) == 0:
+            for _ in range(5):
+                queue.add(key)
+        await asyncio.sleep(0.02)
+        hands[key] -= 1
+        done.append(key)
+
+    for key in ("a", "b", "a", "a"):
+        queue.add(key)
+    await running(queue, work, 0.3)
+    assert Counter(done) == {"a": 2, "b": 2}
+
+
+async def test_failures_come_again_ever_later_and_delay_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("scaler.workqueue._FIRST_RETRY_SECONDS", 0.05)
+    queue: WorkQueue[str] = WorkQueue()
+    loop = asyncio.get_running_loop()
+    tries: list[float] = []
+    fine: list[str] = []
+
+    async def work(key: str) -> None:
+        if key == "bad":
+            tries.append(loop.time())
+            raise RuntimeError("no")
+        fine.append(key)
+
+    queue.add("bad")
+    for number in range(20):
+        queue.add(f"good-{number}")
+    await running(queue, work, 1.0)
+    gaps = [later - earlier for earlier, later in zip(tries, tries[1:], strict=False)]
+    assert len(gaps) >= 3 and all(gap >= 0.05 * 2**number for number, gap in enumerate(gaps))
+    assert len(fine) == 20
+
+
+async def test_the_sooner_of_two_times_counts() -> None:
+    queue: WorkQueue[str] = WorkQueue()
+    loop = asyncio.get_running_loop()
+    begun = loop.time()
+    came: list[float] = []
+
+    async def work(key: str) -> float | None:
+        came.append(loop.time() - begun)
+        return 0.1 if len(came) == 1 else None
+
+    queue.add_after("a", 0.1)
+    queue.add_after("a", 60)
+    await running(queue, work, 0.6)
+    assert len(came) == 2 and came[0] >= 0.1 and came[1] >= 0.2
