@@ -3,6 +3,7 @@
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from itertools import pairwise
 
 import pytest
 
@@ -53,7 +54,7 @@ async def test_failures_come_again_ever_later_and_delay_no_other(monkeypatch: py
     for number in range(20):
         queue.add(f"good-{number}")
     await running(queue, work, 1.0)
-    gaps = [later - earlier for earlier, later in zip(tries, tries[1:], strict=False)]
+    gaps = [later - earlier for earlier, later in pairwise(tries)]
     assert len(gaps) >= 3 and all(gap >= 0.05 * 2**number for number, gap in enumerate(gaps))
     assert len(fine) == 20
 
