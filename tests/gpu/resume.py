@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import secrets
 import statistics
 import sys
@@ -37,7 +38,7 @@ from restore_agent.store import Catalog
 from tests.bench.__main__ import RESULTS, specs
 from tests.bench.figures import Figure, table
 from tests.bench.pages import disk_seconds, touched, uncache
-from tests.bench.restore import THAW, at_zero, run, rungs, spread, status
+from tests.bench.restore import THAW, at_zero, rungs, spread, status
 from tests.gpu.plain import plain
 from tests.gpu.serve import SIZES
 from tests.gpu.weights import write_checkpoint
@@ -100,10 +101,13 @@ async def measure(name: str, work: Path, cuda: Cuda) -> tuple[Bench, list[Figure
     server = [sys.executable, "-m", "tests.gpu.serve", str(PORT), name]
     cold_seconds, cold = await cold_start(server, work)
     console.print(f"cold start to the first answer {cold_seconds:.2f} s")
-    said = await run(*THAW, "snapshot", "create", "model", "--state", str(state), "--port", str(PORT), "--canary", "/answer",
+    compared, said = await compared_run("snapshot", "create", "model", "--state", str(state), "--port", str(PORT), "--canary", "/answer",
                      "--weights", str(work / "weights"), "--directory", str(ROOT), "--", *server)  # fmt: skip
     console.print(said.strip())
-    figures = [Figure("cold start, weights in the pool", cold_seconds, "s", detail="import torch, context, graph; one run")]
+    figures = [
+        Figure("cold start, weights in the pool", cold_seconds, "s", detail="import torch, context, graph; one run"),
+        Figure("pages of a restored process compared with the image", compared, "", at_least=1, detail="all of them, and none differs"),
+    ]
     bench = Bench(state, cold)
     async with system(state, "memory"):
         figures.append(await bench.case("staged", nothing))
@@ -115,6 +119,17 @@ async def measure(name: str, work: Path, cuda: Cuda) -> tuple[Bench, list[Figure
         figures.append(await bench.case("standby, kept when idle", lambda: until_rung(state, "standby")))
     figures.append(Figure("cold start ÷ staged", cold_seconds / bench.medians["staged"], "×"))
     return bench, figures
+
+
+async def compared_run(*arguments: str) -> tuple[int, str]:
+    """A command of `thaw` that compares every page of each replica that it restores. Returns how many, and what it printed."""
+    command = [sys.executable, "-m", "tests.restore_agent.compared", *arguments]
+    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE)
+    out, err = await process.communicate()
+    if process.returncode:
+        raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}:\n{err.decode()[-4000:]}")
+    lines = [line for line in err.decode().splitlines() if line.startswith("compared ")]
+    return sum(int(number) for line in lines for number in re.findall(r"\d+", line)), out.decode() + "\n".join(lines)
 
 
 class Bench:
