@@ -192,10 +192,11 @@ async def listening(folder: Path, called: Callable[[Placeholder], Awaitable[None
     """
     await asyncio.to_thread(_install, folder)
     path = folder / SOCKET
-    path.unlink(missing_ok=True)
+    path.unlink(missing_ok=True)  # of an agent that was killed
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * _MAX_MESSAGE)  # what is accepted inherits it
     listener.bind(str(path))
+    ours = path.stat().st_ino
     path.chmod(0o666)  # a container runs as any user; who it is comes from its pid
     listener.listen(_MAX_GREETING)
     greetings: set[asyncio.Task[None]] = set()
@@ -238,7 +239,9 @@ async def listening(folder: Path, called: Callable[[Placeholder], Awaitable[None
             task.cancel()
         await asyncio.gather(accepting, *greetings, return_exceptions=True)
         listener.close()
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            if path.stat().st_ino == ours:  # and not the next agent's
+                path.unlink()
 
 
 def _install(folder: Path) -> None:

@@ -17,7 +17,7 @@ import functools
 import json
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,8 +49,7 @@ SNAPSHOT, CAPTURE = "thaw.dev/snapshot", "thaw.dev/capture"  # labels: name of t
 CONTAINER, PORT, HEALTH, MODEL, DIGEST = (f"thaw.dev/{word}" for word in ("container", "port", "health", "model", "digest"))
 ENTRYPOINT, CANARY = (f"thaw.dev/{word}" for word in ("entrypoint", "canary"))
 CAPTURED, CAPTURE_FAILED = "thaw.dev/captured", "thaw.dev/capture-failed"  # by this agent
-# Folders of the node that a pod may mount all the same.
-_OUR_FOLDERS = (Path("/run/thaw/placeholder"), Path("/run/gpumem"))
+_GPUMEM = Path("/run/gpumem")  # the folders of the node that a pod may mount: this, and the placeholder's
 _PAUSE_SECONDS = 1.0  # before a placeholder that cannot be served yet is let go of: it calls again
 _SOON_SECONDS = 60.0  # an engine that ends in this time after its restore is not restored into that pod again
 _CALL_SECONDS = 3.0  # in which the placeholders of an agent that was replaced have called the new one
@@ -114,8 +113,9 @@ class Caller:
 class Pods:
     """Use `async with Pods.served(…)`."""
 
-    def __init__(self, node: Node, cluster: Cluster, cri: Cri) -> None:
+    def __init__(self, node: Node, cluster: Cluster, cri: Cri, folder: Path) -> None:
         self._node = node
+        self._folders = (folder, _GPUMEM)
         self._cluster = cluster
         self._cri = cri
         self._containers: dict[str, Container] = {}  # that hold an engine, by their pod's uid
@@ -127,7 +127,7 @@ class Pods:
     @contextlib.asynccontextmanager
     async def served(cls, node: Node, cluster: Cluster, cri: Cri, folder: Path) -> AsyncIterator[Pods]:
         """`folder`: of the node, mounted into the pods. Raises OSError: it cannot be written."""
-        pods = cls(node, cluster, cri)
+        pods = cls(node, cluster, cri, folder)
         cluster.on_change(pods._changed)
         async with listening(folder, pods._called):
             adopting = asyncio.create_task(pods._adopt_cold(), name="pods that were started cold")
@@ -172,7 +172,7 @@ class Pods:
         try:
             with phases.phase("verify"):
                 snapshot = await self._snapshot(caller)
-                _check_allowed(caller)
+                _check_allowed(caller, self._folders)
                 if time.monotonic() - self._restored.pop(pod.metadata.uid, -_SOON_SECONDS) < _SOON_SECONDS:
                     raise RestoreFailed("engine-failed", f"snapshot {snapshot}: its engine ended within a minute of the restore before")
             self._containers[pod.metadata.uid] = caller.container
@@ -255,7 +255,7 @@ class Pods:
                 _LOG.info("snapshot %s/%s of pod %s: %s", pod.metadata.namespace, name, pod, phase)
 
         try:
-            _check_allowed(caller)
+            _check_allowed(caller, self._folders)
             path, body = _canary(caller.annotation(CANARY))
             request = CaptureRequest(
                 namespace=check_name("namespace", pod.metadata.namespace),
@@ -361,7 +361,7 @@ def _engine_container(pod: Pod) -> str:
     return pod.metadata.annotations.get(CONTAINER) or (pod.spec.containers[0].name if pod.spec.containers else "")
 
 
-def _check_allowed(caller: Caller) -> None:
+def _check_allowed(caller: Caller, folders: Sequence[Path]) -> None:
     """What the kernel shows of the container is checked when it is opened; this is what was asked for. Raises Refused."""
     spec = caller.pod.spec
     asked = [name for name, set_ in (("hostPID", spec.host_pid), ("hostIPC", spec.host_ipc), ("hostNetwork", spec.host_network)) if set_]
@@ -369,7 +369,7 @@ def _check_allowed(caller: Caller) -> None:
         raise Refused(f"the pod asks for {', '.join(asked)}; a snapshot is restored only into pods that are apart from the node")
     for volume in spec.volumes:
         path = Path(volume.host_path.path) if volume.host_path else None
-        if path and (".." in path.parts or not any(path == ours or path.is_relative_to(ours) for ours in _OUR_FOLDERS)):
+        if path and (".." in path.parts or not any(path.is_relative_to(ours) for ours in folders)):
             raise Refused(f"volume {volume.name} of the pod is a folder of the node ({path}); use a volume of another kind")
     if caller.about.name != _engine_container(caller.pod):
         raise Refused(f"container {caller.about.name} is not the pod's engine, which is {_engine_container(caller.pod)}")

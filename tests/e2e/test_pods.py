@@ -1,0 +1,448 @@
+"""Pods of a real kubelet that a real agent restores into: what answers in them was dumped in another pod. And tenants who mean no good."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import grpc
+import pytest
+from thaw_proto import agent_pb2 as pb
+from thaw_proto import agent_pb2_grpc
+
+from tests.e2e.api import Api, Object, condition
+from tests.e2e.cluster.control import enter
+
+pytestmark = pytest.mark.own_cluster("runs an agent of its own on the node")
+IMAGE = "thaw.test/engine:1"
+PORT = 8000
+# What the engine changes in its container's file system on the way: a file that comes, and one that goes.
+SERVER = "echo written >/etc/thaw-test && rm /etc/debian_version && exec python3 -u /server.py $(WORDS)"
+WAITS = "echo started cold; exec sleep 1000"
+
+
+@dataclass
+class Agent:
+    """An agent on the node: its folder is this machine's too, and so its socket can be connected to from here."""
+
+    folder: Path
+    placeholder: Path  # on the node
+
+    @property
+    def state(self) -> Path:
+        return self.folder / "state"
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[subprocess.Popen[bytes]]:
+        """The process is nsenter's; `pid` is written by the agent's shell, as the node sees it."""
+        options = f"--node thaw-node --state {self.state} --placeholder {self.placeholder} --gpumem {self.folder}/gpumem.sock"
+        script = f"echo $$ >{self.folder}/pid && exec {sys.executable} -m scaler.cli agent --kubernetes {options}"
+        with (self.folder / "log").open("ab") as log:
+            process = subprocess.Popen([*enter(), "sh", "-c", script], stdout=log, stderr=log)
+        try:
+            yield process
+        finally:
+            self.signal(signal.SIGTERM)
+            process.wait(30)
+
+    def signal(self, number: signal.Signals) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            subprocess.run(
+                [*enter(), "kill", f"-{int(number)}", (self.folder / "pid").read_text().strip()], check=False, capture_output=True
+            )
+
+    @contextlib.asynccontextmanager
+    async def stub(self) -> AsyncIterator[agent_pb2_grpc.AgentAsyncStub]:
+        async with grpc.aio.insecure_channel(f"unix:{self.state / 'agent.sock'}") as channel:
+            async with asyncio.timeout(60):
+                await channel.channel_ready()
+            yield agent_pb2_grpc.AgentStub(channel)
+
+    async def ready(self) -> None:
+        """Until it serves pods."""
+        async with asyncio.timeout(60):
+            while "are restored into" not in self.log().rpartition("serves on")[2]:
+                await asyncio.sleep(0.1)  # a log tells nobody that it grew
+
+    def log(self) -> str:
+        path = self.folder / "log"
+        return path.read_text() if path.exists() else ""
+
+
+@pytest.fixture(scope="module")
+def agent(images: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
+    """One for all tests; those that end it start another."""
+    name = f"thaw-{secrets.token_hex(3)}"
+    agent = Agent(tmp_path_factory.mktemp("agent"), Path(f"/run/{name}/placeholder"))
+    yield agent
+    subprocess.run([*enter(), "rm", "-rf", f"/run/{name}"], check=True)
+    shutil.rmtree(agent.folder)
+
+
+@pytest.fixture
+async def running(agent: Agent) -> AsyncIterator[Agent]:
+    with agent.running():
+        await agent.ready()
+        yield agent
+
+
+def pod(agent: Agent, name: str, labels: dict[str, str], command: list[str], **spec: Any) -> Object:
+    """As the webhook leaves it."""
+    engine: Object = {
+        "name": "engine",
+        "image": IMAGE,
+        "imagePullPolicy": "Never",
+        "command": ["/run/thaw/bin/thaw-placeholder", "--", *command],
+        "env": [{"name": "SNAPSHOT_CONTROL_DIR", "value": "/run/thaw/control"}, {"name": "WORDS", "value": f"{PORT} 16 /mapped"}],
+        "securityContext": {"seccompProfile": {"type": "Localhost", "localhostProfile": "thaw.json"}},
+        "volumeMounts": [
+            {"name": "thaw-placeholder", "mountPath": "/run/thaw/bin", "readOnly": True},
+            {"name": "thaw-control", "mountPath": "/run/thaw/control"},
+        ],
+    }
+    if "thaw.dev/capture" not in labels:
+        engine["readinessProbe"] = {"httpGet": {"path": "/health", "port": PORT}, "periodSeconds": 1}
+    volumes = [
+        {"name": "thaw-placeholder", "hostPath": {"path": str(agent.placeholder), "type": "Directory"}},
+        {"name": "thaw-control", "emptyDir": {"medium": "Memory"}},
+    ]
+    told = {"container": "engine", "port": str(PORT), "health": "/health", "model": "small", "canary": json.dumps({"path": "/sum"})}
+    engine.update(spec.pop("container", {}))
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name, "labels": labels, "annotations": {f"thaw.dev/{key}": value for key, value in told.items()}},
+        "spec": {
+            "restartPolicy": "Never" if "thaw.dev/capture" in labels else "Always",
+            "terminationGracePeriodSeconds": 1,
+            "containers": [engine],
+            "volumes": [*volumes, *spec.pop("volumes", [])],
+            **spec,
+        },
+    }
+
+
+def restored(agent: Agent, name: str, **spec: Any) -> Object:
+    return pod(agent, name, {"thaw.dev/snapshot": "small"}, ["sh", "-c", SERVER], **spec)
+
+
+async def capture(api: Api, agent: Agent, namespace: str, command: str = SERVER, name: str = "small") -> dict[str, str]:
+    """The annotations of the capture pod when it has ended."""
+    await api.apply(pod(agent, f"capture-{name}", {"thaw.dev/capture": name}, ["sh", "-c", command]), namespace=namespace)
+    done = await api.until("Pod", namespace, f"capture-{name}", lambda one: one and one["status"]["phase"] in ("Succeeded", "Failed"), 120)
+    assert done
+    found: dict[str, str] = done["metadata"]["annotations"]
+    return found
+
+
+async def answer(address: str, path: str = "/sum") -> Any:
+    async with (
+        aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(10)) as session,
+        session.get(f"http://{address}:{PORT}{path}") as response,
+    ):
+        assert response.status == 200
+        return await response.json()
+
+
+async def events(api: Api, namespace: str, name: str, *reasons: str) -> list[tuple[str, str]]:
+    """Of the agent about a pod, once these reasons are among them."""
+    async with asyncio.timeout(60):
+        while True:
+            every = await api.list("Event", namespace)
+            found = [(one["reason"], one["message"]) for one in every if one["involvedObject"]["name"] == name]
+            if set(reasons) <= {reason for reason, _ in found}:
+                return found
+            await asyncio.sleep(0.2)  # events are many: they are listed
+
+
+async def watch(agent: Agent) -> AsyncIterator[pb.Replica]:
+    async with agent.stub() as stub:
+        async for update in stub.Watch(pb.WatchRequest()):
+            if update.HasField("replica"):
+                yield update.replica
+
+
+def manifest(agent: Agent, namespace: str) -> Any:
+    return json.loads((agent.state / f"names/{namespace}/small").resolve().joinpath("manifest.json").read_text())
+
+
+async def test_what_answers_in_the_pod_was_dumped_in_another(api: Api, namespace: str, running: Agent) -> None:
+    annotations = await capture(api, running, namespace)
+    assert annotations.get("thaw.dev/captured"), annotations
+    heard = watch(running)
+    begin = time.monotonic()
+    await api.apply(restored(running, "one"), namespace=namespace)
+    async with asyncio.timeout(60):
+        replica = await anext(heard)
+    told = time.monotonic() - begin
+    assert replica.origin == pb.ORIGIN_RESTORED
+    assert (replica.snapshot.namespace, replica.snapshot.name) == (namespace, "small")
+    known = manifest(running, namespace)
+    assert await answer(replica.endpoint.host) == json.loads(known["canary"]["answer"])
+    ready = await api.until("Pod", namespace, "one", lambda one: condition(one, "Ready"))
+    print(f"the agent's word came {told:.2f} s after the pod was made, the kubelet's {time.monotonic() - begin:.2f} s")
+    assert ready
+    assert ready["status"]["podIP"] == replica.endpoint.host
+    assert replica.endpoint.netns == ""
+    said = dict(await events(api, namespace, "one", "Restored"))["Restored"]
+    assert known["namespace"] in said
+    shown = await run_in(namespace, "one", f"cat /etc/thaw-test /proc/{known['root_pid']}/cgroup; ls /etc/debian_version")
+    uid = ready["metadata"]["uid"]
+    assert shown.startswith("written\n")
+    assert f"/pod{uid}/" in shown, "in the kubelet's cgroup for this pod"
+    assert "No such file" in shown, "what the engine removed is gone here too"
+    # A pod that is being deleted is gone for the gateway before its process is.
+    await api.delete("Pod", namespace, "one")
+    async with asyncio.timeout(30):
+        gone = await anext(heard)
+    assert gone.state == pb.REPLICA_GONE
+    assert "deleted" in gone.detail
+    await heard.aclose()
+
+
+async def run_in(namespace: str, name: str, script: str) -> str:
+    command = [*enter(), "kubectl", "exec", "-n", namespace, name, "--", "sh", "-c", f"{script} 2>&1; true"]
+    return (await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, check=True)).stdout
+
+
+HOSTILE: dict[str, tuple[dict[str, Any], str, str]] = {
+    "hostnetwork": ({"hostNetwork": True}, "SnapshotRefused", "hostNetwork"),
+    "hostpid": ({"hostPID": True}, "SnapshotRefused", "hostPID"),
+    "hostipc": ({"hostIPC": True}, "SnapshotRefused", "hostIPC"),
+    "hostpath": ({"volumes": [{"name": "node", "hostPath": {"path": "/"}}]}, "SnapshotRefused", "a folder of the node"),
+    "trick": ({"volumes": [{"name": "node", "hostPath": {"path": "/run/gpumem/../../etc"}}]}, "SnapshotRefused", "a folder of the node"),
+    "privileged": ({"container": {"securityContext": {"privileged": True}}}, "RestoreFailed", "rights over the node"),
+    "caps": ({"container": {"securityContext": {"capabilities": {"add": ["SYS_PTRACE"]}}}}, "RestoreFailed", "rights over the node"),
+}
+
+
+async def test_pods_that_reach_for_the_node_are_refused_and_start_cold(api: Api, namespace: str, running: Agent) -> None:
+    assert (await capture(api, running, namespace)).get("thaw.dev/captured")
+    accepted = []
+    for name, (spec, _, _) in HOSTILE.items():
+        with contextlib.suppress(Exception):  # the API server refuses a path with ".." by itself
+            await api.apply(pod(running, name, {"thaw.dev/snapshot": "small"}, ["sh", "-c", WAITS], **dict(spec)), namespace=namespace)
+            accepted.append(name)
+    assert set(accepted) >= HOSTILE.keys() - {"trick"}
+    for name in accepted:
+        _, reason, words = HOSTILE[name]
+        found = await events(api, namespace, name, reason, "ColdStarted")
+        assert words in dict(found)[reason], (name, found)
+        assert await api.log_of(namespace, name) == "started cold\n", name
+
+
+async def test_names_that_belong_to_others_or_to_nobody(api: Api, namespace: str, running: Agent) -> None:
+    """Another namespace's snapshot, a name with path tricks, a digest that is not there, the label on the wrong container."""
+    assert (await capture(api, running, namespace)).get("thaw.dev/captured")
+    stranger = f"{namespace[:50]}-x"
+    await api.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": stranger}})
+    try:
+        await api.until("ServiceAccount", stranger, "default", lambda one: one)
+        cold = ["sh", "-c", WAITS]
+        await api.apply(pod(running, "thief", {"thaw.dev/snapshot": "small"}, cold), namespace=stranger)
+        await api.apply(pod(running, "path", {"thaw.dev/snapshot": "a..b"}, cold), namespace=namespace)
+        forged = pod(running, "digest", {"thaw.dev/snapshot": "small"}, cold)
+        forged["metadata"]["annotations"]["thaw.dev/digest"] = "ab" * 32
+        await api.apply(forged, namespace=namespace)
+        other = pod(running, "other", {"thaw.dev/snapshot": "small"}, cold)
+        other["metadata"]["annotations"]["thaw.dev/container"] = "sidecar"
+        await api.apply(other, namespace=namespace)
+        for where, name, reason, words in (
+            (stranger, "thief", "RestoreFailed", f"no snapshot {stranger}/small"),
+            (namespace, "path", "SnapshotRefused", "is not allowed"),
+            (namespace, "digest", "RestoreFailed", "not abababab"),
+            (namespace, "other", "SnapshotRefused", "not the pod's engine"),
+        ):
+            found = dict(await events(api, where, name, reason, "ColdStarted"))
+            assert words in found[reason], found
+            assert await api.log_of(where, name) == "started cold\n"
+    finally:
+        await api.delete("Pod", stranger, "thief", grace_seconds=0)
+        await api.delete("Namespace", "", stranger)
+
+
+async def test_an_edited_manifest_is_found(api: Api, namespace: str, running: Agent) -> None:
+    assert (await capture(api, running, namespace)).get("thaw.dev/captured")
+    path = (running.state / f"names/{namespace}/small").resolve() / "manifest.json"
+    path.write_text(path.read_text().replace('"port":8000', '"port":8001'))
+    await api.apply(pod(running, "one", {"thaw.dev/snapshot": "small"}, ["sh", "-c", WAITS]), namespace=namespace)
+    found = dict(await events(api, namespace, "one", "RestoreFailed", "ColdStarted"))
+    assert "changed after it was published" in found["RestoreFailed"]
+
+
+async def test_a_cold_pod_serves_and_is_known(api: Api, namespace: str, running: Agent) -> None:
+    heard = watch(running)
+    cold = restored(running, "one")
+    await api.apply(cold, namespace=namespace)
+    async with asyncio.timeout(60):
+        replica = await anext(heard)
+    assert replica.origin == pb.ORIGIN_COLD
+    assert (replica.snapshot.namespace, replica.snapshot.name, replica.model) == (namespace, "", "small")
+    assert "no snapshot" in replica.detail
+    await answer(replica.endpoint.host)
+    await heard.aclose()
+
+
+async def test_the_image_s_own_entrypoint(api: Api, namespace: str, running: Agent) -> None:
+    """A pod that names no command: the agent asks the runtime for the image's, and the pod's arguments follow it."""
+    plain = restored(running, "one")
+    plain["metadata"]["annotations"]["thaw.dev/entrypoint"] = "image"
+    plain["spec"]["containers"][0] |= {"command": ["/run/thaw/bin/thaw-placeholder"], "args": [str(PORT), "1", "/mapped"]}
+    await api.apply(plain, namespace=namespace)
+    assert await api.until("Pod", namespace, "one", lambda one: condition(one, "Ready"))
+    shown = await run_in(namespace, "one", "tr '\\0' ' ' </proc/1/cmdline; env")
+    assert shown.startswith(f"python3 -u /server.py {PORT} 1 /mapped ")
+
+
+async def test_an_agent_that_is_killed_loses_no_pod(api: Api, namespace: str, agent: Agent) -> None:
+    with agent.running():
+        await agent.ready()
+        assert (await capture(api, agent, namespace)).get("thaw.dev/captured")
+        await api.apply(restored(agent, "one"), namespace=namespace)
+        await api.apply(pod(agent, "cold", {"thaw.dev/snapshot": "none"}, ["sh", "-c", SERVER]), namespace=namespace)
+        pods = {name: await api.until("Pod", namespace, name, lambda one: condition(one, "Ready")) for name in ("one", "cold")}
+        agent.signal(signal.SIGKILL)
+    addresses = {name: one["status"]["podIP"] for name, one in pods.items() if one}
+    expected = json.loads(manifest(agent, namespace)["canary"]["answer"])
+    assert await answer(addresses["one"]) == expected, "nobody needs the agent to go on"
+    # A pod that is made while there is none waits for the next.
+    await api.apply(restored(agent, "late"), namespace=namespace)
+    assert await api.until("Pod", namespace, "late", lambda one: one and one["status"]["phase"] == "Running")
+    with agent.running():
+        found: dict[str, pb.Replica] = {}
+        async with asyncio.timeout(60):
+            async for replica in watch(agent):
+                found[replica.endpoint.host] = replica
+                if len(found) == 3:
+                    break
+        assert found[addresses["one"]].origin == pb.ORIGIN_RESTORED
+        assert found[addresses["cold"]].origin == pb.ORIGIN_COLD
+        late = await api.until("Pod", namespace, "late", lambda one: condition(one, "Ready"))
+        assert late
+        assert await answer(late["status"]["podIP"]) == expected
+        assert all(one["restartCount"] == 0 for one in late["status"]["containerStatuses"])
+
+
+async def test_an_engine_that_ends_soon_after_is_started_cold(api: Api, namespace: str, running: Agent) -> None:
+    assert (await capture(api, running, namespace)).get("thaw.dev/captured")
+    await api.apply(restored(running, "one"), namespace=namespace)
+    ready = await api.until("Pod", namespace, "one", lambda one: condition(one, "Ready"))
+    assert ready
+    with contextlib.suppress(aiohttp.ClientError):
+        await answer(ready["status"]["podIP"], "/exit")
+    again = await api.until("Pod", namespace, "one", lambda one: one and one["status"]["containerStatuses"][0]["restartCount"] == 1)
+    assert again
+    assert again["status"]["containerStatuses"][0]["lastState"]["terminated"]["exitCode"] == 3, "the engine's own"
+    found = [note for reason, note in await events(api, namespace, "one", "RestoreFailed") if reason == "RestoreFailed"]
+    assert "within a minute" in found[0]
+    assert await api.until("Pod", namespace, "one", lambda one: condition(one, "Ready"))
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("echo no; exit 5", "exit code 5"),
+        ("cp /server.py /mnt/x; exec python3 -u /server.py 8000 1 /mnt/x", "emptyDir"),
+        ("exec sleep 99", "/sum"),
+    ],
+)
+async def test_a_capture_that_fails_says_why(api: Api, namespace: str, running: Agent, command: str, words: str) -> None:
+    wanted = pod(
+        running, "capture-small", {"thaw.dev/capture": "small"}, ["sh", "-c", command], volumes=[{"name": "scratch", "emptyDir": {}}]
+    )
+    wanted["spec"]["containers"][0]["volumeMounts"].append({"name": "scratch", "mountPath": "/mnt"})
+    if words == "/sum":
+        wanted["metadata"]["annotations"]["thaw.dev/canary"] = json.dumps({"path": "no/slash"})
+        words = "does not begin with /"
+    if "cp" in command:
+        wanted["spec"]["containers"][0]["command"][-1] = "cp /mapped /mnt/x; exec python3 -u /server.py 8000 1 /mnt/x"
+    await api.apply(wanted, namespace=namespace)
+    done = await api.until("Pod", namespace, "capture-small", lambda one: one and one["status"]["phase"] in ("Succeeded", "Failed"), 120)
+    assert done
+    assert words in done["metadata"]["annotations"]["thaw.dev/capture-failed"]
+    assert "thaw.dev/captured" not in done["metadata"]["annotations"]
+    assert words in dict(await events(api, namespace, "capture-small", "CaptureFailed"))["CaptureFailed"]
+
+
+async def test_a_gpu_that_another_pod_is_given_is_given_back(api: Api, namespace: str, running: Agent, tmp_path: Path) -> None:
+    """gpumem on the host's memory, whose device is called `host`; the kubelet hands out a device of that name."""
+    resource = f"thaw.test/{secrets.token_hex(3)}"
+    gpumem = [sys.executable, "-c", "from gpumem.commands import app; app()"]
+    plugin = [
+        *enter(),
+        sys.executable,
+        str(Path(__file__).parent / "device_plugin.py"),
+        "/var/lib/kubelet/device-plugins",
+        resource,
+        "host",
+    ]
+    with contextlib.ExitStack() as stack:
+
+        def started(command: list[str]) -> subprocess.Popen[str]:
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+            return process
+
+        started([*gpumem, "serve", "--reserve", "256M", "--device", "host", "--socket", str(running.folder / "gpumem.sock")])
+        registered = started(plugin)
+        assert registered.stdout
+        assert await asyncio.to_thread(registered.stdout.readline) == "registered\n"
+        await api.until("Node", "", "thaw-node", lambda one: one and one["status"]["allocatable"].get(resource) == "1")
+        assert await wanted_bytes(gpumem, running) == 256 << 20
+        foreign = {
+            "name": "job",
+            "image": IMAGE,
+            "imagePullPolicy": "Never",
+            "command": ["sleep", "1000"],
+            "resources": {"limits": {resource: 1}},
+        }
+        begin = time.monotonic()
+        await api.apply(
+            {
+                "apiVersion": "v1",
+                "kind": "Pod",
+                "metadata": {"name": "foreign"},
+                "spec": {"containers": [foreign], "terminationGracePeriodSeconds": 0},
+            },
+            namespace=namespace,
+        )
+        while await wanted_bytes(gpumem, running):
+            assert time.monotonic() - begin < 30
+        print(f"given back {time.monotonic() - begin:.2f} s after the pod was made")
+        await api.delete("Pod", namespace, "foreign", grace_seconds=0)
+        begin = time.monotonic()
+        while await wanted_bytes(gpumem, running) != 256 << 20:
+            assert time.monotonic() - begin < 30
+
+
+async def wanted_bytes(gpumem: list[str], agent: Agent) -> int:
+    from gpumem.control import Control  # noqa: PLC0415
+    from gpumem.errors import PeerGone  # noqa: PLC0415
+
+    for _ in range(100):
+        try:
+            async with Control.connected(agent.folder / "gpumem.sock") as control:
+                return (await control.status()).devices[0].wanted_bytes
+        except PeerGone:
+            await asyncio.sleep(0.05)  # it starts
+    raise AssertionError("gpumem does not answer")
+
+
+def test_nothing_of_the_agents_is_left(agent: Agent) -> None:
+    shown = subprocess.run([*enter(), "ls", str(agent.placeholder)], capture_output=True, text=True, check=True).stdout.split()
+    assert shown == ["thaw-placeholder"], "the socket goes with the agent"
+    assert os.listdir(agent.state / "tmp") == []  # noqa: PTH208
