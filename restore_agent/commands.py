@@ -25,8 +25,6 @@ from rich.table import Table
 from thaw_proto import agent_pb2, agent_pb2_grpc
 
 from restore_agent.chunks import CorruptChunk
-from restore_agent.cluster import ClusterError
-from restore_agent.cri import CriError
 from restore_agent.engines import KINDS, Setting, UnsuitableCommand, prepare
 from restore_agent.main import DEFAULT_STATE, AgentError, Kubernetes, Listen, enter_own_mounts, run, serving, socket_of
 from restore_agent.manifest import InvalidName
@@ -284,8 +282,6 @@ def _errors() -> Any:
     except (
         AgentError,
         BadCertificate,
-        ClusterError,
-        CriError,
         UnsuitableCommand,
         StoreBusy,
         NotFound,

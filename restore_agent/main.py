@@ -16,14 +16,10 @@ from pathlib import Path
 import grpc
 from thaw_proto import agent_pb2_grpc
 
-from restore_agent import metrics, seccomp
-from restore_agent.cluster import Cluster
-from restore_agent.cri import Cri
+from restore_agent import metrics
 from restore_agent.node import Node
-from restore_agent.pods import SNAPSHOT, Pods
 from restore_agent.service import AgentService
 from restore_agent.tls import OnlyTheScaler, server_credentials
-from restore_agent.yielding import Yielding
 
 DEFAULT_STATE = Path("/var/lib/thaw")
 _STOP_SECONDS = 5.0
@@ -111,7 +107,7 @@ async def run(
     listen: Listen | None = None,
     kubernetes: Kubernetes | None = None,
 ) -> None:
-    """Until SIGTERM or SIGINT. Raises what `serving` does, ClusterError, CriError."""
+    """Until SIGTERM or SIGINT. Raises what `serving` does."""
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -123,7 +119,9 @@ async def run(
         if kubernetes is None:
             await stop.wait()
             return
-        pods = asyncio.create_task(_serve_pods(node, kubernetes), name="pods")
+        from restore_agent.on_kubernetes import serve_pods  # noqa: PLC0415  (only here is the API's client needed)
+
+        pods = asyncio.create_task(serve_pods(node, kubernetes), name="pods")
         stopped = asyncio.create_task(stop.wait())
         await asyncio.wait([pods, stopped], return_when=asyncio.FIRST_COMPLETED)
         stopped.cancel()
@@ -131,19 +129,6 @@ async def run(
             pods.result()
         pods.cancel()
         await asyncio.gather(pods, return_exceptions=True)
-
-
-async def _serve_pods(node: Node, kubernetes: Kubernetes) -> None:
-    """For ever. Raises ClusterError, CriError, OSError."""
-    await asyncio.to_thread(seccomp.install, kubernetes.kubelet / "seccomp")
-    async with (
-        Cluster.connected(node.name) as cluster,
-        Cri.connected(kubernetes.cri) as cri,
-        Pods.served(node, cluster, cri, kubernetes.placeholder),
-        Yielding.watching(cluster, kubernetes.kubelet, node.weights.socket, SNAPSHOT, node.store.state),
-    ):
-        _LOG.info("pods of node %s are restored into", node.name)
-        await asyncio.Event().wait()
 
 
 def _memory(state: Path) -> Path:

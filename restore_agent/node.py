@@ -159,19 +159,22 @@ class Node:
         """Image, weights and a standby; returns the seconds. Raises what `stage` does, RestoreFailed."""
         begin = time.monotonic()
         await self.stage(snapshot)
-        async with self._preparing.setdefault(snapshot.digest, asyncio.Lock()):
+        async with self._making(snapshot):
             if snapshot.digest not in self.standbys:
-                standby = await self.restorer.prepare(snapshot)
-                if snapshot.digest in self.standbys:  # a replica was demoted meanwhile
-                    await standby.close()
-                else:
-                    self.standbys.add(standby, keep_seconds)
+                self.standbys.add(await self.restorer.prepare(snapshot), keep_seconds)
         return time.monotonic() - begin
+
+    def _making(self, snapshot: Snapshot) -> asyncio.Lock:
+        """Held by whoever makes a standby of it."""
+        return self._preparing.setdefault(snapshot.digest, asyncio.Lock())
 
     async def demote(self, replica_id: str, keep_seconds: float) -> str:
         """Makes a replica the standby of its snapshot; where that cannot be, ends it and says why. Raises NoReplica."""
-        replica = self.replicas.detach(replica_id)
-        why = await self._demote(replica, keep_seconds)
+        snapshot = self.replicas.get(replica_id).snapshot
+        # Held before anybody hears that the replica is gone: who then asks for a standby gets this one.
+        async with self._making(snapshot) if snapshot else contextlib.nullcontext():
+            replica = self.replicas.detach(replica_id)
+            why = await self._demote(replica, keep_seconds)
         if why:
             await replica.engine.sandbox.close()
             replica.engine.output.close()
@@ -191,8 +194,6 @@ class Node:
             standby = await self.restorer.demote(replica.engine, snapshot)
         except (RestoreFailed, NotFound, Corrupt) as error:
             return str(error)
-        if snapshot.digest in self.standbys:
-            return "its snapshot has a standby"
         self.standbys.add(standby, keep_seconds)
         return ""
 

@@ -77,7 +77,7 @@ class Planner:
             if section.stage == "disk" or not node.synced.is_set():
                 continue
             self._stage(node, model)
-            if section.stage == "standby" and not self._nodes.replicas_of(model) and not self._ledger.demand(model).pending:
+            if section.stage == "standby" and not self._nodes.replicas_of(model) and not self._ledger.demand_anywhere(model).pending:
                 self._prepare(node, model)
 
     def _stage(self, node: Node, model: str) -> None:

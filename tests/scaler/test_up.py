@@ -44,12 +44,13 @@ class System:
         process = await thaw("status", "--json", "--state", str(self.state))
         return json.loads(process)
 
-    async def until(self, **numbers: int) -> Any:
-        """Waits for a model to have these numbers."""
-        async with asyncio.timeout(20):
+    async def until(self, **wanted: int | str) -> Any:
+        """Waits for a model to be so."""
+        async with asyncio.timeout(20), aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(self.state / "status.sock"))) as session:
             while True:
-                (model,) = (await self.status())["models"]
-                if all(model[key] == value for key, value in numbers.items()):
+                async with session.get("http://thaw/") as response:
+                    (model,) = (await response.json())["models"]
+                if all(model[key] == value for key, value in wanted.items()):
                     return model
                 await asyncio.sleep(0.05)  # status has no stream
 
@@ -244,3 +245,21 @@ def test_a_bad_file_is_refused_by_name(tmp_path: Path, content: str, word: str) 
 
 async def test_status_without_a_system(tmp_path: Path) -> None:
     assert "is `thaw up` running" in await thaw("status", "--state", str(tmp_path), code=1)
+
+
+async def test_a_standby_waits_for_the_first_request_and_an_idle_replica_becomes_one(state: Path) -> None:
+    async with system(state, {"stage": "standby"}) as made:
+        await made.until(rung="standby", ready=0)
+        first = (await made.ask())["count"]
+        (activation,) = (await made.status())["activations"]
+        assert "image" in activation["phases"] and "staged" not in activation["phases"], "it was woken, and not restored"
+        await made.until(rung="standby", ready=0, wanted=0)
+        assert (await made.ask())["count"] == first + 1, "the process that answered before"
+
+
+async def test_an_idle_replica_is_kept_for_a_while(state: Path) -> None:
+    async with system(state, {"standby_seconds": 2}) as made:
+        await made.until(rung="memory", ready=0)
+        await made.ask()
+        await made.until(rung="standby", ready=0)
+        await made.until(rung="memory", ready=0)

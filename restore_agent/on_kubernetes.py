@@ -1,0 +1,32 @@
+"""The agent's part on Kubernetes, wired together. A module of its own, since the API's client takes longer to import than all the rest."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from restore_agent import seccomp
+from restore_agent.cluster import Cluster, ClusterError
+from restore_agent.cri import Cri, CriError
+from restore_agent.main import AgentError, Kubernetes
+from restore_agent.node import Node
+from restore_agent.pods import SNAPSHOT, Pods
+from restore_agent.yielding import Yielding
+
+_LOG = logging.getLogger("thaw.agent")
+
+
+async def serve_pods(node: Node, kubernetes: Kubernetes) -> None:
+    """For ever. Raises AgentError, OSError."""
+    await asyncio.to_thread(seccomp.install, kubernetes.kubelet / "seccomp")
+    try:
+        async with (
+            Cluster.connected(node.name) as cluster,
+            Cri.connected(kubernetes.cri) as cri,
+            Pods.served(node, cluster, cri, kubernetes.placeholder),
+            Yielding.watching(cluster, kubernetes.kubelet, node.weights.socket, SNAPSHOT, node.store.state),
+        ):
+            _LOG.info("pods of node %s are restored into", node.name)
+            await asyncio.Event().wait()
+    except (ClusterError, CriError) as error:
+        raise AgentError(str(error)) from error
