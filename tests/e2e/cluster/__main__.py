@@ -122,19 +122,27 @@ def join_networks(pid: int) -> Addresses:
 
 
 def down() -> None:
-    """Ends the node, then removes what the kernel keeps beyond it. Good also for what a crash left."""
+    """Ends the node, then removes what the kernel keeps beyond it. Good also for what a crash left, its state folder lost or not."""
     end_node()
     if ADDRESSES.exists():
-        addresses = current()
-        for _ in attempts(f"the interface {addresses.interface} is gone"):
-            if not Path("/sys/class/net", addresses.interface).exists():
+        own = current()
+        for _ in attempts(f"the interface {own.interface} is gone"):
+            if not joined(own):
                 break
-        for group in cgroups(addresses):
+        for group in cgroups(own):
             for _ in attempts(f"nothing runs in {group}"):
                 if remove_groups(group):
                     break
+    for other in map(Addresses, range(MOST_CLUSTERS)):
+        if not joined(other):
+            for group in cgroups(other):
+                remove_groups(group)
     if STATE.exists():
         shutil.rmtree(STATE)
+
+
+def joined(addresses: Addresses) -> bool:
+    return Path("/sys/class/net", addresses.interface).exists()
 
 
 def end_node() -> None:

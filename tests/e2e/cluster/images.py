@@ -12,13 +12,14 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from tests.e2e.cluster.layout import ARCHIVES, CACHE
+from tests.e2e.cluster.layout import ARCHIVES, CACHE, OVERLAYFS_MAGIC
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 STORE = CACHE / "buildah"
@@ -27,6 +28,7 @@ BASE = "localhost/thaw-base:bookworm"
 LEFT_OUT = ("usr/share/doc", "usr/share/man", "usr/share/info", "usr/share/locale", "var/cache/apt", "var/lib/apt/lists")
 # What makes apt, pip and uv work on this machine. uv trusts its own list of authorities unless told otherwise.
 SETTINGS = ("etc/apt/sources.list", "etc/apt/sources.list.d", "etc/apt/apt.conf.d", "etc/ssl/certs/ca-certificates.crt", "etc/pip.conf")
+MOST_LAYERS = 60
 UV_SETTINGS = "native-tls = true\n"
 
 
@@ -41,6 +43,14 @@ class Image:
     @property
     def archive(self) -> Path:
         return ARCHIVES / f"{self.name.rpartition('/')[2].replace(':', '-')}.tar"
+
+    @property
+    def kept(self) -> Path:
+        """The key that the archive was built under."""
+        return self.archive.with_suffix(".key")
+
+    def built(self) -> bool:
+        return self.archive.exists() and self.kept.exists() and self.kept.read_text() == self.key()
 
     def key(self) -> str:
         files = [self.dockerfile, *(path for source in self.sources for path in files_below(self.context / source))]
@@ -75,21 +85,34 @@ def files_below(path: Path) -> Iterator[Path]:
 
 
 def build() -> list[Path]:
-    """Every image's archive, built if it is not there or its sources have changed."""
+    """Every image's archive, built if it is not there or its sources have changed.
+
+    In a process of its own: where the cache is on an overlay (this machine is itself a container), no overlay can be made on top of it, and
+    buildah's store, which needs them, is then a memory file system that only that process sees and that ends with it.
+    """
     with (CACHE / ".images").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # builds share a store
-        for image in IMAGES:
-            key, kept = image.key(), image.archive.with_suffix(".key")
-            if image.archive.exists() and kept.exists() and kept.read_text() == key:
-                continue
+        if any(not image.built() for image in IMAGES):
             need_tools()
-            make_base()
-            step(f"building {image.name}", partial(build_one, image))
-            kept.write_text(key)
-        # What earlier layers left behind: every change of code makes new ones.
-        if STORE.exists():
-            buildah("rmi", "--prune", check=False)
+            STORE.mkdir(exist_ok=True)
+            overlaid = run("stat", "--file-system", "--format=%t", str(STORE)).strip() == OVERLAYFS_MAGIC
+            private = ["unshare", "--mount", "sh", "-c", f'mount -t tmpfs thaw-images "{STORE}" && exec "$@"', "sh"] if overlaid else []
+            done = subprocess.run([*private, sys.executable, "-m", "tests.e2e.cluster.images"], check=False, cwd=REPOSITORY)
+            if done.returncode:
+                raise SystemExit("An image could not be built; the reason is above.")
     return [image.archive for image in IMAGES]
+
+
+def build_missing() -> None:
+    make_base()
+    for image in IMAGES:
+        if not image.built():
+            key = image.key()
+            step(f"building {image.name}", partial(build_one, image))
+            image.kept.write_text(key)
+    # Layers without a name are the cache that makes the next build short; every change of code adds some.
+    if len(buildah("images", "--all", "--quiet").split()) > MOST_LAYERS:
+        buildah("rmi", "--prune", check=False)
 
 
 def build_one(image: Image) -> None:
@@ -116,7 +139,7 @@ def base_key() -> str:
 
 
 def make_base() -> None:
-    kept = CACHE / "base.key"
+    kept = STORE / "base.key"
     if kept.exists() and kept.read_text() == base_key() and buildah("images", "--quiet", BASE, check=False).strip():
         return
     root = CACHE / "base"
@@ -167,11 +190,8 @@ def need_tools() -> None:
 
 
 def buildah(*arguments: str, check: bool = True) -> str:
-    """Its own store, in the cache: the machine's is left alone. Overlays can't be stacked on an overlay that is a container's root."""
-    STORE.mkdir(exist_ok=True)
-    kind = run("stat", "--file-system", "--format=%t", str(STORE)).strip()
-    driver = "vfs" if kind == "794c7630" else "overlay"
-    store = [f"--root={STORE}/storage", f"--runroot={STORE}/run", f"--storage-driver={driver}"]
+    """With its own store, in the cache: the machine's is left alone."""
+    store = [f"--root={STORE}/storage", f"--runroot={STORE}/run", "--storage-driver=overlay"]
     return run("buildah", *store, *arguments, check=check)
 
 
@@ -189,3 +209,7 @@ def step(label: str, work: Callable[[], object]) -> None:
     began = time.monotonic()
     work()
     print(f"  {label}: done in {time.monotonic() - began:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    build_missing()

@@ -69,3 +69,4 @@ class Addresses:
 
 
 MOST_CLUSTERS = 8
+OVERLAYFS_MAGIC = "794c7630"  # as `stat --file-system --format=%t` shows it

@@ -29,7 +29,7 @@ from pathlib import Path
 
 from tests.e2e.cluster import objects
 from tests.e2e.cluster.components import Component, components
-from tests.e2e.cluster.layout import ARCHIVES, BIN, CONTROL, DISK, LOGS, NODE, Addresses
+from tests.e2e.cluster.layout import ARCHIVES, BIN, CONTROL, DISK, LOGS, NODE, OVERLAYFS_MAGIC, Addresses
 
 OVERLAID = ("/etc", "/opt", "/var/lib", "/var/log")
 # Straight on the disk: an overlay can't be the upper layer of a container's, and snapshots are read with O_DIRECT.
@@ -43,7 +43,6 @@ SYSCTLS = {
     "kernel/keys/root_maxkeys": "1000000",
     "kernel/keys/root_maxbytes": "25000000",
 }
-OVERLAYFS_MAGIC = "794c7630"
 PATIENCE_SECONDS = 90.0
 MOST_ENDS = 5  # of a program before it was ever up
 RESTART_SECONDS = 1.0
