@@ -1,7 +1,7 @@
 """vLLM from nothing to its first byte, through the whole system: `python -m tests.gpu.vllm MODEL [SECONDS]`.
 
-MODEL is a directory with a config and a tokenizer; weights are vLLM's dummy ones, whose seed is fixed. `thaw snapshot create --engine
-vllm` starts, publishes the weights into gpumem and dumps; each figure is from the gateway's first request, at zero replicas, to the first
+MODEL is a directory with a Qwen3 config and a tokenizer; its weights are written here, random ones of a fixed seed. `thaw snapshot create
+--engine vllm` starts, publishes the weights into gpumem and dumps, and its proof compares every page with the image; each figure is from the gateway's first request, at zero replicas, to the first
 token of its streamed answer. All answers must be alike, and like those of a vLLM without thaw, which is started last, its compile cache
 warm then. A case that fails is named, and the next one is tried; none is begun after SECONDS (540). Prints what the image is made of, the
 phases and the engine's own words; writes `tests/bench/results/vllm-GPU.json`. Needs root, CRIU, a GPU with its driver, vLLM
@@ -41,6 +41,7 @@ from tests.bench.__main__ import RESULTS, specs
 from tests.bench.figures import Figure, table
 from tests.bench.restore import THAW, at_zero, spread, status
 from tests.gpu.resume import control, nothing, pool, stage, system, until_rung
+from tests.gpu.weights import Qwen3, write_checkpoint
 
 PORT, GATEWAY = 8000, 18081
 ROUNDS = 6
@@ -51,6 +52,7 @@ TOLD = re.compile(
     r"asleep|awake|attached|lent by gpumem|warm-up|own memory|to wake up|fall asleep|Traceback|Error|Graph capturing|init engine"
 )
 COLOUR = re.compile("\x1b\\[[0-9;]*m")
+COMPARED = (sys.executable, "-m", "tests.restore_agent.compared")
 console = Console(width=220)
 
 
@@ -69,7 +71,7 @@ class Bench:
             "HF_HUB_OFFLINE": "1",
         }
         self.command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(model)]
-        self.command += ["--load-format", "dummy", "--served-model-name", "model", "--max-model-len", "8192"]
+        self.command += ["--served-model-name", "model", "--max-model-len", "8192"]
 
     async def step(self, name: str, work: Callable[[], Awaitable[None]], seconds: float) -> bool:
         """Runs a part of the benchmark; says how it ended. Nothing that may take longer than the time that is left is begun."""
@@ -91,7 +93,7 @@ class Bench:
 
     async def create(self) -> None:
         log = self.work / "agent.log"
-        async with background(log, *THAW, "agent", "--state", str(self.state), "--gpumem", os.environ["GPUMEM_SOCKET"]):
+        async with background(log, *COMPARED, "agent", "--state", str(self.state), "--gpumem", os.environ["GPUMEM_SOCKET"]):
             async with asyncio.timeout(30):
                 while not (self.state / "agent.sock").exists():
                     await asyncio.sleep(0.1)  # until it listens
@@ -105,6 +107,11 @@ class Bench:
                 console.print(log.read_text()[-12000:], markup=False)
                 raise RuntimeError(f"thaw snapshot create ended with {code}")
             self.figures.append(Figure("thaw snapshot create --engine vllm", time.monotonic() - began, "s", detail="empty compile cache"))
+        compared = re.findall(r"^compared (\d+) filled, (\d+) kept, (\d+) zeros", log.read_text(), re.MULTILINE)
+        pages = sum(int(number) for numbers in compared for number in numbers)
+        self.figures.append(
+            Figure("pages of the restored processes compared", pages, "", at_least=1, detail="with the image; none differs")
+        )
         self.anatomy_of_image()
 
     def anatomy_of_image(self) -> None:
@@ -235,7 +242,12 @@ class Bench:
                     await asyncio.sleep(0.1)  # until it listens
             self.cold = time.monotonic() - began
         self.figures.append(
-            Figure("cold start to the whole answer, warm compile cache", self.cold, "s", detail="plain vLLM, dummy weights, one run")
+            Figure(
+                "cold start to the whole answer, warm compile cache",
+                self.cold,
+                "s",
+                detail="plain vLLM, weights in the page cache, one run",
+            )
         )
 
     def told(self, log: Path) -> None:
@@ -294,7 +306,11 @@ async def main() -> int:
     gpu = cuda.gpus()
     with tempfile.TemporaryDirectory(prefix="thaw-vllm-", dir=os.environ.get("THAW_GPU_WORK", "/var/tmp")) as folder:
         os.environ["GPUMEM_SOCKET"] = f"{folder}/gpumem.sock"
-        bench = Bench(Path(folder), model, begin + seconds)
+        weights = Path(folder) / "model"
+        shutil.copytree(model, weights)
+        config = json.loads((model / "config.json").read_text())
+        await asyncio.to_thread(write_checkpoint, weights, Qwen3(config))
+        bench = Bench(Path(folder), weights, begin + seconds)
         before = cuda.used()
         async with pool(RESERVE, ARENA):
             if await bench.step("snapshot", bench.create, 60):
@@ -316,7 +332,7 @@ async def main() -> int:
         "command": "python -m tests.gpu.vllm MODEL",
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": specs() | {"gpus": gpu.names, "driver": gpu.driver},
-        "model": json.loads((model / "config.json").read_text()),
+        "model": config,
         "figures": [asdict(figure) | {"met": figure.met} for figure in bench.figures],
     }
     path.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
