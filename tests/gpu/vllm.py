@@ -1,11 +1,12 @@
 """vLLM from nothing to its first byte, through the whole system: `python -m tests.gpu.vllm MODEL [SECONDS]`.
 
 MODEL is a directory with a Qwen3 config and a tokenizer; its weights are written here, random ones of a fixed seed. `thaw snapshot create
---engine vllm` starts, publishes the weights into gpumem and dumps, and its proof compares every page with the image; each figure is from the gateway's first request, at zero replicas, to the first
-token of its streamed answer. All answers must be alike, and like those of a vLLM without thaw, which is started last, its compile cache
-warm then. A case that fails is named, and the next one is tried; none is begun after SECONDS (540). Prints what the image is made of, the
-phases and the engine's own words; writes `tests/bench/results/vllm-GPU.json`. Needs root, CRIU, a GPU with its driver, vLLM
-(THAW_VLLM_SITE: its folder, where it is not installed). Logs are copied into the folder OUT, where that is set.
+--engine vllm` starts, publishes the weights into gpumem and dumps, and its proof compares every page with the image; each figure is from
+the gateway's first request, at zero replicas, to the first token of its streamed answer. All answers must be alike, and like those of a
+vLLM without thaw, which is started last, its compile cache warm then. A case that fails is named, and the next one is tried; none is
+begun after SECONDS (540). Prints what the image is made of, the phases and the engine's own words; writes `tests/bench/results/vllm-
+GPU.json`. Needs root, CRIU, a GPU with its driver, vLLM (THAW_VLLM_SITE: its folder, where it is not installed). Logs are copied into the
+folder OUT, where that is set.
 """
 
 from __future__ import annotations
