@@ -53,6 +53,10 @@ class VolumeMount(msgspec.Struct, rename="camel"):
     mount_path: str
 
 
+class ContainerPort(msgspec.Struct, rename="camel"):
+    container_port: int
+
+
 class Resources(msgspec.Struct):
     limits: dict[str, str | int] = {}
 
@@ -60,6 +64,7 @@ class Resources(msgspec.Struct):
 class PodContainer(msgspec.Struct, rename="camel"):
     name: str
     args: list[str] | None = None
+    ports: list[ContainerPort] = []
     volume_mounts: list[VolumeMount] = []
     resources: Resources = msgspec.field(default_factory=Resources)
 

@@ -3,6 +3,7 @@
     a placeholder calls  →  whose container?  (kernel, runtime)  →  which pod?  (API server)  →  may it?
         restore  →  replica, event Restored            anything else: event with the reason, and the container's own command, once
         capture  →  start, dump, prove in place, publish  →  annotation with the digest, or with why not
+    a labelled pod without a placeholder (opted out, or the webhook left it alone)  →  replica, once it is healthy
 
 Nothing is believed that a pod could say of itself: the container is found by its pid, the pod by what the kubelet told the runtime, the
 namespace whose snapshots it may use is the one that the API server has it in. Rejected: acting when the pod's status says that it runs,
@@ -99,10 +100,13 @@ class Caller:
         return self.pod.metadata.annotations.get(key, "")
 
     def record(self, command: tuple[str, ...], otherwise: EngineRecord | None = None) -> EngineRecord:
-        """How the engine is reached: by the pod's annotations, else by the snapshot's manifest. Raises Refused."""
+        """How the engine is reached: by the pod's annotations, else by the snapshot's manifest, else by its first port. Raises Refused."""
         fields = {"port": self.annotation(PORT), "health_path": self.annotation(HEALTH)}
         given = {key: value for key, value in fields.items() if value}
-        known = otherwise.model_dump(include={"port", "health_path"}) if otherwise else {}
+        known: dict[str, object] = otherwise.model_dump(include={"port", "health_path"}) if otherwise else {}
+        own = next((each for each in self.pod.spec.containers if each.name == self.about.name), None)
+        if not known and own and own.ports:
+            known = {"port": own.ports[0].container_port}
         try:
             return EngineRecord.model_validate({**known, **given, "command": command})
         except ValidationError as error:
@@ -122,6 +126,8 @@ class Pods:
         self._replicas: dict[str, Replica] = {}
         self._served: set[str] = set()  # uids of pods whose placeholder has called
         self._restored: dict[str, float] = {}  # uid of a pod → when an engine was restored into it
+        self._started: dict[str, str] = {}  # uid of a pod that runs its own command → its container, once looked at
+        self._adopting: set[asyncio.Task[None]] = set()
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -134,8 +140,9 @@ class Pods:
             try:
                 yield pods
             finally:
-                adopting.cancel()
-                await asyncio.gather(adopting, return_exceptions=True)
+                for task in (tasks := [adopting, *pods._adopting]):
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
                 for container in pods._containers.values():
                     container.let_go()
 
@@ -316,23 +323,41 @@ class Pods:
         for pod in list(self._cluster.pods.values()):
             if not pod.metadata.labels.get(SNAPSHOT) or pod.metadata.uid in self._served or pod.is_leaving:
                 continue
-            for status in pod.status.container_statuses:
-                if status.name == _engine_container(pod) and "running" in status.state:
-                    try:
-                        about = await self._cri.describe(status.container_id.rpartition("/")[2])
-                        caller = Caller(Placeholder(None, about.pid), about, pod)
-                        record = caller.record(("started",))
-                        await Engine(record, caller.container, caller.container.output(caller.model), 1).wait_healthy()
-                        self._take(caller, record, None, Origin.COLD, 1)
-                    except (CriError, Refused, EngineError, OSError) as error:
-                        _LOG.warning("pod %s takes no part in serving: %s", pod, error)
+            self._look_at(pod)
+
+    def _look_at(self, pod: Pod) -> None:
+        """One that runs its own command becomes a replica once it is healthy; again, when its container was started again."""
+        for status in pod.status.container_statuses:
+            running = status.name == _engine_container(pod) and "running" in status.state
+            if running and self._started.get(pod.metadata.uid) != status.container_id:
+                self._started[pod.metadata.uid] = status.container_id
+                task = asyncio.create_task(self._adopt_started(pod, status.container_id), name=f"pod {pod} runs its own command")
+                self._adopting.add(task)
+                task.add_done_callback(self._adopting.discard)
+
+    async def _adopt_started(self, pod: Pod, container_id: str) -> None:
+        snapshot: Snapshot | None = None
+        with contextlib.ExitStack() as unless_taken:
+            try:
+                about = await self._cri.describe(container_id.rpartition("/")[2])
+                caller = Caller(Placeholder(None, about.pid), about, pod)
+                unless_taken.callback(caller.placeholder.close)
+                with contextlib.suppress(Refused, InvalidName, NotFound, Corrupt):
+                    snapshot = await self._snapshot(caller)
+                record = caller.record(("started",), snapshot.manifest.engine if snapshot else None)
+                await Engine(record, caller.container, caller.container.output(caller.model), 1).wait_healthy()
+            except (CriError, Refused, EngineError, OSError) as error:
+                _LOG.warning("pod %s takes no part in serving: %s", pod, error)
+            else:
+                unless_taken.pop_all()
+                self._take(caller, record, None, Origin.COLD, 1)
 
     def _take(self, caller: Caller, record: EngineRecord, snapshot: Snapshot | None, origin: Origin, pid: int) -> None:
         container = caller.container
         container.take()
         self._containers[caller.pod.metadata.uid] = container
         engine = Engine(record, container, container.output(caller.model), pid)
-        replica = self._add(caller, snapshot, origin, engine, Phases(), "found when the agent started")
+        replica = self._add(caller, snapshot, origin, engine, Phases(), "it runs, and was not restored by this agent")
         self._has(caller.pod, replica)
         _LOG.info("pod %s goes on as replica %s", caller.pod, replica.id)
 
@@ -350,11 +375,18 @@ class Pods:
         uid = pod.metadata.uid
         if (gone or pod.is_leaving) and (replica := self._replicas.get(uid)):
             self._node.replicas.retire(replica.id, "its pod is being deleted")
+        if not gone and not pod.is_leaving and pod.metadata.labels.get(SNAPSHOT) and not self._has_placeholder(pod):
+            self._look_at(pod)
         if gone:
             self._containers.pop(uid, None)
+            self._started.pop(uid, None)
             self._replicas.pop(uid, None)
             self._served.discard(uid)
             self._restored.pop(uid, None)
+
+    def _has_placeholder(self, pod: Pod) -> bool:
+        """Whether it calls by itself."""
+        return any(volume.host_path and Path(volume.host_path.path) == self._folders[0] for volume in pod.spec.volumes)
 
 
 def _engine_container(pod: Pod) -> str:

@@ -296,6 +296,26 @@ async def test_a_cold_pod_serves_and_is_known(api: Api, namespace: str, running:
     await heard.aclose()
 
 
+async def test_a_pod_without_a_placeholder_serves_too(api: Api, namespace: str, running: Agent) -> None:
+    """Opted out, or made while the webhook was away: it would be ready, and requests would wait for another."""
+    heard = watch(running)
+    engine = {"name": "engine", "image": IMAGE, "imagePullPolicy": "Never", "ports": [{"containerPort": PORT}]}
+    metadata = {"name": "plain", "labels": {"thaw.dev/snapshot": "small"}}
+    await api.apply(
+        {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": {"containers": [engine], "terminationGracePeriodSeconds": 1}},
+        namespace=namespace,
+    )
+    async with asyncio.timeout(60):
+        replica = await anext(heard)
+    assert (replica.origin, replica.model, replica.snapshot.namespace) == (pb.ORIGIN_COLD, "small", namespace)
+    await answer(replica.endpoint.host)
+    await api.delete("Pod", namespace, "plain")
+    async with asyncio.timeout(60):
+        gone = await anext(heard)
+    assert (gone.id, gone.state) == (replica.id, pb.REPLICA_RETIRING)
+    await heard.aclose()
+
+
 async def test_the_image_s_own_entrypoint(api: Api, namespace: str, running: Agent) -> None:
     """A pod that names no command: the agent asks the runtime for the image's, and the pod's arguments follow it."""
     plain = restored(running, "one")
