@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -26,7 +27,7 @@ from thaw_proto import agent_pb2, agent_pb2_grpc
 
 from restore_agent.chunks import CorruptChunk
 from restore_agent.engines import KINDS, Setting, UnsuitableCommand, prepare
-from restore_agent.main import DEFAULT_STATE, AgentError, Kubernetes, Listen, enter_own_mounts, run, serving, socket_of
+from restore_agent.main import DEFAULT_STATE, AgentError, Listen, enter_own_mounts, run, serving, socket_of
 from restore_agent.manifest import InvalidName
 from restore_agent.placeholder import DEFAULT_FOLDER
 from restore_agent.store import Catalog, Corrupt, NotFound, Snapshot, StoreBusy
@@ -86,8 +87,12 @@ def agent(
             raise AgentError("--listen and --tls belong together: whoever reaches the agent may start programs as root")
         enter_own_mounts(state)
         serves = Listen(listen, tls) if tls else None
-        pods = Kubernetes(cri, placeholder, kubelet) if kubernetes else None
-        asyncio.run(run(node, state, gpumem, (host or "127.0.0.1", int(port)) if metrics else None, serves, pods))
+        beside = None
+        if kubernetes:
+            from restore_agent.on_kubernetes import Kubernetes, serve_pods  # noqa: PLC0415  (only here is the API's client needed)
+
+            beside = functools.partial(serve_pods, Kubernetes(cri, placeholder, kubelet))
+        asyncio.run(run(node, state, gpumem, (host or "127.0.0.1", int(port)) if metrics else None, serves, beside))
 
 
 @snapshots.command()

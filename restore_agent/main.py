@@ -9,7 +9,7 @@ import logging
 import os
 import signal
 import stat
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,15 +63,6 @@ class Listen:
     tls: Path
 
 
-@dataclass(frozen=True)
-class Kubernetes:
-    """This node is one of a cluster: its pods are restored into."""
-
-    cri: Path | None  # the container runtime's socket; None: where it usually is
-    placeholder: Path  # folder of the node that pods mount
-    kubelet: Path  # the kubelet's folder
-
-
 @contextlib.asynccontextmanager
 async def serving(name: str, state: Path, gpumem: Path, listen: Listen | None = None) -> AsyncIterator[Node]:
     """Serves an agent's gRPC on its socket, which only root may open, and where others reach it. `enter_own_mounts` comes first.
@@ -105,9 +96,9 @@ async def run(
     gpumem: Path,
     metrics_address: tuple[str, int] | None,
     listen: Listen | None = None,
-    kubernetes: Kubernetes | None = None,
+    beside: Callable[[Node], Awaitable[None]] | None = None,
 ) -> None:
-    """Until SIGTERM or SIGINT. Raises what `serving` does."""
+    """Until SIGTERM or SIGINT, and with it what runs `beside`, for ever. Raises what `serving` and `beside` do."""
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -116,19 +107,17 @@ async def run(
             await stack.enter_async_context(metrics.serve(*metrics_address))
         node = await stack.enter_async_context(serving(name, state, gpumem, listen))
         _LOG.info("agent of node %s serves on %s", name, socket_of(state))
-        if kubernetes is None:
+        if beside is None:
             await stop.wait()
             return
-        from restore_agent.on_kubernetes import serve_pods  # noqa: PLC0415  (only here is the API's client needed)
-
-        pods = asyncio.create_task(serve_pods(node, kubernetes), name="pods")
+        working = asyncio.create_task(beside(node), name="beside")
         stopped = asyncio.create_task(stop.wait())
-        await asyncio.wait([pods, stopped], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([working, stopped], return_when=asyncio.FIRST_COMPLETED)
         stopped.cancel()
-        if pods.done():
-            pods.result()
-        pods.cancel()
-        await asyncio.gather(pods, return_exceptions=True)
+        if working.done():
+            working.result()
+        working.cancel()
+        await asyncio.gather(working, return_exceptions=True)
 
 
 def _memory(state: Path) -> Path:

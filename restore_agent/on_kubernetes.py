@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import dataclass
+from pathlib import Path
 
 from restore_agent import seccomp
 from restore_agent.cluster import Cluster, ClusterError
 from restore_agent.cri import Cri, CriError
-from restore_agent.main import AgentError, Kubernetes
+from restore_agent.main import AgentError
 from restore_agent.node import Node
 from restore_agent.pods import SNAPSHOT, Pods
 from restore_agent.yielding import Yielding
@@ -16,7 +18,16 @@ from restore_agent.yielding import Yielding
 _LOG = logging.getLogger("thaw.agent")
 
 
-async def serve_pods(node: Node, kubernetes: Kubernetes) -> None:
+@dataclass(frozen=True)
+class Kubernetes:
+    """This node is one of a cluster: its pods are restored into."""
+
+    cri: Path | None  # the container runtime's socket; None: where it usually is
+    placeholder: Path  # folder of the node that pods mount
+    kubelet: Path  # the kubelet's folder
+
+
+async def serve_pods(kubernetes: Kubernetes, node: Node) -> None:
     """For ever. Raises AgentError, OSError."""
     await asyncio.to_thread(seccomp.install, kubernetes.kubelet / "seccomp")
     try:
