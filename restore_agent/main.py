@@ -9,9 +9,10 @@ import logging
 import os
 import signal
 import stat
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 from thaw_proto import agent_pb2_grpc
@@ -96,7 +97,7 @@ async def run(
     gpumem: Path,
     metrics_address: tuple[str, int] | None,
     listen: Listen | None = None,
-    beside: Callable[[Node], Awaitable[None]] | None = None,
+    beside: Callable[[Node], Coroutine[Any, Any, None]] | None = None,
 ) -> None:
     """Until SIGTERM or SIGINT, and with it what runs `beside`, for ever. Raises what `serving` and `beside` do."""
     stop = asyncio.Event()
