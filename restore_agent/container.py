@@ -246,8 +246,12 @@ class Container:
             if self.placeholder.pidfd < 0 or self.placeholder.ended.done():
                 return
             if self._kept:
-                signal.pidfd_send_signal(self.placeholder.pidfd, signal.SIGKILL)
-                await asyncio.wait([self.placeholder.ended], timeout=_END_SECONDS)
+                if self.placeholder.engine and self.placeholder.exit_of(self.placeholder.engine).done():
+                    # It ends by itself then, with the engine's exit code.
+                    await asyncio.wait([self.placeholder.ended], timeout=_END_SECONDS)
+                if not self.placeholder.ended.done():
+                    signal.pidfd_send_signal(self.placeholder.pidfd, signal.SIGKILL)
+                    await asyncio.wait([self.placeholder.ended], timeout=_END_SECONDS)
             else:
                 await self.empty()
                 await asyncio.to_thread(self._tidy)

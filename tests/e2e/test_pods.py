@@ -24,7 +24,8 @@ from thaw_proto import agent_pb2 as pb
 from thaw_proto import agent_pb2_grpc
 
 from tests.e2e.api import Api, Object, condition
-from tests.e2e.cluster.control import enter
+from tests.e2e.cluster.control import enter, import_archives
+from tests.e2e.cluster.images import IMAGES, build
 
 pytestmark = pytest.mark.own_cluster("runs an agent of its own on the node")
 IMAGE = "thaw.test/engine:1"
@@ -83,8 +84,12 @@ class Agent:
 
 
 @pytest.fixture(scope="module")
-def agent(images: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
+def agent(kubeconfig: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
     """One for all tests; those that end it start another."""
+    (image,) = (each for each in IMAGES if each.name == IMAGE)
+    if not image.built():
+        build()
+    import_archives([image.archive])  # thaw's own are not needed: the agent is this checkout's
     name = f"thaw-{secrets.token_hex(3)}"
     agent = Agent(tmp_path_factory.mktemp("agent"), Path(f"/run/{name}/placeholder"))
     yield agent
