@@ -27,7 +27,7 @@ from pathlib import Path
 
 import thaw_native
 
-from restore_agent import overlay
+from restore_agent import images, overlay
 from restore_agent.cgroups import OutOfSight, cgroup_files, node_process
 from restore_agent.compatibility import Incompatible, check_files, mapped_files
 from restore_agent.manifest import Fits
@@ -146,7 +146,7 @@ class Container:
         """The same, from a snapshot's folder, until it is closed without being kept.
 
         Raises:
-            Incompatible: its image or a file that the engine maps is another one here.
+            Incompatible: its image or a file that the engine maps is another one here, or it may less.
             ContainerError: the changes cannot be laid out.
         """
         await asyncio.to_thread(self._lay_out, snapshot, fits)
@@ -157,9 +157,13 @@ class Container:
         if image != self._image:
             raise Incompatible(f"it was taken of image {image}, and the pod's is {self._image}; take the snapshot again")
         try:
+            if beyond := images.rights(snapshot / "images").beyond(images.rights_of_process(self.pid)):
+                raise Incompatible(
+                    f"its processes have what this container does not allow: {'; '.join(beyond)}; take it in a pod like this one"
+                )
             if (snapshot / _CHANGES).exists():
                 self._undo = overlay.lay_out(snapshot / _CHANGES, self.root)
-        except overlay.OverlayError as error:
+        except (overlay.OverlayError, images.ImageError) as error:
             raise ContainerError(str(error)) from None
         check_files(fits, self.root)
 

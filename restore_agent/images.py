@@ -18,7 +18,8 @@ from thaw_proto import criu_pb2
 
 from restore_agent.native import PAGE, zero_pages
 
-_COMMON, _PAGEMAP, _MM = 0x54564319, 0x56084025, 0x57492820
+_COMMON, _PAGEMAP, _MM, _CORE = 0x54564319, 0x56084025, 0x57492820, 0x55053847
+_CAP_SETGID, _CAP_SETUID = 6, 7
 _PRESENT = 4  # flag of a pagemap entry
 _PROT_WRITE = 2
 # Kinds of mapping (`status` of a Vma).
@@ -174,6 +175,61 @@ def _entry(entry: criu_pb2.PagemapEntry, part: _Part) -> criu_pb2.PagemapEntry:
     if entry.HasField("nr_pages"):
         kept.nr_pages = part.pages
     return kept
+
+
+@dataclass(frozen=True)
+class Rights:
+    """What processes may do, all of them taken together."""
+
+    users: frozenset[int]
+    groups: frozenset[int]
+    capabilities: int  # that one has, or could get
+    confined: bool  # none can gain rights by a program (no_new_privs)
+    filtered: bool  # each has a seccomp filter
+
+    def beyond(self, allowed: Rights) -> list[str]:
+        """What of it the other does not have, in words."""
+        found = []
+        if more := self.capabilities & ~allowed.capabilities:
+            found.append("capabilities " + ", ".join(str(number) for number in range(64) if more >> number & 1))
+        if not allowed.capabilities >> _CAP_SETUID & 1 and (users := self.users - allowed.users):
+            found.append("users " + ", ".join(map(str, sorted(users))))
+        if not allowed.capabilities >> _CAP_SETGID & 1 and (groups := self.groups - allowed.groups):
+            found.append("groups " + ", ".join(map(str, sorted(groups))))
+        if allowed.confined and not self.confined:
+            found.append("gaining rights (no no_new_privs)")
+        if allowed.filtered and not self.filtered:
+            found.append("every system call (no seccomp filter)")
+        return found
+
+
+def rights_of_process(pid: int) -> Rights:
+    """Raises OSError: it has ended."""
+    lines = (line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":\t" in line)
+    status = {name: words.split() for name, words in lines}
+    return Rights(
+        frozenset(map(int, status["Uid"])),
+        frozenset(map(int, [*status["Gid"], *status["Groups"]])),
+        int(status["CapBnd"][0], 16) | int(status["CapPrm"][0], 16),
+        status["NoNewPrivs"] == ["1"],
+        status["Seccomp"] != ["0"],
+    )
+
+
+def rights(images: Path) -> Rights:
+    """Of what would be restored. Raises ImageError."""
+    threads = [criu_pb2.Core.FromString(_read(core, _CORE)[0]).thread for core in images.glob("core-[0-9]*.img")]
+    threads = [thread for thread in threads if thread.HasField("creds")]
+    users: set[int] = set()
+    groups: set[int] = set()
+    capabilities = 0
+    for each in (thread.creds for thread in threads):
+        users |= {each.uid, each.euid, each.suid, each.fsuid}
+        groups |= {each.gid, each.egid, each.sgid, each.fsgid, *each.groups}
+        for words in (each.cap_inh, each.cap_prm, each.cap_eff, each.cap_bnd, each.cap_amb):
+            capabilities |= sum(word << 32 * i for i, word in enumerate(words))
+    confined = all(thread.creds.no_new_privs for thread in threads)
+    return Rights(frozenset(users), frozenset(groups), capabilities, confined, all(thread.seccomp_mode for thread in threads))
 
 
 def _read(path: Path, magic: int) -> list[bytes]:

@@ -220,6 +220,23 @@ async def test_a_restore_that_is_given_up_leaves_nothing(node: Node, callers: Ca
             await node.restore_into(place, "small", snapshot_of(node), Phases())
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"capabilities": CAPABILITIES[1:]}, "capabilities 0"),
+        ({"capabilities": [], "user": 1000}, "capabilities 0, 1, 3.*users 0; groups 0"),
+    ],
+)
+async def test_nothing_comes_back_with_more_rights_than_the_container(
+    node: Node, callers: Callers, tmp_path: Path, options: dict[str, object], words: str
+) -> None:
+    async with container(tmp_path / "two", callers.folder, **options):  # type: ignore[arg-type]
+        place = Container(await callers.next(), IMAGE, ADDRESS)
+        with pytest.raises(RestoreFailed, match=words) as refused:
+            await node.restore_into(place, "small", snapshot_of(node), Phases())
+        assert refused.value.reason == "incompatible"
+
+
 async def test_a_snapshot_of_a_container_goes_nowhere_else(node: Node) -> None:
     with pytest.raises(RestoreFailed, match="into pods only"):
         await node.restorer.restore(snapshot_of(node), Phases())
