@@ -10,6 +10,7 @@ import pkgutil
 import platform
 import subprocess
 import sys
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -31,6 +32,12 @@ def benchmarks() -> list[str]:
     return [name for name in names if hasattr(import_module(f"{bench.__name__}.{name}"), "main")]
 
 
+def unavailable(name: str) -> str:
+    """Why the benchmark has nothing to measure here; empty: it has."""
+    says: Callable[[], str] = getattr(import_module(f"{bench.__name__}.{name}"), "unavailable", lambda: "")
+    return says()
+
+
 def specs() -> dict[str, object]:
     """The machine, as far as it bears on a figure."""
     cpuinfo = Path("/proc/cpuinfo").read_text()
@@ -45,19 +52,20 @@ def specs() -> dict[str, object]:
     }
 
 
-def keep(figures: list[Figure]) -> Path:
-    """Writes a whole run to `results/` and returns the file."""
+def keep(figures: list[Figure], path: Path | None = None, command: str = "make bench", more: Mapping[str, object] | None = None) -> Path:
+    """Writes a run to `results/`, under its time unless a path is given, and returns the file."""
     now = datetime.now(UTC)
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False, cwd=RESULTS.parent)
     run = {
-        "command": "make bench",
+        "command": command,
         "when": now.isoformat(timespec="seconds"),
         "commit": commit.stdout.strip(),
         "machine": specs(),
         "figures": [asdict(figure) | {"met": figure.met} for figure in figures],
+        **(more or {}),
     }
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{now:%Y-%m-%dT%H%M%SZ}.json"
+    path = path or RESULTS / f"{now:%Y-%m-%dT%H%M%SZ}.json"
     path.write_text(json.dumps(run, indent=2, ensure_ascii=False) + "\n")
     return path
 
@@ -65,10 +73,16 @@ def keep(figures: list[Figure]) -> Path:
 def main() -> int:
     console = Console()
     known = benchmarks()
-    wanted = sys.argv[1:] or known
+    wanted = sys.argv[1:]
     if unknown := [name for name in wanted if name not in known]:
         console.print(f"no benchmark named {', '.join(unknown)}; there are: {', '.join(known)}")
         return 2
+    if whole := not wanted:
+        for name in known:
+            if reason := unavailable(name):
+                console.print(f"{name} is left out: {reason}")
+            else:
+                wanted.append(name)
     figures: list[Figure] = []
     failed = []
     with ProcessPoolExecutor(max_workers=1, max_tasks_per_child=1, mp_context=get_context("spawn")) as pool:
@@ -80,7 +94,7 @@ def main() -> int:
                 failed.append(name)
                 console.print(f"[red]{name} failed:[/] {error!r}")
     console.print(table(figures))
-    if wanted == known and not failed:
+    if whole and not failed:
         console.print(f"kept in {keep(figures)}")
     return 1 if failed else 0
 

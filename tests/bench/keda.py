@@ -31,9 +31,14 @@ PACE_SECONDS = 0.5  # between requests: each costs KEDA half a dozen calls, and 
 AT_ONCE = 20  # requests to the API server while objects are made
 
 
+def unavailable() -> str:
+    """Why this cannot be measured here; empty: it can."""
+    return "" if running() else NOT_RUNNING
+
+
 async def main() -> list[Figure]:
-    if not running():
-        raise ControlError(NOT_RUNNING)
+    if reason := unavailable():
+        raise ControlError(reason)
     figures = []
     async with Api.connect(str(KUBECONFIG)) as api:
         for objects in OBJECTS:

@@ -90,8 +90,8 @@ class Api:
             if error.status != 404:
                 raise
 
-    async def log_of(self, namespace: str, pod: str, container: str = "") -> str:
-        query = {"container": container} if container else {}
+    async def log_of(self, namespace: str, pod: str, container: str = "", timestamps: bool = False) -> str:
+        query = {"container": container, "timestamps": "true" if timestamps else ""}
         async with self._open("GET", path("Pod", namespace, pod, "log"), query) as response:
             return await response.text()
 

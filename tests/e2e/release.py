@@ -1,0 +1,133 @@
+"""thaw as its chart installs it, a model that KEDA scales there, and its gateway: what tests and benchmarks of the whole share."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+
+from tests.e2e.api import Api, Object, condition
+from tests.e2e.chart import CHART, CRD, run
+
+IMAGES = "scaler.image.pullPolicy=Never,agent.image.pullPolicy=Never,scaler.resources.requests.cpu=50m"
+ENGINE = {
+    "name": "engine",
+    "image": "thaw.test/engine:1",
+    "imagePullPolicy": "Never",
+    "args": ["8000", "16", "/mapped"],
+    "ports": [{"name": "http", "containerPort": 8000}],
+}
+MODEL = "chat"
+
+
+class Installed(Exception):
+    """Another release is in the cluster; there is room for one."""
+
+
+@dataclass
+class Release:
+    api: Api
+    kubeconfig: str
+    namespace: str
+    url: str  # of the gateway
+
+    async def ask(self, client: aiohttp.ClientSession, model: str = MODEL, path: str = "/sum") -> Any:
+        """The engine's answer. Raises: AssertionError unless it is a 200."""
+        async with client.get(f"{self.url}/models/{model}{path}") as response:
+            answer = await response.text()
+            assert response.status == 200, f"{response.status}: {answer}"
+            return json.loads(answer)
+
+    async def helm_upgrade(self, *options: str) -> None:
+        command = ("helm", "upgrade", "--install", "thaw", str(CHART), "-n", self.namespace, f"--set={IMAGES}", *options)
+        await self.run(*command, "--wait", "--timeout=3m")
+
+    async def run(self, *command: str) -> str:
+        """kubectl's or helm's output."""
+        return await asyncio.to_thread(run, self.kubeconfig, *command)
+
+    async def pods(self, app: str) -> list[Object]:
+        """Of ours: thaw-scaler, thaw-agent."""
+        return await self.api.list("Pod", self.namespace, f"app.kubernetes.io/name={app}")
+
+    async def at_zero(self, model: str = MODEL) -> None:
+        """Until KEDA has scaled it down, and its pods are gone."""
+        await self.api.until("Deployment", self.namespace, model, lambda one: one and not one["spec"].get("replicas"))
+        for pod in await self.api.list("Pod", self.namespace, f"app={model}"):
+            name = pod["metadata"]["name"]
+            await self.api.until("Pod", self.namespace, name, lambda found: found is None)
+
+    async def model(self, *options: str, **rules: Any) -> None:
+        """The ModelSnapshot, captured, and its Deployment, which KEDA scales by `rules`."""
+        await self.api.apply(snapshot(), deployment(), namespace=self.namespace)
+        await self.api.until("ModelSnapshot", self.namespace, MODEL, is_ready, 120)
+        await self.scaled(MODEL, **rules)
+
+    async def scaled(self, model: str, **rules: Any) -> None:
+        """A ScaledObject that KEDA has begun to follow."""
+        await self.api.apply(scaled_object(self.namespace, model, **rules), namespace=self.namespace)
+        await self.api.until("ScaledObject", self.namespace, model, lambda one: condition(one, "Ready"))
+
+
+@asynccontextmanager
+async def release(api: Api, kubeconfig: str, namespace: str) -> AsyncIterator[Release]:
+    """Installed in the namespace, and gone again. Raises: Installed."""
+    for one in await api.list("CustomResourceDefinition"):
+        owner = one["metadata"].get("annotations", {}).get("meta.helm.sh/release-namespace")
+        if one["metadata"]["name"] == CRD and owner:
+            raise Installed(f"thaw is installed in namespace {owner} of this cluster; uninstall it first")
+        if one["metadata"]["name"] == CRD:
+            await api.delete("CustomResourceDefinition", "", CRD)
+            await api.until("CustomResourceDefinition", "", CRD, lambda found: found is None)
+    made = Release(api, kubeconfig, namespace, "")
+    try:
+        await made.helm_upgrade()
+        service = await api.get("Service", namespace, "thaw")
+        made.url = f"http://{service['spec']['clusterIP']}"
+        yield made
+    finally:
+        for kind in ("ScaledObject", "Deployment"):
+            for one in await api.list(kind, namespace):
+                if one["metadata"]["name"] != "thaw-scaler":
+                    await api.delete(kind, namespace, one["metadata"]["name"])
+                    await api.until(kind, namespace, one["metadata"]["name"], lambda found: found is None)
+        await made.run("helm", "uninstall", "thaw", "-n", namespace, "--ignore-not-found", "--wait", "--timeout=4m")
+
+
+def is_ready(snapshot: Object | None) -> bool:
+    return bool(snapshot) and ((snapshot or {}).get("status") or {}).get("phase") == "Ready"
+
+
+def snapshot() -> Object:
+    # One request at a time: a backlog is shared among replicas.
+    spec = {"port": 8000, "canary": {"path": "/sum"}, "limits": {"concurrency": 1}, "template": {"spec": {"containers": [ENGINE]}}}
+    return {"apiVersion": "thaw.dev/v1alpha1", "kind": "ModelSnapshot", "metadata": {"name": MODEL}, "spec": spec}
+
+
+def deployment(name: str = MODEL, annotations: dict[str, str] | None = None) -> Object:
+    probe = {"httpGet": {"path": "/health", "port": "http"}, "periodSeconds": 1}
+    pod = {
+        "metadata": {"labels": {"app": name, "thaw.dev/snapshot": MODEL}, "annotations": annotations or {}},
+        # Python as a container's pid 1 does not hear SIGTERM.
+        "spec": {"terminationGracePeriodSeconds": 1, "containers": [{**ENGINE, "readinessProbe": probe}]},
+    }
+    spec = {"replicas": 0, "selector": {"matchLabels": {"app": name}}, "template": pod}
+    return {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name}, "spec": spec}
+
+
+def scaled_object(namespace: str, model: str, target: int = 6, **rules: Any) -> Object:
+    trigger = {"scalerAddress": f"thaw-scaler.{namespace}.svc.cluster.local:9443", "model": model, "targetPending": str(target)}
+    spec = {
+        "scaleTargetRef": {"name": model},
+        "pollingInterval": 1,
+        "cooldownPeriod": 1,
+        "maxReplicaCount": 1,
+        "triggers": [{"type": "external-push", "metadata": trigger}],
+        **rules,
+    }
+    return {"apiVersion": "keda.sh/v1alpha1", "kind": "ScaledObject", "metadata": {"name": model}, "spec": spec}
