@@ -12,7 +12,6 @@ import asyncio
 import contextlib
 import json
 import os
-import secrets
 import statistics
 import sys
 import tempfile
@@ -32,7 +31,7 @@ from tests.e2e.api import Api, Object
 from tests.e2e.cluster.control import NOT_RUNNING, ControlError, current, import_archives, running
 from tests.e2e.cluster.images import build
 from tests.e2e.cluster.layout import KUBECONFIG
-from tests.e2e.release import MODEL, Release, deployment, release
+from tests.e2e.release import MODEL, Release, deployment, own_namespace, release
 
 ROUNDS, COLD_ROUNDS, SURGES = 30, 10, 5
 COLD = "cold"
@@ -61,7 +60,7 @@ async def main() -> list[Figure]:
     measured = Measured()
     async with (
         Api.connect(str(KUBECONFIG)) as api,
-        own_namespace(api) as namespace,
+        own_namespace(api, "bench") as namespace,
         release(api, str(KUBECONFIG), namespace) as installed,
         aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=120)) as client,
         single_machine() as single,
@@ -82,17 +81,6 @@ async def main() -> list[Figure]:
     found = figures(measured)
     keep(found, RESULTS / "cluster.json", "python -m tests.bench cluster", details(measured))
     return found
-
-
-@contextlib.asynccontextmanager
-async def own_namespace(api: Api) -> AsyncIterator[str]:
-    name = f"bench-{secrets.token_hex(3)}"
-    await api.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
-    try:
-        yield name
-    finally:
-        await api.delete("Namespace", "", name)
-        await api.until("Namespace", "", name, lambda one: one is None, within=300)
 
 
 async def in_turn(installed: Release, client: aiohttp.ClientSession, single: Single, recorder: Recorder, measured: Measured) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -72,6 +73,17 @@ class Release:
         """A ScaledObject that KEDA has begun to follow."""
         await self.api.apply(scaled_object(self.namespace, model, **rules), namespace=self.namespace)
         await self.api.until("ScaledObject", self.namespace, model, lambda one: condition(one, "Ready"))
+
+
+@asynccontextmanager
+async def own_namespace(api: Api, stem: str) -> AsyncIterator[str]:
+    name = f"{stem}-{secrets.token_hex(3)}"
+    await api.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
+    try:
+        yield name
+    finally:
+        await api.delete("Namespace", "", name)
+        await api.until("Namespace", "", name, lambda one: one is None, within=300)
 
 
 @asynccontextmanager
