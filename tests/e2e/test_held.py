@@ -19,6 +19,7 @@ from kubernetes.aio.client.exceptions import ApiException
 
 from tests.e2e.api import Api, ApiError, Object, path
 from tests.e2e.cluster.control import tell
+from tests.e2e.conftest import NAMESPACE
 from tests.e2e.release import MODEL, Release, deployment, is_ready, own_namespace, release, scaled_object, snapshot
 
 pytestmark = [
@@ -28,7 +29,7 @@ pytestmark = [
 ]
 GATE = "thaw.dev/tests"
 REQUESTS = 4
-PATIENCE_SECONDS = 150.0
+PATIENCE_SECONDS = 90.0
 AWAY = (ApiError, ApiException, aiohttp.ClientError, OSError)  # the API server is restarting
 
 
@@ -43,6 +44,12 @@ async def installed(kubeconfig: str, images: None) -> AsyncIterator[Release]:
         await api.apply(scaled_object(namespace, MODEL), namespace=namespace)
         await api.until("ScaledObject", namespace, MODEL, lambda one: "Ready" in str((one or {}).get("status", {}).get("conditions")))
         yield made
+
+
+@pytest.fixture(autouse=True)
+def reported(request: pytest.FixtureRequest, installed: Release) -> None:
+    """A failing test's report has this namespace's logs."""
+    request.node.stash[NAMESPACE] = installed.namespace
 
 
 @pytest_asyncio.fixture(loop_scope="module")
