@@ -173,6 +173,14 @@ async def events(api: Api, namespace: str, name: str, *reasons: str) -> list[tup
             await asyncio.sleep(0.2)  # events are many: they are listed
 
 
+async def started_cold(api: Api, namespace: str, name: str) -> None:
+    """Its own command has spoken, and nothing else."""
+    async with asyncio.timeout(30):
+        while not (log := await api.log_of(namespace, name)):
+            await asyncio.sleep(0.1)  # the event may come before the command's first word
+    assert log == "started cold\n", name
+
+
 async def watch(agent: Agent) -> AsyncIterator[pb.Replica]:
     async with agent.stub() as stub:
         async for update in stub.Watch(pb.WatchRequest()):
@@ -246,7 +254,7 @@ async def test_pods_that_reach_for_the_node_are_refused_and_start_cold(api: Api,
         _, reason, words = HOSTILE[name]
         found = await events(api, namespace, name, reason, "ColdStarted")
         assert words in dict(found)[reason], (name, found)
-        assert await api.log_of(namespace, name) == "started cold\n", name
+        await started_cold(api, namespace, name)
 
 
 async def test_names_that_belong_to_others_or_to_nobody(api: Api, namespace: str, running: Agent) -> None:
@@ -273,7 +281,7 @@ async def test_names_that_belong_to_others_or_to_nobody(api: Api, namespace: str
         ):
             found = dict(await events(api, where, name, reason, "ColdStarted"))
             assert words in found[reason], found
-            assert await api.log_of(where, name) == "started cold\n"
+            await started_cold(api, where, name)
     finally:
         await api.delete("Pod", stranger, "thief", grace_seconds=0)
         await api.delete("Namespace", "", stranger)
