@@ -193,7 +193,10 @@ class Cluster:
             if error.status == 404:
                 return None
             raise
-        return found if found.metadata.uid == uid else None
+        if found.metadata.uid != uid:
+            return None
+        self._see(found)  # the watch may be broken just now, and what is not in `pods` is taken for gone
+        return found
 
     async def annotate(self, pod: Pod, annotations: Mapping[str, str]) -> None:
         """Raises ClusterError."""

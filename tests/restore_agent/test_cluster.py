@@ -1,0 +1,66 @@
+"""The agent's view of its node's pods, where the API server fails: a server of the test's own answers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import yaml
+from aiohttp import web
+
+from restore_agent.cluster import Cluster, Pod
+
+
+class ApiServer:
+    """Lists what it has; watches are refused."""
+
+    def __init__(self) -> None:
+        self.pods: list[dict[str, object]] = []
+        self.listing = asyncio.Event()
+        self.listing.set()
+
+    async def every(self, request: web.Request) -> web.Response:
+        if "watch" in request.query:
+            return web.json_response({"message": "the server is starting"}, status=503)
+        await self.listing.wait()
+        return web.json_response({"metadata": {"resourceVersion": "1"}, "items": self.pods})
+
+    async def one(self, _: web.Request) -> web.Response:
+        return web.json_response({"metadata": {"name": "chat", "namespace": "a", "uid": "u", "resourceVersion": "2"}})
+
+
+@pytest.fixture
+async def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[ApiServer]:
+    server = ApiServer()
+    app = web.Application()
+    app.add_routes([web.get("/api/v1/pods", server.every), web.get("/api/v1/namespaces/a/pods/chat", server.one)])
+    runner = web.AppRunner(app, shutdown_timeout=1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    named = {"name": "it", "cluster": {"server": f"http://127.0.0.1:{runner.addresses[0][1]}"}}
+    context = {"name": "it", "context": {"cluster": "it", "user": "it"}}
+    kubeconfig = {"clusters": [named], "contexts": [context], "users": [{"name": "it", "user": {}}], "current-context": "it"}
+    (tmp_path / "kubeconfig").write_text(yaml.safe_dump(kubeconfig))
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
+    try:
+        yield server
+    finally:
+        server.listing.set()
+        await runner.cleanup()
+
+
+async def test_a_pod_that_calls_while_the_watch_is_broken_is_known(server: ApiServer) -> None:
+    """It was taken for one that is being deleted, and its requests waited for ever."""
+    async with Cluster.connected("node") as cluster:
+        server.listing.clear()
+        gone: asyncio.Future[Pod] = asyncio.get_running_loop().create_future()
+        cluster.on_change(lambda pod, is_gone: gone.set_result(pod) if is_gone else None)
+        found = await cluster.pod("u", "a", "chat")
+        assert found and cluster.pods == {"u": found}
+        assert await cluster.pod("another", "a", "chat") is None
+        server.listing.set()  # it is in no list: it went while nobody watched
+        async with asyncio.timeout(10):
+            assert (await gone).metadata.uid == "u"
+        assert not cluster.pods
