@@ -26,6 +26,11 @@ _ORIGINS = {
     Origin.CAPTURED: agent_pb2.ORIGIN_CAPTURED,
     Origin.STANDBY: agent_pb2.ORIGIN_STANDBY,
 }
+_STATES = {
+    State.READY: agent_pb2.REPLICA_READY,
+    State.RETIRING: agent_pb2.REPLICA_RETIRING,
+    State.GONE: agent_pb2.REPLICA_GONE,
+}
 
 
 def engine_record(engine: agent_pb2.Engine) -> EngineRecord:
@@ -102,7 +107,7 @@ def replica(value: Replica) -> agent_pb2.Replica:
         id=value.id,
         model=value.model,
         snapshot=reference(value.snapshot) if value.snapshot else _namespace(value),
-        state=agent_pb2.REPLICA_READY if value.state is State.READY else agent_pb2.REPLICA_GONE,
+        state=_STATES[value.state],
         origin=_ORIGINS[value.origin],
         endpoint=_endpoint(value),
         detail=value.detail,

@@ -21,6 +21,7 @@ _LOG = logging.getLogger("thaw.agent")
 
 class State(enum.Enum):
     READY = "ready"
+    RETIRING = "retiring"  # it finishes what it has
     GONE = "gone"
 
 
@@ -95,10 +96,10 @@ class Replicas:
         await self._end(replica)
 
     def retire(self, replica_id: str, why: str) -> None:
-        """Nobody sends it anything from now on; it ends by itself."""
+        """Nobody sends it anything new from now on; it ends by itself."""
         replica = self._live.get(replica_id)
         if replica and replica.state is State.READY:
-            replica.state, replica.detail = State.GONE, why
+            replica.state, replica.detail = State.RETIRING, why
             self._changed(replica)
 
     def detach(self, replica_id: str) -> Replica:
@@ -139,9 +140,12 @@ class Replicas:
             replica.detail = str(replica.engine.end_error()) if ended.done() else f"it was restored, and is ended: {hangs}"
             _LOG.warning("replica %s ended by itself: %s", replica.id, replica.detail)
             await self._end(replica)
+        elif replica.state is State.RETIRING:
+            await asyncio.wait([ended])
+            await self._end(replica)
 
     async def _end(self, replica: Replica) -> None:
-        if replica.state is State.READY:
+        if replica.state is not State.GONE:
             replica.state = State.GONE
             self._changed(replica)
         try:

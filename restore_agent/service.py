@@ -185,7 +185,7 @@ class AgentService(agent_pb2_grpc.AgentServicer):
             for found in await asyncio.to_thread(node.store.list):
                 yield agent_pb2.NodeUpdate(residency=convert.listed(node, found))
             for replica in node.replicas:
-                if replica.state is State.READY:
+                if replica.state is not State.GONE:
                     yield agent_pb2.NodeUpdate(replica=convert.replica(replica))
             yield agent_pb2.NodeUpdate(synced=True)
             while True:

@@ -36,6 +36,7 @@ from tests.e2e.release import MODEL, Release, deployment, own_namespace, release
 ROUNDS, COLD_ROUNDS, SURGES = 30, 10, 5
 COLD = "cold"
 REPLICAS, BACKLOG = 4, 24
+OUTCOMES = ("Restored", "RestoreFailed", "SnapshotRefused", "ColdStarted")
 SERVER = Path(__file__).parents[1] / "restore_agent" / "server.py"
 
 
@@ -91,7 +92,6 @@ async def in_turn(installed: Release, client: aiohttp.ClientSession, single: Sin
         answers.add(answer)
         if number == ROUNDS:
             measured.process = await asyncio.to_thread(process_in, recorder.pod(start.pod))
-            measured.process["events"] = await events(installed, start.pod)
             measured.process["requests it has had, those before the dump included"] = (await installed.ask(client, path="/count"))["count"]
         await installed.at_zero()
         seconds, _ = await single.once(client)
@@ -104,6 +104,11 @@ async def in_turn(installed: Release, client: aiohttp.ClientSession, single: Sin
             await installed.at_zero(COLD)
             if number:
                 measured.cold.append(start)
+    told = await events(installed, [start.pod for start in measured.restored])
+    measured.process["agent's event"] = told[measured.restored[-1].pod]
+    measured.process["pods restored, by their events"] = sum(each.startswith("Restored") for each in told.values())
+    if others := {pod: each for pod, each in told.items() if not each.startswith(("Restored", "no event"))}:
+        raise AssertionError(f"these pods were not restored: {others}")
     if len(answers) != 1:
         raise AssertionError(f"restored and cold engines answer differently: {answers}")
     measured.process["answer, the cold one's too"] = answers.pop()
@@ -198,15 +203,11 @@ def process_in(pod: Object) -> dict[str, Any]:
     raise AssertionError(f"no engine in the control groups of pod {uid}: {pids}")
 
 
-async def events(installed: Release, pod: str) -> list[str]:
-    """The agent's; they are written while the first answer is on its way."""
-    for _ in range(50):
-        every = await installed.api.list("Event", installed.namespace)
-        found = [f"{one['reason']}: {one['message']}" for one in every if one["involvedObject"]["name"] == pod]
-        if any(text.startswith("Restored") for text in found):
-            return [text for text in found if text.startswith(("Restored", "ColdStarted"))]
-        await asyncio.sleep(0.1)
-    raise AssertionError(f"pod {pod} has no event Restored")
+async def events(installed: Release, pods: Sequence[str]) -> dict[str, str]:
+    """What the agent did with each of the pods. They are written while the first answer is on its way, and none depends on them."""
+    every = await installed.api.list("Event", installed.namespace)
+    told = {each["involvedObject"]["name"]: f"{each['reason']}: {each['message']}" for each in every if each["reason"] in OUTCOMES}
+    return {pod: told.get(pod, "no event") for pod in pods}
 
 
 # What comes of it.

@@ -221,7 +221,9 @@ async def test_what_answers_in_the_pod_was_dumped_in_another(api: Api, namespace
     await api.delete("Pod", namespace, "one")
     async with asyncio.timeout(30):
         gone = await anext(heard)
-    assert gone.state == pb.REPLICA_GONE
+    assert gone.state == pb.REPLICA_RETIRING
+    async with asyncio.timeout(60):
+        assert (await anext(heard)).state == pb.REPLICA_GONE
     assert "deleted" in gone.detail
     await heard.aclose()
 

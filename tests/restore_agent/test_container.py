@@ -24,6 +24,7 @@ from restore_agent.manifest import EngineRecord
 from restore_agent.node import Node
 from restore_agent.phases import Phases
 from restore_agent.placeholder import SOCKET, Placeholder, PlaceholderError
+from restore_agent.replicas import State
 from restore_agent.restore import RestoreFailed
 from restore_agent.store import Snapshot
 from tests.restore_agent.containers import CAPABILITIES, Callers, Running, answering, container
@@ -37,7 +38,7 @@ CAP_SYS_RESOURCE = 1 << 24
 @pytest.fixture(scope="session")
 def needs_runc() -> None:
     if shutil.which("runc") is None:
-        pytest.fail("these tests make containers by runc: apt-get install runc")
+        pytest.fail("these tests make containers by runc: `make test` installs it, or apt-get install runc iproute2")
 
 
 @pytest.fixture(scope="session")
@@ -157,6 +158,39 @@ async def test_signals_go_to_the_engine(node: Node, callers: Callers, tmp_path: 
         await node.restore_into(place, "small", snapshot_of(node), Phases())
         two.kill("TERM")
         assert await two.exit_code() == 128 + 15
+
+
+async def test_an_agent_that_has_many_files_open(node: Node, callers: Callers, tmp_path: Path, taken: tuple[Path, str]) -> None:
+    """CRIU had a copy of the socket whose end is waited for, where its number was 100 or more."""
+    async with container(tmp_path / "two", callers.folder):
+        place = Container(await callers.next(), IMAGE, ADDRESS)
+        with contextlib.ExitStack() as stack:
+            for _ in range(200):
+                stack.callback(os.close, os.open("/dev/null", os.O_RDONLY))
+            phases = Phases()
+            replica = await node.restore_into(place, "small", snapshot_of(node), phases)
+        assert phases.total < 8
+        assert await answer_of(replica.engine) == json.loads(taken[1])
+
+
+async def test_a_replica_that_retires_goes_when_its_engine_has(node: Node, callers: Callers, tmp_path: Path) -> None:
+    """And leaves no descriptor with the agent, which sees many pods in its life."""
+    before = 0
+    for number in range(3):
+        async with container(tmp_path / f"c{number}", callers.folder) as running:
+            replica = await node.restore_into(Container(await callers.next(), IMAGE, ADDRESS), "small", snapshot_of(node), Phases())
+            node.replicas.retire(replica.id, "its pod is being deleted")
+            assert replica.state is State.RETIRING
+            assert await answer_of(replica.engine), "it finishes what it has"
+            running.kill("KILL")
+            await running.exit_code()
+            async with asyncio.timeout(20):
+                while len(node.replicas):
+                    await asyncio.sleep(0.02)
+            assert replica.state is State.GONE
+        count = len(list(Path("/proc/self/fd").iterdir()))
+        assert not before or count <= before
+        before = count
 
 
 async def test_an_engine_outlives_its_agent(node: Node, callers: Callers, tmp_path: Path, taken: tuple[Path, str]) -> None:
