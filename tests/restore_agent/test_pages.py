@@ -243,6 +243,8 @@ async def test_chunks_are_read_around_the_page_cache_and_from_it(target: Target)
                 fd = os.open(path, os.O_RDONLY)
                 os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
                 os.close(fd)
+                if resident(path):
+                    pytest.skip(f"needs a disk: what is in {path.parent} stays in memory (tmpfs)")
         arena = await Arena.load(target.store, target.chunks, target.index)
         await arena.fill({PID: target.pid})
         assert target.memory() == target.content

@@ -262,7 +262,7 @@ async def test_over_https_with_a_certificate_that_changes(tmp_path: Path) -> Non
         "127.0.0.1", 0, TlsFiles(certificate, key), snapshots=snapshots, namespaces=namespaces, nodes=[], setup=NodeSetup()
     )
     async with serving as (_, port), aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True)) as session:
-        url = f"https://localhost:{port}{PATH}?timeout=2s"
+        url = f"https://127.0.0.1:{port}{PATH}?timeout=2s"
         async with session.post(url, data=review(pod()), ssl=trust) as response:
             assert response.status == 200 and "patch" in (await response.json())["response"]
         async with session.post(url, data=b"nonsense", ssl=trust) as response:
