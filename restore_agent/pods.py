@@ -51,7 +51,7 @@ CONTAINER, PORT, HEALTH, MODEL, DIGEST = (f"thaw.dev/{word}" for word in ("conta
 ENTRYPOINT, CANARY = (f"thaw.dev/{word}" for word in ("entrypoint", "canary"))
 CAPTURED, CAPTURE_FAILED = "thaw.dev/captured", "thaw.dev/capture-failed"  # by this agent
 _GPUMEM = Path("/run/gpumem")  # the folders of the node that a pod may mount: this, and the placeholder's
-_PAUSE_SECONDS = 1.0  # before a placeholder that cannot be served yet is let go of: it calls again
+_FIRST_PAUSE, _PAUSE_SECONDS = 0.005, 1.0  # before a placeholder that cannot be served yet is let go of: it calls again
 _SOON_SECONDS = 60.0  # an engine that ends in this time after its restore is not restored into that pod again
 _CALL_SECONDS = 3.0  # in which the placeholders of an agent that was replaced have called the new one
 _LOG = logging.getLogger("thaw.agent")
@@ -147,16 +147,10 @@ class Pods:
                     container.let_go()
 
     async def _called(self, placeholder: Placeholder) -> None:
-        try:
-            about = await self._cri.of_process(placeholder.pid)
-            pod = await self._cluster.pod(about.pod_uid, about.namespace, about.pod)
-        except (CriError, ClusterError) as error:
-            _LOG.warning("a placeholder (pid %d) is not served: %s", placeholder.pid, error)
-            pod = None
-        if pod is None or pod.is_leaving:
-            await asyncio.sleep(_PAUSE_SECONDS)
+        if (found := await self._whose(placeholder)) is None:
             placeholder.close()
             return
+        about, pod = found
         self._served.add(pod.metadata.uid)
         caller = Caller(placeholder, about, pod)
         try:
@@ -172,6 +166,24 @@ class Pods:
         finally:
             if pod.metadata.uid not in self._containers:
                 placeholder.close()
+
+    async def _whose(self, placeholder: Placeholder) -> tuple[Described, Pod] | None:
+        """The call is the first thing that a container does: the runtime may not know its pid yet, and does a moment later."""
+        pause, deadline = _FIRST_PAUSE, time.monotonic() + _PAUSE_SECONDS
+        while True:
+            try:
+                about = await self._cri.of_process(placeholder.pid)
+                pod = await self._cluster.pod(about.pod_uid, about.namespace, about.pod)
+                if pod and not pod.is_leaving:
+                    return about, pod
+                why = "its pod is being deleted"
+            except (CriError, ClusterError) as error:
+                why = str(error)
+            if placeholder.ended.done() or time.monotonic() > deadline:
+                _LOG.warning("a placeholder (pid %d) is not served: %s", placeholder.pid, why)
+                return None
+            await asyncio.sleep(pause)
+            pause *= 2
 
     async def _restore(self, caller: Caller) -> None:
         pod, phases = caller.pod, Phases()
