@@ -11,7 +11,7 @@ import json
 import os
 import secrets
 import subprocess
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,6 +87,15 @@ async def container(
     """`placeholder`: the agent's folder. `shared`: namespaces that it has none of its own of."""
     name = f"thaw-test-{secrets.token_hex(4)}"
     folder.mkdir()
+    with overlay_of_this_machine(folder):
+        async with _run(name, folder, placeholder, command, user, capabilities, shared, memory) as running:
+            yield running
+    folder.rmdir()
+
+
+@contextlib.contextmanager
+def overlay_of_this_machine(folder: Path) -> Iterator[Path]:
+    """A root in `folder`: what this machine's has on its own file system, and none of what is mounted into it."""
     subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(folder)], check=True)  # an upper layer must not lie under its lower one
     for part in ("upper", "work", "root", "control"):
         (folder / part).mkdir()
@@ -94,7 +103,25 @@ async def container(
     (folder / "upper/run/thaw/bin").mkdir()
     (folder / "control").chmod(0o777)
     layers = f"lowerdir=/,upperdir={folder / 'upper'},workdir={folder / 'work'}"
-    subprocess.run(["mount", "-t", "overlay", "overlay", "-o", layers, str(folder / "root")], check=True)
+    try:
+        subprocess.run(["mount", "-t", "overlay", "overlay", "-o", layers, str(folder / "root")], check=True)
+        yield folder / "root"
+        subprocess.run(["umount", str(folder / "root")], check=True)
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@contextlib.asynccontextmanager
+async def _run(
+    name: str,
+    folder: Path,
+    placeholder: Path,
+    command: Sequence[str],
+    user: int,
+    capabilities: Sequence[str],
+    shared: Sequence[str],
+    memory: int,
+) -> AsyncIterator[Running]:
     (folder / "config.json").write_text(json.dumps(_specification(name, folder, placeholder, command, user, capabilities, shared, memory)))
     log = (folder / "log").open("wb")
     reader, writer = os.pipe()
@@ -114,9 +141,6 @@ async def container(
         for child in (process, drain):
             await asyncio.wait_for(child.wait(), 20)
         log.close()
-        subprocess.run(["umount", str(folder / "root")], check=True)
-        subprocess.run(["umount", str(folder)], check=True)
-        folder.rmdir()
 
 
 async def _loopback_up(running: Running) -> None:
