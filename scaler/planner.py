@@ -26,6 +26,8 @@ from scaler.trigger import Trigger
 
 log = logging.getLogger(__name__)
 
+_BELOW = {agent_pb2.RUNG_MEMORY: agent_pb2.RUNG_DISK, agent_pb2.RUNG_STANDBY: agent_pb2.RUNG_MEMORY}
+
 
 class Planner:
     """Hooks into the ledger and the nodes; `close` cancels what it has asked for."""
@@ -34,8 +36,7 @@ class Planner:
         self._ledger = ledger
         self._nodes = nodes
         self._models = models
-        self._staging: dict[tuple[str, str], asyncio.Task[None]] = {}
-        self._preparing: dict[tuple[str, str], asyncio.Task[None]] = {}  # standbys
+        self._staging: dict[tuple[str, str, agent_pb2.Rung], asyncio.Task[None]] = {}  # (node, model, the rung that is asked for)
         self._longest_staging: dict[str, float] = {}
         self._failed: set[tuple[str, str, str]] = set()  # (node, model, digest): told once, not tried again
         ledger.on_first_demand(self.stage)
@@ -53,8 +54,8 @@ class Planner:
 
     def stage(self, model: str) -> None:
         """Asks the best node to stage the model's snapshot into memory, unless it stands there or would take too long."""
-        for key, task in self._preparing.items():
-            if key[1] == model:
+        for (_, staged, rung), task in self._staging.items():
+            if staged == model and rung == agent_pb2.RUNG_STANDBY:
                 task.cancel()
         node = self.node_for(model) if model in self._models else None
         if node is not None:
@@ -67,7 +68,7 @@ class Planner:
             self._longest_staging[trigger.model] = trigger.max_stage_seconds
 
     async def close(self) -> None:
-        tasks = [*self._staging.values(), *self._preparing.values()]
+        tasks = list(self._staging.values())
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -78,36 +79,22 @@ class Planner:
                 continue
             self._stage(node, model)
             if section.stage == "standby" and not self._nodes.replicas_of(model) and not self._ledger.demand_anywhere(model).pending:
-                self._prepare(node, model)
+                self._stage(node, model, agent_pb2.RUNG_STANDBY)
 
-    def _stage(self, node: Node, model: str) -> None:
+    def _stage(self, node: Node, model: str, rung: agent_pb2.Rung = agent_pb2.RUNG_MEMORY) -> None:
+        """One rung up to `rung`, unless the snapshot stands elsewhere, is on its way, or it was refused before."""
         snapshot = self._models[model].snapshot_name
         residency = node.residency(snapshot) if snapshot else None
-        key = (node.address, model)
-        if residency is None or residency.rung != agent_pb2.RUNG_DISK or residency.unusable_reason or key in self._staging:
+        key = (node.address, model, rung)
+        if residency is None or residency.rung != _BELOW[rung] or residency.unusable_reason or key in self._staging:
             return
-        if (*key, residency.snapshot.digest) in self._failed:
+        if (node.address, model, residency.snapshot.digest) in self._failed:
             return
-        if seconds_to_stage(node.info, residency) > self._longest_staging.get(model, math.inf):
+        if rung == agent_pb2.RUNG_MEMORY and seconds_to_stage(node.info, residency) > self._longest_staging.get(model, math.inf):
             return
-        task = self._staging[key] = asyncio.create_task(
-            self._ask(node, model, residency.snapshot, agent_pb2.RUNG_MEMORY), name=f"staging {model}"
-        )
+        name = f"{agent_pb2.Rung.Name(rung)} of {model}"
+        task = self._staging[key] = asyncio.create_task(self._ask(node, model, residency.snapshot, rung), name=name)
         task.add_done_callback(lambda _: self._staging.pop(key, None))
-
-    def _prepare(self, node: Node, model: str) -> None:
-        """Memory → standby."""
-        snapshot = self._models[model].snapshot_name
-        residency = node.residency(snapshot) if snapshot else None
-        key = (node.address, model)
-        if residency is None or residency.rung != agent_pb2.RUNG_MEMORY or residency.unusable_reason or key in self._preparing:
-            return
-        if (*key, residency.snapshot.digest) in self._failed:
-            return
-        task = self._preparing[key] = asyncio.create_task(
-            self._ask(node, model, residency.snapshot, agent_pb2.RUNG_STANDBY), name=f"standby of {model}"
-        )
-        task.add_done_callback(lambda _: self._preparing.pop(key, None))
 
     async def _ask(self, node: Node, model: str, snapshot: agent_pb2.SnapshotRef, rung: agent_pb2.Rung) -> None:
         request = agent_pb2.StageRequest(request_id=secrets.token_hex(8), snapshot=snapshot, rung=rung)
