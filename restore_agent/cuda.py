@@ -57,6 +57,8 @@ class Cuda:
         nvml.nvmlInit()
         self._promised: dict[str, int] = {}  # UUID → bytes that resumes under way will take
         self._uuids = {f"GPU-{uuid.UUID(bytes=bytes(raw.bytes)[:16])}": raw for raw in self._driver_uuids()}
+        names = [nvml.nvmlDeviceGetName(self._handle(identity)) for identity in self._uuids]
+        self._gpus = Gpus(nvml.nvmlSystemGetDriverVersion(), tuple(names), tuple(self._uuids))  # asked once: every restore wants it
 
     @classmethod
     def find(cls) -> Cuda | None:
@@ -71,8 +73,7 @@ class Cuda:
         return cls(driver, pynvml)
 
     def gpus(self) -> Gpus:
-        names = [self._nvml.nvmlDeviceGetName(self._handle(identity)) for identity in self._uuids]
-        return Gpus(self._nvml.nvmlSystemGetDriverVersion(), tuple(names), tuple(self._uuids))
+        return self._gpus
 
     def chosen(self, env: Mapping[str, str]) -> str:
         """UUID of the GPU that a process with this environment uses first; empty: it sees none."""
