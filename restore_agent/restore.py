@@ -41,6 +41,7 @@ from restore_agent.store import Corrupt, NotFound, Snapshot
 from restore_agent.weights import Weights, WeightsError
 
 _DEMOTE_SECONDS = 10.0  # an engine that does not let go in this time is ended
+_LET_GO_SECONDS = 10.0  # CRIU's last step takes milliseconds
 Place = Callable[[], Awaitable[Sandbox | Container]]  # makes, or opens, what a replica is restored into
 
 # Why a snapshot was not used: keys of the metric `thaw_restore_fallbacks_total`.
@@ -226,6 +227,10 @@ class Restorer:
 
             async def wake() -> None:
                 go.set()
+                ended = sandbox.exit_of(manifest.root_pid)
+                await asyncio.wait([restoring, ended], timeout=_LET_GO_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+                if not restoring.done():  # of a task that is killed as it is let go CRIU may hear nothing, and waits for ever
+                    raise engine.end_error() if ended.done() else CriuError("CRIU did not let the engine go")
                 await restoring
 
             return Standby(
