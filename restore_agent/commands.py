@@ -29,6 +29,7 @@ from restore_agent.chunks import CorruptChunk
 from restore_agent.engines import KINDS, Setting, UnsuitableCommand, prepare
 from restore_agent.main import DEFAULT_STATE, AgentError, Listen, enter_own_mounts, run, serving, socket_of
 from restore_agent.manifest import InvalidName
+from restore_agent.nri import SOCKET as NRI_SOCKET
 from restore_agent.placeholder import DEFAULT_FOLDER
 from restore_agent.store import Catalog, Corrupt, NotFound, Snapshot, StoreBusy
 from restore_agent.tls import BadCertificate
@@ -72,7 +73,8 @@ def agent(
     cri: Annotated[
         Path | None, typer.Option(help="The container runtime's socket; containerd's or CRI-O's usual one if not given.")
     ] = None,
-    placeholder: Annotated[Path, typer.Option(help="Folder of the node that pods mount.")] = DEFAULT_FOLDER,
+    nri: Annotated[Path, typer.Option(help="The container runtime's socket for plugins.")] = NRI_SOCKET,
+    placeholder: Annotated[Path, typer.Option(help="Folder of the node that is mounted into containers.")] = DEFAULT_FOLDER,
     kubelet: Annotated[Path, typer.Option(help="The kubelet's folder.")] = Path("/var/lib/kubelet"),
 ) -> None:
     """Runs the restore agent of this node, until it is told to stop."""
@@ -91,7 +93,7 @@ def agent(
         if kubernetes:
             from restore_agent.on_kubernetes import Kubernetes, serve_pods  # noqa: PLC0415  (only here is the API's client needed)
 
-            beside = functools.partial(serve_pods, Kubernetes(cri, placeholder, kubelet))
+            beside = functools.partial(serve_pods, Kubernetes(cri, nri, placeholder, kubelet))
         asyncio.run(run(node, state, gpumem, (host or "127.0.0.1", int(port)) if metrics else None, serves, beside))
 
 

@@ -1,7 +1,7 @@
-"""The node's container runtime, asked through its CRI socket: which container a process is pid 1 of, and what its image starts.
+"""The node's container runtime, asked through its CRI socket: which container a process is pid 1 of.
 
-containerd and CRI-O answer alike in all that is used here; the pid and the image's configuration are in their verbose answers, as JSON that
-is theirs, so what is missing there is an error and not a guess.
+containerd and CRI-O answer alike in all that is used here; the pid is in their verbose answers, as JSON that is theirs, so what is missing
+there is an error and not a guess.
 """
 
 from __future__ import annotations
@@ -46,7 +46,6 @@ class Cri:
 
     def __init__(self, channel: grpc.aio.Channel, socket: Path) -> None:
         self._runtime = cri_pb2_grpc.RuntimeServiceStub(channel)
-        self._images = cri_pb2_grpc.ImageServiceStub(channel)
         self._socket = socket
 
     @classmethod
@@ -92,16 +91,6 @@ class Cri:
                 namespace=labels["io.kubernetes.pod.namespace"],
                 address=network.ip,
             )
-
-    async def starts(self, image: str) -> tuple[list[str], list[str]]:
-        """An image's entrypoint and command. Raises CriError."""
-        request = cri_pb2.ImageStatusRequest(image=cri_pb2.ImageSpec(image=image), verbose=True)
-        with self._errors(f"describe image {image}"):
-            answer = await self._images.ImageStatus(request, timeout=_SECONDS)
-            if not answer.HasField("image"):
-                raise CriError(f"the container runtime has no image {image}")
-            config = _info(answer.info)["imageSpec"].get("config") or {}
-            return list(config.get("Entrypoint") or []), list(config.get("Cmd") or [])
 
     @contextlib.contextmanager
     def _errors(self, what: str) -> Any:

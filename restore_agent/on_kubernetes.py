@@ -7,12 +7,14 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from restore_agent import seccomp
+from restore_agent import nri, seccomp
 from restore_agent.cluster import Cluster, ClusterError
 from restore_agent.cri import Cri, CriError
+from restore_agent.injection import injected
+from restore_agent.labels import SNAPSHOT
 from restore_agent.main import AgentError
 from restore_agent.node import Node
-from restore_agent.pods import SNAPSHOT, Pods
+from restore_agent.pods import Pods
 from restore_agent.yielding import Yielding
 
 _LOG = logging.getLogger("thaw.agent")
@@ -23,7 +25,8 @@ class Kubernetes:
     """This node is one of a cluster: its pods are restored into."""
 
     cri: Path | None  # the container runtime's socket; None: where it usually is
-    placeholder: Path  # folder of the node that pods mount
+    nri: Path  # and the one for its plugins
+    placeholder: Path  # folder of the node that is mounted into containers
     kubelet: Path  # the kubelet's folder
 
 
@@ -35,9 +38,10 @@ async def serve_pods(kubernetes: Kubernetes, node: Node) -> None:
             Cluster.connected(node.name) as cluster,
             Cri.connected(kubernetes.cri) as cri,
             Pods.served(node, cluster, cri, kubernetes.placeholder),
+            nri.plugged(kubernetes.nri, injected(kubernetes.placeholder, node.weights.socket)),
             Yielding.watching(cluster, kubernetes.kubelet, node.weights.socket, SNAPSHOT, node.store.state),
         ):
             _LOG.info("pods of node %s are restored into", node.name)
             await asyncio.Event().wait()
-    except (ClusterError, CriError) as error:
+    except (ClusterError, CriError, nri.NriError) as error:
         raise AgentError(str(error)) from error

@@ -1,7 +1,7 @@
 /*
  * thaw-placeholder: pid 1 of a container that waits to be restored into.
  *
- *   thaw-placeholder [[--] COMMAND ARG...]    the container's own command, if its pod names one; else the agent knows the image's
+ *   thaw-placeholder -- COMMAND ARG...    the container's own command, as the runtime would have started it
  *
  * It lies, with the agent's socket beside it, in a folder of the node that is mounted read-only into the pod. So it calls the agent, and
  * not the agent it: the kernel tells the agent the caller's pid, and by that the container, before a word was said, and no path of a
@@ -18,8 +18,8 @@
  *                        idle                          answers engine 0: every child that has ended was told of
  *                        exited PID STATUS             as wait() gives it, for every child, restored ones too
  *                        error TEXT
- * Agent -> placeholder:  cold ENVC ENV... ARG...       become this command, ENV added to the container's own
- *                        start ENVC ENV... ARG...      start it as a child, for a snapshot
+ * Agent -> placeholder:  cold                          become the command
+ *                        start ENVC ENV... ARG...      start this one as a child, ENV added to the container's own, for a snapshot
  *                        engine PID                    this child is the engine now: end as it ends; 0: none, wait on
  *                        exit CODE
  */
@@ -47,7 +47,7 @@
 #define RETRY_MILLISECONDS 100
 #define REMEMBERED 64
 
-static char **own;   /* the container's command, ended by NULL; may be empty */
+static char **own;   /* the container's command, ended by NULL */
 static int own_count;
 static char socket_path[sizeof(((struct sockaddr_un *)0)->sun_path)];
 static int agent = -1;
@@ -200,6 +200,8 @@ static void obey(char *message, size_t size)
 	int n;
 	message[size] = 0;
 	char **list = fields(message, size, &n);
+	if (!strcmp(message, "cold"))
+		become(own);
 	if (!list || n < 1) {
 		errno = EBADMSG;
 		tell_error(message);
@@ -208,12 +210,10 @@ static void obey(char *message, size_t size)
 		watch_over(atoi(list[0]));
 	} else if (!strcmp(message, "exit")) {
 		_exit(atoi(list[0]));
-	} else if ((!strcmp(message, "cold") || !strcmp(message, "start")) && atoi(list[0]) >= 0 && atoi(list[0]) < n - 1) {
+	} else if (!strcmp(message, "start") && atoi(list[0]) >= 0 && atoi(list[0]) < n - 1) {
 		char **command = list + 1;
 		for (int left = atoi(list[0]); left; left--)
 			putenv(strdup(*command++));
-		if (message[0] == 'c')
-			become(command);
 		start(command);
 	} else {
 		errno = EBADMSG;
@@ -286,10 +286,12 @@ int main(int argc, char **argv)
 	sigset_t all;
 	double alone = now();
 
-	if (argc > 1 && !strcmp(argv[1], "--"))
-		argv++, argc--;
-	own = argv + 1;
-	own_count = argc - 1;
+	if (argc < 3 || strcmp(argv[1], "--")) {
+		say("usage: thaw-placeholder -- COMMAND ARG...");
+		return 126;
+	}
+	own = argv + 2;
+	own_count = argc - 2;
 	if (beside_this_program() < 0) {
 		say("cannot tell where it lies; is /proc mounted?");
 		return 126;
@@ -306,7 +308,7 @@ int main(int argc, char **argv)
 	for (;;) {
 		if (agent < 0)
 			call_agent();
-		if (agent < 0 && !engine && own_count && now() - alone > PATIENCE_SECONDS) {
+		if (agent < 0 && !engine && now() - alone > PATIENCE_SECONDS) {
 			say("no restore agent answers on this node; starting without it");
 			become(own);
 		}

@@ -1,8 +1,8 @@
 """The agent's side of placeholders (placeholder.c): pid 1 of each container that waits on this node for a snapshot, or to give one.
 
-They call: the folder that holds the program and this socket is mounted into their pods, and whoever can connect is in such a pod or on the
-node. Who it is comes from the kernel (SO_PEERCRED), never from what it says. What it says is data of a tenant: bounded, and believed only
-about its own container.
+They call: the folder that holds the program and this socket is mounted into their containers (injection.py), and whoever can connect is
+in such a container or on the node. Who it is comes from the kernel (SO_PEERCRED), never from what it says. What it says is data of a
+tenant: bounded, and believed only about its own container.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Placeholder:
         self.pid = pid  # on this host
         self.pidfd = os.pidfd_open(pid)
         self.engine = 0  # pid inside of the engine that it watches over; 0: it waits
-        self.command: tuple[str, ...] = ()  # that it would become by itself; empty: the image's
+        self.command: tuple[str, ...] = ()  # the container's own
         self.loop = asyncio.get_running_loop()
         self.ended: asyncio.Future[None] = self.loop.create_future()
         self._connection = connection
@@ -70,9 +70,9 @@ class Placeholder:
             future.set_result(signal.SIGKILL)
         return future
 
-    def become(self, command: Sequence[str]) -> None:
-        """It becomes this command, which is the container's own, and is a placeholder no more. Raises PlaceholderError."""
-        self._tell("cold", "0", *command)
+    def become(self) -> None:
+        """It becomes the container's own command, and is a placeholder no more. Raises PlaceholderError."""
+        self._tell("cold")
 
     async def start(self, command: Sequence[str], env: Mapping[str, str]) -> int:
         """Starts a child as the engine, `env` added to the container's own; its pid inside. Raises PlaceholderError."""
@@ -141,6 +141,8 @@ class Placeholder:
 
     def _heard(self, word: str, fields: list[str]) -> None:
         if word == "hello":
+            if len(fields) < 4:
+                raise ValueError
             self.engine, self.command = int(fields[1]), tuple(fields[3:])
             if not self._greeted.done():
                 self._greeted.set_result(None)
@@ -245,13 +247,9 @@ async def listening(folder: Path, called: Callable[[Placeholder], Awaitable[None
 
 
 def _install(folder: Path) -> None:
-    """The folder appears with the program in it: pods that mount it wait for it."""
-    made = folder if folder.is_dir() else folder.with_name(f".{folder.name}")
-    made.mkdir(parents=True, exist_ok=True)
-    made.chmod(0o755)
-    fresh = made / f".{PROGRAM}"
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o755)
+    fresh = folder / f".{PROGRAM}"
     shutil.copyfile(thaw_native.PLACEHOLDER, fresh)
     fresh.chmod(0o755)
-    fresh.replace(made / PROGRAM)
-    if made != folder:
-        made.rename(folder)
+    fresh.replace(folder / PROGRAM)

@@ -3,7 +3,7 @@
     a placeholder calls  →  whose container?  (kernel, runtime)  →  which pod?  (API server)  →  may it?
         restore  →  replica, event Restored            anything else: event with the reason, and the container's own command, once
         capture  →  start, dump, prove in place, publish  →  annotation with the digest, or with why not
-    a labelled pod without a placeholder (opted out, or the webhook left it alone)  →  replica, once it is healthy
+    a labelled pod without a placeholder (opted out, left alone, or made while no agent was there)  →  replica, once it is healthy
 
 Nothing is believed that a pod could say of itself: the container is found by its pid, the pod by what the kubelet told the runtime, the
 namespace whose snapshots it may use is the one that the API server has it in. Rejected: acting when the pod's status says that it runs,
@@ -14,17 +14,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
-import json
 import logging
 import time
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator
 from pathlib import Path
 
-from pydantic import ValidationError
-
+from gpumem.control import Control
+from gpumem.errors import GpumemError
 from restore_agent import metrics
+from restore_agent.caller import Caller, Refused, engine_container
 from restore_agent.capture import CaptureRequest
 from restore_agent.chunks import CorruptChunk
 from restore_agent.cluster import Cluster, ClusterError, Pod
@@ -34,6 +32,8 @@ from restore_agent.criu import CriuError
 from restore_agent.cuda import CudaError
 from restore_agent.engine import Engine, EngineError
 from restore_agent.images import ImageError
+from restore_agent.injection import has_placeholder
+from restore_agent.labels import CAPTURE, CAPTURE_FAILED, CAPTURED, DIGEST, GPUMEM, SNAPSHOT
 from restore_agent.manifest import EngineRecord, InvalidName, check_name
 from restore_agent.node import Node
 from restore_agent.oracle import Unproved
@@ -41,19 +41,12 @@ from restore_agent.phases import Phases
 from restore_agent.placeholder import Placeholder, PlaceholderError, listening
 from restore_agent.replicas import Origin, Replica
 from restore_agent.restore import RestoreFailed
-from restore_agent.sandbox import CONTROL_DIRECTORY, SandboxError
+from restore_agent.sandbox import SandboxError
 from restore_agent.store import Corrupt, NotFound, Snapshot
 from restore_agent.weights import WeightsError
 
-SNAPSHOT, CAPTURE = "thaw.dev/snapshot", "thaw.dev/capture"  # labels: name of the ModelSnapshot
-# Annotations, written by the webhook and the controller.
-CONTAINER, PORT, HEALTH, MODEL, DIGEST = (f"thaw.dev/{word}" for word in ("container", "port", "health", "model", "digest"))
-ENTRYPOINT, CANARY = (f"thaw.dev/{word}" for word in ("entrypoint", "canary"))
-CAPTURED, CAPTURE_FAILED = "thaw.dev/captured", "thaw.dev/capture-failed"  # by this agent
-_GPUMEM = Path("/run/gpumem")  # the folders of the node that a pod may mount: this, and the placeholder's
 _FIRST_PAUSE, _PAUSE_SECONDS = 0.005, 1.0  # before a placeholder that cannot be served yet is let go of: it calls again
 _SOON_SECONDS = 60.0  # an engine that ends in this time after its restore is not restored into that pod again
-_CALL_SECONDS = 3.0  # in which the placeholders of an agent that was replaced have called the new one
 _LOG = logging.getLogger("thaw.agent")
 _CAPTURE_ERRORS = (
     SandboxError,
@@ -72,59 +65,16 @@ _CAPTURE_ERRORS = (
 )
 
 
-class Refused(Exception):
-    """A pod asks for what it may not have."""
-
-
-@dataclass(frozen=True)
-class Caller:
-    """A placeholder, and all that is known of it."""
-
-    placeholder: Placeholder
-    about: Described
-    pod: Pod
-
-    @functools.cached_property
-    def container(self) -> Container:
-        own = next((each for each in self.pod.spec.containers if each.name == self.about.name), None)
-        volatile = {volume.name for volume in self.pod.spec.volumes if volume.empty_dir is not None}
-        paths = [mount.mount_path for mount in own.volume_mounts if mount.name in volatile] if own else []
-        paths = [path for path in paths if Path(path) != CONTROL_DIRECTORY]
-        return Container(self.placeholder, self.about.image, self.about.address, paths)
-
-    @property
-    def model(self) -> str:
-        return self.annotation(MODEL) or self.pod.metadata.labels.get(SNAPSHOT) or self.pod.metadata.labels.get(CAPTURE, "")
-
-    def annotation(self, key: str) -> str:
-        return self.pod.metadata.annotations.get(key, "")
-
-    def record(self, command: tuple[str, ...], otherwise: EngineRecord | None = None) -> EngineRecord:
-        """How the engine is reached: by the pod's annotations, else by the snapshot's manifest, else by its first port. Raises Refused."""
-        fields = {"port": self.annotation(PORT), "health_path": self.annotation(HEALTH)}
-        given = {key: value for key, value in fields.items() if value}
-        known: dict[str, object] = otherwise.model_dump(include={"port", "health_path"}) if otherwise else {}
-        own = next((each for each in self.pod.spec.containers if each.name == self.about.name), None)
-        if not known and own and own.ports:
-            known = {"port": own.ports[0].container_port}
-        try:
-            return EngineRecord.model_validate({**known, **given, "command": command})
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise Refused(f"annotation thaw.dev/{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-
-
 class Pods:
     """Use `async with Pods.served(…)`."""
 
-    def __init__(self, node: Node, cluster: Cluster, cri: Cri, folder: Path) -> None:
+    def __init__(self, node: Node, cluster: Cluster, cri: Cri) -> None:
         self._node = node
-        self._folders = (folder, _GPUMEM)
         self._cluster = cluster
         self._cri = cri
         self._containers: dict[str, Container] = {}  # that hold an engine, by their pod's uid
         self._replicas: dict[str, Replica] = {}
-        self._served: set[str] = set()  # uids of pods whose placeholder has called
+        self._served: dict[str, str] = {}  # uid of a pod → its container whose placeholder has called
         self._restored: dict[str, float] = {}  # uid of a pod → when an engine was restored into it
         self._started: dict[str, str] = {}  # uid of a pod that runs its own command → its container, once looked at
         self._adopting: set[asyncio.Task[None]] = set()
@@ -133,14 +83,15 @@ class Pods:
     @contextlib.asynccontextmanager
     async def served(cls, node: Node, cluster: Cluster, cri: Cri, folder: Path) -> AsyncIterator[Pods]:
         """`folder`: of the node, mounted into the pods. Raises OSError: it cannot be written."""
-        pods = cls(node, cluster, cri, folder)
+        pods = cls(node, cluster, cri)
         cluster.on_change(pods._changed)
         async with listening(folder, pods._called):
-            adopting = asyncio.create_task(pods._adopt_cold(), name="pods that were started cold")
+            for pod in list(cluster.pods.values()):
+                pods._changed(pod, False)
             try:
                 yield pods
             finally:
-                for task in (tasks := [adopting, *pods._adopting]):
+                for task in (tasks := list(pods._adopting)):
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
                 for container in pods._containers.values():
@@ -151,9 +102,11 @@ class Pods:
             placeholder.close()
             return
         about, pod = found
-        self._served.add(pod.metadata.uid)
+        self._served[pod.metadata.uid] = about.id
         caller = Caller(placeholder, about, pod)
         try:
+            if caller.annotation(GPUMEM):
+                await self._open_gpumem(pod)
             if pod.metadata.labels.get(CAPTURE):
                 await self._capture(caller)
             elif placeholder.engine:
@@ -185,13 +138,21 @@ class Pods:
             await asyncio.sleep(pause)
             pause *= 2
 
+    async def _open_gpumem(self, pod: Pod) -> None:
+        """Its namespace's socket, for the engine: an engine finds out by itself where there is none."""
+        try:
+            async with Control.connected(self._node.weights.socket, "restore agent") as control:
+                await control.tenant(pod.metadata.namespace)
+        except (GpumemError, OSError) as error:
+            _LOG.warning("pod %s has no gpumem: %s", pod, error)
+
     async def _restore(self, caller: Caller) -> None:
         pod, phases = caller.pod, Phases()
         snapshot: Snapshot | None = None
         try:
             with phases.phase("verify"):
                 snapshot = await self._snapshot(caller)
-                _check_allowed(caller, self._folders)
+                caller.check_allowed()
                 if time.monotonic() - self._restored.pop(pod.metadata.uid, -_SOON_SECONDS) < _SOON_SECONDS:
                     raise RestoreFailed("engine-failed", f"snapshot {snapshot}: its engine ended within a minute of the restore before")
             self._containers[pod.metadata.uid] = caller.container
@@ -227,17 +188,12 @@ class Pods:
         _LOG.warning("pod %s is started cold (%s): %s", pod, reason, why)
         telling = asyncio.create_task(self._cluster.event(pod, "Warning", reason, why, "Restore"))
         container = caller.container
+        command = caller.placeholder.command
         try:
-            command = await self._command(caller)
-            with contextlib.suppress(Refused):
-                metrics.started_cold(caller.model)
+            metrics.started_cold(caller.model)
             container.take()
             self._containers[uid] = container
-            caller.placeholder.become(command)
-        except CriError as error:
-            await self._cluster.event(pod, "Warning", reason, f"its own command cannot be started either: {error}", "Restore")
-            caller.placeholder.exit(127)
-            return
+            caller.placeholder.become()
         finally:
             await telling
         await self._cluster.event(pod, "Normal", "ColdStarted", f"{' '.join(command)[:200]}: {why}", "Restore")
@@ -251,17 +207,6 @@ class Pods:
         else:
             self._has(pod, self._add(caller, None, Origin.COLD, engine, phases, why))
 
-    async def _command(self, caller: Caller) -> tuple[str, ...]:
-        """The container's own. Raises CriError."""
-        own = caller.placeholder.command  # with the kubelet's variables in it
-        if own and not caller.annotation(ENTRYPOINT):
-            return own
-        entrypoint, words = await self._cri.starts(caller.about.image)
-        command = (*entrypoint, *(own or words))
-        if not command:
-            raise CriError(f"image {caller.about.image} names no command, and the pod none either")
-        return command
-
     async def _capture(self, caller: Caller) -> None:
         pod, phases = caller.pod, Phases()
         if caller.annotation(CAPTURED) or caller.annotation(CAPTURE_FAILED):
@@ -274,19 +219,19 @@ class Pods:
                 _LOG.info("snapshot %s/%s of pod %s: %s", pod.metadata.namespace, name, pod, phase)
 
         try:
-            _check_allowed(caller, self._folders)
-            path, body = _canary(caller.annotation(CANARY))
+            caller.check_allowed()
+            path, body = caller.canary()
             request = CaptureRequest(
                 namespace=check_name("namespace", pod.metadata.namespace),
                 name=check_name("name", name),
                 model=caller.model,
-                engine=caller.record(await self._command(caller)),
+                engine=caller.record(caller.placeholder.command),
                 canary_path=path,
                 canary_body=body,
                 replace=True,
             )
             captured = await self._node.capture(request, progress, phases, caller.container.open)
-        except (Refused, CriError, *_CAPTURE_ERRORS) as error:
+        except (Refused, *_CAPTURE_ERRORS) as error:
             if caller.placeholder.ended.done() and pod.metadata.uid not in self._cluster.pods:
                 return  # it was deleted meanwhile
             _LOG.error("no snapshot %s/%s of pod %s: %s", pod.metadata.namespace, name, pod, error)
@@ -302,6 +247,14 @@ class Pods:
         if not caller.placeholder.ended.done():
             caller.placeholder.exit(code)
             await asyncio.wait([caller.placeholder.ended], timeout=_PAUSE_SECONDS)
+
+    async def _capture_missed(self, pod: Pod) -> None:
+        if pod.metadata.annotations.get(CAPTURED) or pod.metadata.annotations.get(CAPTURE_FAILED):
+            return
+        why = "its container was made while this node's agent was not connected to the container runtime"
+        _LOG.error("no snapshot of pod %s: %s", pod, why)
+        await self._cluster.event(pod, "Warning", "CaptureFailed", why, "Capture")
+        await self._annotate(pod, {CAPTURE_FAILED: why})
 
     async def _annotate(self, pod: Pod, annotations: dict[str, str]) -> None:
         """Until it is written: the controller waits for it. A pod that is gone needs none."""
@@ -323,35 +276,32 @@ class Pods:
         with contextlib.suppress(Refused, InvalidName, NotFound, Corrupt):
             snapshot = await self._snapshot(caller)
         try:
-            record = caller.record(caller.placeholder.command or ("restored",), snapshot.manifest.engine if snapshot else None)
+            record = caller.record(caller.placeholder.command, snapshot.manifest.engine if snapshot else None)
         except Refused as error:
             _LOG.warning("pod %s takes no part in serving: %s", caller.pod, error)
             return
         self._take(caller, record, snapshot, Origin.RESTORED, caller.placeholder.engine)
 
-    async def _adopt_cold(self) -> None:
-        """Pods that another agent started cold: their placeholders are gone, so they do not call."""
-        await asyncio.sleep(_CALL_SECONDS)
-        for pod in list(self._cluster.pods.values()):
-            if not pod.metadata.labels.get(SNAPSHOT) or pod.metadata.uid in self._served or pod.is_leaving:
-                continue
-            self._look_at(pod)
-
     def _look_at(self, pod: Pod) -> None:
         """One that runs its own command becomes a replica once it is healthy; again, when its container was started again."""
         for status in pod.status.container_statuses:
-            running = status.name == _engine_container(pod) and "running" in status.state
-            if running and self._started.get(pod.metadata.uid) != status.container_id:
-                self._started[pod.metadata.uid] = status.container_id
-                task = asyncio.create_task(self._adopt_started(pod, status.container_id), name=f"pod {pod} runs its own command")
+            running, container = status.name == engine_container(pod) and "running" in status.state, status.container_id.rpartition("/")[2]
+            if running and container not in (self._served.get(pod.metadata.uid), self._started.get(pod.metadata.uid)):
+                self._started[pod.metadata.uid] = container
+                task = asyncio.create_task(self._adopt_started(pod, container), name=f"pod {pod} runs its own command")
                 self._adopting.add(task)
                 task.add_done_callback(self._adopting.discard)
 
-    async def _adopt_started(self, pod: Pod, container_id: str) -> None:
+    async def _adopt_started(self, pod: Pod, container: str) -> None:
         snapshot: Snapshot | None = None
         with contextlib.ExitStack() as unless_taken:
             try:
-                about = await self._cri.describe(container_id.rpartition("/")[2])
+                about = await self._cri.describe(container)
+                if has_placeholder(about.pid):
+                    return  # it calls
+                if pod.metadata.labels.get(CAPTURE):
+                    await self._capture_missed(pod)
+                    return
                 caller = Caller(Placeholder(None, about.pid), about, pod)
                 unless_taken.callback(caller.placeholder.close)
                 with contextlib.suppress(Refused, InvalidName, NotFound, Corrupt):
@@ -387,47 +337,11 @@ class Pods:
         uid = pod.metadata.uid
         if (gone or pod.is_leaving) and (replica := self._replicas.get(uid)):
             self._node.replicas.retire(replica.id, "its pod is being deleted")
-        if not gone and not pod.is_leaving and pod.metadata.labels.get(SNAPSHOT) and not self._has_placeholder(pod):
+        if not gone and not pod.is_leaving and not {SNAPSHOT, CAPTURE}.isdisjoint(pod.metadata.labels):
             self._look_at(pod)
         if gone:
             self._containers.pop(uid, None)
             self._started.pop(uid, None)
             self._replicas.pop(uid, None)
-            self._served.discard(uid)
+            self._served.pop(uid, None)
             self._restored.pop(uid, None)
-
-    def _has_placeholder(self, pod: Pod) -> bool:
-        """Whether it calls by itself."""
-        return any(volume.host_path and Path(volume.host_path.path) == self._folders[0] for volume in pod.spec.volumes)
-
-
-def _engine_container(pod: Pod) -> str:
-    return pod.metadata.annotations.get(CONTAINER) or (pod.spec.containers[0].name if pod.spec.containers else "")
-
-
-def _check_allowed(caller: Caller, folders: Sequence[Path]) -> None:
-    """What the kernel shows of the container is checked when it is opened; this is what was asked for. Raises Refused."""
-    spec = caller.pod.spec
-    asked = [name for name, set_ in (("hostPID", spec.host_pid), ("hostIPC", spec.host_ipc), ("hostNetwork", spec.host_network)) if set_]
-    if asked:
-        raise Refused(f"the pod asks for {', '.join(asked)}; a snapshot is restored only into pods that are apart from the node")
-    for volume in spec.volumes:
-        path = Path(volume.host_path.path) if volume.host_path else None
-        if path and (".." in path.parts or not any(path.is_relative_to(ours) for ours in folders)):
-            raise Refused(f"volume {volume.name} of the pod is a folder of the node ({path}); use a volume of another kind")
-    if caller.about.name != _engine_container(caller.pod):
-        raise Refused(f"container {caller.about.name} is not the pod's engine, which is {_engine_container(caller.pod)}")
-
-
-def _canary(text: str) -> tuple[str, str]:
-    """Path and body. Raises Refused."""
-    if not text:
-        return "", ""
-    try:
-        found = json.loads(text)
-        path, body = found["path"], found.get("body", "")
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise Refused(f'annotation {CANARY} is not {{"path": "/…", "body": …}}: {text[:100]}') from None
-    if not isinstance(path, str) or not path.startswith("/"):
-        raise Refused(f"annotation {CANARY}: the path {path!r} does not begin with /")
-    return path, body if isinstance(body, str) else json.dumps(body)

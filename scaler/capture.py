@@ -1,10 +1,10 @@
 """The pod in which a snapshot is captured, and what it tells of how far it is.
 
-It is the user's template with a placeholder in the place of the engine, as in the pods that will be restored: the engine must not be the
-container's first process there either. The agent of its node starts the engine, waits for its health, asks the recorded request, takes
-the snapshot and writes the result on the pod. The pod must never serve: a readiness gate that nobody ever grants keeps it out of every
-Service whose selector its labels match (they stay, since network policies go by labels too). Probes would kill an engine that stands
-still while it is dumped, so it has none.
+It is the user's template, marked for the agent as the pods are that will be restored: its node's agent puts a placeholder before the
+engine there too, since the engine must not be the container's first process. The agent of its node starts the engine, waits for its
+health, asks the recorded request, takes the snapshot and writes the result on the pod. The pod must never serve: a readiness gate that
+nobody ever grants keeps it out of every Service whose selector its labels match (they stay, since network policies go by labels too).
+Probes would kill an engine that stands still while it is dumped, so it has none.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import Any
 import msgspec
 
 from scaler import resources
-from scaler.placeholder import NodeSetup, Patch, engine_of, prepare, refused
 from scaler.resources import ContainerStatus, ModelSnapshot, Pod
+from scaler.restorable import NodeSetup, Patch, engine_of, prepare, refused
 
 _DEADLINE_SECONDS = 3600
 _NEVER_GRANTED = f"{resources.GROUP}/captured"

@@ -68,7 +68,6 @@ class Resource:
 MODEL_SNAPSHOTS = Resource("thaw.dev/v1alpha1", "ModelSnapshot", "modelsnapshots")
 PODS = Resource("v1", "Pod", "pods")
 NODES = Resource("v1", "Node", "nodes")
-NAMESPACES = Resource("v1", "Namespace", "namespaces")
 EVENTS = Resource("events.k8s.io/v1", "Event", "events")
 LEASES = Resource("coordination.k8s.io/v1", "Lease", "leases")
 ENDPOINT_SLICES = Resource("discovery.k8s.io/v1", "EndpointSlice", "endpointslices")

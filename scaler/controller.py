@@ -29,8 +29,8 @@ from scaler.cluster import MODEL_SNAPSHOTS, NODES, PODS, Cluster, ClusterError, 
 from scaler.election import lead
 from scaler.informer import Informer, Key
 from scaler.nodes import Node, Nodes
-from scaler.placeholder import NodeSetup
 from scaler.resources import Condition, Holder, Meta, ModelSnapshot, Pod, Status, with_condition
+from scaler.restorable import NodeSetup
 from scaler.workqueue import WorkQueue
 
 log = logging.getLogger(__name__)

@@ -19,9 +19,8 @@ FINALIZER = f"{GROUP}/artifact"
 SNAPSHOT_LABEL = f"{GROUP}/snapshot"  # on a pod: restore this ModelSnapshot of the pod's own namespace
 CAPTURE_LABEL = f"{GROUP}/capture"  # on a pod: it is run to be captured for this ModelSnapshot
 RESTORE = f"{GROUP}/restore"  # "false": this pod starts as if it had no label
-COMMAND, CONTAINER, PORT, HEALTH = f"{GROUP}/command", f"{GROUP}/container", f"{GROUP}/port", f"{GROUP}/health"
-ENTRYPOINT = f"{GROUP}/entrypoint"  # "image": the container named no command, the agent finds the image's
-MODEL, DIGEST, CANARY = f"{GROUP}/model", f"{GROUP}/digest", f"{GROUP}/canary"
+CONTAINER, PORT, HEALTH = f"{GROUP}/container", f"{GROUP}/port", f"{GROUP}/health"
+MODEL, DIGEST, CANARY, GPUMEM = f"{GROUP}/model", f"{GROUP}/digest", f"{GROUP}/canary", f"{GROUP}/gpumem"
 CAPTURED, CAPTURE_FAILED = f"{GROUP}/captured", f"{GROUP}/capture-failed"  # the agent's word on a capture pod
 
 PENDING, CAPTURING, READY, FAILED = "Pending", "Capturing", "Ready", "Failed"

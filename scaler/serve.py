@@ -1,6 +1,6 @@
 """`thaw serve`: one of several replicas of the scaler on Kubernetes, each of which knows everything and can go at any time.
 
-    client → gateway → ledger ─→ external scaler ─gRPC→ KEDA → Deployment → pod ─ webhook's placeholder
+    client → gateway → ledger ─→ external scaler ─gRPC→ KEDA → Deployment → pod, marked by the webhook
                        ↑    ├──→ surge ─ scale subresource ────→ ↑          ↓
                      peers  └──→ planner ─gRPC→ restore agents, by their Watch streams ─→ replicas
 
@@ -26,7 +26,7 @@ from prometheus_client import REGISTRY
 
 from scaler.activation import Activations
 from scaler.addresses import SERVICE_LABEL, Addresses, EndpointSlice, looked_up, of_service
-from scaler.cluster import ENDPOINT_SLICES, MODEL_SNAPSHOTS, NAMESPACES, SCALED_OBJECTS, Cluster
+from scaler.cluster import ENDPOINT_SLICES, MODEL_SNAPSHOTS, SCALED_OBJECTS, Cluster
 from scaler.controller import run_controller
 from scaler.external_scaler import serve_external_scaler
 from scaler.gateway import Gateway
@@ -38,7 +38,7 @@ from scaler.nodes import Nodes
 from scaler.peers import Peers
 from scaler.planner import Planner
 from scaler.replicas import Replicas
-from scaler.resources import Meta, ModelSnapshot
+from scaler.resources import ModelSnapshot
 from scaler.scaled_object import ScaledObject
 from scaler.serve_config import AgentsSection, PeersSection, ServeConfig
 from scaler.surge import Surge
@@ -93,13 +93,11 @@ async def serve(config: ServeConfig) -> None:
             await begin(peers.follow(await begin(_members(cluster, config.namespace, config.peers, readiness))))
         await begin(nodes.follow_listed(await begin(_members(cluster, config.namespace, config.agents, readiness)), tls))
         if webhook := config.webhook:
-            namespaces = await begin(cluster.follow(NAMESPACES, Meta))
             await begin(
                 serve_webhook(
                     *_split(webhook.listen),
                     webhook.files,
                     snapshots=snapshots,
-                    namespaces=namespaces,
                     nodes=nodes,
                     setup=config.agents.setup,
                 )

@@ -11,7 +11,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from scaler.config import Address, KedaSection, Section, read
-from scaler.placeholder import NodeSetup
+from scaler.restorable import NodeSetup
 from scaler.tls import TlsFiles
 
 

@@ -1,11 +1,9 @@
-"""The admission webhook: pods labelled `thaw.dev/snapshot` get a placeholder in the place of their engine (placeholder.py).
+"""The admission webhook: pods labelled `thaw.dev/snapshot` are marked for the agents, which restore their engine (restorable.py).
 
-It stands in the way of every such pod's creation, so it answers from memory alone: the snapshots and namespaces that informers hold, and
-the nodes that the agents' streams describe. It never refuses a pod and never fails one: whatever is missing or odd, the pod passes
-untouched and starts as it would have, with a warning that `kubectl` shows to whoever made it. The API server is told to ask for labelled
-pods only, not to wait for long, and to go on without an answer (failure policy Ignore).
-Pods in namespaces that enforce Pod Security `baseline` or `restricted` stay untouched: the placeholder comes from a hostPath, which these
-refuse, and the refusal would come after us.
+It stands in the way of every such pod's creation, so it answers from memory alone: the snapshots that an informer holds, and the nodes
+that the agents' streams describe. It never refuses a pod and never fails one: whatever is missing or odd, the pod passes untouched and
+starts as it would have, with a warning that `kubectl` shows to whoever made it. The API server is told to ask for labelled pods only, not
+to wait for long, and to go on without an answer (failure policy Ignore).
 """
 
 from __future__ import annotations
@@ -26,14 +24,13 @@ from scaler.config import SnapshotName
 from scaler.estimate import seconds_to_serve
 from scaler.informer import Informer
 from scaler.nodes import Node
-from scaler.placeholder import NodeSetup, Patch, prepare, unfit
-from scaler.resources import CAPTURE_LABEL, RESTORE, SNAPSHOT_LABEL, Meta, ModelSnapshot
+from scaler.resources import CAPTURE_LABEL, RESTORE, SNAPSHOT_LABEL, ModelSnapshot
+from scaler.restorable import NodeSetup, Patch, prepare, unfit
 from scaler.tls import TlsFiles, server_context
 
 log = logging.getLogger(__name__)
 
 PATH = "/mutate-pods"
-ENFORCE = "pod-security.kubernetes.io/enforce"
 PODS = Counter("thaw_webhook_pods_total", "Pods that the admission webhook was asked about, by outcome.", ["outcome"])
 SECONDS = Histogram(
     "thaw_webhook_seconds", "How long the admission webhook took over one pod.", buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1)
@@ -63,9 +60,8 @@ class _Untouched(Exception):
 class Webhook:
     """Reviews pods. `nodes` is scaler.nodes.Nodes, or any iterable of its nodes."""
 
-    def __init__(self, snapshots: Informer[ModelSnapshot], namespaces: Informer[Meta], nodes: Iterable[Node], setup: NodeSetup) -> None:
+    def __init__(self, snapshots: Informer[ModelSnapshot], nodes: Iterable[Node], setup: NodeSetup) -> None:
         self._snapshots = snapshots
-        self._namespaces = namespaces
         self._nodes = nodes
         self._setup = setup
         self._decoder = msgspec.json.Decoder(_Review)
@@ -77,7 +73,7 @@ class Webhook:
         response: dict[str, Any] = {"uid": request.uid, "allowed": True}
         try:
             patch = self._patch(request)
-            outcome = "placeholder"
+            outcome = "marked"
             response |= {"patchType": "JSONPatch", "patch": base64.b64encode(msgspec.json.encode(patch.operations)).decode()}
         except _Untouched as untouched:
             outcome = untouched.outcome
@@ -98,7 +94,7 @@ class Webhook:
             raise _Untouched("not-ours")
         if (metadata.get("annotations") or {}).get(RESTORE) == "false":
             raise _Untouched("opted-out")
-        if not (self._snapshots.synced.is_set() and self._namespaces.synced.is_set()):
+        if not self._snapshots.synced.is_set():
             raise _Untouched("not-synced", "the webhook has just started and does not know the snapshots yet")
         snapshot = self._snapshots.get(namespace, name)
         if snapshot is None:
@@ -106,14 +102,10 @@ class Webhook:
         digest = snapshot.ready_digest
         if not digest:
             raise _Untouched("not-ready", f"ModelSnapshot {name!r} is not Ready ({snapshot.status.phase or 'Pending'})")
-        of_namespace = self._namespaces.get("", namespace)
-        if of_namespace is not None and (level := of_namespace.metadata.labels.get(ENFORCE, "privileged")) != "privileged":
-            raise _Untouched("pod-security", f"namespace {namespace!r} enforces Pod Security {level!r}, which refuses hostPath volumes")
-        setup = self._setup
-        if reason := unfit(pod["spec"], snapshot, setup):
+        if reason := unfit(pod["spec"], snapshot, self._setup):
             raise _Untouched("unfit", reason)
         patch = Patch(pod)
-        prepare(patch, snapshot, setup, self._seconds(snapshot, digest), digest)
+        prepare(patch, snapshot, self._setup, self._seconds(snapshot, digest), digest)
         return patch
 
     def _seconds(self, snapshot: ModelSnapshot, digest: str) -> dict[str, float]:
@@ -134,19 +126,18 @@ async def serve_webhook(
     tls: TlsFiles,
     *,
     snapshots: Informer[ModelSnapshot],
-    namespaces: Informer[Meta],
     nodes: Iterable[Node],
     setup: NodeSetup,
 ) -> AsyncIterator[tuple[str, int]]:
     """Serves the webhook over HTTPS until the block ends; yields the bound address (port 0: any). Every replica of the scaler does.
 
-    snapshots, namespaces: `cluster.follow(MODEL_SNAPSHOTS, ModelSnapshot)` and `cluster.follow(NAMESPACES, Meta)`; they need not have
-    synced. nodes: scaler.nodes.Nodes. setup: where agents run, as the chart's values say. The certificate is read again when it changes.
+    snapshots: `cluster.follow(MODEL_SNAPSHOTS, ModelSnapshot)`; it need not have synced. nodes: scaler.nodes.Nodes. setup: where agents
+    run, as the chart's values say. The certificate is read again when it changes.
 
     Raises:
         BadCertificate: the files cannot be used. OSError: the address cannot be listened on.
     """
-    webhook = Webhook(snapshots, namespaces, nodes, setup)
+    webhook = Webhook(snapshots, nodes, setup)
 
     async def handle(request: web.Request) -> web.Response:
         try:

@@ -20,10 +20,10 @@ from scaler.controller import run_controller
 from scaler.election import lead
 from scaler.ledger import Ledger
 from scaler.nodes import Nodes
-from scaler.placeholder import NodeSetup
 from scaler.removal import remove_all
 from scaler.replicas import Replicas
 from scaler.resources import ModelSnapshot
+from scaler.restorable import NodeSetup
 from tests.e2e.api import Api, ApiError, Object, path
 from tests.e2e.chart import definition, run
 from tests.e2e.cluster.layout import PAUSE_IMAGE
@@ -148,7 +148,7 @@ async def world(api: Api, namespace: str, kubeconfig: str, monkeypatch: pytest.M
 async def test_a_capture_from_the_template_to_its_removal(world: World, kubeconfig: str) -> None:
     await world.api.apply(snapshot(), namespace=world.namespace)
     pod = await world.capture_pod()
-    assert pod["spec"]["containers"][0]["command"][:2] == ["/run/thaw/bin/thaw-placeholder", "--"]
+    assert pod["metadata"]["annotations"]["thaw.dev/container"] == pod["spec"]["containers"][0]["name"]
     assert pod["spec"]["containers"][0]["securityContext"]["seccompProfile"]["localhostProfile"] == "thaw.json"
     owner = pod["metadata"]["ownerReferences"][0]
     assert (owner["kind"], owner["name"], owner["controller"]) == ("ModelSnapshot", "chat", True)

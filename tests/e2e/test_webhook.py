@@ -16,12 +16,12 @@ import pytest
 from thaw_proto import agent_pb2
 
 from scaler.activation import Activations
-from scaler.cluster import MODEL_SNAPSHOTS, NAMESPACES, Cluster
+from scaler.cluster import MODEL_SNAPSHOTS, Cluster
 from scaler.ledger import Ledger
 from scaler.nodes import Nodes
-from scaler.placeholder import PROGRAM, NodeSetup
 from scaler.replicas import Replicas
-from scaler.resources import Meta, ModelSnapshot
+from scaler.resources import ModelSnapshot
+from scaler.restorable import NodeSetup
 from scaler.tls import TlsFiles
 from scaler.webhook import SECONDS, serve_webhook
 from tests.e2e.api import Api, Object, path
@@ -55,7 +55,7 @@ class World:
 
     async def restored(self, one: Object) -> bool:
         made = await self.create(one)
-        return bool(made["spec"]["containers"][0]["command"][0] == PROGRAM)
+        return "thaw.dev/digest" in made["metadata"].get("annotations", {})
 
 
 @pytest.fixture
@@ -80,13 +80,9 @@ async def world(
         condition = {"type": "Ready", "status": "True", "reason": "Resident", "lastTransitionTime": "2026-11-22T06:00:00Z"}
         await api.merge("ModelSnapshot", namespace, "chat", {"status": {"digest": DIGEST, "conditions": [condition]}}, "status")
         snapshots = await stack.enter_async_context(cluster.follow(MODEL_SNAPSHOTS, ModelSnapshot))
-        namespaces = await stack.enter_async_context(cluster.follow(NAMESPACES, Meta))
         async with asyncio.timeout(10):
             await snapshots.synced.wait()
-            await namespaces.synced.wait()
-        listening = serve_webhook(
-            "0.0.0.0", 0, TlsFiles(certificate, key), snapshots=snapshots, namespaces=namespaces, nodes=nodes, setup=NodeSetup()
-        )
+        listening = serve_webhook("0.0.0.0", 0, TlsFiles(certificate, key), snapshots=snapshots, nodes=nodes, setup=NodeSetup())
         _, port = await serving.enter_async_context(listening)
         service = {
             "kind": "Service",
@@ -115,15 +111,12 @@ async def world(
 async def test_a_labelled_pod_is_changed_and_nothing_else(world: World) -> None:
     made = await world.create(pod("chat-1"))
     engine = made["spec"]["containers"][0]
-    assert engine["command"] == [PROGRAM, "--", "sh", "-c", "sleep 1000"] and engine["args"] == ["$(HOME)"]
-    assert {"name": "SNAPSHOT_CONTROL_DIR", "value": "/run/thaw/control"} in engine["env"]
+    assert engine["command"] == ENGINE["command"] and engine["args"] == ENGINE["args"], "as its owner wrote it"
     assert engine["securityContext"]["seccompProfile"] == {"type": "Localhost", "localhostProfile": "thaw.json"}
     assert made["metadata"]["annotations"]["thaw.dev/digest"] == DIGEST
     (preferred,) = made["spec"]["affinity"]["nodeAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"]
     assert preferred["preference"]["matchFields"][0]["values"] == [world.agent.name]
-    volumes = {volume["name"]: volume for volume in made["spec"]["volumes"]}
-    assert volumes["thaw-placeholder"]["hostPath"] == {"path": "/run/thaw/placeholder", "type": "Directory"}
-    assert volumes["thaw-control"]["emptyDir"]["medium"] == "Memory"
+    assert [volume for volume in made["spec"].get("volumes", []) if "projected" not in volume] == []
 
     before = SECONDS._sum.get()
     untouched = await world.create(pod("other", labels={"app": "x"}))
@@ -134,8 +127,15 @@ async def test_a_labelled_pod_is_changed_and_nothing_else(world: World) -> None:
     assert not await world.restored(pod("chat-3", labels={"thaw.dev/snapshot": "nobody"}))
 
 
-async def test_it_follows_the_snapshots_and_the_namespace(world: World) -> None:
-    await world.api.merge("Namespace", "", world.namespace, {"metadata": {"labels": {"pod-security.kubernetes.io/enforce": "privileged"}}})
+async def test_a_namespace_that_allows_little(world: World) -> None:
+    """Pod Security refuses a pod after webhooks have changed it: what ours adds is allowed everywhere."""
+    level = {"pod-security.kubernetes.io/enforce": "restricted"}
+    await world.api.merge("Namespace", "", world.namespace, {"metadata": {"labels": level}})
+    own = {"allowPrivilegeEscalation": False, "runAsNonRoot": True, "runAsUser": 1000, "capabilities": {"drop": ["ALL"]}}
+    assert await world.restored(pod("chat-1", securityContext=own))
+
+
+async def test_it_follows_the_snapshots(world: World) -> None:
     assert await world.restored(pod("chat-1"))
     no = {"type": "Ready", "status": "False", "reason": "NotResident", "lastTransitionTime": "2026-11-22T06:00:00Z"}
     await world.api.merge("ModelSnapshot", world.namespace, "chat", {"status": {"conditions": [no]}}, "status")

@@ -77,7 +77,7 @@ async def answering(folder: Path) -> AsyncIterator[Callers]:
 async def container(
     folder: Path,
     placeholder: Path,
-    command: Sequence[str] = (),
+    command: Sequence[str] = ("sleep", "60"),
     *,
     user: int = 0,
     capabilities: Sequence[str] = CAPABILITIES,
@@ -174,7 +174,7 @@ def _specification(
         "process": {
             "terminal": False,
             "user": {"uid": user, "gid": user},
-            "args": ["/run/thaw/bin/thaw-placeholder", *command],
+            "args": ["/run/thaw/bin/thaw-placeholder", "--", *command],
             "env": [f"PATH={os.environ['PATH']}", "SNAPSHOT_CONTROL_DIR=/run/thaw/control"],
             "cwd": "/",
             "capabilities": {kind: list(capabilities) for kind in ("bounding", "effective", "permitted")},

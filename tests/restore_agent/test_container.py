@@ -218,7 +218,7 @@ async def test_cold_it_becomes_its_own_command(callers: Callers, tmp_path: Path)
     async with container(tmp_path / "two", callers.folder, own) as two:
         placeholder = await callers.next()
         assert list(placeholder.command) == own
-        placeholder.become(placeholder.command)
+        placeholder.become()
         assert await two.exit_code() == 7
         assert two.log().endswith("I am 1 with [] []\n")
         await asyncio.wait_for(placeholder.ended, 10)
@@ -300,7 +300,7 @@ async def test_a_process_of_a_tenant_is_no_placeholder(callers: Callers, tmp_pat
     """It can reach the socket as well; the kernel says that it is not pid 1."""
     async with container(tmp_path / "two", callers.folder) as two:
         real = await callers.next()
-        says = "hello\\0waiting\\x000\\x000\\0"
+        says = "hello\\0waiting\\x000\\x001\\0true\\0"
         lies = f"import socket,time; s=socket.socket(1,5); s.connect('/run/thaw/bin/{SOCKET}'); s.send(b'{says}'); time.sleep(60)"
         liar = await asyncio.create_subprocess_exec("runc", "exec", two.name, sys.executable, "-c", lies)
         try:
@@ -393,7 +393,7 @@ async def test_a_placeholder_that_is_gone_says_so(callers: Callers, tmp_path: Pa
         two.kill("KILL")
         await asyncio.wait_for(placeholder.ended, 10)
         with pytest.raises(PlaceholderError, match="it is gone"):
-            placeholder.become(["true"])
+            placeholder.become()
         with pytest.raises(ContainerError):
             await Container(placeholder, IMAGE, ADDRESS).open()
 

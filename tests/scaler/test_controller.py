@@ -15,9 +15,9 @@ from scaler.cluster import MODEL_SNAPSHOTS, Cluster
 from scaler.controller import Controller
 from scaler.ledger import Ledger
 from scaler.nodes import Nodes
-from scaler.placeholder import NodeSetup
 from scaler.replicas import Replicas
 from scaler.resources import CAPTURE_FAILED, CAPTURED, FINALIZER, ModelSnapshot
+from scaler.restorable import NodeSetup
 from tests.scaler.agent import Agent
 from tests.scaler.kubernetes_api import Api
 
@@ -115,7 +115,8 @@ async def test_a_template_is_captured(world: World) -> None:
         "app": "chat",
         "thaw.dev/capture": "chat",
     }
-    assert engine["command"] == ["/run/thaw/bin/thaw-placeholder", "--", "serve"] and engine["args"] == ["$(PORT)"]
+    assert engine["command"] == ["serve"] and engine["args"] == ["$(PORT)"]
+    assert pod["metadata"]["annotations"]["thaw.dev/container"] == engine["name"]
     assert "livenessProbe" not in engine and pod["spec"]["restartPolicy"] == "Never"
     assert pod["spec"]["nodeSelector"] == {"thaw": "yes"}
     assert pod["spec"]["readinessGates"], "no Service may route to it"

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from scaler.cluster import NAMESPACES, PODS, Cluster, ClusterError, Conflict, NotFound
+from scaler.cluster import NODES, PODS, Cluster, ClusterError, Conflict, NotFound
 from scaler.election import lead
 from scaler.resources import Meta, Metadata
 from tests.scaler.kubernetes_api import Api
@@ -118,8 +118,8 @@ async def test_a_dead_api_server_is_waited_for(api: Api, cluster: Cluster) -> No
 
 
 async def test_errors_name_what_was_asked(api: Api, cluster: Cluster) -> None:
-    with pytest.raises(NotFound, match=r"GET /api/v1/namespaces/nowhere: .*not found.*404"):
-        await cluster.get(NAMESPACES, "", "nowhere", Meta)
+    with pytest.raises(NotFound, match=r"GET /api/v1/nodes/nowhere: .*not found.*404"):
+        await cluster.get(NODES, "", "nowhere", Meta)
     api.refuse.append(("POST", "pods", 403, 'pods "x" is forbidden: exceeded quota'))
     with pytest.raises(ClusterError, match="exceeded quota") as refused:
         await cluster.create(PODS, "tenant", {"metadata": {"name": "x"}})

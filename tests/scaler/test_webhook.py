@@ -17,8 +17,8 @@ from thaw_proto import agent_pb2
 
 from scaler.informer import Informer
 from scaler.nodes import Node
-from scaler.placeholder import PROGRAM, NodeSetup, Patch
-from scaler.resources import Meta, ModelSnapshot
+from scaler.resources import ModelSnapshot
+from scaler.restorable import NodeSetup, Patch
 from scaler.tls import TlsFiles
 from scaler.webhook import PATH, Webhook, serve_webhook
 from tests.scaler.certificates import Authority
@@ -62,9 +62,8 @@ def node(name: str, rung: agent_pb2.Rung, *, digest: str = DIGEST, size: int = 1
     return made
 
 
-def webhook(*nodes: Node, of: dict[str, Any] | None = None, setup: NodeSetup | None = None, security: str = "privileged") -> Webhook:
-    namespace = {"metadata": {"name": "tenant", "labels": {"pod-security.kubernetes.io/enforce": security}}}
-    return Webhook(informer(ModelSnapshot, of or snapshot()), informer(Meta, namespace), nodes, setup or NodeSetup())
+def webhook(*nodes: Node, of: dict[str, Any] | None = None, setup: NodeSetup | None = None) -> Webhook:
+    return Webhook(informer(ModelSnapshot, of or snapshot()), nodes, setup or NodeSetup())
 
 
 def pod(**changes: Any) -> dict[str, Any]:
@@ -108,22 +107,15 @@ def applied(found: dict[str, Any], response: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def test_the_engine_becomes_a_placeholder() -> None:
+def test_the_pod_is_marked_and_says_what_it_said() -> None:
     nodes = [node("slow", agent_pb2.RUNG_DISK), node("fast", agent_pb2.RUNG_MEMORY), node("stale", agent_pb2.RUNG_MEMORY, digest="cd" * 32)]
     hook = webhook(*nodes, setup=NodeSetup({"gpu": "yes"}))
     before = pod()
     changed = applied(before, answer(hook, before))
     engine = changed["spec"]["containers"][0]
-    assert engine["command"] == [PROGRAM, "--", "serve", "--port"] and engine["args"] == ["$(PORT)"]
-    assert engine["env"] == [{"name": "PORT", "value": "80"}, {"name": "SNAPSHOT_CONTROL_DIR", "value": "/run/thaw/control"}]
-    assert engine["securityContext"] == {"seccompProfile": {"type": "Localhost", "localhostProfile": "thaw.json"}}
-    assert engine["volumeMounts"] == [
-        {"name": "thaw-placeholder", "mountPath": "/run/thaw/bin", "readOnly": True},
-        {"name": "thaw-control", "mountPath": "/run/thaw/control"},
-    ]
-    assert [volume["name"] for volume in changed["spec"]["volumes"]] == ["thaw-placeholder", "thaw-control"]
+    assert engine == {**ENGINE, "securityContext": {"seccompProfile": {"type": "Localhost", "localhostProfile": "thaw.json"}}}
+    assert "volumes" not in changed["spec"]
     assert changed["metadata"]["annotations"] == {
-        "thaw.dev/command": '["serve", "--port", "$(PORT)"]',
         "thaw.dev/container": "engine",
         "thaw.dev/port": "8001",
         "thaw.dev/health": "/health",
@@ -139,27 +131,22 @@ def test_the_engine_becomes_a_placeholder() -> None:
 
 def test_what_the_pod_has_stays() -> None:
     rich = pod(
-        metadata={"annotations": {"mine": "1", "thaw.dev/digest": "forged", "thaw.dev/entrypoint": "image"}},
+        metadata={"annotations": {"mine": "1", "thaw.dev/digest": "forged", "thaw.dev/gpumem": "true"}},
         volumes=[{"name": "data", "emptyDir": {}}],
         affinity={"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 1, "preference": {}}]}},
         nodeSelector={"zone": "a"},
         securityContext={"fsGroup": 5},
     )
     rich["spec"]["containers"].insert(0, {"name": "sidecar", "image": "x"})
-    rich["spec"]["containers"][1]["env"] = [{"name": "SNAPSHOT_CONTROL_DIR", "value": "/elsewhere"}, {"name": "PORT", "value": "80"}]
     of = snapshot(template={"spec": {"containers": copy.deepcopy(rich["spec"]["containers"])}}, container="engine")
     hook = webhook(node("fast", agent_pb2.RUNG_MEMORY), of=of, setup=NodeSetup({"gpu": "yes"}))
     changed = applied(rich, answer(hook, rich))
     assert changed["spec"]["containers"][0] == {"name": "sidecar", "image": "x"}
     assert changed["metadata"]["annotations"]["mine"] == "1" and changed["metadata"]["annotations"]["thaw.dev/digest"] == DIGEST
-    assert "thaw.dev/entrypoint" not in changed["metadata"]["annotations"]
-    assert [volume["name"] for volume in changed["spec"]["volumes"]] == ["data", "thaw-placeholder", "thaw-control"]
+    assert "thaw.dev/gpumem" not in changed["metadata"]["annotations"]
+    assert changed["spec"]["volumes"] == rich["spec"]["volumes"]
     assert len(changed["spec"]["affinity"]["nodeAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"]) == 2
     assert changed["spec"]["nodeSelector"] == {"zone": "a", "gpu": "yes"} and changed["spec"]["securityContext"] == {"fsGroup": 5}
-    assert changed["spec"]["containers"][1]["env"] == [
-        {"name": "SNAPSHOT_CONTROL_DIR", "value": "/run/thaw/control"},
-        {"name": "PORT", "value": "80"},
-    ]
 
 
 def test_an_image_s_own_entrypoint_and_a_gpu() -> None:
@@ -167,11 +154,8 @@ def test_an_image_s_own_entrypoint_and_a_gpu() -> None:
     hook = webhook(of=snapshot(template={"spec": {"containers": [engine]}}), setup=NodeSetup(gpumem=True))
     found = pod(containers=[engine])
     changed = applied(found, answer(hook, found))
-    assert changed["spec"]["containers"][0]["command"] == [PROGRAM] and changed["spec"]["containers"][0]["args"] == ["x"]
-    assert changed["metadata"]["annotations"]["thaw.dev/entrypoint"] == "image"
-    assert "thaw.dev/command" not in changed["metadata"]["annotations"]
-    assert {"name": "GPUMEM_SOCKET", "value": "/run/gpumem/gpumem.sock"} in changed["spec"]["containers"][0]["env"]
-    assert changed["spec"]["volumes"][-1]["hostPath"]["path"] == "/run/gpumem/tenants/tenant"
+    assert "command" not in changed["spec"]["containers"][0]
+    assert changed["metadata"]["annotations"]["thaw.dev/gpumem"] == "true"
 
 
 def test_a_profile_that_the_user_chose_stays() -> None:
@@ -196,7 +180,6 @@ def test_a_profile_that_the_user_chose_stays() -> None:
         (pod(nodeName="n1"), "tenant", "names nodes itself"),
         (pod(nodeSelector={"gpu": "no"}), "tenant", "names nodes itself"),
         (pod(volumes=[{"name": "x", "hostPath": {"path": "/"}}]), "tenant", "hostPath"),
-        (pod(volumes=[{"name": "thaw-control", "emptyDir": {}}]), "tenant", "already"),
         (pod(containers=[{**ENGINE, "volumeMounts": [{"name": "x", "mountPath": "/run/thaw/bin"}]}]), "tenant", "already"),
         (pod(containers=[{**ENGINE, "securityContext": {"privileged": True}}]), "tenant", "privileged"),
         (pod(containers=[{**ENGINE, "securityContext": {"capabilities": {"add": ["SYS_PTRACE"]}}}]), "tenant", "SYS_PTRACE"),
@@ -204,7 +187,7 @@ def test_a_profile_that_the_user_chose_stays() -> None:
         (pod(containers=[{**ENGINE, "image": "engine:2"}]), "tenant", "image of container 'engine'"),
         (pod(containers=[{**ENGINE, "args": ["other"]}]), "tenant", "args of container 'engine'"),
         (pod(containers=[{**ENGINE, "env": [{"name": "PORT", "value": "81"}]}]), "tenant", "the environment of container 'engine'"),
-        (pod(containers=[{**ENGINE, "command": [PROGRAM, "--", "serve"]}]), "tenant", "command of container 'engine'"),
+        (pod(containers=[{**ENGINE, "command": ["another"]}]), "tenant", "command of container 'engine'"),
     ],
 )
 def test_what_passes_untouched(found: dict[str, Any], namespace: str, warning: str) -> None:
@@ -222,8 +205,6 @@ def test_snapshots_that_cannot_be_used() -> None:
     deleted = snapshot()
     deleted["metadata"]["deletionTimestamp"] = "2026-11-22T06:00:00Z"
     assert "patch" not in answer(webhook(of=deleted), pod())
-    hook = webhook(security="baseline")
-    assert "Pod Security 'baseline'" in answer(hook, pod())["warnings"][0]
     hook = webhook()
     hook._snapshots.synced.clear()
     assert "just started" in answer(hook, pod())["warnings"][0]
@@ -233,7 +214,7 @@ def test_snapshots_that_cannot_be_used() -> None:
 
 def test_an_odd_pod_passes() -> None:
     odd = pod()
-    odd["spec"] = {"containers": [{"name": "engine", "image": "engine:1", "env": "no list"}]}
+    odd["spec"] = {"containers": [{"name": "engine", "image": "engine:1", "securityContext": "no object"}]}
     assert "patch" not in answer(webhook(of=snapshot(artifact={"name": "chat", "digest": DIGEST})), odd)
     with pytest.raises(msgspec.MsgspecError):
         webhook().review(b"{}")
@@ -257,10 +238,8 @@ async def test_over_https_with_a_certificate_that_changes(tmp_path: Path) -> Non
     authority = Authority("thaw test authority")
     certificate, key = authority.issue("thaw-webhook.thaw.svc").write(tmp_path, "tls")
     trust = ssl.create_default_context(cadata=authority.certificate.decode())
-    snapshots, namespaces = informer(ModelSnapshot, snapshot()), informer(Meta)
-    serving = serve_webhook(
-        "127.0.0.1", 0, TlsFiles(certificate, key), snapshots=snapshots, namespaces=namespaces, nodes=[], setup=NodeSetup()
-    )
+    snapshots = informer(ModelSnapshot, snapshot())
+    serving = serve_webhook("127.0.0.1", 0, TlsFiles(certificate, key), snapshots=snapshots, nodes=[], setup=NodeSetup())
     async with serving as (_, port), aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True)) as session:
         url = f"https://127.0.0.1:{port}{PATH}?timeout=2s"
         async with session.post(url, data=review(pod()), ssl=trust) as response:
@@ -282,7 +261,7 @@ def test_it_answers_in_time() -> None:
     for number, each in enumerate(many[1:]):
         each["metadata"]["name"] = f"s{number}"
     nodes = [node(f"n{number}", agent_pb2.RUNG_MEMORY, size=number) for number in range(200)]
-    hook = Webhook(informer(ModelSnapshot, *many), informer(Meta), nodes, NodeSetup())
+    hook = Webhook(informer(ModelSnapshot, *many), nodes, NodeSetup())
     body = review(pod())
     took = []
     for _ in range(500):

@@ -1,20 +1,19 @@
 """A pod whose engine is restored instead of started: what is changed in it, and which pods are left as they are.
 
-The engine's container runs a placeholder (a static program that the agent lays on every node it runs on) that waits for the agent's
-word: either the agent restores the engine beside it, or it becomes the container's own command. That command stays where it was, behind
-the placeholder's, so that the kubelet expands its variables as ever and a cold start needs nobody to know it.
+Its owner's words stay: command, environment and volumes are untouched. What is added tells the agent which snapshot is meant, lets its
+seccomp profile allow what every engine may but io_uring, and leads it to the nodes that are soonest. On the node, the agent puts a
+placeholder before the container's command as that is made; where no agent is, the container starts as it always did.
 
-A snapshot stands for one image, command, arguments and environment: a pod that says anything else asks for another engine, and starts
-as it would have. Nodes are preferred, never required, but for the label that the agents' own DaemonSet selects by: where no agent is,
-the placeholder is missing and the pod could not start at all. The kubelet waits for the placeholder's folder, which covers a node that
-is new. Rejected: an init container that brings the placeholder (half a second in every start), and a required list of node names (a
-cluster autoscaler can't add a node to it).
+A snapshot stands for one image, command, arguments and environment: a pod that says anything else asks for another engine, and starts as
+it would have. Nodes are preferred, never required, but for the label that the agents' own DaemonSet selects by. Rejected: the placeholder
+as the pod's own command, in a volume of the node's (the kubelet takes a third of a second for any volume, most tenants may have none of
+that kind, and without an agent the pod could not start at all); an init container that brings it (half a second in every start); and a
+required list of node names (a cluster autoscaler can't add a node to it).
 """
 
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,10 +21,7 @@ from typing import Any
 from scaler import resources
 from scaler.resources import ModelSnapshot
 
-PROGRAM = "/run/thaw/bin/thaw-placeholder"
-CONTROL_DIRECTORY = "/run/thaw/control"
 SECCOMP_PROFILE = "thaw.json"  # below the kubelet's seccomp folder
-_BIN_VOLUME, _CONTROL_VOLUME, _GPUMEM_VOLUME = "thaw-placeholder", "thaw-control", "thaw-gpumem"
 _PREFERRED_NODES = 20
 _POWERS = {"ALL", "BPF", "CHECKPOINT_RESTORE", "SYS_ADMIN", "SYS_BOOT", "SYS_MODULE", "SYS_PTRACE", "SYS_RAWIO"}
 
@@ -126,10 +122,7 @@ def _uncapturable(spec: Mapping[str, Any], index: int) -> str:
 
 
 def _taken(spec: Mapping[str, Any], index: int) -> str:
-    """What of ours the pod has already, so that the API server would refuse it twice; empty: nothing."""
-    for volume in spec.get("volumes") or []:
-        if volume.get("name") in (_BIN_VOLUME, _CONTROL_VOLUME, _GPUMEM_VOLUME):
-            return f"it has a volume {volume['name']!r} already"
+    """What the container has where the agent puts something; empty: nothing."""
     for mount in spec["containers"][index].get("volumeMounts") or []:
         if f"{mount.get('mountPath', '')}/".startswith(("/run/thaw/", "/run/gpumem/")):
             return f"its container mounts something at {mount['mountPath']} already"
@@ -168,37 +161,26 @@ def _literals(container: Mapping[str, Any]) -> set[tuple[str, str]]:
 
 
 def prepare(pod: Patch, snapshot: ModelSnapshot, setup: NodeSetup, costs: Mapping[str, float], digest: str = "") -> None:
-    """Makes the engine's container of `pod` a placeholder for it. `costs`: nodes to prefer, the lowest first; `digest`: what to restore."""
+    """Marks the engine's container of `pod` for the agent. `costs`: nodes to prefer, the lowest first; `digest`: what to restore."""
     spec = pod.target["spec"]
     index = engine_of(spec, snapshot)
     assert index is not None
     container = spec["containers"][index]
     here = ("spec", "containers", index)
-    command = container.get("command") or []
+    on_gpu = "nvidia.com/gpu" in ((container.get("resources") or {}).get("limits") or {})
     annotations = {
-        resources.COMMAND: json.dumps([*command, *(container.get("args") or [])]) if command else "",
-        resources.ENTRYPOINT: "" if command else "image",
         resources.CONTAINER: container["name"],
         resources.PORT: str(snapshot.spec.port),
         resources.HEALTH: snapshot.spec.health_path,
         resources.MODEL: snapshot.model,
         resources.DIGEST: digest,
+        resources.GPUMEM: "true" if setup.gpumem and on_gpu else "",
     }
     for name, value in annotations.items():
         if value:
             pod.put(value, "metadata", "annotations", name)
         else:
             pod.drop("metadata", "annotations", name)
-    pod.put([PROGRAM, "--", *command] if command else [PROGRAM], *here, "command")
-    _environment(pod, here, "SNAPSHOT_CONTROL_DIR", CONTROL_DIRECTORY)
-    # The type makes the kubelet wait for the agent on a node that is new.
-    _mount(pod, here, _BIN_VOLUME, {"hostPath": {"path": "/run/thaw/placeholder", "type": "Directory"}}, "/run/thaw/bin", read_only=True)
-    _mount(pod, here, _CONTROL_VOLUME, {"emptyDir": {"medium": "Memory", "sizeLimit": "16Mi"}}, CONTROL_DIRECTORY)
-    if setup.gpumem and "nvidia.com/gpu" in ((container.get("resources") or {}).get("limits") or {}):
-        # The namespace's own socket: by the operator's one tenant would reach another's memory. gpumem opens it when the agent asks.
-        tenant = f"/run/gpumem/tenants/{snapshot.metadata.namespace}"
-        _mount(pod, here, _GPUMEM_VOLUME, {"hostPath": {"path": tenant, "type": "DirectoryOrCreate"}}, "/run/gpumem", read_only=True)
-        _environment(pod, here, "GPUMEM_SOCKET", "/run/gpumem/gpumem.sock")
     # One that the user chose is theirs: it may allow less than ours.
     chosen = [(each.get("securityContext") or {}).get("seccompProfile") or {} for each in (container, spec)]
     if next((each["type"] for each in chosen if "type" in each), "RuntimeDefault") == "RuntimeDefault":
@@ -215,19 +197,3 @@ def _weights(costs: Mapping[str, float]) -> dict[str, int]:
     """Kubernetes' weights, 1 to 100, the lower the cost the higher; of the best nodes."""
     best = sorted(costs, key=lambda node: costs[node])[:_PREFERRED_NODES]
     return {node: max(1, round(100 * costs[best[0]] / costs[node])) if costs[node] else 100 for node in best}
-
-
-def _environment(pod: Patch, here: tuple[str | int, ...], name: str, value: str) -> None:
-    container: Any = pod.target
-    for part in here:
-        container = container[part]
-    for index, each in enumerate(container.get("env") or []):
-        if each["name"] == name:
-            pod.put({"name": name, "value": value}, *here, "env", index)
-            return
-    pod.append({"name": name, "value": value}, *here, "env")
-
-
-def _mount(pod: Patch, here: tuple[str | int, ...], name: str, source: Mapping[str, Any], path: str, *, read_only: bool = False) -> None:
-    pod.append({"name": name, **source}, "spec", "volumes")
-    pod.append({"name": name, "mountPath": path, **({"readOnly": True} if read_only else {})}, *here, "volumeMounts")
