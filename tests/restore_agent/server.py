@@ -123,7 +123,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
             away.wait()
         if self.path == "/exit":
             os._exit(3)
-        body = {"/sum": lambda: {"digest": digest()}, "/count": lambda: {"count": len(requests)}, "/health": lambda: {}}[self.path]()
+        body = {
+            "/sum": lambda: {"digest": digest()},
+            "/count": lambda: {"count": len(requests)},
+            "/cached": lambda: {"again": requests.count("/cached") > 1},
+            "/health": lambda: {},
+        }[self.path]()
         # calloc gives zeros, as it does of a fresh process.
         if self.path == "/sum" and any(bytearray(1 << 20)):
             body = {"digest": "calloc is dirty"}

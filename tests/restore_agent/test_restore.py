@@ -135,6 +135,14 @@ async def test_the_source_goes_on_serving_if_asked(agent: Agent, mapped: Path) -
     assert get(restored.replica, "/sum") is not None
 
 
+async def test_an_engine_that_answers_from_a_cache_the_second_time_is_proved(agent: Agent, mapped: Path) -> None:
+    """What the recorded request leaves in the engine is in the image: a replica answers as the source would a second time."""
+    await agent.snapshot("caching", engine(mapped), canary=pb.Canary(path="/cached"))
+    restored = await agent.restore("caching")
+    assert restored.replica.origin == pb.ORIGIN_RESTORED
+    assert get(restored.replica, "/cached") == {"again": True}
+
+
 async def test_a_replica_prints_on_after_its_restore(agent: Agent) -> None:
     """Its pipes are the agent's: a full one would stop the engine."""
     replica = (await agent.restore("small")).replica

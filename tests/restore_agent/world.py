@@ -52,12 +52,12 @@ class Agent:
         return updates[-1].result
 
     def snapshot_updates(self, name: str, wanted: pb.Engine, **fields: object) -> grpc.aio.UnaryStreamCall:
+        fields.setdefault("canary", pb.Canary(path="/sum"))
         request = pb.SnapshotRequest(
             request_id=secrets.token_hex(4),
             snapshot=pb.SnapshotRef(namespace="default", name=name),
             model=name,
             engine=wanted,
-            canary=pb.Canary(path="/sum"),
             **fields,
         )
         return self.stub.Snapshot(request)
