@@ -4,7 +4,7 @@ Any engine works without: one that speaks the control directory is told when to 
 then travel in the image. What stands here is what an engine has to be told beside that. A variable of the caller's wins over one from here.
 
     vllm      weights, KV cache and graphs on gpumem's memory; its API server speaks the control directory (restore_agent/vllm.py)
-    sglang    no adapter: its weights travel in the image, unless it speaks the control directory itself (NVIDIA's Dynamo brings that)
+    sglang    no adapter: weights and KV cache travel in the image, unless it speaks the control directory (NVIDIA's Dynamo brings that)
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 CACHE_BYTES = 4 << 30  # of KV cache, where the command names none
+CACHE_TOKENS = 16384  # the same for SGLang, which counts it in tokens: 2.4 GB for Qwen3-8B, all of which travels in the image
 _OUTSIDE = 0.02  # of the GPU: what vLLM wants to find free beside gpumem's pool
 # A snapshot is dumped and restored by task and by mapping: fewer threads and one malloc arena are less of both. And a sandbox has no
 # network but its own loopback, so that nothing is to be looked for outside of it.
@@ -52,9 +53,7 @@ class Kind:
 
 def _vllm(command: Sequence[str], setting: Setting) -> list[str]:
     rest, said = _without(command, "--load-format", "--model-loader-extra-config")
-    for option in ("--tensor-parallel-size", "-tp", "--pipeline-parallel-size", "-pp", "--api-server-count", "--data-parallel-size", "-dp"):
-        if _value(rest, option) not in (None, "1"):
-            raise UnsuitableCommand(f"{option} {_value(rest, option)}: a snapshot holds one GPU's process and one API server")
+    _one_of(rest, "--tensor-parallel-size", "-tp", "--pipeline-parallel-size", "-pp", "--api-server-count", "--data-parallel-size", "-dp")
     if _value(rest, "--worker-cls") not in (None, "auto"):
         raise UnsuitableCommand(f"--worker-cls {_value(rest, '--worker-cls')}: the worker that lends its memory from gpumem is another")
     try:
@@ -71,7 +70,14 @@ def _vllm(command: Sequence[str], setting: Setting) -> list[str]:
 
 
 def _sglang(command: Sequence[str], setting: Setting) -> list[str]:
-    return _with(list(command), {"--port": str(setting.port)})
+    parallel = ("--tensor-parallel-size", "--tp-size", "--tp", "--pipeline-parallel-size", "--pp-size", "--pp")
+    _one_of(command, *parallel, "--data-parallel-size", "--dp-size", "--dp", "--nnodes")
+    defaults = {"--port": str(setting.port)}
+    if _value(command, "--mem-fraction-static") is None:  # else its KV cache takes what is left of the GPU, and the image with it
+        defaults["--max-total-tokens"] = str(CACHE_TOKENS)
+    # Its scheduler polls without a pause otherwise: it would never be idle, and idle is when an engine without an adapter is taken.
+    idle = [] if _value(command, "--sleep-on-idle") is not None else ["--sleep-on-idle"]
+    return _with([*command, *idle], defaults)
 
 
 KINDS: dict[str, Kind] = {
@@ -81,7 +87,12 @@ KINDS: dict[str, Kind] = {
         _SMALL | {"CUDA_DEVICE_MAX_CONNECTIONS": "1", "VLLM_HOST_IP": "127.0.0.1", "VLLM_NO_USAGE_STATS": "1"},
         ("CUDA_", "HF_", "TORCH", "TRITON_", "VLLM_"),
     ),
-    "sglang": Kind(_sglang, _SMALL, ("CUDA_", "HF_", "TORCH", "TRITON_", "SGLANG_")),
+    "sglang": Kind(
+        _sglang,
+        # Its health path asks the model for a token and waits a whole second for it; a restored replica would wait as long.
+        _SMALL | {"SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION": "false"},
+        ("CUDA_", "HF_", "TORCH", "TRITON_", "TVM_FFI_", "SGLANG_"),
+    ),
 }
 
 
@@ -96,6 +107,12 @@ def prepare(name: str, command: Sequence[str], setting: Setting, caller: Mapping
         raise UnsuitableCommand(f"no engine {name!r} is known; there are {', '.join(sorted(KINDS))}, and any engine works without --engine")
     passed_on = {key: value for key, value in caller.items() if key.startswith(kind.passed_on)}
     return kind.options(command, setting), {**kind.env, "GPUMEM_SOCKET": str(setting.gpumem), **passed_on}, kind.health
+
+
+def _one_of(command: Sequence[str], *options: str) -> None:
+    for option in options:
+        if _value(command, option) not in (None, "1"):
+            raise UnsuitableCommand(f"{option} {_value(command, option)}: a snapshot holds one GPU's process and one API server")
 
 
 def _value(command: Sequence[str], option: str) -> str | None:

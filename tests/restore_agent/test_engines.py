@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from restore_agent.engines import CACHE_BYTES, KINDS, Setting, UnsuitableCommand, prepare
+from restore_agent.engines import CACHE_BYTES, CACHE_TOKENS, KINDS, Setting, UnsuitableCommand, prepare
 
 SETTING = Setting(port=8123, gpumem=Path("/run/gpumem/gpumem.sock"), checkpoints=Path("/var/lib/thaw/weights"))
 
@@ -82,9 +82,25 @@ def test_variables_of_the_caller_win() -> None:
     assert "SECRET" not in env
 
 
-def test_sglang_is_only_told_its_port() -> None:
-    given = ["python", "-m", "sglang.launch_server", "--model-path", "m"]
+SGLANG = ["python", "-m", "sglang.launch_server", "--model-path", "m"]
+
+
+def test_sglang_is_made_to_rest_to_take_little_memory_and_to_be_healthy_at_once() -> None:
+    command, env, health = prepare("sglang", SGLANG, SETTING, {})
+    assert command == [*SGLANG, "--sleep-on-idle", "--port", "8123", "--max-total-tokens", str(CACHE_TOKENS)]
+    assert env["SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION"] == "false" and health == "/health"
+
+
+@pytest.mark.parametrize("memory", [["--max-total-tokens", "4096"], ["--mem_fraction_static=0.2"]])
+def test_what_the_user_says_of_sglang_s_memory_is_kept(memory: list[str]) -> None:
+    given = [*SGLANG, *memory, "--sleep-on-idle"]
     assert prepare("sglang", given, SETTING, {})[0] == [*given, "--port", "8123"]
+
+
+@pytest.mark.parametrize("given", [["--tp", "2"], ["--tp-size=2"], ["--dp_size", "4"], ["--nnodes", "2"]])
+def test_sglang_on_several_gpus_is_refused(given: list[str]) -> None:
+    with pytest.raises(UnsuitableCommand, match="one GPU"):
+        prepare("sglang", [*SGLANG, *given], SETTING, {})
 
 
 def test_an_unknown_engine_is_refused_with_those_that_are_known() -> None:
