@@ -58,6 +58,10 @@ console = Console(width=220)
 
 
 class Bench:
+    engine = "vllm"
+    compiled = "empty compile cache"
+    question = QUESTION
+
     def __init__(self, work: Path, model: Path, until: float) -> None:
         self.work, self.state = work, work / "state"
         self.until = until
@@ -99,7 +103,7 @@ class Bench:
                 while not (self.state / "agent.sock").exists():
                     await asyncio.sleep(0.1)  # until it listens
             env = [word for key, value in self.env.items() for word in ("--env", f"{key}={value}")]
-            words = ["--engine", "vllm", "--port", str(PORT), "--state", str(self.state), *env, "--", *self.command]
+            words = ["--engine", self.engine, "--port", str(PORT), "--state", str(self.state), *env, "--", *self.command]
             began = time.monotonic()
             process = await asyncio.create_subprocess_exec(*THAW, "snapshot", "create", "model", *words)
             code = await process.wait()
@@ -107,7 +111,8 @@ class Bench:
             if code:
                 console.print(log.read_text()[-12000:], markup=False)
                 raise RuntimeError(f"thaw snapshot create ended with {code}")
-            self.figures.append(Figure("thaw snapshot create --engine vllm", time.monotonic() - began, "s", detail="empty compile cache"))
+            took = time.monotonic() - began
+            self.figures.append(Figure(f"thaw snapshot create --engine {self.engine}", took, "s", detail=self.compiled))
         compared = re.findall(r"^compared (\d+) filled, (\d+) kept, (\d+) zeros", log.read_text(), re.MULTILINE)
         pages = sum(int(number) for numbers in compared for number in numbers)
         self.figures.append(
@@ -161,7 +166,7 @@ class Bench:
             async with session.get(f"{url}/v1/models"):
                 pass  # connected
             began = time.monotonic()
-            async with session.post(f"{url}/v1/completions", json=QUESTION) as response:
+            async with session.post(f"{url}/v1/completions", json=self.question) as response:
                 async for line in response.content:
                     if line.startswith(b"data: {"):
                         first = first or time.monotonic() - began

@@ -1,0 +1,150 @@
+"""SGLang from nothing to its first token, through the whole system: `python -m tests.gpu.sglang MODEL [OPTION…]`.
+
+Like tests/gpu/vllm.py: random weights of a fixed seed, every page of the proving replica compared with the image, and each answer, token by
+token, that of an SGLang without thaw. No adapter takes part: the engine is taken when it is idle, weights and KV cache travel in the image.
+OPTIONs go to both SGLangs. Writes `tests/bench/results/sglang-GPU.json`. Needs root, CRIU, a GPU with its driver, SGLang (THAW_SGLANG_SITE:
+its folder, where it is not installed). Logs are copied into the folder OUT, where that is set.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+
+import aiohttp
+from rich.console import Console
+from thaw_proto import agent_pb2 as pb
+
+from restore_agent.cuda import Cuda
+from restore_agent.store import Catalog
+from tests.bench.__main__ import RESULTS, specs
+from tests.bench.figures import Figure, table
+from tests.gpu.resume import nothing, pool, stage
+from tests.gpu.vllm import PORT, QUESTION, background
+from tests.gpu.vllm import Bench as VllmBench
+from tests.gpu.weights import Qwen3, write_checkpoint
+
+SECONDS = 420.0  # none of its parts is begun after that
+ROUNDS = 5
+RESERVE, ARENA = 1, 1  # GiB: nothing is lent, but an agent asks gpumem for room
+console = Console(width=220)
+
+
+class Bench(VllmBench):
+    engine = "sglang"
+    compiled = "warm compile cache"
+    # It begins otherwise than the request that proves a replica: a prefix that the image has cached and the other SGLang has not is
+    # computed in another shape, and the last bits of its numbers differ.
+    question = QUESTION | {"prompt": "Seven, eight, nine,"}
+
+    def __init__(self, work: Path, model: Path, until: float, options: list[str]) -> None:
+        super().__init__(work, model, until)
+        site = [os.environ["THAW_SGLANG_SITE"]] if "THAW_SGLANG_SITE" in os.environ else []
+        path = [*site, *filter(None, os.environ.get("PYTHONPATH", "").split(":")), str(Path(__file__).parents[2])]
+        kernels = {key: value for key, value in os.environ.items() if key == "TVM_FFI_CACHE_DIR"}
+        self.env = {"PYTHONPATH": ":".join(path), "HF_HUB_OFFLINE": "1", **kernels}
+        self.command = [sys.executable, "-m", "sglang.launch_server", "--model-path", str(model), "--served-model-name", "model"]
+        self.command += ["--context-length", "8192", *options]
+
+    def anatomy_of_image(self) -> None:
+        manifest = Catalog(self.state).get("default", "model").manifest
+        skeleton = f"{len(manifest.chunks)} chunks; CRIU restores {manifest.skeleton_bytes / 1e6:.1f} MB"
+        gpu = sum(manifest.gpus.values()) / 1e6
+        self.figures += [
+            Figure("image: pages", manifest.page_bytes / 1e6, "MB", detail=skeleton),
+            Figure("image: GPU memory that the suspend set free", gpu, "MB", detail="weights, KV cache and graphs travel in it"),
+        ]
+        for process in manifest.processes:
+            console.print(f"  pid {process.pid}{' (GPU)' if process.gpu else ''}: {process.command[:120]}", markup=False)
+
+    async def start(self, name: str, detail: str) -> None:
+        """SGLang without thaw: seconds until it is healthy and has given its whole answer."""
+        log = self.work / f"{name}.log"
+        began = time.monotonic()
+        async with background(log, *self.command, "--port", str(PORT), "--mem-fraction-static", "0.5", env=os.environ | self.env):
+            try:
+                async with asyncio.timeout(300):
+                    await healthy(f"http://127.0.0.1:{PORT}/health")
+                await self.ask(f"http://127.0.0.1:{PORT}")
+            except BaseException:
+                console.print(log.read_text()[-8000:], markup=False)
+                raise
+            self.cold = time.monotonic() - began
+        self.figures.append(Figure(f"cold start to the whole answer, {name}", self.cold, "s", detail=detail))
+
+    async def from_zero(self) -> None:
+        async with self.serving("memory"):
+            await self.step("staged", lambda: self.case("staged", nothing, ROUNDS), 20)
+            standby = lambda: stage(self.state, pb.RUNG_STANDBY)  # noqa: E731
+            await self.step("standby", lambda: self.case("standby, made ahead", standby, ROUNDS), 20)
+
+
+async def healthy(url: str) -> None:
+    async with aiohttp.ClientSession() as session:
+        while True:
+            try:
+                async with session.get(url) as response:
+                    if response.status == 200:
+                        return
+            except aiohttp.ClientConnectionError:
+                pass
+            await asyncio.sleep(0.1)  # until it listens
+
+
+async def main() -> int:
+    model, options = Path(sys.argv[1]).resolve(), sys.argv[2:]
+    begin = time.monotonic()
+    cuda = Cuda.find()
+    if cuda is None:
+        raise SystemExit("needs an NVIDIA GPU")
+    gpu = cuda.gpus()
+    with tempfile.TemporaryDirectory(prefix="thaw-sglang-", dir=os.environ.get("THAW_GPU_WORK", "/var/tmp")) as folder:
+        work = Path(folder)
+        os.environ["GPUMEM_SOCKET"] = f"{folder}/gpumem.sock"
+        weights = work / "model"
+        shutil.copytree(model, weights)
+        config = json.loads((model / "config.json").read_text())
+        await asyncio.to_thread(write_checkpoint, weights, Qwen3(config))
+        bench = Bench(work, weights, begin + SECONDS, options)
+        before = cuda.used()
+        if await bench.step("plain SGLang", lambda: bench.start("empty compile cache", "plain SGLang, one run"), 60):
+            async with pool(RESERVE, ARENA):
+                if await bench.step("snapshot", bench.create, 60):
+                    await bench.step("from memory", bench.from_zero, 30)
+            await bench.step(
+                "plain again", lambda: bench.start("warm compile cache", "plain SGLang, weights in the page cache, one run"), 45
+            )
+        if kept := os.environ.get("OUT"):
+            for log in work.glob("*.log"):
+                shutil.copy(log, kept)
+        left = (cuda.used() - before) / 1e6
+        bench.figures.append(Figure("GPU memory left over", left, "MB", at_most=64, detail="after everything has ended"))
+    if bench.cold and "staged" in bench.medians:
+        bench.figures.append(Figure("cold start ÷ staged", bench.cold / bench.medians["staged"], "×"))
+    console.print(table(bench.figures))
+    path = RESULTS / f"sglang-{gpu.names[0].split()[-1].lower()}.json"
+    site = [os.environ["THAW_SGLANG_SITE"]] if "THAW_SGLANG_SITE" in os.environ else sys.path
+    versions = {each.metadata["Name"]: each.version for each in importlib.metadata.distributions(path=site)}
+    result = {
+        "command": " ".join(["python -m tests.gpu.sglang MODEL", *options]),
+        "when": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": specs() | {"gpus": gpu.names, "driver": gpu.driver, "sglang": versions.get("sglang")},
+        "model": config,
+        "figures": [asdict(figure) | {"met": figure.met} for figure in bench.figures],
+    }
+    path.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    console.print(f"kept in {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(asyncio.run(main()))
