@@ -21,6 +21,7 @@ import pytest
 import yaml
 
 from tests.e2e.api import Api, Object, condition
+from tests.e2e.chart import definition
 from tests.e2e.cluster.layout import Addresses
 from tests.e2e.test_keda import deployment, replicas_of, scaled_object
 
@@ -110,7 +111,11 @@ async def timeline(api: Api, namespace: str) -> AsyncIterator[tuple[float, int]]
 async def test_a_backlog_brings_its_replicas_at_once(
     api: Api, namespace: str, addresses: Addresses, kubeconfig: str, tmp_path: Path
 ) -> None:
-    async with scaler(tmp_path, namespace, kubeconfig, addresses.machine) as thaw, asyncio.timeout(240):
+    async with (
+        definition(api, kubeconfig),  # a scaler is not ready before it has seen every ModelSnapshot
+        scaler(tmp_path, namespace, kubeconfig, addresses.machine) as thaw,
+        asyncio.timeout(240),
+    ):
         await api.apply(deployment(NAME), scaled_object(NAME, thaw.keda, most=10, target=8), namespace=namespace)
         await api.until("ScaledObject", namespace, NAME, lambda one: condition(one, "Ready") and _activity(one))
         first, four = [], []
