@@ -70,9 +70,9 @@ class Bench(VllmBench):
         for process in manifest.processes:
             console.print(f"  pid {process.pid}{' (GPU)' if process.gpu else ''}: {process.command[:120]}", markup=False)
 
-    async def start(self, name: str, detail: str) -> None:
+    async def start(self, cache: str, detail: str) -> None:
         """SGLang without thaw: seconds until it is healthy and has given its whole answer."""
-        log = self.work / f"plain-{name.split()[0]}.log"
+        log = self.work / f"plain-{cache}.log"
         before = self.cuda.used()
         began = time.monotonic()
         async with background(log, *self.command, "--port", str(PORT), "--mem-fraction-static", "0.5", env=os.environ | self.env):
@@ -87,7 +87,7 @@ class Bench(VllmBench):
         async with asyncio.timeout(60):
             while self.cuda.used() > before + LEFT * 1e6:
                 await asyncio.sleep(0.1)  # its scheduler ends after it
-        self.figures.append(Figure(f"cold start to the whole answer, {name}", self.cold, "s", detail=detail))
+        self.figures.append(Figure(f"cold start to the whole answer, {cache} compile cache", self.cold, "s", detail=detail))
 
     async def from_zero(self) -> None:
         async with self.serving("memory"):
@@ -124,13 +124,11 @@ async def main() -> int:
         await asyncio.to_thread(write_checkpoint, weights, Qwen3(config))
         bench = Bench(work, weights, begin + SECONDS, cuda, options)
         before = cuda.used()
-        if await bench.step("plain SGLang", lambda: bench.start("empty compile cache", "plain SGLang, one run"), 60):
+        if await bench.step("plain SGLang", lambda: bench.start("empty", "plain SGLang, one run"), 60):
             async with pool(RESERVE, ARENA):
                 if await bench.step("snapshot", bench.create, 60):
                     await bench.step("from memory", bench.from_zero, 30)
-            await bench.step(
-                "plain again", lambda: bench.start("warm compile cache", "plain SGLang, weights in the page cache, one run"), 45
-            )
+            await bench.step("plain again", lambda: bench.start("warm", "plain SGLang, weights in the page cache, one run"), 45)
         if kept := os.environ.get("OUT"):
             for log in work.glob("*.log"):
                 shutil.copy(log, kept)
