@@ -41,6 +41,7 @@ class Agent:
 
     folder: Path
     placeholder: Path  # on the node
+    begun: int = 0  # where in its log the one that runs began
 
     @property
     def state(self) -> Path:
@@ -51,6 +52,7 @@ class Agent:
         """The process is nsenter's; `pid` is written by the agent's shell, as the node sees it."""
         options = f"--node thaw-node --state {self.state} --placeholder {self.placeholder} --gpumem {self.folder}/gpumem.sock"
         script = f"echo $$ >{self.folder}/pid && exec {sys.executable} -m scaler.cli agent --kubernetes {options}"
+        self.begun = len(self.log())
         with (self.folder / "log").open("ab") as log:
             process = subprocess.Popen([*enter(), "sh", "-c", script], stdout=log, stderr=log)
         try:
@@ -75,7 +77,7 @@ class Agent:
     async def ready(self) -> None:
         """Until it serves pods."""
         async with asyncio.timeout(60):
-            while "are restored into" not in self.log().rpartition("serves on")[2]:
+            while "are restored into" not in self.log()[self.begun :]:
                 await asyncio.sleep(0.1)  # a log tells nobody that it grew
 
     def log(self) -> str:
