@@ -38,6 +38,7 @@ from restore_agent.sandbox import CONTAINER, CONTROL_DIRECTORY, SandboxError
 _CHANGES = "changes.tar"  # what the engine has changed in its container's file system, within a snapshot
 _JOIN_SECONDS = 10.0
 _END_SECONDS = 10.0
+_GOING_SECONDS = 1.0
 _PAUSE = 0.002
 _PIDFD_GETFD = 438
 _PT_INTERP = 3
@@ -260,6 +261,7 @@ class Container:
                 await self.empty()
                 await asyncio.to_thread(self._tidy)
         except (ContainerError, OSError):
+            await asyncio.wait([self.placeholder.ended], timeout=_GOING_SECONDS)  # its hanging up may be heard before its end
             if not self.placeholder.ended.done():  # else it went meanwhile, and all that was in it
                 raise
         finally:

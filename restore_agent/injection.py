@@ -29,7 +29,8 @@ def injected(folder: Path, gpumem: Path) -> Adjust:
 
 def has_placeholder(pid: int) -> bool:
     """Whether the first process of a container is a placeholder, so that it calls by itself. Raises OSError: it has ended."""
-    return Path(f"/proc/{pid}/exe").readlink() == _FOLDER / PROGRAM
+    program = str(Path(f"/proc/{pid}/exe").readlink())
+    return program.removesuffix(" (deleted)") == str(_FOLDER / PROGRAM)  # a newer agent brings a newer file
 
 
 def _adjustment(folder: Path, gpumem: Path, pod: nri_pb2.PodSandbox, container: nri_pb2.Container) -> nri_pb2.ContainerAdjustment | None:
