@@ -125,8 +125,12 @@ def deployment(name: str = MODEL, annotations: dict[str, str] | None = None) -> 
     probe = {"httpGet": {"path": "/health", "port": "http"}, "periodSeconds": 1}
     pod = {
         "metadata": {"labels": {"app": name, "thaw.dev/snapshot": MODEL}, "annotations": annotations or {}},
-        # Python as a container's pid 1 does not hear SIGTERM.
-        "spec": {"terminationGracePeriodSeconds": 1, "containers": [{**ENGINE, "readinessProbe": probe}]},
+        # No volume, as in deploy/examples/engine.yaml. Python as a container's pid 1 does not hear SIGTERM.
+        "spec": {
+            "automountServiceAccountToken": False,
+            "terminationGracePeriodSeconds": 1,
+            "containers": [{**ENGINE, "readinessProbe": probe}],
+        },
     }
     spec = {"replicas": 0, "selector": {"matchLabels": {"app": name}}, "template": pod}
     return {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name}, "spec": spec}
