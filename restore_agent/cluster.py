@@ -245,9 +245,10 @@ class Cluster:
 
     async def _list(self) -> str:
         query = {"fieldSelector": f"spec.nodeName={self._node}"}
+        before = set(self.pods)  # one that `pod` finds meanwhile may be newer than the list
         found = msgspec.json.decode(await self._call("GET", "/api/v1/pods", query), type=_List)
         here = {pod.metadata.uid: pod for pod in found.items or []}
-        for uid in self.pods.keys() - here.keys():
+        for uid in before - here.keys():
             self._tell(self.pods.pop(uid), gone=True)
         for pod in here.values():
             self._see(pod)

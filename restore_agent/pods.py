@@ -86,8 +86,6 @@ class Pods:
         pods = cls(node, cluster, cri)
         cluster.on_change(pods._changed)
         async with listening(folder, pods._called):
-            for pod in list(cluster.pods.values()):
-                pods._changed(pod, False)
             try:
                 yield pods
             finally:

@@ -13,6 +13,9 @@ from aiohttp import web
 from restore_agent.cluster import Cluster, Pod
 
 
+POD = {"metadata": {"name": "chat", "namespace": "a", "uid": "u", "resourceVersion": "2"}}
+
+
 class ApiServer:
     """Lists what it has; watches are refused."""
 
@@ -20,15 +23,18 @@ class ApiServer:
         self.pods: list[dict[str, object]] = []
         self.listing = asyncio.Event()
         self.listing.set()
+        self.lists = 0
 
     async def every(self, request: web.Request) -> web.Response:
         if "watch" in request.query:
             return web.json_response({"message": "the server is starting"}, status=503)
+        self.lists += 1
+        pods = list(self.pods)
         await self.listing.wait()
-        return web.json_response({"metadata": {"resourceVersion": "1"}, "items": self.pods})
+        return web.json_response({"metadata": {"resourceVersion": "1"}, "items": pods})
 
     async def one(self, _: web.Request) -> web.Response:
-        return web.json_response({"metadata": {"name": "chat", "namespace": "a", "uid": "u", "resourceVersion": "2"}})
+        return web.json_response(POD)
 
 
 @pytest.fixture
@@ -64,3 +70,20 @@ async def test_a_pod_that_calls_while_the_watch_is_broken_is_known(server: ApiSe
         async with asyncio.timeout(10):
             assert (await gone).metadata.uid == "u"
         assert not cluster.pods
+
+
+async def test_a_list_that_was_made_before_a_pod_called_does_not_drop_it(server: ApiServer) -> None:
+    async with Cluster.connected("node") as cluster, asyncio.timeout(20):
+        gone: list[Pod] = []
+        cluster.on_change(lambda pod, is_gone: gone.append(pod) if is_gone else None)
+        server.listing.clear()
+        made = server.lists
+        while server.lists == made:
+            await asyncio.sleep(0.01)  # until the server has made a list, which it keeps
+        assert await cluster.pod("u", "a", "chat")
+        server.pods.append(POD)
+        server.listing.set()
+        while server.lists < made + 3:
+            await asyncio.sleep(0.01)
+        assert not gone
+        assert "u" in cluster.pods

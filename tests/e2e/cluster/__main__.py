@@ -129,6 +129,8 @@ def down() -> None:
         for _ in attempts(f"the interface {own.interface} is gone"):
             if not joined(own):
                 break
+            # A dead node's network outlives it for as long as one of its connections waits for an answer: minutes.
+            subprocess.run(["ip", "link", "delete", own.interface], capture_output=True, check=False)
         for group in cgroups(own):
             for _ in attempts(f"nothing runs in {group}"):
                 if remove_groups(group):
