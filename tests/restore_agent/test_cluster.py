@@ -12,7 +12,6 @@ from aiohttp import web
 
 from restore_agent.cluster import Cluster, Pod
 
-
 POD = {"metadata": {"name": "chat", "namespace": "a", "uid": "u", "resourceVersion": "2"}}
 
 
