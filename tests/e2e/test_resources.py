@@ -189,7 +189,7 @@ async def test_a_failed_capture(world: World) -> None:
 
 
 async def test_a_namespace_that_refuses_the_pod_says_so(world: World) -> None:
-    await world.api.merge("Namespace", "", world.namespace, {"metadata": {"labels": {"pod-security.kubernetes.io/enforce": "baseline"}}})
+    await world.api.merge("Namespace", "", world.namespace, {"metadata": {"labels": {"pod-security.kubernetes.io/enforce": "restricted"}}})
     await world.api.apply(snapshot(), namespace=world.namespace)
     status = await world.status(lambda status: status.get("phase") == "Failed")
     assert "PodSecurity" in status["conditions"][0]["message"]
