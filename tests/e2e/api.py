@@ -31,6 +31,7 @@ PLURALS = {
     "Namespace": "v1 namespaces",
     "Node": "v1 nodes",
     "Pod": "v1 pods",
+    "ReplicaSet": "apps/v1 replicasets",
     "ScaledObject": "keda.sh/v1alpha1 scaledobjects",
     "Secret": "v1 secrets",
     "Service": "v1 services",

@@ -1,8 +1,9 @@
 """Tests on a real cluster: the one that KUBECONFIG names, else the one that `make cluster` started here.
 
 On a foreign cluster only those run that a guest may run: what stops parts of the cluster, or has its servers on this machine, is marked
-`own_cluster` and skipped there, with the reason. Each test has a namespace of its own, gone when it has ended. When a test fails, its
-report has the namespace's events and pods' logs, and what the cluster's own programs wrote meanwhile.
+`own_cluster` and skipped there, with the reason. Each test has a namespace of its own; nothing runs in it when the test has ended, and it
+is gone when all have. When a test fails, its report has the namespace's events and pods' logs, and what the cluster's own programs wrote
+meanwhile.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.api import Api
+from tests.e2e.api import Api, ApiError
+from tests.e2e.chart import run
 from tests.e2e.cluster.control import NOT_RUNNING, current, import_archives, running
 from tests.e2e.cluster.images import build
 from tests.e2e.cluster.layout import BIN, KUBECONFIG, LOGS, Addresses
@@ -72,9 +74,18 @@ async def api(kubeconfig: str) -> AsyncIterator[Api]:
         yield api
 
 
+@pytest.fixture(scope="session")
+def leaving(kubeconfig: str) -> Iterator[list[str]]:
+    """Namespaces that were told to go. That they do is awaited once: each takes five seconds, in which the cluster does nothing."""
+    names: list[str] = []
+    yield names
+    if names:
+        run(kubeconfig, "kubectl", "wait", "--for=delete", "--timeout=2m", *(f"namespace/{name}" for name in names))
+
+
 @pytest.fixture
-async def namespace(api: Api, request: pytest.FixtureRequest) -> AsyncIterator[str]:
-    """Of this test alone. Its removal is awaited: what it leaves running would take processor time from the next test."""
+async def namespace(api: Api, request: pytest.FixtureRequest, leaving: list[str]) -> AsyncIterator[str]:
+    """Of this test alone. That all in it ends is awaited: what is left running would take processor time from the next test."""
     stem = re.sub(r"[^a-z0-9]+", "-", request.node.name.lower()).strip("-")[:40].strip("-")
     name = f"{stem}-{secrets.token_hex(3)}"
     await api.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
@@ -83,10 +94,24 @@ async def namespace(api: Api, request: pytest.FixtureRequest) -> AsyncIterator[s
     try:
         yield name
     finally:
-        for pod in await api.list("Pod", name):
-            await api.delete("Pod", name, pod["metadata"]["name"], grace_seconds=0)
+        for kind in ("ScaledObject", "Deployment", "ReplicaSet", "Pod"):  # owners first: they would make others
+            await remove(api, kind, name)
         await api.delete("Namespace", "", name)
-        await api.until("Namespace", "", name, lambda one: one is None)
+        leaving.append(name)
+
+
+async def remove(api: Api, kind: str, namespace: str) -> None:
+    """All of them, at once."""
+    try:
+        found = [one["metadata"]["name"] for one in await api.list(kind, namespace)]
+    except ApiError as error:
+        if error.status != 404:  # a foreign cluster may be without KEDA
+            raise
+        return
+    for name in found:
+        await api.delete(kind, namespace, name, grace_seconds=0)
+    for name in found:
+        await api.until(kind, namespace, name, lambda one: one is None)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
