@@ -48,6 +48,7 @@ class Bench(VllmBench):
     # It begins otherwise than the request that proves a replica: a prefix that the image has cached and the other SGLang has not is
     # computed in another shape, and the last bits of its numbers differ.
     question = QUESTION | {"prompt": "Seven, eight, nine,"}
+    asked_before = False
 
     def __init__(self, work: Path, model: Path, until: float, cuda: Cuda, options: list[str]) -> None:
         super().__init__(work, model, until)

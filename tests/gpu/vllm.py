@@ -2,8 +2,9 @@
 
 MODEL is a directory with a Qwen3 config and a tokenizer; its weights are written here, random ones of a fixed seed. `thaw snapshot create
 --engine vllm` starts, publishes the weights into gpumem and dumps, and its proof compares every page with the image; each figure is from
-the gateway's first request, at zero replicas, to the first token of its streamed answer. All answers must be alike, and like those of a
-vLLM without thaw, which is started last, its compile cache warm then. A case that fails is named, and the next one is tried; none is
+the gateway's first request, at zero replicas, to the first token of its streamed answer. Every answer must be that of the engine before
+it was dumped. A vLLM without thaw is started last, its compile cache warm then; whether it answers the same is said, and no more than said:
+from one start of its own to the next vLLM answers in one of two ways. A case that fails is named, and the next one is tried; none is
 begun after SECONDS (540). Prints what the image is made of, the phases and the engine's own words; writes `tests/bench/results/vllm-
 GPU.json`. Needs root, CRIU, a GPU with its driver, vLLM (THAW_VLLM_SITE: its folder, where it is not installed). Logs are copied into the
 folder OUT, where that is set.
@@ -53,6 +54,7 @@ TOLD = re.compile(
     r"asleep|awake|attached|lent by gpumem|warm-up|own memory|to wake up|fall asleep|Traceback|Error|Graph capturing|init engine"
 )
 COLOUR = re.compile("\x1b\\[[0-9;]*m")
+Answer = tuple[str, list[float]]  # text, log-probabilities
 COMPARED = (sys.executable, "-m", "tests.restore_agent.compared")
 console = Console(width=220)
 
@@ -62,12 +64,13 @@ class Bench:
     compiled = "empty compile cache"
     goals: ClassVar[dict[str, float]] = GOALS
     question = QUESTION
+    asked_before = True  # the dump: else the first answer is what all others are compared with
 
     def __init__(self, work: Path, model: Path, until: float) -> None:
         self.work, self.state = work, work / "state"
         self.until = until
         self.figures: list[Figure] = []
-        self.answer: Any = None  # of the first; all others must be alike
+        self.answer: Answer | None = None  # all must be alike
         self.cold = 0.0
         self.medians: dict[str, float] = {}
         site = [os.environ["THAW_VLLM_SITE"]] if "THAW_VLLM_SITE" in os.environ else []
@@ -104,7 +107,9 @@ class Bench:
                 while not (self.state / "agent.sock").exists():
                     await asyncio.sleep(0.1)  # until it listens
             env = [word for key, value in self.env.items() for word in ("--env", f"{key}={value}")]
-            words = ["--engine", self.engine, "--port", str(PORT), "--state", str(self.state), *env, "--", *self.command]
+            canary = {key: value for key, value in self.question.items() if key != "stream"}
+            asked = ["--canary", f"/v1/completions={json.dumps(canary)}"] if self.asked_before else []
+            words = ["--engine", self.engine, "--port", str(PORT), "--state", str(self.state), *asked, *env, "--", *self.command]
             began = time.monotonic()
             process = await asyncio.create_subprocess_exec(*THAW, "snapshot", "create", "model", *words)
             code = await process.wait()
@@ -120,6 +125,10 @@ class Bench:
             Figure("pages of the restored processes compared", pages, "", at_least=1, detail="with the image; none differs")
         )
         self.anatomy_of_image()
+        if self.asked_before and (before := Catalog(self.state).get("default", "model").manifest.canary):
+            choice = json.loads(before.answer)["choices"][0]
+            self.answer = choice["text"], [round(each, 2) for each in choice["logprobs"]["token_logprobs"]]
+            console.print(f"  the answer before the dump: {self.answer}", markup=False)
 
     def anatomy_of_image(self) -> None:
         manifest = Catalog(self.state).get("default", "model").manifest
@@ -160,7 +169,16 @@ class Bench:
         self.figures.append(Figure(f"from zero, {case}", self.medians[case], "s", at_most=self.goals.get(case), detail=detail))
 
     async def ask(self, url: str) -> tuple[float, float]:
-        """Seconds to the first token and to the last. The answer must be the first one's."""
+        """Seconds to the first token and to the last. The answer must be the one before."""
+        first, last, answer = await self.answered(url)
+        if self.answer is None:
+            self.answer = answer
+            console.print(f"  the answer: {answer}", markup=False)
+        elif answer != self.answer:
+            raise AssertionError(f"the answer is {answer}, and was {self.answer}")
+        return first, last
+
+    async def answered(self, url: str) -> tuple[float, float, Answer]:
         tokens: list[Any] = []
         first = 0.0
         async with aiohttp.ClientSession() as session:
@@ -177,13 +195,7 @@ class Bench:
                 if response.status != 200 or not tokens:
                     raise RuntimeError(f"{response.status}: {await response.text()}")
         last = time.monotonic() - began
-        text = "".join(token for token, _ in tokens), [number for _, numbers in tokens for number in numbers]
-        if self.answer is None:
-            self.answer = text
-            console.print(f"  the answer: {text}", markup=False)
-        elif text != self.answer:
-            raise AssertionError(f"the answer is {text}, and was {self.answer}")
-        return first, last
+        return first, last, ("".join(token for token, _ in tokens), [number for _, numbers in tokens for number in numbers])
 
     async def staged(self) -> None:
         async with self.serving("memory"):
@@ -240,7 +252,7 @@ class Bench:
         async with background(log, *command, env=os.environ | self.env):
             while True:
                 try:
-                    await self.ask(f"http://127.0.0.1:{PORT}")
+                    _, _, answer = await self.answered(f"http://127.0.0.1:{PORT}")
                     break
                 except aiohttp.ClientConnectionError:
                     if time.monotonic() - began > 200:
@@ -248,14 +260,11 @@ class Bench:
                         raise
                     await asyncio.sleep(0.1)  # until it listens
             self.cold = time.monotonic() - began
-        self.figures.append(
-            Figure(
-                "cold start to the whole answer, warm compile cache",
-                self.cold,
-                "s",
-                detail="plain vLLM, weights in the page cache, one run",
-            )
-        )
+        detail = "plain vLLM, weights in the page cache, one run"
+        self.figures += [
+            Figure("cold start to the whole answer, warm compile cache", self.cold, "s", detail=detail),
+            Figure("plain vLLM's answer is the same", float(answer == self.answer), "", detail="it has two, from start to start"),
+        ]
 
     def told(self, log: Path) -> None:
         """What the engine said of itself."""
