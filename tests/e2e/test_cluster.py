@@ -14,7 +14,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from tests.e2e.api import Api, condition
+from tests.e2e.api import Api, ApiError, condition
 from tests.e2e.cluster.archive import write_archive
 from tests.e2e.cluster.control import tell
 from tests.e2e.cluster.layout import BIN, CACHE, NODE, Addresses
@@ -100,6 +100,17 @@ async def test_a_program_is_stopped_and_started(api: Api, namespace: str) -> Non
     finally:
         await asyncio.to_thread(tell, "start", "kube-apiserver")
     assert await api.get("Namespace", "", namespace)
+    async with asyncio.timeout(30):  # it is ready a moment before it knows its custom resources again
+        while not await _knows_scaled_objects(api, namespace):
+            await asyncio.sleep(0.1)
+
+
+async def _knows_scaled_objects(api: Api, namespace: str) -> bool:
+    try:
+        return await api.list("ScaledObject", namespace) == []
+    except ApiError as error:
+        assert error.status in (404, 503), error
+        return False
 
 
 def test_the_same_folder_makes_the_same_archive(tmp_path: Path) -> None:

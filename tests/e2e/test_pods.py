@@ -63,9 +63,8 @@ class Agent:
 
     def signal(self, number: signal.Signals) -> None:
         with contextlib.suppress(FileNotFoundError):
-            subprocess.run(
-                [*enter(), "kill", f"-{int(number)}", (self.folder / "pid").read_text().strip()], check=False, capture_output=True
-            )
+            kill = f"kill -{int(number)} {(self.folder / 'pid').read_text()}"  # the shell's own: a bare Debian has no other
+            subprocess.run([*enter(), "sh", "-c", kill], check=False, capture_output=True)
 
     @contextlib.asynccontextmanager
     async def stub(self) -> AsyncIterator[agent_pb2_grpc.AgentAsyncStub]:
