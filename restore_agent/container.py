@@ -28,6 +28,7 @@ from pathlib import Path
 import thaw_native
 
 from restore_agent import images, overlay
+from restore_agent.apart import NotApart, check_apart
 from restore_agent.cgroups import OutOfSight, cgroup_files, node_process
 from restore_agent.compatibility import Incompatible, check_files, mapped_files
 from restore_agent.manifest import Fits
@@ -42,9 +43,6 @@ _GOING_SECONDS = 1.0
 _PAUSE = 0.002
 _PIDFD_GETFD = 438
 _PT_INTERP = 3
-_APART = ("pid", "mnt", "net", "ipc", "uts")
-# Of the bounding set: SYS_MODULE, SYS_RAWIO, SYS_PTRACE, SYS_ADMIN, SYS_BOOT, BPF, CHECKPOINT_RESTORE.
-_RIGHTS_OVER_THE_NODE = sum(1 << number for number in (16, 17, 19, 21, 22, 39, 40))
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -106,7 +104,10 @@ class Container:
 
     async def open(self) -> Container:
         """Looks at it, empties it and opens its file system, as often as it is restored into. Raises ContainerError."""
-        _check_apart(self.pid)
+        try:
+            check_apart(self.pid)
+        except NotApart as error:
+            raise ContainerError(str(error)) from None
         await self.empty()  # of what an agent that was killed has left half restored
         self._close_views()
         self.root = self.files = await self._view("/", "all")
@@ -364,28 +365,6 @@ def _descriptor(path: Path | str, flags: int) -> Iterator[int]:
 
 def _listed(fds: Sequence[int]) -> str:
     return ",".join(map(str, fds)) or "-"
-
-
-def _check_apart(pid: int) -> None:
-    """Raises ContainerError unless the process is pid 1 of a container that has namespaces of its own and no rights over the node."""
-    try:
-        status = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":\t" in line)
-        shared = [kind for kind in _APART if _namespace(f"/proc/{pid}", kind) == _namespace(node_process(), kind)]
-        foreign = _namespace(f"/proc/{pid}", "user") != _namespace(node_process(), "user")
-    except OSError as error:
-        raise ContainerError(f"the container has ended: {error}") from None
-    if status["NSpid"].split()[-1] != "1":
-        raise ContainerError(f"the caller (pid {pid}) is not pid 1 of a container")
-    if shared:
-        raise ContainerError(f"the container shares the node's {', '.join(shared)} namespace; its pod asks for access to the host")
-    if int(status["CapBnd"], 16) & _RIGHTS_OVER_THE_NODE:
-        raise ContainerError("the container has rights over the node (privileged, or CAP_SYS_ADMIN and its like)")
-    if foreign:
-        raise ContainerError("the container has a user namespace of its own; set hostUsers: true in its pod")
-
-
-def _namespace(process: str, kind: str) -> int:
-    return Path(f"{process}/ns/{kind}").stat().st_ino
 
 
 def _oom_score(pid: int) -> str:
