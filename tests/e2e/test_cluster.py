@@ -109,7 +109,7 @@ async def _knows_scaled_objects(api: Api, namespace: str) -> bool:
     try:
         return await api.list("ScaledObject", namespace) == []
     except ApiError as error:
-        assert error.status in (404, 503), error
+        assert error.status in (404, 429, 503), error
         return False
 
 
