@@ -57,11 +57,12 @@ class Release:
         return await self.api.list("Pod", self.namespace, f"app.kubernetes.io/name={app}")
 
     async def at_zero(self, model: str = MODEL) -> None:
-        """Until KEDA has scaled it down, and its pods are gone."""
-        await self.api.until("Deployment", self.namespace, model, lambda one: one and not one["spec"].get("replicas"))
+        """Until KEDA has scaled it down, and its pods are gone: Kubernetes' own controllers may look again a minute after the API server
+        is back."""
+        await self.api.until("Deployment", self.namespace, model, lambda one: one and not one["spec"].get("replicas"), within=120)
         for pod in await self.api.list("Pod", self.namespace, f"app={model}"):
             name = pod["metadata"]["name"]
-            await self.api.until("Pod", self.namespace, name, lambda found: found is None)
+            await self.api.until("Pod", self.namespace, name, lambda found: found is None, within=120)
 
     async def model(self, *options: str, **rules: Any) -> None:
         """The ModelSnapshot, captured, and its Deployment, which KEDA scales by `rules`."""
