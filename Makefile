@@ -18,7 +18,7 @@ help:
 	@echo 'make lint   formatting, types, and which part may import which'
 	@echo 'make e2e    the tests on Kubernetes with KEDA: on the cluster that KUBECONFIG names, else on one of its own'
 	@echo 'make cluster, make cluster-down'
-	@echo '            that cluster: its programs built (once, half an hour), started (seconds); and all of it ended and removed'
+	@echo '            that cluster: its programs built (once, a quarter of an hour), started (seconds); and all of it ended and removed'
 	@echo 'make bench  the benchmarks: one table, kept in tests/bench/results/'
 	@echo 'make lock   requirements.lock brought up to pyproject.toml'
 
