@@ -61,6 +61,7 @@ class Image:
         return whole.hexdigest()[:16]
 
 
+CHAT = REPOSITORY / "tests/e2e/images/chat"
 THAW_SOURCES = ("pyproject.toml", "requirements.lock", "deploy/build_hook.py", "proto", "gpumem", "restore_agent", "scaler")
 IMAGES = (
     Image("docker.io/library/thaw-scaler:0.1.0", REPOSITORY / "deploy/images/Dockerfile", REPOSITORY, THAW_SOURCES, "scaler"),
@@ -72,6 +73,8 @@ IMAGES = (
         "agent",
     ),
     Image("thaw.test/engine:1", REPOSITORY / "tests/e2e/images/Dockerfile", REPOSITORY / "tests/restore_agent", ("server.py",)),
+    # The one that the examples name.
+    Image("registry.example/chat:1.0.0", CHAT / "Dockerfile", CHAT, ("server.py",)),
 )
 
 
