@@ -186,7 +186,8 @@ def test_mounts_are_read_as_the_kernel_writes_them(roots: Callable[[], Root], tm
     root = Root(tmp_path / "a b", tmp_path / "image")
     shutil.copy(thaw_native.PLACEHOLDER, root.path / "waits")
     script = (
-        f"mount --make-rprivate / && cd '{root.path}' && mkdir -p old proc && mount -t proc proc proc && pivot_root . old && exec /waits -- true"
+        f"mount --make-rprivate / && cd '{root.path}' && mkdir -p old proc && mount -t proc proc proc && pivot_root . old "
+        "&& exec /waits -- true"
     )
     process = subprocess.Popen(["unshare", "-m", "sh", "-c", script])
     try:
