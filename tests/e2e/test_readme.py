@@ -78,7 +78,7 @@ async def test_every_command_of_the_readme(cluster: Api, kubeconfig: str) -> Non
         print(shown)
         ran.append(words[0])
     assert ran == ["helm", "kubectl", "kubectl", "kubectl", "helm"]
-    assert not [one for one in await cluster.list("CustomResourceDefinition") if one["metadata"]["name"] == CRD]
+    await cluster.until("CustomResourceDefinition", "", CRD, lambda one: one is None)
 
 
 async def answered(api: Api) -> None:
