@@ -63,7 +63,6 @@ class Resources(msgspec.Struct):
 
 class PodContainer(msgspec.Struct, rename="camel"):
     name: str
-    args: list[str] | None = None
     ports: list[ContainerPort] = []
     volume_mounts: list[VolumeMount] = []
     resources: Resources = msgspec.field(default_factory=Resources)

@@ -82,7 +82,7 @@ class Pods:
     @classmethod
     @contextlib.asynccontextmanager
     async def served(cls, node: Node, cluster: Cluster, cri: Cri, folder: Path) -> AsyncIterator[Pods]:
-        """`folder`: of the node, mounted into the pods. Raises OSError: it cannot be written."""
+        """`folder`: of the node, mounted into their containers. Raises OSError: it cannot be written."""
         pods = cls(node, cluster, cri)
         cluster.on_change(pods._changed)
         async with listening(folder, pods._called):
