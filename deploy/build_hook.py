@@ -1,13 +1,13 @@
-"""What a wheel of thaw carries beside its Python files: gRPC code made from `proto/`, and C programs compiled from `restore_agent/`.
+"""What a wheel of zerowake carries beside its Python files: gRPC code made from `proto/`, and C programs compiled from `restore_agent/`.
 
 Both are made at build time, in a temporary folder, for wheels and editable installs alike, so nothing generated ever lies in the source
 tree or in a commit. The packages they become are
 
-    thaw_proto    `proto/NAME.proto` as NAME_pb2 and NAME_pb2_grpc, with type stubs
-    thaw_native   `restore_agent/NAME.c` as a static program NAME (it has a `main`) or a shared library libNAME.so (it has none)
+    zerowake_proto    `proto/NAME.proto` as NAME_pb2 and NAME_pb2_grpc, with type stubs
+    zerowake_native   `restore_agent/NAME.c` as a static program NAME (it has a `main`) or a shared library libNAME.so (it has none)
 
-protoc reads `proto/` under the virtual folder `thaw_proto/`: so the generated modules import each other by their full package name, and
-the descriptors' names (`thaw_proto/agent.proto`) cannot clash with another distribution's `agent.proto` in the process-wide pool.
+protoc reads `proto/` under the virtual folder `zerowake_proto/`: so the generated modules import each other by their full package name, and
+the descriptors' names (`zerowake_proto/agent.proto`) cannot clash with another distribution's `agent.proto` in the process-wide pool.
 Committing the generated code was rejected (two truths); so was rewriting its imports afterwards (a regular expression over code).
 """
 
@@ -27,16 +27,16 @@ CFLAGS = ("-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror")
 
 
 class CustomBuildHook(BuildHookInterface):
-    """Adds the packages `thaw_proto` and `thaw_native` to the wheel."""
+    """Adds the packages `zerowake_proto` and `zerowake_native` to the wheel."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         root = Path(self.root)
-        self._made = tempfile.TemporaryDirectory(prefix="thaw-build-")
+        self._made = tempfile.TemporaryDirectory(prefix="zerowake-build-")
         made = Path(self._made.name)
-        generate_proto(root / "proto", made / "thaw_proto")
-        compile_native(root / "restore_agent", made / "thaw_native")
+        generate_proto(root / "proto", made / "zerowake_proto")
+        compile_native(root / "restore_agent", made / "zerowake_native")
         include = build_data["force_include_editable" if version == "editable" else "force_include"]
-        for package in ("thaw_proto", "thaw_native"):
+        for package in ("zerowake_proto", "zerowake_native"):
             include[str(made / package)] = package
         build_data["pure_python"] = False
         build_data["infer_tag"] = True

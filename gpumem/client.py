@@ -26,7 +26,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
-from thaw_proto import gpumem_pb2 as pb
+from zerowake_proto import gpumem_pb2 as pb
 
 from gpumem import host
 from gpumem.errors import Invalid, NotFound, PeerGone, StaleLayout, StillMapped, WrongDevice

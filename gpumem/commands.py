@@ -1,4 +1,4 @@
-"""`gpumem serve`, and what an operator asks a running one; `thaw gpumem …` is the same."""
+"""`gpumem serve`, and what an operator asks a running one; `zerowake gpumem …` is the same."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
-from thaw_proto import gpumem_pb2 as pb
+from zerowake_proto import gpumem_pb2 as pb
 
 from gpumem.control import Control
 from gpumem.errors import GpumemError, NotFound, WrongDevice
@@ -26,8 +26,8 @@ from gpumem.safetensors import InvalidCheckpoint, read_checkpoint
 app = typer.Typer(
     name="gpumem", help="Holds GPU memory ahead of need, fills it with weights, and lends it.", no_args_is_help=True, add_completion=False
 )
-thaw = typer.Typer()
-thaw.add_typer(app, name="gpumem")
+zerowake = typer.Typer()
+zerowake.add_typer(app, name="gpumem")
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Protocol
 
 from google.protobuf.message import DecodeError
-from thaw_proto import gpumem_pb2 as pb
+from zerowake_proto import gpumem_pb2 as pb
 
 from gpumem.arena import Arena, ChunkSet
 from gpumem.device import Device
@@ -107,7 +107,7 @@ class Connection:
         if request.hello.version != VERSION:
             raise VersionMismatch(
                 f"the client speaks version {request.hello.version} of gpumem's protocol and this server version {VERSION}: "
-                "install the same thaw for both"
+                "install the same zerowake for both"
             )
         self._owner = Owner(self._owner.namespace, self._owner.pid, request.hello.label[:100])
         devices = [pb.Device(identity=name, granularity=found.memory.granularity) for name, found in self._house.devices.items()]
@@ -137,7 +137,7 @@ class Connection:
         try:
             handle = self._HANDLERS.get(kind or "")
             if handle is None:
-                raise Invalid(f"no request of kind {kind}: install the same thaw on both sides")
+                raise Invalid(f"no request of kind {kind}: install the same zerowake on both sides")
             reply = await handle(self, request, frame, descriptors)
         except GpumemError as error:
             reply.error.CopyFrom(to_message(error))

@@ -26,6 +26,7 @@ from gpumem.memory import DeviceFull, MemoryFailed
 
 _STREAMS = 4  # as many threads can each wait for their own copies
 _UNMAPPED_ERRORS = ("CUDA_ERROR_INVALID_VALUE", "CUDA_ERROR_NOT_FOUND")
+_EXTRA = "install zerowake with its extra `gpu`: pip install '.[gpu]' in a checkout of it"
 
 
 def devices() -> list[str]:
@@ -184,7 +185,7 @@ def _nvml() -> Any:
     try:
         import pynvml  # noqa: PLC0415  (comes with the extra `gpu`)
     except ImportError:
-        raise MemoryFailed("this machine has an NVIDIA driver, but nvidia-ml-py is not installed: pip install 'thaw[gpu]'") from None
+        raise MemoryFailed(f"this machine has an NVIDIA driver, but nvidia-ml-py is not installed: {_EXTRA}") from None
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError as error:
@@ -198,7 +199,7 @@ def _driver() -> Any:
     try:
         from cuda.bindings import driver  # noqa: PLC0415  (comes with the extra `gpu`)
     except ImportError:
-        raise MemoryFailed("cuda-python is not installed: pip install 'thaw[gpu]'") from None
+        raise MemoryFailed(f"cuda-python is not installed: {_EXTRA}") from None
     try:
         code = driver.cuInit(0)[0]
     except RuntimeError as error:  # there is no libcuda to load

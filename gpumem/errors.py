@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from thaw_proto import gpumem_pb2 as pb
+from zerowake_proto import gpumem_pb2 as pb
 
 
 class GpumemError(Exception):

@@ -20,7 +20,7 @@ import traceback
 from concurrent.futures import ThreadPoolExecutor, wait
 
 from blake3 import blake3
-from thaw_proto import gpumem_pb2 as pb
+from zerowake_proto import gpumem_pb2 as pb
 
 from gpumem import host
 from gpumem.arena import BLOCK

@@ -19,7 +19,7 @@ from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from thaw_proto import gpumem_pb2 as pb
+from zerowake_proto import gpumem_pb2 as pb
 
 from gpumem.arena import Arena, ChunkSet, Place
 from gpumem.device import Device

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 
 from google.protobuf.message import DecodeError
-from thaw_proto import gpumem_pb2 as pb
+from zerowake_proto import gpumem_pb2 as pb
 
 from gpumem.arena import Arena
 from gpumem.errors import FillerLost, GpumemError, from_message

@@ -8,7 +8,7 @@ import socket
 from collections.abc import Sequence
 from pathlib import Path
 
-from thaw_proto import gpumem_pb2 as pb
+from zerowake_proto import gpumem_pb2 as pb
 
 from gpumem.errors import PeerGone, from_message
 from gpumem.frames import VERSION, Frame, ProtocolViolation, receive, send

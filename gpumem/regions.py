@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from blake3 import blake3
 from google.protobuf.message import DecodeError
-from thaw_proto import gpumem_pb2 as pb
+from zerowake_proto import gpumem_pb2 as pb
 
 from gpumem.errors import Invalid
 from gpumem.pool import Slab

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from blake3 import blake3
-from thaw_proto import gpumem_pb2
+from zerowake_proto import gpumem_pb2
 
 CHUNK = 16 << 20  # bytes; copied to a GPU at 0.99 of the best rate, and 16 GiB are a thousand
 _ALIGNMENT = 16  # bytes; the smallest header that names a tensor is longer

@@ -19,8 +19,8 @@ from collections.abc import Iterator
 from typing import Any, Protocol
 
 import torch
-from thaw_proto import gpumem_pb2
 from torch.overrides import TorchFunctionMode
+from zerowake_proto import gpumem_pb2
 
 from gpumem.client import Client
 from gpumem.errors import StaleLayout

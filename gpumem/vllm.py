@@ -1,7 +1,7 @@
 """vLLM on lent memory: its weights in a region, its KV cache and what its CUDA graphs compute in scratch (read against vLLM 0.23.0).
 
     vllm serve MODEL --worker-cls gpumem.vllm.Worker --load-format gpumem --kv-cache-memory-bytes 8G --gpu-memory-utilization 0.05
-        --model-loader-extra-config '{"checkpoints": "/var/lib/thaw/weights", "load_format": "auto"}'
+        --model-loader-extra-config '{"checkpoints": "/var/lib/zerowake/weights", "load_format": "auto"}'
 
 All through vLLM's own extension points: a worker class, a load format that this module registers, and (`gpumem.vllm_platform`) a platform
 plugin. `/sleep` and `/wake_up`, or whoever calls them inside, then let go of all of it and take it back at the same addresses.

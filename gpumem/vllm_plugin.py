@@ -1,4 +1,4 @@
-"""What vLLM asks of its plugins, in every process of every vLLM beside which thaw is installed: so this imports nothing."""
+"""What vLLM asks of its plugins, in every process of every vLLM beside which zerowake is installed: so this imports nothing."""
 
 from __future__ import annotations
 

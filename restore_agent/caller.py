@@ -54,7 +54,7 @@ class Caller:
             return EngineRecord.model_validate({**known, **given, "command": command})
         except ValidationError as error:
             first = error.errors()[0]
-            raise Refused(f"annotation thaw.dev/{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+            raise Refused(f"annotation zerowake.dev/{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
 
     def check_allowed(self) -> None:
         """What the kernel shows of the container is checked when it is opened; this is what was asked for. Raises Refused."""

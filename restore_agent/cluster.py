@@ -21,7 +21,7 @@ import aiohttp
 import msgspec
 from kubernetes.aio import client, config
 
-_LOG = logging.getLogger("thaw.agent")
+_LOG = logging.getLogger("zerowake.agent")
 _REQUEST_SECONDS = 30.0
 _WATCH_SECONDS = 290
 _RESYNC_SECONDS = 600.0  # all pods are listed anew this often, whatever the watch says
@@ -211,7 +211,7 @@ class Cluster:
             "kind": "Event",
             "metadata": {"generateName": f"{about.name[:50].rstrip('.-')}-", "namespace": about.namespace},
             "eventTime": datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z"),
-            "reportingController": "thaw.dev/agent",
+            "reportingController": "zerowake.dev/agent",
             "reportingInstance": self._node[:128],
             "regarding": {"apiVersion": "v1", "kind": "Pod", "namespace": about.namespace, "name": about.name, "uid": about.uid},
             "type": kind,

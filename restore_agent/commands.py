@@ -1,4 +1,4 @@
-"""`thaw agent` and `thaw snapshot …`.
+"""`zerowake agent` and `zerowake snapshot …`.
 
 The snapshot commands speak gRPC to the agent that owns the state folder. Where none runs, one lives in the command's own process for as
 long as the command does: there is one way to take a snapshot, not two.
@@ -23,7 +23,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
-from thaw_proto import agent_pb2, agent_pb2_grpc
+from zerowake_proto import agent_pb2, agent_pb2_grpc
 
 from restore_agent.chunks import CorruptChunk
 from restore_agent.engines import KINDS, Setting, UnsuitableCommand, prepare
@@ -39,7 +39,7 @@ app = typer.Typer(no_args_is_help=True)
 snapshots = typer.Typer(no_args_is_help=True, help="Takes, lists, verifies and removes snapshots of model servers.")
 app.add_typer(snapshots, name="snapshot")
 
-State = Annotated[Path, typer.Option(help="The agent's folder: snapshots and its socket.", envvar="THAW_STATE", resolve_path=True)]
+State = Annotated[Path, typer.Option(help="The agent's folder: snapshots and its socket.", envvar="ZEROWAKE_STATE", resolve_path=True)]
 Gpumem = Annotated[
     Path, typer.Option(help="Socket of gpumem, for engines whose weights it lends.", envvar="GPUMEM_SOCKET", resolve_path=True)
 ]
@@ -213,7 +213,7 @@ def standby(
 
     async def move() -> None:
         if not _listens(socket_of(state)):
-            raise AgentError(f"no agent runs on {state}, and a standby lives in one: start `thaw up` or `thaw agent`")
+            raise AgentError(f"no agent runs on {state}, and a standby lives in one: start `zerowake up` or `zerowake agent`")
         async with _agent(state) as stub:
             if drop:
                 await stub.Unstage(agent_pb2.UnstageRequest(request_id=asked, snapshot=reference, rung=agent_pb2.RUNG_MEMORY))
@@ -300,5 +300,5 @@ def _errors() -> Any:
         message = str(error)
     else:
         return
-    typer.secho(f"thaw: {message}", err=True, fg="red")
+    typer.secho(f"zerowake: {message}", err=True, fg="red")
     raise typer.Exit(1)

@@ -25,7 +25,7 @@ import subprocess
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-import thaw_native
+import zerowake_native
 
 from restore_agent import images, overlay
 from restore_agent.apart import NotApart, check_apart
@@ -318,13 +318,13 @@ class Container:
         with ours:
             try:
                 process = subprocess.Popen(  # noqa: ASYNC220  a vfork: half a millisecond, a thread would cost as much
-                    [thaw_native.JOIN, what, str(theirs.fileno()), str(init), *words],
+                    [zerowake_native.JOIN, what, str(theirs.fileno()), str(init), *words],
                     pass_fds=[theirs.fileno(), init, *fds],
                     env=dict(env),
                     stdin=subprocess.DEVNULL,
                 )
             except OSError as error:
-                raise ContainerError(f"cannot start {thaw_native.JOIN}: {error}; reinstall thaw") from error
+                raise ContainerError(f"cannot start {zerowake_native.JOIN}: {error}; reinstall zerowake") from error
             finally:
                 theirs.close()
             said, received = "", list[int]()

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from pydantic import ValidationError
-from thaw_proto import agent_pb2
+from zerowake_proto import agent_pb2
 
 from restore_agent.capture import CaptureRequest
 from restore_agent.manifest import EngineRecord, check_name

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-from thaw_proto import cri_pb2, cri_pb2_grpc
+from zerowake_proto import cri_pb2, cri_pb2_grpc
 
 SOCKETS = (Path("/run/containerd/containerd.sock"), Path("/run/crio/crio.sock"))
 _SECONDS = 5.0

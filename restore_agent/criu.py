@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from thaw_proto import criu_pb2
+from zerowake_proto import criu_pb2
 
 from restore_agent.container import Container
 from restore_agent.output import Output
@@ -60,7 +60,7 @@ class Criu:
         if not found:
             raise CriuError(f"{path} --version says {answer.strip()!r}, which is no CRIU")
         if (int(found[1]), int(found[2])) < OLDEST:
-            raise CriuError(f"{path} is CRIU {found[0].removeprefix('Version: ')}; thaw needs 4.2 or later")
+            raise CriuError(f"{path} is CRIU {found[0].removeprefix('Version: ')}; zerowake needs 4.2 or later")
         return cls(path, found[0].removeprefix("Version: "))
 
     async def probe(self, sandbox: Sandbox, kdat: Path) -> None:

@@ -31,7 +31,7 @@ _REMEDIES = {
     "the engine must unmap all of it as it quiesces (gpumem's client does)",
     ("restore", "CUDA_ERROR_OUT_OF_MEMORY"): "the GPU's memory was taken meanwhile, and the process is lost: end what took it",
 }
-_LOG = logging.getLogger("thaw.agent")
+_LOG = logging.getLogger("zerowake.agent")
 
 
 class CudaError(Exception):
@@ -69,7 +69,8 @@ class Cuda:
             import pynvml  # noqa: PLC0415  (both are there with the extra `gpu` alone)
             from cuda.bindings import driver  # noqa: PLC0415
         except ImportError as error:
-            raise CudaError(f"this node has a GPU but {error.name} is missing; install thaw[gpu]") from error
+            extra = "install zerowake with its extra `gpu`: pip install '.[gpu]' in a checkout of it"
+            raise CudaError(f"this node has a GPU but {error.name} is missing; {extra}") from error
         return cls(driver, pynvml)
 
     def gpus(self) -> Gpus:

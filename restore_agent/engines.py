@@ -1,4 +1,4 @@
-"""Engines that thaw knows: what `thaw snapshot create --engine NAME` adds to a command, so that one line is enough.
+"""Engines that zerowake knows: what `zerowake snapshot create --engine NAME` adds to a command, so that one line is enough.
 
 Any engine works without: one that speaks the control directory is told when to sleep, another is taken when it is idle, and its weights
 then travel in the image. What stands here is what an engine has to be told beside that. A variable of the caller's wins over one from here.

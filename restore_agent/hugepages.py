@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 _SWITCH = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-_LOG = logging.getLogger("thaw.agent")
+_LOG = logging.getLogger("zerowake.agent")
 
 
 class HugePages:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from thaw_proto import criu_pb2
+from zerowake_proto import criu_pb2
 
 from restore_agent.native import PAGE, zero_pages
 
@@ -235,7 +235,7 @@ def rights(images: Path) -> Rights:
 def _read(path: Path, magic: int) -> list[bytes]:
     data = path.read_bytes()
     if len(data) < 8 or struct.unpack_from("<II", data) != (_COMMON, magic):
-        raise ImageError(f"{path.name} does not begin as an image of its kind; is this CRIU newer than thaw knows?")
+        raise ImageError(f"{path.name} does not begin as an image of its kind; is this CRIU newer than zerowake knows?")
     messages, at = [], 8
     while at < len(data):
         if at + 4 > len(data) or at + 4 + (size := int.from_bytes(data[at : at + 4], "little")) > len(data):

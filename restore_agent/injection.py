@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
-from thaw_proto import nri_pb2
+from zerowake_proto import nri_pb2
 
 from restore_agent.labels import CAPTURE, CONTAINER, GPUMEM, SNAPSHOT
 from restore_agent.manifest import check_name
@@ -17,7 +17,7 @@ from restore_agent.nri import Adjust
 from restore_agent.placeholder import PROGRAM
 from restore_agent.sandbox import CONTROL_DIRECTORY
 
-_FOLDER = Path("/run/thaw/bin")  # inside
+_FOLDER = Path("/run/zerowake/bin")  # inside
 _GPUMEM = Path("/run/gpumem")  # inside
 _CONTROL_BYTES = 16 << 20
 

@@ -1,7 +1,7 @@
 """What pods carry for the restore agent: labels and annotations, by the names that scaler/resources.py gives them too."""
 
-SNAPSHOT, CAPTURE = "thaw.dev/snapshot", "thaw.dev/capture"  # labels: name of the ModelSnapshot
+SNAPSHOT, CAPTURE = "zerowake.dev/snapshot", "zerowake.dev/capture"  # labels: name of the ModelSnapshot
 # Annotations, written by the webhook and the controller.
-CONTAINER, PORT, HEALTH, MODEL, DIGEST = (f"thaw.dev/{word}" for word in ("container", "port", "health", "model", "digest"))
-CANARY, GPUMEM = "thaw.dev/canary", "thaw.dev/gpumem"
-CAPTURED, CAPTURE_FAILED = "thaw.dev/captured", "thaw.dev/capture-failed"  # by this agent
+CONTAINER, PORT, HEALTH, MODEL, DIGEST = (f"zerowake.dev/{word}" for word in ("container", "port", "health", "model", "digest"))
+CANARY, GPUMEM = "zerowake.dev/canary", "zerowake.dev/gpumem"
+CAPTURED, CAPTURE_FAILED = "zerowake.dev/captured", "zerowake.dev/capture-failed"  # by this agent

@@ -15,17 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-from thaw_proto import agent_pb2_grpc
+from zerowake_proto import agent_pb2_grpc
 
 from restore_agent import metrics
 from restore_agent.node import Node
 from restore_agent.service import AgentService
 from restore_agent.tls import OnlyTheScaler, server_credentials
 
-DEFAULT_STATE = Path("/var/lib/thaw")
+DEFAULT_STATE = Path("/var/lib/zerowake")
 _STOP_SECONDS = 5.0
 _CLONE_NEWNS, _MS_REC, _MS_PRIVATE = 0x20000, 0x4000, 0x40000
-_LOG = logging.getLogger("thaw.agent")
+_LOG = logging.getLogger("zerowake.agent")
 
 
 class AgentError(Exception):

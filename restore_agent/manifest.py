@@ -173,7 +173,7 @@ class Manifest(_Record):
         except (ValueError, AttributeError) as error:
             raise InvalidManifest(f"the manifest is no JSON object: {error}") from None
         if version != VERSION:
-            raise InvalidManifest(f"the manifest has version {version!r}; this thaw reads {VERSION}: take the snapshot again")
+            raise InvalidManifest(f"the manifest has version {version!r}; this zerowake reads {VERSION}: take the snapshot again")
         try:
             return cls.model_validate_json(data)
         except ValidationError as error:

@@ -9,10 +9,10 @@ from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, Counter, Gauge, Histogram, generate_latest
 
 _BUCKETS = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 2, 5, 10, 30, 60, 120, 300)
-_RESTORES = Counter("thaw_restores_total", "Replicas made, by how", ["model", "origin"])
-_FALLBACKS = Counter("thaw_restore_fallbacks_total", "Snapshots that were asked for and not restored, by reason", ["model", "reason"])
-_PHASES = Histogram("thaw_restore_phase_seconds", "Where a restore's time goes", ["model", "phase"], buckets=_BUCKETS)
-_REPLICAS = Gauge("thaw_node_replicas", "Replicas that live on this node")
+_RESTORES = Counter("zerowake_restores_total", "Replicas made, by how", ["model", "origin"])
+_FALLBACKS = Counter("zerowake_restore_fallbacks_total", "Snapshots that were asked for and not restored, by reason", ["model", "reason"])
+_PHASES = Histogram("zerowake_restore_phase_seconds", "Where a restore's time goes", ["model", "phase"], buckets=_BUCKETS)
+_REPLICAS = Gauge("zerowake_node_replicas", "Replicas that live on this node")
 
 
 def restored(model: str, phases: Iterable[tuple[str, float]]) -> None:

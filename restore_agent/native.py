@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Mapping, Sequence
 
-import thaw_native
+import zerowake_native
 
 PAGE = 4096
 _SIZES = ctypes.POINTER(ctypes.c_size_t)
@@ -27,7 +27,7 @@ class _Process(ctypes.Structure):
     _fields_ = (("pid", ctypes.c_uint64), ("host", ctypes.c_uint64))
 
 
-_library = ctypes.CDLL(str(thaw_native.PAGE_FILL), use_errno=True)
+_library = ctypes.CDLL(str(zerowake_native.PAGE_FILL), use_errno=True)
 _library.page_pieces.argtypes = [ctypes.POINTER(Run), ctypes.c_size_t, ctypes.POINTER(ctypes.c_uint64), _SIZES, ctypes.POINTER(Piece)]
 _library.page_pieces.restype = ctypes.c_size_t
 _library.page_fill.argtypes = [

@@ -32,7 +32,7 @@ from restore_agent.weights import Weights
 _KDAT = "criu.kdat"  # CRIU's kernel probe, kept in memory: it must not outlive a boot
 _PRESSURE_SECONDS = 1.0  # between two looks at the node's memory while there are standbys
 _PRESSURE_SHARE = 20  # under a twentieth of the memory available, standbys go
-_LOG = logging.getLogger("thaw.agent")
+_LOG = logging.getLogger("zerowake.agent")
 
 
 class Removed:

@@ -20,10 +20,10 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 from google.protobuf.message import DecodeError, Message
-from thaw_proto import nri_pb2, ttrpc_pb2
+from zerowake_proto import nri_pb2, ttrpc_pb2
 
 SOCKET = Path("/run/nri/nri.sock")
-_NAME, _INDEX = "thaw", "90"  # late: what it sees is what is made
+_NAME, _INDEX = "zerowake", "90"  # late: what it sees is what is made
 _API = "nri.pkg.api.v1alpha1"
 _TO_PLUGIN, _TO_RUNTIME = 1, 2  # the two connections within the one
 _FRAME = struct.Struct(">II")  # connection, bytes
@@ -33,7 +33,7 @@ _UNIMPLEMENTED = 12
 _LARGEST = (4 << 20) + _HEADER.size
 _REGISTER_SECONDS = 5.0
 _FIRST_PAUSE, _LAST_PAUSE = 0.1, 5.0  # before it connects again
-_LOG = logging.getLogger("thaw.agent")
+_LOG = logging.getLogger("zerowake.agent")
 
 Adjust = Callable[[nri_pb2.PodSandbox, nri_pb2.Container], nri_pb2.ContainerAdjustment | None]
 

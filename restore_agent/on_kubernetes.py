@@ -17,7 +17,7 @@ from restore_agent.node import Node
 from restore_agent.pods import Pods
 from restore_agent.yielding import Yielding
 
-_LOG = logging.getLogger("thaw.agent")
+_LOG = logging.getLogger("zerowake.agent")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import os
 from collections import deque
 from collections.abc import Iterator
 
-_LOG = logging.getLogger("thaw.engine")
+_LOG = logging.getLogger("zerowake.engine")
 _KEPT_LINES = 40
 
 

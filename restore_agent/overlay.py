@@ -29,7 +29,7 @@ _OPAQUE, _WHITEOUT = "trusted.overlay.opaque", "trusted.overlay.whiteout"
 _ATTRIBUTE = "SCHILY.xattr."  # how tar names an extended attribute
 _UNKNOWN = ("trusted.overlay.redirect", "trusted.overlay.metacopy")
 _LEFT_OUT = frozenset({"__pycache__"})
-_OURS = PurePosixPath("run/thaw")
+_OURS = PurePosixPath("run/zerowake")
 _SHM = PurePosixPath("dev/shm")
 _GHOST = re.compile(r"\.cr\.[0-9a-f]+\.ghost$")  # CRIU's name for a deleted file that it makes again
 
@@ -177,7 +177,7 @@ def _put(tar: tarfile.TarFile, entry: tarfile.TarInfo, root: Path, devices: set[
         path.mkdir(exist_ok=True)
         _dress(path, entry)
         return
-    fresh = path.with_name(f".thaw-{secrets.token_hex(6)}")
+    fresh = path.with_name(f".zerowake-{secrets.token_hex(6)}")
     if entry.issym():
         fresh.symlink_to(entry.linkname)
         os.lchown(fresh, entry.uid, entry.gid)

@@ -1,7 +1,7 @@
 /*
- * thaw-placeholder: pid 1 of a container that waits to be restored into.
+ * zerowake-placeholder: pid 1 of a container that waits to be restored into.
  *
- *   thaw-placeholder -- COMMAND ARG...    the container's own command, as the runtime would have started it
+ *   zerowake-placeholder -- COMMAND ARG...    the container's own command, as the runtime would have started it
  *
  * It lies, with the agent's socket beside it, in a folder of the node that is mounted read-only into the pod. So it calls the agent, and
  * not the agent it: the kernel tells the agent the caller's pid, and by that the container, before a word was said, and no path of a
@@ -60,7 +60,7 @@ static unsigned reaped_count;
 
 static void say(const char *what)
 {
-	dprintf(2, "thaw-placeholder: %s\n", what);
+	dprintf(2, "zerowake-placeholder: %s\n", what);
 }
 
 static void tell(const char *message, size_t size)
@@ -101,7 +101,7 @@ static void run(char **command)
 {
 	restore_signals();
 	execvp(command[0], command);
-	dprintf(2, "thaw-placeholder: cannot start %s: %s\n", command[0], strerror(errno));
+	dprintf(2, "zerowake-placeholder: cannot start %s: %s\n", command[0], strerror(errno));
 	_exit(errno == ENOENT ? 127 : 126);
 }
 
@@ -287,7 +287,7 @@ int main(int argc, char **argv)
 	double alone = now();
 
 	if (argc < 3 || strcmp(argv[1], "--")) {
-		say("usage: thaw-placeholder -- COMMAND ARG...");
+		say("usage: zerowake-placeholder -- COMMAND ARG...");
 		return 126;
 	}
 	own = argv + 2;

@@ -19,10 +19,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from pathlib import Path
 from typing import TypeVar
 
-import thaw_native
+import zerowake_native
 
-DEFAULT_FOLDER = Path("/run/thaw/placeholder")
-PROGRAM, SOCKET = "thaw-placeholder", "agent.sock"
+DEFAULT_FOLDER = Path("/run/zerowake/placeholder")
+PROGRAM, SOCKET = "zerowake-placeholder", "agent.sock"
 _GREETING_SECONDS = 5.0
 _ANSWER_SECONDS = 10.0
 _MAX_MESSAGE = 1 << 18
@@ -250,6 +250,6 @@ def _install(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o755)
     fresh = folder / f".{PROGRAM}"
-    shutil.copyfile(thaw_native.PLACEHOLDER, fresh)
+    shutil.copyfile(zerowake_native.PLACEHOLDER, fresh)
     fresh.chmod(0o755)
     fresh.replace(folder / PROGRAM)

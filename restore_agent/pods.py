@@ -47,7 +47,7 @@ from restore_agent.weights import WeightsError
 
 _FIRST_PAUSE, _PAUSE_SECONDS = 0.005, 1.0  # before a placeholder that cannot be served yet is let go of: it calls again
 _SOON_SECONDS = 60.0  # an engine that ends in this time after its restore is not restored into that pod again
-_LOG = logging.getLogger("thaw.agent")
+_LOG = logging.getLogger("zerowake.agent")
 _CAPTURE_ERRORS = (
     SandboxError,
     EngineError,

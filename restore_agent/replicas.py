@@ -16,7 +16,7 @@ from restore_agent.phases import Phases
 from restore_agent.store import Snapshot
 
 _HEALTH_PAUSE = 1.0  # seconds before a restored replica is asked for its health: its first request has come, and goes first
-_LOG = logging.getLogger("thaw.agent")
+_LOG = logging.getLogger("zerowake.agent")
 
 
 class State(enum.Enum):

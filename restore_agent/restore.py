@@ -44,7 +44,7 @@ _DEMOTE_SECONDS = 10.0  # an engine that does not let go in this time is ended
 _LET_GO_SECONDS = 10.0  # CRIU's last step takes milliseconds
 Place = Callable[[], Awaitable[Sandbox | Container]]  # makes, or opens, what a replica is restored into
 
-# Why a snapshot was not used: keys of the metric `thaw_restore_fallbacks_total`.
+# Why a snapshot was not used: keys of the metric `zerowake_restore_fallbacks_total`.
 _REASONS: tuple[tuple[type[BaseException], str], ...] = (
     (NotFound, "not-found"),
     (Corrupt, "corrupt"),

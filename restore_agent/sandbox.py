@@ -20,14 +20,14 @@ import tarfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-import thaw_native
+import zerowake_native
 
 from restore_agent.compatibility import mapped_files
 from restore_agent.manifest import Fits
 from restore_agent.output import Output
 from restore_agent.processes import descendants
 
-CONTROL_DIRECTORY = Path("/run/thaw/control")  # inside the sandbox: the engine's SNAPSHOT_CONTROL_DIR
+CONTROL_DIRECTORY = Path("/run/zerowake/control")  # inside the sandbox: the engine's SNAPSHOT_CONTROL_DIR
 CONTAINER = "container.json"  # a file that a snapshot has if it was taken in a container
 _TMPFS_ARCHIVE = "tmpfs.tar"  # what the engine keeps in /dev/shm and /run, within a snapshot
 _KEPT_FOLDER = Path("/run/gpumem")  # of the host's /run, what engines may use: gpumem's sockets
@@ -70,13 +70,13 @@ class Sandbox:
         with theirs:
             try:
                 process = subprocess.Popen(  # noqa: ASYNC220  a vfork: half a millisecond, a thread would cost as much
-                    [thaw_native.SANDBOX_INIT, str(theirs.fileno()), str(kdat), *_kept_folders()],
+                    [zerowake_native.SANDBOX_INIT, str(theirs.fileno()), str(kdat), *_kept_folders()],
                     pass_fds=[theirs.fileno()],
                     stdin=subprocess.DEVNULL,
                 )
             except OSError as error:
                 ours.close()
-                raise SandboxError(f"cannot start {thaw_native.SANDBOX_INIT}: {error}; reinstall thaw") from error
+                raise SandboxError(f"cannot start {zerowake_native.SANDBOX_INIT}: {error}; reinstall zerowake") from error
         sandbox = cls(process, ours)
         try:
             async with asyncio.timeout(_START_SECONDS):
@@ -238,7 +238,7 @@ def _archive_tmpfs(root: Path) -> bytes:
     with tarfile.open(fileobj=data, mode="w") as tar:
         for folder in ("dev/shm", "run"):
             for path in sorted((root / folder).iterdir()):
-                if path.name not in ("criu.kdat", "thaw"):
+                if path.name not in ("criu.kdat", "zerowake"):
                     tar.add(
                         path,
                         f"{folder}/{path.name}",

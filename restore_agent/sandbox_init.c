@@ -132,8 +132,8 @@ static void make_mounts(const char *kdat, const char *kept)
 	if (mount("tmpfs", "/run", "tmpfs", MS_NOSUID | MS_NODEV, "mode=755") < 0)
 		fail("mount /run");
 	copy_file(kdat, "/run/criu.kdat");
-	if (mkdir("/run/thaw", 0755) < 0 || mkdir("/run/thaw/control", 0755) < 0)
-		fail("make /run/thaw/control");
+	if (mkdir("/run/zerowake", 0755) < 0 || mkdir("/run/zerowake/control", 0755) < 0)
+		fail("make /run/zerowake/control");
 	if (folder >= 0) {
 		if (mkdir(kept, 0755) < 0 && errno != EEXIST)
 			fail(kept);

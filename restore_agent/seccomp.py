@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-PROFILE = "thaw.json"
+PROFILE = "zerowake.json"
 _ENOSYS, _EINVAL, _EPERM = 38, 22, 1
 _ARCH_REQ_XCOMP_PERM = 0x1023
 _AF_VSOCK = 40

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeVar
 
 import grpc
-from thaw_proto import agent_pb2, agent_pb2_grpc
+from zerowake_proto import agent_pb2, agent_pb2_grpc
 
 from restore_agent import convert
 from restore_agent.chunks import CorruptChunk
@@ -227,7 +227,7 @@ class AgentService(agent_pb2_grpc.AgentServicer):
             # A failure is not remembered: the caller may have mended its cause.
             self._requests.pop(key, None)
             if isinstance(error, RestoreFailed):
-                context.set_trailing_metadata((("thaw-reason", error.reason),))
+                context.set_trailing_metadata((("zerowake-reason", error.reason),))
             code = next(code for kind, code in _CODES if isinstance(error, kind))
             await context.abort(code, str(error))
             raise

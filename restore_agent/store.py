@@ -88,7 +88,7 @@ class Catalog:
         try:
             directory = self.state / "snapshots" / link.readlink().name
         except OSError:
-            raise NotFound(f"no snapshot {namespace}/{name} on this node; `thaw snapshot create` makes one") from None
+            raise NotFound(f"no snapshot {namespace}/{name} on this node; `zerowake snapshot create` makes one") from None
         if digest and directory.name != digest:
             raise NotFound(f"snapshot {namespace}/{name} on this node is {directory.name[:12]}, not {digest[:12]}")
         return self._open(directory)
@@ -121,7 +121,7 @@ class Catalog:
         return [(record, self.read_file(snapshot, name, snapshot.manifest.files[name])) for record, name in files]
 
     def _open(self, directory: Path) -> Snapshot:
-        advice = "remove it (`thaw snapshot rm`) and take it again"
+        advice = "remove it (`zerowake snapshot rm`) and take it again"
         try:
             data, seal = (directory / _MANIFEST).read_bytes(), (directory / _SEAL).read_text()
         except FileNotFoundError as error:
@@ -150,7 +150,7 @@ class Store(Catalog):
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise StoreBusy(f"{state} is in use by another thaw agent; stop it, or give this one another --state") from None
+            raise StoreBusy(f"{state} is in use by another zerowake agent; stop it, or give this one another --state") from None
         shutil.rmtree(state / "tmp", ignore_errors=True)
         for folder in ("tmp", "snapshots", "names"):
             (state / folder).mkdir(exist_ok=True)
@@ -177,7 +177,7 @@ class Store(Catalog):
         link = self._link(manifest.namespace, manifest.name)
         if link.is_symlink() and not replace:
             raise NameTaken(
-                f"snapshot {manifest.namespace}/{manifest.name} exists; choose another name, --replace it, or `thaw snapshot rm` it"
+                f"snapshot {manifest.namespace}/{manifest.name} exists; choose another name, --replace it, or `zerowake snapshot rm` it"
             )
         data = manifest.encode()
         _write_synced(workspace / _MANIFEST, data)

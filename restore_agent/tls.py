@@ -14,8 +14,8 @@ from typing import Any, TypeAlias
 
 import grpc
 
-CLIENT = b"thaw-scaler"
-_LOG = logging.getLogger("thaw.agent")
+CLIENT = b"zerowake-scaler"
+_LOG = logging.getLogger("zerowake.agent")
 _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 

@@ -43,7 +43,7 @@ _WARM_UP: tuple[tuple[str, dict[str, object]], ...] = tuple(
     )
     for stream in (False, True)
 )
-_log = logging.getLogger("vllm.thaw")  # below vLLM's own, so that it is shown
+_log = logging.getLogger("vllm.zerowake")  # below vLLM's own, so that it is shown
 
 
 class Snapshots:

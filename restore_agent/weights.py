@@ -21,7 +21,7 @@ from gpumem.safetensors import InvalidCheckpoint, read_checkpoint
 from restore_agent.manifest import Manifest, PartRecord, WeightsRecord
 
 DEFAULT_SOCKET = Path("/run/gpumem/gpumem.sock")
-_LOG = logging.getLogger("thaw.agent")
+_LOG = logging.getLogger("zerowake.agent")
 
 
 class WeightsError(Exception):

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import grpc
 from prometheus_client import Gauge
-from thaw_proto import podresources_pb2, podresources_pb2_grpc
+from zerowake_proto import podresources_pb2, podresources_pb2_grpc
 
 from gpumem.control import Control
 from gpumem.errors import GpumemError
@@ -29,8 +29,8 @@ _FAST_SECONDS = 0.02  # between two looks while a pod waits for its devices
 _PATIENCE_SECONDS = 60.0  # for which that goes on
 _SLOW_SECONDS = 5.0
 _ANSWER_SECONDS = 5.0
-_LOG = logging.getLogger("thaw.agent")
-_YIELDED = Gauge("thaw_yielded_devices", "GPUs that were given back because the kubelet gave them to another's pod")
+_LOG = logging.getLogger("zerowake.agent")
+_YIELDED = Gauge("zerowake_yielded_devices", "GPUs that were given back because the kubelet gave them to another's pod")
 
 
 class Yielding:

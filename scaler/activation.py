@@ -3,7 +3,7 @@
 One activation begins when a request has to be held for a model with no ready replica, and ends at the first byte of an answer. Until then
 whoever does a part of the work says so: `mark` for a moment that was reached (the phase lasted since the moment before it), `add` for a
 length measured elsewhere (the agent's phases arrive with its answer). What no phase accounts for is shown as `unaccounted`, never spread
-over others. At the end it is one log line, one observation a phase in `thaw_activation_phase_seconds`, and a row of `thaw status`.
+over others. At the end it is one log line, one observation a phase in `zerowake_activation_phase_seconds`, and a row of `zerowake status`.
 """
 
 from __future__ import annotations

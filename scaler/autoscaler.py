@@ -22,8 +22,8 @@ from types import TracebackType
 from typing import Protocol, Self
 
 import grpc
-from thaw_proto import externalscaler_pb2 as pb
-from thaw_proto import externalscaler_pb2_grpc as pb_grpc
+from zerowake_proto import externalscaler_pb2 as pb
+from zerowake_proto import externalscaler_pb2_grpc as pb_grpc
 
 from scaler.hpa import POLICY_SECONDS, SYNC_SECONDS, Hpa, ScalingRules, activation
 from scaler.trigger import parse_trigger

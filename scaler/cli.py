@@ -1,7 +1,7 @@
-"""The `thaw` program: one command line, put together from what each room brings.
+"""The `zerowake` program: one command line, put together from what each room brings.
 
-A room registers a typer app under the entry point group `thaw.commands`; its commands and groups stand at the top level of `thaw`. So no
-room imports another for the sake of a command line, and a room whose own dependencies are missing takes only its own commands away.
+A room registers a typer app under the entry point group `zerowake.commands`; its commands and groups stand at the top level of `zerowake`.
+So no room imports another for the sake of a command line, and a room whose own dependencies are missing takes only its own commands away.
 """
 
 from importlib.metadata import entry_points, version
@@ -9,10 +9,10 @@ from typing import Annotated
 
 import typer
 
-GROUP = "thaw.commands"
+GROUP = "zerowake.commands"
 
 app = typer.Typer(
-    name="thaw",
+    name="zerowake",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="markdown",
@@ -23,21 +23,21 @@ app = typer.Typer(
 
 def print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"thaw {version('thaw')}")
+        typer.echo(f"zerowake {version('zerowake')}")
         raise typer.Exit
 
 
 @app.callback()
-def thaw(
+def zerowake(
     show_version: Annotated[bool, typer.Option("--version", help="Print the version.", callback=print_version, is_eager=True)] = False,
 ) -> None:
-    """Scales model servers from zero by thawing snapshots that already wait on the node.
+    """Scales model servers from zero by waking snapshots that already wait on the node.
 
-    A model costs nothing while nobody asks for it. Its first request thaws a snapshot of the running server, which answers in a fraction
+    A model costs nothing while nobody asks for it. Its first request wakes a snapshot of the running server, which answers in a fraction
     of a second instead of starting again.
 
-    First steps: `thaw snapshot create --help` takes a snapshot of a server, `thaw up FILE` serves models on this machine, `thaw status`
-    shows what they are doing.
+    First steps: `zerowake snapshot create --help` takes a snapshot of a server, `zerowake up FILE` serves models on this machine,
+    `zerowake status` shows what they are doing.
     """
 
 
@@ -48,16 +48,16 @@ def collect(into: typer.Typer) -> list[str]:
         try:
             room = entry.load()
         except (ImportError, AttributeError) as error:
-            missing.append(f"no commands of {entry.name}: {entry.value} cannot be loaded ({error}); reinstall thaw to get them")
+            missing.append(f"no commands of {entry.name}: {entry.value} cannot be loaded ({error}); reinstall zerowake to get them")
         else:
             into.add_typer(room)
     return missing
 
 
 def main() -> None:
-    """Runs `thaw` with the arguments of this process."""
+    """Runs `zerowake` with the arguments of this process."""
     for line in collect(app):
-        typer.secho(f"thaw: {line}", err=True, fg="yellow")
+        typer.secho(f"zerowake: {line}", err=True, fg="yellow")
     app()
 
 

@@ -65,7 +65,7 @@ class Resource:
         return "/".join(part for part in parts if part)
 
 
-MODEL_SNAPSHOTS = Resource("thaw.dev/v1alpha1", "ModelSnapshot", "modelsnapshots")
+MODEL_SNAPSHOTS = Resource("zerowake.dev/v1alpha1", "ModelSnapshot", "modelsnapshots")
 PODS = Resource("v1", "Pod", "pods")
 NODES = Resource("v1", "Node", "nodes")
 EVENTS = Resource("events.k8s.io/v1", "Event", "events")
@@ -105,7 +105,7 @@ class Cluster:
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def connect(cls, *, reporter: str = "thaw.dev/scaler", instance: str = "scaler") -> AsyncIterator[Cluster]:
+    async def connect(cls, *, reporter: str = "zerowake.dev/scaler", instance: str = "scaler") -> AsyncIterator[Cluster]:
         """The cluster this pod runs in; outside of one that of `KUBECONFIG`. Events name `reporter` and `instance`.
 
         Raises:

@@ -1,4 +1,4 @@
-"""`thaw up`, `thaw serve` and `thaw status`."""
+"""`zerowake up`, `zerowake serve` and `zerowake status`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from scaler.tls import BadCertificate
 from scaler.up import up as run_up
 
 app = typer.Typer(no_args_is_help=True)
-_DEFAULT_STATE = Path("/var/lib/thaw")
+_DEFAULT_STATE = Path("/var/lib/zerowake")
 
 
 @app.command()
@@ -32,14 +32,14 @@ def up(file: Annotated[Path, typer.Argument(help="YAML that names the models.")]
     try:
         uvloop.run(run_up(load(file)))
     except (BadConfig, CannotListen, BadCertificate, OSError) as error:
-        typer.secho(f"thaw: {error}", err=True, fg="red")
+        typer.secho(f"zerowake: {error}", err=True, fg="red")
         raise typer.Exit(1) from None
 
 
 @app.command()
 def serve(file: Annotated[Path, typer.Argument(help="YAML with addresses and certificates; the chart writes it.")]) -> None:
     """Serves the models of a Kubernetes cluster: gateway, KEDA's scaler, controller and webhook, beside other replicas of it."""
-    # Not above: the client of Kubernetes takes longer to import than `thaw status` to answer.
+    # Not above: the client of Kubernetes takes longer to import than `zerowake status` to answer.
     from scaler import serve_config  # noqa: PLC0415
     from scaler.cluster import ClusterError  # noqa: PLC0415
     from scaler.serve import serve as run_serve  # noqa: PLC0415
@@ -48,20 +48,24 @@ def serve(file: Annotated[Path, typer.Argument(help="YAML with addresses and cer
     try:
         uvloop.run(run_serve(serve_config.load(file)))
     except (BadConfig, ClusterError, CannotListen, BadCertificate, OSError) as error:
-        typer.secho(f"thaw: {error}", err=True, fg="red")
+        typer.secho(f"zerowake: {error}", err=True, fg="red")
         raise typer.Exit(1) from None
 
 
 @app.command()
 def status(
-    state: Annotated[Path, typer.Option(help="State folder of `thaw up`.", envvar="THAW_STATE", resolve_path=True)] = _DEFAULT_STATE,
+    state: Annotated[
+        Path, typer.Option(help="State folder of `zerowake up`.", envvar="ZEROWAKE_STATE", resolve_path=True)
+    ] = _DEFAULT_STATE,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Shows models, replicas, held requests and the last activations with their phases."""
     try:
         found = asyncio.run(_fetch(socket_of(state)))
     except (aiohttp.ClientError, OSError) as error:
-        typer.secho(f"thaw: nothing answers on {socket_of(state)} ({error}); is `thaw up` running with this --state?", err=True, fg="red")
+        typer.secho(
+            f"zerowake: nothing answers on {socket_of(state)} ({error}); is `zerowake up` running with this --state?", err=True, fg="red"
+        )
         raise typer.Exit(1) from None
     if as_json:
         typer.echo(json.dumps(found, indent=2))
@@ -72,7 +76,7 @@ def status(
 async def _fetch(path: Path) -> Any:
     async with (
         aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(path)), timeout=aiohttp.ClientTimeout(total=5)) as session,
-        session.get("http://thaw/") as response,
+        session.get("http://zerowake/") as response,
     ):
         return await response.json()
 

@@ -1,4 +1,4 @@
-"""The file that `thaw up` reads: one YAML, checked whole before anything is started."""
+"""The file that `zerowake up` reads: one YAML, checked whole before anything is started."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ class ModelSection(Section):
 
 
 class Config(Section):
-    state: Path = Path("/var/lib/thaw")
+    state: Path = Path("/var/lib/zerowake")
     listen: Address = "127.0.0.1:8080"
     metrics: Address | None = None
     agent_metrics: Address | None = None

@@ -22,7 +22,7 @@ from collections.abc import Iterable
 
 import grpc
 import msgspec
-from thaw_proto import agent_pb2
+from zerowake_proto import agent_pb2
 
 from scaler import capture, resources
 from scaler.cluster import MODEL_SNAPSHOTS, NODES, PODS, Cluster, ClusterError, Conflict, NotFound
@@ -35,7 +35,7 @@ from scaler.workqueue import WorkQueue
 
 log = logging.getLogger(__name__)
 
-LEASE = "thaw-controller"
+LEASE = "zerowake-controller"
 _FIRST_CAPTURE_RETRY_SECONDS, _LAST_CAPTURE_RETRY_SECONDS = 30.0, 1800.0
 _UNSTAGE_SECONDS = 120.0
 _ABSENT_AGENT_SECONDS = 30.0  # until an agent that does not answer is looked for again

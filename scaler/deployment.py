@@ -14,7 +14,7 @@ import logging
 import secrets
 
 import grpc
-from thaw_proto import agent_pb2
+from zerowake_proto import agent_pb2
 
 from scaler.activation import Activations
 from scaler.config import ModelSection

@@ -15,7 +15,7 @@ import math
 from collections.abc import Mapping
 from typing import TypeVar
 
-from thaw_proto import agent_pb2
+from zerowake_proto import agent_pb2
 
 _K = TypeVar("_K")
 _FILL_RATE = 4e9  # bytes a second

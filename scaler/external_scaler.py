@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
-from thaw_proto import externalscaler_pb2 as pb
-from thaw_proto import externalscaler_pb2_grpc as pb_grpc
+from zerowake_proto import externalscaler_pb2 as pb
+from zerowake_proto import externalscaler_pb2_grpc as pb_grpc
 
 from scaler.activation import Activations
 from scaler.keda_metrics import PUSH_SECONDS, PUSHES, REFUSED, STREAMS_OPEN, STREAMS_ROTATED
@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 
 SERVICE = pb.DESCRIPTOR.services_by_name["ExternalScaler"].full_name
 # One name for all: it carries an object's index and namespace in KEDA anyway, and stays when the model's name is edited.
-METRIC = "thaw-pending"
+METRIC = "zerowake-pending"
 REPEAT_SECONDS = 3.0
 STREAM_AGE_SECONDS = 1800.0
 CONNECTION_AGE_SECONDS = 600.0

@@ -146,7 +146,7 @@ class Gateway:
         return None
 
     def _model(self, name: str) -> dict[str, object]:
-        return {"id": name, "object": "model", "created": self._created, "owned_by": "thaw"}
+        return {"id": name, "object": "model", "created": self._created, "owned_by": "zerowake"}
 
     def _first_byte(self, exchange: Exchange, handed: float) -> None:
         exchange.closes = self.draining or self.leaving

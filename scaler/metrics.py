@@ -17,21 +17,25 @@ from scaler.ledger import Ledger
 
 _WAITS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
-REQUESTS = Counter("thaw_requests_total", "Requests answered, by model and the answer's status; 499: the client left.", ["model", "code"])
-REFUSED = Counter("thaw_requests_refused_total", "Requests that the gateway itself refused, by reason.", ["model", "reason"])
-RETRIES = Counter("thaw_request_retries_total", "Requests sent to another replica because theirs failed before its first byte.", ["model"])
+REQUESTS = Counter(
+    "zerowake_requests_total", "Requests answered, by model and the answer's status; 499: the client left.", ["model", "code"]
+)
+REFUSED = Counter("zerowake_requests_refused_total", "Requests that the gateway itself refused, by reason.", ["model", "reason"])
+RETRIES = Counter(
+    "zerowake_request_retries_total", "Requests sent to another replica because theirs failed before its first byte.", ["model"]
+)
 HELD_SECONDS = Histogram(
-    "thaw_held_seconds", "How long requests that had to be held were held until a replica took them.", ["model"], buckets=_WAITS
+    "zerowake_held_seconds", "How long requests that had to be held were held until a replica took them.", ["model"], buckets=_WAITS
 )
 FIRST_BYTE_SECONDS = Histogram(
-    "thaw_first_byte_seconds", "From a request's first byte in to the answer's first byte out.", ["model"], buckets=_WAITS
+    "zerowake_first_byte_seconds", "From a request's first byte in to the answer's first byte out.", ["model"], buckets=_WAITS
 )
-ACTIVATIONS = Counter("thaw_activations_total", "Scale-ups from zero, by outcome (served, abandoned).", ["model", "outcome"])
+ACTIVATIONS = Counter("zerowake_activations_total", "Scale-ups from zero, by outcome (served, abandoned).", ["model", "outcome"])
 ACTIVATION_SECONDS = Histogram(
-    "thaw_activation_seconds", "Scale-ups from zero, first byte in to first byte out.", ["model"], buckets=_WAITS
+    "zerowake_activation_seconds", "Scale-ups from zero, first byte in to first byte out.", ["model"], buckets=_WAITS
 )
 ACTIVATION_PHASE_SECONDS = Histogram(
-    "thaw_activation_phase_seconds", "What scale-ups from zero spent their time on.", ["model", "phase"], buckets=_WAITS
+    "zerowake_activation_phase_seconds", "What scale-ups from zero spent their time on.", ["model", "phase"], buckets=_WAITS
 )
 
 
@@ -42,10 +46,10 @@ class LedgerCollector(Collector):
         self._ledger = ledger
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        held = GaugeMetricFamily("thaw_held_requests", "Requests that wait for a replica.", labels=["model"])
-        size = GaugeMetricFamily("thaw_held_bytes", "Bytes of the bodies of requests that wait for a replica.", labels=["model"])
-        flying = GaugeMetricFamily("thaw_in_flight_requests", "Requests that a replica works on.", labels=["model"])
-        replicas = GaugeMetricFamily("thaw_replicas", "Replicas that are ready or draining.", labels=["model"])
+        held = GaugeMetricFamily("zerowake_held_requests", "Requests that wait for a replica.", labels=["model"])
+        size = GaugeMetricFamily("zerowake_held_bytes", "Bytes of the bodies of requests that wait for a replica.", labels=["model"])
+        flying = GaugeMetricFamily("zerowake_in_flight_requests", "Requests that a replica works on.", labels=["model"])
+        replicas = GaugeMetricFamily("zerowake_replicas", "Replicas that are ready or draining.", labels=["model"])
         for model in self._ledger.models():
             demand = self._ledger.demand(model)
             held.add_metric([model], demand.held)

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator, Sequence
 
 import grpc
-from thaw_proto import agent_pb2, agent_pb2_grpc
+from zerowake_proto import agent_pb2, agent_pb2_grpc
 
 from scaler.activation import PHASES, Activation, Activations
 from scaler.addresses import Addresses
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 _FIRST_RETRY_SECONDS, _LAST_RETRY_SECONDS = 0.05, 2.0
 _SILENT_SECONDS = 20.0  # an agent says something every two seconds: this is a connection that is dead on one side only
 _SUCCESSOR_SECONDS = 10.0
-AGENT_NAME = "thaw-agent"  # in every agent's certificate: they are known by their addresses only
+AGENT_NAME = "zerowake-agent"  # in every agent's certificate: they are known by their addresses only
 _ORIGINS = {
     agent_pb2.ORIGIN_RESTORED: "restored",
     agent_pb2.ORIGIN_COLD: "cold",

@@ -1,4 +1,4 @@
-"""What the other replicas of `thaw serve` have, so that each of them answers KEDA for all.
+"""What the other replicas of `zerowake serve` have, so that each of them answers KEDA for all.
 
 A request is held by the replica that it reached; KEDA asks, and listens to, any of them. So each replica subscribes to every other's
 numbers, and the ledger sums them. The first request of a model is told at once, whatever follows within 20 ms in one message, so a peer
@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 from prometheus_client import Counter, Gauge
-from thaw_proto import peers_pb2 as pb
-from thaw_proto import peers_pb2_grpc as pb_grpc
+from zerowake_proto import peers_pb2 as pb
+from zerowake_proto import peers_pb2_grpc as pb_grpc
 
 from scaler.addresses import Addresses
 from scaler.external_scaler import CannotListen
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SERVER_NAME = "thaw-scaler"  # in every replica's certificate: peers are known by their addresses only
+SERVER_NAME = "zerowake-scaler"  # in every replica's certificate: peers are known by their addresses only
 GRACE_SECONDS = 3.0
 _GATHER_SECONDS = 0.02
 _FIRST_RETRY_SECONDS, _LAST_RETRY_SECONDS = 0.05, 1.0
@@ -43,9 +43,9 @@ _TWIN_SECONDS = 2.0
 _CONNECT_MS = 3000  # gRPC's bound on making a connection, by whatever name
 _KEEPALIVE_MS = 2000  # a peer whose machine vanished says nothing: it is given up after twice that
 
-PEERS = Gauge("thaw_peers_connected", "Other replicas of the scaler whose numbers are known.")
-MESSAGES = Counter("thaw_peer_messages_total", "Messages of other replicas of the scaler that were read.")
-LOST = Counter("thaw_peers_lost_total", "Other replicas whose numbers were dropped because nothing was heard of them.")
+PEERS = Gauge("zerowake_peers_connected", "Other replicas of the scaler whose numbers are known.")
+MESSAGES = Counter("zerowake_peer_messages_total", "Messages of other replicas of the scaler that were read.")
+LOST = Counter("zerowake_peers_lost_total", "Other replicas whose numbers were dropped because nothing was heard of them.")
 
 
 class _Subscriber:

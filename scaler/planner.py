@@ -16,7 +16,7 @@ import secrets
 from collections.abc import Mapping
 
 import grpc
-from thaw_proto import agent_pb2
+from zerowake_proto import agent_pb2
 
 from scaler.config import ModelSection
 from scaler.estimate import best, seconds_to_serve, seconds_to_stage

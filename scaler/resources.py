@@ -1,6 +1,6 @@
 """`ModelSnapshot` and the names that the scaler, the webhook and the node's agent share on Kubernetes, typed.
 
-The schema that the API server enforces is in the chart (deploy/helm/thaw/templates/crd.yaml); these are the same fields as Python sees
+The schema that the API server enforces is in the chart (deploy/helm/zerowake/templates/crd.yaml); these are the same fields as Python sees
 them. Whatever else an object carries is left alone, since every write is a patch.
 """
 
@@ -14,7 +14,7 @@ import msgspec
 
 from scaler.ledger import ModelLimits
 
-GROUP = "thaw.dev"
+GROUP = "zerowake.dev"
 FINALIZER = f"{GROUP}/artifact"
 SNAPSHOT_LABEL = f"{GROUP}/snapshot"  # on a pod: restore this ModelSnapshot of the pod's own namespace
 CAPTURE_LABEL = f"{GROUP}/capture"  # on a pod: it is run to be captured for this ModelSnapshot

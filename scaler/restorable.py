@@ -21,7 +21,7 @@ from typing import Any
 from scaler import resources
 from scaler.resources import ModelSnapshot
 
-SECCOMP_PROFILE = "thaw.json"  # below the kubelet's seccomp folder
+SECCOMP_PROFILE = "zerowake.json"  # below the kubelet's seccomp folder
 _PREFERRED_NODES = 20
 _POWERS = {"ALL", "BPF", "CHECKPOINT_RESTORE", "SYS_ADMIN", "SYS_BOOT", "SYS_MODULE", "SYS_PTRACE", "SYS_RAWIO"}
 
@@ -124,7 +124,7 @@ def _uncapturable(spec: Mapping[str, Any], index: int) -> str:
 def _taken(spec: Mapping[str, Any], index: int) -> str:
     """What the container has where the agent puts something; empty: nothing."""
     for mount in spec["containers"][index].get("volumeMounts") or []:
-        if f"{mount.get('mountPath', '')}/".startswith(("/run/thaw/", "/run/gpumem/")):
+        if f"{mount.get('mountPath', '')}/".startswith(("/run/zerowake/", "/run/gpumem/")):
             return f"its container mounts something at {mount['mountPath']} already"
     return ""
 

@@ -1,8 +1,8 @@
 """What a request asks for: its model, and how it wants to be held. Pure functions over a request's head and body.
 
 The model can stand in three places; the first that names a known model decides: the JSON body's `model` (OpenAI's way), the header
-`X-Thaw-Model`, the path `/models/<name>/...` (the prefix is not passed on). The body is only a source when it is JSON, uncompressed, and
-its length is known to be within the bound, or when nothing else names a model; everything else streams through unread.
+`X-Zerowake-Model`, the path `/models/<name>/...` (the prefix is not passed on). The body is only a source when it is JSON, uncompressed,
+and its length is known to be within the bound, or when nothing else names a model; everything else streams through unread.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from scaler.fairness import Priority
 from scaler.ledger import Ledger, UnknownModel
 from scaler.refusal import Refusal
 
-MODEL = "X-Thaw-Model"
-TENANT = "X-Thaw-Tenant"
-PRIORITY = "X-Thaw-Priority"
-HEARTBEAT = "X-Thaw-Heartbeat"
+MODEL = "X-Zerowake-Model"
+TENANT = "X-Zerowake-Tenant"
+PRIORITY = "X-Zerowake-Priority"
+HEARTBEAT = "X-Zerowake-Heartbeat"
 
 _PREFIX = "/models/"
 _PRIORITIES = {priority.name.lower(): priority for priority in Priority}

@@ -1,4 +1,4 @@
-"""`thaw serve`: one of several replicas of the scaler on Kubernetes, each of which knows everything and can go at any time.
+"""`zerowake serve`: one of several replicas of the scaler on Kubernetes, each of which knows everything and can go at any time.
 
     client → gateway → ledger ─→ external scaler ─gRPC→ KEDA → Deployment → pod, marked by the webhook
                        ↑    ├──→ surge ─ scale subresource ────→ ↑          ↓

@@ -1,4 +1,4 @@
-"""The file that `thaw serve` reads: one YAML, checked whole before anything is started. On Kubernetes the chart writes it.
+"""The file that `zerowake serve` reads: one YAML, checked whole before anything is started. On Kubernetes the chart writes it.
 
 There are no models in it: those are declared in the cluster. Every port has the number that the chart's Services and policies name.
 """

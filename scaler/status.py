@@ -1,4 +1,4 @@
-"""What `thaw status` shows: one JSON page on a UNIX socket in the state folder, readable by root alone."""
+"""What `zerowake status` shows: one JSON page on a UNIX socket in the state folder, readable by root alone."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from aiohttp import web
-from thaw_proto import agent_pb2
+from zerowake_proto import agent_pb2
 
 from scaler.activation import Activations
 from scaler.config import ModelSection

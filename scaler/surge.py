@@ -38,7 +38,7 @@ T = TypeVar("T")
 _FIRST_LOOK_SECONDS, _LAST_LOOK_SECONDS = 0.01, 1.0
 _GATHER_SECONDS = 0.02  # the requests of one burst do not come in one instant
 
-RAISED = Counter("thaw_surge_replicas_total", "Replicas that were asked for ahead of the HPA, by model.", ["model"])
+RAISED = Counter("zerowake_surge_replicas_total", "Replicas that were asked for ahead of the HPA, by model.", ["model"])
 
 
 class Api(Protocol):

@@ -23,7 +23,7 @@ from prometheus_client import Counter
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-RELOADS = Counter("thaw_tls_reloads_total", "Changed certificate files that were read again, by result.", ["result"])
+RELOADS = Counter("zerowake_tls_reloads_total", "Changed certificate files that were read again, by result.", ["result"])
 
 
 class BadCertificate(Exception):

@@ -29,7 +29,7 @@ class BadTrigger(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Trigger:
-    """One thaw trigger.
+    """One zerowake trigger.
 
     `target_pending`: requests, held and in flight, that one replica should have. `max_stage_seconds`: the longest staging that the
     planner may choose a node for; None: any.

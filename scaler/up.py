@@ -1,4 +1,4 @@
-"""`thaw up`: the whole system on one machine, as design.md draws it.
+"""`zerowake up`: the whole system on one machine, as design.md draws it.
 
     client → gateway → ledger → external scaler ─gRPC→ autoscaler → deployment ─gRPC→ restore agent
                           └───→ planner ─gRPC────────────────────────────────────→      ↑

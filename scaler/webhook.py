@@ -1,4 +1,4 @@
-"""The admission webhook: pods labelled `thaw.dev/snapshot` are marked for the agents, which restore their engine (restorable.py).
+"""The admission webhook: pods labelled `zerowake.dev/snapshot` are marked for the agents, which restore their engine (restorable.py).
 
 It stands in the way of every such pod's creation, so it answers from memory alone: the snapshots that an informer holds, and the nodes
 that the agents' streams describe. It never refuses a pod and never fails one: whatever is missing or odd, the pod passes untouched and
@@ -31,9 +31,11 @@ from scaler.tls import TlsFiles, server_context
 log = logging.getLogger(__name__)
 
 PATH = "/mutate-pods"
-PODS = Counter("thaw_webhook_pods_total", "Pods that the admission webhook was asked about, by outcome.", ["outcome"])
+PODS = Counter("zerowake_webhook_pods_total", "Pods that the admission webhook was asked about, by outcome.", ["outcome"])
 SECONDS = Histogram(
-    "thaw_webhook_seconds", "How long the admission webhook took over one pod.", buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1)
+    "zerowake_webhook_seconds",
+    "How long the admission webhook took over one pod.",
+    buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1),
 )
 _REVIEW_BYTES = 8 << 20  # the API server's own bound on an object is 3 MB, and a review holds up to two
 
@@ -78,7 +80,7 @@ class Webhook:
         except _Untouched as untouched:
             outcome = untouched.outcome
             if untouched.told:
-                response["warnings"] = [f"thaw: this pod is started, not restored: {untouched.told}"[:256]]
+                response["warnings"] = [f"zerowake: this pod is started, not restored: {untouched.told}"[:256]]
         except Exception:  # a pod of a shape we did not foresee: Kubernetes would start it, so it is started
             outcome = "error"
             log.exception("a pod in namespace %s passes untouched", request.namespace)

@@ -1,8 +1,8 @@
 """From nothing to an answer and back, with real models on this machine: `make demo` runs it.
 
-It starts the chat engine plainly and asks it something, for comparison; takes a snapshot of each engine; serves both with `thaw up`, from
-zero; asks the same question, streamed; sends a burst; and waits until nothing runs any more. Every number is measured in this run, and
-what was started cold instead of thawed is said, with the reason.
+It starts the chat engine plainly and asks it something, for comparison; takes a snapshot of each engine; serves both with `zerowake up`,
+from zero; asks the same question, streamed; sends a burst; and waits until nothing runs any more. Every number is measured in this run, and
+what was started cold instead of restored is said, with the reason.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ QUESTION = "Why is the sky blue?"
 ANSWER_TOKENS = 60
 BURST, TEXTS = 32, 32  # requests, sentences in each
 PATIENCE_SECONDS = 120
-THAW = (sys.executable, "-m", "scaler.cli")
+ZEROWAKE = (sys.executable, "-m", "scaler.cli")
 
 console = Console(highlight=False)
 
@@ -40,9 +40,9 @@ class Failed(Exception):
 
 
 async def main() -> int:
-    console.print("\n[bold]thaw[/]: models that cost nothing until somebody asks\n")
+    console.print("\n[bold]zerowake[/]: models that cost nothing until somebody asks\n")
     if os.geteuid() != 0:
-        console.print("[yellow]Not root: nothing can be thawed here, so everything below is started cold.[/]\n")
+        console.print("[yellow]Not root: nothing can be restored here, so everything below is started cold.[/]\n")
     STATE.mkdir(parents=True, exist_ok=True)
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=PATIENCE_SECONDS)) as http:
         console.print(f"[bold]1[/] The chat engine, started as always, asked: {QUESTION}")
@@ -53,7 +53,7 @@ async def main() -> int:
         for model in (CHAT, EMBEDDINGS):
             await take_snapshot(model)
 
-        async with thaw_up():
+        async with zerowake_up():
             await until(
                 lambda status: all(model["rung"] == "memory" or model["unusable"] for model in status["models"]), "staged snapshots"
             )
@@ -117,9 +117,9 @@ async def ask(http: aiohttp.ClientSession, url: str, question: str = QUESTION, *
 
 
 async def take_snapshot(model: str) -> None:
-    """Says so and goes on where it cannot be taken: thaw then starts the engine cold."""
+    """Says so and goes on where it cannot be taken: zerowake then starts the engine cold."""
     section = SETTINGS["models"][model]
-    command = [*THAW, "snapshot", "create", model, "--replace", "--state", str(STATE), "--directory", str(HERE)]
+    command = [*ZEROWAKE, "snapshot", "create", model, "--replace", "--state", str(STATE), "--directory", str(HERE)]
     command += ["--port", str(section["port"]), "--", *section["command"]]
     process = await asyncio.create_subprocess_exec(*command)
     if await process.wait() != 0:
@@ -127,16 +127,16 @@ async def take_snapshot(model: str) -> None:
 
 
 @asynccontextmanager
-async def thaw_up() -> AsyncIterator[None]:
-    """`thaw up` with the demo's file, until the block ends."""
+async def zerowake_up() -> AsyncIterator[None]:
+    """`zerowake up` with the demo's file, until the block ends."""
     with UP_LOG.open("w") as log:
-        process = await asyncio.create_subprocess_exec(*THAW, "up", str(CONFIG), stdout=log, stderr=log)
-    answers = asyncio.create_task(until(lambda _: True, "thaw up"))
+        process = await asyncio.create_subprocess_exec(*ZEROWAKE, "up", str(CONFIG), stdout=log, stderr=log)
+    answers = asyncio.create_task(until(lambda _: True, "zerowake up"))
     ended = asyncio.create_task(process.wait())
     try:
         await asyncio.wait({answers, ended}, return_when=asyncio.FIRST_COMPLETED)
         if ended.done():
-            raise Failed(f"thaw up ended with {ended.result()}:\n{UP_LOG.read_text()[-2000:]}")
+            raise Failed(f"zerowake up ended with {ended.result()}:\n{UP_LOG.read_text()[-2000:]}")
         yield
     finally:
         answers.cancel()
@@ -146,10 +146,10 @@ async def thaw_up() -> AsyncIterator[None]:
 
 
 async def read_status() -> dict[str, Any]:
-    """What `thaw status` shows. Raises aiohttp.ClientError, OSError: thaw up does not answer."""
+    """What `zerowake status` shows. Raises aiohttp.ClientError, OSError: zerowake up does not answer."""
     async with (
         aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(STATE / "status.sock"))) as session,
-        session.get("http://thaw/") as response,
+        session.get("http://zerowake/") as response,
     ):
         found: dict[str, Any] = await response.json()
         return found

@@ -53,7 +53,7 @@ def application(
     is_awake: Callable[[], bool] = lambda: True,
 ) -> web.Application:
     """`/health`, `/v1/models` and the one path that takes work. A model that loads does not listen yet; one that sleeps is not healthy."""
-    card = {"id": model, "object": "model", "created": int(time.time()), "owned_by": "thaw"}
+    card = {"id": model, "object": "model", "created": int(time.time()), "owned_by": "zerowake"}
 
     async def health(_: web.Request) -> web.Response:
         return web.json_response({"status": "ok"}) if is_awake() else web.json_response({"status": "asleep"}, status=503)

@@ -1,9 +1,10 @@
 """From zero to an answer on Kubernetes: real KEDA, a real kubelet, an engine restored inside its pod; and from zero to four at once.
 
-The cluster of `make cluster`, thaw as its chart installs it, the images of this checkout. Requests go from this machine to the gateway's
-Service. In one run and in turn: the restored pod; the same Deployment with the annotation `thaw.dev/restore: "false"`, started cold; and
-`thaw up` on this machine with a snapshot of the same engine, which has no Kubernetes in it: the difference is what the cluster costs.
-Each request is the only one, after KEDA has scaled to zero and the pod before is gone. The engine's answer is a hash over all its memory.
+The cluster of `make cluster`, zerowake as its chart installs it, the images of this checkout. Requests go from this machine to the
+gateway's Service. In one run and in turn: the restored pod; the same Deployment with the annotation `zerowake.dev/restore: "false"`,
+started cold; and `zerowake up` on this machine with a snapshot of the same engine, which has no Kubernetes in it: the difference is what
+the cluster costs. Each request is the only one, after KEDA has scaled to zero and the pod before is gone. The engine's answer is a hash
+over all its memory.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import aiohttp
 
 from tests.bench.__main__ import RESULTS, keep
 from tests.bench.figures import Figure
-from tests.bench.restore import THAW, at_zero, run, system
+from tests.bench.restore import ZEROWAKE, at_zero, run, system
 from tests.bench.timeline import MOMENTS, PHASES, Recorder, Start, activations, clock
 from tests.e2e.api import Api, Object
 from tests.e2e.cluster.control import NOT_RUNNING, ControlError, current, import_archives, running
@@ -67,7 +68,7 @@ async def main() -> list[Figure]:
         single_machine() as single,
     ):
         await installed.model()
-        await api.apply(deployment(COLD, {"thaw.dev/restore": "false", "thaw.dev/model": COLD}), namespace=namespace)
+        await api.apply(deployment(COLD, {"zerowake.dev/restore": "false", "zerowake.dev/model": COLD}), namespace=namespace)
         await installed.scaled(COLD)
         async with Recorder.following(api, namespace) as recorder:
             await in_turn(installed, client, single, recorder, measured)
@@ -161,18 +162,18 @@ class Single:
         async with client.get(f"{self.url}/models/chat/sum") as response:
             seconds, answer = time.monotonic() - began, await response.text()
         if response.status != 200:
-            raise AssertionError(f"`thaw up` answered {response.status}: {answer}")
+            raise AssertionError(f"`zerowake up` answered {response.status}: {answer}")
         await at_zero(self.state)
         return seconds, json.loads(answer)["digest"]
 
 
 @contextlib.asynccontextmanager
 async def single_machine() -> AsyncIterator[Single]:
-    with tempfile.TemporaryDirectory(prefix="thaw-bench-", dir="/var/tmp") as folder:
+    with tempfile.TemporaryDirectory(prefix="zerowake-bench-", dir="/var/tmp") as folder:
         state, mapped = Path(folder, "state"), Path(folder, "mapped")
         mapped.write_bytes(os.urandom(1 << 20))
         engine = [sys.executable, "-u", str(SERVER), "8000", "16", str(mapped)]
-        await run(*THAW, "snapshot", "create", "chat", "--state", str(state), "--port", "8000", "--canary", "/sum", "--", *engine)
+        await run(*ZEROWAKE, "snapshot", "create", "chat", "--state", str(state), "--port", "8000", "--canary", "/sum", "--", *engine)
         async with system(state) as url:
             yield Single(url, state)
 
@@ -190,7 +191,7 @@ def process_in(pod: Object) -> dict[str, Any]:
     pids = [pid for file in files for pid in file.read_text().split()]
     for pid in pids:
         command = Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").split(b"\0")
-        if b"/server.py" not in command or command[0].endswith(b"thaw-placeholder"):
+        if b"/server.py" not in command or command[0].endswith(b"zerowake-placeholder"):
             continue
         status = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":\t" in line)
         return {
@@ -228,7 +229,10 @@ def figures(measured: Measured) -> list[Figure]:
         Figure("cluster: request → first byte from zero, p50", middle, "s", detail=rounds),
         Figure("cluster: request → first byte from zero, p99", at(0.99, whole), "s", detail=rounds),
         Figure(
-            "the same on one machine (thaw up), p50", single, "s", detail=f"worst {max(measured.single):.2f} s; in turn with the cluster"
+            "the same on one machine (zerowake up), p50",
+            single,
+            "s",
+            detail=f"worst {max(measured.single):.2f} s; in turn with the cluster",
         ),
         Figure("what the cluster adds, p50", middle - single, "s", at_most=0.6),
         Figure("the same Deployment started cold, p50", at(0.5, cold), "s", detail=f"{len(cold)} rounds; worst {max(cold):.2f} s"),

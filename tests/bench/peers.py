@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 
 import grpc
-from thaw_proto import peers_pb2 as pb
-from thaw_proto import peers_pb2_grpc as pb_grpc
+from zerowake_proto import peers_pb2 as pb
+from zerowake_proto import peers_pb2_grpc as pb_grpc
 
 from tests.bench.figures import Figure
 from tests.scaler.keda_client import Keda, ref

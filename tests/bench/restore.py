@@ -38,7 +38,7 @@ from restore_agent.sandbox import Sandbox
 from tests.bench.figures import Figure
 
 DEMO = Path(__file__).parents[2] / "deploy" / "demo"
-THAW = (sys.executable, "-m", "scaler.cli")
+ZEROWAKE = (sys.executable, "-m", "scaler.cli")
 PORT = 8000
 ROUNDS = 7
 REST_SECONDS = 6.0
@@ -73,7 +73,7 @@ async def prepared() -> AsyncIterator[Bench]:
     """A folder to work in, this process in mounts of its own, and a CRIU that knows this kernel. Raises PermissionError without root."""
     if os.geteuid() != 0:
         raise PermissionError("restores need root: run the benchmark with sudo")
-    with tempfile.TemporaryDirectory(prefix="thaw-bench-", dir="/var/tmp") as folder:
+    with tempfile.TemporaryDirectory(prefix="zerowake-bench-", dir="/var/tmp") as folder:
         work = Path(folder)
         enter_own_mounts(work)  # before anything starts a thread
         try:
@@ -95,7 +95,7 @@ async def chat(work: Path) -> list[Figure]:
     colds = [await cold_start(DEMO / "chat.py") for _ in range(3)]
     cold = statistics.median(seconds for seconds, _ in colds)
     await run(
-        *THAW,
+        *ZEROWAKE,
         "snapshot",
         "create",
         "chat",
@@ -120,7 +120,7 @@ async def chat(work: Path) -> list[Figure]:
                 into.append(first)
                 if text != expected or any(text != other for _, other in colds):
                     raise AssertionError(f"the restored replica answers {text!r}, the cold engine {expected!r}")
-        phases = json.loads(await run(*THAW, "status", "--json", "--state", str(state)))["activations"][0]["phases"]
+        phases = json.loads(await run(*ZEROWAKE, "status", "--json", "--state", str(state)))["activations"][0]["phases"]
     first = statistics.median(rested)
     parts = ", ".join(f"{name} {seconds * 1000:.0f}" for name, seconds in phases.items())
     same = "same greedy tokens as the cold engine, every time"
@@ -185,7 +185,7 @@ async def system(state: Path) -> AsyncIterator[str]:
     model = {"snapshot": "chat", "cooldown_seconds": 0.2, "polling_seconds": 0.2}
     file.write_text(yaml.safe_dump({"state": str(state), "listen": f"127.0.0.1:{port}", "models": {"chat": model}}))
     with (state.parent / "up.log").open("wb") as log:
-        process = await asyncio.create_subprocess_exec(*THAW, "up", str(file), stdout=log, stderr=log)
+        process = await asyncio.create_subprocess_exec(*ZEROWAKE, "up", str(file), stdout=log, stderr=log)
     try:
         async with asyncio.timeout(30):
             while not (state / "status.sock").exists() or "memory" not in await rungs(state):
@@ -210,7 +210,7 @@ async def status(state: Path) -> Any:
     try:
         async with (
             aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(state / "status.sock"))) as session,
-            session.get("http://thaw/") as response,
+            session.get("http://zerowake/") as response,
         ):
             return await response.json()
     except aiohttp.ClientError:

@@ -156,7 +156,7 @@ class Recorder:
 async def activations(api: Api, namespace: str, model: str) -> list[dict[str, Any]]:
     """Of every gateway's log; `ended` is on the machine's clock."""
     found = []
-    for pod in await api.list("Pod", namespace, "app.kubernetes.io/name=thaw-scaler"):
+    for pod in await api.list("Pod", namespace, "app.kubernetes.io/name=zerowake-scaler"):
         for line in (await api.log_of(namespace, pod["metadata"]["name"])).splitlines():
             with contextlib.suppress(ValueError):
                 one = json.loads(line)

@@ -1,4 +1,4 @@
-"""A real language model from zero, as OpenAI's own client sees it: `thaw up`, a snapshot, CRIU, and the answers of the cold engine."""
+"""A real language model from zero, as OpenAI's own client sees it: `zerowake up`, a snapshot, CRIU, and the answers of the cold engine."""
 
 import asyncio
 import os
@@ -12,7 +12,7 @@ import yaml
 from openai import AsyncOpenAI
 
 from tests.demo.conftest import ENGINES, started
-from tests.scaler.test_up import thaw
+from tests.scaler.test_up import zerowake
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for CRIU and namespaces")
 
@@ -24,7 +24,7 @@ QUESTION = {"model": MODEL, "messages": [{"role": "user", "content": "Why is the
 def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
     state = tmp_path_factory.mktemp("zero") / "state"
     command = [sys.executable, str(ENGINES / "chat.py"), "--port", "8000"]
-    asyncio.run(thaw("snapshot", "create", MODEL, "--state", str(state), "--port", "8000", "--", *command))
+    asyncio.run(zerowake("snapshot", "create", MODEL, "--state", str(state), "--port", "8000", "--", *command))
     return state
 
 

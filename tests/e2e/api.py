@@ -26,7 +26,7 @@ PLURALS = {
     "EndpointSlice": "discovery.k8s.io/v1 endpointslices",
     "Event": "v1 events",
     "HorizontalPodAutoscaler": "autoscaling/v2 horizontalpodautoscalers",
-    "ModelSnapshot": "thaw.dev/v1alpha1 modelsnapshots",
+    "ModelSnapshot": "zerowake.dev/v1alpha1 modelsnapshots",
     "MutatingWebhookConfiguration": "admissionregistration.k8s.io/v1 mutatingwebhookconfigurations",
     "Namespace": "v1 namespaces",
     "Node": "v1 nodes",
@@ -38,7 +38,7 @@ PLURALS = {
     "ServiceAccount": "v1 serviceaccounts",
     "TriggerAuthentication": "keda.sh/v1alpha1 triggerauthentications",
 }
-MANAGER = "thaw-tests"
+MANAGER = "zerowake-tests"
 PATIENCE_SECONDS = 60.0
 
 

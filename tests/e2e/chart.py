@@ -18,8 +18,8 @@ from tests.e2e.api import Api, Object, condition
 from tests.e2e.cluster.layout import BIN
 
 ROOT = Path(__file__).parents[2]
-CHART = ROOT / "deploy/helm/thaw"
-CRD = "modelsnapshots.thaw.dev"
+CHART = ROOT / "deploy/helm/zerowake"
+CRD = "modelsnapshots.zerowake.dev"
 
 
 def run(kubeconfig: str, *command: str, seconds: float = 300, given: str = "") -> str:
@@ -31,7 +31,7 @@ def run(kubeconfig: str, *command: str, seconds: float = 300, given: str = "") -
 
 
 def render(kubeconfig: str, namespace: str, *options: str) -> list[Object]:
-    text = run(kubeconfig, "helm", "template", "thaw", str(CHART), "--namespace", namespace, *options)
+    text = run(kubeconfig, "helm", "template", "zerowake", str(CHART), "--namespace", namespace, *options)
     return [one for one in yaml.safe_load_all(text) if one]
 
 
@@ -39,7 +39,7 @@ def render(kubeconfig: str, namespace: str, *options: str) -> list[Object]:
 async def definition(api: Api, kubeconfig: str) -> AsyncIterator[None]:
     """ModelSnapshots are known to the cluster; to begin with, if they were, as this checkout's chart has them."""
     found = [one for one in await api.list("CustomResourceDefinition") if one["metadata"]["name"] == CRD]
-    (crd,) = [one for one in render(kubeconfig, "thaw") if one["kind"] == "CustomResourceDefinition"]
+    (crd,) = [one for one in render(kubeconfig, "zerowake") if one["kind"] == "CustomResourceDefinition"]
     if not found or not found[0]["metadata"].get("annotations", {}).get("meta.helm.sh/release-name"):
         await api.apply(crd)
         await api.until("CustomResourceDefinition", "", CRD, lambda one: condition(one, "Established"))

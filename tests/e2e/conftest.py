@@ -63,7 +63,7 @@ def addresses(kubeconfig: str) -> Addresses:
 
 @pytest.fixture(scope="session")
 def images(kubeconfig: str) -> None:
-    """thaw's own and the tests' engine are on the node, as the checkout has them. A foreign cluster is expected to have them."""
+    """zerowake's own and the tests' engine are on the node, as the checkout has them. A foreign cluster is expected to have them."""
     if not foreign():
         import_archives(build())
 

@@ -1,4 +1,4 @@
-"""thaw as its chart installs it, a model that KEDA scales there, and its gateway: what tests and benchmarks of the whole share."""
+"""zerowake as its chart installs it, a model that KEDA scales there, and its gateway: what tests and benchmarks of the whole share."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.e2e.chart import CHART, CRD, run
 IMAGES = "scaler.image.pullPolicy=Never,agent.image.pullPolicy=Never,scaler.resources.requests.cpu=50m"
 ENGINE = {
     "name": "engine",
-    "image": "thaw.test/engine:1",
+    "image": "zerowake.test/engine:1",
     "imagePullPolicy": "Never",
     "args": ["8000", "16", "/mapped"],
     "ports": [{"name": "http", "containerPort": 8000}],
@@ -45,7 +45,7 @@ class Release:
             return json.loads(answer)
 
     async def helm_upgrade(self, *options: str) -> None:
-        command = ("helm", "upgrade", "--install", "thaw", str(CHART), "-n", self.namespace, f"--set={IMAGES}", *options)
+        command = ("helm", "upgrade", "--install", "zerowake", str(CHART), "-n", self.namespace, f"--set={IMAGES}", *options)
         await self.run(*command, "--wait", "--timeout=3m")
 
     async def run(self, *command: str) -> str:
@@ -53,7 +53,7 @@ class Release:
         return await asyncio.to_thread(run, self.kubeconfig, *command)
 
     async def pods(self, app: str) -> list[Object]:
-        """Of ours: thaw-scaler, thaw-agent."""
+        """Of ours: zerowake-scaler, zerowake-agent."""
         return await self.api.list("Pod", self.namespace, f"app.kubernetes.io/name={app}")
 
     async def at_zero(self, model: str = MODEL) -> None:
@@ -93,23 +93,23 @@ async def release(api: Api, kubeconfig: str, namespace: str) -> AsyncIterator[Re
     for one in await api.list("CustomResourceDefinition"):
         owner = one["metadata"].get("annotations", {}).get("meta.helm.sh/release-namespace")
         if one["metadata"]["name"] == CRD and owner:
-            raise Installed(f"thaw is installed in namespace {owner} of this cluster; uninstall it first")
+            raise Installed(f"zerowake is installed in namespace {owner} of this cluster; uninstall it first")
         if one["metadata"]["name"] == CRD:
             await api.delete("CustomResourceDefinition", "", CRD)
             await api.until("CustomResourceDefinition", "", CRD, lambda found: found is None)
     made = Release(api, kubeconfig, namespace, "")
     try:
         await made.helm_upgrade()
-        service = await api.get("Service", namespace, "thaw")
+        service = await api.get("Service", namespace, "zerowake")
         made.url = f"http://{service['spec']['clusterIP']}"
         yield made
     finally:
         for kind in ("ScaledObject", "Deployment"):
             for one in await api.list(kind, namespace):
-                if one["metadata"]["name"] != "thaw-scaler":
+                if one["metadata"]["name"] != "zerowake-scaler":
                     await api.delete(kind, namespace, one["metadata"]["name"])
                     await api.until(kind, namespace, one["metadata"]["name"], lambda found: found is None)
-        await made.run("helm", "uninstall", "thaw", "-n", namespace, "--ignore-not-found", "--wait", "--timeout=4m")
+        await made.run("helm", "uninstall", "zerowake", "-n", namespace, "--ignore-not-found", "--wait", "--timeout=4m")
 
 
 def is_ready(snapshot: Object | None) -> bool:
@@ -119,13 +119,13 @@ def is_ready(snapshot: Object | None) -> bool:
 def snapshot() -> Object:
     # One request at a time: a backlog is shared among replicas.
     spec = {"port": 8000, "canary": {"path": "/sum"}, "limits": {"concurrency": 1}, "template": {"spec": {"containers": [ENGINE]}}}
-    return {"apiVersion": "thaw.dev/v1alpha1", "kind": "ModelSnapshot", "metadata": {"name": MODEL}, "spec": spec}
+    return {"apiVersion": "zerowake.dev/v1alpha1", "kind": "ModelSnapshot", "metadata": {"name": MODEL}, "spec": spec}
 
 
 def deployment(name: str = MODEL, annotations: dict[str, str] | None = None) -> Object:
     probe = {"httpGet": {"path": "/health", "port": "http"}, "periodSeconds": 1}
     pod = {
-        "metadata": {"labels": {"app": name, "thaw.dev/snapshot": MODEL}, "annotations": annotations or {}},
+        "metadata": {"labels": {"app": name, "zerowake.dev/snapshot": MODEL}, "annotations": annotations or {}},
         # No volume, as in deploy/examples/engine.yaml. Python as a container's pid 1 does not hear SIGTERM.
         "spec": {
             "automountServiceAccountToken": False,
@@ -138,7 +138,7 @@ def deployment(name: str = MODEL, annotations: dict[str, str] | None = None) -> 
 
 
 def scaled_object(namespace: str, model: str, target: int = 6, **rules: Any) -> Object:
-    trigger = {"scalerAddress": f"thaw-scaler.{namespace}.svc.cluster.local:9443", "model": model, "targetPending": str(target)}
+    trigger = {"scalerAddress": f"zerowake-scaler.{namespace}.svc.cluster.local:9443", "model": model, "targetPending": str(target)}
     spec = {
         "scaleTargetRef": {"name": model},
         "pollingInterval": 1,

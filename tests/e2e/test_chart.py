@@ -52,26 +52,28 @@ async def test_every_example_is_taken(api: Api, namespace: str, kubeconfig: str,
 )
 def test_values_are_checked(kubeconfig: str, wrong: str) -> None:
     with pytest.raises(AssertionError, match="values don't meet the specifications"):
-        render(kubeconfig, "thaw", "--set", wrong)
+        render(kubeconfig, "zerowake", "--set", wrong)
 
 
 def test_cert_manager_s_way(kubeconfig: str) -> None:
     """Its kinds are not in this cluster, so no API server is asked: each issuer and Secret that is named is made."""
-    objects = render(kubeconfig, "thaw", "--set=certificates.from=cert-manager,keda.tls=mutual")
+    objects = render(kubeconfig, "zerowake", "--set=certificates.from=cert-manager,keda.tls=mutual")
     assert not [one for one in objects if one["kind"] == "Secret"]
     certificates = {one["spec"]["secretName"]: one["spec"] for one in objects if one["kind"] == "Certificate"}
     issuers = {one["metadata"]["name"]: one["spec"] for one in objects if one["kind"] == "Issuer"}
-    assert {"thaw-scaler-tls", "thaw-agent-tls", "thaw-keda-server-tls", "thaw-keda-client-tls"} < certificates.keys()
+    assert {"zerowake-scaler-tls", "zerowake-agent-tls", "zerowake-keda-server-tls", "zerowake-keda-client-tls"} < certificates.keys()
     assert all(spec["issuerRef"]["name"] in issuers for spec in certificates.values())
     assert all(spec["ca"]["secretName"] in certificates for spec in issuers.values() if "ca" in spec)
-    assert certificates["thaw-agent-tls"]["issuerRef"] != certificates["thaw-keda-client-tls"]["issuerRef"], "tenants' must open no agent"
+    assert certificates["zerowake-agent-tls"]["issuerRef"] != certificates["zerowake-keda-client-tls"]["issuerRef"], (
+        "tenants' must open no agent"
+    )
     (hook,) = [one for one in objects if one["kind"] == "MutatingWebhookConfiguration"]
-    assert hook["metadata"]["annotations"]["cert-manager.io/inject-ca-from"] == "thaw/thaw-scaler-tls"
+    assert hook["metadata"]["annotations"]["cert-manager.io/inject-ca-from"] == "zerowake/zerowake-scaler-tls"
 
 
 def test_what_runs_with_few_rights(kubeconfig: str) -> None:
     """Only the agent's own container is privileged; all others are not root, or say why, and none can write its root file system."""
-    for one in render(kubeconfig, "thaw", *WAYS["everything"]):
+    for one in render(kubeconfig, "zerowake", *WAYS["everything"]):
         pod = one["spec"].get("template", {}).get("spec", {}) if one["kind"] in {"Deployment", "DaemonSet", "Job"} else {}
         for container in pod.get("containers", []):
             context = container["securityContext"]
@@ -85,12 +87,14 @@ def test_what_runs_with_few_rights(kubeconfig: str) -> None:
 
 
 def test_its_certificates(kubeconfig: str, tmp_path: Path) -> None:
-    objects = render(kubeconfig, "thaw", "--set=keda.tls=mutual")
+    objects = render(kubeconfig, "zerowake", "--set=keda.tls=mutual")
     secrets = secrets_of(objects)
-    assert secrets.keys() == {"thaw-scaler-tls", "thaw-agent-tls", "thaw-keda-server-tls", "thaw-keda-client-tls"}
-    assert secrets["thaw-scaler-tls"]["ca.crt"] == secrets["thaw-agent-tls"]["ca.crt"] != secrets["thaw-keda-client-tls"]["ca.crt"]
+    assert secrets.keys() == {"zerowake-scaler-tls", "zerowake-agent-tls", "zerowake-keda-server-tls", "zerowake-keda-client-tls"}
+    assert (
+        secrets["zerowake-scaler-tls"]["ca.crt"] == secrets["zerowake-agent-tls"]["ca.crt"] != secrets["zerowake-keda-client-tls"]["ca.crt"]
+    )
     (hook,) = [one for one in objects if one["kind"] == "MutatingWebhookConfiguration"]
-    assert base64.b64decode(hook["webhooks"][0]["clientConfig"]["caBundle"]) == secrets["thaw-scaler-tls"]["ca.crt"]
+    assert base64.b64decode(hook["webhooks"][0]["clientConfig"]["caBundle"]) == secrets["zerowake-scaler-tls"]["ca.crt"]
     for name, secret in secrets.items():
         for key, content in secret.items():
             (tmp_path / key).write_bytes(content)
@@ -98,5 +102,9 @@ def test_its_certificates(kubeconfig: str, tmp_path: Path) -> None:
         certificate, authority = (x509.load_pem_x509_certificate(secret[key]) for key in ("tls.crt", "ca.crt"))
         certificate.verify_directly_issued_by(authority)
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value.get_values_for_type(x509.DNSName)
-        wanted = {"thaw-scaler-tls": "thaw-webhook.thaw.svc", "thaw-agent-tls": "thaw-agent", "thaw-keda-client-tls": "keda"}
-        assert wanted.get(name, "thaw-scaler.thaw.svc.cluster.local") in names
+        wanted = {
+            "zerowake-scaler-tls": "zerowake-webhook.zerowake.svc",
+            "zerowake-agent-tls": "zerowake-agent",
+            "zerowake-keda-client-tls": "keda",
+        }
+        assert wanted.get(name, "zerowake-scaler.zerowake.svc.cluster.local") in names

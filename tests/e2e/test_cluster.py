@@ -33,7 +33,7 @@ class Second:
 
     async def do(self, *words: str) -> str:
         command = [sys.executable, "-m", "tests.e2e.cluster", *words]
-        environment = {**os.environ, "THAW_CLUSTER_CACHE": str(self.cache)}
+        environment = {**os.environ, "ZEROWAKE_CLUSTER_CACHE": str(self.cache)}
         pipe = asyncio.subprocess.PIPE
         process = await asyncio.create_subprocess_exec(
             *command, cwd=REPOSITORY, env=environment, stdout=pipe, stderr=asyncio.subprocess.STDOUT
@@ -102,7 +102,7 @@ def test_the_same_folder_makes_the_same_archive(tmp_path: Path) -> None:
     (root / "bin/tool").write_bytes(b"\x7fELF")
     (root / "bin/link").symlink_to("tool")
     for name in ("first", "second"):
-        write_archive(root, "thaw.test/some:1", tmp_path / name, ["/bin/tool"])
+        write_archive(root, "zerowake.test/some:1", tmp_path / name, ["/bin/tool"])
         os.utime(root / "bin/tool", (1, 1))
     assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
 

@@ -27,7 +27,7 @@ pytestmark = [
     pytest.mark.usefixtures("images"),
     pytest.mark.asyncio(loop_scope="module"),
 ]
-GATE = "thaw.dev/tests"
+GATE = "zerowake.dev/tests"
 REQUESTS = 4
 PATIENCE_SECONDS = 150.0  # Kubernetes' own controllers may look again a minute after the API server is back
 AWAY = (ApiError, ApiException, aiohttp.ClientError, OSError)  # the API server is restarting
@@ -72,17 +72,17 @@ async def kubelet(_: Release) -> None:
 
 async def scaler_rolled(installed: Release) -> None:
     """Until one of the two that hold the requests is going; the other one follows while they are answered."""
-    before = {pod["metadata"]["name"] for pod in await installed.pods("thaw-scaler")}
-    await installed.run("kubectl", "-n", installed.namespace, "rollout", "restart", "deployment/thaw-scaler")
+    before = {pod["metadata"]["name"] for pod in await installed.pods("zerowake-scaler")}
+    await installed.run("kubectl", "-n", installed.namespace, "rollout", "restart", "deployment/zerowake-scaler")
     async with asyncio.timeout(60):
-        async for _, pod in installed.api.watch("Pod", installed.namespace, "app.kubernetes.io/name=thaw-scaler"):
+        async for _, pod in installed.api.watch("Pod", installed.namespace, "app.kubernetes.io/name=zerowake-scaler"):
             if pod["metadata"]["name"] in before and pod["metadata"].get("deletionTimestamp"):
                 return
 
 
 async def agent(installed: Release) -> None:
     """Killed at once, with all it was doing."""
-    (pod,) = await installed.pods("thaw-agent")
+    (pod,) = await installed.pods("zerowake-agent")
     await installed.api.delete("Pod", installed.namespace, pod["metadata"]["name"], grace_seconds=0)
 
 
@@ -118,8 +118,8 @@ async def test_held_requests(
         await at_zero(installed)
         assert await ask(installed, client) == (200, ""), "a new request, when all is over"
         await at_zero(installed)
-    await installed.run("kubectl", "-n", installed.namespace, "rollout", "status", "deployment/thaw-scaler", "--timeout=2m")
-    await installed.run("kubectl", "-n", installed.namespace, "rollout", "status", "daemonset/thaw-agent", "--timeout=2m")
+    await installed.run("kubectl", "-n", installed.namespace, "rollout", "status", "deployment/zerowake-scaler", "--timeout=2m")
+    await installed.run("kubectl", "-n", installed.namespace, "rollout", "status", "daemonset/zerowake-agent", "--timeout=2m")
 
 
 async def ask(installed: Release, client: aiohttp.ClientSession) -> tuple[int, str]:

@@ -1,5 +1,5 @@
-"""thaw as the chart installs it, from the images of this checkout: a ModelSnapshot is captured in a real pod, KEDA scales its Deployment
-from zero over mutual TLS for a request at the gateway, the pod is restored, and an uninstall takes everything away again.
+"""zerowake as the chart installs it, from the images of this checkout: a ModelSnapshot is captured in a real pod, KEDA scales its
+Deployment from zero over mutual TLS for a request at the gateway, the pod is restored, and an uninstall takes everything away again.
 
 The release's name and kinds are the cluster's, so there is one install at a time; agents of other tests must not run on the node.
 """
@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.own_cluster("installs the chart, from images of this c
 IMAGES = "scaler.image.pullPolicy=Never,agent.image.pullPolicy=Never,scaler.resources.requests.cpu=50m"
 ENGINE = {
     "name": "engine",
-    "image": "thaw.test/engine:1",
+    "image": "zerowake.test/engine:1",
     "imagePullPolicy": "Never",
     "args": ["8000", "16", "/mapped"],
     "ports": [{"name": "http", "containerPort": 8000}],
@@ -32,20 +32,32 @@ ENGINE = {
 
 @pytest.fixture
 async def release(api: Api, namespace: str, kubeconfig: str) -> AsyncIterator[str]:
-    """Nothing of thaw is in the cluster before and after."""
+    """Nothing of zerowake is in the cluster before and after."""
     for one in await api.list("CustomResourceDefinition"):
         owner = one["metadata"].get("annotations", {}).get("meta.helm.sh/release-namespace")
         if one["metadata"]["name"] == CRD and owner:
-            pytest.fail(f"thaw is installed in namespace {owner} of this cluster; uninstall it first", pytrace=False)
+            pytest.fail(f"zerowake is installed in namespace {owner} of this cluster; uninstall it first", pytrace=False)
         if one["metadata"]["name"] == CRD:
             await api.delete("CustomResourceDefinition", "", CRD)
             await api.until("CustomResourceDefinition", "", CRD, lambda found: found is None)
     yield namespace
-    await asyncio.to_thread(run, kubeconfig, "helm", "uninstall", "thaw", "-n", namespace, "--ignore-not-found", "--wait")
+    await asyncio.to_thread(run, kubeconfig, "helm", "uninstall", "zerowake", "-n", namespace, "--ignore-not-found", "--wait")
 
 
 async def helm_upgrade(kubeconfig: str, namespace: str, *options: str) -> str:
-    command = ("helm", "upgrade", "--install", "thaw", str(CHART), "-n", namespace, f"--set={IMAGES}", *options, "--wait", "--timeout=3m")
+    command = (
+        "helm",
+        "upgrade",
+        "--install",
+        "zerowake",
+        str(CHART),
+        "-n",
+        namespace,
+        f"--set={IMAGES}",
+        *options,
+        "--wait",
+        "--timeout=3m",
+    )
     return await asyncio.to_thread(run, kubeconfig, *command)
 
 
@@ -67,7 +79,7 @@ async def test_a_snapshot_from_its_capture_to_the_uninstall(api: Api, release: s
     await asyncio.to_thread(run, kubeconfig, "kubectl", "-n", release, "apply", "-f", "-", given=text)
     try:
         await api.until("ScaledObject", release, "chat", lambda one: "Ready" in str((one or {}).get("status", {}).get("conditions")))
-        service = await api.get("Service", release, "thaw")
+        service = await api.get("Service", release, "zerowake")
         url = f"http://{service['spec']['clusterIP']}/models/chat/sum"
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=90)) as client, client.get(url) as response:
             answer = await response.text()
@@ -80,23 +92,23 @@ async def test_a_snapshot_from_its_capture_to_the_uninstall(api: Api, release: s
         await asyncio.to_thread(run, kubeconfig, "kubectl", "-n", release, "delete", "--ignore-not-found", "-f", "-", given=text)
         await api.delete("Deployment", release, "chat")
     # With the snapshot still there: its artifact leaves the node, and then the CRD can go.
-    await asyncio.to_thread(run, kubeconfig, "helm", "uninstall", "thaw", "-n", release, "--wait", "--timeout=4m")
+    await asyncio.to_thread(run, kubeconfig, "helm", "uninstall", "zerowake", "-n", release, "--wait", "--timeout=4m")
     assert not await left_over(kubeconfig, release, before)
 
 
 async def test_an_upgrade_keeps_the_certificates(api: Api, release: str, kubeconfig: str, tmp_path: Path) -> None:
-    nowhere = "--set=agent.nodeSelector.thaw-tests=nowhere"  # the scaler's side is enough here
+    nowhere = "--set=agent.nodeSelector.zerowake-tests=nowhere"  # the scaler's side is enough here
     before = await everything(kubeconfig, release)
     notes = await helm_upgrade(kubeconfig, release, nowhere, "--set=keda.tls=server")
-    assert f"thaw-scaler.{release}.svc.cluster.local:9443" in notes
-    policy = await api.ask("GET", "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies/thaw-agent")
+    assert f"zerowake-scaler.{release}.svc.cluster.local:9443" in notes
+    policy = await api.ask("GET", "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies/zerowake-agent")
     assert not (policy["status"].get("typeChecking") or {}).get("expressionWarnings")
     first = secrets_of(await api.list("Secret", release))
-    assert first.keys() == {"thaw-scaler-tls", "thaw-agent-tls", "thaw-keda-server-tls"}
+    assert first.keys() == {"zerowake-scaler-tls", "zerowake-agent-tls", "zerowake-keda-server-tls"}
     await asyncio.to_thread(agents_keep_to_their_node, kubeconfig, release, tmp_path)
     await helm_upgrade(kubeconfig, release, nowhere, "--set=keda.tls=server,scaler.drainSeconds=5")
     assert secrets_of(await api.list("Secret", release)) == first
-    await asyncio.to_thread(run, kubeconfig, "helm", "uninstall", "thaw", "-n", release, "--wait", "--timeout=4m")
+    await asyncio.to_thread(run, kubeconfig, "helm", "uninstall", "zerowake", "-n", release, "--wait", "--timeout=4m")
     assert not await left_over(kubeconfig, release, before)
 
 
@@ -109,7 +121,7 @@ def model(namespace: str) -> list[Object]:
             "replicas": 0,
             "selector": {"matchLabels": {"app": "chat"}},
             "template": {
-                "metadata": {"labels": {"app": "chat", "thaw.dev/snapshot": "chat"}},
+                "metadata": {"labels": {"app": "chat", "zerowake.dev/snapshot": "chat"}},
                 "spec": {
                     "containers": [{**ENGINE, "readinessProbe": {"httpGet": {"path": "/health", "port": "http"}, "periodSeconds": 1}}]
                 },
@@ -117,7 +129,7 @@ def model(namespace: str) -> list[Object]:
         },
     }
     snapshot = {
-        "apiVersion": "thaw.dev/v1alpha1",
+        "apiVersion": "zerowake.dev/v1alpha1",
         "kind": "ModelSnapshot",
         "metadata": {"name": "chat"},
         "spec": {"port": 8000, "canary": {"path": "/sum"}, "template": {"spec": {"containers": [ENGINE]}}},
@@ -127,7 +139,7 @@ def model(namespace: str) -> list[Object]:
 
 def yaml_of(example: str, namespace: str, kind: str) -> list[Object]:
     """The example's objects of that kind, with the scaler in this release's namespace."""
-    text = (ROOT / "deploy/examples" / example).read_text().replace("thaw-scaler.thaw.svc", f"thaw-scaler.{namespace}.svc")
+    text = (ROOT / "deploy/examples" / example).read_text().replace("zerowake-scaler.zerowake.svc", f"zerowake-scaler.{namespace}.svc")
     return [one for one in yaml.safe_load_all(text) if one["kind"] == kind]
 
 
@@ -145,16 +157,19 @@ async def left_over(kubeconfig: str, release: str, before: set[str]) -> set[str]
 def agents_keep_to_their_node(kubeconfig: str, namespace: str, folder: Path) -> None:
     """An agent whose token was stolen annotates pods of its own node, and that is all."""
     admin = ("kubectl", "-n", namespace)
-    pod = run(kubeconfig, *admin, "get", "pods", "-l", "app.kubernetes.io/name=thaw-scaler", "-o", "name").split()[0]
+    pod = run(kubeconfig, *admin, "get", "pods", "-l", "app.kubernetes.io/name=zerowake-scaler", "-o", "name").split()[0]
     node = run(kubeconfig, *admin, "get", pod, "-o", "jsonpath={.spec.nodeName}")
     config = yaml.safe_load(Path(kubeconfig).read_text())
     for name, change, expected in (
-        (node, {"annotations": {"thaw.dev/captured": "x"}}, ""),
+        (node, {"annotations": {"zerowake.dev/captured": "x"}}, ""),
         (node, {"labels": {"app": "x"}}, "an agent changes annotations only"),
-        (node, {"finalizers": ["thaw.dev/x"]}, "an agent changes annotations only"),
-        ("another", {"annotations": {"thaw.dev/captured": "x"}}, "an agent changes pods of its own node only"),
+        (node, {"finalizers": ["zerowake.dev/x"]}, "an agent changes annotations only"),
+        ("another", {"annotations": {"zerowake.dev/captured": "x"}}, "an agent changes pods of its own node only"),
     ):
-        agent = {"as": f"system:serviceaccount:{namespace}:thaw-agent", "as-user-extra": {"authentication.kubernetes.io/node-name": [name]}}
+        agent = {
+            "as": f"system:serviceaccount:{namespace}:zerowake-agent",
+            "as-user-extra": {"authentication.kubernetes.io/node-name": [name]},
+        }
         users = [{**user, "user": {**user["user"], **agent}} for user in config["users"]]
         (folder / "agent").write_text(yaml.safe_dump({**config, "users": users}))
         command = (*admin, "patch", pod, "--type=merge", "--dry-run=server", "-p", json.dumps({"metadata": change}))

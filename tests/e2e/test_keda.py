@@ -25,7 +25,7 @@ from tests.e2e.cluster.layout import PAUSE_IMAGE, Addresses
 
 pytestmark = pytest.mark.own_cluster("has KEDA call a scaler on this machine")
 
-METRIC = "s0-thaw-pending"
+METRIC = "s0-zerowake-pending"
 COOLDOWN_SECONDS = 2
 POLL_SECONDS = 1
 PORT = 8000
@@ -61,7 +61,7 @@ def scaled_object(name: str, scaler: str, *, most: int = 3, target: float = 1) -
 
 
 class Front:
-    """A gateway and an external scaler for one model, as `thaw serve` joins them; replicas are this test's to announce."""
+    """A gateway and an external scaler for one model, as `zerowake serve` joins them; replicas are this test's to announce."""
 
     def __init__(self, ledger: Ledger, replicas: Replicas, url: str, scaler: str, client: aiohttp.ClientSession) -> None:
         self.ledger = ledger
@@ -117,23 +117,23 @@ async def ready_pod(api: Api, namespace: str, name: str) -> Object:
 
 async def test_from_zero_and_back(api: Api, namespace: str, addresses: Addresses) -> None:
     name = "pause"
-    async with front(name, addresses) as thaw, asyncio.timeout(120):
-        await api.apply(deployment(name), scaled_object(name, thaw.scaler), namespace=namespace)
-        await thaw.known.wait()
+    async with front(name, addresses) as zerowake, asyncio.timeout(120):
+        await api.apply(deployment(name), scaled_object(name, zerowake.scaler), namespace=namespace)
+        await zerowake.known.wait()
         await api.until("ScaledObject", namespace, name, lambda one: condition(one, "Ready"))
         assert replicas_of(await api.get("Deployment", namespace, name)) == 0
 
         began = time.monotonic()
-        answer = thaw.ask(name)
+        answer = zerowake.ask(name)
         scaled = asyncio.create_task(api.until("Deployment", namespace, name, lambda one: replicas_of(one) == 1))
         pod = await ready_pod(api, namespace, name)
         ready_seconds = time.monotonic() - began
         assert scaled.done(), "the pod is there before its Deployment was scaled"
-        thaw.replicas.add(Replica(pod["metadata"]["uid"], name, "thaw-node", Endpoint(pod["status"]["podIP"], PORT), "cold"))
+        zerowake.replicas.add(Replica(pod["metadata"]["uid"], name, "zerowake-node", Endpoint(pod["status"]["podIP"], PORT), "cold"))
         assert await answer == pod["metadata"]["name"]
         print(f"first request → pod Ready: {ready_seconds:.3f} s")
 
-        thaw.replicas.remove(pod["metadata"]["uid"])
+        zerowake.replicas.remove(pod["metadata"]["uid"])
         await api.until("Deployment", namespace, name, lambda one: replicas_of(one) == 0)
         await api.until("Pod", namespace, pod["metadata"]["name"], lambda one: one is None)
 
@@ -141,10 +141,10 @@ async def test_from_zero_and_back(api: Api, namespace: str, addresses: Addresses
 async def test_the_autoscaler_reads_our_number(api: Api, namespace: str, addresses: Addresses) -> None:
     """What `kubectl get --raw` shows is the number of requests that are pending, and the autoscaler acts on it."""
     name = "pause"
-    async with front(name, addresses) as thaw, asyncio.timeout(120):
-        await api.apply(deployment(name), scaled_object(name, thaw.scaler, most=3), namespace=namespace)
-        await thaw.known.wait()
-        answers = [thaw.ask(name) for _ in range(3)]
+    async with front(name, addresses) as zerowake, asyncio.timeout(120):
+        await api.apply(deployment(name), scaled_object(name, zerowake.scaler, most=3), namespace=namespace)
+        await zerowake.known.wait()
+        answers = [zerowake.ask(name) for _ in range(3)]
         await api.until("Deployment", namespace, name, lambda one: replicas_of(one) >= 1)
         where = f"/apis/external.metrics.k8s.io/v1beta1/namespaces/{namespace}/{METRIC}"
         selector = {"labelSelector": f"scaledobject.keda.sh/name={name}"}

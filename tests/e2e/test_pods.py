@@ -20,18 +20,18 @@ from typing import Any
 import aiohttp
 import grpc
 import pytest
-from thaw_proto import agent_pb2 as pb
-from thaw_proto import agent_pb2_grpc
+from zerowake_proto import agent_pb2 as pb
+from zerowake_proto import agent_pb2_grpc
 
 from tests.e2e.api import Api, ApiError, Object, condition
 from tests.e2e.cluster.control import enter, import_archives
 from tests.e2e.cluster.images import IMAGES, build
 
 pytestmark = pytest.mark.own_cluster("runs an agent of its own on the node")
-IMAGE = "thaw.test/engine:1"
+IMAGE = "zerowake.test/engine:1"
 PORT = 8000
 # What the engine changes in its container's file system on the way: a file that comes, and one that goes.
-SERVER = "echo written >/etc/thaw-test && rm /etc/debian_version && exec python3 -u /server.py $(WORDS)"
+SERVER = "echo written >/etc/zerowake-test && rm /etc/debian_version && exec python3 -u /server.py $(WORDS)"
 WAITS = "echo started cold; exec sleep 1000"
 
 
@@ -50,7 +50,7 @@ class Agent:
     @contextlib.contextmanager
     def running(self) -> Iterator[subprocess.Popen[bytes]]:
         """The process is nsenter's; `pid` is written by the agent's shell, as the node sees it."""
-        options = f"--node thaw-node --state {self.state} --placeholder {self.placeholder} --gpumem {self.folder}/gpumem.sock"
+        options = f"--node zerowake-node --state {self.state} --placeholder {self.placeholder} --gpumem {self.folder}/gpumem.sock"
         script = f"echo $$ >{self.folder}/pid && exec {sys.executable} -m scaler.cli agent --kubernetes {options}"
         self.begun = len(self.log())
         with (self.folder / "log").open("ab") as log:
@@ -90,8 +90,8 @@ def agent(kubeconfig: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     (image,) = (each for each in IMAGES if each.name == IMAGE)
     if not image.built():
         build()
-    import_archives([image.archive])  # thaw's own are not needed: the agent is this checkout's
-    name = f"thaw-{secrets.token_hex(3)}"
+    import_archives([image.archive])  # zerowake's own are not needed: the agent is this checkout's
+    name = f"zerowake-{secrets.token_hex(3)}"
     agent = Agent(tmp_path_factory.mktemp("agent"), Path(f"/run/{name}/placeholder"))
     yield agent
     subprocess.run([*enter(), "rm", "-rf", f"/run/{name}"], check=True)
@@ -113,18 +113,18 @@ def pod(agent: Agent, name: str, labels: dict[str, str], command: list[str], **s
         "imagePullPolicy": "Never",
         "command": command,
         "env": [{"name": "WORDS", "value": f"{PORT} 16 /mapped"}],
-        "securityContext": {"seccompProfile": {"type": "Localhost", "localhostProfile": "thaw.json"}},
+        "securityContext": {"seccompProfile": {"type": "Localhost", "localhostProfile": "zerowake.json"}},
     }
-    if "thaw.dev/capture" not in labels:
+    if "zerowake.dev/capture" not in labels:
         engine["readinessProbe"] = {"httpGet": {"path": "/health", "port": PORT}, "periodSeconds": 1}
     told = {"container": "engine", "port": str(PORT), "health": "/health", "model": "small", "canary": json.dumps({"path": "/sum"})}
     engine.update(spec.pop("container", {}))
     return {
         "apiVersion": "v1",
         "kind": "Pod",
-        "metadata": {"name": name, "labels": labels, "annotations": {f"thaw.dev/{key}": value for key, value in told.items()}},
+        "metadata": {"name": name, "labels": labels, "annotations": {f"zerowake.dev/{key}": value for key, value in told.items()}},
         "spec": {
-            "restartPolicy": "Never" if "thaw.dev/capture" in labels else "Always",
+            "restartPolicy": "Never" if "zerowake.dev/capture" in labels else "Always",
             "terminationGracePeriodSeconds": 1,
             "automountServiceAccountToken": False,
             "containers": [engine],
@@ -134,12 +134,12 @@ def pod(agent: Agent, name: str, labels: dict[str, str], command: list[str], **s
 
 
 def restored(agent: Agent, name: str, **spec: Any) -> Object:
-    return pod(agent, name, {"thaw.dev/snapshot": "small"}, ["sh", "-c", SERVER], **spec)
+    return pod(agent, name, {"zerowake.dev/snapshot": "small"}, ["sh", "-c", SERVER], **spec)
 
 
 async def capture(api: Api, agent: Agent, namespace: str, command: str = SERVER, name: str = "small") -> dict[str, str]:
     """The annotations of the capture pod when it has ended."""
-    await api.apply(pod(agent, f"capture-{name}", {"thaw.dev/capture": name}, ["sh", "-c", command]), namespace=namespace)
+    await api.apply(pod(agent, f"capture-{name}", {"zerowake.dev/capture": name}, ["sh", "-c", command]), namespace=namespace)
     done = await api.until("Pod", namespace, f"capture-{name}", lambda one: one and one["status"]["phase"] in ("Succeeded", "Failed"), 120)
     assert done
     found: dict[str, str] = done["metadata"]["annotations"]
@@ -190,7 +190,7 @@ def manifest(agent: Agent, namespace: str) -> Any:
 
 async def test_what_answers_in_the_pod_was_dumped_in_another(api: Api, namespace: str, running: Agent) -> None:
     annotations = await capture(api, running, namespace)
-    assert annotations.get("thaw.dev/captured"), annotations
+    assert annotations.get("zerowake.dev/captured"), annotations
     heard = watch(running)
     begin = time.monotonic()
     await api.apply(restored(running, "one"), namespace=namespace)
@@ -208,7 +208,7 @@ async def test_what_answers_in_the_pod_was_dumped_in_another(api: Api, namespace
     assert replica.endpoint.netns == ""
     said = dict(await events(api, namespace, "one", "Restored"))["Restored"]
     assert known["namespace"] in said
-    shown = await run_in(namespace, "one", f"cat /etc/thaw-test /proc/{known['root_pid']}/cgroup; ls /etc/debian_version")
+    shown = await run_in(namespace, "one", f"cat /etc/zerowake-test /proc/{known['root_pid']}/cgroup; ls /etc/debian_version")
     uid = ready["metadata"]["uid"]
     assert shown.startswith("written\n")
     assert f"/pod{uid}/" in shown, "in the kubelet's cgroup for this pod"
@@ -234,16 +234,16 @@ HOSTILE: dict[str, tuple[dict[str, Any], str, str]] = {
     "hostpid": ({"hostPID": True}, "SnapshotRefused", "hostPID"),
     "hostipc": ({"hostIPC": True}, "SnapshotRefused", "hostIPC"),
     "hostpath": ({"volumes": [{"name": "node", "hostPath": {"path": "/"}}]}, "SnapshotRefused", "a folder of the node"),
-    "ours": ({"volumes": [{"name": "node", "hostPath": {"path": "/run/thaw/placeholder"}}]}, "SnapshotRefused", "a folder of the node"),
+    "ours": ({"volumes": [{"name": "node", "hostPath": {"path": "/run/zerowake/placeholder"}}]}, "SnapshotRefused", "a folder of the node"),
     "privileged": ({"container": {"securityContext": {"privileged": True}}}, "RestoreFailed", "rights over the node"),
     "caps": ({"container": {"securityContext": {"capabilities": {"add": ["SYS_PTRACE"]}}}}, "RestoreFailed", "rights over the node"),
 }
 
 
 async def test_pods_that_reach_for_the_node_are_refused_and_start_cold(api: Api, namespace: str, running: Agent) -> None:
-    assert (await capture(api, running, namespace)).get("thaw.dev/captured")
+    assert (await capture(api, running, namespace)).get("zerowake.dev/captured")
     for name, (spec, _, _) in HOSTILE.items():
-        await api.apply(pod(running, name, {"thaw.dev/snapshot": "small"}, ["sh", "-c", WAITS], **dict(spec)), namespace=namespace)
+        await api.apply(pod(running, name, {"zerowake.dev/snapshot": "small"}, ["sh", "-c", WAITS], **dict(spec)), namespace=namespace)
     for name, (_, reason, words) in HOSTILE.items():
         found = await events(api, namespace, name, reason, "ColdStarted")
         assert words in dict(found)[reason], (name, found)
@@ -252,16 +252,16 @@ async def test_pods_that_reach_for_the_node_are_refused_and_start_cold(api: Api,
 
 async def test_names_that_belong_to_others_or_to_nobody(api: Api, namespace: str, running: Agent) -> None:
     """Another namespace's snapshot, a name with path tricks, a digest that is not there."""
-    assert (await capture(api, running, namespace)).get("thaw.dev/captured")
+    assert (await capture(api, running, namespace)).get("zerowake.dev/captured")
     stranger = f"{namespace[:50]}-x"
     await api.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": stranger}})
     try:
         await api.until("ServiceAccount", stranger, "default", lambda one: one)
         cold = ["sh", "-c", WAITS]
-        await api.apply(pod(running, "thief", {"thaw.dev/snapshot": "small"}, cold), namespace=stranger)
-        await api.apply(pod(running, "path", {"thaw.dev/snapshot": "a..b"}, cold), namespace=namespace)
-        forged = pod(running, "digest", {"thaw.dev/snapshot": "small"}, cold)
-        forged["metadata"]["annotations"]["thaw.dev/digest"] = "ab" * 32
+        await api.apply(pod(running, "thief", {"zerowake.dev/snapshot": "small"}, cold), namespace=stranger)
+        await api.apply(pod(running, "path", {"zerowake.dev/snapshot": "a..b"}, cold), namespace=namespace)
+        forged = pod(running, "digest", {"zerowake.dev/snapshot": "small"}, cold)
+        forged["metadata"]["annotations"]["zerowake.dev/digest"] = "ab" * 32
         await api.apply(forged, namespace=namespace)
         for where, name, reason, words in (
             (stranger, "thief", "RestoreFailed", f"no snapshot {stranger}/small"),
@@ -277,10 +277,10 @@ async def test_names_that_belong_to_others_or_to_nobody(api: Api, namespace: str
 
 
 async def test_an_edited_manifest_is_found(api: Api, namespace: str, running: Agent) -> None:
-    assert (await capture(api, running, namespace)).get("thaw.dev/captured")
+    assert (await capture(api, running, namespace)).get("zerowake.dev/captured")
     path = (running.state / f"names/{namespace}/small").resolve() / "manifest.json"
     path.write_text(path.read_text().replace('"port":8000', '"port":8001'))
-    await api.apply(pod(running, "one", {"thaw.dev/snapshot": "small"}, ["sh", "-c", WAITS]), namespace=namespace)
+    await api.apply(pod(running, "one", {"zerowake.dev/snapshot": "small"}, ["sh", "-c", WAITS]), namespace=namespace)
     found = dict(await events(api, namespace, "one", "RestoreFailed", "ColdStarted"))
     assert "changed after it was published" in found["RestoreFailed"]
 
@@ -302,7 +302,7 @@ async def test_a_pod_without_a_placeholder_serves_too(api: Api, namespace: str, 
     """Opted out, or made while the webhook or the agent was away: it would be ready, and requests would wait for another."""
     heard = watch(running)
     engine = {"name": "engine", "image": IMAGE, "imagePullPolicy": "Never", "ports": [{"containerPort": PORT}]}
-    metadata = {"name": "plain", "labels": {"thaw.dev/snapshot": "small"}}
+    metadata = {"name": "plain", "labels": {"zerowake.dev/snapshot": "small"}}
     await api.apply(
         {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": {"containers": [engine], "terminationGracePeriodSeconds": 1}},
         namespace=namespace,
@@ -330,9 +330,9 @@ async def test_the_image_s_own_entrypoint(api: Api, namespace: str, running: Age
 async def test_an_agent_that_is_killed_loses_no_pod(api: Api, namespace: str, agent: Agent) -> None:
     with agent.running():
         await agent.ready()
-        assert (await capture(api, agent, namespace)).get("thaw.dev/captured")
+        assert (await capture(api, agent, namespace)).get("zerowake.dev/captured")
         await api.apply(restored(agent, "one"), namespace=namespace)
-        await api.apply(pod(agent, "cold", {"thaw.dev/snapshot": "none"}, ["sh", "-c", SERVER]), namespace=namespace)
+        await api.apply(pod(agent, "cold", {"zerowake.dev/snapshot": "none"}, ["sh", "-c", SERVER]), namespace=namespace)
         pods = {name: await api.until("Pod", namespace, name, lambda one: condition(one, "Ready")) for name in ("one", "cold")}
         agent.signal(signal.SIGKILL)
     addresses = {name: one["status"]["podIP"] for name, one in pods.items() if one}
@@ -357,7 +357,7 @@ async def test_an_agent_that_is_killed_loses_no_pod(api: Api, namespace: str, ag
 
 
 async def test_an_engine_that_ends_soon_after_is_started_cold(api: Api, namespace: str, running: Agent) -> None:
-    assert (await capture(api, running, namespace)).get("thaw.dev/captured")
+    assert (await capture(api, running, namespace)).get("zerowake.dev/captured")
     await api.apply(restored(running, "one"), namespace=namespace)
     ready = await api.until("Pod", namespace, "one", lambda one: condition(one, "Ready"))
     assert ready
@@ -381,25 +381,25 @@ async def test_an_engine_that_ends_soon_after_is_started_cold(api: Api, namespac
 )
 async def test_a_capture_that_fails_says_why(api: Api, namespace: str, running: Agent, command: str, words: str) -> None:
     wanted = pod(
-        running, "capture-small", {"thaw.dev/capture": "small"}, ["sh", "-c", command], volumes=[{"name": "scratch", "emptyDir": {}}]
+        running, "capture-small", {"zerowake.dev/capture": "small"}, ["sh", "-c", command], volumes=[{"name": "scratch", "emptyDir": {}}]
     )
     wanted["spec"]["containers"][0]["volumeMounts"] = [{"name": "scratch", "mountPath": "/mnt"}]
     if words == "/sum":
-        wanted["metadata"]["annotations"]["thaw.dev/canary"] = json.dumps({"path": "no/slash"})
+        wanted["metadata"]["annotations"]["zerowake.dev/canary"] = json.dumps({"path": "no/slash"})
         words = "does not begin with /"
     if "cp" in command:
         wanted["spec"]["containers"][0]["command"][-1] = "cp /mapped /mnt/x; exec python3 -u /server.py 8000 1 /mnt/x"
     await api.apply(wanted, namespace=namespace)
     done = await api.until("Pod", namespace, "capture-small", lambda one: one and one["status"]["phase"] in ("Succeeded", "Failed"), 120)
     assert done
-    assert words in done["metadata"]["annotations"]["thaw.dev/capture-failed"]
-    assert "thaw.dev/captured" not in done["metadata"]["annotations"]
+    assert words in done["metadata"]["annotations"]["zerowake.dev/capture-failed"]
+    assert "zerowake.dev/captured" not in done["metadata"]["annotations"]
     assert words in dict(await events(api, namespace, "capture-small", "CaptureFailed"))["CaptureFailed"]
 
 
 async def test_a_gpu_that_another_pod_is_given_is_given_back(api: Api, namespace: str, running: Agent, tmp_path: Path) -> None:
     """gpumem on the host's memory, whose device is called `host`; the kubelet hands out a device of that name."""
-    resource = f"thaw.test/{secrets.token_hex(3)}"
+    resource = f"zerowake.test/{secrets.token_hex(3)}"
     gpumem = [sys.executable, "-c", "from gpumem.commands import app; app()"]
     plugin = [
         *enter(),
@@ -421,7 +421,7 @@ async def test_a_gpu_that_another_pod_is_given_is_given_back(api: Api, namespace
         registered = started(plugin)
         assert registered.stdout
         assert await asyncio.to_thread(registered.stdout.readline) == "registered\n"
-        await api.until("Node", "", "thaw-node", lambda one: one and one["status"]["allocatable"].get(resource) == "1")
+        await api.until("Node", "", "zerowake-node", lambda one: one and one["status"]["allocatable"].get(resource) == "1")
         assert await wanted_bytes(gpumem, running) == 256 << 20
         foreign = {
             "name": "job",
@@ -464,5 +464,5 @@ async def wanted_bytes(gpumem: list[str], agent: Agent) -> int:
 
 def test_nothing_of_the_agents_is_left(agent: Agent) -> None:
     shown = subprocess.run([*enter(), "ls", str(agent.placeholder)], capture_output=True, text=True, check=True).stdout.split()
-    assert shown == ["thaw-placeholder"], "the socket goes with the agent"
+    assert shown == ["zerowake-placeholder"], "the socket goes with the agent"
     assert os.listdir(agent.state / "tmp") == []  # noqa: PTH208

@@ -37,14 +37,14 @@ def commands() -> list[list[str]]:
 
 @pytest.fixture
 async def cluster(api: Api, kubeconfig: str) -> AsyncIterator[Api]:
-    """Without thaw, and without what the commands leave to their user."""
+    """Without zerowake, and without what the commands leave to their user."""
     named: list[str] = []
     for words in commands():
         if words[:2] == ["docker", "build"]:
             named.append(name_on_node(words))
     yield api
-    await asyncio.to_thread(run, kubeconfig, "helm", "uninstall", "thaw", "--namespace", "thaw", "--ignore-not-found", "--wait")
-    for namespace in ("models", "thaw"):
+    await asyncio.to_thread(run, kubeconfig, "helm", "uninstall", "zerowake", "--namespace", "zerowake", "--ignore-not-found", "--wait")
+    for namespace in ("models", "zerowake"):
         await api.delete("Namespace", "", namespace)
         await api.until("Namespace", "", namespace, lambda one: one is None, within=300)
     subprocess.run([*enter(), "ctr", "--namespace", "k8s.io", "images", "rm", *named], check=True, capture_output=True)
@@ -84,7 +84,7 @@ async def test_every_command_of_the_readme(cluster: Api, kubeconfig: str) -> Non
 async def answered(api: Api) -> None:
     """A request brings a pod, and the pod was restored."""
     await api.until("ScaledObject", "models", "chat", lambda one: condition(one, "Ready"))
-    service = await api.get("Service", "thaw", "thaw")
+    service = await api.get("Service", "zerowake", "zerowake")
     url = f"http://{service['spec']['clusterIP']}/v1/chat/completions"
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=90)) as client, client.post(url, json=QUESTION) as response:
         assert response.status == 200, await response.text()

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
-from thaw_proto import agent_pb2
+from zerowake_proto import agent_pb2
 
 from scaler.activation import Activations
 from scaler.cluster import MODEL_SNAPSHOTS, Cluster, ClusterError
@@ -44,7 +44,7 @@ def template(**spec: Any) -> Object:
 
 
 def snapshot(name: str = "chat", **spec: Any) -> Object:
-    kind = {"apiVersion": "thaw.dev/v1alpha1", "kind": "ModelSnapshot"}
+    kind = {"apiVersion": "zerowake.dev/v1alpha1", "kind": "ModelSnapshot"}
     return {**kind, "metadata": {"name": name}, "spec": spec or {"template": template()}}
 
 
@@ -108,13 +108,13 @@ class World:
         return status
 
     async def capture_pod(self) -> Object:
-        async for kind, pod in self.api.watch("Pod", self.namespace, "thaw.dev/capture=chat"):
+        async for kind, pod in self.api.watch("Pod", self.namespace, "zerowake.dev/capture=chat"):
             if kind != "DELETED" and not pod["metadata"].get("deletionTimestamp"):
                 return pod
         raise AssertionError("unreachable: a watch has no end")
 
     async def says(self, pod: Object, **annotations: str) -> None:
-        change = {"metadata": {"annotations": {f"thaw.dev/{key.replace('_', '-')}": value for key, value in annotations.items()}}}
+        change = {"metadata": {"annotations": {f"zerowake.dev/{key.replace('_', '-')}": value for key, value in annotations.items()}}}
         await self.api.merge("Pod", self.namespace, pod["metadata"]["name"], change)
 
 
@@ -148,8 +148,8 @@ async def world(api: Api, namespace: str, kubeconfig: str, monkeypatch: pytest.M
 async def test_a_capture_from_the_template_to_its_removal(world: World, kubeconfig: str) -> None:
     await world.api.apply(snapshot(), namespace=world.namespace)
     pod = await world.capture_pod()
-    assert pod["metadata"]["annotations"]["thaw.dev/container"] == pod["spec"]["containers"][0]["name"]
-    assert pod["spec"]["containers"][0]["securityContext"]["seccompProfile"]["localhostProfile"] == "thaw.json"
+    assert pod["metadata"]["annotations"]["zerowake.dev/container"] == pod["spec"]["containers"][0]["name"]
+    assert pod["spec"]["containers"][0]["securityContext"]["seccompProfile"]["localhostProfile"] == "zerowake.json"
     owner = pod["metadata"]["ownerReferences"][0]
     assert (owner["kind"], owner["name"], owner["controller"]) == ("ModelSnapshot", "chat", True)
     await world.status(lambda status: status.get("phase") == "Capturing")

@@ -1,4 +1,4 @@
-"""`thaw serve` with the real KEDA: a backlog worth four replicas brings four at once, and KEDA and the HPA go on from there.
+"""`zerowake serve` with the real KEDA: a backlog worth four replicas brings four at once, and KEDA and the HPA go on from there.
 
 Two replicas of it run on this machine: requests come to one, KEDA speaks to the other. Pods are plain web servers, and no agent says that
 they are there: the requests stay held.
@@ -113,10 +113,10 @@ async def test_a_backlog_brings_its_replicas_at_once(
 ) -> None:
     async with (
         definition(api, kubeconfig),  # a scaler is not ready before it has seen every ModelSnapshot
-        scaler(tmp_path, namespace, kubeconfig, addresses.machine) as thaw,
+        scaler(tmp_path, namespace, kubeconfig, addresses.machine) as zerowake,
         asyncio.timeout(240),
     ):
-        await api.apply(deployment(NAME), scaled_object(NAME, thaw.keda, most=10, target=8), namespace=namespace)
+        await api.apply(deployment(NAME), scaled_object(NAME, zerowake.keda, most=10, target=8), namespace=namespace)
         await api.until("ScaledObject", namespace, NAME, lambda one: condition(one, "Ready") and _activity(one))
         first, four = [], []
         for run in range(TIMES):
@@ -125,7 +125,7 @@ async def test_a_backlog_brings_its_replicas_at_once(
             changes = timeline(api, namespace)
             assert (await anext(changes))[1] == 0
             began = time.monotonic()
-            asked = thaw.ask(32)
+            asked = zerowake.ask(32)
             seen = []
             async for at, replicas in changes:
                 seen.append((round(1000 * (at - began)), replicas))

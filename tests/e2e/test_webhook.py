@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from thaw_proto import agent_pb2
+from zerowake_proto import agent_pb2
 
 from scaler.activation import Activations
 from scaler.cluster import MODEL_SNAPSHOTS, Cluster
@@ -37,7 +37,7 @@ ENGINE = {"name": "engine", "image": PAUSE_IMAGE, "imagePullPolicy": "Never", "c
 
 
 def pod(name: str, *, labels: dict[str, str] | None = None, annotations: dict[str, str] | None = None, **engine: Any) -> Object:
-    metadata = {"name": name, "labels": {"thaw.dev/snapshot": "chat"} if labels is None else labels, "annotations": annotations or {}}
+    metadata = {"name": name, "labels": {"zerowake.dev/snapshot": "chat"} if labels is None else labels, "annotations": annotations or {}}
     return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": {"containers": [ENGINE | engine]}}
 
 
@@ -55,7 +55,7 @@ class World:
 
     async def restored(self, one: Object) -> bool:
         made = await self.create(one)
-        return "thaw.dev/digest" in made["metadata"].get("annotations", {})
+        return "zerowake.dev/digest" in made["metadata"].get("annotations", {})
 
 
 @pytest.fixture
@@ -63,10 +63,10 @@ async def world(
     api: Api, namespace: str, kubeconfig: str, addresses: Addresses, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[World]:
     monkeypatch.setenv("KUBECONFIG", kubeconfig)
-    authority = Authority("thaw test authority")
-    certificate, key = authority.issue(f"thaw-webhook.{namespace}.svc").write(tmp_path, "tls")
+    authority = Authority("zerowake test authority")
+    certificate, key = authority.issue(f"zerowake-webhook.{namespace}.svc").write(tmp_path, "tls")
     (hook,) = [one for one in render(kubeconfig, namespace) if one["kind"] == "MutatingWebhookConfiguration"]
-    hook["metadata"] = {"name": f"thaw-{namespace}"}
+    hook["metadata"] = {"name": f"zerowake-{namespace}"}
     hook["webhooks"][0]["clientConfig"]["caBundle"] = base64.b64encode(authority.certificate).decode()
     hook["webhooks"][0]["namespaceSelector"] = {"matchLabels": {"kubernetes.io/metadata.name": namespace}}  # others' tests are not ours
     async with contextlib.AsyncExitStack() as stack, contextlib.AsyncExitStack() as serving:
@@ -75,7 +75,7 @@ async def world(
         nodes, agent = Nodes(Replicas(Ledger()), Activations()), Agent((await api.list("Node"))[0]["metadata"]["name"])
         await stack.enter_async_context(nodes.follow(await stack.enter_async_context(agent.serve())))
         agent.has(namespace, "chat", DIGEST, rung=agent_pb2.RUNG_MEMORY)
-        made = {"apiVersion": "thaw.dev/v1alpha1", "kind": "ModelSnapshot", "metadata": {"name": "chat"}}
+        made = {"apiVersion": "zerowake.dev/v1alpha1", "kind": "ModelSnapshot", "metadata": {"name": "chat"}}
         await api.apply({**made, "spec": {"artifact": {"name": "chat", "digest": DIGEST}}}, namespace=namespace)
         condition = {"type": "Ready", "status": "True", "reason": "Resident", "lastTransitionTime": "2026-11-22T06:00:00Z"}
         await api.merge("ModelSnapshot", namespace, "chat", {"status": {"digest": DIGEST, "conditions": [condition]}}, "status")
@@ -87,20 +87,20 @@ async def world(
         service = {
             "kind": "Service",
             "apiVersion": "v1",
-            "metadata": {"name": "thaw-webhook"},
+            "metadata": {"name": "zerowake-webhook"},
             "spec": {"ports": [{"name": "https", "port": 443}]},
         }
         endpoints = {
             "kind": "EndpointSlice",
             "apiVersion": "discovery.k8s.io/v1",
-            "metadata": {"name": "thaw-webhook", "labels": {"kubernetes.io/service-name": "thaw-webhook"}},
+            "metadata": {"name": "zerowake-webhook", "labels": {"kubernetes.io/service-name": "zerowake-webhook"}},
             "addressType": "IPv4",
             "ports": [{"name": "https", "port": port}],
             "endpoints": [{"addresses": [addresses.machine]}],
         }
         await api.apply(service, endpoints, namespace=namespace)
         await api.apply(hook)
-        stack.push_async_callback(api.delete, "MutatingWebhookConfiguration", "", f"thaw-{namespace}")
+        stack.push_async_callback(api.delete, "MutatingWebhookConfiguration", "", f"zerowake-{namespace}")
         world = World(api, namespace, agent, tmp_path, serving)
         async with asyncio.timeout(30):  # kube-proxy and the API server have to hear of it
             while not await world.restored(pod("probe")):
@@ -112,8 +112,8 @@ async def test_a_labelled_pod_is_changed_and_nothing_else(world: World) -> None:
     made = await world.create(pod("chat-1"))
     engine = made["spec"]["containers"][0]
     assert engine["command"] == ENGINE["command"] and engine["args"] == ENGINE["args"], "as its owner wrote it"
-    assert engine["securityContext"]["seccompProfile"] == {"type": "Localhost", "localhostProfile": "thaw.json"}
-    assert made["metadata"]["annotations"]["thaw.dev/digest"] == DIGEST
+    assert engine["securityContext"]["seccompProfile"] == {"type": "Localhost", "localhostProfile": "zerowake.json"}
+    assert made["metadata"]["annotations"]["zerowake.dev/digest"] == DIGEST
     (preferred,) = made["spec"]["affinity"]["nodeAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"]
     assert preferred["preference"]["matchFields"][0]["values"] == [world.agent.name]
     assert [volume for volume in made["spec"].get("volumes", []) if "projected" not in volume] == []
@@ -121,10 +121,10 @@ async def test_a_labelled_pod_is_changed_and_nothing_else(world: World) -> None:
     before = SECONDS._sum.get()
     untouched = await world.create(pod("other", labels={"app": "x"}))
     assert untouched["spec"]["containers"][0]["command"] == ENGINE["command"] and "affinity" not in untouched["spec"]
-    assert not await world.restored(pod("capture", labels={"thaw.dev/snapshot": "chat", "thaw.dev/capture": "chat"}))
+    assert not await world.restored(pod("capture", labels={"zerowake.dev/snapshot": "chat", "zerowake.dev/capture": "chat"}))
     assert SECONDS._sum.get() == before, "the API server did not even ask"
-    assert not await world.restored(pod("chat-2", annotations={"thaw.dev/restore": "false"}))
-    assert not await world.restored(pod("chat-3", labels={"thaw.dev/snapshot": "nobody"}))
+    assert not await world.restored(pod("chat-2", annotations={"zerowake.dev/restore": "false"}))
+    assert not await world.restored(pod("chat-3", labels={"zerowake.dev/snapshot": "nobody"}))
 
 
 async def test_a_namespace_that_allows_little(world: World) -> None:

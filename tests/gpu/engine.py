@@ -59,7 +59,7 @@ class Engine:
 
     def begin(self, region: str, size: int, part: float) -> dict[str, Any]:
         """Becomes the writer of a region and writes a part of it."""
-        from thaw_proto import gpumem_pb2  # noqa: PLC0415
+        from zerowake_proto import gpumem_pb2  # noqa: PLC0415
 
         region_ = self.client.begin(bytes.fromhex(region), gpumem_pb2.Layout(size=size))
         self.lent = region_

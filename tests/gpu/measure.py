@@ -18,7 +18,7 @@ from statistics import median
 
 import numpy as np
 from rich.console import Console
-from thaw_proto import gpumem_pb2 as pb
+from zerowake_proto import gpumem_pb2 as pb
 
 from gpumem.memory import HOST, devices
 from gpumem.safetensors import Checkpoint, read_checkpoint

@@ -16,8 +16,8 @@ from typing import Any
 import aiohttp
 import grpc
 import yaml
-from thaw_proto import agent_pb2 as pb
-from thaw_proto import gpumem_pb2
+from zerowake_proto import agent_pb2 as pb
+from zerowake_proto import gpumem_pb2
 
 from gpumem.control import Control
 from gpumem.link import Link
@@ -265,7 +265,7 @@ class Node:
 
     @contextlib.asynccontextmanager
     async def gateway(self) -> AsyncIterator[Callable[[], Any]]:
-        """`thaw up` in the agent's place. Yields what asks it for an answer: (status, body, seconds)."""
+        """`zerowake up` in the agent's place. Yields what asks it for an answer: (status, body, seconds)."""
         await self.stop()
         file = self.state.parent / "up.yaml"
         model = {"snapshot": NAME, "cooldown_seconds": 60, "polling_seconds": 0.2}
@@ -287,7 +287,7 @@ class Node:
         try:
             async with asyncio.timeout(30):
                 while not await _listens(GATEWAY):
-                    check(process.returncode is None, f"thaw up ended: {(self.state.parent / 'up.log').read_text()[-3000:]}")
+                    check(process.returncode is None, f"zerowake up ended: {(self.state.parent / 'up.log').read_text()[-3000:]}")
                     await asyncio.sleep(0.05)
             yield ask
         finally:

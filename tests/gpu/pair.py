@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from thaw_proto import agent_pb2 as pb
+from zerowake_proto import agent_pb2 as pb
 
 from restore_agent.cuda import Cuda
 from restore_agent.placement import HEADROOM
@@ -172,7 +172,7 @@ async def main() -> int:
     figures: list[Figure] = []
     failures: list[str] = []
     before = cuda.used()
-    with tempfile.TemporaryDirectory(prefix="thaw-pair-", dir=os.environ.get("THAW_GPU_WORK", "/var/tmp")) as folder:
+    with tempfile.TemporaryDirectory(prefix="zerowake-pair-", dir=os.environ.get("ZEROWAKE_GPU_WORK", "/var/tmp")) as folder:
         # Hardly more than the weights: what gpumem holds beside them it would give up, and more replicas would fit than were counted.
         pool = -(-SIZES[size].bytes // (2 * MIB)) * 2 * MIB + 64 * MIB
         began = time.monotonic()

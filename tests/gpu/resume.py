@@ -1,8 +1,8 @@
 """From nothing to an answer on a GPU, through the whole system: `python -m tests.gpu.resume [qwen3-8b|small]`.
 
-gpumem holds the weights, `thaw up` holds the snapshot; each figure is from the gateway's first request to its answer, at zero replicas, and
-every answer is compared with the cold server's. Beside it, in the same run, plain CRIU and CUDA checkpoint with the weights in the image.
-Prints one table and writes `tests/bench/results/resume-GPU-SIZE.json`. Needs root, CRIU, a GPU with its driver, torch.
+gpumem holds the weights, `zerowake up` holds the snapshot; each figure is from the gateway's first request to its answer, at zero replicas,
+and every answer is compared with the cold server's. Beside it, in the same run, plain CRIU and CUDA checkpoint with the weights in the
+image. Prints one table and writes `tests/bench/results/resume-GPU-SIZE.json`. Needs root, CRIU, a GPU with its driver, torch.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ import aiohttp
 import grpc
 import yaml
 from rich.console import Console
-from thaw_proto import agent_pb2 as pb
-from thaw_proto import agent_pb2_grpc, gpumem_pb2
+from zerowake_proto import agent_pb2 as pb
+from zerowake_proto import agent_pb2_grpc, gpumem_pb2
 
 from gpumem.control import Control
 from gpumem.errors import PeerGone
@@ -38,7 +38,7 @@ from restore_agent.store import Catalog
 from tests.bench.__main__ import RESULTS, specs
 from tests.bench.figures import Figure, table
 from tests.bench.pages import disk_seconds, touched, uncache
-from tests.bench.restore import THAW, at_zero, rungs, spread, status
+from tests.bench.restore import ZEROWAKE, at_zero, rungs, spread, status
 from tests.gpu.plain import plain
 from tests.gpu.serve import SIZES
 from tests.gpu.weights import write_checkpoint
@@ -57,7 +57,7 @@ async def main() -> int:
     if cuda is None:
         raise SystemExit("needs an NVIDIA GPU")
     gpu = cuda.gpus()
-    with tempfile.TemporaryDirectory(prefix="thaw-gpu-", dir=os.environ.get("THAW_GPU_WORK", "/var/tmp")) as folder:
+    with tempfile.TemporaryDirectory(prefix="zerowake-gpu-", dir=os.environ.get("ZEROWAKE_GPU_WORK", "/var/tmp")) as folder:
         work = Path(folder)
         await asyncio.to_thread(write_checkpoint, work / "weights", SIZES[name])
         os.environ["GPUMEM_SOCKET"] = str(work / "gpumem.sock")
@@ -122,7 +122,7 @@ async def measure(name: str, work: Path, cuda: Cuda) -> tuple[Bench, list[Figure
 
 
 async def compared_run(*arguments: str) -> tuple[int, str]:
-    """A command of `thaw` that compares every page of each replica that it restores. Returns how many, and what it printed."""
+    """A command of `zerowake` that compares every page of each replica that it restores. Returns how many, and what it printed."""
     command = [sys.executable, "-m", "tests.restore_agent.compared", *arguments]
     process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE)
     out, err = await process.communicate()
@@ -272,7 +272,7 @@ async def system(state: Path, waits_on: str) -> AsyncIterator[None]:
     model = {"snapshot": "model", "cooldown_seconds": 0.2, "polling_seconds": 0.2, "stage": waits_on}
     file.write_text(yaml.safe_dump({"state": str(state), "listen": f"127.0.0.1:{GATEWAY}", "models": {"model": model}}))
     with (state.parent / "up.log").open("wb") as log:
-        process = await asyncio.create_subprocess_exec(*THAW, "up", str(file), stdout=log, stderr=log)
+        process = await asyncio.create_subprocess_exec(*ZEROWAKE, "up", str(file), stdout=log, stderr=log)
     try:
         async with asyncio.timeout(60):
             while not (state / "status.sock").exists() or waits_on not in await rungs(state):

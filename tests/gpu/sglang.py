@@ -1,9 +1,9 @@
 """SGLang from nothing to its first token, through the whole system: `python -m tests.gpu.sglang MODEL [OPTION…]`.
 
 Like tests/gpu/vllm.py: random weights of a fixed seed, every page of the proving replica compared with the image, and each answer, token by
-token, that of an SGLang without thaw. No adapter takes part: the engine is taken when it is idle, weights and KV cache travel in the image.
-OPTIONs go to both SGLangs. Writes `tests/bench/results/sglang-GPU.json`. Needs root, CRIU, a GPU with its driver, SGLang (THAW_SGLANG_SITE:
-its folder, where it is not installed). Logs are copied into the folder OUT, where that is set.
+token, that of an SGLang without zerowake. No adapter takes part: the engine is taken when it is idle, weights and KV cache travel in the
+image. OPTIONs go to both SGLangs. Writes `tests/bench/results/sglang-GPU.json`. Needs root, CRIU, a GPU with its driver, SGLang
+(ZEROWAKE_SGLANG_SITE: its folder, where it is not installed). Logs are copied into the folder OUT, where that is set.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import ClassVar
 
 import aiohttp
 from rich.console import Console
-from thaw_proto import agent_pb2 as pb
+from zerowake_proto import agent_pb2 as pb
 
 from restore_agent.cuda import Cuda
 from restore_agent.store import Catalog
@@ -53,7 +53,7 @@ class Bench(VllmBench):
     def __init__(self, work: Path, model: Path, until: float, cuda: Cuda, options: list[str]) -> None:
         super().__init__(work, model, until)
         self.cuda = cuda
-        site = [os.environ["THAW_SGLANG_SITE"]] if "THAW_SGLANG_SITE" in os.environ else []
+        site = [os.environ["ZEROWAKE_SGLANG_SITE"]] if "ZEROWAKE_SGLANG_SITE" in os.environ else []
         path = [*site, *filter(None, os.environ.get("PYTHONPATH", "").split(":")), str(Path(__file__).parents[2])]
         kernels = {key: value for key, value in os.environ.items() if key == "TVM_FFI_CACHE_DIR"}
         self.env = {"PYTHONPATH": ":".join(path), "HF_HUB_OFFLINE": "1", **kernels}
@@ -72,7 +72,7 @@ class Bench(VllmBench):
             console.print(f"  pid {process.pid}{' (GPU)' if process.gpu else ''}: {process.command[:120]}", markup=False)
 
     async def start(self, cache: str, detail: str) -> None:
-        """SGLang without thaw: seconds until it is healthy and has given its whole answer."""
+        """SGLang without zerowake: seconds until it is healthy and has given its whole answer."""
         log = self.work / f"plain-{cache}.log"
         before = self.cuda.used()
         began = time.monotonic()
@@ -116,7 +116,7 @@ async def main() -> int:
     if cuda is None:
         raise SystemExit("needs an NVIDIA GPU")
     gpu = cuda.gpus()
-    with tempfile.TemporaryDirectory(prefix="thaw-sglang-", dir=os.environ.get("THAW_GPU_WORK", "/var/tmp")) as folder:
+    with tempfile.TemporaryDirectory(prefix="zerowake-sglang-", dir=os.environ.get("ZEROWAKE_GPU_WORK", "/var/tmp")) as folder:
         work = Path(folder)
         os.environ["GPUMEM_SOCKET"] = f"{folder}/gpumem.sock"
         weights = work / "model"
@@ -139,7 +139,7 @@ async def main() -> int:
         bench.figures.append(Figure("cold start ÷ staged", bench.cold / bench.medians["staged"], "×"))
     console.print(table(bench.figures))
     path = RESULTS / f"sglang-{gpu.names[0].split()[-1].lower()}.json"
-    site = [os.environ["THAW_SGLANG_SITE"]] if "THAW_SGLANG_SITE" in os.environ else sys.path
+    site = [os.environ["ZEROWAKE_SGLANG_SITE"]] if "ZEROWAKE_SGLANG_SITE" in os.environ else sys.path
     versions = {each.metadata["Name"]: each.version for each in importlib.metadata.distributions(path=site)}
     result = {
         "command": " ".join(["python -m tests.gpu.sglang MODEL", *options]),

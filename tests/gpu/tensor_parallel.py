@@ -140,7 +140,7 @@ class Recorded:
 
 
 async def variant(name: str, nccl: str) -> None:
-    with tempfile.TemporaryDirectory(prefix="thaw-nccl-") as folder:
+    with tempfile.TemporaryDirectory(prefix="zerowake-nccl-") as folder:
         env = os.environ | ALWAYS | VARIANTS[name] | {"NCCL_DEBUG": "INFO", "NCCL_DEBUG_FILE": f"{folder}/log.%p"}
         command = [sys.executable, "-m", "tests.gpu.tensor_parallel", "rank"]
         pipe = asyncio.subprocess.PIPE
@@ -263,12 +263,12 @@ def serve(nccl: str) -> None:
 
 
 async def snapshot(name: str, nccl: str) -> None:
-    from thaw_proto import agent_pb2 as pb  # noqa: PLC0415  (only the agent's client needs it)
+    from zerowake_proto import agent_pb2 as pb  # noqa: PLC0415  (only the agent's client needs it)
 
     from restore_agent.store import Catalog  # noqa: PLC0415
     from tests.restore_agent.world import get, running  # noqa: PLC0415
 
-    with tempfile.TemporaryDirectory(prefix="thaw-nccl-", dir="/var/tmp") as folder:
+    with tempfile.TemporaryDirectory(prefix="zerowake-nccl-", dir="/var/tmp") as folder:
         kept = ("PATH", "HOME", "PYTHONPATH", "LD_LIBRARY_PATH")
         env = {key: os.environ[key] for key in kept if key in os.environ} | ALWAYS | VARIANTS[name]
         command = [sys.executable, "-m", "tests.gpu.tensor_parallel", "serve", nccl]

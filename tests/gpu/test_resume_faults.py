@@ -21,7 +21,7 @@ from typing import Any
 
 import grpc
 import pytest
-from thaw_proto import agent_pb2 as pb
+from zerowake_proto import agent_pb2 as pb
 
 from gpumem.memory import HOST, devices
 from restore_agent import cuda as cuda_module

@@ -1,13 +1,13 @@
 """vLLM from nothing to its first byte, through the whole system: `python -m tests.gpu.vllm MODEL [SECONDS]`.
 
-MODEL is a directory with a Qwen3 config and a tokenizer; its weights are written here, random ones of a fixed seed. `thaw snapshot create
---engine vllm` starts, publishes the weights into gpumem and dumps, and its proof compares every page with the image; each figure is from
-the gateway's first request, at zero replicas, to the first token of its streamed answer. Every answer must be that of the engine before
-it was dumped. A vLLM without thaw is started last, its compile cache warm then; whether it answers the same is said, and no more than said:
-from one start of its own to the next vLLM answers in one of two ways. A case that fails is named, and the next one is tried; none is
-begun after SECONDS (540). Prints what the image is made of, the phases and the engine's own words; writes `tests/bench/results/vllm-
-GPU.json`. Needs root, CRIU, a GPU with its driver, vLLM (THAW_VLLM_SITE: its folder, where it is not installed). Logs are copied into the
-folder OUT, where that is set.
+MODEL is a directory with a Qwen3 config and a tokenizer; its weights are written here, random ones of a fixed seed. `zerowake snapshot
+create --engine vllm` starts, publishes the weights into gpumem and dumps, and its proof compares every page with the image; each figure is
+from the gateway's first request, at zero replicas, to the first token of its streamed answer. Every answer must be that of the engine
+before it was dumped. A vLLM without zerowake is started last, its compile cache warm then; whether it answers the same is said, and no more
+than said: from one start of its own to the next vLLM answers in one of two ways. A case that fails is named, and the next one is tried;
+none is begun after SECONDS (540). Prints what the image is made of, the phases and the engine's own words; writes
+`tests/bench/results/vllm-GPU.json`. Needs root, CRIU, a GPU with its driver, vLLM (ZEROWAKE_VLLM_SITE: its folder, where it is not
+installed). Logs are copied into the folder OUT, where that is set.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from typing import Any, ClassVar
 
 import aiohttp
 from rich.console import Console
-from thaw_proto import agent_pb2 as pb
-from thaw_proto import gpumem_pb2
+from zerowake_proto import agent_pb2 as pb
+from zerowake_proto import gpumem_pb2
 
 from gpumem.control import Control
 from gpumem.safetensors import kept_reading
@@ -41,7 +41,7 @@ from restore_agent.cuda import Cuda
 from restore_agent.store import Catalog
 from tests.bench.__main__ import RESULTS, specs
 from tests.bench.figures import Figure, table
-from tests.bench.restore import THAW, at_zero, spread, status
+from tests.bench.restore import ZEROWAKE, at_zero, spread, status
 from tests.gpu.resume import control, nothing, pool, stage, system, until_rung
 from tests.gpu.weights import Qwen3, write_checkpoint
 
@@ -73,7 +73,7 @@ class Bench:
         self.answer: Answer | None = None  # all must be alike
         self.cold = 0.0
         self.medians: dict[str, float] = {}
-        site = [os.environ["THAW_VLLM_SITE"]] if "THAW_VLLM_SITE" in os.environ else []
+        site = [os.environ["ZEROWAKE_VLLM_SITE"]] if "ZEROWAKE_VLLM_SITE" in os.environ else []
         self.env = {
             "PYTHONPATH": ":".join([*site, *filter(None, os.environ.get("PYTHONPATH", "").split(":")), str(Path(__file__).parents[2])]),
             "VLLM_USE_FLASHINFER_SAMPLER": "0",
@@ -111,14 +111,14 @@ class Bench:
             asked = ["--canary", f"/v1/completions={json.dumps(canary)}"] if self.asked_before else []
             words = ["--engine", self.engine, "--port", str(PORT), "--state", str(self.state), *asked, *env, "--", *self.command]
             began = time.monotonic()
-            process = await asyncio.create_subprocess_exec(*THAW, "snapshot", "create", "model", *words)
+            process = await asyncio.create_subprocess_exec(*ZEROWAKE, "snapshot", "create", "model", *words)
             code = await process.wait()
             self.told(log)
             if code:
                 console.print(log.read_text()[-12000:], markup=False)
-                raise RuntimeError(f"thaw snapshot create ended with {code}")
+                raise RuntimeError(f"zerowake snapshot create ended with {code}")
             took = time.monotonic() - began
-            self.figures.append(Figure(f"thaw snapshot create --engine {self.engine}", took, "s", detail=self.compiled))
+            self.figures.append(Figure(f"zerowake snapshot create --engine {self.engine}", took, "s", detail=self.compiled))
         compared = re.findall(r"^compared (\d+) filled, (\d+) kept, (\d+) zeros", log.read_text(), re.MULTILINE)
         pages = sum(int(number) for numbers in compared for number in numbers)
         self.figures.append(
@@ -245,7 +245,7 @@ class Bench:
         await control(call)
 
     async def plain(self) -> None:
-        """vLLM without thaw, as it is started anywhere."""
+        """vLLM without zerowake, as it is started anywhere."""
         command = [*self.command, "--port", str(PORT), "--gpu-memory-utilization", "0.5"]
         log = self.work / "plain.log"
         began = time.monotonic()
@@ -320,7 +320,7 @@ async def main() -> int:
     if cuda is None:
         raise SystemExit("needs an NVIDIA GPU")
     gpu = cuda.gpus()
-    with tempfile.TemporaryDirectory(prefix="thaw-vllm-", dir=os.environ.get("THAW_GPU_WORK", "/var/tmp")) as folder:
+    with tempfile.TemporaryDirectory(prefix="zerowake-vllm-", dir=os.environ.get("ZEROWAKE_GPU_WORK", "/var/tmp")) as folder:
         os.environ["GPUMEM_SOCKET"] = f"{folder}/gpumem.sock"
         weights = Path(folder) / "model"
         shutil.copytree(model, weights)

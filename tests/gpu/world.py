@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from thaw_proto import gpumem_pb2 as pb
+from zerowake_proto import gpumem_pb2 as pb
 
 from gpumem.control import Control
 from gpumem.errors import PeerGone

@@ -4,7 +4,7 @@ import gc
 from collections.abc import Iterator
 
 import pytest
-from thaw_proto import gpumem_pb2 as pb
+from zerowake_proto import gpumem_pb2 as pb
 
 from gpumem.link import Link
 from tests.gpumem.world import MIB, Served, Weights, make_weights, served, until

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from thaw_proto import gpumem_pb2 as pb
+from zerowake_proto import gpumem_pb2 as pb
 
 from gpumem.client import Client
 from gpumem.control import Control

@@ -10,7 +10,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from thaw_proto import gpumem_pb2 as pb
+from zerowake_proto import gpumem_pb2 as pb
 
 from gpumem.client import Client
 from gpumem.control import Control

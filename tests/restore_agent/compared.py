@@ -1,6 +1,6 @@
-"""thaw, comparing every page of each replica that it restores with the image: `python -m tests.restore_agent.compared agent --state …`
+"""zerowake, comparing every page of each replica that it restores with the image: `python -m tests.restore_agent.compared agent --state …`
 
-Anything that `thaw` can do. A page that differs fails the restore; what was compared goes to stderr.
+Anything that `zerowake` can do. A page that differs fails the restore; what was compared goes to stderr.
 """
 
 from __future__ import annotations

@@ -85,7 +85,7 @@ async def container(
     memory: int = 0,
 ) -> AsyncIterator[Running]:
     """`placeholder`: the agent's folder. `shared`: namespaces that it has none of its own of."""
-    name = f"thaw-test-{secrets.token_hex(4)}"
+    name = f"zerowake-test-{secrets.token_hex(4)}"
     folder.mkdir()
     with overlay_of_this_machine(folder):
         async with _run(name, folder, placeholder, command, user, capabilities, shared, memory) as running:
@@ -99,8 +99,8 @@ def overlay_of_this_machine(folder: Path) -> Iterator[Path]:
     subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(folder)], check=True)  # an upper layer must not lie under its lower one
     for part in ("upper", "work", "root", "control"):
         (folder / part).mkdir()
-    (folder / "upper/run/thaw/control").mkdir(parents=True)
-    (folder / "upper/run/thaw/bin").mkdir()
+    (folder / "upper/run/zerowake/control").mkdir(parents=True)
+    (folder / "upper/run/zerowake/bin").mkdir()
     (folder / "control").chmod(0o777)
     layers = f"lowerdir=/,upperdir={folder / 'upper'},workdir={folder / 'work'}"
     try:
@@ -174,8 +174,8 @@ def _specification(
         "process": {
             "terminal": False,
             "user": {"uid": user, "gid": user},
-            "args": ["/run/thaw/bin/thaw-placeholder", "--", *command],
-            "env": [f"PATH={os.environ['PATH']}", "SNAPSHOT_CONTROL_DIR=/run/thaw/control"],
+            "args": ["/run/zerowake/bin/zerowake-placeholder", "--", *command],
+            "env": [f"PATH={os.environ['PATH']}", "SNAPSHOT_CONTROL_DIR=/run/zerowake/control"],
             "cwd": "/",
             "capabilities": {kind: list(capabilities) for kind in ("bounding", "effective", "permitted")},
             "noNewPrivileges": True,
@@ -187,13 +187,13 @@ def _specification(
             {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "strictatime", "mode=755"]},
             {"destination": "/dev/shm", "type": "tmpfs", "source": "shm", "options": tmpfs},
             {"destination": "/sys", "type": "none", "source": "/sys", "options": ["rbind", "ro"]},
-            {"destination": "/run/thaw/control", "type": "bind", "source": str(folder / "control"), "options": ["bind", "rw"]},
-            {"destination": "/run/thaw/bin", "type": "bind", "source": str(placeholder), "options": ["bind", "ro"]},
+            {"destination": "/run/zerowake/control", "type": "bind", "source": str(folder / "control"), "options": ["bind", "rw"]},
+            {"destination": "/run/zerowake/bin", "type": "bind", "source": str(placeholder), "options": ["bind", "ro"]},
         ],
         "linux": {
             "namespaces": [{"type": kind} for kind in kinds],
             "resources": resources,
-            "cgroupsPath": f"/thaw-test/{name}",
+            "cgroupsPath": f"/zerowake-test/{name}",
             "maskedPaths": ["/proc/kcore", "/proc/keys", "/proc/timer_list"],
             "readonlyPaths": ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"],
         },

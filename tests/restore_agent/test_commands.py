@@ -1,4 +1,4 @@
-"""`thaw snapshot …` as a user types it, beside an agent that runs and without one."""
+"""`zerowake snapshot …` as a user types it, beside an agent that runs and without one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from tests.restore_agent.world import HERE, Agent
 
 
-async def thaw(state: Path, *arguments: str, code: int = 0) -> str:
+async def zerowake(state: Path, *arguments: str, code: int = 0) -> str:
     command = [sys.executable, "-m", "scaler.cli", "snapshot", arguments[0], "--state", str(state), *arguments[1:]]
     process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE)
     out, err = await process.communicate()
@@ -19,38 +19,38 @@ async def thaw(state: Path, *arguments: str, code: int = 0) -> str:
 
 
 async def test_looking_at_snapshots_needs_no_agent(state: Path) -> None:
-    assert "small" in await thaw(state, "list")
-    assert json.loads(await thaw(state, "show", "small"))["name"] == "small"
-    assert "are whole" in await thaw(state, "verify", "small")
-    assert "no snapshot default/other" in await thaw(state, "show", "other", code=1)
-    assert "is not allowed" in await thaw(state, "show", "../../etc", code=1)
+    assert "small" in await zerowake(state, "list")
+    assert json.loads(await zerowake(state, "show", "small"))["name"] == "small"
+    assert "are whole" in await zerowake(state, "verify", "small")
+    assert "no snapshot default/other" in await zerowake(state, "show", "other", code=1)
+    assert "is not allowed" in await zerowake(state, "show", "../../etc", code=1)
 
 
 async def test_a_spoiled_snapshot_is_listed_with_its_fault(state: Path) -> None:
     chunk = max((state / "chunks").glob("*/*"), key=lambda path: path.stat().st_size)
     chunk.write_bytes(b"x" * chunk.stat().st_size)
-    assert chunk.name in await thaw(state, "verify", "small", code=1)
+    assert chunk.name in await zerowake(state, "verify", "small", code=1)
     (manifest,) = (state / "snapshots").glob("*/manifest.json")
     manifest.write_text(manifest.read_text() + " ")
-    assert "unusable" in await thaw(state, "list")
+    assert "unusable" in await zerowake(state, "list")
 
 
 async def test_removing_without_an_agent(state: Path) -> None:
-    await thaw(state, "rm", "small")
+    await zerowake(state, "rm", "small")
     assert list((state / "chunks").glob("*/*")) == []
-    assert "no snapshot default/small" in await thaw(state, "rm", "small", code=1)
+    assert "no snapshot default/small" in await zerowake(state, "rm", "small", code=1)
 
 
 async def test_creating_beside_an_agent(agent: Agent, mapped: Path) -> None:
     """The agent that owns the folder takes it, and serves the source on if asked."""
     server = [sys.executable, str(HERE / "server.py"), "8000", "4", str(mapped)]
-    said = await thaw(agent.state, "create", "second", "--port", "8000", "--canary", "/sum", "--keep-serving", "--", *server)
+    said = await zerowake(agent.state, "create", "second", "--port", "8000", "--canary", "/sum", "--keep-serving", "--", *server)
     assert "proved" in said
-    assert "second" in await thaw(agent.state, "list")
+    assert "second" in await zerowake(agent.state, "list")
     assert (await agent.restore("second")).fallback_reason == ""
 
 
 async def test_an_engine_that_answers_nothing_real(state: Path, mapped: Path) -> None:
     """It knows none of the usual requests: the error says how to name one."""
     server = [sys.executable, str(HERE / "server.py"), "8000", "4", str(mapped)]
-    assert "--canary" in await thaw(state, "create", "unasked", "--port", "8000", "--", *server, code=1)
+    assert "--canary" in await zerowake(state, "create", "unasked", "--port", "8000", "--", *server, code=1)

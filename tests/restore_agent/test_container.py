@@ -49,7 +49,7 @@ def needs_runc(tmp_path_factory: pytest.TempPathFactory) -> None:
 def command(mapped: Path) -> list[str]:
     """The server of server.py, started by a shell that changes the container's file system first."""
     server = f"{sys.executable} {HERE / 'server.py'} {PORT} 8 {mapped} --child"
-    return ["/bin/sh", "-c", f"echo written >/etc/thaw-test && rm /etc/issue && exec {server}"]
+    return ["/bin/sh", "-c", f"echo written >/etc/zerowake-test && rm /etc/issue && exec {server}"]
 
 
 def nothing(phase: str, done: int, total: int) -> None:
@@ -128,7 +128,7 @@ async def test_the_process_that_was_dumped_comes_back_in_another_container(
         assert f"PPid:\t{place.pid}\n" in Path(f"/proc/{hosts[replica.engine.pid]}/status").read_text()
         assert charged(two) > 8 << 20, "what was filled is charged to the container"
         # What the engine had changed in its file system.
-        assert two.execute("cat", "/etc/thaw-test") == "written\n"
+        assert two.execute("cat", "/etc/zerowake-test") == "written\n"
         gone = (two.upper / "etc/issue").lstat()
         assert stat.S_ISCHR(gone.st_mode)
         assert gone.st_rdev == 0
@@ -233,7 +233,7 @@ async def test_what_cannot_be_restored_waits_again_and_is_as_it_was(
         with pytest.raises(RestoreFailed, match=r"weights\.bin.*changed") as changed:
             await node.restore_into(place, "small", snapshot_of(node), Phases())
         assert changed.value.reason == "incompatible"
-        assert not (two.folder / "root/etc/thaw-test").exists(), "what was laid out is taken away"
+        assert not (two.folder / "root/etc/zerowake-test").exists(), "what was laid out is taken away"
         assert place.host_pids().keys() == {1}
         other = Container(place.placeholder, "sha256:another", ADDRESS)
         with pytest.raises(RestoreFailed, match="taken of image sha256:0123"):
@@ -301,7 +301,7 @@ async def test_a_process_of_a_tenant_is_no_placeholder(callers: Callers, tmp_pat
     async with container(tmp_path / "two", callers.folder) as two:
         real = await callers.next()
         says = "hello\\0waiting\\x000\\x001\\0true\\0"
-        lies = f"import socket,time; s=socket.socket(1,5); s.connect('/run/thaw/bin/{SOCKET}'); s.send(b'{says}'); time.sleep(60)"
+        lies = f"import socket,time; s=socket.socket(1,5); s.connect('/run/zerowake/bin/{SOCKET}'); s.send(b'{says}'); time.sleep(60)"
         liar = await asyncio.create_subprocess_exec("runc", "exec", two.name, sys.executable, "-c", lies)
         try:
             false = await callers.next()
@@ -340,16 +340,16 @@ async def test_links_of_a_tenant_lead_nowhere(node: Node, callers: Callers, tmp_
         with contextlib.suppress(OSError):
             assert not engine.is_ready
         await place.close()
-        two.execute("sh", "-c", f"ln -s {victim} /etc/thaw-test")
+        two.execute("sh", "-c", f"ln -s {victim} /etc/zerowake-test")
         await node.restore_into(place, "small", snapshot_of(node), Phases())
-        assert two.execute("cat", "/etc/thaw-test") == "written\n", "the link was replaced"
+        assert two.execute("cat", "/etc/zerowake-test") == "written\n", "the link was replaced"
     assert victim.read_text() == "the node's"
 
 
 async def test_a_moved_control_directory_is_an_error(callers: Callers, tmp_path: Path) -> None:
     async with container(tmp_path / "two", callers.folder) as two:
-        two.execute("sh", "-c", "mv /run/thaw /run/away && ln -s /etc /run/thaw")
-        with pytest.raises(ContainerError, match="/run/thaw/control"):
+        two.execute("sh", "-c", "mv /run/zerowake /run/away && ln -s /etc /run/zerowake")
+        with pytest.raises(ContainerError, match="/run/zerowake/control"):
             await Container(await callers.next(), IMAGE, ADDRESS).open()
 
 
@@ -401,4 +401,4 @@ async def test_a_placeholder_that_is_gone_says_so(callers: Callers, tmp_path: Pa
 def test_left_overs_of_runc() -> None:
     """The tests before this one left no container."""
     found = subprocess.run(["runc", "list", "-q"], capture_output=True, text=True, check=True).stdout
-    assert [name for name in found.split() if name.startswith("thaw-test-")] == []
+    assert [name for name in found.split() if name.startswith("zerowake-test-")] == []

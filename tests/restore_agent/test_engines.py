@@ -7,7 +7,7 @@ import pytest
 
 from restore_agent.engines import CACHE_BYTES, CACHE_TOKENS, KINDS, Setting, UnsuitableCommand, prepare
 
-SETTING = Setting(port=8123, gpumem=Path("/run/gpumem/gpumem.sock"), checkpoints=Path("/var/lib/thaw/weights"))
+SETTING = Setting(port=8123, gpumem=Path("/run/gpumem/gpumem.sock"), checkpoints=Path("/var/lib/zerowake/weights"))
 
 
 def options(command: list[str]) -> dict[str, str]:
@@ -26,7 +26,7 @@ def test_one_line_is_enough_for_vllm() -> None:
     command, env, health = prepare("vllm", ["vllm", "serve", "Qwen/Qwen3-8B"], SETTING, {})
     assert command[:3] == ["vllm", "serve", "Qwen/Qwen3-8B"]
     said = options(command)
-    assert json.loads(said.pop("--model-loader-extra-config")) == {"checkpoints": "/var/lib/thaw/weights", "load_format": "auto"}
+    assert json.loads(said.pop("--model-loader-extra-config")) == {"checkpoints": "/var/lib/zerowake/weights", "load_format": "auto"}
     assert said == {
         "--worker-cls": "gpumem.vllm.Worker",
         "--middleware": "restore_agent.vllm.Snapshots",
@@ -45,7 +45,7 @@ def test_the_load_format_is_kept_for_the_first_load(spelling: list[str]) -> None
     said = options(prepare("vllm", given, SETTING, {})[0])
     assert said["--load-format"] == "gpumem" and said["--max-model-len"] == "8192"
     extra = json.loads(said["--model-loader-extra-config"])
-    assert extra == {"checkpoints": "/var/lib/thaw/weights", "concurrency": 4, "load_format": "dummy"}
+    assert extra == {"checkpoints": "/var/lib/zerowake/weights", "concurrency": 4, "load_format": "dummy"}
 
 
 def test_what_the_user_says_of_memory_and_port_is_kept() -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import grpc
 import pytest
-from thaw_proto import agent_pb2 as pb
+from zerowake_proto import agent_pb2 as pb
 
 from restore_agent.store import Catalog
 from tests.restore_agent.world import Agent, copy_state, engine, get, left_behind, nothing_left, reference, running
@@ -85,7 +85,7 @@ async def test_without_any_command_the_reason_is_the_answer(state: Path) -> None
         with pytest.raises(grpc.aio.AioRpcError, match="changed after it was published") as refused:
             await agent.restore("small")
         assert refused.value.code() == grpc.StatusCode.FAILED_PRECONDITION
-        assert ("thaw-reason", "corrupt") in list(refused.value.trailing_metadata() or ())
+        assert ("zerowake-reason", "corrupt") in list(refused.value.trailing_metadata() or ())
 
 
 async def test_a_changed_library_is_found(agent: Agent, captured: Path, mapped: Path, tmp_path: Path) -> None:
@@ -188,7 +188,7 @@ async def test_two_agents_do_not_share_a_folder(agent: Agent) -> None:
     )
     _, said = await asyncio.wait_for(second.communicate(), 20)
     assert second.returncode == 1
-    assert b"in use by another thaw agent" in said
+    assert b"in use by another zerowake agent" in said
     await agent.restore("small")
 
 

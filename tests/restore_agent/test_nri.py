@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
-from thaw_proto import nri_pb2, ttrpc_pb2
+from zerowake_proto import nri_pb2, ttrpc_pb2
 
 from restore_agent.injection import injected
 from restore_agent.nri import NriError, plugged
@@ -51,7 +51,7 @@ class Runtime:
         request = ttrpc_pb2.Request.FromString(payload)
         assert (request.service, request.method) == ("nri.pkg.api.v1alpha1.Runtime", "RegisterPlugin")
         about = nri_pb2.RegisterPluginRequest.FromString(request.payload)
-        assert about.plugin_name == "thaw" and len(about.plugin_idx) == 2
+        assert about.plugin_name == "zerowake" and len(about.plugin_idx) == 2
         status = ttrpc_pb2.Status(code=code, message="no room")
         self.send(RUNTIME, stream, RESPONSE, ttrpc_pb2.Response(status=status).SerializeToString())
         if code:
@@ -105,23 +105,23 @@ async def connected(runtime: Runtime, folder: Path) -> AsyncIterator[None]:
         yield
 
 
-MARKED = {"thaw.dev/container": "engine"}
+MARKED = {"zerowake.dev/container": "engine"}
 
 
 async def test_a_marked_container_gets_a_placeholder_before_its_command(runtime: Runtime, tmp_path: Path) -> None:
     async with connected(runtime, tmp_path):
-        for label in ("thaw.dev/snapshot", "thaw.dev/capture"):
+        for label in ("zerowake.dev/snapshot", "zerowake.dev/capture"):
             adjust = (await runtime.create({label: "chat"}, MARKED, pieces=True)).adjust
-            assert list(adjust.args) == ["", "/run/thaw/bin/thaw-placeholder", "--", *COMMAND]
-            assert [(each.key, each.value) for each in adjust.env] == [("SNAPSHOT_CONTROL_DIR", "/run/thaw/control")]
+            assert list(adjust.args) == ["", "/run/zerowake/bin/zerowake-placeholder", "--", *COMMAND]
+            assert [(each.key, each.value) for each in adjust.env] == [("SNAPSHOT_CONTROL_DIR", "/run/zerowake/control")]
             program, control = adjust.mounts
-            assert (program.source, program.destination, "ro" in program.options) == (str(tmp_path), "/run/thaw/bin", True)
-            assert (control.type, control.destination) == ("tmpfs", "/run/thaw/control")
+            assert (program.source, program.destination, "ro" in program.options) == (str(tmp_path), "/run/zerowake/bin", True)
+            assert (control.type, control.destination) == ("tmpfs", "/run/zerowake/control")
 
 
 async def test_gpumem_is_the_namespace_s_own(runtime: Runtime, tmp_path: Path) -> None:
     async with connected(runtime, tmp_path):
-        adjust = (await runtime.create({"thaw.dev/snapshot": "chat"}, {**MARKED, "thaw.dev/gpumem": "true"})).adjust
+        adjust = (await runtime.create({"zerowake.dev/snapshot": "chat"}, {**MARKED, "zerowake.dev/gpumem": "true"})).adjust
     mount = adjust.mounts[-1]
     assert (mount.source, mount.destination) == (str(tmp_path / "gpumem/tenants/tenant"), "/run/gpumem")
     assert Path(mount.source).is_dir(), "there when it is mounted"
@@ -133,8 +133,8 @@ async def test_gpumem_is_the_namespace_s_own(runtime: Runtime, tmp_path: Path) -
     [
         ({}, MARKED),
         ({"app": "x"}, {}),
-        ({"thaw.dev/snapshot": "chat"}, {}),
-        ({"thaw.dev/snapshot": "chat"}, {"thaw.dev/container": "sidecar"}),
+        ({"zerowake.dev/snapshot": "chat"}, {}),
+        ({"zerowake.dev/snapshot": "chat"}, {"zerowake.dev/container": "sidecar"}),
     ],
 )
 async def test_others_stay_as_they_are(runtime: Runtime, tmp_path: Path, labels: dict[str, str], annotations: dict[str, str]) -> None:
@@ -145,11 +145,11 @@ async def test_others_stay_as_they_are(runtime: Runtime, tmp_path: Path, labels:
 async def test_an_error_of_ours_leaves_the_container_as_it_is(runtime: Runtime, tmp_path: Path) -> None:
     (tmp_path / "gpumem").write_text("no folder")
     async with connected(runtime, tmp_path):
-        assert not (await runtime.create({"thaw.dev/snapshot": "chat"}, {**MARKED, "thaw.dev/gpumem": "true"})).HasField("adjust")
-        assert (await runtime.create({"thaw.dev/snapshot": "chat"}, MARKED)).HasField("adjust")
+        assert not (await runtime.create({"zerowake.dev/snapshot": "chat"}, {**MARKED, "zerowake.dev/gpumem": "true"})).HasField("adjust")
+        assert (await runtime.create({"zerowake.dev/snapshot": "chat"}, MARKED)).HasField("adjust")
         answer = await runtime.call("StopContainer", b"")
         assert answer.status.code, "a call of which it knows nothing is refused, and the next is answered"
-        assert (await runtime.create({"thaw.dev/snapshot": "chat"}, MARKED)).HasField("adjust")
+        assert (await runtime.create({"zerowake.dev/snapshot": "chat"}, MARKED)).HasField("adjust")
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ async def test_it_connects_again(runtime: Runtime, tmp_path: Path, ending: Calla
     async with connected(runtime, tmp_path):
         ending(runtime)
         await runtime.takes()
-        assert (await runtime.create({"thaw.dev/snapshot": "chat"}, MARKED)).HasField("adjust")
+        assert (await runtime.create({"zerowake.dev/snapshot": "chat"}, MARKED)).HasField("adjust")
 
 
 async def test_it_comes_back_to_a_runtime_that_was_away(runtime: Runtime, tmp_path: Path) -> None:

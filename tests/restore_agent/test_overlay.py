@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 
 import pytest
-import thaw_native
+import zerowake_native
 
 from restore_agent import overlay
 from restore_agent.overlay import Mounts, OverlayError, archive, lay_out
@@ -133,7 +133,7 @@ def test_what_is_mounted_stays_out(roots: Callable[[], Root], tmp_path: Path) ->
     one.mounts = Mounts(one.upper, frozenset({PurePosixPath("data"), PurePosixPath("etc/hosts")}))
     (one.path / "etc/hosts").touch()
     (one.path / "data/secret").write_text("of a volume")
-    (one.path / "run/thaw/control").mkdir(parents=True)
+    (one.path / "run/zerowake/control").mkdir(parents=True)
     with tarfile.open(saved(tmp_path, one.archive())) as tar:
         assert set(tar.getnames()) <= {"etc", "run"}
 
@@ -184,7 +184,7 @@ def test_a_root_that_is_no_overlay_is_refused(tmp_path: Path) -> None:
 def test_mounts_are_read_as_the_kernel_writes_them(roots: Callable[[], Root], tmp_path: Path) -> None:
     """Of a process whose root is an overlay; its upper layer's path has what the kernel escapes."""
     root = Root(tmp_path / "a b", tmp_path / "image")
-    shutil.copy(thaw_native.PLACEHOLDER, root.path / "waits")
+    shutil.copy(zerowake_native.PLACEHOLDER, root.path / "waits")
     script = (
         f"mount --make-rprivate / && cd '{root.path}' && mkdir -p old proc && mount -t proc proc proc && pivot_root . old "
         "&& exec /waits -- true"

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import grpc
 import pytest
-from thaw_proto import agent_pb2 as pb
-from thaw_proto import agent_pb2_grpc, criu_pb2
+from zerowake_proto import agent_pb2 as pb
+from zerowake_proto import agent_pb2_grpc, criu_pb2
 
 from restore_agent import images
 from restore_agent.chunks import Chunk, ChunkStore, CorruptChunk, write_chunks

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import grpc
 import pytest
-from thaw_proto import agent_pb2 as pb
+from zerowake_proto import agent_pb2 as pb
 
 from restore_agent.store import Catalog, Snapshot
 from tests.restore_agent.world import Agent, engine, get, reference

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import grpc
 import pytest
-from thaw_proto import agent_pb2 as pb
+from zerowake_proto import agent_pb2 as pb
 
 from restore_agent.engine import cpu_seconds
 from tests.restore_agent.test_restore import live_replicas, oracle

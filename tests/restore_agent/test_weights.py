@@ -11,7 +11,7 @@ import grpc
 import numpy
 import pytest
 from safetensors.numpy import save_file
-from thaw_proto import agent_pb2 as pb
+from zerowake_proto import agent_pb2 as pb
 
 from gpumem.control import Control
 from gpumem.errors import PeerGone
@@ -169,7 +169,7 @@ async def test_gpumem_restarted_between_two_restores(tmp_path: Path, checkpoint:
 
 
 def reference(region: object) -> object:
-    from thaw_proto import gpumem_pb2  # noqa: PLC0415
+    from zerowake_proto import gpumem_pb2  # noqa: PLC0415
 
     return gpumem_pb2.RegionRef(device=region.device, id=region.id)
 

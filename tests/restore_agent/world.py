@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
-from thaw_proto import agent_pb2 as pb
-from thaw_proto import agent_pb2_grpc
+from zerowake_proto import agent_pb2 as pb
+from zerowake_proto import agent_pb2_grpc
 
 HERE = Path(__file__).parent
 PORT = 8000

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
-from thaw_proto import agent_pb2, agent_pb2_grpc
+from zerowake_proto import agent_pb2, agent_pb2_grpc
 
 
 class Agent(agent_pb2_grpc.AgentServicer):

@@ -14,15 +14,15 @@ from types import TracebackType
 from typing import Self
 
 import grpc
-from thaw_proto import externalscaler_pb2 as pb
-from thaw_proto import externalscaler_pb2_grpc as pb_grpc
+from zerowake_proto import externalscaler_pb2 as pb
+from zerowake_proto import externalscaler_pb2_grpc as pb_grpc
 
 SERVICE_CONFIG = '{"loadBalancingConfig": [{"round_robin":{}}]}'
 
 
 def ref(model: str, **metadata: str) -> pb.ScaledObjectRef:
     """A ScaledObject whose trigger scales `model`, with what KEDA forwards of its own."""
-    own = {"scalerAddress": "scaler.thaw:9090", "model": model}
+    own = {"scalerAddress": "scaler.zerowake:9090", "model": model}
     return pb.ScaledObjectRef(name=f"{model}-object", namespace="default", scalerMetadata=own | metadata)
 
 

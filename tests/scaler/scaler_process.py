@@ -3,7 +3,7 @@
 Run as `python -m tests.scaler.scaler_process ADDRESS MODELS [PEERS]`: it says the bound address, and the one where it answers its peers,
 then obeys lines of standard input, `hold MODEL…`, `leave MODEL…` or `all` (hold every model), and answers each with the time.monotonic()
 at which it began to. `watched` is answered when every model has had a stream. PEERS are the addresses of the others, with commas between
-them. SIGTERM ends it as it ends `thaw`: streams first, with OK.
+them. SIGTERM ends it as it ends `zerowake`: streams first, with OK.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ def test_phases_and_what_none_of_them_accounts_for(caplog: pytest.LogCaptureFixt
     assert (line["activation"], line["model"], line["outcome"], line["seconds"]) == (activation.id, "phases", "served", 5.0)
     assert line["phases"]["unaccounted"] == 0.75
     labels = {"model": "phases", "phase": "image"}
-    assert REGISTRY.get_sample_value("thaw_activation_phase_seconds_sum", labels) == 2.0
+    assert REGISTRY.get_sample_value("zerowake_activation_phase_seconds_sum", labels) == 2.0
 
 
 def test_the_latest_come_first_and_old_ones_go() -> None:
@@ -80,7 +80,7 @@ async def test_metrics_and_health_are_served() -> None:
         async with client.get(f"http://{host}:{port}/metrics") as response:
             text = await response.text()
             assert response.headers["Content-Type"].startswith("text/plain; version=")
-        for line in ('thaw_held_requests{model="m"} 1.0', 'thaw_held_bytes{model="m"} 7.0', 'thaw_replicas{model="m"} 1.0'):
+        for line in ('zerowake_held_requests{model="m"} 1.0', 'zerowake_held_bytes{model="m"} 7.0', 'zerowake_replicas{model="m"} 1.0'):
             assert line in text
         async with client.get(f"http://{host}:{port}/healthz") as response:
             assert response.status == 200

@@ -7,7 +7,7 @@ from pathlib import Path
 import grpc
 import pytest
 from google.protobuf.descriptor import FieldDescriptor
-from thaw_proto import externalscaler_pb2 as pb
+from zerowake_proto import externalscaler_pb2 as pb
 
 from tests.scaler.keda_client import Keda, Watched, ref
 from tests.scaler.scaler_process import models, scaler_process

@@ -8,7 +8,7 @@ from typing import Any
 
 import grpc
 import pytest
-from thaw_proto import agent_pb2
+from zerowake_proto import agent_pb2
 
 from scaler.activation import Activations
 from scaler.cluster import MODEL_SNAPSHOTS, Cluster
@@ -41,7 +41,7 @@ class World:
         ledger = Ledger()
         self.nodes = Nodes(Replicas(ledger), Activations())
         self.informer = cluster.follow(MODEL_SNAPSHOTS, ModelSnapshot)
-        self.controller = Controller(cluster, self.informer, self.nodes, NodeSetup({"thaw": "yes"}))
+        self.controller = Controller(cluster, self.informer, self.nodes, NodeSetup({"zerowake": "yes"}))
         self._task: asyncio.Task[None] | None = None
 
     async def node(self, name: str) -> Agent:
@@ -113,12 +113,12 @@ async def test_a_template_is_captured(world: World) -> None:
     assert pod["metadata"]["ownerReferences"][0]["name"] == "chat"
     assert pod["metadata"]["labels"] == {
         "app": "chat",
-        "thaw.dev/capture": "chat",
+        "zerowake.dev/capture": "chat",
     }
     assert engine["command"] == ["serve"] and engine["args"] == ["$(PORT)"]
-    assert pod["metadata"]["annotations"]["thaw.dev/container"] == engine["name"]
+    assert pod["metadata"]["annotations"]["zerowake.dev/container"] == engine["name"]
     assert "livenessProbe" not in engine and pod["spec"]["restartPolicy"] == "Never"
-    assert pod["spec"]["nodeSelector"] == {"thaw": "yes"}
+    assert pod["spec"]["nodeSelector"] == {"zerowake": "yes"}
     assert pod["spec"]["readinessGates"], "no Service may route to it"
     await until(lambda: world.status().get("phase") == "Capturing")
 
@@ -333,7 +333,7 @@ async def test_a_forged_capture_pod_is_neither_believed_nor_deleted(world: World
         "metadata": {
             "name": "forged",
             "namespace": "tenant",
-            "labels": {"thaw.dev/capture": "chat"},
+            "labels": {"zerowake.dev/capture": "chat"},
             "annotations": {CAPTURED: OTHER},
         }
     }

@@ -12,7 +12,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from prometheus_client import REGISTRY
-from thaw_proto import externalscaler_pb2 as pb
+from zerowake_proto import externalscaler_pb2 as pb
 
 from scaler import external_scaler
 from scaler.activation import Activations
@@ -148,7 +148,7 @@ async def test_a_stream_that_opens_under_demand_is_told_at_once(ledger: Ledger) 
 
 async def test_latency_counts_pushes_for_a_first_request_only(ledger: Ledger) -> None:
     def counted() -> float:
-        return REGISTRY.get_sample_value("thaw_keda_push_seconds_count") or 0.0
+        return REGISTRY.get_sample_value("zerowake_keda_push_seconds_count") or 0.0
 
     before = counted()
     ledger.hold("chat", 1)  # no stream is open, and the planner makes a replica by itself
@@ -206,7 +206,7 @@ async def test_unary_answers(ledger: Ledger) -> None:
         assert [(one.metricName, one.metricValue, one.metricValueFloat) for one in values] == [(METRIC, 0, 2.0)]
         assert await keda.poll(ref("chat")) == (2.0, True)
         with pytest.raises(grpc.aio.AioRpcError) as refused:
-            await keda.sync(ref("chat"), "thaw-other")
+            await keda.sync(ref("chat"), "zerowake-other")
         assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
         assert METRIC in (refused.value.details() or "")
 

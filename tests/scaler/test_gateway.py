@@ -19,7 +19,7 @@ async def test_passes_the_request_on_untouched() -> None:
         f.replicas.add(engine.replica())
         body = gzip.compress(b"anything \x00\xff")
         headers = {
-            "X-Thaw-Model": "m",
+            "X-Zerowake-Model": "m",
             "Content-Encoding": "gzip",
             "Content-Type": "application/octet-stream",
             "Accept-Encoding": "br;q=0.5",
@@ -41,7 +41,7 @@ async def test_passes_the_request_on_untouched() -> None:
         assert bytes.fromhex(seen["body"]) == body
         assert dict(seen["headers"]) == {
             "Host": f.url.removeprefix("http://"),
-            "X-Thaw-Model": "m",
+            "X-Zerowake-Model": "m",
             "Content-Encoding": "gzip",
             "Content-Type": "application/octet-stream",
             "Content-Length": str(len(body)),
@@ -83,10 +83,10 @@ async def test_finds_the_model_in_body_then_header_then_path() -> None:
         f.replicas.add(two.replica("r2", "other/model"))
         cases = [
             ("/x", {}, {"model": "m"}, one),
-            ("/x", {"X-Thaw-Model": "other/model"}, {}, two),
+            ("/x", {"X-Zerowake-Model": "other/model"}, {}, two),
             ("/models/other%2Fmodel/x", {}, {}, two),
-            ("/models/other%2Fmodel/x", {"X-Thaw-Model": "m"}, {"model": "other/model"}, two),
-            ("/models/other%2Fmodel/x", {"X-Thaw-Model": "m"}, {}, one),
+            ("/models/other%2Fmodel/x", {"X-Zerowake-Model": "m"}, {"model": "other/model"}, two),
+            ("/models/other%2Fmodel/x", {"X-Zerowake-Model": "m"}, {}, one),
             ("/models/m/x", {}, {"model": "what the engine calls it"}, one),
         ]
         for path, headers, body, engine in cases:
@@ -101,11 +101,19 @@ async def test_says_what_is_wrong_with_a_request() -> None:
         cases = [
             ("POST", "/v1/x", {}, b'{"model": "nope"}', 404, "model_not_found", "known models: m"),
             ("POST", "/v1/x", {}, b'{"model": 3}', 400, "bad_model", "must be a string"),
-            ("POST", "/v1/x", {}, b"not json", 400, "model_missing", "X-Thaw-Model"),
-            ("GET", "/v1/x", {}, None, 400, "model_missing", "X-Thaw-Model"),
-            ("POST", "/v1/x", {}, b'{"model": "m", "x": "%s"}' % (b"y" * 1000), 413, "body_too_large", "X-Thaw-Model"),
-            ("POST", "/v1/x", {"X-Thaw-Priority": "urgent"}, b'{"model": "m"}', 400, "bad_priority", "X-Thaw-Priority"),
-            ("POST", "/v1/x", {"X-Thaw-Heartbeat": "nan"}, b'{"model": "m", "stream": true}', 400, "bad_heartbeat", "X-Thaw-Heartbeat"),
+            ("POST", "/v1/x", {}, b"not json", 400, "model_missing", "X-Zerowake-Model"),
+            ("GET", "/v1/x", {}, None, 400, "model_missing", "X-Zerowake-Model"),
+            ("POST", "/v1/x", {}, b'{"model": "m", "x": "%s"}' % (b"y" * 1000), 413, "body_too_large", "X-Zerowake-Model"),
+            ("POST", "/v1/x", {"X-Zerowake-Priority": "urgent"}, b'{"model": "m"}', 400, "bad_priority", "X-Zerowake-Priority"),
+            (
+                "POST",
+                "/v1/x",
+                {"X-Zerowake-Heartbeat": "nan"},
+                b'{"model": "m", "stream": true}',
+                400,
+                "bad_heartbeat",
+                "X-Zerowake-Heartbeat",
+            ),
             ("GET", "/v1/models/nope", {}, None, 404, "model_not_found", "known models: m"),
             ("GET", "/models/", {}, None, 404, "model_not_found", "/models/<name>"),
         ]
@@ -287,7 +295,7 @@ async def test_fair_between_tenants_and_priority_first() -> None:
         order = []
         for tenant, priority, count in (("a", "normal", 4), ("b", "normal", 2), ("c", "low", 1), ("d", "high", 2)):
             for i in range(count):
-                order.append(f.ask(f"{tenant}{i}", X_Thaw_Tenant=tenant, X_Thaw_Priority=priority))
+                order.append(f.ask(f"{tenant}{i}", X_Zerowake_Tenant=tenant, X_Zerowake_Priority=priority))
                 await f.held(len(order))
         order.append(f.ask("k0", Authorization="Bearer one"))
         await f.held(len(order))
@@ -314,7 +322,7 @@ async def test_a_burst_spreads_over_replicas() -> None:
 async def test_heartbeats_while_held() -> None:
     async with Engine() as engine, front() as f:
         body = {"model": "m", "stream": True, "messages": [{"role": "user", "content": "one two"}]}
-        headers = {"X-Thaw-Heartbeat": "0.1"}
+        headers = {"X-Zerowake-Heartbeat": "0.1"}
         async with asyncio.timeout(10), f.client.post(f"{f.url}/v1/chat/completions", json=body, headers=headers) as response:
             assert (response.status, response.content_type) == (200, "text/event-stream")
             for _ in range(3):
@@ -327,13 +335,13 @@ async def test_heartbeats_while_held() -> None:
 
 async def test_errors_after_a_heartbeat_are_events() -> None:
     async with Engine() as engine, front(max_wait_seconds=0.05) as f:
-        answer = await f.ask(stream=True, X_Thaw_Heartbeat="10")
+        answer = await f.ask(stream=True, X_Zerowake_Heartbeat="10")
         assert answer.status == 200
         comment, event, end = answer.body.replace(b"\n\n\n\n", b"\n\n").split(b"\n\n")
         assert (comment, end) == (b": waiting", b"")
         assert json.loads(event.removeprefix(b"data: "))["error"]["code"] == "no_replica"
         f.ledger.declare("m", type(f.ledger.limits("m"))())
-        asked = f.ask("fail", stream=True, X_Thaw_Heartbeat="10")
+        asked = f.ask("fail", stream=True, X_Zerowake_Heartbeat="10")
         await f.held(1)
         f.replicas.add(engine.replica())
         event = (await asked).body.split(b"data: ")[1]

@@ -166,7 +166,7 @@ async def test_one_leads_and_hands_over(api: Api, cluster: Cluster) -> None:
     leader = Leader()
 
     def candidate(name: str) -> asyncio.Task[None]:
-        return asyncio.create_task(lead(cluster, "thaw", "controller", name, lambda: leader.lead(name)))
+        return asyncio.create_task(lead(cluster, "zerowake", "controller", name, lambda: leader.lead(name)))
 
     first = candidate("first")
     await until(lambda: leader.leading == {"first"})
@@ -180,7 +180,7 @@ async def test_one_leads_and_hands_over(api: Api, cluster: Cluster) -> None:
     second.cancel()
     await asyncio.wait([second])
     assert leader.terms == ["first", "second"]
-    held = api.get("leases", "thaw", "controller")
+    held = api.get("leases", "zerowake", "controller")
     assert held and "holderIdentity" not in held["spec"]
 
 
@@ -192,7 +192,7 @@ async def test_work_that_fails_gives_the_lease_away_and_is_tried_again(cluster: 
         begun += 1
         raise RuntimeError("broken")
 
-    task = asyncio.create_task(lead(cluster, "thaw", "controller", "one", work))
+    task = asyncio.create_task(lead(cluster, "zerowake", "controller", "one", work))
     await until(lambda: begun == 2, 10)
     task.cancel()
     await asyncio.wait([task])
@@ -200,7 +200,7 @@ async def test_work_that_fails_gives_the_lease_away_and_is_tried_again(cluster: 
 
 async def test_a_leader_whose_api_server_hangs_stops_before_its_lease_ends(api: Api, cluster: Cluster) -> None:
     leader = Leader()
-    task = asyncio.create_task(lead(cluster, "thaw", "controller", "one", lambda: leader.lead("one")))
+    task = asyncio.create_task(lead(cluster, "zerowake", "controller", "one", lambda: leader.lead("one")))
     await until(lambda: leader.leading)
     api.hung = True
     begun = asyncio.get_running_loop().time()

@@ -11,7 +11,7 @@ from typing import Any
 
 import grpc
 import pytest
-from thaw_proto import agent_pb2, agent_pb2_grpc
+from zerowake_proto import agent_pb2, agent_pb2_grpc
 
 from scaler import nodes as module
 from scaler.activation import Activations
@@ -209,10 +209,10 @@ async def test_what_went_by_before_the_agent_began(monkeypatch: pytest.MonkeyPat
 
 
 async def test_mutual_tls(tmp_path: Path) -> None:
-    authority = Authority("thaw")
+    authority = Authority("zerowake")
     (tmp_path / "ca.crt").write_bytes(authority.certificate)
-    scaler = TlsFiles(*authority.issue("thaw-scaler").write(tmp_path, "scaler"), tmp_path / "ca.crt")
-    agents = TlsFiles(*authority.issue("thaw-agent").write(tmp_path, "agent"), tmp_path / "ca.crt")
+    scaler = TlsFiles(*authority.issue("zerowake-scaler").write(tmp_path, "scaler"), tmp_path / "ca.crt")
+    agents = TlsFiles(*authority.issue("zerowake-agent").write(tmp_path, "agent"), tmp_path / "ca.crt")
     agent = Agent("n1", "a")
     async with viewing(agent, tls=scaler, server_tls=agents) as (view, _):
         await view.until("a")

@@ -238,13 +238,13 @@ async def test_many_requests_are_few_messages() -> None:
 
 
 async def test_mutual_tls(tmp_path: Path) -> None:
-    authority = Authority("thaw")
+    authority = Authority("zerowake")
     (tmp_path / "ca.crt").write_bytes(authority.certificate)
     files = TlsFiles(*authority.issue(SERVER_NAME).write(tmp_path, "scaler"), tmp_path / "ca.crt")
     foreign = Authority("somebody else")
     (tmp_path / "foreign-ca.crt").write_bytes(foreign.certificate)
     wrong = TlsFiles(*foreign.issue(SERVER_NAME).write(tmp_path, "foreign"), tmp_path / "ca.crt")
-    agent = TlsFiles(*authority.issue("thaw-agent").write(tmp_path, "agent"), tmp_path / "ca.crt")
+    agent = TlsFiles(*authority.issue("zerowake-agent").write(tmp_path, "agent"), tmp_path / "ca.crt")
     async with sites(2, tls=files) as (a, b), site(tls=wrong) as stranger, site() as plain, site(tls=agent) as node:
         a.ledger.hold("m", 0)
         await b.until(1)
@@ -257,11 +257,11 @@ async def test_mutual_tls(tmp_path: Path) -> None:
 
 
 async def test_a_renewed_certificate_counts_at_the_next_connection(tmp_path: Path) -> None:
-    authority = Authority("thaw")
+    authority = Authority("zerowake")
     (tmp_path / "ca.crt").write_bytes(authority.certificate)
     files = TlsFiles(*authority.issue(SERVER_NAME).write(tmp_path, "scaler"), tmp_path / "ca.crt")
     async with sites(2, tls=files) as (a, b):
-        replaced = Authority("thaw, renewed")
+        replaced = Authority("zerowake, renewed")
         replaced.issue(SERVER_NAME).write(tmp_path, "scaler")
         (tmp_path / "ca.crt").write_bytes(replaced.certificate)
         a.ledger.hold("m", 0)

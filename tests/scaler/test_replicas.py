@@ -56,7 +56,7 @@ async def process(*arguments: str, inside: tuple[str, ...] = ()) -> AsyncIterato
 def namespace() -> Iterator[str]:
     if os.geteuid() != 0:
         pytest.skip("needs root (CAP_SYS_ADMIN) to make a network namespace")
-    name = f"thaw-test-{token_hex(4)}"
+    name = f"zerowake-test-{token_hex(4)}"
     made = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True, check=False)
     if made.returncode != 0:
         pytest.skip(f"needs `ip netns add` to work: {made.stderr.strip()}")
@@ -118,7 +118,7 @@ async def test_a_replica_killed_in_the_middle_of_an_answer(patient: bool) -> Non
     """The client can tell that its answer is not whole: it has no proper end, or an error event where the client agreed to events."""
     async with process("held") as engine, front() as f:
         body = {"model": "m", "stream": True, "messages": [{"role": "user", "content": "one two"}]}
-        headers = {"X-Thaw-Heartbeat": "60"} if patient else {}
+        headers = {"X-Zerowake-Heartbeat": "60"} if patient else {}
         asked = asyncio.create_task(f.client.post(f"{f.url}/v1/chat/completions", json=body, headers=headers).__aenter__())
         await f.held(1)
         f.replicas.add(engine.replica("r1"))

@@ -122,12 +122,12 @@ def test_which_bodies_are_read_for_their_model(headers: dict[str, str], length: 
 
 def test_wishes() -> None:
     assert routing.priority({}) is Priority.NORMAL
-    assert routing.priority({"X-Thaw-Priority": " High"}) is Priority.HIGH
+    assert routing.priority({"X-Zerowake-Priority": " High"}) is Priority.HIGH
     assert routing.heartbeat({}) is None
-    assert routing.heartbeat({"X-Thaw-Heartbeat": "1.5"}) == 1.5
+    assert routing.heartbeat({"X-Zerowake-Heartbeat": "1.5"}) == 1.5
     for bad in ("0", "-1", "nan", "inf", "soon", ""):
-        with pytest.raises(Refusal, match="X-Thaw-Heartbeat must be a number of seconds"):
-            routing.heartbeat({"X-Thaw-Heartbeat": bad})
+        with pytest.raises(Refusal, match="X-Zerowake-Heartbeat must be a number of seconds"):
+            routing.heartbeat({"X-Zerowake-Heartbeat": bad})
 
 
 def test_tenants() -> None:
@@ -136,4 +136,4 @@ def test_tenants() -> None:
     assert secret == routing.tenant({"Authorization": "Bearer secret"})
     assert secret != routing.tenant({"Authorization": "Bearer other"})
     assert "secret" not in secret
-    assert routing.tenant({"Authorization": "Bearer secret", "X-Thaw-Tenant": "t"}) == "tenant:t"
+    assert routing.tenant({"Authorization": "Bearer secret", "X-Zerowake-Tenant": "t"}) == "tenant:t"

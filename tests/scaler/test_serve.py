@@ -1,4 +1,4 @@
-"""`thaw serve` as processes: two replicas of it, an API server, an agent and KEDA's client, over real connections.
+"""`zerowake serve` as processes: two replicas of it, an API server, an agent and KEDA's client, over real connections.
 
 The replicas have addresses of their own on the loopback interface, as pods have, and the same ports.
 """
@@ -19,7 +19,7 @@ from typing import Any
 import aiohttp
 import pytest
 import yaml
-from thaw_proto import agent_pb2
+from zerowake_proto import agent_pb2
 
 from scaler.config import BadConfig
 from scaler.serve_config import load
@@ -29,7 +29,7 @@ from tests.scaler.keda_client import Keda, ref
 from tests.scaler.kubernetes_api import Api
 
 ADDRESSES = ("127.0.0.2", "127.0.0.3")
-TRIGGER = {"type": "external-push", "metadata": {"scalerAddress": "thaw-scaler.thaw:9443", "model": "m", "targetPending": "8"}}
+TRIGGER = {"type": "external-push", "metadata": {"scalerAddress": "zerowake-scaler.zerowake:9443", "model": "m", "targetPending": "8"}}
 
 
 class Node(Agent):
@@ -60,7 +60,7 @@ class Node(Agent):
 
 
 class Replica:
-    """One process of `thaw serve`."""
+    """One process of `zerowake serve`."""
 
     def __init__(self, process: asyncio.subprocess.Process, address: str, ports: dict[str, int], client: aiohttp.ClientSession) -> None:
         self.process = process
@@ -93,7 +93,7 @@ class Replica:
             raise AssertionError(f"{path} never said {expected!r} but: {found}") from None
 
     async def held(self, count: int) -> None:
-        await self.reads("metrics", f'thaw_held_requests{{model="m"}} {count}.0')
+        await self.reads("metrics", f'zerowake_held_requests{{model="m"}} {count}.0')
 
     async def stop(self) -> int:
         self.process.send_signal(signal.SIGTERM)
@@ -117,17 +117,17 @@ async def world(folder: Path, *, drain_seconds: float = 20.0, replicas: int = 2)
         agent = await stack.enter_async_context(node.serve())
         client = await stack.enter_async_context(aiohttp.ClientSession())
         host, _, agent_port = agent.rpartition(":")
-        await api.put("endpointslices", _slice("thaw-peers", *ADDRESSES[:replicas]))
-        await api.put("endpointslices", _slice("thaw-agent", host))
+        await api.put("endpointslices", _slice("zerowake-peers", *ADDRESSES[:replicas]))
+        await api.put("endpointslices", _slice("zerowake-agent", host))
         found = []
         for address in ADDRESSES[:replicas]:
             config = {
-                "namespace": "thaw",
+                "namespace": "zerowake",
                 "listen": f"{address}:{ports['listen']}",
                 "metrics": f"{address}:{ports['metrics']}",
                 "keda": {"listen": f"{address}:{ports['keda']}"},
-                "peers": {"listen": f"{address}:{ports['peers']}", "service": "thaw-peers"},
-                "agents": {"service": "thaw-agent", "port": int(agent_port)},
+                "peers": {"listen": f"{address}:{ports['peers']}", "service": "zerowake-peers"},
+                "agents": {"service": "zerowake-agent", "port": int(agent_port)},
                 "drain_seconds": drain_seconds,
             }
             path = folder / f"{address}.yaml"
@@ -142,7 +142,7 @@ async def world(folder: Path, *, drain_seconds: float = 20.0, replicas: int = 2)
 async def _replica(
     config: Path, kubeconfig: Path, address: str, ports: dict[str, int], client: aiohttp.ClientSession
 ) -> AsyncIterator[Replica]:
-    environment = os.environ | {"KUBECONFIG": str(kubeconfig), "POD_NAME": f"thaw-scaler-{address}"}
+    environment = os.environ | {"KUBECONFIG": str(kubeconfig), "POD_NAME": f"zerowake-scaler-{address}"}
     program = (sys.executable, "-c", "from scaler.commands import app; app()")  # the room's own commands: no other is needed
     process = await asyncio.create_subprocess_exec(*program, "serve", str(config), env=environment)
     try:
@@ -156,7 +156,7 @@ async def _replica(
 def _slice(service: str, *addresses: str) -> dict[str, Any]:
     labels = {"kubernetes.io/service-name": service}
     return {
-        "metadata": {"name": f"{service}-abc", "namespace": "thaw", "labels": labels},
+        "metadata": {"name": f"{service}-abc", "namespace": "zerowake", "labels": labels},
         "endpoints": [{"addresses": [address], "conditions": {"ready": False}} for address in addresses],
     }
 
@@ -181,7 +181,7 @@ async def declare(made: World) -> None:
         },
     )
     for each in made.replicas:
-        await each.reads("metrics", 'thaw_held_requests{model="m"} 0.0')
+        await each.reads("metrics", 'zerowake_held_requests{model="m"} 0.0')
 
 
 async def test_from_zero_with_keda_at_another_replica(tmp_path: Path) -> None:
@@ -208,7 +208,7 @@ async def test_from_zero_with_keda_at_another_replica(tmp_path: Path) -> None:
             assert [status for status, _, _ in answers] == [200] * 32
             assert hostile.seen.empty()
             assert (await other.ask())[0] == 200  # it knows the replica as well
-            await here.reads("metrics", 'thaw_activation_phase_seconds_count{model="m",phase="pushed"} 1.0')
+            await here.reads("metrics", 'zerowake_activation_phase_seconds_count{model="m",phase="pushed"} 1.0')
 
 
 async def test_a_rolled_replica_answers_what_it_holds(tmp_path: Path) -> None:
@@ -269,7 +269,7 @@ async def test_not_ready_before_it_knows_the_models(tmp_path: Path) -> None:
     api.refuse = [("GET", "scaledobjects", 404, "the server could not find the requested resource")] * 50
     ports = _free_ports("listen", "metrics", "keda")
     config = {
-        "namespace": "thaw",
+        "namespace": "zerowake",
         "listen": f"127.0.0.1:{ports['listen']}",
         "metrics": f"127.0.0.1:{ports['metrics']}",
         "keda": {"listen": f"127.0.0.1:{ports['keda']}"},
@@ -298,7 +298,7 @@ async def test_not_ready_before_it_knows_the_models(tmp_path: Path) -> None:
     ],
 )
 def test_a_file_that_cannot_be_used(tmp_path: Path, change: dict[str, Any], told: str) -> None:
-    good = {"namespace": "thaw", "keda": {"listen": "0.0.0.0:9443"}, "agents": {"service": "thaw-agent"}}
+    good = {"namespace": "zerowake", "keda": {"listen": "0.0.0.0:9443"}, "agents": {"service": "zerowake-agent"}}
     path = tmp_path / "serve.yaml"
     path.write_text(yaml.safe_dump(good))
     assert load(path).agents.member_port == 9446

@@ -16,7 +16,7 @@ from scaler.ledger import Ledger, ModelLimits
 from scaler.scaled_object import ScaledObject
 from scaler.surge import Surge
 
-PUSH = {"type": "external-push", "metadata": {"scalerAddress": "thaw-scaler.thaw:9443", "model": "m", "targetPending": "8"}}
+PUSH = {"type": "external-push", "metadata": {"scalerAddress": "zerowake-scaler.zerowake:9443", "model": "m", "targetPending": "8"}}
 
 
 def scaled_object(**changes: Any) -> ScaledObject:

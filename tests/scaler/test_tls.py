@@ -26,7 +26,7 @@ def ledger() -> Ledger:
 
 @pytest.fixture(scope="module")
 def authority() -> Authority:
-    return Authority("thaw test authority")
+    return Authority("zerowake test authority")
 
 
 def handshake(address: str, versions: tuple[ssl.TLSVersion, ssl.TLSVersion] | None = None) -> bytes:
@@ -47,7 +47,7 @@ def handshake(address: str, versions: tuple[ssl.TLSVersion, ssl.TLSVersion] | No
 
 
 def reloads(result: str) -> float:
-    return REGISTRY.get_sample_value("thaw_tls_reloads_total", {"result": result}) or 0.0
+    return REGISTRY.get_sample_value("zerowake_tls_reloads_total", {"result": result}) or 0.0
 
 
 async def refused(address: str, credentials: grpc.ChannelCredentials | None) -> None:
@@ -58,7 +58,7 @@ async def refused(address: str, credentials: grpc.ChannelCredentials | None) -> 
 
 
 async def test_tls(ledger: Ledger, authority: Authority, tmp_path: Path) -> None:
-    files = TlsFiles(*authority.issue("scaler.thaw").write(tmp_path, "server"))
+    files = TlsFiles(*authority.issue("scaler.zerowake").write(tmp_path, "server"))
     async with serve_external_scaler(ledger, address="127.0.0.1:0", tls=files) as address:
         async with Keda(address, grpc.ssl_channel_credentials(authority.certificate)) as keda:
             chat = keda.watch(ref("chat"))
@@ -70,7 +70,7 @@ async def test_tls(ledger: Ledger, authority: Authority, tmp_path: Path) -> None
 
 
 async def test_tls_is_1_2_or_newer(ledger: Ledger, authority: Authority, tmp_path: Path) -> None:
-    files = TlsFiles(*authority.issue("scaler.thaw").write(tmp_path, "server"))
+    files = TlsFiles(*authority.issue("scaler.zerowake").write(tmp_path, "server"))
     old, new = (ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1), (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_2)
     async with serve_external_scaler(ledger, address="127.0.0.1:0", tls=files) as address:
         await asyncio.to_thread(handshake, address, new)
@@ -81,7 +81,7 @@ async def test_tls_is_1_2_or_newer(ledger: Ledger, authority: Authority, tmp_pat
 async def test_mtls_refuses_a_client_without_a_certificate_of_its_authority(ledger: Ledger, authority: Authority, tmp_path: Path) -> None:
     clients = Authority("keda's authority")
     (tmp_path / "clients.crt").write_bytes(clients.certificate)
-    files = TlsFiles(*authority.issue("scaler.thaw").write(tmp_path, "server"), tmp_path / "clients.crt")
+    files = TlsFiles(*authority.issue("scaler.zerowake").write(tmp_path, "server"), tmp_path / "clients.crt")
     mine, forged = clients.issue("keda-operator"), Authority("keda's authority").issue("keda-operator")
     async with serve_external_scaler(ledger, address="127.0.0.1:0", tls=files) as address:
         async with Keda(address, grpc.ssl_channel_credentials(authority.certificate, mine.key, mine.certificate)) as keda:
@@ -91,7 +91,7 @@ async def test_mtls_refuses_a_client_without_a_certificate_of_its_authority(ledg
 
 
 async def test_a_renewed_certificate_counts_from_the_next_handshake(ledger: Ledger, authority: Authority, tmp_path: Path) -> None:
-    first, second = authority.issue("first.thaw"), authority.issue("second.thaw")
+    first, second = authority.issue("first.zerowake"), authority.issue("second.zerowake")
     current = tmp_path / "current"  # swapped as the kubelet swaps a Secret: a symlink to a folder
     for name, pair in (("1", first), ("2", second)):
         (tmp_path / name).mkdir()
@@ -123,7 +123,7 @@ async def test_a_renewed_certificate_counts_from_the_next_handshake(ledger: Ledg
 async def test_a_broken_renewal_leaves_the_old_certificate(
     ledger: Ledger, authority: Authority, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    first, second = authority.issue("first.thaw"), authority.issue("second.thaw")
+    first, second = authority.issue("first.zerowake"), authority.issue("second.zerowake")
     files = TlsFiles(*first.write(tmp_path, "tls"))
     async with serve_external_scaler(ledger, address="127.0.0.1:0", tls=files) as address:
         used, before = reloads("refused"), ssl.PEM_cert_to_DER_cert(first.certificate.decode())
@@ -138,7 +138,7 @@ async def test_a_broken_renewal_leaves_the_old_certificate(
 
 
 def test_bad_files_are_named_at_the_start(authority: Authority, tmp_path: Path) -> None:
-    good, other = authority.issue("scaler.thaw"), authority.issue("other.thaw")
+    good, other = authority.issue("scaler.zerowake"), authority.issue("other.zerowake")
     certificate, key = good.write(tmp_path, "good")
     _, other_key = other.write(tmp_path, "other")
     locked = tmp_path / "locked.key"

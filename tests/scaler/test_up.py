@@ -1,4 +1,4 @@
-"""`thaw up` as a user runs it: one file, real snapshots, real requests from zero, and parts of it killed on the way."""
+"""`zerowake up` as a user runs it: one file, real snapshots, real requests from zero, and parts of it killed on the way."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ class System:
             return await response.json()
 
     async def status(self) -> Any:
-        process = await thaw("status", "--json", "--state", str(self.state))
+        process = await zerowake("status", "--json", "--state", str(self.state))
         return json.loads(process)
 
     async def until(self, **wanted: int | str) -> Any:
         """Waits for a model to be so."""
         async with asyncio.timeout(20), aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(self.state / "status.sock"))) as session:
             while True:
-                async with session.get("http://thaw/") as response:
+                async with session.get("http://zerowake/") as response:
                     (model,) = (await response.json())["models"]
                 if all(model[key] == value for key, value in wanted.items()):
                     return model
@@ -59,7 +59,7 @@ class System:
         return next(int(pid) for pid in children if b"agent" in Path(f"/proc/{pid}/cmdline").read_bytes())
 
 
-async def thaw(*arguments: str, code: int = 0) -> str:
+async def zerowake(*arguments: str, code: int = 0) -> str:
     process = await asyncio.create_subprocess_exec(
         *[sys.executable, "-m", "scaler.cli", *arguments], stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )
@@ -85,7 +85,9 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "weights.bin").write_bytes(os.urandom(1 << 20))
     state = folder / "state"
     command = [sys.executable, str(SERVER), str(PORT), "8", str(folder / "weights.bin")]
-    said = asyncio.run(thaw("snapshot", "create", "tiny", "--state", str(state), "--port", str(PORT), "--canary", "/sum", "--", *command))
+    said = asyncio.run(
+        zerowake("snapshot", "create", "tiny", "--state", str(state), "--port", str(PORT), "--canary", "/sum", "--", *command)
+    )
     assert "proved" in said
     return state
 
@@ -142,7 +144,12 @@ async def test_from_zero_to_an_answer_and_back(state: Path) -> None:
         await made.until(wanted=0, ready=0)
         async with made.session.get(f"{made.metrics}/metrics") as response:
             shown = await response.text()
-        for name in ("thaw_held_requests", "thaw_activation_phase_seconds_bucket", "thaw_keda_streams_open", "thaw_requests_total"):
+        for name in (
+            "zerowake_held_requests",
+            "zerowake_activation_phase_seconds_bucket",
+            "zerowake_keda_streams_open",
+            "zerowake_requests_total",
+        ):
             assert name in shown
     assert made.process.returncode == 0
 
@@ -244,7 +251,7 @@ def test_a_bad_file_is_refused_by_name(tmp_path: Path, content: str, word: str) 
 
 
 async def test_status_without_a_system(tmp_path: Path) -> None:
-    assert "is `thaw up` running" in await thaw("status", "--state", str(tmp_path), code=1)
+    assert "is `zerowake up` running" in await zerowake("status", "--state", str(tmp_path), code=1)
 
 
 async def test_a_standby_waits_for_the_first_request_and_an_idle_replica_becomes_one(state: Path) -> None:

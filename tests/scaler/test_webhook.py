@@ -13,7 +13,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from thaw_proto import agent_pb2
+from zerowake_proto import agent_pb2
 
 from scaler.informer import Informer
 from scaler.nodes import Node
@@ -67,7 +67,7 @@ def webhook(*nodes: Node, of: dict[str, Any] | None = None, setup: NodeSetup | N
 
 
 def pod(**changes: Any) -> dict[str, Any]:
-    made = {"metadata": {"generateName": "chat-", "labels": {"thaw.dev/snapshot": "chat"}}, "spec": copy.deepcopy(TEMPLATE["spec"])}
+    made = {"metadata": {"generateName": "chat-", "labels": {"zerowake.dev/snapshot": "chat"}}, "spec": copy.deepcopy(TEMPLATE["spec"])}
     made["metadata"] |= changes.pop("metadata", {})
     made["spec"] |= changes
     return made
@@ -113,14 +113,14 @@ def test_the_pod_is_marked_and_says_what_it_said() -> None:
     before = pod()
     changed = applied(before, answer(hook, before))
     engine = changed["spec"]["containers"][0]
-    assert engine == {**ENGINE, "securityContext": {"seccompProfile": {"type": "Localhost", "localhostProfile": "thaw.json"}}}
+    assert engine == {**ENGINE, "securityContext": {"seccompProfile": {"type": "Localhost", "localhostProfile": "zerowake.json"}}}
     assert "volumes" not in changed["spec"]
     assert changed["metadata"]["annotations"] == {
-        "thaw.dev/container": "engine",
-        "thaw.dev/port": "8001",
-        "thaw.dev/health": "/health",
-        "thaw.dev/model": "smol",
-        "thaw.dev/digest": DIGEST,
+        "zerowake.dev/container": "engine",
+        "zerowake.dev/port": "8001",
+        "zerowake.dev/health": "/health",
+        "zerowake.dev/model": "smol",
+        "zerowake.dev/digest": DIGEST,
     }
     assert changed["spec"]["nodeSelector"] == {"gpu": "yes"}
     preferred = changed["spec"]["affinity"]["nodeAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"]
@@ -131,7 +131,7 @@ def test_the_pod_is_marked_and_says_what_it_said() -> None:
 
 def test_what_the_pod_has_stays() -> None:
     rich = pod(
-        metadata={"annotations": {"mine": "1", "thaw.dev/digest": "forged", "thaw.dev/gpumem": "true"}},
+        metadata={"annotations": {"mine": "1", "zerowake.dev/digest": "forged", "zerowake.dev/gpumem": "true"}},
         volumes=[{"name": "data", "emptyDir": {}}],
         affinity={"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 1, "preference": {}}]}},
         nodeSelector={"zone": "a"},
@@ -142,8 +142,8 @@ def test_what_the_pod_has_stays() -> None:
     hook = webhook(node("fast", agent_pb2.RUNG_MEMORY), of=of, setup=NodeSetup({"gpu": "yes"}))
     changed = applied(rich, answer(hook, rich))
     assert changed["spec"]["containers"][0] == {"name": "sidecar", "image": "x"}
-    assert changed["metadata"]["annotations"]["mine"] == "1" and changed["metadata"]["annotations"]["thaw.dev/digest"] == DIGEST
-    assert "thaw.dev/gpumem" not in changed["metadata"]["annotations"]
+    assert changed["metadata"]["annotations"]["mine"] == "1" and changed["metadata"]["annotations"]["zerowake.dev/digest"] == DIGEST
+    assert "zerowake.dev/gpumem" not in changed["metadata"]["annotations"]
     assert changed["spec"]["volumes"] == rich["spec"]["volumes"]
     assert len(changed["spec"]["affinity"]["nodeAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"]) == 2
     assert changed["spec"]["nodeSelector"] == {"zone": "a", "gpu": "yes"} and changed["spec"]["securityContext"] == {"fsGroup": 5}
@@ -155,7 +155,7 @@ def test_an_image_s_own_entrypoint_and_a_gpu() -> None:
     found = pod(containers=[engine])
     changed = applied(found, answer(hook, found))
     assert "command" not in changed["spec"]["containers"][0]
-    assert changed["metadata"]["annotations"]["thaw.dev/gpumem"] == "true"
+    assert changed["metadata"]["annotations"]["zerowake.dev/gpumem"] == "true"
 
 
 def test_a_profile_that_the_user_chose_stays() -> None:
@@ -170,17 +170,17 @@ def test_a_profile_that_the_user_chose_stays() -> None:
     ("found", "namespace", "warning"),
     [
         (pod(metadata={"labels": {"app": "chat"}}), "tenant", ""),
-        (pod(metadata={"labels": {"thaw.dev/snapshot": "chat", "thaw.dev/capture": "chat"}}), "tenant", ""),
-        (pod(metadata={"annotations": {"thaw.dev/restore": "false"}}), "tenant", ""),
+        (pod(metadata={"labels": {"zerowake.dev/snapshot": "chat", "zerowake.dev/capture": "chat"}}), "tenant", ""),
+        (pod(metadata={"annotations": {"zerowake.dev/restore": "false"}}), "tenant", ""),
         (pod(), "another", "no ModelSnapshot 'chat' in namespace 'another'"),
-        (pod(metadata={"labels": {"thaw.dev/snapshot": "../chat"}}), "tenant", "no ModelSnapshot"),
+        (pod(metadata={"labels": {"zerowake.dev/snapshot": "../chat"}}), "tenant", "no ModelSnapshot"),
         (pod(hostPID=True), "tenant", "hostPID"),
         (pod(shareProcessNamespace=True), "tenant", "share their processes"),
         (pod(hostUsers=False), "tenant", "user namespace"),
         (pod(nodeName="n1"), "tenant", "names nodes itself"),
         (pod(nodeSelector={"gpu": "no"}), "tenant", "names nodes itself"),
         (pod(volumes=[{"name": "x", "hostPath": {"path": "/"}}]), "tenant", "hostPath"),
-        (pod(containers=[{**ENGINE, "volumeMounts": [{"name": "x", "mountPath": "/run/thaw/bin"}]}]), "tenant", "already"),
+        (pod(containers=[{**ENGINE, "volumeMounts": [{"name": "x", "mountPath": "/run/zerowake/bin"}]}]), "tenant", "already"),
         (pod(containers=[{**ENGINE, "securityContext": {"privileged": True}}]), "tenant", "privileged"),
         (pod(containers=[{**ENGINE, "securityContext": {"capabilities": {"add": ["SYS_PTRACE"]}}}]), "tenant", "SYS_PTRACE"),
         (pod(containers=[{**ENGINE, "tty": True}]), "tenant", "terminal"),
@@ -235,8 +235,8 @@ def test_a_patch_says_what_it_did(steps: list[tuple[str, str, int]], started: bo
 
 
 async def test_over_https_with_a_certificate_that_changes(tmp_path: Path) -> None:
-    authority = Authority("thaw test authority")
-    certificate, key = authority.issue("thaw-webhook.thaw.svc").write(tmp_path, "tls")
+    authority = Authority("zerowake test authority")
+    certificate, key = authority.issue("zerowake-webhook.zerowake.svc").write(tmp_path, "tls")
     trust = ssl.create_default_context(cadata=authority.certificate.decode())
     snapshots = informer(ModelSnapshot, snapshot())
     serving = serve_webhook("127.0.0.1", 0, TlsFiles(certificate, key), snapshots=snapshots, nodes=[], setup=NodeSetup())
@@ -247,7 +247,7 @@ async def test_over_https_with_a_certificate_that_changes(tmp_path: Path) -> Non
         async with session.post(url, data=b"nonsense", ssl=trust) as response:
             assert response.status == 400
         newer = Authority("a newer authority")
-        newer.issue("thaw-webhook.thaw.svc").write(tmp_path, "tls")
+        newer.issue("zerowake-webhook.zerowake.svc").write(tmp_path, "tls")
         with pytest.raises(aiohttp.ClientConnectorCertificateError):
             await session.post(url, data=review(pod()), ssl=trust)
         trust = ssl.create_default_context(cadata=newer.certificate.decode())

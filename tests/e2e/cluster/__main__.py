@@ -3,7 +3,7 @@
 up                          starts it (its programs come from build.sh)
 down                        ends it and leaves nothing behind
 exec COMMAND…               runs a command on the node, as root, in its namespaces
-images                      builds thaw's images and the tests' engine, where they have changed, and gives them to the node
+images                      builds zerowake's images and the tests' engine, where they have changed, and gives them to the node
 import ARCHIVE…             gives the node other images, from archives of the OCI or Docker kind
 start | stop | restart NAME one of its programs, e.g. kubelet, kube-apiserver, keda-operator
 environment                 the lines that make a shell use it: eval "$(… environment)"
@@ -109,7 +109,7 @@ def join_networks(pid: int) -> Addresses:
             break
     else:
         raise SystemExit(
-            f"none of the interfaces thaw0 to thaw{MOST_CLUSTERS - 1} can be made: are so many clusters running? See `ip link`."
+            f"none of the interfaces zerowake0 to zerowake{MOST_CLUSTERS - 1} can be made: are so many clusters running? See `ip link`."
         )
     for command in (
         ["address", "add", f"{addresses.machine}/30", "dev", addresses.interface],

@@ -55,10 +55,10 @@ class Authority:
         content = {
             "apiVersion": "v1",
             "kind": "Config",
-            "clusters": [{"name": "thaw", "cluster": cluster}],
+            "clusters": [{"name": "zerowake", "cluster": cluster}],
             "users": [{"name": name, "user": user}],
-            "contexts": [{"name": "thaw", "context": {"cluster": "thaw", "user": name}}],
-            "current-context": "thaw",
+            "contexts": [{"name": "zerowake", "context": {"cluster": "zerowake", "user": name}}],
+            "current-context": "zerowake",
         }
         path.write_text(json.dumps(content, indent=1))
         path.chmod(0o600)

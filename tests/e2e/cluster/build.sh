@@ -7,7 +7,7 @@ cd "$(dirname "$0")/../../.."
 . deploy/steps.sh
 
 here=tests/e2e/cluster
-cache=${THAW_CLUSTER_CACHE:-$HOME/.cache/thaw-cluster}
+cache=${ZEROWAKE_CLUSTER_CACHE:-$HOME/.cache/zerowake-cluster}
 bin=$cache/bin
 mkdir -p "$bin" "$cache/images"
 
@@ -101,7 +101,7 @@ pause_image() {
     for name in $("$root/root/bin/busybox" --list); do
         [ "$name" = busybox ] || ln -s busybox "$root/root/bin/$name"
     done
-    .venv/bin/python -m tests.e2e.cluster.archive "$root/root" thaw.test/pause:1 "$cache/images/pause.tar" /bin/sleep infinity
+    .venv/bin/python -m tests.e2e.cluster.archive "$root/root" zerowake.test/pause:1 "$cache/images/pause.tar" /bin/sleep infinity
     rm -rf "$root"
 }
 [ -e "$cache/images/pause.tar" ] || { refresh; step "making the pause image" unknown pause_image; }

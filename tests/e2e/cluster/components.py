@@ -77,12 +77,12 @@ def _write_secrets(addresses: Addresses) -> dict[str, Path]:
 def _write_node_configuration(addresses: Addresses) -> None:
     cni = {
         "cniVersion": "1.0.0",
-        "name": "thaw",
+        "name": "zerowake",
         # Routed, not bridged: what kube-proxy translates on the way to a pod then passes it on the way back, whatever the kernel's modules.
         "plugins": [{"type": "ptp", "ipam": {"type": "host-local", "subnet": addresses.pods, "routes": [{"dst": "0.0.0.0/0"}]}}],
     }
     files = {
-        "/etc/cni/net.d/10-thaw.conflist": json.dumps(cni),
+        "/etc/cni/net.d/10-zerowake.conflist": json.dumps(cni),
         "/etc/containerd/config.toml": CONTAINERD.format(pause=PAUSE_IMAGE),
         "/etc/hosts": f"127.0.0.1 localhost\n{addresses.node} {NODE}\n",
         "/etc/resolv.conf": f"nameserver {addresses.node}\nsearch svc.cluster.local cluster.local\noptions ndots:5\n",

@@ -1,4 +1,4 @@
-"""The images that tests run: thaw's two, from deploy/images/Dockerfile, and the tests' engine; built by buildah, without a registry.
+"""The images that tests run: zerowake's two, from deploy/images/Dockerfile, and the tests' engine; built by buildah, without a registry.
 
 The Dockerfiles' base is made by debootstrap and carries this machine's settings for package sources. A build is kept as an archive under a
 key of everything that went into it; `images` builds what is missing or changed, and gives the node all of them.
@@ -23,7 +23,7 @@ from tests.e2e.cluster.layout import ARCHIVES, CACHE, OVERLAYFS_MAGIC
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 STORE = CACHE / "buildah"
-BASE = "localhost/thaw-base:bookworm"
+BASE = "localhost/zerowake-base:bookworm"
 # debootstrap's own minbase, without what Debian's slim images leave out as well.
 LEFT_OUT = ("usr/share/doc", "usr/share/man", "usr/share/info", "usr/share/locale", "var/cache/apt", "var/lib/apt/lists")
 # What makes apt, pip and uv work on this machine. uv trusts its own list of authorities unless told otherwise.
@@ -62,17 +62,17 @@ class Image:
 
 
 CHAT = REPOSITORY / "tests/e2e/images/chat"
-THAW_SOURCES = ("pyproject.toml", "requirements.lock", "deploy/build_hook.py", "proto", "gpumem", "restore_agent", "scaler")
+ZEROWAKE_SOURCES = ("pyproject.toml", "requirements.lock", "deploy/build_hook.py", "proto", "gpumem", "restore_agent", "scaler")
 IMAGES = (
-    Image("docker.io/library/thaw-scaler:0.1.0", REPOSITORY / "deploy/images/Dockerfile", REPOSITORY, THAW_SOURCES, "scaler"),
+    Image("docker.io/library/zerowake-scaler:0.1.0", REPOSITORY / "deploy/images/Dockerfile", REPOSITORY, ZEROWAKE_SOURCES, "scaler"),
     Image(
-        "docker.io/library/thaw-agent:0.1.0",
+        "docker.io/library/zerowake-agent:0.1.0",
         REPOSITORY / "deploy/images/Dockerfile",
         REPOSITORY,
-        (*THAW_SOURCES, "deploy/steps.sh", "deploy/criu/install.sh"),
+        (*ZEROWAKE_SOURCES, "deploy/steps.sh", "deploy/criu/install.sh"),
         "agent",
     ),
-    Image("thaw.test/engine:1", REPOSITORY / "tests/e2e/images/Dockerfile", REPOSITORY / "tests/restore_agent", ("server.py",)),
+    Image("zerowake.test/engine:1", REPOSITORY / "tests/e2e/images/Dockerfile", REPOSITORY / "tests/restore_agent", ("server.py",)),
     # The one that the examples name.
     Image("registry.example/chat:1.0.0", CHAT / "Dockerfile", CHAT, ("server.py",)),
 )
@@ -99,7 +99,7 @@ def build() -> list[Path]:
             need_tools()
             STORE.mkdir(exist_ok=True)
             overlaid = run("stat", "--file-system", "--format=%t", str(STORE)).strip() == OVERLAYFS_MAGIC
-            private = ["unshare", "--mount", "sh", "-c", f'mount -t tmpfs thaw-images "{STORE}" && exec "$@"', "sh"] if overlaid else []
+            private = ["unshare", "--mount", "sh", "-c", f'mount -t tmpfs zerowake-images "{STORE}" && exec "$@"', "sh"] if overlaid else []
             done = subprocess.run([*private, sys.executable, "-m", "tests.e2e.cluster.images"], check=False, cwd=REPOSITORY)
             if done.returncode:
                 raise SystemExit("An image could not be built; the reason is above.")

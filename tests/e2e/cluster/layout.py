@@ -9,7 +9,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-CACHE = Path(os.environ.get("THAW_CLUSTER_CACHE") or Path.home() / ".cache/thaw-cluster")
+CACHE = Path(os.environ.get("ZEROWAKE_CLUSTER_CACHE") or Path.home() / ".cache/zerowake-cluster")
 BIN = CACHE / "bin"
 ARCHIVES = CACHE / "images"
 KEDA_MANIFESTS = CACHE / "keda"
@@ -23,8 +23,8 @@ CONTROL = STATE / "control"
 PID = STATE / "pid"
 ADDRESSES = STATE / "addresses.json"
 
-NODE = "thaw-node"
-PAUSE_IMAGE = "thaw.test/pause:1"
+NODE = "zerowake-node"
+PAUSE_IMAGE = "zerowake.test/pause:1"
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Addresses:
 
     @property
     def interface(self) -> str:
-        return f"thaw{self.number}"
+        return f"zerowake{self.number}"
 
     @property
     def machine(self) -> str:
@@ -65,7 +65,7 @@ class Addresses:
 
     @property
     def cgroup(self) -> str:
-        return f"/thaw-cluster-{self.number}"
+        return f"/zerowake-cluster-{self.number}"
 
 
 MOST_CLUSTERS = 8

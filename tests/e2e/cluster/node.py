@@ -33,7 +33,7 @@ from tests.e2e.cluster.layout import ARCHIVES, BIN, CONTROL, DISK, LOGS, NODE, O
 
 OVERLAID = ("/etc", "/opt", "/var/lib", "/var/log")
 # Straight on the disk: an overlay can't be the upper layer of a container's, and snapshots are read with O_DIRECT.
-DIRECT = ("/var/lib/containerd", "/var/lib/kubelet", "/var/lib/thaw")
+DIRECT = ("/var/lib/containerd", "/var/lib/kubelet", "/var/lib/zerowake")
 # What a kubelet sets for the whole machine. It finds these already so, in a copy that only this node sees.
 SYSCTLS = {
     "vm/overcommit_memory": "1",
@@ -74,18 +74,18 @@ def make_file_systems(addresses: Addresses) -> None:
     DISK.mkdir()
     kind = subprocess.run(["stat", "--file-system", "--format=%t", DISK], capture_output=True, text=True, check=True).stdout.strip()
     if kind == OVERLAYFS_MAGIC:  # this "machine" is a container: its root can't be under another overlay's upper layer
-        run("mount", "-t", "tmpfs", "-o", "mode=755", "thaw-node", str(DISK))
+        run("mount", "-t", "tmpfs", "-o", "mode=755", "zerowake-node", str(DISK))
     for path in OVERLAID:
         upper, work = DISK / f"upper{path}", DISK / f"work{path}"
         upper.mkdir(parents=True)
         work.mkdir(parents=True)
-        run("mount", "-t", "overlay", "-o", f"lowerdir={path},upperdir={upper},workdir={work}", "thaw-node", path)
+        run("mount", "-t", "overlay", "-o", f"lowerdir={path},upperdir={upper},workdir={work}", "zerowake-node", path)
     for path in DIRECT:
         Path(path).mkdir(exist_ok=True)
         own = DISK / Path(path).name
         own.mkdir()
         run("mount", "--bind", str(own), path)
-    run("mount", "-t", "tmpfs", "-o", "mode=755", "thaw-node", "/run")
+    run("mount", "-t", "tmpfs", "-o", "mode=755", "zerowake-node", "/run")
     run("mount", "-t", "proc", "-o", "nosuid,nodev,noexec", "proc", "/proc")
     # /sys/class/net must show this network's interfaces; the control groups stay the machine's.
     Path("/run/cgroup").mkdir()

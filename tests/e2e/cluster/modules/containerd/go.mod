@@ -1,4 +1,4 @@
-module thaw.dev/cluster/containerd
+module zerowake.dev/cluster/containerd
 
 go 1.26.6
 

@@ -1,4 +1,4 @@
-module thaw.dev/cluster/coredns
+module zerowake.dev/cluster/coredns
 
 go 1.26.0
 

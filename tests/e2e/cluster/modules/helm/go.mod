@@ -1,4 +1,4 @@
-module thaw.dev/cluster/helm
+module zerowake.dev/cluster/helm
 
 go 1.26.0
 

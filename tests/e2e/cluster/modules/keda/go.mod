@@ -1,5 +1,5 @@
 // KEDA's own replace and exclude lines do not reach a module that requires it: they are repeated here.
-module thaw.dev/cluster/keda
+module zerowake.dev/cluster/keda
 
 go 1.26.0
 

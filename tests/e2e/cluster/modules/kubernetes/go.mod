@@ -1,5 +1,5 @@
 // kube-apiserver and its siblings, and etcd. k8s.io/kubernetes names its staging modules by paths in its own tree: each is pinned here.
-module thaw.dev/cluster/kubernetes
+module zerowake.dev/cluster/kubernetes
 
 go 1.26.0
 

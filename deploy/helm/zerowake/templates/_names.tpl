@@ -1,17 +1,17 @@
-{{- define "thaw.labels" -}}
-app.kubernetes.io/part-of: thaw
+{{- define "zerowake.labels" -}}
+app.kubernetes.io/part-of: zerowake
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 app.kubernetes.io/instance: {{ .Release.Name }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- end -}}
 
-{{- define "thaw.image" -}}
+{{- define "zerowake.image" -}}
 {{- if .digest -}}{{ .repository }}@{{ .digest }}{{- else -}}{{ .repository }}:{{ .tag }}{{- end -}}
 {{- end -}}
 
 {{- /* What every container of ours has that needs nothing of the host. */ -}}
-{{- define "thaw.contained" -}}
+{{- define "zerowake.contained" -}}
 allowPrivilegeEscalation: false
 readOnlyRootFilesystem: true
 runAsNonRoot: true
