@@ -78,7 +78,7 @@ def compile_native(sources: Path, package: Path) -> None:
     """
     package.mkdir()
     paths: dict[str, str] = {}
-    for source in sorted(sources.glob("*.c")):
+    for source in sorted(sources.rglob("*.c")):
         stem = source.stem
         if re.search(r"^int\s+main\s*\(|^main\s*\(", source.read_text(), re.MULTILINE):
             target = package / stem.replace("_", "-")
@@ -87,7 +87,7 @@ def compile_native(sources: Path, package: Path) -> None:
             target = package / f"lib{stem}.so"
             run_compiler(source, target, "-shared", "-fPIC", "-pthread")
         paths[stem.upper()] = target.name
-    head = '"""Where the compiled parts lie. Made from restore_agent/*.c: edit those and reinstall."""\n\nfrom pathlib import Path\n\n'
+    head = '"""Where the compiled parts lie. Made from restore_agent/*/*.c: edit those and reinstall."""\n\nfrom pathlib import Path\n\n'
     lines = [f'{name} = Path(__file__).parent / "{file}"\n' for name, file in paths.items()]
     (package / "__init__.py").write_text(head + "".join(lines))
     (package / "py.typed").touch()

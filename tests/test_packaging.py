@@ -50,5 +50,5 @@ def test_the_wheel_carries_what_is_made_at_build(tmp_path: Path) -> None:
         assert {f"zerowake_proto/{proto.stem}{end}" for end in ("_pb2.py", "_pb2.pyi", "_pb2_grpc.py", "_pb2_grpc.pyi")} <= files.keys()
     assert "zerowake_native/libpage_fill.so" in files
     assert files["zerowake_native/sandbox-init"].external_attr >> 16 & 0o111, "it cannot be run"
-    assert {"scaler/cli.py", "restore_agent/criu.py", "gpumem/__init__.py"} <= files.keys()
+    assert {"scaler/programs/cli.py", "restore_agent/drivers/criu.py", "gpumem/__init__.py"} <= files.keys()
     assert not list(ROOT.glob("[!.]*/**/*_pb2.py")), "generated code lies in the source tree"

@@ -30,7 +30,7 @@ QUESTION = "Why is the sky blue?"
 ANSWER_TOKENS = 60
 BURST, TEXTS = 32, 32  # requests, sentences in each
 PATIENCE_SECONDS = 120
-ZEROWAKE = (sys.executable, "-m", "scaler.cli")
+ZEROWAKE = (sys.executable, "-m", "scaler.programs.cli")
 
 console = Console(highlight=False)
 

@@ -2,10 +2,10 @@
 
 import os
 
-from gpumem.client import Client
-from gpumem.errors import NotFound
-from gpumem.memory import HOST
-from gpumem.safetensors import read_checkpoint
+from gpumem.checkpoint.safetensors import read_checkpoint
+from gpumem.client.client import Client
+from gpumem.hardware.memory import HOST
+from gpumem.wire.errors import NotFound
 from sentence_model import WEIGHTS, model_folder
 
 

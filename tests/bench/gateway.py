@@ -15,10 +15,10 @@ import aiohttp
 import uvloop
 from aiohttp import web
 
-from scaler.activation import Activations
-from scaler.gateway import Gateway
-from scaler.ledger import Ledger, ModelLimits
-from scaler.replicas import Endpoint, Replica, Replicas
+from scaler.books.activation import Activations
+from scaler.books.ledger import Ledger, ModelLimits
+from scaler.gateway.dispatcher import Endpoint, Replica, Replicas
+from scaler.gateway.gateway import Gateway
 from tests.bench.figures import Figure
 
 ROUNDS, IN_ROUND = 20, 150  # alternating between the two ways, so that both meet the same machine

@@ -19,12 +19,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from restore_agent import oracle
-from restore_agent.chunks import Chunk, ChunkStore
-from restore_agent.manifest import EngineRecord
-from restore_agent.native import Run, zero_pages
-from restore_agent.pages import Arena
-from restore_agent.sandbox import Sandbox
+from restore_agent.engine.canary import prove_canary
+from restore_agent.pages.fill import Arena
+from restore_agent.pages.native import Run, zero_pages
+from restore_agent.places.sandbox import Sandbox
+from restore_agent.snapshots.chunks import Chunk, ChunkStore
+from restore_agent.snapshots.manifest import EngineRecord
 from tests.bench.figures import Figure
 from tests.bench.restore import BIG, PORT, Bench, Dumped, prepared, spread
 
@@ -127,7 +127,7 @@ async def restored(bench: Bench, dumped: Dumped, fill: Callable[[Sandbox], Await
         began = time.monotonic()
         engine = await bench.restore(dumped, dumped.ours, hugely, stack)
         seconds = time.monotonic() - began
-        await oracle.prove(engine, dumped.canary)
+        await prove_canary(engine, dumped.canary)
         return seconds
 
 

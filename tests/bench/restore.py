@@ -24,21 +24,21 @@ from typing import Any
 import aiohttp
 import yaml
 
-from restore_agent import oracle
-from restore_agent.chunks import ChunkStore, write_chunks
-from restore_agent.criu import Criu, Worker
-from restore_agent.engine import RESTORE_COMPLETE, SNAPSHOT_COMPLETE, Engine
-from restore_agent.hugepages import HugePages
-from restore_agent.images import split
-from restore_agent.main import enter_own_mounts
-from restore_agent.manifest import CanaryRecord, EngineRecord
-from restore_agent.output import Output
-from restore_agent.pages import Arena, write_index
-from restore_agent.sandbox import Sandbox
+from restore_agent.drivers.criu import Criu, Worker
+from restore_agent.drivers.huge_pages import HugePages
+from restore_agent.engine.canary import prove_canary, record_canary
+from restore_agent.engine.engine import RESTORE_COMPLETE, SNAPSHOT_COMPLETE, Engine
+from restore_agent.pages.fill import Arena, write_index
+from restore_agent.pages.images import split
+from restore_agent.places.output import Output
+from restore_agent.places.sandbox import Sandbox
+from restore_agent.programs.main import enter_own_mounts
+from restore_agent.snapshots.chunks import ChunkStore, write_chunks
+from restore_agent.snapshots.manifest import CanaryRecord, EngineRecord
 from tests.bench.figures import Figure
 
 DEMO = Path(__file__).parents[2] / "deploy" / "demo"
-ZEROWAKE = (sys.executable, "-m", "scaler.cli")
+ZEROWAKE = (sys.executable, "-m", "scaler.programs.cli")
 PORT = 8000
 ROUNDS = 7
 REST_SECONDS = 6.0
@@ -246,7 +246,7 @@ class Bench:
             output = Output(name)
             engine = await Engine.start(record, sandbox, output, for_snapshot=True)
             await engine.wait_healthy()
-            canary = await oracle.record(engine, path, body)
+            canary = await record_canary(engine, path, body)
             await engine.wait_quiet()
             await self.criu.dump(sandbox, engine.pid, stock, 600, nothing)
             engine.tell(SNAPSHOT_COMPLETE)
@@ -302,7 +302,7 @@ async def fill(bench: Bench) -> list[Figure]:
                 began = time.monotonic()
                 engine = await getattr(bench, way)(dumped, stack)
                 into.append(time.monotonic() - began)
-                await oracle.prove(engine, dumped.canary)
+                await prove_canary(engine, dumped.canary)
             if way == "ours":
                 rates.append(dumped.arena.size / bench.filled)
     ours, stock, huge = (statistics.median(each[1:]) for each in (seconds["ours"], seconds["stock"], seconds["stock_huge"]))
@@ -355,7 +355,7 @@ async def at_once(bench: Bench, dumped: Dumped, way: Callable[[Dumped, contextli
     """Seconds until the last of so many replicas has given its first, proved answer."""
 
     async def one(stack: contextlib.AsyncExitStack) -> None:
-        await oracle.prove(await way(dumped, stack), dumped.canary)
+        await prove_canary(await way(dumped, stack), dumped.canary)
 
     async with contextlib.AsyncExitStack() as stack:
         began = time.monotonic()

@@ -10,15 +10,15 @@ import statistics
 import sys
 from pathlib import Path
 
-from gpumem.memory import HOST
-from restore_agent import oracle
-from restore_agent.chunks import ChunkStore, write_chunks
-from restore_agent.engine import SNAPSHOT_COMPLETE, Engine
-from restore_agent.images import split
-from restore_agent.manifest import EngineRecord
-from restore_agent.output import Output
-from restore_agent.pages import Arena, write_index
-from restore_agent.sandbox import Sandbox
+from gpumem.hardware.memory import HOST
+from restore_agent.engine.canary import prove_canary, record_canary
+from restore_agent.engine.engine import SNAPSHOT_COMPLETE, Engine
+from restore_agent.pages.fill import Arena, write_index
+from restore_agent.pages.images import split
+from restore_agent.places.output import Output
+from restore_agent.places.sandbox import Sandbox
+from restore_agent.snapshots.chunks import ChunkStore, write_chunks
+from restore_agent.snapshots.manifest import EngineRecord
 from tests.bench.figures import Figure
 from tests.bench.restore import DEMO, PORT, Bench, Dumped, at_once, nothing, prepared, spread
 from tests.gpu.world import World
@@ -73,7 +73,7 @@ async def _dump(bench: Bench, name: str, env: dict[str, str]) -> Dumped:
         await bench.criu.dump(sandbox, engine.pid, images, 600, nothing)
         engine.tell(SNAPSHOT_COMPLETE)
         await engine.wait_healthy()
-        canary = await oracle.record(engine, "/v1/embeddings", BODY)
+        canary = await record_canary(engine, "/v1/embeddings", BODY)
         output.close()
     store = ChunkStore(bench.work / name / "chunks")
     chunks, index = await asyncio.to_thread(write_chunks, store, split(images))
@@ -88,7 +88,7 @@ async def _memory(bench: Bench, dumped: Dumped) -> int:
         total = 0
         engines = [await bench.ours(dumped, stack) for _ in range(REPLICAS)]
         for engine in engines:
-            await oracle.prove(engine, dumped.canary)
+            await prove_canary(engine, dumped.canary)
         for engine in engines:
             for pid in engine.sandbox.host_pids().values():
                 rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()

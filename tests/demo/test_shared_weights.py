@@ -8,7 +8,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from gpumem.memory import HOST
+from gpumem.hardware.memory import HOST
 from tests.demo.conftest import Served, started
 from tests.demo.test_engines import assert_can_be_dumped, until
 from tests.gpu.world import World

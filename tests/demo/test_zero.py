@@ -38,7 +38,7 @@ async def client(state: Path) -> AsyncIterator[AsyncOpenAI]:
     model = {"snapshot": MODEL, "cooldown_seconds": 0.5, "polling_seconds": 0.2}
     file.write_text(yaml.safe_dump({"state": "state", "listen": f"127.0.0.1:{port}", "models": {MODEL: model}}))
     with (state.parent / "up.log").open("ab") as log:
-        process = await asyncio.create_subprocess_exec(sys.executable, "-m", "scaler.cli", "up", str(file), stderr=log, stdout=log)
+        process = await asyncio.create_subprocess_exec(sys.executable, "-m", "scaler.programs.cli", "up", str(file), stderr=log, stdout=log)
     try:
         async with asyncio.timeout(20):
             while True:

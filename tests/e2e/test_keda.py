@@ -14,12 +14,12 @@ from contextlib import asynccontextmanager
 import aiohttp
 import pytest
 
-from scaler.activation import Activations
-from scaler.external_scaler import serve_external_scaler
-from scaler.gateway import Gateway
-from scaler.ledger import Ledger, ModelLimits
-from scaler.replicas import Endpoint, Replica, Replicas
-from scaler.trigger import Trigger
+from scaler.books.activation import Activations
+from scaler.books.ledger import Ledger, ModelLimits
+from scaler.books.trigger import Trigger
+from scaler.gateway.dispatcher import Endpoint, Replica, Replicas
+from scaler.gateway.gateway import Gateway
+from scaler.keda.external_scaler import serve_external_scaler
 from tests.e2e.api import Api, Object, condition
 from tests.e2e.cluster.layout import PAUSE_IMAGE, Addresses
 

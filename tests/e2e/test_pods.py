@@ -450,8 +450,8 @@ async def test_a_gpu_that_another_pod_is_given_is_given_back(api: Api, namespace
 
 
 async def wanted_bytes(gpumem: list[str], agent: Agent) -> int:
-    from gpumem.control import Control  # noqa: PLC0415
-    from gpumem.errors import PeerGone  # noqa: PLC0415
+    from gpumem.client.control import Control  # noqa: PLC0415
+    from gpumem.wire.errors import PeerGone  # noqa: PLC0415
 
     for _ in range(100):
         try:

@@ -14,16 +14,16 @@ from typing import Any
 import pytest
 from zerowake_proto import agent_pb2
 
-from scaler.activation import Activations
-from scaler.cluster import MODEL_SNAPSHOTS, Cluster, ClusterError
-from scaler.controller import run_controller
-from scaler.election import lead
-from scaler.ledger import Ledger
-from scaler.nodes import Nodes
-from scaler.removal import remove_all
-from scaler.replicas import Replicas
-from scaler.resources import ModelSnapshot
-from scaler.restorable import NodeSetup
+from scaler.books.activation import Activations
+from scaler.books.ledger import Ledger
+from scaler.fleet.nodes import Nodes
+from scaler.gateway.dispatcher import Replicas
+from scaler.kubernetes.cluster import MODEL_SNAPSHOTS, Cluster, ClusterError
+from scaler.kubernetes.controller import run_controller
+from scaler.kubernetes.election import lead
+from scaler.kubernetes.pod_patch import NodeSetup
+from scaler.kubernetes.resources import ModelSnapshot
+from scaler.kubernetes.uninstall import remove_all
 from tests.e2e.api import Api, ApiError, Object, path
 from tests.e2e.chart import definition, run
 from tests.e2e.cluster.layout import PAUSE_IMAGE
@@ -251,7 +251,7 @@ async def test_removal_before_an_uninstall(world: World, kubeconfig: str, monkey
     orphan = snapshot("orphan", artifact=ARTIFACT)
     orphan["metadata"]["finalizers"] = ["somebody.else/holds"]
     await world.api.apply(orphan, namespace=world.namespace)
-    monkeypatch.setattr("scaler.removal._FORCED_SECONDS", 1.0)
+    monkeypatch.setattr("scaler.kubernetes.uninstall._FORCED_SECONDS", 1.0)
     with pytest.raises(ClusterError, match="orphan: look for finalizers of others"):
         await remove_all(bounded, 2)
     await world.api.merge("ModelSnapshot", world.namespace, "orphan", {"metadata": {"finalizers": None}})

@@ -15,20 +15,20 @@ from typing import Any
 import pytest
 from zerowake_proto import agent_pb2
 
-from scaler.activation import Activations
-from scaler.cluster import MODEL_SNAPSHOTS, Cluster
-from scaler.ledger import Ledger
-from scaler.nodes import Nodes
-from scaler.replicas import Replicas
-from scaler.resources import ModelSnapshot
-from scaler.restorable import NodeSetup
-from scaler.tls import TlsFiles
-from scaler.webhook import SECONDS, serve_webhook
+from scaler.books.activation import Activations
+from scaler.books.ledger import Ledger
+from scaler.fleet.nodes import Nodes
+from scaler.gateway.dispatcher import Replicas
+from scaler.kubernetes.cluster import MODEL_SNAPSHOTS, Cluster
+from scaler.kubernetes.pod_patch import NodeSetup
+from scaler.kubernetes.resources import ModelSnapshot
+from scaler.kubernetes.webhook import SECONDS, serve_webhook
 from tests.e2e.api import Api, Object, path
 from tests.e2e.chart import definition, render
 from tests.e2e.cluster.layout import PAUSE_IMAGE, Addresses
 from tests.scaler.agent import Agent
 from tests.scaler.certificates import Authority
+from zerowake_shared.tls import TlsFiles
 
 pytestmark = pytest.mark.own_cluster("has the API server call a webhook on this machine")
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from gpumem.client import Client, Region, Scratch
-from gpumem.memory import HOST, open_memory
-from gpumem.safetensors import read_checkpoint
+from gpumem.checkpoint.safetensors import read_checkpoint
+from gpumem.client.client import Client, Region, Scratch
+from gpumem.hardware.memory import HOST, open_memory
 from tests.gpu.weights import Size
 
 GIB = 1 << 30
@@ -30,7 +30,7 @@ class Engine:
         if device != HOST:
             import torch  # noqa: PLC0415  (only where there is a GPU)
 
-            from gpumem.torch import bytes_at, torch_device  # noqa: PLC0415
+            from gpumem.client.torch import bytes_at, torch_device  # noqa: PLC0415
 
             self._bytes_at = bytes_at
             torch.cuda.set_device(torch_device(device))
@@ -113,7 +113,7 @@ class Engine:
 
     def model(self, size: list[int]) -> dict[str, float]:
         """A model on the lent region, captured as a CUDA graph."""
-        from gpumem.torch import adopt, skeleton  # noqa: PLC0415
+        from gpumem.client.torch import adopt, skeleton  # noqa: PLC0415
         from tests.gpu.model import Graph, Model  # noqa: PLC0415
 
         begin = time.perf_counter()
@@ -136,7 +136,7 @@ class Engine:
         """Writes a model made here into a region; whether it then answers as before."""
         import torch  # noqa: PLC0415
 
-        from gpumem import torch as adapter  # noqa: PLC0415
+        from gpumem.client import torch as adapter  # noqa: PLC0415
         from tests.gpu.model import Model  # noqa: PLC0415
 
         model = Model(Size(*size)).cuda()

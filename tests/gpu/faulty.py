@@ -26,9 +26,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from gpumem.client import Client, Region
-from gpumem.memory import HOST
-from restore_agent.control_directory import ControlDirectory
+from gpumem.client.client import Client, Region
+from gpumem.hardware.memory import HOST
+from restore_agent.workload.control_directory import ControlDirectory
 from tests.gpu.weights import QWEN3_8B, SMALL, Size
 
 SIZES = {"small": SMALL, "qwen3-8b": QWEN3_8B}
@@ -62,7 +62,7 @@ class OnGpu:
     def __init__(self, lent: Region, device: str, size: Size) -> None:
         import torch  # noqa: PLC0415  (only where there is a GPU)
 
-        from gpumem.torch import adopt, skeleton, torch_device  # noqa: PLC0415
+        from gpumem.client.torch import adopt, skeleton, torch_device  # noqa: PLC0415
         from tests.gpu import model as models  # noqa: PLC0415
 
         self._torch: Any = torch

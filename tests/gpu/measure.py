@@ -20,8 +20,8 @@ import numpy as np
 from rich.console import Console
 from zerowake_proto import gpumem_pb2 as pb
 
-from gpumem.memory import HOST, devices
-from gpumem.safetensors import Checkpoint, read_checkpoint
+from gpumem.checkpoint.safetensors import Checkpoint, read_checkpoint
+from gpumem.hardware.memory import HOST, devices
 from tests.bench.figures import Figure, table
 from tests.gpu.weights import SMALL, write_checkpoint
 from tests.gpu.world import ROOT, Engine, Failed, World, check

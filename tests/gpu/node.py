@@ -19,11 +19,11 @@ import yaml
 from zerowake_proto import agent_pb2 as pb
 from zerowake_proto import gpumem_pb2
 
-from gpumem.control import Control
-from gpumem.link import Link
-from gpumem.memory import DeviceFull, open_memory
-from restore_agent.cuda import Cuda
-from restore_agent.store import Catalog
+from gpumem.client.control import Control
+from gpumem.hardware.memory import DeviceFull, open_memory
+from gpumem.wire.blocking_connection import Link
+from restore_agent.drivers.cuda import Cuda
+from restore_agent.snapshots.store import Catalog
 from tests.gpu.faulty import SIZES
 from tests.gpu.weights import write_checkpoint
 from tests.gpu.world import ROOT, Failed, World, check
@@ -279,7 +279,7 @@ class Node:
 
         with (self.state.parent / "up.log").open("ab") as log:
             process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "scaler.cli", "up", str(file)),
+                *(sys.executable, "-m", "scaler.programs.cli", "up", str(file)),
                 env=os.environ | {"GPUMEM_SOCKET": str(self.world.socket)},
                 stdout=log,
                 stderr=log,

@@ -27,9 +27,9 @@ from typing import Any
 from rich.console import Console
 from zerowake_proto import agent_pb2 as pb
 
-from restore_agent.cuda import Cuda
-from restore_agent.placement import HEADROOM
-from restore_agent.store import Catalog
+from restore_agent.drivers.cuda import Cuda
+from restore_agent.sequences.placement import HEADROOM
+from restore_agent.snapshots.store import Catalog
 from tests.bench.__main__ import RESULTS, specs
 from tests.bench.figures import Figure, table
 from tests.bench.restore import spread

@@ -11,14 +11,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from restore_agent import oracle
-from restore_agent.criu import Criu, Worker
-from restore_agent.cuda import Cuda
-from restore_agent.engine import RESTORE_COMPLETE, SNAPSHOT_COMPLETE, Engine
-from restore_agent.manifest import CanaryRecord, EngineRecord
-from restore_agent.output import Output
-from restore_agent.phases import Phases
-from restore_agent.sandbox import Sandbox
+from restore_agent.drivers.criu import Criu, Worker
+from restore_agent.drivers.cuda import Cuda
+from restore_agent.engine.canary import prove_canary, record_canary
+from restore_agent.engine.engine import RESTORE_COMPLETE, SNAPSHOT_COMPLETE, Engine
+from restore_agent.places.output import Output
+from restore_agent.places.sandbox import Sandbox
+from restore_agent.sequences.phases import Phases
+from restore_agent.snapshots.manifest import CanaryRecord, EngineRecord
 from tests.bench.figures import Figure
 from tests.bench.restore import nothing, spread
 
@@ -49,7 +49,7 @@ class Plain:
             await self._criu.dump(sandbox, engine.pid, self._images, 600, nothing)
             await self._cuda.resume(holders, Phases())
             engine.tell(SNAPSHOT_COMPLETE)
-            self._canary = await oracle.record(engine, path, "")
+            self._canary = await record_canary(engine, path, "")
             self._gpu_pids = [pid for pid, host in hosts.items() if host in holders]
             self._keys = output.keys
             output.close()
@@ -70,7 +70,7 @@ class Plain:
             await self._cuda.resume([hosts[each] for each in self._gpu_pids], phases)
             engine = Engine(self._record, sandbox, output, pid)
             engine.tell(RESTORE_COMPLETE)
-            await oracle.prove(engine, self._canary)
+            await prove_canary(engine, self._canary)
             return time.monotonic() - began, sum(seconds for name, seconds in phases.done() if name.startswith("cuda"))
 
     def remove(self) -> None:

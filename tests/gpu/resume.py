@@ -30,11 +30,11 @@ from rich.console import Console
 from zerowake_proto import agent_pb2 as pb
 from zerowake_proto import agent_pb2_grpc, gpumem_pb2
 
-from gpumem.control import Control
-from gpumem.errors import PeerGone
-from restore_agent.criu import Criu
-from restore_agent.cuda import Cuda
-from restore_agent.store import Catalog
+from gpumem.client.control import Control
+from gpumem.wire.errors import PeerGone
+from restore_agent.drivers.criu import Criu
+from restore_agent.drivers.cuda import Cuda
+from restore_agent.snapshots.store import Catalog
 from tests.bench.__main__ import RESULTS, specs
 from tests.bench.figures import Figure, table
 from tests.bench.pages import disk_seconds, touched, uncache
@@ -340,7 +340,7 @@ _read: dict[Path, Any] = {}
 
 def checkpoint(work: Path) -> Any:
     """Layout and sources, hashed once."""
-    from gpumem.safetensors import read_checkpoint  # noqa: PLC0415
+    from gpumem.checkpoint.safetensors import read_checkpoint  # noqa: PLC0415
 
     if work not in _read:
         found = read_checkpoint(work / "weights")

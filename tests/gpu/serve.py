@@ -19,9 +19,9 @@ os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
 
 import torch
 
-from gpumem.client import Client
-from gpumem.torch import ScratchPool, adopt, skeleton, torch_device
-from restore_agent.control_directory import ControlDirectory
+from gpumem.client.client import Client
+from gpumem.client.torch import ScratchPool, adopt, skeleton, torch_device
+from restore_agent.workload.control_directory import ControlDirectory
 from tests.gpu.model import Graph, Model
 from tests.gpu.weights import QWEN3_8B, SMALL
 

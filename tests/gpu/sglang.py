@@ -25,8 +25,8 @@ import aiohttp
 from rich.console import Console
 from zerowake_proto import agent_pb2 as pb
 
-from restore_agent.cuda import Cuda
-from restore_agent.store import Catalog
+from restore_agent.drivers.cuda import Cuda
+from restore_agent.snapshots.store import Catalog
 from tests.bench.__main__ import RESULTS, specs
 from tests.bench.figures import Figure, table
 from tests.gpu.resume import nothing, pool, stage

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from restore_agent.store import Catalog
+from restore_agent.snapshots.store import Catalog
 from tests.gpu.node import MIB, NAME, Node, below
 from tests.restore_agent.world import Agent
 

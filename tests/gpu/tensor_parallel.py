@@ -33,9 +33,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from restore_agent.control_directory import ControlDirectory
-from restore_agent.cuda import Cuda, CudaError
-from restore_agent.phases import Phases
+from restore_agent.drivers.cuda import Cuda, CudaError
+from restore_agent.sequences.phases import Phases
+from restore_agent.workload.control_directory import ControlDirectory
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "tests" / "bench" / "results"
@@ -265,7 +265,7 @@ def serve(nccl: str) -> None:
 async def snapshot(name: str, nccl: str) -> None:
     from zerowake_proto import agent_pb2 as pb  # noqa: PLC0415  (only the agent's client needs it)
 
-    from restore_agent.store import Catalog  # noqa: PLC0415
+    from restore_agent.snapshots.store import Catalog  # noqa: PLC0415
     from tests.restore_agent.world import get, running  # noqa: PLC0415
 
     with tempfile.TemporaryDirectory(prefix="zerowake-nccl-", dir="/var/tmp") as folder:

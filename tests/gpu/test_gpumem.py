@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from gpumem.memory import HOST, devices
+from gpumem.hardware.memory import HOST, devices
 from tests.gpu.measure import sections
 
 

@@ -23,12 +23,12 @@ import grpc
 import pytest
 from zerowake_proto import agent_pb2 as pb
 
-from gpumem.memory import HOST, devices
-from restore_agent import cuda as cuda_module
-from restore_agent.criu import Criu, CriuError
-from restore_agent.cuda import CudaError
-from restore_agent.placement import HEADROOM
-from restore_agent.store import Catalog
+from gpumem.hardware.memory import HOST, devices
+from restore_agent.drivers import cuda as cuda_module
+from restore_agent.drivers.criu import Criu, CriuError
+from restore_agent.drivers.cuda import CudaError
+from restore_agent.sequences.placement import HEADROOM
+from restore_agent.snapshots.store import Catalog
 from tests.gpu.node import MIB, NAME, Node
 from tests.gpu.strike import DEMOTING, RESTORING, engine_pids, strike
 from tests.gpu.world import ROOT

@@ -8,11 +8,11 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from gpumem.client import Client  # noqa: E402
-from gpumem.errors import StaleLayout  # noqa: E402
-from gpumem.memory import HOST  # noqa: E402
-from gpumem.safetensors import read_checkpoint  # noqa: E402
-from gpumem.torch import adopt, fill, layout_of, skeleton  # noqa: E402
+from gpumem.checkpoint.safetensors import read_checkpoint  # noqa: E402
+from gpumem.client.client import Client  # noqa: E402
+from gpumem.client.torch import adopt, fill, layout_of, skeleton  # noqa: E402
+from gpumem.hardware.memory import HOST  # noqa: E402
+from gpumem.wire.errors import StaleLayout  # noqa: E402
 from tests.gpu.model import Model  # noqa: E402
 from tests.gpu.weights import SMALL, write_checkpoint  # noqa: E402
 from tests.gpu.world import World  # noqa: E402

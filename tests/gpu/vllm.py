@@ -35,10 +35,10 @@ from rich.console import Console
 from zerowake_proto import agent_pb2 as pb
 from zerowake_proto import gpumem_pb2
 
-from gpumem.control import Control
-from gpumem.safetensors import kept_reading
-from restore_agent.cuda import Cuda
-from restore_agent.store import Catalog
+from gpumem.checkpoint.safetensors import kept_reading
+from gpumem.client.control import Control
+from restore_agent.drivers.cuda import Cuda
+from restore_agent.snapshots.store import Catalog
 from tests.bench.__main__ import RESULTS, specs
 from tests.bench.figures import Figure, table
 from tests.bench.restore import ZEROWAKE, at_zero, spread, status

@@ -16,9 +16,9 @@ from typing import Any
 
 from zerowake_proto import gpumem_pb2 as pb
 
-from gpumem.control import Control
-from gpumem.errors import PeerGone
-from gpumem.memory import HOST, Memory, open_memory
+from gpumem.client.control import Control
+from gpumem.hardware.memory import HOST, Memory, open_memory
+from gpumem.wire.errors import PeerGone
 from tests.gpu.weights import QWEN3_8B, SMALL, Size
 
 ROOT = Path(__file__).parents[2]

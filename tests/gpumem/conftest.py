@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 from zerowake_proto import gpumem_pb2 as pb
 
-from gpumem.link import Link
+from gpumem.wire.blocking_connection import Link
 from tests.gpumem.world import MIB, Served, Weights, make_weights, served, until
 
 

@@ -12,10 +12,10 @@ from hypothesis import settings
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 from hypothesis.strategies import binary, booleans, integers, sampled_from
 
-from gpumem.arena import BLOCK, Arena, Place
-from gpumem.host import HostMemory
-from gpumem.memory import DeviceFull
-from gpumem.pool import Pool, Short
+from gpumem.filler.arena import BLOCK, Arena, Place
+from gpumem.hardware.host import HostMemory
+from gpumem.hardware.memory import DeviceFull
+from gpumem.server.pool import Pool, Short
 from tests.gpumem.world import MIB, descriptors
 
 

@@ -15,8 +15,10 @@ from pathlib import Path
 import pytest
 from zerowake_proto import gpumem_pb2 as pb
 
-from gpumem.client import Client
-from gpumem.errors import (
+from gpumem.client.client import Client
+from gpumem.hardware.memory import MemoryFailed
+from gpumem.wire.blocking_connection import Link
+from gpumem.wire.errors import (
     Exists,
     Forbidden,
     Invalid,
@@ -28,9 +30,7 @@ from gpumem.errors import (
     VersionMismatch,
     WrongDevice,
 )
-from gpumem.frames import receive, send
-from gpumem.link import Link
-from gpumem.memory import MemoryFailed
+from gpumem.wire.frames import receive, send
 from tests.gpumem.world import MIB, Served, Weights, go_on, peer, step, until
 
 

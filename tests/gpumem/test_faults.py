@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 from zerowake_proto import gpumem_pb2 as pb
 
-from gpumem.client import Client
-from gpumem.control import Control
-from gpumem.errors import GpumemError, NotFound, PeerGone
-from gpumem.frames import VERSION, receive, send
-from gpumem.link import Link
+from gpumem.client.client import Client
+from gpumem.client.control import Control
+from gpumem.wire.blocking_connection import Link
+from gpumem.wire.errors import GpumemError, NotFound, PeerGone
+from gpumem.wire.frames import VERSION, receive, send
 from tests.gpumem.world import GPUMEM, MIB, Served, Weights, alive, descriptors, go_on, make_weights, peer, served, step, until
 
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from zerowake_proto import gpumem_pb2 as pb
 
-from gpumem.client import Client
-from gpumem.control import Control
-from gpumem.errors import Cancelled, Corrupt, FillerLost, Forbidden, Invalid, NotFound, OutOfMemory
-from gpumem.filling import MOVE
+from gpumem.client.client import Client
+from gpumem.client.control import Control
+from gpumem.server.filling import MOVE
+from gpumem.wire.errors import Cancelled, Corrupt, FillerLost, Forbidden, Invalid, NotFound, OutOfMemory
 from tests.gpumem.world import MIB, Served, Weights, make_weights, served
 
 

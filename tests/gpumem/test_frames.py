@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gpumem.frames import PACKET, Assembler, Channel, ProtocolViolation, packets, receive, send
+from gpumem.wire.frames import PACKET, Assembler, Channel, ProtocolViolation, packets, receive, send
 from tests.gpumem.world import descriptors
 
 pytestmark = pytest.mark.usefixtures("no_garbage")

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from zerowake_proto import gpumem_pb2 as pb
 
-from gpumem.frames import VERSION, ProtocolViolation, packets, receive, send
+from gpumem.wire.frames import VERSION, ProtocolViolation, packets, receive, send
 from tests.gpumem.world import MIB, Served, Weights, until
 
 KEYS = [bytes([number]) * 32 for number in range(3)]

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from gpumem.safetensors import (
+from gpumem.checkpoint.safetensors import (
     CHUNK,
     PADDING,
     Checkpoint,

@@ -16,9 +16,9 @@ from pathlib import Path
 from blake3 import blake3
 from zerowake_proto import gpumem_pb2 as pb
 
-from gpumem.errors import PeerGone
-from gpumem.link import Link
-from gpumem.regions import identify
+from gpumem.server.regions import identify
+from gpumem.wire.blocking_connection import Link
+from gpumem.wire.errors import PeerGone
 
 MIB = 1 << 20
 SECONDS = 20.0  # for anything to become true

@@ -8,13 +8,13 @@ from __future__ import annotations
 import asyncio
 import sys
 
-from restore_agent.comparison import Different, compare
-from restore_agent.ladder import Staged
-from restore_agent.pages import FillError
-from restore_agent.phases import Phases
-from restore_agent.restore import Restorer
-from restore_agent.sandbox import Sandbox
-from scaler.cli import main
+from restore_agent.pages.fill import FillError
+from restore_agent.places.sandbox import Sandbox
+from restore_agent.sequences.phases import Phases
+from restore_agent.sequences.restore import Restorer
+from restore_agent.sequences.staging import Staged
+from scaler.programs.cli import main
+from tests.restore_agent.comparison import Different, compare
 
 _fill = Restorer._fill
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from restore_agent.criu import Criu, CriuError
+from restore_agent.drivers.criu import Criu, CriuError
 from tests.restore_agent.world import Agent, copy_state, engine, huge_pages, left_behind, running
 
 

@@ -49,14 +49,14 @@ requests: list[str] = []
 attached = threading.Lock()  # held while the weights are put away
 region = None
 if "GPUMEM_REGION" in os.environ:
-    from gpumem.client import Client
+    from gpumem.client.client import Client
 
     client = Client()
     region = client.attach(bytes.fromhex(os.environ["GPUMEM_REGION"]))
 if own := os.environ.get("OWN_WEIGHTS"):  # it brings its weights into gpumem itself, and says so
-    from gpumem.client import Client
-    from gpumem.safetensors import kept_reading
-    from restore_agent.control_directory import ControlDirectory
+    from gpumem.checkpoint.safetensors import kept_reading
+    from gpumem.client.client import Client
+    from restore_agent.workload.control_directory import ControlDirectory
 
     found = kept_reading(Path(own))
     client = Client()

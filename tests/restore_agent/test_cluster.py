@@ -10,7 +10,7 @@ import pytest
 import yaml
 from aiohttp import web
 
-from restore_agent.cluster import Cluster, Pod
+from restore_agent.kubernetes.cluster import Cluster, Pod
 
 POD = {"metadata": {"name": "chat", "namespace": "a", "uid": "u", "resourceVersion": "2"}}
 

@@ -11,7 +11,7 @@ from tests.restore_agent.world import HERE, Agent
 
 
 async def zerowake(state: Path, *arguments: str, code: int = 0) -> str:
-    command = [sys.executable, "-m", "scaler.cli", "snapshot", arguments[0], "--state", str(state), *arguments[1:]]
+    command = [sys.executable, "-m", "scaler.programs.cli", "snapshot", arguments[0], "--state", str(state), *arguments[1:]]
     process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE)
     out, err = await process.communicate()
     assert process.returncode == code, err.decode()

@@ -17,16 +17,16 @@ from pathlib import Path
 
 import pytest
 
-from restore_agent.capture import CaptureRequest
-from restore_agent.container import Container, ContainerError
-from restore_agent.engine import Engine
-from restore_agent.manifest import EngineRecord
-from restore_agent.node import Node
-from restore_agent.phases import Phases
-from restore_agent.placeholder import SOCKET, Placeholder, PlaceholderError
-from restore_agent.replicas import State
-from restore_agent.restore import RestoreFailed
-from restore_agent.store import Snapshot
+from restore_agent.engine.engine import Engine
+from restore_agent.places.container import Container, ContainerError
+from restore_agent.places.placeholder import SOCKET, Placeholder, PlaceholderError
+from restore_agent.sequences.capture import CaptureRequest
+from restore_agent.sequences.node import Node
+from restore_agent.sequences.phases import Phases
+from restore_agent.sequences.replicas import State
+from restore_agent.sequences.restore import RestoreFailed
+from restore_agent.snapshots.manifest import EngineRecord
+from restore_agent.snapshots.store import Snapshot
 from tests.restore_agent.containers import CAPABILITIES, Callers, Running, answering, container, overlay_of_this_machine
 from tests.restore_agent.world import HERE, PORT
 

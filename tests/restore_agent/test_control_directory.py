@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from restore_agent.control_directory import ANSWERS, FAILED, GPUS, QUIESCE_REQUESTED, READY, VARIABLE, WEIGHTS, ControlDirectory
-from restore_agent.engine import GPUS as AGENTS_GPUS
-from restore_agent.engine import QUIESCE_REQUESTED as AGENTS_QUIESCE_REQUESTED
-from restore_agent.engine import READY as AGENTS_READY
-from restore_agent.engine import RESTORE_COMPLETE, SNAPSHOT_COMPLETE
-from restore_agent.engine import WEIGHTS as AGENTS_WEIGHTS
+from restore_agent.engine.engine import GPUS as AGENTS_GPUS
+from restore_agent.engine.engine import QUIESCE_REQUESTED as AGENTS_QUIESCE_REQUESTED
+from restore_agent.engine.engine import READY as AGENTS_READY
+from restore_agent.engine.engine import RESTORE_COMPLETE, SNAPSHOT_COMPLETE
+from restore_agent.engine.engine import WEIGHTS as AGENTS_WEIGHTS
+from restore_agent.workload.control_directory import ANSWERS, FAILED, GPUS, QUIESCE_REQUESTED, READY, VARIABLE, WEIGHTS, ControlDirectory
 
 PATIENCE = 10.0
 

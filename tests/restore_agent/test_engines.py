@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from restore_agent.engines import CACHE_BYTES, CACHE_TOKENS, KINDS, Setting, UnsuitableCommand, prepare
+from restore_agent.engine.presets import CACHE_BYTES, CACHE_TOKENS, KINDS, Setting, UnsuitableCommand, prepare
 
 SETTING = Setting(port=8123, gpumem=Path("/run/gpumem/gpumem.sock"), checkpoints=Path("/var/lib/zerowake/weights"))
 
@@ -28,8 +28,8 @@ def test_one_line_is_enough_for_vllm() -> None:
     said = options(command)
     assert json.loads(said.pop("--model-loader-extra-config")) == {"checkpoints": "/var/lib/zerowake/weights", "load_format": "auto"}
     assert said == {
-        "--worker-cls": "gpumem.vllm.Worker",
-        "--middleware": "restore_agent.vllm.Snapshots",
+        "--worker-cls": "restore_agent.workload.vllm.worker.Worker",
+        "--middleware": "restore_agent.workload.vllm.middleware.Snapshots",
         "--load-format": "gpumem",
         "--port": "8123",
         "--kv-cache-memory-bytes": str(CACHE_BYTES),

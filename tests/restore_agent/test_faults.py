@@ -15,7 +15,7 @@ import grpc
 import pytest
 from zerowake_proto import agent_pb2 as pb
 
-from restore_agent.store import Catalog
+from restore_agent.snapshots.store import Catalog
 from tests.restore_agent.world import Agent, copy_state, engine, get, left_behind, nothing_left, reference, running
 
 
@@ -184,7 +184,7 @@ async def test_a_snapshot_that_answers_otherwise_is_not_published(agent: Agent, 
 
 async def test_two_agents_do_not_share_a_folder(agent: Agent) -> None:
     second = await asyncio.create_subprocess_exec(
-        *[sys.executable, "-m", "scaler.cli", "agent", "--state", str(agent.state)], stderr=asyncio.subprocess.PIPE
+        *[sys.executable, "-m", "scaler.programs.cli", "agent", "--state", str(agent.state)], stderr=asyncio.subprocess.PIPE
     )
     _, said = await asyncio.wait_for(second.communicate(), 20)
     assert second.returncode == 1

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 from zerowake_proto import nri_pb2, ttrpc_pb2
 
-from restore_agent.injection import injected
-from restore_agent.nri import NriError, plugged
+from restore_agent.kubernetes.injection import injected
+from restore_agent.kubernetes.nri import NriError, plugged
 
 PLUGIN, RUNTIME = 1, 2
 REQUEST, RESPONSE = 1, 2

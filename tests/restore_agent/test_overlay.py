@@ -15,8 +15,8 @@ from pathlib import Path, PurePosixPath
 import pytest
 import zerowake_native
 
-from restore_agent import overlay
-from restore_agent.overlay import Mounts, OverlayError, archive, lay_out
+from restore_agent.places import overlay
+from restore_agent.places.overlay import Mounts, OverlayError, archive, lay_out
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for mounts")
 

@@ -19,13 +19,12 @@ import pytest
 from zerowake_proto import agent_pb2 as pb
 from zerowake_proto import agent_pb2_grpc, criu_pb2
 
-from restore_agent import images
-from restore_agent.chunks import Chunk, ChunkStore, CorruptChunk, write_chunks
-from restore_agent.comparison import Compared, Different, compare
-from restore_agent.images import split
-from restore_agent.native import PAGE, Run
-from restore_agent.pages import Arena, FillError, write_index
-from restore_agent.store import Catalog
+from restore_agent.pages.fill import Arena, FillError, images, write_index
+from restore_agent.pages.images import split
+from restore_agent.pages.native import PAGE, Run
+from restore_agent.snapshots.chunks import Chunk, ChunkStore, CorruptChunk, write_chunks
+from restore_agent.snapshots.store import Catalog
+from tests.restore_agent.comparison import Compared, Different, compare
 from tests.restore_agent.world import Agent, left_behind, nothing_left
 
 PID = 7  # in the image

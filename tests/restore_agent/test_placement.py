@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpumem.memory import HOST
-from restore_agent.placement import HEADROOM, NoGpuMemory, place
-from restore_agent.weights import Weights
+from gpumem.hardware.memory import HOST
+from restore_agent.drivers.weights import Weights
+from restore_agent.sequences.placement import HEADROOM, NoGpuMemory, place
 from tests.restore_agent.test_weights import Pool
 
 GIB, MIB = 1 << 30, 1 << 20

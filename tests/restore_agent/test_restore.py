@@ -10,7 +10,7 @@ import grpc
 import pytest
 from zerowake_proto import agent_pb2 as pb
 
-from restore_agent.store import Catalog, Snapshot
+from restore_agent.snapshots.store import Catalog, Snapshot
 from tests.restore_agent.world import Agent, engine, get, reference
 
 

@@ -11,7 +11,7 @@ import grpc
 import pytest
 from zerowake_proto import agent_pb2 as pb
 
-from restore_agent.engine import cpu_seconds
+from restore_agent.engine.engine import cpu_seconds
 from tests.restore_agent.test_restore import live_replicas, oracle
 from tests.restore_agent.world import Agent, engine, get, nothing_left, reference, running
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from restore_agent.control_directory import GPUS, QUIESCE_REQUESTED, READY, VARIABLE, WEIGHTS
-from restore_agent.vllm import Snapshots
+from restore_agent.workload.control_directory import GPUS, QUIESCE_REQUESTED, READY, VARIABLE, WEIGHTS
+from restore_agent.workload.vllm.middleware import Snapshots
 
 PATIENCE = 10.0
 

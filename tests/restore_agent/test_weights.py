@@ -13,9 +13,9 @@ import pytest
 from safetensors.numpy import save_file
 from zerowake_proto import agent_pb2 as pb
 
-from gpumem.control import Control
-from gpumem.errors import PeerGone
-from gpumem.safetensors import keep_reading, read_checkpoint
+from gpumem.checkpoint.safetensors import keep_reading, read_checkpoint
+from gpumem.client.control import Control
+from gpumem.wire.errors import PeerGone
 from tests.restore_agent.world import Agent, engine, get, running
 
 WEIGHTS_BYTES = 48 << 20

@@ -99,7 +99,14 @@ def reference(name: str) -> pb.SnapshotRef:
 async def running(state: Path, *options: str) -> AsyncIterator[Agent]:
     """An agent over this state folder; it must end by itself when told to, with nothing left, unless a test killed it."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "scaler.cli", "agent", "--state", str(state), *options, stderr=(state.parent / "agent.log").open("ab")
+        sys.executable,
+        "-m",
+        "scaler.programs.cli",
+        "agent",
+        "--state",
+        str(state),
+        *options,
+        stderr=(state.parent / "agent.log").open("ab"),
     )
     try:
         async with grpc.aio.insecure_channel(f"unix:{state / 'agent.sock'}") as channel:

@@ -16,7 +16,7 @@ from typing import Self
 
 from aiohttp import web
 
-from scaler.replicas import Endpoint, Replica
+from scaler.gateway.dispatcher import Endpoint, Replica
 
 
 class Engine:

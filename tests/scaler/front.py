@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import aiohttp
 
-from scaler.activation import Activations
-from scaler.gateway import Gateway
-from scaler.ledger import Demand, Ledger, ModelLimits
-from scaler.replicas import Replicas
+from scaler.books.activation import Activations
+from scaler.books.ledger import Demand, Ledger, ModelLimits
+from scaler.gateway.dispatcher import Replicas
+from scaler.gateway.gateway import Gateway
 
 
 @dataclass

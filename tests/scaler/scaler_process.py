@@ -17,11 +17,11 @@ from contextlib import asynccontextmanager
 
 import uvloop
 
-from scaler.addresses import looked_up
-from scaler.external_scaler import serve_external_scaler
-from scaler.ledger import Ledger, ModelLimits
-from scaler.peers import Peers
-from scaler.trigger import Trigger
+from scaler.books.ledger import Ledger, ModelLimits
+from scaler.books.trigger import Trigger
+from scaler.fleet.addresses import looked_up
+from scaler.fleet.peers import Peers
+from scaler.keda.external_scaler import serve_external_scaler
 
 
 def models(count: int) -> list[str]:

@@ -7,10 +7,10 @@ import aiohttp
 import pytest
 from prometheus_client import REGISTRY, CollectorRegistry
 
-from scaler.activation import Activations
-from scaler.ledger import Ledger, ModelLimits
-from scaler.log import JsonFormatter
-from scaler.metrics import LedgerCollector, serve_metrics
+from scaler.books.activation import Activations
+from scaler.books.ledger import Ledger, ModelLimits
+from scaler.view.metrics import LedgerCollector, serve_metrics
+from zerowake_shared.log import JsonFormatter
 
 
 def test_phases_and_what_none_of_them_accounts_for(caplog: pytest.LogCaptureFixture) -> None:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from scaler.autoscaler import Autoscaler
-from scaler.external_scaler import serve_external_scaler
-from scaler.hpa import ScalingRules
-from scaler.ledger import Ledger, ModelLimits
-from scaler.trigger import BadTrigger
+from scaler.books.hpa import ScalingRules
+from scaler.books.ledger import Ledger, ModelLimits
+from scaler.books.trigger import BadTrigger
+from scaler.keda.external_scaler import serve_external_scaler
+from scaler.local.autoscaler import Autoscaler
 
 CHAT = {"model": "chat", "targetPending": "8"}
 

@@ -10,14 +10,14 @@ import grpc
 import pytest
 from zerowake_proto import agent_pb2
 
-from scaler.activation import Activations
-from scaler.cluster import MODEL_SNAPSHOTS, Cluster
-from scaler.controller import Controller
-from scaler.ledger import Ledger
-from scaler.nodes import Nodes
-from scaler.replicas import Replicas
-from scaler.resources import CAPTURE_FAILED, CAPTURED, FINALIZER, ModelSnapshot
-from scaler.restorable import NodeSetup
+from scaler.books.activation import Activations
+from scaler.books.ledger import Ledger
+from scaler.fleet.nodes import Nodes
+from scaler.gateway.dispatcher import Replicas
+from scaler.kubernetes.cluster import MODEL_SNAPSHOTS, Cluster
+from scaler.kubernetes.controller import Controller
+from scaler.kubernetes.pod_patch import NodeSetup
+from scaler.kubernetes.resources import CAPTURE_FAILED, CAPTURED, FINALIZER, ModelSnapshot
 from tests.scaler.agent import Agent
 from tests.scaler.kubernetes_api import Api
 
@@ -90,8 +90,8 @@ async def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
 
 @pytest.fixture
 async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
-    monkeypatch.setattr("scaler.controller._FIRST_CAPTURE_RETRY_SECONDS", 0.3)
-    monkeypatch.setattr("scaler.controller._ABSENT_AGENT_SECONDS", 0.2)
+    monkeypatch.setattr("scaler.kubernetes.controller._FIRST_CAPTURE_RETRY_SECONDS", 0.3)
+    monkeypatch.setattr("scaler.kubernetes.controller._ABSENT_AGENT_SECONDS", 0.2)
     api = Api()
     async with AsyncExitStack() as stack:
         monkeypatch.setenv("KUBECONFIG", str(await stack.enter_async_context(api.serve(tmp_path))))

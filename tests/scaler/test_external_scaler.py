@@ -14,12 +14,12 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from prometheus_client import REGISTRY
 from zerowake_proto import externalscaler_pb2 as pb
 
-from scaler import external_scaler
-from scaler.activation import Activations
-from scaler.external_scaler import METRIC, SERVICE, CannotListen, serve_external_scaler
-from scaler.keda_metrics import STREAMS_OPEN, STREAMS_ROTATED
-from scaler.ledger import Ledger, ModelLimits
-from scaler.trigger import Trigger
+from scaler.books.activation import Activations
+from scaler.books.ledger import Ledger, ModelLimits
+from scaler.books.trigger import Trigger
+from scaler.keda import external_scaler
+from scaler.keda.external_scaler import METRIC, SERVICE, CannotListen, serve_external_scaler
+from scaler.keda.metrics import STREAMS_OPEN, STREAMS_ROTATED
 from tests.scaler.keda_client import Keda, Watched, ref
 
 QUIET = 0.3  # seconds in which nothing may come: longer than REPEAT

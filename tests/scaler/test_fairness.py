@@ -6,7 +6,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from scaler.fairness import FairQueue, Priority
+from scaler.books.fairness import FairQueue, Priority
 
 TENANTS = st.sampled_from("abc")
 PRIORITIES = st.sampled_from(list(Priority))

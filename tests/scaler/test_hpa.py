@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scaler.hpa import Hpa, ScalingRules, activation, proportional, rise_limit
+from scaler.books.hpa import Hpa, ScalingRules, activation, proportional, rise_limit
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from scaler.cluster import NODES, PODS, Cluster, ClusterError, Conflict, NotFound
-from scaler.election import lead
-from scaler.resources import Meta, Metadata
+from scaler.kubernetes.cluster import NODES, PODS, Cluster, ClusterError, Conflict, NotFound
+from scaler.kubernetes.election import lead
+from scaler.kubernetes.resources import Meta, Metadata
 from tests.scaler.kubernetes_api import Api
 
 

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from scaler.ledger import Demand, Ledger, ModelLimits, QueueFull, UnknownModel
+from scaler.books.ledger import Demand, Ledger, ModelLimits, QueueFull, UnknownModel
 
 
 def ledger(**limits: int) -> Ledger:

@@ -7,11 +7,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from scaler.ledger import Ledger, ModelLimits
-from scaler.models import Models
-from scaler.resources import ModelSnapshot
-from scaler.scaled_object import ScaledObject
-from scaler.trigger import Trigger
+from scaler.books.ledger import Ledger, ModelLimits
+from scaler.books.trigger import Trigger
+from scaler.kubernetes.declarations import Models
+from scaler.kubernetes.resources import ModelSnapshot
+from scaler.kubernetes.scaled_object import ScaledObject
 
 
 class Informer:

@@ -13,14 +13,14 @@ import grpc
 import pytest
 from zerowake_proto import agent_pb2, agent_pb2_grpc
 
-from scaler import nodes as module
-from scaler.activation import Activations
-from scaler.addresses import Addresses
-from scaler.ledger import Ledger, ModelLimits
-from scaler.nodes import Node, Nodes
-from scaler.replicas import Replicas
-from scaler.tls import BadCertificate, TlsFiles, server_credentials
+from scaler.books.activation import Activations
+from scaler.books.ledger import Ledger, ModelLimits
+from scaler.fleet import nodes as module
+from scaler.fleet.addresses import Addresses
+from scaler.fleet.nodes import Node, Nodes
+from scaler.gateway.dispatcher import Replicas
 from tests.scaler.certificates import Authority
+from zerowake_shared.tls import BadCertificate, TlsFiles, server_credentials
 
 
 class Agent(agent_pb2_grpc.AgentServicer):

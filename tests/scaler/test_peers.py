@@ -12,15 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from scaler.addresses import Addresses, Endpoint, EndpointSlice, looked_up, of_service
-from scaler.external_scaler import CannotListen, serve_external_scaler
-from scaler.ledger import Demand, Ledger, ModelLimits
-from scaler.peers import SERVER_NAME, Peers
-from scaler.resources import Metadata
-from scaler.tls import TlsFiles
+from scaler.books.ledger import Demand, Ledger, ModelLimits
+from scaler.fleet.addresses import Addresses, Endpoint, EndpointSlice, looked_up, of_service
+from scaler.fleet.peers import SERVER_NAME, Peers
+from scaler.keda.external_scaler import CannotListen, serve_external_scaler
+from scaler.kubernetes.resources import Metadata
 from tests.scaler.certificates import Authority
 from tests.scaler.keda_client import Keda, ref
 from tests.scaler.scaler_process import scaler_process
+from zerowake_shared.tls import TlsFiles
 
 
 @dataclass
@@ -273,7 +273,7 @@ async def test_a_renewed_certificate_counts_at_the_next_connection(tmp_path: Pat
 
 async def test_a_connection_on_which_nothing_happens_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """gRPC servers end one on which a client asks too often whether it is alive, unless they are told how often is right."""
-    monkeypatch.setattr("scaler.peers._KEEPALIVE_MS", 100)
+    monkeypatch.setattr("scaler.fleet.peers._KEEPALIVE_MS", 100)
     lost: list[object] = []
     async with sites(2) as (a, b):
         monkeypatch.setattr(b.peers, "_lost", lost.append)
@@ -325,7 +325,7 @@ def test_addresses_of_a_service() -> None:
 
 async def test_names_are_looked_up_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """A name stands for all its addresses; a lookup that fails takes nothing away, a name that is gone does."""
-    monkeypatch.setattr("scaler.addresses._LOOKUP_SECONDS", 0.01)
+    monkeypatch.setattr("scaler.fleet.addresses._LOOKUP_SECONDS", 0.01)
     answers: dict[str, object] = {"one": ["10.0.0.1", "10.0.0.2"]}
 
     async def getaddrinfo(host: str, port: int, **_: object) -> list[tuple[object, ...]]:

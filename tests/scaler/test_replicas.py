@@ -17,7 +17,7 @@ import aiohttp
 import openai
 import pytest
 
-from scaler.replicas import Endpoint, Replica
+from scaler.gateway.dispatcher import Endpoint, Replica
 from tests.scaler.engine import Engine
 from tests.scaler.front import front
 

@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from yarl import URL
 
-from scaler import routing
-from scaler.fairness import Priority
-from scaler.ledger import Ledger, ModelLimits
-from scaler.refusal import Refusal
+from scaler.books.fairness import Priority
+from scaler.books.ledger import Ledger, ModelLimits
+from scaler.gateway import routing
+from scaler.gateway.refusal import Refusal
 
 LEDGER = Ledger({"m": ModelLimits(), "org/m": ModelLimits()})
 # What a parsed request target can consist of: aiohttp's parser lets no space, control or non-ASCII character through.

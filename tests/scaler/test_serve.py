@@ -21,8 +21,8 @@ import pytest
 import yaml
 from zerowake_proto import agent_pb2
 
-from scaler.config import BadConfig
-from scaler.serve_config import load
+from scaler.local.config import BadConfig
+from scaler.programs.serve_config import load
 from tests.scaler.agent import Agent
 from tests.scaler.engine import Engine
 from tests.scaler.keda_client import Keda, ref

@@ -11,10 +11,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from scaler.cluster import ClusterError, Conflict, Resource
-from scaler.ledger import Ledger, ModelLimits
-from scaler.scaled_object import ScaledObject
-from scaler.surge import Surge
+from scaler.books.ledger import Ledger, ModelLimits
+from scaler.kubernetes.cluster import ClusterError, Conflict, Resource
+from scaler.kubernetes.scaled_object import ScaledObject
+from scaler.kubernetes.surge import Surge
 
 PUSH = {"type": "external-push", "metadata": {"scalerAddress": "zerowake-scaler.zerowake:9443", "model": "m", "targetPending": "8"}}
 
@@ -116,7 +116,7 @@ async def test_requests_at_other_gateways_count() -> None:
 
 
 async def test_an_activation_soon_after_another(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("scaler.surge.SYNC_SECONDS", 0.5)
+    monkeypatch.setattr("scaler.kubernetes.surge.SYNC_SECONDS", 0.5)
     async with surging(scaled_object()) as (ledger, target):
         for _ in range(3):
             hold(ledger, 32)

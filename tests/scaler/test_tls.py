@@ -12,11 +12,11 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from prometheus_client import REGISTRY
 
-from scaler.external_scaler import serve_external_scaler
-from scaler.ledger import Ledger, ModelLimits
-from scaler.tls import BadCertificate, TlsFiles, server_credentials
+from scaler.books.ledger import Ledger, ModelLimits
+from scaler.keda.external_scaler import serve_external_scaler
 from tests.scaler.certificates import Authority
 from tests.scaler.keda_client import Keda, ref
+from zerowake_shared.tls import BadCertificate, TlsFiles, server_credentials
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 import pytest
 
-from scaler.trigger import BadTrigger, Trigger, parse_trigger
+from scaler.books.trigger import BadTrigger, Trigger, parse_trigger
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ import pytest
 import yaml
 from openai import AsyncOpenAI
 
-from scaler.config import BadConfig, load
+from scaler.local.config import BadConfig, load
 
 PORT = 8000
 """Every replica listens here, in a net namespace of its own."""
@@ -61,7 +61,7 @@ class System:
 
 async def zerowake(*arguments: str, code: int = 0) -> str:
     process = await asyncio.create_subprocess_exec(
-        *[sys.executable, "-m", "scaler.cli", *arguments], stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+        *[sys.executable, "-m", "scaler.programs.cli", *arguments], stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )
     out, err = await process.communicate()
     assert process.returncode == code, err.decode()
@@ -109,7 +109,9 @@ async def system(state: Path, model: dict[str, Any], prefix: tuple[str, ...] = (
         )
     )
     log = (state.parent / "up.log").open("ab")
-    process = await asyncio.create_subprocess_exec(*prefix, sys.executable, "-m", "scaler.cli", "up", str(file), stderr=log, stdout=log)
+    process = await asyncio.create_subprocess_exec(
+        *prefix, sys.executable, "-m", "scaler.programs.cli", "up", str(file), stderr=log, stdout=log
+    )
     try:
         async with aiohttp.ClientSession() as session:
             made = System(process, f"http://127.0.0.1:{port}", f"http://127.0.0.1:{metrics}", state, session)

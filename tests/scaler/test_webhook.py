@@ -15,13 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from zerowake_proto import agent_pb2
 
-from scaler.informer import Informer
-from scaler.nodes import Node
-from scaler.resources import ModelSnapshot
-from scaler.restorable import NodeSetup, Patch
-from scaler.tls import TlsFiles
-from scaler.webhook import PATH, Webhook, serve_webhook
+from scaler.fleet.nodes import Node
+from scaler.kubernetes.informer import Informer
+from scaler.kubernetes.pod_patch import NodeSetup, Patch
+from scaler.kubernetes.resources import ModelSnapshot
+from scaler.kubernetes.webhook import PATH, Webhook, serve_webhook
 from tests.scaler.certificates import Authority
+from zerowake_shared.tls import TlsFiles
 
 DIGEST = "ab" * 32
 ENGINE = {

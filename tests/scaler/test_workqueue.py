@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 
-from scaler.workqueue import WorkQueue
+from scaler.kubernetes.workqueue import WorkQueue
 
 
 async def running(queue: WorkQueue[str], work: Callable[[str], Awaitable[float | None]], seconds: float) -> None:
@@ -38,7 +38,7 @@ async def test_a_key_is_in_one_pair_of_hands_and_comes_again_if_it_changed_meanw
 
 
 async def test_failures_come_again_ever_later_and_delay_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("scaler.workqueue._FIRST_RETRY_SECONDS", 0.05)
+    monkeypatch.setattr("scaler.kubernetes.workqueue._FIRST_RETRY_SECONDS", 0.05)
     queue: WorkQueue[str] = WorkQueue()
     loop = asyncio.get_running_loop()
     tries: list[float] = []

@@ -1,0 +1,1 @@
+"""Checkpoints on disk as chunks and a layout."""

@@ -1,0 +1,1 @@
+"""Clients: an engine's, an operator's, and the adapter for torch."""

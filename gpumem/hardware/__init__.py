@@ -1,0 +1,1 @@
+"""One device's memory behind the same calls: a GPU's, or the host's."""

@@ -1,0 +1,1 @@
+"""gpumem as a program, wired in one function, and its command line."""

@@ -1,0 +1,44 @@
+"""gpumem as a program: devices, arena, server. Everything is constructed here."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import resource
+import signal
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from gpumem.filler.arena import Arena
+from gpumem.hardware.memory import open_memory
+from gpumem.server.server import Server
+
+logger = logging.getLogger(__name__)
+
+
+async def run(path: Path, identities: Sequence[str], reserve: Callable[[int], int], floor: int, arena: int) -> None:
+    """Serves until SIGTERM or SIGINT.
+
+    Args:
+        path: the operator's socket.
+        reserve: bytes to hold of a device, from the bytes that it has.
+        floor: bytes of each device to leave free.
+        arena: bytes of host memory to stage in.
+
+    Raises:
+        ServerBusy, MemoryFailed, OSError.
+    """
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    # A slab is an open file here, and so is every client.
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limits[1], limits[1]))
+    memories = {identity: open_memory(identity) for identity in identities}
+    wanted = {identity: reserve(memory.free()[1]) for identity, memory in memories.items()}
+    server = Server(path, memories, Arena(arena), floor)
+    async with server.serving(wanted):
+        for device in server.devices.values():
+            logger.info("%s: %d bytes held of %d wanted", device.identity, device.pool.free, wanted[device.identity])
+        logger.info("serving on %s", path)
+        await stop.wait()

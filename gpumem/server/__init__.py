@@ -1,0 +1,1 @@
+"""The server: who has what of each device."""

@@ -1,0 +1,273 @@
+"""The server: holds memory ahead of need and lends it. It makes no CUDA context, and copies nothing itself.
+
+Who somebody is follows from the socket they could connect to. The operator's is for the server's own user and root. Each namespace has a
+socket in a folder of its own, `tenants/NAMESPACE/gpumem.sock` beside the operator's; whoever runs a tenant mounts that one folder into
+its sandbox. Names and secrets that a process shows were rejected: they would lie in its environment, and in its snapshot.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import re
+import socket
+import struct
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator, Mapping
+from pathlib import Path
+
+from zerowake_proto import gpumem_pb2 as pb
+
+from gpumem.filler.arena import Arena
+from gpumem.filler.foreman import Foreman
+from gpumem.hardware.memory import Memory
+from gpumem.server.connection import Connection
+from gpumem.server.device import Device
+from gpumem.server.filling import Filling
+from gpumem.server.regions import State
+from gpumem.wire.errors import GpumemError, Invalid
+from gpumem.wire.frames import Channel
+
+SOCKET = "gpumem.sock"
+_NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+_CREDENTIALS = struct.Struct("3i")
+_DESCRIPTORS = 1024  # a client may send with one message
+_CONNECTIONS = 1024  # of one namespace at once, so that none takes the server's last descriptors
+
+logger = logging.getLogger(__name__)
+
+
+class ServerBusy(GpumemError):
+    """Another server has this socket."""
+
+
+class Server:
+    def __init__(self, path: Path, memories: Mapping[str, Memory], arena: Arena, floor: int) -> None:
+        """
+        Args:
+            path: the operator's socket.
+            floor: bytes of each device that stay free for others.
+        """
+        self._path = path.absolute()
+        self._floor = floor
+        self.arena = arena
+        self.devices = {identity: Device(memory) for identity, memory in memories.items()}
+        self.foremen = {identity: Foreman(identity, arena) for identity in memories}
+        self.filling = Filling(self.devices, self.foremen, arena)
+        self._connections: set[asyncio.Task[None]] = set()
+        self._crowd: Counter[str] = Counter()  # connections by namespace
+        self._listeners: dict[str, asyncio.Task[None]] = {}  # by namespace
+        self._spare = -1  # a descriptor to have when there are no more
+
+    @contextlib.asynccontextmanager
+    async def serving(self, reserve: Mapping[str, int]) -> AsyncIterator[None]:
+        """Takes the memory, then listens, until the block ends. `reserve`: bytes to hold, by device.
+
+        Raises:
+            ServerBusy; DeviceFull: there is not enough memory for the arena.
+        """
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        async with contextlib.AsyncExitStack() as stack:
+            stack.enter_context(_only_server(self._path))
+            await asyncio.to_thread(self.arena.open)
+            stack.callback(self.arena.close)
+            self._spare = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+            stack.callback(self._close_spare)
+            for device in self.devices.values():
+                stack.callback(device.pool.close)
+                await self.resize(device, reserve.get(device.identity, 0))
+            background = [asyncio.create_task(device.pool.keep()) for device in self.devices.values()]
+            background += [asyncio.create_task(foreman.run()) for foreman in self.foremen.values()]
+            stack.push_async_callback(self.filling.close)  # when the fillers, which end next, write nowhere any more
+            stack.push_async_callback(_end, background)
+            stack.push_async_callback(self._hang_up)
+            self._listen("", self._path)
+            for folder in (self._path.parent / "tenants").glob("*/"):
+                if _NAMESPACE.fullmatch(folder.name):
+                    self.open_tenant(folder.name)
+            yield
+
+    async def _hang_up(self) -> None:
+        await _end(list(self._listeners.values()))
+        await _end(list(self._connections))
+        self._path.unlink(missing_ok=True)
+
+    def _listen(self, namespace: str, path: Path) -> None:
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+        fresh = path.with_name(f".{path.name}.{os.getpid()}")
+        fresh.unlink(missing_ok=True)
+        listener.bind(str(fresh))
+        # A tenant may be any user: who reaches its folder is the tenant.
+        fresh.chmod(0o666 if namespace else 0o600)
+        listener.listen(1024)
+        fresh.replace(path)
+        self._listeners[namespace] = asyncio.create_task(self._accept(listener, namespace))
+
+    async def _accept(self, listener: socket.socket, namespace: str) -> None:
+        loop = asyncio.get_running_loop()
+        with listener:
+            while True:
+                try:
+                    connection, _ = await loop.sock_accept(listener)
+                except OSError as error:
+                    logger.error("a client cannot be served: %s (raise the limit of open files)", error)
+                    await self._turn_away(listener)
+                    continue
+                if namespace and self._crowd[namespace] >= _CONNECTIONS:
+                    connection.close()
+                    continue
+                task = asyncio.create_task(self._serve(connection, namespace))
+                self._connections.add(task)
+                task.add_done_callback(self._connections.discard)
+
+    async def _turn_away(self, listener: socket.socket) -> None:
+        """Hangs up on one client with the descriptor that is kept for it; it would wait for ever otherwise, and we would spin."""
+        self._close_spare()
+        with contextlib.suppress(OSError):
+            listener.accept()[0].close()
+        with contextlib.suppress(OSError):
+            self._spare = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+        await asyncio.sleep(0)
+
+    def _close_spare(self) -> None:
+        if self._spare >= 0:
+            os.close(self._spare)
+            self._spare = -1
+
+    async def _serve(self, connection: socket.socket, namespace: str) -> None:
+        pid, uid, _ = _CREDENTIALS.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+        if not namespace and uid not in (0, os.geteuid()):
+            logger.warning("pid %d of user %d is not the operator", pid, uid)
+            connection.close()
+            return
+        self._crowd[namespace] += 1
+        try:
+            await Connection(self, Channel(connection, _DESCRIPTORS), namespace, pid).run()
+        finally:
+            self._crowd[namespace] -= 1
+
+    # What connections ask for
+
+    async def resize(self, device: Device, wanted: int) -> int:
+        """Holds `wanted` bytes of a device, or what leaves the floor. Returns the bytes held."""
+        free, total = await asyncio.to_thread(device.memory.free)
+        ours = device.pool.free + device.pool.lent
+        possible = max(0, min(ours + free, total) - self._floor)
+        if wanted > possible:
+            logger.warning(
+                "%s: %d bytes were to be held, of which %d can be with %d left free", device.identity, wanted, possible, self._floor
+            )
+        return await device.resize(min(wanted, possible))
+
+    def open_tenant(self, namespace: str) -> str:
+        """Raises Invalid for what is no namespace's name."""
+        if not _NAMESPACE.fullmatch(namespace):
+            raise Invalid(f"namespace {namespace!r}: lower-case letters, digits and dashes, 63 at most, as in Kubernetes")
+        tenants = self._path.parent / "tenants"
+        path = tenants / namespace / SOCKET
+        if namespace not in self._listeners:
+            tenants.mkdir(mode=0o700, exist_ok=True)
+            path.parent.mkdir(mode=0o755, exist_ok=True)
+            self._listen(namespace, path)
+        return str(path)
+
+    def set_quota(self, namespace: str, size: int) -> None:
+        for device in self.devices.values():
+            device.quotas[namespace] = size
+
+    def status(self, namespace: str | None) -> pb.Status:
+        status = pb.Status(arena_bytes=self.arena.size, arena_used_bytes=self.arena.used, connections=len(self._connections))
+        for identity, device in self.devices.items():
+            free, total = device.memory.free()
+            status.devices.append(
+                pb.DeviceStatus(
+                    identity=identity,
+                    wanted_bytes=device.pool.wanted,
+                    free_bytes=device.pool.free,
+                    regions_bytes=sum(region.size for region in device.regions.values()),
+                    scratch_bytes=sum(lease.size for lease in device.scratch()),
+                    owed_bytes=device.pool.owed,
+                    device_free_bytes=free,
+                    device_total_bytes=total,
+                    slabs=device.pool.slabs + sum(len(region.slabs) for region in device.regions.values()),
+                    filler_pid=self.foremen[identity].pid,
+                    filler_restarts=self.foremen[identity].restarts,
+                )
+            )
+            for region in device.regions.values():
+                if namespace in (None, region.namespace):
+                    status.regions.append(
+                        pb.RegionStatus(
+                            device=identity,
+                            id=region.id,
+                            namespace=region.namespace,
+                            size=region.size,
+                            filled_bytes=region.filled_bytes,
+                            sealed=region.state is State.SEALED,
+                            pinned=region.pinned,
+                            leases=region.readers,
+                            idle_seconds=0.0 if region.readers else time.monotonic() - region.used,
+                        )
+                    )
+            for lease in device.leases:
+                if namespace in (None, lease.owner.namespace):
+                    status.leases.append(
+                        pb.LeaseStatus(
+                            namespace=lease.owner.namespace,
+                            label=lease.owner.label,
+                            pid=lease.owner.pid,
+                            device=identity,
+                            size=lease.size,
+                            region=lease.region.id if lease.region is not None else b"",
+                            writable=lease.writable,
+                        )
+                    )
+        for (owner, region_id), chunks in self.arena.sets.items():
+            if namespace in (None, owner):
+                present = self.arena.present(chunks)
+                status.regions.append(
+                    pb.RegionStatus(
+                        id=region_id,
+                        namespace=owner,
+                        size=chunks.size,
+                        filled_bytes=present,
+                        sealed=present == chunks.size,
+                        pinned=chunks.pinned,
+                    )
+                )
+        for job in self.filling.jobs:
+            if namespace in (None, job.owner.namespace):
+                status.fills.append(
+                    pb.FillStatus(
+                        device=job.device.identity if job.device is not None else "",
+                        region=job.result.id,
+                        size=sum(job.chunks.sizes),
+                        filled_bytes=job.done_bytes,
+                        bytes_per_second=job.rate,
+                    )
+                )
+        return status
+
+
+@contextlib.contextmanager
+def _only_server(path: Path) -> Iterator[None]:
+    """Makes sure that there is no other server behind a socket. Raises ServerBusy."""
+    lock = os.open(path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise ServerBusy(f"another gpumem serves {path}: end it, or choose another --socket") from None
+    finally:
+        os.close(lock)
+
+
+async def _end(tasks: list[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks)

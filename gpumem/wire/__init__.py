@@ -1,0 +1,1 @@
+"""The socket's protocol: frames with descriptors, and errors."""

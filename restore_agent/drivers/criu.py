@@ -1,0 +1,211 @@
+"""CRIU, driven through `criu swrk`: one request over a seqpacket socket, notifications answered on the way. The only file that runs it.
+
+swrk is what libcriu uses. Against the command line it saves the scripts' processes, needs no pidfile, and lets the restored process
+be init's child (`rst_sibling`), so that its exit code is not lost. CRIU runs inside the sandbox, so it sees no foreign namespaces: none
+are dumped, none restored. The network is not locked: in a net namespace of its own every peer is frozen with the engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from zerowake_proto import criu_pb2
+
+from restore_agent.places.container import Container
+from restore_agent.places.output import Output
+from restore_agent.places.sandbox import Sandbox
+
+OLDEST = (4, 2)
+_GHOST_LIMIT = 64 << 20  # bytes of a deleted file that is still open, kept in the image
+_LOG_LEVEL = 2  # errors and warnings; 4 costs tens of milliseconds
+_KDAT = "criu.kdat"
+# A folder for plugins that exists, has none, and takes none.
+_ENVIRONMENT = {"PATH": os.environ.get("PATH", ""), "CRIU_LIBS_DIR": "/proc/self/fdinfo"}
+
+
+class CriuError(Exception):
+    """CRIU refused or failed; the text ends with its own words."""
+
+
+@dataclass
+class Criu:
+    path: str
+    version: str  # "4.2.1"
+    probed: bytes = b""  # what it found out about this kernel; nothing: it has not been kept
+
+    @classmethod
+    def find(cls) -> Criu:
+        """Beside this interpreter first (where `make` puts it), then on PATH.
+
+        Raises:
+            CriuError: none, or too old; says what to do.
+        """
+        path = shutil.which("criu", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
+        if path is None:
+            raise CriuError("no `criu` beside this Python or on PATH; `make` builds one, or install CRIU 4.2 or later")
+        answer = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=10, check=False).stdout
+        found = re.search(r"Version: (\d+)\.(\d+)(\.\d+)?", answer)
+        if not found:
+            raise CriuError(f"{path} --version says {answer.strip()!r}, which is no CRIU")
+        if (int(found[1]), int(found[2])) < OLDEST:
+            raise CriuError(f"{path} is CRIU {found[0].removeprefix('Version: ')}; zerowake needs 4.2 or later")
+        return cls(path, found[0].removeprefix("Version: "))
+
+    async def probe(self, sandbox: Sandbox, kdat: Path) -> None:
+        """Lets CRIU look at this kernel once and keeps what it found in `kdat`: each later start saves 40 ms.
+
+        Raises:
+            CriuError: CRIU does not work here.
+        """
+        async with Worker.start(self, sandbox, {}) as worker:
+            await worker.call(criu_pb2.Request(type=criu_pb2.FEATURE_CHECK, features=criu_pb2.Features()))
+        with contextlib.suppress(FileNotFoundError):
+            self.probed = await asyncio.to_thread((sandbox.root / "run" / _KDAT).read_bytes)
+            await asyncio.to_thread(kdat.write_bytes, self.probed)
+
+    async def dump(
+        self, sandbox: Sandbox | Container, pid: int, images: Path, deadline: float, on_dumped: Callable[[], Awaitable[None]]
+    ) -> None:
+        """Writes the process tree under `pid` (as seen inside) into `images`, and leaves it running, whatever happens.
+
+        Calls `on_dumped` while every task still waits: then, and not after it, the files are there that CRIU linked for what has no name.
+
+        Raises:
+            CriuError: CRIU refused; the engine goes on serving.
+            Exception: what `on_dumped` raised.
+        """
+        async with Worker.start(self, sandbox, {}, images) as worker, asyncio.timeout(deadline):
+            options = _options(worker.images, pid=pid, leave_running=True, ghost_limit=_GHOST_LIMIT, notify_scripts=True)
+            await worker.call(criu_pb2.Request(type=criu_pb2.DUMP, opts=options), {"post-dump": on_dumped})
+        await asyncio.to_thread(_clear_probe, images)
+
+
+@dataclass
+class Worker:
+    """One `criu swrk` in a sandbox, for one request. It can wait long before that: it does nothing until asked."""
+
+    channel: socket.socket
+    output: Output
+    inherit: list[criu_pb2.InheritFd]
+    folder: Path | None  # of the images
+    images: str  # the same as CRIU finds it, by a descriptor: it need not be visible inside
+    probed: bytes
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def start(
+        cls, criu: Criu, sandbox: Sandbox | Container, inherit: Mapping[str, int], images: Path | None = None
+    ) -> AsyncIterator[Worker]:
+        """`inherit`: what takes the place of an outside resource of the image, by its key (`pipe:[inode]`). `images`: their folder."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        output = Output("criu")
+        keys = list(inherit)
+        try:
+            with contextlib.ExitStack() as opened, theirs, output.writers() as writers:
+                fds = [*writers, theirs.fileno(), *inherit.values()]
+                if images:
+                    fds.append(os.open(images, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+                    opened.callback(os.close, fds[-1])
+                # No file of the place decides what CRIU does: no configuration, no plugin. `/run`: where it looks for its probe.
+                pid = await sandbox.spawn([criu.path, "--no-default-config", "swrk", "3"], _ENVIRONMENT, "/run", fds)
+            # If CRIU is killed, tasks that it had begun to restore still hold its end: no end of file would come.
+            sandbox.exit_of(pid).add_done_callback(lambda _: _no_more(ours))
+            inherited = [criu_pb2.InheritFd(key=key, fd=4 + i) for i, key in enumerate(keys)]
+            yield cls(ours, output, inherited, images, f"/proc/self/fd/{4 + len(keys)}", criu.probed)
+        finally:
+            ours.close()
+            output.close()
+
+    async def restore(self, on_restored: Callable[[], Awaitable[None]]) -> int:
+        """Restores from the images' folder. Calls `on_restored` when every mapping stands and every task waits.
+
+        Returns the root process's pid as seen inside.
+
+        Raises:
+            CriuError: CRIU failed.
+            Exception: what `on_restored` raised; CRIU has then given the restore up.
+        """
+        _lay_probe(self.probed, self.folder)
+        options = _options(self.images, rst_sibling=True, inherit_fd=self.inherit, notify_scripts=True)
+        response = await self.call(criu_pb2.Request(type=criu_pb2.RESTORE, opts=options), {"post-restore": on_restored})
+        return response.restore.pid
+
+    async def call(
+        self, request: criu_pb2.Request, actions: Mapping[str, Callable[[], Awaitable[None]]] | None = None
+    ) -> criu_pb2.Response:
+        try:
+            return await self._converse(request, actions or {})
+        except ConnectionError as error:
+            raise CriuError(f"criu ended in the middle: {error}{self.output.tail()}") from None
+
+    async def _converse(self, request: criu_pb2.Request, actions: Mapping[str, Callable[[], Awaitable[None]]]) -> criu_pb2.Response:
+        loop = asyncio.get_running_loop()
+        await loop.sock_sendall(self.channel, request.SerializeToString())
+        failure: BaseException | None = None
+        while True:
+            message = await loop.sock_recv(self.channel, 1 << 16)
+            if failure:
+                raise failure
+            if not message:
+                raise CriuError(f"criu ended without an answer{self.output.tail()}")
+            response = criu_pb2.Response.FromString(message)
+            if response.type != criu_pb2.NOTIFY:
+                if not response.success:
+                    raise CriuError(f"{response.cr_errmsg.strip() or f'errno {response.cr_errno}'}{self.output.tail()}")
+                return response
+            try:
+                if action := actions.get(response.notify.script):
+                    await action()
+            except Exception as error:
+                failure = error
+            answer = criu_pb2.Request(type=criu_pb2.NOTIFY, notify_success=failure is None)
+            await loop.sock_sendall(self.channel, answer.SerializeToString())
+
+
+def _options(images: str, **fields: Any) -> criu_pb2.Options:
+    """What a dump and its restore must agree on, and `fields`. `images` is a path as CRIU finds it."""
+    return criu_pb2.Options(
+        images_dir_fd=-1,
+        images_dir=images,
+        tcp_established=True,
+        file_locks=True,
+        link_remap=True,
+        manage_cgroups_mode=criu_pb2.IGNORE,
+        network_lock=criu_pb2.SKIP,
+        log_level=_LOG_LEVEL,
+        log_to_stderr=True,
+        **fields,
+    )
+
+
+def _no_more(channel: socket.socket) -> None:
+    """Nothing more will be said: a reader gets what has come, then the end."""
+    with contextlib.suppress(OSError):
+        channel.shutdown(socket.SHUT_RD)
+
+
+def _lay_probe(probed: bytes, images: Path | None) -> None:
+    """Our build looks for its probe of the kernel in the images' folder: in a container /run is its tenant's."""
+    if images and probed and not (path := images / _KDAT).exists():
+        fresh = path.with_name(f".{_KDAT}-{secrets.token_hex(4)}")
+        fresh.write_bytes(probed)
+        fresh.replace(path)
+
+
+def _clear_probe(images: Path) -> None:
+    """What it keeps of its probe says nothing about the node that restores."""
+    for leftover in images.glob(f"{_KDAT}*"):
+        leftover.unlink()

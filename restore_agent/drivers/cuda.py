@@ -1,0 +1,227 @@
+"""CUDA's process checkpoint, for whole process trees: the only file that calls it.
+
+    RUNNING → lock → LOCKED → checkpoint → CHECKPOINTED → restore → LOCKED → unlock → RUNNING
+
+All processes are locked before the first is checkpointed, and all are restored before the first is unlocked, so that none works against a
+sibling that stands still. A step that fails for one is undone for all: the tree goes on running, with its GPU memory. The driver takes the
+pids of this process's own pid namespace. `cuInit` is called once, at the start, so that no restore pays for it; no context is made, so it
+costs no GPU memory. A process wakes on other GPUs by a list of pairs, which must name every GPU of the driver, used or not.
+Source: CUDA driver API, "Checkpointing" (driver 570 and later); needs no `cuda-checkpoint` binary.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import logging
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from restore_agent.sequences.phases import Phases
+
+_LOCK_MILLISECONDS = 10_000
+_DRIVER = Path("/dev/nvidiactl")
+_REMEDIES = {
+    ("lock", "CUDA_ERROR_NOT_READY"): "its GPU was still at work: have the engine quiesce before (the control directory), or end its work",
+    ("restore", "CUDA_ERROR_NOT_SUPPORTED"): "it was suspended with memory that another process lends still mapped, and is lost: "
+    "the engine must unmap all of it as it quiesces (gpumem's client does)",
+    ("restore", "CUDA_ERROR_OUT_OF_MEMORY"): "the GPU's memory was taken meanwhile, and the process is lost: end what took it",
+}
+_LOG = logging.getLogger("zerowake.agent")
+
+
+class CudaError(Exception):
+    """The driver refused; the message has its own name for why."""
+
+
+@dataclass(frozen=True)
+class Gpus:
+    """What a snapshot must find again."""
+
+    driver: str
+    names: tuple[str, ...]  # of their models
+    uuids: tuple[str, ...]  # "GPU-…", in the driver's order, as `names`
+
+
+class Cuda:
+    """Use `Cuda.find`."""
+
+    def __init__(self, driver: Any, nvml: Any) -> None:
+        self._driver = driver
+        self._nvml = nvml
+        self._check(driver.cuInit(0), "initialise CUDA")
+        nvml.nvmlInit()
+        self._promised: dict[str, int] = {}  # UUID → bytes that resumes under way will take
+        self._uuids = {f"GPU-{uuid.UUID(bytes=bytes(raw.bytes)[:16])}": raw for raw in self._driver_uuids()}
+        names = [nvml.nvmlDeviceGetName(self._handle(identity)) for identity in self._uuids]
+        self._gpus = Gpus(nvml.nvmlSystemGetDriverVersion(), tuple(names), tuple(self._uuids))  # asked once: every restore wants it
+
+    @classmethod
+    def find(cls) -> Cuda | None:
+        """None where there is no NVIDIA GPU. Raises CudaError: there is one, and it cannot be used."""
+        if not _DRIVER.exists():
+            return None
+        try:
+            import pynvml  # noqa: PLC0415  (both are there with the extra `gpu` alone)
+            from cuda.bindings import driver  # noqa: PLC0415
+        except ImportError as error:
+            extra = "install zerowake with its extra `gpu`: pip install '.[gpu]' in a checkout of it"
+            raise CudaError(f"this node has a GPU but {error.name} is missing; {extra}") from error
+        return cls(driver, pynvml)
+
+    def gpus(self) -> Gpus:
+        return self._gpus
+
+    def chosen(self, env: Mapping[str, str]) -> str:
+        """UUID of the GPU that a process with this environment uses first; empty: it sees none."""
+        visible = env.get("CUDA_VISIBLE_DEVICES")
+        first = "0" if visible is None else visible.partition(",")[0].strip()
+        if first.isdigit():
+            return list(self._uuids)[int(first)] if int(first) < len(self._uuids) else ""
+        return next((identity for identity in self._uuids if first and identity.startswith(first)), "")
+
+    def holders(self, pids: Iterable[int]) -> list[int]:
+        """Those of the processes that have CUDA state to suspend."""
+        return [pid for pid in pids if _has_gpu_open(pid) and self._driver.cuCheckpointProcessGetState(pid)[0] == 0]
+
+    def used(self) -> int:
+        """Bytes in use on all GPUs together."""
+        return sum(self._used().values())
+
+    def free(self) -> dict[str, int]:
+        """UUID → bytes that are free and not promised to a resume under way."""
+        found = {identity: int(self._nvml.nvmlDeviceGetMemoryInfo(self._handle(identity)).free) for identity in self._uuids}
+        return {identity: size - self._promised.get(identity, 0) for identity, size in found.items()}
+
+    @contextlib.contextmanager
+    def promised(self, needed: Mapping[str, int]) -> Iterator[None]:
+        """Counts these bytes of each GPU as taken until the block ends: several resumes begin at once, and each must find its memory."""
+        for identity, size in needed.items():
+            self._promised[identity] = self._promised.get(identity, 0) + size
+        try:
+            yield
+        finally:
+            for identity, size in needed.items():
+                self._promised[identity] -= size
+
+    async def suspend(self, pids: Sequence[int]) -> dict[str, int]:
+        """RUNNING → CHECKPOINTED, all of them. Returns the bytes that came free, of each GPU that they used.
+
+        Raises:
+            CudaError: one refused; all run again.
+        """
+        if not pids:
+            return {}
+        before = self._used()
+        locked: list[int] = []
+        try:
+            for pid in pids:
+                await asyncio.to_thread(self._lock, pid)
+                locked.append(pid)
+            await _all(self._checkpoint, pids)
+        except BaseException:
+            await asyncio.shield(self._undo(locked))
+            raise
+        after = self._used()
+        return {identity: size - after[identity] for identity, size in before.items() if size > after[identity]}
+
+    async def resume(self, pids: Sequence[int], phases: Phases, moves: Mapping[str, str] | None = None) -> None:
+        """CHECKPOINTED → RUNNING, all of them. Their memory must be free: a process that runs out of it here is stranded.
+
+        Args:
+            moves: UUID of each GPU at the suspend → UUID of one here; none: each where it was.
+
+        Raises:
+            CudaError: the driver refused; the processes are of no more use.
+        """
+        if not pids:
+            return
+        arguments = self._pairs(moves) if moves and any(old != new for old, new in moves.items()) else None
+        with phases.phase("cuda.restore"):
+            await _all(lambda pid: self._restore(pid, arguments), pids)
+        with phases.phase("cuda.unlock"):
+            await _all(self._unlock, pids)
+
+    async def _undo(self, pids: Sequence[int]) -> None:
+        steps: list[Callable[[int], None]] = [lambda pid: self._restore(pid, None), self._unlock]
+        for pid in pids:
+            for step in steps:
+                try:
+                    await asyncio.to_thread(step, pid)
+                except CudaError as error:
+                    _LOG.debug("undoing a suspend: %s", error)  # it was not that far
+
+    def _lock(self, pid: int) -> None:
+        arguments = self._driver.CUcheckpointLockArgs()
+        arguments.timeoutMs = _LOCK_MILLISECONDS
+        self._check(self._driver.cuCheckpointProcessLock(pid, arguments), f"lock pid {pid} within {_LOCK_MILLISECONDS} ms")
+
+    def _checkpoint(self, pid: int) -> None:
+        self._check(self._driver.cuCheckpointProcessCheckpoint(pid, None), f"checkpoint pid {pid}")
+
+    def _restore(self, pid: int, arguments: Any) -> None:
+        self._check(self._driver.cuCheckpointProcessRestore(pid, arguments), f"restore pid {pid}")
+
+    def _unlock(self, pid: int) -> None:
+        self._check(self._driver.cuCheckpointProcessUnlock(pid, None), f"unlock pid {pid}")
+
+    def _check(self, answer: tuple[Any, ...], what: str) -> None:
+        if answer[0] != 0:
+            _, name = self._driver.cuGetErrorName(answer[0])
+            name = name.decode() if isinstance(name, bytes) else name
+            remedy = _REMEDIES.get((what.partition(" ")[0], name), "")
+            raise CudaError(f"CUDA cannot {what}: {name}{f'; {remedy}' if remedy else ''}")
+
+    def _pairs(self, moves: Mapping[str, str]) -> Any:
+        if len(moves) != len(self._uuids) or set(moves.values()) != set(self._uuids):
+            raise CudaError(
+                f"the processes ran among {len(moves)} GPUs and {len(self._uuids)} are here: the driver wants each paired with one"
+            )
+        pairs = []
+        for old, new in moves.items():
+            pair = self._driver.CUcheckpointGpuPair()
+            pair.oldUuid, pair.newUuid = self._raw(old), self._uuids[new]
+            pairs.append(pair)
+        arguments = self._driver.CUcheckpointRestoreArgs()
+        arguments.gpuPairs, arguments.gpuPairsCount = pairs, len(pairs)
+        return arguments
+
+    def _raw(self, identity: str) -> Any:
+        raw = self._driver.CUuuid()
+        ctypes.memmove(raw.getPtr(), uuid.UUID(identity.removeprefix("GPU-")).bytes, 16)  # its `bytes` can only be read
+        return raw
+
+    def _driver_uuids(self) -> Iterator[Any]:
+        count = self._driver.cuDeviceGetCount()
+        self._check(count, "count the GPUs")
+        for ordinal in range(count[1]):
+            device = self._driver.cuDeviceGet(ordinal)
+            self._check(device, f"open GPU {ordinal}")
+            found = self._driver.cuDeviceGetUuid(device[1])
+            self._check(found, f"name GPU {ordinal}")
+            yield found[1]
+
+    def _used(self) -> dict[str, int]:
+        return {identity: int(self._nvml.nvmlDeviceGetMemoryInfo(self._handle(identity)).used) for identity in self._uuids}
+
+    def _handle(self, identity: str) -> Any:
+        return self._nvml.nvmlDeviceGetHandleByUUID(identity)
+
+
+async def _all(step: Callable[[int], None], pids: Sequence[int]) -> None:
+    """In parallel; waits for all of them, whatever one of them raises."""
+    done = await asyncio.shield(asyncio.gather(*(asyncio.to_thread(step, pid) for pid in pids), return_exceptions=True))
+    for result in done:
+        if isinstance(result, BaseException):
+            raise result
+
+
+def _has_gpu_open(pid: int) -> bool:
+    try:
+        return any(str(link.readlink()).startswith("/dev/nvidia") for link in Path(f"/proc/{pid}/fd").iterdir())
+    except OSError:
+        return False  # it ended meanwhile

@@ -1,0 +1,139 @@
+"""The second ladder: weights, which gpumem owns. absent → disk → gpumem's arena → lent memory (a GPU's pool, or the host's).
+
+A snapshot names its weights as a region: a layout (kept in the snapshot) and the files that its chunks lie in. Staging has gpumem fill the
+region ahead of need, or its arena where the pool has no room; a restore fills what is missing beside CRIU's work. gpumem verifies every
+chunk on the way. The engine attaches by itself and its connection is its lease, so releasing a replica gives it back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
+
+from gpumem.checkpoint.safetensors import InvalidCheckpoint, read_checkpoint
+from gpumem.client.control import Control
+from gpumem.server.regions import identify
+from gpumem.wire.errors import GpumemError, OutOfMemory
+from restore_agent.snapshots.manifest import Manifest, PartRecord, WeightsRecord
+
+DEFAULT_SOCKET = Path("/run/gpumem/gpumem.sock")
+_LOG = logging.getLogger("zerowake.agent")
+
+
+class WeightsError(Exception):
+    """gpumem cannot bring the weights; says what it said."""
+
+
+class Weights:
+    def __init__(self, socket: Path) -> None:
+        self.socket = socket
+        self.rate = 0.0  # bytes a second of the last fill of lent memory; 0: none yet
+        self._borrowed: dict[str, int] = {}  # UUID → bytes that gpumem was asked to hold less of
+
+    def environment(self, record: WeightsRecord, device: str) -> dict[str, str]:
+        """What an engine needs to attach."""
+        env = {"GPUMEM_SOCKET": str(self.socket), "GPUMEM_REGION": record.region}
+        return env | ({"GPUMEM_DEVICE": device} if device else {})
+
+    async def read(self, directory: Path) -> tuple[WeightsRecord, bytes]:
+        """A checkpoint directory as a region, and its layout. Raises WeightsError."""
+        try:
+            found = await asyncio.to_thread(read_checkpoint, directory)
+        except (InvalidCheckpoint, OSError) as error:
+            raise WeightsError(f"weights in {directory}: {error}") from error
+        layout = found.layout.SerializeToString(deterministic=True)
+        parts = tuple(
+            PartRecord(path=str(part.path.resolve()), offset=part.offset, first_chunk=part.first_chunk, chunks=part.chunks)
+            for part in found.parts
+        )
+        return WeightsRecord(region=identify(layout).hex(), size=found.layout.size, parts=parts), layout
+
+    async def fill(self, record: WeightsRecord, layout: bytes, device: str = "") -> float:
+        """Until the region is sealed in lent memory, of the device or of the only one. Returns the seconds it took. Raises WeightsError."""
+        begin = time.monotonic()
+        async with self._control(record) as control:
+            await control.fill(layout, _sources(record), device or _only_device(control, record))
+        seconds = time.monotonic() - begin
+        if seconds > 0.1:  # it was not there already
+            self.rate = record.size / seconds
+        return seconds
+
+    async def stage(self, record: WeightsRecord, layout: bytes, devices: Sequence[str] = ()) -> None:
+        """Into lent memory of the first of the devices that has room, else into the arena. No device: the only one. Raises WeightsError."""
+        async with self._control(record) as control:
+            for device in devices or [_only_device(control, record)]:
+                with contextlib.suppress(OutOfMemory):
+                    await control.fill(layout, _sources(record), device)
+                    return
+            await control.fill(layout, _sources(record), "")
+
+    async def resident(self, manifest: Manifest) -> set[str]:
+        """Devices that hold all the weights of a snapshot. Raises WeightsError."""
+        if not manifest.weights:
+            return set()
+        async with self._control(manifest.weights[0]) as control:
+            sealed = {(region.device, region.id.hex()) for region in (await control.status()).regions if region.sealed}
+        devices = {device for device, _ in sealed}
+        return {device for device in devices if all((device, record.region) in sealed for record in manifest.weights)}
+
+    async def make_room(self, lacking: Mapping[str, int]) -> bool:
+        """Has gpumem hold less, by what is free in its pool, until one of these GPUs has that many bytes more. False: none can.
+
+        What was so taken is given back by `return_room`.
+        """
+        try:
+            async with Control.connected(self.socket, "restore agent") as control:
+                pools = {device.identity: device for device in (await control.status()).devices}
+                for device, size in sorted(lacking.items(), key=lambda each: each[1]):
+                    if device in pools and pools[device].free_bytes >= size:
+                        before = pools[device].wanted_bytes
+                        await control.reserve(device, before - size)
+                        await self._count_borrowed(control, device, before)
+                        return True
+        except (GpumemError, OSError) as error:
+            _LOG.debug("no room was made: %s", error)  # there may be no gpumem at all
+        return False
+
+    async def return_room(self) -> None:
+        """Has gpumem hold again what `make_room` took. Call it when no replica is left; what cannot be held yet, the next call returns."""
+        borrowed = {device: size for device, size in self._borrowed.items() if size > 0}
+        if not borrowed:
+            return
+        try:
+            async with Control.connected(self.socket, "restore agent") as control:
+                pools = {device.identity: device for device in (await control.status()).devices}
+                for device, size in borrowed.items():
+                    if device in pools:
+                        before = pools[device].wanted_bytes
+                        await control.reserve(device, before + size)
+                        await self._count_borrowed(control, device, before)
+        except (GpumemError, OSError) as error:
+            _LOG.warning("gpumem holds %d bytes less than it was started with: %s", sum(borrowed.values()), error)
+
+    async def _count_borrowed(self, control: Control, device: str, before: int) -> None:
+        """It keeps its floor free as well, so a pool may have become smaller than was asked for, or not as large again."""
+        now = next(each.wanted_bytes for each in (await control.status()).devices if each.identity == device)
+        self._borrowed[device] = self._borrowed.get(device, 0) + before - now
+
+    @contextlib.asynccontextmanager
+    async def _control(self, record: WeightsRecord) -> AsyncIterator[Control]:
+        try:
+            async with Control.connected(self.socket, "restore agent") as control:
+                yield control
+        except (GpumemError, OSError) as error:
+            raise WeightsError(f"weights {record.region[:12]}: {error}") from error
+
+
+def _sources(record: WeightsRecord) -> list[tuple[Path, int, int, int]]:
+    return [(Path(part.path), part.offset, part.first_chunk, part.chunks) for part in record.parts]
+
+
+def _only_device(control: Control, record: WeightsRecord) -> str:
+    identities = [device.identity for device in control.welcome.devices]
+    if len(identities) != 1:
+        raise WeightsError(f"weights {record.region[:12]}: gpumem holds memory of {len(identities)} devices, and one is needed here")
+    return str(identities[0])

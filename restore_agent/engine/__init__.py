@@ -1,0 +1,1 @@
+"""An engine in its place: started, asked, told of snapshots."""

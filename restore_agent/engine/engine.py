@@ -1,0 +1,288 @@
+"""An engine in a sandbox: started, asked whether it is healthy, asked a real request, told of snapshots by the control directory.
+
+The control directory is NVIDIA Snapshot's protocol, so that engines made for it work here unchanged: the engine writes
+`ready-for-snapshot` when it has quiesced; the agent writes `snapshot-complete` after a dump and `restore-complete` after a restore, each
+under a temporary name and then renamed. Engines that know nothing of it are taken when healthy and idle. Ours is one word more, for
+engines that know it: `quiesce-requested` asks a running engine to become ready once more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import json
+import os
+import signal
+import socket
+import time
+from collections.abc import Awaitable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import aiohttp
+
+from restore_agent.places.container import Container
+from restore_agent.places.container import Output as ContainerOutput
+from restore_agent.places.output import Output
+from restore_agent.places.rootless import Bare
+from restore_agent.places.sandbox import CONTROL_DIRECTORY, Sandbox, describe_exit
+from restore_agent.snapshots.manifest import EngineRecord
+
+READY, SNAPSHOT_COMPLETE, RESTORE_COMPLETE = "ready-for-snapshot", "snapshot-complete", "restore-complete"
+QUIESCE_REQUESTED, GPUS, WEIGHTS = "quiesce-requested", "gpus.json", "weights.json"  # ours: see quiesce, woken and named_weights
+_FIRST_PROBE, _LAST_PROBE = 0.02, 0.2  # seconds between two probes of something that cannot be waited for
+_LAST_WORDS = 2.0  # seconds in which an engine that is ready for its snapshot ends what it was asked before
+_IDLE_WINDOW = 2.0  # seconds without work: the engine is idle
+_IDLE_SHARE = 0.02  # of one core
+_STOP_SECONDS = 5.0
+_LARGEST_ANSWER = 16 << 20  # bytes that are read of what an engine says
+_T = TypeVar("_T")
+_CLONE_NEWNET = 0x40000000
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class EngineError(Exception):
+    """An engine did not start, ended, or did not answer."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    status: int
+    body: str
+
+
+class Engine:
+    """A running engine: the sandbox it is in, its root process (pid as seen inside) and its pipes."""
+
+    def __init__(self, record: EngineRecord, sandbox: Sandbox | Bare | Container, output: Output | ContainerOutput, pid: int) -> None:
+        self.record = record
+        self.sandbox = sandbox
+        self.output = output
+        self.pid = pid
+
+    @classmethod
+    async def start(
+        cls, record: EngineRecord, sandbox: Sandbox | Bare | Container, output: Output | ContainerOutput, *, for_snapshot: bool
+    ) -> Engine:
+        """Raises SandboxError."""
+        env = dict(record.env)
+        if for_snapshot:
+            env["SNAPSHOT_CONTROL_DIR"] = str(CONTROL_DIRECTORY)
+        with output.writers() as fds:
+            pid = await sandbox.spawn(record.command, env, record.directory, fds, engine=True)
+        return cls(record, sandbox, output, pid)
+
+    def end_error(self) -> EngineError:
+        """What to say once the root process has ended."""
+        exited = self.sandbox.exit_of(self.pid)
+        how = describe_exit(exited.result()) if exited.done() else "ended"
+        return EngineError(f"the engine {' '.join(self.record.command)!r} ended: {how}{self.output.tail()}")
+
+    async def wait_healthy(self, or_ready: bool = False) -> None:
+        """Until GET on the health path answers 2xx; with `or_ready`, also when it has written `ready-for-snapshot`.
+
+        Raises:
+            EngineError: it ended, or the record's ready_timeout_seconds are over.
+        """
+        ended = self.sandbox.exit_of(self.pid)
+        deadline = time.monotonic() + self.record.ready_timeout_seconds
+        pause, last = _FIRST_PROBE, "nothing listens"
+        async with self.session() as session:
+            while True:
+                if ended.done():
+                    raise self.end_error()
+                if or_ready and self.is_ready:
+                    return
+                try:
+                    answer = await self.ask(session, self.record.health_path, seconds=5.0)
+                    if 200 <= answer.status < 300:
+                        return
+                    last = f"{self.record.health_path} answers {answer.status}"
+                except EngineError as error:
+                    last = str(error)
+                if time.monotonic() > deadline:
+                    raise EngineError(
+                        f"the engine {' '.join(self.record.command)!r} was not healthy within {self.record.ready_timeout_seconds:.0f} s: "
+                        f"{last}{self.output.tail()}"
+                    )
+                await asyncio.wait([ended], timeout=pause)
+                pause = min(_LAST_PROBE, pause * 1.5)
+
+    async def wait_quiet(self) -> bool:
+        """Until it may be dumped. Returns whether it said so itself (`ready-for-snapshot`); else it was idle for two seconds.
+
+        Raises:
+            EngineError: it ended, or went on working past the record's ready_timeout_seconds.
+        """
+        ended = self.sandbox.exit_of(self.pid)
+        deadline = time.monotonic() + self.record.ready_timeout_seconds
+        since, used = time.monotonic(), self._cpu_seconds()
+        while time.monotonic() < deadline:
+            if ended.done():
+                raise self.end_error()
+            if self.is_ready:
+                return True
+            now, now_used = time.monotonic(), self._cpu_seconds()
+            if now_used - used > _IDLE_SHARE * _IDLE_WINDOW:
+                since, used = now, now_used
+            elif now - since >= _IDLE_WINDOW:
+                return False
+            await asyncio.wait([ended], timeout=_LAST_PROBE)
+        raise EngineError(
+            f"the engine {' '.join(self.record.command)!r} neither wrote {READY} nor became idle within "
+            f"{self.record.ready_timeout_seconds:.0f} s"
+        )
+
+    async def quiesce(self) -> None:
+        """Asks a running engine to let go of what is lent to it; returns when it has. The caller sets the deadline.
+
+        Raises:
+            EngineError: it ended.
+        """
+        for word in (READY, SNAPSHOT_COMPLETE, RESTORE_COMPLETE):
+            (self.sandbox.control_directory / word).unlink(missing_ok=True)
+        self.tell(QUIESCE_REQUESTED)
+        ended = self.sandbox.exit_of(self.pid)
+        while not self.is_ready:
+            if ended.done():
+                raise self.end_error()
+            await asyncio.wait([ended], timeout=_FIRST_PROBE)
+        (self.sandbox.control_directory / QUIESCE_REQUESTED).unlink()
+
+    def named_weights(self) -> list[Path]:
+        """Checkpoint directories whose regions it attached by itself (`weights.json`, ours).
+
+        Raises:
+            EngineError: it is no list of them, or it is in a pod: what a tenant says is no path of the node's.
+        """
+        path = self.sandbox.control_directory / WEIGHTS
+        if not path.exists():
+            return []
+        if isinstance(self.sandbox, Container):
+            raise EngineError(f"the engine {' '.join(self.record.command)!r} names weights on the node, which no engine in a pod may")
+        try:
+            return [Path(directory) for directory in json.loads(path.read_text())["directories"]]
+        except (ValueError, LookupError, TypeError) as error:
+            raise EngineError(f"the engine {' '.join(self.record.command)!r} wrote a {WEIGHTS} that is none: {error!r}") from None
+
+    def stop(self) -> None:
+        """Stops every process of it. Blocks until all stand still."""
+        deadline = time.monotonic() + _STOP_SECONDS
+        while running := [host for host in self._hosts() if not _stopped(host)]:
+            if time.monotonic() > deadline:
+                raise EngineError(f"the engine {' '.join(self.record.command)!r} does not stop: pid {running[0]} goes on")
+            for host in running:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(host, signal.SIGSTOP)
+
+    async def go_on(self) -> None:
+        for host in self._hosts():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(host, signal.SIGCONT)
+
+    def woken(self, moved: Mapping[str, str]) -> None:
+        """Tells a restored engine to go on. `moved`: UUID of a GPU that it ran on → of the other one that has taken its place."""
+        if moved:
+            self._write(GPUS, json.dumps(moved))
+        self.tell(RESTORE_COMPLETE)
+
+    async def unless_ready(self, work: Awaitable[_T]) -> _T | None:
+        """The work's result, or None where the engine became ready for its snapshot and did not end the work soon: it is asleep by then."""
+        task = asyncio.ensure_future(work)
+        try:
+            while not task.done() and not self.is_ready:
+                await asyncio.wait([task], timeout=_LAST_PROBE)
+            await asyncio.wait([task], timeout=_LAST_WORDS)
+            return task.result() if task.done() else None
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
+
+    @property
+    def is_ready(self) -> bool:
+        return (self.sandbox.control_directory / READY).exists()
+
+    def tell(self, word: str) -> None:
+        """Writes one of the agent's words into the control directory."""
+        self._write(word, "")
+
+    def _write(self, word: str, content: str) -> None:
+        fresh = self.sandbox.control_directory / f".{word}"
+        fresh.unlink(missing_ok=True)
+        with fresh.open("x") as file:  # made here: no pipe and no link that another has put there
+            file.write(content)
+        fresh.rename(fresh.with_name(word))
+
+    def session(self) -> aiohttp.ClientSession:
+        """HTTP into the sandbox's net namespace. A connection never outlives its request, so that none is in an image."""
+        return aiohttp.ClientSession(
+            base_url=f"http://127.0.0.1:{self.record.port}",
+            connector=aiohttp.TCPConnector(socket_factory=self._socket, happy_eyeballs_delay=None, force_close=True),
+        )
+
+    async def ask(self, session: aiohttp.ClientSession, path: str, body: str = "", *, seconds: float = 60.0) -> Answer:
+        """POST of JSON, or GET without a body. Raises EngineError: no answer."""
+        try:
+            async with session.request(
+                "POST" if body else "GET",
+                path,
+                data=body.encode() if body else None,
+                headers={"Content-Type": "application/json"} if body else {},
+                timeout=aiohttp.ClientTimeout(total=seconds),
+            ) as response:
+                return Answer(response.status, await _text(response))
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            raise EngineError(f"{path} on port {self.record.port}: {str(error) or type(error).__name__}") from None
+
+    def _socket(self, address: tuple[int, int, int, str, object]) -> socket.socket:
+        family, kind, protocol = address[:3]
+        if not self.sandbox.netns:
+            return socket.socket(family, kind, protocol)
+        with Path("/proc/thread-self/ns/net").open() as ours, Path(self.sandbox.netns).open() as theirs:
+            if _libc.setns(theirs.fileno(), _CLONE_NEWNET):
+                raise OSError(ctypes.get_errno(), f"cannot enter {self.sandbox.netns}")
+            try:
+                return socket.socket(family, kind, protocol)
+            finally:
+                if _libc.setns(ours.fileno(), _CLONE_NEWNET):
+                    os._exit(70)  # this thread would go on in a stranger's network
+
+    def _hosts(self) -> list[int]:
+        return [host for pid, host in self.sandbox.host_pids().items() if pid != 1]
+
+    def _cpu_seconds(self) -> float:
+        return cpu_seconds(self.sandbox.host_pids().values())
+
+
+def _stopped(host_pid: int) -> bool:
+    """Whether every task of the process stands still, or it has ended."""
+    try:
+        return all((task / "stat").read_text().rpartition(")")[2].split()[0] in "TtZX" for task in Path(f"/proc/{host_pid}/task").iterdir())
+    except OSError:
+        return False  # a task ended meanwhile: look again
+
+
+async def _text(response: aiohttp.ClientResponse) -> str:
+    data = bytearray()
+    async for piece in response.content.iter_any():
+        data += piece
+        if len(data) > _LARGEST_ANSWER:
+            raise aiohttp.ClientPayloadError(f"it answers with more than {_LARGEST_ANSWER >> 20} MiB")
+    try:
+        return data.decode(response.charset or "utf-8", errors="replace")
+    except LookupError:  # of a charset that nobody knows
+        return data.decode(errors="replace")
+
+
+def cpu_seconds(host_pids: Iterable[int]) -> float:
+    """CPU time that these processes have used."""
+    ticks = 0
+    for pid in host_pids:
+        try:
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue  # it ended meanwhile
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")

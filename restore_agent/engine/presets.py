@@ -1,0 +1,158 @@
+"""Engines that zerowake knows: what `zerowake snapshot create --engine NAME` adds to a command, so that one line is enough.
+
+Any engine works without: one that speaks the control directory is told when to sleep, another is taken when it is idle, and its weights
+then travel in the image. What stands here is what an engine has to be told beside that. A variable of the caller's wins over one from here.
+
+    vllm      weights, KV cache and graphs on gpumem's memory; its API server speaks the control directory (workload/vllm/middleware.py)
+    sglang    no adapter: weights and KV cache travel in the image, unless it speaks the control directory (NVIDIA's Dynamo brings that)
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+CACHE_BYTES = 4 << 30  # of KV cache, where the command names none
+CACHE_TOKENS = 16384  # the same for SGLang, which counts it in tokens: 2.4 GB for Qwen3-8B, all of which travels in the image
+_OUTSIDE = 0.02  # of the GPU: what vLLM wants to find free beside gpumem's pool
+# A snapshot is dumped and restored by task and by mapping: fewer threads and one malloc arena are less of both. And a sandbox has no
+# network but its own loopback, so that nothing is to be looked for outside of it.
+_SMALL = {
+    "MALLOC_ARENA_MAX": "1",
+    "MKL_NUM_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "DO_NOT_TRACK": "1",
+    "HF_HUB_OFFLINE": "1",
+}
+
+
+class UnsuitableCommand(Exception):
+    """An engine's command has an option that cannot be snapshotted, or contradicts what is added."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where an engine is to run."""
+
+    port: int
+    gpumem: Path  # its socket
+    checkpoints: Path  # where weights are kept as engines map them
+
+
+@dataclass(frozen=True)
+class Kind:
+    options: Callable[[Sequence[str], Setting], list[str]]  # the whole command, with what is added
+    env: Mapping[str, str]
+    passed_on: tuple[str, ...]  # beginnings of variables that it takes from the caller
+    health: str = "/health"
+
+
+def _vllm(command: Sequence[str], setting: Setting) -> list[str]:
+    rest, said = _without(command, "--load-format", "--model-loader-extra-config")
+    _one_of(rest, "--tensor-parallel-size", "-tp", "--pipeline-parallel-size", "-pp", "--api-server-count", "--data-parallel-size", "-dp")
+    if _value(rest, "--worker-cls") not in (None, "auto"):
+        raise UnsuitableCommand(f"--worker-cls {_value(rest, '--worker-cls')}: the worker that lends its memory from gpumem is another")
+    try:
+        extra = json.loads(said.get("--model-loader-extra-config", "{}"))
+    except ValueError as error:
+        raise UnsuitableCommand(f"--model-loader-extra-config is no JSON: {error}") from None
+    extra |= {"checkpoints": str(setting.checkpoints), "load_format": said.get("--load-format", "auto")}
+    rest, _ = _without(rest, "--worker-cls")
+    rest += [
+        "--worker-cls",
+        "restore_agent.workload.vllm.worker.Worker",
+        "--middleware",
+        "restore_agent.workload.vllm.middleware.Snapshots",
+    ]
+    rest += ["--load-format", "gpumem", "--model-loader-extra-config", json.dumps(extra, sort_keys=True)]
+    return _with(
+        rest, {"--port": str(setting.port), "--kv-cache-memory-bytes": str(CACHE_BYTES), "--gpu-memory-utilization": str(_OUTSIDE)}
+    )
+
+
+def _sglang(command: Sequence[str], setting: Setting) -> list[str]:
+    parallel = ("--tensor-parallel-size", "--tp-size", "--tp", "--pipeline-parallel-size", "--pp-size", "--pp")
+    _one_of(command, *parallel, "--data-parallel-size", "--dp-size", "--dp", "--nnodes")
+    defaults = {"--port": str(setting.port)}
+    if _value(command, "--mem-fraction-static") is None:  # else its KV cache takes what is left of the GPU, and the image with it
+        defaults["--max-total-tokens"] = str(CACHE_TOKENS)
+    # Its scheduler polls without a pause otherwise: it would never be idle, and idle is when an engine without an adapter is taken.
+    idle = [] if _value(command, "--sleep-on-idle") is not None else ["--sleep-on-idle"]
+    return _with([*command, *idle], defaults)
+
+
+KINDS: dict[str, Kind] = {
+    "vllm": Kind(
+        _vllm,
+        # Of eight hardware queues each takes CUDA 6 ms to make anew when a process wakes (H200, driver 580); one GPU's worker needs one.
+        _SMALL | {"CUDA_DEVICE_MAX_CONNECTIONS": "1", "VLLM_HOST_IP": "127.0.0.1", "VLLM_NO_USAGE_STATS": "1"},
+        ("CUDA_", "HF_", "TORCH", "TRITON_", "VLLM_"),
+    ),
+    "sglang": Kind(
+        _sglang,
+        # Its health path asks the model for a token and waits a whole second for it; a restored replica would wait as long.
+        _SMALL | {"SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION": "false"},
+        ("CUDA_", "HF_", "TORCH", "TRITON_", "TVM_FFI_", "SGLANG_"),
+    ),
+}
+
+
+def prepare(name: str, command: Sequence[str], setting: Setting, caller: Mapping[str, str]) -> tuple[list[str], dict[str, str], str]:
+    """The command, the environment to add and the health path. `caller`: the environment that the user is in.
+
+    Raises:
+        UnsuitableCommand: no such engine, or it cannot be snapshotted as it is asked for.
+    """
+    kind = KINDS.get(name)
+    if kind is None:
+        raise UnsuitableCommand(f"no engine {name!r} is known; there are {', '.join(sorted(KINDS))}, and any engine works without --engine")
+    passed_on = {key: value for key, value in caller.items() if key.startswith(kind.passed_on)}
+    return kind.options(command, setting), {**kind.env, "GPUMEM_SOCKET": str(setting.gpumem), **passed_on}, kind.health
+
+
+def _one_of(command: Sequence[str], *options: str) -> None:
+    for option in options:
+        if _value(command, option) not in (None, "1"):
+            raise UnsuitableCommand(f"{option} {_value(command, option)}: a snapshot holds one GPU's process and one API server")
+
+
+def _value(command: Sequence[str], option: str) -> str | None:
+    """What the command says of an option; both spellings, and underscores for dashes, as Python's engines take them."""
+    found = None
+    for word, following in zip(command, [*command[1:], ""], strict=True):
+        name, equals, value = word.partition("=")
+        if _same(name, option):
+            found = value if equals else following
+    return found
+
+
+def _without(command: Sequence[str], *options: str) -> tuple[list[str], dict[str, str]]:
+    """The command without these options and their values, and what they said."""
+    rest: list[str] = []
+    words = iter(command)
+    for word in words:
+        name, equals, _ = word.partition("=")
+        if not any(_same(name, option) for option in options):
+            rest.append(word)
+        elif not equals:
+            next(words, None)
+    said = {option: value for option in options if (value := _value(command, option)) is not None}
+    return rest, said
+
+
+def _with(command: list[str], defaults: Mapping[str, str]) -> list[str]:
+    """The command, with the options that it does not name."""
+    for option, value in defaults.items():
+        if (said := _value(command, option)) is None:
+            command = [*command, option, value]
+        elif option == "--port" and said != value:
+            raise UnsuitableCommand(f"the command listens on port {said}, and --port says {value}")
+    return command
+
+
+def _same(word: str, option: str) -> bool:
+    return word == option or (word.startswith("--") and word.replace("_", "-") == option)

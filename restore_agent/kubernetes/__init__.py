@@ -1,0 +1,1 @@
+"""The agent's part on a node of Kubernetes: pods, their containers, their GPUs."""

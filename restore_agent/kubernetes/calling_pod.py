@@ -1,0 +1,91 @@
+"""A placeholder that has called, and what its pod asks for: by its labels and annotations, and whether it may have it."""
+
+from __future__ import annotations
+
+import functools
+import json
+from dataclasses import dataclass
+
+from pydantic import ValidationError
+
+from restore_agent.kubernetes.cluster import Pod
+from restore_agent.kubernetes.cri import Described
+from restore_agent.kubernetes.labels import CANARY, CAPTURE, CONTAINER, HEALTH, MODEL, PORT, SNAPSHOT
+from restore_agent.places.container import Container
+from restore_agent.places.placeholder import Placeholder
+from restore_agent.snapshots.manifest import EngineRecord
+
+
+class Refused(Exception):
+    """A pod asks for what it may not have."""
+
+
+@dataclass(frozen=True)
+class Caller:
+    """A placeholder, and all that is known of it."""
+
+    placeholder: Placeholder
+    about: Described
+    pod: Pod
+
+    @functools.cached_property
+    def container(self) -> Container:
+        own = next((each for each in self.pod.spec.containers if each.name == self.about.name), None)
+        volatile = {volume.name for volume in self.pod.spec.volumes if volume.empty_dir is not None}
+        paths = [mount.mount_path for mount in own.volume_mounts if mount.name in volatile] if own else []
+        return Container(self.placeholder, self.about.image, self.about.address, paths)
+
+    @property
+    def model(self) -> str:
+        return self.annotation(MODEL) or self.pod.metadata.labels.get(SNAPSHOT) or self.pod.metadata.labels.get(CAPTURE, "")
+
+    def annotation(self, key: str) -> str:
+        return self.pod.metadata.annotations.get(key, "")
+
+    def record(self, command: tuple[str, ...], otherwise: EngineRecord | None = None) -> EngineRecord:
+        """How the engine is reached: by the pod's annotations, else by the snapshot's manifest, else by its first port. Raises Refused."""
+        fields = {"port": self.annotation(PORT), "health_path": self.annotation(HEALTH)}
+        given = {key: value for key, value in fields.items() if value}
+        known: dict[str, object] = otherwise.model_dump(include={"port", "health_path"}) if otherwise else {}
+        own = next((each for each in self.pod.spec.containers if each.name == self.about.name), None)
+        if not known and own and own.ports:
+            known = {"port": own.ports[0].container_port}
+        try:
+            return EngineRecord.model_validate({**known, **given, "command": command})
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise Refused(f"annotation zerowake.dev/{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+
+    def check_allowed(self) -> None:
+        """What the kernel shows of the container is checked when it is opened; this is what was asked for. Raises Refused."""
+        spec = self.pod.spec
+        asked = [
+            name for name, set_ in (("hostPID", spec.host_pid), ("hostIPC", spec.host_ipc), ("hostNetwork", spec.host_network)) if set_
+        ]
+        if asked:
+            raise Refused(f"the pod asks for {', '.join(asked)}; a snapshot is restored only into pods that are apart from the node")
+        for volume in spec.volumes:
+            if volume.host_path:
+                raise Refused(
+                    f"volume {volume.name} of the pod is a folder of the node ({volume.host_path.path}); use a volume of another kind"
+                )
+        if self.about.name != engine_container(self.pod):
+            raise Refused(f"container {self.about.name} is not the pod's engine, which is {engine_container(self.pod)}")
+
+    def canary(self) -> tuple[str, str]:
+        """Path and body; empty: none is asked for. Raises Refused."""
+        text = self.annotation(CANARY)
+        if not text:
+            return "", ""
+        try:
+            found = json.loads(text)
+            path, body = found["path"], found.get("body", "")
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise Refused(f'annotation {CANARY} is not {{"path": "/…", "body": …}}: {text[:100]}') from None
+        if not isinstance(path, str) or not path.startswith("/"):
+            raise Refused(f"annotation {CANARY}: the path {path!r} does not begin with /")
+        return path, body if isinstance(body, str) else json.dumps(body)
+
+
+def engine_container(pod: Pod) -> str:
+    return pod.metadata.annotations.get(CONTAINER) or (pod.spec.containers[0].name if pod.spec.containers else "")

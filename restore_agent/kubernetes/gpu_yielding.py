@@ -1,0 +1,142 @@
+"""A GPU that the kubelet gives to somebody else's pod is given back by gpumem at once, and held again when that pod has gone.
+
+gpumem holds memory of GPUs that no pod has asked for. Which pod has which is known to the kubelet alone, by its pod-resources API, which
+can be asked and tells nothing by itself. So it is asked when the API server says that a pod which wants a device was sent to this node,
+again every few milliseconds until that pod has its devices (its container is made only afterwards), when a pod goes, and now and then in
+any case: that also brings a gpumem that was started anew back into line. A device plugin of our own was rejected: the GPUs would be ours
+to advertise, and every other one would have to go.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import grpc
+from prometheus_client import Gauge
+from zerowake_proto import podresources_pb2, podresources_pb2_grpc
+
+from gpumem.client.control import Control
+from gpumem.wire.errors import GpumemError
+from restore_agent.kubernetes.cluster import Cluster, Pod
+
+SOCKET = Path("pod-resources/kubelet.sock")  # in the kubelet's folder
+_FAST_SECONDS = 0.02  # between two looks while a pod waits for its devices
+_PATIENCE_SECONDS = 60.0  # for which that goes on
+_SLOW_SECONDS = 5.0
+_ANSWER_SECONDS = 5.0
+_LOG = logging.getLogger("zerowake.agent")
+_YIELDED = Gauge("zerowake_yielded_devices", "GPUs that were given back because the kubelet gave them to another's pod")
+
+
+class Yielding:
+    """Use `async with Yielding.watching(…)`."""
+
+    def __init__(
+        self, cluster: Cluster, kubelet: podresources_pb2_grpc.PodResourcesListerAsyncStub, gpumem: Path, ours: str, note: Path
+    ) -> None:
+        self._cluster = cluster
+        self._kubelet = kubelet
+        self._gpumem = gpumem
+        self._ours = ours
+        self._note = note
+        self._before: dict[str, int] = json.loads(note.read_text()) if note.exists() else {}  # device → bytes that it held
+        self._look = asyncio.Event()
+        self._waiting: dict[str, float] = {}  # uid of a pod that has no devices yet → until when it is looked for
+        self._troubled = ""
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def watching(cls, cluster: Cluster, kubelet: Path, gpumem: Path, ours: str, state: Path) -> AsyncIterator[None]:
+        """`kubelet`: its folder. `gpumem`: its socket. `ours`: label of the pods that gpumem lends to. `state`: the agent's folder."""
+        options = [("grpc.default_authority", "localhost")]
+        async with grpc.aio.insecure_channel(f"unix:{kubelet / SOCKET}", options=options) as channel:
+            stub = podresources_pb2_grpc.PodResourcesListerStub(channel)
+            yielding = cls(cluster, stub, gpumem, ours, state / "yielded.json")
+            cluster.on_change(yielding._changed)
+            task = asyncio.create_task(yielding._run(), name="yielding")
+            try:
+                yield
+            finally:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+
+    def _changed(self, pod: Pod, gone: bool) -> None:
+        uid = pod.metadata.uid
+        if gone or pod.is_leaving:
+            self._waiting.pop(uid, None)
+            self._look.set()
+        elif _wants_devices(pod) and uid not in self._waiting and not self._is_ours(pod):
+            self._waiting[uid] = asyncio.get_running_loop().time() + _PATIENCE_SECONDS
+            self._look.set()
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            self._look.clear()
+            try:
+                await self._align(await self._devices())
+                self._troubled = ""
+            except (grpc.aio.AioRpcError, GpumemError, OSError) as error:
+                said = error.details() or error.code().name if isinstance(error, grpc.aio.AioRpcError) else str(error)
+                if said != self._troubled:  # where there is no gpumem, once is enough
+                    _LOG.info("GPUs are not yielded to other pods: %s", said)
+                self._troubled = said
+            soon = not self._troubled and any(until > loop.time() for until in self._waiting.values())
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_FAST_SECONDS if soon else _SLOW_SECONDS):
+                    await self._look.wait()
+
+    async def _devices(self) -> set[str]:
+        """Those of pods that are not ours. Raises AioRpcError."""
+        answer = await self._kubelet.List(podresources_pb2.ListPodResourcesRequest(), timeout=_ANSWER_SECONDS)
+        pods = {(pod.metadata.namespace, pod.metadata.name): pod for pod in self._cluster.pods.values()}
+        found: set[str] = set()
+        for entry in answer.pod_resources:
+            # One that shares a GPU in time has an identity of its own behind the GPU's.
+            devices = {name.partition("::")[0] for one in entry.containers for each in one.devices for name in each.device_ids}
+            pod = pods.get((entry.namespace, entry.name))
+            if devices and pod:
+                self._waiting[pod.metadata.uid] = 0.0
+            if pod is None or not self._is_ours(pod):
+                found |= devices
+        return found
+
+    async def _align(self, foreign: set[str]) -> None:
+        """Raises GpumemError, OSError."""
+        if not foreign and not self._before:
+            return
+        async with Control.connected(self._gpumem, "restore agent") as control:
+            for device in (await control.status()).devices:
+                name = device.identity
+                if name in foreign and device.wanted_bytes:
+                    await self._keep(name, max(device.wanted_bytes, self._before.get(name, 0)))
+                    left = await control.reserve(name, 0)
+                    _LOG.info("%s is another pod's now: gpumem gave %d MiB of it back", name, (device.wanted_bytes - left) >> 20)
+                    if left:
+                        _LOG.warning("%d MiB of %s are still lent to replicas, until they end", left >> 20, name)
+                elif name not in foreign and name in self._before:
+                    held = await control.reserve(name, self._before[name])
+                    _LOG.info("%s is free again: gpumem holds %d MiB of it", name, held >> 20)
+                    await self._keep(name, 0)
+        _YIELDED.set(len(self._before))
+
+    async def _keep(self, device: str, size: int) -> None:
+        """Written down: an agent that is started anew has to know what to hold again."""
+        if size:
+            self._before[device] = size
+        else:
+            self._before.pop(device, None)
+        await asyncio.to_thread(self._note.write_text, json.dumps(self._before))
+
+    def _is_ours(self, pod: Pod) -> bool:
+        return bool(pod.metadata.labels.get(self._ours))
+
+
+def _wants_devices(pod: Pod) -> bool:
+    """Extended resources have a domain in their name."""
+    return any("/" in name for container in pod.spec.containers for name in container.resources.limits)

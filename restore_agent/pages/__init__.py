@@ -1,0 +1,1 @@
+"""Pages of memory: taken out of CRIU's images, and filled into restored processes."""

@@ -1,0 +1,254 @@
+"""CRIU's memory images, read and rewritten: which pages are ours to carry, and a skeleton without them.
+
+An image file is two magic words, then messages, each led by its length (little endian, 32 bits). `pages-N.img` has no frame: it is the
+present pages of one process, in the order of its pagemap.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import re
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from zerowake_proto import criu_pb2
+
+from restore_agent.pages.native import PAGE, zero_pages
+
+_COMMON, _PAGEMAP, _MM, _CORE = 0x54564319, 0x56084025, 0x57492820, 0x55053847
+_CAP_SETGID, _CAP_SETUID = 6, 7
+_PRESENT = 4  # flag of a pagemap entry
+_PROT_WRITE = 2
+# Kinds of mapping (`status` of a Vma).
+_REGULAR, _FILE_PRIVATE, _ANONYMOUS = 1 << 0, 1 << 6, 1 << 9
+_SPECIAL = 1 << 2 | 1 << 3 | 1 << 12 | 1 << 13 | 1 << 15 | 1 << 16 | 1 << 17  # vsyscall, vdso, vvar, aio ring, shadow stack, guard, uprobes
+# Zeros shorter than 16 pages stay in: a gap costs the fill a piece of its own, and they are few (75 of the chat engine's 57,000 pages).
+_ZERO_RUNS = re.compile(rb"\A\x01+|\x01{16,}|\x01+\Z")
+
+
+class ImageError(Exception):
+    """An image file is not what CRIU writes."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """Pages of one process that follow each other: `length` bytes that belong at `address`; `data` has their content."""
+
+    pid: int
+    address: int
+    length: int
+    data: memoryview
+
+
+@dataclass(frozen=True)
+class _Part:
+    address: int
+    pages: int
+    offset: int  # in pages-N.img, bytes
+    ours: bool
+    zeros_matter: bool  # a private file mapping: what is left out would show the file
+
+
+def split(images: Path) -> Iterator[Run]:
+    """Takes the pages of private writable mappings out of the images, yielding them; CRIU is left with the rest, rewritten in place.
+
+    Each run must be used before the next is asked for. Runs of zeros in anonymous memory are left out: absent pages read as zeros.
+
+    Raises:
+        ImageError: a file is torn or has another format.
+        OSError: no space for the rewritten files.
+    """
+    for pagemap in sorted(images.glob("pagemap-[0-9]*.img")):
+        pid = int(pagemap.stem.removeprefix("pagemap-"))
+        mm = images / f"mm-{pid}.img"
+        if not mm.exists():
+            continue
+        (raw,) = _read(mm, _MM)
+        vmas = [vma for vma in criu_pb2.Mm.FromString(raw).vmas if _ours(vma)]
+        head, *entries = _read(pagemap, _PAGEMAP)
+        pages = images / f"pages-{criu_pb2.PagemapHead.FromString(head).pages_id}.img"
+        yield from _split_process(pid, vmas, pagemap, head, [criu_pb2.PagemapEntry.FromString(entry) for entry in entries], pages)
+
+
+@dataclass(frozen=True)
+class Skeleton:
+    """What CRIU is left with of one process, after `split`."""
+
+    pid: int
+    anonymous: list[tuple[int, int]]  # begin and end of mappings whose pages are ours, where an absent page is zeros
+    kept: list[Run]  # pages that CRIU restores
+
+
+def skeletons(images: Path) -> Iterator[Skeleton]:
+    """Every process of images that were split. Raises ImageError."""
+    for pagemap in sorted(images.glob("pagemap-[0-9]*.img")):
+        pid = int(pagemap.stem.removeprefix("pagemap-"))
+        (raw,) = _read(images / f"mm-{pid}.img", _MM)
+        vmas = list(criu_pb2.Mm.FromString(raw).vmas)
+        special = [(vma.start, vma.end) for vma in vmas if vma.status & _SPECIAL]  # the kernel's own, made anew
+        head, *entries = _read(pagemap, _PAGEMAP)
+        data = memoryview((images / f"pages-{criu_pb2.PagemapHead.FromString(head).pages_id}.img").read_bytes())
+        kept, offset = [], 0
+        for entry in map(criu_pb2.PagemapEntry.FromString, entries):
+            if entry.flags & _PRESENT:
+                length = (entry.nr_pages or entry.compat_nr_pages) * PAGE
+                if not any(start <= entry.vaddr < end for start, end in special):
+                    kept.append(Run(pid, entry.vaddr, length, data[offset : offset + length]))
+                offset += length
+        yield Skeleton(pid, [(vma.start, vma.end) for vma in vmas if _ours(vma) and vma.status & _ANONYMOUS], kept)
+
+
+def _ours(vma: criu_pb2.Vma) -> bool:
+    return bool(
+        vma.status & _REGULAR and vma.status & (_FILE_PRIVATE | _ANONYMOUS) and not vma.status & _SPECIAL and vma.prot & _PROT_WRITE
+    )
+
+
+def _split_process(
+    pid: int, vmas: list[criu_pb2.Vma], pagemap: Path, head: bytes, entries: list[criu_pb2.PagemapEntry], pages: Path
+) -> Iterator[Run]:
+    if not pages.exists() or not pages.stat().st_size:
+        return
+    kept_pages, kept_pagemap = pages.with_suffix(".kept"), pagemap.with_suffix(".kept")
+    kept: list[criu_pb2.PagemapEntry] = []
+    with pages.open("rb") as source, kept_pages.open("wb") as rest:
+        # Not closed by hand: the runs' views keep it, and go with it. Never written, but C takes only writable memory's address.
+        data = memoryview(mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_COPY))
+        offset = 0
+        for entry in entries:
+            count = entry.nr_pages or entry.compat_nr_pages
+            if not entry.flags & _PRESENT:
+                kept.append(entry)
+                continue
+            if offset + count * PAGE > len(data):
+                raise ImageError(f"{pages.name} ends before the pages that {pagemap.name} names; the dump is torn, take it again")
+            for part in _parts(entry.vaddr, count, offset, vmas):
+                piece = data[part.offset : part.offset + part.pages * PAGE]
+                if part.ours:
+                    yield from _runs(pid, part, piece)
+                else:
+                    kept.append(_entry(entry, part))
+                    rest.write(piece)
+            offset += count * PAGE
+    _write(kept_pagemap, _PAGEMAP, [head, *(entry.SerializeToString() for entry in kept)])
+    kept_pages.replace(pages)
+    kept_pagemap.replace(pagemap)
+
+
+def _parts(address: int, pages: int, offset: int, vmas: list[criu_pb2.Vma]) -> Iterator[_Part]:
+    """Cuts a run at the borders of the mappings that are ours."""
+    end = address + pages * PAGE
+    at = address
+    for vma in vmas:
+        start, stop = max(at, vma.start), min(end, vma.end)
+        if start >= stop:
+            continue
+        if at < start:
+            yield _Part(at, (start - at) // PAGE, offset + at - address, False, True)
+        yield _Part(start, (stop - start) // PAGE, offset + start - address, True, not vma.status & _ANONYMOUS)
+        at = stop
+    if at < end:
+        yield _Part(at, (end - at) // PAGE, offset + at - address, False, True)
+
+
+def _runs(pid: int, part: _Part, data: memoryview) -> Iterator[Run]:
+    """A part without its long runs of zeros."""
+    if part.zeros_matter:
+        yield Run(pid, part.address, len(data), data)
+        return
+    start = 0
+    for zeros in _ZERO_RUNS.finditer(zero_pages(data)):
+        if stop := zeros.start() * PAGE - start:
+            yield Run(pid, part.address + start, stop, data[start : start + stop])
+        start = zeros.end() * PAGE
+    if start < len(data):
+        yield Run(pid, part.address + start, len(data) - start, data[start:])
+
+
+def _entry(entry: criu_pb2.PagemapEntry, part: _Part) -> criu_pb2.PagemapEntry:
+    kept = criu_pb2.PagemapEntry()
+    kept.CopyFrom(entry)
+    kept.vaddr, kept.compat_nr_pages = part.address, part.pages
+    if entry.HasField("nr_pages"):
+        kept.nr_pages = part.pages
+    return kept
+
+
+@dataclass(frozen=True)
+class Rights:
+    """What processes may do, all of them taken together."""
+
+    users: frozenset[int]
+    groups: frozenset[int]
+    capabilities: int  # that one has, or could get
+    confined: bool  # none can gain rights by a program (no_new_privs)
+    filtered: bool  # each has a seccomp filter
+
+    def beyond(self, allowed: Rights) -> list[str]:
+        """What of it the other does not have, in words."""
+        found = []
+        if more := self.capabilities & ~allowed.capabilities:
+            found.append("capabilities " + ", ".join(str(number) for number in range(64) if more >> number & 1))
+        if not allowed.capabilities >> _CAP_SETUID & 1 and (users := self.users - allowed.users):
+            found.append("users " + ", ".join(map(str, sorted(users))))
+        if not allowed.capabilities >> _CAP_SETGID & 1 and (groups := self.groups - allowed.groups):
+            found.append("groups " + ", ".join(map(str, sorted(groups))))
+        if allowed.confined and not self.confined:
+            found.append("gaining rights (no no_new_privs)")
+        if allowed.filtered and not self.filtered:
+            found.append("every system call (no seccomp filter)")
+        return found
+
+
+def rights_of_process(pid: int) -> Rights:
+    """Raises OSError: it has ended."""
+    lines = (line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":\t" in line)
+    status = {name: words.split() for name, words in lines}
+    return Rights(
+        frozenset(map(int, status["Uid"])),
+        frozenset(map(int, [*status["Gid"], *status["Groups"]])),
+        int(status["CapBnd"][0], 16) | int(status["CapPrm"][0], 16),
+        status["NoNewPrivs"] == ["1"],
+        status["Seccomp"] != ["0"],
+    )
+
+
+def rights(images: Path) -> Rights:
+    """Of what would be restored. Raises ImageError."""
+    threads = [criu_pb2.Core.FromString(_read(core, _CORE)[0]).thread for core in images.glob("core-[0-9]*.img")]
+    threads = [thread for thread in threads if thread.HasField("creds")]
+    users: set[int] = set()
+    groups: set[int] = set()
+    capabilities = 0
+    for each in (thread.creds for thread in threads):
+        users |= {each.uid, each.euid, each.suid, each.fsuid}
+        groups |= {each.gid, each.egid, each.sgid, each.fsgid, *each.groups}
+        for words in (each.cap_inh, each.cap_prm, each.cap_eff, each.cap_bnd, each.cap_amb):
+            capabilities |= sum(word << 32 * i for i, word in enumerate(words))
+    confined = all(thread.creds.no_new_privs for thread in threads)
+    return Rights(frozenset(users), frozenset(groups), capabilities, confined, all(thread.seccomp_mode for thread in threads))
+
+
+def _read(path: Path, magic: int) -> list[bytes]:
+    data = path.read_bytes()
+    if len(data) < 8 or struct.unpack_from("<II", data) != (_COMMON, magic):
+        raise ImageError(f"{path.name} does not begin as an image of its kind; is this CRIU newer than zerowake knows?")
+    messages, at = [], 8
+    while at < len(data):
+        if at + 4 > len(data) or at + 4 + (size := int.from_bytes(data[at : at + 4], "little")) > len(data):
+            raise ImageError(f"{path.name} is torn at byte {at}; take the dump again")
+        messages.append(data[at + 4 : at + 4 + size])
+        at += 4 + size
+    return messages
+
+
+def _write(path: Path, magic: int, messages: list[bytes]) -> None:
+    with path.open("wb") as file:
+        file.write(struct.pack("<II", _COMMON, magic))
+        for message in messages:
+            file.write(len(message).to_bytes(4, "little") + message)
+        file.flush()
+        os.fsync(file.fileno())

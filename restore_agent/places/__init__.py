@@ -1,0 +1,1 @@
+"""Where an engine lives: a sandbox, a container, or the machine itself."""

@@ -1,0 +1,391 @@
+"""A running container, held by a placeholder, as a place to restore into: the same calls as a Sandbox, so that restoring is the same.
+
+A container belongs to a tenant, so what a Sandbox may take for granted is guarded here:
+- Programs of ours run inside it with the agent's rights (join.c): in its cgroups and namespaces, as children of its pid 1, executed by a
+  descriptor and linked statically, so that nothing of the container's file system runs with them.
+- Its files are reached through copies of its mounts on which no symbolic link is followed (`root`, `control_directory`).
+- Its stdout and stderr stay the runtime's: logs go where they always went, and an agent that ends takes no pipe away from an engine.
+Its life is not ours: `close` ends what we put in as long as it was not `keep`-ed, and never the container.
+Rejected: CRIU making or joining namespaces by itself (it knows no pid namespace to join, and would run from the container's files), and a
+privileged container beside the engine in each pod (its tenant's template would decide over it).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import functools
+import json
+import os
+import signal
+import socket
+import struct
+import subprocess
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import zerowake_native
+
+from restore_agent.pages import images
+from restore_agent.places import overlay
+from restore_agent.places.cgroups import OutOfSight, cgroup_files, node_process
+from restore_agent.places.isolation import NotApart, check_apart
+from restore_agent.places.placeholder import Placeholder, PlaceholderError
+from restore_agent.places.processes import descendants
+from restore_agent.places.sandbox import CONTAINER, CONTROL_DIRECTORY, SandboxError
+from restore_agent.snapshots.compatibility import Incompatible, check_files, mapped_files
+from restore_agent.snapshots.manifest import Fits
+
+_CHANGES = "changes.tar"  # what the engine has changed in its container's file system, within a snapshot
+_JOIN_SECONDS = 10.0
+_END_SECONDS = 10.0
+_GOING_SECONDS = 1.0
+_PAUSE = 0.002
+_PIDFD_GETFD = 438
+_PT_INTERP = 3
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class ContainerError(SandboxError):
+    """A container cannot be restored into, or a program could not be started in it."""
+
+
+class Output:
+    """The container's own stdout and stderr, in the place of pipes of the agent's (output.py)."""
+
+    def __init__(self, name: str, placeholder: Placeholder) -> None:
+        self.name = name
+        self._placeholder = placeholder
+
+    @property
+    def keys(self) -> tuple[str, str]:
+        """The names that an image knows them by. Raises ContainerError: they are no pipes."""
+        one, two = (str(Path(f"/proc/{self._placeholder.pid}/fd/{fd}").readlink()) for fd in (1, 2))
+        for key in (one, two):
+            if not key.startswith("pipe:["):
+                raise ContainerError(f"the container's output goes to {key}, which no image can carry; set tty: false in its pod")
+        return one, two
+
+    @contextlib.contextmanager
+    def writers(self) -> Iterator[list[int]]:
+        """Raises ContainerError: they cannot be taken over."""
+        fds: list[int] = []
+        try:
+            for fd in (1, 2):
+                copy = _libc.syscall(_PIDFD_GETFD, self._placeholder.pidfd, fd, 0)
+                if copy < 0:
+                    raise ContainerError(f"cannot take over the container's output: {os.strerror(ctypes.get_errno())}")
+                fds.append(copy)
+            yield fds
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    def tail(self) -> str:
+        return ""  # its log is the kubelet's
+
+    def close(self) -> None:
+        """Nothing of it is held."""
+
+
+class Container:
+    """`open` it, then use it with `async with`, and `keep` it where the engine shall outlive the block."""
+
+    def __init__(self, placeholder: Placeholder, image: str, address: str, volatile: Sequence[str] = ()) -> None:
+        """`image`: by digest. `address`: the pod's. `volatile`: where volumes are mounted that end with the pod."""
+        self.placeholder = placeholder
+        self.address = address
+        self.pid = placeholder.pid
+        self._image = image
+        self._volatile = volatile
+        self._views: list[int] = []
+        self._kept = False
+        self._undo: Callable[[], None] = lambda: None
+
+    async def open(self) -> Container:
+        """Looks at it, empties it and opens its file system, as often as it is restored into. Raises ContainerError."""
+        try:
+            check_apart(self.pid)
+        except NotApart as error:
+            raise ContainerError(str(error)) from None
+        await self.empty()  # of what an agent that was killed has left half restored
+        self._close_views()
+        self.root = self.files = await self._view("/", "all")
+        self.control_directory = await self._view(str(CONTROL_DIRECTORY), "one")
+        for word in self.control_directory.iterdir():  # said to or by an engine that was here before
+            word.unlink()
+        return self
+
+    async def __aenter__(self) -> Container:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await asyncio.shield(self.close())
+
+    @property
+    def route(self) -> tuple[str, str]:
+        """How others reach its engine: the pod's address, in the cluster's network."""
+        return self.address, ""
+
+    @property
+    def netns(self) -> str:
+        return f"/proc/{self.pid}/ns/net"
+
+    def output(self, name: str) -> Output:
+        """Where an engine prints."""
+        return Output(name, self.placeholder)
+
+    async def carried(self) -> dict[str, bytes]:
+        """What its engine has changed in its file system: files for a snapshot, by name. Raises ContainerError."""
+        try:
+            changes = await asyncio.to_thread(overlay.archive, overlay.Mounts.of(self.pid), Path(node_process(), "root"), self.root)
+        except overlay.OverlayError as error:
+            raise ContainerError(str(error)) from None
+        about = json.dumps({"image": self._image}).encode()
+        return {CONTAINER: about, **({_CHANGES: changes} if changes else {})}
+
+    async def lay_out(self, snapshot: Path, fits: Fits) -> None:
+        """The same, from a snapshot's folder, until it is closed without being kept.
+
+        Raises:
+            Incompatible: its image or a file that the engine maps is another one here, or it may less.
+            ContainerError: the changes cannot be laid out.
+        """
+        await asyncio.to_thread(self._lay_out, snapshot, fits)
+
+    def _lay_out(self, snapshot: Path, fits: Fits) -> None:
+        about = snapshot / CONTAINER
+        image = json.loads(about.read_bytes())["image"] if about.exists() else self._image
+        if image != self._image:
+            raise Incompatible(f"it was taken of image {image}, and the pod's is {self._image}; take the snapshot again")
+        try:
+            if beyond := images.rights(snapshot / "images").beyond(images.rights_of_process(self.pid)):
+                raise Incompatible(
+                    f"its processes have what this container does not allow: {'; '.join(beyond)}; take it in a pod like this one"
+                )
+            if (snapshot / _CHANGES).exists():
+                self._undo = overlay.lay_out(snapshot / _CHANGES, self.root)
+        except (overlay.OverlayError, images.ImageError) as error:
+            raise ContainerError(str(error)) from None
+        check_files(fits, self.root)
+
+    def mapped_files(self, host_pids: Iterable[int]) -> set[Path]:
+        """Files that its processes map or hold open. Raises ContainerError: one of them is gone with the pod."""
+        found = mapped_files(self.root, host_pids, self.root)
+        for path in found:
+            if volume := next((volume for volume in self._volatile if path.is_relative_to(volume)), None):
+                raise ContainerError(
+                    f"the engine uses {path} in an emptyDir ({volume}), which is empty in the next pod; have it in the image"
+                )
+        return found
+
+    async def spawn(
+        self, command: Sequence[str], env: Mapping[str, str], directory: str, fds: Sequence[int], *, engine: bool = False
+    ) -> int:
+        """Starts a program of the node's; `fds` become its 1, 2, 3, … An engine is started by the placeholder instead, as the container
+        would have: with its own environment, directory, output and rights.
+
+        Returns its pid inside.
+
+        Raises:
+            ContainerError: the program is linked dynamically, or the container has ended.
+        """
+        if engine:
+            try:
+                return await self.placeholder.start(command, env)
+            except PlaceholderError as error:
+                raise ContainerError(str(error)) from None
+        _check_static(command[0])
+        with contextlib.ExitStack() as opened:
+            program = opened.enter_context(_descriptor(command[0], os.O_RDONLY))
+            try:
+                cgroups = [opened.enter_context(_descriptor(path, os.O_WRONLY)) for path in cgroup_files(self.pid)]
+            except (OutOfSight, OSError) as error:
+                raise ContainerError(f"the container's cgroups cannot be joined: {error}") from None
+            numbers = [str(program), _oom_score(self.pid), _listed(cgroups), _listed(fds)]
+            said, _ = await self._join("run", [*numbers, *command], [program, *cgroups, *fds], env)
+        pid, _, why = said.partition("\n")
+        if not pid.isdigit() or why:
+            raise ContainerError(f"cannot start {command[0]} in the container: {why or pid or 'it has ended'}")
+        return int(pid)
+
+    def exit_of(self, pid: int) -> asyncio.Future[int]:
+        """The wait status of a child of pid 1 (the engine, CRIU), once it has ended; of pid 1 itself: killed."""
+        if pid == 1:
+            return self._ended()
+        return self.placeholder.exit_of(pid)
+
+    def host_pids(self) -> dict[int, int]:
+        """pid inside → pid on the host, for pid 1 and all below it; what `kubectl exec` started is not."""
+        return descendants(self.pid)
+
+    def keep(self, pid: int) -> None:
+        """The engine is this process, and lives as long as its container from now on. Raises ContainerError."""
+        try:
+            self.placeholder.watch_over(pid)
+        except PlaceholderError as error:
+            raise ContainerError(str(error)) from None
+        self.take()
+
+    def take(self) -> None:
+        """It is its engine's from now on, which lives as long as it does."""
+        self._kept = True
+        self._close_views(but=1)  # the control directory's; the root's would keep its file system busy
+
+    def let_go(self) -> None:
+        """For an agent that ends: whatever is in it goes on, and another agent takes over."""
+        self.take()
+        self.placeholder.close()
+
+    async def empty(self) -> None:
+        """Ends every process but the placeholder, which waits again. Raises ContainerError."""
+        try:
+            await self.placeholder.idle()
+            await self._end_all()
+            await self.placeholder.idle()
+        except PlaceholderError as error:
+            raise ContainerError(str(error)) from None
+
+    async def close(self) -> None:
+        """Ends everything in it but its placeholder; one that was kept ends with all that is in it."""
+        try:
+            if self.placeholder.pidfd < 0 or self.placeholder.ended.done():
+                return
+            if self._kept:
+                if self.placeholder.engine and self.placeholder.exit_of(self.placeholder.engine).done():
+                    # It ends by itself then, with the engine's exit code.
+                    await asyncio.wait([self.placeholder.ended], timeout=_END_SECONDS)
+                if not self.placeholder.ended.done():
+                    signal.pidfd_send_signal(self.placeholder.pidfd, signal.SIGKILL)
+                    await asyncio.wait([self.placeholder.ended], timeout=_END_SECONDS)
+            else:
+                await self.empty()
+                await asyncio.to_thread(self._tidy)
+        except (ContainerError, OSError):
+            await asyncio.wait([self.placeholder.ended], timeout=_GOING_SECONDS)  # its hanging up may be heard before its end
+            if not self.placeholder.ended.done():  # else it went meanwhile, and all that was in it
+                raise
+        finally:
+            self._close_views()
+            if self._kept:
+                self.placeholder.close()
+
+    def _tidy(self) -> None:
+        self._undo()
+        if self._views:
+            overlay.remove_ghosts(overlay.Mounts.of(self.pid), Path(node_process(), "root"), self.root)
+
+    async def _end_all(self) -> None:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + _END_SECONDS
+        while others := [host for host in descendants(self.pid).values() if host != self.pid]:
+            for host in others:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(host, signal.SIGKILL)
+            if loop.time() > deadline:
+                raise ContainerError(f"processes {others} in the container do not end; delete its pod")
+            await asyncio.sleep(_PAUSE)  # the kernel takes their memory down, then the placeholder reaps them
+
+    def _ended(self) -> asyncio.Future[int]:
+        future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+        def ended(_: object) -> None:
+            if not future.done():
+                future.set_result(signal.SIGKILL)
+
+        self.placeholder.ended.add_done_callback(ended)
+        return future
+
+    async def _view(self, path: str, how: str) -> Path:
+        said, fds = await self._join("view", [path, how], [], {})
+        if not fds:
+            raise ContainerError(f"cannot open {path} of the container: {said or 'it has ended'}")
+        self._views += fds
+        return Path(f"/proc/self/fd/{fds[0]}")
+
+    def _close_views(self, but: int = 0) -> None:
+        """The newest ones may stay."""
+        while len(self._views) > but:
+            os.close(self._views.pop(0))
+
+    async def _join(self, what: str, words: Sequence[str], fds: Sequence[int], env: Mapping[str, str]) -> tuple[str, list[int]]:
+        """Runs join; returns what it reported, and the descriptors that it sent."""
+        init = self.placeholder.pidfd
+        if init < 0:
+            raise ContainerError("the container has ended")
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        with ours:
+            try:
+                process = subprocess.Popen(  # noqa: ASYNC220  a vfork: half a millisecond, a thread would cost as much
+                    [zerowake_native.JOIN, what, str(theirs.fileno()), str(init), *words],
+                    pass_fds=[theirs.fileno(), init, *fds],
+                    env=dict(env),
+                    stdin=subprocess.DEVNULL,
+                )
+            except OSError as error:
+                raise ContainerError(f"cannot start {zerowake_native.JOIN}: {error}; reinstall zerowake") from error
+            finally:
+                theirs.close()
+            said, received = "", list[int]()
+            try:
+                async with asyncio.timeout(_JOIN_SECONDS):
+                    while True:
+                        await _readable(ours)
+                        data, sent, _, _ = socket.recv_fds(ours, 4096, 1, socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC)
+                        received += sent
+                        if not data:
+                            return said, received
+                        said += data.decode(errors="replace")
+            except TimeoutError:
+                raise ContainerError(f"the container could not be entered within {_JOIN_SECONDS:.0f} s") from None
+            finally:
+                process.kill()  # it has ended, unless the time was over
+                process.wait()
+
+
+async def _readable(channel: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    ready = asyncio.Event()
+    loop.add_reader(channel, ready.set)
+    try:
+        await ready.wait()
+    finally:
+        loop.remove_reader(channel)
+
+
+@contextlib.contextmanager
+def _descriptor(path: Path | str, flags: int) -> Iterator[int]:
+    fd = os.open(path, flags | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _listed(fds: Sequence[int]) -> str:
+    return ",".join(map(str, fds)) or "-"
+
+
+def _oom_score(pid: int) -> str:
+    return Path(f"/proc/{pid}/oom_score_adj").read_text().strip()
+
+
+@functools.lru_cache(maxsize=16)
+def _is_static(program: str, _changed: int) -> bool:
+    with Path(program).open("rb") as file:
+        head = file.read(64)
+        if head[:5] != b"\x7fELF\x02":
+            return False
+        offset, size, count = (*struct.unpack_from("<Q", head, 32), *struct.unpack_from("<HH", head, 54))[:3]
+        file.seek(offset)
+        table = file.read(size * count)
+    return all(struct.unpack_from("<I", table, at)[0] != _PT_INTERP for at in range(0, len(table), size))
+
+
+def _check_static(program: str) -> None:
+    if not _is_static(program, Path(program).stat().st_mtime_ns):
+        raise ContainerError(
+            f"{program} is linked dynamically and would run the container's libraries with the agent's rights; use a static one"
+        )

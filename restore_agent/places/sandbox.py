@@ -1,0 +1,266 @@
+"""A sandbox: one replica's pid, mount, net and ipc namespaces, held open by a pid 1 of ours (sandbox_init.c).
+
+The socket to that pid 1 is the lease on everything inside: closing it, by `close`, exit or crash of this process, ends every process
+in the sandbox, and with them its mounts and namespaces. Programs are started by message, so that an engine and CRIU alike run inside
+without nsenter. Rejected: CRIU making the namespaces itself (it then dumps and restores them too, which is slower and pulls mounts
+into the image), and one long-lived `nsenter` helper per call (a process start each).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import io
+import os
+import signal
+import socket
+import subprocess
+import tarfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import zerowake_native
+
+from restore_agent.places.output import Output
+from restore_agent.places.processes import descendants
+from restore_agent.snapshots.compatibility import mapped_files
+from restore_agent.snapshots.manifest import Fits
+
+CONTROL_DIRECTORY = Path("/run/zerowake/control")  # inside the sandbox: the engine's SNAPSHOT_CONTROL_DIR
+CONTAINER = "container.json"  # a file that a snapshot has if it was taken in a container
+_TMPFS_ARCHIVE = "tmpfs.tar"  # what the engine keeps in /dev/shm and /run, within a snapshot
+_KEPT_FOLDER = Path("/run/gpumem")  # of the host's /run, what engines may use: gpumem's sockets
+_START_SECONDS = 10.0
+_END_SECONDS = 5.0
+
+
+class SandboxError(Exception):
+    """A sandbox could not be made, or a program could not be started in it."""
+
+
+class Sandbox:
+    """Use `async with await Sandbox.create(kdat)`, or `close` it."""
+
+    files = Path("/")  # what is left of its file system when it has ended: the node's
+
+    def __init__(self, process: subprocess.Popen[bytes], control: socket.socket) -> None:
+        self._process = process
+        self._control = control
+        self._loop = asyncio.get_running_loop()
+        self._ready: asyncio.Future[None] = self._loop.create_future()
+        self._spawning: asyncio.Future[int] | None = None
+        self._spawn_lock = asyncio.Lock()
+        self._exits: dict[int, asyncio.Future[int]] = {}
+        self._ended: asyncio.Future[str] = self._loop.create_future()
+        self._signs: set[str] = set()
+        self.pid = 0  # of pid 1, as the host sees it
+        self._loop.add_reader(control, self._receive)
+
+    @classmethod
+    async def create(cls, kdat: Path) -> Sandbox:
+        """Makes the namespaces. `kdat`: CRIU's cached kernel probe, copied in where it exists.
+
+        Raises:
+            SandboxError: not root, or the kernel refuses a namespace.
+        """
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+        with theirs:
+            try:
+                process = subprocess.Popen(  # noqa: ASYNC220  a vfork: half a millisecond, a thread would cost as much
+                    [zerowake_native.SANDBOX_INIT, str(theirs.fileno()), str(kdat), *_kept_folders()],
+                    pass_fds=[theirs.fileno()],
+                    stdin=subprocess.DEVNULL,
+                )
+            except OSError as error:
+                ours.close()
+                raise SandboxError(f"cannot start {zerowake_native.SANDBOX_INIT}: {error}; reinstall zerowake") from error
+        sandbox = cls(process, ours)
+        try:
+            async with asyncio.timeout(_START_SECONDS):
+                await sandbox._ready
+        except BaseException as error:
+            await sandbox.close()
+            if isinstance(error, TimeoutError):
+                raise SandboxError(f"the namespaces were not ready within {_START_SECONDS:.0f} s") from error
+            raise
+        return sandbox
+
+    async def __aenter__(self) -> Sandbox:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    @property
+    def root(self) -> Path:
+        """The sandbox's file system as the host reaches it."""
+        return Path(f"/proc/{self.pid}/root")
+
+    @property
+    def netns(self) -> str:
+        return f"/proc/{self.pid}/ns/net"
+
+    @property
+    def route(self) -> tuple[str, str]:
+        """How others reach its engine: the host, and the net namespace that it is in."""
+        return "127.0.0.1", self.netns
+
+    @property
+    def control_directory(self) -> Path:
+        return self.root / CONTROL_DIRECTORY.relative_to("/")
+
+    def output(self, name: str) -> Output:
+        """Where an engine prints."""
+        return Output(name)
+
+    async def carried(self) -> dict[str, bytes]:
+        """What its engine has changed in its file system: files for a snapshot, by name."""
+        archive = await asyncio.to_thread(_archive_tmpfs, self.root)
+        return {_TMPFS_ARCHIVE: archive} if archive else {}
+
+    def mapped_files(self, host_pids: Iterable[int]) -> set[Path]:
+        """Files that its processes map or hold open, of those that outlive them."""
+        return mapped_files(self.root, host_pids)
+
+    async def lay_out(self, snapshot: Path, fits: Fits) -> None:
+        """The same, from a snapshot's folder, whose `fits` this node was found to have. Raises SandboxError: it needs a container."""
+        if (snapshot / CONTAINER).exists():
+            raise SandboxError("it was taken in a container, and can be restored into pods only")
+        if (snapshot / _TMPFS_ARCHIVE).exists():
+            await asyncio.to_thread(_extract, snapshot / _TMPFS_ARCHIVE, self.root)
+
+    async def spawn(
+        self,
+        command: Sequence[str],
+        env: Mapping[str, str],
+        directory: str,
+        fds: Sequence[int],
+        *,
+        engine: bool = False,
+    ) -> int:
+        """Starts a program; `fds` become its 1, 2, 3, …. An engine gets the seccomp filter and a pid out of CRIU's way.
+
+        Returns its pid inside.
+
+        Raises:
+            SandboxError: the message is too large, or the sandbox has ended.
+        """
+        fields = ["spawn", "sp" if engine else "-", directory, str(len(command)), *command, str(len(env))]
+        fields += [f"{key}={value}" for key, value in env.items()]
+        message = "".join(f"{field}\0" for field in fields).encode()
+        async with self._spawn_lock:
+            if self._ended.done():
+                raise SandboxError(f"cannot start {command[0]}: the sandbox has ended ({self._ended.result()})")
+            self._spawning = self._loop.create_future()
+            try:
+                socket.send_fds(self._control, [message], list(fds))
+            except OSError as error:
+                what = "command and environment are too large" if error.errno == errno.EMSGSIZE else str(error)
+                raise SandboxError(f"cannot start {command[0]}: {what}") from error
+            async with asyncio.timeout(_START_SECONDS):
+                return await self._spawning
+
+    def exit_of(self, pid: int) -> asyncio.Future[int]:
+        """The wait status of a child of init (a spawned program, or what CRIU restored as its sibling), once it has ended."""
+        return self._exits.setdefault(pid, self._loop.create_future())
+
+    def host_pids(self) -> dict[int, int]:
+        """pid inside → pid on the host, for every process in the sandbox."""
+        return descendants(self.pid)
+
+    async def close(self) -> None:
+        """Ends everything inside. Returns when it has ended; cancelling does not stop the end, only the wait."""
+        if self._control.fileno() >= 0:
+            self._loop.remove_reader(self._control)
+            self._control.close()
+            self._end("closed by the agent")
+        await asyncio.shield(self._reap())
+
+    async def _reap(self) -> None:
+        try:
+            await asyncio.to_thread(self._process.wait, _END_SECONDS)
+        except subprocess.TimeoutExpired:
+            if self.pid:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(self.pid, signal.SIGKILL)
+            self._process.kill()
+            await asyncio.to_thread(self._process.wait)
+
+    def _receive(self) -> None:
+        try:
+            message = self._control.recv(4096).decode(errors="replace")
+        except BlockingIOError:
+            return
+        except OSError:
+            message = ""
+        if not message:
+            self._loop.remove_reader(self._control)
+            self._end("its init was killed")
+            return
+        word, _, rest = message.partition(" ")
+        if word == "ready":
+            self.pid = int(rest)
+        elif word == "spawned" and self._spawning and not self._spawning.done():
+            self._spawning.set_result(int(rest))
+        elif word == "exited":
+            pid, status = map(int, rest.split())
+            future = self.exit_of(pid)
+            if not future.done():
+                future.set_result(status)
+        elif word == "error":
+            for pending in (self._ready, self._spawning):
+                if pending and not pending.done():
+                    pending.set_exception(SandboxError(rest))
+                    return
+        self._signs.add(word)
+        if {"ready", "inside"} <= self._signs and not self._ready.done():
+            self._ready.set_result(None)
+
+    def _end(self, why: str) -> None:
+        if self._ended.done():
+            return
+        self._ended.set_result(why)
+        for pending in (self._ready, self._spawning):
+            if pending and not pending.done():
+                pending.set_exception(SandboxError(f"the sandbox has ended: {why}"))
+                pending.exception()  # somebody may have stopped waiting
+        for future in self._exits.values():
+            if not future.done():
+                future.set_result(signal.SIGKILL)
+
+
+def _archive_tmpfs(root: Path) -> bytes:
+    """A tar; empty where there is nothing."""
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w") as tar:
+        for folder in ("dev/shm", "run"):
+            for path in sorted((root / folder).iterdir()):
+                if path.name not in ("criu.kdat", "zerowake"):
+                    tar.add(
+                        path,
+                        f"{folder}/{path.name}",
+                        filter=lambda entry: entry if entry.isreg() or entry.isdir() or entry.islnk() else None,
+                    )
+        empty = not tar.getmembers()
+    return b"" if empty else data.getvalue()
+
+
+def _extract(archive: Path, root: Path) -> None:
+    with tarfile.open(archive) as tar:
+        # Ours, and verified: taken out as it was put in. (The argument `filter` is missing in Debian 12's Python.)
+        tar.extraction_filter = staticmethod(lambda member, _: member)
+        tar.extractall(root)
+
+
+def _kept_folders() -> list[str]:
+    return [str(_KEPT_FOLDER)] if _KEPT_FOLDER.is_dir() else []
+
+
+def describe_exit(status: int) -> str:
+    """A wait status in words."""
+    if os.WIFSIGNALED(status):
+        return f"killed by {signal.Signals(os.WTERMSIG(status)).name}"
+    return f"exit code {os.waitstatus_to_exitcode(status)}"

@@ -1,0 +1,304 @@
+"""`zerowake agent` and `zerowake snapshot …`.
+
+The snapshot commands speak gRPC to the agent that owns the state folder. Where none runs, one lives in the command's own process for as
+long as the command does: there is one way to take a snapshot, not two.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import json
+import logging
+import os
+import secrets
+import socket
+from collections.abc import AsyncIterator, Coroutine
+from pathlib import Path
+from typing import Annotated, Any
+
+import grpc
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from zerowake_proto import agent_pb2, agent_pb2_grpc
+
+from restore_agent.drivers.weights import DEFAULT_SOCKET
+from restore_agent.engine.presets import KINDS, Setting, UnsuitableCommand, prepare
+from restore_agent.kubernetes.nri import SOCKET as NRI_SOCKET
+from restore_agent.places.placeholder import DEFAULT_FOLDER
+from restore_agent.programs.main import DEFAULT_STATE, AgentError, Listen, enter_own_mounts, run, serving, socket_of
+from restore_agent.service.tls import BadCertificate
+from restore_agent.snapshots.chunks import CorruptChunk
+from restore_agent.snapshots.manifest import InvalidName
+from restore_agent.snapshots.store import Catalog, Corrupt, NotFound, Snapshot, StoreBusy
+
+app = typer.Typer(no_args_is_help=True)
+snapshots = typer.Typer(no_args_is_help=True, help="Takes, lists, verifies and removes snapshots of model servers.")
+app.add_typer(snapshots, name="snapshot")
+
+State = Annotated[Path, typer.Option(help="The agent's folder: snapshots and its socket.", envvar="ZEROWAKE_STATE", resolve_path=True)]
+Gpumem = Annotated[
+    Path, typer.Option(help="Socket of gpumem, for engines whose weights it lends.", envvar="GPUMEM_SOCKET", resolve_path=True)
+]
+Namespace = Annotated[str, typer.Option(help="Namespace of the snapshot.")]
+Name = Annotated[str, typer.Argument(help="Name of the snapshot.")]
+_PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "VIRTUAL_ENV", "PYTHONPATH", "LD_LIBRARY_PATH")
+_STEPS = {
+    "weights": "filling gpumem with its weights",
+    "start": "starting the engine",
+    "ready": "waiting for its health",
+    "request": "asking it a real request",
+    "quiesce": "waiting until it is quiet",
+    "suspend": "suspending its GPU state",
+    "dump": "dumping it",
+    "resume": "resuming its GPU state",
+    "split": "storing its pages",
+    "prove": "restoring it once and asking again",
+    "publish": "publishing",
+}
+
+
+@app.command()
+def agent(
+    state: State = DEFAULT_STATE,
+    node: Annotated[str, typer.Option(help="Name of this node.", envvar="NODE_NAME")] = socket.gethostname(),
+    gpumem: Gpumem = DEFAULT_SOCKET,
+    metrics: Annotated[str, typer.Option(help="HOST:PORT that serves /metrics, /healthz and /readyz.", metavar="HOST:PORT")] = "",
+    listen: Annotated[str, typer.Option(help="HOST:PORT for a scaler on another machine; needs --tls.", metavar="HOST:PORT")] = "",
+    tls: Annotated[Path | None, typer.Option(help="Folder with tls.crt, tls.key and ca.crt, for --listen.")] = None,
+    kubernetes: Annotated[bool, typer.Option("--kubernetes", help="Restore into the pods of this node.")] = False,
+    cri: Annotated[
+        Path | None, typer.Option(help="The container runtime's socket; containerd's or CRI-O's usual one if not given.")
+    ] = None,
+    nri: Annotated[Path, typer.Option(help="The container runtime's socket for plugins.")] = NRI_SOCKET,
+    placeholder: Annotated[Path, typer.Option(help="Folder of the node that is mounted into containers.")] = DEFAULT_FOLDER,
+    kubelet: Annotated[Path, typer.Option(help="The kubelet's folder.")] = Path("/var/lib/kubelet"),
+) -> None:
+    """Runs the restore agent of this node, until it is told to stop."""
+    logging.basicConfig(
+        level=logging.INFO, format='{"time":"%(asctime)s","level":"%(levelname)s","logger":"%(name)s","message":"%(message)s"}'
+    )
+    with _errors():
+        host, _, port = metrics.rpartition(":")
+        if metrics and not port.isdigit():
+            raise AgentError(f"--metrics {metrics!r} is not HOST:PORT")
+        if bool(listen) != bool(tls):
+            raise AgentError("--listen and --tls belong together: whoever reaches the agent may start programs as root")
+        enter_own_mounts(state)
+        serves = Listen(listen, tls) if tls else None
+        beside = None
+        if kubernetes:
+            from restore_agent.programs.on_kubernetes import Kubernetes, serve_pods  # noqa: PLC0415  (only here is the API's client needed)
+
+            beside = functools.partial(serve_pods, Kubernetes(cri, nri, placeholder, kubelet))
+        asyncio.run(run(node, state, gpumem, (host or "127.0.0.1", int(port)) if metrics else None, serves, beside))
+
+
+@snapshots.command()
+def create(
+    name: Name,
+    command: Annotated[list[str], typer.Argument(help="The server's command, after --.", metavar="-- COMMAND…")],
+    port: Annotated[int, typer.Option(help="Port that the server listens on.")],
+    engine: Annotated[str, typer.Option(help=f"What the server is, where it needs more than its command: {', '.join(KINDS)}.")] = "",
+    model: Annotated[str, typer.Option(help="Model name; the snapshot's name if not given.")] = "",
+    health: Annotated[str, typer.Option(help="Path that answers 200 when the server is ready.")] = "/health",
+    canary: Annotated[
+        str, typer.Option(help="PATH=JSON of the request that proves a replica; found by itself for OpenAI-compatible servers.")
+    ] = "",
+    env: Annotated[list[str], typer.Option(help="KEY=VALUE for the server.")] = [],  # noqa: B006
+    directory: Annotated[Path, typer.Option(help="Working directory of the server.")] = Path(),
+    timeout: Annotated[float, typer.Option(help="Seconds the server may take to be ready.")] = 600.0,
+    replace: Annotated[bool, typer.Option("--replace", help="Take the place of a snapshot of the same name.")] = False,
+    keep_serving: Annotated[
+        bool, typer.Option("--keep-serving", help="Leave the server running, as a replica of a running agent.")
+    ] = False,
+    weights: Annotated[
+        Path | None, typer.Option(help="Checkpoint directory (safetensors) whose weights gpumem lends to the server.")
+    ] = None,
+    gpumem: Gpumem = DEFAULT_SOCKET,
+    namespace: Namespace = "default",
+    state: State = DEFAULT_STATE,
+) -> None:
+    """Starts a server, takes a snapshot of it when it is ready, and proves that a restored replica answers the same."""
+    path, _, body = canary.partition("=")
+    pairs = {key: os.environ[key] for key in _PASSED_ON if key in os.environ}
+    for item in env:
+        key, equals, value = item.partition("=")
+        if not equals:
+            raise typer.BadParameter(f"--env {item!r} is not KEY=VALUE")
+        pairs[key] = value
+    if engine:
+        if weights:
+            raise typer.BadParameter(f"--weights is for engines that attach what they are told; {engine} brings its own")
+        with _errors():
+            command, more, health = prepare(engine, command, Setting(port, gpumem, state / "weights"), os.environ)
+        pairs = more | pairs
+    request = agent_pb2.SnapshotRequest(
+        request_id=secrets.token_hex(8),
+        snapshot=agent_pb2.SnapshotRef(namespace=namespace, name=name),
+        model=model or name,
+        engine=agent_pb2.Engine(
+            command=command, env=pairs, directory=str(directory.resolve()), port=port, health_path=health, ready_timeout_seconds=timeout
+        ),
+        canary=agent_pb2.Canary(path=path, body=body.encode()),
+        keep_serving=keep_serving,
+        replace=replace,
+        weights=str(weights.resolve()) if weights else "",
+    )
+    _run(_create(request, state, gpumem), state)
+
+
+@snapshots.command("list")
+def list_snapshots(state: State = DEFAULT_STATE) -> None:
+    """Lists the snapshots on this node."""
+    table = Table("NAMESPACE", "NAME", "DIGEST", "MODEL", "PAGES", "CRIU", "TAKEN", box=None, pad_edge=False)
+    with _errors():
+        for found in Catalog(state).list():
+            if isinstance(found, Snapshot):
+                manifest = found.manifest
+                sizes = f"{manifest.page_bytes / 1e6:.0f} MB", f"{manifest.skeleton_bytes / 1e6:.1f} MB"
+                table.add_row(manifest.namespace, manifest.name, found.digest[:12], manifest.model, *sizes, manifest.created[:19])
+            else:
+                table.add_row(found[0], found[1], "[red]unusable[/]", str(found[2]), "", "", "")
+    Console().print(table)
+
+
+@snapshots.command()
+def show(name: Name, namespace: Namespace = "default", state: State = DEFAULT_STATE) -> None:
+    """Prints a snapshot's manifest."""
+    with _errors():
+        snapshot = Catalog(state).get(namespace, name)
+    typer.echo(json.dumps({"digest": snapshot.digest, **snapshot.manifest.model_dump(mode="json")}, indent=2))
+
+
+@snapshots.command()
+def verify(name: Name, namespace: Namespace = "default", state: State = DEFAULT_STATE) -> None:
+    """Reads every byte of a snapshot and compares it with its hash."""
+    with _errors():
+        catalog = Catalog(state)
+        snapshot = catalog.get(namespace, name)
+        catalog.verify(snapshot)
+    typer.echo(f"{snapshot}: {len(snapshot.chunks)} chunks and {len(snapshot.manifest.files)} files are whole")
+
+
+@snapshots.command()
+def rm(name: Name, namespace: Namespace = "default", state: State = DEFAULT_STATE) -> None:
+    """Removes a snapshot from this node."""
+
+    async def remove(stub: agent_pb2_grpc.AgentAsyncStub) -> None:
+        reference = agent_pb2.SnapshotRef(namespace=namespace, name=name)
+        await stub.Unstage(agent_pb2.UnstageRequest(request_id=secrets.token_hex(8), snapshot=reference, rung=agent_pb2.RUNG_ABSENT))
+
+    async def connected() -> None:
+        async with _agent(state) as stub:
+            await remove(stub)
+
+    _run(connected(), state)
+
+
+@app.command()
+def standby(
+    name: Name,
+    drop: Annotated[bool, typer.Option("--drop", help="End the standby instead.")] = False,
+    keep: Annotated[float, typer.Option(help="Seconds until it is dropped unless it was used; 0: kept.", min=0)] = 0.0,
+    namespace: Namespace = "default",
+    state: State = DEFAULT_STATE,
+) -> None:
+    """Restores a replica ahead of need, without GPU memory, in the running agent: the next request only has to wake it."""
+    reference = agent_pb2.SnapshotRef(namespace=namespace, name=name)
+    asked = secrets.token_hex(8)
+
+    async def move() -> None:
+        if not _listens(socket_of(state)):
+            raise AgentError(f"no agent runs on {state}, and a standby lives in one: start `zerowake up` or `zerowake agent`")
+        async with _agent(state) as stub:
+            if drop:
+                await stub.Unstage(agent_pb2.UnstageRequest(request_id=asked, snapshot=reference, rung=agent_pb2.RUNG_MEMORY))
+                typer.echo(f"{namespace}/{name}: no standby, the image stays in memory")
+                return
+            request = agent_pb2.StageRequest(request_id=asked, snapshot=reference, rung=agent_pb2.RUNG_STANDBY, keep_seconds=keep)
+            answer = await stub.Stage(request)
+            typer.echo(f"{namespace}/{name}@{answer.residency.snapshot.digest[:12]}: standby after {answer.seconds:.2f} s")
+
+    with _errors():
+        asyncio.run(move())
+
+
+async def _create(request: agent_pb2.SnapshotRequest, state: Path, gpumem: Path) -> None:
+    console = Console(stderr=True)
+    columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
+    async with _agent(state, gpumem) as stub:
+        result = None
+        with Progress(*columns, console=console, transient=True) as bars:
+            task = bars.add_task("", total=None)
+            async for update in stub.Snapshot(request):
+                if update.HasField("result"):
+                    result = update.result
+                else:
+                    step = update.progress
+                    bars.update(
+                        task, description=_STEPS.get(step.phase, step.phase), total=step.total_bytes or None, completed=step.done_bytes
+                    )
+    assert result is not None
+    for phase in result.phases:
+        console.print(f"  {_STEPS.get(phase.name, phase.name):<36} {phase.seconds:7.2f} s", highlight=False)
+    reference = result.snapshot
+    typer.echo(
+        f"snapshot {reference.namespace}/{reference.name}@{reference.digest[:12]}: {result.image_bytes / 1e6:.0f} MB, "
+        f"of which CRIU restores {result.skeleton_bytes / 1e6:.1f} MB; proved"
+    )
+
+
+@contextlib.asynccontextmanager
+async def _agent(state: Path, gpumem: Path = DEFAULT_SOCKET) -> AsyncIterator[agent_pb2_grpc.AgentAsyncStub]:
+    """The agent that runs on this state folder, or one in this process."""
+    async with contextlib.AsyncExitStack() as stack:
+        path = socket_of(state)
+        if not _listens(path):
+            await stack.enter_async_context(serving(socket.gethostname(), state, gpumem))
+        channel = await stack.enter_async_context(grpc.aio.insecure_channel(f"unix:{path}"))
+        yield agent_pb2_grpc.AgentStub(channel)
+
+
+def _listens(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return False
+        return True
+
+
+def _run(work: Coroutine[Any, Any, None], state: Path) -> None:
+    with _errors():
+        if not _listens(socket_of(state)):
+            enter_own_mounts(state)
+        asyncio.run(work)
+
+
+@contextlib.contextmanager
+def _errors() -> Any:
+    """Every failure that has a name is one line on stderr and exit code 1."""
+    try:
+        yield
+    except grpc.aio.AioRpcError as error:
+        message = error.details() or error.code().name
+    except (
+        AgentError,
+        BadCertificate,
+        UnsuitableCommand,
+        StoreBusy,
+        NotFound,
+        Corrupt,
+        CorruptChunk,
+        InvalidName,
+        OSError,
+    ) as error:
+        message = str(error)
+    else:
+        return
+    typer.secho(f"zerowake: {message}", err=True, fg="red")
+    raise typer.Exit(1)

@@ -1,0 +1,125 @@
+"""The restore agent as a program: node, gRPC on a UNIX socket, metrics. Everything is constructed here."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import logging
+import os
+import signal
+import stat
+from collections.abc import AsyncIterator, Callable, Coroutine
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+from zerowake_proto import agent_pb2_grpc
+
+from restore_agent.sequences.node import Node
+from restore_agent.service import metrics
+from restore_agent.service.service import AgentService
+from restore_agent.service.tls import OnlyTheScaler, server_credentials
+
+DEFAULT_STATE = Path("/var/lib/zerowake")
+_STOP_SECONDS = 5.0
+_CLONE_NEWNS, _MS_REC, _MS_PRIVATE = 0x20000, 0x4000, 0x40000
+_LOG = logging.getLogger("zerowake.agent")
+
+
+class AgentError(Exception):
+    """The agent cannot run here; says why and what to do."""
+
+
+def socket_of(state: Path) -> Path:
+    return state / "agent.sock"
+
+
+def enter_own_mounts(state: Path) -> None:
+    """Gives this process a mount namespace of its own, with a tmpfs for staged skeletons: it goes with the process, however it ends.
+
+    Without root nothing is staged, and so nothing is mounted. Call it before any other thread exists. Raises AgentError, OSError.
+    """
+    memory = _memory(state)
+    memory.mkdir(parents=True, exist_ok=True)
+    if os.geteuid() != 0:
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def done(what: str, failed: int) -> None:
+        if failed:
+            raise AgentError(f"the agent cannot {what}: {os.strerror(ctypes.get_errno())}; it needs CAP_SYS_ADMIN")
+
+    done("enter a mount namespace of its own", libc.unshare(_CLONE_NEWNS))
+    done("make its mounts private", libc.mount(b"none", b"/", None, _MS_REC | _MS_PRIVATE, None))
+    done(f"mount a tmpfs on {memory}", libc.mount(b"tmpfs", os.fsencode(memory), b"tmpfs", 0, b"mode=700"))
+
+
+@dataclass(frozen=True)
+class Listen:
+    """TCP, for a scaler on another machine. `tls`: tls.crt, tls.key, ca.crt."""
+
+    address: str  # HOST:PORT
+    tls: Path
+
+
+@contextlib.asynccontextmanager
+async def serving(name: str, state: Path, gpumem: Path, listen: Listen | None = None) -> AsyncIterator[Node]:
+    """Serves an agent's gRPC on its socket, which only root may open, and where others reach it. `enter_own_mounts` comes first.
+
+    Raises StoreBusy, BadCertificate, AgentError, OSError.
+    """
+    path = socket_of(state)
+    async with Node.open(name, state, _memory(state), gpumem) as node:
+        with contextlib.suppress(FileNotFoundError):
+            path.unlink()  # of an agent that was killed: the store's lock says that none is alive
+        server = grpc.aio.server(interceptors=[OnlyTheScaler()])
+        agent_pb2_grpc.add_AgentServicer_to_server(AgentService(node), server)
+        server.add_insecure_port(f"unix:{path}")
+        if listen:
+            try:
+                server.add_secure_port(listen.address, server_credentials(listen.tls))
+            except RuntimeError as error:
+                raise AgentError(f"the agent cannot listen on {listen.address}: {error}") from None
+        await server.start()
+        path.chmod(stat.S_IRUSR | stat.S_IWUSR)
+        try:
+            yield node
+        finally:
+            await server.stop(_STOP_SECONDS)
+            path.unlink(missing_ok=True)
+
+
+async def run(
+    name: str,
+    state: Path,
+    gpumem: Path,
+    metrics_address: tuple[str, int] | None,
+    listen: Listen | None = None,
+    beside: Callable[[Node], Coroutine[Any, Any, None]] | None = None,
+) -> None:
+    """Until SIGTERM or SIGINT, and with it what runs `beside`, for ever. Raises what `serving` and `beside` do."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    async with contextlib.AsyncExitStack() as stack:
+        if metrics_address:
+            await stack.enter_async_context(metrics.serve(*metrics_address))
+        node = await stack.enter_async_context(serving(name, state, gpumem, listen))
+        _LOG.info("agent of node %s serves on %s", name, socket_of(state))
+        if beside is None:
+            await stop.wait()
+            return
+        working = asyncio.create_task(beside(node), name="beside")
+        stopped = asyncio.create_task(stop.wait())
+        await asyncio.wait([working, stopped], return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        if working.done():
+            working.result()
+        working.cancel()
+        await asyncio.gather(working, return_exceptions=True)
+
+
+def _memory(state: Path) -> Path:
+    return state / "memory"

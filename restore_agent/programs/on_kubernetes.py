@@ -1,0 +1,47 @@
+"""The agent's part on Kubernetes, wired together. A module of its own, since the API's client takes longer to import than all the rest."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from restore_agent.kubernetes import nri, seccomp
+from restore_agent.kubernetes.cluster import Cluster, ClusterError
+from restore_agent.kubernetes.cri import Cri, CriError
+from restore_agent.kubernetes.gpu_yielding import Yielding
+from restore_agent.kubernetes.injection import injected
+from restore_agent.kubernetes.labels import SNAPSHOT
+from restore_agent.kubernetes.pods import Pods
+from restore_agent.programs.main import AgentError
+from restore_agent.sequences.node import Node
+
+_LOG = logging.getLogger("zerowake.agent")
+
+
+@dataclass(frozen=True)
+class Kubernetes:
+    """This node is one of a cluster: its pods are restored into."""
+
+    cri: Path | None  # the container runtime's socket; None: where it usually is
+    nri: Path  # and the one for its plugins
+    placeholder: Path  # folder of the node that is mounted into containers
+    kubelet: Path  # the kubelet's folder
+
+
+async def serve_pods(kubernetes: Kubernetes, node: Node) -> None:
+    """For ever. Raises AgentError, OSError."""
+    await asyncio.to_thread(seccomp.install, kubernetes.kubelet / "seccomp")
+    try:
+        async with (
+            Cluster.connected(node.name) as cluster,
+            Cri.connected(kubernetes.cri) as cri,
+            Pods.served(node, cluster, cri, kubernetes.placeholder),
+            nri.plugged(kubernetes.nri, injected(kubernetes.placeholder, node.weights.socket)),
+            Yielding.watching(cluster, kubernetes.kubelet, node.weights.socket, SNAPSHOT, node.store.state),
+        ):
+            _LOG.info("pods of node %s are restored into", node.name)
+            await asyncio.Event().wait()
+    except (ClusterError, CriError, nri.NriError) as error:
+        raise AgentError(str(error)) from error

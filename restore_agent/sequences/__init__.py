@@ -1,0 +1,1 @@
+"""What is done with snapshots, step by step: captured, staged, restored, kept as standbys."""

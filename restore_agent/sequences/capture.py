@@ -1,0 +1,275 @@
+"""From a command to a proved snapshot.
+
+    start → healthy → recorded request → quiet → dump → snapshot-complete → split into chunks → restore once and ask again → publish
+
+The source is never harmed: CRIU leaves it running, whatever happens. A snapshot gets its name last, when its replica has given the answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import datetime
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from restore_agent.drivers.criu import Criu
+from restore_agent.drivers.cuda import Cuda
+from restore_agent.drivers.weights import Weights
+from restore_agent.engine.canary import prove_canary, record_canary
+from restore_agent.engine.engine import SNAPSHOT_COMPLETE, Engine
+from restore_agent.pages.fill import write_index
+from restore_agent.pages.images import Run, split
+from restore_agent.places.container import Container
+from restore_agent.places.sandbox import Sandbox
+from restore_agent.sequences.phases import Phases
+from restore_agent.sequences.restore import Place, Restorer
+from restore_agent.sequences.staging import Ladder
+from restore_agent.snapshots.chunks import write_chunks
+from restore_agent.snapshots.compatibility import node_fits
+from restore_agent.snapshots.manifest import (
+    CanaryRecord,
+    ChunkRecord,
+    EngineRecord,
+    FileRecord,
+    GpuRecord,
+    Manifest,
+    ProcessRecord,
+    WeightsRecord,
+    digest_of,
+    layout_file,
+)
+from restore_agent.snapshots.store import NameTaken, NotFound, Snapshot, Store, record_file
+
+_R = TypeVar("_R")
+_DUMP_SECONDS = 600.0
+Progress = Callable[[str, int, int], None]  # phase, bytes done, bytes in all (0: it counts none)
+
+
+@dataclass(frozen=True)
+class CaptureRequest:
+    namespace: str
+    name: str
+    model: str
+    engine: EngineRecord
+    canary_path: str = ""
+    canary_body: str = ""
+    replace: bool = False
+    weights: Path | None = None
+
+
+@dataclass(frozen=True)
+class Captured:
+    snapshot: Snapshot
+    source: Engine  # still running; the caller's to keep or close
+
+
+class Capturer:
+    def __init__(
+        self, criu: Criu, cuda: Cuda | None, weights: Weights, kdat: Path, store: Store, ladder: Ladder, restorer: Restorer
+    ) -> None:
+        self._criu = criu
+        self._cuda = cuda
+        self._weights = weights
+        self._kdat = kdat
+        self._store = store
+        self._ladder = ladder
+        self._restorer = restorer
+        self._publishing = asyncio.Lock()  # chunks of a snapshot without a name yet must not be swept
+
+    async def capture(self, request: CaptureRequest, progress: Progress, phases: Phases, place: Place | None = None) -> Captured:
+        """Nothing is left of it when it fails. `place`: where the engine runs, and then, in its stead, the replica that proves.
+
+        Raises:
+            EngineError, SandboxError, CriuError, CudaError, WeightsError, ImageError, NameTaken, Unproved, RestoreFailed, OSError.
+        """
+        if not request.replace:
+            with contextlib.suppress(NotFound):
+                await asyncio.to_thread(self._store.get, request.namespace, request.name)
+                raise NameTaken(f"snapshot {request.namespace}/{request.name} exists; choose another name, or --replace it")
+        async with contextlib.AsyncExitStack() as undo:
+            lent: list[tuple[WeightsRecord, bytes]] = []
+            if request.weights:
+                with _step("weights", phases, progress):
+                    lent.append(await self._weights.read(request.weights))
+                    device = self._cuda.chosen(request.engine.env) if self._cuda else ""
+                    await self._weights.fill(*lent[0], device)
+                lends = self._weights.environment(lent[0][0], device)
+                request = dataclasses.replace(request, engine=request.engine.model_copy(update={"env": request.engine.env | lends}))
+            with _step("start", phases, progress):
+                sandbox = await (place or self._sandbox)()
+                undo.push_async_exit(sandbox)
+                output = sandbox.output(request.model)
+                undo.callback(output.close)
+                source = await Engine.start(request.engine, sandbox, output, for_snapshot=True)
+            with _step("ready", phases, progress):
+                await source.wait_healthy(or_ready=True)
+            # An engine that quiesces may not answer from here to the end of the dump, and is asked then; others warm up by the request.
+            with _step("request", phases, progress):
+                canary = None
+                # The second answer stands: what the first leaves behind (a cached prefix, and sums in another order) is in the image.
+                for _ in range(2):
+                    if not source.is_ready:
+                        canary = await source.unless_ready(record_canary(source, request.canary_path, request.canary_body))
+            with _step("quiesce", phases, progress):
+                quiesces = await source.wait_quiet()
+            with _step("weights", phases, progress):
+                lent += [await self._weights.read(directory) for directory in source.named_weights()]
+            async with self._publishing:
+                workspace = await asyncio.to_thread(self._store.workspace)
+                undo.push_async_callback(asyncio.to_thread, shutil.rmtree, workspace, True)
+                for record, layout in lent:
+                    await asyncio.to_thread(_keep_layout, workspace, record, layout)
+                draft = await self._dump(request, sandbox, source, canary, quiesces, workspace, progress, phases)
+                if lent:
+                    records = tuple(record for record, _ in lent)
+                    draft = _draft(draft.manifest.model_copy(update={"weights": records}), workspace)
+                with _step("prove", phases, progress):
+                    await self._prove(draft, place)
+                with _step("publish", phases, progress):
+                    published = asyncio.create_task(
+                        asyncio.to_thread(self._store.publish, workspace, draft.manifest, replace=request.replace)
+                    )
+                    snapshot = await asyncio.shield(published)
+            undo.pop_all()
+            return Captured(snapshot, source)
+
+    async def _sandbox(self) -> Sandbox:
+        return await Sandbox.create(self._kdat)
+
+    async def _dump(
+        self,
+        request: CaptureRequest,
+        sandbox: Sandbox | Container,
+        source: Engine,
+        canary: CanaryRecord | None,
+        quiesces: bool,
+        workspace: Path,
+        progress: Progress,
+        phases: Phases,
+    ) -> Snapshot:
+        images = workspace / "images"
+        images.mkdir()
+        inside = {pid: host for pid, host in sandbox.host_pids().items() if pid != 1}
+        holders = self._cuda.holders(inside.values()) if self._cuda else []
+        freed: dict[str, int] | None = None
+        carried: dict[str, bytes] = {}
+
+        async def carry() -> None:
+            carried.update(await sandbox.carried())
+
+        try:
+            if self._cuda and holders:
+                with _step("suspend", phases, progress):
+                    freed = await self._cuda.suspend(holders)
+            with _step("dump", phases, progress):
+                used = await asyncio.to_thread(sandbox.mapped_files, inside.values())
+                await self._criu.dump(sandbox, source.pid, images, _DUMP_SECONDS, carry)
+        finally:
+            try:
+                if self._cuda and freed is not None:
+                    with _step("resume", phases, progress):
+                        await asyncio.shield(self._cuda.resume(holders, Phases()))
+            finally:
+                source.tell(SNAPSHOT_COMPLETE)
+        gpus = GpuRecord(**vars(self._cuda.gpus())) if self._cuda and holders else None
+        if canary is None:
+            await source.wait_healthy()
+            canary = await record_canary(source, request.canary_path, request.canary_body)
+        with _step("split", phases, progress):
+            total = sum(pages.stat().st_size for pages in images.glob("pages-*.img"))
+            counted = _count(split(images), lambda done: progress("split", done, total))
+            chunks, index = await _in_thread(write_chunks, self._store.chunks, counted)
+            write_index(workspace / "pages.index", index)
+            for name, content in carried.items():
+                await asyncio.to_thread((workspace / name).write_bytes, content)
+            for leftover in images.glob("stats-*"):
+                leftover.unlink()
+            manifest = Manifest(
+                namespace=request.namespace,
+                name=request.name,
+                model=request.model,
+                created=datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
+                engine=request.engine,
+                canary=canary,
+                processes=tuple(
+                    ProcessRecord(pid=pid, command=_command(host), gpu=host in holders) for pid, host in sorted(inside.items())
+                ),
+                root_pid=source.pid,
+                stdio=source.output.keys,
+                files=await asyncio.to_thread(_records, workspace),
+                chunks=tuple(ChunkRecord(hash=chunk.hash, size=chunk.size) for chunk in chunks),
+                host_bytes=sum(_resident(host) for host in inside.values()),
+                gpus=freed or {},
+                quiesces=quiesces,
+                fits=await asyncio.to_thread(node_fits, self._criu.version, used, gpus, sandbox.files),
+            )
+        return _draft(manifest, workspace)
+
+    async def _prove(self, draft: Snapshot, place: Place | None) -> None:
+        engine = await self._restorer.restore(draft, Phases(), place)
+        try:
+            assert draft.manifest.canary is not None
+            await prove_canary(engine, draft.manifest.canary)
+        except BaseException:
+            self._ladder.unstage(draft.digest)
+            raise
+        finally:
+            await engine.sandbox.close()
+            engine.output.close()
+
+
+@contextlib.contextmanager
+def _step(name: str, phases: Phases, progress: Progress) -> Iterator[None]:
+    progress(name, 0, 0)
+    with phases.phase(name):
+        yield
+
+
+def _count(runs: Iterable[Run], report: Callable[[int], None]) -> Iterator[Run]:
+    done = reported = 0
+    for run in runs:
+        yield run
+        done += run.length
+        if done - reported >= 64 << 20:
+            report(done)
+            reported = done
+
+
+async def _in_thread(function: Callable[..., _R], *args: object) -> _R:
+    """A thread whose end is awaited even when the caller is cancelled: it writes into a folder that is then removed."""
+    work = asyncio.create_task(asyncio.to_thread(function, *args))
+    try:
+        return await asyncio.shield(work)
+    except asyncio.CancelledError:
+        await asyncio.wait([work])
+        raise
+
+
+def _draft(manifest: Manifest, workspace: Path) -> Snapshot:
+    return Snapshot(digest_of(manifest.encode()), manifest, workspace)
+
+
+def _keep_layout(workspace: Path, record: WeightsRecord, layout: bytes) -> None:
+    path = workspace / layout_file(record)
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(layout)
+
+
+def _records(folder: Path) -> dict[str, FileRecord]:
+    return {str(path.relative_to(folder)): record_file(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def _command(host_pid: int) -> str:
+    return Path(f"/proc/{host_pid}/cmdline").read_text().replace("\0", " ").strip()
+
+
+def _resident(host_pid: int) -> int:
+    for line in Path(f"/proc/{host_pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) << 10
+    return 0

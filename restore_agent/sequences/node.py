@@ -1,0 +1,289 @@
+"""One node: its store, ladder, replicas and sequences, wired together; and the stream of everything that changes on it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+from restore_agent.drivers.criu import Criu, CriuError
+from restore_agent.drivers.cuda import Cuda, CudaError
+from restore_agent.drivers.headroom import Headroom
+from restore_agent.drivers.huge_pages import HugePages
+from restore_agent.drivers.meminfo import available_memory, total_memory
+from restore_agent.drivers.weights import Weights
+from restore_agent.engine.engine import Engine
+from restore_agent.places.container import Container, ContainerError
+from restore_agent.places.sandbox import Sandbox, SandboxError
+from restore_agent.sequences.capture import Captured, Capturer, CaptureRequest, Progress
+from restore_agent.sequences.phases import Phases
+from restore_agent.sequences.replicas import Origin, Replica, Replicas
+from restore_agent.sequences.restore import Place, RestoreFailed, Restorer
+from restore_agent.sequences.staging import Ladder, NoMemory
+from restore_agent.sequences.standby import Standbys
+from restore_agent.service import metrics
+from restore_agent.snapshots.manifest import EngineRecord, GpuRecord
+from restore_agent.snapshots.store import Corrupt, NotFound, Snapshot, Store
+
+_KDAT = "criu.kdat"  # CRIU's kernel probe, kept in memory: it must not outlive a boot
+_PRESSURE_SECONDS = 1.0  # between two looks at the node's memory while there are standbys
+_PRESSURE_SHARE = 20  # under a twentieth of the memory available, standbys go
+_LOG = logging.getLogger("zerowake.agent")
+
+
+class Removed:
+    """A snapshot that is no longer on this node."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self.snapshot = snapshot
+
+
+Change = Snapshot | Removed | Replica
+
+
+class Node:
+    """Use `async with Node.open(name, state, memory)`."""
+
+    def __init__(self, name: str, store: Store, memory: Path, weights: Weights, criu: Criu | CriuError) -> None:
+        self.name = name
+        self.weights = weights
+        self.store = store
+        self.criu = criu if isinstance(criu, Criu) else None
+        why = "" if isinstance(criu, Criu) else str(criu)
+        kdat = memory / _KDAT
+        self._listeners: set[asyncio.Queue[Change]] = set()
+        try:
+            cuda = Cuda.find()
+        except CudaError as error:
+            cuda = None
+            _LOG.warning("snapshots with GPU state cannot be taken or restored here: %s", error)
+        self._cuda = cuda
+        gpus = GpuRecord(**vars(cuda.gpus())) if cuda else None
+        self.headroom = Headroom()
+        self.ladder = Ladder(store, memory, self.criu.version if self.criu else "0", gpus, self.headroom, self._changed)
+        self.restorer = Restorer(self.criu, why, kdat, self.ladder, HugePages(store.state), self.headroom, cuda, self.weights)
+        self.replicas = Replicas(self._changed, self._give_room_back)
+        self.standbys = Standbys(self._changed)
+        self._preparing: dict[str, asyncio.Lock] = {}
+        self._restoring = 0  # restores under way: each may have been promised memory that gpumem gave up
+        self._why_no_criu = why
+        self._capturer = Capturer(self.criu, cuda, self.weights, kdat, store, self.ladder, self.restorer) if self.criu else None
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def open(cls, name: str, state: Path, memory: Path, gpumem: Path) -> AsyncIterator[Node]:
+        """`state`: the snapshots' folder; `memory`: a tmpfs; `gpumem`: its server's socket. Raises StoreBusy, OSError."""
+        store = await asyncio.to_thread(Store, state)
+        try:
+            node = cls(name, store, memory, Weights(gpumem), await _working_criu(memory / _KDAT))
+            pressed = asyncio.create_task(node._yield_to_pressure(), name="memory pressure")
+            try:
+                yield node
+            finally:
+                pressed.cancel()
+                await node.standbys.close()
+                await node.replicas.close()
+                await node.ladder.close()
+                await node.headroom.close()
+        finally:
+            store.close()
+
+    async def restore(
+        self, model: str, snapshot: Snapshot | RestoreFailed | None, cold: EngineRecord | None, activation: str, phases: Phases
+    ) -> tuple[Replica, RestoreFailed | None]:
+        """One ready replica, restored or, where that is impossible, started: by `cold`, else by the manifest; and why it was not restored.
+
+        Raises:
+            RestoreFailed: and there is neither.
+            EngineError, SandboxError: it could not be started either.
+        """
+        failure = snapshot if isinstance(snapshot, RestoreFailed) else None
+        if isinstance(snapshot, Snapshot):
+            self._restoring += 1
+            try:
+                origin, engine = await self._restore(snapshot, phases)
+                replica = self.replicas.add(model, snapshot, origin, engine, phases)
+                metrics.restored(model, replica.phases)
+                self._log(activation, replica, phases)
+                return replica, None
+            except RestoreFailed as error:
+                failure = error
+            finally:
+                self._restoring -= 1
+            await self._give_room_back()
+        if failure:
+            metrics.fell_back(model, failure.reason)
+            _LOG.warning("activation %s: %s is not restored (%s): %s", activation or "-", model, failure.reason, failure)
+            if cold is None and isinstance(snapshot, Snapshot):
+                cold = snapshot.manifest.engine
+            if cold is None:
+                raise failure
+        assert cold is not None
+        engine = await self.restorer.start_cold(cold, model, phases)
+        replica = self.replicas.add(model, None, Origin.COLD, engine, phases, detail=str(failure or ""))
+        metrics.started_cold(model)
+        self._log(activation, replica, phases)
+        return replica, failure
+
+    async def _restore(self, snapshot: Snapshot, phases: Phases) -> tuple[Origin, Engine]:
+        """By the standby where there is one. Raises RestoreFailed."""
+        if standby := self.standbys.take(snapshot.digest):
+            try:
+                return Origin.STANDBY, await self.restorer.wake(standby, phases)
+            except RestoreFailed as error:
+                _LOG.warning("the standby of %s did not wake (%s), restoring another replica: %s", snapshot, error.reason, error)
+        return Origin.RESTORED, await self.restorer.restore(snapshot, phases)
+
+    async def restore_into(self, container: Container, model: str, snapshot: Snapshot, phases: Phases) -> Replica:
+        """A replica in a container that waits. Raises RestoreFailed; then it waits again."""
+        self._restoring += 1
+        try:
+            engine = await self.restorer.restore(snapshot, phases, container.open)
+            container.keep(engine.pid)
+            replica = self.replicas.add(model, snapshot, Origin.RESTORED, engine, phases)
+        except (RestoreFailed, ContainerError) as error:
+            failure = error if isinstance(error, RestoreFailed) else RestoreFailed("sandbox-failed", f"snapshot {snapshot}: {error}")
+            metrics.fell_back(model, failure.reason)
+            raise failure from None
+        finally:
+            self._restoring -= 1
+        metrics.restored(model, replica.phases)
+        self._log("", replica, phases)
+        return replica
+
+    async def stand_by(self, snapshot: Snapshot, keep_seconds: float) -> float:
+        """Image, weights and a standby; returns the seconds. Raises what `stage` does, RestoreFailed."""
+        begin = time.monotonic()
+        await self.stage(snapshot)
+        async with self._making(snapshot):
+            if snapshot.digest not in self.standbys:
+                self.standbys.add(await self.restorer.prepare(snapshot), keep_seconds)
+        return time.monotonic() - begin
+
+    def _making(self, snapshot: Snapshot) -> asyncio.Lock:
+        """Held by whoever makes a standby of it."""
+        return self._preparing.setdefault(snapshot.digest, asyncio.Lock())
+
+    async def demote(self, replica_id: str, keep_seconds: float) -> str:
+        """Makes a replica the standby of its snapshot; where that cannot be, ends it and says why. Raises NoReplica."""
+        snapshot = self.replicas.get(replica_id).snapshot
+        # Held before anybody hears that the replica is gone: who then asks for a standby gets this one.
+        async with self._making(snapshot) if snapshot else contextlib.nullcontext():
+            replica = self.replicas.detach(replica_id)
+            why = await self._demote(replica, keep_seconds)
+        if why:
+            await replica.engine.sandbox.close()
+            replica.engine.output.close()
+            _LOG.info("replica %s ended and is no standby: %s", replica.id, why)
+        await self._give_room_back()
+        return why
+
+    async def _demote(self, replica: Replica, keep_seconds: float) -> str:
+        snapshot = replica.snapshot
+        if snapshot is None:
+            return "it was started without a snapshot"
+        if snapshot.digest in self.standbys:
+            return "its snapshot has a standby"
+        try:
+            manifest = snapshot.manifest
+            await asyncio.to_thread(self.store.get, manifest.namespace, manifest.name, snapshot.digest)
+            standby = await self.restorer.demote(replica.engine, snapshot)
+        except (RestoreFailed, NotFound, Corrupt) as error:
+            return str(error)
+        self.standbys.add(standby, keep_seconds)
+        return ""
+
+    async def release(self, replica_id: str) -> None:
+        """Ends a replica and gives everything back. Raises NoReplica."""
+        await self.replicas.release(replica_id)
+
+    async def _give_room_back(self) -> None:
+        if not len(self.replicas) and not self._restoring:
+            await self.weights.return_room()
+
+    async def capture(self, request: CaptureRequest, progress: Progress, phases: Phases, place: Place | None = None) -> Captured:
+        """See Capturer.capture. Raises also CriuError where there is no CRIU."""
+        if self._capturer is None:
+            raise CriuError(self._why_no_criu)
+        captured = await self._capturer.capture(request, progress, phases, place)
+        await self.standbys.drop_others(captured.snapshot)
+        self._changed(captured.snapshot)
+        return captured
+
+    async def stage(self, snapshot: Snapshot) -> float:
+        """Image and weights into memory, at the same time; returns the seconds. Raises what the ladder does, WeightsError."""
+        begin = time.monotonic()
+        try:
+            await self._stage(snapshot)
+        except NoMemory:
+            if not await self.standbys.drop_oldest(but=snapshot.digest):
+                raise
+            await self._stage(snapshot)
+        return time.monotonic() - begin
+
+    async def _stage(self, snapshot: Snapshot) -> None:
+        devices = self._devices(snapshot)
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self.ladder.stage(snapshot))
+                for record, layout in await self.ladder.layouts(snapshot):
+                    group.create_task(self.weights.stage(record, layout, devices))
+        except ExceptionGroup as failed:
+            raise failed.exceptions[0] from None
+
+    def _devices(self, snapshot: Snapshot) -> list[str]:
+        """GPUs that its weights may be staged to, the one that it was taken on first."""
+        if self._cuda is None or not snapshot.manifest.gpus:
+            return []
+        used = snapshot.manifest.gpus
+        return sorted(self._cuda.gpus().uuids, key=lambda each: used.get(each, 0), reverse=True)
+
+    async def remove(self, snapshot: Snapshot) -> None:
+        """absent: out of memory, off the disk. Raises NotFound."""
+        await self.standbys.drop(snapshot.digest)
+        self.ladder.unstage(snapshot.digest)
+        await asyncio.to_thread(self.store.remove, snapshot.manifest.namespace, snapshot.manifest.name)
+        self._changed(Removed(snapshot))
+
+    async def _yield_to_pressure(self) -> None:
+        """Standbys are the first to go where memory runs short: they save time, and nothing needs them."""
+        while True:
+            await asyncio.sleep(_PRESSURE_SECONDS)
+            if available_memory() < total_memory() // _PRESSURE_SHARE and await self.standbys.drop_oldest():
+                _LOG.warning("memory runs short: the oldest standby was dropped")
+
+    @contextlib.contextmanager
+    def changes(self) -> Iterator[asyncio.Queue[Change]]:
+        """A queue that hears of every change from now on."""
+        queue: asyncio.Queue[Change] = asyncio.Queue()
+        self._listeners.add(queue)
+        try:
+            yield queue
+        finally:
+            self._listeners.discard(queue)
+
+    def _changed(self, change: Change) -> None:
+        metrics.replicas_are(self.replicas)
+        for queue in self._listeners:
+            queue.put_nowait(change)
+
+    def _log(self, activation: str, replica: Replica, phases: Phases) -> None:
+        parts = ", ".join(f"{name} {seconds * 1000:.0f} ms" for name, seconds in replica.phases)
+        _LOG.info("activation %s: replica %s %s in %.3f s (%s)", activation or "-", replica.id, replica.origin.value, phases.total, parts)
+
+
+async def _working_criu(kdat: Path) -> Criu | CriuError:
+    try:
+        if os.geteuid() != 0:
+            raise CriuError("restoring needs root, for CRIU and namespaces; start the agent with sudo")
+        criu = await asyncio.to_thread(Criu.find)
+        async with await Sandbox.create(kdat) as sandbox:
+            await criu.probe(sandbox, kdat)
+        return criu
+    except (CriuError, SandboxError) as error:
+        _LOG.warning("engines are started cold: %s", error)
+        return CriuError(str(error))

@@ -1,0 +1,157 @@
+"""The replicas that live on this node, and what is known of each. A replica is its sandbox: when the engine's root process ends, by itself
+or by us, the sandbox is closed and everything in it is gone."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import logging
+import secrets
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+from restore_agent.engine.engine import Engine, EngineError
+from restore_agent.places.container import Container
+from restore_agent.sequences.phases import Phases
+from restore_agent.snapshots.store import Snapshot
+
+_HEALTH_PAUSE = 1.0  # seconds before a restored replica is asked for its health: its first request has come, and goes first
+_LOG = logging.getLogger("zerowake.agent")
+
+
+class State(enum.Enum):
+    READY = "ready"
+    RETIRING = "retiring"  # it finishes what it has
+    GONE = "gone"
+
+
+class Origin(enum.Enum):
+    RESTORED = "restored"
+    COLD = "cold"
+    CAPTURED = "captured"
+    STANDBY = "standby"
+
+
+class NoReplica(Exception):
+    """No replica of that id lives here."""
+
+
+@dataclass
+class Replica:
+    id: str
+    model: str
+    snapshot: Snapshot | None
+    origin: Origin
+    engine: Engine
+    state: State = State.READY
+    detail: str = ""  # why it ended, or why it was started cold
+    phases: Sequence[tuple[str, float]] = ()  # of how it was made, in seconds
+    namespace: str = ""  # of its pod
+
+
+class Replicas:
+    def __init__(self, changed: Callable[[Replica], None], ended: Callable[[], Awaitable[None]]) -> None:
+        """`changed` hears of each one that comes or goes, `ended` when all of one is gone."""
+        self._changed = changed
+        self._ended = ended
+        self._live: dict[str, Replica] = {}
+        self._watchers: dict[str, asyncio.Task[None]] = {}
+
+    def __iter__(self):  # type: ignore[no-untyped-def]
+        return iter(list(self._live.values()))
+
+    def __len__(self) -> int:
+        return len(self._live)
+
+    def add(
+        self,
+        model: str,
+        snapshot: Snapshot | None,
+        origin: Origin,
+        engine: Engine,
+        phases: Phases,
+        detail: str = "",
+        namespace: str = "",
+    ) -> Replica:
+        """Takes over the engine's sandbox and pipes; the replica is ready from now on."""
+        replica = Replica(
+            f"{model}-{secrets.token_hex(4)}", model, snapshot, origin, engine, detail=detail, phases=phases.done(), namespace=namespace
+        )
+        engine.output.name = replica.id
+        self._live[replica.id] = replica
+        self._watchers[replica.id] = asyncio.create_task(self._watch(replica))
+        self._changed(replica)
+        return replica
+
+    def get(self, replica_id: str) -> Replica:
+        try:
+            return self._live[replica_id]
+        except KeyError:
+            raise NoReplica(f"no replica {replica_id} on this node; it has ended or never was") from None
+
+    async def release(self, replica_id: str) -> None:
+        """Ends a replica; returns when all of it is gone. Raises NoReplica."""
+        replica = self._ours(replica_id)
+        replica.detail = "released"
+        await self._end(replica)
+
+    def retire(self, replica_id: str, why: str) -> None:
+        """Nobody sends it anything new from now on; it ends by itself."""
+        replica = self._live.get(replica_id)
+        if replica and replica.state is State.READY:
+            replica.state, replica.detail = State.RETIRING, why
+            self._changed(replica)
+
+    def detach(self, replica_id: str) -> Replica:
+        """Out of the list, its engine left running, to be a standby: for everybody else it has ended. Raises NoReplica."""
+        replica = self._ours(replica_id)
+        replica.state, replica.detail = State.GONE, "kept as a standby"
+        self._live.pop(replica_id)
+        self._watchers.pop(replica_id).cancel()
+        self._changed(replica)
+        return replica
+
+    def _ours(self, replica_id: str) -> Replica:
+        replica = self.get(replica_id)
+        if isinstance(replica.engine.sandbox, Container):
+            raise NoReplica(f"replica {replica_id} is a pod, and Kubernetes' to end: scale its workload, or delete it")
+        return replica
+
+    async def close(self) -> None:
+        """Ends every replica, all at once."""
+        for replica in self:
+            replica.detail = "the agent stops"
+        await asyncio.gather(*(self._end(replica) for replica in self), return_exceptions=True)
+
+    async def _watch(self, replica: Replica) -> None:
+        # Not awaited itself: a cancelled watcher would cancel the news for everybody.
+        ended = replica.engine.sandbox.exit_of(replica.engine.pid)
+        hangs = ""
+        if replica.origin in (Origin.RESTORED, Origin.STANDBY):
+            # A restore does not wait for health. An engine that hangs as it wakes would hold its requests for ever.
+            await asyncio.wait([ended], timeout=_HEALTH_PAUSE)
+            try:
+                await replica.engine.wait_healthy()
+            except EngineError as error:
+                hangs = str(error)
+        if not hangs:
+            await asyncio.wait([ended])
+        if replica.state is State.READY:
+            replica.detail = str(replica.engine.end_error()) if ended.done() else f"it was restored, and is ended: {hangs}"
+            _LOG.warning("replica %s ended by itself: %s", replica.id, replica.detail)
+            await self._end(replica)
+        elif replica.state is State.RETIRING:
+            await asyncio.wait([ended])
+            await self._end(replica)
+
+    async def _end(self, replica: Replica) -> None:
+        if replica.state is not State.GONE:
+            replica.state = State.GONE
+            self._changed(replica)
+        try:
+            await replica.engine.sandbox.close()
+        finally:
+            replica.engine.output.close()
+            self._live.pop(replica.id, None)
+            self._watchers.pop(replica.id, None)
+        await self._ended()

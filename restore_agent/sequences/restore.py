@@ -1,0 +1,338 @@
+"""From a snapshot to a serving replica, at once or in two parts with a standby between them.
+
+    sandbox  →  CRIU: skeleton  →  (it holds every task)  →  fill pages  ┃  CRIU lets go  →  CUDA  →  restore-complete
+       staging into memory, where it does not stand there yet,           ┃     weights into lent memory run beside all of it
+       runs beside all of it                                          standby
+
+Restoring is an optimisation, never a new way to fail: whatever goes wrong names a reason, and the engine is started cold where the caller
+gave its command. The first held request is a restored replica's proof, so it is not asked for its health here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from restore_agent.drivers.criu import Criu, CriuError, Worker
+from restore_agent.drivers.cuda import Cuda, CudaError
+from restore_agent.drivers.headroom import Headroom
+from restore_agent.drivers.huge_pages import HugePages
+from restore_agent.drivers.meminfo import available_memory
+from restore_agent.drivers.weights import Weights, WeightsError
+from restore_agent.engine.engine import Engine, EngineError
+from restore_agent.pages.fill import FillError
+from restore_agent.places.container import Container
+from restore_agent.places.container import Output as ContainerOutput
+from restore_agent.places.output import Output
+from restore_agent.places.rootless import Bare
+from restore_agent.places.sandbox import Sandbox, SandboxError
+from restore_agent.sequences.phases import Phases
+from restore_agent.sequences.placement import NoGpuMemory
+from restore_agent.sequences.placement import place as choose_gpus
+from restore_agent.sequences.staging import SPARE_BYTES, Bandwidth, Ladder, NoMemory, Staged
+from restore_agent.sequences.standby import Standby
+from restore_agent.snapshots.compatibility import Incompatible
+from restore_agent.snapshots.manifest import EngineRecord, Manifest
+from restore_agent.snapshots.store import Corrupt, NotFound, Snapshot
+
+_DEMOTE_SECONDS = 10.0  # an engine that does not let go in this time is ended
+_LET_GO_SECONDS = 10.0  # CRIU's last step takes milliseconds
+Place = Callable[[], Awaitable[Sandbox | Container]]  # makes, or opens, what a replica is restored into
+
+# Why a snapshot was not used: keys of the metric `zerowake_restore_fallbacks_total`.
+_REASONS: tuple[tuple[type[BaseException], str], ...] = (
+    (NotFound, "not-found"),
+    (Corrupt, "corrupt"),
+    (Incompatible, "incompatible"),
+    (NoMemory, "no-memory"),
+    (FillError, "fill-failed"),
+    (NoGpuMemory, "no-gpu-memory"),
+    (CudaError, "cuda-failed"),
+    (WeightsError, "weights-failed"),
+    (SandboxError, "sandbox-failed"),
+    (CriuError, "criu-failed"),
+    (EngineError, "engine-failed"),
+    (TimeoutError, "timeout"),
+    (OSError, "io-error"),
+)
+
+
+class RestoreFailed(Exception):
+    """A replica could not be restored; `reason` is one of a few keys, the text says what happened."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
+class Restorer:
+    def __init__(
+        self,
+        criu: Criu | None,
+        why_no_criu: str,
+        kdat: Path,
+        ladder: Ladder,
+        huge: HugePages,
+        headroom: Headroom,
+        cuda: Cuda | None,
+        weights: Weights,
+    ) -> None:
+        """Without `criu`, every restore fails with `why_no_criu`."""
+        self._criu = criu
+        self._why_no_criu = why_no_criu
+        self._kdat = kdat
+        self._ladder = ladder
+        self._huge = huge
+        self._headroom = headroom
+        self._cuda = cuda
+        self._weights = weights
+        self.memory_to_process = Bandwidth()
+        self.overhead: dict[str, float] = {}  # digest → seconds of a restore beside its fill, smoothed
+
+    async def restore(self, snapshot: Snapshot, phases: Phases, place: Place | None = None) -> Engine:
+        """Raises RestoreFailed; then nothing is left of it."""
+        with self._named(snapshot):
+            criu = self._usable(snapshot)
+            async with asyncio.timeout(_deadline(snapshot)):
+                with self._ladder.hold(snapshot) as staged:
+                    async with self._gpus(snapshot.manifest, snapshot.manifest.gpus, _uuids(snapshot)) as pairs:
+                        device = _device(pairs, snapshot.manifest.gpus)
+                        weights = asyncio.create_task(self._bring_weights(snapshot, device), name="weights")
+                        try:
+                            standby = await self._hold(criu, staged, phases, place or self._sandbox)
+                            engine = await self._wake(standby, pairs, weights, phases)
+                        finally:
+                            await _ended(weights)
+            overhead = phases.total - phases.seconds("image.fill") - phases.seconds("staged.pages")
+            before = self.overhead.get(snapshot.digest, overhead)
+            self.overhead[snapshot.digest] = before + 0.3 * (overhead - before)
+            return engine
+
+    async def prepare(self, snapshot: Snapshot, place: Place | None = None) -> Standby:
+        """Restores a replica as far as it costs no GPU memory. Raises RestoreFailed; then nothing is left of it."""
+        with self._named(snapshot):
+            criu = self._usable(snapshot)
+            if (free := available_memory()) < snapshot.manifest.page_bytes + SPARE_BYTES:
+                needed = snapshot.manifest.page_bytes >> 20
+                raise NoMemory(f"a standby needs {needed} MiB of memory and {free >> 20} MiB are free: drop another, or end replicas")
+            async with asyncio.timeout(_deadline(snapshot)):
+                with self._ladder.hold(snapshot) as staged:
+                    return await self._hold(criu, staged, Phases(), place or self._sandbox)
+
+    async def wake(self, standby: Standby, phases: Phases) -> Engine:
+        """Raises RestoreFailed; then nothing is left of it."""
+        with self._named(standby.snapshot):
+            self._headroom.give()  # CUDA takes memory of the host's, too
+            try:
+                async with asyncio.timeout(_deadline(standby.snapshot)):
+                    async with self._gpus(standby.snapshot.manifest, standby.gpus, standby.before) as pairs:
+                        weights = asyncio.create_task(self._bring_weights(standby.snapshot, _device(pairs, standby.gpus)))
+                        try:
+                            return await self._wake(standby, pairs, weights, phases)
+                        finally:
+                            await _ended(weights)
+            except BaseException:
+                await standby.close()
+                raise
+
+    async def demote(self, engine: Engine, snapshot: Snapshot) -> Standby:
+        """A running engine that works on nothing, as a standby: it lets go of what is lent to it, is suspended on the GPU, and is stopped.
+
+        Raises RestoreFailed; the engine is of no more use, and is the caller's to close.
+        """
+        with self._named(snapshot):
+            async with asyncio.timeout(_DEMOTE_SECONDS):
+                if snapshot.manifest.quiesces:
+                    await engine.quiesce()
+                elif snapshot.manifest.weights:
+                    raise EngineError("the engine does not take part in the control directory, so it cannot let go of its weights")
+                gpu_pids: list[int] = []
+                gpus: Mapping[str, int] = {}
+                if self._cuda:
+                    gpu_pids = self._cuda.holders(host for pid, host in engine.sandbox.host_pids().items() if pid != 1)
+                    with (
+                        self._huge.on()
+                    ):  # what CUDA keeps its state in is mapped now, and read at the resume: a tenth to a sixth sooner so
+                        gpus = await self._cuda.suspend(gpu_pids)
+                await asyncio.to_thread(engine.stop)
+            undo = contextlib.AsyncExitStack()
+            undo.callback(engine.output.close)
+            undo.push_async_callback(engine.sandbox.close)
+            here = self._cuda.gpus().uuids if self._cuda else ()
+            return Standby(snapshot, engine, engine.go_on, undo, gpu_pids, gpus, here)
+
+    def _usable(self, snapshot: Snapshot) -> Criu:
+        if os.geteuid() != 0:
+            raise RestoreFailed("not-root", "restoring needs root; start the agent with sudo")
+        if self._criu is None:
+            raise RestoreFailed("no-criu", self._why_no_criu)
+        if why := self._ladder.unusable.get(snapshot.digest):
+            raise RestoreFailed("unusable", f"snapshot {snapshot} failed before on this node: {why}")
+        return self._criu
+
+    @contextlib.contextmanager
+    def _named(self, snapshot: Snapshot) -> Iterator[None]:
+        try:
+            yield
+        except tuple(kind for kind, _ in _REASONS) as error:
+            reason = next(key for kind, key in _REASONS if isinstance(error, kind))
+            raise RestoreFailed(reason, f"snapshot {snapshot}: {str(error) or 'it took too long and was given up'}") from error
+
+    async def _sandbox(self) -> Sandbox:
+        return await Sandbox.create(self._kdat)
+
+    async def _hold(self, criu: Criu, staged: Staged, phases: Phases, place: Place) -> Standby:
+        """Up to the moment at which every page is there and every task waits."""
+        snapshot, manifest = staged.snapshot, staged.snapshot.manifest
+        self._headroom.give()
+        async with contextlib.AsyncExitStack() as undo:
+            with phases.phase("image.sandbox"):
+                sandbox = await place()
+                undo.push_async_exit(sandbox)
+                output = sandbox.output(manifest.model)
+                undo.callback(output.close)
+            with phases.phase("staged"):
+                images = await asyncio.shield(staged.skeleton)
+                await sandbox.lay_out(staged.directory, manifest.fits)
+            begin = time.monotonic()
+            held, go = asyncio.Event(), asyncio.Event()
+
+            async def hold() -> None:
+                await self._fill(staged, sandbox, phases)
+                held.set()
+                await go.wait()
+
+            async def restore() -> int:
+                async with self._worker(criu, sandbox, output, manifest.stdio, images) as worker:
+                    return await worker.restore(hold)
+
+            restoring = asyncio.create_task(restore(), name=f"CRIU of {snapshot}")
+            undo.push_async_callback(_ended, restoring)
+            waiting = asyncio.create_task(held.wait())
+            try:
+                await asyncio.wait([restoring, waiting], return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                waiting.cancel()
+            if not held.is_set():
+                await restoring
+                raise CriuError("CRIU ended without asking for the pages")
+            phases.add("image.criu", time.monotonic() - begin - phases.seconds("staged.pages") - phases.seconds("image.fill"))
+            hosts = sandbox.host_pids()
+            engine = Engine(manifest.engine, sandbox, output, manifest.root_pid)
+
+            async def wake() -> None:
+                go.set()
+                ended = sandbox.exit_of(manifest.root_pid)
+                await asyncio.wait([restoring, ended], timeout=_LET_GO_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+                if not restoring.done():  # of a task that is killed as it is let go CRIU may hear nothing, and waits for ever
+                    raise engine.end_error() if ended.done() else CriuError("CRIU did not let the engine go")
+                await restoring
+
+            return Standby(
+                snapshot, engine, wake, undo.pop_all(), [hosts[pid] for pid in manifest.gpu_pids], manifest.gpus, _uuids(snapshot)
+            )
+
+    async def _wake(self, standby: Standby, pairs: Mapping[str, str], weights: asyncio.Task[None], phases: Phases) -> Engine:
+        """Ends what is left of it when it fails."""
+        engine = standby.engine
+        async with standby.undo as undo:
+            with phases.phase("image.wake"):
+                await standby.wake()
+            if standby.gpu_pids:
+                if self._cuda is None:
+                    raise CudaError("the snapshot holds GPU state and this node has no usable GPU")
+                # CUDA reads all of its state, also the zeros that were left out: with huge pages on those are one page of zeros for 2 MiB.
+                with self._huge.on():
+                    await self._cuda.resume(standby.gpu_pids, phases, pairs)
+            if standby.snapshot.manifest.weights:
+                # They were on their way all the while; what is waited for here is what they took longer.
+                with phases.phase("weights"):
+                    await weights
+            engine.woken({old: new for old, new in pairs.items() if old != new})
+            if engine.sandbox.exit_of(engine.pid).done():
+                raise CriuError(str(engine.end_error()))
+            undo.pop_all()
+        return engine
+
+    @contextlib.asynccontextmanager
+    async def _gpus(self, manifest: Manifest, needed: Mapping[str, int], before: Sequence[str]) -> AsyncIterator[dict[str, str]]:
+        """Chooses the GPUs, and counts what will be used of them as taken until the block ends."""
+        if not needed:
+            yield {}
+            return
+        if self._cuda is None:
+            raise CudaError("the snapshot holds GPU state and this node has no usable GPU")
+        here = self._cuda.gpus().uuids
+        resident = await self._weights.resident(manifest) if len(here) > 1 else ()
+        try:
+            pairs = choose_gpus(needed, before, here, self._cuda.free(), resident)
+        except NoGpuMemory as error:
+            if not await self._weights.make_room(error.lacking):
+                raise
+            pairs = choose_gpus(needed, before, here, self._cuda.free(), resident)
+        with self._cuda.promised({pairs[old]: size for old, size in needed.items()}):
+            yield pairs
+
+    async def _bring_weights(self, snapshot: Snapshot, device: str) -> None:
+        for record, layout in await self._ladder.layouts(snapshot):
+            await self._weights.fill(record, layout, device)
+
+    @contextlib.asynccontextmanager
+    async def _worker(
+        self, criu: Criu, sandbox: Sandbox | Container, output: Output | ContainerOutput, keys: tuple[str, str], images: Path
+    ) -> AsyncIterator[Worker]:
+        with output.writers() as fds:
+            async with Worker.start(criu, sandbox, dict(zip(keys, fds, strict=True)), images) as worker:
+                yield worker
+
+    async def _fill(self, staged: Staged, sandbox: Sandbox | Container, phases: Phases) -> None:
+        begin = time.monotonic()
+        arena = await asyncio.shield(staged.arriving)
+        whole = arena.whole
+        with self._huge.on():
+            seconds = await arena.fill(sandbox.host_pids())
+        phases.add("image.fill", seconds)
+        phases.add("staged.pages", time.monotonic() - begin - seconds)  # for which it waited
+        if whole:
+            self.memory_to_process.measured(arena.size, seconds)
+
+    async def start_cold(self, record: EngineRecord, model: str, phases: Phases) -> Engine:
+        """Starts the engine's own command. Raises EngineError, SandboxError."""
+        async with contextlib.AsyncExitStack() as undo:
+            with phases.phase("image.sandbox"):
+                if os.geteuid() == 0:
+                    sandbox: Sandbox | Bare = await Sandbox.create(self._kdat)
+                else:
+                    sandbox = await Bare.create(record.port)
+                await undo.enter_async_context(sandbox)
+                output = Output(model)
+                undo.callback(output.close)
+            with phases.phase("health"):
+                engine = await Engine.start(record, sandbox, output, for_snapshot=False)
+                await engine.wait_healthy()
+            undo.pop_all()
+            return engine
+
+
+def _deadline(snapshot: Snapshot) -> float:
+    """A minute, and for huge images a second for each 100 MiB: CRIU has been seen to spin for ever on a torn image."""
+    return 60.0 + snapshot.manifest.image_bytes / (100 << 20)
+
+
+def _uuids(snapshot: Snapshot) -> tuple[str, ...]:
+    return snapshot.manifest.fits.gpus.uuids if snapshot.manifest.fits.gpus else ()
+
+
+def _device(pairs: Mapping[str, str], used: Mapping[str, int]) -> str:
+    """Where the weights belong: on the GPU that the processes use most; empty: they use none."""
+    return pairs[max(used, key=lambda each: used[each])] if used else ""
+
+
+async def _ended(task: asyncio.Task[Any]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)

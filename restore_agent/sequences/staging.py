@@ -1,0 +1,192 @@
+"""The image's ladder on this node: absent → disk → memory (standby comes with GPU engines).
+
+Staging verifies: skeleton first, so that a restore that does not wait for the rest can let CRIU begin, then every chunk on its way into
+the arena. What stands in memory is trusted from then on. The skeleton lies in a tmpfs of this process's own mount namespace: it goes with
+the agent, whatever ends it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from restore_agent.drivers.headroom import Headroom
+from restore_agent.drivers.meminfo import available_memory
+from restore_agent.pages.fill import Arena
+from restore_agent.places.sandbox import CONTAINER
+from restore_agent.snapshots.chunks import Chunk, CorruptChunk
+from restore_agent.snapshots.compatibility import Incompatible, check_fits
+from restore_agent.snapshots.manifest import GpuRecord, WeightsRecord
+from restore_agent.snapshots.store import Corrupt, Snapshot, Store
+
+SPARE_BYTES = 256 << 20  # of the node's memory that staging never takes
+_SMOOTHING = 0.3  # weight of the newest measurement
+
+
+class NoMemory(Exception):
+    """The node has not enough free memory to stage or restore."""
+
+
+class Bandwidth:
+    """A smoothed rate, bytes a second; 0 until something was measured."""
+
+    def __init__(self) -> None:
+        self.rate = 0.0
+
+    def measured(self, size: int, seconds: float) -> None:
+        if size and seconds > 0:
+            self.rate = size / seconds if not self.rate else self.rate + _SMOOTHING * (size / seconds - self.rate)
+
+
+class Staged:
+    """One snapshot in memory, or on its way there: await `skeleton`, then `arriving` to fill from it meanwhile, or `arena`."""
+
+    def __init__(self, snapshot: Snapshot, directory: Path) -> None:
+        self.snapshot = snapshot
+        self.directory = directory
+        loop = asyncio.get_running_loop()
+        self.skeleton: asyncio.Future[Path] = loop.create_future()  # CRIU's images directory
+        self.arriving: asyncio.Future[Arena] = loop.create_future()  # its pages come one by one; what fails there, fails its fills
+        self.arena: asyncio.Future[Arena] = loop.create_future()  # with every page
+        self.ready = asyncio.Event()  # and the memory for a restore is held
+        self.users = 0
+        self.dropped = False
+
+
+class Ladder:
+    def __init__(
+        self, store: Store, memory: Path, criu_version: str, gpus: GpuRecord | None, headroom: Headroom, changed: Callable[[Snapshot], None]
+    ) -> None:
+        """`memory`: a tmpfs. `changed` hears of every snapshot whose rung or usability changed."""
+        self._store = store
+        self._memory = memory
+        self._criu_version = criu_version
+        self._gpus = gpus
+        self._headroom = headroom
+        self._changed = changed
+        self._staged: dict[str, Staged] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.disk_to_memory = Bandwidth()
+        self.unusable: dict[str, str] = {}  # digest → why it cannot be restored here
+
+    def in_memory(self, digest: str) -> bool:
+        return (staged := self._staged.get(digest)) is not None and staged.ready.is_set()
+
+    @contextlib.contextmanager
+    def hold(self, snapshot: Snapshot) -> Iterator[Staged]:
+        """Begins to stage the snapshot, unless it stands in memory already, and keeps it there until the block ends.
+
+        Raises, from the futures within: Corrupt, Incompatible, NoMemory, OSError.
+        """
+        staged = self._staged.get(snapshot.digest)
+        if staged is None:
+            staged = self._staged[snapshot.digest] = Staged(snapshot, self._memory / snapshot.digest)
+            task = asyncio.create_task(self._stage(staged))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        staged.users += 1
+        try:
+            yield staged
+        finally:
+            staged.users -= 1
+            if staged.dropped and not staged.users:
+                self._free(staged)
+
+    async def stage(self, snapshot: Snapshot) -> float:
+        """disk → memory; returns the seconds that this call waited."""
+        begin = time.monotonic()
+        with self.hold(snapshot) as staged:
+            await asyncio.shield(staged.skeleton)
+            await asyncio.shield(staged.arena)
+            await staged.ready.wait()
+        return time.monotonic() - begin
+
+    async def layouts(self, snapshot: Snapshot) -> Sequence[tuple[WeightsRecord, bytes]]:
+        """What a snapshot keeps of its weights. Raises Corrupt."""
+        return await asyncio.to_thread(self._store.layouts, snapshot)
+
+    def unstage(self, digest: str) -> None:
+        """memory → disk, once the restores that use it have ended."""
+        if staged := self._staged.pop(digest, None):
+            staged.dropped = True
+            staged.ready.clear()
+            self._hold_headroom()
+            self._changed(staged.snapshot)
+            if not staged.users:
+                self._free(staged)
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for digest in list(self._staged):
+            self.unstage(digest)
+
+    async def _stage(self, staged: Staged) -> None:
+        snapshot = staged.snapshot
+        try:
+            begin = time.monotonic()
+            index = await asyncio.to_thread(self._stage_skeleton, staged)
+            staged.skeleton.set_result(staged.directory / "images")
+            arena = await asyncio.to_thread(Arena, snapshot.chunks, index)
+            staged.arriving.set_result(arena)
+            await arena.read(functools.partial(self._read, snapshot))
+            self.disk_to_memory.measured(arena.size, time.monotonic() - begin)
+            staged.arena.set_result(arena)
+            self.unusable.pop(snapshot.digest, None)
+            self._hold_headroom()
+            await self._headroom.taken()
+            staged.ready.set()
+        except BaseException as error:
+            if isinstance(error, Corrupt | Incompatible):
+                self.unusable[snapshot.digest] = str(error)
+            for future in (staged.skeleton, staged.arriving, staged.arena):
+                if not future.done():
+                    future.set_exception(error if isinstance(error, Exception) else RuntimeError("staging was cancelled"))
+                    future.exception()  # nobody may be waiting
+            if self._staged.get(snapshot.digest) is staged:
+                self.unstage(snapshot.digest)
+            if not isinstance(error, Exception):
+                raise
+        self._changed(snapshot)
+
+    def _read(self, snapshot: Snapshot, chunk: Chunk, target: memoryview) -> None:
+        try:
+            self._store.chunks.read_into(chunk, target)
+        except CorruptChunk as error:
+            raise Corrupt(f"snapshot {snapshot}: {error}") from None
+
+    def _hold_headroom(self) -> None:
+        """As much as the largest image in memory."""
+        sizes = [staged.snapshot.manifest.page_bytes for staged in self._staged.values() if staged.arena.done()]
+        self._headroom.want(max(sizes, default=0))
+
+    def _stage_skeleton(self, staged: Staged) -> bytes:
+        """Verifies and copies the small files; returns the index of pages."""
+        snapshot = staged.snapshot
+        check_fits(snapshot.manifest.fits, self._criu_version, self._gpus, files=CONTAINER not in snapshot.manifest.files)
+        free = available_memory()
+        if free < snapshot.manifest.page_bytes + SPARE_BYTES:
+            raise NoMemory(
+                f"snapshot {snapshot} needs {snapshot.manifest.page_bytes >> 20} MiB to stand in memory; {free >> 20} MiB are free: "
+                "unstage another, or end replicas"
+            )
+        shutil.rmtree(staged.directory, ignore_errors=True)
+        index = b""
+        for name, record in snapshot.manifest.files.items():
+            data = self._store.read_file(snapshot, name, record)
+            if name == "pages.index":
+                index = data
+                continue
+            target = staged.directory / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(data)
+        return index
+
+    def _free(self, staged: Staged) -> None:
+        shutil.rmtree(staged.directory, ignore_errors=True)

@@ -1,0 +1,139 @@
+"""Between the agent's messages (proto/agent.proto) and the node's own values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from pydantic import ValidationError
+from zerowake_proto import agent_pb2
+
+from restore_agent.drivers.meminfo import available_memory, total_memory
+from restore_agent.sequences.capture import CaptureRequest
+from restore_agent.sequences.node import Node
+from restore_agent.sequences.replicas import Origin, Replica, State
+from restore_agent.snapshots.manifest import EngineRecord, check_name
+from restore_agent.snapshots.store import Snapshot
+
+
+class InvalidField(ValueError):
+    """A field of a request is missing or out of range; the text begins with its name."""
+
+
+_ORIGINS = {
+    Origin.RESTORED: agent_pb2.ORIGIN_RESTORED,
+    Origin.COLD: agent_pb2.ORIGIN_COLD,
+    Origin.CAPTURED: agent_pb2.ORIGIN_CAPTURED,
+    Origin.STANDBY: agent_pb2.ORIGIN_STANDBY,
+}
+_STATES = {
+    State.READY: agent_pb2.REPLICA_READY,
+    State.RETIRING: agent_pb2.REPLICA_RETIRING,
+    State.GONE: agent_pb2.REPLICA_GONE,
+}
+
+
+def engine_record(engine: agent_pb2.Engine) -> EngineRecord:
+    """Raises InvalidField."""
+    try:
+        return EngineRecord(
+            command=tuple(engine.command),
+            env=dict(engine.env),
+            directory=engine.directory or "/",
+            port=engine.port,
+            health_path=engine.health_path or "/health",
+            **({"ready_timeout_seconds": engine.ready_timeout_seconds} if engine.ready_timeout_seconds else {}),
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InvalidField(f"engine.{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+
+
+def capture_request(request: agent_pb2.SnapshotRequest) -> CaptureRequest:
+    """Raises InvalidField, InvalidName."""
+    return CaptureRequest(
+        namespace=check_name("namespace", request.snapshot.namespace or "default"),
+        name=check_name("name", request.snapshot.name),
+        model=check_model(request.model or request.snapshot.name),
+        engine=engine_record(request.engine),
+        canary_path=request.canary.path,
+        canary_body=request.canary.body.decode(),
+        replace=request.replace,
+        weights=Path(request.weights) if request.weights else None,
+    )
+
+
+def check_model(model: str) -> str:
+    if not model:
+        raise InvalidField("model: it is empty")
+    return model
+
+
+def reference(snapshot: Snapshot) -> agent_pb2.SnapshotRef:
+    return agent_pb2.SnapshotRef(namespace=snapshot.manifest.namespace, name=snapshot.manifest.name, digest=snapshot.digest)
+
+
+def residency(node: Node, snapshot: Snapshot) -> agent_pb2.Residency:
+    return agent_pb2.Residency(
+        snapshot=reference(snapshot),
+        rung=_rung(node, snapshot.digest),
+        image_bytes=snapshot.manifest.image_bytes,
+        restore_overhead_seconds=node.restorer.overhead.get(snapshot.digest, 0.0),
+        unusable_reason=node.ladder.unusable.get(snapshot.digest, ""),
+    )
+
+
+def _rung(node: Node, digest: str) -> agent_pb2.Rung:
+    if digest in node.standbys:
+        return agent_pb2.RUNG_STANDBY
+    return agent_pb2.RUNG_MEMORY if node.ladder.in_memory(digest) else agent_pb2.RUNG_DISK
+
+
+def listed(node: Node, found: Snapshot | tuple[str, str, Exception]) -> agent_pb2.Residency:
+    if isinstance(found, Snapshot):
+        return residency(node, found)
+    namespace, name, error = found
+    return agent_pb2.Residency(
+        snapshot=agent_pb2.SnapshotRef(namespace=namespace, name=name), rung=agent_pb2.RUNG_DISK, unusable_reason=str(error)
+    )
+
+
+def removed(snapshot: Snapshot) -> agent_pb2.Residency:
+    return agent_pb2.Residency(snapshot=reference(snapshot), rung=agent_pb2.RUNG_ABSENT)
+
+
+def replica(value: Replica) -> agent_pb2.Replica:
+    return agent_pb2.Replica(
+        id=value.id,
+        model=value.model,
+        snapshot=reference(value.snapshot) if value.snapshot else _namespace(value),
+        state=_STATES[value.state],
+        origin=_ORIGINS[value.origin],
+        endpoint=_endpoint(value),
+        detail=value.detail,
+        phases=phases(value.phases),
+    )
+
+
+def _namespace(value: Replica) -> agent_pb2.SnapshotRef | None:
+    return agent_pb2.SnapshotRef(namespace=value.namespace) if value.namespace else None
+
+
+def _endpoint(value: Replica) -> agent_pb2.Endpoint:
+    host, netns = value.engine.sandbox.route
+    return agent_pb2.Endpoint(host=host, port=value.engine.record.port, netns=netns)
+
+
+def node(value: Node) -> agent_pb2.Node:
+    return agent_pb2.Node(
+        name=value.name,
+        memory_total_bytes=total_memory(),
+        memory_free_bytes=available_memory(),
+        bandwidths=agent_pb2.Bandwidths(
+            disk_to_memory=value.ladder.disk_to_memory.rate, memory_to_process=value.restorer.memory_to_process.rate
+        ),
+    )
+
+
+def phases(value: Iterable[tuple[str, float]]) -> list[agent_pb2.Phase]:
+    return [agent_pb2.Phase(name=name, seconds=seconds) for name, seconds in value]

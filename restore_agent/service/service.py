@@ -1,0 +1,251 @@
+"""The agent's gRPC service (proto/agent.proto): messages in, calls on the node, messages and status codes out.
+
+A call is idempotent by its request_id: the work belongs to the id, not to the connection, and a second call with it joins or gets the same
+answer. When every caller of an unfinished piece of work has gone, it is cancelled and undone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, TypeVar
+
+import grpc
+from zerowake_proto import agent_pb2, agent_pb2_grpc
+
+from restore_agent.drivers.criu import CriuError
+from restore_agent.drivers.cuda import CudaError
+from restore_agent.drivers.weights import WeightsError
+from restore_agent.engine.canary import Unproved
+from restore_agent.engine.engine import EngineError
+from restore_agent.pages.fill import FillError
+from restore_agent.pages.images import ImageError
+from restore_agent.places.sandbox import SandboxError
+from restore_agent.sequences.node import Node, Removed
+from restore_agent.sequences.phases import Phases
+from restore_agent.sequences.replicas import NoReplica, Origin, Replica, State
+from restore_agent.sequences.restore import RestoreFailed
+from restore_agent.sequences.staging import NoMemory
+from restore_agent.service import messages
+from restore_agent.snapshots.chunks import CorruptChunk
+from restore_agent.snapshots.compatibility import Incompatible
+from restore_agent.snapshots.manifest import InvalidName
+from restore_agent.snapshots.store import Corrupt, NameTaken, NotFound
+from restore_agent.snapshots.store import Snapshot as StoredSnapshot
+
+_REMEMBERED = 4096  # finished requests whose answer is kept
+_NODE_SECONDS = 2.0  # between two looks at the node's free memory
+_Context = grpc.aio.ServicerContext[Any, Any]
+_T = TypeVar("_T")
+
+_CODES: tuple[tuple[type[BaseException], grpc.StatusCode], ...] = (
+    (messages.InvalidField, grpc.StatusCode.INVALID_ARGUMENT),
+    (InvalidName, grpc.StatusCode.INVALID_ARGUMENT),
+    (NotFound, grpc.StatusCode.NOT_FOUND),
+    (NoReplica, grpc.StatusCode.NOT_FOUND),
+    (NameTaken, grpc.StatusCode.ALREADY_EXISTS),
+    (Incompatible, grpc.StatusCode.FAILED_PRECONDITION),
+    (FillError, grpc.StatusCode.FAILED_PRECONDITION),
+    (NoMemory, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (RestoreFailed, grpc.StatusCode.FAILED_PRECONDITION),
+    (Corrupt, grpc.StatusCode.FAILED_PRECONDITION),
+    (CorruptChunk, grpc.StatusCode.FAILED_PRECONDITION),
+    (WeightsError, grpc.StatusCode.FAILED_PRECONDITION),
+    (CudaError, grpc.StatusCode.FAILED_PRECONDITION),
+    (CriuError, grpc.StatusCode.FAILED_PRECONDITION),
+    (ImageError, grpc.StatusCode.FAILED_PRECONDITION),
+    (EngineError, grpc.StatusCode.FAILED_PRECONDITION),
+    (SandboxError, grpc.StatusCode.FAILED_PRECONDITION),
+    (Unproved, grpc.StatusCode.FAILED_PRECONDITION),
+    (OSError, grpc.StatusCode.RESOURCE_EXHAUSTED),
+)
+
+
+class AgentService(agent_pb2_grpc.AgentServicer):
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._requests: OrderedDict[tuple[str, str], _Work] = OrderedDict()
+
+    async def Stage(self, request: agent_pb2.StageRequest, context: _Context) -> agent_pb2.StageResponse:
+        async def stage() -> agent_pb2.StageResponse:
+            snapshot = await self._snapshot(request.snapshot)
+            seconds = 0.0
+            if request.rung == agent_pb2.RUNG_STANDBY:
+                seconds = await self._node.stand_by(snapshot, request.keep_seconds)
+            elif request.rung == agent_pb2.RUNG_MEMORY:
+                seconds = await self._node.stage(snapshot)
+            elif request.rung != agent_pb2.RUNG_DISK:
+                raise messages.InvalidField("rung: a snapshot can be staged to RUNG_DISK, RUNG_MEMORY and RUNG_STANDBY")
+            return agent_pb2.StageResponse(residency=messages.residency(self._node, snapshot), seconds=seconds)
+
+        return await self._once("stage", request.request_id, stage, context)
+
+    async def Unstage(self, request: agent_pb2.UnstageRequest, context: _Context) -> agent_pb2.UnstageResponse:
+        async def unstage() -> agent_pb2.UnstageResponse:
+            snapshot = await self._snapshot(request.snapshot)
+            if request.rung in (agent_pb2.RUNG_DISK, agent_pb2.RUNG_MEMORY):
+                await self._node.standbys.drop(snapshot.digest)
+                if request.rung == agent_pb2.RUNG_DISK:
+                    self._node.ladder.unstage(snapshot.digest)
+                return agent_pb2.UnstageResponse(residency=messages.residency(self._node, snapshot))
+            if request.rung == agent_pb2.RUNG_ABSENT:
+                await self._node.remove(snapshot)
+                return agent_pb2.UnstageResponse(residency=messages.removed(snapshot))
+            raise messages.InvalidField("rung: a snapshot can be unstaged to RUNG_MEMORY, RUNG_DISK and RUNG_ABSENT")
+
+        return await self._once("unstage", request.request_id, unstage, context)
+
+    async def Restore(self, request: agent_pb2.RestoreRequest, context: _Context) -> agent_pb2.RestoreResponse:
+        async def restore() -> agent_pb2.RestoreResponse:
+            phases = Phases()
+            messages.check_model(request.model)
+            cold = messages.engine_record(request.cold) if request.HasField("cold") else None
+            snapshot: StoredSnapshot | RestoreFailed | None = None
+            if request.snapshot.name:
+                try:
+                    snapshot = await self._snapshot(request.snapshot)
+                except NotFound as error:
+                    snapshot = RestoreFailed("not-found", str(error))
+                except Corrupt as error:
+                    snapshot = RestoreFailed("corrupt", str(error))
+            elif cold is None:
+                raise messages.InvalidField("snapshot and cold are both absent: one of them says what to start")
+            replica, failure = await self._node.restore(request.model, snapshot, cold, request.activation_id, phases)
+            return agent_pb2.RestoreResponse(
+                replica=messages.replica(replica),
+                fallback_reason=failure.reason if failure else "",
+                fallback_detail=str(failure or ""),
+            )
+
+        return await self._once("restore", request.request_id, restore, context)
+
+    async def Release(self, request: agent_pb2.ReleaseRequest, context: _Context) -> agent_pb2.ReleaseResponse:
+        async def release() -> agent_pb2.ReleaseResponse:
+            await self._node.release(request.replica_id)
+            return agent_pb2.ReleaseResponse()
+
+        return await self._once("release", request.request_id, release, context)
+
+    async def Demote(self, request: agent_pb2.DemoteRequest, context: _Context) -> agent_pb2.DemoteResponse:
+        async def demote() -> agent_pb2.DemoteResponse:
+            return agent_pb2.DemoteResponse(released_reason=await self._node.demote(request.replica_id, request.keep_seconds))
+
+        return await self._once("demote", request.request_id, demote, context)
+
+    async def Snapshot(self, request: agent_pb2.SnapshotRequest, context: _Context) -> AsyncIterator[agent_pb2.SnapshotUpdate]:
+        queue: asyncio.Queue[agent_pb2.SnapshotUpdate] = asyncio.Queue()
+        loop = asyncio.get_running_loop()
+
+        def progress(phase: str, done: int, total: int) -> None:
+            update = agent_pb2.SnapshotUpdate(progress=agent_pb2.SnapshotProgress(phase=phase, done_bytes=done, total_bytes=total))
+            loop.call_soon_threadsafe(queue.put_nowait, update)
+
+        async def snapshot() -> agent_pb2.SnapshotUpdate:
+            phases = Phases()
+            wanted = messages.capture_request(request)
+            captured = await self._node.capture(wanted, progress, phases)
+            replica_id = ""
+            if request.keep_serving:
+                replica_id = self._node.replicas.add(wanted.model, captured.snapshot, Origin.CAPTURED, captured.source, phases).id
+            else:
+                await captured.source.sandbox.close()
+                captured.source.output.close()
+            manifest = captured.snapshot.manifest
+            return agent_pb2.SnapshotUpdate(
+                result=agent_pb2.SnapshotResult(
+                    snapshot=messages.reference(captured.snapshot),
+                    image_bytes=manifest.image_bytes,
+                    skeleton_bytes=manifest.skeleton_bytes,
+                    phases=messages.phases(phases.done()),
+                    replica_id=replica_id,
+                )
+            )
+
+        result = asyncio.ensure_future(self._once("snapshot", request.request_id, snapshot, context))
+        try:
+            while not result.done():
+                arrived = asyncio.ensure_future(queue.get())
+                await asyncio.wait([arrived, result], return_when=asyncio.FIRST_COMPLETED)
+                if arrived.done():
+                    yield arrived.result()
+                else:
+                    arrived.cancel()
+            yield result.result()
+        finally:
+            result.cancel()
+            with contextlib.suppress(asyncio.CancelledError, grpc.aio.AbortError):
+                await result
+
+    async def Watch(self, request: agent_pb2.WatchRequest, context: _Context) -> AsyncIterator[agent_pb2.NodeUpdate]:
+        node = self._node
+        with node.changes() as changes:
+            yield agent_pb2.NodeUpdate(node=messages.node(node))
+            for found in await asyncio.to_thread(node.store.list):
+                yield agent_pb2.NodeUpdate(residency=messages.listed(node, found))
+            for replica in node.replicas:
+                if replica.state is not State.GONE:
+                    yield agent_pb2.NodeUpdate(replica=messages.replica(replica))
+            yield agent_pb2.NodeUpdate(synced=True)
+            while True:
+                try:
+                    async with asyncio.timeout(_NODE_SECONDS):
+                        change = await changes.get()
+                except TimeoutError:
+                    yield agent_pb2.NodeUpdate(node=messages.node(node))
+                    continue
+                if isinstance(change, Replica):
+                    yield agent_pb2.NodeUpdate(replica=messages.replica(change))
+                elif isinstance(change, Removed):
+                    yield agent_pb2.NodeUpdate(residency=messages.removed(change.snapshot))
+                else:
+                    yield agent_pb2.NodeUpdate(residency=messages.residency(node, change))
+
+    async def _snapshot(self, reference: agent_pb2.SnapshotRef) -> StoredSnapshot:
+        return await asyncio.to_thread(self._node.store.get, reference.namespace or "default", reference.name, reference.digest)
+
+    async def _once(self, kind: str, request_id: str, work: Callable[[], Awaitable[_T]], context: _Context) -> _T:
+        if not request_id:
+            await context.abort(
+                grpc.StatusCode.INVALID_ARGUMENT, "request_id is empty: give each request one of its own, and a retry the same"
+            )
+        key = (kind, request_id)
+        entry = self._requests.get(key)
+        if entry is None:
+            entry = self._requests[key] = _Work(work())
+            while len(self._requests) > _REMEMBERED and next(iter(self._requests.values())).task.done():
+                self._requests.popitem(last=False)
+        try:
+            result: _T = await entry.join()
+            return result
+        except asyncio.CancelledError:
+            if entry.task.cancelled():
+                self._requests.pop(key, None)
+            raise
+        except tuple(kind for kind, _ in _CODES) as error:
+            # A failure is not remembered: the caller may have mended its cause.
+            self._requests.pop(key, None)
+            if isinstance(error, RestoreFailed):
+                context.set_trailing_metadata((("zerowake-reason", error.reason),))
+            code = next(code for kind, code in _CODES if isinstance(error, kind))
+            await context.abort(code, str(error))
+            raise
+
+
+class _Work:
+    """One piece of work and those who wait for it."""
+
+    def __init__(self, work: Awaitable[Any]) -> None:
+        self.task = asyncio.ensure_future(work)
+        self._waiting = 0
+
+    async def join(self) -> Any:
+        self._waiting += 1
+        try:
+            return await asyncio.shield(self.task)
+        finally:
+            self._waiting -= 1
+            if not self._waiting and not self.task.done():
+                self.task.cancel()
+                await asyncio.wait([self.task])

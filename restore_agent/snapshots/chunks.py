@@ -1,0 +1,126 @@
+"""The chunk store: pages by content. A chunk is a file named by the BLAKE3 of its bytes; what two snapshots share is stored once.
+
+A chunk ends at 4 MiB, or at a 4 MiB boundary of the address space once it holds 1 MiB: so two images that differ in one place fall back
+into step at the next boundary. Files are written under a temporary name, synced and renamed: one that is there is whole.
+
+Rejected, as measured (two cores, 229 MB chat engine, a disk of 3 GB/s): one file of pages for each snapshot (reads of 4 MiB files by 16
+readers are as fast, and would share nothing), and storing equal pages once (2 % of that image, none of the embeddings engine's).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from blake3 import blake3
+
+from gpumem.filler.files import File
+from restore_agent.pages.images import Run
+from restore_agent.pages.native import PAGE, address_of
+
+CHUNK = 4 << 20  # bytes at most
+_SMALLEST = 1 << 20  # a boundary of the address space ends no smaller one
+_WRITERS = 4  # hashing and fsync overlap
+
+
+class CorruptChunk(Exception):
+    """A chunk is missing or has other bytes than its name says."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    hash: str  # BLAKE3, hex
+    size: int  # bytes
+
+
+class ChunkStore:
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def path(self, chunk_hash: str) -> Path:
+        return self._directory / chunk_hash[:2] / chunk_hash
+
+    def put(self, data: bytes | bytearray) -> Chunk:
+        """Stores bytes. Raises OSError (no space, say) and leaves nothing half-written."""
+        chunk = Chunk(blake3(data).hexdigest(), len(data))
+        path = self.path(chunk.hash)
+        if path.exists() and path.stat().st_size == chunk.size:
+            return chunk
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+            try:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+                Path(file.name).replace(path)
+            except BaseException:
+                Path(file.name).unlink(missing_ok=True)
+                raise
+        return chunk
+
+    def read_into(self, chunk: Chunk, target: memoryview) -> None:
+        """Reads and verifies one chunk.
+
+        Raises:
+            CorruptChunk: missing, torn, or of other content.
+        """
+        path = self.path(chunk.hash)
+        try:
+            file = File.take(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+        except FileNotFoundError:
+            raise CorruptChunk(f"chunk {chunk.hash} is missing from {path.parent}") from None
+        with contextlib.closing(file):
+            whole = os.fstat(file.fd).st_size == chunk.size == len(target)
+            if whole:
+                aligned = address_of(target) % PAGE == chunk.size % PAGE == 0
+                file.read(0, target, target if aligned else None)
+        if not whole or blake3(target).hexdigest() != chunk.hash:
+            raise CorruptChunk(f"{path} does not have the content that its name says; delete it and take the snapshot again")
+
+    def collect(self, used: set[str]) -> int:
+        """Removes every chunk that is not used, and what a crash left. Returns the bytes freed."""
+        freed = 0
+        for path in self._directory.glob("*/*"):
+            if path.name not in used:
+                freed += path.stat().st_size
+                path.unlink()
+        return freed
+
+
+def write_chunks(store: ChunkStore, runs: Iterable[Run]) -> tuple[list[Chunk], list[tuple[int, int, int]]]:
+    """Stores the pages of all runs. Returns the chunks in order, and the index: (pid, address, length) of each run in that order.
+
+    Raises:
+        OSError: no space; chunks already written stay until the next `collect`.
+    """
+    index: list[tuple[int, int, int]] = []
+    chunks: list[Future[Chunk]] = []
+    current = bytearray()
+    with ThreadPoolExecutor(_WRITERS, "chunks") as pool:
+
+        def end_chunk() -> None:
+            nonlocal current
+            # A few in flight are enough, and keep a 40 GiB image from being held in memory.
+            if len(chunks) >= 2 * _WRITERS:
+                chunks[-2 * _WRITERS].result()
+            chunks.append(pool.submit(store.put, current))
+            current = bytearray()
+
+        for run in runs:
+            index.append((run.pid, run.address, run.length))
+            done = 0
+            while done < run.length:
+                boundary = CHUNK - (run.address + done) % CHUNK
+                n = min(run.length - done, CHUNK - len(current), boundary)
+                current += run.data[done : done + n]
+                done += n
+                if len(current) == CHUNK or (n == boundary and len(current) >= _SMALLEST):
+                    end_chunk()
+        if current:
+            end_chunk()
+        return [chunk.result() for chunk in chunks], index

@@ -1,0 +1,155 @@
+"""Whether a snapshot fits this node: found before anything is moved, and said in words. CRIU itself would restore a process over a changed
+library or a changed model file of the same size without complaint."""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from blake3 import blake3
+
+from restore_agent.snapshots.manifest import Fits, GpuRecord, MappedFile
+
+_NODE = Path("/")
+_LARGE = 64 << 20
+_PIECE = 4 << 20
+_HASHES_KEPT = 4096
+
+
+class Incompatible(Exception):
+    """The snapshot does not fit this node."""
+
+
+def node_fits(criu_version: str, mapped: Iterable[Path], gpus: GpuRecord | None, root: Path = _NODE) -> Fits:
+    """What a snapshot taken here, now, of processes that map these files of `root` and hold these GPUs, needs. Hashes the files."""
+    return Fits(
+        architecture=platform.machine(),
+        kernel=platform.release(),
+        cpu_features=tuple(sorted(_cpu_features())),
+        criu=criu_version,
+        mapped_files=tuple(_mapped_file(root, path) for path in sorted(mapped)),
+        gpus=gpus,
+    )
+
+
+def check_fits(fits: Fits, criu_version: str, gpus: GpuRecord | None, *, files: bool = True) -> None:
+    """`gpus`: this node's. `files`: that its processes map are the node's. Raises Incompatible with everything that differs."""
+    problems = []
+    if fits.architecture != platform.machine():
+        problems.append(f"it is for {fits.architecture}, this node is {platform.machine()}")
+    if _minor(fits.kernel) != _minor(platform.release()):
+        problems.append(f"it was taken on kernel {fits.kernel}, this node runs {platform.release()}")
+    if missing := set(fits.cpu_features) - _cpu_features():
+        problems.append(f"this node's CPU lacks {', '.join(sorted(missing))}")
+    if _minor(fits.criu) > _minor(criu_version):
+        problems.append(f"it was taken with CRIU {fits.criu}, this node has {criu_version}")
+    # Any GPUs of the same models will do: a restore says which takes which one's place.
+    if fits.gpus is not None and (gpus is None or (fits.gpus.driver, fits.gpus.names) != (gpus.driver, gpus.names)):
+        ours = f"{', '.join(gpus.names)} under driver {gpus.driver}" if gpus else "none"
+        problems.append(f"it was taken on {', '.join(fits.gpus.names)} under driver {fits.gpus.driver}, this node has {ours}")
+    if files:
+        problems += _differences(fits, _NODE)
+    _refuse(problems, "take the snapshot again here")
+
+
+def check_files(fits: Fits, root: Path) -> None:
+    """The files that its processes map, in a container's file system. Raises Incompatible."""
+    _refuse(_differences(fits, root), "start it from the image, and with the volumes, that the snapshot was taken with")
+
+
+def _refuse(problems: Sequence[str], advice: str) -> None:
+    if problems:
+        more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
+        raise Incompatible("; ".join(problems[:3]) + f"{more}; {advice}")
+
+
+def mapped_files(root: Path, host_pids: Iterable[int], outlives: Path = _NODE) -> set[Path]:
+    """Files that these processes map or hold open for reading, of those that outlive them.
+
+    Args:
+        root: the processes' own file system.
+        outlives: the file system that is left of it.
+    """
+    found: set[str] = set()
+    for pid in host_pids:
+        for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+            name = line[line.index("/") :] if "/" in line else ""
+            if name and not name.endswith(" (deleted)"):
+                found.add(name)
+        for link in Path(f"/proc/{pid}/fd").iterdir():
+            name = str(link.readlink())
+            access = int(Path(f"/proc/{pid}/fdinfo/{link.name}").read_text().split("flags:")[1].split()[0], 8) & os.O_ACCMODE
+            if name.startswith("/") and access == os.O_RDONLY and not name.endswith(" (deleted)"):
+                found.add(name)
+    private = ("/dev/", "/proc/", "/run/", "/sys/")
+    kept = (name for name in found if not name.startswith(private))
+    return {Path(name) for name in kept if _within(outlives, name).is_file() and _within(root, name).exists()}
+
+
+def _within(root: Path, path: Path | str) -> Path:
+    return root / str(path).lstrip("/")
+
+
+def _mapped_file(root: Path, path: Path) -> MappedFile:
+    stat = _within(root, path).stat()
+    return MappedFile(path=str(path), size=stat.st_size, hash=_hash(_within(root, path), root == _NODE), stat=_identity(stat))
+
+
+def _differences(fits: Fits, root: Path) -> list[str]:
+    return [problem for mapped in fits.mapped_files if (problem := _difference(mapped, root))]
+
+
+def _difference(mapped: MappedFile, root: Path) -> str | None:
+    path = _within(root, mapped.path)
+    try:
+        stat = path.stat()
+        if stat.st_size == mapped.size and (_identity(stat) == mapped.stat or _hash_of(root, mapped.path, _identity(stat)) == mapped.hash):
+            return None
+    except OSError as error:
+        return f"{mapped.path}, which its processes use, cannot be read: {error.strerror}"
+    return f"{mapped.path}, which its processes use, has changed"
+
+
+def _identity(stat: os.stat_result) -> tuple[int, int, int]:
+    # ctime: unlike mtime nobody can set it back.
+    return (stat.st_ino, stat.st_ctime_ns, stat.st_size)
+
+
+_hashes: OrderedDict[tuple[str, tuple[int, int, int]], str] = OrderedDict()  # a container's root has another path each time
+
+
+def _hash_of(root: Path, path: str, identity: tuple[int, int, int]) -> str:
+    key = (path, identity)
+    if key not in _hashes:
+        _hashes[key] = _hash(_within(root, path), root == _NODE)
+        if len(_hashes) > _HASHES_KEPT:
+            _hashes.popitem(last=False)
+    return _hashes[key]
+
+
+def _hash(path: Path, trusted: bool) -> str:
+    """`trusted`: nobody truncates it meanwhile, which would end this process by a signal if it were mapped."""
+    hasher = blake3(max_threads=blake3.AUTO) if path.stat().st_size > _LARGE else blake3()
+    if trusted:
+        return hasher.update_mmap(path).hexdigest()
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(fd, "rb", buffering=0) as file:
+        while data := file.read(_PIECE):
+            hasher.update(data)
+    return hasher.hexdigest()
+
+
+def _minor(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.partition("-")[0].split(".")[:2])
+
+
+@functools.cache
+def _cpu_features() -> frozenset[str]:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith(("flags", "Features")):
+            return frozenset(line.partition(":")[2].split())
+    return frozenset()

@@ -1,0 +1,247 @@
+"""The snapshots on this node's disk.
+
+    chunks/ab/<hash>                       pages, by content (chunks.py)
+    snapshots/<digest>/manifest.json       and seal, pages.index, images/ (CRIU's skeleton), shm/ (the engine's /dev/shm)
+    names/<namespace>/<name>               a link to ../../snapshots/<digest>
+    tmp/                                   what is being made; emptied at start
+    key, lock
+
+A snapshot is published by renaming its finished folder into place and then its link over the old one: there is no moment without one or
+the other, and a crash leaves at most a folder without a name, which the next start removes. The seal is a keyed BLAKE3 of the manifest:
+a manifest that was edited by hand is refused, and through it every byte that it names.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from blake3 import blake3
+
+from restore_agent.snapshots.chunks import Chunk, ChunkStore, CorruptChunk
+from restore_agent.snapshots.manifest import FileRecord, InvalidManifest, Manifest, WeightsRecord, check_name, digest_of, layout_file
+
+_MANIFEST, _SEAL = "manifest.json", "seal"
+
+
+class NotFound(Exception):
+    """No snapshot of that name or digest in that namespace."""
+
+
+class NameTaken(Exception):
+    """A snapshot of that name exists."""
+
+
+class Corrupt(Exception):
+    """A snapshot's bytes are not those that were published."""
+
+
+class StoreBusy(Exception):
+    """Another agent holds this state folder."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    digest: str
+    manifest: Manifest
+    directory: Path
+
+    @property
+    def chunks(self) -> list[Chunk]:
+        return [Chunk(chunk.hash, chunk.size) for chunk in self.manifest.chunks]
+
+    def __str__(self) -> str:
+        return f"{self.manifest.namespace}/{self.manifest.name}@{self.digest[:12]}"
+
+
+class Catalog:
+    """The store as anybody may read it, also beside the agent that owns it. Its calls block on the disk: use them in threads."""
+
+    def __init__(self, state: Path) -> None:
+        self.state = state
+        self.chunks = ChunkStore(state / "chunks")
+        try:
+            self._key = (state / "key").read_bytes()
+        except FileNotFoundError:
+            self._key = b""  # nothing was ever published here
+
+    def list(self) -> list[Snapshot | tuple[str, str, Exception]]:
+        """Every named snapshot; one that cannot be read as (namespace, name, why)."""
+        found: list[Snapshot | tuple[str, str, Exception]] = []
+        for link in sorted((self.state / "names").glob("*/*")):
+            try:
+                found.append(self.get(link.parent.name, link.name))
+            except (Corrupt, NotFound) as error:
+                found.append((link.parent.name, link.name, error))
+        return found
+
+    def get(self, namespace: str, name: str, digest: str = "") -> Snapshot:
+        """The snapshot of that name; with `digest`, only if it is that one. Raises NotFound, Corrupt, InvalidName."""
+        check_name("namespace", namespace)
+        check_name("name", name)
+        link = self._link(namespace, name)
+        try:
+            directory = self.state / "snapshots" / link.readlink().name
+        except OSError:
+            raise NotFound(f"no snapshot {namespace}/{name} on this node; `zerowake snapshot create` makes one") from None
+        if digest and directory.name != digest:
+            raise NotFound(f"snapshot {namespace}/{name} on this node is {directory.name[:12]}, not {digest[:12]}")
+        return self._open(directory)
+
+    def verify(self, snapshot: Snapshot) -> None:
+        """Reads and hashes every file and chunk. Raises Corrupt with the first that is wrong."""
+        for name, record in snapshot.manifest.files.items():
+            self.read_file(snapshot, name, record)
+        buffer = bytearray(max((chunk.size for chunk in snapshot.chunks), default=0))
+        for chunk in snapshot.chunks:
+            try:
+                self.chunks.read_into(chunk, memoryview(buffer)[: chunk.size])
+            except CorruptChunk as error:
+                raise Corrupt(f"snapshot {snapshot}: {error}") from None
+
+    def read_file(self, snapshot: Snapshot, name: str, record: FileRecord) -> bytes:
+        """One small file of a snapshot, verified. Raises Corrupt."""
+        path = snapshot.directory / name
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            raise Corrupt(f"snapshot {snapshot}: {path} is missing; take the snapshot again") from None
+        if len(data) != record.size or blake3(data).hexdigest() != record.hash:
+            raise Corrupt(f"snapshot {snapshot}: {path} has changed since it was published; take the snapshot again")
+        return data
+
+    def layouts(self, snapshot: Snapshot) -> Sequence[tuple[WeightsRecord, bytes]]:
+        """The regions of a snapshot's weights, each with its layout, verified. Raises Corrupt."""
+        files = [(record, layout_file(record)) for record in snapshot.manifest.weights]
+        return [(record, self.read_file(snapshot, name, snapshot.manifest.files[name])) for record, name in files]
+
+    def _open(self, directory: Path) -> Snapshot:
+        advice = "remove it (`zerowake snapshot rm`) and take it again"
+        try:
+            data, seal = (directory / _MANIFEST).read_bytes(), (directory / _SEAL).read_text()
+        except FileNotFoundError as error:
+            raise Corrupt(f"snapshot {directory.name[:12]}: {error.filename} is missing; {advice}") from None
+        if digest_of(data) != directory.name or not secrets.compare_digest(self._seal(data), seal):
+            raise Corrupt(f"snapshot {directory.name[:12]}: its manifest was changed after it was published; {advice}")
+        try:
+            return Snapshot(directory.name, Manifest.decode(data), directory)
+        except InvalidManifest as error:
+            raise Corrupt(f"snapshot {directory.name[:12]}: {error}; {advice}") from None
+
+    def _link(self, namespace: str, name: str) -> Path:
+        return self.state / "names" / namespace / name
+
+    def _seal(self, data: bytes) -> str:
+        return blake3(data, key=self._key).hexdigest()
+
+
+class Store(Catalog):
+    """Owned by one agent at a time (`lock`)."""
+
+    def __init__(self, state: Path) -> None:
+        """Raises StoreBusy, or OSError where the folder cannot be written."""
+        state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._lock = (state / "lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StoreBusy(f"{state} is in use by another zerowake agent; stop it, or give this one another --state") from None
+        shutil.rmtree(state / "tmp", ignore_errors=True)
+        for folder in ("tmp", "snapshots", "names"):
+            (state / folder).mkdir(exist_ok=True)
+        _make_key(state)
+        super().__init__(state)
+        self._sweep()
+
+    def close(self) -> None:
+        self._lock.close()
+
+    def workspace(self) -> Path:
+        """A new folder for something that is being made, on the store's file system."""
+        path = self.state / "tmp" / secrets.token_hex(8)
+        path.mkdir()
+        return path
+
+    def publish(self, workspace: Path, manifest: Manifest, *, replace: bool) -> Snapshot:
+        """Makes the folder `workspace`, which holds every file of the manifest, the snapshot of its name.
+
+        Raises:
+            NameTaken: and not `replace`.
+            OSError: no space; nothing has changed.
+        """
+        link = self._link(manifest.namespace, manifest.name)
+        if link.is_symlink() and not replace:
+            raise NameTaken(
+                f"snapshot {manifest.namespace}/{manifest.name} exists; choose another name, --replace it, or `zerowake snapshot rm` it"
+            )
+        data = manifest.encode()
+        _write_synced(workspace / _MANIFEST, data)
+        _write_synced(workspace / _SEAL, self._seal(data).encode())
+        _sync_folder(workspace)
+        directory = self.state / "snapshots" / digest_of(data)
+        workspace.replace(directory)
+        _sync_folder(directory.parent)
+        link.parent.mkdir(exist_ok=True)
+        fresh = self.state / "tmp" / secrets.token_hex(8)
+        fresh.symlink_to(Path("../../snapshots") / directory.name)
+        fresh.replace(link)
+        _sync_folder(link.parent)
+        self._sweep()
+        return Snapshot(directory.name, manifest, directory)
+
+    def remove(self, namespace: str, name: str) -> None:
+        """Removes the name, and every file that no other name needs. Raises NotFound."""
+        link = self._link(check_name("namespace", namespace), check_name("name", name))
+        if not link.is_symlink():
+            raise NotFound(f"no snapshot {namespace}/{name} on this node")
+        link.unlink()
+        self._sweep()
+
+    def _sweep(self) -> None:
+        """Removes folders without a name, and chunks that no manifest names. A corrupt manifest keeps every chunk where it is."""
+        named = {link.readlink().name for link in (self.state / "names").glob("*/*")}
+        used: set[str] = set()
+        for directory in (self.state / "snapshots").iterdir():
+            if directory.name not in named:
+                shutil.rmtree(directory)
+                continue
+            try:
+                used |= {chunk.hash for chunk in self._open(directory).chunks}
+            except Corrupt:
+                return
+        self.chunks.collect(used)
+
+
+def _make_key(state: Path) -> None:
+    path = state / "key"
+    if path.exists():
+        return
+    fresh = state / "tmp" / "key"
+    fresh.touch(mode=0o600)
+    fresh.write_bytes(secrets.token_bytes(32))
+    fresh.replace(path)
+
+
+def record_file(path: Path) -> FileRecord:
+    data = path.read_bytes()
+    return FileRecord(size=len(data), hash=blake3(data).hexdigest())
+
+
+def _write_synced(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

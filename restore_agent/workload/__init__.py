@@ -1,0 +1,1 @@
+"""What runs inside engines. The standard library and gpumem's client are all that it needs."""

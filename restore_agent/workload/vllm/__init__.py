@@ -1,0 +1,1 @@
+"""vLLM in the control directory and on lent memory, through its own extension points."""

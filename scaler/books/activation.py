@@ -1,0 +1,133 @@
+"""Activations: what a scale-up from zero spent its time on.
+
+One activation begins when a request has to be held for a model with no ready replica, and ends at the first byte of an answer. Until then
+whoever does a part of the work says so: `mark` for a moment that was reached (the phase lasted since the moment before it), `add` for a
+length measured elsewhere (the agent's phases arrive with its answer). What no phase accounts for is shown as `unaccounted`, never spread
+over others. At the end it is one log line, one observation a phase in `zerowake_activation_phase_seconds`, and a row of `zerowake status`.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+
+from scaler.view import metrics
+
+log = logging.getLogger(__name__)
+
+PHASES = ("held", "pushed", "scheduled", "staged", "image", "weights", "cuda", "attach", "health", "first_byte")
+UNACCOUNTED = "unaccounted"
+_KEPT = 100
+
+
+class Activation:
+    """One scale-up. id: 12 hex digits; total and phases in seconds; outcome: "open", "served", or "abandoned" (nobody waits any more)."""
+
+    __slots__ = ("_begun", "_latest", "_phases", "began", "id", "model", "outcome", "reason", "total")
+
+    def __init__(self, model: str, at: float) -> None:
+        self.id = secrets.token_hex(6)
+        self.model = model
+        self.began = time.time() - (time.monotonic() - at)  # wall clock, for people
+        self.outcome = "open"
+        self.reason = ""
+        self.total = 0.0
+        self._begun = self._latest = at
+        self._phases: dict[str, float] = {}
+
+    def mark(self, phase: str, at: float | None = None) -> None:
+        """The phase ended at `at` (time.monotonic(), default now); it lasted since the mark before, or the beginning.
+
+        Only a phase's first mark counts. Raises: ValueError for a phase that PHASES does not have.
+        """
+        moment = time.monotonic() if at is None else at
+        if self._record(phase, moment - self._latest):
+            self._latest = max(self._latest, moment)
+
+    def add(self, phase: str, seconds: float) -> None:
+        """The phase took `seconds`. Of several replicas made at once the first one's phases count: it is the one that answers first.
+
+        Raises: ValueError for a phase that PHASES does not have.
+        """
+        self._record(phase, seconds)
+
+    def _record(self, phase: str, seconds: float) -> bool:
+        if phase not in PHASES:
+            raise ValueError(f"{phase!r} is not a phase of an activation; the phases are {', '.join(PHASES)}")
+        if phase in self._phases or self.outcome != "open":
+            return False
+        self._phases[phase] = max(0.0, seconds)
+        return True
+
+    @property
+    def phases(self) -> Mapping[str, float]:
+        """Seconds by phase in the order of PHASES, and `unaccounted` once it has ended."""
+        ordered = {phase: self._phases[phase] for phase in PHASES if phase in self._phases}
+        if self.outcome != "open":
+            # Image and weights move at the same time: only the longer one is on the way to the answer.
+            accounted = sum(ordered.values()) - min(ordered.get("image", 0.0), ordered.get("weights", 0.0))
+            ordered[UNACCOUNTED] = max(0.0, self.total - accounted)
+        return MappingProxyType(ordered)
+
+    def end(self, outcome: str, reason: str, at: float) -> None:
+        self.total = at - self._begun
+        self.outcome, self.reason = outcome, reason
+
+
+class Activations:
+    """The open activation of every model, and the last ones that ended."""
+
+    def __init__(self) -> None:
+        self._open: dict[str, Activation] = {}
+        self._recent: deque[Activation] = deque(maxlen=_KEPT)
+
+    def begin(self, model: str, at: float | None = None) -> Activation:
+        """The model's open activation, or a new one that began at `at` (time.monotonic(), default now)."""
+        activation = self._open.get(model)
+        if activation is None:
+            activation = self._open[model] = Activation(model, time.monotonic() if at is None else at)
+        return activation
+
+    def current(self, model: str) -> Activation | None:
+        return self._open.get(model)
+
+    def recent(self, n: int = 20) -> Sequence[Activation]:
+        """Those that ended, the latest first."""
+        return list(self._recent)[: -n - 1 : -1]
+
+    def served(self, model: str, at: float | None = None) -> None:
+        """The first byte of an answer is on its way. Without an open activation this changes nothing."""
+        self._end(model, "served", "", at)
+
+    def abandoned(self, model: str, reason: str) -> None:
+        """Nobody waits for the model any more, and nobody was answered."""
+        self._end(model, "abandoned", reason, None)
+
+    def _end(self, model: str, outcome: str, reason: str, at: float | None) -> None:
+        activation = self._open.pop(model, None)
+        if activation is None:
+            return
+        activation.end(outcome, reason, time.monotonic() if at is None else at)
+        self._recent.append(activation)
+        metrics.ACTIVATIONS.labels(model, outcome).inc()
+        if outcome == "served":
+            metrics.ACTIVATION_SECONDS.labels(model).observe(activation.total)
+            for phase, seconds in activation.phases.items():
+                metrics.ACTIVATION_PHASE_SECONDS.labels(model, phase).observe(seconds)
+        log.info(
+            "activation",
+            extra={
+                "fields": {
+                    "activation": activation.id,
+                    "model": model,
+                    "outcome": outcome,
+                    "reason": reason,
+                    "seconds": round(activation.total, 6),
+                    "phases": {phase: round(seconds, 6) for phase, seconds in activation.phases.items()},
+                }
+            },
+        )

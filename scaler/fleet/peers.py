@@ -1,0 +1,328 @@
+"""What the other replicas of `zerowake serve` have, so that each of them answers KEDA for all.
+
+A request is held by the replica that it reached; KEDA asks, and listens to, any of them. So each replica subscribes to every other's
+numbers, and the ledger sums them. The first request of a model is told at once, whatever follows within 20 ms in one message, so a peer
+costs at most 50 messages a second and one for each activation, however many requests there are.
+Numbers are absolute and belong to a process (`instance`): a new stream begins with all of them and what it does not name is none, so a
+restarted peer's old ones vanish with its first message. A stream that breaks keeps its numbers for three seconds, since they are needed
+most when the network has a hiccup, and one that ends with OK (the peer has drained) takes them away at once. A peer that is no longer
+listed is followed until its stream ends: a pod that is going away is taken off the list first and answers its requests after that.
+Rejected: one replica that knows all (an election stands in the way of a first request), a store like Redis (one more thing to run, whose
+loss looks like no demand), KEDA asking every replica (it asks one), gossip (two to five replicas: everyone knows everyone).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import grpc
+from prometheus_client import Counter, Gauge
+from zerowake_proto import peers_pb2 as pb
+from zerowake_proto import peers_pb2_grpc as pb_grpc
+
+from scaler.books.ledger import Ledger
+from scaler.fleet.addresses import Addresses
+from scaler.keda.external_scaler import CannotListen
+from zerowake_shared.tls import BadCertificate, TlsFiles, client_credentials, server_credentials
+
+if TYPE_CHECKING:
+    Context = grpc.aio.ServicerContext[Any, Any]
+
+log = logging.getLogger(__name__)
+
+SERVER_NAME = "zerowake-scaler"  # in every replica's certificate: peers are known by their addresses only
+GRACE_SECONDS = 3.0
+_GATHER_SECONDS = 0.02
+_FIRST_RETRY_SECONDS, _LAST_RETRY_SECONDS = 0.05, 1.0
+_TWIN_SECONDS = 2.0
+_CONNECT_MS = 3000  # gRPC's bound on making a connection, by whatever name
+_KEEPALIVE_MS = 2000  # a peer whose machine vanished says nothing: it is given up after twice that
+
+PEERS = Gauge("zerowake_peers_connected", "Other replicas of the scaler whose numbers are known.")
+MESSAGES = Counter("zerowake_peer_messages_total", "Messages of other replicas of the scaler that were read.")
+LOST = Counter("zerowake_peers_lost_total", "Other replicas whose numbers were dropped because nothing was heard of them.")
+
+
+class _Subscriber:
+    """One peer that listens: what it has not been told yet."""
+
+    def __init__(self) -> None:
+        self._changed: dict[str, None] = {}
+        self._pushed: list[str] = []
+        self._wanting: set[str] = set()  # models of which it was told that they have requests
+        self._news = asyncio.Event()
+        self._urgent = asyncio.Event()
+        self._sent = 0.0
+
+    def note(self, model: str, pending: bool) -> None:
+        self._changed[model] = None
+        self._news.set()
+        if pending and model not in self._wanting:
+            self._urgent.set()
+
+    def pushed(self, model: str) -> None:
+        self._pushed.append(model)
+        self._news.set()
+
+    def end(self) -> None:
+        self._news.set()
+        self._urgent.set()
+
+    async def due(self) -> tuple[Iterable[str], Iterable[str]]:
+        """The models that changed, and those pushed, when it is time to tell."""
+        await self._news.wait()
+        if not self._urgent.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(self._sent + _GATHER_SECONDS):
+                    await self._urgent.wait()
+        self._news.clear()
+        self._urgent.clear()
+        self._sent = asyncio.get_running_loop().time()
+        changed, self._changed = self._changed, {}
+        pushed, self._pushed = self._pushed, []
+        return changed, pushed
+
+    def told(self, demands: Iterable[pb.Demand]) -> None:
+        for demand in demands:
+            if demand.held or demand.in_flight:
+                self._wanting.add(demand.model)
+            else:
+                self._wanting.discard(demand.model)
+
+
+class _Peer:
+    """One address and what the process there has."""
+
+    def __init__(self) -> None:
+        self.task: asyncio.Task[None] | None = None
+        self.listed = True
+        self.asked = False  # it has told its numbers, or could not be reached
+        self.instance = ""
+        self.demands: dict[str, tuple[int, int]] = {}
+        self.grace: asyncio.TimerHandle | None = None
+
+
+class Peers(pb_grpc.PeersServicer):
+    """Both sides: tells this ledger's numbers to whoever subscribes, and adds to it what the others tell.
+
+    on_pushed: called with a model of which another replica has just told KEDA.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        tls: TlsFiles | None = None,
+        on_pushed: Callable[[str], None] | None = None,
+        grace_seconds: float = GRACE_SECONDS,
+    ) -> None:
+        self.instance = secrets.token_hex(8)
+        self._ledger = ledger
+        self._tls = tls
+        self._on_pushed = on_pushed
+        self._grace = grace_seconds
+        self._subscribers: set[_Subscriber] = set()
+        self._peers: dict[str, _Peer] = {}
+        self._closing = False
+        ledger.on_change(self._changed)
+
+    def __len__(self) -> int:
+        """Peers whose numbers are known."""
+        return sum(bool(peer.instance) for peer in self._peers.values())
+
+    @property
+    def unheard(self) -> list[str]:
+        """Addresses of peers that were not reached so far, nor found to be unreachable: what KEDA is told may lack their numbers."""
+        return [address for address, peer in self._peers.items() if peer.listed and not peer.asked]
+
+    def pushed(self, model: str) -> None:
+        """This replica has just told KEDA that somebody waits for the model."""
+        for subscriber in self._subscribers:
+            subscriber.pushed(model)
+
+    @contextlib.asynccontextmanager
+    async def serve(self, address: str) -> AsyncIterator[str]:
+        """Answers peers until the block ends, then ends their streams with OK; yields the bound address.
+
+        Raises:
+            CannotListen: the address is taken or impossible.
+            BadCertificate: the TLS files cannot be used.
+        """
+        server = grpc.aio.server(
+            options=[
+                ("grpc.so_reuseport", 0),
+                ("grpc.http2.min_ping_interval_without_data_ms", _KEEPALIVE_MS // 2),
+                ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
+                ("grpc.keepalive_timeout_ms", _KEEPALIVE_MS),
+                ("grpc.http2.max_pings_without_data", 0),
+            ]
+        )
+        pb_grpc.add_PeersServicer_to_server(self, server)
+        try:
+            port = server.add_secure_port(address, server_credentials(self._tls)) if self._tls else server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise CannotListen(f"peers cannot be listened for on {address}: {error}; stop what has it, or choose another") from error
+        await server.start()
+        try:
+            yield address if address.startswith("unix:") else f"{address.rpartition(':')[0]}:{port}"
+        finally:
+            self._closing = True
+            for subscriber in self._subscribers:
+                subscriber.end()
+            await server.stop(grace=1)
+
+    async def Watch(self, request: pb.WatchRequest, context: Context) -> AsyncIterator[pb.Update]:
+        if self._tls is not None and SERVER_NAME.encode() not in context.auth_context().get("x509_common_name", ()):
+            # Agents have certificates of the same authority, and each of them stands on a node where tenants' pods run.
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, f"the client's certificate is not {SERVER_NAME}'s")
+        subscriber = _Subscriber()
+        demands = [pb.Demand(model=model, held=each.held, in_flight=each.in_flight) for model, each in self._ledger.demands().items()]
+        subscriber.told(demands)
+        self._subscribers.add(subscriber)
+        try:
+            yield pb.Update(instance=self.instance, full=True, demands=demands)
+            while not self._closing:
+                changed, pushed = await subscriber.due()
+                demands = [self._demand(model) for model in changed]
+                subscriber.told(demands)
+                yield pb.Update(instance=self.instance, demands=demands, pushed=pushed)
+        finally:
+            self._subscribers.discard(subscriber)
+
+    def _demand(self, model: str) -> pb.Demand:
+        demand = self._ledger.own(model)
+        return pb.Demand(model=model, held=demand.held, in_flight=demand.in_flight)
+
+    def _changed(self, model: str) -> None:
+        if self._subscribers:
+            pending = self._ledger.own(model).pending > 0
+            for subscriber in self._subscribers:
+                subscriber.note(model, pending)
+
+    # --- what the others have
+
+    @contextlib.asynccontextmanager
+    async def follow(self, addresses: Addresses) -> AsyncIterator[None]:
+        """Follows whoever is listed, but for ourselves, until the block ends."""
+        try:
+            with addresses.told_to(self._listed):
+                yield
+        finally:
+            tasks = [peer.task for peer in self._peers.values() if peer.task]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            for peer in self._peers.values():
+                self._drop(peer)
+
+    def _listed(self, addresses: frozenset[str]) -> None:
+        for address, peer in list(self._peers.items()):
+            peer.listed = address in addresses
+            if not peer.listed and not peer.instance:
+                self._forget(address, peer)
+        for address in addresses - self._peers.keys():
+            peer = self._peers[address] = _Peer()
+            peer.task = asyncio.create_task(self._follow(address, peer), name=f"following the peer at {address}")
+
+    async def _follow(self, address: str, peer: _Peer) -> None:
+        retry = _FIRST_RETRY_SECONDS
+        while peer.listed:
+            try:
+                async with self._channel(address) as channel:
+                    async for update in pb_grpc.PeersStub(channel).Watch(pb.WatchRequest(instance=self.instance)):
+                        peer.asked = True
+                        retry = _FIRST_RETRY_SECONDS
+                        if update.instance == self.instance:
+                            return  # this is ourselves, and stays so for as long as it is listed
+                        if any(other.instance == update.instance for other in self._peers.values() if other is not peer):
+                            retry = _TWIN_SECONDS  # one process at two addresses counts once
+                            break
+                        self._apply(peer, update)
+                    else:
+                        self._drop(peer)
+            except (grpc.aio.AioRpcError, BadCertificate) as error:
+                if peer.instance or not peer.asked:
+                    why = error.details() if isinstance(error, grpc.aio.AioRpcError) else str(error)
+                    log.warning("the peer at %s is not heard of, trying again: %s", address, why)
+                peer.asked = True
+                self._lost(peer)
+            except Exception:  # a task that ended would leave the peer's last numbers standing for ever
+                log.exception("what the peer at %s said is of no use; asking it again", address)
+                peer.asked = True
+                self._lost(peer)
+            await asyncio.sleep(retry)
+            retry = min(2 * retry, _LAST_RETRY_SECONDS)
+        self._forget(address, peer)
+
+    def _channel(self, address: str) -> grpc.aio.Channel:
+        options = [
+            ("grpc.enable_retries", 0),
+            ("grpc.use_local_subchannel_pool", 1),
+            ("grpc.min_reconnect_backoff_ms", _CONNECT_MS),
+            ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
+            ("grpc.keepalive_timeout_ms", _KEEPALIVE_MS),
+            ("grpc.http2.max_pings_without_data", 0),
+        ]
+        if self._tls is None:
+            return grpc.aio.insecure_channel(address, options)
+        # Made anew for every try, so that a renewed certificate counts.
+        return grpc.aio.secure_channel(address, client_credentials(self._tls), [*options, ("grpc.ssl_target_name_override", SERVER_NAME)])
+
+    def _apply(self, peer: _Peer, update: pb.Update) -> None:
+        MESSAGES.inc()
+        if not peer.instance:
+            PEERS.inc()
+        peer.instance = update.instance
+        if peer.grace is not None:
+            peer.grace.cancel()
+            peer.grace = None
+        told = {demand.model: (demand.held, demand.in_flight) for demand in update.demands}
+        if update.full:
+            told = dict.fromkeys(peer.demands.keys() - told.keys(), (0, 0)) | told
+        self._set(peer, told)
+        if self._on_pushed:
+            for model in update.pushed:
+                self._on_pushed(model)
+
+    def _set(self, peer: _Peer, demands: Mapping[str, tuple[int, int]]) -> None:
+        for model, (held, in_flight) in demands.items():
+            held_before, in_flight_before = peer.demands.pop(model, (0, 0))
+            if held or in_flight:
+                peer.demands[model] = held, in_flight
+            if (held, in_flight) != (held_before, in_flight_before):
+                self._ledger.add_remote(model, held - held_before, in_flight - in_flight_before)
+
+    def _lost(self, peer: _Peer) -> None:
+        """Its numbers count for a little longer."""
+        if not peer.instance or peer.grace is not None:
+            return
+        if not peer.listed:
+            self._drop(peer)
+            return
+
+        def give_up() -> None:
+            log.warning("nothing was heard of a peer for %.1f s: its requests are not counted any more", self._grace)
+            LOST.inc()
+            self._drop(peer)
+
+        peer.grace = asyncio.get_running_loop().call_later(self._grace, give_up)
+
+    def _drop(self, peer: _Peer) -> None:
+        if peer.grace is not None:
+            peer.grace.cancel()
+            peer.grace = None
+        if peer.instance:
+            PEERS.dec()
+        peer.instance = ""
+        self._set(peer, dict.fromkeys(peer.demands, (0, 0)))
+
+    def _forget(self, address: str, peer: _Peer) -> None:
+        self._drop(peer)
+        if self._peers.get(address) is peer:
+            del self._peers[address]
+        if peer.task is not None and peer.task is not asyncio.current_task():
+            peer.task.cancel()

@@ -1,0 +1,1 @@
+"""The way of a request: routed, held or sent to a replica, answered."""

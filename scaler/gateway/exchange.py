@@ -1,0 +1,233 @@
+"""One request's way to a replica and its answer's way back.
+
+Head, body and answer go through as they are, less the headers that belong to one connection; an answer's chunks are passed on the moment
+they come, and a slow client slows the engine down instead of filling memory. The answer's head is sent together with its first byte:
+until then nothing was promised to the client, so a replica that dies with the head out but no byte behind it is still replaced unnoticed.
+Rejected: passing the head on at once (engines send it before the first token, the longest time for a replica to die in).
+
+A client that opted into heartbeats has got its head already, as an event stream: then an answer that is no event stream, or ends early,
+becomes an error event.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+
+import aiohttp
+from aiohttp import web
+from multidict import CIMultiDict, CIMultiDictProxy
+
+from scaler.gateway.dispatcher import Member
+from scaler.gateway.refusal import Refusal
+
+log = logging.getLogger(__name__)
+
+# They speak of one connection (RFC 9110, 7.6.1), or were answered by the gateway itself (Expect).
+_HOP_BY_HOP = (
+    "Connection",
+    "Expect",
+    "Keep-Alive",
+    "Proxy-Authenticate",
+    "Proxy-Authorization",
+    "Proxy-Connection",
+    "TE",
+    "Trailer",
+    "Transfer-Encoding",
+    "Upgrade",
+)
+_SLICE = 2**18  # bytes of a held body written at once, so that a large one does not stop the loop
+_ERROR_BYTES = 2**16  # of an engine's error, kept to be sent as an event
+
+
+class ReplicaFailed(Exception):
+    """The replica failed before the answer's first byte; `error` says how."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(f"{type(error).__name__}: {error}")
+        self.error = error
+
+
+class _Answer(web.StreamResponse):
+    # aiohttp writes the head together with the first chunk then, in one packet.
+    _send_headers_immediately = False
+
+
+class Exchange:
+    """One request, and what has been answered so far.
+
+    model: whose replicas may answer it; path: the target that they get; arrived: time.monotonic() of its head;
+    body: held in memory; None: there is none, or it streams through unread.
+    """
+
+    __slots__ = ("_events", "_request", "_started", "_upload_error", "arrived", "body", "closes", "model", "path")
+
+    def __init__(self, request: web.BaseRequest, arrived: float) -> None:
+        self._request = request
+        self.arrived = arrived
+        self.model = ""
+        self.path = ""
+        self.body: bytes | None = None
+        self.closes = False  # the connection is closed after the answer, and the answer says so
+        self._events: web.StreamResponse | None = None
+        self._started = False  # bytes of a streaming body were taken from the client: it cannot be sent again
+        self._upload_error: Exception | None = None
+
+    @property
+    def streams(self) -> bool:
+        """Whether the body goes from the client to the replica unread."""
+        return self.body is None and self._request.body_exists
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether the request can be sent to another replica."""
+        return not self._started
+
+    @property
+    def size(self) -> int:
+        """Bytes of the body that wait in memory."""
+        return len(self.body) if self.body is not None else 0
+
+    async def beat(self) -> None:
+        """Sends a comment to a waiting client; the first one begins an event stream."""
+        if self._events is None:
+            headers = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"}
+            self._events = _Answer(status=200, headers=headers)
+            await self._events.prepare(self._request)
+        await self._events.write(b": waiting\n\n")
+
+    async def over(self, member: Member, first_byte: Callable[[Exchange, float], None]) -> web.StreamResponse:
+        """Sends the request to the replica and its answer to the client.
+
+        first_byte: called when the answer's first byte is there to be sent, with the time.monotonic() at which the replica got the request.
+        Raises: ReplicaFailed before the first byte; Refusal for a body that the client sent wrongly; ConnectionError: the client has gone.
+        """
+        handed = time.monotonic()
+        try:
+            answer, chunk = await member.upstream.send(self._request.method, self.path, self._head(), self._data())
+        except (aiohttp.ClientError, OSError) as error:
+            raise self._blame(error) from error
+        try:
+            self.body = None  # from here on it cannot be sent again
+            first_byte(self, handed)
+            if self._events is not None:
+                return await self._pass_events(self._events, answer, chunk)
+            return await self._pass(answer, chunk)
+        finally:
+            answer.close()
+
+    async def refuse(self, refusal: Refusal) -> web.StreamResponse:
+        """Answers with an error, as an event if an event stream has begun."""
+        if self._events is None:
+            return web.Response(status=refusal.status, body=refusal.body, content_type="application/json", headers=refusal.headers)
+        return await self._fail_events(self._events, refusal.body)
+
+    def _head(self) -> CIMultiDict[str]:
+        headers = _end_to_end(self._request.headers)
+        if self._events is not None:
+            headers.popall("Accept-Encoding", None)  # our head said that the answer is not encoded
+        return headers
+
+    def _data(self) -> bytes | AsyncIterator[bytes] | None:
+        if self.streams:
+            return self._upload()
+        if self.body is not None and len(self.body) > _SLICE:
+            return _slices(self.body)
+        return self.body
+
+    async def _upload(self) -> AsyncIterator[bytes]:
+        self._started = True
+        try:
+            async for chunk in self._request.content.iter_any():
+                yield chunk
+        except (web.RequestPayloadError, ConnectionError, aiohttp.ClientError) as error:
+            self._upload_error = error
+            raise
+
+    def _blame(self, error: Exception) -> Exception:
+        """Whose fault it was that a request got no answer."""
+        if self._upload_error is None:
+            return ReplicaFailed(error)
+        if isinstance(self._upload_error, ConnectionError):
+            return self._upload_error
+        return Refusal(400, "bad_body", f"the request's body could not be read: {self._upload_error}")
+
+    async def _pass(self, answer: aiohttp.ClientResponse, chunk: bytes) -> web.StreamResponse:
+        response = _Answer(status=answer.status, reason=answer.reason, headers=_end_to_end(answer.headers))
+        if self.closes:
+            response.force_close()
+        await response.prepare(self._request)
+        while chunk:
+            await response.write(chunk)
+            try:
+                chunk = await answer.content.readany()
+            except (aiohttp.ClientError, OSError) as error:
+                self._cut(answer, error)
+                return response
+        await response.write_eof()
+        return response
+
+    async def _pass_events(self, response: web.StreamResponse, answer: aiohttp.ClientResponse, chunk: bytes) -> web.StreamResponse:
+        passes = answer.status == 200 and answer.content_type == "text/event-stream"
+        error = bytearray()
+        try:
+            while chunk:
+                if passes:
+                    await response.write(chunk)
+                elif len(error) < _ERROR_BYTES:
+                    error += chunk
+                try:
+                    chunk = await answer.content.readany()
+                except (aiohttp.ClientError, OSError) as broken:
+                    raise ReplicaFailed(broken) from broken
+        except ReplicaFailed as broken:
+            message = f"the replica died in the middle of its answer ({broken})"
+            return await self._fail_events(response, Refusal(502, "replica_failed", message).body)
+        if not passes:
+            return await self._fail_events(response, _as_error(answer.status, bytes(error)))
+        await response.write_eof()
+        return response
+
+    async def _fail_events(self, response: web.StreamResponse, error: bytes) -> web.StreamResponse:
+        # The empty line ends an event that may have been cut off. Line ends inside the JSON would end ours: there are none outside strings.
+        await response.write(b"\n\ndata: " + json.dumps(json.loads(error)).encode() + b"\n\n")
+        await response.write_eof()
+        return response
+
+    def _cut(self, answer: aiohttp.ClientResponse, error: Exception) -> None:
+        """Closes the client's connection without the answer's proper end: that is how it learns that the answer is not whole."""
+        fields = {"url": str(answer.url), "error": f"{type(error).__name__}: {error}"}
+        log.warning("a replica died in the middle of an answer; the client's connection is closed", extra={"fields": fields})
+        if self._request.transport is not None:
+            self._request.transport.close()
+
+
+def _end_to_end(headers: CIMultiDict[str] | CIMultiDictProxy[str]) -> CIMultiDict[str]:
+    """A copy without the headers of the connection, those that `Connection` names included."""
+    kept = CIMultiDict(headers)
+    for name in kept.getall("Connection", ()):
+        for token in name.split(","):
+            kept.popall(token.strip(), None)
+    for name in _HOP_BY_HOP:
+        kept.popall(name, None)
+    return kept
+
+
+async def _slices(body: bytes) -> AsyncIterator[bytes]:
+    view = memoryview(body)
+    for start in range(0, len(body), _SLICE):
+        yield bytes(view[start : start + _SLICE])
+
+
+def _as_error(status: int, body: bytes) -> bytes:
+    """An engine's error in OpenAI's shape: its own JSON if it is that already."""
+    try:
+        told = json.loads(body)
+        if isinstance(told, dict) and "error" in told:
+            return body
+    except ValueError:
+        pass
+    text = body.decode("utf-8", "replace").strip() or "no text"
+    return Refusal(status, "engine_error", f"the engine answered with status {status}: {text}").body

@@ -1,0 +1,1 @@
+"""KEDA's gRPC contract."""

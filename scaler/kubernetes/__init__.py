@@ -1,0 +1,1 @@
+"""The scaler's part in a cluster: objects, controller, admission webhook."""

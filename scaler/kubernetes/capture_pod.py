@@ -1,0 +1,115 @@
+"""The pod in which a snapshot is captured, and what it tells of how far it is.
+
+It is the user's template, marked for the agent as the pods are that will be restored: its node's agent puts a placeholder before the
+engine there too, since the engine must not be the container's first process. The agent of its node starts the engine, waits for its
+health, asks the recorded request, takes the snapshot and writes the result on the pod. The pod must never serve: a readiness gate that
+nobody ever grants keeps it out of every Service whose selector its labels match (they stay, since network policies go by labels too).
+Probes would kill an engine that stands still while it is dumped, so it has none.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from scaler.kubernetes import resources
+from scaler.kubernetes.pod_patch import NodeSetup, Patch, engine_of, prepare, refused
+from scaler.kubernetes.resources import ContainerStatus, ModelSnapshot, Pod
+
+_DEADLINE_SECONDS = 3600
+_NEVER_GRANTED = f"{resources.GROUP}/captured"
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How a capture stands. `digest`: it is done; `failure`: it has failed; neither: `detail` says what it waits for."""
+
+    digest: str = ""
+    failure: str = ""
+    detail: str = ""
+
+
+def name_of(snapshot: ModelSnapshot) -> str:
+    """The same for the same template: whoever tries to start a capture twice finds the name taken."""
+    return f"{snapshot.metadata.name}-capture-{snapshot.template_hash}"
+
+
+def refusal(snapshot: ModelSnapshot) -> str:
+    """Why no capture can be made of this template; empty: one can be tried."""
+    spec = (snapshot.spec.template or {}).get("spec") or {}
+    index = engine_of(spec, snapshot)
+    if index is None:
+        wanted = f"no container {snapshot.spec.container!r}" if snapshot.spec.container else "no container"
+        return f"spec.template has {wanted}"
+    if reason := refused(spec, index):
+        return f"no snapshot is taken of such a pod: {reason}"
+    return ""
+
+
+def pod_for(snapshot: ModelSnapshot, setup: NodeSetup, costs: Mapping[str, float]) -> dict[str, Any]:
+    """The pod to create. `costs`: nodes to prefer, the lowest first. Only for a template that is not refused."""
+    template = copy.deepcopy(snapshot.spec.template or {})
+    spec = template["spec"]
+    of_template = template.get("metadata") or {}
+    labels = {key: value for key, value in (of_template.get("labels") or {}).items() if key != resources.SNAPSHOT_LABEL}
+    owner = {
+        "apiVersion": f"{resources.GROUP}/v1alpha1",
+        "kind": "ModelSnapshot",
+        "name": snapshot.metadata.name,
+        "uid": snapshot.metadata.uid,
+        "controller": True,
+    }
+    pod: dict[str, Any] = {
+        "metadata": {
+            "name": name_of(snapshot),
+            "labels": {**labels, resources.CAPTURE_LABEL: snapshot.metadata.name},
+            "annotations": dict(of_template.get("annotations") or {}),
+            "ownerReferences": [owner],
+        },
+        "spec": spec,
+    }
+    for result in (resources.CAPTURED, resources.CAPTURE_FAILED, resources.CANARY):
+        pod["metadata"]["annotations"].pop(result, None)  # the agent's to write, not the template's
+    if snapshot.spec.canary is not None:
+        pod["metadata"]["annotations"][resources.CANARY] = json.dumps(msgspec.to_builtins(snapshot.spec.canary))
+    index = engine_of(spec, snapshot)
+    assert index is not None
+    for probe in ("livenessProbe", "readinessProbe", "startupProbe", "lifecycle"):
+        spec["containers"][index].pop(probe, None)
+    spec["restartPolicy"] = "Never"
+    spec["activeDeadlineSeconds"] = _DEADLINE_SECONDS
+    spec["readinessGates"] = [{"conditionType": _NEVER_GRANTED}]
+    spec["nodeSelector"] = {**(spec.get("nodeSelector") or {}), **snapshot.spec.node_selector}
+    prepare(Patch(pod), snapshot, setup, costs)
+    return pod
+
+
+def progress(pod: Pod) -> Progress:
+    annotations = pod.metadata.annotations
+    if digest := annotations.get(resources.CAPTURED):
+        return Progress(digest=digest)
+    if reason := annotations.get(resources.CAPTURE_FAILED):
+        return Progress(failure=reason)
+    if pod.status.phase in {"Failed", "Succeeded"}:
+        ended = [_ending(each) for each in pod.status.container_statuses if each.state.terminated is not None]
+        said = ": ".join(part for part in (pod.status.reason, pod.status.message) if part) or "; ".join(ended)
+        return Progress(failure=f"the capture pod ended before the snapshot was taken ({said or pod.status.phase})")
+    scheduled = next((each for each in pod.status.conditions if each.type == "PodScheduled"), None)
+    if scheduled is not None and scheduled.status == "False":
+        return Progress(detail=f"the capture pod has no node yet: {scheduled.message or scheduled.reason}")
+    for each in pod.status.container_statuses:
+        reason = (each.state.waiting or {}).get("reason", "")
+        if reason and reason not in {"ContainerCreating", "PodInitializing"}:
+            return Progress(detail=f"container {each.name} waits: {reason}: {(each.state.waiting or {}).get('message', '')}")
+    where = f" on node {pod.spec.node_name}" if pod.spec.node_name else ""
+    return Progress(detail=f"pod {pod.metadata.name} runs{where}")
+
+
+def _ending(container: ContainerStatus) -> str:
+    ended = container.state.terminated or {}
+    return f"container {container.name} ended with exit code {ended.get('exitCode')}, {ended.get('reason', 'no reason given')}"

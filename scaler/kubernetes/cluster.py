@@ -1,0 +1,266 @@
+"""Kubernetes' API, as the scaler uses it. The only file of this room that talks to it.
+
+Connection, TLS, credentials and their renewal are the official client's. Its generated models are not used: a watch of pods would build
+hundreds of objects of pure Python for each event (milliseconds), and our own kind has no model at all. Requests go through its `ApiClient`
+and answers are decoded by msgspec into the few fields that a reader declares. Its `Watch` was rejected too: it opens a second client,
+reconnects without a pause, and hides when a list must be made anew. What lists and watches is informer.py; who leads, election.py. Every
+write is a patch (or a create, or a delete with the uid that was seen): two writers never undo each other's fields.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import secrets
+import time
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal, TypeVar
+
+import aiohttp
+import msgspec
+from kubernetes.aio import client, config
+
+from scaler.kubernetes.informer import Expired, Informer, Page
+from scaler.kubernetes.resources import Metadata
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+_REQUEST_SECONDS = 30.0
+_EVENT_REPEAT_SECONDS = 60.0  # the same event about the same object again within this time is left out
+_EVENTS_KEPT = 1000
+_GONE = 410
+MERGE = "application/merge-patch+json"
+
+
+class ClusterError(Exception):
+    """The API server could not be asked, or refused. `status` is HTTP's; 0: there was no answer."""
+
+    def __init__(self, status: int, what: str, why: str) -> None:
+        self.status = status
+        super().__init__(f"{what}: {why}" + (f" (HTTP {status})" if status else ""))
+
+
+class NotFound(ClusterError):
+    pass
+
+
+class Conflict(ClusterError):
+    """The object has changed since it was read, or its name is taken."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resource:
+    api: str
+    kind: str
+    plural: str
+
+    def path(self, namespace: str = "", name: str = "", subresource: str = "") -> str:
+        root = f"/apis/{self.api}" if "/" in self.api else f"/api/{self.api}"
+        parts = (root, *(("namespaces", namespace) if namespace else ()), self.plural, name, subresource)
+        return "/".join(part for part in parts if part)
+
+
+MODEL_SNAPSHOTS = Resource("zerowake.dev/v1alpha1", "ModelSnapshot", "modelsnapshots")
+PODS = Resource("v1", "Pod", "pods")
+NODES = Resource("v1", "Node", "nodes")
+EVENTS = Resource("events.k8s.io/v1", "Event", "events")
+LEASES = Resource("coordination.k8s.io/v1", "Lease", "leases")
+ENDPOINT_SLICES = Resource("discovery.k8s.io/v1", "EndpointSlice", "endpointslices")
+SCALED_OBJECTS = Resource("keda.sh/v1alpha1", "ScaledObject", "scaledobjects")
+
+
+class _ListMetadata(msgspec.Struct, rename="camel"):
+    resource_version: str = ""
+    continue_: str = msgspec.field(default="", name="continue")
+
+
+class _List(msgspec.Struct):
+    metadata: _ListMetadata
+    items: list[msgspec.Raw] | None = None
+
+
+class _WatchEvent(msgspec.Struct):
+    type: str
+    object: msgspec.Raw
+
+
+class _Failure(msgspec.Struct):
+    message: str = ""
+    code: int = 0
+
+
+class Cluster:
+    """Use `async with Cluster.connect() as cluster`."""
+
+    def __init__(self, api: client.ApiClient, reporter: str, instance: str) -> None:
+        self._api: Any = api  # the client has no types
+        self._reporter = reporter
+        self._instance = instance
+        self._told: dict[str, float] = {}
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def connect(cls, *, reporter: str = "zerowake.dev/scaler", instance: str = "scaler") -> AsyncIterator[Cluster]:
+        """The cluster this pod runs in; outside of one that of `KUBECONFIG`. Events name `reporter` and `instance`.
+
+        Raises:
+            ClusterError: there is neither a service account nor a kubeconfig that can be used.
+        """
+        configuration = client.Configuration()
+        try:
+            config.load_incluster_config(configuration)  # type: ignore[no-untyped-call]
+        except config.ConfigException as inside:
+            try:
+                await config.load_kube_config(os.environ.get("KUBECONFIG"), client_configuration=configuration)  # type: ignore[no-untyped-call]
+            except (config.ConfigException, OSError) as error:
+                why = f"no service account ({inside}) and no kubeconfig ({error}); run in a pod, or set KUBECONFIG"
+                raise ClusterError(0, "Kubernetes' API cannot be found", why) from error
+        async with client.ApiClient(configuration) as api:
+            yield cls(api, reporter, instance)
+
+    async def get(self, resource: Resource, namespace: str, name: str, kind: type[T], subresource: str = "") -> T:
+        """Raises: NotFound, ClusterError."""
+        return msgspec.json.decode(await self._call("GET", resource.path(namespace, name, subresource)), type=kind)
+
+    async def page(self, resource: Resource, namespace: str, query: Mapping[str, str]) -> Page:
+        """One page of a list; `query` as the API has it (labelSelector, limit, continue, …). Raises: Expired, ClusterError."""
+        found = msgspec.json.decode(await self._call("GET", resource.path(namespace), query), type=_List)
+        return Page(found.items or [], found.metadata.resource_version, found.metadata.continue_)
+
+    async def watch(self, resource: Resource, namespace: str, query: Mapping[str, str]) -> AsyncIterator[tuple[str, msgspec.Raw]]:
+        """Events (type, object) until the server ends the stream. Raises: Expired: list again; ClusterError."""
+        seconds = float(query["timeoutSeconds"])
+        # A bookmark comes every minute: two minutes of silence are a connection that is dead on one side only.
+        bound = aiohttp.ClientTimeout(total=seconds + 30, sock_connect=10, sock_read=min(130.0, seconds + 30))
+        what = f"watching {resource.plural}"
+        async with self._open("GET", resource.path(namespace), {**query, "watch": "true"}, bound=bound, what=what) as response:
+            while line := await response.content.readline():
+                event = msgspec.json.decode(line, type=_WatchEvent)
+                if event.type == "ERROR":
+                    failure = msgspec.json.decode(event.object, type=_Failure)
+                    if failure.code == _GONE:
+                        raise Expired(failure.message)
+                    raise ClusterError(failure.code, what, failure.message)
+                yield event.type, event.object
+
+    def follow(self, resource: Resource, kind: type[T], *, namespace: str = "", labels: str = "", fields: str = "") -> Informer[T]:
+        """An informer of these objects, in all namespaces unless one is given; it starts with `async with`."""
+        selectors = {"labelSelector": labels, "fieldSelector": fields}
+        return Informer(self, resource, kind, namespace, {key: value for key, value in selectors.items() if value})
+
+    async def create(self, resource: Resource, namespace: str, body: Mapping[str, object]) -> bytes:
+        """Raises: Conflict: the name is taken; ClusterError."""
+        full = {"apiVersion": resource.api, "kind": resource.kind, **body}
+        return await self._call("POST", resource.path(namespace), body=full)
+
+    async def patch(self, resource: Resource, namespace: str, name: str, body: Mapping[str, object], *, subresource: str = "") -> bytes:
+        """A merge patch. With metadata.resourceVersion in it, it counts for that version only. Raises: NotFound, Conflict, ClusterError."""
+        return await self._call("PATCH", resource.path(namespace, name, subresource), body=body, content=MERGE)
+
+    async def delete(self, resource: Resource, namespace: str, name: str, *, uid: str = "", grace: int | None = None) -> None:
+        """Asks for the object's deletion; one that is gone already is fine. With `uid`: that one and no later one of its name."""
+        options: dict[str, object] = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background"}
+        if uid:
+            options["preconditions"] = {"uid": uid}
+        if grace is not None:
+            options["gracePeriodSeconds"] = grace
+        try:
+            await self._call("DELETE", resource.path(namespace, name), body=options)
+        except NotFound:
+            pass
+        except Conflict:
+            if not uid:
+                raise
+
+    async def event(
+        self,
+        about: Resource,
+        metadata: Metadata,
+        kind: Literal["Normal", "Warning"],
+        reason: str,
+        note: str,
+        action: str,
+    ) -> None:
+        """Writes an event about the object. Best effort: a failure is logged, since nothing may depend on events."""
+        key = hashlib.blake2b(f"{metadata.uid}\0{reason}\0{note}".encode(), digest_size=8).hexdigest()
+        now = time.monotonic()
+        if now - self._told.pop(key, -_EVENT_REPEAT_SECONDS) < _EVENT_REPEAT_SECONDS:
+            self._told[key] = now
+            return
+        self._told[key] = now
+        while len(self._told) > _EVENTS_KEPT:
+            del self._told[next(iter(self._told))]
+        regarding = {"apiVersion": about.api, "kind": about.kind, "namespace": metadata.namespace, "name": metadata.name}
+        body = {
+            "metadata": {"name": f"{metadata.name}.{secrets.token_hex(8)}", "namespace": metadata.namespace},
+            "eventTime": datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z"),
+            "reportingController": self._reporter,
+            "reportingInstance": self._instance[:128],
+            "regarding": {**regarding, "uid": metadata.uid, "resourceVersion": metadata.resource_version},
+            "type": kind,
+            "reason": reason,
+            "action": action,
+            "note": note if len(note) <= 1000 else note[:999] + "…",
+        }
+        try:
+            await self.create(EVENTS, metadata.namespace, body)
+        except ClusterError as error:
+            log.warning("the event %s of %s/%s is lost: %s", reason, metadata.namespace, metadata.name, error)
+
+    async def _call(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str] | None = None,
+        *,
+        body: Mapping[str, object] | None = None,
+        content: str = "application/json",
+    ) -> bytes:
+        bound = aiohttp.ClientTimeout(total=_REQUEST_SECONDS, sock_connect=10)
+        async with self._open(method, path, query, body=body, content=content, bound=bound, what=f"{method} {path}") as response:
+            return await response.read()
+
+    @contextlib.asynccontextmanager
+    async def _open(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str] | None,
+        *,
+        body: Mapping[str, object] | None = None,
+        content: str = "application/json",
+        bound: aiohttp.ClientTimeout,
+        what: str,
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """The answer, once its head says that all is well."""
+        headers = {"Accept": "application/json", "Content-Type": content}
+        try:
+            call = await self._api.param_serialize(
+                method, path, query_params=list((query or {}).items()), header_params=headers, body=body, auth_settings=["BearerToken"]
+            )
+            answer = await self._api.call_api(*call, _request_timeout=bound)
+            response: aiohttp.ClientResponse = answer.response
+            try:
+                if response.status >= 400:
+                    raise _refused(response.status, what, await response.read())
+                yield response
+            finally:
+                response.close() if response.content.at_eof() is False else response.release()
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise ClusterError(0, what, f"no answer from Kubernetes' API: {error or type(error).__name__}") from error
+
+
+def _refused(status: int, what: str, body: bytes) -> Exception:
+    try:
+        message = msgspec.json.decode(body, type=_Failure).message
+    except msgspec.DecodeError:
+        message = body[:200].decode(errors="replace")
+    if status == _GONE:
+        return Expired(message)
+    kind = {404: NotFound, 409: Conflict}.get(status, ClusterError)
+    return kind(status, what, message or "no reason given")

@@ -1,0 +1,397 @@
+"""The ModelSnapshot controller: what an object asks for becomes a captured or adopted artifact, and its status says where that is.
+
+One replica of the scaler leads and does this. An object is looked at when it changes, when its capture pod does, and when an agent's
+stream says that its artifact moved; each look computes the whole status anew from these three and writes it if it differs. Nothing is
+remembered between looks but how often a capture failed, so a new leader goes on where the old one stopped.
+
+A capture pod is named after the hash of what it captures, and is deleted only after its digest stands in the status: a look that is made
+with old news finds the name taken, or its own earlier write (`_latest`), and never starts a second capture. A holder whose agent does not
+answer stays listed until its agent denies having the artifact or the node itself is gone: agents are rolled, and that must not cost a
+capture. When all holders are gone so, a captured snapshot is captured again.
+Deletion: the finalizer goes when no node holds the artifact any more. Replicas that run do not need it; a restore that is under way keeps
+it, agent-side, until it has ended. Another object that names the same artifact keeps it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import secrets
+import time
+from collections.abc import Iterable
+
+import grpc
+import msgspec
+from zerowake_proto import agent_pb2
+
+from scaler.fleet.nodes import Node, Nodes
+from scaler.kubernetes import capture_pod, resources
+from scaler.kubernetes.cluster import MODEL_SNAPSHOTS, NODES, PODS, Cluster, ClusterError, Conflict, NotFound
+from scaler.kubernetes.election import lead
+from scaler.kubernetes.informer import Informer, Key
+from scaler.kubernetes.pod_patch import NodeSetup
+from scaler.kubernetes.resources import Condition, Holder, Meta, ModelSnapshot, Pod, Status, with_condition
+from scaler.kubernetes.workqueue import WorkQueue
+
+log = logging.getLogger(__name__)
+
+LEASE = "zerowake-controller"
+_FIRST_CAPTURE_RETRY_SECONDS, _LAST_CAPTURE_RETRY_SECONDS = 30.0, 1800.0
+_UNSTAGE_SECONDS = 120.0
+_ABSENT_AGENT_SECONDS = 30.0  # until an agent that does not answer is looked for again
+_RUNGS = {agent_pb2.RUNG_DISK: "disk", agent_pb2.RUNG_MEMORY: "memory", agent_pb2.RUNG_STANDBY: "standby"}
+
+
+async def run_controller(
+    cluster: Cluster,
+    snapshots: Informer[ModelSnapshot],
+    nodes: Nodes,
+    setup: NodeSetup,
+    *,
+    namespace: str,
+    identity: str,
+    lease: str = LEASE,
+) -> None:
+    """Runs the controller whenever this process holds the lease in `namespace`; until cancelled. Every replica of the scaler calls it.
+
+    snapshots: the running informer of all ModelSnapshots, shared with the webhook. nodes: the agents, by their streams.
+    identity: this replica's own name (its pod's).
+    """
+    controller = Controller(cluster, snapshots, nodes, setup)
+    await lead(cluster, namespace, lease, identity, controller.run)
+
+
+class _Artifact:
+    """What the agents say about one snapshot's artifact."""
+
+    def __init__(self, snapshot: ModelSnapshot, digest: str, nodes: Iterable[Node]) -> None:
+        self.held: dict[str, agent_pb2.Residency] = {}  # by node's name
+        self.answering: dict[str, Node] = {}
+        self.by_name: dict[str, Node] = {}
+        name = (snapshot.metadata.namespace, snapshot.artifact_name)
+        for node in nodes:
+            if not node.info.name:
+                continue
+            if node.synced.is_set():
+                self.answering[node.info.name] = node
+            self.by_name[node.info.name] = node
+            residency = node.residencies.get(name)
+            if residency is not None and digest in ("", residency.snapshot.digest):
+                self.held[node.info.name] = residency
+
+
+class Controller:
+    def __init__(self, cluster: Cluster, snapshots: Informer[ModelSnapshot], nodes: Nodes, setup: NodeSetup) -> None:
+        self._cluster = cluster
+        self._snapshots = snapshots
+        self._nodes = nodes
+        self._setup = setup
+        self._pods: Informer[Pod] | None = None
+        self._queue: WorkQueue[Key] = WorkQueue()
+        self._written: dict[Key, ModelSnapshot] = {}
+        self._failed: dict[tuple[Key, str], tuple[int, float, str]] = {}  # captures: how often, not before, why
+        self._residencies: dict[str, dict[Key, tuple[str, int, int, str]]] = {}
+        snapshots.on_change(self._snapshot_changed)
+        nodes.on_change(self._node_changed)
+
+    async def run(self) -> None:
+        """Leads: works until cancelled."""
+        self._queue = WorkQueue()
+        self._written.clear()
+        async with self._cluster.follow(PODS, Pod, labels=resources.CAPTURE_LABEL) as pods:
+            await self._snapshots.synced.wait()
+            await pods.synced.wait()
+            self._pods = pods
+            pods.on_change(self._pod_changed)
+            for snapshot in self._snapshots:
+                self._queue.add(snapshot.key)
+            log.info("this replica leads: %d ModelSnapshots", len(self._snapshots))
+            try:
+                await self._queue.run(self._look)
+            finally:
+                self._pods = None
+
+    # --- what makes an object be looked at
+
+    def _snapshot_changed(self, old: ModelSnapshot | None, new: ModelSnapshot | None) -> None:
+        changed = new or old
+        if changed is not None and self._pods is not None:
+            self._queue.add(changed.key)
+
+    def _pod_changed(self, old: Pod | None, new: Pod | None) -> None:
+        changed = new or old
+        if changed is not None:
+            self._queue.add((changed.metadata.namespace, changed.metadata.labels.get(resources.CAPTURE_LABEL, "")))
+
+    def _node_changed(self, node: Node) -> None:
+        """Called at every change of a replica too: only what changed of artifacts counts."""
+        before = self._residencies.get(node.address, {})
+        after = {
+            key: (each.snapshot.digest, int(each.rung), each.image_bytes, each.unusable_reason) for key, each in node.residencies.items()
+        }
+        if node.synced.is_set():
+            after["", ""] = ("synced", 0, 0, "")
+        self._residencies[node.address] = after
+        changed = {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
+        if not changed or self._pods is None:
+            return
+        for snapshot in self._snapshots:
+            listed = ("", "") in changed and any(each.name == node.info.name for each in snapshot.status.nodes)
+            if listed or (snapshot.metadata.namespace, snapshot.artifact_name) in changed:
+                self._queue.add_after(snapshot.key, 0.1)  # news of a node come in bursts
+
+    # --- one look
+
+    async def _look(self, key: Key) -> float | None:
+        snapshot = self._latest(key)
+        if snapshot is None:
+            self._written.pop(key, None)
+            self._failed = {each: failure for each, failure in self._failed.items() if each[0] != key}
+            return None
+        if snapshot.metadata.deletion_timestamp:
+            return await self._remove(snapshot)
+        if resources.FINALIZER not in snapshot.metadata.finalizers:
+            snapshot = await self._finalizers(snapshot, (*snapshot.metadata.finalizers, resources.FINALIZER))
+        if snapshot.spec.artifact is not None:
+            return await self._adopt(snapshot, snapshot.spec.artifact.digest)
+        return await self._capture(snapshot)
+
+    def _latest(self, key: Key) -> ModelSnapshot | None:
+        """The object as the informer has it, or as we wrote it where the informer has not heard of that yet."""
+        known, written = self._snapshots.get(*key), self._written.get(key)
+        if known is None or written is None or known.metadata.uid != written.metadata.uid:
+            return known
+        older = int(known.metadata.resource_version) < int(written.metadata.resource_version)
+        return written if older else known
+
+    async def _adopt(self, snapshot: ModelSnapshot, digest: str) -> float | None:
+        artifact = _Artifact(snapshot, digest, self._nodes)
+        missing = f"no node's agent has {snapshot.metadata.namespace}/{snapshot.artifact_name}@{digest[:12]}"
+        holders = await self._holders(snapshot.status, artifact)
+        captured = _condition(snapshot, resources.CONDITION_CAPTURED, bool(holders), "Adopted", "NotFound", missing)
+        return await self._resident(snapshot, artifact, digest, captured, holders, missing)
+
+    async def _capture(self, snapshot: ModelSnapshot) -> float | None:
+        wanted, status = snapshot.template_hash, snapshot.status
+        pods = self._pods_of(snapshot)
+        for stale in [pod for name, pod in pods.items() if name != capture_pod.name_of(snapshot)]:
+            await self._cluster.delete(PODS, stale.metadata.namespace, stale.metadata.name, uid=stale.metadata.uid)
+        pod = pods.get(capture_pod.name_of(snapshot))
+        if status.digest and status.template_hash == wanted:
+            artifact = _Artifact(snapshot, status.digest, self._nodes)
+            holders = await self._holders(status, artifact)
+            if holders or not status.nodes:
+                if pod is not None:
+                    await self._cluster.delete(PODS, pod.metadata.namespace, pod.metadata.name, uid=pod.metadata.uid)
+                captured = _condition(snapshot, resources.CONDITION_CAPTURED, True, "Captured", "", "")
+                missing = "captured; its node's agent has not reported it yet"
+                return await self._resident(snapshot, artifact, status.digest, captured, holders, missing)
+            log.warning("%s/%s: no node has %s any more; it is captured again", *snapshot.key, status.digest)
+        if pod is not None and pod.metadata.deletion_timestamp is None:
+            return await self._follow_capture(snapshot, pod)
+        if pod is not None:
+            return None  # one is ending; its end brings us here again
+        return await self._start_capture(snapshot)
+
+    async def _start_capture(self, snapshot: ModelSnapshot) -> float | None:
+        if reason := capture_pod.refusal(snapshot):
+            await self._tell(snapshot, "Warning", "SnapshotRefused", reason)
+            await self._not_captured(snapshot, resources.FAILED, "TemplateRefused", reason)
+            return None
+        _, not_before, why = self._failed.get((snapshot.key, snapshot.template_hash), (0, 0.0, ""))
+        if (wait := not_before - time.monotonic()) > 0:
+            await self._not_captured(snapshot, resources.FAILED, "CaptureFailed", why)
+            return wait
+        free = {node.info.name: 1 / (1 + node.info.memory_free_bytes) for node in self._nodes if node.synced.is_set() and node.info.name}
+        try:
+            await self._cluster.create(PODS, snapshot.metadata.namespace, capture_pod.pod_for(snapshot, self._setup, free))
+        except Conflict:
+            return await self._name_taken(snapshot)
+        except ClusterError as error:
+            if error.status in (0, 429) or error.status >= 500:
+                raise
+            return await self._capture_failed(snapshot, f"the capture pod was refused: {error}")
+        detail = f"pod {capture_pod.name_of(snapshot)} was created" + ("" if free else "; no restore agent is connected yet")
+        await self._not_captured(snapshot, resources.CAPTURING, "Capturing", detail)
+        return None
+
+    async def _name_taken(self, snapshot: ModelSnapshot) -> float | None:
+        """Ours, which the informer will bring, or somebody's."""
+        name = capture_pod.name_of(snapshot)
+        try:
+            pod = await self._cluster.get(PODS, snapshot.metadata.namespace, name, Pod)
+        except NotFound:
+            return 1.0
+        if pod.metadata.labels.get(resources.CAPTURE_LABEL) == snapshot.metadata.name:
+            return 1.0
+        return await self._capture_failed(snapshot, f"a pod {name} that is not the controller's is in the way; delete it")
+
+    async def _follow_capture(self, snapshot: ModelSnapshot, pod: Pod) -> float | None:
+        progress = capture_pod.progress(pod)
+        if progress.digest:
+            self._failed.pop((snapshot.key, snapshot.template_hash), None)
+            artifact = _Artifact(snapshot, progress.digest, self._nodes)
+            captured = _condition(snapshot, resources.CONDITION_CAPTURED, True, "Captured", "", "")
+            holders = await self._holders(Status(), artifact)
+            missing = "captured; its node's agent has not reported it yet"
+            await self._resident(snapshot, artifact, progress.digest, captured, holders, missing)
+            note = f"captured on node {pod.spec.node_name or '?'} as {progress.digest[:12]}"
+            await self._tell(snapshot, "Normal", "Captured", note)
+        elif progress.failure:
+            await self._capture_failed(snapshot, progress.failure)
+        else:
+            await self._not_captured(snapshot, resources.CAPTURING, "Capturing", progress.detail)
+            return None
+        await self._cluster.delete(PODS, pod.metadata.namespace, pod.metadata.name, uid=pod.metadata.uid)
+        return None
+
+    async def _capture_failed(self, snapshot: ModelSnapshot, reason: str) -> float:
+        key = (snapshot.key, snapshot.template_hash)
+        times = self._failed.get(key, (0, 0.0, ""))[0] + 1
+        wait = min(_FIRST_CAPTURE_RETRY_SECONDS * 2.0 ** (times - 1), _LAST_CAPTURE_RETRY_SECONDS)
+        self._failed[key] = (times, time.monotonic() + wait, reason)
+        await self._not_captured(snapshot, resources.FAILED, "CaptureFailed", reason)
+        await self._tell(snapshot, "Warning", "CaptureFailed", f"{reason}; tried again in {wait:.0f} s")
+        return wait
+
+    async def _not_captured(self, snapshot: ModelSnapshot, phase: str, reason: str, message: str) -> None:
+        """There is no snapshot of this template. One of an older template stays on its nodes until it is replaced, but is not used."""
+        conditions = snapshot.status.conditions
+        for kind in (resources.CONDITION_CAPTURED, resources.CONDITION_READY):
+            conditions = with_condition(conditions, _condition(snapshot, kind, False, "", reason, message))
+        same = snapshot.status.template_hash == snapshot.template_hash
+        old = msgspec.structs.replace(snapshot.status, digest="", nodes=(), image_bytes=0) if same else snapshot.status
+        await self._write(snapshot, msgspec.structs.replace(old, phase=phase, conditions=conditions))
+
+    async def _resident(
+        self,
+        snapshot: ModelSnapshot,
+        artifact: _Artifact,
+        digest: str,
+        captured: Condition,
+        holders: tuple[Holder, ...],
+        missing: str,
+    ) -> float | None:
+        """Writes where the artifact is, and whether that makes it Ready. A holder that can't be asked counts: it had it."""
+        unusable = {name: each.unusable_reason for name, each in artifact.held.items() if each.unusable_reason}
+        usable = [each.name for each in holders if each.name not in unusable]
+        if usable:
+            ready = _condition(snapshot, resources.CONDITION_READY, True, "Resident", "", f"on {len(usable)} node(s)")
+        elif unusable:
+            name, why = next(iter(unusable.items()))
+            ready = _condition(snapshot, resources.CONDITION_READY, False, "", "Unusable", f"on node {name}: {why}")
+        else:
+            ready = _condition(snapshot, resources.CONDITION_READY, False, "", "NotResident", missing)
+        status = msgspec.structs.replace(
+            snapshot.status,
+            phase=resources.READY if usable else resources.PENDING,
+            digest=digest,
+            image_bytes=max((each.image_bytes for each in artifact.held.values()), default=snapshot.status.image_bytes),
+            nodes=holders,
+            conditions=with_condition(with_condition(snapshot.status.conditions, captured), ready),
+            template_hash=snapshot.template_hash if snapshot.spec.template is not None else "",
+        )
+        await self._write(snapshot, status)
+        return _ABSENT_AGENT_SECONDS if any(each.name not in artifact.answering for each in holders) else None
+
+    async def _holders(self, status: Status, artifact: _Artifact) -> tuple[Holder, ...]:
+        """Who has it by their own word, and who had it and can't be asked now, unless the node is gone."""
+        found = {name: _RUNGS.get(each.rung, "disk") for name, each in artifact.held.items()}
+        for listed in status.nodes:
+            if listed.name not in found and listed.name not in artifact.answering and await self._exists(listed.name):
+                found[listed.name] = listed.rung
+        return tuple(Holder(name, rung) for name, rung in sorted(found.items()))
+
+    async def _exists(self, node: str) -> bool:
+        try:
+            await self._cluster.get(NODES, "", node, Meta)
+        except NotFound:
+            return False
+        return True
+
+    # --- deletion
+
+    async def _remove(self, snapshot: ModelSnapshot) -> float | None:
+        if resources.FINALIZER not in snapshot.metadata.finalizers:
+            return None
+        if pods := self._pods_of(snapshot):
+            for pod in pods.values():
+                await self._cluster.delete(PODS, pod.metadata.namespace, pod.metadata.name, uid=pod.metadata.uid)
+            return None  # their end brings us here again: an agent may be publishing what we are about to remove
+        waits = "" if self._shared(snapshot) else await self._unstage(snapshot)
+        if waits:
+            ready = _condition(snapshot, resources.CONDITION_READY, False, "", "Deleting", waits)
+            conditions = with_condition(snapshot.status.conditions, ready)
+            await self._write(snapshot, msgspec.structs.replace(snapshot.status, conditions=conditions))
+            return _ABSENT_AGENT_SECONDS
+        rest = tuple(each for each in snapshot.metadata.finalizers if each != resources.FINALIZER)
+        with contextlib.suppress(NotFound):
+            await self._finalizers(snapshot, rest)
+        return None
+
+    def _shared(self, snapshot: ModelSnapshot) -> bool:
+        mine = (snapshot.metadata.namespace, snapshot.artifact_name)
+        return any(
+            (other.metadata.namespace, other.artifact_name) == mine and not other.metadata.deletion_timestamp
+            for other in self._snapshots
+            if other.key != snapshot.key
+        )
+
+    async def _unstage(self, snapshot: ModelSnapshot) -> str:
+        """Takes the artifact from every node. Returns what is still waited for; empty: it is gone everywhere."""
+        artifact = _Artifact(snapshot, snapshot.spec.artifact.digest if snapshot.spec.artifact else "", self._nodes)
+        waits = [
+            f"node {each.name}, whose agent does not answer"
+            for each in await self._holders(snapshot.status, artifact)
+            if each.name not in artifact.answering
+        ]
+        for name, residency in artifact.held.items():
+            if name not in artifact.answering:
+                continue
+            request = agent_pb2.UnstageRequest(request_id=secrets.token_hex(8), snapshot=residency.snapshot, rung=agent_pb2.RUNG_ABSENT)
+            try:
+                await artifact.answering[name].stub.Unstage(request, timeout=_UNSTAGE_SECONDS)
+            except grpc.aio.AioRpcError as error:
+                if error.code() != grpc.StatusCode.NOT_FOUND:
+                    waits.append(f"node {name}: {error.details()}")
+        return f"the artifact is still to be removed from {'; '.join(waits)}" if waits else ""
+
+    # --- writing
+
+    def _pods_of(self, snapshot: ModelSnapshot) -> dict[str, Pod]:
+        """Its capture pods. The label is not enough: anybody can set one, and what they own is not ours to read or delete."""
+        namespace, name = snapshot.key
+        return {
+            pod.metadata.name: pod
+            for pod in self._pods or ()
+            if pod.metadata.namespace == namespace
+            and pod.metadata.labels.get(resources.CAPTURE_LABEL) == name
+            and any(owner.get("uid") == snapshot.metadata.uid for owner in pod.metadata.owner_references)
+        }
+
+    async def _finalizers(self, snapshot: ModelSnapshot, finalizers: tuple[str, ...]) -> ModelSnapshot:
+        version = {"resourceVersion": snapshot.metadata.resource_version, "finalizers": list(finalizers)}
+        return self._note(await self._cluster.patch(MODEL_SNAPSHOTS, *snapshot.key, {"metadata": version}))
+
+    async def _write(self, snapshot: ModelSnapshot, status: Status) -> None:
+        status = msgspec.structs.replace(status, observed_generation=snapshot.metadata.generation)
+        if status == snapshot.status:
+            return
+        body = {"status": msgspec.to_builtins(status)}
+        for name in ("digest", "imageBytes", "nodes", "templateHash"):
+            body["status"].setdefault(name, None)  # a merge patch leaves alone what it does not name
+        self._note(await self._cluster.patch(MODEL_SNAPSHOTS, *snapshot.key, body, subresource="status"))
+
+    def _note(self, answer: bytes) -> ModelSnapshot:
+        written = msgspec.json.decode(answer, type=ModelSnapshot)
+        self._written[written.key] = written
+        return written
+
+    async def _tell(self, snapshot: ModelSnapshot, kind: str, reason: str, note: str) -> None:
+        await self._cluster.event(MODEL_SNAPSHOTS, snapshot.metadata, "Normal" if kind == "Normal" else "Warning", reason, note, "Capture")
+
+
+def _condition(snapshot: ModelSnapshot, kind: str, holds: bool, reason: str, reason_not: str, message: str) -> Condition:
+    status, why = ("True", reason) if holds else ("False", reason_not)
+    text = message if not holds or reason == "Resident" else ""
+    return Condition(kind, status, why, text, observed_generation=snapshot.metadata.generation)

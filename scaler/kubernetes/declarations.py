@@ -1,0 +1,134 @@
+"""Which models there are on a cluster, as ModelSnapshots and ScaledObjects declare them, and what follows from it for the other parts.
+
+A model's name stands for one thing in all requests, but objects of any namespace can name it. The namespace of the oldest object that does
+has the name: limits, snapshot and triggers of the others' count for nothing, and pods of theirs are sent no requests, or whoever may
+create a pod somewhere could answer for everybody else's model. A model of which only a ScaledObject is known is held for as well.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
+
+from scaler.books.ledger import Ledger, ModelLimits
+from scaler.books.trigger import Trigger
+from scaler.kubernetes.resources import ModelSnapshot
+from scaler.kubernetes.scaled_object import ScaledObject
+from scaler.local.config import ModelSection
+
+log = logging.getLogger(__name__)
+
+Declaration = ModelSnapshot | ScaledObject
+_Key = tuple[str, str, str]  # kind, namespace, name
+
+
+class Snapshots(Protocol):
+    def on_change(self, callback: Callable[[ModelSnapshot | None, ModelSnapshot | None], None]) -> None: ...
+
+
+class Objects(Protocol):
+    def on_change(self, callback: Callable[[ScaledObject | None, ScaledObject | None], None]) -> None: ...
+
+
+class Models:
+    """Keeps the ledger's models as the two informers have them. `sections`: what the planner plans by, kept up to date in place."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.sections: dict[str, ModelSection] = {}
+        self._ledger = ledger
+        self._declared: dict[str, dict[_Key, Declaration]] = {}
+        self._owners: dict[str, str] = {}
+        self._limits: dict[str, ModelLimits] = {}
+        self._trigger_listeners: list[Callable[[Trigger], None]] = []
+        self._owner_listeners: list[Callable[[str], None]] = []
+
+    def follow(self, snapshots: Snapshots, objects: Objects) -> None:
+        snapshots.on_change(self._changed)
+        objects.on_change(self._changed)
+
+    def on_trigger(self, callback: Callable[[Trigger], None]) -> None:
+        """Calls `callback(trigger)` for each trigger of a model's own namespace, and again when it has changed."""
+        self._trigger_listeners.append(callback)
+
+    def on_owner(self, callback: Callable[[str], None]) -> None:
+        """Calls `callback(model)` after the model has passed to another namespace, or to none."""
+        self._owner_listeners.append(callback)
+
+    def owner(self, model: str) -> str:
+        """The namespace whose pods may serve the model; empty: nobody has declared it."""
+        return self._owners.get(model, "")
+
+    def objects(self, model: str) -> Sequence[ScaledObject]:
+        """The ScaledObjects that scale the model."""
+        return [each for each in self._own(model) if isinstance(each, ScaledObject)]
+
+    def _own(self, model: str) -> list[Declaration]:
+        """The declarations that count, the oldest first."""
+        owner = self.owner(model)
+        return [each for each in _by_age(self._declared.get(model, {}).values()) if each.metadata.namespace == owner]
+
+    def _changed(self, old: Declaration | None, new: Declaration | None) -> None:
+        touched: dict[str, None] = {}
+        if old is not None and (model := _model(old)):
+            del self._declared[model][_key(old)]
+            touched[model] = None
+        if new is not None and (model := _model(new)):
+            self._declared.setdefault(model, {})[_key(new)] = new
+            touched[model] = None
+        for model in touched:
+            self._settle(model)
+        if isinstance(new, ScaledObject) and (trigger := new.trigger) and new.metadata.namespace == self.owner(trigger.model):
+            for callback in self._trigger_listeners:
+                callback(trigger)
+
+    def _settle(self, model: str) -> None:
+        declared = _by_age(self._declared[model].values())
+        if not declared:
+            del self._declared[model]
+        owner = declared[0].metadata.namespace if declared else ""
+        passed = owner != self.owner(model)
+        if owner:
+            self._owners[model] = owner
+        else:
+            self._owners.pop(model, None)
+        own = self._own(model)
+        for each in declared:
+            if each.metadata.namespace != owner:
+                log.warning(
+                    "%s %s/%s names the model %s, which is namespace %s's already: it does not count; give the model another name",
+                    *_key(each),
+                    model,
+                    owner,
+                )
+        snapshot = next((each for each in own if isinstance(each, ModelSnapshot)), None)
+        limits = snapshot.limits if snapshot else ModelLimits()
+        if not owner:
+            if self._limits.pop(model, None):
+                self._ledger.withdraw(model)
+        elif self._limits.get(model) != limits:
+            self._limits[model] = limits
+            self._ledger.declare(model, limits)
+        if snapshot is not None and not snapshot.metadata.deletion_timestamp:
+            name = f"{snapshot.metadata.namespace}/{snapshot.artifact_name}"
+            self.sections[model] = ModelSection.model_validate({"snapshot": name, "stage": snapshot.spec.stage})
+        else:
+            self.sections.pop(model, None)
+        if passed:
+            for callback in self._owner_listeners:
+                callback(model)
+
+
+def _model(declaration: Declaration) -> str:
+    if isinstance(declaration, ModelSnapshot):
+        return declaration.model
+    trigger = declaration.trigger
+    return trigger.model if trigger else ""
+
+
+def _key(declaration: Declaration) -> _Key:
+    return type(declaration).__name__, declaration.metadata.namespace, declaration.metadata.name
+
+
+def _by_age(declarations: Iterable[Declaration]) -> list[Declaration]:
+    return sorted(declarations, key=lambda each: (each.metadata.creation_timestamp, each.metadata.uid))

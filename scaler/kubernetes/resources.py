@@ -1,0 +1,193 @@
+"""`ModelSnapshot` and the names that the scaler, the webhook and the node's agent share on Kubernetes, typed.
+
+The schema that the API server enforces is in the chart (deploy/helm/zerowake/templates/crd.yaml); these are the same fields as Python sees
+them. Whatever else an object carries is left alone, since every write is a patch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from scaler.books.ledger import ModelLimits
+
+GROUP = "zerowake.dev"
+FINALIZER = f"{GROUP}/artifact"
+SNAPSHOT_LABEL = f"{GROUP}/snapshot"  # on a pod: restore this ModelSnapshot of the pod's own namespace
+CAPTURE_LABEL = f"{GROUP}/capture"  # on a pod: it is run to be captured for this ModelSnapshot
+RESTORE = f"{GROUP}/restore"  # "false": this pod starts as if it had no label
+CONTAINER, PORT, HEALTH = f"{GROUP}/container", f"{GROUP}/port", f"{GROUP}/health"
+MODEL, DIGEST, CANARY, GPUMEM = f"{GROUP}/model", f"{GROUP}/digest", f"{GROUP}/canary", f"{GROUP}/gpumem"
+CAPTURED, CAPTURE_FAILED = f"{GROUP}/captured", f"{GROUP}/capture-failed"  # the agent's word on a capture pod
+
+PENDING, CAPTURING, READY, FAILED = "Pending", "Capturing", "Ready", "Failed"
+CONDITION_CAPTURED, CONDITION_READY = "Captured", "Ready"
+
+
+class _Object(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    pass
+
+
+class Metadata(_Object, frozen=True):
+    name: str = ""
+    namespace: str = ""
+    uid: str = ""
+    resource_version: str = ""
+    generation: int = 0
+    creation_timestamp: str = ""
+    deletion_timestamp: str | None = None
+    finalizers: tuple[str, ...] = ()
+    labels: dict[str, str] = {}
+    annotations: dict[str, str] = {}
+    owner_references: tuple[dict[str, Any], ...] = ()
+
+
+class Meta(_Object, frozen=True):
+    """Any object of which only the metadata is of interest."""
+
+    metadata: Metadata
+
+
+class Artifact(_Object, frozen=True):
+    name: str
+    digest: str
+
+
+class Canary(_Object, frozen=True):
+    path: str
+    body: Any = None
+
+
+class Limits(_Object, frozen=True):
+    concurrency: int = 8
+    max_wait_seconds: float = 300.0
+    max_requests: int = 10_000
+
+
+class Spec(_Object, frozen=True):
+    model: str = ""
+    template: dict[str, Any] | None = None
+    artifact: Artifact | None = None
+    container: str = ""
+    port: int = 8000
+    health_path: str = "/health"
+    canary: Canary | None = None
+    node_selector: dict[str, str] = {}
+    limits: Limits = Limits()
+    stage: str = "memory"
+
+
+class Holder(_Object, frozen=True):
+    """A node that holds the artifact, and the rung it stands on there."""
+
+    name: str
+    rung: str
+
+
+class Condition(_Object, frozen=True, omit_defaults=False):
+    type: str
+    status: str
+    reason: str = ""
+    message: str = ""
+    last_transition_time: str = ""
+    observed_generation: int = 0
+
+
+class Status(_Object, frozen=True):
+    phase: str = ""
+    digest: str = ""
+    image_bytes: int = 0
+    nodes: tuple[Holder, ...] = ()
+    conditions: tuple[Condition, ...] = ()
+    observed_generation: int = 0
+    template_hash: str = ""
+
+    def condition(self, kind: str) -> Condition | None:
+        return next((each for each in self.conditions if each.type == kind), None)
+
+    def holds(self, kind: str) -> bool:
+        condition = self.condition(kind)
+        return condition is not None and condition.status == "True"
+
+
+class ModelSnapshot(_Object, frozen=True):
+    metadata: Metadata
+    spec: Spec
+    status: Status = Status()
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.metadata.namespace, self.metadata.name
+
+    @property
+    def model(self) -> str:
+        return self.spec.model or self.metadata.name
+
+    @property
+    def artifact_name(self) -> str:
+        """The artifact's name in the agents' stores; its namespace there is the object's own."""
+        return self.spec.artifact.name if self.spec.artifact else self.metadata.name
+
+    @property
+    def ready_digest(self) -> str:
+        """The digest to restore from; empty while there is none, or none of the template as it is now."""
+        if not self.status.holds(CONDITION_READY) or self.metadata.deletion_timestamp:
+            return ""
+        current = self.spec.template is None or self.status.template_hash == self.template_hash
+        return self.status.digest if current else ""
+
+    @property
+    def limits(self) -> ModelLimits:
+        limits = self.spec.limits
+        return ModelLimits(concurrency=limits.concurrency, max_wait_seconds=limits.max_wait_seconds, max_requests=limits.max_requests)
+
+    @property
+    def template_hash(self) -> str:
+        """Changes with whatever a capture is made from: only then is another one needed."""
+        spec = self.spec
+        source = (spec.template, spec.container, spec.port, spec.health_path, spec.canary, spec.node_selector, self.model)
+        return hashlib.blake2b(msgspec.json.encode(source, order="sorted"), digest_size=5).hexdigest()
+
+
+class ContainerState(_Object, frozen=True):
+    terminated: dict[str, Any] | None = None
+    waiting: dict[str, Any] | None = None
+
+
+class ContainerStatus(_Object, frozen=True):
+    name: str
+    state: ContainerState = ContainerState()
+
+
+class PodStatus(_Object, frozen=True):
+    phase: str = ""
+    reason: str = ""
+    message: str = ""
+    conditions: tuple[Condition, ...] = ()
+    container_statuses: tuple[ContainerStatus, ...] = ()
+
+
+class PodSpec(_Object, frozen=True):
+    node_name: str = ""
+
+
+class Pod(_Object, frozen=True):
+    """What the controller reads of a capture pod."""
+
+    metadata: Metadata
+    spec: PodSpec = PodSpec()
+    status: PodStatus = PodStatus()
+
+
+def timestamp() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def with_condition(conditions: tuple[Condition, ...], new: Condition) -> tuple[Condition, ...]:
+    """The conditions with `new` in the place of its kind; the time of transition stays unless the status changed."""
+    old = next((each for each in conditions if each.type == new.type), None)
+    time = old.last_transition_time if old and old.status == new.status else timestamp()
+    return (*(each for each in conditions if each.type != new.type), msgspec.structs.replace(new, last_transition_time=time))

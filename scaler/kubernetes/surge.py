@@ -1,0 +1,151 @@
+"""From nothing to as many replicas as wait for, at once: the part of a scale-up that the HPA would bring at its next sync.
+
+KEDA's push scales 0 → 1 and no further; the rest is the HPA's, which looks every 15 s. In those 15 s after a model's first request, and
+only then, the number that the HPA would ask for is set here, by the scale subresource of the ScaledObject's target: what KEDA and the HPA
+themselves write. Both stay in charge:
+- KEDA activates. Nothing is done before the target has left zero, so a ScaledObject that is paused, or that KEDA does not know yet, stays
+  at zero. It has to be in this order, too: KEDA sees zero in its cache and then writes 1, so what was raised before is lowered by it.
+- The HPA's own arithmetic is used (books/hpa.py), within maxReplicaCount, on the metric that it reads. It finds what it would have set,
+  keeps it or lowers it by its own rules, and nothing has to be put back: what was raised here is not marked as ours in any way.
+- Whoever says how fast a workload may grow (behavior.scaleUp), pauses it, or scales it by a formula, is left to the HPA alone.
+It only raises, and never over what is there: the patch counts for the version that was read. Two replicas of the scaler that both hold
+requests do the same, and the second finds it done.
+Rejected: raising minReplicaCount before the push (KEDA would then go to it in one step, but it is the user's own field, watched by GitOps
+tools; it has to be put back, by somebody who may have died, and until then it is paid for; and each change of the spec makes KEDA close
+the push stream and open it anew), one metric per missing replica, a shorter sync for all HPAs of the cluster (a flag of the control plane).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from typing import Protocol, TypeVar
+
+import msgspec
+from prometheus_client import Counter
+
+from scaler.books.hpa import SYNC_SECONDS, proportional
+from scaler.books.ledger import Ledger, UnknownModel
+from scaler.kubernetes.cluster import ClusterError, Conflict, Resource
+from scaler.kubernetes.resources import Metadata
+from scaler.kubernetes.scaled_object import ScaledObject
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+_FIRST_LOOK_SECONDS, _LAST_LOOK_SECONDS = 0.01, 1.0
+_GATHER_SECONDS = 0.02  # the requests of one burst do not come in one instant
+
+RAISED = Counter("zerowake_surge_replicas_total", "Replicas that were asked for ahead of the HPA, by model.", ["model"])
+
+
+class Api(Protocol):
+    """What is needed of scaler/kubernetes/cluster.py's Cluster."""
+
+    async def get(self, resource: Resource, namespace: str, name: str, kind: type[T], subresource: str = "") -> T: ...
+
+    async def patch(self, resource: Resource, namespace: str, name: str, body: Mapping[str, object], *, subresource: str = "") -> bytes: ...
+
+
+class _Count(msgspec.Struct, frozen=True):
+    replicas: int = 0
+
+
+class Scale(msgspec.Struct, frozen=True):
+    """autoscaling/v1 Scale."""
+
+    metadata: Metadata
+    spec: _Count = _Count()
+
+
+class Surge:
+    """Hooks into the ledger; `close` ends what is under way. `objects`: the ScaledObjects of a model, as they are now."""
+
+    def __init__(self, ledger: Ledger, api: Api, objects: Callable[[str], Iterable[ScaledObject]]) -> None:
+        self._ledger = ledger
+        self._api = api
+        self._objects = objects
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        ledger.on_first_demand(self._begin)
+
+    async def close(self) -> None:
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _begin(self, model: str) -> None:
+        if before := self._tasks.get(model):
+            before.cancel()  # of an earlier activation: this one has its whole time
+        task = self._tasks[model] = asyncio.create_task(self._run(model), name=f"surge of {model}")
+        task.add_done_callback(lambda done: self._tasks.pop(model) if self._tasks.get(model) is done else None)
+
+    async def _run(self, model: str) -> None:
+        """Until the HPA has looked once."""
+        try:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(SYNC_SECONDS), asyncio.TaskGroup() as group:
+                    for found in self._objects(model):
+                        if why := found.reserved:
+                            log.info("ScaledObject %s/%s is left to the HPA: %s", *found.key, why)
+                        else:
+                            group.create_task(self._follow(model, found), name=f"surge of {'/'.join(found.key)}")
+        except Exception:
+            log.exception("the surge of %s is given up, the HPA brings its replicas", model)
+
+    async def _follow(self, model: str, found: ScaledObject) -> None:
+        pause = _FIRST_LOOK_SECONDS
+        try:
+            while True:
+                await self._outgrown(model, found, 1)  # KEDA sees to the first
+                if there := await self._raise(model, found):
+                    # What is there is trusted for a while only: a write of KEDA's that was on its way may still lower it.
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(pause):
+                            await self._outgrown(model, found, there)
+                else:
+                    await asyncio.sleep(pause)
+                pause = min(2 * pause, _LAST_LOOK_SECONDS)
+        except UnknownModel:
+            return  # withdrawn
+
+    async def _outgrown(self, model: str, found: ScaledObject, replicas: int) -> None:
+        """Returns when the backlog is worth more than so many."""
+        with self._ledger.subscribe(model) as subscription:
+            while self._worth(model, found, replicas) <= replicas:
+                await subscription.changed()
+                await asyncio.sleep(_GATHER_SECONDS)
+
+    def _worth(self, model: str, found: ScaledObject, current: int) -> int:
+        """The replicas that the HPA would ask for."""
+        trigger = found.trigger
+        if trigger is None:
+            return 0
+        pending = self._ledger.demand_anywhere(model).pending
+        return min(proportional(current, pending, trigger.target_pending), found.max_replicas)
+
+    async def _raise(self, model: str, found: ScaledObject) -> int:
+        """What the target is set to, then; 0: KEDA has not activated it, or it could not be asked."""
+        kind = found.status.target
+        if kind is None:
+            return 0
+        resource = Resource(f"{kind.group}/{kind.version}" if kind.group else kind.version, kind.kind, kind.resource)
+        namespace, name = found.metadata.namespace, found.spec.scale_target_ref.name
+        try:
+            scale = await self._api.get(resource, namespace, name, Scale, "scale")
+            current = scale.spec.replicas
+            worth = self._worth(model, found, current) if current else 0
+            if worth <= current:
+                return current
+            body = {"metadata": {"resourceVersion": scale.metadata.resource_version}, "spec": {"replicas": worth}}
+            await self._api.patch(resource, namespace, name, body, subresource="scale")
+        except Conflict:
+            return 0  # somebody wrote in between
+        except ClusterError as error:
+            log.warning("ScaledObject %s/%s cannot be scaled ahead of the HPA: %s", *found.key, error)
+            return 0
+        RAISED.labels(model).inc(worth - current)
+        log.info("%s %s/%s scaled from %d to %d ahead of the HPA", kind.kind, namespace, name, current, worth)
+        return worth

@@ -1,0 +1,161 @@
+"""The admission webhook: pods labelled `zerowake.dev/snapshot` are marked for the agents, which restore their engine (restorable.py).
+
+It stands in the way of every such pod's creation, so it answers from memory alone: the snapshots that an informer holds, and the nodes
+that the agents' streams describe. It never refuses a pod and never fails one: whatever is missing or odd, the pod passes untouched and
+starts as it would have, with a warning that `kubectl` shows to whoever made it. The API server is told to ask for labelled pods only, not
+to wait for long, and to go on without an answer (failure policy Ignore).
+"""
+
+from __future__ import annotations
+
+import base64
+import logging
+import math
+import time
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import msgspec
+from aiohttp import web
+from prometheus_client import Counter, Histogram
+
+from scaler.fleet.nodes import Node
+from scaler.kubernetes.informer import Informer
+from scaler.kubernetes.pod_patch import NodeSetup, Patch, prepare, unfit
+from scaler.kubernetes.resources import CAPTURE_LABEL, RESTORE, SNAPSHOT_LABEL, ModelSnapshot
+from scaler.local.config import SnapshotName
+from scaler.plan.estimate import seconds_to_serve
+from zerowake_shared.tls import TlsFiles, server_context
+
+log = logging.getLogger(__name__)
+
+PATH = "/mutate-pods"
+PODS = Counter("zerowake_webhook_pods_total", "Pods that the admission webhook was asked about, by outcome.", ["outcome"])
+SECONDS = Histogram(
+    "zerowake_webhook_seconds",
+    "How long the admission webhook took over one pod.",
+    buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1),
+)
+_REVIEW_BYTES = 8 << 20  # the API server's own bound on an object is 3 MB, and a review holds up to two
+
+
+class _Request(msgspec.Struct):
+    uid: str
+    namespace: str = ""
+    object: dict[str, Any] = {}
+
+
+class _Review(msgspec.Struct):
+    request: _Request
+
+
+class _Untouched(Exception):
+    """Why this pod stays as it is. `told`: it asked for a snapshot, so whoever made it hears of it."""
+
+    def __init__(self, outcome: str, told: str = "") -> None:
+        self.outcome = outcome
+        self.told = told
+        super().__init__(outcome)
+
+
+class Webhook:
+    """Reviews pods. `nodes` is scaler.nodes.Nodes, or any iterable of its nodes."""
+
+    def __init__(self, snapshots: Informer[ModelSnapshot], nodes: Iterable[Node], setup: NodeSetup) -> None:
+        self._snapshots = snapshots
+        self._nodes = nodes
+        self._setup = setup
+        self._decoder = msgspec.json.Decoder(_Review)
+
+    def review(self, body: bytes) -> bytes:
+        """The answer to an AdmissionReview. Raises: msgspec.MsgspecError: it is none."""
+        begun = time.perf_counter()
+        request = self._decoder.decode(body).request
+        response: dict[str, Any] = {"uid": request.uid, "allowed": True}
+        try:
+            patch = self._patch(request)
+            outcome = "marked"
+            response |= {"patchType": "JSONPatch", "patch": base64.b64encode(msgspec.json.encode(patch.operations)).decode()}
+        except _Untouched as untouched:
+            outcome = untouched.outcome
+            if untouched.told:
+                response["warnings"] = [f"zerowake: this pod is started, not restored: {untouched.told}"[:256]]
+        except Exception:  # a pod of a shape we did not foresee: Kubernetes would start it, so it is started
+            outcome = "error"
+            log.exception("a pod in namespace %s passes untouched", request.namespace)
+        PODS.labels(outcome).inc()
+        SECONDS.observe(time.perf_counter() - begun)
+        return msgspec.json.encode({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": response})
+
+    def _patch(self, request: _Request) -> Patch:
+        pod, namespace = request.object, request.namespace
+        metadata = pod.get("metadata") or {}
+        name = (metadata.get("labels") or {}).get(SNAPSHOT_LABEL, "")
+        if not name or CAPTURE_LABEL in metadata["labels"]:
+            raise _Untouched("not-ours")
+        if (metadata.get("annotations") or {}).get(RESTORE) == "false":
+            raise _Untouched("opted-out")
+        if not self._snapshots.synced.is_set():
+            raise _Untouched("not-synced", "the webhook has just started and does not know the snapshots yet")
+        snapshot = self._snapshots.get(namespace, name)
+        if snapshot is None:
+            raise _Untouched("no-snapshot", f"there is no ModelSnapshot {name!r} in namespace {namespace!r}")
+        digest = snapshot.ready_digest
+        if not digest:
+            raise _Untouched("not-ready", f"ModelSnapshot {name!r} is not Ready ({snapshot.status.phase or 'Pending'})")
+        if reason := unfit(pod["spec"], snapshot, self._setup):
+            raise _Untouched("unfit", reason)
+        patch = Patch(pod)
+        prepare(patch, snapshot, self._setup, self._seconds(snapshot, digest), digest)
+        return patch
+
+    def _seconds(self, snapshot: ModelSnapshot, digest: str) -> dict[str, float]:
+        """The planner's estimate, node by node; without the nodes that cannot serve it."""
+        name = SnapshotName(namespace=snapshot.metadata.namespace, name=snapshot.artifact_name)
+        found = {}
+        for node in self._nodes:
+            residency = node.residency(name)
+            if residency is not None and residency.snapshot.digest == digest and node.synced.is_set():
+                found[node.info.name] = seconds_to_serve(node.info, residency)
+        return {node: seconds for node, seconds in found.items() if node and not math.isinf(seconds)}
+
+
+@asynccontextmanager
+async def serve_webhook(
+    host: str,
+    port: int,
+    tls: TlsFiles,
+    *,
+    snapshots: Informer[ModelSnapshot],
+    nodes: Iterable[Node],
+    setup: NodeSetup,
+) -> AsyncIterator[tuple[str, int]]:
+    """Serves the webhook over HTTPS until the block ends; yields the bound address (port 0: any). Every replica of the scaler does.
+
+    snapshots: `cluster.follow(MODEL_SNAPSHOTS, ModelSnapshot)`; it need not have synced. nodes: scaler.nodes.Nodes. setup: where agents
+    run, as the chart's values say. The certificate is read again when it changes.
+
+    Raises:
+        BadCertificate: the files cannot be used. OSError: the address cannot be listened on.
+    """
+    webhook = Webhook(snapshots, nodes, setup)
+
+    async def handle(request: web.Request) -> web.Response:
+        try:
+            answer = webhook.review(await request.read())
+        except msgspec.MsgspecError as error:
+            return web.Response(status=400, text=f"this is no AdmissionReview: {error}\n")
+        return web.Response(body=answer, content_type="application/json")
+
+    app = web.Application(client_max_size=_REVIEW_BYTES)
+    app.add_routes([web.post(PATH, handle)])
+    runner = web.AppRunner(app, access_log=None, handle_signals=False)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, host, port, ssl_context=server_context(tls))
+        await site.start()
+        bound = runner.addresses[0]
+        yield bound[0], bound[1]
+    finally:
+        await runner.cleanup()

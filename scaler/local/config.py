@@ -1,0 +1,182 @@
+"""The file that `zerowake up` reads: one YAML, checked whole before anything is started."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from scaler.books.hpa import ScalingRules
+from scaler.books.ledger import ModelLimits
+from zerowake_shared.tls import TlsFiles
+
+_PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "VIRTUAL_ENV", "PYTHONPATH", "LD_LIBRARY_PATH")
+
+
+class BadConfig(Exception):
+    """The file cannot be used; the message names the file and the field."""
+
+
+def _address(value: str) -> str:
+    host, _, port = value.rpartition(":")
+    if not host or not port.isdigit() or int(port) > 65535:
+        raise ValueError(f"{value!r} is not HOST:PORT")
+    return value
+
+
+Address = Annotated[str, AfterValidator(_address)]
+Count = Annotated[int, Field(ge=1)]
+Seconds = Annotated[float, Field(gt=0)]
+S = TypeVar("S", bound="Section")
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class SnapshotName(Section):
+    namespace: str
+    name: str
+
+    @classmethod
+    def parse(cls, value: str) -> SnapshotName:
+        namespace, _, name = value.rpartition("/")
+        return cls(namespace=namespace or "default", name=name)
+
+
+class TlsSection(Section):
+    """Certificates of KEDA's port. With `client_ca` a client without one of its certificates is refused."""
+
+    certificate: Path
+    key: Path
+    client_ca: Path | None = None
+
+    @property
+    def files(self) -> TlsFiles:
+        return TlsFiles(self.certificate, self.key, self.client_ca)
+
+
+class KedaSection(Section):
+    """Where KEDA's operator reaches the scaler, for those who point one at this machine."""
+
+    listen: Address
+    tls: TlsSection | None = None
+
+
+class ModelSection(Section):
+    snapshot: str = ""  # NAME or NAMESPACE/NAME
+    command: tuple[str, ...] = ()  # started where there is no snapshot, or where it cannot be restored
+    port: Annotated[int, Field(gt=0, lt=65536)] | None = None
+    health: str = "/health"
+    env: dict[str, str] = {}
+    directory: Path = Path()
+    ready_seconds: Seconds = 600.0
+    stage: Literal["disk", "memory", "standby"] = "memory"  # the rung on which the snapshot waits for the first request
+    standby_seconds: Annotated[float, Field(ge=0)] = 0.0  # an idle replica is kept as a standby for so long before it is dropped
+    max_stage_seconds: Annotated[float, Field(ge=0)] | None = None
+    concurrency: Count = 8
+    max_requests: Count = 10_000
+    max_bytes: Count = 256 << 20
+    max_wait_seconds: Seconds = 300.0
+    min_replicas: Annotated[int, Field(ge=0)] = 0
+    max_replicas: Count = 1
+    idle_replicas: int | None = None
+    cooldown_seconds: Annotated[float, Field(ge=0)] = 300.0
+    polling_seconds: Seconds = 30.0
+    stabilisation_seconds: Annotated[float, Field(ge=0)] = 300.0
+
+    @model_validator(mode="after")
+    def _startable(self) -> ModelSection:
+        if not self.snapshot and not self.command:
+            raise ValueError("give a snapshot, a command, or both")
+        if self.standby_seconds and self.stage == "standby":
+            raise ValueError(
+                "standby_seconds is for stage: disk or memory; with stage: standby an idle replica is kept for as long as it takes"
+            )
+        if self.command and self.port is None:
+            raise ValueError("port is missing: the one that the command listens on")
+        _ = self.rules, self.limits
+        return self
+
+    @property
+    def snapshot_name(self) -> SnapshotName | None:
+        return SnapshotName.parse(self.snapshot) if self.snapshot else None
+
+    @property
+    def keep_seconds(self) -> float | None:
+        """How long a replica that has become idle is kept as a standby; 0: until it is used; None: it is dropped at once."""
+        if self.stage == "standby":
+            return 0.0
+        return self.standby_seconds or None
+
+    @property
+    def rules(self) -> ScalingRules:
+        return ScalingRules(
+            min_replicas=self.min_replicas,
+            max_replicas=self.max_replicas,
+            idle_replicas=self.idle_replicas,
+            cooldown_seconds=self.cooldown_seconds,
+            polling_seconds=self.polling_seconds,
+            stabilisation_seconds=self.stabilisation_seconds,
+        )
+
+    @property
+    def limits(self) -> ModelLimits:
+        return ModelLimits(
+            max_requests=self.max_requests,
+            max_bytes=self.max_bytes,
+            max_wait_seconds=self.max_wait_seconds,
+            concurrency=self.concurrency,
+        )
+
+    def trigger(self, model: str) -> dict[str, str]:
+        """The metadata that a ScaledObject of this model would have."""
+        metadata = {"model": model, "targetPending": str(self.concurrency)}
+        if self.max_stage_seconds is not None:
+            metadata["maxStageSeconds"] = str(self.max_stage_seconds)
+        return metadata
+
+    @property
+    def engine_env(self) -> dict[str, str]:
+        """What the engine's process sees: its own variables over a few of ours."""
+        return {key: os.environ[key] for key in _PASSED_ON if key in os.environ} | self.env
+
+
+class Config(Section):
+    state: Path = Path("/var/lib/zerowake")
+    listen: Address = "127.0.0.1:8080"
+    metrics: Address | None = None
+    agent_metrics: Address | None = None
+    keda: KedaSection | None = None
+    drain_seconds: Annotated[float, Field(ge=0)] = 30.0
+    models: dict[str, ModelSection] = Field(min_length=1)
+
+
+def load(path: Path) -> Config:
+    """Reads the file; its relative paths count from its own folder.
+
+    Raises:
+        BadConfig: it cannot be read, is no YAML, or a field is unknown or of no use.
+    """
+    config = read(path, Config)
+    here = path.resolve().parent
+    models = {name: model.model_copy(update={"directory": here / model.directory}) for name, model in config.models.items()}
+    return config.model_copy(update={"state": (here / config.state).resolve(), "models": models})
+
+
+def read(path: Path, kind: type[S]) -> S:
+    """Raises: BadConfig: the file cannot be read, is no YAML, or a field is unknown or of no use."""
+    try:
+        found = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise BadConfig(f"{path} cannot be read: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise BadConfig(f"{path} is no YAML: {error}") from None
+    try:
+        return kind.model_validate(found)
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, each['loc'])) or 'the file'}: {each['msg']}" for each in error.errors()]
+        raise BadConfig(f"{path}: " + "; ".join(problems)) from None

@@ -1,0 +1,1 @@
+"""The programs, each wired in one function, and their command lines."""

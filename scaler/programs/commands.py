@@ -1,0 +1,104 @@
+"""`zerowake up`, `zerowake serve` and `zerowake status`."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import aiohttp
+import typer
+import uvloop
+from rich.console import Console
+from rich.table import Table
+
+from scaler.keda.external_scaler import CannotListen
+from scaler.local.config import BadConfig, load
+from scaler.programs.up import up as run_up
+from scaler.view.status import socket_of
+from zerowake_shared import log
+from zerowake_shared.tls import BadCertificate
+
+app = typer.Typer(no_args_is_help=True)
+_DEFAULT_STATE = Path("/var/lib/zerowake")
+
+
+@app.command()
+def up(file: Annotated[Path, typer.Argument(help="YAML that names the models.")]) -> None:
+    """Serves models on this machine: gateway, scaler, autoscaler and restore agent, until stopped."""
+    log.configure()
+    try:
+        uvloop.run(run_up(load(file)))
+    except (BadConfig, CannotListen, BadCertificate, OSError) as error:
+        typer.secho(f"zerowake: {error}", err=True, fg="red")
+        raise typer.Exit(1) from None
+
+
+@app.command()
+def serve(file: Annotated[Path, typer.Argument(help="YAML with addresses and certificates; the chart writes it.")]) -> None:
+    """Serves the models of a Kubernetes cluster: gateway, KEDA's scaler, controller and webhook, beside other replicas of it."""
+    # Not above: the client of Kubernetes takes longer to import than `zerowake status` to answer.
+    from scaler.kubernetes.cluster import ClusterError  # noqa: PLC0415
+    from scaler.programs import serve_config  # noqa: PLC0415
+    from scaler.programs.serve import serve as run_serve  # noqa: PLC0415
+
+    log.configure()
+    try:
+        uvloop.run(run_serve(serve_config.load(file)))
+    except (BadConfig, ClusterError, CannotListen, BadCertificate, OSError) as error:
+        typer.secho(f"zerowake: {error}", err=True, fg="red")
+        raise typer.Exit(1) from None
+
+
+@app.command()
+def status(
+    state: Annotated[
+        Path, typer.Option(help="State folder of `zerowake up`.", envvar="ZEROWAKE_STATE", resolve_path=True)
+    ] = _DEFAULT_STATE,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Shows models, replicas, held requests and the last activations with their phases."""
+    try:
+        found = asyncio.run(_fetch(socket_of(state)))
+    except (aiohttp.ClientError, OSError) as error:
+        typer.secho(
+            f"zerowake: nothing answers on {socket_of(state)} ({error}); is `zerowake up` running with this --state?", err=True, fg="red"
+        )
+        raise typer.Exit(1) from None
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+    else:
+        _print(found)
+
+
+async def _fetch(path: Path) -> Any:
+    async with (
+        aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(path)), timeout=aiohttp.ClientTimeout(total=5)) as session,
+        session.get("http://zerowake/") as response,
+    ):
+        return await response.json()
+
+
+def _print(found: Any) -> None:
+    console = Console()
+    models = Table("MODEL", "SNAPSHOT", "RUNG", "WANTED", "READY", "HELD", "IN FLIGHT", "NOTE", box=None, pad_edge=False)
+    for each in found["models"]:
+        numbers = [str(each[key]) for key in ("wanted", "ready", "held", "in_flight")]
+        models.add_row(each["name"], each["snapshot"] or "-", each["rung"] or "-", *numbers, each["failure"] or each["unusable"])
+    console.print(models)
+    if found["replicas"]:
+        replicas = Table("REPLICA", "NODE", "ORIGIN", "IN FLIGHT", "NOTE", box=None, pad_edge=False)
+        for each in found["replicas"]:
+            replicas.add_row(each["id"], each["node"], each["origin"], str(each["in_flight"]), each["detail"])
+        console.print()
+        console.print(replicas)
+    if found["activations"]:
+        last = Table("ACTIVATION", "MODEL", "AT", "OUTCOME", "SECONDS", "PHASES (ms)", box=None, pad_edge=False)
+        for each in found["activations"]:
+            at = datetime.datetime.fromtimestamp(each["began"], datetime.UTC).astimezone().strftime("%H:%M:%S")
+            phases = " ".join(f"{name} {seconds * 1000:.0f}" for name, seconds in each["phases"].items())
+            last.add_row(each["id"], each["model"], at, each["outcome"], f"{each['seconds']:.3f}", phases or each["reason"])
+        console.print()
+        console.print(last)

@@ -1,0 +1,189 @@
+"""`zerowake serve`: one of several replicas of the scaler on Kubernetes, each of which knows everything and can go at any time.
+
+    client → gateway → ledger ─→ external scaler ─gRPC→ KEDA → Deployment → pod, marked by the webhook
+                       ↑    ├──→ surge ─ scale subresource ────→ ↑          ↓
+                     peers  └──→ planner ─gRPC→ restore agents, by their Watch streams ─→ replicas
+
+What is one thing in the cluster (the ModelSnapshot controller) is done by whichever replica leads; all else by all, from what the cluster
+and the agents tell each of them. It is ready when it knows enough to be asked: the declared models, and its peers' numbers, since KEDA
+would take a demand that it does not see for none.
+At SIGTERM it is not ready at once, hands the lease back and ends KEDA's streams with OK, so that they move to another replica; that one
+tells KEDA of the requests held here, as long as there are any. Requests are accepted a little longer, for whoever has not heard yet.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator, Coroutine
+from typing import TypeVar
+
+from prometheus_client import REGISTRY
+
+from scaler.books.activation import Activations
+from scaler.books.ledger import Ledger
+from scaler.fleet.addresses import SERVICE_LABEL, Addresses, EndpointSlice, looked_up, of_service
+from scaler.fleet.nodes import Nodes
+from scaler.fleet.peers import Peers
+from scaler.gateway.dispatcher import Replicas
+from scaler.gateway.gateway import Gateway
+from scaler.keda.external_scaler import serve_external_scaler
+from scaler.kubernetes.cluster import ENDPOINT_SLICES, MODEL_SNAPSHOTS, SCALED_OBJECTS, Cluster
+from scaler.kubernetes.controller import run_controller
+from scaler.kubernetes.declarations import Models
+from scaler.kubernetes.informer import Informer
+from scaler.kubernetes.resources import ModelSnapshot
+from scaler.kubernetes.scaled_object import ScaledObject
+from scaler.kubernetes.surge import Surge
+from scaler.kubernetes.webhook import serve_webhook
+from scaler.plan.planner import Planner
+from scaler.programs.serve_config import AgentsSection, PeersSection, ServeConfig
+from scaler.view.metrics import LedgerCollector, serve_metrics
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+# Until every node's kube-proxy and every load balancer has heard that this replica is not ready any more.
+_LATECOMERS_SECONDS = 3.0
+
+
+async def serve(config: ServeConfig) -> None:
+    """Runs until SIGTERM or SIGINT, then drains.
+
+    Raises:
+        ClusterError: there is no cluster to speak to.
+        OSError, CannotListen, BadCertificate: an address is taken, or a certificate is of no use.
+    """
+    stop = _stopped_by(signal.SIGTERM, signal.SIGINT)
+    identity = os.environ.get("POD_NAME") or socket.gethostname()
+    tls = config.tls.files if config.tls else None
+
+    ledger = Ledger()
+    replicas = Replicas(ledger)
+    activations = Activations()
+    gateway = Gateway(ledger, replicas, activations)
+    models = Models(ledger)
+    nodes = Nodes(replicas, activations, lambda replica: models.owner(replica.model) == replica.snapshot.namespace)
+    models.on_owner(nodes.reconsider)
+    planner = Planner(ledger, nodes, models.sections)
+    models.on_trigger(planner.triggered)  # and not KEDA's calls: any namespace may name any model in its own
+    peers = Peers(ledger, tls, lambda model: _mark_pushed(activations, model))
+    readiness = _Readiness(stop, peers)
+    REGISTRY.register(LedgerCollector(ledger))
+    async with contextlib.AsyncExitStack() as stack:
+        begin = stack.enter_async_context
+        await begin(serve_metrics(*_split(config.metrics), readiness.missing))
+        cluster = await begin(Cluster.connect(instance=identity))
+        stack.push_async_callback(replicas.close)
+        stack.push_async_callback(planner.close)
+        surge = Surge(ledger, cluster, models.objects)
+        stack.push_async_callback(surge.close)
+        snapshots = readiness.needs("ModelSnapshots", cluster.follow(MODEL_SNAPSHOTS, ModelSnapshot))
+        objects = readiness.needs("ScaledObjects", cluster.follow(SCALED_OBJECTS, ScaledObject))
+        models.follow(snapshots, objects)
+        await begin(snapshots)
+        await begin(objects)
+        if config.peers:
+            await begin(peers.serve(config.peers.listen))
+            await begin(peers.follow(await begin(_members(cluster, config.namespace, config.peers, readiness))))
+        await begin(nodes.follow_listed(await begin(_members(cluster, config.namespace, config.agents, readiness)), tls))
+        if webhook := config.webhook:
+            await begin(
+                serve_webhook(
+                    *_split(webhook.listen),
+                    webhook.files,
+                    snapshots=snapshots,
+                    nodes=nodes,
+                    setup=config.agents.setup,
+                )
+            )
+        bound = await begin(gateway.serve(*_split(config.listen)))
+        log.info("gateway listens on %s:%d", *bound)
+        async with contextlib.AsyncExitStack() as until_stopped:
+            controller = run_controller(cluster, snapshots, nodes, config.agents.setup, namespace=config.namespace, identity=identity)
+            await until_stopped.enter_async_context(_beside(controller, stop))
+            keda = config.keda
+            scaler = serve_external_scaler(
+                ledger, address=keda.listen, tls=keda.tls.files if keda.tls else None, activations=activations, on_pushed=peers.pushed
+            )
+            await until_stopped.enter_async_context(scaler)
+            await stop.wait()
+            gateway.leaving = True
+            log.info("stopping: requests are accepted for %.0f s more, then answered for %.0f s", _LATECOMERS_SECONDS, config.drain_seconds)
+        await asyncio.sleep(_LATECOMERS_SECONDS)
+        await gateway.drain(config.drain_seconds)
+
+
+def _stopped_by(*signals: signal.Signals) -> asyncio.Event:
+    stop = asyncio.Event()
+    for number in signals:
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    return stop
+
+
+class _Readiness:
+    """Why this replica is not to be asked."""
+
+    def __init__(self, stop: asyncio.Event, peers: Peers) -> None:
+        self._stop = stop
+        self._peers = peers
+        self._lists: dict[str, asyncio.Event] = {}
+
+    def needs(self, name: str, informer: Informer[T]) -> Informer[T]:
+        self._lists[name] = informer.synced
+        return informer
+
+    def missing(self) -> str:
+        """Empty: nothing."""
+        if self._stop.is_set():
+            return "it is draining"
+        if unlisted := [name for name, synced in self._lists.items() if not synced.is_set()]:
+            return f"{' and '.join(unlisted)} could not be listed so far; the log says why"
+        if unheard := self._peers.unheard:
+            return f"nothing was heard of its peers so far: {', '.join(unheard)}"
+        return ""
+
+
+@contextlib.asynccontextmanager
+async def _members(
+    cluster: Cluster, namespace: str, section: PeersSection | AgentsSection, readiness: _Readiness
+) -> AsyncIterator[Addresses]:
+    """Where the programs of a section are."""
+    if section.service:
+        labels = f"{SERVICE_LABEL}={section.service}"
+        slices = cluster.follow(ENDPOINT_SLICES, EndpointSlice, namespace=namespace, labels=labels)
+        addresses = of_service(readiness.needs(f"endpoints of {section.service}", slices), section.member_port)
+        async with slices:
+            yield addresses
+    else:
+        async with looked_up(section.addresses) as addresses:
+            yield addresses
+
+
+def _mark_pushed(activations: Activations, model: str) -> None:
+    """Another replica has told KEDA of a request that is held here."""
+    if activation := activations.current(model):
+        activation.mark("pushed")
+
+
+@contextlib.asynccontextmanager
+async def _beside(work: Coroutine[object, object, None], stop: asyncio.Event) -> AsyncIterator[None]:
+    """Runs it until the block ends; if it ends before, so does the program, with its error."""
+    task = asyncio.create_task(work)
+    task.add_done_callback(lambda _: stop.set())
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+def _split(address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), int(port)

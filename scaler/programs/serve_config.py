@@ -1,0 +1,93 @@
+"""The file that `zerowake serve` reads: one YAML, checked whole before anything is started. On Kubernetes the chart writes it.
+
+There are no models in it: those are declared in the cluster. Every port has the number that the chart's Services and policies name.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from scaler.kubernetes.pod_patch import NodeSetup
+from scaler.local.config import Address, KedaSection, Section, read
+from zerowake_shared.tls import TlsFiles
+
+
+class MutualTlsSection(Section):
+    """Certificates by which replicas of the scaler and agents know each other, both sides from the same authority."""
+
+    certificate: Path
+    key: Path
+    authority: Path
+
+    @property
+    def files(self) -> TlsFiles:
+        return TlsFiles(self.certificate, self.key, self.authority)
+
+
+class WebhookSection(Section):
+    listen: Address
+    certificate: Path
+    key: Path
+
+    @property
+    def files(self) -> TlsFiles:
+        return TlsFiles(self.certificate, self.key)
+
+
+class _Members(Section):
+    """Programs that are many: the endpoints of a Service in our own namespace, or names that are looked up."""
+
+    service: str = ""
+    addresses: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _one_way(self) -> _Members:
+        if bool(self.service) == bool(self.addresses):
+            raise ValueError("give either service (the name of a Service in the scaler's namespace) or addresses (a list of HOST:PORT)")
+        return self
+
+
+class PeersSection(_Members):
+    """The other replicas of the scaler. They listen on the same port as this one."""
+
+    listen: Address
+
+    @property
+    def member_port(self) -> int:
+        return int(self.listen.rpartition(":")[2])
+
+
+class AgentsSection(_Members):
+    """The restore agents. node_selector, gpumem: how their DaemonSet was deployed, which the webhook has to know."""
+
+    port: Annotated[int, Field(gt=0, lt=65536)] = 9446
+    node_selector: dict[str, str] = Field(default_factory=dict)
+    gpumem: bool = False
+
+    @property
+    def member_port(self) -> int:
+        return self.port
+
+    @property
+    def setup(self) -> NodeSetup:
+        return NodeSetup(self.node_selector, self.gpumem)
+
+
+class ServeConfig(Section):
+    namespace: str  # the one that this runs in: Services and the lease are looked for there
+    listen: Address = "0.0.0.0:8080"
+    metrics: Address = "0.0.0.0:9090"
+    keda: KedaSection
+    peers: PeersSection | None = None
+    agents: AgentsSection
+    webhook: WebhookSection | None = None
+    tls: MutualTlsSection | None = None
+    drain_seconds: Annotated[float, Field(ge=0)] = 30.0
+
+
+def load(path: Path) -> ServeConfig:
+    """Raises: BadConfig: it cannot be read, is no YAML, or a field is unknown or of no use."""
+    return read(path, ServeConfig)

@@ -1,0 +1,150 @@
+"""`zerowake up`: the whole system on one machine, as design.md draws it.
+
+    client → gateway → ledger → external scaler ─gRPC→ autoscaler → deployment ─gRPC→ restore agent
+                          └───→ planner ─gRPC────────────────────────────────────→      ↑
+
+Nothing is special-cased for the single machine but two parts that Kubernetes would bring: the autoscaler, a gRPC client of the same scaler
+that KEDA asks, and the deployment. The restore agent is a process of its own, so that its disk, CRIU and copying never stand in the way of
+a request, and so that it can die: it is started again, and held requests go on waiting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import logging
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+
+from prometheus_client import REGISTRY
+
+from scaler.books.activation import Activations
+from scaler.books.ledger import Ledger
+from scaler.fleet.nodes import Nodes
+from scaler.gateway.dispatcher import Replicas
+from scaler.gateway.gateway import Gateway
+from scaler.keda.external_scaler import serve_external_scaler
+from scaler.local.autoscaler import Autoscaler
+from scaler.local.config import Config
+from scaler.local.deployment import Deployment
+from scaler.plan.planner import Planner
+from scaler.view.metrics import LedgerCollector, serve_metrics
+from scaler.view.status import serve_status
+from zerowake_shared.tls import TlsFiles
+
+log = logging.getLogger(__name__)
+
+_AGENT_FIRST_RETRY_SECONDS, _AGENT_LAST_RETRY_SECONDS = 0.1, 10.0
+_AGENT_STOP_SECONDS = 15.0
+
+
+async def up(config: Config) -> None:
+    """Runs until SIGTERM or SIGINT, then drains.
+
+    Raises:
+        OSError, CannotListen, BadCertificate: an address is taken, or a certificate is of no use.
+    """
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    config.state.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    ledger = Ledger({name: model.limits for name, model in config.models.items()})
+    replicas = Replicas(ledger)
+    activations = Activations()
+    gateway = Gateway(ledger, replicas, activations)
+    nodes = Nodes(replicas, activations)
+    planner = Planner(ledger, nodes, config.models)
+    deployments = {name: Deployment(name, model, ledger, replicas, nodes, planner, activations) for name, model in config.models.items()}
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(replicas.close)
+        await stack.enter_async_context(_agent(config))
+        await stack.enter_async_context(nodes.follow(f"unix:{config.state / 'agent.sock'}"))
+        stack.push_async_callback(planner.close)
+        for deployment in deployments.values():
+            await stack.enter_async_context(_running(deployment))
+        serve_scaler = functools.partial(serve_external_scaler, ledger, activations=activations, on_trigger=planner.triggered)
+        scaler = await stack.enter_async_context(serve_scaler(address=f"unix:{config.state / 'scaler.sock'}"))
+        if config.keda:
+            tls = TlsFiles(**config.keda.tls.model_dump()) if config.keda.tls else None
+            await stack.enter_async_context(serve_scaler(address=config.keda.listen, tls=tls))
+        autoscaler = await stack.enter_async_context(Autoscaler(scaler))
+        for name, model in config.models.items():
+            autoscaler.add(name, model.trigger(name), model.rules, deployments[name])
+        await stack.enter_async_context(serve_status(config.state, config.models, deployments, ledger, replicas, nodes, activations))
+        REGISTRY.register(LedgerCollector(ledger))
+        if config.metrics:
+            host, port = _split(config.metrics)
+            await stack.enter_async_context(serve_metrics(host, port, lambda: _not_ready(nodes, gateway)))
+        host, port = _split(config.listen)
+        bound = await stack.enter_async_context(gateway.serve(host, port))
+        log.info("gateway serves %s on %s:%d", ", ".join(sorted(config.models)), *bound)
+        await stop.wait()
+        log.info("stopping: no new requests, %.0f s for those that are here", config.drain_seconds)
+        await gateway.drain(config.drain_seconds)
+
+
+@contextlib.asynccontextmanager
+async def _agent(config: Config) -> AsyncIterator[None]:
+    """Keeps a restore agent running in a process of its own until the block ends."""
+    task = asyncio.create_task(_keep_agent(config), name="restore agent")
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def _keep_agent(config: Config) -> None:
+    command = [sys.executable, "-m", "scaler.programs.cli", "agent", "--state", str(config.state)]
+    if config.agent_metrics:
+        command += ["--metrics", config.agent_metrics]
+    retry = _AGENT_FIRST_RETRY_SECONDS
+    while True:
+        began = asyncio.get_running_loop().time()
+        # A process group of its own: Ctrl-C reaches us, and the agent is stopped when requests have drained.
+        process = await asyncio.create_subprocess_exec(*command, stdin=asyncio.subprocess.DEVNULL, start_new_session=True)
+        try:
+            code = await process.wait()
+        except asyncio.CancelledError:
+            with contextlib.suppress(ProcessLookupError):
+                process.terminate()
+            try:
+                await asyncio.wait_for(process.wait(), _AGENT_STOP_SECONDS)
+            except TimeoutError:
+                os.killpg(process.pid, signal.SIGKILL)
+                await process.wait()
+            raise
+        if asyncio.get_running_loop().time() - began > _AGENT_LAST_RETRY_SECONDS:
+            retry = _AGENT_FIRST_RETRY_SECONDS
+        log.warning("the restore agent ended (%s); its replicas are gone, it starts again in %.1f s", _said(code), retry)
+        await asyncio.sleep(retry)
+        retry = min(2 * retry, _AGENT_LAST_RETRY_SECONDS)
+
+
+@contextlib.asynccontextmanager
+async def _running(deployment: Deployment) -> AsyncIterator[None]:
+    task = asyncio.create_task(deployment.run(), name=f"deployment of {deployment.model}")
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+def _not_ready(nodes: Nodes, gateway: Gateway) -> str:
+    if gateway.draining:
+        return "the gateway is draining"
+    return "" if any(node.synced.is_set() for node in nodes) else "no restore agent is connected"
+
+
+def _said(code: int) -> str:
+    return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+
+
+def _split(address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    return host, int(port)

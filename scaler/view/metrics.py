@@ -1,0 +1,91 @@
+"""What the gateway counts, and the small server that shows it. Alerts and dashboards build on these names.
+
+Numbers that the ledger already has (held, in flight, replicas) are read from it when Prometheus asks, so they cost a request nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from scaler.books.ledger import Ledger
+
+_WAITS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+
+REQUESTS = Counter(
+    "zerowake_requests_total", "Requests answered, by model and the answer's status; 499: the client left.", ["model", "code"]
+)
+REFUSED = Counter("zerowake_requests_refused_total", "Requests that the gateway itself refused, by reason.", ["model", "reason"])
+RETRIES = Counter(
+    "zerowake_request_retries_total", "Requests sent to another replica because theirs failed before its first byte.", ["model"]
+)
+HELD_SECONDS = Histogram(
+    "zerowake_held_seconds", "How long requests that had to be held were held until a replica took them.", ["model"], buckets=_WAITS
+)
+FIRST_BYTE_SECONDS = Histogram(
+    "zerowake_first_byte_seconds", "From a request's first byte in to the answer's first byte out.", ["model"], buckets=_WAITS
+)
+ACTIVATIONS = Counter("zerowake_activations_total", "Scale-ups from zero, by outcome (served, abandoned).", ["model", "outcome"])
+ACTIVATION_SECONDS = Histogram(
+    "zerowake_activation_seconds", "Scale-ups from zero, first byte in to first byte out.", ["model"], buckets=_WAITS
+)
+ACTIVATION_PHASE_SECONDS = Histogram(
+    "zerowake_activation_phase_seconds", "What scale-ups from zero spent their time on.", ["model", "phase"], buckets=_WAITS
+)
+
+
+class LedgerCollector(Collector):
+    """The ledger's numbers as gauges."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        held = GaugeMetricFamily("zerowake_held_requests", "Requests that wait for a replica.", labels=["model"])
+        size = GaugeMetricFamily("zerowake_held_bytes", "Bytes of the bodies of requests that wait for a replica.", labels=["model"])
+        flying = GaugeMetricFamily("zerowake_in_flight_requests", "Requests that a replica works on.", labels=["model"])
+        replicas = GaugeMetricFamily("zerowake_replicas", "Replicas that are ready or draining.", labels=["model"])
+        for model in self._ledger.models():
+            demand = self._ledger.demand(model)
+            held.add_metric([model], demand.held)
+            size.add_metric([model], self._ledger.held_bytes(model))
+            flying.add_metric([model], demand.in_flight)
+            replicas.add_metric([model], demand.replicas)
+        yield from (held, size, flying, replicas)
+
+
+@asynccontextmanager
+async def serve_metrics(
+    host: str, port: int, ready: Callable[[], str], registry: CollectorRegistry = REGISTRY
+) -> AsyncIterator[tuple[str, int]]:
+    """Serves /metrics, /healthz and /readyz; yields the bound address (port 0: any).
+
+    ready: why this program is not ready to be sent requests; empty: it is. Raises: OSError if the address cannot be listened on.
+    """
+
+    async def metrics(_: web.Request) -> web.Response:
+        return web.Response(body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    async def healthz(_: web.Request) -> web.Response:
+        return web.Response(text="ok\n")
+
+    async def readyz(_: web.Request) -> web.Response:
+        reason = ready()
+        return web.Response(text=f"not ready: {reason}\n", status=503) if reason else web.Response(text="ok\n")
+
+    app = web.Application()
+    app.add_routes([web.get("/metrics", metrics), web.get("/healthz", healthz), web.get("/readyz", readyz)])
+    runner = web.AppRunner(app, access_log=None, handle_signals=False)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, host, port)
+        await site.start()
+        bound = runner.addresses[0]
+        yield bound[0], bound[1]
+    finally:
+        await runner.cleanup()

@@ -1,0 +1,104 @@
+"""What `zerowake status` shows: one JSON page on a UNIX socket in the state folder, readable by root alone."""
+
+from __future__ import annotations
+
+import contextlib
+import stat
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+from zerowake_proto import agent_pb2
+
+from scaler.books.activation import Activations
+from scaler.books.ledger import Ledger
+from scaler.fleet.nodes import Nodes
+from scaler.gateway.dispatcher import Replicas
+from scaler.local.config import ModelSection
+from scaler.local.deployment import Deployment
+
+_SHOWN_ACTIVATIONS = 10
+
+
+def socket_of(state: Path) -> Path:
+    return state / "status.sock"
+
+
+@contextlib.asynccontextmanager
+async def serve_status(
+    state: Path,
+    models: Mapping[str, ModelSection],
+    deployments: Mapping[str, Deployment],
+    ledger: Ledger,
+    replicas: Replicas,
+    nodes: Nodes,
+    activations: Activations,
+) -> AsyncIterator[None]:
+    """Serves GET / until the block ends."""
+
+    async def show(_: web.Request) -> web.Response:
+        return web.json_response(
+            {
+                "models": [_model(name, models[name], deployments[name], ledger, nodes) for name in sorted(models)],
+                "replicas": [
+                    {
+                        "id": replica.id,
+                        "model": replica.model,
+                        "node": node.info.name,
+                        "origin": agent_pb2.Origin.Name(replica.origin).removeprefix("ORIGIN_").lower(),
+                        "in_flight": replicas.in_flight(replica.id),
+                        "detail": replica.detail,
+                    }
+                    for node in nodes
+                    for replica in node.replicas.values()
+                ],
+                "activations": [
+                    {
+                        "id": each.id,
+                        "model": each.model,
+                        "began": each.began,
+                        "outcome": each.outcome,
+                        "reason": each.reason,
+                        "seconds": each.total,
+                        "phases": dict(each.phases),
+                    }
+                    for each in activations.recent(_SHOWN_ACTIVATIONS)
+                ],
+            }
+        )
+
+    path = socket_of(state)
+    path.unlink(missing_ok=True)
+    app = web.Application()
+    app.add_routes([web.get("/", show)])
+    runner = web.AppRunner(app, access_log=None, handle_signals=False)
+    await runner.setup()
+    try:
+        await web.UnixSite(runner, str(path)).start()
+        path.chmod(stat.S_IRUSR | stat.S_IWUSR)
+        yield
+    finally:
+        await runner.cleanup()
+        path.unlink(missing_ok=True)
+
+
+def _model(name: str, section: ModelSection, deployment: Deployment, ledger: Ledger, nodes: Nodes) -> dict[str, Any]:
+    demand = ledger.demand(name)
+    rungs, why = [], []
+    if snapshot := section.snapshot_name:
+        for node in nodes:
+            residency = node.residency(snapshot)
+            rungs.append(agent_pb2.Rung.Name(residency.rung).removeprefix("RUNG_").lower() if residency else "absent")
+            why += [residency.unusable_reason] if residency and residency.unusable_reason else []
+    return {
+        "name": name,
+        "snapshot": section.snapshot,
+        "rung": ", ".join(rungs),
+        "unusable": "; ".join(why),
+        "wanted": deployment.replicas(),
+        "ready": demand.replicas,
+        "held": demand.held,
+        "in_flight": demand.in_flight,
+        "failure": ledger.failure(name),
+    }
