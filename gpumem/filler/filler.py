@@ -1,4 +1,4 @@
-"""The filler: the child of the server that moves bytes on one device. `python -m gpumem.filler DEVICE SOCKET`, by the foreman.
+"""The filler: the child of the server that moves bytes on one device. `python -m gpumem.filler.filler DEVICE SOCKET`, by the foreman.
 
 It does what it is ordered and knows nothing of regions or leases. Orders come over its one socket; when that closes, it ends. A move is
 many steps at once, on as many threads as there are processors: reading, hashing and copying all let go of Python's lock.

@@ -51,7 +51,7 @@ class Agent:
     def running(self) -> Iterator[subprocess.Popen[bytes]]:
         """The process is nsenter's; `pid` is written by the agent's shell, as the node sees it."""
         options = f"--node zerowake-node --state {self.state} --placeholder {self.placeholder} --gpumem {self.folder}/gpumem.sock"
-        script = f"echo $$ >{self.folder}/pid && exec {sys.executable} -m scaler.cli agent --kubernetes {options}"
+        script = f"echo $$ >{self.folder}/pid && exec {sys.executable} -m scaler.programs.cli agent --kubernetes {options}"
         self.begun = len(self.log())
         with (self.folder / "log").open("ab") as log:
             process = subprocess.Popen([*enter(), "sh", "-c", script], stdout=log, stderr=log)
@@ -400,7 +400,7 @@ async def test_a_capture_that_fails_says_why(api: Api, namespace: str, running: 
 async def test_a_gpu_that_another_pod_is_given_is_given_back(api: Api, namespace: str, running: Agent, tmp_path: Path) -> None:
     """gpumem on the host's memory, whose device is called `host`; the kubelet hands out a device of that name."""
     resource = f"zerowake.test/{secrets.token_hex(3)}"
-    gpumem = [sys.executable, "-c", "from gpumem.commands import app; app()"]
+    gpumem = [sys.executable, "-c", "from gpumem.programs.commands import app; app()"]
     plugin = [
         *enter(),
         sys.executable,

@@ -81,7 +81,7 @@ async def scaler(folder: Path, namespace: str, kubeconfig: str, machine: str) ->
 
 @asynccontextmanager
 async def _running(config: Path, environment: dict[str, str]) -> AsyncIterator[None]:
-    program = (sys.executable, "-c", "from scaler.commands import app; app()", "serve", str(config))
+    program = (sys.executable, "-c", "from scaler.programs.commands import app; app()", "serve", str(config))
     process = await asyncio.create_subprocess_exec(*program, env=os.environ | environment)
     try:
         yield

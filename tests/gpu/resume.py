@@ -289,7 +289,7 @@ async def system(state: Path, waits_on: str) -> AsyncIterator[None]:
 @contextlib.asynccontextmanager
 async def pool(reserve: int, arena: int) -> AsyncIterator[None]:
     """gpumem with so many GiB of the GPU and of the host."""
-    command = ["-c", "from gpumem.commands import app; app()", "serve", "--reserve", f"{reserve}G", "--arena", f"{arena}G"]
+    command = ["-c", "from gpumem.programs.commands import app; app()", "serve", "--reserve", f"{reserve}G", "--arena", f"{arena}G"]
     process = await asyncio.create_subprocess_exec(sys.executable, *command)
     try:
         async with asyncio.timeout(120):

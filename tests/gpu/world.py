@@ -23,7 +23,7 @@ from tests.gpu.weights import QWEN3_8B, SMALL, Size
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 120.0  # seconds, for whatever should take a few
-SERVE = "from gpumem.commands import main; main()"
+SERVE = "from gpumem.programs.commands import main; main()"
 
 
 class Failed(AssertionError):

@@ -137,7 +137,7 @@ def test_an_engine_that_cannot_quiesce_is_never_ready(tmp_path: Path) -> None:
 
 def test_an_engine_whose_thread_fails_ends_and_says_why(tmp_path: Path) -> None:
     program = (
-        "import time; from pathlib import Path; from restore_agent.control_directory import ControlDirectory\n"
+        "import time; from pathlib import Path; from restore_agent.workload.control_directory import ControlDirectory\n"
         "def quiesce(): raise RuntimeError('still mapped')\n"
         f"ControlDirectory(Path({str(tmp_path)!r})).start(quiesce, print)\n"
         "time.sleep(60)"

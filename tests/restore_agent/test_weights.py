@@ -39,7 +39,7 @@ class Pool:
         self.socket = socket
 
     async def __aenter__(self) -> Pool:
-        command = ["-c", "from gpumem.commands import app; app()", "serve", "--reserve", "256M", "--device", "host", "--socket"]
+        command = ["-c", "from gpumem.programs.commands import app; app()", "serve", "--reserve", "256M", "--device", "host", "--socket"]
         self.process = await asyncio.create_subprocess_exec(sys.executable, *command, str(self.socket))
         async with asyncio.timeout(20):
             while not await self._answers():

@@ -143,7 +143,7 @@ async def _replica(
     config: Path, kubeconfig: Path, address: str, ports: dict[str, int], client: aiohttp.ClientSession
 ) -> AsyncIterator[Replica]:
     environment = os.environ | {"KUBECONFIG": str(kubeconfig), "POD_NAME": f"zerowake-scaler-{address}"}
-    program = (sys.executable, "-c", "from scaler.commands import app; app()")  # the room's own commands: no other is needed
+    program = (sys.executable, "-c", "from scaler.programs.commands import app; app()")  # the room's own commands: no other is needed
     process = await asyncio.create_subprocess_exec(*program, "serve", str(config), env=environment)
     try:
         yield Replica(process, address, ports, client)
