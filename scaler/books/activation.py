@@ -3,21 +3,16 @@
 One activation begins when a request has to be held for a model with no ready replica, and ends at the first byte of an answer. Until then
 whoever does a part of the work says so: `mark` for a moment that was reached (the phase lasted since the moment before it), `add` for a
 length measured elsewhere (the agent's phases arrive with its answer). What no phase accounts for is shown as `unaccounted`, never spread
-over others. At the end it is one log line, one observation a phase in `zerowake_activation_phase_seconds`, and a row of `zerowake status`.
+over others. Whoever shows activations is told of each one that has ended (`on_end`), or asks for the last ones.
 """
 
 from __future__ import annotations
 
-import logging
 import secrets
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-
-from scaler.view import metrics
-
-log = logging.getLogger(__name__)
 
 PHASES = ("held", "pushed", "scheduled", "staged", "image", "weights", "cuda", "attach", "health", "first_byte")
 UNACCOUNTED = "unaccounted"
@@ -84,6 +79,11 @@ class Activations:
     def __init__(self) -> None:
         self._open: dict[str, Activation] = {}
         self._recent: deque[Activation] = deque(maxlen=_KEPT)
+        self._callbacks: list[Callable[[Activation], None]] = []
+
+    def on_end(self, callback: Callable[[Activation], None]) -> None:
+        """Calls `callback(activation)` for each activation that has ended. It is on the way of a request's first byte: keep it short."""
+        self._callbacks.append(callback)
 
     def begin(self, model: str, at: float | None = None) -> Activation:
         """The model's open activation, or a new one that began at `at` (time.monotonic(), default now)."""
@@ -113,21 +113,5 @@ class Activations:
             return
         activation.end(outcome, reason, time.monotonic() if at is None else at)
         self._recent.append(activation)
-        metrics.ACTIVATIONS.labels(model, outcome).inc()
-        if outcome == "served":
-            metrics.ACTIVATION_SECONDS.labels(model).observe(activation.total)
-            for phase, seconds in activation.phases.items():
-                metrics.ACTIVATION_PHASE_SECONDS.labels(model, phase).observe(seconds)
-        log.info(
-            "activation",
-            extra={
-                "fields": {
-                    "activation": activation.id,
-                    "model": model,
-                    "outcome": outcome,
-                    "reason": reason,
-                    "seconds": round(activation.total, 6),
-                    "phases": {phase: round(seconds, 6) for phase, seconds in activation.phases.items()},
-                }
-            },
-        )
+        for callback in self._callbacks:
+            callback(activation)

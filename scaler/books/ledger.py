@@ -19,12 +19,12 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from types import TracebackType
 
-log = logging.getLogger(__name__)
+from scaler.books.limits import ModelLimits
 
-MIB = 2**20
+log = logging.getLogger(__name__)
 
 
 class UnknownModel(LookupError):
@@ -43,26 +43,6 @@ class QueueFull(Exception):
     def __init__(self, model: str, bound: str, reason: str) -> None:
         self.bound = bound
         super().__init__(f"model {model!r} cannot hold another request: {reason}; try again later")
-
-
-@dataclass(frozen=True, slots=True)
-class ModelLimits:
-    """What the gateway holds for one model.
-
-    max_requests: requests held at once; max_bytes: bytes of their bodies; max_wait_seconds: how long one is held before it is refused;
-    concurrency: requests that one replica works on at once.
-    """
-
-    max_requests: int = 10_000
-    max_bytes: int = 256 * MIB
-    max_wait_seconds: float = 300.0
-    concurrency: int = 8
-
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if value <= 0:
-                raise ValueError(f"{field.name} must be greater than 0, not {value!r}")
 
 
 @dataclass(frozen=True, slots=True)

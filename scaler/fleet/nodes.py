@@ -18,9 +18,9 @@ import grpc
 from zerowake_proto import agent_pb2, agent_pb2_grpc
 
 from scaler.books.activation import PHASES, Activation, Activations
+from scaler.books.snapshot_name import SnapshotName
 from scaler.fleet.addresses import Addresses
 from scaler.gateway.dispatcher import Endpoint, Replica, Replicas
-from scaler.local.config import SnapshotName
 from zerowake_shared.tls import BadCertificate, TlsFiles, client_credentials
 
 log = logging.getLogger(__name__)

@@ -19,13 +19,13 @@ from aiohttp import web
 
 from scaler.books.activation import Activations
 from scaler.books.fairness import Priority
-from scaler.books.ledger import MIB, Ledger, QueueFull, UnknownModel
-from scaler.gateway import routing
+from scaler.books.ledger import Ledger, QueueFull, UnknownModel
+from scaler.books.limits import MIB
+from scaler.gateway import metrics, routing
 from scaler.gateway.client_gone import Departures
 from scaler.gateway.dispatcher import Hold, Member, NoReplica, Replicas
 from scaler.gateway.exchange import Exchange, ReplicaFailed
 from scaler.gateway.refusal import Refusal
-from scaler.view import metrics
 
 log = logging.getLogger(__name__)
 

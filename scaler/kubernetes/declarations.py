@@ -11,7 +11,8 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
-from scaler.books.ledger import Ledger, ModelLimits
+from scaler.books.ledger import Ledger
+from scaler.books.limits import ModelLimits
 from scaler.books.trigger import Trigger
 from scaler.kubernetes.resources import ModelSnapshot
 from scaler.kubernetes.scaled_object import ScaledObject

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from scaler.books.ledger import ModelLimits
+from scaler.books.limits import ModelLimits
 
 GROUP = "zerowake.dev"
 FINALIZER = f"{GROUP}/artifact"

@@ -20,11 +20,11 @@ import msgspec
 from aiohttp import web
 from prometheus_client import Counter, Histogram
 
+from scaler.books.snapshot_name import SnapshotName
 from scaler.fleet.nodes import Node
 from scaler.kubernetes.informer import Informer
 from scaler.kubernetes.pod_patch import NodeSetup, Patch, prepare, unfit
 from scaler.kubernetes.resources import CAPTURE_LABEL, RESTORE, SNAPSHOT_LABEL, ModelSnapshot
-from scaler.local.config import SnapshotName
 from scaler.plan.estimate import seconds_to_serve
 from zerowake_shared.tls import TlsFiles, server_context
 

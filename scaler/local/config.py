@@ -10,7 +10,8 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from scaler.books.hpa import ScalingRules
-from scaler.books.ledger import ModelLimits
+from scaler.books.limits import ModelLimits
+from scaler.books.snapshot_name import SnapshotName
 from zerowake_shared.tls import TlsFiles
 
 _PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "VIRTUAL_ENV", "PYTHONPATH", "LD_LIBRARY_PATH")
@@ -35,16 +36,6 @@ S = TypeVar("S", bound="Section")
 
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
-
-
-class SnapshotName(Section):
-    namespace: str
-    name: str
-
-    @classmethod
-    def parse(cls, value: str) -> SnapshotName:
-        namespace, _, name = value.rpartition("/")
-        return cls(namespace=namespace or "default", name=name)
 
 
 class TlsSection(Section):

@@ -26,7 +26,7 @@ from prometheus_client import REGISTRY
 
 from scaler.books.activation import Activations
 from scaler.books.ledger import Ledger
-from scaler.fleet.addresses import SERVICE_LABEL, Addresses, EndpointSlice, looked_up, of_service
+from scaler.fleet.addresses import Addresses, looked_up
 from scaler.fleet.nodes import Nodes
 from scaler.fleet.peers import Peers
 from scaler.gateway.dispatcher import Replicas
@@ -35,6 +35,7 @@ from scaler.keda.external_scaler import serve_external_scaler
 from scaler.kubernetes.cluster import ENDPOINT_SLICES, MODEL_SNAPSHOTS, SCALED_OBJECTS, Cluster
 from scaler.kubernetes.controller import run_controller
 from scaler.kubernetes.declarations import Models
+from scaler.kubernetes.endpoints import SERVICE_LABEL, EndpointSlice, of_service
 from scaler.kubernetes.informer import Informer
 from scaler.kubernetes.resources import ModelSnapshot
 from scaler.kubernetes.scaled_object import ScaledObject
@@ -42,6 +43,7 @@ from scaler.kubernetes.surge import Surge
 from scaler.kubernetes.webhook import serve_webhook
 from scaler.plan.planner import Planner
 from scaler.programs.serve_config import AgentsSection, PeersSection, ServeConfig
+from scaler.view.activations import record_activation
 from scaler.view.metrics import LedgerCollector, serve_metrics
 
 log = logging.getLogger(__name__)
@@ -66,6 +68,7 @@ async def serve(config: ServeConfig) -> None:
     ledger = Ledger()
     replicas = Replicas(ledger)
     activations = Activations()
+    activations.on_end(record_activation)
     gateway = Gateway(ledger, replicas, activations)
     models = Models(ledger)
     nodes = Nodes(replicas, activations, lambda replica: models.owner(replica.model) == replica.snapshot.namespace)

@@ -31,6 +31,7 @@ from scaler.local.autoscaler import Autoscaler
 from scaler.local.config import Config
 from scaler.local.deployment import Deployment
 from scaler.plan.planner import Planner
+from scaler.view.activations import record_activation
 from scaler.view.metrics import LedgerCollector, serve_metrics
 from scaler.view.status import serve_status
 from zerowake_shared.tls import TlsFiles
@@ -55,6 +56,7 @@ async def up(config: Config) -> None:
     ledger = Ledger({name: model.limits for name, model in config.models.items()})
     replicas = Replicas(ledger)
     activations = Activations()
+    activations.on_end(record_activation)
     gateway = Gateway(ledger, replicas, activations)
     nodes = Nodes(replicas, activations)
     planner = Planner(ledger, nodes, config.models)

@@ -1,4 +1,4 @@
-"""What the gateway counts, and the small server that shows it. Alerts and dashboards build on these names.
+"""The small server that shows what this process counts, and the ledger's numbers. Alerts and dashboards build on these names.
 
 Numbers that the ledger already has (held, in flight, replicas) are read from it when Prometheus asks, so they cost a request nothing.
 """
@@ -9,34 +9,11 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 
 from aiohttp import web
-from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from scaler.books.ledger import Ledger
-
-_WAITS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
-
-REQUESTS = Counter(
-    "zerowake_requests_total", "Requests answered, by model and the answer's status; 499: the client left.", ["model", "code"]
-)
-REFUSED = Counter("zerowake_requests_refused_total", "Requests that the gateway itself refused, by reason.", ["model", "reason"])
-RETRIES = Counter(
-    "zerowake_request_retries_total", "Requests sent to another replica because theirs failed before its first byte.", ["model"]
-)
-HELD_SECONDS = Histogram(
-    "zerowake_held_seconds", "How long requests that had to be held were held until a replica took them.", ["model"], buckets=_WAITS
-)
-FIRST_BYTE_SECONDS = Histogram(
-    "zerowake_first_byte_seconds", "From a request's first byte in to the answer's first byte out.", ["model"], buckets=_WAITS
-)
-ACTIVATIONS = Counter("zerowake_activations_total", "Scale-ups from zero, by outcome (served, abandoned).", ["model", "outcome"])
-ACTIVATION_SECONDS = Histogram(
-    "zerowake_activation_seconds", "Scale-ups from zero, first byte in to first byte out.", ["model"], buckets=_WAITS
-)
-ACTIVATION_PHASE_SECONDS = Histogram(
-    "zerowake_activation_phase_seconds", "What scale-ups from zero spent their time on.", ["model", "phase"], buckets=_WAITS
-)
 
 
 class LedgerCollector(Collector):

@@ -16,7 +16,8 @@ import uvloop
 from aiohttp import web
 
 from scaler.books.activation import Activations
-from scaler.books.ledger import Ledger, ModelLimits
+from scaler.books.ledger import Ledger
+from scaler.books.limits import ModelLimits
 from scaler.gateway.dispatcher import Endpoint, Replica, Replicas
 from scaler.gateway.gateway import Gateway
 from tests.bench.figures import Figure

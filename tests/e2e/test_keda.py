@@ -15,7 +15,8 @@ import aiohttp
 import pytest
 
 from scaler.books.activation import Activations
-from scaler.books.ledger import Ledger, ModelLimits
+from scaler.books.ledger import Ledger
+from scaler.books.limits import ModelLimits
 from scaler.books.trigger import Trigger
 from scaler.gateway.dispatcher import Endpoint, Replica, Replicas
 from scaler.gateway.gateway import Gateway

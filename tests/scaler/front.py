@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import aiohttp
 
 from scaler.books.activation import Activations
-from scaler.books.ledger import Demand, Ledger, ModelLimits
+from scaler.books.ledger import Demand, Ledger
+from scaler.books.limits import ModelLimits
 from scaler.gateway.dispatcher import Replicas
 from scaler.gateway.gateway import Gateway
 

@@ -17,7 +17,8 @@ from contextlib import asynccontextmanager
 
 import uvloop
 
-from scaler.books.ledger import Ledger, ModelLimits
+from scaler.books.ledger import Ledger
+from scaler.books.limits import ModelLimits
 from scaler.books.trigger import Trigger
 from scaler.fleet.addresses import looked_up
 from scaler.fleet.peers import Peers

@@ -8,7 +8,9 @@ import pytest
 from prometheus_client import REGISTRY, CollectorRegistry
 
 from scaler.books.activation import Activations
-from scaler.books.ledger import Ledger, ModelLimits
+from scaler.books.ledger import Ledger
+from scaler.books.limits import ModelLimits
+from scaler.view.activations import record_activation
 from scaler.view.metrics import LedgerCollector, serve_metrics
 from zerowake_shared.log import JsonFormatter
 
@@ -16,6 +18,7 @@ from zerowake_shared.log import JsonFormatter
 def test_phases_and_what_none_of_them_accounts_for(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     activations = Activations()
+    activations.on_end(record_activation)
     activation = activations.begin("phases", at=100.0)
     assert activations.begin("phases") is activation
     activation.mark("held", at=100.5)

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from scaler.books.hpa import ScalingRules
-from scaler.books.ledger import Ledger, ModelLimits
+from scaler.books.ledger import Ledger
+from scaler.books.limits import ModelLimits
 from scaler.books.trigger import BadTrigger
 from scaler.keda.external_scaler import serve_external_scaler
 from scaler.local.autoscaler import Autoscaler

@@ -15,7 +15,8 @@ from prometheus_client import REGISTRY
 from zerowake_proto import externalscaler_pb2 as pb
 
 from scaler.books.activation import Activations
-from scaler.books.ledger import Ledger, ModelLimits
+from scaler.books.ledger import Ledger
+from scaler.books.limits import ModelLimits
 from scaler.books.trigger import Trigger
 from scaler.keda import external_scaler
 from scaler.keda.external_scaler import METRIC, SERVICE, CannotListen, serve_external_scaler

@@ -5,7 +5,8 @@ import time
 
 import pytest
 
-from scaler.books.ledger import Demand, Ledger, ModelLimits, QueueFull, UnknownModel
+from scaler.books.ledger import Demand, Ledger, QueueFull, UnknownModel
+from scaler.books.limits import ModelLimits
 
 
 def ledger(**limits: int) -> Ledger:

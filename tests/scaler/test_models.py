@@ -7,7 +7,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from scaler.books.ledger import Ledger, ModelLimits
+from scaler.books.ledger import Ledger
+from scaler.books.limits import ModelLimits
 from scaler.books.trigger import Trigger
 from scaler.kubernetes.declarations import Models
 from scaler.kubernetes.resources import ModelSnapshot

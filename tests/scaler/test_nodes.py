@@ -14,7 +14,8 @@ import pytest
 from zerowake_proto import agent_pb2, agent_pb2_grpc
 
 from scaler.books.activation import Activations
-from scaler.books.ledger import Ledger, ModelLimits
+from scaler.books.ledger import Ledger
+from scaler.books.limits import ModelLimits
 from scaler.fleet import nodes as module
 from scaler.fleet.addresses import Addresses
 from scaler.fleet.nodes import Node, Nodes

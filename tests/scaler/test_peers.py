@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from scaler.books.ledger import Demand, Ledger, ModelLimits
-from scaler.fleet.addresses import Addresses, Endpoint, EndpointSlice, looked_up, of_service
+from scaler.books.ledger import Demand, Ledger
+from scaler.books.limits import ModelLimits
+from scaler.fleet.addresses import Addresses, looked_up
 from scaler.fleet.peers import SERVER_NAME, Peers
 from scaler.keda.external_scaler import CannotListen, serve_external_scaler
+from scaler.kubernetes.endpoints import EndpointSlice, SliceEndpoint, of_service
 from scaler.kubernetes.resources import Metadata
 from tests.scaler.certificates import Authority
 from tests.scaler.keda_client import Keda, ref
@@ -310,15 +312,15 @@ def test_addresses_of_a_service() -> None:
     seen: list[frozenset[str]] = []
     with addresses.told_to(seen.append):
         slices.found = [
-            EndpointSlice(Metadata("a"), (Endpoint(("10.0.0.1",)), Endpoint(("10.0.0.2",)))),
-            EndpointSlice(Metadata("b"), (Endpoint(("fd00::1",)),)),
+            EndpointSlice(Metadata("a"), (SliceEndpoint(("10.0.0.1",)), SliceEndpoint(("10.0.0.2",)))),
+            EndpointSlice(Metadata("b"), (SliceEndpoint(("fd00::1",)),)),
             EndpointSlice(Metadata("c"), None),
         ]
         slices.callback(None, slices.found[0])
         slices.callback(None, slices.found[0])
         slices.found = []
         slices.callback(None, None)
-    slices.found = [EndpointSlice(Metadata("a"), (Endpoint(("10.0.0.1",)),))]
+    slices.found = [EndpointSlice(Metadata("a"), (SliceEndpoint(("10.0.0.1",)),))]
     slices.callback(None, None)
     assert seen == [frozenset(), {"10.0.0.1:9445", "10.0.0.2:9445", "[fd00::1]:9445"}, frozenset()]
 

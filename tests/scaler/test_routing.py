@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from yarl import URL
 
 from scaler.books.fairness import Priority
-from scaler.books.ledger import Ledger, ModelLimits
+from scaler.books.ledger import Ledger
+from scaler.books.limits import ModelLimits
 from scaler.gateway import routing
 from scaler.gateway.refusal import Refusal
 

@@ -11,7 +11,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from scaler.books.ledger import Ledger, ModelLimits
+from scaler.books.ledger import Ledger
+from scaler.books.limits import ModelLimits
 from scaler.kubernetes.cluster import ClusterError, Conflict, Resource
 from scaler.kubernetes.scaled_object import ScaledObject
 from scaler.kubernetes.surge import Surge

@@ -12,7 +12,8 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from prometheus_client import REGISTRY
 
-from scaler.books.ledger import Ledger, ModelLimits
+from scaler.books.ledger import Ledger
+from scaler.books.limits import ModelLimits
 from scaler.keda.external_scaler import serve_external_scaler
 from tests.scaler.certificates import Authority
 from tests.scaler.keda_client import Keda, ref
