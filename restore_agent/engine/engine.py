@@ -29,6 +29,7 @@ from restore_agent.places.output import Output
 from restore_agent.places.rootless import Bare
 from restore_agent.places.sandbox import CONTROL_DIRECTORY, Sandbox, describe_exit
 from restore_agent.snapshots.manifest import EngineRecord
+from zerowake_shared.backoff import Backoff
 
 READY, SNAPSHOT_COMPLETE, RESTORE_COMPLETE = "ready-for-snapshot", "snapshot-complete", "restore-complete"
 QUIESCE_REQUESTED, GPUS, WEIGHTS = "quiesce-requested", "gpus.json", "weights.json"  # ours: see quiesce, woken and named_weights
@@ -88,7 +89,7 @@ class Engine:
         """
         ended = self.sandbox.exit_of(self.pid)
         deadline = time.monotonic() + self.record.ready_timeout_seconds
-        pause, last = _FIRST_PROBE, "nothing listens"
+        probes, last = Backoff(_FIRST_PROBE, _LAST_PROBE, factor=1.5), "nothing listens"
         async with self.session() as session:
             while True:
                 if ended.done():
@@ -107,8 +108,7 @@ class Engine:
                         f"the engine {' '.join(self.record.command)!r} was not healthy within {self.record.ready_timeout_seconds:.0f} s: "
                         f"{last}{self.output.tail()}"
                     )
-                await asyncio.wait([ended], timeout=pause)
-                pause = min(_LAST_PROBE, pause * 1.5)
+                await asyncio.wait([ended], timeout=probes.next())
 
     async def wait_quiet(self) -> bool:
         """Until it may be dumped. Returns whether it said so itself (`ready-for-snapshot`); else it was idle for two seconds.

@@ -22,6 +22,8 @@ from pathlib import Path
 from google.protobuf.message import DecodeError, Message
 from zerowake_proto import nri_pb2, ttrpc_pb2
 
+from zerowake_shared.backoff import Backoff
+
 SOCKET = Path("/run/nri/nri.sock")
 _NAME, _INDEX = "zerowake", "90"  # late: what it sees is what is made
 _API = "nri.pkg.api.v1alpha1"
@@ -61,7 +63,7 @@ async def plugged(socket: Path, adjust: Adjust) -> AsyncIterator[None]:
 
 
 async def _stay(connection: _Connection, socket: Path, adjust: Adjust) -> None:
-    pause = _FIRST_PAUSE
+    backoff = Backoff(_FIRST_PAUSE, _LAST_PAUSE)
     while True:
         try:
             async with contextlib.aclosing(connection):
@@ -69,13 +71,12 @@ async def _stay(connection: _Connection, socket: Path, adjust: Adjust) -> None:
         except NriError as error:
             _LOG.warning("until it is connected to the container runtime again, containers are made without the agent: %s", error)
         while True:
-            await asyncio.sleep(pause)  # before a socket that nobody listens on
-            pause = min(_LAST_PAUSE, 2 * pause)
+            await asyncio.sleep(backoff.next())  # before a socket that nobody listens on
             try:
                 connection = await _Connection.registered(socket, adjust)
             except NriError:
                 continue
-            pause = _FIRST_PAUSE
+            backoff.reset()
             _LOG.info("connected to the container runtime again")
             break
 

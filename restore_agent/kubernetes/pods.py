@@ -44,8 +44,10 @@ from restore_agent.service import metrics
 from restore_agent.snapshots.chunks import CorruptChunk
 from restore_agent.snapshots.manifest import EngineRecord, InvalidName, check_name
 from restore_agent.snapshots.store import Corrupt, NotFound, Snapshot
+from zerowake_shared.backoff import Backoff
 
 _FIRST_PAUSE, _PAUSE_SECONDS = 0.005, 1.0  # before a placeholder that cannot be served yet is let go of: it calls again
+_LAST_PAUSE = 30.0  # between two tries to annotate a pod
 _SOON_SECONDS = 60.0  # an engine that ends in this time after its restore is not restored into that pod again
 _LOG = logging.getLogger("zerowake.agent")
 _CAPTURE_ERRORS = (
@@ -120,7 +122,7 @@ class Pods:
 
     async def _whose(self, placeholder: Placeholder) -> tuple[Described, Pod] | None:
         """The call is the first thing that a container does: the runtime may not know its pid yet, and does a moment later."""
-        pause, deadline = _FIRST_PAUSE, time.monotonic() + _PAUSE_SECONDS
+        backoff, deadline = Backoff(_FIRST_PAUSE, _PAUSE_SECONDS), time.monotonic() + _PAUSE_SECONDS
         while True:
             try:
                 about = await self._cri.of_process(placeholder.pid)
@@ -133,8 +135,7 @@ class Pods:
             if placeholder.ended.done() or time.monotonic() > deadline:
                 _LOG.warning("a placeholder (pid %d) is not served: %s", placeholder.pid, why)
                 return None
-            await asyncio.sleep(pause)
-            pause *= 2
+            await asyncio.sleep(backoff.next())
 
     async def _open_gpumem(self, pod: Pod) -> None:
         """Its namespace's socket, for the engine: an engine finds out by itself where there is none."""
@@ -256,7 +257,7 @@ class Pods:
 
     async def _annotate(self, pod: Pod, annotations: dict[str, str]) -> None:
         """Until it is written: the controller waits for it. A pod that is gone needs none."""
-        pause = _PAUSE_SECONDS
+        backoff = Backoff(_PAUSE_SECONDS, _LAST_PAUSE)
         while True:
             try:
                 await self._cluster.annotate(pod, annotations)
@@ -264,9 +265,9 @@ class Pods:
             except ClusterError as error:
                 if error.status in (404, 409, 422):
                     return
+                pause = backoff.next()
                 _LOG.warning("pod %s is not annotated yet, again in %.0f s: %s", pod, pause, error)
             await asyncio.sleep(pause)
-            pause = min(30.0, pause * 2)
 
     async def _adopt(self, caller: Caller) -> None:
         """An engine that another agent has restored."""

@@ -21,6 +21,7 @@ from scaler.books.activation import PHASES, Activation, Activations
 from scaler.books.snapshot_name import SnapshotName
 from scaler.fleet.addresses import Addresses
 from scaler.gateway.dispatcher import Endpoint, Replica, Replicas
+from zerowake_shared.backoff import Backoff
 from zerowake_shared.tls import BadCertificate, TlsFiles, client_credentials
 
 log = logging.getLogger(__name__)
@@ -139,13 +140,13 @@ class Nodes:
             self._replicas.remove(replica_id)
 
     async def _follow(self, node: Node, channel: grpc.aio.Channel, tls: TlsFiles | None) -> None:
-        retry = _FIRST_RETRY_SECONDS
+        backoff = Backoff(_FIRST_RETRY_SECONDS, _LAST_RETRY_SECONDS)
         try:
             while True:
                 try:
                     async for update in self._watch(node):
                         self._apply(node, update)
-                        retry = _FIRST_RETRY_SECONDS
+                        backoff.reset()
                 except (grpc.aio.AioRpcError, TimeoutError) as error:
                     if node.synced.is_set():
                         why = error.details() if isinstance(error, grpc.aio.AioRpcError) else f"silent for {_SILENT_SECONDS:g} s"
@@ -155,8 +156,7 @@ class Nodes:
                 if node.synced.is_set():
                     node.synced.clear()
                     self._tell(node)
-                await asyncio.sleep(retry)
-                retry = min(2 * retry, _LAST_RETRY_SECONDS)
+                await asyncio.sleep(backoff.next())
                 if tls is not None:  # a channel keeps the certificate that it was made with, which may have been renewed
                     channel = await _renewed(channel, node, tls)
         finally:

@@ -28,6 +28,7 @@ from zerowake_proto import peers_pb2_grpc as pb_grpc
 from scaler.books.ledger import Ledger
 from scaler.fleet.addresses import Addresses
 from scaler.keda.external_scaler import CannotListen
+from zerowake_shared.backoff import Backoff
 from zerowake_shared.tls import BadCertificate, TlsFiles, client_credentials, server_credentials
 
 if TYPE_CHECKING:
@@ -229,17 +230,18 @@ class Peers(pb_grpc.PeersServicer):
             peer.task = asyncio.create_task(self._follow(address, peer), name=f"following the peer at {address}")
 
     async def _follow(self, address: str, peer: _Peer) -> None:
-        retry = _FIRST_RETRY_SECONDS
+        backoff = Backoff(_FIRST_RETRY_SECONDS, _LAST_RETRY_SECONDS)
         while peer.listed:
+            twin = False
             try:
                 async with self._channel(address) as channel:
                     async for update in pb_grpc.PeersStub(channel).Watch(pb.WatchRequest(instance=self.instance)):
                         peer.asked = True
-                        retry = _FIRST_RETRY_SECONDS
+                        backoff.reset()
                         if update.instance == self.instance:
                             return  # this is ourselves, and stays so for as long as it is listed
                         if any(other.instance == update.instance for other in self._peers.values() if other is not peer):
-                            retry = _TWIN_SECONDS  # one process at two addresses counts once
+                            twin = True  # one process at two addresses counts once
                             break
                         self._apply(peer, update)
                     else:
@@ -254,8 +256,7 @@ class Peers(pb_grpc.PeersServicer):
                 log.exception("what the peer at %s said is of no use; asking it again", address)
                 peer.asked = True
                 self._lost(peer)
-            await asyncio.sleep(retry)
-            retry = min(2 * retry, _LAST_RETRY_SECONDS)
+            await asyncio.sleep(_TWIN_SECONDS if twin else backoff.next())
         self._forget(address, peer)
 
     def _channel(self, address: str) -> grpc.aio.Channel:

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from scaler.books.fairness import FairQueue, Priority
 from scaler.books.ledger import Ledger, QueueFull
 from scaler.gateway.upstream import Endpoint, Upstream
+from zerowake_shared.backoff import Backoff
 
 __all__ = ["Endpoint", "Hold", "Member", "NoReplica", "Replica", "Replicas"]
 
@@ -282,14 +283,13 @@ class Replicas:
             self._refuse(pool, f"model {model!r} was withdrawn")
 
     async def _probe(self, member: Member) -> None:
-        delay = _PROBE_FIRST_SECONDS
+        backoff = Backoff(_PROBE_FIRST_SECONDS, _PROBE_LAST_SECONDS)
         while True:
             try:
                 await member.upstream.probe()
                 break
             except OSError:
-                await asyncio.sleep(delay)
-                delay = min(delay * 2, _PROBE_LAST_SECONDS)
+                await asyncio.sleep(backoff.next())
         member.probe = None
         self._serve(member.pool)
 

@@ -19,6 +19,7 @@ import logging
 import secrets
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import grpc
 import msgspec
@@ -32,6 +33,7 @@ from scaler.kubernetes.informer import Informer, Key
 from scaler.kubernetes.pod_patch import NodeSetup
 from scaler.kubernetes.resources import Condition, Holder, Meta, ModelSnapshot, Pod, Status, with_condition
 from scaler.kubernetes.workqueue import WorkQueue
+from zerowake_shared.backoff import Backoff
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +82,15 @@ class _Artifact:
                 self.held[node.info.name] = residency
 
 
+@dataclass(slots=True)
+class _FailedCapture:
+    """When a template's capture is tried again, and why the last one failed."""
+
+    backoff: Backoff
+    not_before: float = 0.0
+    why: str = ""
+
+
 class Controller:
     def __init__(self, cluster: Cluster, snapshots: Informer[ModelSnapshot], nodes: Nodes, setup: NodeSetup) -> None:
         self._cluster = cluster
@@ -89,7 +100,7 @@ class Controller:
         self._pods: Informer[Pod] | None = None
         self._queue: WorkQueue[Key] = WorkQueue()
         self._written: dict[Key, ModelSnapshot] = {}
-        self._failed: dict[tuple[Key, str], tuple[int, float, str]] = {}  # captures: how often, not before, why
+        self._failed: dict[tuple[Key, str], _FailedCapture] = {}
         self._residencies: dict[str, dict[Key, tuple[str, int, int, str]]] = {}
         snapshots.on_change(self._snapshot_changed)
         nodes.on_change(self._node_changed)
@@ -198,9 +209,9 @@ class Controller:
             await self._tell(snapshot, "Warning", "SnapshotRefused", reason)
             await self._not_captured(snapshot, resources.FAILED, "TemplateRefused", reason)
             return None
-        _, not_before, why = self._failed.get((snapshot.key, snapshot.template_hash), (0, 0.0, ""))
-        if (wait := not_before - time.monotonic()) > 0:
-            await self._not_captured(snapshot, resources.FAILED, "CaptureFailed", why)
+        failed = self._failed.get((snapshot.key, snapshot.template_hash))
+        if failed and (wait := failed.not_before - time.monotonic()) > 0:
+            await self._not_captured(snapshot, resources.FAILED, "CaptureFailed", failed.why)
             return wait
         free = {node.info.name: 1 / (1 + node.info.memory_free_bytes) for node in self._nodes if node.synced.is_set() and node.info.name}
         try:
@@ -247,9 +258,9 @@ class Controller:
 
     async def _capture_failed(self, snapshot: ModelSnapshot, reason: str) -> float:
         key = (snapshot.key, snapshot.template_hash)
-        times = self._failed.get(key, (0, 0.0, ""))[0] + 1
-        wait = min(_FIRST_CAPTURE_RETRY_SECONDS * 2.0 ** (times - 1), _LAST_CAPTURE_RETRY_SECONDS)
-        self._failed[key] = (times, time.monotonic() + wait, reason)
+        failed = self._failed.setdefault(key, _FailedCapture(Backoff(_FIRST_CAPTURE_RETRY_SECONDS, _LAST_CAPTURE_RETRY_SECONDS)))
+        wait = failed.backoff.next()
+        failed.not_before, failed.why = time.monotonic() + wait, reason
         await self._not_captured(snapshot, resources.FAILED, "CaptureFailed", reason)
         await self._tell(snapshot, "Warning", "CaptureFailed", f"{reason}; tried again in {wait:.0f} s")
         return wait

@@ -18,6 +18,8 @@ from typing import Any, Generic, NamedTuple, Protocol, Self, TypeVar
 
 import msgspec
 
+from zerowake_shared.backoff import Backoff
+
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
@@ -114,21 +116,23 @@ class Informer(Generic[T]):
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _follow(self) -> None:
-        retry = _FIRST_RETRY_SECONDS
+        backoff = Backoff(_FIRST_RETRY_SECONDS, _LAST_RETRY_SECONDS, jitter=0.5)
         while True:
             try:
                 if not self._version:
                     await self._list()
                 if await self._watch():
-                    retry = _FIRST_RETRY_SECONDS
+                    backoff.reset()
                     continue
+                pause = backoff.next()
             except Expired:
                 self._version = ""
+                pause = backoff.next()
             except Exception as error:  # whatever the cluster answers, a copy that is no longer fed would be wrong for ever
                 self._version = "" if isinstance(error, msgspec.MsgspecError) else self._version
-                log.warning("following %s is interrupted, again in %.1f s: %s", self._resource.plural, retry, error)
-            await asyncio.sleep(retry * random.uniform(0.5, 1.0))
-            retry = min(2 * retry, _LAST_RETRY_SECONDS)
+                pause = backoff.next()
+                log.warning("following %s is interrupted, again in %.1f s: %s", self._resource.plural, pause, error)
+            await asyncio.sleep(pause)
 
     async def _list(self) -> None:
         query = {**self._selectors, "limit": _PAGE}

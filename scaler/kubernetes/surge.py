@@ -31,6 +31,7 @@ from scaler.books.ledger import Ledger, UnknownModel
 from scaler.kubernetes.cluster import ClusterError, Conflict, Resource
 from scaler.kubernetes.resources import Metadata
 from scaler.kubernetes.scaled_object import ScaledObject
+from zerowake_shared.backoff import Backoff
 
 log = logging.getLogger(__name__)
 
@@ -96,10 +97,11 @@ class Surge:
             log.exception("the surge of %s is given up, the HPA brings its replicas", model)
 
     async def _follow(self, model: str, found: ScaledObject) -> None:
-        pause = _FIRST_LOOK_SECONDS
+        looks = Backoff(_FIRST_LOOK_SECONDS, _LAST_LOOK_SECONDS)
         try:
             while True:
                 await self._outgrown(model, found, 1)  # KEDA sees to the first
+                pause = looks.next()
                 if there := await self._raise(model, found):
                     # What is there is trusted for a while only: a write of KEDA's that was on its way may still lower it.
                     with suppress(TimeoutError):
@@ -107,7 +109,6 @@ class Surge:
                             await self._outgrown(model, found, there)
                 else:
                     await asyncio.sleep(pause)
-                pause = min(2 * pause, _LAST_LOOK_SECONDS)
         except UnknownModel:
             return  # withdrawn
 

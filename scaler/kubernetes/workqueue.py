@@ -14,6 +14,8 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Hashable
 from typing import Generic, TypeVar
 
+from zerowake_shared.backoff import Backoff
+
 log = logging.getLogger(__name__)
 
 K = TypeVar("K", bound=Hashable)
@@ -29,7 +31,7 @@ class WorkQueue(Generic[K]):
         self._working: set[K] = set()
         self._again: set[K] = set()  # added while worked on
         self._timers: dict[K, asyncio.TimerHandle] = {}
-        self._failures: dict[K, int] = {}
+        self._failing: dict[K, Backoff] = {}
         self._free = asyncio.Semaphore(0)
 
     def add(self, key: K) -> None:
@@ -71,11 +73,11 @@ class WorkQueue(Generic[K]):
             self._working.add(key)
             try:
                 seconds = await work(key)
-                self._failures.pop(key, None)
+                self._failing.pop(key, None)
             except Exception as error:
-                failures = self._failures[key] = self._failures.get(key, 0) + 1
-                seconds = min(_FIRST_RETRY_SECONDS * 2.0 ** (failures - 1), _LAST_RETRY_SECONDS)
-                log.warning("work on %s failed, again in %.1f s: %s", key, seconds, error, exc_info=failures > 3)
+                backoff = self._failing.setdefault(key, Backoff(_FIRST_RETRY_SECONDS, _LAST_RETRY_SECONDS))
+                seconds = backoff.next()
+                log.warning("work on %s failed, again in %.1f s: %s", key, seconds, error, exc_info=backoff.failures > 3)
             finally:
                 self._working.discard(key)
                 again = key in self._again

@@ -27,6 +27,7 @@ from zerowake_proto import externalscaler_pb2_grpc as pb_grpc
 
 from scaler.books.hpa import POLICY_SECONDS, SYNC_SECONDS, Hpa, ScalingRules, activation
 from scaler.books.trigger import parse_trigger
+from zerowake_shared.backoff import Backoff
 
 log = logging.getLogger(__name__)
 
@@ -74,19 +75,18 @@ class ScaledObject:
             group.create_task(self._sync(stub), name=f"HPA of {self.name}")
 
     async def _listen(self, stub: pb_grpc.ExternalScalerAsyncStub) -> None:
-        retry = FIRST_RETRY_SECONDS
+        backoff = Backoff(FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS)
         while True:
             try:
                 async for response in stub.StreamIsActive(self._ref):
                     if response.result:
                         await self._decide(active=True, failed=False)
                         self._hurry.set()
-                    retry = FIRST_RETRY_SECONDS
-                retry = FIRST_RETRY_SECONDS
+                    backoff.reset()
+                backoff.reset()
             except grpc.aio.AioRpcError as error:
                 self._note(error)
-            await asyncio.sleep(retry)
-            retry = min(2 * retry, LAST_RETRY_SECONDS)
+            await asyncio.sleep(backoff.next())
 
     async def _poll(self, stub: pb_grpc.ExternalScalerAsyncStub) -> None:
         while True:

@@ -22,6 +22,7 @@ from scaler.fleet.nodes import Node, Nodes
 from scaler.gateway.dispatcher import Replicas
 from scaler.local.config import ModelSection
 from scaler.plan.planner import Planner
+from zerowake_shared.backoff import Backoff
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ class Deployment:
         self._changed = asyncio.Event()
         self._starting: set[asyncio.Task[None]] = set()
         self._ending: dict[str, asyncio.Task[None]] = {}
-        self._retry = _FIRST_RETRY_SECONDS
+        self._backoff = Backoff(_FIRST_RETRY_SECONDS, _LAST_RETRY_SECONDS)
         self._not_before = 0.0  # loop time of the next start
         nodes.on_change(lambda _: self._changed.set())
 
@@ -126,16 +127,16 @@ class Deployment:
         except grpc.aio.AioRpcError as error:
             self._fail(error.details() or error.code().name)
             return
-        self._retry = _FIRST_RETRY_SECONDS
+        self._backoff.reset()
         self._nodes.learn(node, answer.replica)  # the stream will say so too, maybe later
         if answer.fallback_reason:
             log.warning("%s was started cold (%s): %s", self.model, answer.fallback_reason, answer.fallback_detail)
 
     def _fail(self, why: str) -> None:
-        log.warning("no replica of %s could be started: %s; next try in %.1f s", self.model, why, self._retry)
+        pause = self._backoff.next()
+        log.warning("no replica of %s could be started: %s; next try in %.1f s", self.model, why, pause)
         self._ledger.report_failure(self.model, why)
-        self._not_before = asyncio.get_running_loop().time() + self._retry
-        self._retry = min(2 * self._retry, _LAST_RETRY_SECONDS)
+        self._not_before = asyncio.get_running_loop().time() + pause
 
     async def _end(self, node: Node, replica_id: str) -> None:
         with contextlib.suppress(TimeoutError):

@@ -34,6 +34,7 @@ from scaler.plan.planner import Planner
 from scaler.view.activations import record_activation
 from scaler.view.metrics import LedgerCollector, serve_metrics
 from scaler.view.status import serve_status
+from zerowake_shared.backoff import Backoff
 from zerowake_shared.tls import TlsFiles
 
 log = logging.getLogger(__name__)
@@ -104,7 +105,7 @@ async def _keep_agent(config: Config) -> None:
     command = [sys.executable, "-m", "scaler.programs.cli", "agent", "--state", str(config.state)]
     if config.agent_metrics:
         command += ["--metrics", config.agent_metrics]
-    retry = _AGENT_FIRST_RETRY_SECONDS
+    backoff = Backoff(_AGENT_FIRST_RETRY_SECONDS, _AGENT_LAST_RETRY_SECONDS)
     while True:
         began = asyncio.get_running_loop().time()
         # A process group of its own: Ctrl-C reaches us, and the agent is stopped when requests have drained.
@@ -121,10 +122,10 @@ async def _keep_agent(config: Config) -> None:
                 await process.wait()
             raise
         if asyncio.get_running_loop().time() - began > _AGENT_LAST_RETRY_SECONDS:
-            retry = _AGENT_FIRST_RETRY_SECONDS
-        log.warning("the restore agent ended (%s); its replicas are gone, it starts again in %.1f s", _said(code), retry)
-        await asyncio.sleep(retry)
-        retry = min(2 * retry, _AGENT_LAST_RETRY_SECONDS)
+            backoff.reset()
+        pause = backoff.next()
+        log.warning("the restore agent ended (%s); its replicas are gone, it starts again in %.1f s", _said(code), pause)
+        await asyncio.sleep(pause)
 
 
 @contextlib.asynccontextmanager

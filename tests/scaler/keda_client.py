@@ -17,6 +17,8 @@ import grpc
 from zerowake_proto import externalscaler_pb2 as pb
 from zerowake_proto import externalscaler_pb2_grpc as pb_grpc
 
+from zerowake_shared.backoff import Backoff
+
 SERVICE_CONFIG = '{"loadBalancingConfig": [{"round_robin":{}}]}'
 
 
@@ -88,8 +90,7 @@ class Keda:
         return values[0].metricValueFloat if values[0].metricValueFloat > 0 else float(values[0].metricValue), active.result
 
     async def _run_is_active(self, watched: Watched) -> None:
-        first, last = self._backoff
-        retry = first
+        retry = Backoff(*self._backoff)
         while True:
             try:
                 call = self.stub.StreamIsActive(watched.ref)
@@ -98,22 +99,19 @@ class Keda:
                     if response.result:
                         watched.trues.put_nowait(time.monotonic())
                 watched.ends.put_nowait(None)
-                retry = first
+                retry.reset()
             except grpc.aio.AioRpcError as error:
                 watched.ends.put_nowait(error.code())
-            await asyncio.sleep(retry)
-            retry = min(2 * retry, last)
+            await asyncio.sleep(retry.next())
 
     async def _run_metric_spec(self, watched: Watched) -> None:
-        first, last = self._backoff
-        retry = first
+        retry = Backoff(*self._backoff)
         while True:
             try:
                 async for response in self.stub.StreamMetricSpec(watched.ref):
                     watched.specs.put_nowait(response)
-                    retry = first
-                retry = first
+                    retry.reset()
+                retry.reset()
             except grpc.aio.AioRpcError as error:
                 assert error.code() != grpc.StatusCode.UNIMPLEMENTED
-            await asyncio.sleep(retry)
-            retry = min(2 * retry, last)
+            await asyncio.sleep(retry.next())
