@@ -20,7 +20,7 @@ from zerowake_proto import agent_pb2, agent_pb2_grpc
 from scaler.books.activation import PHASES, Activation, Activations
 from scaler.books.snapshot_name import SnapshotName
 from scaler.fleet.addresses import Addresses
-from scaler.gateway.dispatcher import Endpoint, Replica, Replicas
+from scaler.gateway.dispatcher import Dispatcher, Endpoint, Replica
 from zerowake_shared.backoff import Backoff
 from zerowake_shared.tls import BadCertificate, TlsFiles, client_credentials
 
@@ -55,18 +55,18 @@ class Node:
 
 
 class Nodes:
-    """Use `async with nodes.follow(addresses)`; replicas that become ready, or end, are told to the gateway's view at once.
+    """Use `async with nodes.follow(addresses)`; replicas that become ready, or end, are told to the dispatcher at once.
 
     admits: whether a replica may be sent requests; asked again by `reconsider`.
     """
 
     def __init__(
         self,
-        replicas: Replicas,
+        dispatcher: Dispatcher,
         activations: Activations,
         admits: Callable[[agent_pb2.Replica], bool] = lambda _: True,
     ) -> None:
-        self._replicas = replicas
+        self._dispatcher = dispatcher
         self._activations = activations
         self._admits = admits
         self._nodes: dict[str, Node] = {}
@@ -91,9 +91,9 @@ class Nodes:
         """Whether its replicas may be sent requests may have changed."""
         for node, replica in self.replicas_of(model):
             if self._admits(replica):
-                self._replicas.add(_told(node, replica))
+                self._dispatcher.add(_told(node, replica))
             else:
-                self._replicas.remove(replica.id)
+                self._dispatcher.remove(replica.id)
 
     @contextlib.asynccontextmanager
     async def follow(self, *addresses: str) -> AsyncIterator[None]:
@@ -137,7 +137,7 @@ class Nodes:
         """The agent is not listed any more, and its successor, if there is one, has said what it has."""
         named = {replica_id for other in self for replica_id in other.replicas}
         for replica_id in node.replicas.keys() - named:
-            self._replicas.remove(replica_id)
+            self._dispatcher.remove(replica_id)
 
     async def _follow(self, node: Node, channel: grpc.aio.Channel, tls: TlsFiles | None) -> None:
         backoff = Backoff(_FIRST_RETRY_SECONDS, _LAST_RETRY_SECONDS)
@@ -195,13 +195,13 @@ class Nodes:
                     _account(activation, replica.phases)  # before a held request can end the activation
                 node.replicas[replica.id] = replica
                 if self._admits(replica):
-                    self._replicas.add(_told(node, replica))
+                    self._dispatcher.add(_told(node, replica))
             elif replica.state == agent_pb2.REPLICA_RETIRING:
-                self._replicas.retire(replica.id)
+                self._dispatcher.retire(replica.id)
             elif replica.state == agent_pb2.REPLICA_GONE:
                 node.gone.append(replica.id)
                 node.replicas.pop(replica.id, None)
-                self._replicas.remove(replica.id)
+                self._dispatcher.remove(replica.id)
         elif kind == "synced":
             node.synced.set()
         self._tell(node)

@@ -16,17 +16,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 
-class Departures:
-    """Made and closed inside the event loop."""
+class ClientWatch:
+    """Aborts connections whose client has gone. Made and closed inside the event loop."""
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
         self._watched: dict[int, asyncio.Transport] = {}
         self._loop = asyncio.get_running_loop()
-        self._loop.add_reader(self._epoll.fileno(), self._departed)
+        self._loop.add_reader(self._epoll.fileno(), self._look)
 
     @contextmanager
-    def watch(self, transport: asyncio.Transport) -> Iterator[None]:
+    def abort_if_gone(self, transport: asyncio.Transport) -> Iterator[None]:
         """Aborts the transport, inside the block, when its peer has closed the connection or its sending half."""
         descriptor: int = transport.get_extra_info("socket").fileno()
         self._watched[descriptor] = transport
@@ -44,7 +44,7 @@ class Departures:
         self._loop.remove_reader(self._epoll.fileno())
         self._epoll.close()
 
-    def _departed(self) -> None:
+    def _look(self) -> None:
         for descriptor, _ in self._epoll.poll(0):
             transport = self._watched.get(descriptor)
             if transport is not None:

@@ -1,4 +1,4 @@
-"""The gateway's view of replicas, and who is served by which.
+"""The dispatcher: which replicas there are, and which request is served by which.
 
 Every model has a pool: its replicas, each with `concurrency` places, and the line of requests that are held because no place is free. A
 request takes a place at once or joins the line; whenever a place comes free (a request ended, a replica was added, the limits were
@@ -23,7 +23,7 @@ from scaler.books.ledger import Ledger, QueueFull
 from scaler.gateway.upstream import Endpoint, Upstream
 from zerowake_shared.backoff import Backoff
 
-__all__ = ["Endpoint", "Hold", "Member", "NoReplica", "Replica", "Replicas"]
+__all__ = ["Dispatcher", "Endpoint", "Hold", "Member", "NoReplica", "Replica"]
 
 log = logging.getLogger(__name__)
 
@@ -86,8 +86,8 @@ class _Pool:
         self.line: FairQueue[Hold] = FairQueue()
 
 
-class Replicas:
-    """All pools. One event loop; only `drain` and `close` wait."""
+class Dispatcher:
+    """Gives every request its replica, or its place in the line: all pools. One event loop; only `drain` and `close` wait."""
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger

@@ -1,8 +1,8 @@
 """The gateway: every request's way in, from its head to the replica that answers it.
 
-A request finds its model (routing), takes a place on a replica or is held in a fair line until there is one (replicas), and is passed
-through (proxy). aiohttp's low-level server is used, not its Application: there is nothing to route by path, and no middleware on the hot
-path. A client that leaves cancels its handler, which gives its place back from wherever it stands.
+A request finds its model (routing), takes a place on a replica or is held in a fair line until there is one (dispatcher), and is
+exchanged with it (exchange). aiohttp's low-level server is used, not its Application: there is nothing to route by path, and no middleware
+on the hot path. A client that leaves cancels its handler, which gives its place back from wherever it stands.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from scaler.books.fairness import Priority
 from scaler.books.ledger import Ledger, QueueFull, UnknownModel
 from scaler.books.limits import MIB
 from scaler.gateway import metrics, routing
-from scaler.gateway.client_gone import Departures
-from scaler.gateway.dispatcher import Hold, Member, NoReplica, Replicas
+from scaler.gateway.client_gone import ClientWatch
+from scaler.gateway.dispatcher import Dispatcher, Hold, Member, NoReplica
 from scaler.gateway.exchange import Exchange, ReplicaFailed
 from scaler.gateway.refusal import Refusal
 
@@ -41,15 +41,15 @@ _LEFT = 499  # the status under which a client that left is counted; nobody rece
 class Gateway:
     """Serves HTTP for every model in the ledger. Construct it before whatever else listens for first demand: it opens the activation."""
 
-    def __init__(self, ledger: Ledger, replicas: Replicas, activations: Activations, *, body_bytes: int = BODY_BYTES) -> None:
+    def __init__(self, ledger: Ledger, dispatcher: Dispatcher, activations: Activations, *, body_bytes: int = BODY_BYTES) -> None:
         self._ledger = ledger
-        self._replicas = replicas
+        self._dispatcher = dispatcher
         self._activations = activations
         self._body_bytes = body_bytes
         self._reading = 0
         self._requests = 0
         self._idle = asyncio.Event()
-        self._departures: Departures
+        self._clients: ClientWatch
         self._site: web.TCPSite | None = None
         self._created = int(time.time())
         self.draining = False
@@ -60,7 +60,7 @@ class Gateway:
     async def serve(self, host: str, port: int) -> AsyncIterator[tuple[str, int]]:
         """Listens until the block ends; yields the bound address (port 0: any). Raises: OSError if it cannot be listened on."""
         _raise_descriptors()
-        self._departures = Departures()
+        self._clients = ClientWatch()
         server = web.Server(
             self._handle, handler_cancellation=True, access_log=None, auto_decompress=False, keepalive_timeout=_KEEPALIVE_SECONDS
         )
@@ -74,7 +74,7 @@ class Gateway:
         finally:
             await self.drain(0)
             await runner.cleanup()
-            self._departures.close()
+            self._clients.close()
 
     async def drain(self, deadline: float) -> None:
         """Stops accepting, lets requests finish for `deadline` seconds, then refuses those held. Leaving `serve` cuts the rest off."""
@@ -84,7 +84,7 @@ class Gateway:
             await site.stop()
         if await self._finished(deadline):
             return
-        self._replicas.refuse_held("the gateway is shutting down")
+        self._dispatcher.refuse_held("the gateway is shutting down")
         await self._finished(_LAST_WORDS_SECONDS)
 
     async def _finished(self, seconds: float) -> bool:
@@ -216,38 +216,38 @@ class Gateway:
         priority = routing.priority(request.headers)
         beats = routing.heartbeat(request.headers) if stream else None
         try:
-            member = self._replicas.take(model)
+            member = self._dispatcher.take(model)
             hold: Hold | None = None
             last = False
             while True:
                 if member is None:
                     hold = hold or self._hold(exchange, request, priority)
-                    with self._departures.watch(request.transport) if exchange.streams and request.transport else nullcontext():
+                    with self._clients.abort_if_gone(request.transport) if exchange.streams and request.transport else nullcontext():
                         member = await self._wait(exchange, hold, beats)
                     hold = None
                 try:
                     return await exchange.over(member, self._first_byte)
                 except ReplicaFailed as failure:
-                    self._replicas.failed(member, failure.error)
+                    self._dispatcher.failed(member, failure.error)
                     if last or not exchange.repeatable:
                         once = "once more" if last else "and its body had begun to stream, so it cannot be sent again"
                         message = f"a replica of model {model!r} failed before its answer began ({failure}), {once}"
                         raise Refusal(502, "replica_failed", message, retry=True) from failure
                     metrics.RETRIES.labels(model).inc()
                     last = True
-                    hold = self._replicas.hold(model, routing.tenant(request.headers), priority, exchange.size, again=True)
+                    hold = self._dispatcher.hold(model, routing.tenant(request.headers), priority, exchange.size, again=True)
                 finally:
-                    self._replicas.release(member)
+                    self._dispatcher.release(member)
                     member = None
         except UnknownModel as error:
             raise Refusal(404, "model_not_found", str(error), param="model") from error
 
     def _hold(self, exchange: Exchange, request: web.BaseRequest, priority: Priority) -> Hold:
         model = exchange.model
-        if not self._replicas.ready(model):
+        if not self._dispatcher.ready(model):
             self._activations.begin(model, exchange.arrived).mark("held")
         try:
-            return self._replicas.hold(model, routing.tenant(request.headers), priority, exchange.size)
+            return self._dispatcher.hold(model, routing.tenant(request.headers), priority, exchange.size)
         except QueueFull as error:
             raise Refusal(429, f"too_many_{error.bound}", str(error), retry=True) from error
 
@@ -263,7 +263,7 @@ class Gateway:
         except NoReplica as error:
             raise Refusal(503, "no_replica", str(error), retry=True) from error
         except BaseException:
-            self._replicas.leave(hold)
+            self._dispatcher.leave(hold)
             raise
         metrics.HELD_SECONDS.labels(hold.pool.model).observe(time.monotonic() - begun)
         return member

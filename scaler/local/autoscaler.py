@@ -47,8 +47,11 @@ class Target(Protocol):
         """Wishes for `replicas`. Any exception means that the wish was not taken; it is made again later."""
 
 
-class ScaledObject:
-    """One target under its rules. `name` is for logs and for the scaler; `metadata` is the trigger's, as in KEDA."""
+class ScaledTarget:
+    """One target under its rules, what a ScaledObject is to KEDA.
+
+    `name` is for logs and for the scaler; `metadata` is the trigger's, as in KEDA.
+    """
 
     def __init__(
         self, name: str, metadata: Mapping[str, str], rules: ScalingRules, target: Target, clock: Callable[[], float] = time.monotonic
@@ -209,5 +212,5 @@ class Autoscaler:
         Raises:
             BadTrigger: the metadata cannot be used.
         """
-        scaled = ScaledObject(name, metadata, rules, target, self._clock)
+        scaled = ScaledTarget(name, metadata, rules, target, self._clock)
         self._tasks.append(self._group.create_task(scaled.run(self._stub), name=f"autoscaling of {name}"))

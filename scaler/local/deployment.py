@@ -19,7 +19,7 @@ from zerowake_proto import agent_pb2
 from scaler.books.activation import Activations
 from scaler.books.ledger import Ledger
 from scaler.fleet.nodes import Node, Nodes
-from scaler.gateway.dispatcher import Replicas
+from scaler.gateway.dispatcher import Dispatcher
 from scaler.local.config import ModelSection
 from scaler.plan.planner import Planner
 from zerowake_shared.backoff import Backoff
@@ -36,7 +36,7 @@ class Deployment:
         model: str,
         section: ModelSection,
         ledger: Ledger,
-        replicas: Replicas,
+        dispatcher: Dispatcher,
         nodes: Nodes,
         planner: Planner,
         activations: Activations,
@@ -44,7 +44,7 @@ class Deployment:
         self.model = model
         self._section = section
         self._ledger = ledger
-        self._replicas = replicas
+        self._dispatcher = dispatcher
         self._nodes = nodes
         self._planner = planner
         self._activations = activations
@@ -96,7 +96,7 @@ class Deployment:
             for task in list(self._starting)[:-missing]:
                 task.cancel()
                 missing += 1
-            surplus = sorted(reversed(live), key=lambda each: self._replicas.in_flight(each[1].id))
+            surplus = sorted(reversed(live), key=lambda each: self._dispatcher.in_flight(each[1].id))
             for node, replica in surplus[: max(0, -missing)]:
                 task = self._ending[replica.id] = asyncio.create_task(self._end(node, replica.id), name=f"ending {replica.id}")
                 task.add_done_callback(functools.partial(self._ended, replica.id))
@@ -141,7 +141,7 @@ class Deployment:
     async def _end(self, node: Node, replica_id: str) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_DRAIN_SECONDS):
-                await self._replicas.drain(replica_id)
+                await self._dispatcher.drain(replica_id)
         request_id, keep = secrets.token_hex(8), self._section.keep_seconds
         try:
             if keep is None:

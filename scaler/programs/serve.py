@@ -29,7 +29,7 @@ from scaler.books.ledger import Ledger
 from scaler.fleet.addresses import Addresses, looked_up
 from scaler.fleet.nodes import Nodes
 from scaler.fleet.peers import Peers
-from scaler.gateway.dispatcher import Replicas
+from scaler.gateway.dispatcher import Dispatcher
 from scaler.gateway.gateway import Gateway
 from scaler.keda.external_scaler import serve_external_scaler
 from scaler.kubernetes.cluster import ENDPOINT_SLICES, MODEL_SNAPSHOTS, SCALED_OBJECTS, Cluster
@@ -66,12 +66,12 @@ async def serve(config: ServeConfig) -> None:
     tls = config.tls.files if config.tls else None
 
     ledger = Ledger()
-    replicas = Replicas(ledger)
+    dispatcher = Dispatcher(ledger)
     activations = Activations()
     activations.on_end(record_activation)
-    gateway = Gateway(ledger, replicas, activations)
+    gateway = Gateway(ledger, dispatcher, activations)
     models = Models(ledger)
-    nodes = Nodes(replicas, activations, lambda replica: models.owner(replica.model) == replica.snapshot.namespace)
+    nodes = Nodes(dispatcher, activations, lambda replica: models.owner(replica.model) == replica.snapshot.namespace)
     models.on_owner(nodes.reconsider)
     planner = Planner(ledger, nodes, models.sections)
     models.on_trigger(planner.triggered)  # and not KEDA's calls: any namespace may name any model in its own
@@ -82,7 +82,7 @@ async def serve(config: ServeConfig) -> None:
         begin = stack.enter_async_context
         await begin(serve_metrics(*_split(config.metrics), readiness.missing))
         cluster = await begin(Cluster.connect(instance=identity))
-        stack.push_async_callback(replicas.close)
+        stack.push_async_callback(dispatcher.close)
         stack.push_async_callback(planner.close)
         surge = Surge(ledger, cluster, models.objects)
         stack.push_async_callback(surge.close)

@@ -24,7 +24,7 @@ from prometheus_client import REGISTRY
 from scaler.books.activation import Activations
 from scaler.books.ledger import Ledger
 from scaler.fleet.nodes import Nodes
-from scaler.gateway.dispatcher import Replicas
+from scaler.gateway.dispatcher import Dispatcher
 from scaler.gateway.gateway import Gateway
 from scaler.keda.external_scaler import serve_external_scaler
 from scaler.local.autoscaler import Autoscaler
@@ -55,15 +55,15 @@ async def up(config: Config) -> None:
     config.state.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     ledger = Ledger({name: model.limits for name, model in config.models.items()})
-    replicas = Replicas(ledger)
+    dispatcher = Dispatcher(ledger)
     activations = Activations()
     activations.on_end(record_activation)
-    gateway = Gateway(ledger, replicas, activations)
-    nodes = Nodes(replicas, activations)
+    gateway = Gateway(ledger, dispatcher, activations)
+    nodes = Nodes(dispatcher, activations)
     planner = Planner(ledger, nodes, config.models)
-    deployments = {name: Deployment(name, model, ledger, replicas, nodes, planner, activations) for name, model in config.models.items()}
+    deployments = {name: Deployment(name, model, ledger, dispatcher, nodes, planner, activations) for name, model in config.models.items()}
     async with contextlib.AsyncExitStack() as stack:
-        stack.push_async_callback(replicas.close)
+        stack.push_async_callback(dispatcher.close)
         await stack.enter_async_context(_agent(config))
         await stack.enter_async_context(nodes.follow(f"unix:{config.state / 'agent.sock'}"))
         stack.push_async_callback(planner.close)
@@ -77,7 +77,7 @@ async def up(config: Config) -> None:
         autoscaler = await stack.enter_async_context(Autoscaler(scaler))
         for name, model in config.models.items():
             autoscaler.add(name, model.trigger(name), model.rules, deployments[name])
-        await stack.enter_async_context(serve_status(config.state, config.models, deployments, ledger, replicas, nodes, activations))
+        await stack.enter_async_context(serve_status(config.state, config.models, deployments, ledger, dispatcher, nodes, activations))
         REGISTRY.register(LedgerCollector(ledger))
         if config.metrics:
             host, port = _split(config.metrics)

@@ -14,7 +14,7 @@ from zerowake_proto import agent_pb2
 from scaler.books.activation import Activations
 from scaler.books.ledger import Ledger
 from scaler.fleet.nodes import Nodes
-from scaler.gateway.dispatcher import Replicas
+from scaler.gateway.dispatcher import Dispatcher
 from scaler.local.config import ModelSection
 from scaler.local.deployment import Deployment
 
@@ -31,7 +31,7 @@ async def serve_status(
     models: Mapping[str, ModelSection],
     deployments: Mapping[str, Deployment],
     ledger: Ledger,
-    replicas: Replicas,
+    dispatcher: Dispatcher,
     nodes: Nodes,
     activations: Activations,
 ) -> AsyncIterator[None]:
@@ -47,7 +47,7 @@ async def serve_status(
                         "model": replica.model,
                         "node": node.info.name,
                         "origin": agent_pb2.Origin.Name(replica.origin).removeprefix("ORIGIN_").lower(),
-                        "in_flight": replicas.in_flight(replica.id),
+                        "in_flight": dispatcher.in_flight(replica.id),
                         "detail": replica.detail,
                     }
                     for node in nodes

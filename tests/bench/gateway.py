@@ -18,7 +18,7 @@ from aiohttp import web
 from scaler.books.activation import Activations
 from scaler.books.ledger import Ledger
 from scaler.books.limits import ModelLimits
-from scaler.gateway.dispatcher import Endpoint, Replica, Replicas
+from scaler.gateway.dispatcher import Dispatcher, Endpoint, Replica
 from scaler.gateway.gateway import Gateway
 from tests.bench.figures import Figure
 
@@ -44,17 +44,17 @@ async def _engine() -> None:
 async def _gateway(port: int) -> None:
     """Serves model `m`, with the engine's replica from the first line on standard input on; answers each line with its own memory."""
     ledger = Ledger({"m": ModelLimits(max_requests=HELD, concurrency=64)})
-    replicas = Replicas(ledger)
-    async with Gateway(ledger, replicas, Activations()).serve("127.0.0.1", 0) as address:
+    dispatcher = Dispatcher(ledger)
+    async with Gateway(ledger, dispatcher, Activations()).serve("127.0.0.1", 0) as address:
         print(address[1], flush=True)
         while line := await _told():
             if line == "replica":
-                replicas.add(Replica("r", "m", "node", Endpoint("127.0.0.1", port), "restored"))
+                dispatcher.add(Replica("r", "m", "node", Endpoint("127.0.0.1", port), "restored"))
             elif line == "no replica":
-                replicas.remove("r")
+                dispatcher.remove("r")
             demand = ledger.demand("m")
             print(_resident(), demand.held, flush=True)
-        await replicas.close()
+        await dispatcher.close()
 
 
 async def _told() -> str:

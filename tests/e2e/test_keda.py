@@ -18,7 +18,7 @@ from scaler.books.activation import Activations
 from scaler.books.ledger import Ledger
 from scaler.books.limits import ModelLimits
 from scaler.books.trigger import Trigger
-from scaler.gateway.dispatcher import Endpoint, Replica, Replicas
+from scaler.gateway.dispatcher import Dispatcher, Endpoint, Replica
 from scaler.gateway.gateway import Gateway
 from scaler.keda.external_scaler import serve_external_scaler
 from tests.e2e.api import Api, Object, condition
@@ -64,9 +64,9 @@ def scaled_object(name: str, scaler: str, *, most: int = 3, target: float = 1) -
 class Front:
     """A gateway and an external scaler for one model, as `zerowake serve` joins them; replicas are this test's to announce."""
 
-    def __init__(self, ledger: Ledger, replicas: Replicas, url: str, scaler: str, client: aiohttp.ClientSession) -> None:
+    def __init__(self, ledger: Ledger, dispatcher: Dispatcher, url: str, scaler: str, client: aiohttp.ClientSession) -> None:
         self.ledger = ledger
-        self.replicas = replicas
+        self.dispatcher = dispatcher
         self.scaler = scaler
         self.known = asyncio.Event()  # KEDA has opened its stream
         self._url = url
@@ -85,24 +85,24 @@ class Front:
 @asynccontextmanager
 async def front(model: str, addresses: Addresses) -> AsyncIterator[Front]:
     ledger = Ledger({model: ModelLimits(concurrency=1)})
-    replicas, activations = Replicas(ledger), Activations()
+    dispatcher, activations = Dispatcher(ledger), Activations()
     known = asyncio.Event()
 
     def opened(trigger: Trigger) -> None:
         known.set()
 
-    gateway = Gateway(ledger, replicas, activations)
+    gateway = Gateway(ledger, dispatcher, activations)
     async with (
         serve_external_scaler(ledger, address=f"{addresses.machine}:0", activations=activations, on_trigger=opened) as scaler,
         gateway.serve("127.0.0.1", 0) as (host, port),
         aiohttp.ClientSession() as client,
     ):
-        one = Front(ledger, replicas, f"http://{host}:{port}", scaler, client)
+        one = Front(ledger, dispatcher, f"http://{host}:{port}", scaler, client)
         one.known = known
         try:
             yield one
         finally:
-            await replicas.close()
+            await dispatcher.close()
 
 
 def replicas_of(one: Object | None) -> int:
@@ -130,11 +130,11 @@ async def test_from_zero_and_back(api: Api, namespace: str, addresses: Addresses
         pod = await ready_pod(api, namespace, name)
         ready_seconds = time.monotonic() - began
         assert scaled.done(), "the pod is there before its Deployment was scaled"
-        zerowake.replicas.add(Replica(pod["metadata"]["uid"], name, "zerowake-node", Endpoint(pod["status"]["podIP"], PORT), "cold"))
+        zerowake.dispatcher.add(Replica(pod["metadata"]["uid"], name, "zerowake-node", Endpoint(pod["status"]["podIP"], PORT), "cold"))
         assert await answer == pod["metadata"]["name"]
         print(f"first request → pod Ready: {ready_seconds:.3f} s")
 
-        zerowake.replicas.remove(pod["metadata"]["uid"])
+        zerowake.dispatcher.remove(pod["metadata"]["uid"])
         await api.until("Deployment", namespace, name, lambda one: replicas_of(one) == 0)
         await api.until("Pod", namespace, pod["metadata"]["name"], lambda one: one is None)
 

@@ -9,6 +9,6 @@ import uvloop
 
 def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
     loops: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.new_event_loop}
-    if item.path.stem in {"test_gateway", "test_replicas"}:
+    if item.path.stem in {"test_gateway", "test_dispatcher"}:
         loops["uvloop"] = uvloop.new_event_loop
     return loops

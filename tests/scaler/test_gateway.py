@@ -16,7 +16,7 @@ from tests.scaler.front import front
 
 async def test_passes_the_request_on_untouched() -> None:
     async with Engine() as engine, front() as f:
-        f.replicas.add(engine.replica())
+        f.dispatcher.add(engine.replica())
         body = gzip.compress(b"anything \x00\xff")
         headers = {
             "X-Zerowake-Model": "m",
@@ -55,7 +55,7 @@ async def test_passes_the_request_on_untouched() -> None:
 
 async def test_adds_no_header_to_a_bare_request() -> None:
     async with Engine() as engine, front() as f:
-        f.replicas.add(engine.replica())
+        f.dispatcher.add(engine.replica())
         reader, writer = await asyncio.open_connection(*f.url.removeprefix("http://").split(":"))
         writer.write(b"GET /models/m/bare HTTP/1.0\r\n\r\n")
         answer = (await reader.read()).partition(b"\r\n\r\n")
@@ -68,7 +68,7 @@ async def test_adds_no_header_to_a_bare_request() -> None:
 
 async def test_an_answer_without_a_body_stays_one() -> None:
     async with Engine() as engine, front() as f:
-        f.replicas.add(engine.replica())
+        f.dispatcher.add(engine.replica())
         async with f.client.head(f"{f.url}/models/m/x") as response:
             assert (response.status, await response.read()) == (200, b"")
             assert int(response.headers["Content-Length"]) > 0
@@ -79,8 +79,8 @@ async def test_an_answer_without_a_body_stays_one() -> None:
 async def test_finds_the_model_in_body_then_header_then_path() -> None:
     async with Engine() as one, Engine() as two, front(concurrency=1) as f:
         f.ledger.declare("other/model", f.ledger.limits("m"))
-        f.replicas.add(one.replica("r1", "m"))
-        f.replicas.add(two.replica("r2", "other/model"))
+        f.dispatcher.add(one.replica("r1", "m"))
+        f.dispatcher.add(two.replica("r2", "other/model"))
         cases = [
             ("/x", {}, {"model": "m"}, one),
             ("/x", {"X-Zerowake-Model": "other/model"}, {}, two),
@@ -128,7 +128,7 @@ async def test_says_what_is_wrong_with_a_request() -> None:
 async def test_lists_the_models() -> None:
     async with Engine() as engine, front() as f:
         f.ledger.declare("org/other", f.ledger.limits("m"))
-        f.replicas.add(engine.replica())
+        f.dispatcher.add(engine.replica())
         async with f.client.get(f"{f.url}/v1/models") as response:
             listed = await response.json()
         assert listed["object"] == "list"
@@ -141,7 +141,7 @@ async def test_lists_the_models() -> None:
 
 async def test_each_piece_of_an_answer_arrives_while_the_next_is_held_back() -> None:
     async with Engine(held=True) as engine, front() as f:
-        f.replicas.add(engine.replica())
+        f.dispatcher.add(engine.replica())
         body = {"model": "m", "stream": True, "messages": [{"role": "user", "content": "one two three"}]}
         engine.say()
         async with asyncio.timeout(10), f.client.post(f"{f.url}/v1/chat/completions", json=body) as response:
@@ -155,7 +155,7 @@ async def test_each_piece_of_an_answer_arrives_while_the_next_is_held_back() -> 
 
 async def test_a_streamed_body_reaches_the_engine_before_its_end() -> None:
     async with Engine() as engine, front(body_bytes=1000) as f:
-        f.replicas.add(engine.replica())
+        f.dispatcher.add(engine.replica())
         answered: asyncio.Queue[int] = asyncio.Queue()
 
         async def upload():  # type: ignore[no-untyped-def]
@@ -173,7 +173,7 @@ async def test_a_streamed_body_reaches_the_engine_before_its_end() -> None:
 
 async def test_expect_continue_is_answered() -> None:
     async with Engine() as engine, front() as f:
-        f.replicas.add(engine.replica())
+        f.dispatcher.add(engine.replica())
         async with asyncio.timeout(10), f.client.post(f"{f.url}/x", json={"model": "m"}, expect100=True) as response:
             assert "Expect" not in dict((await response.json())["headers"])
 
@@ -185,10 +185,10 @@ async def test_a_held_request_is_answered_when_a_replica_comes() -> None:
         asked = [f.ask(f"n{i}") for i in range(20)]
         await f.held(20)
         assert first == ["m True"]
-        f.replicas.add(engine.replica())
+        f.dispatcher.add(engine.replica())
         for _ in range(8):  # the model's concurrency
             await engine.seen.get()
-        assert (f.ledger.demand("m").held, f.replicas.in_flight("r1")) == (12, 8)
+        assert (f.ledger.demand("m").held, f.dispatcher.in_flight("r1")) == (12, 8)
         engine.say(20)
         assert [answer.text for answer in await asyncio.gather(*asked)] == [f"n{i}" for i in range(20)]
         assert engine.most == 8
@@ -203,7 +203,7 @@ async def test_an_activation_accounts_for_its_time() -> None:
         activation = f.activations.current("m")
         assert activation is not None
         activation.add("image", 1e-6)
-        f.replicas.add(engine.replica())
+        f.dispatcher.add(engine.replica())
         await asked
         assert f.activations.current("m") is None
         assert f.activations.recent() == [activation]
@@ -226,7 +226,7 @@ async def test_bounds() -> None:
         refused = await f.ask("z" * 400)
         assert (refused.status, refused.error["code"]) == (429, "too_many_bytes")
         async with Engine() as engine:
-            f.replicas.add(engine.replica())
+            f.dispatcher.add(engine.replica())
             assert (await asked[1]).text == "y" * 10
 
 
@@ -248,7 +248,7 @@ async def test_a_client_that_leaves_while_held_is_not_passed_on() -> None:
         await f.held(2)
         gone.cancel()
         await f.held(1)
-        f.replicas.add(engine.replica())
+        f.dispatcher.add(engine.replica())
         assert (await stays).text == "stays"
         assert engine.seen.get_nowait() == "stays"
         assert engine.seen.empty()
@@ -256,7 +256,7 @@ async def test_a_client_that_leaves_while_held_is_not_passed_on() -> None:
 
 async def test_a_client_that_leaves_in_flight_ends_the_engines_work() -> None:
     async with Engine(held=True) as engine, front() as f:
-        f.replicas.add(engine.replica())
+        f.dispatcher.add(engine.replica())
         before, during = f.ask("before the first byte"), f.ask("in the middle", stream=True)
         assert {await engine.seen.get(), await engine.seen.get()} == {"before the first byte", "in the middle"}
         before.cancel()
@@ -266,7 +266,7 @@ async def test_a_client_that_leaves_in_flight_ends_the_engines_work() -> None:
             during.cancel()
             assert await engine.left.get() == "in the middle"
         await f.until(lambda demand: demand.pending == 0)
-        assert f.replicas.in_flight("r1") == 0
+        assert f.dispatcher.in_flight("r1") == 0
 
 
 async def test_a_client_that_leaves_with_its_body_unread_is_noticed() -> None:
@@ -285,7 +285,7 @@ async def test_a_client_that_leaves_with_its_body_unread_is_noticed() -> None:
                     await asyncio.sleep(0)  # the gateway's turn
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # closing resets the connection
         await f.held(0)
-        f.replicas.add(engine.replica())
+        f.dispatcher.add(engine.replica())
         assert (await f.ask()).status == 200
         assert engine.seen.get_nowait() == "hello"
 
@@ -299,7 +299,7 @@ async def test_fair_between_tenants_and_priority_first() -> None:
                 await f.held(len(order))
         order.append(f.ask("k0", Authorization="Bearer one"))
         await f.held(len(order))
-        f.replicas.add(engine.replica())
+        f.dispatcher.add(engine.replica())
         await asyncio.gather(*order)
         served = [engine.seen.get_nowait() for _ in order]
         assert served == ["d0", "d1", "a0", "b0", "k0", "a1", "b1", "a2", "a3", "c0"]
@@ -309,8 +309,8 @@ async def test_a_burst_spreads_over_replicas() -> None:
     async with Engine(held=True) as one, Engine(held=True) as two, front(concurrency=2) as f:
         asked = [f.ask(f"n{i}") for i in range(4)]
         await f.held(4)
-        f.replicas.add(one.replica("r1"))
-        f.replicas.add(two.replica("r2"))
+        f.dispatcher.add(one.replica("r1"))
+        f.dispatcher.add(two.replica("r2"))
         async with asyncio.timeout(10):
             for engine in (one, one, two, two):
                 await engine.seen.get()
@@ -327,7 +327,7 @@ async def test_heartbeats_while_held() -> None:
             assert (response.status, response.content_type) == (200, "text/event-stream")
             for _ in range(3):
                 assert await response.content.readuntil(b"\n\n") == b": waiting\n\n"
-            f.replicas.add(engine.replica())
+            f.dispatcher.add(engine.replica())
             rest = (await response.content.read()).replace(b": waiting\n\n", b"")
         assert [event[:6] for event in rest.split(b"\n\n")] == [b"data: ", b"data: ", b"data: ", b""]
         assert rest.endswith(b"data: [DONE]\n\n")
@@ -343,14 +343,14 @@ async def test_errors_after_a_heartbeat_are_events() -> None:
         f.ledger.declare("m", type(f.ledger.limits("m"))())
         asked = f.ask("fail", stream=True, X_Zerowake_Heartbeat="10")
         await f.held(1)
-        f.replicas.add(engine.replica())
+        f.dispatcher.add(engine.replica())
         event = (await asked).body.split(b"data: ")[1]
         assert json.loads(event)["error"]["code"] == "told"
 
 
 async def test_drain_lets_requests_finish() -> None:
     async with Engine(held=True) as engine, front(concurrency=1) as f:
-        f.replicas.add(engine.replica())
+        f.dispatcher.add(engine.replica())
         flying = f.ask("flying")
         await engine.seen.get()
         held = f.ask("held")

@@ -19,7 +19,7 @@ from scaler.books.limits import ModelLimits
 from scaler.fleet import nodes as module
 from scaler.fleet.addresses import Addresses
 from scaler.fleet.nodes import Node, Nodes
-from scaler.gateway.dispatcher import Replicas
+from scaler.gateway.dispatcher import Dispatcher
 from tests.scaler.certificates import Authority
 from zerowake_shared.tls import BadCertificate, TlsFiles, server_credentials
 
@@ -66,13 +66,13 @@ def replica(name: str, namespace: str = "ns") -> agent_pb2.Replica:
 class View:
     def __init__(self, admits: Any = lambda _: True) -> None:
         ledger = Ledger({"m": ModelLimits()})
-        self.replicas = Replicas(ledger)
+        self.dispatcher = Dispatcher(ledger)
         self.activations = Activations()
-        self.nodes = Nodes(self.replicas, self.activations, admits)
+        self.nodes = Nodes(self.dispatcher, self.activations, admits)
         self.addresses = Addresses()
 
     def ready(self) -> set[str]:
-        return {each.id for each in self.replicas.ready("m")}
+        return {each.id for each in self.dispatcher.ready("m")}
 
     async def until(self, *names: str, within: float = 10.0) -> None:
         try:
@@ -90,7 +90,7 @@ async def viewing(*agents: Agent, tls: TlsFiles | None = None, server_tls: TlsFi
         for agent in agents:
             addresses.append(await stack.enter_async_context(agent.serve(server_tls)))
         view.addresses.set(addresses)
-        stack.push_async_callback(view.replicas.close)
+        stack.push_async_callback(view.dispatcher.close)
         await stack.enter_async_context(view.nodes.follow_listed(view.addresses, tls))
         yield view, addresses
 
@@ -116,11 +116,11 @@ async def test_a_successor_on_the_same_node_keeps_its_replicas() -> None:
     old, new = Agent("n1", "a", "ended meanwhile"), Agent("n1", "a")
     async with viewing(old, new) as (view, addresses):
         await view.until("a", "ended meanwhile")
-        member = view.replicas._members["a"]
+        member = view.dispatcher._members["a"]
         view.addresses.set(addresses[1:])
         await view.until("a")
         await asyncio.sleep(0.4)
-        assert view.replicas._members["a"] is member  # its connections, too
+        assert view.dispatcher._members["a"] is member  # its connections, too
 
 
 async def test_an_agent_that_is_silent_is_asked_anew(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,14 +138,14 @@ async def test_a_replica_that_retires_finishes_what_it_has() -> None:
     agent = Agent("n1", "a")
     async with viewing(agent) as (view, _):
         await view.until("a")
-        member = view.replicas.take("m")
+        member = view.dispatcher.take("m")
         assert member is not None
         told = replica("a")
         told.state = agent_pb2.REPLICA_RETIRING
         (node,) = view.nodes
         view.nodes.learn(node, told)
-        assert (view.ready(), view.replicas.take("m"), member.gone) == (set(), None, False)
-        view.replicas.release(member)
+        assert (view.ready(), view.dispatcher.take("m"), member.gone) == (set(), None, False)
+        view.dispatcher.release(member)
         told.state = agent_pb2.REPLICA_GONE
         view.nodes.learn(node, told)
         assert member.gone
@@ -166,7 +166,7 @@ async def test_one_agents_fault_costs_nothing_of_the_others(caplog: pytest.LogCa
                 await asyncio.sleep(0.01)
         await view.until("a", "b")
         assert (good.watched, "told to fail" in caplog.text) == (1, True)
-        await view.replicas.close()
+        await view.dispatcher.close()
 
 
 async def test_only_those_that_are_admitted() -> None:
@@ -181,7 +181,7 @@ async def test_only_those_that_are_admitted() -> None:
         owner = "ns"
         view.nodes.reconsider("m")
         assert view.ready() == {"a"}
-        await view.replicas.close()
+        await view.dispatcher.close()
 
 
 async def test_what_went_by_before_the_agent_began(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,7 +206,7 @@ async def test_what_went_by_before_the_agent_began(monkeypatch: pytest.MonkeyPat
             "weights": 0.25,
             "health": 0.05,
         }
-        await view.replicas.close()
+        await view.dispatcher.close()
 
 
 async def test_mutual_tls(tmp_path: Path) -> None:

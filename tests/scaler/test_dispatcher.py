@@ -69,12 +69,12 @@ def namespace() -> Iterator[str]:
 
 async def test_a_request_is_retried_elsewhere_when_its_replica_is_killed() -> None:
     async with process("held") as dying, Engine() as living, front() as f:
-        f.replicas.add(dying.replica("dying"))
+        f.dispatcher.add(dying.replica("dying"))
         asked = [f.ask(f"n{i}", stream=bool(i % 2)) for i in range(8)]
         await f.until(lambda demand: demand.in_flight == 8)
         held = f.ask("held")
         await f.held(1)
-        f.replicas.add(living.replica("living"))
+        f.dispatcher.add(living.replica("living"))
         await dying.kill()
         answers = await asyncio.gather(*asked, held)
         assert [answer.status for answer in answers] == [200] * 9
@@ -89,24 +89,24 @@ async def test_held_requests_outlive_a_killed_replica() -> None:
         for i in range(5):
             asked.append(f.ask(f"n{i}"))
             await f.held(i + 1)
-        f.replicas.add(dead.replica("dead"))
+        f.dispatcher.add(dead.replica("dead"))
         assert f.ledger.demand("m").in_flight == 1
         await f.held(5)  # its place is given back; nobody else is sent there
-        f.replicas.add(living.replica("living"))
-        f.replicas.remove("dead")
+        f.dispatcher.add(living.replica("living"))
+        f.dispatcher.remove("dead")
         assert [answer.text for answer in await asyncio.gather(*asked)] == [f"n{i}" for i in range(5)]
         assert living.seen.get_nowait() == "n0"  # the retried one goes first
 
 
 async def test_a_second_failure_is_told() -> None:
     async with process("held") as one, process("held") as two, front(concurrency=1) as f:
-        f.replicas.add(one.replica("one"))
+        f.dispatcher.add(one.replica("one"))
         asked = f.ask()
         await f.until(lambda demand: demand.in_flight == 1)
-        f.replicas.add(two.replica("two"))
+        f.dispatcher.add(two.replica("two"))
         await one.kill()
         await f.held(0)
-        await f.until(lambda _: f.replicas.in_flight("two") == 1)
+        await f.until(lambda _: f.dispatcher.in_flight("two") == 1)
         await two.kill()
         answer = await asked
         assert (answer.status, answer.error["code"]) == (502, "replica_failed")
@@ -121,7 +121,7 @@ async def test_a_replica_killed_in_the_middle_of_an_answer(patient: bool) -> Non
         headers = {"X-Zerowake-Heartbeat": "60"} if patient else {}
         asked = asyncio.create_task(f.client.post(f"{f.url}/v1/chat/completions", json=body, headers=headers).__aenter__())
         await f.held(1)
-        f.replicas.add(engine.replica("r1"))
+        f.dispatcher.add(engine.replica("r1"))
         async with f.client.post(f"http://127.0.0.1:{engine.port}/release", data=b"1"):
             pass
         response = await asked
@@ -138,13 +138,13 @@ async def test_a_replica_killed_in_the_middle_of_an_answer(patient: bool) -> Non
 
 async def test_a_streaming_body_is_not_sent_twice() -> None:
     async with Engine() as dying, Engine() as living, front() as f:
-        f.replicas.add(dying.replica("dying"))
+        f.dispatcher.add(dying.replica("dying"))
 
         async def upload() -> AsyncIterator[bytes]:
             yield b"part"
             await dying.seen.get()
-            f.replicas.remove("dying")
-            f.replicas.add(living.replica("living"))
+            f.dispatcher.remove("dying")
+            f.dispatcher.add(living.replica("living"))
             yield b"rest"
 
         async with f.client.post(f"{f.url}/models/m/x", data=upload()) as response:
@@ -169,7 +169,7 @@ async def test_an_idle_connection_closed_by_the_engine_costs_no_answer() -> None
 
     server = await asyncio.start_server(serve_once, "127.0.0.1", 0)
     async with server, front() as f:
-        f.replicas.add(Replica("r1", "m", "node", Endpoint("127.0.0.1", server.sockets[0].getsockname()[1]), "cold"))
+        f.dispatcher.add(Replica("r1", "m", "node", Endpoint("127.0.0.1", server.sockets[0].getsockname()[1]), "cold"))
         for _ in range(3):
             async with asyncio.timeout(10):
                 assert (await f.ask()).text == "once"
@@ -178,16 +178,16 @@ async def test_an_idle_connection_closed_by_the_engine_costs_no_answer() -> None
 
 async def test_removing_a_replica_closes_its_connections() -> None:
     async with Engine(held=True) as old, Engine() as new, front() as f:
-        f.replicas.add(old.replica("old"))
+        f.dispatcher.add(old.replica("old"))
         asked = f.ask("x")
         await old.seen.get()
-        f.replicas.remove("old")
-        f.replicas.remove("old")  # again changes nothing
+        f.dispatcher.remove("old")
+        f.dispatcher.remove("old")  # again changes nothing
         async with asyncio.timeout(10):
             assert await old.left.get() == "x"
         await f.held(1)
         assert f.ledger.demand("m").replicas == 0
-        f.replicas.add(new.replica("new"))
+        f.dispatcher.add(new.replica("new"))
         assert (await asked).text == "x"
 
 
@@ -217,46 +217,46 @@ async def test_a_request_on_a_replica_that_is_removed_goes_on_at_once(turns: int
         with mute(connects=connects) as replica:
             asked = f.ask("x" * size)
             await f.held(1)
-            f.replicas.add(replica)
+            f.dispatcher.add(replica)
             for _ in range(turns):
                 await asyncio.sleep(0.002 if turns == 100 else 0)
             assert f.ledger.demand("m").in_flight == 1
-            f.replicas.remove("mute")
+            f.dispatcher.remove("mute")
             async with asyncio.timeout(2):  # less than any of the timeouts on a connection
                 await f.held(1)
-                f.replicas.add(living.replica("living"))
+                f.dispatcher.add(living.replica("living"))
                 assert (await asked).text == "x" * size
-                await f.replicas.close()
+                await f.dispatcher.close()
 
 
 async def test_draining_a_replica() -> None:
     async with Engine(held=True) as old, Engine() as new, front() as f:
-        f.replicas.add(old.replica("old"))
+        f.dispatcher.add(old.replica("old"))
         asked = f.ask("x")
         await old.seen.get()
-        draining = asyncio.create_task(f.replicas.drain("old"))
-        await f.until(lambda demand: demand.replicas == 1 and not f.replicas.ready("m"))
+        draining = asyncio.create_task(f.dispatcher.drain("old"))
+        await f.until(lambda demand: demand.replicas == 1 and not f.dispatcher.ready("m"))
         later = f.ask("later")
         await f.held(1)
-        f.replicas.add(new.replica("new"))
+        f.dispatcher.add(new.replica("new"))
         assert (await later).text == "later"
         assert not draining.done()
         old.say()
         assert (await asked).text == "x"
         await draining
-        f.replicas.remove("old")
-        await f.replicas.drain("old")  # gone: nothing to wait for
-        assert [replica.id for replica in f.replicas.ready("m")] == ["new"]
+        f.dispatcher.remove("old")
+        await f.dispatcher.drain("old")  # gone: nothing to wait for
+        assert [replica.id for replica in f.dispatcher.ready("m")] == ["new"]
 
 
 async def test_the_same_replica_again_changes_nothing() -> None:
     async with Engine(held=True) as engine, Engine() as other, front() as f:
-        f.replicas.add(engine.replica("r1"))
+        f.dispatcher.add(engine.replica("r1"))
         asked = f.ask("x")
         await engine.seen.get()
-        f.replicas.add(engine.replica("r1"))
-        assert f.replicas.in_flight("r1") == 1
-        f.replicas.add(other.replica("r1"))  # another engine under the same name: the first one is gone
+        f.dispatcher.add(engine.replica("r1"))
+        assert f.dispatcher.in_flight("r1") == 1
+        f.dispatcher.add(other.replica("r1"))  # another engine under the same name: the first one is gone
         assert (await asked).text == "x"
         assert other.seen.get_nowait() == "x"
 
@@ -267,7 +267,7 @@ async def test_an_engine_in_another_network_namespace(namespace: str) -> None:
     async with process(inside=("ip", "netns", "exec", namespace)) as engine, front() as f:
         with pytest.raises(aiohttp.ClientConnectorError):  # nothing listens there outside
             await f.client.get(f"http://127.0.0.1:{engine.port}/")
-        f.replicas.add(engine.replica("r1", path))
+        f.dispatcher.add(engine.replica("r1", path))
         answers = await asyncio.gather(*(f.ask(f"n{i}") for i in range(20)))
         assert [answer.text for answer in answers] == [f"n{i}" for i in range(20)]
         assert Path("/proc/thread-self/ns/net").readlink() == ours
@@ -275,10 +275,10 @@ async def test_an_engine_in_another_network_namespace(namespace: str) -> None:
 
 async def test_a_namespace_that_is_gone_costs_a_retry() -> None:
     async with Engine() as living, front() as f:
-        f.replicas.add(living.replica("dead", netns="/run/netns/is-not-there"))
+        f.dispatcher.add(living.replica("dead", netns="/run/netns/is-not-there"))
         asked = f.ask()
         await f.held(1)
-        f.replicas.add(living.replica("living"))
+        f.dispatcher.add(living.replica("living"))
         assert (await asked).text == "hello"
 
 
@@ -295,12 +295,12 @@ async def test_openais_client_through_a_scale_from_zero() -> None:
         plain = asyncio.create_task(api.chat.completions.create(model="m", messages=message))  # type: ignore[call-overload]
         stream = asyncio.create_task(api.chat.completions.create(model="m", messages=message, stream=True))  # type: ignore[call-overload]
         await f.held(2)
-        f.replicas.add(engine.replica())
+        f.dispatcher.add(engine.replica())
         assert (await plain).choices[0].message.content == "one two three"
         assert [piece.choices[0].delta.content async for piece in await stream] == ["one", "two", "three"]
         with pytest.raises(openai.NotFoundError, match="known models: m"):
             await api.chat.completions.create(model="nope", messages=message)  # type: ignore[call-overload]
-        f.replicas.remove("r1")
+        f.dispatcher.remove("r1")
         f.ledger.declare("m", type(f.ledger.limits("m"))(max_wait_seconds=0.05))
         with pytest.raises(openai.InternalServerError, match="no replica of model 'm' was free"):
             await api.chat.completions.create(model="m", messages=message)  # type: ignore[call-overload]
@@ -309,7 +309,7 @@ async def test_openais_client_through_a_scale_from_zero() -> None:
 async def test_openais_client_cancelled_half_way() -> None:
     message = [{"role": "user", "content": "one two three"}]
     async with Engine(held=True) as engine, front() as f, client(f.url) as api:
-        f.replicas.add(engine.replica())
+        f.dispatcher.add(engine.replica())
         engine.say()
         async with asyncio.timeout(10):
             stream = await api.chat.completions.create(model="m", messages=message, stream=True)  # type: ignore[call-overload]
