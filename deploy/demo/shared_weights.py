@@ -3,7 +3,7 @@
 import os
 
 from gpumem.checkpoint.safetensors import read_checkpoint
-from gpumem.client.client import Client
+from gpumem.client import Client
 from gpumem.hardware.memory import HOST
 from gpumem.wire.errors import NotFound
 from sentence_model import WEIGHTS, model_folder

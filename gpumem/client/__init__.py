@@ -1,1 +1,21 @@
-"""Clients: an engine's, an operator's, and the adapter for torch."""
+"""Clients: `Client` for an engine, `gpumem.client.torch` for its modules, `gpumem.client.control` for whoever fills and looks.
+
+Public names are imported when they are first asked for: whoever imports one of the three loads nothing of the others.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gpumem.client.client import Client, Region, Scratch
+
+__all__ = ["Client", "Region", "Scratch"]
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from gpumem.client import client  # noqa: PLC0415
+
+    return getattr(client, name)

@@ -29,8 +29,9 @@ from typing import TypeVar
 from zerowake_proto import gpumem_pb2 as pb
 
 from gpumem.hardware import host
-from gpumem.hardware.memory import Mapped, Memory, open_memory
-from gpumem.wire.blocking_connection import ANSWER_SECONDS, DEFAULT_SOCKET, Link, close_files, fill_request
+from gpumem.hardware.devices import open_memory
+from gpumem.hardware.memory import Mapped, Memory
+from gpumem.wire.blocking_connection import ANSWER_SECONDS, DEFAULT_SOCKET, BlockingConnection, close_files, fill_request
 from gpumem.wire.errors import Invalid, NotFound, PeerGone, StaleLayout, StillMapped, WrongDevice
 from gpumem.wire.frames import Frame
 
@@ -155,13 +156,13 @@ class Client:
         self._lock = threading.RLock()
         self._ranges: list[Region | Scratch] = []
         self._quiesced = False
-        self._link = Link(self._path, self._label)
+        self._connection = BlockingConnection(self._path, self._label)
         self.device = self._choose(device or os.environ.get("GPUMEM_DEVICE", ""))
         try:
             # Now, since a GPU's takes 20 ms to load, in which an attach could map a hundred GiB.
             self.memory: Memory = open_memory(self.device)
         except BaseException:
-            self._link.close()
+            self._connection.close()
             raise
 
     def attach(self, region_id: bytes, capability: bytes = b"", wait: float = 0.0) -> Region:
@@ -215,11 +216,11 @@ class Client:
         """
         request, files = fill_request(layout, sources, "" if into_arena else self.device, pinned)
         # A connection of its own: this may take long, and other threads attach meanwhile.
-        link = Link(self._path, self._label)
+        connection = BlockingConnection(self._path, self._label)
         try:
-            return link.ask(request, files, seconds=None)[0].filled
+            return connection.ask(request, files, seconds=None)[0].filled
         finally:
-            link.close()
+            connection.close()
             close_files(files)
 
     def quiesce(self) -> None:
@@ -240,15 +241,15 @@ class Client:
             for found, address in pieces:
                 if self.memory.is_mapped(address):
                     raise StillMapped(f"memory of {found.device} is still mapped at {address:#x}; do not checkpoint this process")
-            if self._link.open:
+            if self._connection.open:
                 try:
-                    reply, _ = self._link.ask(pb.Request(release=pb.Release()))
+                    reply, _ = self._connection.ask(pb.Request(release=pb.Release()))
                 except PeerGone:
                     pass  # it knows of no lease any more
                 else:
                     if reply.done.leases:
                         raise StillMapped(f"the server still counts {reply.done.leases} leases of this process; do not checkpoint it")
-            self._link.close()
+            self._connection.close()
             self._quiesced = True
 
     def resume(self, wait: float = 60.0, moved: Mapping[str, str] | None = None) -> None:
@@ -261,10 +262,10 @@ class Client:
                 of one is then taken from the other.
         """
         with self._lock:
-            if self._link.open and not self._quiesced:
+            if self._connection.open and not self._quiesced:
                 return
             self.quiesce()
-            self._link = Link(self._path, self._label)
+            self._connection = BlockingConnection(self._path, self._label)
             before = self.device
             try:
                 self._move((moved or {}).get(before, before))
@@ -282,18 +283,18 @@ class Client:
             except BaseException:
                 for found in self._ranges:
                     found._unmap()
-                self._link.close()
+                self._connection.close()
                 self._move(before)
                 raise
             finally:
-                self._quiesced = not self._link.open
+                self._quiesced = not self._connection.open
 
     def close(self) -> None:
         """Closes everything that is mapped, and the connection."""
         with self._lock:
             for found in list(self._ranges):
                 found.close()
-            self._link.close()
+            self._connection.close()
 
     def __enter__(self) -> Client:
         return self
@@ -308,21 +309,21 @@ class Client:
             found.device = device
 
     def _choose(self, device: str) -> str:
-        there = [found.identity for found in self._link.welcome.devices]
+        there = [found.identity for found in self._connection.welcome.devices]
         if device in there:
             return device
         if device or len(there) != 1:
-            self._link.close()
+            self._connection.close()
             asked = f"no {device}" if device else "several devices, and none was named"
             raise WrongDevice(f"gpumem at {self._path} holds {asked}; there are {', '.join(there)}")
         return there[0]
 
     def _ask(self, request: pb.Request) -> tuple[pb.Reply, Frame]:
-        return self._link.ask(request)
+        return self._connection.ask(request)
 
     def _attached(self, region: Region, wait: float) -> tuple[pb.Granted, Frame]:
         ref = pb.RegionRef(device=region.device, id=region.id, capability=region.capability)
-        reply, frame = self._link.ask(pb.Request(attach=pb.Attach(region=ref, wait_seconds=wait)), seconds=ANSWER_SECONDS + wait)
+        reply, frame = self._connection.ask(pb.Request(attach=pb.Attach(region=ref, wait_seconds=wait)), seconds=ANSWER_SECONDS + wait)
         return reply.granted, frame
 
     def _keep(self, found: _R, granted: pb.Granted, frame: Frame) -> _R:
@@ -337,6 +338,6 @@ class Client:
 
     def _forget(self, found: _Range, lease: int) -> None:
         self._ranges = [kept for kept in self._ranges if kept is not found]
-        if self._link.open:
+        if self._connection.open:
             with contextlib.suppress(PeerGone, NotFound):
-                self._link.ask(pb.Request(release=pb.Release(lease=lease)))
+                self._connection.ask(pb.Request(release=pb.Release(lease=lease)))

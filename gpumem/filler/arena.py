@@ -16,9 +16,8 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from gpumem.filler.files import BLOCK
 from gpumem.hardware import host
-
-BLOCK = 4096  # what reading around the page cache is aligned to
 
 Key: TypeAlias = tuple[str, bytes]  # namespace ("" for all), BLAKE3
 

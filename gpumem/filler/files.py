@@ -10,9 +10,9 @@ import ctypes
 import os
 from dataclasses import dataclass
 
-from gpumem.filler.arena import BLOCK
 from gpumem.wire.errors import Corrupt
 
+BLOCK = 4096  # bytes; what reading around the page cache is aligned to
 _SYS_CACHESTAT = 451
 _MOSTLY = 0.875  # cached; to ask by a read that may not wait (RWF_NOWAIT) starts reading ahead, which costs O_DIRECT 40 % of its rate
 _libc = ctypes.CDLL(None, use_errno=True)

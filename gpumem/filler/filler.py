@@ -22,10 +22,10 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from blake3 import blake3
 from zerowake_proto import gpumem_pb2 as pb
 
-from gpumem.filler.arena import BLOCK
-from gpumem.filler.files import File
+from gpumem.filler.files import BLOCK, File
 from gpumem.hardware import host
-from gpumem.hardware.memory import DeviceFull, Mapped, Memory, open_memory
+from gpumem.hardware.devices import open_memory
+from gpumem.hardware.memory import DeviceFull, Mapped, Memory
 from gpumem.wire.errors import Corrupt, FillerLost, GpumemError, Invalid, OutOfMemory, to_message
 from gpumem.wire.frames import Frame, ProtocolViolation, receive, send
 

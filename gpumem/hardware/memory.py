@@ -9,7 +9,6 @@ mapping of it does, in any process. It is always mapped whole (CUDA takes no off
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Protocol
 
 HOST = "host"
@@ -95,31 +94,3 @@ class Memory(Protocol):
 
     def synchronize(self, stream: int) -> None:
         """Waits for all that was started on a stream. Raises MemoryFailed for whatever failed there."""
-
-
-def devices() -> list[str]:
-    """The GPUs of this machine by UUID, or `host` alone where there is none. Makes no CUDA context.
-
-    Raises:
-        MemoryFailed: there are GPUs, and what is needed to use them is not installed.
-    """
-    if not Path("/dev/nvidiactl").exists():
-        return [HOST]
-    from gpumem.hardware import cuda  # noqa: PLC0415  (a machine without a GPU does not have its packages)
-
-    return cuda.devices()
-
-
-def open_memory(identity: str) -> Memory:
-    """The memory of a device for this process (for a GPU: with its primary context current on every thread that calls).
-
-    Raises:
-        MemoryFailed: no such device here.
-    """
-    if identity == HOST:
-        from gpumem.hardware.host import HostMemory  # noqa: PLC0415
-
-        return HostMemory()
-    from gpumem.hardware.cuda import CudaMemory  # noqa: PLC0415
-
-    return CudaMemory(identity)

@@ -17,7 +17,8 @@ from zerowake_proto import gpumem_pb2 as pb
 
 from gpumem.checkpoint.safetensors import InvalidCheckpoint, read_checkpoint
 from gpumem.client.control import Control
-from gpumem.hardware.memory import MemoryFailed, devices
+from gpumem.hardware.devices import devices
+from gpumem.hardware.memory import MemoryFailed
 from gpumem.programs.main import run
 from gpumem.server.regions import identify
 from gpumem.wire.blocking_connection import DEFAULT_SOCKET

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from gpumem.filler.arena import Arena
-from gpumem.hardware.memory import open_memory
+from gpumem.hardware.devices import open_memory
 from gpumem.server.server import Server
 
 logger = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ DEFAULT_SOCKET = Path("/run/gpumem/gpumem.sock")
 ANSWER_SECONDS = 60.0  # for what the server does at once; it may have to make memory
 
 
-class Link:
+class BlockingConnection:
     """One connection: a request, its answer."""
 
     def __init__(self, path: Path, label: str) -> None:

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from gpumem.checkpoint.safetensors import read_checkpoint
-from gpumem.client.client import Client, Region, Scratch
-from gpumem.hardware.memory import HOST, open_memory
+from gpumem.client import Client, Region, Scratch
+from gpumem.hardware.devices import open_memory
+from gpumem.hardware.memory import HOST
 from tests.gpu.weights import Size
 
 GIB = 1 << 30

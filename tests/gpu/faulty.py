@@ -26,7 +26,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from gpumem.client.client import Client, Region
+from gpumem.client import Client, Region
 from gpumem.hardware.memory import HOST
 from restore_agent.workload.control_directory import ControlDirectory
 from tests.gpu.weights import QWEN3_8B, SMALL, Size
@@ -101,7 +101,7 @@ class Sleep:
         self._model.make_small()
         fault = self._told()
         if fault == "mapped":
-            self._client._link.close()  # a connection would fail the dump, before what is meant here does
+            self._client._connection.close()  # a connection would fail the dump, before what is meant here does
             return
         self._client.quiesce()
         if fault == "busy":

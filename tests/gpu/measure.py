@@ -21,7 +21,8 @@ from rich.console import Console
 from zerowake_proto import gpumem_pb2 as pb
 
 from gpumem.checkpoint.safetensors import Checkpoint, read_checkpoint
-from gpumem.hardware.memory import HOST, devices
+from gpumem.hardware.devices import devices
+from gpumem.hardware.memory import HOST
 from tests.bench.figures import Figure, table
 from tests.gpu.weights import SMALL, write_checkpoint
 from tests.gpu.world import ROOT, Engine, Failed, World, check

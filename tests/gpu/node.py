@@ -20,8 +20,9 @@ from zerowake_proto import agent_pb2 as pb
 from zerowake_proto import gpumem_pb2
 
 from gpumem.client.control import Control
-from gpumem.hardware.memory import DeviceFull, open_memory
-from gpumem.wire.blocking_connection import Link
+from gpumem.hardware.devices import open_memory
+from gpumem.hardware.memory import DeviceFull
+from gpumem.wire.blocking_connection import BlockingConnection
 from restore_agent.drivers.cuda import Cuda
 from restore_agent.snapshots.store import Catalog
 from tests.gpu.faulty import SIZES
@@ -196,17 +197,17 @@ class Node:
     @contextlib.asynccontextmanager
     async def pool_held(self) -> AsyncIterator[None]:
         """Another client has all that the pool could lend. It needs no context: it maps nothing."""
-        link = Link(self.world.socket, "a client that takes all")
+        connection = BlockingConnection(self.world.socket, "a client that takes all")
         try:
             while (pool := (await self.status()).devices[0]).free_bytes or pool.owed_bytes:
                 if pool.free_bytes:
                     scratch = gpumem_pb2.Scratch(device=self.world.device, size=pool.free_bytes)
-                    (await asyncio.to_thread(link.ask, gpumem_pb2.Request(scratch=scratch)))[1].close()
+                    (await asyncio.to_thread(connection.ask, gpumem_pb2.Request(scratch=scratch)))[1].close()
                 else:
                     await asyncio.sleep(0.02)  # what was given back is not free at once
             yield
         finally:
-            link.close()
+            connection.close()
 
     @contextlib.contextmanager
     def hog(self, leave: int, device: str = "") -> Iterator[None]:

@@ -19,7 +19,7 @@ os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
 
 import torch
 
-from gpumem.client.client import Client
+from gpumem.client import Client
 from gpumem.client.torch import ScratchPool, adopt, skeleton, torch_device
 from restore_agent.workload.control_directory import ControlDirectory
 from tests.gpu.model import Graph, Model

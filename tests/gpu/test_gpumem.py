@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from gpumem.hardware.memory import HOST, devices
+from gpumem.hardware.devices import devices
+from gpumem.hardware.memory import HOST
 from tests.gpu.measure import sections
 
 

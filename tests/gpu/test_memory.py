@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from gpumem.hardware.memory import HOST, DeviceFull, Memory, MemoryFailed, devices, open_memory
+from gpumem.hardware.devices import devices, open_memory
+from gpumem.hardware.memory import HOST, DeviceFull, Memory, MemoryFailed
 
 PATTERN = bytes(range(256)) * 4096
 
@@ -95,7 +96,7 @@ def test_what_is_no_memory_is_refused(memory: Memory) -> None:
 
 WRITE = """
 import sys
-from gpumem.hardware.memory import open_memory
+from gpumem.hardware.devices import open_memory
 import ctypes
 memory = open_memory(sys.argv[1])
 size, fd = memory.granularity, int(sys.argv[2])
@@ -124,7 +125,7 @@ def test_a_reader_that_writes_harms_itself_alone(memory: Memory) -> None:
 
 MAKE = """
 import os, sys, time
-from gpumem.hardware.memory import open_memory
+from gpumem.hardware.devices import open_memory
 import ctypes, socket
 memory = open_memory(sys.argv[1])
 size = memory.granularity

@@ -23,7 +23,8 @@ import grpc
 import pytest
 from zerowake_proto import agent_pb2 as pb
 
-from gpumem.hardware.memory import HOST, devices
+from gpumem.hardware.devices import devices
+from gpumem.hardware.memory import HOST
 from restore_agent.drivers import cuda as cuda_module
 from restore_agent.drivers.criu import Criu, CriuError
 from restore_agent.drivers.cuda import CudaError

@@ -9,7 +9,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from gpumem.checkpoint.safetensors import read_checkpoint  # noqa: E402
-from gpumem.client.client import Client  # noqa: E402
+from gpumem.client import Client  # noqa: E402
 from gpumem.client.torch import adopt, fill, layout_of, skeleton  # noqa: E402
 from gpumem.hardware.memory import HOST  # noqa: E402
 from gpumem.wire.errors import StaleLayout  # noqa: E402

@@ -17,7 +17,8 @@ from typing import Any
 from zerowake_proto import gpumem_pb2 as pb
 
 from gpumem.client.control import Control
-from gpumem.hardware.memory import HOST, Memory, open_memory
+from gpumem.hardware.devices import open_memory
+from gpumem.hardware.memory import HOST, Memory
 from gpumem.wire.errors import PeerGone
 from tests.gpu.weights import QWEN3_8B, SMALL, Size
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 from zerowake_proto import gpumem_pb2 as pb
 
-from gpumem.wire.blocking_connection import Link
+from gpumem.wire.blocking_connection import BlockingConnection
 from tests.gpumem.world import MIB, Served, Weights, make_weights, served, until
 
 
@@ -32,10 +32,10 @@ def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
 
 def clean(server: Served) -> None:
     until(lambda: not server.status().leases)
-    link = Link(server.socket, "cleaner")
+    connection = BlockingConnection(server.socket, "cleaner")
     for region in server.status().regions:
-        link.ask(pb.Request(evict=pb.Evict(region=pb.RegionRef(device=region.device, id=region.id))))
-    link.close()
+        connection.ask(pb.Request(evict=pb.Evict(region=pb.RegionRef(device=region.device, id=region.id))))
+    connection.close()
     until(lambda: server.host.free_bytes == server.host.wanted_bytes)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from zerowake_proto import gpumem_pb2 as pb
 
-from gpumem.client.client import Client
+from gpumem.client import Client
 
 
 def step(*words: object) -> None:

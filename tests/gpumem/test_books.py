@@ -12,7 +12,8 @@ from hypothesis import settings
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 from hypothesis.strategies import binary, booleans, integers, sampled_from
 
-from gpumem.filler.arena import BLOCK, Arena, Place
+from gpumem.filler.arena import Arena, Place
+from gpumem.filler.files import BLOCK
 from gpumem.hardware.host import HostMemory
 from gpumem.hardware.memory import DeviceFull
 from gpumem.server.pool import Pool, Short

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 from zerowake_proto import gpumem_pb2 as pb
 
-from gpumem.client.client import Client
+from gpumem.client import Client
 from gpumem.hardware.memory import MemoryFailed
-from gpumem.wire.blocking_connection import Link
+from gpumem.wire.blocking_connection import BlockingConnection
 from gpumem.wire.errors import (
     Exists,
     Forbidden,
@@ -108,9 +108,9 @@ def test_resume_waits_for_a_region_that_is_being_filled(client: Client, server: 
     client.fill(weights.layout, weights.sources)
     region = client.attach(weights.id)
     client.quiesce()
-    link = Link(server.socket, "test")
-    link.ask(pb.Request(evict=pb.Evict(region=weights.ref())))
-    link.close()
+    connection = BlockingConnection(server.socket, "test")
+    connection.ask(pb.Request(evict=pb.Evict(region=weights.ref())))
+    connection.close()
     with pytest.raises(NotFound, match="fill it first"):
         client.resume(wait=0.05)
     assert not ours()
@@ -150,8 +150,8 @@ def test_a_writer_seals_and_then_nobody_writes(client: Client, server: Served) -
 
 def test_sealed_memory_cannot_be_written_whatever_a_process_does(client: Client, server: Served, weights: Weights) -> None:
     client.fill(weights.layout, weights.sources)
-    link = Link(server.socket, "thief")
-    _, frame = link.ask(pb.Request(attach=pb.Attach(region=weights.ref())))
+    connection = BlockingConnection(server.socket, "thief")
+    _, frame = connection.ask(pb.Request(attach=pb.Attach(region=weights.ref())))
     for fd in [frame.descriptors[0], os.open(f"/proc/self/fd/{frame.descriptors[0]}", os.O_RDWR)]:
         with pytest.raises(PermissionError):
             mmap.mmap(fd, 4096, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
@@ -160,19 +160,21 @@ def test_sealed_memory_cannot_be_written_whatever_a_process_does(client: Client,
         with pytest.raises(PermissionError):
             os.ftruncate(fd, 0)
     frame.close()
-    link.close()
+    connection.close()
 
 
 def test_a_region_is_not_sealed_while_somebody_can_write(client: Client, server: Served) -> None:
-    link = Link(server.socket, "writer")
-    granted, frame = link.ask(pb.Request(begin=pb.Begin(device="host", id=b"w" * 32, layout=pb.Layout(size=2 * MIB).SerializeToString())))
+    connection = BlockingConnection(server.socket, "writer")
+    granted, frame = connection.ask(
+        pb.Request(begin=pb.Begin(device="host", id=b"w" * 32, layout=pb.Layout(size=2 * MIB).SerializeToString()))
+    )
     mapped = mmap.mmap(frame.descriptors[0], 2 * MIB)
     with pytest.raises(StillMapped, match="unmap it everywhere"):
-        link.ask(pb.Request(seal=pb.Seal(lease=granted.granted.lease)))
+        connection.ask(pb.Request(seal=pb.Seal(lease=granted.granted.lease)))
     mapped.close()
-    link.ask(pb.Request(seal=pb.Seal(lease=granted.granted.lease)))
+    connection.ask(pb.Request(seal=pb.Seal(lease=granted.granted.lease)))
     frame.close()
-    link.close()
+    connection.close()
 
 
 def test_a_private_region_needs_its_capability(client: Client, server: Served) -> None:
@@ -212,10 +214,10 @@ def test_no_byte_of_ones_scratch_is_readable_by_the_next(server: Served, how: st
 
 def test_who_kept_a_mapping_sees_nothing_of_the_next_owner(server: Served) -> None:
     everything = server.host.wanted_bytes
-    link = Link(server.socket, "spy")
-    _, frame = link.ask(pb.Request(scratch=pb.Scratch(device="host", size=everything)))
+    connection = BlockingConnection(server.socket, "spy")
+    _, frame = connection.ask(pb.Request(scratch=pb.Scratch(device="host", size=everything)))
     spies = [mmap.mmap(fd, 2 * MIB) for fd in frame.descriptors]
-    link.close()
+    connection.close()
     with Client(server.socket) as owner:
         view = owner.scratch(everything).view()
         ctypes.memset(ctypes.addressof(ctypes.c_char.from_buffer(view)), 0xAB, len(view))
@@ -257,14 +259,14 @@ def test_errors_name_the_remedy(server: Served, client: Client) -> None:
     with pytest.raises(Invalid, match="layout"):
         client.begin(b"i" * 32, b"\xff\xff\xff")
     with pytest.raises(NotFound, match="lease 999"):
-        client._link.ask(pb.Request(release=pb.Release(lease=999)))
+        client._connection.ask(pb.Request(release=pb.Release(lease=999)))
 
 
 def test_a_namespace_has_its_own_and_only_that(server: Served, client: Client, weights: Weights) -> None:
-    link = Link(server.socket, "operator")
+    connection = BlockingConnection(server.socket, "operator")
 
     def tenant(name: str) -> str:
-        return link.ask(pb.Request(tenant=pb.Tenant(namespace=name)))[0].tenant.path
+        return connection.ask(pb.Request(tenant=pb.Tenant(namespace=name)))[0].tenant.path
 
     client.fill(weights.layout, weights.sources)
     with Client(tenant("red")) as red, Client(tenant("blue")) as blue:
@@ -285,33 +287,33 @@ def test_a_namespace_has_its_own_and_only_that(server: Served, client: Client, w
             pb.Request(evict=pb.Evict(region=weights.ref())),
         ):
             with pytest.raises(Forbidden):
-                red._link.ask(request)
+                red._connection.ask(request)
         with pytest.raises(NotFound):
-            blue._link.ask(pb.Request(evict=pb.Evict(region=pb.RegionRef(device="host", id=filled.id))))
-        seen = blue._link.ask(pb.Request(status=pb.GetStatus()))[0].status
+            blue._connection.ask(pb.Request(evict=pb.Evict(region=pb.RegionRef(device="host", id=filled.id))))
+        seen = blue._connection.ask(pb.Request(status=pb.GetStatus()))[0].status
         assert not seen.regions
         assert {lease.namespace for lease in seen.leases} == {"blue"}
-        link.ask(pb.Request(quota=pb.Quota(namespace="red", size=40 * MIB)))
+        connection.ask(pb.Request(quota=pb.Quota(namespace="red", size=40 * MIB)))
         with pytest.raises(OutOfMemory, match="quota of namespace red"):
             red.scratch(60 * MIB)
         assert red.scratch(2 * MIB).size == 2 * MIB
-        link.ask(pb.Request(quota=pb.Quota(namespace="red", size=0)))
+        connection.ask(pb.Request(quota=pb.Quota(namespace="red", size=0)))
     with pytest.raises(Invalid, match="Kubernetes"):
         tenant("../etc")
-    link.close()
+    connection.close()
 
 
 def test_a_tenants_chunks_in_the_arena_are_its_own(server: Served, weights: Weights) -> None:
     """Who knows the hash of a chunk does not get its bytes; who brought it does."""
-    link = Link(server.socket, "operator")
-    red, blue = (Client(link.ask(pb.Request(tenant=pb.Tenant(namespace=name)))[0].tenant.path) for name in ("red", "blue"))
-    with contextlib.closing(link), red, blue:
+    connection = BlockingConnection(server.socket, "operator")
+    red, blue = (Client(connection.ask(pb.Request(tenant=pb.Tenant(namespace=name)))[0].tenant.path) for name in ("red", "blue"))
+    with contextlib.closing(connection), red, blue:
         red.fill(weights.layout, weights.sources, into_arena=True)
         with pytest.raises(NotFound, match="no source brings it"):
             blue.fill(weights.layout, [])
         assert red.fill(weights.layout, []).from_arena == len(weights.data)
-        link.ask(pb.Request(evict=pb.Evict(region=pb.RegionRef(device="host", id=weights.id))))
-        red._link.ask(pb.Request(evict=pb.Evict(region=pb.RegionRef(id=weights.id))))
+        connection.ask(pb.Request(evict=pb.Evict(region=pb.RegionRef(device="host", id=weights.id))))
+        red._connection.ask(pb.Request(evict=pb.Evict(region=pb.RegionRef(id=weights.id))))
 
 
 def test_what_cannot_be_mapped_is_given_back(client: Client, server: Served) -> None:

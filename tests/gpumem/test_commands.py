@@ -11,7 +11,7 @@ import pytest
 import typer
 from blake3 import blake3
 
-from gpumem.client.client import Client
+from gpumem.client import Client
 from gpumem.hardware.host import HostMemory
 from gpumem.programs.commands import parse_reserve, parse_size
 from tests.gpumem.world import GPUMEM, MIB, Served, served

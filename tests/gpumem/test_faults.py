@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 from zerowake_proto import gpumem_pb2 as pb
 
-from gpumem.client.client import Client
+from gpumem.client import Client
 from gpumem.client.control import Control
-from gpumem.wire.blocking_connection import Link
+from gpumem.wire.blocking_connection import BlockingConnection
 from gpumem.wire.errors import GpumemError, NotFound, PeerGone
 from gpumem.wire.frames import VERSION, receive, send
 from tests.gpumem.world import GPUMEM, MIB, Served, Weights, alive, descriptors, go_on, make_weights, peer, served, step, until
@@ -131,13 +131,13 @@ def test_two_servers_do_not_share_a_socket(server: Served) -> None:
 
 def test_tenants_find_the_next_server_where_the_last_was(tmp_path: Path) -> None:
     with served(tmp_path, 4 * MIB) as first:
-        link = Link(first.socket, "operator")
-        path = Path(link.ask(pb.Request(tenant=pb.Tenant(namespace="red")))[0].tenant.path)
-        link.close()
+        connection = BlockingConnection(first.socket, "operator")
+        path = Path(connection.ask(pb.Request(tenant=pb.Tenant(namespace="red")))[0].tenant.path)
+        connection.close()
         assert path.parent.parent.stat().st_mode & 0o777 == 0o700
         first.kill()
     with served(tmp_path, 4 * MIB), Client(path) as client:
-        assert client._link.welcome.namespace == "red"
+        assert client._connection.welcome.namespace == "red"
 
 
 def test_no_more_descriptors(tmp_path: Path, weights: Weights) -> None:
@@ -148,7 +148,7 @@ def test_no_more_descriptors(tmp_path: Path, weights: Weights) -> None:
         turned_away = 0
         for _ in range(150):
             try:
-                crowd.append(Link(server.socket, "crowd"))
+                crowd.append(BlockingConnection(server.socket, "crowd"))
             except PeerGone:
                 turned_away += 1
         assert turned_away >= 50
@@ -158,10 +158,10 @@ def test_no_more_descriptors(tmp_path: Path, weights: Weights) -> None:
             full.ask(pb.Request(fill=pb.Fill(layout=weights.layout, device="host")), [file.fileno()] * 50)
         with contextlib.suppress(GpumemError):
             client.attach(weights.id)  # it may be lent or refused, in words
-        for link in crowd:
-            link.close()
+        for connection in crowd:
+            connection.close()
         until(lambda: server.status().connections <= 2)
-        assert client._link.open
+        assert client._connection.open
         assert client.attach(weights.id).view() == weights.data
         assert client.scratch(2 * MIB).size == 2 * MIB
         assert alive(server.process.pid)
@@ -184,7 +184,7 @@ def test_a_crowd_of_readers(server: Served, weights: Weights, pool: ThreadPoolEx
     status = server.status()
     assert (len(status.leases), status.regions[0].leases) == (1000, 1000)
     for client in everybody:
-        client._link.close()
+        client._connection.close()
     until(lambda: not server.status().leases)
     for client in everybody:
         client.close()

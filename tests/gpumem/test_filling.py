@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from zerowake_proto import gpumem_pb2 as pb
 
-from gpumem.client.client import Client
+from gpumem.client import Client
 from gpumem.client.control import Control
 from gpumem.server.filling import MOVE
 from gpumem.wire.errors import Cancelled, Corrupt, FillerLost, Forbidden, Invalid, NotFound, OutOfMemory

@@ -17,7 +17,7 @@ from blake3 import blake3
 from zerowake_proto import gpumem_pb2 as pb
 
 from gpumem.server.regions import identify
-from gpumem.wire.blocking_connection import Link
+from gpumem.wire.blocking_connection import BlockingConnection
 from gpumem.wire.errors import PeerGone
 
 MIB = 1 << 20
@@ -63,11 +63,11 @@ class Served:
     log: Path = field(default_factory=Path)
 
     def status(self) -> pb.Status:
-        link = Link(self.socket, "test")
+        connection = BlockingConnection(self.socket, "test")
         try:
-            return link.ask(pb.Request(status=pb.GetStatus()))[0].status
+            return connection.ask(pb.Request(status=pb.GetStatus()))[0].status
         finally:
-            link.close()
+            connection.close()
 
     @property
     def host(self) -> pb.DeviceStatus:

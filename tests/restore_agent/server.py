@@ -49,13 +49,13 @@ requests: list[str] = []
 attached = threading.Lock()  # held while the weights are put away
 region = None
 if "GPUMEM_REGION" in os.environ:
-    from gpumem.client.client import Client
+    from gpumem.client import Client
 
     client = Client()
     region = client.attach(bytes.fromhex(os.environ["GPUMEM_REGION"]))
 if own := os.environ.get("OWN_WEIGHTS"):  # it brings its weights into gpumem itself, and says so
     from gpumem.checkpoint.safetensors import kept_reading
-    from gpumem.client.client import Client
+    from gpumem.client import Client
     from restore_agent.workload.control_directory import ControlDirectory
 
     found = kept_reading(Path(own))

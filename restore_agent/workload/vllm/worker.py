@@ -42,7 +42,7 @@ from vllm.model_executor.model_loader.base_loader import BaseModelLoader
 from vllm.v1.worker import gpu_worker
 
 from gpumem.checkpoint.safetensors import Checkpoint, byte_size, keep_reading, kept_reading, read_checkpoint, write_checkpoint
-from gpumem.client.client import Client, Region
+from gpumem.client import Client, Region
 from gpumem.client.torch import ScratchPool, bytes_at, dtype_name
 from gpumem.wire.errors import StaleLayout
 
