@@ -15,13 +15,12 @@ import asyncio
 import contextlib
 import ctypes
 import logging
+import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from restore_agent.sequences.phases import Phases
+from typing import Any, NamedTuple
 
 _LOCK_MILLISECONDS = 10_000
 _DRIVER = Path("/dev/nvidiactl")
@@ -45,6 +44,13 @@ class Gpus:
     driver: str
     names: tuple[str, ...]  # of their models
     uuids: tuple[str, ...]  # "GPU-…", in the driver's order, as `names`
+
+
+class ResumeSeconds(NamedTuple):
+    """Where the time of a resume went."""
+
+    restore: float  # state and memory back to the GPU
+    unlock: float
 
 
 class Cuda:
@@ -129,7 +135,7 @@ class Cuda:
         after = self._used()
         return {identity: size - after[identity] for identity, size in before.items() if size > after[identity]}
 
-    async def resume(self, pids: Sequence[int], phases: Phases, moves: Mapping[str, str] | None = None) -> None:
+    async def resume(self, pids: Sequence[int], moves: Mapping[str, str] | None = None) -> ResumeSeconds:
         """CHECKPOINTED → RUNNING, all of them. Their memory must be free: a process that runs out of it here is stranded.
 
         Args:
@@ -139,12 +145,13 @@ class Cuda:
             CudaError: the driver refused; the processes are of no more use.
         """
         if not pids:
-            return
+            return ResumeSeconds(0.0, 0.0)
         arguments = self._pairs(moves) if moves and any(old != new for old, new in moves.items()) else None
-        with phases.phase("cuda.restore"):
-            await _all(lambda pid: self._restore(pid, arguments), pids)
-        with phases.phase("cuda.unlock"):
-            await _all(self._unlock, pids)
+        begin = time.monotonic()
+        await _all(lambda pid: self._restore(pid, arguments), pids)
+        restored = time.monotonic()
+        await _all(self._unlock, pids)
+        return ResumeSeconds(restored - begin, time.monotonic() - restored)
 
     async def _undo(self, pids: Sequence[int]) -> None:
         steps: list[Callable[[int], None]] = [lambda pid: self._restore(pid, None), self._unlock]

@@ -40,7 +40,6 @@ from restore_agent.sequences.node import Node
 from restore_agent.sequences.phases import Phases
 from restore_agent.sequences.replicas import Origin, Replica
 from restore_agent.sequences.restore import RestoreFailed
-from restore_agent.service import metrics
 from restore_agent.snapshots.chunks import CorruptChunk
 from restore_agent.snapshots.manifest import EngineRecord, InvalidName, check_name
 from restore_agent.snapshots.store import Corrupt, NotFound, Snapshot
@@ -189,7 +188,7 @@ class Pods:
         container = caller.container
         command = caller.placeholder.command
         try:
-            metrics.started_cold(caller.model)
+            self._node.observer.started_cold(caller.model)
             container.take()
             self._containers[uid] = container
             caller.placeholder.become()

@@ -22,10 +22,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
-from pathlib import Path
 
-from restore_agent.pages.native import Filler, Piece, Run, address_of, cut
+from restore_agent.pages.native import Filler, Piece, cut
 from restore_agent.snapshots.chunks import Chunk, ChunkStore
+from restore_agent.snapshots.page_runs import Pages, address_of, read_index
 
 HUGE = 2 << 20
 _THREADS = max(2, min(16, os.cpu_count() or 2))  # measured: 16 threads fill 30 GB/s on an H200 host, 8 fill 20
@@ -39,11 +39,6 @@ class FillError(Exception):
     """Pages could not be copied into a process."""
 
 
-def write_index(path: Path, index: Sequence[tuple[int, int, int]]) -> None:
-    """`index`: (pid, address, length) of each run, in the order of the chunks' bytes."""
-    path.write_bytes(b"".join(bytes(Run(*entry)) for entry in index))
-
-
 class Arena:
     """One image's pages, in memory or on their way there (`read`). It is freed when dropped."""
 
@@ -52,7 +47,7 @@ class Arena:
         self.chunks = chunks
         self._ends = list(accumulate(chunk.size for chunk in chunks))
         self.size = self._ends[-1] if chunks else 0
-        self._runs = (Run * (len(index) // ctypes.sizeof(Run))).from_buffer_copy(index)
+        self._runs = read_index(index)
         if sum(run.length for run in self._runs) != self.size:
             raise FillError("the index of pages and the chunks differ in size")
         self._pieces, self._lasts = cut(self._runs, self._ends)
@@ -168,10 +163,10 @@ class Arena:
         found = b"".join(pieces[first * size : last * size] for first, last in spans)
         return (Piece * (len(found) // size)).from_buffer_copy(found)
 
-    def runs(self) -> Sequence[tuple[int, int, memoryview]]:
-        """(pid in the image, address, content) of each run."""
+    def runs(self) -> Sequence[Pages]:
+        """Each run with its bytes, which lie in the arena."""
         found, at = [], 0
         for run in self._runs:
-            found.append((run.pid, run.address, self._memory[at : at + run.length]))
+            found.append(Pages(run.pid, run.address, self._memory[at : at + run.length]))
             at += run.length
         return found

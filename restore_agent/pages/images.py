@@ -16,7 +16,8 @@ from pathlib import Path
 
 from zerowake_proto import criu_pb2
 
-from restore_agent.pages.native import PAGE, zero_pages
+from restore_agent.pages.native import zero_pages
+from restore_agent.snapshots.page_runs import PAGE, Pages
 
 _COMMON, _PAGEMAP, _MM, _CORE = 0x54564319, 0x56084025, 0x57492820, 0x55053847
 _CAP_SETGID, _CAP_SETUID = 6, 7
@@ -34,16 +35,6 @@ class ImageError(Exception):
 
 
 @dataclass(frozen=True)
-class Run:
-    """Pages of one process that follow each other: `length` bytes that belong at `address`; `data` has their content."""
-
-    pid: int
-    address: int
-    length: int
-    data: memoryview
-
-
-@dataclass(frozen=True)
 class _Part:
     address: int
     pages: int
@@ -52,7 +43,7 @@ class _Part:
     zeros_matter: bool  # a private file mapping: what is left out would show the file
 
 
-def split(images: Path) -> Iterator[Run]:
+def split(images: Path) -> Iterator[Pages]:
     """Takes the pages of private writable mappings out of the images, yielding them; CRIU is left with the rest, rewritten in place.
 
     Each run must be used before the next is asked for. Runs of zeros in anonymous memory are left out: absent pages read as zeros.
@@ -79,7 +70,7 @@ class Skeleton:
 
     pid: int
     anonymous: list[tuple[int, int]]  # begin and end of mappings whose pages are ours, where an absent page is zeros
-    kept: list[Run]  # pages that CRIU restores
+    kept: list[Pages]  # pages that CRIU restores
 
 
 def skeletons(images: Path) -> Iterator[Skeleton]:
@@ -96,7 +87,7 @@ def skeletons(images: Path) -> Iterator[Skeleton]:
             if entry.flags & _PRESENT:
                 length = (entry.nr_pages or entry.compat_nr_pages) * PAGE
                 if not any(start <= entry.vaddr < end for start, end in special):
-                    kept.append(Run(pid, entry.vaddr, length, data[offset : offset + length]))
+                    kept.append(Pages(pid, entry.vaddr, data[offset : offset + length]))
                 offset += length
         yield Skeleton(pid, [(vma.start, vma.end) for vma in vmas if _ours(vma) and vma.status & _ANONYMOUS], kept)
 
@@ -109,7 +100,7 @@ def _ours(vma: criu_pb2.Vma) -> bool:
 
 def _split_process(
     pid: int, vmas: list[criu_pb2.Vma], pagemap: Path, head: bytes, entries: list[criu_pb2.PagemapEntry], pages: Path
-) -> Iterator[Run]:
+) -> Iterator[Pages]:
     if not pages.exists() or not pages.stat().st_size:
         return
     kept_pages, kept_pagemap = pages.with_suffix(".kept"), pagemap.with_suffix(".kept")
@@ -154,18 +145,18 @@ def _parts(address: int, pages: int, offset: int, vmas: list[criu_pb2.Vma]) -> I
         yield _Part(at, (end - at) // PAGE, offset + at - address, False, True)
 
 
-def _runs(pid: int, part: _Part, data: memoryview) -> Iterator[Run]:
+def _runs(pid: int, part: _Part, data: memoryview) -> Iterator[Pages]:
     """A part without its long runs of zeros."""
     if part.zeros_matter:
-        yield Run(pid, part.address, len(data), data)
+        yield Pages(pid, part.address, data)
         return
     start = 0
     for zeros in _ZERO_RUNS.finditer(zero_pages(data)):
         if stop := zeros.start() * PAGE - start:
-            yield Run(pid, part.address + start, stop, data[start : start + stop])
+            yield Pages(pid, part.address + start, data[start : start + stop])
         start = zeros.end() * PAGE
     if start < len(data):
-        yield Run(pid, part.address + start, len(data) - start, data[start:])
+        yield Pages(pid, part.address + start, data[start:])
 
 
 def _entry(entry: criu_pb2.PagemapEntry, part: _Part) -> criu_pb2.PagemapEntry:

@@ -7,14 +7,9 @@ from collections.abc import Mapping, Sequence
 
 import zerowake_native
 
-PAGE = 4096
+from restore_agent.snapshots.page_runs import PAGE, PageRun, address_of
+
 _SIZES = ctypes.POINTER(ctypes.c_size_t)
-
-
-class Run(ctypes.Structure):
-    """Pages of one process that follow each other."""
-
-    _fields_ = (("pid", ctypes.c_uint64), ("address", ctypes.c_uint64), ("length", ctypes.c_uint64))
 
 
 class Piece(ctypes.Structure):
@@ -28,7 +23,7 @@ class _Process(ctypes.Structure):
 
 
 _library = ctypes.CDLL(str(zerowake_native.PAGE_FILL), use_errno=True)
-_library.page_pieces.argtypes = [ctypes.POINTER(Run), ctypes.c_size_t, ctypes.POINTER(ctypes.c_uint64), _SIZES, ctypes.POINTER(Piece)]
+_library.page_pieces.argtypes = [ctypes.POINTER(PageRun), ctypes.c_size_t, ctypes.POINTER(ctypes.c_uint64), _SIZES, ctypes.POINTER(Piece)]
 _library.page_pieces.restype = ctypes.c_size_t
 _library.page_fill.argtypes = [
     ctypes.c_void_p,
@@ -45,12 +40,7 @@ _library.page_zeros.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_
 _library.page_zeros.restype = None
 
 
-def address_of(memory: memoryview) -> int:
-    """Of writable memory."""
-    return ctypes.addressof(ctypes.c_char.from_buffer(memory))
-
-
-def cut(runs: ctypes.Array[Run], ends: Sequence[int]) -> tuple[ctypes.Array[Piece], Sequence[int]]:
+def cut(runs: ctypes.Array[PageRun], ends: Sequence[int]) -> tuple[ctypes.Array[Piece], Sequence[int]]:
     """Pieces of runs, whose bytes follow each other, and how many of them lie before the end of each chunk. `ends`: where chunks end."""
     offsets, lasts = (ctypes.c_uint64 * len(ends))(*ends), (ctypes.c_size_t * len(ends))()
     count = _library.page_pieces(runs, len(runs), offsets, None, None)

@@ -71,7 +71,7 @@ async def serving(name: str, state: Path, gpumem: Path, listen: Listen | None = 
     Raises StoreBusy, BadCertificate, AgentError, OSError.
     """
     path = socket_of(state)
-    async with Node.open(name, state, _memory(state), gpumem) as node:
+    async with Node.open(name, state, _memory(state), gpumem, metrics) as node:
         with contextlib.suppress(FileNotFoundError):
             path.unlink()  # of an agent that was killed: the store's lock says that none is alive
         server = grpc.aio.server(interceptors=[OnlyTheScaler()])

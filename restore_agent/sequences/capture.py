@@ -22,8 +22,7 @@ from restore_agent.drivers.cuda import Cuda
 from restore_agent.drivers.weights import Weights
 from restore_agent.engine.canary import prove_canary, record_canary
 from restore_agent.engine.engine import SNAPSHOT_COMPLETE, Engine
-from restore_agent.pages.fill import write_index
-from restore_agent.pages.images import Run, split
+from restore_agent.pages.images import split
 from restore_agent.places.container import Container
 from restore_agent.places.sandbox import Sandbox
 from restore_agent.sequences.phases import Phases
@@ -43,6 +42,7 @@ from restore_agent.snapshots.manifest import (
     digest_of,
     layout_file,
 )
+from restore_agent.snapshots.page_runs import Pages, write_index
 from restore_agent.snapshots.store import NameTaken, NotFound, Snapshot, Store, record_file
 
 _R = TypeVar("_R")
@@ -173,7 +173,7 @@ class Capturer:
             try:
                 if self._cuda and freed is not None:
                     with _step("resume", phases, progress):
-                        await asyncio.shield(self._cuda.resume(holders, Phases()))
+                        await asyncio.shield(self._cuda.resume(holders))
             finally:
                 source.tell(SNAPSHOT_COMPLETE)
         gpus = GpuRecord(**vars(self._cuda.gpus())) if self._cuda and holders else None
@@ -230,7 +230,7 @@ def _step(name: str, phases: Phases, progress: Progress) -> Iterator[None]:
         yield
 
 
-def _count(runs: Iterable[Run], report: Callable[[int], None]) -> Iterator[Run]:
+def _count(runs: Iterable[Pages], report: Callable[[int], None]) -> Iterator[Pages]:
     done = reported = 0
     for run in runs:
         yield run

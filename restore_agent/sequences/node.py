@@ -7,8 +7,9 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from pathlib import Path
+from typing import Protocol
 
 from restore_agent.drivers.criu import Criu, CriuError
 from restore_agent.drivers.cuda import Cuda, CudaError
@@ -25,7 +26,6 @@ from restore_agent.sequences.replicas import Origin, Replica, Replicas
 from restore_agent.sequences.restore import Place, RestoreFailed, Restorer
 from restore_agent.sequences.staging import Ladder, NoMemory
 from restore_agent.sequences.standby import Standbys
-from restore_agent.service import metrics
 from restore_agent.snapshots.manifest import EngineRecord, GpuRecord
 from restore_agent.snapshots.store import Corrupt, NotFound, Snapshot, Store
 
@@ -45,11 +45,28 @@ class Removed:
 Change = Snapshot | Removed | Replica
 
 
-class Node:
-    """Use `async with Node.open(name, state, memory)`."""
+class Observer(Protocol):
+    """Hears of replicas as they are made, and of snapshots that were asked for in vain."""
 
-    def __init__(self, name: str, store: Store, memory: Path, weights: Weights, criu: Criu | CriuError) -> None:
+    def restored(self, model: str, phases: Iterable[tuple[str, float]]) -> None:
+        """From a snapshot; `phases`: where the seconds went."""
+
+    def started_cold(self, model: str) -> None:
+        """By its own command."""
+
+    def fell_back(self, model: str, reason: str) -> None:
+        """It was not restored; `reason` is one of a few keys."""
+
+    def replicas_are(self, count: int) -> None:
+        """So many live on the node."""
+
+
+class Node:
+    """Use `async with Node.open(name, state, memory, gpumem, observer)`."""
+
+    def __init__(self, name: str, store: Store, memory: Path, weights: Weights, criu: Criu | CriuError, observer: Observer) -> None:
         self.name = name
+        self.observer = observer
         self.weights = weights
         self.store = store
         self.criu = criu if isinstance(criu, Criu) else None
@@ -75,11 +92,11 @@ class Node:
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def open(cls, name: str, state: Path, memory: Path, gpumem: Path) -> AsyncIterator[Node]:
+    async def open(cls, name: str, state: Path, memory: Path, gpumem: Path, observer: Observer) -> AsyncIterator[Node]:
         """`state`: the snapshots' folder; `memory`: a tmpfs; `gpumem`: its server's socket. Raises StoreBusy, OSError."""
         store = await asyncio.to_thread(Store, state)
         try:
-            node = cls(name, store, memory, Weights(gpumem), await _working_criu(memory / _KDAT))
+            node = cls(name, store, memory, Weights(gpumem), await _working_criu(memory / _KDAT), observer)
             pressed = asyncio.create_task(node._yield_to_pressure(), name="memory pressure")
             try:
                 yield node
@@ -107,7 +124,7 @@ class Node:
             try:
                 origin, engine = await self._restore(snapshot, phases)
                 replica = self.replicas.add(model, snapshot, origin, engine, phases)
-                metrics.restored(model, replica.phases)
+                self.observer.restored(model, replica.phases)
                 self._log(activation, replica, phases)
                 return replica, None
             except RestoreFailed as error:
@@ -116,7 +133,7 @@ class Node:
                 self._restoring -= 1
             await self._give_room_back()
         if failure:
-            metrics.fell_back(model, failure.reason)
+            self.observer.fell_back(model, failure.reason)
             _LOG.warning("activation %s: %s is not restored (%s): %s", activation or "-", model, failure.reason, failure)
             if cold is None and isinstance(snapshot, Snapshot):
                 cold = snapshot.manifest.engine
@@ -125,7 +142,7 @@ class Node:
         assert cold is not None
         engine = await self.restorer.start_cold(cold, model, phases)
         replica = self.replicas.add(model, None, Origin.COLD, engine, phases, detail=str(failure or ""))
-        metrics.started_cold(model)
+        self.observer.started_cold(model)
         self._log(activation, replica, phases)
         return replica, failure
 
@@ -147,11 +164,11 @@ class Node:
             replica = self.replicas.add(model, snapshot, Origin.RESTORED, engine, phases)
         except (RestoreFailed, ContainerError) as error:
             failure = error if isinstance(error, RestoreFailed) else RestoreFailed("sandbox-failed", f"snapshot {snapshot}: {error}")
-            metrics.fell_back(model, failure.reason)
+            self.observer.fell_back(model, failure.reason)
             raise failure from None
         finally:
             self._restoring -= 1
-        metrics.restored(model, replica.phases)
+        self.observer.restored(model, replica.phases)
         self._log("", replica, phases)
         return replica
 
@@ -267,7 +284,7 @@ class Node:
             self._listeners.discard(queue)
 
     def _changed(self, change: Change) -> None:
-        metrics.replicas_are(self.replicas)
+        self.observer.replicas_are(len(self.replicas))
         for queue in self._listeners:
             queue.put_nowait(change)
 

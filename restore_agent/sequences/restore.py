@@ -248,7 +248,9 @@ class Restorer:
                     raise CudaError("the snapshot holds GPU state and this node has no usable GPU")
                 # CUDA reads all of its state, also the zeros that were left out: with huge pages on those are one page of zeros for 2 MiB.
                 with self._huge.on():
-                    await self._cuda.resume(standby.gpu_pids, phases, pairs)
+                    took = await self._cuda.resume(standby.gpu_pids, pairs)
+                phases.add("cuda.restore", took.restore)
+                phases.add("cuda.unlock", took.unlock)
             if standby.snapshot.manifest.weights:
                 # They were on their way all the while; what is waited for here is what they took longer.
                 with phases.phase("weights"):

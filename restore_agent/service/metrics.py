@@ -1,4 +1,4 @@
-"""What an agent shows of itself: Prometheus metrics, /healthz, /readyz."""
+"""What an agent shows of itself: Prometheus metrics, /healthz, /readyz. This module is the Observer of the agent's node."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def fell_back(model: str, reason: str) -> None:
     _FALLBACKS.labels(model, reason).inc()
 
 
-def replicas_are(replicas: object) -> None:
-    _REPLICAS.set(len(replicas))  # type: ignore[arg-type]
+def replicas_are(count: int) -> None:
+    _REPLICAS.set(count)
 
 
 @contextlib.asynccontextmanager

@@ -20,8 +20,7 @@ from pathlib import Path
 from blake3 import blake3
 
 from gpumem.filler.files import File
-from restore_agent.pages.images import Run
-from restore_agent.pages.native import PAGE, address_of
+from restore_agent.snapshots.page_runs import PAGE, PageRun, Pages, address_of
 
 CHUNK = 4 << 20  # bytes at most
 _SMALLEST = 1 << 20  # a boundary of the address space ends no smaller one
@@ -92,13 +91,13 @@ class ChunkStore:
         return freed
 
 
-def write_chunks(store: ChunkStore, runs: Iterable[Run]) -> tuple[list[Chunk], list[tuple[int, int, int]]]:
-    """Stores the pages of all runs. Returns the chunks in order, and the index: (pid, address, length) of each run in that order.
+def write_chunks(store: ChunkStore, runs: Iterable[Pages]) -> tuple[list[Chunk], list[PageRun]]:
+    """Stores the pages of all runs. Returns the chunks in order, and the index of their pages in that order.
 
     Raises:
         OSError: no space; chunks already written stay until the next `collect`.
     """
-    index: list[tuple[int, int, int]] = []
+    index: list[PageRun] = []
     chunks: list[Future[Chunk]] = []
     current = bytearray()
     with ThreadPoolExecutor(_WRITERS, "chunks") as pool:
@@ -112,7 +111,7 @@ def write_chunks(store: ChunkStore, runs: Iterable[Run]) -> tuple[list[Chunk], l
             current = bytearray()
 
         for run in runs:
-            index.append((run.pid, run.address, run.length))
+            index.append(PageRun(run.pid, run.address, run.length))
             done = 0
             while done < run.length:
                 boundary = CHUNK - (run.address + done) % CHUNK

@@ -21,10 +21,11 @@ from pathlib import Path
 
 from restore_agent.engine.canary import prove_canary
 from restore_agent.pages.fill import Arena
-from restore_agent.pages.native import Run, zero_pages
+from restore_agent.pages.native import zero_pages
 from restore_agent.places.sandbox import Sandbox
 from restore_agent.snapshots.chunks import Chunk, ChunkStore
 from restore_agent.snapshots.manifest import EngineRecord
+from restore_agent.snapshots.page_runs import PageRun
 from tests.bench.figures import Figure
 from tests.bench.restore import BIG, PORT, Bench, Dumped, prepared, spread
 
@@ -155,7 +156,7 @@ async def filled(size: int, processes: int, threads: int) -> float:
             stack.callback(target.kill)
             assert target.stdout is not None
             targets.append((target.pid, int(target.stdout.readline())))
-        runs = [Run(pid, address + at, 1 << 20) for pid, address in targets for at in range(0, share, 1 << 20)]
+        runs = [PageRun(pid, address + at, 1 << 20) for pid, address in targets for at in range(0, share, 1 << 20)]
         arena = Arena([Chunk("", PIECE)] * (size // PIECE), b"".join(map(bytes, runs)))
         await arena.read(lambda _, memory: memory.__setitem__(slice(None), b"t" * PIECE))
         touched(size + (1 << 29)).release()

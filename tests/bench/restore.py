@@ -28,13 +28,14 @@ from restore_agent.drivers.criu import Criu, Worker
 from restore_agent.drivers.huge_pages import HugePages
 from restore_agent.engine.canary import prove_canary, record_canary
 from restore_agent.engine.engine import RESTORE_COMPLETE, SNAPSHOT_COMPLETE, Engine
-from restore_agent.pages.fill import Arena, write_index
+from restore_agent.pages.fill import Arena
 from restore_agent.pages.images import split
 from restore_agent.places.output import Output
 from restore_agent.places.sandbox import Sandbox
 from restore_agent.programs.main import enter_own_mounts
 from restore_agent.snapshots.chunks import ChunkStore, write_chunks
 from restore_agent.snapshots.manifest import CanaryRecord, EngineRecord
+from restore_agent.snapshots.page_runs import write_index
 from tests.bench.figures import Figure
 
 DEMO = Path(__file__).parents[2] / "deploy" / "demo"

@@ -17,7 +17,6 @@ from restore_agent.engine.canary import prove_canary, record_canary
 from restore_agent.engine.engine import RESTORE_COMPLETE, SNAPSHOT_COMPLETE, Engine
 from restore_agent.places.output import Output
 from restore_agent.places.sandbox import Sandbox
-from restore_agent.sequences.phases import Phases
 from restore_agent.snapshots.manifest import CanaryRecord, EngineRecord
 from tests.bench.figures import Figure
 from tests.bench.restore import nothing, spread
@@ -47,7 +46,7 @@ class Plain:
             holders = self._cuda.holders(hosts.values())
             await self._cuda.suspend(holders)
             await self._criu.dump(sandbox, engine.pid, self._images, 600, nothing)
-            await self._cuda.resume(holders, Phases())
+            await self._cuda.resume(holders)
             engine.tell(SNAPSHOT_COMPLETE)
             self._canary = await record_canary(engine, path, "")
             self._gpu_pids = [pid for pid, host in hosts.items() if host in holders]
@@ -57,7 +56,6 @@ class Plain:
 
     async def restore(self) -> tuple[float, float]:
         """Seconds from nothing to the answer, which must be the source's, and those of them that were CUDA's."""
-        phases = Phases()
         async with contextlib.AsyncExitStack() as stack:
             began = time.monotonic()
             sandbox = await stack.enter_async_context(await Sandbox.create(self._kdat))
@@ -67,11 +65,11 @@ class Plain:
                 async with Worker.start(self._criu, sandbox, dict(zip(self._keys, fds, strict=True)), self._images) as worker:
                     pid = await worker.restore(nothing)
             hosts = sandbox.host_pids()
-            await self._cuda.resume([hosts[each] for each in self._gpu_pids], phases)
+            cuda_seconds = sum(await self._cuda.resume([hosts[each] for each in self._gpu_pids]))
             engine = Engine(self._record, sandbox, output, pid)
             engine.tell(RESTORE_COMPLETE)
             await prove_canary(engine, self._canary)
-            return time.monotonic() - began, sum(seconds for name, seconds in phases.done() if name.startswith("cuda"))
+            return time.monotonic() - began, cuda_seconds
 
     def remove(self) -> None:
         shutil.rmtree(self._images)

@@ -34,7 +34,6 @@ from rich.console import Console
 from rich.table import Table
 
 from restore_agent.drivers.cuda import Cuda, CudaError
-from restore_agent.sequences.phases import Phases
 from restore_agent.workload.control_directory import ControlDirectory
 
 ROOT = Path(__file__).parents[2]
@@ -167,7 +166,7 @@ async def variant(name: str, nccl: str) -> None:
         else:
             try:
                 began = time.monotonic()
-                await cuda.resume(pids, Phases())
+                await cuda.resume(pids)
                 say(resumed=round(time.monotonic() - began, 3))
             except CudaError as error:
                 say(result=f"lost: {error}")

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from restore_agent.pages.fill import Arena
-from restore_agent.pages.images import Run, Skeleton, skeletons
-from restore_agent.pages.native import PAGE, zero_pages
+from restore_agent.pages.images import Skeleton, skeletons
+from restore_agent.pages.native import zero_pages
+from restore_agent.snapshots.page_runs import PAGE, Pages
 
 _STEP = 1 << 20  # bytes
 _PRESENT = 1 << 63 | 1 << 62  # of a page in /proc/PID/pagemap: in memory, swapped
@@ -40,7 +41,7 @@ def compare(arena: Arena, images: Path, host_pids: Mapping[int, int]) -> Compare
         OSError: a process is not there.
     """
     found = {skeleton.pid: skeleton for skeleton in skeletons(images)}
-    runs = [Run(pid, address, len(data), data) for pid, address, data in arena.runs()]
+    runs = arena.runs()
     filled = kept = zeros = 0
     for pid, skeleton in found.items():
         ours = [run for run in runs if run.pid == pid]
@@ -56,7 +57,7 @@ def compare(arena: Arena, images: Path, host_pids: Mapping[int, int]) -> Compare
     return Compared(filled, kept, zeros)
 
 
-def _compare(mem: int, run: Run, which: str) -> int:
+def _compare(mem: int, run: Pages, which: str) -> int:
     for at in range(0, run.length, _STEP):
         expected = bytes(run.data[at : at + _STEP])
         got = os.pread(mem, len(expected), run.address + at)
@@ -66,7 +67,7 @@ def _compare(mem: int, run: Run, which: str) -> int:
     return run.length // PAGE
 
 
-def _compare_left_out(mem: int, host_pid: int, skeleton: Skeleton, ours: list[Run]) -> int:
+def _compare_left_out(mem: int, host_pid: int, skeleton: Skeleton, ours: list[Pages]) -> int:
     brought = sorted((run.address, run.address + run.length) for run in [*ours, *skeleton.kept])
     count = 0
     with Path(f"/proc/{host_pid}/pagemap").open("rb", buffering=0) as pagemap:

@@ -25,6 +25,7 @@ from restore_agent.sequences.node import Node
 from restore_agent.sequences.phases import Phases
 from restore_agent.sequences.replicas import State
 from restore_agent.sequences.restore import RestoreFailed
+from restore_agent.service import metrics
 from restore_agent.snapshots.manifest import EngineRecord
 from restore_agent.snapshots.store import Snapshot
 from tests.restore_agent.containers import CAPABILITIES, Callers, Running, answering, container, overlay_of_this_machine
@@ -63,7 +64,7 @@ def request(command: list[str]) -> CaptureRequest:
 
 @contextlib.asynccontextmanager
 async def a_node(state: Path) -> AsyncIterator[Node]:
-    async with Node.open("test", state / "state", state / "memory", state / "gpumem.sock") as node:
+    async with Node.open("test", state / "state", state / "memory", state / "gpumem.sock", metrics) as node:
         assert node.criu
         yield node
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import os
 import random
 import secrets
@@ -19,10 +18,11 @@ import pytest
 from zerowake_proto import agent_pb2 as pb
 from zerowake_proto import agent_pb2_grpc, criu_pb2
 
-from restore_agent.pages.fill import Arena, FillError, images, write_index
+from restore_agent.pages import images
+from restore_agent.pages.fill import Arena, FillError
 from restore_agent.pages.images import split
-from restore_agent.pages.native import PAGE, Run
 from restore_agent.snapshots.chunks import Chunk, ChunkStore, CorruptChunk, write_chunks
+from restore_agent.snapshots.page_runs import PAGE, read_index, write_index
 from restore_agent.snapshots.store import Catalog
 from tests.restore_agent.comparison import Compared, Different, compare
 from tests.restore_agent.world import Agent, left_behind, nothing_left
@@ -118,16 +118,16 @@ async def test_long_zeros_are_left_out_and_short_ones_are_not(target: Target) ->
     runs = arena.runs()
     assert arena.size < 0.8 * SIZE
     rebuilt, end = bytearray(SIZE), 0
-    for pid, address, data in runs:
-        assert pid == PID
-        at = address - target.address
-        assert bytes(data) == target.content[at : at + len(data)]
-        assert bytes(data[-PAGE:]) != bytes(PAGE), "a run does not end in zeros"
+    for run in runs:
+        assert run.pid == PID
+        at = run.address - target.address
+        assert bytes(run.data) == target.content[at : at + run.length]
+        assert bytes(run.data[-PAGE:]) != bytes(PAGE), "a run does not end in zeros"
         assert at == end or at - end >= PAGE
-        rebuilt[at : at + len(data)] = data
-        end = at + len(data)
+        rebuilt[at : at + run.length] = run.data
+        end = at + run.length
     assert bytes(rebuilt) == target.content
-    inside = [data for _, _, data in runs if any(not any(data[i : i + PAGE]) for i in range(PAGE, len(data) - PAGE, PAGE))]
+    inside = [run for run in runs if any(not any(run.data[i : i + PAGE]) for i in range(PAGE, run.length - PAGE, PAGE))]
     assert inside, "short runs of zeros stay"
 
 
@@ -146,7 +146,7 @@ async def test_a_changed_page_is_found(which: str, target: Target) -> None:
     arena = await Arena.load(target.store, target.chunks, target.index)
     await arena.fill({PID: target.pid})
     zeros = target.content.index(bytes(40 * PAGE)) // PAGE * PAGE + 20 * PAGE
-    address = {"filled": arena.runs()[3][1] + 17, "kept": target.kept + 40_000, "left out": target.address + zeros}[which]
+    address = {"filled": arena.runs()[3].address + 17, "kept": target.kept + 40_000, "left out": target.address + zeros}[which]
     target.poke(address)
     with pytest.raises(Different, match=f"{address // PAGE * PAGE:#x}"):
         target.compare(arena)
@@ -182,11 +182,11 @@ async def test_a_fill_takes_each_chunk_as_it_arrives(target: Target) -> None:
 def first_page_there(target: Target, arena: Arena, number: int) -> bool:
     """Whether the process has the first page of a chunk."""
     offset = sum(chunk.size for chunk in target.chunks[:number])
-    for _, address, data in arena.runs():
-        if offset < len(data):
-            at = address + offset - target.address
+    for run in arena.runs():
+        if offset < run.length:
+            at = run.address + offset - target.address
             return target.memory()[at : at + PAGE] == target.content[at : at + PAGE]
-        offset -= len(data)
+        offset -= run.length
     raise AssertionError(number)
 
 
@@ -268,8 +268,7 @@ async def test_a_chunk_into_unaligned_memory_and_one_of_another_size(target: Tar
 def test_what_was_only_read_of_a_mapped_file_is_not_in_the_image(captured: Path) -> None:
     """The server maps a file of 1 MiB privately, reads all of it and writes two pages; its child has the same mapping."""
     snapshot = Catalog(captured).get("default", "small")
-    index = (snapshot.directory / "pages.index").read_bytes()
-    runs = (Run * (len(index) // ctypes.sizeof(Run))).from_buffer_copy(index)
+    runs = read_index((snapshot.directory / "pages.index").read_bytes())
     found = []
     for mm in (snapshot.directory / "images").glob("mm-*.img"):
         (raw,) = images._read(mm, images._MM)
