@@ -11,6 +11,7 @@ does not get its bytes out of the arena.
 from __future__ import annotations
 
 import bisect
+import contextlib
 import os
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -43,9 +44,10 @@ class ChunkSet:
 
 
 class Arena:
-    def __init__(self, size: int) -> None:
-        """An arena of `size` bytes, a multiple of 2 MiB; its memory comes with `open`."""
+    def __init__(self, size: int, huge_pages: host.HugePagesOn = contextlib.nullcontext) -> None:
+        """An arena of `size` bytes, a multiple of 2 MiB; its memory comes with `open`. `huge_pages`: as `HostMemory` takes it."""
         self.size = size
+        self._huge_pages = huge_pages
         self.fd = -1
         self._free: list[tuple[int, int]] = [(0, size)] if size else []  # (start, length), in order of start, never side by side
         self._places: OrderedDict[Key, Place] = OrderedDict()  # least recently used first
@@ -56,7 +58,8 @@ class Arena:
         if self.size:
             self.fd = os.memfd_create(f"{host.NAME}-arena", os.MFD_CLOEXEC)
             os.ftruncate(self.fd, self.size)
-            host.populate(self.fd, self.size, threads=min(16, os.cpu_count() or 1))
+            with self._huge_pages():
+                host.populate(self.fd, self.size, threads=min(16, os.cpu_count() or 1))
 
     def close(self) -> None:
         if self.fd >= 0:

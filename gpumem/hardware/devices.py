@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
-from gpumem.hardware.host import HostMemory
+from gpumem.hardware.host import HostMemory, HugePagesOn
 from gpumem.hardware.memory import HOST, Memory
 
 
@@ -24,14 +25,17 @@ def devices() -> list[str]:
     return cuda.devices()
 
 
-def open_memory(identity: str) -> Memory:
-    """The memory of a device for this process (for a GPU: with its primary context current on every thread that calls).
+def open_memory(identity: str, huge_pages: HugePagesOn = contextlib.nullcontext) -> Memory:
+    """The memory of a device for this process. A GPU's primary context is made when the first copy asks for it.
+
+    Args:
+        huge_pages: as `HostMemory` takes it; for whoever makes memory of the host's.
 
     Raises:
         MemoryFailed: no such device here.
     """
     if identity == HOST:
-        return HostMemory()
+        return HostMemory(huge_pages=huge_pages)
     from gpumem.hardware.cuda import CudaMemory  # noqa: PLC0415
 
     return CudaMemory(identity)

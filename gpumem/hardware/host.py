@@ -11,7 +11,10 @@ import fcntl
 import mmap
 import os
 import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import TypeAlias
 
 from gpumem.hardware.memory import HOST, DeviceFull, MemoryFailed, StillWritable
 
@@ -20,7 +23,6 @@ _PROT_NONE = 0
 _MAP_FIXED, _MAP_NORESERVE = 0x10, 0x4000
 _MADV_HUGEPAGE, _MADV_POPULATE_WRITE = 14, 23
 _FAILED = ctypes.c_void_p(-1).value
-_HUGE = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
 _MEMINFO = Path("/proc/meminfo")
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -30,16 +32,25 @@ _libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 _libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
+HugePagesOn: TypeAlias = Callable[[], AbstractContextManager[None]]
+
+
 class HostMemory:
-    """The host's memory as a device."""
+    """The host's memory as a device. Implements `gpumem.hardware.memory.Memory`."""
 
     identity = HOST
     granularity = 2 << 20  # a huge page, so that a slab can be made of them
     addressable = True
     streams = 1
 
-    def __init__(self, slab: int = 64 << 20) -> None:
+    def __init__(self, slab: int = 64 << 20, huge_pages: HugePagesOn = contextlib.nullcontext) -> None:
+        """
+        Args:
+            slab: bytes; how large the pieces are that memory is best held in.
+            huge_pages: within it, the kernel gives memfds huge pages; needed by whoever makes memory, not by those who only map it.
+        """
         self.slab = slab
+        self._huge_pages = huge_pages
 
     def move(self, identity: str) -> None:
         """There is one host."""
@@ -59,7 +70,8 @@ class HostMemory:
             if self.free()[0] < size:
                 raise DeviceFull(f"the host has less than {size} bytes of memory available")
             os.ftruncate(fd, size)
-            populate(fd, size)
+            with self._huge_pages():
+                populate(fd, size)
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
         except OSError as error:
             os.close(fd)
@@ -126,8 +138,8 @@ def view(address: int, size: int) -> memoryview:
 
 
 def populate(fd: int, size: int, threads: int = 1) -> None:
-    """Brings every page of a memfd into memory, as huge pages where the system lets us: several times faster than one `fallocate`, and
-    whoever maps it has 512 times fewer faults.
+    """Brings every page of a memfd into memory, as huge pages where the kernel gives any: several times faster than one `fallocate`,
+    and whoever maps it has 512 times fewer faults.
 
     Raises:
         DeviceFull: there is not that much memory.
@@ -140,19 +152,18 @@ def populate(fd: int, size: int, threads: int = 1) -> None:
             failed.append(ctypes.get_errno())
 
     try:
-        with _huge_pages:
-            _libc.madvise(address, size, _MADV_HUGEPAGE)
-            share = -(-size // threads)
-            share += -share % HostMemory.granularity
-            parts = [(address + at, min(share, size - at)) for at in range(0, size, share)]
-            if len(parts) == 1:
-                touch(*parts[0])
-            else:
-                workers = [threading.Thread(target=touch, args=part, name="populate") for part in parts]
-                for worker in workers:
-                    worker.start()
-                for worker in workers:
-                    worker.join()
+        _libc.madvise(address, size, _MADV_HUGEPAGE)
+        share = -(-size // threads)
+        share += -share % HostMemory.granularity
+        parts = [(address + at, min(share, size - at)) for at in range(0, size, share)]
+        if len(parts) == 1:
+            touch(*parts[0])
+        else:
+            workers = [threading.Thread(target=touch, args=part, name="populate") for part in parts]
+            for worker in workers:
+                worker.start()
+            for worker in workers:
+                worker.join()
     finally:
         _libc.munmap(address, size)
     if failed:
@@ -165,34 +176,6 @@ def map_arena(fd: int, size: int) -> int:
     _libc.madvise(address, size, _MADV_HUGEPAGE)
     _libc.madvise(address, size, _MADV_POPULATE_WRITE)
     return address
-
-
-class _HugePages:
-    """Within it, memfds may be made of huge pages. That is the whole system's setting, so only root can, and it goes back at the end."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._inside = 0
-        self._before = ""
-
-    def __enter__(self) -> None:
-        with self._lock:
-            self._inside += 1
-            if self._inside == 1:
-                with contextlib.suppress(OSError, IndexError):
-                    self._before = _HUGE.read_text().split("[")[1].split("]")[0]
-                    if self._before == "never":
-                        _HUGE.write_text("advise")
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._inside -= 1
-            if not self._inside and self._before == "never":
-                with contextlib.suppress(OSError):
-                    _HUGE.write_text(self._before)
-
-
-_huge_pages = _HugePages()
 
 
 def _mmap(address: int, size: int, protection: int, flags: int, fd: int) -> int:

@@ -12,6 +12,7 @@ from pathlib import Path
 from gpumem.filler.arena import Arena
 from gpumem.hardware.devices import open_memory
 from gpumem.server.server import Server
+from zerowake_shared.huge_pages import HugePages
 
 logger = logging.getLogger(__name__)
 
@@ -34,9 +35,11 @@ async def run(path: Path, identities: Sequence[str], reserve: Callable[[int], in
     # A slab is an open file here, and so is every client.
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (limits[1], limits[1]))
-    memories = {identity: open_memory(identity) for identity in identities}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    huge_pages = HugePages.of_memfds(path.parent).on
+    memories = {identity: open_memory(identity, huge_pages) for identity in identities}
     wanted = {identity: reserve(memory.free()[1]) for identity, memory in memories.items()}
-    server = Server(path, memories, Arena(arena), floor)
+    server = Server(path, memories, Arena(arena, huge_pages), floor)
     async with server.serving(wanted):
         for device in server.devices.values():
             logger.info("%s: %d bytes held of %d wanted", device.identity, device.pool.free, wanted[device.identity])

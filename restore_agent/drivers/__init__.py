@@ -1,1 +1,1 @@
-"""The node's mechanisms, one file each: CRIU, CUDA, huge pages, weights lent by gpumem."""
+"""The node's mechanisms, one file each: CRIU, CUDA, weights lent by gpumem."""

@@ -14,7 +14,6 @@ from typing import Protocol
 from restore_agent.drivers.criu import Criu, CriuError
 from restore_agent.drivers.cuda import Cuda, CudaError
 from restore_agent.drivers.headroom import Headroom
-from restore_agent.drivers.huge_pages import HugePages
 from restore_agent.drivers.meminfo import available_memory, total_memory
 from restore_agent.drivers.weights import Weights
 from restore_agent.engine.engine import Engine
@@ -28,6 +27,7 @@ from restore_agent.sequences.staging import Ladder, NoMemory
 from restore_agent.sequences.standby import Standbys
 from restore_agent.snapshots.manifest import EngineRecord, GpuRecord
 from restore_agent.snapshots.store import Corrupt, NotFound, Snapshot, Store
+from zerowake_shared.huge_pages import HugePages
 
 _KDAT = "criu.kdat"  # CRIU's kernel probe, kept in memory: it must not outlive a boot
 _PRESSURE_SECONDS = 1.0  # between two looks at the node's memory while there are standbys
@@ -82,7 +82,7 @@ class Node:
         gpus = GpuRecord(**vars(cuda.gpus())) if cuda else None
         self.headroom = Headroom()
         self.ladder = Ladder(store, memory, self.criu.version if self.criu else "0", gpus, self.headroom, self._changed)
-        self.restorer = Restorer(self.criu, why, kdat, self.ladder, HugePages(store.state), self.headroom, cuda, self.weights)
+        self.restorer = Restorer(self.criu, why, kdat, self.ladder, HugePages.of_processes(store.state), self.headroom, cuda, self.weights)
         self.replicas = Replicas(self._changed, self._give_room_back)
         self.standbys = Standbys(self._changed)
         self._preparing: dict[str, asyncio.Lock] = {}

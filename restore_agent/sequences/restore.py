@@ -21,7 +21,6 @@ from typing import Any
 from restore_agent.drivers.criu import Criu, CriuError, Worker
 from restore_agent.drivers.cuda import Cuda, CudaError
 from restore_agent.drivers.headroom import Headroom
-from restore_agent.drivers.huge_pages import HugePages
 from restore_agent.drivers.meminfo import available_memory
 from restore_agent.drivers.weights import Weights, WeightsError
 from restore_agent.engine.engine import Engine, EngineError
@@ -39,6 +38,7 @@ from restore_agent.sequences.standby import Standby
 from restore_agent.snapshots.compatibility import Incompatible
 from restore_agent.snapshots.manifest import EngineRecord, Manifest
 from restore_agent.snapshots.store import Corrupt, NotFound, Snapshot
+from zerowake_shared.huge_pages import HugePages
 
 _DEMOTE_SECONDS = 10.0  # an engine that does not let go in this time is ended
 _LET_GO_SECONDS = 10.0  # CRIU's last step takes milliseconds

@@ -25,7 +25,6 @@ import aiohttp
 import yaml
 
 from restore_agent.drivers.criu import Criu, Worker
-from restore_agent.drivers.huge_pages import HugePages
 from restore_agent.engine.canary import prove_canary, record_canary
 from restore_agent.engine.engine import RESTORE_COMPLETE, SNAPSHOT_COMPLETE, Engine
 from restore_agent.pages.fill import Arena
@@ -37,6 +36,7 @@ from restore_agent.snapshots.chunks import ChunkStore, write_chunks
 from restore_agent.snapshots.manifest import CanaryRecord, EngineRecord
 from restore_agent.snapshots.page_runs import write_index
 from tests.bench.figures import Figure
+from zerowake_shared.huge_pages import HugePages
 
 DEMO = Path(__file__).parents[2] / "deploy" / "demo"
 ZEROWAKE = (sys.executable, "-m", "scaler.programs.cli")
@@ -78,7 +78,7 @@ async def prepared() -> AsyncIterator[Bench]:
         work = Path(folder)
         enter_own_mounts(work)  # before anything starts a thread
         try:
-            huge, kdat = HugePages(work), work / "memory" / "criu.kdat"
+            huge, kdat = HugePages.of_processes(work), work / "memory" / "criu.kdat"
             criu = Criu.find()
             async with await Sandbox.create(kdat) as sandbox:
                 await criu.probe(sandbox, kdat)
