@@ -38,7 +38,7 @@ ROUNDS, COLD_ROUNDS, SURGES = 30, 10, 5
 COLD = "cold"
 REPLICAS, BACKLOG = 4, 24
 OUTCOMES = ("Restored", "RestoreFailed", "SnapshotRefused", "ColdStarted")
-SERVER = Path(__file__).parents[1] / "restore_agent" / "server.py"
+SERVER = Path(__file__).parents[1] / "worlds" / "hashing_engine.py"
 
 
 def unavailable() -> str:

@@ -20,7 +20,7 @@ from tests.bench.push import busy, memory
 from tests.e2e.api import Api, Object
 from tests.e2e.cluster.control import NOT_RUNNING, ControlError, current, running
 from tests.e2e.cluster.layout import KUBECONFIG, PAUSE_IMAGE
-from tests.scaler.scaler_process import ScalerProcess, models, scaler_process
+from tests.worlds.scaler_process import ScalerProcess, models, scaler_process
 
 OBJECTS = (1, 100, 1000)
 REQUESTS = {1: 30, 100: 90, 1000: 200}

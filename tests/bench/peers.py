@@ -15,8 +15,8 @@ from zerowake_proto import peers_pb2 as pb
 from zerowake_proto import peers_pb2_grpc as pb_grpc
 
 from tests.bench.figures import Figure
-from tests.scaler.keda_client import Keda, ref
-from tests.scaler.scaler_process import ScalerProcess, models, scaler_process
+from tests.worlds.keda_client import Keda, ref
+from tests.worlds.scaler_process import ScalerProcess, models, scaler_process
 
 MODELS = 1000
 REQUESTS = 1000

@@ -11,8 +11,8 @@ from collections.abc import Coroutine
 from pathlib import Path
 
 from tests.bench.figures import Figure
-from tests.scaler.keda_client import Keda, Watched, ref
-from tests.scaler.scaler_process import models, scaler_process
+from tests.worlds.keda_client import Keda, Watched, ref
+from tests.worlds.scaler_process import models, scaler_process
 
 OBJECTS = (1, 100, 1000)
 REQUESTS = 1000

@@ -22,7 +22,7 @@ from restore_agent.snapshots.manifest import EngineRecord
 from restore_agent.snapshots.page_runs import write_index
 from tests.bench.figures import Figure
 from tests.bench.restore import DEMO, PORT, Bench, Dumped, at_once, nothing, prepared, spread
-from tests.gpu.world import World
+from tests.worlds.device import World
 
 ROUNDS = 7
 REPLICAS = 8

@@ -11,7 +11,7 @@ import pytest
 from gpumem.hardware.memory import HOST
 from tests.demo.conftest import Served, started
 from tests.demo.test_engines import assert_can_be_dumped, until
-from tests.gpu.world import World
+from tests.worlds.device import World
 
 TEXTS = ["a short one", "and one that is quite a bit longer than the other, to be padded"]
 

@@ -27,7 +27,7 @@ from scaler.kubernetes.uninstall import remove_all
 from tests.e2e.api import Api, ApiError, Object, path
 from tests.e2e.chart import definition, run
 from tests.e2e.cluster.layout import PAUSE_IMAGE
-from tests.scaler.agent import Agent
+from tests.worlds.fake_agent import Agent
 
 DIGEST = "ab" * 32
 

@@ -26,8 +26,8 @@ from scaler.kubernetes.webhook import SECONDS, serve_webhook
 from tests.e2e.api import Api, Object, path
 from tests.e2e.chart import definition, render
 from tests.e2e.cluster.layout import PAUSE_IMAGE, Addresses
-from tests.scaler.agent import Agent
-from tests.scaler.certificates import Authority
+from tests.worlds.certificates import Authority
+from tests.worlds.fake_agent import Agent
 from zerowake_shared.tls import TlsFiles
 
 pytestmark = pytest.mark.own_cluster("has the API server call a webhook on this machine")

@@ -1,4 +1,4 @@
-"""What tests/gpu/measure.py shows, as tests: that it is right, not how fast it is."""
+"""What tests/bench/gpu/measure.py shows, as tests: that it is right, not how fast it is."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import pytest
 
 from gpumem.hardware.devices import devices
 from gpumem.hardware.memory import HOST
-from tests.gpu.measure import sections
+from tests.bench.gpu.measure import sections
 
 
 @pytest.mark.parametrize("device", [HOST, pytest.param("gpu", marks=pytest.mark.gpu)])

@@ -30,10 +30,10 @@ from restore_agent.drivers.criu import Criu, CriuError
 from restore_agent.drivers.cuda import CudaError
 from restore_agent.sequences.placement import HEADROOM
 from restore_agent.snapshots.store import Catalog
-from tests.gpu.node import MIB, NAME, Node
-from tests.gpu.strike import DEMOTING, RESTORING, engine_pids, strike
-from tests.gpu.world import ROOT
-from tests.restore_agent.world import nothing_left
+from tests.worlds.agent import nothing_left
+from tests.worlds.device import ROOT
+from tests.worlds.node import MIB, NAME, Node
+from tests.worlds.strike import DEMOTING, RESTORING, engine_pids, strike
 
 CASE_SECONDS = 90.0
 Case = Callable[[Callable[[Node], Coroutine[Any, Any, None]]], None]
@@ -328,7 +328,7 @@ def test_a_lock_that_times_out_leaves_the_engine_running(case: Case, tmp_path: P
         env = os.environ | {"GPUMEM_SOCKET": str(node.world.socket), "GPUMEM_REGION": region}
         with (tmp_path / "engine.log").open("wb") as log:
             engine = subprocess.Popen(
-                [sys.executable, "-m", "tests.gpu.faulty", "8011", "small"], cwd=ROOT, env=env, stdout=log, stderr=log
+                [sys.executable, "-m", "tests.worlds.faulty_engine", "8011", "small"], cwd=ROOT, env=env, stdout=log, stderr=log
             )
         try:
             expected = await _ask_until(8011, "/sum", engine)

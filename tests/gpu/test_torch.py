@@ -13,9 +13,9 @@ from gpumem.client import Client  # noqa: E402
 from gpumem.client.torch import adopt, fill, layout_of, skeleton  # noqa: E402
 from gpumem.hardware.memory import HOST  # noqa: E402
 from gpumem.wire.errors import StaleLayout  # noqa: E402
-from tests.gpu.model import Model  # noqa: E402
-from tests.gpu.weights import SMALL, write_checkpoint  # noqa: E402
-from tests.gpu.world import World  # noqa: E402
+from tests.worlds.checkpoints import SMALL, write_checkpoint  # noqa: E402
+from tests.worlds.device import World  # noqa: E402
+from tests.worlds.torch_model import Model  # noqa: E402
 
 TOKENS = [3, 1, 4, 1]
 

@@ -7,7 +7,7 @@ import pytest
 from zerowake_proto import gpumem_pb2 as pb
 
 from gpumem.wire.blocking_connection import BlockingConnection
-from tests.gpumem.world import MIB, Served, Weights, make_weights, served, until
+from tests.worlds.gpumem_server import MIB, Served, Weights, make_weights, served, until
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ from gpumem.filler.files import BLOCK
 from gpumem.hardware.host import HostMemory
 from gpumem.hardware.memory import DeviceFull
 from gpumem.server.pool import Pool, Short
-from tests.gpumem.world import MIB, descriptors
+from tests.worlds.gpumem_server import MIB, descriptors
 
 
 class Crowded(HostMemory):

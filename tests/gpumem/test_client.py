@@ -31,7 +31,7 @@ from gpumem.wire.errors import (
     WrongDevice,
 )
 from gpumem.wire.frames import receive, send
-from tests.gpumem.world import MIB, Served, Weights, go_on, peer, step, until
+from tests.worlds.gpumem_server import MIB, Served, Weights, go_on, peer, step, until
 
 
 @pytest.fixture

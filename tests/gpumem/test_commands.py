@@ -14,7 +14,7 @@ from blake3 import blake3
 from gpumem.client import Client
 from gpumem.hardware.host import HostMemory
 from gpumem.programs.commands import parse_reserve, parse_size
-from tests.gpumem.world import GPUMEM, MIB, Served, served
+from tests.worlds.gpumem_server import GPUMEM, MIB, Served, served
 
 
 def gpumem(server: Served, *words: str | Path, status: int = 0) -> str:

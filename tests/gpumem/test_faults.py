@@ -20,7 +20,7 @@ from gpumem.client.control import Control
 from gpumem.wire.blocking_connection import BlockingConnection
 from gpumem.wire.errors import GpumemError, NotFound, PeerGone
 from gpumem.wire.frames import VERSION, receive, send
-from tests.gpumem.world import GPUMEM, MIB, Served, Weights, alive, descriptors, go_on, make_weights, peer, served, step, until
+from tests.worlds.gpumem_server import GPUMEM, MIB, Served, Weights, alive, descriptors, go_on, make_weights, peer, served, step, until
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from gpumem.client import Client
 from gpumem.client.control import Control
 from gpumem.server.filling import MOVE
 from gpumem.wire.errors import Cancelled, Corrupt, FillerLost, Forbidden, Invalid, NotFound, OutOfMemory
-from tests.gpumem.world import MIB, Served, Weights, make_weights, served
+from tests.worlds.gpumem_server import MIB, Served, Weights, make_weights, served
 
 
 def read(server: Served, weights: Weights) -> bytes:

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gpumem.wire.frames import PACKET, Assembler, Channel, ProtocolViolation, packets, receive, send
-from tests.gpumem.world import descriptors
+from tests.worlds.gpumem_server import descriptors
 
 pytestmark = pytest.mark.usefixtures("no_garbage")
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from zerowake_proto import gpumem_pb2 as pb
 
 from gpumem.wire.frames import VERSION, ProtocolViolation, packets, receive, send
-from tests.gpumem.world import MIB, Served, Weights, until
+from tests.worlds.gpumem_server import MIB, Served, Weights, until
 
 KEYS = [bytes([number]) * 32 for number in range(3)]
 LAYOUTS = [pb.Layout(size=size).SerializeToString() for size in (1, 3 * MIB, 100 * MIB, 1 << 59)]

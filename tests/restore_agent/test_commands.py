@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from tests.restore_agent.world import HERE, Agent
+from tests.worlds.agent import ENGINE, Agent
 
 
 async def zerowake(state: Path, *arguments: str, code: int = 0) -> str:
@@ -43,7 +43,7 @@ async def test_removing_without_an_agent(state: Path) -> None:
 
 async def test_creating_beside_an_agent(agent: Agent, mapped: Path) -> None:
     """The agent that owns the folder takes it, and serves the source on if asked."""
-    server = [sys.executable, str(HERE / "server.py"), "8000", "4", str(mapped)]
+    server = [sys.executable, str(ENGINE), "8000", "4", str(mapped)]
     said = await zerowake(agent.state, "create", "second", "--port", "8000", "--canary", "/sum", "--keep-serving", "--", *server)
     assert "proved" in said
     assert "second" in await zerowake(agent.state, "list")
@@ -52,5 +52,5 @@ async def test_creating_beside_an_agent(agent: Agent, mapped: Path) -> None:
 
 async def test_an_engine_that_answers_nothing_real(state: Path, mapped: Path) -> None:
     """It knows none of the usual requests: the error says how to name one."""
-    server = [sys.executable, str(HERE / "server.py"), "8000", "4", str(mapped)]
+    server = [sys.executable, str(ENGINE), "8000", "4", str(mapped)]
     assert "--canary" in await zerowake(state, "create", "unasked", "--port", "8000", "--", *server, code=1)

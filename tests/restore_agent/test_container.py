@@ -28,8 +28,8 @@ from restore_agent.sequences.restore import RestoreFailed
 from restore_agent.service import metrics
 from restore_agent.snapshots.manifest import EngineRecord
 from restore_agent.snapshots.store import Snapshot
-from tests.restore_agent.containers import CAPABILITIES, Callers, Running, answering, container, overlay_of_this_machine
-from tests.restore_agent.world import HERE, PORT
+from tests.worlds.agent import ENGINE, PORT
+from tests.worlds.containers import CAPABILITIES, Callers, Running, answering, container, overlay_of_this_machine
 
 pytestmark = pytest.mark.usefixtures("needs_criu", "needs_runc")
 IMAGE, ADDRESS = "sha256:0123", "10.1.2.3"
@@ -48,8 +48,8 @@ def needs_runc(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(scope="session")
 def command(mapped: Path) -> list[str]:
-    """The server of server.py, started by a shell that changes the container's file system first."""
-    server = f"{sys.executable} {HERE / 'server.py'} {PORT} 8 {mapped} --child"
+    """The server of hashing_engine.py, started by a shell that changes the container's file system first."""
+    server = f"{sys.executable} {ENGINE} {PORT} 8 {mapped} --child"
     return ["/bin/sh", "-c", f"echo written >/etc/zerowake-test && rm /etc/issue && exec {server}"]
 
 
@@ -368,9 +368,9 @@ async def test_an_engine_of_another_user(node: Node, callers: Callers, tmp_path:
     async with container(tmp_path / "two", callers.folder, user=1000, capabilities=[]) as two:
         place = Container(await callers.next(), IMAGE, ADDRESS)
         readable = two.folder / "root/srv"
-        for file in (HERE / "server.py", mapped):
+        for file in (ENGINE, mapped):
             (readable / file.name).write_bytes(file.read_bytes())
-        words = ["/usr/bin/python3", "/srv/server.py", str(PORT), "8", f"/srv/{mapped.name}"]
+        words = ["/usr/bin/python3", "/srv/hashing_engine.py", str(PORT), "8", f"/srv/{mapped.name}"]
         plain = dataclasses.replace(request(words), name="other")
         captured = await node.capture(plain, nothing, Phases(), place.open)
         replica = await node.restore_into(place, "other", captured.snapshot, Phases())
@@ -383,7 +383,7 @@ async def test_an_engine_of_another_user(node: Node, callers: Callers, tmp_path:
 async def test_files_of_an_empty_dir_are_not_there_in_the_next_pod(node: Node, callers: Callers, tmp_path: Path, mapped: Path) -> None:
     async with container(tmp_path / "two", callers.folder):
         place = Container(await callers.next(), IMAGE, ADDRESS, ["/var/cache"])
-        server = f"cp {mapped} /var/cache/map && exec {sys.executable} {HERE / 'server.py'} {PORT} 8 /var/cache/map"
+        server = f"cp {mapped} /var/cache/map && exec {sys.executable} {ENGINE} {PORT} 8 /var/cache/map"
         with pytest.raises(ContainerError, match=r"uses /var/cache/map in an emptyDir \(/var/cache\)"):
             await node.capture(dataclasses.replace(request(["/bin/sh", "-c", server]), name="other"), nothing, Phases(), place.open)
 

@@ -24,8 +24,8 @@ from restore_agent.pages.images import split
 from restore_agent.snapshots.chunks import Chunk, ChunkStore, CorruptChunk, write_chunks
 from restore_agent.snapshots.page_runs import PAGE, read_index, write_index
 from restore_agent.snapshots.store import Catalog
-from tests.restore_agent.comparison import Compared, Different, compare
-from tests.restore_agent.world import Agent, left_behind, nothing_left
+from tests.worlds.agent import Agent, left_behind, nothing_left
+from tests.worlds.comparison import Compared, Different, compare
 
 PID = 7  # in the image
 SIZE = 40 << 20
@@ -284,7 +284,7 @@ async def comparing(state: Path) -> AsyncIterator[Agent]:
     """An agent that compares every page of what it restores."""
     log = state.parent / "agent.log"
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "tests.restore_agent.compared", "agent", "--state", str(state), stderr=log.open("wb")
+        sys.executable, "-m", "tests.worlds.compared", "agent", "--state", str(state), stderr=log.open("wb")
     )
     try:
         async with grpc.aio.insecure_channel(f"unix:{state / 'agent.sock'}") as channel:

@@ -11,7 +11,7 @@ import pytest
 from zerowake_proto import agent_pb2 as pb
 
 from restore_agent.snapshots.store import Catalog, Snapshot
-from tests.restore_agent.world import Agent, engine, get, reference
+from tests.worlds.agent import Agent, engine, get, reference
 
 
 def oracle(state: Path) -> object:

@@ -13,7 +13,7 @@ from zerowake_proto import agent_pb2 as pb
 
 from restore_agent.engine.engine import cpu_seconds
 from tests.restore_agent.test_restore import live_replicas, oracle
-from tests.restore_agent.world import Agent, engine, get, nothing_left, reference, running
+from tests.worlds.agent import Agent, engine, get, nothing_left, reference, running
 
 
 def engines(agent: Agent) -> list[int]:
@@ -27,7 +27,7 @@ def engines(agent: Agent) -> list[int]:
         except OSError:
             continue
         waiting += children
-        if b"server.py" in words:
+        if b"hashing_engine.py" in words:
             found.append(pid)
     return sorted(found)
 

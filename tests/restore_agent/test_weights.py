@@ -16,7 +16,7 @@ from zerowake_proto import agent_pb2 as pb
 from gpumem.checkpoint.safetensors import keep_reading, read_checkpoint
 from gpumem.client.control import Control
 from gpumem.wire.errors import PeerGone
-from tests.restore_agent.world import Agent, engine, get, running
+from tests.worlds.agent import Agent, engine, get, running
 
 WEIGHTS_BYTES = 48 << 20
 

@@ -9,8 +9,8 @@ import pytest
 from google.protobuf.descriptor import FieldDescriptor
 from zerowake_proto import externalscaler_pb2 as pb
 
-from tests.scaler.keda_client import Keda, Watched, ref
-from tests.scaler.scaler_process import models, scaler_process
+from tests.worlds.keda_client import Keda, Watched, ref
+from tests.worlds.scaler_process import models, scaler_process
 
 OBJECTS = 1000
 BACKOFF = (0.2, 6.0)  # KEDA's 2 and 60 seconds, ten times as fast

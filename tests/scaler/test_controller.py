@@ -18,8 +18,8 @@ from scaler.kubernetes.cluster import MODEL_SNAPSHOTS, Cluster
 from scaler.kubernetes.controller import Controller
 from scaler.kubernetes.pod_patch import NodeSetup
 from scaler.kubernetes.resources import CAPTURE_FAILED, CAPTURED, FINALIZER, ModelSnapshot
-from tests.scaler.agent import Agent
-from tests.scaler.kubernetes_api import Api
+from tests.worlds.fake_agent import Agent
+from tests.worlds.kubernetes_api import Api
 
 DIGEST, OTHER = "ab" * 32, "cd" * 32
 TEMPLATE = {

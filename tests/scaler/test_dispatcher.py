@@ -18,8 +18,8 @@ import openai
 import pytest
 
 from scaler.gateway.dispatcher import Endpoint, Replica
-from tests.scaler.engine import Engine
-from tests.scaler.front import front
+from tests.worlds.echo_engine import Engine
+from tests.worlds.front import front
 
 
 @dataclass
@@ -40,7 +40,7 @@ class Process:
 @asynccontextmanager
 async def process(*arguments: str, inside: tuple[str, ...] = ()) -> AsyncIterator[Process]:
     """Starts the test engine; `held`: its pieces wait for POST /release. inside: a command that runs it, as in a namespace."""
-    command = [*inside, sys.executable, "-m", "tests.scaler.engine", *arguments]
+    command = [*inside, sys.executable, "-m", "tests.worlds.echo_engine", *arguments]
     started = await asyncio.create_subprocess_exec(*command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert started.stdout is not None
     try:

@@ -21,7 +21,7 @@ from scaler.books.trigger import Trigger
 from scaler.keda import external_scaler
 from scaler.keda.external_scaler import METRIC, SERVICE, CannotListen, serve_external_scaler
 from scaler.keda.metrics import STREAMS_OPEN, STREAMS_ROTATED
-from tests.scaler.keda_client import Keda, Watched, ref
+from tests.worlds.keda_client import Keda, Watched, ref
 
 QUIET = 0.3  # seconds in which nothing may come: longer than REPEAT
 REPEAT = 0.1

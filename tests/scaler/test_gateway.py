@@ -10,8 +10,8 @@ import time
 import aiohttp
 import pytest
 
-from tests.scaler.engine import Engine
-from tests.scaler.front import front
+from tests.worlds.echo_engine import Engine
+from tests.worlds.front import front
 
 
 async def test_passes_the_request_on_untouched() -> None:

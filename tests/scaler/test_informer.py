@@ -10,7 +10,7 @@ import pytest
 from scaler.kubernetes.cluster import NODES, PODS, Cluster, ClusterError, Conflict, NotFound
 from scaler.kubernetes.election import lead
 from scaler.kubernetes.resources import Meta, Metadata
-from tests.scaler.kubernetes_api import Api
+from tests.worlds.kubernetes_api import Api
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from scaler.fleet import nodes as module
 from scaler.fleet.addresses import Addresses
 from scaler.fleet.nodes import Node, Nodes
 from scaler.gateway.dispatcher import Dispatcher
-from tests.scaler.certificates import Authority
+from tests.worlds.certificates import Authority
 from zerowake_shared.tls import BadCertificate, TlsFiles, server_credentials
 
 

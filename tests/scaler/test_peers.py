@@ -19,9 +19,9 @@ from scaler.fleet.peers import SERVER_NAME, Peers
 from scaler.keda.external_scaler import CannotListen, serve_external_scaler
 from scaler.kubernetes.endpoints import EndpointSlice, SliceEndpoint, of_service
 from scaler.kubernetes.resources import Metadata
-from tests.scaler.certificates import Authority
-from tests.scaler.keda_client import Keda, ref
-from tests.scaler.scaler_process import scaler_process
+from tests.worlds.certificates import Authority
+from tests.worlds.keda_client import Keda, ref
+from tests.worlds.scaler_process import scaler_process
 from zerowake_shared.tls import TlsFiles
 
 

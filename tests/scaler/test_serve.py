@@ -23,10 +23,10 @@ from zerowake_proto import agent_pb2
 
 from scaler.local.config import BadConfig
 from scaler.programs.serve_config import load
-from tests.scaler.agent import Agent
-from tests.scaler.engine import Engine
-from tests.scaler.keda_client import Keda, ref
-from tests.scaler.kubernetes_api import Api
+from tests.worlds.echo_engine import Engine
+from tests.worlds.fake_agent import Agent
+from tests.worlds.keda_client import Keda, ref
+from tests.worlds.kubernetes_api import Api
 
 ADDRESSES = ("127.0.0.2", "127.0.0.3")
 TRIGGER = {"type": "external-push", "metadata": {"scalerAddress": "zerowake-scaler.zerowake:9443", "model": "m", "targetPending": "8"}}

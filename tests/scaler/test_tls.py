@@ -15,8 +15,8 @@ from prometheus_client import REGISTRY
 from scaler.books.ledger import Ledger
 from scaler.books.limits import ModelLimits
 from scaler.keda.external_scaler import serve_external_scaler
-from tests.scaler.certificates import Authority
-from tests.scaler.keda_client import Keda, ref
+from tests.worlds.certificates import Authority
+from tests.worlds.keda_client import Keda, ref
 from zerowake_shared.tls import BadCertificate, TlsFiles, server_credentials
 
 

@@ -75,7 +75,7 @@ def free_port() -> int:
         return port
 
 
-SERVER = Path(__file__).parents[1] / "restore_agent" / "server.py"
+SERVER = Path(__file__).parents[1] / "worlds" / "hashing_engine.py"
 
 
 @pytest.fixture(scope="module")

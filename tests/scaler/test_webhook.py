@@ -20,7 +20,7 @@ from scaler.kubernetes.informer import Informer
 from scaler.kubernetes.pod_patch import NodeSetup, Patch
 from scaler.kubernetes.resources import ModelSnapshot
 from scaler.kubernetes.webhook import PATH, Webhook, serve_webhook
-from tests.scaler.certificates import Authority
+from tests.worlds.certificates import Authority
 from zerowake_shared.tls import TlsFiles
 
 DIGEST = "ab" * 32

@@ -72,7 +72,7 @@ IMAGES = (
         (*ZEROWAKE_SOURCES, "deploy/steps.sh", "deploy/criu/install.sh"),
         "agent",
     ),
-    Image("zerowake.test/engine:1", REPOSITORY / "tests/e2e/images/Dockerfile", REPOSITORY / "tests/restore_agent", ("server.py",)),
+    Image("zerowake.test/engine:1", REPOSITORY / "tests/e2e/images/Dockerfile", REPOSITORY / "tests/worlds", ("hashing_engine.py",)),
     # The one that the examples name.
     Image("registry.example/chat:1.0.0", CHAT / "Dockerfile", CHAT, ("server.py",)),
 )

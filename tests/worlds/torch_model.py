@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tests.gpu.weights import Size
+from tests.worlds.checkpoints import Size
 
 
 class Layer(nn.Module):

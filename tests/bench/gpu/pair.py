@@ -1,4 +1,4 @@
-"""Two GPUs: a replica wakes on the other one, by `python -m tests.gpu.pair [qwen3-8b|small]`.
+"""Two GPUs: a replica wakes on the other one, by `python -m tests.bench.gpu.pair [qwen3-8b|small]`.
 
 A snapshot is taken on GPU 0, where its weights are. Then GPU 0 is filled by somebody else, so the next restore lands on GPU 1: with its
 weights brought there over NVLink by gpumem, and with weights that are there already. A standby that was demoted on one GPU wakes on the
@@ -33,10 +33,10 @@ from restore_agent.snapshots.store import Catalog
 from tests.bench.__main__ import RESULTS, specs
 from tests.bench.figures import Figure, table
 from tests.bench.restore import spread
-from tests.gpu.faulty import SIZES
-from tests.gpu.node import MIB, NAME, SAME, Node
-from tests.gpu.world import check
-from tests.restore_agent.world import get
+from tests.worlds.agent import get
+from tests.worlds.checkpoints import SIZES
+from tests.worlds.device import check
+from tests.worlds.node import MIB, NAME, SAME, Node
 
 ROUNDS = 5
 CASE_SECONDS = 90.0
@@ -192,7 +192,7 @@ async def main() -> int:
     console.print(table(figures))
     path = RESULTS / f"pair-{gpus.names[0].split()[-1].lower()}.json"
     result = {
-        "command": f"python -m tests.gpu.pair {size}",
+        "command": f"python -m tests.bench.gpu.pair {size}",
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": specs() | {"gpus": gpus.names, "driver": gpus.driver},
         "figures": [asdict(figure) | {"met": figure.met} for figure in figures],

@@ -90,4 +90,4 @@ async def plain(criu: Criu, cuda: Cuda, kdat: Path, work: Path, command: Sequenc
 
 
 if __name__ == "__main__":
-    sys.exit("python -m tests.gpu.resume runs this beside ours")
+    sys.exit("python -m tests.bench.gpu.resume runs this beside ours")

@@ -17,7 +17,7 @@ from gpumem.checkpoint.safetensors import read_checkpoint
 from gpumem.client import Client, Region, Scratch
 from gpumem.hardware.devices import open_memory
 from gpumem.hardware.memory import HOST
-from tests.gpu.weights import Size
+from tests.worlds.checkpoints import Size
 
 GIB = 1 << 30
 
@@ -115,7 +115,7 @@ class Engine:
     def model(self, size: list[int]) -> dict[str, float]:
         """A model on the lent region, captured as a CUDA graph."""
         from gpumem.client.torch import adopt, skeleton  # noqa: PLC0415
-        from tests.gpu.model import Graph, Model  # noqa: PLC0415
+        from tests.worlds.torch_model import Graph, Model  # noqa: PLC0415
 
         begin = time.perf_counter()
         with skeleton():
@@ -138,7 +138,7 @@ class Engine:
         import torch  # noqa: PLC0415
 
         from gpumem.client import torch as adapter  # noqa: PLC0415
-        from tests.gpu.model import Model  # noqa: PLC0415
+        from tests.worlds.torch_model import Model  # noqa: PLC0415
 
         model = Model(Size(*size)).cuda()
         tokens = torch.tensor([3, 1, 4, 1], device="cuda")

@@ -25,10 +25,9 @@ from gpumem.hardware.memory import DeviceFull
 from gpumem.wire.blocking_connection import BlockingConnection
 from restore_agent.drivers.cuda import Cuda
 from restore_agent.snapshots.store import Catalog
-from tests.gpu.faulty import SIZES
-from tests.gpu.weights import write_checkpoint
-from tests.gpu.world import ROOT, Failed, World, check
-from tests.restore_agent.world import PORT, Agent, get, left_behind, running
+from tests.worlds.agent import PORT, Agent, get, left_behind, running
+from tests.worlds.checkpoints import SIZES, write_checkpoint
+from tests.worlds.device import ROOT, Failed, World, check
 
 NAME = "faulty"
 MIB = 1 << 20
@@ -69,7 +68,7 @@ class Node:
     @classmethod
     @contextlib.asynccontextmanager
     async def started(cls, folder: Path, devices: tuple[str, ...], pool: int, size: str = "small") -> AsyncIterator[Node]:
-        """With the snapshot NAME of tests/gpu/faulty.py, taken on the first of the devices; gpumem holds `pool` bytes of each."""
+        """With the snapshot NAME of tests/worlds/faulty_engine.py, taken on the first of the devices; gpumem holds `pool` bytes of each."""
         node = cls(folder, devices[0], size)
         await asyncio.to_thread(write_checkpoint, node.weights, SIZES[size])
         serving = contextlib.ExitStack()
@@ -120,7 +119,7 @@ class Node:
 
     def engine(self) -> pb.Engine:
         env = {key: os.environ[key] for key in _PASSED_ON if key in os.environ} | {"FAULT": str(self.fault)}
-        command = [sys.executable, "-m", "tests.gpu.faulty", str(PORT), self.size]
+        command = [sys.executable, "-m", "tests.worlds.faulty_engine", str(PORT), self.size]
         return pb.Engine(command=command, env=env, directory=str(ROOT), port=PORT, health_path="/health", ready_timeout_seconds=20)
 
     def stand_in(self) -> pb.Engine:

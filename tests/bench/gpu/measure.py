@@ -1,4 +1,4 @@
-"""Everything that gpumem promises, shown on this machine: `python -m tests.gpu.measure`.
+"""Everything that gpumem promises, shown on this machine: `python -m tests.bench.gpu.measure`.
 
 One table, and with a GPU `tests/bench/results/gpumem-GPU.json`. Without one, the same on the host's memory and smaller (that is a test).
 What needs torch, CUDA's checkpoint, or two GPUs is left out where these are missing.
@@ -15,6 +15,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -24,8 +25,8 @@ from gpumem.checkpoint.safetensors import Checkpoint, read_checkpoint
 from gpumem.hardware.devices import devices
 from gpumem.hardware.memory import HOST
 from tests.bench.figures import Figure, table
-from tests.gpu.weights import SMALL, write_checkpoint
-from tests.gpu.world import ROOT, Engine, Failed, World, check
+from tests.worlds.checkpoints import SMALL, write_checkpoint
+from tests.worlds.device import ROOT, Engine, Failed, World, check
 
 RESULTS = ROOT / "tests" / "bench" / "results"
 READERS = 4
@@ -52,7 +53,7 @@ def lending(world: World) -> Iterator[Figure]:
                 small = list(asdict(SMALL).values())
                 check(writer.ask("publish", size=small, region=os.urandom(32).hex()), "a module moves into a region and answers the same")
         check(world.region(region) is not None, "a sealed region outlives its writer")
-        name = {"region": region.hex(), "capability": capability}
+        name: dict[str, Any] = {"region": region.hex(), "capability": capability}
 
         yield from _writer_killed(world)
         yield from _readers(world, name, total, gib)
@@ -89,7 +90,7 @@ def _writer_killed(world: World) -> Iterator[Figure]:
     )
 
 
-def _readers(world: World, name: dict[str, str], total: int, gib: float) -> Iterator[Figure]:
+def _readers(world: World, name: dict[str, Any], total: int, gib: float) -> Iterator[Figure]:
     """Several at a time, each killed in the end: the region needs none of them."""
     times, attached, grown, engines = [], [], [], []
     for _ in range(READERS):
@@ -201,7 +202,7 @@ def _served(world: World, checkpoint: Checkpoint, region: bytes) -> Iterator[Fig
 def _sum(checkpoint: Checkpoint) -> int:
     """Of a checkpoint's bytes as the region has them, in 64-bit integers, which may wrap around."""
     numbers = np.empty(checkpoint.layout.size // 8, dtype=np.int64)
-    bytes_, at = memoryview(numbers).cast("B"), 0
+    bytes_, at = memoryview(numbers.data).cast("B"), 0
     for part in checkpoint.parts:
         size = sum(chunk.size for chunk in checkpoint.layout.chunks[part.first_chunk : part.first_chunk + part.chunks])
         with part.path.open("rb", buffering=0) as file:
@@ -332,7 +333,7 @@ def _keep(figures: list[Figure], gpus: int) -> Path:
     pynvml.nvmlInit()
     name = pynvml.nvmlDeviceGetName(pynvml.nvmlDeviceGetHandleByIndex(0))
     result = {
-        "command": "python -m tests.gpu.measure",
+        "command": "python -m tests.bench.gpu.measure",
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": {
             "gpus": gpus,

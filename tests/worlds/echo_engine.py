@@ -1,6 +1,6 @@
 """A small OpenAI-shaped engine for the gateway's tests: it echoes, and says each piece only when the test lets it.
 
-In the test's own process as `Engine`, or as a process of its own that can be killed: `python tests/scaler/engine.py` prints its port.
+In the test's own process as `Engine`, or as a process of its own that can be killed: `python tests/worlds/echo_engine.py` prints its port.
 There its pieces are released by `POST /release`, and its file descriptors 0 and 1 are the only thing it shares with the test.
 """
 

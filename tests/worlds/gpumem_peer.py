@@ -1,6 +1,6 @@
 """A process that uses gpumem step by step, printing a line after each and waiting for one on stdin, so that a test can kill it there.
 
-python -m tests.gpumem.peer SOCKET read ID [CAPABILITY]
+python -m tests.worlds.gpumem_peer SOCKET read ID [CAPABILITY]
                                    write ID SIZE
                                    scratch SIZE BYTE
                                    wait ID

@@ -138,7 +138,7 @@ def alive(pid: int) -> bool:
 def peer(socket: Path, *words: str | Path | bytes) -> Iterator[subprocess.Popen[str]]:
     """A process of its own that does what the words say (see peer.py) until it is killed; after each step it prints a line."""
     texts = [word.hex() if isinstance(word, bytes) else str(word) for word in words]
-    command = [sys.executable, "-m", "tests.gpumem.peer", str(socket), *texts]
+    command = [sys.executable, "-m", "tests.worlds.gpumem_peer", str(socket), *texts]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
             yield process

@@ -63,6 +63,7 @@ class Qwen3:
 
 QWEN3_8B = Size(layers=36, hidden=4096, inner=12288, keys=1024, vocabulary=151936)  # its 16.4 GB
 SMALL = Size(layers=2, hidden=512, inner=1536, keys=128, vocabulary=4096)  # 16 MB
+SIZES = {"qwen3-8b": QWEN3_8B, "small": SMALL}
 
 
 def write_checkpoint(directory: Path, size: Size | Qwen3, shards: int = 4) -> None:

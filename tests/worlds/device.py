@@ -20,7 +20,7 @@ from gpumem.client.control import Control
 from gpumem.hardware.devices import open_memory
 from gpumem.hardware.memory import HOST, Memory
 from gpumem.wire.errors import PeerGone
-from tests.gpu.weights import QWEN3_8B, SMALL, Size
+from tests.worlds.checkpoints import QWEN3_8B, SMALL, Size
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 120.0  # seconds, for whatever should take a few
@@ -51,7 +51,7 @@ class Scale:
 
 
 class Engine:
-    """A process of tests/gpu/engine.py."""
+    """A process of tests/worlds/gpumem_engine.py."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
@@ -135,7 +135,7 @@ class World:
 
     @contextmanager
     def engine(self, device: str = "") -> Iterator[Engine]:
-        command = [sys.executable, "-m", "tests.gpu.engine", str(self.socket), device or self.device]
+        command = [sys.executable, "-m", "tests.worlds.gpumem_engine", str(self.socket), device or self.device]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         with subprocess.Popen(command, **pipes, stderr=self._log, text=True, cwd=ROOT) as process:  # type: ignore[call-overload]
             engine = Engine(process)

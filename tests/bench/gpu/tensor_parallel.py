@@ -1,4 +1,4 @@
-"""Tensor parallel over two GPUs, suspended and resumed: `python -m tests.gpu.tensor_parallel`.
+"""Tensor parallel over two GPUs, suspended and resumed: `python -m tests.bench.gpu.tensor_parallel`.
 
 Two ranks multiply their halves of a matrix and add them up by NCCL's all_reduce. Both are suspended and resumed by restore_agent.cuda, with
 NCCL kept alive or destroyed before and made anew, and with NCCL's ways to move data switched off one by one. What the driver says to every
@@ -36,7 +36,7 @@ from rich.table import Table
 from restore_agent.drivers.cuda import Cuda, CudaError
 from restore_agent.workload.control_directory import ControlDirectory
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 RESULTS = ROOT / "tests" / "bench" / "results"
 ALWAYS = {"NCCL_NVLS_ENABLE": "0", "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1", "NCCL_SOCKET_IFNAME": "lo", "NCCL_IB_DISABLE": "1"}
 VARIANTS: dict[str, dict[str, str]] = {
@@ -141,7 +141,7 @@ class Recorded:
 async def variant(name: str, nccl: str) -> None:
     with tempfile.TemporaryDirectory(prefix="zerowake-nccl-") as folder:
         env = os.environ | ALWAYS | VARIANTS[name] | {"NCCL_DEBUG": "INFO", "NCCL_DEBUG_FILE": f"{folder}/log.%p"}
-        command = [sys.executable, "-m", "tests.gpu.tensor_parallel", "rank"]
+        command = [sys.executable, "-m", "tests.bench.gpu.tensor_parallel", "rank"]
         pipe = asyncio.subprocess.PIPE
         ranks = [await asyncio.create_subprocess_exec(*command, str(each), env=env, cwd=ROOT, stdin=pipe, stdout=pipe) for each in range(2)]
         say(at="start")
@@ -208,7 +208,7 @@ def ways(folder: Path) -> str:
 
 def serve(nccl: str) -> None:
     """Rank 0, with rank 1 as its child. `/sum` adds up; asleep, NCCL is alive or not, as told."""
-    command = [sys.executable, "-m", "tests.gpu.tensor_parallel", "rank", "1"]
+    command = [sys.executable, "-m", "tests.bench.gpu.tensor_parallel", "rank", "1"]
     child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
     own = Rank(0)
 
@@ -265,12 +265,12 @@ async def snapshot(name: str, nccl: str) -> None:
     from zerowake_proto import agent_pb2 as pb  # noqa: PLC0415  (only the agent's client needs it)
 
     from restore_agent.snapshots.store import Catalog  # noqa: PLC0415
-    from tests.restore_agent.world import get, running  # noqa: PLC0415
+    from tests.worlds.agent import get, running  # noqa: PLC0415
 
     with tempfile.TemporaryDirectory(prefix="zerowake-nccl-", dir="/var/tmp") as folder:
         kept = ("PATH", "HOME", "PYTHONPATH", "LD_LIBRARY_PATH")
         env = {key: os.environ[key] for key in kept if key in os.environ} | ALWAYS | VARIANTS[name]
-        command = [sys.executable, "-m", "tests.gpu.tensor_parallel", "serve", nccl]
+        command = [sys.executable, "-m", "tests.bench.gpu.tensor_parallel", "serve", nccl]
         wanted = pb.Engine(command=command, env=env, directory=str(ROOT), port=PORT, health_path="/health", ready_timeout_seconds=60)
         async with running(Path(folder) / "state") as agent:
             say(at="the snapshot")
@@ -295,7 +295,7 @@ async def told(mode: str, name: str, nccl: str, seconds: float) -> dict[str, Any
     row: dict[str, Any] = {"mode": mode, "variant": name, "nccl": nccl, "steps": []}
     with tempfile.TemporaryFile() as errors:
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "tests.gpu.tensor_parallel", mode, name, nccl),
+            *(sys.executable, "-m", "tests.bench.gpu.tensor_parallel", mode, name, nccl),
             cwd=ROOT,
             stdout=asyncio.subprocess.PIPE,
             stderr=errors,
@@ -367,7 +367,7 @@ async def main() -> int:
     console.print(f"GPU memory left over: {left / 1e6:.0f} MB")
     path = RESULTS / f"tensor-parallel-{gpus.names[0].split()[-1].lower()}.json"
     result = {
-        "command": "python -m tests.gpu.tensor_parallel",
+        "command": "python -m tests.bench.gpu.tensor_parallel",
         "when": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "machine": {"gpus": gpus.names, "driver": gpus.driver},
         "rows": rows,

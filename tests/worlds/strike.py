@@ -11,8 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from restore_agent.snapshots.store import Catalog
-from tests.gpu.node import MIB, NAME, Node, below
-from tests.restore_agent.world import Agent
+from tests.worlds.agent import Agent
+from tests.worlds.node import MIB, NAME, Node, below
 
 RESTORING = ("CRIU makes the processes", "their pages are filled", "CUDA resumes", "CUDA resumes, 100 ms on")
 DEMOTING = ("at once", "CUDA has suspended")

@@ -21,14 +21,14 @@ import grpc
 from zerowake_proto import agent_pb2 as pb
 from zerowake_proto import agent_pb2_grpc
 
-HERE = Path(__file__).parent
+ENGINE = Path(__file__).with_name("hashing_engine.py")
 PORT = 8000
 _libc = ctypes.CDLL(None)
 
 
 def engine(mapped: Path, mebibytes: int = 8, *arguments: str, timeout: float = 20.0) -> pb.Engine:
-    """The server of server.py; `mapped`: the file that it maps."""
-    command = [sys.executable, str(HERE / "server.py"), str(PORT), str(mebibytes), str(mapped), *arguments]
+    """The server of hashing_engine.py; `mapped`: the file that it maps."""
+    command = [sys.executable, str(ENGINE), str(PORT), str(mebibytes), str(mapped), *arguments]
     return pb.Engine(
         command=command,
         env={"PATH": os.environ["PATH"]},

@@ -1,4 +1,4 @@
-"""From nothing to an answer on a GPU, through the whole system: `python -m tests.gpu.resume [qwen3-8b|small]`.
+"""From nothing to an answer on a GPU, through the whole system: `python -m tests.bench.gpu.resume [qwen3-8b|small]`.
 
 gpumem holds the weights, `zerowake up` holds the snapshot; each figure is from the gateway's first request to its answer, at zero replicas,
 and every answer is compared with the cold server's. Beside it, in the same run, plain CRIU and CUDA checkpoint with the weights in the
@@ -37,13 +37,12 @@ from restore_agent.drivers.cuda import Cuda
 from restore_agent.snapshots.store import Catalog
 from tests.bench.__main__ import RESULTS, specs
 from tests.bench.figures import Figure, table
+from tests.bench.gpu.plain import plain
 from tests.bench.pages import disk_seconds, touched, uncache
 from tests.bench.restore import ZEROWAKE, at_zero, rungs, spread, status
-from tests.gpu.plain import plain
-from tests.gpu.serve import SIZES
-from tests.gpu.weights import write_checkpoint
+from tests.worlds.checkpoints import SIZES, write_checkpoint
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PORT, GATEWAY = 8000, 18081
 ROUNDS, IN_A_ROW = 6, 10
 GOALS = {"standby, made ahead": 0.30, "standby, kept when idle": 0.30, "staged": 0.40, "weights in host memory": 0.55}
@@ -83,7 +82,7 @@ def keep(name: str, gpu: Any, figures: list[Figure]) -> None:
     path.write_text(
         json.dumps(
             {
-                "command": f"python -m tests.gpu.resume {name}",
+                "command": f"python -m tests.bench.gpu.resume {name}",
                 "when": datetime.now(UTC).isoformat(timespec="seconds"),
                 "machine": specs() | {"gpus": gpu.names, "driver": gpu.driver},
                 "figures": [asdict(figure) | {"met": figure.met} for figure in figures],
@@ -98,7 +97,7 @@ def keep(name: str, gpu: Any, figures: list[Figure]) -> None:
 
 async def measure(name: str, work: Path, cuda: Cuda) -> tuple[Bench, list[Figure]]:
     state = work / "state"
-    server = [sys.executable, "-m", "tests.gpu.serve", str(PORT), name]
+    server = [sys.executable, "-m", "tests.worlds.torch_engine", str(PORT), name]
     cold_seconds, cold = await cold_start(server, work)
     console.print(f"cold start to the first answer {cold_seconds:.2f} s")
     compared, said = await compared_run("snapshot", "create", "model", "--state", str(state), "--port", str(PORT), "--canary", "/answer",
@@ -123,7 +122,7 @@ async def measure(name: str, work: Path, cuda: Cuda) -> tuple[Bench, list[Figure
 
 async def compared_run(*arguments: str) -> tuple[int, str]:
     """A command of `zerowake` that compares every page of each replica that it restores. Returns how many, and what it printed."""
-    command = [sys.executable, "-m", "tests.restore_agent.compared", *arguments]
+    command = [sys.executable, "-m", "tests.worlds.compared", *arguments]
     process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE)
     out, err = await process.communicate()
     if process.returncode:
@@ -223,7 +222,7 @@ async def baseline(name: str, work: Path, cuda: Cuda) -> list[Figure]:
     folder = work / "baseline"
     folder.mkdir()
     kdat = folder / "criu.kdat"
-    server = [sys.executable, "-m", "tests.gpu.serve", str(PORT), name]
+    server = [sys.executable, "-m", "tests.worlds.torch_engine", str(PORT), name]
     return await plain(Criu.find(), cuda, kdat, folder, server, PORT, ROOT)
 
 

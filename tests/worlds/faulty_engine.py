@@ -1,4 +1,6 @@
-"""A model server on lent weights, as a snapshot sees one, that does wrong when it is told to: `python -m tests.gpu.faulty PORT SIZE`.
+"""A model server on lent weights, as a snapshot sees one, that does wrong when it is told to.
+
+It is started by `python -m tests.worlds.faulty_engine PORT SIZE`.
 
 FAULT names a file. What stands in it when the server goes to sleep, or wakes, is what goes wrong then:
 
@@ -29,9 +31,8 @@ from typing import Any, Protocol
 from gpumem.client import Client, Region
 from gpumem.hardware.memory import HOST
 from restore_agent.workload.control_directory import ControlDirectory
-from tests.gpu.weights import QWEN3_8B, SMALL, Size
+from tests.worlds.checkpoints import SIZES, Size
 
-SIZES = {"small": SMALL, "qwen3-8b": QWEN3_8B}
 CYCLES = 2_000_000_000  # of a GPU's clock in a second, about
 BUSY_SECONDS = 60
 
@@ -63,7 +64,7 @@ class OnGpu:
         import torch  # noqa: PLC0415  (only where there is a GPU)
 
         from gpumem.client.torch import adopt, skeleton, torch_device  # noqa: PLC0415
-        from tests.gpu import model as models  # noqa: PLC0415
+        from tests.worlds import torch_model as models  # noqa: PLC0415
 
         self._torch: Any = torch
         torch.cuda.set_device(torch_device(device))

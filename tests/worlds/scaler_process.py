@@ -1,6 +1,6 @@
 """An external scaler in a process of its own, with demand that a test makes: what can be killed, restarted and measured.
 
-Run as `python -m tests.scaler.scaler_process ADDRESS MODELS [PEERS]`: it says the bound address, and the one where it answers its peers,
+Run as `python -m tests.worlds.scaler_process ADDRESS MODELS [PEERS]`: it says the bound address, and the one where it answers its peers,
 then obeys lines of standard input, `hold MODEL…`, `leave MODEL…` or `all` (hold every model), and answers each with the time.monotonic()
 at which it began to. `watched` is answered when every model has had a stream. PEERS are the addresses of the others, with commas between
 them. SIGTERM ends it as it ends `zerowake`: streams first, with OK.
@@ -63,7 +63,7 @@ async def _line(process: asyncio.subprocess.Process, within: float = 60.0) -> st
 @asynccontextmanager
 async def scaler_process(address: str, count: int, peers: Sequence[str] = ()) -> AsyncIterator[ScalerProcess]:
     """A scaler that knows `models(count)`; it is gone afterwards, whatever happened."""
-    command = (sys.executable, "-m", "tests.scaler.scaler_process", address, str(count), ",".join(peers))
+    command = (sys.executable, "-m", "tests.worlds.scaler_process", address, str(count), ",".join(peers))
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, limit=2**20)
     try:

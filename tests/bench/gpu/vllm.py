@@ -1,4 +1,4 @@
-"""vLLM from nothing to its first byte, through the whole system: `python -m tests.gpu.vllm MODEL [SECONDS]`.
+"""vLLM from nothing to its first byte, through the whole system: `python -m tests.bench.gpu.vllm MODEL [SECONDS]`.
 
 MODEL is a directory with a Qwen3 config and a tokenizer; its weights are written here, random ones of a fixed seed. `zerowake snapshot
 create --engine vllm` starts, publishes the weights into gpumem and dumps, and its proof compares every page with the image; each figure is
@@ -41,9 +41,9 @@ from restore_agent.drivers.cuda import Cuda
 from restore_agent.snapshots.store import Catalog
 from tests.bench.__main__ import RESULTS, specs
 from tests.bench.figures import Figure, table
+from tests.bench.gpu.resume import control, nothing, pool, stage, system, until_rung
 from tests.bench.restore import ZEROWAKE, at_zero, spread, status
-from tests.gpu.resume import control, nothing, pool, stage, system, until_rung
-from tests.gpu.weights import Qwen3, write_checkpoint
+from tests.worlds.checkpoints import Qwen3, write_checkpoint
 
 PORT, GATEWAY = 8000, 18081
 ROUNDS = 6
@@ -55,7 +55,7 @@ TOLD = re.compile(
 )
 COLOUR = re.compile("\x1b\\[[0-9;]*m")
 Answer = tuple[str, list[float]]  # text, log-probabilities
-COMPARED = (sys.executable, "-m", "tests.restore_agent.compared")
+COMPARED = (sys.executable, "-m", "tests.worlds.compared")
 console = Console(width=220)
 
 
@@ -75,7 +75,7 @@ class Bench:
         self.medians: dict[str, float] = {}
         site = [os.environ["ZEROWAKE_VLLM_SITE"]] if "ZEROWAKE_VLLM_SITE" in os.environ else []
         self.env = {
-            "PYTHONPATH": ":".join([*site, *filter(None, os.environ.get("PYTHONPATH", "").split(":")), str(Path(__file__).parents[2])]),
+            "PYTHONPATH": ":".join([*site, *filter(None, os.environ.get("PYTHONPATH", "").split(":")), str(Path(__file__).parents[3])]),
             "VLLM_USE_FLASHINFER_SAMPLER": "0",
             "HF_HUB_OFFLINE": "1",
         }
@@ -150,7 +150,7 @@ class Bench:
         for folder in sorted(Path("/proc").glob("[0-9]*"), key=lambda path: int(path.name)):
             with contextlib.suppress(OSError):
                 command = (folder / "cmdline").read_text().replace("\0", " ").strip()
-                if "vllm" in command.lower() and "tests.gpu" not in command and "scaler" not in command:
+                if "vllm" in command.lower() and "tests.bench" not in command and "scaler" not in command:
                     describe(folder, command)
 
     async def case(self, case: str, prepare: Callable[[], Awaitable[None]], rounds: int = ROUNDS) -> None:
@@ -345,7 +345,7 @@ async def main() -> int:
     console.print(table(bench.figures))
     path = RESULTS / f"vllm-{gpu.names[0].split()[-1].lower()}.json"
     result = {
-        "command": "python -m tests.gpu.vllm MODEL",
+        "command": "python -m tests.bench.gpu.vllm MODEL",
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": specs() | {"gpus": gpu.names, "driver": gpu.driver},
         "model": config,

@@ -1,4 +1,4 @@
-"""zerowake, comparing every page of each replica that it restores with the image: `python -m tests.restore_agent.compared agent --state …`
+"""zerowake, comparing every page of each replica that it restores with the image: `python -m tests.worlds.compared agent --state …`
 
 Anything that `zerowake` can do. A page that differs fails the restore; what was compared goes to stderr.
 """
@@ -14,7 +14,7 @@ from restore_agent.sequences.phases import Phases
 from restore_agent.sequences.restore import Restorer
 from restore_agent.sequences.staging import Staged
 from scaler.programs.cli import main
-from tests.restore_agent.comparison import Different, compare
+from tests.worlds.comparison import Different, compare
 
 _fill = Restorer._fill
 

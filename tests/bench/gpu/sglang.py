@@ -1,7 +1,7 @@
-"""SGLang from nothing to its first token, through the whole system: `python -m tests.gpu.sglang MODEL [OPTION…]`.
+"""SGLang from nothing to its first token, through the whole system: `python -m tests.bench.gpu.sglang MODEL [OPTION…]`.
 
-Like tests/gpu/vllm.py: random weights of a fixed seed, every page of the proving replica compared with the image, and each answer, token by
-token, that of an SGLang without zerowake. No adapter takes part: the engine is taken when it is idle, weights and KV cache travel in the
+Like vllm.py: random weights of a fixed seed, every page of the proving replica compared with the image, and each answer, token by token,
+that of an SGLang without zerowake. No adapter takes part: the engine is taken when it is idle, weights and KV cache travel in the
 image. OPTIONs go to both SGLangs. Writes `tests/bench/results/sglang-GPU.json`. Needs root, CRIU, a GPU with its driver, SGLang
 (ZEROWAKE_SGLANG_SITE: its folder, where it is not installed). Logs are copied into the folder OUT, where that is set.
 """
@@ -29,10 +29,10 @@ from restore_agent.drivers.cuda import Cuda
 from restore_agent.snapshots.store import Catalog
 from tests.bench.__main__ import RESULTS, specs
 from tests.bench.figures import Figure, table
-from tests.gpu.resume import nothing, pool, stage
-from tests.gpu.vllm import PORT, QUESTION, background
-from tests.gpu.vllm import Bench as VllmBench
-from tests.gpu.weights import Qwen3, write_checkpoint
+from tests.bench.gpu.resume import nothing, pool, stage
+from tests.bench.gpu.vllm import PORT, QUESTION, background
+from tests.bench.gpu.vllm import Bench as VllmBench
+from tests.worlds.checkpoints import Qwen3, write_checkpoint
 
 SECONDS = 420.0  # none of its parts is begun after that
 ROUNDS = 5
@@ -54,7 +54,7 @@ class Bench(VllmBench):
         super().__init__(work, model, until)
         self.cuda = cuda
         site = [os.environ["ZEROWAKE_SGLANG_SITE"]] if "ZEROWAKE_SGLANG_SITE" in os.environ else []
-        path = [*site, *filter(None, os.environ.get("PYTHONPATH", "").split(":")), str(Path(__file__).parents[2])]
+        path = [*site, *filter(None, os.environ.get("PYTHONPATH", "").split(":")), str(Path(__file__).parents[3])]
         kernels = {key: value for key, value in os.environ.items() if key == "TVM_FFI_CACHE_DIR"}
         self.env = {"PYTHONPATH": ":".join(path), "HF_HUB_OFFLINE": "1", **kernels}
         self.command = [sys.executable, "-m", "sglang.launch_server", "--model-path", str(model), "--served-model-name", "model"]
@@ -142,7 +142,7 @@ async def main() -> int:
     site = [os.environ["ZEROWAKE_SGLANG_SITE"]] if "ZEROWAKE_SGLANG_SITE" in os.environ else sys.path
     versions = {each.metadata["Name"]: each.version for each in importlib.metadata.distributions(path=site)}
     result = {
-        "command": " ".join(["python -m tests.gpu.sglang MODEL", *options]),
+        "command": " ".join(["python -m tests.bench.gpu.sglang MODEL", *options]),
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": specs() | {"gpus": gpu.names, "driver": gpu.driver, "sglang": versions.get("sglang")},
         "model": config,

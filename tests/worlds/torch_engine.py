@@ -1,7 +1,8 @@
 """A model server on a GPU, as a snapshot sees one: a torch model with a captured CUDA graph, on weights that gpumem lends.
 
-    python -m tests.gpu.serve PORT SIZE      SIZE: qwen3-8b, small; with GPUMEM_REGION on lent weights, else on random ones of its own
+    python -m tests.worlds.torch_engine PORT SIZE      SIZE: qwen3-8b, small
 
+With GPUMEM_REGION it computes on lent weights, else on random ones of its own.
 It takes part in the control directory: it lets go of what is lent before a dump, and takes it again, at the same addresses, afterwards.
 """
 
@@ -22,10 +23,9 @@ import torch
 from gpumem.client import Client
 from gpumem.client.torch import ScratchPool, adopt, skeleton, torch_device
 from restore_agent.workload.control_directory import ControlDirectory
-from tests.gpu.model import Graph, Model
-from tests.gpu.weights import QWEN3_8B, SMALL
+from tests.worlds.checkpoints import SIZES
+from tests.worlds.torch_model import Graph, Model
 
-SIZES = {"qwen3-8b": QWEN3_8B, "small": SMALL}
 working = threading.Lock()  # held by whoever uses the GPU; and while the weights are away
 
 
