@@ -23,6 +23,7 @@ from typing import Any
 
 from zerowake_proto import criu_pb2
 
+from restore_agent.errors import AgentError
 from restore_agent.places.container import Container
 from restore_agent.places.output import Output
 from restore_agent.places.sandbox import Sandbox
@@ -35,8 +36,10 @@ _KDAT = "criu.kdat"
 _ENVIRONMENT = {"PATH": os.environ.get("PATH", ""), "CRIU_LIBS_DIR": "/proc/self/fdinfo"}
 
 
-class CriuError(Exception):
+class CriuError(AgentError):
     """CRIU refused or failed; the text ends with its own words."""
+
+    reason = "criu-failed"
 
 
 @dataclass

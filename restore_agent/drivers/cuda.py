@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from restore_agent.errors import AgentError
+
 _LOCK_MILLISECONDS = 10_000
 _DRIVER = Path("/dev/nvidiactl")
 _REMEDIES = {
@@ -33,8 +35,10 @@ _REMEDIES = {
 _LOG = logging.getLogger("zerowake.agent")
 
 
-class CudaError(Exception):
+class CudaError(AgentError):
     """The driver refused; the message has its own name for why."""
+
+    reason = "cuda-failed"
 
 
 @dataclass(frozen=True)

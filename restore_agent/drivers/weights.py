@@ -18,14 +18,17 @@ from gpumem.checkpoint.safetensors import InvalidCheckpoint, read_checkpoint
 from gpumem.client.control import Control
 from gpumem.server.regions import identify
 from gpumem.wire.errors import GpumemError, OutOfMemory
+from restore_agent.errors import AgentError
 from restore_agent.snapshots.manifest import Manifest, PartRecord, WeightsRecord
 
 DEFAULT_SOCKET = Path("/run/gpumem/gpumem.sock")
 _LOG = logging.getLogger("zerowake.agent")
 
 
-class WeightsError(Exception):
+class WeightsError(AgentError):
     """gpumem cannot bring the weights; says what it said."""
+
+    reason = "weights-failed"
 
 
 class Weights:

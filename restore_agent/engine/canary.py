@@ -14,14 +14,17 @@ from collections.abc import Iterator
 import aiohttp
 
 from restore_agent.engine.engine import Engine, EngineError
+from restore_agent.errors import AgentError
 from restore_agent.snapshots.manifest import CanaryRecord
 
 TOLERANCE = 1e-3
 _PASSING = frozenset({"id", "created", "created_at", "request_id", "system_fingerprint", "timestamp"})
 
 
-class Unproved(Exception):
+class Unproved(AgentError):
     """A replica did not give the answer that stands in the manifest."""
+
+    reason = "unproved"
 
 
 async def record_canary(engine: Engine, path: str, body: str) -> CanaryRecord:

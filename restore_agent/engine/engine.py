@@ -23,6 +23,7 @@ from typing import TypeVar
 
 import aiohttp
 
+from restore_agent.errors import AgentError
 from restore_agent.places.container import Container
 from restore_agent.places.container import Output as ContainerOutput
 from restore_agent.places.output import Output
@@ -44,8 +45,10 @@ _CLONE_NEWNET = 0x40000000
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-class EngineError(Exception):
+class EngineError(AgentError):
     """An engine did not start, ended, or did not answer."""
+
+    reason = "engine-failed"
 
 
 @dataclass(frozen=True)

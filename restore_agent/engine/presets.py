@@ -14,6 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from restore_agent.errors import AgentError, ErrorKind
+
 CACHE_BYTES = 4 << 30  # of KV cache, where the command names none
 CACHE_TOKENS = 16384  # the same for SGLang, which counts it in tokens: 2.4 GB for Qwen3-8B, all of which travels in the image
 _OUTSIDE = 0.02  # of the GPU: what vLLM wants to find free beside gpumem's pool
@@ -30,8 +32,11 @@ _SMALL = {
 }
 
 
-class UnsuitableCommand(Exception):
+class UnsuitableCommand(AgentError):
     """An engine's command has an option that cannot be snapshotted, or contradicts what is added."""
+
+    kind = ErrorKind.INVALID
+    reason = "invalid"
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from pydantic import ValidationError
 
+from restore_agent.errors import AgentError, ErrorKind
 from restore_agent.kubernetes.cluster import Pod
 from restore_agent.kubernetes.cri import Described
 from restore_agent.kubernetes.labels import CANARY, CAPTURE, CONTAINER, HEALTH, MODEL, PORT, SNAPSHOT
@@ -16,8 +17,11 @@ from restore_agent.places.placeholder import Placeholder
 from restore_agent.snapshots.manifest import EngineRecord
 
 
-class Refused(Exception):
+class Refused(AgentError):
     """A pod asks for what it may not have."""
+
+    kind = ErrorKind.INVALID
+    reason = "refused"
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,15 @@ from typing import Any
 import grpc
 from zerowake_proto import cri_pb2, cri_pb2_grpc
 
+from restore_agent.errors import AgentError
+
 SOCKETS = (Path("/run/containerd/containerd.sock"), Path("/run/crio/crio.sock"))
 _SECONDS = 5.0
 # The end of a container's cgroup: `/…/<id>`, `/…/cri-containerd-<id>.scope`, `/…/crio-<id>.scope`.
 _ID = re.compile(r"(?:^|[/-])([0-9a-f]{64})(?:\.scope)?$")
 
 
-class CriError(Exception):
+class CriError(AgentError):
     """The runtime does not answer, or does not know what it is asked for."""
 
 

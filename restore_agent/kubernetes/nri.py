@@ -22,6 +22,7 @@ from pathlib import Path
 from google.protobuf.message import DecodeError, Message
 from zerowake_proto import nri_pb2, ttrpc_pb2
 
+from restore_agent.errors import AgentError
 from zerowake_shared.backoff import Backoff
 
 SOCKET = Path("/run/nri/nri.sock")
@@ -40,7 +41,7 @@ _LOG = logging.getLogger("zerowake.agent")
 Adjust = Callable[[nri_pb2.PodSandbox, nri_pb2.Container], nri_pb2.ContainerAdjustment | None]
 
 
-class NriError(Exception):
+class NriError(AgentError):
     """The runtime cannot be reached as a plugin, or said what is no NRI."""
 
 

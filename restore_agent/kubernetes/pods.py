@@ -21,26 +21,20 @@ from pathlib import Path
 
 from gpumem.client.control import Control
 from gpumem.wire.errors import GpumemError
-from restore_agent.drivers.criu import CriuError
-from restore_agent.drivers.cuda import CudaError
-from restore_agent.drivers.weights import WeightsError
-from restore_agent.engine.canary import Unproved
 from restore_agent.engine.engine import Engine, EngineError
+from restore_agent.errors import FAILURES, AgentError, ErrorKind
 from restore_agent.kubernetes.calling_pod import Caller, Refused, engine_container
 from restore_agent.kubernetes.cluster import Cluster, ClusterError, Pod
 from restore_agent.kubernetes.cri import Cri, CriError, Described
 from restore_agent.kubernetes.injection import has_placeholder
 from restore_agent.kubernetes.labels import CAPTURE, CAPTURE_FAILED, CAPTURED, DIGEST, GPUMEM, SNAPSHOT
-from restore_agent.pages.images import ImageError
 from restore_agent.places.container import Container, ContainerError
 from restore_agent.places.placeholder import Placeholder, PlaceholderError, listening
-from restore_agent.places.sandbox import SandboxError
 from restore_agent.sequences.capture import CaptureRequest
 from restore_agent.sequences.node import Node
 from restore_agent.sequences.phases import Phases
 from restore_agent.sequences.replicas import Origin, Replica
 from restore_agent.sequences.restore import RestoreFailed
-from restore_agent.snapshots.chunks import CorruptChunk
 from restore_agent.snapshots.manifest import EngineRecord, InvalidName, check_name
 from restore_agent.snapshots.store import Corrupt, NotFound, Snapshot
 from zerowake_shared.backoff import Backoff
@@ -49,21 +43,6 @@ _FIRST_PAUSE, _PAUSE_SECONDS = 0.005, 1.0  # before a placeholder that cannot be
 _LAST_PAUSE = 30.0  # between two tries to annotate a pod
 _SOON_SECONDS = 60.0  # an engine that ends in this time after its restore is not restored into that pod again
 _LOG = logging.getLogger("zerowake.agent")
-_CAPTURE_ERRORS = (
-    SandboxError,
-    EngineError,
-    CriuError,
-    CudaError,
-    WeightsError,
-    ImageError,
-    RestoreFailed,
-    Unproved,
-    CorruptChunk,
-    Corrupt,
-    InvalidName,
-    PlaceholderError,
-    OSError,
-)
 
 
 class Pods:
@@ -155,12 +134,10 @@ class Pods:
                     raise RestoreFailed("engine-failed", f"snapshot {snapshot}: its engine ended within a minute of the restore before")
             self._containers[pod.metadata.uid] = caller.container
             replica = await self._node.restore_into(caller.container, caller.model, snapshot, phases)
-        except (Refused, InvalidName) as error:
-            await self._start_cold(caller, snapshot, "SnapshotRefused", str(error), phases)
-        except (RestoreFailed, NotFound, Corrupt) as error:
+        except (Refused, InvalidName, RestoreFailed, NotFound, Corrupt) as error:
             if caller.placeholder.ended.done():
                 return  # the pod went meanwhile
-            await self._start_cold(caller, snapshot, "RestoreFailed", str(error), phases)
+            await self._start_cold(caller, snapshot, error, phases)
         except BaseException:
             self._containers.pop(pod.metadata.uid, None)
             raise
@@ -180,9 +157,10 @@ class Pods:
         name = check_name("name", metadata.labels[SNAPSHOT])
         return await asyncio.to_thread(self._node.store.get, metadata.namespace, name, caller.annotation(DIGEST))
 
-    async def _start_cold(self, caller: Caller, snapshot: Snapshot | None, reason: str, why: str, phases: Phases) -> None:
+    async def _start_cold(self, caller: Caller, snapshot: Snapshot | None, failure: AgentError, phases: Phases) -> None:
         """The container becomes what it would have been; an event says why."""
-        pod, uid = caller.pod, caller.pod.metadata.uid
+        pod, uid, why = caller.pod, caller.pod.metadata.uid, str(failure)
+        reason = "SnapshotRefused" if failure.kind is ErrorKind.INVALID else "RestoreFailed"
         _LOG.warning("pod %s is started cold (%s): %s", pod, reason, why)
         telling = asyncio.create_task(self._cluster.event(pod, "Warning", reason, why, "Restore"))
         container = caller.container
@@ -229,7 +207,7 @@ class Pods:
                 replace=True,
             )
             captured = await self._node.capture(request, progress, phases, caller.container.open)
-        except (Refused, *_CAPTURE_ERRORS) as error:
+        except FAILURES as error:
             if caller.placeholder.ended.done() and pod.metadata.uid not in self._cluster.pods:
                 return  # it was deleted meanwhile
             _LOG.error("no snapshot %s/%s of pod %s: %s", pod.metadata.namespace, name, pod, error)

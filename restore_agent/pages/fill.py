@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
 
+from restore_agent.errors import AgentError
 from restore_agent.pages.native import Filler, Piece, cut
 from restore_agent.snapshots.chunks import Chunk, ChunkStore
 from restore_agent.snapshots.page_runs import Pages, address_of, read_index
@@ -35,8 +36,10 @@ _WORTH_A_THREAD = 2 << 20  # bytes to copy
 Read = Callable[[Chunk, memoryview], None]
 
 
-class FillError(Exception):
+class FillError(AgentError):
     """Pages could not be copied into a process."""
+
+    reason = "fill-failed"
 
 
 class Arena:

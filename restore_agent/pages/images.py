@@ -16,6 +16,7 @@ from pathlib import Path
 
 from zerowake_proto import criu_pb2
 
+from restore_agent.errors import AgentError
 from restore_agent.pages.native import zero_pages
 from restore_agent.snapshots.page_runs import PAGE, Pages
 
@@ -30,8 +31,10 @@ _SPECIAL = 1 << 2 | 1 << 3 | 1 << 12 | 1 << 13 | 1 << 15 | 1 << 16 | 1 << 17  # 
 _ZERO_RUNS = re.compile(rb"\A\x01+|\x01{16,}|\x01+\Z")
 
 
-class ImageError(Exception):
+class ImageError(AgentError):
     """An image file is not what CRIU writes."""
+
+    reason = "corrupt"
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,15 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from restore_agent.errors import AgentError
+
 _MOUNT_WORDS = frozenset({"rw", "ro", "relatime", "xattr", "noprefix", "clone_children", "cpuset_v2_mode"})
 
 
-class OutOfSight(Exception):
+class OutOfSight(AgentError):
     """The agent's own namespaces hide the node's cgroups."""
+
+    reason = "sandbox-failed"
 
 
 @functools.cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from restore_agent.errors import AgentError
 from restore_agent.places.cgroups import node_process
 
 _APART = ("pid", "mnt", "net", "ipc", "uts")
@@ -11,8 +12,10 @@ _APART = ("pid", "mnt", "net", "ipc", "uts")
 _RIGHTS_OVER_THE_NODE = sum(1 << number for number in (16, 17, 19, 21, 22, 39, 40))
 
 
-class NotApart(Exception):
+class NotApart(AgentError):
     """The container shares something with the node, has rights over it, or has ended."""
+
+    reason = "sandbox-failed"
 
 
 def check_apart(pid: int) -> None:

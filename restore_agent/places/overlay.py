@@ -24,6 +24,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from restore_agent.errors import AgentError
+
 MAX_BYTES, MAX_ENTRIES = 256 << 20, 20_000
 _OPAQUE, _WHITEOUT = "trusted.overlay.opaque", "trusted.overlay.whiteout"
 _ATTRIBUTE = "SCHILY.xattr."  # how tar names an extended attribute
@@ -34,8 +36,10 @@ _SHM = PurePosixPath("dev/shm")
 _GHOST = re.compile(r"\.cr\.[0-9a-f]+\.ghost$")  # CRIU's name for a deleted file that it makes again
 
 
-class OverlayError(Exception):
+class OverlayError(AgentError):
     """The changes of a container cannot be carried, or not be laid out."""
+
+    reason = "sandbox-failed"
 
 
 @dataclass(frozen=True)

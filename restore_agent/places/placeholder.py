@@ -21,6 +21,8 @@ from typing import TypeVar
 
 import zerowake_native
 
+from restore_agent.errors import AgentError
+
 DEFAULT_FOLDER = Path("/run/zerowake/placeholder")
 PROGRAM, SOCKET = "zerowake-placeholder", "agent.sock"
 _GREETING_SECONDS = 5.0
@@ -31,8 +33,10 @@ _KEPT_EXITS = 256  # of children that nobody asked about
 _T = TypeVar("_T")
 
 
-class PlaceholderError(Exception):
+class PlaceholderError(AgentError):
     """A placeholder is gone, or did not do what it was told."""
+
+    reason = "sandbox-failed"
 
 
 class Placeholder:

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import zerowake_native
 
+from restore_agent.errors import AgentError
 from restore_agent.places.output import Output
 from restore_agent.places.processes import descendants
 from restore_agent.snapshots.compatibility import mapped_files
@@ -35,8 +36,10 @@ _START_SECONDS = 10.0
 _END_SECONDS = 5.0
 
 
-class SandboxError(Exception):
+class SandboxError(AgentError):
     """A sandbox could not be made, or a program could not be started in it."""
+
+    reason = "sandbox-failed"
 
 
 class Sandbox:

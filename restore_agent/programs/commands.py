@@ -26,14 +26,13 @@ from rich.table import Table
 from zerowake_proto import agent_pb2, agent_pb2_grpc
 
 from restore_agent.drivers.weights import DEFAULT_SOCKET
-from restore_agent.engine.presets import KINDS, Setting, UnsuitableCommand, prepare
+from restore_agent.engine.presets import KINDS, Setting, prepare
+from restore_agent.errors import FAILURES
 from restore_agent.kubernetes.nri import SOCKET as NRI_SOCKET
 from restore_agent.places.placeholder import DEFAULT_FOLDER
-from restore_agent.programs.main import DEFAULT_STATE, AgentError, Listen, enter_own_mounts, run, serving, socket_of
+from restore_agent.programs.main import DEFAULT_STATE, CannotRun, Listen, enter_own_mounts, run, serving, socket_of
 from restore_agent.service.tls import BadCertificate
-from restore_agent.snapshots.chunks import CorruptChunk
-from restore_agent.snapshots.manifest import InvalidName
-from restore_agent.snapshots.store import Catalog, Corrupt, NotFound, Snapshot, StoreBusy
+from restore_agent.snapshots.store import Catalog, Snapshot
 
 app = typer.Typer(no_args_is_help=True)
 snapshots = typer.Typer(no_args_is_help=True, help="Takes, lists, verifies and removes snapshots of model servers.")
@@ -84,9 +83,9 @@ def agent(
     with _errors():
         host, _, port = metrics.rpartition(":")
         if metrics and not port.isdigit():
-            raise AgentError(f"--metrics {metrics!r} is not HOST:PORT")
+            raise CannotRun(f"--metrics {metrics!r} is not HOST:PORT")
         if bool(listen) != bool(tls):
-            raise AgentError("--listen and --tls belong together: whoever reaches the agent may start programs as root")
+            raise CannotRun("--listen and --tls belong together: whoever reaches the agent may start programs as root")
         enter_own_mounts(state)
         serves = Listen(listen, tls) if tls else None
         beside = None
@@ -213,7 +212,7 @@ def standby(
 
     async def move() -> None:
         if not _listens(socket_of(state)):
-            raise AgentError(f"no agent runs on {state}, and a standby lives in one: start `zerowake up` or `zerowake agent`")
+            raise CannotRun(f"no agent runs on {state}, and a standby lives in one: start `zerowake up` or `zerowake agent`")
         async with _agent(state) as stub:
             if drop:
                 await stub.Unstage(agent_pb2.UnstageRequest(request_id=asked, snapshot=reference, rung=agent_pb2.RUNG_MEMORY))
@@ -286,17 +285,7 @@ def _errors() -> Any:
         yield
     except grpc.aio.AioRpcError as error:
         message = error.details() or error.code().name
-    except (
-        AgentError,
-        BadCertificate,
-        UnsuitableCommand,
-        StoreBusy,
-        NotFound,
-        Corrupt,
-        CorruptChunk,
-        InvalidName,
-        OSError,
-    ) as error:
+    except (*FAILURES, BadCertificate) as error:
         message = str(error)
     else:
         return

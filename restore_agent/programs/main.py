@@ -17,6 +17,7 @@ from typing import Any
 import grpc
 from zerowake_proto import agent_pb2_grpc
 
+from restore_agent.errors import AgentError
 from restore_agent.sequences.node import Node
 from restore_agent.service import metrics
 from restore_agent.service.service import AgentService
@@ -28,7 +29,7 @@ _CLONE_NEWNS, _MS_REC, _MS_PRIVATE = 0x20000, 0x4000, 0x40000
 _LOG = logging.getLogger("zerowake.agent")
 
 
-class AgentError(Exception):
+class CannotRun(AgentError):
     """The agent cannot run here; says why and what to do."""
 
 
@@ -39,7 +40,7 @@ def socket_of(state: Path) -> Path:
 def enter_own_mounts(state: Path) -> None:
     """Gives this process a mount namespace of its own, with a tmpfs for staged skeletons: it goes with the process, however it ends.
 
-    Without root nothing is staged, and so nothing is mounted. Call it before any other thread exists. Raises AgentError, OSError.
+    Without root nothing is staged, and so nothing is mounted. Call it before any other thread exists. Raises CannotRun, OSError.
     """
     memory = _memory(state)
     memory.mkdir(parents=True, exist_ok=True)
@@ -49,7 +50,7 @@ def enter_own_mounts(state: Path) -> None:
 
     def done(what: str, failed: int) -> None:
         if failed:
-            raise AgentError(f"the agent cannot {what}: {os.strerror(ctypes.get_errno())}; it needs CAP_SYS_ADMIN")
+            raise CannotRun(f"the agent cannot {what}: {os.strerror(ctypes.get_errno())}; it needs CAP_SYS_ADMIN")
 
     done("enter a mount namespace of its own", libc.unshare(_CLONE_NEWNS))
     done("make its mounts private", libc.mount(b"none", b"/", None, _MS_REC | _MS_PRIVATE, None))
@@ -68,7 +69,7 @@ class Listen:
 async def serving(name: str, state: Path, gpumem: Path, listen: Listen | None = None) -> AsyncIterator[Node]:
     """Serves an agent's gRPC on its socket, which only root may open, and where others reach it. `enter_own_mounts` comes first.
 
-    Raises StoreBusy, BadCertificate, AgentError, OSError.
+    Raises StoreBusy, BadCertificate, CannotRun, OSError.
     """
     path = socket_of(state)
     async with Node.open(name, state, _memory(state), gpumem, metrics) as node:
@@ -81,7 +82,7 @@ async def serving(name: str, state: Path, gpumem: Path, listen: Listen | None = 
             try:
                 server.add_secure_port(listen.address, server_credentials(listen.tls))
             except RuntimeError as error:
-                raise AgentError(f"the agent cannot listen on {listen.address}: {error}") from None
+                raise CannotRun(f"the agent cannot listen on {listen.address}: {error}") from None
         await server.start()
         path.chmod(stat.S_IRUSR | stat.S_IWUSR)
         try:

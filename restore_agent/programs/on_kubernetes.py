@@ -9,12 +9,12 @@ from pathlib import Path
 
 from restore_agent.kubernetes import nri, seccomp
 from restore_agent.kubernetes.cluster import Cluster, ClusterError
-from restore_agent.kubernetes.cri import Cri, CriError
+from restore_agent.kubernetes.cri import Cri
 from restore_agent.kubernetes.gpu_yielding import Yielding
 from restore_agent.kubernetes.injection import injected
 from restore_agent.kubernetes.labels import SNAPSHOT
 from restore_agent.kubernetes.pods import Pods
-from restore_agent.programs.main import AgentError
+from restore_agent.programs.main import CannotRun
 from restore_agent.sequences.node import Node
 
 _LOG = logging.getLogger("zerowake.agent")
@@ -31,7 +31,7 @@ class Kubernetes:
 
 
 async def serve_pods(kubernetes: Kubernetes, node: Node) -> None:
-    """For ever. Raises AgentError, OSError."""
+    """For ever. Raises CannotRun, CriError, NriError, OSError."""
     await asyncio.to_thread(seccomp.install, kubernetes.kubelet / "seccomp")
     try:
         async with (
@@ -43,5 +43,5 @@ async def serve_pods(kubernetes: Kubernetes, node: Node) -> None:
         ):
             _LOG.info("pods of node %s are restored into", node.name)
             await asyncio.Event().wait()
-    except (ClusterError, CriError, nri.NriError) as error:
-        raise AgentError(str(error)) from error
+    except ClusterError as error:
+        raise CannotRun(str(error)) from error

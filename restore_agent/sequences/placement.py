@@ -9,11 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
+from restore_agent.errors import AgentError, ErrorKind
+
 HEADROOM = 64 << 20  # bytes of a GPU beside what the checkpoint gave back: a resume that runs out strands its process
 
 
-class NoGpuMemory(Exception):
+class NoGpuMemory(AgentError):
     """No GPU of the node has the memory that a resume needs; nothing was begun. `lacking`: bytes, by UUID of the GPUs that could serve."""
+
+    kind = ErrorKind.EXHAUSTED
+    reason = "no-gpu-memory"
 
     def __init__(self, message: str, lacking: Mapping[str, int]) -> None:
         super().__init__(message)

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from restore_agent.engine.engine import Engine, EngineError
+from restore_agent.errors import AgentError, ErrorKind
 from restore_agent.places.container import Container
 from restore_agent.sequences.phases import Phases
 from restore_agent.snapshots.store import Snapshot
@@ -32,8 +33,11 @@ class Origin(enum.Enum):
     STANDBY = "standby"
 
 
-class NoReplica(Exception):
+class NoReplica(AgentError):
     """No replica of that id lives here."""
+
+    kind = ErrorKind.NOT_FOUND
+    reason = "not-found"
 
 
 @dataclass

@@ -22,47 +22,29 @@ from restore_agent.drivers.criu import Criu, CriuError, Worker
 from restore_agent.drivers.cuda import Cuda, CudaError
 from restore_agent.drivers.headroom import Headroom
 from restore_agent.drivers.meminfo import available_memory
-from restore_agent.drivers.weights import Weights, WeightsError
+from restore_agent.drivers.weights import Weights
 from restore_agent.engine.engine import Engine, EngineError
-from restore_agent.pages.fill import FillError
+from restore_agent.errors import FAILURES, AgentError, reason_of
 from restore_agent.places.container import Container
 from restore_agent.places.container import Output as ContainerOutput
 from restore_agent.places.output import Output
 from restore_agent.places.rootless import Bare
-from restore_agent.places.sandbox import Sandbox, SandboxError
+from restore_agent.places.sandbox import Sandbox
 from restore_agent.sequences.phases import Phases
 from restore_agent.sequences.placement import NoGpuMemory
 from restore_agent.sequences.placement import place as choose_gpus
 from restore_agent.sequences.staging import SPARE_BYTES, Bandwidth, Ladder, NoMemory, Staged
 from restore_agent.sequences.standby import Standby
-from restore_agent.snapshots.compatibility import Incompatible
 from restore_agent.snapshots.manifest import EngineRecord, Manifest
-from restore_agent.snapshots.store import Corrupt, NotFound, Snapshot
+from restore_agent.snapshots.store import Snapshot
 from zerowake_shared.huge_pages import HugePages
 
 _DEMOTE_SECONDS = 10.0  # an engine that does not let go in this time is ended
 _LET_GO_SECONDS = 10.0  # CRIU's last step takes milliseconds
 Place = Callable[[], Awaitable[Sandbox | Container]]  # makes, or opens, what a replica is restored into
 
-# Why a snapshot was not used: keys of the metric `zerowake_restore_fallbacks_total`.
-_REASONS: tuple[tuple[type[BaseException], str], ...] = (
-    (NotFound, "not-found"),
-    (Corrupt, "corrupt"),
-    (Incompatible, "incompatible"),
-    (NoMemory, "no-memory"),
-    (FillError, "fill-failed"),
-    (NoGpuMemory, "no-gpu-memory"),
-    (CudaError, "cuda-failed"),
-    (WeightsError, "weights-failed"),
-    (SandboxError, "sandbox-failed"),
-    (CriuError, "criu-failed"),
-    (EngineError, "engine-failed"),
-    (TimeoutError, "timeout"),
-    (OSError, "io-error"),
-)
 
-
-class RestoreFailed(Exception):
+class RestoreFailed(AgentError):
     """A replica could not be restored; `reason` is one of a few keys, the text says what happened."""
 
     def __init__(self, reason: str, detail: str) -> None:
@@ -179,9 +161,10 @@ class Restorer:
     def _named(self, snapshot: Snapshot) -> Iterator[None]:
         try:
             yield
-        except tuple(kind for kind, _ in _REASONS) as error:
-            reason = next(key for kind, key in _REASONS if isinstance(error, kind))
-            raise RestoreFailed(reason, f"snapshot {snapshot}: {str(error) or 'it took too long and was given up'}") from error
+        except RestoreFailed:
+            raise
+        except FAILURES as error:
+            raise RestoreFailed(reason_of(error), f"snapshot {snapshot}: {str(error) or 'it took too long and was given up'}") from error
 
     async def _sandbox(self) -> Sandbox:
         return await Sandbox.create(self._kdat)

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from restore_agent.drivers.headroom import Headroom
 from restore_agent.drivers.meminfo import available_memory
+from restore_agent.errors import AgentError, ErrorKind
 from restore_agent.pages.fill import Arena
 from restore_agent.places.sandbox import CONTAINER
 from restore_agent.snapshots.chunks import Chunk, CorruptChunk
@@ -28,8 +29,11 @@ SPARE_BYTES = 256 << 20  # of the node's memory that staging never takes
 _SMOOTHING = 0.3  # weight of the newest measurement
 
 
-class NoMemory(Exception):
+class NoMemory(AgentError):
     """The node has not enough free memory to stage or restore."""
+
+    kind = ErrorKind.EXHAUSTED
+    reason = "no-memory"
 
 
 class Bandwidth:

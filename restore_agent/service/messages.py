@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from zerowake_proto import agent_pb2
 
 from restore_agent.drivers.meminfo import available_memory, total_memory
+from restore_agent.errors import AgentError, ErrorKind
 from restore_agent.sequences.capture import CaptureRequest
 from restore_agent.sequences.node import Node
 from restore_agent.sequences.replicas import Origin, Replica, State
@@ -16,8 +17,11 @@ from restore_agent.snapshots.manifest import EngineRecord, check_name
 from restore_agent.snapshots.store import Snapshot
 
 
-class InvalidField(ValueError):
+class InvalidField(AgentError, ValueError):
     """A field of a request is missing or out of range; the text begins with its name."""
+
+    kind = ErrorKind.INVALID
+    reason = "invalid"
 
 
 _ORIGINS = {

@@ -15,24 +15,13 @@ from typing import Any, TypeVar
 import grpc
 from zerowake_proto import agent_pb2, agent_pb2_grpc
 
-from restore_agent.drivers.criu import CriuError
-from restore_agent.drivers.cuda import CudaError
-from restore_agent.drivers.weights import WeightsError
-from restore_agent.engine.canary import Unproved
-from restore_agent.engine.engine import EngineError
-from restore_agent.pages.fill import FillError
-from restore_agent.pages.images import ImageError
-from restore_agent.places.sandbox import SandboxError
+from restore_agent.errors import FAILURES, ErrorKind, kind_of, reason_of
 from restore_agent.sequences.node import Node, Removed
 from restore_agent.sequences.phases import Phases
-from restore_agent.sequences.replicas import NoReplica, Origin, Replica, State
+from restore_agent.sequences.replicas import Origin, Replica, State
 from restore_agent.sequences.restore import RestoreFailed
-from restore_agent.sequences.staging import NoMemory
 from restore_agent.service import messages
-from restore_agent.snapshots.chunks import CorruptChunk
-from restore_agent.snapshots.compatibility import Incompatible
-from restore_agent.snapshots.manifest import InvalidName
-from restore_agent.snapshots.store import Corrupt, NameTaken, NotFound
+from restore_agent.snapshots.store import Corrupt, NotFound
 from restore_agent.snapshots.store import Snapshot as StoredSnapshot
 
 _REMEMBERED = 4096  # finished requests whose answer is kept
@@ -40,27 +29,13 @@ _NODE_SECONDS = 2.0  # between two looks at the node's free memory
 _Context = grpc.aio.ServicerContext[Any, Any]
 _T = TypeVar("_T")
 
-_CODES: tuple[tuple[type[BaseException], grpc.StatusCode], ...] = (
-    (messages.InvalidField, grpc.StatusCode.INVALID_ARGUMENT),
-    (InvalidName, grpc.StatusCode.INVALID_ARGUMENT),
-    (NotFound, grpc.StatusCode.NOT_FOUND),
-    (NoReplica, grpc.StatusCode.NOT_FOUND),
-    (NameTaken, grpc.StatusCode.ALREADY_EXISTS),
-    (Incompatible, grpc.StatusCode.FAILED_PRECONDITION),
-    (FillError, grpc.StatusCode.FAILED_PRECONDITION),
-    (NoMemory, grpc.StatusCode.RESOURCE_EXHAUSTED),
-    (RestoreFailed, grpc.StatusCode.FAILED_PRECONDITION),
-    (Corrupt, grpc.StatusCode.FAILED_PRECONDITION),
-    (CorruptChunk, grpc.StatusCode.FAILED_PRECONDITION),
-    (WeightsError, grpc.StatusCode.FAILED_PRECONDITION),
-    (CudaError, grpc.StatusCode.FAILED_PRECONDITION),
-    (CriuError, grpc.StatusCode.FAILED_PRECONDITION),
-    (ImageError, grpc.StatusCode.FAILED_PRECONDITION),
-    (EngineError, grpc.StatusCode.FAILED_PRECONDITION),
-    (SandboxError, grpc.StatusCode.FAILED_PRECONDITION),
-    (Unproved, grpc.StatusCode.FAILED_PRECONDITION),
-    (OSError, grpc.StatusCode.RESOURCE_EXHAUSTED),
-)
+_STATUS = {
+    ErrorKind.INVALID: grpc.StatusCode.INVALID_ARGUMENT,
+    ErrorKind.NOT_FOUND: grpc.StatusCode.NOT_FOUND,
+    ErrorKind.EXISTS: grpc.StatusCode.ALREADY_EXISTS,
+    ErrorKind.PRECONDITION: grpc.StatusCode.FAILED_PRECONDITION,
+    ErrorKind.EXHAUSTED: grpc.StatusCode.RESOURCE_EXHAUSTED,
+}
 
 
 class AgentService(agent_pb2_grpc.AgentServicer):
@@ -106,10 +81,8 @@ class AgentService(agent_pb2_grpc.AgentServicer):
             if request.snapshot.name:
                 try:
                     snapshot = await self._snapshot(request.snapshot)
-                except NotFound as error:
-                    snapshot = RestoreFailed("not-found", str(error))
-                except Corrupt as error:
-                    snapshot = RestoreFailed("corrupt", str(error))
+                except (NotFound, Corrupt) as error:
+                    snapshot = RestoreFailed(error.reason, str(error))
             elif cold is None:
                 raise messages.InvalidField("snapshot and cold are both absent: one of them says what to start")
             replica, failure = await self._node.restore(request.model, snapshot, cold, request.activation_id, phases)
@@ -223,13 +196,12 @@ class AgentService(agent_pb2_grpc.AgentServicer):
             if entry.task.cancelled():
                 self._requests.pop(key, None)
             raise
-        except tuple(kind for kind, _ in _CODES) as error:
+        except FAILURES as error:
             # A failure is not remembered: the caller may have mended its cause.
             self._requests.pop(key, None)
-            if isinstance(error, RestoreFailed):
-                context.set_trailing_metadata((("zerowake-reason", error.reason),))
-            code = next(code for kind, code in _CODES if isinstance(error, kind))
-            await context.abort(code, str(error))
+            if kind_of(error) is ErrorKind.PRECONDITION:
+                context.set_trailing_metadata((("zerowake-reason", reason_of(error)),))
+            await context.abort(_STATUS[kind_of(error)], str(error))
             raise
 
 

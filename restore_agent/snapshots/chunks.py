@@ -20,6 +20,7 @@ from pathlib import Path
 from blake3 import blake3
 
 from gpumem.filler.files import File
+from restore_agent.errors import AgentError
 from restore_agent.snapshots.page_runs import PAGE, PageRun, Pages, address_of
 
 CHUNK = 4 << 20  # bytes at most
@@ -27,8 +28,10 @@ _SMALLEST = 1 << 20  # a boundary of the address space ends no smaller one
 _WRITERS = 4  # hashing and fsync overlap
 
 
-class CorruptChunk(Exception):
+class CorruptChunk(AgentError):
     """A chunk is missing or has other bytes than its name says."""
+
+    reason = "corrupt"
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from blake3 import blake3
 
+from restore_agent.errors import AgentError
 from restore_agent.snapshots.manifest import Fits, GpuRecord, MappedFile
 
 _NODE = Path("/")
@@ -20,8 +21,10 @@ _PIECE = 4 << 20
 _HASHES_KEPT = 4096
 
 
-class Incompatible(Exception):
+class Incompatible(AgentError):
     """The snapshot does not fit this node."""
+
+    reason = "incompatible"
 
 
 def node_fits(criu_version: str, mapped: Iterable[Path], gpus: GpuRecord | None, root: Path = _NODE) -> Fits:

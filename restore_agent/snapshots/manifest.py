@@ -10,16 +10,23 @@ from typing import Literal
 from blake3 import blake3
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from restore_agent.errors import AgentError, ErrorKind
+
 VERSION = 2
 _NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
 
 
-class InvalidName(ValueError):
+class InvalidName(AgentError, ValueError):
     """A namespace or name that cannot be a part of a path or of a Kubernetes object's name."""
 
+    kind = ErrorKind.INVALID
+    reason = "invalid"
 
-class InvalidManifest(Exception):
+
+class InvalidManifest(AgentError):
     """A manifest is torn, was edited, or is of another version."""
+
+    reason = "corrupt"
 
 
 def check_name(kind: str, name: str) -> str:

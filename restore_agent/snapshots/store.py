@@ -23,25 +23,34 @@ from pathlib import Path
 
 from blake3 import blake3
 
+from restore_agent.errors import AgentError, ErrorKind
 from restore_agent.snapshots.chunks import Chunk, ChunkStore, CorruptChunk
 from restore_agent.snapshots.manifest import FileRecord, InvalidManifest, Manifest, WeightsRecord, check_name, digest_of, layout_file
 
 _MANIFEST, _SEAL = "manifest.json", "seal"
 
 
-class NotFound(Exception):
+class NotFound(AgentError):
     """No snapshot of that name or digest in that namespace."""
 
+    kind = ErrorKind.NOT_FOUND
+    reason = "not-found"
 
-class NameTaken(Exception):
+
+class NameTaken(AgentError):
     """A snapshot of that name exists."""
 
+    kind = ErrorKind.EXISTS
+    reason = "exists"
 
-class Corrupt(Exception):
+
+class Corrupt(AgentError):
     """A snapshot's bytes are not those that were published."""
 
+    reason = "corrupt"
 
-class StoreBusy(Exception):
+
+class StoreBusy(AgentError):
     """Another agent holds this state folder."""
 
 
