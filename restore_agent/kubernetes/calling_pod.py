@@ -11,10 +11,10 @@ from pydantic import ValidationError
 from restore_agent.errors import AgentError, ErrorKind
 from restore_agent.kubernetes.cluster import Pod
 from restore_agent.kubernetes.cri import Described
-from restore_agent.kubernetes.labels import CANARY, CAPTURE, CONTAINER, HEALTH, MODEL, PORT, SNAPSHOT
 from restore_agent.places.container import Container
 from restore_agent.places.placeholder import Placeholder
 from restore_agent.snapshots.manifest import EngineRecord
+from zerowake_shared.pod_contract import CANARY, CAPTURE, CONTAINER, HEALTH, MODEL, PORT, SNAPSHOT
 
 
 class Refused(AgentError):
@@ -25,7 +25,7 @@ class Refused(AgentError):
 
 
 @dataclass(frozen=True)
-class Caller:
+class CallingPod:
     """A placeholder, and all that is known of it."""
 
     placeholder: Placeholder

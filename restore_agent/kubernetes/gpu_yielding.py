@@ -33,8 +33,8 @@ _LOG = logging.getLogger("zerowake.agent")
 _YIELDED = Gauge("zerowake_yielded_devices", "GPUs that were given back because the kubelet gave them to another's pod")
 
 
-class Yielding:
-    """Use `async with Yielding.watching(…)`."""
+class GpuYielding:
+    """Use `async with GpuYielding.watching(…)`."""
 
     def __init__(
         self, cluster: Cluster, kubelet: podresources_pb2_grpc.PodResourcesListerAsyncStub, gpumem: Path, ours: str, note: Path

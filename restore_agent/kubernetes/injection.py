@@ -11,14 +11,14 @@ from pathlib import Path
 
 from zerowake_proto import nri_pb2
 
-from restore_agent.kubernetes.labels import CAPTURE, CONTAINER, GPUMEM, SNAPSHOT
 from restore_agent.kubernetes.nri import Adjust
 from restore_agent.places.placeholder import PROGRAM
 from restore_agent.places.sandbox import CONTROL_DIRECTORY
 from restore_agent.snapshots.manifest import check_name
+from zerowake_shared.pod_contract import CAPTURE, CONTAINER, GPUMEM, GPUMEM_FOLDER, SNAPSHOT, ZEROWAKE_FOLDER
 
-_FOLDER = Path("/run/zerowake/bin")  # inside
-_GPUMEM = Path("/run/gpumem")  # inside
+_FOLDER = Path(ZEROWAKE_FOLDER) / "bin"  # inside
+_GPUMEM = Path(GPUMEM_FOLDER)  # inside
 _CONTROL_BYTES = 16 << 20
 
 

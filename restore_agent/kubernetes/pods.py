@@ -23,11 +23,10 @@ from gpumem.client.control import Control
 from gpumem.wire.errors import GpumemError
 from restore_agent.engine.engine import Engine, EngineError
 from restore_agent.errors import FAILURES, AgentError, ErrorKind
-from restore_agent.kubernetes.calling_pod import Caller, Refused, engine_container
+from restore_agent.kubernetes.calling_pod import CallingPod, Refused, engine_container
 from restore_agent.kubernetes.cluster import Cluster, ClusterError, Pod
 from restore_agent.kubernetes.cri import Cri, CriError, Described
 from restore_agent.kubernetes.injection import has_placeholder
-from restore_agent.kubernetes.labels import CAPTURE, CAPTURE_FAILED, CAPTURED, DIGEST, GPUMEM, SNAPSHOT
 from restore_agent.places.container import Container, ContainerError
 from restore_agent.places.placeholder import Placeholder, PlaceholderError, listening
 from restore_agent.sequences.capture import CaptureRequest
@@ -38,6 +37,7 @@ from restore_agent.sequences.restore import RestoreFailed
 from restore_agent.snapshots.manifest import EngineRecord, InvalidName, check_name
 from restore_agent.snapshots.store import Corrupt, NotFound, Snapshot
 from zerowake_shared.backoff import Backoff
+from zerowake_shared.pod_contract import CAPTURE, CAPTURE_FAILED, CAPTURED, DIGEST, GPUMEM, SNAPSHOT
 
 _FIRST_PAUSE, _PAUSE_SECONDS = 0.005, 1.0  # before a placeholder that cannot be served yet is let go of: it calls again
 _LAST_PAUSE = 30.0  # between two tries to annotate a pod
@@ -81,7 +81,7 @@ class Pods:
             return
         about, pod = found
         self._served[pod.metadata.uid] = about.id
-        caller = Caller(placeholder, about, pod)
+        caller = CallingPod(placeholder, about, pod)
         try:
             if caller.annotation(GPUMEM):
                 await self._open_gpumem(pod)
@@ -123,7 +123,7 @@ class Pods:
         except (GpumemError, OSError) as error:
             _LOG.warning("pod %s has no gpumem: %s", pod, error)
 
-    async def _restore(self, caller: Caller) -> None:
+    async def _restore(self, caller: CallingPod) -> None:
         pod, phases = caller.pod, Phases()
         snapshot: Snapshot | None = None
         try:
@@ -147,7 +147,7 @@ class Pods:
             parts = ", ".join(f"{name} {seconds * 1000:.0f} ms" for name, seconds in replica.phases)
             await self._cluster.event(pod, "Normal", "Restored", f"{snapshot} in {phases.total:.3f} s ({parts})", "Restore")
 
-    async def _snapshot(self, caller: Caller) -> Snapshot:
+    async def _snapshot(self, caller: CallingPod) -> Snapshot:
         """The one that its label names, in its own namespace. Raises Refused, InvalidName, NotFound, Corrupt."""
         metadata = caller.pod.metadata
         if not metadata.labels.get(SNAPSHOT):
@@ -157,7 +157,7 @@ class Pods:
         name = check_name("name", metadata.labels[SNAPSHOT])
         return await asyncio.to_thread(self._node.store.get, metadata.namespace, name, caller.annotation(DIGEST))
 
-    async def _start_cold(self, caller: Caller, snapshot: Snapshot | None, failure: AgentError, phases: Phases) -> None:
+    async def _start_cold(self, caller: CallingPod, snapshot: Snapshot | None, failure: AgentError, phases: Phases) -> None:
         """The container becomes what it would have been; an event says why."""
         pod, uid, why = caller.pod, caller.pod.metadata.uid, str(failure)
         reason = "SnapshotRefused" if failure.kind is ErrorKind.INVALID else "RestoreFailed"
@@ -183,7 +183,7 @@ class Pods:
         else:
             self._has(pod, self._add(caller, None, Origin.COLD, engine, phases, why))
 
-    async def _capture(self, caller: Caller) -> None:
+    async def _capture(self, caller: CallingPod) -> None:
         pod, phases = caller.pod, Phases()
         if caller.annotation(CAPTURED) or caller.annotation(CAPTURE_FAILED):
             caller.placeholder.exit(0 if caller.annotation(CAPTURED) else 1)
@@ -246,7 +246,7 @@ class Pods:
                 _LOG.warning("pod %s is not annotated yet, again in %.0f s: %s", pod, pause, error)
             await asyncio.sleep(pause)
 
-    async def _adopt(self, caller: Caller) -> None:
+    async def _adopt(self, caller: CallingPod) -> None:
         """An engine that another agent has restored."""
         snapshot: Snapshot | None = None
         with contextlib.suppress(Refused, InvalidName, NotFound, Corrupt):
@@ -278,7 +278,7 @@ class Pods:
                 if pod.metadata.labels.get(CAPTURE):
                     await self._capture_missed(pod)
                     return
-                caller = Caller(Placeholder(None, about.pid), about, pod)
+                caller = CallingPod(Placeholder(None, about.pid), about, pod)
                 unless_taken.callback(caller.placeholder.close)
                 with contextlib.suppress(Refused, InvalidName, NotFound, Corrupt):
                     snapshot = await self._snapshot(caller)
@@ -290,7 +290,7 @@ class Pods:
                 unless_taken.pop_all()
                 self._take(caller, record, None, Origin.COLD, 1)
 
-    def _take(self, caller: Caller, record: EngineRecord, snapshot: Snapshot | None, origin: Origin, pid: int) -> None:
+    def _take(self, caller: CallingPod, record: EngineRecord, snapshot: Snapshot | None, origin: Origin, pid: int) -> None:
         container = caller.container
         container.take()
         self._containers[caller.pod.metadata.uid] = container
@@ -299,7 +299,7 @@ class Pods:
         self._has(caller.pod, replica)
         _LOG.info("pod %s goes on as replica %s", caller.pod, replica.id)
 
-    def _add(self, caller: Caller, snapshot: Snapshot | None, origin: Origin, engine: Engine, phases: Phases, detail: str) -> Replica:
+    def _add(self, caller: CallingPod, snapshot: Snapshot | None, origin: Origin, engine: Engine, phases: Phases, detail: str) -> Replica:
         namespace = caller.pod.metadata.namespace
         return self._node.replicas.add(caller.model, snapshot, origin, engine, phases, detail=detail, namespace=namespace)
 

@@ -11,7 +11,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-PROFILE = "zerowake.json"
+from zerowake_shared.pod_contract import SECCOMP_PROFILE
+
 _ENOSYS, _EINVAL, _EPERM = 38, 22, 1
 _ARCH_REQ_XCOMP_PERM = 0x1023
 _AF_VSOCK = 40
@@ -93,9 +94,9 @@ def profile() -> dict[str, Any]:
 def install(folder: Path) -> None:
     """Writes the profile for the kubelet. Raises OSError."""
     folder.mkdir(parents=True, exist_ok=True)
-    fresh = folder / f".{PROFILE}"
+    fresh = folder / f".{SECCOMP_PROFILE}"
     fresh.write_text(json.dumps(profile(), indent=1))
-    fresh.replace(folder / PROFILE)
+    fresh.replace(folder / SECCOMP_PROFILE)
 
 
 def _errno(names: list[str], errno: int, *arguments: dict[str, object]) -> dict[str, object]:

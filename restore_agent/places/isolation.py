@@ -6,10 +6,10 @@ from pathlib import Path
 
 from restore_agent.errors import AgentError
 from restore_agent.places.cgroups import node_process
+from zerowake_shared.pod_contract import FORBIDDEN_CAPABILITIES
 
 _APART = ("pid", "mnt", "net", "ipc", "uts")
-# Of the bounding set: SYS_MODULE, SYS_RAWIO, SYS_PTRACE, SYS_ADMIN, SYS_BOOT, BPF, CHECKPOINT_RESTORE.
-_RIGHTS_OVER_THE_NODE = sum(1 << number for number in (16, 17, 19, 21, 22, 39, 40))
+_RIGHTS_OVER_THE_NODE = sum(1 << number for number in FORBIDDEN_CAPABILITIES.values())  # in the bounding set
 
 
 class NotApart(AgentError):

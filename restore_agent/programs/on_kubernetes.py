@@ -10,12 +10,12 @@ from pathlib import Path
 from restore_agent.kubernetes import nri, seccomp
 from restore_agent.kubernetes.cluster import Cluster, ClusterError
 from restore_agent.kubernetes.cri import Cri
-from restore_agent.kubernetes.gpu_yielding import Yielding
+from restore_agent.kubernetes.gpu_yielding import GpuYielding
 from restore_agent.kubernetes.injection import injected
-from restore_agent.kubernetes.labels import SNAPSHOT
 from restore_agent.kubernetes.pods import Pods
 from restore_agent.programs.main import CannotRun
 from restore_agent.sequences.node import Node
+from zerowake_shared.pod_contract import SNAPSHOT
 
 _LOG = logging.getLogger("zerowake.agent")
 
@@ -39,7 +39,7 @@ async def serve_pods(kubernetes: Kubernetes, node: Node) -> None:
             Cri.connected(kubernetes.cri) as cri,
             Pods.served(node, cluster, cri, kubernetes.placeholder),
             nri.plugged(kubernetes.nri, injected(kubernetes.placeholder, node.weights.socket)),
-            Yielding.watching(cluster, kubernetes.kubelet, node.weights.socket, SNAPSHOT, node.store.state),
+            GpuYielding.watching(cluster, kubernetes.kubelet, node.weights.socket, SNAPSHOT, node.store.state),
         ):
             _LOG.info("pods of node %s are restored into", node.name)
             await asyncio.Event().wait()

@@ -17,12 +17,12 @@ from typing import Any
 
 import msgspec
 
-from scaler.kubernetes import resources
 from scaler.kubernetes.pod_patch import NodeSetup, Patch, engine_of, prepare, refused
 from scaler.kubernetes.resources import ContainerStatus, ModelSnapshot, Pod
+from zerowake_shared import pod_contract
 
 _DEADLINE_SECONDS = 3600
-_NEVER_GRANTED = f"{resources.GROUP}/captured"
+_NEVER_GRANTED = f"{pod_contract.GROUP}/captured"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +56,9 @@ def pod_for(snapshot: ModelSnapshot, setup: NodeSetup, costs: Mapping[str, float
     template = copy.deepcopy(snapshot.spec.template or {})
     spec = template["spec"]
     of_template = template.get("metadata") or {}
-    labels = {key: value for key, value in (of_template.get("labels") or {}).items() if key != resources.SNAPSHOT_LABEL}
+    labels = {key: value for key, value in (of_template.get("labels") or {}).items() if key != pod_contract.SNAPSHOT}
     owner = {
-        "apiVersion": f"{resources.GROUP}/v1alpha1",
+        "apiVersion": f"{pod_contract.GROUP}/v1alpha1",
         "kind": "ModelSnapshot",
         "name": snapshot.metadata.name,
         "uid": snapshot.metadata.uid,
@@ -67,16 +67,16 @@ def pod_for(snapshot: ModelSnapshot, setup: NodeSetup, costs: Mapping[str, float
     pod: dict[str, Any] = {
         "metadata": {
             "name": name_of(snapshot),
-            "labels": {**labels, resources.CAPTURE_LABEL: snapshot.metadata.name},
+            "labels": {**labels, pod_contract.CAPTURE: snapshot.metadata.name},
             "annotations": dict(of_template.get("annotations") or {}),
             "ownerReferences": [owner],
         },
         "spec": spec,
     }
-    for result in (resources.CAPTURED, resources.CAPTURE_FAILED, resources.CANARY):
+    for result in (pod_contract.CAPTURED, pod_contract.CAPTURE_FAILED, pod_contract.CANARY):
         pod["metadata"]["annotations"].pop(result, None)  # the agent's to write, not the template's
     if snapshot.spec.canary is not None:
-        pod["metadata"]["annotations"][resources.CANARY] = json.dumps(msgspec.to_builtins(snapshot.spec.canary))
+        pod["metadata"]["annotations"][pod_contract.CANARY] = json.dumps(msgspec.to_builtins(snapshot.spec.canary))
     index = engine_of(spec, snapshot)
     assert index is not None
     for probe in ("livenessProbe", "readinessProbe", "startupProbe", "lifecycle"):
@@ -91,9 +91,9 @@ def pod_for(snapshot: ModelSnapshot, setup: NodeSetup, costs: Mapping[str, float
 
 def progress(pod: Pod) -> Progress:
     annotations = pod.metadata.annotations
-    if digest := annotations.get(resources.CAPTURED):
+    if digest := annotations.get(pod_contract.CAPTURED):
         return Progress(digest=digest)
-    if reason := annotations.get(resources.CAPTURE_FAILED):
+    if reason := annotations.get(pod_contract.CAPTURE_FAILED):
         return Progress(failure=reason)
     if pod.status.phase in {"Failed", "Succeeded"}:
         ended = [_ending(each) for each in pod.status.container_statuses if each.state.terminated is not None]

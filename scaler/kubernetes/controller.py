@@ -33,6 +33,7 @@ from scaler.kubernetes.informer import Informer, Key
 from scaler.kubernetes.pod_patch import NodeSetup
 from scaler.kubernetes.resources import Condition, Holder, Meta, ModelSnapshot, Pod, Status, with_condition
 from scaler.kubernetes.workqueue import WorkQueue
+from zerowake_shared import pod_contract
 from zerowake_shared.backoff import Backoff
 
 log = logging.getLogger(__name__)
@@ -109,7 +110,7 @@ class Controller:
         """Leads: works until cancelled."""
         self._queue = WorkQueue()
         self._written.clear()
-        async with self._cluster.follow(PODS, Pod, labels=resources.CAPTURE_LABEL) as pods:
+        async with self._cluster.follow(PODS, Pod, labels=pod_contract.CAPTURE) as pods:
             await self._snapshots.synced.wait()
             await pods.synced.wait()
             self._pods = pods
@@ -132,7 +133,7 @@ class Controller:
     def _pod_changed(self, old: Pod | None, new: Pod | None) -> None:
         changed = new or old
         if changed is not None:
-            self._queue.add((changed.metadata.namespace, changed.metadata.labels.get(resources.CAPTURE_LABEL, "")))
+            self._queue.add((changed.metadata.namespace, changed.metadata.labels.get(pod_contract.CAPTURE, "")))
 
     def _node_changed(self, node: Node) -> None:
         """Called at every change of a replica too: only what changed of artifacts counts."""
@@ -233,7 +234,7 @@ class Controller:
             pod = await self._cluster.get(PODS, snapshot.metadata.namespace, name, Pod)
         except NotFound:
             return 1.0
-        if pod.metadata.labels.get(resources.CAPTURE_LABEL) == snapshot.metadata.name:
+        if pod.metadata.labels.get(pod_contract.CAPTURE) == snapshot.metadata.name:
             return 1.0
         return await self._capture_failed(snapshot, f"a pod {name} that is not the controller's is in the way; delete it")
 
@@ -376,7 +377,7 @@ class Controller:
             pod.metadata.name: pod
             for pod in self._pods or ()
             if pod.metadata.namespace == namespace
-            and pod.metadata.labels.get(resources.CAPTURE_LABEL) == name
+            and pod.metadata.labels.get(pod_contract.CAPTURE) == name
             and any(owner.get("uid") == snapshot.metadata.uid for owner in pod.metadata.owner_references)
         }
 

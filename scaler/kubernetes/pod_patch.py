@@ -18,12 +18,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from scaler.kubernetes import resources
 from scaler.kubernetes.resources import ModelSnapshot
+from zerowake_shared import pod_contract
 
-SECCOMP_PROFILE = "zerowake.json"  # below the kubelet's seccomp folder
 _PREFERRED_NODES = 20
-_POWERS = {"ALL", "BPF", "CHECKPOINT_RESTORE", "SYS_ADMIN", "SYS_BOOT", "SYS_MODULE", "SYS_PTRACE", "SYS_RAWIO"}
+_OURS = (f"{pod_contract.ZEROWAKE_FOLDER}/", f"{pod_contract.GPUMEM_FOLDER}/")
+_POWERS = {"ALL", *pod_contract.FORBIDDEN_CAPABILITIES}
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +124,7 @@ def _uncapturable(spec: Mapping[str, Any], index: int) -> str:
 def _taken(spec: Mapping[str, Any], index: int) -> str:
     """What the container has where the agent puts something; empty: nothing."""
     for mount in spec["containers"][index].get("volumeMounts") or []:
-        if f"{mount.get('mountPath', '')}/".startswith(("/run/zerowake/", "/run/gpumem/")):
+        if f"{mount.get('mountPath', '')}/".startswith(_OURS):
             return f"its container mounts something at {mount['mountPath']} already"
     return ""
 
@@ -169,12 +169,12 @@ def prepare(pod: Patch, snapshot: ModelSnapshot, setup: NodeSetup, costs: Mappin
     here = ("spec", "containers", index)
     on_gpu = "nvidia.com/gpu" in ((container.get("resources") or {}).get("limits") or {})
     annotations = {
-        resources.CONTAINER: container["name"],
-        resources.PORT: str(snapshot.spec.port),
-        resources.HEALTH: snapshot.spec.health_path,
-        resources.MODEL: snapshot.model,
-        resources.DIGEST: digest,
-        resources.GPUMEM: "true" if setup.gpumem and on_gpu else "",
+        pod_contract.CONTAINER: container["name"],
+        pod_contract.PORT: str(snapshot.spec.port),
+        pod_contract.HEALTH: snapshot.spec.health_path,
+        pod_contract.MODEL: snapshot.model,
+        pod_contract.DIGEST: digest,
+        pod_contract.GPUMEM: "true" if setup.gpumem and on_gpu else "",
     }
     for name, value in annotations.items():
         if value:
@@ -184,7 +184,7 @@ def prepare(pod: Patch, snapshot: ModelSnapshot, setup: NodeSetup, costs: Mappin
     # One that the user chose is theirs: it may allow less than ours.
     chosen = [(each.get("securityContext") or {}).get("seccompProfile") or {} for each in (container, spec)]
     if next((each["type"] for each in chosen if "type" in each), "RuntimeDefault") == "RuntimeDefault":
-        pod.put({"type": "Localhost", "localhostProfile": SECCOMP_PROFILE}, *here, "securityContext", "seccompProfile")
+        pod.put({"type": "Localhost", "localhostProfile": pod_contract.SECCOMP_PROFILE}, *here, "securityContext", "seccompProfile")
     for key, value in setup.selector.items():
         pod.put(value, "spec", "nodeSelector", key)
     for node, weight in _weights(costs).items():

@@ -1,4 +1,4 @@
-"""`ModelSnapshot` and the names that the scaler, the webhook and the node's agent share on Kubernetes, typed.
+"""`ModelSnapshot`, and what else of the cluster's objects the scaler reads, typed.
 
 The schema that the API server enforces is in the chart (deploy/helm/zerowake/templates/crd.yaml); these are the same fields as Python sees
 them. Whatever else an object carries is left alone, since every write is a patch.
@@ -13,15 +13,9 @@ from typing import Any
 import msgspec
 
 from scaler.books.limits import ModelLimits
+from zerowake_shared.pod_contract import GROUP
 
-GROUP = "zerowake.dev"
 FINALIZER = f"{GROUP}/artifact"
-SNAPSHOT_LABEL = f"{GROUP}/snapshot"  # on a pod: restore this ModelSnapshot of the pod's own namespace
-CAPTURE_LABEL = f"{GROUP}/capture"  # on a pod: it is run to be captured for this ModelSnapshot
-RESTORE = f"{GROUP}/restore"  # "false": this pod starts as if it had no label
-CONTAINER, PORT, HEALTH = f"{GROUP}/container", f"{GROUP}/port", f"{GROUP}/health"
-MODEL, DIGEST, CANARY, GPUMEM = f"{GROUP}/model", f"{GROUP}/digest", f"{GROUP}/canary", f"{GROUP}/gpumem"
-CAPTURED, CAPTURE_FAILED = f"{GROUP}/captured", f"{GROUP}/capture-failed"  # the agent's word on a capture pod
 
 PENDING, CAPTURING, READY, FAILED = "Pending", "Capturing", "Ready", "Failed"
 CONDITION_CAPTURED, CONDITION_READY = "Captured", "Ready"

@@ -1,4 +1,4 @@
-"""The admission webhook: pods labelled `zerowake.dev/snapshot` are marked for the agents, which restore their engine (restorable.py).
+"""The admission webhook: pods labelled `zerowake.dev/snapshot` are marked for the agents, which restore their engine (pod_patch.py).
 
 It stands in the way of every such pod's creation, so it answers from memory alone: the snapshots that an informer holds, and the nodes
 that the agents' streams describe. It never refuses a pod and never fails one: whatever is missing or odd, the pod passes untouched and
@@ -24,8 +24,9 @@ from scaler.books.snapshot_name import SnapshotName
 from scaler.fleet.nodes import Node
 from scaler.kubernetes.informer import Informer
 from scaler.kubernetes.pod_patch import NodeSetup, Patch, prepare, unfit
-from scaler.kubernetes.resources import CAPTURE_LABEL, RESTORE, SNAPSHOT_LABEL, ModelSnapshot
+from scaler.kubernetes.resources import ModelSnapshot
 from scaler.plan.estimate import seconds_to_serve
+from zerowake_shared.pod_contract import CAPTURE, RESTORE, SNAPSHOT
 from zerowake_shared.tls import TlsFiles, server_context
 
 log = logging.getLogger(__name__)
@@ -91,8 +92,8 @@ class Webhook:
     def _patch(self, request: _Request) -> Patch:
         pod, namespace = request.object, request.namespace
         metadata = pod.get("metadata") or {}
-        name = (metadata.get("labels") or {}).get(SNAPSHOT_LABEL, "")
-        if not name or CAPTURE_LABEL in metadata["labels"]:
+        name = (metadata.get("labels") or {}).get(SNAPSHOT, "")
+        if not name or CAPTURE in metadata["labels"]:
             raise _Untouched("not-ours")
         if (metadata.get("annotations") or {}).get(RESTORE) == "false":
             raise _Untouched("opted-out")

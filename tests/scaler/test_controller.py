@@ -17,9 +17,10 @@ from scaler.gateway.dispatcher import Dispatcher
 from scaler.kubernetes.cluster import MODEL_SNAPSHOTS, Cluster
 from scaler.kubernetes.controller import Controller
 from scaler.kubernetes.pod_patch import NodeSetup
-from scaler.kubernetes.resources import CAPTURE_FAILED, CAPTURED, FINALIZER, ModelSnapshot
+from scaler.kubernetes.resources import FINALIZER, ModelSnapshot
 from tests.worlds.fake_agent import Agent
 from tests.worlds.kubernetes_api import Api
+from zerowake_shared.pod_contract import CAPTURE_FAILED, CAPTURED
 
 DIGEST, OTHER = "ab" * 32, "cd" * 32
 TEMPLATE = {

@@ -1,0 +1,49 @@
+"""What the scaler and the restore agents agree upon for pods: labels, annotations, paths inside, and what no restored pod may have.
+
+The webhook and the controller write these, the node's agent reads them (and writes its two answers). Neither believes the other: what a
+pod asks for is refused by the webhook before it is made, and by the agent once more, as the kernel shows the container.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+GROUP: Final = "zerowake.dev"
+
+# Labels; the value is the name of a ModelSnapshot of the pod's own namespace.
+SNAPSHOT: Final = f"{GROUP}/snapshot"  # its engine is restored from it
+CAPTURE: Final = f"{GROUP}/capture"  # it runs to be captured for it
+
+# Annotation of the pod's owner.
+RESTORE: Final = f"{GROUP}/restore"  # "false": this pod starts as if it had no label
+
+# Annotations of the webhook and the controller, for the agent.
+CONTAINER: Final = f"{GROUP}/container"  # name of the engine's container
+PORT: Final = f"{GROUP}/port"
+HEALTH: Final = f"{GROUP}/health"  # path of its health
+MODEL: Final = f"{GROUP}/model"
+DIGEST: Final = f"{GROUP}/digest"  # which of the snapshots of that name; empty or absent: whichever the name stands for
+CANARY: Final = f"{GROUP}/canary"  # {"path": …, "body": …}: the request that proves a replica
+GPUMEM: Final = f"{GROUP}/gpumem"  # "true": gpumem lends to it
+
+# Annotations of the agent, on a capture pod.
+CAPTURED: Final = f"{GROUP}/captured"  # the digest
+CAPTURE_FAILED: Final = f"{GROUP}/capture-failed"  # why not
+
+SECCOMP_PROFILE: Final = "zerowake.json"  # below the kubelet's seccomp folder
+
+# Folders in the engine's container that the agent mounts what it needs into.
+ZEROWAKE_FOLDER: Final = "/run/zerowake"
+GPUMEM_FOLDER: Final = "/run/gpumem"
+
+# Capabilities that reach beyond a container, by their numbers in the kernel (linux/capability.h).
+FORBIDDEN_CAPABILITIES: Final[Mapping[str, int]] = {
+    "SYS_MODULE": 16,
+    "SYS_RAWIO": 17,
+    "SYS_PTRACE": 19,
+    "SYS_ADMIN": 21,
+    "SYS_BOOT": 22,
+    "BPF": 39,
+    "CHECKPOINT_RESTORE": 40,
+}
