@@ -20,10 +20,12 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from blake3 import blake3
 from zerowake_proto import gpumem_pb2
+
+from gpumem.wire.sources import Source
 
 CHUNK = 16 << 20  # bytes; copied to a GPU at 0.99 of the best rate, and 16 GiB are a thousand
 _ALIGNMENT = 16  # bytes; the smallest header that names a tensor is longer
@@ -43,19 +45,12 @@ class InvalidCheckpoint(Exception):
     """A directory does not hold a checkpoint that can be read; the message names the file."""
 
 
-class Part(NamedTuple):
-    """Chunks that lie one behind the other in a file: a source, as `Client.fill` takes it."""
-
-    path: Path
-    offset: int  # bytes, of the first of them
-    first_chunk: int
-    chunks: int
-
-
 @dataclass(frozen=True)
 class Checkpoint:
+    """What a region of these weights holds, and where the bytes are."""
+
     layout: gpumem_pb2.Layout
-    parts: tuple[Part, ...]  # all chunks of the layout, in order
+    parts: tuple[Source, ...]  # all chunks of the layout, in order
 
 
 def read_checkpoint(directory: Path) -> Checkpoint:
@@ -72,7 +67,7 @@ def read_checkpoint(directory: Path) -> Checkpoint:
         early = -layout.size % _ALIGNMENT
         first = len(pieces)
         pieces += [(path, at, min(CHUNK, end - at)) for at in range(begin - early, end, CHUNK)]
-        parts.append(Part(path, begin - early, first, len(pieces) - first))
+        parts.append(Source(path, begin - early, first, len(pieces) - first))
         for tensor in tensors:
             tensor.offset += layout.size + early
         layout.tensors.extend(tensors)
@@ -100,7 +95,7 @@ def kept_reading(directory: Path) -> Checkpoint | None:
         kept = json.loads((directory / _READING).read_text())
     except FileNotFoundError:
         return None
-    parts = (Part(directory / name, *numbers) for name, *numbers in kept["parts"])
+    parts = (Source(directory / name, *numbers) for name, *numbers in kept["parts"])
     return Checkpoint(gpumem_pb2.Layout.FromString(bytes.fromhex(kept["layout"])), tuple(parts))
 
 

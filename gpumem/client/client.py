@@ -31,9 +31,10 @@ from zerowake_proto import gpumem_pb2 as pb
 from gpumem.hardware import host
 from gpumem.hardware.devices import open_memory
 from gpumem.hardware.memory import Mapped, Memory
-from gpumem.wire.blocking_connection import ANSWER_SECONDS, DEFAULT_SOCKET, BlockingConnection, close_files, fill_request
+from gpumem.wire.blocking_connection import ANSWER_SECONDS, DEFAULT_SOCKET, BlockingConnection
 from gpumem.wire.errors import Invalid, NotFound, PeerGone, StaleLayout, StillMapped, WrongDevice
 from gpumem.wire.frames import Frame
+from gpumem.wire.sources import Source, close_files, fill_request
 
 
 class _Range:
@@ -200,7 +201,7 @@ class Client:
     def fill(
         self,
         layout: pb.Layout | bytes,
-        sources: Sequence[tuple[Path, int, int, int]],
+        sources: Sequence[Source],
         *,
         into_arena: bool = False,
         pinned: bool = False,
@@ -208,7 +209,7 @@ class Client:
         """Has the server fill and seal a region, and returns when it is done; then attach to `.id` with `.capability`.
 
         Args:
-            sources: (file, offset of the first of its chunks, number of that chunk, how many chunks), for chunks that may be needed.
+            sources: where the chunks are; those that the server has already need none.
             into_arena: bring the chunks into host memory only.
 
         Raises:

@@ -11,9 +11,10 @@ from pathlib import Path
 
 from zerowake_proto import gpumem_pb2 as pb
 
-from gpumem.wire.blocking_connection import ANSWER_SECONDS, close_files, fill_request
+from gpumem.wire.blocking_connection import ANSWER_SECONDS
 from gpumem.wire.errors import PeerGone, from_message
 from gpumem.wire.frames import VERSION, Channel, ProtocolViolation
+from gpumem.wire.sources import Source, close_files, fill_request
 
 
 class Control:
@@ -50,9 +51,7 @@ class Control:
                 await asyncio.wait([listening])
             channel.close()
 
-    async def fill(
-        self, layout: pb.Layout | bytes, sources: Sequence[tuple[Path, int, int, int]], device: str, pinned: bool = False
-    ) -> pb.Filled:
+    async def fill(self, layout: pb.Layout | bytes, sources: Sequence[Source], device: str, pinned: bool = False) -> pb.Filled:
         """As Client.fill, on any device; device "": into the arena only."""
         opening = asyncio.ensure_future(asyncio.to_thread(fill_request, layout, sources, device, pinned))
         try:

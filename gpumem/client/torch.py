@@ -157,7 +157,7 @@ class ScratchPool:
         """What a piece of that size takes."""
         return -(-size // _GRANULE) * _GRANULE
 
-    def take(self, size: int) -> int:
+    def allocate(self, size: int) -> int:
         """The address of so many bytes. Raises OutOfMemory, PeerGone."""
         size = self.rounded(size)
         if self._end - self._at < size:
@@ -179,7 +179,7 @@ class ScratchPool:
 
     def _allocate(self, size: int, device: int, stream: int) -> int | None:
         try:
-            return self.take(size)
+            return self.allocate(size)
         except Exception:
             traceback.print_exc()  # torch says only that there is no memory
             return None

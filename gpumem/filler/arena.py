@@ -92,14 +92,14 @@ class Arena:
             start = self._cut(length)
         return Place(start, length, start + alignment, size, holds=1)
 
-    def keep(self, place: Place, namespace: str, chunk: bytes) -> None:
+    def publish(self, place: Place, namespace: str, chunk: bytes) -> None:
         """The chunk in this place is verified: from now on it can be found."""
         key = (namespace, chunk)
         if key not in self._places:
             place.key = key
             self._places[key] = place
 
-    def hold(self, place: Place) -> None:
+    def retain(self, place: Place) -> None:
         place.holds += 1
 
     def release(self, place: Place) -> None:
@@ -115,7 +115,7 @@ class Arena:
             for namespace, chunk in wanted.keys:
                 place = self.find(namespace, chunk)
                 if place is not None:
-                    self.hold(place)
+                    self.retain(place)
                     wanted.held.append(place)
 
     def remove_set(self, name: Key) -> bool:

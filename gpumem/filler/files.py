@@ -26,7 +26,7 @@ class File:
     around: int  # -1: its file system cannot
 
     @staticmethod
-    def take(fd: int) -> File:
+    def of(fd: int) -> File:
         try:
             around = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
         except OSError:

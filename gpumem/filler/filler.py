@@ -109,7 +109,7 @@ class Filler:
             case "open":
                 self._ranges[order.open.range] = Range(self._memory, list(order.open.pieces), frame.descriptors, order.open.writable)
             case "files":
-                self._files[order.files.range] = [File.take(fd) for fd in frame.descriptors]
+                self._files[order.files.range] = [File.of(fd) for fd in frame.descriptors]
                 frame.descriptors.clear()
             case "close":
                 if found := self._ranges.pop(order.close.range, None):

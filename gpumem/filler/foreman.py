@@ -28,7 +28,7 @@ _RESTART_SECONDS = (0.0, 0.1, 0.5, 2.0, 5.0)  # before each further start while 
 logger = logging.getLogger(__name__)
 
 
-class Filler:
+class FillerProcess:
     """One filler process, for as long as it lives."""
 
     def __init__(self, process: asyncio.subprocess.Process, channel: Channel) -> None:
@@ -111,7 +111,7 @@ class Foreman:
         self.identity = identity
         self.restarts = 0
         self._arena = arena
-        self._filler: Filler | None = None
+        self._filler: FillerProcess | None = None
         self._changed = asyncio.Event()
         self._refusal = ""
 
@@ -119,7 +119,7 @@ class Foreman:
     def pid(self) -> int:
         return self._filler.pid if self._filler is not None else 0
 
-    async def filler(self, seconds: float = START_SECONDS) -> Filler:
+    async def filler(self, seconds: float = START_SECONDS) -> FillerProcess:
         """The filler, when one is there and ready. Raises FillerLost."""
         try:
             async with asyncio.timeout(seconds):
@@ -158,7 +158,7 @@ class Foreman:
         except BaseException:
             channel.close()
             raise
-        filler = Filler(process, channel)
+        filler = FillerProcess(process, channel)
         listening = asyncio.create_task(filler.listen())
         try:
             fds = [self._arena.fd] if self._arena.size else []
@@ -172,6 +172,6 @@ class Foreman:
             await asyncio.wait([listening])
             logger.warning("filler of %s (pid %d) ended with status %d", self.identity, filler.pid, status)
 
-    def _set(self, filler: Filler | None) -> None:
+    def _set(self, filler: FillerProcess | None) -> None:
         self._filler = filler
         self._changed.set()

@@ -107,10 +107,9 @@ def import_checkpoint(
     if layout is not None:
         layout.write_bytes(serialized)
     if fill or stage:
-        sources = [(part.path, part.offset, part.first_chunk, part.chunks) for part in found.parts]
 
         async def ask(control: Control) -> pb.Filled:
-            return await control.fill(serialized, sources, "" if stage and not fill else _one_device(control, device), pin)
+            return await control.fill(serialized, found.parts, "" if stage and not fill else _one_device(control, device), pin)
 
         filled = _ask(socket, ask)
         rate = found.layout.size / filled.seconds / 1e9 if filled.seconds else 0.0

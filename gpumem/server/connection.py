@@ -31,7 +31,7 @@ _LONGEST_WAIT = 3600.0  # seconds
 logger = logging.getLogger(__name__)
 
 
-class House(Protocol):
+class Backend(Protocol):
     """What a connection needs of the server."""
 
     arena: Arena
@@ -52,9 +52,9 @@ class House(Protocol):
 
 
 class Connection:
-    def __init__(self, house: House, channel: Channel, namespace: str, pid: int) -> None:
+    def __init__(self, backend: Backend, channel: Channel, namespace: str, pid: int) -> None:
         """`namespace` is what the socket stands for that was connected to; "" is the operator's."""
-        self._house = house
+        self._backend = backend
         self._channel = channel
         self._owner = Owner(namespace, pid, "")
         self._leases: dict[int, Lease] = {}
@@ -110,7 +110,7 @@ class Connection:
                 "install the same zerowake for both"
             )
         self._owner = Owner(self._owner.namespace, self._owner.pid, request.hello.label[:100])
-        devices = [pb.Device(identity=name, granularity=found.memory.granularity) for name, found in self._house.devices.items()]
+        devices = [pb.Device(identity=name, granularity=found.memory.granularity) for name, found in self._backend.devices.items()]
         welcome = pb.Welcome(version=VERSION, namespace=self._owner.namespace, devices=devices)
         await self._channel.send(pb.Reply(id=request.id, welcome=welcome).SerializeToString())
 
@@ -189,7 +189,7 @@ class Connection:
         lease = self._lease(request.seal.lease)
         if lease.region is None or not lease.writable:
             raise Invalid(f"lease {lease.number} is not of a region that is being written")
-        self._house.devices[lease.device].seal(lease.region)
+        self._backend.devices[lease.device].seal(lease.region)
         lease.writable = False
         return self._done()
 
@@ -208,7 +208,7 @@ class Connection:
 
     async def _fill(self, request: pb.Request, frame: Frame, _: list[int]) -> pb.Reply:
         files, frame.descriptors = frame.descriptors, []
-        return pb.Reply(filled=await self._house.filling.fill(request.fill, files, self._owner))
+        return pb.Reply(filled=await self._backend.filling.fill(request.fill, files, self._owner))
 
     async def _cancel(self, request: pb.Request, *_: Any) -> pb.Reply:
         number = request.cancel.fill
@@ -221,7 +221,7 @@ class Connection:
         found = self._own(request.pin.region)
         if isinstance(found, ChunkSet):
             name = (self._owner.namespace, request.pin.region.id)
-            self._house.arena.add_set(name, ChunkSet(found.keys, found.size, request.pin.pinned, []))
+            self._backend.arena.add_set(name, ChunkSet(found.keys, found.size, request.pin.pinned, []))
         else:
             found.pinned = request.pin.pinned
         return self._done()
@@ -229,28 +229,28 @@ class Connection:
     async def _evict(self, request: pb.Request, *_: Any) -> pb.Reply:
         found = self._own(request.evict.region)
         if isinstance(found, ChunkSet):
-            self._house.arena.remove_set((self._owner.namespace, request.evict.region.id))
+            self._backend.arena.remove_set((self._owner.namespace, request.evict.region.id))
         else:
-            self._house.devices[found.device].evict(found)
+            self._backend.devices[found.device].evict(found)
         return self._done()
 
     async def _reserve(self, request: pb.Request, *_: Any) -> pb.Reply:
         self._operator_only("what a device holds")
         if request.reserve.size >= 1 << 60:
             raise Invalid(f"reserve.size: {request.reserve.size}")
-        return pb.Reply(reserved=pb.Reserved(size=await self._house.resize(self._device(request.reserve.device), request.reserve.size)))
+        return pb.Reply(reserved=pb.Reserved(size=await self._backend.resize(self._device(request.reserve.device), request.reserve.size)))
 
     async def _quota(self, request: pb.Request, *_: Any) -> pb.Reply:
         self._operator_only("quotas")
-        self._house.set_quota(request.quota.namespace, request.quota.size)
+        self._backend.set_quota(request.quota.namespace, request.quota.size)
         return self._done()
 
     async def _tenant(self, request: pb.Request, *_: Any) -> pb.Reply:
         self._operator_only("sockets of namespaces")
-        return pb.Reply(tenant=pb.TenantSocket(path=self._house.open_tenant(request.tenant.namespace)))
+        return pb.Reply(tenant=pb.TenantSocket(path=self._backend.open_tenant(request.tenant.namespace)))
 
     async def _status(self, *_: Any) -> pb.Reply:
-        return pb.Reply(status=self._house.status(self._owner.namespace or None))
+        return pb.Reply(status=self._backend.status(self._owner.namespace or None))
 
     _HANDLERS: Mapping[str, Callable[..., Coroutine[Any, Any, pb.Reply]]] = {
         "attach": _attach,
@@ -271,9 +271,11 @@ class Connection:
     # What they share
 
     def _device(self, identity: str) -> Device:
-        found = self._house.devices.get(identity)
+        found = self._backend.devices.get(identity)
         if found is None:
-            raise WrongDevice(f"this server holds no memory of {identity or 'an unnamed device'}, only of {', '.join(self._house.devices)}")
+            raise WrongDevice(
+                f"this server holds no memory of {identity or 'an unnamed device'}, only of {', '.join(self._backend.devices)}"
+            )
         return found
 
     def _grant(self, lease: Lease, descriptors: list[int]) -> pb.Granted:
@@ -296,13 +298,13 @@ class Connection:
 
     def _end(self, lease: Lease) -> None:
         del self._leases[lease.number]
-        self._house.devices[lease.device].end(lease)
+        self._backend.devices[lease.device].end(lease)
 
     def _own(self, ref: pb.RegionRef) -> Region | ChunkSet:
         """A region, or a set of chunks in the arena, that the caller may pin or evict."""
         found: Region | ChunkSet | None
         if not ref.device:
-            found = self._house.arena.sets.get((self._owner.namespace, _id(ref.id)))
+            found = self._backend.arena.sets.get((self._owner.namespace, _id(ref.id)))
         else:
             found = self._device(ref.device).find(self._owner.namespace, _id(ref.id), ref.capability)
         if found is None and not self._owner.namespace and ref.device:  # the operator needs no capability

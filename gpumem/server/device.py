@@ -64,7 +64,7 @@ class Device:
         deadline = time.monotonic() + _RETURN_SECONDS
         while True:
             try:
-                return await self.pool.take(size)
+                return await self.pool.acquire(size)
             except Short as short:
                 if self._evict_for(short.missing, self._evictable(None)):
                     continue
@@ -160,7 +160,7 @@ class Device:
 
     def remove(self, region: Region) -> None:
         if self.regions.pop((region.namespace, region.id), None) is region:
-            self.pool.give(region.slabs)
+            self.pool.retire(region.slabs)
             region.slabs = []
             self.changed()
 
@@ -217,7 +217,7 @@ class Device:
             return
         self.leases.remove(lease)
         if lease.region is None:
-            self.pool.give(lease.slabs)
+            self.pool.retire(lease.slabs)
             self.changed()
             return
         lease.region.readers -= 1

@@ -22,7 +22,7 @@ from typing import Any
 from zerowake_proto import gpumem_pb2 as pb
 
 from gpumem.filler.arena import Arena, ChunkSet, Place
-from gpumem.filler.foreman import Filler, Foreman
+from gpumem.filler.foreman import FillerProcess, Foreman
 from gpumem.server.device import Device
 from gpumem.server.leases import Owner
 from gpumem.server.regions import Chunks, Region, State, identify
@@ -190,7 +190,7 @@ class Filling:
             self.jobs.discard(job)
             self._free_room()
 
-    async def _move_all(self, job: Job, filler: Filler) -> None:
+    async def _move_all(self, job: Job, filler: FillerProcess) -> None:
         async with contextlib.AsyncExitStack() as stack:
             files = 0
             if job.files:
@@ -227,7 +227,7 @@ class Filling:
                     await asyncio.wait(under_way)
 
     async def _open(
-        self, stack: contextlib.AsyncExitStack, filler: Filler, target: Region | None, source: Region | None
+        self, stack: contextlib.AsyncExitStack, filler: FillerProcess, target: Region | None, source: Region | None
     ) -> tuple[int, int]:
         """Has both mapped by the filler, at the same time, until the stack ends; their numbers, 0 for none."""
         wanted = [(next(_numbers) if region is not None else 0, region, region is target) for region in (target, source)]
@@ -258,7 +258,7 @@ class Filling:
                 step.source, step.source_offset = source, job.chunks.offsets[index]
                 planned.add(index, step, "from_device")
             elif (place := self._arena.find(job.owner.namespace, step.hash)) is not None:
-                self._arena.hold(place)
+                self._arena.retain(place)
                 if job.region is None:
                     job.held.append(place)
                     job.done.add(index)
@@ -287,7 +287,7 @@ class Filling:
             size += step.size
         return planned
 
-    async def _move(self, job: Job, filler: Filler, planned: Planned) -> None:
+    async def _move(self, job: Job, filler: FillerProcess, planned: Planned) -> None:
         moved = False
         try:
             await filler.order(pb.Order(move=pb.Move(steps=planned.steps)))
@@ -295,7 +295,7 @@ class Filling:
         finally:
             for place, loaded in planned.places:
                 if moved and loaded:
-                    self._arena.keep(place, job.owner.namespace, loaded)
+                    self._arena.publish(place, job.owner.namespace, loaded)
                 if moved and job.region is None:
                     job.held.append(place)
                 else:
@@ -332,7 +332,7 @@ class Filling:
                         return found
         return None
 
-    def _close_later(self, filler: Filler, number: int) -> None:
+    def _close_later(self, filler: FillerProcess, number: int) -> None:
         self._spawn(_close(filler, number))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -347,13 +347,13 @@ class Filling:
             task.exception()  # a stopped fill has nobody left to tell
 
 
-async def _open(filler: Filler, number: int, region: Region | None, writable: bool) -> None:
+async def _open(filler: FillerProcess, number: int, region: Region | None, writable: bool) -> None:
     if region is not None:
         pieces = pb.OpenRange(range=number, pieces=[slab.size for slab in region.slabs], writable=writable)
         await filler.order(pb.Order(open=pieces), [slab.fd for slab in region.slabs])
 
 
-async def _close(filler: Filler, number: int) -> None:
+async def _close(filler: FillerProcess, number: int) -> None:
     with contextlib.suppress(FillerLost):  # what it had open went with it
         await filler.order(pb.Order(close=pb.CloseRange(range=number)))
 

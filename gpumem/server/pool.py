@@ -66,7 +66,7 @@ class Pool:
     def rounded(self, size: int) -> int:
         return -(-size // self._memory.granularity) * self._memory.granularity
 
-    async def take(self, size: int) -> list[Slab]:
+    async def acquire(self, size: int) -> list[Slab]:
         """Lends `size` bytes, a multiple of the granularity.
 
         Raises:
@@ -94,7 +94,7 @@ class Pool:
             self.lent += size
             return taken + made[: len(lacking)]
 
-    def give(self, slabs: list[Slab]) -> None:
+    def retire(self, slabs: list[Slab]) -> None:
         """Takes lent slabs out of use; new ones come in their place."""
         self._spent += slabs
         self.lent -= sum(slab.size for slab in slabs)
@@ -115,7 +115,7 @@ class Pool:
             self._spent += used
             await self._refill()
 
-    async def keep(self) -> None:
+    async def replenish(self) -> None:
         """Replaces what was given back, for as long as the server runs."""
         while True:
             await self._wake.wait()

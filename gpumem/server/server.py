@@ -80,7 +80,7 @@ class Server:
             for device in self.devices.values():
                 stack.callback(device.pool.close)
                 await self.resize(device, reserve.get(device.identity, 0))
-            background = [asyncio.create_task(device.pool.keep()) for device in self.devices.values()]
+            background = [asyncio.create_task(device.pool.replenish()) for device in self.devices.values()]
             background += [asyncio.create_task(foreman.run()) for foreman in self.foremen.values()]
             stack.push_async_callback(self.filling.close)  # when the fillers, which end next, write nowhere any more
             stack.push_async_callback(_end, background)

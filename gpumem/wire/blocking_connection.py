@@ -1,9 +1,8 @@
-"""A blocking connection to the server: one request, its answer. And what a request to fill is made of."""
+"""A blocking connection to the server: one request, its answer."""
 
 from __future__ import annotations
 
 import itertools
-import os
 import socket
 from collections.abc import Sequence
 from pathlib import Path
@@ -62,28 +61,3 @@ class BlockingConnection:
     def close(self) -> None:
         self.open = False
         self._socket.close()
-
-
-def fill_request(
-    layout: pb.Layout | bytes, sources: Sequence[tuple[Path, int, int, int]], device: str, pinned: bool
-) -> tuple[pb.Request, list[int]]:
-    """A request to fill, and the descriptors of its files, which the caller closes. Raises OSError."""
-    serialized = layout if isinstance(layout, bytes) else layout.SerializeToString(deterministic=True)
-    fill = pb.Fill(layout=serialized, device=device, pinned=pinned)
-    files: list[int] = []
-    numbers: dict[Path, int] = {}
-    try:
-        for path, offset, first, count in sources:
-            if path not in numbers:
-                files.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
-                numbers[path] = len(files) - 1
-            fill.sources.add(first_chunk=first, chunks=count, offset=offset, file=numbers[path])
-    except BaseException:
-        close_files(files)
-        raise
-    return pb.Request(fill=fill), files
-
-
-def close_files(files: list[int]) -> None:
-    for fd in files:
-        os.close(fd)

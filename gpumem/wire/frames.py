@@ -76,13 +76,13 @@ class Assembler:
                 raise EOFError
             if flags & socket.MSG_CTRUNC:
                 raise ProtocolViolation("descriptors were lost: this process has too many open files (raise its RLIMIT_NOFILE)")
-            return self._take(data, flags, arrived)
+            return self._accept(data, flags, arrived)
         except BaseException:
             close_all(arrived)
             self.close()
             raise
 
-    def _take(self, data: bytes, flags: int, arrived: list[int]) -> Frame | None:
+    def _accept(self, data: bytes, flags: int, arrived: list[int]) -> Frame | None:
         if flags & socket.MSG_TRUNC or len(data) < _HEADER.size:
             raise ProtocolViolation(f"a packet of {len(data)} bytes: shorter than a header, or longer than {PACKET}")
         kind, count, length = _HEADER.unpack_from(data)

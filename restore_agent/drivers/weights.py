@@ -18,6 +18,7 @@ from gpumem.checkpoint.safetensors import InvalidCheckpoint, read_checkpoint
 from gpumem.client.control import Control
 from gpumem.server.regions import identify
 from gpumem.wire.errors import GpumemError, OutOfMemory
+from gpumem.wire.sources import Source
 from restore_agent.errors import AgentError
 from restore_agent.snapshots.manifest import Manifest, PartRecord, WeightsRecord
 
@@ -131,8 +132,8 @@ class Weights:
             raise WeightsError(f"weights {record.region[:12]}: {error}") from error
 
 
-def _sources(record: WeightsRecord) -> list[tuple[Path, int, int, int]]:
-    return [(Path(part.path), part.offset, part.first_chunk, part.chunks) for part in record.parts]
+def _sources(record: WeightsRecord) -> list[Source]:
+    return [Source(Path(part.path), part.offset, part.first_chunk, part.chunks) for part in record.parts]
 
 
 def _only_device(control: Control, record: WeightsRecord) -> str:

@@ -73,7 +73,7 @@ class ChunkStore:
         """
         path = self.path(chunk.hash)
         try:
-            file = File.take(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+            file = File.of(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
         except FileNotFoundError:
             raise CorruptChunk(f"chunk {chunk.hash} is missing from {path.parent}") from None
         with contextlib.closing(file):

@@ -39,7 +39,7 @@ async def pool(no_garbage: None) -> AsyncIterator[Pool]:
     before = descriptors()
     found = Pool(Crowded(8 * MIB))
     await found.resize(50 * MIB)
-    keeping = asyncio.create_task(found.keep())
+    keeping = asyncio.create_task(found.replenish())
     yield found
     keeping.cancel()
     await asyncio.wait([keeping])
@@ -55,85 +55,85 @@ async def settled(pool: Pool, free: int) -> None:
 
 async def test_what_is_taken_is_as_large_as_asked_and_zeros(pool: Pool) -> None:
     for size in (2, 8, 10, 14, 46, 50):
-        taken = await pool.take(size * MIB)
+        taken = await pool.acquire(size * MIB)
         assert sum(slab.size for slab in taken) == size * MIB
         assert all(slab.size <= 8 * MIB for slab in taken)
         assert pool.free == (50 - size) * MIB
         for slab in taken:
             assert not any(os.pread(slab.fd, slab.size, 0))
             os.pwrite(slab.fd, b"secret", 100)
-        pool.give(taken)
+        pool.retire(taken)
         await settled(pool, 50 * MIB)
 
 
 async def test_memory_that_was_lent_is_never_lent_again(pool: Pool) -> None:
-    taken = await pool.take(50 * MIB)
+    taken = await pool.acquire(50 * MIB)
     kept = [os.dup(slab.fd) for slab in taken]
-    pool.give(taken)
-    again = await pool.take(50 * MIB)
+    pool.retire(taken)
+    again = await pool.acquire(50 * MIB)
     for slab in again:
         os.pwrite(slab.fd, b"the next owner's", 0)
     assert not any(any(os.pread(fd, 100, 0)) for fd in kept)
-    pool.give(again)
+    pool.retire(again)
     for fd in kept:
         os.close(fd)
 
 
 async def test_too_much_says_how_much_too_much(pool: Pool) -> None:
-    first = await pool.take(20 * MIB)
+    first = await pool.acquire(20 * MIB)
     with pytest.raises(Short) as caught:
-        await pool.take(40 * MIB)
+        await pool.acquire(40 * MIB)
     assert caught.value.missing == 10 * MIB
     assert pool.free == 30 * MIB
-    pool.give(first)
+    pool.retire(first)
 
 
 async def test_a_taker_that_is_cancelled_leaves_nothing_taken(pool: Pool) -> None:
     for turn in range(20):
-        taking = asyncio.create_task(pool.take(14 * MIB))
+        taking = asyncio.create_task(pool.acquire(14 * MIB))
         for _ in range(turn % 5):
             await asyncio.sleep(0)
         await asyncio.sleep(0.0005 * (turn // 5))
         taking.cancel()
         (result,) = await asyncio.gather(taking, return_exceptions=True)
         if not isinstance(result, BaseException):
-            pool.give(result)
+            pool.retire(result)
         await settled(pool, 50 * MIB)
         assert pool.lent == 0
 
 
 async def test_takers_at_once_do_not_get_the_same(pool: Pool) -> None:
-    taken = await asyncio.gather(*(pool.take(10 * MIB) for _ in range(5)))
+    taken = await asyncio.gather(*(pool.acquire(10 * MIB) for _ in range(5)))
     inodes = [os.fstat(slab.fd).st_ino for slabs in taken for slab in slabs]
     assert len(set(inodes)) == len(inodes)
     assert pool.free == 0
     for slabs in taken:
-        pool.give(slabs)
+        pool.retire(slabs)
 
 
 async def test_what_the_device_does_not_give_back_is_owed_until_it_does(pool: Pool) -> None:
     memory = pool._memory
     assert isinstance(memory, Crowded)
-    taken = await pool.take(20 * MIB)
+    taken = await pool.acquire(20 * MIB)
     memory.room = 0
-    pool.give(taken)
+    pool.retire(taken)
     async with asyncio.timeout(5):
         while pool._spent:
             await asyncio.sleep(0.001)
     with pytest.raises(Short):
-        await pool.take(40 * MIB)
+        await pool.acquire(40 * MIB)
     assert pool.owed == 20 * MIB
     memory.room = 1 << 40
     await settled(pool, 50 * MIB)
 
 
 async def test_a_pool_is_made_smaller_at_once_and_larger_again(pool: Pool) -> None:
-    taken = await pool.take(16 * MIB)
+    taken = await pool.acquire(16 * MIB)
     await pool.resize(20 * MIB)
     assert pool.free + pool.lent <= 20 * MIB
     await pool.resize(0)
     assert (pool.free, pool.lent) == (0, 16 * MIB)
-    pool.give(taken)
+    pool.retire(taken)
     await pool.resize(30 * MIB)
     assert pool.free == 30 * MIB
 
@@ -156,7 +156,7 @@ class ArenaMachine(RuleBasedStateMachine):
         assert place.offset % BLOCK == alignment % BLOCK
         assert place.start <= place.offset < place.offset + size <= place.start + place.length
         if known:
-            self.arena.keep(place, "", chunk)
+            self.arena.publish(place, "", chunk)
         self.places.append(place)
         return place
 
@@ -164,7 +164,7 @@ class ArenaMachine(RuleBasedStateMachine):
     def find(self, chunk: bytes, namespace: str) -> Place | None:
         place = self.arena.find(namespace, chunk)
         if place is not None:
-            self.arena.hold(place)
+            self.arena.retain(place)
             self.places.append(place)
         return place
 

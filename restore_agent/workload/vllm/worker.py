@@ -287,7 +287,7 @@ class _CacheMemory(TorchFunctionMode):  # type: ignore[misc, unused-ignore]
         if not bytes_of_cache or not 0 < self._least <= args[0]:
             return function(*args, **kwargs)
         self._taken += args[0]
-        return bytes_at(self._memory.take(args[0]), args[0], client().device).view(torch.int8)
+        return bytes_at(self._memory.allocate(args[0]), args[0], client().device).view(torch.int8)
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         super().__exit__(kind, error, trace)
