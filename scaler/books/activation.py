@@ -8,11 +8,12 @@ over others. Whoever shows activations is told of each one that has ended (`on_e
 
 from __future__ import annotations
 
-import secrets
-import time
+import random
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
+
+from zerowake_shared.clock import SYSTEM_CHANCE, SYSTEM_CLOCK, Clock, token
 
 PHASES = ("held", "pushed", "scheduled", "staged", "image", "weights", "cuda", "attach", "health", "first_byte")
 UNACCOUNTED = "unaccounted"
@@ -20,26 +21,30 @@ _KEPT = 100
 
 
 class Activation:
-    """One scale-up. id: 12 hex digits; total and phases in seconds; outcome: "open", "served", or "abandoned" (nobody waits any more)."""
+    """One scale-up. id: 12 hex digits; total and phases in seconds; outcome: "open", "served", or "abandoned" (nobody waits any more).
 
-    __slots__ = ("_begun", "_latest", "_phases", "began", "id", "model", "outcome", "reason", "total")
+    Moments are those of the clock that it was made with.
+    """
 
-    def __init__(self, model: str, at: float) -> None:
-        self.id = secrets.token_hex(6)
+    __slots__ = ("_begun", "_clock", "_latest", "_phases", "began", "id", "model", "outcome", "reason", "total")
+
+    def __init__(self, name: str, model: str, at: float, clock: Clock) -> None:
+        self.id = name
         self.model = model
-        self.began = time.time() - (time.monotonic() - at)  # wall clock, for people
+        self.began = clock.wall() - (clock.now() - at)  # for people
         self.outcome = "open"
         self.reason = ""
         self.total = 0.0
         self._begun = self._latest = at
         self._phases: dict[str, float] = {}
+        self._clock = clock
 
     def mark(self, phase: str, at: float | None = None) -> None:
-        """The phase ended at `at` (time.monotonic(), default now); it lasted since the mark before, or the beginning.
+        """The phase ended at `at` (default now); it lasted since the mark before, or the beginning.
 
         Only a phase's first mark counts. Raises: ValueError for a phase that PHASES does not have.
         """
-        moment = time.monotonic() if at is None else at
+        moment = self._clock.now() if at is None else at
         if self._record(phase, moment - self._latest):
             self._latest = max(self._latest, moment)
 
@@ -76,7 +81,9 @@ class Activation:
 class Activations:
     """The open activation of every model, and the last ones that ended."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock = SYSTEM_CLOCK, chance: random.Random = SYSTEM_CHANCE) -> None:
+        self._clock = clock
+        self._chance = chance
         self._open: dict[str, Activation] = {}
         self._recent: deque[Activation] = deque(maxlen=_KEPT)
         self._callbacks: list[Callable[[Activation], None]] = []
@@ -86,10 +93,11 @@ class Activations:
         self._callbacks.append(callback)
 
     def begin(self, model: str, at: float | None = None) -> Activation:
-        """The model's open activation, or a new one that began at `at` (time.monotonic(), default now)."""
+        """The model's open activation, or a new one that began at `at` (default now)."""
         activation = self._open.get(model)
         if activation is None:
-            activation = self._open[model] = Activation(model, time.monotonic() if at is None else at)
+            began = self._clock.now() if at is None else at
+            activation = self._open[model] = Activation(token(self._chance, 6), model, began, self._clock)
         return activation
 
     def current(self, model: str) -> Activation | None:
@@ -111,7 +119,7 @@ class Activations:
         activation = self._open.pop(model, None)
         if activation is None:
             return
-        activation.end(outcome, reason, time.monotonic() if at is None else at)
+        activation.end(outcome, reason, self._clock.now() if at is None else at)
         self._recent.append(activation)
         for callback in self._callbacks:
             callback(activation)

@@ -17,12 +17,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 
 from scaler.books.limits import ModelLimits
+from zerowake_shared.clock import SYSTEM_CLOCK, Clock
 
 log = logging.getLogger(__name__)
 
@@ -126,7 +126,8 @@ class Subscription:
 class Ledger:
     """Every model's demand. The methods below `failure` are for the gateway and its replicas: they say what happened to a request."""
 
-    def __init__(self, models: Mapping[str, ModelLimits] | None = None) -> None:
+    def __init__(self, models: Mapping[str, ModelLimits] | None = None, clock: Clock = SYSTEM_CLOCK) -> None:
+        self._now = clock.now
         self._accounts: dict[str, _Account] = {}
         self._callbacks: list[Callable[[str], None]] = []
         self._callbacks_anywhere: list[Callable[[str], None]] = []
@@ -190,9 +191,9 @@ class Ledger:
         return self._account(model).held_bytes
 
     def last_active(self, model: str) -> float | None:
-        """time.monotonic() of the last moment with a pending request; None: there was none yet. Raises: UnknownModel."""
+        """The last moment with a pending request; None: there was none yet. Raises: UnknownModel."""
         account = self._account(model)
-        return time.monotonic() if account.held or account.in_flight else account.last_active
+        return self._now() if account.held or account.in_flight else account.last_active
 
     def subscribe(self, model: str) -> Subscription:
         """Watches the model's demand; withdrawing the model is a change too. Raises: UnknownModel."""
@@ -277,7 +278,7 @@ class Ledger:
         account.held += held
         account.in_flight += in_flight
         account.held_bytes += size
-        account.last_active = time.monotonic()
+        account.last_active = self._now()
         self._changed(account)
         self._call(self._change_callbacks, account.name)
 

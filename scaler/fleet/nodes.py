@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator, Sequence
 
@@ -22,6 +21,7 @@ from scaler.books.snapshot_name import SnapshotName
 from scaler.fleet.addresses import Addresses
 from scaler.gateway.dispatcher import Dispatcher, Endpoint, Replica
 from zerowake_shared.backoff import Backoff
+from zerowake_shared.clock import SYSTEM_CLOCK, Clock
 from zerowake_shared.tls import BadCertificate, TlsFiles, client_credentials
 
 log = logging.getLogger(__name__)
@@ -65,10 +65,12 @@ class Nodes:
         dispatcher: Dispatcher,
         activations: Activations,
         admits: Callable[[agent_pb2.Replica], bool] = lambda _: True,
+        clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self._dispatcher = dispatcher
         self._activations = activations
         self._admits = admits
+        self._clock = clock
         self._nodes: dict[str, Node] = {}
         self._listeners: list[Callable[[Node], None]] = []
 
@@ -192,7 +194,7 @@ class Nodes:
             replica = update.replica
             if replica.state == agent_pb2.REPLICA_READY and replica.id not in node.gone:
                 if replica.id not in node.replicas and (activation := self._activations.current(replica.model)):
-                    _account(activation, replica.phases)  # before a held request can end the activation
+                    _account(activation, replica.phases, self._clock.now())  # before a held request can end the activation
                 node.replicas[replica.id] = replica
                 if self._admits(replica):
                     self._dispatcher.add(_told(node, replica))
@@ -250,7 +252,7 @@ def _told(node: Node, replica: agent_pb2.Replica) -> Replica:
     return Replica(replica.id, replica.model, node.info.name, endpoint, _ORIGINS.get(replica.origin, "unknown"))
 
 
-def _account(activation: Activation, phases: Sequence[agent_pb2.Phase]) -> None:
+def _account(activation: Activation, phases: Sequence[agent_pb2.Phase], now: float) -> None:
     """The agent's phases come in parts (image.criu, image.fill, …); an activation has their sums.
 
     What went by before the first of them is KEDA's, the scheduler's and the kubelet's, which say nothing of it themselves.
@@ -260,7 +262,7 @@ def _account(activation: Activation, phases: Sequence[agent_pb2.Phase]) -> None:
         name = phase.name.partition(".")[0]
         sums[name] = sums.get(name, 0.0) + phase.seconds
     took = sum(sums.values()) - min(sums.get("image", 0.0), sums.get("weights", 0.0))  # those two go on at the same time
-    activation.mark("scheduled", time.monotonic() - took)
+    activation.mark("scheduled", now - took)
     for name, seconds in sums.items():
         if name in PHASES:
             activation.add(name, seconds)

@@ -16,7 +16,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import secrets
+import math
+import random
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,7 @@ from scaler.books.ledger import Ledger
 from scaler.fleet.addresses import Addresses
 from scaler.keda.external_scaler import CannotListen
 from zerowake_shared.backoff import Backoff
+from zerowake_shared.clock import SYSTEM_CHANCE, SYSTEM_CLOCK, Clock, token
 from zerowake_shared.tls import BadCertificate, TlsFiles, client_credentials, server_credentials
 
 if TYPE_CHECKING:
@@ -52,13 +54,14 @@ LOST = Counter("zerowake_peers_lost_total", "Other replicas whose numbers were d
 class _Subscriber:
     """One peer that listens: what it has not been told yet."""
 
-    def __init__(self) -> None:
+    def __init__(self, now: Callable[[], float]) -> None:
+        self._now = now
         self._changed: dict[str, None] = {}
         self._pushed: list[str] = []
         self._wanting: set[str] = set()  # models of which it was told that they have requests
         self._news = asyncio.Event()
         self._urgent = asyncio.Event()
-        self._sent = 0.0
+        self._sent = -math.inf
 
     def note(self, model: str, pending: bool) -> None:
         self._changed[model] = None
@@ -79,11 +82,11 @@ class _Subscriber:
         await self._news.wait()
         if not self._urgent.is_set():
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout_at(self._sent + _GATHER_SECONDS):
+                async with asyncio.timeout(self._sent + _GATHER_SECONDS - self._now()):
                     await self._urgent.wait()
         self._news.clear()
         self._urgent.clear()
-        self._sent = asyncio.get_running_loop().time()
+        self._sent = self._now()
         changed, self._changed = self._changed, {}
         pushed, self._pushed = self._pushed, []
         return changed, pushed
@@ -120,8 +123,11 @@ class Peers(pb_grpc.PeersServicer):
         tls: TlsFiles | None = None,
         on_pushed: Callable[[str], None] | None = None,
         grace_seconds: float = GRACE_SECONDS,
+        clock: Clock = SYSTEM_CLOCK,
+        chance: random.Random = SYSTEM_CHANCE,
     ) -> None:
-        self.instance = secrets.token_hex(8)
+        self.instance = token(chance, 8)
+        self._now = clock.now
         self._ledger = ledger
         self._tls = tls
         self._on_pushed = on_pushed
@@ -180,7 +186,7 @@ class Peers(pb_grpc.PeersServicer):
         if self._tls is not None and SERVER_NAME.encode() not in context.auth_context().get("x509_common_name", ()):
             # Agents have certificates of the same authority, and each of them stands on a node where tenants' pods run.
             await context.abort(grpc.StatusCode.PERMISSION_DENIED, f"the client's certificate is not {SERVER_NAME}'s")
-        subscriber = _Subscriber()
+        subscriber = _Subscriber(self._now)
         demands = [pb.Demand(model=model, held=each.held, in_flight=each.in_flight) for model, each in self._ledger.demands().items()]
         subscriber.told(demands)
         self._subscribers.add(subscriber)

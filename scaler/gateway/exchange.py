@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import logging
-import time
 from collections.abc import AsyncIterator, Callable
 
 import aiohttp
@@ -58,13 +57,14 @@ class _Answer(web.StreamResponse):
 class Exchange:
     """One request, and what has been answered so far.
 
-    model: whose replicas may answer it; path: the target that they get; arrived: time.monotonic() of its head;
+    model: whose replicas may answer it; path: the target that they get; arrived: the moment of its head, by the clock `now`;
     body: held in memory; None: there is none, or it streams through unread.
     """
 
-    __slots__ = ("_events", "_request", "_started", "_upload_error", "arrived", "body", "closes", "model", "path")
+    __slots__ = ("_events", "_now", "_request", "_started", "_upload_error", "arrived", "body", "closes", "model", "path")
 
-    def __init__(self, request: web.BaseRequest, arrived: float) -> None:
+    def __init__(self, request: web.BaseRequest, arrived: float, now: Callable[[], float]) -> None:
+        self._now = now
         self._request = request
         self.arrived = arrived
         self.model = ""
@@ -101,10 +101,10 @@ class Exchange:
     async def over(self, member: Member, first_byte: Callable[[Exchange, float], None]) -> web.StreamResponse:
         """Sends the request to the replica and its answer to the client.
 
-        first_byte: called when the answer's first byte is there to be sent, with the time.monotonic() at which the replica got the request.
+        first_byte: called when the answer's first byte is there to be sent, with the moment at which the replica got the request.
         Raises: ReplicaFailed before the first byte; Refusal for a body that the client sent wrongly; ConnectionError: the client has gone.
         """
-        handed = time.monotonic()
+        handed = self._now()
         try:
             answer, chunk = await member.upstream.send(self._request.method, self.path, self._head(), self._data())
         except (aiohttp.ClientError, OSError) as error:

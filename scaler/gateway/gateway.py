@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import resource
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
 from urllib.parse import unquote
@@ -26,6 +25,7 @@ from scaler.gateway.client_gone import ClientWatch
 from scaler.gateway.dispatcher import Dispatcher, Hold, Member, NoReplica
 from scaler.gateway.exchange import Exchange, ReplicaFailed
 from scaler.gateway.refusal import Refusal
+from zerowake_shared.clock import SYSTEM_CLOCK, Clock
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,10 @@ _LEFT = 499  # the status under which a client that left is counted; nobody rece
 class Gateway:
     """Serves HTTP for every model in the ledger. Construct it before whatever else listens for first demand: it opens the activation."""
 
-    def __init__(self, ledger: Ledger, dispatcher: Dispatcher, activations: Activations, *, body_bytes: int = BODY_BYTES) -> None:
+    def __init__(
+        self, ledger: Ledger, dispatcher: Dispatcher, activations: Activations, clock: Clock = SYSTEM_CLOCK, *, body_bytes: int = BODY_BYTES
+    ) -> None:
+        self._now = clock.now
         self._ledger = ledger
         self._dispatcher = dispatcher
         self._activations = activations
@@ -51,7 +54,7 @@ class Gateway:
         self._idle = asyncio.Event()
         self._clients: ClientWatch
         self._site: web.TCPSite | None = None
-        self._created = int(time.time())
+        self._created = int(clock.wall())
         self.draining = False
         self.leaving = False  # requests are served, but each answer closes its connection: the next one shall be made elsewhere
         ledger.on_first_demand(self._first_demand)
@@ -101,9 +104,9 @@ class Gateway:
         self._activations.begin(model)
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        arrived = time.monotonic()
+        arrived = self._now()
         self._requests += 1
-        exchange = Exchange(request, arrived)
+        exchange = Exchange(request, arrived, self._now)
         code = 500
         try:
             if self.draining:
@@ -151,7 +154,7 @@ class Gateway:
 
     def _first_byte(self, exchange: Exchange, handed: float) -> None:
         exchange.closes = self.draining or self.leaving
-        now = time.monotonic()
+        now = self._now()
         metrics.FIRST_BYTE_SECONDS.labels(exchange.model).observe(now - exchange.arrived)
         activation = self._activations.current(exchange.model)
         if activation is not None:
@@ -253,7 +256,7 @@ class Gateway:
 
     async def _wait(self, exchange: Exchange, hold: Hold, beats: float | None) -> Member:
         """Waits for a place, with a heartbeat every `beats` seconds. Whatever ends the wait early gives it up."""
-        begun = time.monotonic()
+        begun = self._now()
         try:
             if beats is not None:
                 while not hold.future.done():
@@ -265,7 +268,7 @@ class Gateway:
         except BaseException:
             self._dispatcher.leave(hold)
             raise
-        metrics.HELD_SECONDS.labels(hold.pool.model).observe(time.monotonic() - begun)
+        metrics.HELD_SECONDS.labels(hold.pool.model).observe(self._now() - begun)
         return member
 
     def _gave_up(self, model: str, reason: str) -> None:

@@ -18,7 +18,6 @@ import asyncio
 import logging
 import math
 import random
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -33,6 +32,7 @@ from scaler.books.activation import Activations
 from scaler.books.ledger import Ledger, Subscription, UnknownModel
 from scaler.books.trigger import BadTrigger, Trigger, parse_trigger
 from scaler.keda.metrics import PUSH_SECONDS, PUSHES, REFUSED, STREAMS_OPEN, STREAMS_ROTATED
+from zerowake_shared.clock import SYSTEM_CHANCE, SYSTEM_CLOCK, Clock
 from zerowake_shared.tls import TlsFiles, server_credentials
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class _Stream:
 
 
 class _Listeners:
-    """The StreamIsActive streams of one model. `pushed`: time.monotonic() when all of them were last told."""
+    """The StreamIsActive streams of one model. `pushed`: when all of them were last told, by the clock."""
 
     __slots__ = ("declared", "pushed", "streams", "task")
 
@@ -91,8 +91,8 @@ class _Listeners:
         self.pushed = -math.inf
         self.task: asyncio.Task[None] | None = None
 
-    def push(self, cause: str) -> None:
-        self.pushed = time.monotonic()
+    def push(self, cause: str, now: float) -> None:
+        self.pushed = now
         for stream in self.streams:
             stream.push(cause)
 
@@ -111,7 +111,11 @@ class ExternalScaler(pb_grpc.ExternalScalerServicer):
         on_pushed: Callable[[str], None] | None = None,
         repeat_seconds: float = REPEAT_SECONDS,
         stream_age_seconds: float = STREAM_AGE_SECONDS,
+        clock: Clock = SYSTEM_CLOCK,
+        chance: random.Random = SYSTEM_CHANCE,
     ) -> None:
+        self._now = clock.now
+        self._chance = chance
         self._ledger = ledger
         self._activations = activations
         self._on_trigger = on_trigger
@@ -120,7 +124,7 @@ class ExternalScaler(pb_grpc.ExternalScalerServicer):
         self._age = stream_age_seconds
         self._listeners: dict[str, _Listeners] = {}
         self._streams: set[_Stream] = set()
-        self._first: dict[str, float] = {}  # model → time.monotonic() of its first demand, until a push for it is written
+        self._first: dict[str, float] = {}  # model → the moment of its first demand, until a push for it is written
         self._closing = False
         ledger.on_first_demand_anywhere(self._first_demand)
         ledger.on_declaration(self._declaration)
@@ -184,7 +188,7 @@ class ExternalScaler(pb_grpc.ExternalScalerServicer):
                 stream.end()
 
         # Spread, or streams opened together would leave together, and all objects be deaf in the same two seconds.
-        timer = loop.call_later(self._age * random.uniform(0.8, 1.2), rotate)
+        timer = loop.call_later(self._age * self._chance.uniform(0.8, 1.2), rotate)
         self._streams.add(stream)
         STREAMS_OPEN.labels(rpc).inc()
         if self._closing:
@@ -210,7 +214,7 @@ class ExternalScaler(pb_grpc.ExternalScalerServicer):
             if self._ledger.demand_anywhere(model).pending > 0:
                 stream.push("open")
                 if len(listeners.streams) == 1:
-                    listeners.pushed = time.monotonic()
+                    listeners.pushed = self._now()
         try:
             yield
         finally:
@@ -223,9 +227,9 @@ class ExternalScaler(pb_grpc.ExternalScalerServicer):
     # --- the ledger's news
 
     def _first_demand(self, model: str) -> None:
-        self._first[model] = time.monotonic()
+        self._first[model] = self._now()
         if listeners := self._listeners.get(model):
-            listeners.push("edge")
+            listeners.push("edge", self._now())
 
     def _declaration(self, model: str) -> None:
         if listeners := self._listeners.get(model):
@@ -248,10 +252,10 @@ class ExternalScaler(pb_grpc.ExternalScalerServicer):
         waited = self._ledger.demand_anywhere(model).pending > 0
         while True:
             demand = self._ledger.demand_anywhere(model)
-            waits, now = demand.pending > 0, time.monotonic()
+            waits, now = demand.pending > 0, self._now()
             starved = waits and demand.replicas == 0
             if (starved or (waits and not waited)) and now >= listeners.pushed + self._repeat:
-                listeners.push("repeat" if starved else "edge")
+                listeners.push("repeat" if starved else "edge", now)
             waited = waits
             with suppress(TimeoutError):
                 async with asyncio.timeout(listeners.pushed + self._repeat - now if starved else None):
@@ -262,7 +266,7 @@ class ExternalScaler(pb_grpc.ExternalScalerServicer):
         first = self._first.pop(model, None)
         if first is None:
             return
-        PUSH_SECONDS.observe(time.monotonic() - first)
+        PUSH_SECONDS.observe(self._now() - first)
         if self._activations and (activation := self._activations.current(model)):
             activation.mark("pushed")
         if self._on_pushed:
@@ -319,6 +323,7 @@ async def serve_external_scaler(
     on_pushed: Callable[[str], None] | None = None,
     repeat_seconds: float = REPEAT_SECONDS,
     stream_age_seconds: float = STREAM_AGE_SECONDS,
+    clock: Clock = SYSTEM_CLOCK,
 ) -> AsyncIterator[str]:
     """Serves the scaler, gRPC health and reflection; yields the bound address. `address`: `host:port` (port 0: any) or `unix:/path`.
 
@@ -326,7 +331,7 @@ async def serve_external_scaler(
         CannotListen: the address is taken or impossible.
         BadCertificate: `tls` cannot be used.
     """
-    scaler = ExternalScaler(ledger, activations, on_trigger, on_pushed, repeat_seconds, stream_age_seconds)
+    scaler = ExternalScaler(ledger, activations, on_trigger, on_pushed, repeat_seconds, stream_age_seconds, clock)
     server = grpc.aio.server(
         options=[
             ("grpc.so_reuseport", 0),  # a second scaler on the same port is a mistake to hear of, not to share KEDA's calls with

@@ -13,11 +13,9 @@ import contextlib
 import hashlib
 import logging
 import os
-import secrets
-import time
+import random
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any, Literal, TypeVar
 
 import aiohttp
@@ -25,7 +23,8 @@ import msgspec
 from kubernetes.aio import client, config
 
 from scaler.kubernetes.informer import Expired, Informer, Page
-from scaler.kubernetes.resources import Metadata
+from scaler.kubernetes.resources import Metadata, timestamp
+from zerowake_shared.clock import SYSTEM_CHANCE, SYSTEM_CLOCK, Clock, token
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +96,11 @@ class _Failure(msgspec.Struct):
 class Cluster:
     """Use `async with Cluster.connect() as cluster`."""
 
-    def __init__(self, api: client.ApiClient, reporter: str, instance: str) -> None:
+    def __init__(
+        self, api: client.ApiClient, reporter: str, instance: str, clock: Clock = SYSTEM_CLOCK, chance: random.Random = SYSTEM_CHANCE
+    ) -> None:
+        self._clock = clock
+        self._chance = chance
         self._api: Any = api  # the client has no types
         self._reporter = reporter
         self._instance = instance
@@ -188,7 +191,7 @@ class Cluster:
     ) -> None:
         """Writes an event about the object. Best effort: a failure is logged, since nothing may depend on events."""
         key = hashlib.blake2b(f"{metadata.uid}\0{reason}\0{note}".encode(), digest_size=8).hexdigest()
-        now = time.monotonic()
+        now = self._clock.now()
         if now - self._told.pop(key, -_EVENT_REPEAT_SECONDS) < _EVENT_REPEAT_SECONDS:
             self._told[key] = now
             return
@@ -197,8 +200,8 @@ class Cluster:
             del self._told[next(iter(self._told))]
         regarding = {"apiVersion": about.api, "kind": about.kind, "namespace": metadata.namespace, "name": metadata.name}
         body = {
-            "metadata": {"name": f"{metadata.name}.{secrets.token_hex(8)}", "namespace": metadata.namespace},
-            "eventTime": datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z"),
+            "metadata": {"name": f"{metadata.name}.{token(self._chance, 8)}", "namespace": metadata.namespace},
+            "eventTime": timestamp(self._clock.wall(), "microseconds"),
             "reportingController": self._reporter,
             "reportingInstance": self._instance[:128],
             "regarding": {**regarding, "uid": metadata.uid, "resourceVersion": metadata.resource_version},

@@ -16,8 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import secrets
-import time
+import random
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -35,6 +34,7 @@ from scaler.kubernetes.resources import Condition, Holder, Meta, ModelSnapshot, 
 from scaler.kubernetes.workqueue import WorkQueue
 from zerowake_shared import pod_contract
 from zerowake_shared.backoff import Backoff
+from zerowake_shared.clock import SYSTEM_CHANCE, SYSTEM_CLOCK, Clock, token
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +93,17 @@ class _FailedCapture:
 
 
 class Controller:
-    def __init__(self, cluster: Cluster, snapshots: Informer[ModelSnapshot], nodes: Nodes, setup: NodeSetup) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        snapshots: Informer[ModelSnapshot],
+        nodes: Nodes,
+        setup: NodeSetup,
+        clock: Clock = SYSTEM_CLOCK,
+        chance: random.Random = SYSTEM_CHANCE,
+    ) -> None:
+        self._clock = clock
+        self._chance = chance
         self._cluster = cluster
         self._snapshots = snapshots
         self._nodes = nodes
@@ -211,7 +221,7 @@ class Controller:
             await self._not_captured(snapshot, resources.FAILED, "TemplateRefused", reason)
             return None
         failed = self._failed.get((snapshot.key, snapshot.template_hash))
-        if failed and (wait := failed.not_before - time.monotonic()) > 0:
+        if failed and (wait := failed.not_before - self._clock.now()) > 0:
             await self._not_captured(snapshot, resources.FAILED, "CaptureFailed", failed.why)
             return wait
         free = {node.info.name: 1 / (1 + node.info.memory_free_bytes) for node in self._nodes if node.synced.is_set() and node.info.name}
@@ -261,7 +271,7 @@ class Controller:
         key = (snapshot.key, snapshot.template_hash)
         failed = self._failed.setdefault(key, _FailedCapture(Backoff(_FIRST_CAPTURE_RETRY_SECONDS, _LAST_CAPTURE_RETRY_SECONDS)))
         wait = failed.backoff.next()
-        failed.not_before, failed.why = time.monotonic() + wait, reason
+        failed.not_before, failed.why = self._clock.now() + wait, reason
         await self._not_captured(snapshot, resources.FAILED, "CaptureFailed", reason)
         await self._tell(snapshot, "Warning", "CaptureFailed", f"{reason}; tried again in {wait:.0f} s")
         return wait
@@ -270,7 +280,7 @@ class Controller:
         """There is no snapshot of this template. One of an older template stays on its nodes until it is replaced, but is not used."""
         conditions = snapshot.status.conditions
         for kind in (resources.CONDITION_CAPTURED, resources.CONDITION_READY):
-            conditions = with_condition(conditions, _condition(snapshot, kind, False, "", reason, message))
+            conditions = with_condition(conditions, _condition(snapshot, kind, False, "", reason, message), self._clock.wall())
         same = snapshot.status.template_hash == snapshot.template_hash
         old = msgspec.structs.replace(snapshot.status, digest="", nodes=(), image_bytes=0) if same else snapshot.status
         await self._write(snapshot, msgspec.structs.replace(old, phase=phase, conditions=conditions))
@@ -294,13 +304,14 @@ class Controller:
             ready = _condition(snapshot, resources.CONDITION_READY, False, "", "Unusable", f"on node {name}: {why}")
         else:
             ready = _condition(snapshot, resources.CONDITION_READY, False, "", "NotResident", missing)
+        wall = self._clock.wall()
         status = msgspec.structs.replace(
             snapshot.status,
             phase=resources.READY if usable else resources.PENDING,
             digest=digest,
             image_bytes=max((each.image_bytes for each in artifact.held.values()), default=snapshot.status.image_bytes),
             nodes=holders,
-            conditions=with_condition(with_condition(snapshot.status.conditions, captured), ready),
+            conditions=with_condition(with_condition(snapshot.status.conditions, captured, wall), ready, wall),
             template_hash=snapshot.template_hash if snapshot.spec.template is not None else "",
         )
         await self._write(snapshot, status)
@@ -333,7 +344,7 @@ class Controller:
         waits = "" if self._shared(snapshot) else await self._unstage(snapshot)
         if waits:
             ready = _condition(snapshot, resources.CONDITION_READY, False, "", "Deleting", waits)
-            conditions = with_condition(snapshot.status.conditions, ready)
+            conditions = with_condition(snapshot.status.conditions, ready, self._clock.wall())
             await self._write(snapshot, msgspec.structs.replace(snapshot.status, conditions=conditions))
             return _ABSENT_AGENT_SECONDS
         rest = tuple(each for each in snapshot.metadata.finalizers if each != resources.FINALIZER)
@@ -360,7 +371,7 @@ class Controller:
         for name, residency in artifact.held.items():
             if name not in artifact.answering:
                 continue
-            request = agent_pb2.UnstageRequest(request_id=secrets.token_hex(8), snapshot=residency.snapshot, rung=agent_pb2.RUNG_ABSENT)
+            request = agent_pb2.UnstageRequest(request_id=token(self._chance, 8), snapshot=residency.snapshot, rung=agent_pb2.RUNG_ABSENT)
             try:
                 await artifact.answering[name].stub.Unstage(request, timeout=_UNSTAGE_SECONDS)
             except grpc.aio.AioRpcError as error:

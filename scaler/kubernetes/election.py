@@ -13,12 +13,12 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
 
 import msgspec
 
 from scaler.kubernetes.cluster import LEASES, Cluster, ClusterError, Conflict, NotFound
-from scaler.kubernetes.resources import Metadata
+from scaler.kubernetes.resources import Metadata, timestamp
+from zerowake_shared.clock import SYSTEM_CLOCK, Clock
 
 log = logging.getLogger(__name__)
 
@@ -37,9 +37,11 @@ class _Lease(msgspec.Struct, frozen=True):
     spec: _Spec = _Spec()
 
 
-async def lead(cluster: Cluster, namespace: str, lease: str, identity: str, work: Callable[[], Awaitable[None]]) -> None:
+async def lead(
+    cluster: Cluster, namespace: str, lease: str, identity: str, work: Callable[[], Awaitable[None]], clock: Clock = SYSTEM_CLOCK
+) -> None:
     """Runs `work` while this process holds the lease, and again whenever it gets it; until cancelled, then gives the lease back."""
-    candidate = _Candidate(cluster, namespace, lease, identity)
+    candidate = _Candidate(cluster, namespace, lease, identity, clock)
     while True:
         written = await candidate.acquire()
         log.info("%s holds the lease %s/%s", identity, namespace, lease)
@@ -60,36 +62,36 @@ async def lead(cluster: Cluster, namespace: str, lease: str, identity: str, work
 
 
 class _Candidate:
-    def __init__(self, cluster: Cluster, namespace: str, name: str, identity: str) -> None:
+    def __init__(self, cluster: Cluster, namespace: str, name: str, identity: str, clock: Clock) -> None:
+        self._clock = clock
         self._cluster = cluster
         self._namespace = namespace
         self._name = name
         self._identity = identity
         self._seen: _Lease | None = None
-        self._changed = 0.0  # loop time at which the lease was first seen as it is in `_seen`
+        self._changed = 0.0  # the moment at which the lease was first seen as it is in `_seen`
 
     async def acquire(self) -> float:
-        """Waits for the lease. Returns the loop time at which the write that got it was begun."""
+        """Waits for the lease. Returns the moment at which the write that got it was begun."""
         while True:
-            begun = asyncio.get_running_loop().time()
+            begun = self._clock.now()
             if await self._try(begun):
                 return begun
             await asyncio.sleep(_RETRY_SECONDS)
 
     async def renew(self, written: float) -> None:
         """Keeps the lease; returns when it may be lost."""
-        loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(_RETRY_SECONDS)
-            begun = loop.time()
+            begun = self._clock.now()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout_at(written + _STOP_SECONDS):
+                async with asyncio.timeout(written + _STOP_SECONDS - begun):
                     if await self._try(begun):
                         written = begun
             if self._seen is not None and self._seen.spec.holder_identity != self._identity:
                 log.warning("the lease %s is held by %s now", self._name, self._seen.spec.holder_identity)
                 return
-            if loop.time() >= written + _STOP_SECONDS:
+            if self._clock.now() >= written + _STOP_SECONDS:
                 log.warning("the lease %s could not be renewed for %.0f s: no longer leading", self._name, _STOP_SECONDS)
                 return
 
@@ -127,7 +129,7 @@ class _Candidate:
             return False
 
     async def _write(self, lease: _Lease, holder: str | None) -> _Lease:
-        now = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+        now = timestamp(self._clock.wall(), "microseconds")
         spec: dict[str, object] = {"holderIdentity": holder, "renewTime": now, "leaseDurationSeconds": _LEASE_SECONDS}
         if holder and holder != lease.spec.holder_identity:
             spec |= {"acquireTime": now, "leaseTransitions": (lease.spec.lease_transitions or 0) + 1}

@@ -19,6 +19,7 @@ from typing import Any, Generic, NamedTuple, Protocol, Self, TypeVar
 import msgspec
 
 from zerowake_shared.backoff import Backoff
+from zerowake_shared.clock import SYSTEM_CHANCE
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +78,7 @@ class Informer(Generic[T]):
         namespace: str,
         selectors: Mapping[str, str],
         resync_seconds: float = _RESYNC_SECONDS,
+        chance: random.Random = SYSTEM_CHANCE,
     ) -> None:
         self.synced = asyncio.Event()
         self._source = source
@@ -85,6 +87,7 @@ class Informer(Generic[T]):
         self._namespace = namespace
         self._selectors = selectors
         self._resync = resync_seconds
+        self._chance = chance
         self._objects: dict[Key, T] = {}
         self._listeners: list[Callable[[T | None, T | None], None]] = []
         self._tasks: list[asyncio.Task[None]] = []
@@ -159,7 +162,7 @@ class Informer(Generic[T]):
             **self._selectors,
             "allowWatchBookmarks": "true",
             "resourceVersion": self._version,
-            "timeoutSeconds": str(random.randint(240, 480)),  # spread: all streams began when the API server did
+            "timeoutSeconds": str(self._chance.randint(240, 480)),  # spread: all streams began when the API server did
         }
         heard = False
         async for kind, raw in self._source.watch(self._resource, self._namespace, query):
@@ -201,6 +204,6 @@ class Informer(Generic[T]):
 
     async def _tell_again(self) -> None:
         while True:
-            await asyncio.sleep(self._resync * random.uniform(0.8, 1.2))
+            await asyncio.sleep(self._resync * self._chance.uniform(0.8, 1.2))
             for found in list(self._objects.values()):
                 self._tell(found, found)

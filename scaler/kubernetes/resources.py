@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -176,12 +176,13 @@ class Pod(_Object, frozen=True):
     status: PodStatus = PodStatus()
 
 
-def timestamp() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+def timestamp(wall: float, precision: Literal["seconds", "microseconds"] = "seconds") -> str:
+    """A moment, in seconds since 1970, as Kubernetes writes a Time, or a MicroTime."""
+    return datetime.fromtimestamp(wall, UTC).isoformat(timespec=precision).replace("+00:00", "Z")
 
 
-def with_condition(conditions: tuple[Condition, ...], new: Condition) -> tuple[Condition, ...]:
-    """The conditions with `new` in the place of its kind; the time of transition stays unless the status changed."""
+def with_condition(conditions: tuple[Condition, ...], new: Condition, wall: float) -> tuple[Condition, ...]:
+    """The conditions with `new` in the place of its kind. `wall`: now, which is its time of transition if its status changed."""
     old = next((each for each in conditions if each.type == new.type), None)
-    time = old.last_transition_time if old and old.status == new.status else timestamp()
+    time = old.last_transition_time if old and old.status == new.status else timestamp(wall)
     return (*(each for each in conditions if each.type != new.type), msgspec.structs.replace(new, last_transition_time=time))

@@ -16,8 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -28,6 +27,7 @@ from zerowake_proto import externalscaler_pb2_grpc as pb_grpc
 from scaler.books.hpa import POLICY_SECONDS, SYNC_SECONDS, Hpa, ScalingRules, activation
 from scaler.books.trigger import parse_trigger
 from zerowake_shared.backoff import Backoff
+from zerowake_shared.clock import SYSTEM_CLOCK, Clock
 
 log = logging.getLogger(__name__)
 
@@ -53,9 +53,7 @@ class ScaledTarget:
     `name` is for logs and for the scaler; `metadata` is the trigger's, as in KEDA.
     """
 
-    def __init__(
-        self, name: str, metadata: Mapping[str, str], rules: ScalingRules, target: Target, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, name: str, metadata: Mapping[str, str], rules: ScalingRules, target: Target, clock: Clock = SYSTEM_CLOCK) -> None:
         parse_trigger(metadata)
         self.name = name
         self.rules = rules
@@ -64,7 +62,7 @@ class ScaledTarget:
         self._ref = pb.ScaledObjectRef(name=name, namespace="local", scalerMetadata=dict(metadata))
         self._hpa = Hpa(rules)
         self._spec: pb.MetricSpec | None = None
-        self._last_active = clock()
+        self._last_active = clock.now()
         self._activated: float | None = None
         self._lock = asyncio.Lock()  # one decision at a time, as KEDA and the API server have it
         self._hurry = asyncio.Event()
@@ -137,7 +135,7 @@ class ScaledTarget:
     async def _decide(self, *, active: bool, failed: bool) -> bool:
         """KEDA's part: between zero (or idle) and the first replicas. True if it asked for other replicas."""
         async with self._lock:
-            now, current = self._clock(), self.target.replicas()
+            now, current = self._clock.now(), self.target.replicas()
             wish = activation(self.rules, active=active, failed=failed, replicas=current, idle_seconds=now - self._last_active)
             if active:
                 self._last_active = now
@@ -150,7 +148,7 @@ class ScaledTarget:
     async def _adjust(self, total: float, target: float) -> None:
         """The HPA's part: how many, above zero."""
         async with self._lock:
-            now, current = self._clock(), self.target.replicas()
+            now, current = self._clock.now(), self.target.replicas()
             catching_up = self._activated is not None and now - self._activated < POLICY_SECONDS
             wish = self._hpa.desired(current=current, total=total, target=target, now=now, limited=not catching_up)
             if wish != current and await self._scale(current, wish, f"{total:g} requests pending, {target:g} a replica"):
@@ -181,7 +179,7 @@ class Autoscaler:
     A bug in one object's rules ends the whole block with its error: a model that silently stops being scaled is the worse outcome.
     """
 
-    def __init__(self, address: str, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, address: str, clock: Clock = SYSTEM_CLOCK) -> None:
         self._address = address
         self._clock = clock
         self._group = asyncio.TaskGroup()

@@ -11,7 +11,8 @@ import asyncio
 import contextlib
 import functools
 import logging
-import secrets
+import math
+import random
 
 import grpc
 from zerowake_proto import agent_pb2
@@ -23,6 +24,7 @@ from scaler.gateway.dispatcher import Dispatcher
 from scaler.local.config import ModelSection
 from scaler.plan.planner import Planner
 from zerowake_shared.backoff import Backoff
+from zerowake_shared.clock import SYSTEM_CHANCE, SYSTEM_CLOCK, Clock, token
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +42,11 @@ class Deployment:
         nodes: Nodes,
         planner: Planner,
         activations: Activations,
+        clock: Clock = SYSTEM_CLOCK,
+        chance: random.Random = SYSTEM_CHANCE,
     ) -> None:
+        self._now = clock.now
+        self._chance = chance
         self.model = model
         self._section = section
         self._ledger = ledger
@@ -53,7 +59,7 @@ class Deployment:
         self._starting: set[asyncio.Task[None]] = set()
         self._ending: dict[str, asyncio.Task[None]] = {}
         self._backoff = Backoff(_FIRST_RETRY_SECONDS, _LAST_RETRY_SECONDS)
-        self._not_before = 0.0  # loop time of the next start
+        self._not_before = -math.inf  # the moment of the next start
         nodes.on_change(lambda _: self._changed.set())
 
     def replicas(self) -> int:
@@ -66,11 +72,10 @@ class Deployment:
 
     async def run(self) -> None:
         """Converges until cancelled."""
-        loop = asyncio.get_running_loop()
         try:
             while True:
                 self._converge()
-                pause = self._not_before - loop.time()
+                pause = self._not_before - self._now()
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(pause if pause > 0 else None):
                         await self._changed.wait()
@@ -82,12 +87,11 @@ class Deployment:
             await asyncio.gather(*work, return_exceptions=True)
 
     def _converge(self) -> None:
-        loop = asyncio.get_running_loop()
         live = [(node, replica) for node, replica in self._nodes.replicas_of(self.model) if replica.id not in self._ending]
         missing = self._wish - len(live) - len(self._starting)
         if missing > 0 and self._planner.node_for(self.model) is None:
             self._ledger.report_failure(self.model, "no restore agent is connected")
-        elif missing > 0 and loop.time() >= self._not_before:
+        elif missing > 0 and self._now() >= self._not_before:
             for _ in range(missing):
                 task = asyncio.create_task(self._start(), name=f"starting {self.model}")
                 self._starting.add(task)
@@ -114,7 +118,7 @@ class Deployment:
         if node is None:
             return
         activation = self._activations.current(self.model)
-        request = agent_pb2.RestoreRequest(request_id=secrets.token_hex(8), model=self.model)
+        request = agent_pb2.RestoreRequest(request_id=token(self._chance, 8), model=self.model)
         if activation:
             request.activation_id = activation.id
             activation.mark("scheduled")
@@ -136,13 +140,13 @@ class Deployment:
         pause = self._backoff.next()
         log.warning("no replica of %s could be started: %s; next try in %.1f s", self.model, why, pause)
         self._ledger.report_failure(self.model, why)
-        self._not_before = asyncio.get_running_loop().time() + pause
+        self._not_before = self._now() + pause
 
     async def _end(self, node: Node, replica_id: str) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_DRAIN_SECONDS):
                 await self._dispatcher.drain(replica_id)
-        request_id, keep = secrets.token_hex(8), self._section.keep_seconds
+        request_id, keep = token(self._chance, 8), self._section.keep_seconds
         try:
             if keep is None:
                 await node.stub.Release(agent_pb2.ReleaseRequest(request_id=request_id, replica_id=replica_id))

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import secrets
+import random
 from collections.abc import Mapping
 
 import grpc
@@ -23,6 +23,7 @@ from scaler.books.trigger import Trigger
 from scaler.fleet.nodes import Node, Nodes
 from scaler.local.config import ModelSection
 from scaler.plan.estimate import best, seconds_to_serve, seconds_to_stage
+from zerowake_shared.clock import SYSTEM_CHANCE, token
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +33,8 @@ _BELOW = {agent_pb2.RUNG_MEMORY: agent_pb2.RUNG_DISK, agent_pb2.RUNG_STANDBY: ag
 class Planner:
     """Hooks into the ledger and the nodes; `close` cancels what it has asked for."""
 
-    def __init__(self, ledger: Ledger, nodes: Nodes, models: Mapping[str, ModelSection]) -> None:
+    def __init__(self, ledger: Ledger, nodes: Nodes, models: Mapping[str, ModelSection], chance: random.Random = SYSTEM_CHANCE) -> None:
+        self._chance = chance
         self._ledger = ledger
         self._nodes = nodes
         self._models = models
@@ -97,7 +99,7 @@ class Planner:
         task.add_done_callback(lambda _: self._staging.pop(key, None))
 
     async def _ask(self, node: Node, model: str, snapshot: agent_pb2.SnapshotRef, rung: agent_pb2.Rung) -> None:
-        request = agent_pb2.StageRequest(request_id=secrets.token_hex(8), snapshot=snapshot, rung=rung)
+        request = agent_pb2.StageRequest(request_id=token(self._chance, 8), snapshot=snapshot, rung=rung)
         try:
             answer = await node.stub.Stage(request)
             where = "a standby" if rung == agent_pb2.RUNG_STANDBY else "memory"

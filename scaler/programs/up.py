@@ -35,6 +35,7 @@ from scaler.view.activations import record_activation
 from scaler.view.metrics import LedgerCollector, serve_metrics
 from scaler.view.status import serve_status
 from zerowake_shared.backoff import Backoff
+from zerowake_shared.clock import SYSTEM_CLOCK
 from zerowake_shared.tls import TlsFiles
 
 log = logging.getLogger(__name__)
@@ -107,7 +108,7 @@ async def _keep_agent(config: Config) -> None:
         command += ["--metrics", config.agent_metrics]
     backoff = Backoff(_AGENT_FIRST_RETRY_SECONDS, _AGENT_LAST_RETRY_SECONDS)
     while True:
-        began = asyncio.get_running_loop().time()
+        began = SYSTEM_CLOCK.now()
         # A process group of its own: Ctrl-C reaches us, and the agent is stopped when requests have drained.
         process = await asyncio.create_subprocess_exec(*command, stdin=asyncio.subprocess.DEVNULL, start_new_session=True)
         try:
@@ -121,7 +122,7 @@ async def _keep_agent(config: Config) -> None:
                 os.killpg(process.pid, signal.SIGKILL)
                 await process.wait()
             raise
-        if asyncio.get_running_loop().time() - began > _AGENT_LAST_RETRY_SECONDS:
+        if SYSTEM_CLOCK.now() - began > _AGENT_LAST_RETRY_SECONDS:
             backoff.reset()
         pause = backoff.next()
         log.warning("the restore agent ended (%s); its replicas are gone, it starts again in %.1f s", _said(code), pause)

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -21,6 +20,8 @@ from scaler.fleet.addresses import Addresses
 from scaler.fleet.nodes import Node, Nodes
 from scaler.gateway.dispatcher import Dispatcher
 from tests.worlds.certificates import Authority
+from tests.worlds.virtual_time import StandingClock
+from zerowake_shared.clock import SYSTEM_CLOCK, Clock
 from zerowake_shared.tls import BadCertificate, TlsFiles, server_credentials
 
 
@@ -64,11 +65,11 @@ def replica(name: str, namespace: str = "ns") -> agent_pb2.Replica:
 
 
 class View:
-    def __init__(self, admits: Any = lambda _: True) -> None:
+    def __init__(self, admits: Any = lambda _: True, clock: Clock = SYSTEM_CLOCK) -> None:
         ledger = Ledger({"m": ModelLimits()})
         self.dispatcher = Dispatcher(ledger)
-        self.activations = Activations()
-        self.nodes = Nodes(self.dispatcher, self.activations, admits)
+        self.activations = Activations(clock)
+        self.nodes = Nodes(self.dispatcher, self.activations, admits, clock)
         self.addresses = Addresses()
 
     def ready(self) -> set[str]:
@@ -184,13 +185,13 @@ async def test_only_those_that_are_admitted() -> None:
         await view.dispatcher.close()
 
 
-async def test_what_went_by_before_the_agent_began(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_went_by_before_the_agent_began() -> None:
     """It is the time since the push, less the agent's own; image and weights go on at the same time."""
-    view = View()
+    clock = StandingClock(101.0)
+    view = View(clock=clock)
     activation = view.activations.begin("m", 100.0)
     activation.mark("held", 100.1)
     activation.mark("pushed", 100.2)
-    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: 101.0))
     agent = Agent("n1")
     async with agent.serve() as address, view.nodes.follow(address):
         (node,) = view.nodes
