@@ -4,7 +4,7 @@ import asyncio
 import json
 import os
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import openai
 import pytest
 
 from tests.demo.conftest import Served, started
+from tests.worlds.waiting import until
 
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 ESSAY = [{"role": "user", "content": "Write down all numbers from one to a million."}]
@@ -40,13 +41,6 @@ async def stream(http: aiohttp.ClientSession, engine: Served, **fields: Any) -> 
         *events, last = [line.removeprefix("data: ") for line in (await response.text()).split("\n\n") if line]
     assert last == "[DONE]"
     return [json.loads(event) for event in events]
-
-
-async def until(holds: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + 30
-    while not holds():
-        assert time.monotonic() < deadline, f"{what}: not within 30 s"
-        await asyncio.sleep(0.02)
 
 
 async def test_greedy_answer_is_right_and_the_same_again(chat: Served, http: aiohttp.ClientSession) -> None:

@@ -10,8 +10,9 @@ import pytest
 
 from gpumem.hardware.memory import HOST
 from tests.demo.conftest import Served, started
-from tests.demo.test_engines import assert_can_be_dumped, until
+from tests.demo.test_engines import assert_can_be_dumped
 from tests.worlds.device import World
+from tests.worlds.waiting import until
 
 TEXTS = ["a short one", "and one that is quite a bit longer than the other, to be padded"]
 

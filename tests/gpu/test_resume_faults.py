@@ -30,8 +30,8 @@ from restore_agent.drivers.criu import Criu, CriuError
 from restore_agent.drivers.cuda import CudaError
 from restore_agent.sequences.placement import HEADROOM
 from restore_agent.snapshots.store import Catalog
-from tests.worlds.agent import nothing_left
 from tests.worlds.device import ROOT
+from tests.worlds.leftovers import nothing_left
 from tests.worlds.node import MIB, NAME, Node
 from tests.worlds.strike import DEMOTING, RESTORING, engine_pids, strike
 

@@ -17,7 +17,8 @@ from gpumem.filler.files import BLOCK
 from gpumem.hardware.host import HostMemory
 from gpumem.hardware.memory import DeviceFull
 from gpumem.server.pool import Pool, Short
-from tests.worlds.gpumem_server import MIB, descriptors
+from tests.worlds.gpumem_server import MIB
+from tests.worlds.processes import descriptors
 
 
 class Crowded(HostMemory):
@@ -36,7 +37,7 @@ class Crowded(HostMemory):
 
 @pytest.fixture
 async def pool(no_garbage: None) -> AsyncIterator[Pool]:
-    before = descriptors()
+    before = len(descriptors(os.getpid()))
     found = Pool(Crowded(8 * MIB))
     await found.resize(50 * MIB)
     keeping = asyncio.create_task(found.replenish())
@@ -44,7 +45,7 @@ async def pool(no_garbage: None) -> AsyncIterator[Pool]:
     keeping.cancel()
     await asyncio.wait([keeping])
     found.close()
-    assert descriptors() == before
+    assert len(descriptors(os.getpid())) == before
 
 
 async def settled(pool: Pool, free: int) -> None:

@@ -31,7 +31,8 @@ from gpumem.wire.errors import (
     WrongDevice,
 )
 from gpumem.wire.frames import receive, send
-from tests.worlds.gpumem_server import MIB, Served, Weights, go_on, peer, step, until
+from tests.worlds.gpumem_peer import go_on, peer, step
+from tests.worlds.gpumem_server import MIB, Served, Weights, until
 
 
 @pytest.fixture

@@ -20,7 +20,9 @@ from gpumem.client.control import Control
 from gpumem.wire.blocking_connection import BlockingConnection
 from gpumem.wire.errors import GpumemError, NotFound, PeerGone
 from gpumem.wire.frames import VERSION, receive, send
-from tests.worlds.gpumem_server import GPUMEM, MIB, Served, Weights, alive, descriptors, go_on, make_weights, peer, served, step, until
+from tests.worlds.gpumem_peer import go_on, peer, step
+from tests.worlds.gpumem_server import GPUMEM, MIB, Served, Weights, make_weights, served, until
+from tests.worlds.processes import alive, descriptors
 
 
 @pytest.fixture
@@ -172,7 +174,7 @@ def test_a_crowd_of_readers(server: Served, weights: Weights, pool: ThreadPoolEx
     """1,000 clients, each with its own connection and mapping, at once; then all gone without a word."""
     with Client(server.socket) as client:
         client.fill(weights.layout, weights.sources)
-    before = descriptors()
+    before = len(descriptors(os.getpid()))
     everybody: list[Client] = []
 
     def come(number: int) -> None:
@@ -188,7 +190,7 @@ def test_a_crowd_of_readers(server: Served, weights: Weights, pool: ThreadPoolEx
     until(lambda: not server.status().leases)
     for client in everybody:
         client.close()
-    assert descriptors() == before
+    assert len(descriptors(os.getpid())) == before
 
 
 async def test_a_crowd_of_tasks(server: Served, weights: Weights) -> None:

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gpumem.wire.frames import PACKET, Assembler, Channel, ProtocolViolation, packets, receive, send
-from tests.worlds.gpumem_server import descriptors
+from tests.worlds.processes import descriptors
 
 pytestmark = pytest.mark.usefixtures("no_garbage")
 
@@ -26,7 +26,7 @@ def pair() -> tuple[socket.socket, socket.socket]:
 @given(length=st.one_of(st.integers(0, 200_000), st.integers(PACKET - 10, PACKET + 2)), count=st.integers(0, 600))
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_message_arrives_whole(length: int, count: int) -> None:
-    before = descriptors()
+    before = len(descriptors(os.getpid()))
     payload = os.urandom(length)
     file = os.memfd_create("file")
     os.write(file, b"content")
@@ -38,7 +38,7 @@ def test_a_message_arrives_whole(length: int, count: int) -> None:
         assert [os.pread(fd, 10, 0) for fd in frame.descriptors] == [b"content"] * count
         frame.close()
     os.close(file)
-    assert descriptors() == before
+    assert len(descriptors(os.getpid())) == before
 
 
 async def test_messages_of_several_senders_do_not_mix() -> None:
@@ -82,7 +82,7 @@ REFUSED: dict[str, list[tuple[bytes, int]]] = {  # packets, each with a number o
 
 @pytest.mark.parametrize("what", REFUSED)
 def test_what_breaks_a_rule_is_refused(what: str) -> None:
-    before = descriptors()
+    before = len(descriptors(os.getpid()))
     file = os.memfd_create("file")
     left, right = pair()
     with left, right:
@@ -91,7 +91,7 @@ def test_what_breaks_a_rule_is_refused(what: str) -> None:
         with pytest.raises(ProtocolViolation):
             receive(right)
     os.close(file)
-    assert descriptors() == before
+    assert len(descriptors(os.getpid())) == before
 
 
 def test_a_spilled_message_in_a_pipe_is_refused() -> None:
@@ -108,7 +108,7 @@ def test_a_spilled_message_in_a_pipe_is_refused() -> None:
 @given(sent=st.lists(st.tuples(st.binary(max_size=40), st.integers(0, 3)), min_size=1, max_size=6))
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_packets_at_all_are_a_frame_or_refused(sent: list[tuple[bytes, int]]) -> None:
-    before = descriptors()
+    before = len(descriptors(os.getpid()))
     file = os.memfd_create("file")
     left, right = pair()
     assembler = Assembler()
@@ -125,7 +125,7 @@ def test_any_packets_at_all_are_a_frame_or_refused(sent: list[tuple[bytes, int]]
             pass
     assembler.close()
     os.close(file)
-    assert descriptors() == before
+    assert len(descriptors(os.getpid())) == before
 
 
 def test_what_does_not_fit_is_the_callers_mistake() -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from restore_agent.drivers.criu import Criu, CriuError
-from tests.worlds.agent import Agent, copy_state, engine, huge_pages, left_behind, running
+from tests.worlds.agent import Agent, copy_state, engine, running
+from tests.worlds.leftovers import huge_pages, left_behind
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

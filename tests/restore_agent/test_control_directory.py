@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from restore_agent.engine.engine import READY as AGENTS_READY
 from restore_agent.engine.engine import RESTORE_COMPLETE, SNAPSHOT_COMPLETE
 from restore_agent.engine.engine import WEIGHTS as AGENTS_WEIGHTS
 from restore_agent.workload.control_directory import ANSWERS, FAILED, GPUS, QUIESCE_REQUESTED, READY, VARIABLE, WEIGHTS, ControlDirectory
+from tests.worlds.waiting import blocking_until
 
 PATIENCE = 10.0
 
@@ -66,13 +66,6 @@ def engine(tmp_path: Path) -> Iterator[Callable[[int], FakeEngine]]:
         assert not each.thread.is_alive()
 
 
-def until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
-
-
 def tell(folder: Path, word: str, content: str = "") -> None:
     fresh = folder / f".{word}"
     fresh.write_text(content)
@@ -89,7 +82,7 @@ def test_an_engine_is_ready_after_it_has_quiesced_and_resumes_at_the_answer(
     engine: Callable[[int], FakeEngine], tmp_path: Path, answer: str
 ) -> None:
     one = engine(1)
-    until((tmp_path / READY).exists)
+    blocking_until((tmp_path / READY).exists)
     assert one.said == ["quiesce"] and one.ready_at_quiesce == [False]
     tell(tmp_path, answer)
     one.thread.join(PATIENCE)
@@ -99,13 +92,13 @@ def test_an_engine_is_ready_after_it_has_quiesced_and_resumes_at_the_answer(
 def test_an_engine_becomes_ready_again_when_it_is_asked(engine: Callable[[int], FakeEngine], tmp_path: Path) -> None:
     one = engine(3)
     for _ in range(2):
-        until((tmp_path / READY).exists)
+        blocking_until((tmp_path / READY).exists)
         tell(tmp_path, RESTORE_COMPLETE)
-        until(lambda: one.said[-1] == {})
+        blocking_until(lambda: one.said[-1] == {})
         for word in (READY, *ANSWERS):
             (tmp_path / word).unlink(missing_ok=True)
         tell(tmp_path, QUIESCE_REQUESTED)
-        until((tmp_path / READY).exists)
+        blocking_until((tmp_path / READY).exists)
         (tmp_path / QUIESCE_REQUESTED).unlink()
     assert one.said == ["quiesce", {}, "quiesce", {}, "quiesce"]
     tell(tmp_path, RESTORE_COMPLETE)
@@ -113,14 +106,14 @@ def test_an_engine_becomes_ready_again_when_it_is_asked(engine: Callable[[int], 
 
 def test_gpus_that_moved_are_told_once(engine: Callable[[int], FakeEngine], tmp_path: Path) -> None:
     one = engine(2)
-    until((tmp_path / READY).exists)
+    blocking_until((tmp_path / READY).exists)
     tell(tmp_path, GPUS, json.dumps({"GPU-a": "GPU-b", "GPU-b": "GPU-a"}))
     tell(tmp_path, RESTORE_COMPLETE)
-    until(lambda: len(one.said) == 2)
+    blocking_until(lambda: len(one.said) == 2)
     for word in (READY, RESTORE_COMPLETE):
         (tmp_path / word).unlink()
     tell(tmp_path, QUIESCE_REQUESTED)
-    until((tmp_path / READY).exists)
+    blocking_until((tmp_path / READY).exists)
     tell(tmp_path, RESTORE_COMPLETE)
     one.thread.join(PATIENCE)
     assert one.said == ["quiesce", {"GPU-a": "GPU-b", "GPU-b": "GPU-a"}, "quiesce", {}, "ended"]

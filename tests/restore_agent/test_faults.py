@@ -16,7 +16,8 @@ import pytest
 from zerowake_proto import agent_pb2 as pb
 
 from restore_agent.snapshots.store import Catalog
-from tests.worlds.agent import Agent, copy_state, engine, get, left_behind, nothing_left, reference, running
+from tests.worlds.agent import Agent, copy_state, engine, get, reference, running
+from tests.worlds.leftovers import left_behind, nothing_left
 
 
 def snapshot_folder(state: Path) -> Path:

@@ -24,8 +24,9 @@ from restore_agent.pages.images import split
 from restore_agent.snapshots.chunks import Chunk, ChunkStore, CorruptChunk, write_chunks
 from restore_agent.snapshots.page_runs import PAGE, read_index, write_index
 from restore_agent.snapshots.store import Catalog
-from tests.worlds.agent import Agent, left_behind, nothing_left
+from tests.worlds.agent import Agent
 from tests.worlds.comparison import Compared, Different, compare
+from tests.worlds.leftovers import left_behind, nothing_left
 
 PID = 7  # in the image
 SIZE = 40 << 20

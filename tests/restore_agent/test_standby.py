@@ -13,7 +13,8 @@ from zerowake_proto import agent_pb2 as pb
 
 from restore_agent.engine.engine import cpu_seconds
 from tests.restore_agent.test_restore import live_replicas, oracle
-from tests.worlds.agent import Agent, engine, get, nothing_left, reference, running
+from tests.worlds.agent import Agent, engine, get, reference, running
+from tests.worlds.leftovers import nothing_left
 
 
 def engines(agent: Agent) -> list[int]:

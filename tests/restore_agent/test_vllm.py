@@ -13,6 +13,7 @@ import pytest
 
 from restore_agent.workload.control_directory import GPUS, QUIESCE_REQUESTED, READY, VARIABLE, WEIGHTS
 from restore_agent.workload.vllm.middleware import Snapshots
+from tests.worlds.waiting import until
 
 PATIENCE = 10.0
 
@@ -87,12 +88,6 @@ class Server:
 
         await self._served({"type": "http", "path": path, "method": "GET"}, receive, send)
         return int(said[0]["status"])
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(PATIENCE):
-        while not holds():
-            await asyncio.sleep(0.002)
 
 
 def tell(folder: Path, word: str, content: str = "") -> None:

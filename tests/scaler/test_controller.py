@@ -1,7 +1,7 @@
 """The ModelSnapshot controller, against an API server and agents that do what a test wants."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from scaler.kubernetes.pod_patch import NodeSetup
 from scaler.kubernetes.resources import FINALIZER, ModelSnapshot
 from tests.worlds.fake_agent import Agent
 from tests.worlds.kubernetes_api import Api
+from tests.worlds.waiting import until
 from zerowake_shared.pod_contract import CAPTURE_FAILED, CAPTURED
 
 DIGEST, OTHER = "ab" * 32, "cd" * 32
@@ -81,12 +82,6 @@ class World:
 
     def reasons(self) -> list[str]:
         return [each["reason"] for each in self.api.all("events")]
-
-
-async def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 @pytest.fixture

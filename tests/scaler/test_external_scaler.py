@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -22,6 +22,7 @@ from scaler.keda import external_scaler
 from scaler.keda.external_scaler import METRIC, SERVICE, CannotListen, serve_external_scaler
 from scaler.keda.metrics import STREAMS_OPEN, STREAMS_ROTATED
 from tests.worlds.keda_client import Keda, Watched, ref
+from tests.worlds.waiting import until
 
 QUIET = 0.3  # seconds in which nothing may come: longer than REPEAT
 REPEAT = 0.1
@@ -53,12 +54,6 @@ async def opened(watched: Watched) -> Watched:
 async def nothing_more(watched: Watched) -> None:
     with pytest.raises(TimeoutError):
         await watched.true(within=QUIET)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 def open_streams() -> float:

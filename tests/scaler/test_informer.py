@@ -1,7 +1,7 @@
 """The live copy of the cluster's objects, through what API servers and networks do to it; and the lease that makes a leader."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from scaler.kubernetes.cluster import NODES, PODS, Cluster, ClusterError, Confli
 from scaler.kubernetes.election import lead
 from scaler.kubernetes.resources import Meta, Metadata
 from tests.worlds.kubernetes_api import Api
+from tests.worlds.waiting import until
 
 
 @pytest.fixture
@@ -28,12 +29,6 @@ async def cluster(api: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def pod(name: str, **labels: str) -> dict[str, Any]:
     return {"metadata": {"name": name, "namespace": "tenant", "labels": labels}}
-
-
-async def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 async def test_it_lists_in_pages_and_follows(api: Api, cluster: Cluster) -> None:

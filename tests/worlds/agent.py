@@ -11,7 +11,6 @@ import secrets
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -139,32 +138,7 @@ def get(replica: pb.Replica, path: str) -> object:
     return json.loads(body)
 
 
-def left_behind(state: Path) -> list[str]:
-    """What an ended agent must not leave: processes, namespaces (they live as long as those), mounts, half-made files, an open switch."""
-    found = []
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            with contextlib.suppress(OSError):
-                words = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-                # CRIU and the engines live in sandboxes: where no init is left, neither are they.
-                if "sandbox-init" in words and str(state) in words:
-                    found.append(f"process {folder.name}: {words}")
-    found += [f"mount {line}" for line in Path("/proc/self/mounts").read_text().splitlines() if str(state) in line]
-    return found
-
-
-async def nothing_left(state: Path) -> None:
-    """Waits, with a deadline, until an agent that was killed has left nothing."""
-    async with asyncio.timeout(10):
-        while left_behind(state):
-            await asyncio.sleep(0.02)  # the kernel is taking the pid namespaces down
-
-
 def copy_state(state: Path, target: Path) -> Path:
     """A state folder of its own, for a test that spoils it."""
     shutil.copytree(state, target, symlinks=True, ignore=shutil.ignore_patterns("agent.sock", "memory"))
     return target
-
-
-def huge_pages() -> str:
-    return subprocess.run(["cat", "/sys/kernel/mm/transparent_hugepage/enabled"], capture_output=True, text=True, check=True).stdout.strip()

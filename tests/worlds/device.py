@@ -21,6 +21,7 @@ from gpumem.hardware.devices import open_memory
 from gpumem.hardware.memory import HOST, Memory
 from gpumem.wire.errors import PeerGone
 from tests.worlds.checkpoints import QWEN3_8B, SMALL, Size
+from tests.worlds.waiting import blocking_until
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 120.0  # seconds, for whatever should take a few
@@ -174,8 +175,7 @@ class World:
 
     def until(self, holds: Callable[[], bool], what: str) -> float:
         """Waits for something; returns the seconds. Raises Failed."""
-        begin = time.monotonic()
-        while not holds():
-            check(time.monotonic() - begin < PATIENCE, f"{what}: not within {PATIENCE:.0f} s")
-            time.sleep(0.005)
-        return time.monotonic() - begin
+        try:
+            return blocking_until(holds, what, PATIENCE)
+        except AssertionError as error:
+            raise Failed(str(error)) from None

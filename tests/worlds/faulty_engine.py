@@ -18,13 +18,12 @@ from __future__ import annotations
 import contextlib
 import gc
 import hashlib
-import http.server
-import json
 import os
 import sys
 import threading
 import time
 from collections.abc import Mapping
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -32,6 +31,7 @@ from gpumem.client import Client, Region
 from gpumem.hardware.memory import HOST
 from restore_agent.workload.control_directory import ControlDirectory
 from tests.worlds.checkpoints import SIZES, Size
+from tests.worlds.json_answers import json_server
 
 CYCLES = 2_000_000_000  # of a GPU's clock in a second, about
 BUSY_SECONDS = 60
@@ -133,33 +133,20 @@ def main() -> None:
     model.answer()
     sleep = Sleep(client, model, Path(os.environ.get("FAULT", os.devnull)), working)
 
-    class Handler(http.server.BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
+    def answer(path: str) -> tuple[HTTPStatus, object]:
+        if path == "/health":
+            return HTTPStatus.OK if sleep.awake else HTTPStatus.SERVICE_UNAVAILABLE, {}
+        if path.startswith("/busy/"):
+            model.busy(int(path.rpartition("/")[2]))
+            return HTTPStatus.OK, {}
+        with working:
+            began = time.monotonic()
+            body: dict[str, object] = {"digest": model.answer()}
+        if path == "/timed":
+            body["seconds"] = time.monotonic() - began
+        return HTTPStatus.OK, body
 
-        def do_GET(self) -> None:
-            body: dict[str, object] = {}
-            status = 200
-            if self.path == "/health":
-                status = 200 if sleep.awake else 503
-            elif self.path.startswith("/busy/"):
-                model.busy(int(self.path.rpartition("/")[2]))
-            else:
-                with working:
-                    began = time.monotonic()
-                    body = {"digest": model.answer()}
-                if self.path == "/timed":
-                    body["seconds"] = time.monotonic() - began
-            data = json.dumps(body).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-        def log_message(self, *words: object) -> None:
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    server = json_server(port, answer)
     if control := ControlDirectory.from_environment():
         working.acquire()  # before anybody can ask
         control.start(sleep.quiesce, sleep.resume)

@@ -8,7 +8,10 @@ python -m tests.worlds.gpumem_peer SOCKET read ID [CAPABILITY]
 
 from __future__ import annotations
 
+import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from zerowake_proto import gpumem_pb2 as pb
@@ -16,7 +19,35 @@ from zerowake_proto import gpumem_pb2 as pb
 from gpumem.client import Client
 
 
-def step(*words: object) -> None:
+@contextmanager
+def peer(socket: Path, *words: str | Path | bytes) -> Iterator[subprocess.Popen[str]]:
+    """The other end: the process, which does what the words say until it is killed. Use `step` and `go_on`."""
+    texts = [word.hex() if isinstance(word, bytes) else str(word) for word in words]
+    command = [sys.executable, "-m", "tests.worlds.gpumem_peer", str(socket), *texts]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def step(process: subprocess.Popen[str]) -> str:
+    """Waits for the process's next line."""
+    assert process.stdout is not None
+    line = process.stdout.readline().strip()
+    assert line, f"the process ended with {process.wait()}"
+    return line
+
+
+def go_on(process: subprocess.Popen[str]) -> str:
+    """Lets the process do its next step, and waits for the line."""
+    assert process.stdin is not None
+    process.stdin.write("\n")
+    process.stdin.flush()
+    return step(process)
+
+
+def did(*words: object) -> None:
     print(*words, flush=True)
     sys.stdin.readline()
 
@@ -24,37 +55,37 @@ def step(*words: object) -> None:
 def main() -> None:
     socket, what, first, *rest = sys.argv[1:]
     with Client(Path(socket), label=f"peer that {what}s") as client:
-        step("connected")
+        did("connected")
         match what:
             case "read":
                 region = client.attach(bytes.fromhex(first), bytes.fromhex(rest[0]) if rest else b"")
-                step("attached", region.view()[:16].hex())
+                did("attached", region.view()[:16].hex())
                 client.quiesce()
-                step("quiesced")
+                did("quiesced")
                 client.resume()
-                step("resumed", region.view()[:16].hex())
+                did("resumed", region.view()[:16].hex())
             case "write":
                 region = client.begin(bytes.fromhex(first), pb.Layout(size=int(rest[0])))
-                step("begun", region.capability.hex())
+                did("begun", region.capability.hex())
                 view = region.view()
                 view[: len(view) // 2] = b"w" * (len(view) // 2)
-                step("half written")
+                did("half written")
                 view[len(view) // 2 :] = b"w" * (len(view) - len(view) // 2)
-                step("written")
+                did("written")
                 region.seal()
-                step("sealed")
+                did("sealed")
             case "scratch":
                 scratch = client.scratch(int(first))
                 found = scratch.view()
                 dirty = bytes(found).strip(b"\0")[:16]
-                step("lent", dirty.hex() or "clean")
+                did("lent", dirty.hex() or "clean")
                 found[:] = bytes([int(rest[0])]) * len(found)
-                step("written")
+                did("written")
                 client.quiesce()  # ends the lease, with the process alive
-                step("quiesced")
+                did("quiesced")
             case "wait":
                 client.attach(bytes.fromhex(first), wait=60)
-                step("attached")
+                did("attached")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What gpumem's tests run: real servers, real weights, and processes that can be killed at any step."""
+"""gpumem's server as its tests run it, and weights to fill it with."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import resource
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from blake3 import blake3
@@ -19,9 +19,10 @@ from zerowake_proto import gpumem_pb2 as pb
 from gpumem.server.regions import identify
 from gpumem.wire.blocking_connection import BlockingConnection
 from gpumem.wire.errors import PeerGone
+from tests.worlds.waiting import PATIENCE, blocking_until
 
 MIB = 1 << 20
-SECONDS = 20.0  # for anything to become true
+until = partial(blocking_until, not_yet=(PeerGone,))  # a server that is just being started or killed may refuse to say
 GPUMEM = Path(sys.executable).with_name("gpumem")
 
 
@@ -107,60 +108,10 @@ def served(folder: Path, reserve: int, arena: int = 0, open_files: int = 0, floo
         if process.poll() is None:
             process.terminate()
         try:
-            status = process.wait(SECONDS)
+            status = process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             found.kill()
             raise
         text = log.read_text()
         assert status in (0, -signal.SIGKILL), text
         assert "Traceback" not in text, text
-
-
-def until(true: Callable[[], bool], seconds: float = SECONDS) -> None:
-    """Waits for something to become true. A server that is just being started or killed may refuse to say."""
-    deadline = time.monotonic() + seconds
-    while True:
-        with contextlib.suppress(PeerGone):
-            if true():
-                return
-        assert time.monotonic() < deadline, "it did not become true"
-        time.sleep(0.005)
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
-    except OSError:
-        return False
-
-
-@contextlib.contextmanager
-def peer(socket: Path, *words: str | Path | bytes) -> Iterator[subprocess.Popen[str]]:
-    """A process of its own that does what the words say (see peer.py) until it is killed; after each step it prints a line."""
-    texts = [word.hex() if isinstance(word, bytes) else str(word) for word in words]
-    command = [sys.executable, "-m", "tests.worlds.gpumem_peer", str(socket), *texts]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
-def step(process: subprocess.Popen[str]) -> str:
-    """Waits for the process's next line."""
-    assert process.stdout is not None
-    line = process.stdout.readline().strip()
-    assert line, f"the process ended with {process.wait()}"
-    return line
-
-
-def go_on(process: subprocess.Popen[str]) -> str:
-    assert process.stdin is not None
-    process.stdin.write("\n")
-    process.stdin.flush()
-    return step(process)
-
-
-def descriptors() -> int:
-    """How many this process has open. Collect what earlier tests left to the garbage collector before."""
-    return len(os.listdir("/proc/self/fd"))  # noqa: PTH208

@@ -25,9 +25,11 @@ from gpumem.hardware.memory import DeviceFull
 from gpumem.wire.blocking_connection import BlockingConnection
 from restore_agent.drivers.cuda import Cuda
 from restore_agent.snapshots.store import Catalog
-from tests.worlds.agent import PORT, Agent, get, left_behind, running
+from tests.worlds.agent import PORT, Agent, get, running
 from tests.worlds.checkpoints import SIZES, write_checkpoint
 from tests.worlds.device import ROOT, Failed, World, check
+from tests.worlds.leftovers import left_behind
+from tests.worlds.processes import descriptors
 
 NAME = "faulty"
 MIB = 1 << 20
@@ -36,18 +38,6 @@ ARENA = 1 << 30  # bytes of host memory that a GPU is filled through
 PATIENCE = 20.0  # seconds until what has ended is gone
 GATEWAY = 18083
 _PASSED_ON = ("PATH", "HOME", "PYTHONPATH", "LD_LIBRARY_PATH", "NCCL_NVLS_ENABLE")
-STAND_IN = """
-import http.server, sys
-class Handler(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        self.send_response(200)
-        self.send_header("Content-Length", "14")
-        self.end_headers()
-        self.wfile.write(b'{"cold": true}')
-    def log_message(self, *words):
-        pass
-http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
-"""
 
 
 class Node:
@@ -124,9 +114,9 @@ class Node:
 
     def stand_in(self) -> pb.Engine:
         """What is started cold: at once, and it says so."""
-        command = [sys.executable, "-c", STAND_IN, str(PORT)]
+        command = [sys.executable, "-m", "tests.worlds.cold_engine", str(PORT)]
         env = {"PATH": os.environ["PATH"]}
-        return pb.Engine(command=command, env=env, directory="/", port=PORT, health_path="/health", ready_timeout_seconds=20)
+        return pb.Engine(command=command, env=env, directory=str(ROOT), port=PORT, health_path="/health", ready_timeout_seconds=20)
 
     async def restored(self) -> pb.Replica:
         """A replica that was restored, and answers as the engine did before its snapshot."""
@@ -299,29 +289,6 @@ class Node:
         """The end of what was logged, for a case that failed."""
         found = [self.state.parent / name for name in ("agent.log", "up.log", "server.log")]
         return "\n".join(f"--- {path.name}\n{path.read_text(errors='replace')[-3000:]}" for path in found if path.exists())
-
-
-def below(pid: int) -> Iterator[tuple[int, int, str]]:
-    """Every process under this one: its pid in its own pid namespace, its pid here, its command line."""
-    waiting = [pid]
-    while waiting:
-        pid = waiting.pop()
-        with contextlib.suppress(OSError):  # it ended while we looked
-            for task in Path(f"/proc/{pid}/task").iterdir():
-                for child in map(int, (task / "children").read_text().split()):
-                    waiting.append(child)
-                    status = Path(f"/proc/{child}/status").read_text()
-                    words = Path(f"/proc/{child}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                    yield int(next(line for line in status.splitlines() if line.startswith("NSpid:")).split()[-1]), child, words
-
-
-def descriptors(pid: int) -> list[str]:
-    links = []
-    with contextlib.suppress(OSError):
-        for entry in Path(f"/proc/{pid}/fd").iterdir():
-            with contextlib.suppress(OSError):
-                links.append(str(entry.readlink()))
-    return links
 
 
 async def _listens(port: int) -> bool:

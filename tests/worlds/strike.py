@@ -8,11 +8,11 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 from restore_agent.snapshots.store import Catalog
 from tests.worlds.agent import Agent
-from tests.worlds.node import MIB, NAME, Node, below
+from tests.worlds.node import MIB, NAME, Node
+from tests.worlds.processes import below, resident
 
 RESTORING = ("CRIU makes the processes", "their pages are filled", "CUDA resumes", "CUDA resumes, 100 ms on")
 DEMOTING = ("at once", "CUDA has suspended")
@@ -60,11 +60,3 @@ def _phase(node: Node, agent: Agent, phase: str) -> Callable[[], bool]:
         "CUDA has suspended": lambda: node.used() < before - 32 * MIB,
     }
     return phases[phase]
-
-
-def resident(pid: int) -> int:
-    """Bytes."""
-    try:
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
-    except (OSError, IndexError):
-        return 0

@@ -8,12 +8,11 @@ It takes part in the control directory: it lets go of what is lent before a dump
 
 import gc
 import hashlib
-import http.server
-import json
 import os
 import sys
 import threading
 from collections.abc import Mapping
+from http import HTTPStatus
 
 # Each hardware queue takes CUDA 6 ms to make anew when a process wakes, and there are eight unless said; one stream needs one.
 os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
@@ -24,6 +23,7 @@ from gpumem.client import Client
 from gpumem.client.torch import ScratchPool, adopt, skeleton, torch_device
 from restore_agent.workload.control_directory import ControlDirectory
 from tests.worlds.checkpoints import SIZES
+from tests.worlds.json_answers import json_server
 from tests.worlds.torch_model import Graph, Model
 
 working = threading.Lock()  # held by whoever uses the GPU; and while the weights are away
@@ -69,26 +69,14 @@ def main() -> None:
     graph = Graph(model, ScratchPool(client).id if client else None)
     graph.run([0, 0, 0, 0])
 
-    class Handler(http.server.BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
+    def answer(path: str) -> tuple[HTTPStatus, object]:
+        if path == "/health":
+            return HTTPStatus.OK, {}
+        with working:
+            logits = graph.run([3, 1, 4, 1])
+        return HTTPStatus.OK, {"next": logits.argmax(-1).tolist(), "digest": hashlib.sha256(logits.numpy().tobytes()).hexdigest()}
 
-        def do_GET(self) -> None:
-            body: dict[str, object] = {}
-            if self.path != "/health":
-                with working:
-                    logits = graph.run([3, 1, 4, 1])
-                body = {"next": logits.argmax(-1).tolist(), "digest": hashlib.sha256(logits.numpy().tobytes()).hexdigest()}
-            data = json.dumps(body).encode()
-            self.send_response(200)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-        def log_message(self, *words: object) -> None:
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    server = json_server(port, answer)
     if control := ControlDirectory.from_environment():
         working.acquire()  # before anybody can ask
         sleep = Sleep(client)

@@ -15,7 +15,6 @@ import asyncio
 import contextlib
 import datetime
 import hashlib
-import http.server
 import json
 import os
 import re
@@ -27,6 +26,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from rich.table import Table
 
 from restore_agent.drivers.cuda import Cuda, CudaError
 from restore_agent.workload.control_directory import ControlDirectory
+from tests.worlds.json_answers import json_server
 
 ROOT = Path(__file__).parents[3]
 RESULTS = ROOT / "tests" / "bench" / "results"
@@ -237,28 +238,20 @@ def serve(nccl: str) -> None:
             ask("init", f"/dev/shm/store-{secrets.token_hex(4)}")
         awake.set()
 
-    awake = threading.Event()
+    awake, asking = threading.Event(), threading.Lock()
 
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            body = {}
-            if self.path == "/sum":
-                awake.wait()
+    def answer(path: str) -> tuple[HTTPStatus, object]:
+        body: dict[str, object] = {}
+        if path == "/sum":
+            awake.wait()
+            with asking:
                 body = {"sum": ask("step")}
-            data = json.dumps(body).encode()
-            self.send_response(200 if awake.is_set() else 503)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-        def log_message(self, *words: object) -> None:
-            pass
+        return HTTPStatus.OK if awake.is_set() else HTTPStatus.SERVICE_UNAVAILABLE, body
 
     control = ControlDirectory.from_environment()
     assert control
     control.start(quiesce, resume)
-    http.server.HTTPServer(("127.0.0.1", PORT), Handler).serve_forever()
+    json_server(PORT, answer).serve_forever()
 
 
 async def snapshot(name: str, nccl: str) -> None:

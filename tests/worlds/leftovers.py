@@ -1,0 +1,35 @@
+"""What an agent leaves on the machine, which must be nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from pathlib import Path
+
+_HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+def left_behind(state: Path) -> list[str]:
+    """What an ended agent over this state folder must not leave: processes, namespaces (they live as long as those), mounts."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            with contextlib.suppress(OSError):
+                words = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                # CRIU and the engines live in sandboxes: where no init is left, neither are they.
+                if "sandbox-init" in words and str(state) in words:
+                    found.append(f"process {folder.name}: {words}")
+    found += [f"mount {line}" for line in Path("/proc/self/mounts").read_text().splitlines() if str(state) in line]
+    return found
+
+
+async def nothing_left(state: Path) -> None:
+    """Waits, with a deadline, until an agent that was killed has left nothing."""
+    async with asyncio.timeout(10):
+        while left_behind(state):
+            await asyncio.sleep(0.02)  # the kernel is taking the pid namespaces down
+
+
+def huge_pages() -> str:
+    """The machine's switch for transparent huge pages, as it stands."""
+    return _HUGE_PAGES.read_text().strip()
