@@ -161,10 +161,11 @@ class Dispatcher:
             self._ledger.start(model)
         return member
 
-    def hold(self, model: str, tenant: str, priority: Priority, size: int, *, again: bool = False) -> Hold:
+    def hold(self, model: str, tenant: str, priority: Priority, size: int, *, arrived: float | None = None, again: bool = False) -> Hold:
         """Joins the line with a body of `size` bytes, for at most the model's `max_wait_seconds`.
 
-        again: the request had its place and its replica failed; it goes ahead of later ones and no bound applies to it.
+        arrived: when the request came; None: now. again: the request had its place and its replica failed; it goes ahead of later ones and
+        no bound applies to it.
         Raises: UnknownModel, QueueFull.
         """
         seconds = self._ledger.limits(model).max_wait_seconds
@@ -172,7 +173,7 @@ class Dispatcher:
         hold = Hold(pool, tenant, priority, size)
         pool.line.push(hold, tenant, priority, first=again)
         try:
-            self._ledger.hold(model, size, bounded=not again)
+            self._ledger.hold(model, size, bounded=not again, arrived=arrived)
         except QueueFull:
             pool.line.remove(hold, tenant, priority)
             raise

@@ -16,9 +16,9 @@ from urllib.parse import unquote
 
 from aiohttp import web
 
-from scaler.books.activation import Activations
+from scaler.books.demand import UnknownModel
 from scaler.books.fairness import Priority
-from scaler.books.ledger import Ledger, QueueFull, UnknownModel
+from scaler.books.ledger import Ledger, QueueFull
 from scaler.books.limits import MIB
 from scaler.gateway import metrics, routing
 from scaler.gateway.client_gone import ClientWatch
@@ -39,15 +39,13 @@ _LEFT = 499  # the status under which a client that left is counted; nobody rece
 
 
 class Gateway:
-    """Serves HTTP for every model in the ledger. Construct it before whatever else listens for first demand: it opens the activation."""
+    """Serves HTTP for every model in the ledger."""
 
-    def __init__(
-        self, ledger: Ledger, dispatcher: Dispatcher, activations: Activations, clock: Clock = SYSTEM_CLOCK, *, body_bytes: int = BODY_BYTES
-    ) -> None:
+    def __init__(self, ledger: Ledger, dispatcher: Dispatcher, clock: Clock = SYSTEM_CLOCK, *, body_bytes: int = BODY_BYTES) -> None:
         self._now = clock.now
         self._ledger = ledger
         self._dispatcher = dispatcher
-        self._activations = activations
+        self._activations = ledger.activations
         self._body_bytes = body_bytes
         self._reading = 0
         self._requests = 0
@@ -57,7 +55,6 @@ class Gateway:
         self._created = int(clock.wall())
         self.draining = False
         self.leaving = False  # requests are served, but each answer closes its connection: the next one shall be made elsewhere
-        ledger.on_first_demand(self._first_demand)
 
     @asynccontextmanager
     async def serve(self, host: str, port: int) -> AsyncIterator[tuple[str, int]]:
@@ -99,9 +96,6 @@ class Gateway:
             except TimeoutError:
                 return False
         return True
-
-    def _first_demand(self, model: str) -> None:
-        self._activations.begin(model)
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         arrived = self._now()
@@ -247,10 +241,8 @@ class Gateway:
 
     def _hold(self, exchange: Exchange, request: web.BaseRequest, priority: Priority) -> Hold:
         model = exchange.model
-        if not self._dispatcher.ready(model):
-            self._activations.begin(model, exchange.arrived).mark("held")
         try:
-            return self._dispatcher.hold(model, routing.tenant(request.headers), priority, exchange.size)
+            return self._dispatcher.hold(model, routing.tenant(request.headers), priority, exchange.size, arrived=exchange.arrived)
         except QueueFull as error:
             raise Refusal(429, f"too_many_{error.bound}", str(error), retry=True) from error
 

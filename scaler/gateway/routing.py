@@ -14,8 +14,8 @@ from urllib.parse import unquote, urlsplit
 
 import msgspec
 
+from scaler.books.demand import DemandReader, UnknownModel
 from scaler.books.fairness import Priority
-from scaler.books.ledger import Ledger, UnknownModel
 from scaler.gateway.refusal import Refusal
 
 MODEL = "X-Zerowake-Model"
@@ -82,7 +82,7 @@ def asked(body: bytes) -> Asked | None:
         return None
 
 
-def choose(sources: Collection[tuple[str, object]], ledger: Ledger) -> str:
+def choose(sources: Collection[tuple[str, object]], ledger: DemandReader) -> str:
     """The model of a request, out of what each source (most important first) names. Raises: Refusal."""
     named = [(source, name) for source, name in sources if name not in (None, "")]
     for source, name in named:

@@ -29,7 +29,7 @@ from zerowake_proto import externalscaler_pb2 as pb
 from zerowake_proto import externalscaler_pb2_grpc as pb_grpc
 
 from scaler.books.activation import Activations
-from scaler.books.ledger import Ledger, Subscription, UnknownModel
+from scaler.books.demand import DemandReader, Subscription, UnknownModel
 from scaler.books.trigger import BadTrigger, Trigger, parse_trigger
 from scaler.keda.metrics import PUSH_SECONDS, PUSHES, REFUSED, STREAMS_OPEN, STREAMS_ROTATED
 from zerowake_shared.clock import SYSTEM_CHANCE, SYSTEM_CLOCK, Clock
@@ -98,14 +98,14 @@ class _Listeners:
 
 
 class ExternalScaler(pb_grpc.ExternalScalerServicer):
-    """The five RPCs over one ledger.
+    """The five RPCs over one gateway's demand, and that of the others.
 
     on_trigger: hears of each trigger that KEDA opens a stream for; on_pushed: of each model when the push for its first demand is written.
     """
 
     def __init__(
         self,
-        ledger: Ledger,
+        demand: DemandReader,
         activations: Activations | None = None,
         on_trigger: Callable[[Trigger], None] | None = None,
         on_pushed: Callable[[str], None] | None = None,
@@ -116,7 +116,7 @@ class ExternalScaler(pb_grpc.ExternalScalerServicer):
     ) -> None:
         self._now = clock.now
         self._chance = chance
-        self._ledger = ledger
+        self._demand = demand
         self._activations = activations
         self._on_trigger = on_trigger
         self._on_pushed = on_pushed
@@ -126,8 +126,8 @@ class ExternalScaler(pb_grpc.ExternalScalerServicer):
         self._streams: set[_Stream] = set()
         self._first: dict[str, float] = {}  # model → the moment of its first demand, until a push for it is written
         self._closing = False
-        ledger.on_first_demand_anywhere(self._first_demand)
-        ledger.on_declaration(self._declaration)
+        demand.on_first_demand_anywhere(self._first_demand)
+        demand.on_declaration(self._declaration)
 
     # --- unary calls: memory only
 
@@ -211,7 +211,7 @@ class ExternalScaler(pb_grpc.ExternalScalerServicer):
         if not self._starved(model):
             self._first.pop(model, None)  # met or given up while no stream was open: the next push is not for it
         with suppress(UnknownModel):
-            if self._ledger.demand_anywhere(model).pending > 0:
+            if self._demand.demand_anywhere(model).pending > 0:
                 stream.push("open")
                 if len(listeners.streams) == 1:
                     listeners.pushed = self._now()
@@ -240,7 +240,7 @@ class ExternalScaler(pb_grpc.ExternalScalerServicer):
         try:
             while True:
                 listeners.declared.clear()
-                with suppress(UnknownModel), self._ledger.subscribe(model) as subscription:
+                with suppress(UnknownModel), self._demand.subscribe(model) as subscription:
                     await self._watch(model, listeners, subscription)
                 await listeners.declared.wait()
         except Exception:
@@ -249,9 +249,9 @@ class ExternalScaler(pb_grpc.ExternalScalerServicer):
                 stream.end()
 
     async def _watch(self, model: str, listeners: _Listeners, subscription: Subscription) -> None:
-        waited = self._ledger.demand_anywhere(model).pending > 0
+        waited = self._demand.demand_anywhere(model).pending > 0
         while True:
-            demand = self._ledger.demand_anywhere(model)
+            demand = self._demand.demand_anywhere(model)
             waits, now = demand.pending > 0, self._now()
             starved = waits and demand.replicas == 0
             if (starved or (waits and not waited)) and now >= listeners.pushed + self._repeat:
@@ -274,7 +274,7 @@ class ExternalScaler(pb_grpc.ExternalScalerServicer):
 
     def _starved(self, model: str) -> bool:
         try:
-            demand = self._ledger.demand_anywhere(model)
+            demand = self._demand.demand_anywhere(model)
         except UnknownModel:
             return False
         return demand.pending > 0 and demand.replicas == 0
@@ -289,7 +289,7 @@ class ExternalScaler(pb_grpc.ExternalScalerServicer):
 
     async def _pending(self, rpc: str, ref: pb.ScaledObjectRef, trigger: Trigger, context: Context) -> int:
         try:
-            return self._ledger.demand_anywhere(trigger.model).pending
+            return self._demand.demand_anywhere(trigger.model).pending
         except UnknownModel as error:
             # An error keeps the replicas as they are; "no demand" would take them away from a model that is declared a moment later.
             await _refuse(rpc, context, grpc.StatusCode.NOT_FOUND, f"{_name(ref)}: {error}")
@@ -314,7 +314,7 @@ class CannotListen(Exception):
 
 @asynccontextmanager
 async def serve_external_scaler(
-    ledger: Ledger,
+    demand: DemandReader,
     *,
     address: str,
     tls: TlsFiles | None = None,
@@ -331,7 +331,7 @@ async def serve_external_scaler(
         CannotListen: the address is taken or impossible.
         BadCertificate: `tls` cannot be used.
     """
-    scaler = ExternalScaler(ledger, activations, on_trigger, on_pushed, repeat_seconds, stream_age_seconds, clock)
+    scaler = ExternalScaler(demand, activations, on_trigger, on_pushed, repeat_seconds, stream_age_seconds, clock)
     server = grpc.aio.server(
         options=[
             ("grpc.so_reuseport", 0),  # a second scaler on the same port is a mistake to hear of, not to share KEDA's calls with

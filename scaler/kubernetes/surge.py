@@ -26,8 +26,8 @@ from typing import Protocol, TypeVar
 import msgspec
 from prometheus_client import Counter
 
+from scaler.books.demand import DemandReader, UnknownModel
 from scaler.books.hpa import SYNC_SECONDS, proportional
-from scaler.books.ledger import Ledger, UnknownModel
 from scaler.kubernetes.cluster import ClusterError, Conflict, Resource
 from scaler.kubernetes.resources import Metadata
 from scaler.kubernetes.scaled_object import ScaledObject
@@ -64,7 +64,7 @@ class Scale(msgspec.Struct, frozen=True):
 class Surge:
     """Hooks into the ledger; `close` ends what is under way. `objects`: the ScaledObjects of a model, as they are now."""
 
-    def __init__(self, ledger: Ledger, api: Api, objects: Callable[[str], Iterable[ScaledObject]]) -> None:
+    def __init__(self, ledger: DemandReader, api: Api, objects: Callable[[str], Iterable[ScaledObject]]) -> None:
         self._ledger = ledger
         self._api = api
         self._objects = objects

@@ -65,11 +65,11 @@ async def serve(config: ServeConfig) -> None:
     identity = os.environ.get("POD_NAME") or socket.gethostname()
     tls = config.tls.files if config.tls else None
 
-    ledger = Ledger()
-    dispatcher = Dispatcher(ledger)
     activations = Activations()
     activations.on_end(record_activation)
-    gateway = Gateway(ledger, dispatcher, activations)
+    ledger = Ledger(activations=activations)
+    dispatcher = Dispatcher(ledger)
+    gateway = Gateway(ledger, dispatcher)
     models = Models(ledger)
     nodes = Nodes(dispatcher, activations, lambda replica: models.owner(replica.model) == replica.snapshot.namespace)
     models.on_owner(nodes.reconsider)

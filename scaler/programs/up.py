@@ -55,11 +55,11 @@ async def up(config: Config) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     config.state.mkdir(parents=True, exist_ok=True, mode=0o700)
 
-    ledger = Ledger({name: model.limits for name, model in config.models.items()})
-    dispatcher = Dispatcher(ledger)
     activations = Activations()
     activations.on_end(record_activation)
-    gateway = Gateway(ledger, dispatcher, activations)
+    ledger = Ledger({name: model.limits for name, model in config.models.items()}, activations)
+    dispatcher = Dispatcher(ledger)
+    gateway = Gateway(ledger, dispatcher)
     nodes = Nodes(dispatcher, activations)
     planner = Planner(ledger, nodes, config.models)
     deployments = {name: Deployment(name, model, ledger, dispatcher, nodes, planner, activations) for name, model in config.models.items()}

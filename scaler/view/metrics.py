@@ -13,13 +13,13 @@ from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, 
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from scaler.books.ledger import Ledger
+from scaler.books.demand import DemandReader
 
 
 class LedgerCollector(Collector):
     """The ledger's numbers as gauges."""
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: DemandReader) -> None:
         self._ledger = ledger
 
     def collect(self) -> Iterator[GaugeMetricFamily]:

@@ -12,7 +12,7 @@ from aiohttp import web
 from zerowake_proto import agent_pb2
 
 from scaler.books.activation import Activations
-from scaler.books.ledger import Ledger
+from scaler.books.demand import DemandReader
 from scaler.fleet.nodes import Nodes
 from scaler.gateway.dispatcher import Dispatcher
 from scaler.local.config import ModelSection
@@ -30,7 +30,7 @@ async def serve_status(
     state: Path,
     models: Mapping[str, ModelSection],
     deployments: Mapping[str, Deployment],
-    ledger: Ledger,
+    ledger: DemandReader,
     dispatcher: Dispatcher,
     nodes: Nodes,
     activations: Activations,
@@ -83,7 +83,7 @@ async def serve_status(
         path.unlink(missing_ok=True)
 
 
-def _model(name: str, section: ModelSection, deployment: Deployment, ledger: Ledger, nodes: Nodes) -> dict[str, Any]:
+def _model(name: str, section: ModelSection, deployment: Deployment, ledger: DemandReader, nodes: Nodes) -> dict[str, Any]:
     demand = ledger.demand(name)
     rungs, why = [], []
     if snapshot := section.snapshot_name:

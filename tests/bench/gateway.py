@@ -15,7 +15,6 @@ import aiohttp
 import uvloop
 from aiohttp import web
 
-from scaler.books.activation import Activations
 from scaler.books.ledger import Ledger
 from scaler.books.limits import ModelLimits
 from scaler.gateway.dispatcher import Dispatcher, Endpoint, Replica
@@ -45,7 +44,7 @@ async def _gateway(port: int) -> None:
     """Serves model `m`, with the engine's replica from the first line on standard input on; answers each line with its own memory."""
     ledger = Ledger({"m": ModelLimits(max_requests=HELD, concurrency=64)})
     dispatcher = Dispatcher(ledger)
-    async with Gateway(ledger, dispatcher, Activations()).serve("127.0.0.1", 0) as address:
+    async with Gateway(ledger, dispatcher).serve("127.0.0.1", 0) as address:
         print(address[1], flush=True)
         while line := await _told():
             if line == "replica":

@@ -14,7 +14,6 @@ from contextlib import asynccontextmanager
 import aiohttp
 import pytest
 
-from scaler.books.activation import Activations
 from scaler.books.ledger import Ledger
 from scaler.books.limits import ModelLimits
 from scaler.books.trigger import Trigger
@@ -85,15 +84,15 @@ class Front:
 @asynccontextmanager
 async def front(model: str, addresses: Addresses) -> AsyncIterator[Front]:
     ledger = Ledger({model: ModelLimits(concurrency=1)})
-    dispatcher, activations = Dispatcher(ledger), Activations()
+    dispatcher = Dispatcher(ledger)
     known = asyncio.Event()
 
     def opened(trigger: Trigger) -> None:
         known.set()
 
-    gateway = Gateway(ledger, dispatcher, activations)
+    gateway = Gateway(ledger, dispatcher)
     async with (
-        serve_external_scaler(ledger, address=f"{addresses.machine}:0", activations=activations, on_trigger=opened) as scaler,
+        serve_external_scaler(ledger, address=f"{addresses.machine}:0", activations=ledger.activations, on_trigger=opened) as scaler,
         gateway.serve("127.0.0.1", 0) as (host, port),
         aiohttp.ClientSession() as client,
     ):

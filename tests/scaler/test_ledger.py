@@ -1,12 +1,14 @@
 """The ledger: counting, edges, and watching without missing or repeating."""
 
 import asyncio
-import time
 
 import pytest
 
-from scaler.books.ledger import Demand, Ledger, QueueFull, UnknownModel
+from scaler.books.activation import Activations
+from scaler.books.demand import Demand, UnknownModel
+from scaler.books.ledger import Ledger, QueueFull
 from scaler.books.limits import ModelLimits
+from tests.worlds.virtual_time import StandingClock
 
 
 def ledger(**limits: int) -> Ledger:
@@ -15,7 +17,6 @@ def ledger(**limits: int) -> Ledger:
 
 def test_counts() -> None:
     book = ledger()
-    assert book.last_active("m") is None
     book.hold("m", 10)
     book.hold("m", 5)
     assert (book.demand("m"), book.held_bytes("m")) == (Demand(held=2, in_flight=0, replicas=0), 15)
@@ -24,9 +25,6 @@ def test_counts() -> None:
     assert (book.demand("m"), book.demand("m").pending, book.held_bytes("m")) == (Demand(1, 1, 2), 2, 5)
     book.leave("m", 5)
     book.end("m")
-    before = book.last_active("m")
-    assert before is not None
-    assert before <= time.monotonic()
     assert book.demand("m") == Demand(0, 0, 2)
 
 
@@ -64,6 +62,38 @@ def test_first_demand_is_told_once_for_each_time_without_a_replica() -> None:
     assert told == ["m"] * 3
 
 
+def test_first_demand_opens_an_activation_before_anybody_is_told() -> None:
+    clock = StandingClock(100.0)
+    activations = Activations(clock)
+    book, seen = Ledger(activations=activations), list[tuple[float | None, dict[str, float]]]()
+
+    def look(model: str) -> None:
+        activation = activations.current(model)
+        assert activation is not None
+        seen.append((activation.began, dict(activation.phases)))
+
+    book.on_first_demand(look)
+    book.on_first_demand_anywhere(look)
+    book.declare("m", ModelLimits())
+    clock.moment = 100.5
+    book.hold("m", 0, arrived=100.25)
+    book.hold("m", 0, arrived=100.5)  # no edge
+    assert seen == [(100.25, {"held": 0.25})] * 2
+    book.set_replicas("m", 1, 1)
+    activations.served("m")
+    book.set_replicas("m", 0, 0)  # the replica died: a scale-up begins, and no request has just arrived
+    assert seen[2:] == [(100.5, {})] * 2
+
+
+def test_a_request_that_finds_a_replica_opens_none() -> None:
+    book = ledger()
+    book.set_replicas("m", 1, 1)
+    book.start("m")
+    book.hold("m", 0)
+    book.add_remote("m", 1, 0)
+    assert book.activations.current("m") is None
+
+
 def test_a_draining_replica_is_none_to_wait_for() -> None:
     book, told = ledger(), list[str]()
     book.on_first_demand(told.append)
@@ -78,12 +108,12 @@ def test_a_failing_callback_costs_nothing(caplog: pytest.LogCaptureFixture) -> N
     book.on_first_demand(told.append)
     book.hold("m", 0)
     assert told == ["m"]
-    assert "a callback of the ledger failed" in caplog.text
+    assert "a listener failed" in caplog.text
 
 
 def test_a_model_nobody_declared() -> None:
     book = ledger()
-    for ask in (book.demand, book.limits, book.last_active, book.subscribe, book.withdraw):
+    for ask in (book.demand, book.limits, book.subscribe, book.withdraw):
         with pytest.raises(UnknownModel, match="model 'x' is not known; known models: m"):
             ask("x")
     assert (book.knows("x"), book.knows("m"), list(book.models())) == (False, True, ["m"])
@@ -92,15 +122,16 @@ def test_a_model_nobody_declared() -> None:
 def test_withdrawing_keeps_the_account_until_its_work_is_done() -> None:
     book = ledger()
     book.start("m")
+    book.report_failure("m", "no memory")
     book.withdraw("m")
     with pytest.raises(UnknownModel):
         book.demand("m")
     book.declare("m", ModelLimits())
-    assert book.demand("m").in_flight == 1
+    assert (book.demand("m").in_flight, book.failure("m")) == (1, "no memory")
     book.withdraw("m")
     book.end("m")
     book.declare("m", ModelLimits())
-    assert book.last_active("m") is None  # a new account: the old one had gone
+    assert book.failure("m") == ""  # a new account: the old one had gone
 
 
 def test_a_failure_is_kept_until_a_replica_is_ready() -> None:

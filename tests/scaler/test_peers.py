@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from scaler.books.ledger import Demand, Ledger
+from scaler.books.demand import Demand
+from scaler.books.ledger import Ledger
 from scaler.books.limits import ModelLimits
 from scaler.fleet.addresses import Addresses, looked_up
 from scaler.fleet.peers import SERVER_NAME, Peers

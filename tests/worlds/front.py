@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import aiohttp
 
 from scaler.books.activation import Activations
-from scaler.books.ledger import Demand, Ledger
+from scaler.books.demand import Demand
+from scaler.books.ledger import Ledger
 from scaler.books.limits import ModelLimits
 from scaler.gateway.dispatcher import Dispatcher
 from scaler.gateway.gateway import Gateway
@@ -66,13 +67,12 @@ async def front(body_bytes: int = 2**20, **limits: float) -> AsyncIterator[Front
     """A gateway for one model `m`, listening."""
     ledger = Ledger({"m": ModelLimits(**limits)})  # type: ignore[arg-type]
     dispatcher = Dispatcher(ledger)
-    activations = Activations()
-    gateway = Gateway(ledger, dispatcher, activations, body_bytes=body_bytes)
+    gateway = Gateway(ledger, dispatcher, body_bytes=body_bytes)
     async with (
         gateway.serve("127.0.0.1", 0) as (host, port),
         aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), auto_decompress=False) as client,
     ):
         try:
-            yield Front(ledger, dispatcher, activations, gateway, f"http://{host}:{port}", client)
+            yield Front(ledger, dispatcher, ledger.activations, gateway, f"http://{host}:{port}", client)
         finally:
             await dispatcher.close()

@@ -1,0 +1,124 @@
+"""Demand as it is read: what KEDA's scaler, the autoscaler, the planner and the metrics ask, without a say in it.
+
+The ledger is what they ask (ledger.py). Who only reads is given it as a `DemandReader`, so that its signature says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Protocol
+
+from scaler.books.limits import ModelLimits
+
+
+class UnknownModel(LookupError):
+    """Nobody declared this model."""
+
+    def __init__(self, model: str, known: Collection[str]) -> None:
+        self.model = model
+        self.known = tuple(known)
+        listed = ", ".join(sorted(self.known)[:20]) or "none is declared"
+        super().__init__(f"model {model!r} is not known; known models: {listed}")
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """One model's numbers at one moment."""
+
+    held: int  # requests waiting at the gateway
+    in_flight: int  # requests a replica is working on
+    replicas: int  # replicas that are ready, or draining
+
+    @property
+    def pending(self) -> int:
+        return self.held + self.in_flight
+
+
+class Watched:
+    """What a subscription looks at: a version that every change raises, and whoever waits for the next one."""
+
+    __slots__ = ("version", "waiters", "watchers")
+
+    def __init__(self) -> None:
+        self.version = self.watchers = 0
+        self.waiters: set[asyncio.Future[None]] = set()
+
+    def changed(self) -> None:
+        self.version += 1
+        if self.waiters:
+            for waiter in self.waiters:
+                if not waiter.done():
+                    waiter.set_result(None)
+            self.waiters.clear()
+
+
+class Subscription:
+    """Watches one model: `with ledger.subscribe(model) as sub: await sub.changed()`."""
+
+    def __init__(self, watched: Watched) -> None:
+        self._watched = watched
+        self._seen = watched.version
+        self._waiter: asyncio.Future[None] | None = None
+
+    def __enter__(self) -> Subscription:
+        self._watched.watchers += 1
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._watched.watchers -= 1
+        self._drop()
+
+    def _drop(self) -> None:
+        if self._waiter is not None:
+            self._watched.waiters.discard(self._waiter)
+            self._waiter = None
+
+    async def changed(self) -> None:
+        """Returns when the demand (or the declaration) has changed since the last call, at once if it already has. Cancelling is safe."""
+        if self._seen == self._watched.version:
+            self._waiter = asyncio.get_running_loop().create_future()
+            self._watched.waiters.add(self._waiter)
+            try:
+                await self._waiter
+            finally:
+                self._drop()
+        self._seen = self._watched.version
+
+
+class DemandReader(Protocol):
+    """Every model's demand, read only."""
+
+    def models(self) -> Collection[str]:
+        """Those that are declared."""
+
+    def knows(self, model: str) -> bool: ...
+
+    def limits(self, model: str) -> ModelLimits:
+        """Raises: UnknownModel."""
+
+    def demand(self, model: str) -> Demand:
+        """Of this gateway. Raises: UnknownModel."""
+
+    def demand_anywhere(self, model: str) -> Demand:
+        """Of all gateways. Raises: UnknownModel."""
+
+    def held_bytes(self, model: str) -> int:
+        """Bytes of the bodies of held requests. Raises: UnknownModel."""
+
+    def failure(self, model: str) -> str:
+        """Why the last try to make a replica failed, unless one is ready since; empty: none has failed."""
+
+    def subscribe(self, model: str) -> Subscription:
+        """Watches the model's demand; withdrawing the model is a change too. Raises: UnknownModel."""
+
+    def on_first_demand(self, callback: Callable[[str], None]) -> None:
+        """Calls `callback(model)`, in the same turn of the loop, whenever a model comes to have demand and no ready replica."""
+
+    def on_first_demand_anywhere(self, callback: Callable[[str], None]) -> None:
+        """The same for the demand of all gateways."""
+
+    def on_declaration(self, callback: Callable[[str], None]) -> None:
+        """Calls `callback(model)` after a model was declared, declared anew or withdrawn."""
