@@ -4,8 +4,8 @@ A safetensors file is a header and then raw numbers, so nothing is converted or 
 other, and its chunks are found where they lie, in the files. Between two files the region must come back to a multiple of 16 bytes, which
 is what vector loads want; as chunks know no gaps, a file's first chunk begins a few bytes early, in its header.
 
-Rejected: the safetensors library for the header, which tells names and shapes but not where the numbers are; chunks cut at tensors, which
-are thousands of tiny ones.
+The header is read by hand: the safetensors library tells names and shapes, but not where in the file the numbers lie, which is all that a
+fill needs. Rejected: chunks cut at tensors, which are thousands of tiny ones.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def read_checkpoint(directory: Path) -> Checkpoint:
 
 
 def keep_reading(directory: Path, checkpoint: Checkpoint) -> None:
-    """Keeps what `read_checkpoint` found beside the files, for `kept_reading`."""
+    """Writes what `read_checkpoint` found into a file beside the weights, for `kept_reading`. Raises OSError."""
     parts = [[part.path.name, *part[1:]] for part in checkpoint.parts]
     fresh = directory / f".{_READING}"
     fresh.write_text(json.dumps({"layout": checkpoint.layout.SerializeToString(deterministic=True).hex(), "parts": parts}))
@@ -90,7 +90,7 @@ def keep_reading(directory: Path, checkpoint: Checkpoint) -> None:
 
 
 def kept_reading(directory: Path) -> Checkpoint | None:
-    """What `read_checkpoint` found once, without hashing it all again: whoever fills a region compares the hashes."""
+    """What `keep_reading` wrote; None: nothing. Saves hashing it all again, and is safe: whoever fills a region compares the hashes."""
     try:
         kept = json.loads((directory / _READING).read_text())
     except FileNotFoundError:
@@ -149,9 +149,11 @@ def _files(directory: Path) -> list[Path]:
         try:
             names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InvalidCheckpoint(f"{index} is no index of a checkpoint: {error!r}") from None
+            raise InvalidCheckpoint(f"{index} is no index of a checkpoint ({error!r}): bring it again") from None
         if strange := [name for name in names if not isinstance(name, str) or Path(name).name != name]:
-            raise InvalidCheckpoint(f"{index} names {strange[0]!r}, which is no file beside it")
+            raise InvalidCheckpoint(
+                f"{index} names {strange[0]!r}, which is no file beside it: bring an index whose files lie in its own folder"
+            )
         return [directory / name for name in names]
     if (directory / _SINGLE).exists():
         return [directory / _SINGLE]
@@ -167,13 +169,15 @@ def _header(path: Path) -> tuple[int, int, list[gpumem_pb2.Tensor]]:
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8).ljust(8, b"\0"))
         if not 2 <= length <= min(_LONGEST_HEADER, size - 8):
-            raise InvalidCheckpoint(f"{path} is no safetensors file, or is torn: its header cannot have {length} bytes")
+            raise InvalidCheckpoint(
+                f"{path} is no safetensors file, or is torn: its header cannot have {length} bytes; bring the file again"
+            )
         try:
             header: dict[str, Any] = json.loads(file.read(length))
             header.pop("__metadata__", None)
             tensors = [_tensor(name, entry, size - 8 - length) for name, entry in header.items()]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InvalidCheckpoint(f"{path} is no safetensors file, or is torn: {error}") from None
+            raise InvalidCheckpoint(f"{path} is no safetensors file, or is torn: {error}; bring the file again") from None
     return 8 + length, size, sorted(tensors, key=lambda tensor: tensor.offset)
 
 
@@ -187,7 +191,7 @@ def _tensor(name: str, entry: dict[str, Any], size: int) -> gpumem_pb2.Tensor:
 
 
 def byte_size(tensor: gpumem_pb2.Tensor) -> int:
-    """Raises KeyError: an element type that is not known here."""
+    """Bytes of a tensor's numbers. Raises KeyError: an element type that is not known here."""
     count = 1
     for n in tensor.shape:
         count *= n
@@ -199,7 +203,7 @@ def _hash(path: Path, offset: int, size: int) -> bytes:
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         if os.preadv(fd, [buffer], offset) != size:
-            raise InvalidCheckpoint(f"{path} became shorter while it was read")
+            raise InvalidCheckpoint(f"{path} became shorter while it was read: end whatever writes it, then read it again")
     finally:
         os.close(fd)
     return blake3(buffer).digest()

@@ -54,7 +54,7 @@ class _Range:
         if not self._client.memory.addressable:
             raise Invalid(f"memory of {self.device} is not the processor's to read: give its address to CUDA")
         if not self._mapped:
-            raise Invalid("it is not mapped: resume() first")
+            raise Invalid(f"this memory of {self.device} is not mapped: resume() first")
         found = host.view(self.address, self.size)
         return found if self.writable else found.toreadonly()
 
@@ -125,7 +125,7 @@ class Region(_Range):
         """
         with self._client._lock:
             if not self.writable:
-                raise Invalid("it is sealed already")
+                raise Invalid(f"region {self.id.hex()[:12]} is sealed already, and is read-only")
             self._unmap()
             written = self._lease
             self._client._ask(pb.Request(seal=pb.Seal(lease=written)))
@@ -141,6 +141,8 @@ _R = TypeVar("_R", Region, Scratch)
 
 
 class Client:
+    """An engine's share of lent memory: its connection, and what it has mapped over it."""
+
     def __init__(self, path: Path | str | None = None, *, device: str = "", label: str = "") -> None:
         """Connects.
 
@@ -177,7 +179,7 @@ class Client:
             granted, frame = self._attached(region, wait)
             region.serialized_layout = granted.layout
             region.layout = pb.Layout.FromString(granted.layout)
-            return self._keep(region, granted, frame)
+            return self._mapped(region, granted, frame)
 
     def begin(self, region_id: bytes, layout: pb.Layout | bytes, pinned: bool = False) -> Region:
         """A new region of this namespace's, mapped to be written; call its `seal` when that is done. Gone if this process ends before.
@@ -190,13 +192,13 @@ class Client:
             begin = pb.Begin(device=self.device, id=region_id, layout=serialized, pinned=pinned)
             reply, frame = self._ask(pb.Request(begin=begin))
             region = Region(self, self.device, region_id, serialized, reply.granted.capability)
-            return self._keep(region, reply.granted, frame)
+            return self._mapped(region, reply.granted, frame)
 
     def scratch(self, size: int) -> Scratch:
         """Exclusive memory of at least `size` bytes, zeros. Raises OutOfMemory, PeerGone, MemoryFailed."""
         with self._lock:
             reply, frame = self._ask(pb.Request(scratch=pb.Scratch(device=self.device, size=size)))
-            return self._keep(Scratch(self, self.device), reply.granted, frame)
+            return self._mapped(Scratch(self, self.device), reply.granted, frame)
 
     def fill(
         self,
@@ -327,7 +329,7 @@ class Client:
         reply, frame = self._connection.ask(pb.Request(attach=pb.Attach(region=ref, wait_seconds=wait)), seconds=ANSWER_SECONDS + wait)
         return reply.granted, frame
 
-    def _keep(self, found: _R, granted: pb.Granted, frame: Frame) -> _R:
+    def _mapped(self, found: _R, granted: pb.Granted, frame: Frame) -> _R:
         try:
             found._map(granted, frame)
         except BaseException:
@@ -338,6 +340,7 @@ class Client:
         return found
 
     def _forget(self, found: _Range, lease: int) -> None:
+        """Drops a range and ends its lease, where there is still a server to tell."""
         self._ranges = [kept for kept in self._ranges if kept is not found]
         if self._connection.open:
             with contextlib.suppress(PeerGone, NotFound):

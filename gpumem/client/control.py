@@ -1,4 +1,4 @@
-"""The client of an asyncio program that stages and looks: fills, evicts, pins, and what the operator may do. It maps nothing."""
+"""The client of an asyncio program that stages and looks: it fills, evicts, pins, and does what only the operator may. It maps nothing."""
 
 from __future__ import annotations
 
@@ -18,8 +18,11 @@ from gpumem.wire.sources import Source, close_files, fill_request
 
 
 class Control:
-    """Any number of calls at once; each raises PeerGone, and what the server says. A call that is cancelled goes on at the server, but for
-    `fill`, which is stopped there too (what it brought stays)."""
+    """An asyncio client for whoever manages memory and does not map it.
+
+    Any number of calls at once; each raises PeerGone, and what the server says. A call that is cancelled goes on at the server, but for
+    `fill`, which is stopped there too (what it brought stays).
+    """
 
     def __init__(self, channel: Channel, path: Path) -> None:
         self._channel = channel

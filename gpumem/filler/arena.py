@@ -25,11 +25,13 @@ Key: TypeAlias = tuple[str, bytes]  # namespace ("" for all), BLAKE3
 
 @dataclass(eq=False)
 class Place:
-    start: int  # of the blocks
-    length: int
+    """Where a chunk lies in the arena, or is to lie. All in bytes; offsets from the arena's start."""
+
+    start: int  # of its first block
+    length: int  # of its blocks
     offset: int  # of the chunk's first byte
-    size: int
-    holds: int = 0
+    size: int  # of the chunk
+    holds: int = 0  # while there are any, it is not evicted
     key: Key | None = None  # None: not verified yet
 
 
@@ -44,6 +46,8 @@ class ChunkSet:
 
 
 class Arena:
+    """The books of the arena: which chunk lies where, who needs it, and what is free."""
+
     def __init__(self, size: int, huge_pages: host.HugePagesOn = contextlib.nullcontext) -> None:
         """An arena of `size` bytes, a multiple of 2 MiB; its memory comes with `open`. `huge_pages`: as `HostMemory` takes it."""
         self.size = size
@@ -100,6 +104,7 @@ class Arena:
             self._places[key] = place
 
     def retain(self, place: Place) -> None:
+        """Keeps a place from being evicted until `release`. Each call needs one."""
         place.holds += 1
 
     def release(self, place: Place) -> None:
@@ -109,6 +114,7 @@ class Arena:
             self._give(place)
 
     def add_set(self, name: Key, wanted: ChunkSet) -> None:
+        """Remembers a set under a name, instead of the one of that name; a pinned one keeps its chunks from being evicted."""
         self.remove_set(name)
         self.sets[name] = wanted
         if wanted.pinned:

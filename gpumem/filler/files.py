@@ -23,10 +23,11 @@ class File:
     """A file that chunks are read from, through the page cache and around it."""
 
     fd: int
-    around: int  # -1: its file system cannot
+    around: int  # the same file opened around the cache; -1: its file system cannot
 
     @staticmethod
     def of(fd: int) -> File:
+        """The file behind a descriptor, which is closed with it."""
         try:
             around = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
         except OSError:

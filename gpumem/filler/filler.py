@@ -1,7 +1,7 @@
 """The filler: the child of the server that moves bytes on one device. `python -m gpumem.filler.filler DEVICE SOCKET`, by the foreman.
 
-It does what it is ordered and knows nothing of regions or leases. Orders come over its one socket; when that closes, it ends. A move is
-many steps at once, on as many threads as there are processors: reading, hashing and copying all let go of Python's lock.
+It carries out orders, and knows nothing of regions or leases. Orders come over its one socket; when that closes, it ends. A move is many
+steps at once, on a fixed number of threads: reading, hashing and copying all let go of Python's lock.
 
 A file is read from the page cache where it is there, and around it (O_DIRECT) where it is not: weights that are read once would only
 drive others out. The server lays a chunk into the arena so that disk block and memory block begin at the same byte.
@@ -39,7 +39,7 @@ class Range:
 
     def __init__(self, memory: Memory, pieces: list[int], descriptors: list[int], writable: bool) -> None:
         if len(pieces) != len(descriptors):
-            raise Invalid(f"{len(pieces)} pieces with {len(descriptors)} descriptors")
+            raise Invalid(f"an order to map {len(pieces)} pieces came with {len(descriptors)} descriptors")
         self._memory = memory
         self.size = sum(pieces)
         self.address = memory.reserve(self.size)
@@ -58,6 +58,8 @@ class Range:
 
 
 class Filler:
+    """What runs in the child: carries out orders, several at once. The server sees it as a FillerProcess."""
+
     def __init__(self, memory: Memory, connection: socket.socket) -> None:
         self._memory = memory
         self._connection = connection
@@ -119,7 +121,7 @@ class Filler:
             case "move":
                 self._move(order.move)
             case unknown:
-                raise Invalid(f"an order of kind {unknown}")
+                raise Invalid(f"an order of unknown kind {unknown}")
 
     def _move(self, move: pb.Move) -> None:
         done = [self._steps.submit(self._step, step) for step in move.steps]

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 class FillerProcess:
-    """One filler process, for as long as it lives."""
+    """One filler as the server sees it, for as long as it lives: a child process that takes orders over a socket."""
 
     def __init__(self, process: asyncio.subprocess.Process, channel: Channel) -> None:
         self._process = process
@@ -95,7 +95,7 @@ class FillerProcess:
             self._process.kill()
 
     async def gone(self) -> None:
-        """Ends it, and returns when it writes nowhere any more. That may be never, where it hangs in the kernel."""
+        """Kills it and waits until it can write nothing any more. That may be never, where it hangs in the kernel."""
         self.kill()
         await self._gone.wait()
 
@@ -107,13 +107,15 @@ class FillerProcess:
 
 
 class Foreman:
+    """Keeps one filler process running for a device, and hands it to whoever has orders."""
+
     def __init__(self, identity: str, arena: Arena) -> None:
         self.identity = identity
         self.restarts = 0
         self._arena = arena
         self._filler: FillerProcess | None = None
         self._changed = asyncio.Event()
-        self._refusal = ""
+        self._refusal = ""  # why the last one did not start
 
     @property
     def pid(self) -> int:

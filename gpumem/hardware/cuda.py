@@ -41,6 +41,8 @@ def devices() -> list[str]:
 
 
 class CudaMapped:
+    """Memory that is mapped into this process's GPU addresses. Implements `gpumem.hardware.memory.Mapped`."""
+
     def __init__(self, memory: CudaMemory, address: int, size: int) -> None:
         self.address = address
         self.size = size
@@ -133,7 +135,7 @@ class CudaMemory:
         return True
 
     def seal(self, fd: int) -> None:
-        """CUDA has nothing of the kind: what keeps a region as it is, is that nobody is given it to write."""
+        """Does nothing: CUDA cannot. A sealed region stays as it is because the server lends it to nobody to write."""
 
     def pin(self, address: int, size: int) -> None:
         driver = _driver()
@@ -161,7 +163,8 @@ class CudaMemory:
         _, active = _call(driver.cuDevicePrimaryCtxGetState, self._device)
         if active:
             with self._current():
-                driver.cuCtxSynchronize()  # a fault of before is its owner's to hear of; it keeps nothing mapped
+                # Its code is not looked at: an earlier fault is reported to whoever gave that work, and keeps nothing from being unmapped.
+                driver.cuCtxSynchronize()
 
     @contextlib.contextmanager
     def _current(self) -> Iterator[None]:

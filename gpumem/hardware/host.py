@@ -1,4 +1,4 @@
-"""The host's memory behind the seam of `gpumem.hardware.memory`: a slab is a memfd whose pages are there already.
+"""The host's memory as `gpumem.hardware.memory` describes one: a slab is a memfd whose pages are there already.
 
 What CUDA can only ask of its clients, memfds enforce: sealed memory is written by nobody, and nobody makes a slab shorter under a reader.
 """
@@ -66,7 +66,7 @@ class HostMemory:
         except OSError as error:
             raise MemoryFailed(f"no new memfd: {error}; raise the limit of open files (RLIMIT_NOFILE) or hold less") from error
         try:
-            # The kernel would rather kill somebody than say no.
+            # Asked first: the kernel does not refuse memory that it lacks, it kills a process for it.
             if self.free()[0] < size:
                 raise DeviceFull(f"the host has less than {size} bytes of memory available")
             os.ftruncate(fd, size)
@@ -120,6 +120,8 @@ class HostMemory:
 
 
 class HostMapped:
+    """A memfd that is mapped. Implements `gpumem.hardware.memory.Mapped`."""
+
     def __init__(self, address: int, size: int) -> None:
         self.address = address
         self.size = size

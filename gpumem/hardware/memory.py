@@ -1,7 +1,7 @@
-"""The seam under gpumem: one GPU's memory, or the host's, behind the same calls.
+"""What gpumem needs of a device's memory, a GPU's or the host's: the same calls for both.
 
-`host.py` implements it with memfds, `cuda.py` with CUDA's virtual memory functions. Which one a device has follows from what it
-is, never from a flag for tests: the host's is a real mode, for CPU models.
+`host.py` implements them with memfds, `cuda.py` with CUDA's virtual memory functions. Which one a device has follows from what it is, never
+from a flag for tests: the host's is a real mode, for CPU models.
 
 Physical memory is a file descriptor from the moment it exists: it can be sent to another process, and lives as long as a descriptor or a
 mapping of it does, in any process. It is always mapped whole (CUDA takes no offset into an allocation).
@@ -81,7 +81,7 @@ class Memory(Protocol):
         """Whether memory is mapped at an address of a reserved range, asked from the system, not from our own books."""
 
     def seal(self, fd: int) -> None:
-        """Nobody writes to this memory any more, where the system can promise that (the host's can). Raises StillWritable."""
+        """From now on nobody can write to this memory, where the system can enforce that (CUDA cannot). Raises StillWritable."""
 
     def pin(self, address: int, size: int) -> None:
         """Makes host memory fast to copy from, for the life of this process. Slow itself: once, at start."""

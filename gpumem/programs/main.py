@@ -1,4 +1,4 @@
-"""gpumem as a program: devices, arena, server. Everything is constructed here."""
+"""gpumem as a program: opens the devices and the arena, and serves them. The server makes the rest (its fillers, its connections)."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 class Backend(Protocol):
-    """What a connection needs of the server."""
+    """What requests are answered from: the server, without its sockets."""
 
     arena: Arena
     filling: Filling
@@ -52,6 +52,8 @@ class Backend(Protocol):
 
 
 class Connection:
+    """One client at the server's end: its requests under way, and the leases that it holds."""
+
     def __init__(self, backend: Backend, channel: Channel, namespace: str, pid: int) -> None:
         """`namespace` is what the socket stands for that was connected to; "" is the operator's."""
         self._backend = backend
@@ -59,8 +61,8 @@ class Connection:
         self._owner = Owner(namespace, pid, "")
         self._leases: dict[int, Lease] = {}
         self._tasks: dict[int, asyncio.Task[None]] = {}
-        self._handled: set[int] = set()  # requests whose answer is not being sent yet
-        self._stopped: set[int] = set()
+        self._handled: set[int] = set()  # requests whose handler has not finished: these can be cancelled
+        self._stopped: set[int] = set()  # those of them that the client has asked to stop
 
     async def run(self) -> None:
         """Answers until the peer is gone, then gives back what it held."""
@@ -115,6 +117,7 @@ class Connection:
         await self._channel.send(pb.Reply(id=request.id, welcome=welcome).SerializeToString())
 
     def _read(self, frame: Frame) -> pb.Request:
+        """The request in a frame. Raises ProtocolViolation, DecodeError: one that no client of ours sends."""
         request = pb.Request.FromString(frame.payload)
         if request.id in self._tasks:
             raise ProtocolViolation(f"request {request.id} is still being answered, and another has its id")
@@ -188,7 +191,7 @@ class Connection:
     async def _seal(self, request: pb.Request, *_: Any) -> pb.Reply:
         lease = self._lease(request.seal.lease)
         if lease.region is None or not lease.writable:
-            raise Invalid(f"lease {lease.number} is not of a region that is being written")
+            raise Invalid(f"lease {lease.number} is not of a region that is being written: seal the lease that Begin granted, once")
         self._backend.devices[lease.device].seal(lease.region)
         lease.writable = False
         return self._done()
@@ -202,7 +205,7 @@ class Connection:
     async def _scratch(self, request: pb.Request, _: Frame, descriptors: list[int]) -> pb.Reply:
         size = request.scratch.size
         if not 0 < size < 1 << 60:
-            raise Invalid(f"scratch.size: {size} bytes")
+            raise Invalid(f"scratch.size: {size} bytes; ask for 1 byte or more, and for less than 2**60")
         lease = await self._device(request.scratch.device).lend_scratch(size, self._owner)
         return pb.Reply(granted=self._grant(lease, descriptors))
 
@@ -237,7 +240,7 @@ class Connection:
     async def _reserve(self, request: pb.Request, *_: Any) -> pb.Reply:
         self._operator_only("what a device holds")
         if request.reserve.size >= 1 << 60:
-            raise Invalid(f"reserve.size: {request.reserve.size}")
+            raise Invalid(f"reserve.size: {request.reserve.size} bytes; ask for less than 2**60")
         return pb.Reply(reserved=pb.Reserved(size=await self._backend.resize(self._device(request.reserve.device), request.reserve.size)))
 
     async def _quota(self, request: pb.Request, *_: Any) -> pb.Reply:
@@ -273,9 +276,8 @@ class Connection:
     def _device(self, identity: str) -> Device:
         found = self._backend.devices.get(identity)
         if found is None:
-            raise WrongDevice(
-                f"this server holds no memory of {identity or 'an unnamed device'}, only of {', '.join(self._backend.devices)}"
-            )
+            there = ", ".join(self._backend.devices)
+            raise WrongDevice(f"this server holds no memory of {identity or 'an unnamed device'}, only of {there}: name one of these")
         return found
 
     def _grant(self, lease: Lease, descriptors: list[int]) -> pb.Granted:
@@ -297,6 +299,7 @@ class Connection:
         return found
 
     def _end(self, lease: Lease) -> None:
+        """Ends a lease of this connection: its memory is its owner's no longer."""
         del self._leases[lease.number]
         self._backend.devices[lease.device].end(lease)
 
@@ -310,14 +313,16 @@ class Connection:
         if found is None and not self._owner.namespace and ref.device:  # the operator needs no capability
             found = next((region for region in self._device(ref.device).regions.values() if region.id == ref.id), None)
         if found is None:
-            raise NotFound(f"region {ref.id.hex()[:12]} is not on {ref.device or 'the arena'}, or not the caller's")
+            raise NotFound(f"region {ref.id.hex()[:12]} is not on {ref.device or 'the arena'}, or not the caller's: see `gpumem status`")
         if isinstance(found, Region) and self._owner.namespace and found.namespace != self._owner.namespace:
             raise Forbidden(f"{found} is not namespace {self._owner.namespace}'s own: ask the operator")
         return found
 
     def _operator_only(self, what: str) -> None:
         if self._owner.namespace:
-            raise Forbidden(f"{what} are the operator's, and this is the socket of namespace {self._owner.namespace}")
+            raise Forbidden(
+                f"{what} are the operator's to set, and this is the socket of namespace {self._owner.namespace}: use the operator's"
+            )
 
     def _done(self) -> pb.Reply:
         return pb.Reply(done=pb.Done(leases=len(self._leases)))

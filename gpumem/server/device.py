@@ -13,18 +13,20 @@ from gpumem.server.pool import Pool, Short, Slab
 from gpumem.server.regions import Chunks, Region, State
 from gpumem.wire.errors import Forbidden, GpumemError, NotFound, NotSealed, OutOfMemory, StillMapped
 
-_RETURN_SECONDS = 2.0  # how long memory that was given back may take to be free again before a request for it fails
+_RETURN_SECONDS = 2.0  # how long a request waits for memory that was given back to be free again
 
 
 class Device:
+    """One device's books, kept by the server. All calls come from its event loop."""
+
     def __init__(self, memory: Memory) -> None:
         self.memory = memory
         self.pool = Pool(memory)
         self.regions: dict[tuple[str, bytes], Region] = {}  # by namespace and id
         self.leases: set[Lease] = set()
         self.quotas: dict[str, int] = {}
-        self._asked: Counter[str] = Counter()  # bytes that a namespace is about to get
-        self._made: set[tuple[str, bytes]] = set()  # keys of regions that get their memory just now
+        self._asked: Counter[str] = Counter()  # bytes being allocated, by namespace: they count against its quota
+        self._made: set[tuple[str, bytes]] = set()  # keys of regions whose memory is being allocated
         self._changed = asyncio.Event()
 
     @property
@@ -32,6 +34,7 @@ class Device:
         return self.memory.identity
 
     def used_by(self, namespace: str) -> int:
+        """Bytes of this device that count against the namespace's quota."""
         regions = sum(region.size for region in self.regions.values() if region.namespace == namespace)
         scratch = sum(lease.size for lease in self.leases if lease.region is None and lease.owner.namespace == namespace)
         return regions + scratch + self._asked[namespace]
@@ -159,6 +162,7 @@ class Device:
         return region
 
     def remove(self, region: Region) -> None:
+        """Takes a region off the device, whoever uses it. Twice does nothing."""
         if self.regions.pop((region.namespace, region.id), None) is region:
             self.pool.retire(region.slabs)
             region.slabs = []
@@ -194,12 +198,14 @@ class Device:
         return (namespace, region_id) in self._made or (region is not None and region.state is State.FILLING)
 
     async def while_busy(self, namespace: str, region_id: bytes) -> None:
+        """Waits until nobody makes or fills this region."""
         while self.is_busy(namespace, region_id):
             await self._changed.wait()
 
     # Leases
 
     def lend(self, region: Region, owner: Owner, writable: bool = False) -> Lease:
+        """A lease of a region: of a sealed one to read, of a new one to write."""
         lease = Lease(owner, self.identity, region.slabs, region, writable)
         region.readers += 1
         region.used = time.monotonic()
@@ -207,6 +213,7 @@ class Device:
         return lease
 
     async def lend_scratch(self, size: int, owner: Owner) -> Lease:
+        """A lease of memory that is zeros and nobody else's. Raises OutOfMemory."""
         lease = Lease(owner, self.identity, await self.allocate(size, owner.namespace), writable=True)
         self.leases.add(lease)
         return lease
@@ -226,7 +233,7 @@ class Device:
             self.remove(lease.region)
 
     async def resize(self, wanted: int) -> int:
-        """Holds so much from now on, evicting what is not in use, pinned or not where it must. Returns the bytes held now."""
+        """Holds `wanted` bytes from now on. Evicts regions that nobody uses, pinned ones last. Returns the bytes held now."""
         over = self.pool.lent - wanted
         for region in [*self._evictable(None), *(r for r in self.regions.values() if r.pinned and not r.readers)]:
             if over <= 0:

@@ -29,10 +29,10 @@ from gpumem.server.regions import Chunks, Region, State, identify
 from gpumem.wire.errors import Cancelled, FillerLost, Invalid, NotFound, OutOfMemory, WrongDevice
 from gpumem.wire.frames import close_all
 
-MOVE = 512 << 20  # bytes
-PEER_MOVE = 4 << 30  # bytes; over NVLink 512 MiB take less time than to plan and to report them
+MOVE = 512 << 20  # bytes at most of one order to the filler
+PEER_MOVE = 4 << 30  # the same between GPUs: over NVLink, 512 MiB are copied faster than they are planned and reported
 _UNDER_WAY = 3  # moves of one fill
-_TRIES = 3  # fillers that one fill may outlive without getting on
+_TRIES = 3  # fillers that may die under one fill before it fails, as long as none of them moves anything
 
 logger = logging.getLogger(__name__)
 _numbers = itertools.count(1)
@@ -51,8 +51,8 @@ class Job:
     result: pb.Filled
     started: float = field(default_factory=time.monotonic)
     stopped: bool = False
-    waiting: bool = False  # for room in the arena
-    done: set[int] = field(default_factory=set)
+    waiting: bool = False  # for room in the arena, which another fill is to make
+    done: set[int] = field(default_factory=set)  # chunks that are there, by index
     held: list[Place] = field(default_factory=list)  # of a fill into the arena only
 
     @property
@@ -67,7 +67,7 @@ class Job:
 
 @dataclass
 class Planned:
-    """One move."""
+    """One move, as an order for the filler and as what to write down when it is done."""
 
     steps: list[pb.Step] = field(default_factory=list)
     chunks: list[int] = field(default_factory=list)
@@ -79,12 +79,14 @@ class Planned:
         self.bytes[origin] += step.size
         last = self.steps[-1] if self.steps else step
         if origin == "from_device" and last.source_offset + last.size == step.source_offset:
-            last.size += step.size  # over NVLink a chunk takes less time than to ask for it
+            last.size += step.size  # over NVLink a chunk is copied faster than it is asked for
         else:
             self.steps.append(step)
 
 
 class Filling:
+    """All fills of a server: plans their moves, and has the fillers carry them out."""
+
     def __init__(self, devices: Mapping[str, Device], foremen: Mapping[str, Foreman], arena: Arena) -> None:
         self._devices = devices
         self._foremen = foremen
@@ -139,7 +141,7 @@ class Filling:
             await asyncio.wait(self._tasks)
 
     async def _claim(self, device: Device, request: pb.Fill, chunks: Chunks, owner: Owner, result: pb.Filled) -> Region | None:
-        """The region to fill, which is this fill's now; None if there is nothing left to do."""
+        """The region to fill, claimed for this fill (FILLING, so that no other begins); None if it is sealed already."""
         await device.while_busy(owner.namespace, result.id)
         region = device.regions.get((owner.namespace, result.id))
         public = device.regions.get(("", result.id))
@@ -236,7 +238,8 @@ class Filling:
             if region is None or failure is not None:
                 continue
             if source is not None:
-                # Between GPUs the answer need not wait for it: there a mapping of ours keeps nobody from anything.
+                # The answer need not wait until the filler has unmapped a GPU's memory: an open mapping does not keep that from being
+                # sealed, as it does with the host's.
                 stack.callback(self._close_later, filler, number)
             else:
                 stack.push_async_callback(_close, filler, number)
@@ -344,7 +347,7 @@ class Filling:
     def _finished(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled():
-            task.exception()  # a stopped fill has nobody left to tell
+            task.exception()  # read, so that asyncio does not log it: whoever asked for a fill that was stopped is gone
 
 
 async def _open(filler: FillerProcess, number: int, region: Region | None, writable: bool) -> None:

@@ -25,6 +25,8 @@ class Owner:
 
 @dataclass(eq=False)
 class Lease:
+    """Memory in use by one connection: a region that it reads or writes, or scratch."""
+
     owner: Owner
     device: str
     slabs: list[Slab]

@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class Slab:
+    """One piece of physical memory, which lives as long as somebody has its descriptor."""
+
     fd: int
     size: int  # bytes
 
@@ -38,17 +40,17 @@ class Short(Exception):
 
 
 class Pool:
-    """All calls from one event loop; whatever asks the device runs in a thread."""
+    """One device's free memory. All calls come from one event loop; whatever asks the device runs in a thread."""
 
     def __init__(self, memory: Memory) -> None:
         self._memory = memory
         self._free: list[Slab] = []
-        self._spent: list[Slab] = []
+        self._spent: list[Slab] = []  # given back, not yet closed and replaced
         self._lock = asyncio.Lock()
         self._wake = asyncio.Event()
         self._refused = ""  # what the device said last
         self.wanted = 0  # bytes to be held, lent ones included
-        self.lent = 0
+        self.lent = 0  # bytes
 
     @property
     def free(self) -> int:
@@ -56,6 +58,7 @@ class Pool:
 
     @property
     def slabs(self) -> int:
+        """How many are free."""
         return len(self._free)
 
     @property
@@ -64,6 +67,7 @@ class Pool:
         return max(0, self.wanted - self.free - self.lent)
 
     def rounded(self, size: int) -> int:
+        """Bytes that a request for `size` bytes takes."""
         return -(-size // self._memory.granularity) * self._memory.granularity
 
     async def acquire(self, size: int) -> list[Slab]:

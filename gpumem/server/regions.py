@@ -20,6 +20,8 @@ ID = 32  # bytes of a BLAKE3
 
 
 class State(enum.Enum):
+    """How far a region has come. Only a sealed one is read by others."""
+
     FILLING = "filling"  # it has a writer, or a fill is under way
     PAUSED = "paused"  # a fill was interrupted; the next goes on
     SEALED = "sealed"
@@ -44,20 +46,23 @@ class Chunks:
         sizes = tuple(chunk.size for chunk in message.chunks)
         hashes = tuple(chunk.hash for chunk in message.chunks)
         if any(len(found) != ID for found in hashes):
-            raise Invalid(f"layout.chunks: a hash is {ID} bytes of BLAKE3")
+            raise Invalid(f"layout.chunks: a hash is not {ID} bytes long, as one of BLAKE3 is")
         if any(not 0 < size <= LARGEST_CHUNK for size in sizes):
-            raise Invalid(f"layout.chunks: a chunk is 1 to {LARGEST_CHUNK} bytes long")
+            raise Invalid(f"layout.chunks: a chunk is empty, or longer than {LARGEST_CHUNK} bytes: cut it")
         if not sum(sizes) <= message.size < 1 << 60 or not message.size:
             raise Invalid(f"layout.size: {message.size} bytes do not hold chunks of {sum(sizes)}")
         return Chunks(hashes, sizes, tuple(itertools.accumulate(sizes, initial=0))[:-1], message.size)
 
 
 def identify(layout: bytes) -> bytes:
+    """The id of the region that a serialized Layout describes."""
     return blake3(layout).digest()
 
 
 @dataclass(eq=False)
 class Region:
+    """Weights on one device, in one namespace."""
+
     id: bytes
     namespace: str
     device: str
@@ -68,7 +73,7 @@ class Region:
     pinned: bool
     state: State = State.FILLING
     readers: int = 0
-    used: float = field(default_factory=time.monotonic)
+    used: float = field(default_factory=time.monotonic)  # when it was last lent, given back or sealed
     capability: bytes = field(default_factory=lambda: secrets.token_bytes(16))
     filled: set[int] = field(default_factory=set)  # chunks that are there, by index
 

@@ -46,6 +46,8 @@ class ServerBusy(GpumemError):
 
 
 class Server:
+    """Its sockets, and behind them everything that one machine lends: devices, their fillers, the arena."""
+
     def __init__(self, path: Path, memories: Mapping[str, Memory], arena: Arena, floor: int) -> None:
         """
         Args:
@@ -59,9 +61,9 @@ class Server:
         self.foremen = {identity: Foreman(identity, arena) for identity in memories}
         self.filling = Filling(self.devices, self.foremen, arena)
         self._connections: set[asyncio.Task[None]] = set()
-        self._crowd: Counter[str] = Counter()  # connections by namespace
+        self._open: Counter[str] = Counter()  # connections by namespace
         self._listeners: dict[str, asyncio.Task[None]] = {}  # by namespace
-        self._spare = -1  # a descriptor to have when there are no more
+        self._spare = -1  # a descriptor that is given up to accept, and hang up on, a client when there are no others
 
     @contextlib.asynccontextmanager
     async def serving(self, reserve: Mapping[str, int]) -> AsyncIterator[None]:
@@ -82,7 +84,7 @@ class Server:
                 await self.resize(device, reserve.get(device.identity, 0))
             background = [asyncio.create_task(device.pool.replenish()) for device in self.devices.values()]
             background += [asyncio.create_task(foreman.run()) for foreman in self.foremen.values()]
-            stack.push_async_callback(self.filling.close)  # when the fillers, which end next, write nowhere any more
+            stack.push_async_callback(self.filling.close)  # runs after the fillers have ended: nothing is written by then
             stack.push_async_callback(_end, background)
             stack.push_async_callback(self._hang_up)
             self._listen("", self._path)
@@ -117,7 +119,7 @@ class Server:
                     logger.error("a client cannot be served: %s (raise the limit of open files)", error)
                     await self._turn_away(listener)
                     continue
-                if namespace and self._crowd[namespace] >= _CONNECTIONS:
+                if namespace and self._open[namespace] >= _CONNECTIONS:
                     connection.close()
                     continue
                 task = asyncio.create_task(self._serve(connection, namespace))
@@ -144,11 +146,11 @@ class Server:
             logger.warning("pid %d of user %d is not the operator", pid, uid)
             connection.close()
             return
-        self._crowd[namespace] += 1
+        self._open[namespace] += 1
         try:
             await Connection(self, Channel(connection, _DESCRIPTORS), namespace, pid).run()
         finally:
-            self._crowd[namespace] -= 1
+            self._open[namespace] -= 1
 
     # What connections ask for
 

@@ -17,7 +17,7 @@ ANSWER_SECONDS = 60.0  # for what the server does at once; it may have to make m
 
 
 class BlockingConnection:
-    """One connection: a request, its answer."""
+    """A connection to the server whose calls block: a request, its answer, then the next. Of one thread at a time."""
 
     def __init__(self, path: Path, label: str) -> None:
         """Raises PeerGone, VersionMismatch."""
@@ -59,5 +59,6 @@ class BlockingConnection:
         return reply, frame
 
     def close(self) -> None:
+        """Ends it, and with it everything that the server lent to it. Twice does nothing."""
         self.open = False
         self._socket.close()

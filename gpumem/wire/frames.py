@@ -49,12 +49,13 @@ class Frame:
 
 
 def close_all(descriptors: list[int]) -> None:
+    """Closes descriptors and empties the list, so that none is closed twice."""
     while descriptors:
         os.close(descriptors.pop())
 
 
 class Assembler:
-    """Makes frames out of packets."""
+    """Makes frames out of the packets of one connection."""
 
     def __init__(self, descriptors: int = DESCRIPTORS) -> None:
         self._limit = descriptors
@@ -164,7 +165,7 @@ def receive(connection: socket.socket) -> Frame:
 
 
 class Channel:
-    """A connection of an asyncio program. One task receives; any may send."""
+    """Frames to and from one peer, for asyncio programs: a socket, and nothing of what the frames say. One task receives; any may send."""
 
     def __init__(self, connection: socket.socket, descriptors: int = DESCRIPTORS) -> None:
         connection.setblocking(False)
