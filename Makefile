@@ -20,7 +20,7 @@ help:
 	@echo 'make cluster, make cluster-down'
 	@echo '            that cluster: its programs built (once, a quarter of an hour), started (seconds); and all of it ended and removed'
 	@echo 'make bench  the benchmarks: one table, kept in tests/bench/results/'
-	@echo 'make wheel  the wheel, in dist/'
+	@echo 'make wheel  the wheel, in dist/: for this platform and every Python from 3.11 on'
 	@echo 'make lock   requirements.lock brought up to pyproject.toml'
 
 demo: $(environment) $(criu)

@@ -39,7 +39,8 @@ class CustomBuildHook(BuildHookInterface):
         for package in ("zerowake_proto", "zerowake_native"):
             include[str(made / package)] = package
         build_data["pure_python"] = False
-        build_data["infer_tag"] = True
+        # Of Python's ABI nothing here is a user: the C parts are programs and a library that is called by ctypes.
+        build_data["tag"] = f"py3-none-{sysconfig.get_platform().replace('-', '_').replace('.', '_')}"
 
     def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
         self._made.cleanup()

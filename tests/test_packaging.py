@@ -1,12 +1,20 @@
 """What is installed: the command line put together from the rooms, and the wheel with what is made at build time."""
 
+import json
 import os
+import platform
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
+UV = Path(sys.executable).with_name("uv")
+BASE = {"blake3", "protobuf", "typing-extensions", "zerowake"}  # typing-extensions: blake3's, before Python 3.12
+# What an engine's image brings itself, by the modules of `workload` that need it.
+OF_THE_ENGINE = {"restore_agent.workload.vllm.platform": "vllm", "restore_agent.workload.vllm.worker": "torch"}
 
 
 def zerowake(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
@@ -33,17 +41,33 @@ def test_a_room_that_cannot_be_loaded_is_named_and_the_rest_works(tmp_path: Path
     assert " status " in shown.stdout
 
 
-def test_the_wheel_carries_what_is_made_at_build(tmp_path: Path) -> None:
-    built = subprocess.run(
-        [Path(sys.executable).with_name("uv"), "build", "--wheel", "--quiet", "--out-dir", tmp_path, ROOT],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    run(UV, "build", "--wheel", "--quiet", "--out-dir", folder, ROOT)
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def beside_an_engine(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A virtual environment with the wheel and its base dependencies, as an engine's image has it."""
+    folder = tmp_path_factory.mktemp("engine")
+    run(UV, "venv", "--quiet", "--python", sys.executable, folder)
+    run(UV, "pip", "install", "--quiet", "--python", folder, "--constraint", ROOT / "requirements.lock", wheel)
+    return folder
+
+
+def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_the_wheel_carries_what_is_made_at_build(wheel: Path) -> None:
+    assert wheel.name == f"zerowake-0.1.0-py3-none-linux_{platform.machine()}.whl", (
+        "one platform, whose programs it holds, and every Python"
     )
-    assert built.returncode == 0, built.stderr
-    (wheel,) = tmp_path.glob("*.whl")
-    assert not wheel.name.endswith("none-any.whl"), "it holds programs for one platform"
     with zipfile.ZipFile(wheel) as archive:
         files = {info.filename: info for info in archive.infolist()}
     for proto in (ROOT / "proto").glob("*.proto"):
@@ -52,3 +76,57 @@ def test_the_wheel_carries_what_is_made_at_build(tmp_path: Path) -> None:
     assert files["zerowake_native/sandbox-init"].external_attr >> 16 & 0o111, "it cannot be run"
     assert {"scaler/programs/cli.py", "restore_agent/drivers/criu.py", "gpumem/__init__.py"} <= files.keys()
     assert not list(ROOT.glob("[!.]*/**/*_pb2.py")), "generated code lies in the source tree"
+
+
+def test_beside_an_engine_no_server_is_installed(beside_an_engine: Path) -> None:
+    listed = run(UV, "pip", "list", "--quiet", "--format=json", "--python", beside_an_engine)
+    assert {each["name"] for each in json.loads(listed.stdout)} | {"typing-extensions"} == BASE
+
+
+def test_what_runs_inside_engines_needs_the_base_alone(beside_an_engine: Path) -> None:
+    program = """
+import importlib, json, pkgutil
+import restore_agent.workload
+missing = {}
+for found in pkgutil.walk_packages(restore_agent.workload.__path__, "restore_agent.workload."):
+    try:
+        importlib.import_module(found.name)
+    except ModuleNotFoundError as error:
+        missing[found.name] = error.name
+from gpumem.client import Client, StaleLayout
+from gpumem.client.control import Control
+from gpumem.checkpoint.safetensors import read_checkpoint
+print(json.dumps(missing))
+"""
+    assert json.loads(run(beside_an_engine / "bin/python", "-c", program).stdout) == OF_THE_ENGINE
+
+
+def test_an_engine_speaks_the_control_directory_with_the_base_alone(beside_an_engine: Path, tmp_path: Path) -> None:
+    program = """
+from restore_agent.workload.control_directory import ControlDirectory
+control = ControlDirectory.from_environment()
+control.name_weights("/weights")
+def resumed(moved):
+    print(dict(moved), flush=True)
+    raise SystemExit
+control.take_part(lambda: print("quiet", flush=True), resumed)
+"""
+    environment = os.environ | {"SNAPSHOT_CONTROL_DIR": str(tmp_path)}
+    with subprocess.Popen([beside_an_engine / "bin/python", "-c", program], stdout=subprocess.PIPE, text=True, env=environment) as engine:
+        try:
+            assert engine.stdout is not None and engine.stdout.readline() == "quiet\n"
+            (tmp_path / "gpus.json").write_text('{"GPU-old": "GPU-new"}')
+            (tmp_path / "restore-complete").touch()
+            assert engine.stdout.readline() == "{'GPU-old': 'GPU-new'}\n" and engine.wait(10) == 0
+        finally:
+            engine.kill()
+    assert json.loads((tmp_path / "weights.json").read_text()) == {"directories": ["/weights"]}
+    assert (tmp_path / "ready-for-snapshot").exists()
+
+
+@pytest.mark.parametrize("program", ["zerowake", "gpumem"])
+def test_a_command_beside_an_engine_says_in_one_line_what_to_install(beside_an_engine: Path, program: str) -> None:
+    shown = subprocess.run([beside_an_engine / "bin" / program, "--help"], capture_output=True, text=True, check=False, timeout=60)
+    assert (shown.returncode, shown.stdout) == (1, "")
+    (line,) = shown.stderr.splitlines()
+    assert line.startswith(f"{program}: ") and "pip install '.[server]'" in line

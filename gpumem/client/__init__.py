@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from gpumem.client.client import Client, Region, Scratch
+    from gpumem.wire.errors import StaleLayout
 
-__all__ = ["Client", "Region", "Scratch"]
+__all__ = ["Client", "Region", "Scratch", "StaleLayout"]
 
 
 def __getattr__(name: str) -> object:

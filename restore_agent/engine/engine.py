@@ -30,10 +30,17 @@ from restore_agent.places.output import Output
 from restore_agent.places.rootless import Bare
 from restore_agent.places.sandbox import CONTROL_DIRECTORY, Sandbox, describe_exit
 from restore_agent.snapshots.manifest import EngineRecord
+from restore_agent.workload.control_directory import (
+    GPUS,
+    QUIESCE_REQUESTED,
+    READY,
+    RESTORE_COMPLETE,
+    SNAPSHOT_COMPLETE,
+    VARIABLE,
+    WEIGHTS,
+)
 from zerowake_shared.backoff import Backoff
 
-READY, SNAPSHOT_COMPLETE, RESTORE_COMPLETE = "ready-for-snapshot", "snapshot-complete", "restore-complete"
-QUIESCE_REQUESTED, GPUS, WEIGHTS = "quiesce-requested", "gpus.json", "weights.json"  # ours: see quiesce, woken and named_weights
 _FIRST_PROBE, _LAST_PROBE = 0.02, 0.2  # seconds between two probes of something that cannot be waited for
 _LAST_WORDS = 2.0  # seconds in which an engine that is ready for its snapshot ends what it was asked before
 _IDLE_WINDOW = 2.0  # seconds without work: the engine is idle
@@ -73,7 +80,7 @@ class Engine:
         """Raises SandboxError."""
         env = dict(record.env)
         if for_snapshot:
-            env["SNAPSHOT_CONTROL_DIR"] = str(CONTROL_DIRECTORY)
+            env[VARIABLE] = str(CONTROL_DIRECTORY)
         with output.writers() as fds:
             pid = await sandbox.spawn(record.command, env, record.directory, fds, engine=True)
         return cls(record, sandbox, output, pid)

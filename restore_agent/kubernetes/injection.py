@@ -15,6 +15,7 @@ from restore_agent.kubernetes.nri import Adjust
 from restore_agent.places.placeholder import PROGRAM
 from restore_agent.places.sandbox import CONTROL_DIRECTORY
 from restore_agent.snapshots.manifest import check_name
+from restore_agent.workload.control_directory import VARIABLE
 from zerowake_shared.pod_contract import CAPTURE, CONTAINER, GPUMEM, GPUMEM_FOLDER, SNAPSHOT, ZEROWAKE_FOLDER
 
 _FOLDER = Path(ZEROWAKE_FOLDER) / "bin"  # inside
@@ -42,7 +43,7 @@ def _adjustment(folder: Path, gpumem: Path, pod: nri_pb2.PodSandbox, container: 
     control = [f"size={_CONTROL_BYTES}", "mode=1777", "nosuid", "nodev", "noexec"]
     adjustment = nri_pb2.ContainerAdjustment(
         args=["", program, "--", *container.args],
-        env=[nri_pb2.KeyValue(key="SNAPSHOT_CONTROL_DIR", value=str(CONTROL_DIRECTORY))],
+        env=[nri_pb2.KeyValue(key=VARIABLE, value=str(CONTROL_DIRECTORY))],
         mounts=[
             _folder(folder, _FOLDER),
             nri_pb2.Mount(destination=str(CONTROL_DIRECTORY), type="tmpfs", source="tmpfs", options=control),

@@ -21,7 +21,7 @@ from restore_agent.drivers.criu import Criu
 from restore_agent.drivers.cuda import Cuda
 from restore_agent.drivers.weights import Weights
 from restore_agent.engine.canary import prove_canary, record_canary
-from restore_agent.engine.engine import SNAPSHOT_COMPLETE, Engine
+from restore_agent.engine.engine import Engine
 from restore_agent.pages.images import split
 from restore_agent.places.container import Container
 from restore_agent.places.sandbox import Sandbox
@@ -44,6 +44,7 @@ from restore_agent.snapshots.manifest import (
 )
 from restore_agent.snapshots.page_runs import Pages, write_index
 from restore_agent.snapshots.store import NameTaken, NotFound, Snapshot, Store, record_file
+from restore_agent.workload.control_directory import SNAPSHOT_COMPLETE
 
 _R = TypeVar("_R")
 _DUMP_SECONDS = 600.0

@@ -11,8 +11,8 @@ A process that woke on other GPUs finds `gpus.json` ({"GPU-old": "GPU-new"}) bes
 region that it published itself names the checkpoint directory in `weights.json`, before it is ready, so that the snapshot knows them.
 Files appear whole: a temporary name, then renamed.
 
-It is polled, every millisecond while an answer is due, since an inotify descriptor would be one more thing in the image. This file is
-imported by engines: the standard library and nothing else.
+It is polled, every millisecond while an answer is due, since an inotify descriptor would be one more thing in the image. This file runs
+inside engines and imports the standard library alone; the agent takes the words from here.
 """
 
 from __future__ import annotations
@@ -27,15 +27,18 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 VARIABLE = "SNAPSHOT_CONTROL_DIR"
-READY, QUIESCE_REQUESTED = "ready-for-snapshot", "quiesce-requested"
-ANSWERS = ("restore-complete", "snapshot-complete")
-GPUS, WEIGHTS = "gpus.json", "weights.json"
+READY = "ready-for-snapshot"
+SNAPSHOT_COMPLETE, RESTORE_COMPLETE = "snapshot-complete", "restore-complete"
+ANSWERS = (RESTORE_COMPLETE, SNAPSHOT_COMPLETE)
+QUIESCE_REQUESTED, GPUS, WEIGHTS = "quiesce-requested", "gpus.json", "weights.json"  # ours
 ASLEEP_POLL_SECONDS = 0.001  # part of every restore
 AWAKE_POLL_SECONDS = 0.05
 FAILED = 70  # exit code of an engine that could not quiesce or resume
 
 
 class ControlDirectory:
+    """One engine's control directory, as the engine sees it."""
+
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 

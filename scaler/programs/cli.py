@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from zerowake_shared.server_extra import INSTALL
+
 GROUP = "zerowake.commands"
 
 app = typer.Typer(
@@ -48,7 +50,7 @@ def collect(into: typer.Typer) -> list[str]:
         try:
             room = entry.load()
         except (ImportError, AttributeError) as error:
-            missing.append(f"no commands of {entry.name}: {entry.value} cannot be loaded ({error}); reinstall zerowake to get them")
+            missing.append(f"no commands of {entry.name}: {entry.value} cannot be loaded ({error}); install all of it: {INSTALL}")
         else:
             into.add_typer(room)
     return missing

@@ -26,7 +26,7 @@ import yaml
 
 from restore_agent.drivers.criu import Criu, Worker
 from restore_agent.engine.canary import prove_canary, record_canary
-from restore_agent.engine.engine import RESTORE_COMPLETE, SNAPSHOT_COMPLETE, Engine
+from restore_agent.engine.engine import Engine
 from restore_agent.pages.fill import Arena
 from restore_agent.pages.images import split
 from restore_agent.places.output import Output
@@ -35,6 +35,7 @@ from restore_agent.programs.main import enter_own_mounts
 from restore_agent.snapshots.chunks import ChunkStore, write_chunks
 from restore_agent.snapshots.manifest import CanaryRecord, EngineRecord
 from restore_agent.snapshots.page_runs import write_index
+from restore_agent.workload.control_directory import RESTORE_COMPLETE, SNAPSHOT_COMPLETE
 from tests.bench.figures import Figure
 from zerowake_shared.huge_pages import HugePages
 

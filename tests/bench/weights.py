@@ -12,7 +12,7 @@ from pathlib import Path
 
 from gpumem.hardware.memory import HOST
 from restore_agent.engine.canary import prove_canary, record_canary
-from restore_agent.engine.engine import SNAPSHOT_COMPLETE, Engine
+from restore_agent.engine.engine import Engine
 from restore_agent.pages.fill import Arena
 from restore_agent.pages.images import split
 from restore_agent.places.output import Output
@@ -20,6 +20,7 @@ from restore_agent.places.sandbox import Sandbox
 from restore_agent.snapshots.chunks import ChunkStore, write_chunks
 from restore_agent.snapshots.manifest import EngineRecord
 from restore_agent.snapshots.page_runs import write_index
+from restore_agent.workload.control_directory import SNAPSHOT_COMPLETE
 from tests.bench.figures import Figure
 from tests.bench.restore import DEMO, PORT, Bench, Dumped, at_once, nothing, prepared, spread
 from tests.worlds.device import World

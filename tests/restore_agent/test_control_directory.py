@@ -9,12 +9,18 @@ from pathlib import Path
 
 import pytest
 
-from restore_agent.engine.engine import GPUS as AGENTS_GPUS
-from restore_agent.engine.engine import QUIESCE_REQUESTED as AGENTS_QUIESCE_REQUESTED
-from restore_agent.engine.engine import READY as AGENTS_READY
-from restore_agent.engine.engine import RESTORE_COMPLETE, SNAPSHOT_COMPLETE
-from restore_agent.engine.engine import WEIGHTS as AGENTS_WEIGHTS
-from restore_agent.workload.control_directory import ANSWERS, FAILED, GPUS, QUIESCE_REQUESTED, READY, VARIABLE, WEIGHTS, ControlDirectory
+from restore_agent.workload.control_directory import (
+    ANSWERS,
+    FAILED,
+    GPUS,
+    QUIESCE_REQUESTED,
+    READY,
+    RESTORE_COMPLETE,
+    SNAPSHOT_COMPLETE,
+    VARIABLE,
+    WEIGHTS,
+    ControlDirectory,
+)
 from tests.worlds.waiting import blocking_until
 
 PATIENCE = 10.0
@@ -73,7 +79,8 @@ def tell(folder: Path, word: str, content: str = "") -> None:
 
 
 def test_both_sides_use_the_same_words() -> None:
-    assert (READY, QUIESCE_REQUESTED, GPUS, WEIGHTS) == (AGENTS_READY, AGENTS_QUIESCE_REQUESTED, AGENTS_GPUS, AGENTS_WEIGHTS)
+    assert (VARIABLE, READY) == ("SNAPSHOT_CONTROL_DIR", "ready-for-snapshot")
+    assert (SNAPSHOT_COMPLETE, RESTORE_COMPLETE) == ("snapshot-complete", "restore-complete")
     assert set(ANSWERS) == {SNAPSHOT_COMPLETE, RESTORE_COMPLETE}
 
 

@@ -1,4 +1,4 @@
-"""vLLM's API server in the control directory: `--middleware restore_agent.vllm.Snapshots` (read against vLLM 0.23.0).
+"""vLLM's API server in the control directory: `--middleware restore_agent.workload.vllm.middleware.Snapshots` (read against vLLM 0.23.0).
 
     API server   warm-up → sleep ──► EngineCore: its worker lets go of all that is lent (worker.py) → ready-for-snapshot
     agent        restore-complete
@@ -47,6 +47,8 @@ _log = logging.getLogger("vllm.zerowake")  # below vLLM's own, so that it is sho
 
 
 class Snapshots:
+    """The middleware: `app` with an engine behind it that sleeps when the agent is to dump it, and wakes when it was restored."""
+
     def __init__(self, app: App) -> None:
         self._app = app
         self._control = ControlDirectory.from_environment()

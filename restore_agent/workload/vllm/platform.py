@@ -12,6 +12,8 @@ from vllm.platforms.cuda import CudaPlatform
 
 
 class Platform(CudaPlatform):  # type: ignore[misc, unused-ignore]
+    """CUDA, with the worker's pool for graphs where the worker is ours."""
+
     def get_global_graph_pool(self) -> Any:
         if (ours := sys.modules.get("restore_agent.workload.vllm.worker")) is None:  # another worker, which would not let go of scratch
             return super().get_global_graph_pool()

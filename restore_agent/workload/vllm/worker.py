@@ -1,6 +1,7 @@
 """vLLM on lent memory: its weights in a region, its KV cache and what its CUDA graphs compute in scratch (read against vLLM 0.23.0).
 
-    vllm serve MODEL --worker-cls gpumem.vllm.Worker --load-format gpumem --kv-cache-memory-bytes 8G --gpu-memory-utilization 0.05
+    vllm serve MODEL --worker-cls restore_agent.workload.vllm.worker.Worker --load-format gpumem --kv-cache-memory-bytes 8G
+        --gpu-memory-utilization 0.05
         --model-loader-extra-config '{"checkpoints": "/var/lib/zerowake/weights", "load_format": "auto"}'
 
 All through vLLM's own extension points: a worker class, a load format that this module registers, and (platform.py) a platform
@@ -42,9 +43,8 @@ from vllm.model_executor.model_loader.base_loader import BaseModelLoader
 from vllm.v1.worker import gpu_worker
 
 from gpumem.checkpoint.safetensors import Checkpoint, byte_size, keep_reading, kept_reading, read_checkpoint, write_checkpoint
-from gpumem.client import Client, Region
+from gpumem.client import Client, Region, StaleLayout
 from gpumem.client.torch import ScratchPool, bytes_at, dtype_name
-from gpumem.wire.errors import StaleLayout
 
 LOAD_FORMAT = "gpumem"
 _EDITION = 1  # of what is written: another one is written anew

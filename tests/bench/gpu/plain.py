@@ -14,10 +14,11 @@ from pathlib import Path
 from restore_agent.drivers.criu import Criu, Worker
 from restore_agent.drivers.cuda import Cuda
 from restore_agent.engine.canary import prove_canary, record_canary
-from restore_agent.engine.engine import RESTORE_COMPLETE, SNAPSHOT_COMPLETE, Engine
+from restore_agent.engine.engine import Engine
 from restore_agent.places.output import Output
 from restore_agent.places.sandbox import Sandbox
 from restore_agent.snapshots.manifest import CanaryRecord, EngineRecord
+from restore_agent.workload.control_directory import RESTORE_COMPLETE, SNAPSHOT_COMPLETE
 from tests.bench.figures import Figure
 from tests.bench.restore import nothing, spread
 
