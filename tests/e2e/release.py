@@ -44,9 +44,17 @@ class Release:
             assert response.status == 200, f"{response.status}: {answer}"
             return json.loads(answer)
 
-    async def helm_upgrade(self, *options: str) -> None:
+    async def helm_upgrade(self, *options: str) -> str:
+        """The chart's notes."""
         command = ("helm", "upgrade", "--install", "zerowake", str(CHART), "-n", self.namespace, f"--set={IMAGES}", *options)
-        await self.run(*command, "--wait", "--timeout=3m")
+        return await self.run(*command, "--wait", "--timeout=3m")
+
+    async def helm_uninstall(self, *options: str) -> None:
+        await self.run("helm", "uninstall", "zerowake", "-n", self.namespace, *options, "--wait", "--timeout=4m")
+
+    async def find_gateway(self) -> None:
+        service = await self.api.get("Service", self.namespace, "zerowake")
+        self.url = f"http://{service['spec']['clusterIP']}"
 
     async def run(self, *command: str) -> str:
         """kubectl's or helm's output."""
@@ -88,8 +96,8 @@ async def own_namespace(api: Api, stem: str) -> AsyncIterator[str]:
 
 
 @asynccontextmanager
-async def release(api: Api, kubeconfig: str, namespace: str) -> AsyncIterator[Release]:
-    """Installed in the namespace, and gone again. Raises: Installed."""
+async def to_install(api: Api, kubeconfig: str, namespace: str) -> AsyncIterator[Release]:
+    """Nothing of zerowake is in the cluster before and after; what is installed between is the caller's to say. Raises: Installed."""
     for one in await api.list("CustomResourceDefinition"):
         owner = one["metadata"].get("annotations", {}).get("meta.helm.sh/release-namespace")
         if one["metadata"]["name"] == CRD and owner:
@@ -99,9 +107,6 @@ async def release(api: Api, kubeconfig: str, namespace: str) -> AsyncIterator[Re
             await api.until("CustomResourceDefinition", "", CRD, lambda found: found is None)
     made = Release(api, kubeconfig, namespace, "")
     try:
-        await made.helm_upgrade()
-        service = await api.get("Service", namespace, "zerowake")
-        made.url = f"http://{service['spec']['clusterIP']}"
         yield made
     finally:
         for kind in ("ScaledObject", "Deployment"):
@@ -109,7 +114,16 @@ async def release(api: Api, kubeconfig: str, namespace: str) -> AsyncIterator[Re
                 if one["metadata"]["name"] != "zerowake-scaler":
                     await api.delete(kind, namespace, one["metadata"]["name"])
                     await api.until(kind, namespace, one["metadata"]["name"], lambda found: found is None)
-        await made.run("helm", "uninstall", "zerowake", "-n", namespace, "--ignore-not-found", "--wait", "--timeout=4m")
+        await made.helm_uninstall("--ignore-not-found")
+
+
+@asynccontextmanager
+async def release(api: Api, kubeconfig: str, namespace: str) -> AsyncIterator[Release]:
+    """Installed in the namespace, and gone again. Raises: Installed."""
+    async with to_install(api, kubeconfig, namespace) as made:
+        await made.helm_upgrade()
+        await made.find_gateway()
+        yield made
 
 
 def is_ready(snapshot: Object | None) -> bool:
