@@ -1,7 +1,7 @@
 """CRIU, driven through `criu swrk`: one request over a seqpacket socket, notifications answered on the way. The only file that runs it.
 
 swrk is what libcriu uses. Against the command line it saves the scripts' processes, needs no pidfile, and lets the restored process
-be init's child (`rst_sibling`), so that its exit code is not lost. CRIU runs inside the sandbox, so it sees no foreign namespaces: none
+be init's child (`rst_sibling`), so that its exit code is not lost. CRIU runs inside the place, so it sees no foreign namespaces: none
 are dumped, none restored. The network is not locked: in a net namespace of its own every peer is frozen with the engine.
 """
 
@@ -24,15 +24,14 @@ from typing import Any
 from zerowake_proto import criu_pb2
 
 from restore_agent.errors import AgentError
-from restore_agent.places.container import Container
-from restore_agent.places.output import Output
-from restore_agent.places.sandbox import Sandbox
+from restore_agent.places.output import Pipes
+from restore_agent.places.place import Place
 
 OLDEST = (4, 2)
 _GHOST_LIMIT = 64 << 20  # bytes of a deleted file that is still open, kept in the image
 _LOG_LEVEL = 2  # errors and warnings; 4 costs tens of milliseconds
 _KDAT = "criu.kdat"
-# A folder for plugins that exists, has none, and takes none.
+# Its folder of plugins is an empty one that nobody can write into, so that CRIU loads no plugin.
 _ENVIRONMENT = {"PATH": os.environ.get("PATH", ""), "CRIU_LIBS_DIR": "/proc/self/fdinfo"}
 
 
@@ -44,6 +43,8 @@ class CriuError(AgentError):
 
 @dataclass
 class Criu:
+    """The CRIU of this node."""
+
     path: str
     version: str  # "4.2.1"
     probed: bytes = b""  # what it found out about this kernel; nothing: it has not been kept
@@ -66,21 +67,19 @@ class Criu:
             raise CriuError(f"{path} is CRIU {found[0].removeprefix('Version: ')}; zerowake needs 4.2 or later")
         return cls(path, found[0].removeprefix("Version: "))
 
-    async def probe(self, sandbox: Sandbox, kdat: Path) -> None:
+    async def probe(self, place: Place, kdat: Path) -> None:
         """Lets CRIU look at this kernel once and keeps what it found in `kdat`: each later start saves 40 ms.
 
         Raises:
             CriuError: CRIU does not work here.
         """
-        async with Worker.start(self, sandbox, {}) as worker:
+        async with Worker.start(self, place, {}) as worker:
             await worker.call(criu_pb2.Request(type=criu_pb2.FEATURE_CHECK, features=criu_pb2.Features()))
         with contextlib.suppress(FileNotFoundError):
-            self.probed = await asyncio.to_thread((sandbox.root / "run" / _KDAT).read_bytes)
+            self.probed = await asyncio.to_thread((place.root / "run" / _KDAT).read_bytes)
             await asyncio.to_thread(kdat.write_bytes, self.probed)
 
-    async def dump(
-        self, sandbox: Sandbox | Container, pid: int, images: Path, deadline: float, on_dumped: Callable[[], Awaitable[None]]
-    ) -> None:
+    async def dump(self, place: Place, pid: int, images: Path, deadline: float, on_dumped: Callable[[], Awaitable[None]]) -> None:
         """Writes the process tree under `pid` (as seen inside) into `images`, and leaves it running, whatever happens.
 
         Calls `on_dumped` while every task still waits: then, and not after it, the files are there that CRIU linked for what has no name.
@@ -89,7 +88,7 @@ class Criu:
             CriuError: CRIU refused; the engine goes on serving.
             Exception: what `on_dumped` raised.
         """
-        async with Worker.start(self, sandbox, {}, images) as worker, asyncio.timeout(deadline):
+        async with Worker.start(self, place, {}, images) as worker, asyncio.timeout(deadline):
             options = _options(worker.images, pid=pid, leave_running=True, ghost_limit=_GHOST_LIMIT, notify_scripts=True)
             await worker.call(criu_pb2.Request(type=criu_pb2.DUMP, opts=options), {"post-dump": on_dumped})
         await asyncio.to_thread(_clear_probe, images)
@@ -97,10 +96,10 @@ class Criu:
 
 @dataclass
 class Worker:
-    """One `criu swrk` in a sandbox, for one request. It can wait long before that: it does nothing until asked."""
+    """One `criu swrk` in a place, for one request. It can wait long before that: it does nothing until asked."""
 
     channel: socket.socket
-    output: Output
+    output: Pipes
     inherit: list[criu_pb2.InheritFd]
     folder: Path | None  # of the images
     images: str  # the same as CRIU finds it, by a descriptor: it need not be visible inside
@@ -108,13 +107,11 @@ class Worker:
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def start(
-        cls, criu: Criu, sandbox: Sandbox | Container, inherit: Mapping[str, int], images: Path | None = None
-    ) -> AsyncIterator[Worker]:
+    async def start(cls, criu: Criu, place: Place, inherit: Mapping[str, int], images: Path | None = None) -> AsyncIterator[Worker]:
         """`inherit`: what takes the place of an outside resource of the image, by its key (`pipe:[inode]`). `images`: their folder."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
-        output = Output("criu")
+        output = Pipes("criu")
         keys = list(inherit)
         try:
             with contextlib.ExitStack() as opened, theirs, output.writers() as writers:
@@ -123,9 +120,9 @@ class Worker:
                     fds.append(os.open(images, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
                     opened.callback(os.close, fds[-1])
                 # No file of the place decides what CRIU does: no configuration, no plugin. `/run`: where it looks for its probe.
-                pid = await sandbox.spawn([criu.path, "--no-default-config", "swrk", "3"], _ENVIRONMENT, "/run", fds)
+                pid = await place.spawn([criu.path, "--no-default-config", "swrk", "3"], _ENVIRONMENT, "/run", fds)
             # If CRIU is killed, tasks that it had begun to restore still hold its end: no end of file would come.
-            sandbox.exit_of(pid).add_done_callback(lambda _: _no_more(ours))
+            place.exit_of(pid).add_done_callback(lambda _: _no_more(ours))
             inherited = [criu_pb2.InheritFd(key=key, fd=4 + i) for i, key in enumerate(keys)]
             yield cls(ours, output, inherited, images, f"/proc/self/fd/{4 + len(keys)}", criu.probed)
         finally:
@@ -149,6 +146,12 @@ class Worker:
     async def call(
         self, request: criu_pb2.Request, actions: Mapping[str, Callable[[], Awaitable[None]]] | None = None
     ) -> criu_pb2.Response:
+        """One request and its answer. `actions`: what to do at CRIU's notifications, by their names; CRIU waits for it meanwhile.
+
+        Raises:
+            CriuError: CRIU refused, failed or was killed.
+            Exception: what an action raised; CRIU was told, and has given the request up.
+        """
         try:
             return await self._converse(request, actions or {})
         except ConnectionError as error:

@@ -4,7 +4,8 @@ A restore's time is the fill's, and the fill's is page faults. On a virtual mach
 the hypervisor (free page reporting), and the first touch of each costs a fault outside: 340 MB took 0.54 s instead of 0.06. So the agent
 holds touched huge pages and lets go of them when a restore begins; the kernel's free lists hand the same pages to the fill, whole, so that
 huge pages are not missing for fragmentation either. It takes them again a little later, when the new replica has answered.
-Rejected: handing pages over without the free lists (no call moves pages between processes), and a pool of idle processes (standby, later).
+Rejected: handing pages over without the free lists (no call moves pages between processes), and a pool of idle processes to restore into
+(CRIU makes its processes itself).
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Headroom:
+    """The reserve of one node."""
+
     def __init__(self) -> None:
         self._wanted = 0
         self._reserve: mmap.mmap | None = None

@@ -1,4 +1,4 @@
-"""The oracle: one real request whose answer stands in the manifest, asked again of a restored replica.
+"""The canary: one real request whose answer stands in the manifest, asked again of a restored replica.
 
 Health says too little: a replica restored without its tile registers answers `/health` and dies on its first matrix. The answer must be
 the same but for what differs between any two answers; log-probabilities and other floats may differ by 1e-3 (vLLM's own tolerance).

@@ -1,4 +1,4 @@
-"""An engine in a sandbox: started, asked whether it is healthy, asked a real request, told of snapshots by the control directory.
+"""An engine in its place: started, asked whether it is healthy, asked a real request, told of snapshots by the control directory.
 
 The control directory is NVIDIA Snapshot's protocol, so that engines made for it work here unchanged: the engine writes
 `ready-for-snapshot` when it has quiesced; the agent writes `snapshot-complete` after a dump and `restore-complete` after a restore, each
@@ -16,7 +16,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Awaitable, Iterable, Mapping
+from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -24,11 +24,8 @@ from typing import TypeVar
 import aiohttp
 
 from restore_agent.errors import AgentError
-from restore_agent.places.container import Container
-from restore_agent.places.container import Output as ContainerOutput
-from restore_agent.places.output import Output
-from restore_agent.places.rootless import Bare
-from restore_agent.places.sandbox import CONTROL_DIRECTORY, Sandbox, describe_exit
+from restore_agent.places.place import CONTROL_DIRECTORY, Output, Place, describe_exit
+from restore_agent.places.processes import cpu_seconds, is_stopped
 from restore_agent.snapshots.manifest import EngineRecord
 from restore_agent.workload.control_directory import (
     GPUS,
@@ -60,34 +57,34 @@ class EngineError(AgentError):
 
 @dataclass(frozen=True)
 class Answer:
-    status: int
+    """What an engine said to a request."""
+
+    status: int  # of HTTP
     body: str
 
 
 class Engine:
-    """A running engine: the sandbox it is in, its root process (pid as seen inside) and its pipes."""
+    """A running engine: the place it is in, its root process (pid as seen inside) and where it prints."""
 
-    def __init__(self, record: EngineRecord, sandbox: Sandbox | Bare | Container, output: Output | ContainerOutput, pid: int) -> None:
+    def __init__(self, record: EngineRecord, place: Place, output: Output, pid: int) -> None:
         self.record = record
-        self.sandbox = sandbox
+        self.place = place
         self.output = output
         self.pid = pid
 
     @classmethod
-    async def start(
-        cls, record: EngineRecord, sandbox: Sandbox | Bare | Container, output: Output | ContainerOutput, *, for_snapshot: bool
-    ) -> Engine:
-        """Raises SandboxError."""
+    async def start(cls, record: EngineRecord, place: Place, output: Output, *, for_snapshot: bool) -> Engine:
+        """Raises PlaceError."""
         env = dict(record.env)
         if for_snapshot:
             env[VARIABLE] = str(CONTROL_DIRECTORY)
         with output.writers() as fds:
-            pid = await sandbox.spawn(record.command, env, record.directory, fds, engine=True)
-        return cls(record, sandbox, output, pid)
+            pid = await place.spawn(record.command, env, record.directory, fds, engine=True)
+        return cls(record, place, output, pid)
 
     def end_error(self) -> EngineError:
         """What to say once the root process has ended."""
-        exited = self.sandbox.exit_of(self.pid)
+        exited = self.place.exit_of(self.pid)
         how = describe_exit(exited.result()) if exited.done() else "ended"
         return EngineError(f"the engine {' '.join(self.record.command)!r} ended: {how}{self.output.tail()}")
 
@@ -97,7 +94,7 @@ class Engine:
         Raises:
             EngineError: it ended, or the record's ready_timeout_seconds are over.
         """
-        ended = self.sandbox.exit_of(self.pid)
+        ended = self.place.exit_of(self.pid)
         deadline = time.monotonic() + self.record.ready_timeout_seconds
         probes, last = Backoff(_FIRST_PROBE, _LAST_PROBE, factor=1.5), "nothing listens"
         async with self.session() as session:
@@ -126,7 +123,7 @@ class Engine:
         Raises:
             EngineError: it ended, or went on working past the record's ready_timeout_seconds.
         """
-        ended = self.sandbox.exit_of(self.pid)
+        ended = self.place.exit_of(self.pid)
         deadline = time.monotonic() + self.record.ready_timeout_seconds
         since, used = time.monotonic(), self._cpu_seconds()
         while time.monotonic() < deadline:
@@ -152,14 +149,14 @@ class Engine:
             EngineError: it ended.
         """
         for word in (READY, SNAPSHOT_COMPLETE, RESTORE_COMPLETE):
-            (self.sandbox.control_directory / word).unlink(missing_ok=True)
+            (self.place.control_directory / word).unlink(missing_ok=True)
         self.tell(QUIESCE_REQUESTED)
-        ended = self.sandbox.exit_of(self.pid)
+        ended = self.place.exit_of(self.pid)
         while not self.is_ready:
             if ended.done():
                 raise self.end_error()
             await asyncio.wait([ended], timeout=_FIRST_PROBE)
-        (self.sandbox.control_directory / QUIESCE_REQUESTED).unlink()
+        (self.place.control_directory / QUIESCE_REQUESTED).unlink()
 
     def named_weights(self) -> list[Path]:
         """Checkpoint directories whose regions it attached by itself (`weights.json`, ours).
@@ -167,10 +164,10 @@ class Engine:
         Raises:
             EngineError: it is no list of them, or it is in a pod: what a tenant says is no path of the node's.
         """
-        path = self.sandbox.control_directory / WEIGHTS
+        path = self.place.control_directory / WEIGHTS
         if not path.exists():
             return []
-        if isinstance(self.sandbox, Container):
+        if not self.place.names_weights:
             raise EngineError(f"the engine {' '.join(self.record.command)!r} names weights on the node, which no engine in a pod may")
         try:
             return [Path(directory) for directory in json.loads(path.read_text())["directories"]]
@@ -180,14 +177,15 @@ class Engine:
     def stop(self) -> None:
         """Stops every process of it. Blocks until all stand still."""
         deadline = time.monotonic() + _STOP_SECONDS
-        while running := [host for host in self._hosts() if not _stopped(host)]:
+        while running := [host for host in self._hosts() if not is_stopped(host)]:
             if time.monotonic() > deadline:
                 raise EngineError(f"the engine {' '.join(self.record.command)!r} does not stop: pid {running[0]} goes on")
             for host in running:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(host, signal.SIGSTOP)
 
-    async def go_on(self) -> None:
+    def go_on(self) -> None:
+        """Undoes `stop`."""
         for host in self._hosts():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(host, signal.SIGCONT)
@@ -212,21 +210,21 @@ class Engine:
 
     @property
     def is_ready(self) -> bool:
-        return (self.sandbox.control_directory / READY).exists()
+        return (self.place.control_directory / READY).exists()
 
     def tell(self, word: str) -> None:
         """Writes one of the agent's words into the control directory."""
         self._write(word, "")
 
     def _write(self, word: str, content: str) -> None:
-        fresh = self.sandbox.control_directory / f".{word}"
+        fresh = self.place.control_directory / f".{word}"
         fresh.unlink(missing_ok=True)
         with fresh.open("x") as file:  # made here: no pipe and no link that another has put there
             file.write(content)
         fresh.rename(fresh.with_name(word))
 
     def session(self) -> aiohttp.ClientSession:
-        """HTTP into the sandbox's net namespace. A connection never outlives its request, so that none is in an image."""
+        """HTTP into the place's network. A connection never outlives its request, so that none is in an image."""
         return aiohttp.ClientSession(
             base_url=f"http://127.0.0.1:{self.record.port}",
             connector=aiohttp.TCPConnector(socket_factory=self._socket, happy_eyeballs_delay=None, force_close=True),
@@ -248,11 +246,11 @@ class Engine:
 
     def _socket(self, address: tuple[int, int, int, str, object]) -> socket.socket:
         family, kind, protocol = address[:3]
-        if not self.sandbox.netns:
+        if not self.place.netns:
             return socket.socket(family, kind, protocol)
-        with Path("/proc/thread-self/ns/net").open() as ours, Path(self.sandbox.netns).open() as theirs:
+        with Path("/proc/thread-self/ns/net").open() as ours, Path(self.place.netns).open() as theirs:
             if _libc.setns(theirs.fileno(), _CLONE_NEWNET):
-                raise OSError(ctypes.get_errno(), f"cannot enter {self.sandbox.netns}")
+                raise OSError(ctypes.get_errno(), f"cannot enter {self.place.netns}")
             try:
                 return socket.socket(family, kind, protocol)
             finally:
@@ -260,18 +258,10 @@ class Engine:
                     os._exit(70)  # this thread would go on in a stranger's network
 
     def _hosts(self) -> list[int]:
-        return [host for pid, host in self.sandbox.host_pids().items() if pid != 1]
+        return [host for pid, host in self.place.host_pids().items() if pid != 1]
 
     def _cpu_seconds(self) -> float:
-        return cpu_seconds(self.sandbox.host_pids().values())
-
-
-def _stopped(host_pid: int) -> bool:
-    """Whether every task of the process stands still, or it has ended."""
-    try:
-        return all((task / "stat").read_text().rpartition(")")[2].split()[0] in "TtZX" for task in Path(f"/proc/{host_pid}/task").iterdir())
-    except OSError:
-        return False  # a task ended meanwhile: look again
+        return cpu_seconds(self.place.host_pids().values())
 
 
 async def _text(response: aiohttp.ClientResponse) -> str:
@@ -284,15 +274,3 @@ async def _text(response: aiohttp.ClientResponse) -> str:
         return data.decode(response.charset or "utf-8", errors="replace")
     except LookupError:  # of a charset that nobody knows
         return data.decode(errors="replace")
-
-
-def cpu_seconds(host_pids: Iterable[int]) -> float:
-    """CPU time that these processes have used."""
-    ticks = 0
-    for pid in host_pids:
-        try:
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            continue  # it ended meanwhile
-        ticks += int(fields[11]) + int(fields[12])
-    return ticks / os.sysconf("SC_CLK_TCK")

@@ -12,8 +12,8 @@ from pathlib import Path
 from zerowake_proto import nri_pb2
 
 from restore_agent.kubernetes.nri import Adjust
+from restore_agent.places.place import CONTROL_DIRECTORY
 from restore_agent.places.placeholder import PROGRAM
-from restore_agent.places.sandbox import CONTROL_DIRECTORY
 from restore_agent.snapshots.manifest import check_name
 from restore_agent.workload.control_directory import VARIABLE
 from zerowake_shared.pod_contract import CAPTURE, CONTAINER, GPUMEM, GPUMEM_FOLDER, SNAPSHOT, ZEROWAKE_FOLDER

@@ -197,19 +197,6 @@ class Rights:
         return found
 
 
-def rights_of_process(pid: int) -> Rights:
-    """Raises OSError: it has ended."""
-    lines = (line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":\t" in line)
-    status = {name: words.split() for name, words in lines}
-    return Rights(
-        frozenset(map(int, status["Uid"])),
-        frozenset(map(int, [*status["Gid"], *status["Groups"]])),
-        int(status["CapBnd"][0], 16) | int(status["CapPrm"][0], 16),
-        status["NoNewPrivs"] == ["1"],
-        status["Seccomp"] != ["0"],
-    )
-
-
 def rights(images: Path) -> Rights:
     """Of what would be restored. Raises ImageError."""
     threads = [criu_pb2.Core.FromString(_read(core, _CORE)[0]).thread for core in images.glob("core-[0-9]*.img")]

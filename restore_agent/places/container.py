@@ -1,6 +1,6 @@
-"""A running container, held by a placeholder, as a place to restore into: the same calls as a Sandbox, so that restoring is the same.
+"""A running container, held by a placeholder, as a Place.
 
-A container belongs to a tenant, so what a Sandbox may take for granted is guarded here:
+A container belongs to a tenant, so what a sandbox may take for granted is guarded here:
 - Programs of ours run inside it with the agent's rights (join.c): in its cgroups and namespaces, as children of its pid 1, executed by a
   descriptor and linked statically, so that nothing of the container's file system runs with them.
 - Its files are reached through copies of its mounts on which no symbolic link is followed (`root`, `control_directory`).
@@ -30,12 +30,12 @@ import zerowake_native
 from restore_agent.pages import images
 from restore_agent.places import overlay
 from restore_agent.places.cgroups import OutOfSight, cgroup_files, node_process
-from restore_agent.places.isolation import NotApart, check_apart
+from restore_agent.places.isolation import NotIsolated, check_isolated, rights_of
+from restore_agent.places.place import CONTROL_DIRECTORY, PlaceError, Route
 from restore_agent.places.placeholder import Placeholder, PlaceholderError
 from restore_agent.places.processes import descendants
-from restore_agent.places.sandbox import CONTAINER, CONTROL_DIRECTORY, SandboxError
 from restore_agent.snapshots.compatibility import Incompatible, check_files, mapped_files
-from restore_agent.snapshots.manifest import Fits
+from restore_agent.snapshots.manifest import CONTAINER_FILE, Fits
 
 _CHANGES = "changes.tar"  # what the engine has changed in its container's file system, within a snapshot
 _JOIN_SECONDS = 10.0
@@ -47,12 +47,12 @@ _PT_INTERP = 3
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-class ContainerError(SandboxError):
+class ContainerError(PlaceError):
     """A container cannot be restored into, or a program could not be started in it."""
 
 
-class Output:
-    """The container's own stdout and stderr, in the place of pipes of the agent's (output.py)."""
+class ContainerOutput:
+    """An Output: the container's own stdout and stderr, in the place of pipes of the agent's (output.py)."""
 
     def __init__(self, name: str, placeholder: Placeholder) -> None:
         self.name = name
@@ -60,7 +60,7 @@ class Output:
 
     @property
     def keys(self) -> tuple[str, str]:
-        """The names that an image knows them by. Raises ContainerError: they are no pipes."""
+        """Raises ContainerError: they are no pipes."""
         one, two = (str(Path(f"/proc/{self._placeholder.pid}/fd/{fd}").readlink()) for fd in (1, 2))
         for key in (one, two):
             if not key.startswith("pipe:["):
@@ -90,7 +90,10 @@ class Output:
 
 
 class Container:
-    """`open` it, then use it with `async with`, and `keep` it where the engine shall outlive the block."""
+    """The Place of a replica in a pod. `open` it, then use it with `async with`, and `keep` it where the engine shall outlive the block."""
+
+    names_weights = False
+    is_ours = False
 
     def __init__(self, placeholder: Placeholder, image: str, address: str, volatile: Sequence[str] = ()) -> None:
         """`image`: by digest. `address`: the pod's. `volatile`: where volumes are mounted that end with the pod."""
@@ -106,8 +109,8 @@ class Container:
     async def open(self) -> Container:
         """Looks at it, empties it and opens its file system, as often as it is restored into. Raises ContainerError."""
         try:
-            check_apart(self.pid)
-        except NotApart as error:
+            check_isolated(self.pid)
+        except NotIsolated as error:
             raise ContainerError(str(error)) from None
         await self.empty()  # of what an agent that was killed has left half restored
         self._close_views()
@@ -124,29 +127,28 @@ class Container:
         await asyncio.shield(self.close())
 
     @property
-    def route(self) -> tuple[str, str]:
-        """How others reach its engine: the pod's address, in the cluster's network."""
-        return self.address, ""
+    def route(self) -> Route:
+        """The pod's address, in the cluster's network."""
+        return Route(self.address)
 
     @property
     def netns(self) -> str:
         return f"/proc/{self.pid}/ns/net"
 
-    def output(self, name: str) -> Output:
-        """Where an engine prints."""
-        return Output(name, self.placeholder)
+    def output(self, name: str) -> ContainerOutput:
+        return ContainerOutput(name, self.placeholder)
 
     async def carried(self) -> dict[str, bytes]:
-        """What its engine has changed in its file system: files for a snapshot, by name. Raises ContainerError."""
+        """The changes since its image. Raises ContainerError."""
         try:
             changes = await asyncio.to_thread(overlay.archive, overlay.Mounts.of(self.pid), Path(node_process(), "root"), self.root)
         except overlay.OverlayError as error:
             raise ContainerError(str(error)) from None
         about = json.dumps({"image": self._image}).encode()
-        return {CONTAINER: about, **({_CHANGES: changes} if changes else {})}
+        return {CONTAINER_FILE: about, **({_CHANGES: changes} if changes else {})}
 
     async def lay_out(self, snapshot: Path, fits: Fits) -> None:
-        """The same, from a snapshot's folder, until it is closed without being kept.
+        """Writes what `carried` saved into this container; `close` undoes it unless the container was kept.
 
         Raises:
             Incompatible: its image or a file that the engine maps is another one here, or it may less.
@@ -155,12 +157,12 @@ class Container:
         await asyncio.to_thread(self._lay_out, snapshot, fits)
 
     def _lay_out(self, snapshot: Path, fits: Fits) -> None:
-        about = snapshot / CONTAINER
+        about = snapshot / CONTAINER_FILE
         image = json.loads(about.read_bytes())["image"] if about.exists() else self._image
         if image != self._image:
             raise Incompatible(f"it was taken of image {image}, and the pod's is {self._image}; take the snapshot again")
         try:
-            if beyond := images.rights(snapshot / "images").beyond(images.rights_of_process(self.pid)):
+            if beyond := images.rights(snapshot / "images").beyond(rights_of(self.pid)):
                 raise Incompatible(
                     f"its processes have what this container does not allow: {'; '.join(beyond)}; take it in a pod like this one"
                 )
@@ -171,7 +173,7 @@ class Container:
         check_files(fits, self.root)
 
     def mapped_files(self, host_pids: Iterable[int]) -> set[Path]:
-        """Files that its processes map or hold open. Raises ContainerError: one of them is gone with the pod."""
+        """Raises ContainerError: one of them is gone with the pod."""
         found = mapped_files(self.root, host_pids, self.root)
         for path in found:
             if volume := next((volume for volume in self._volatile if path.is_relative_to(volume)), None):

@@ -1,4 +1,4 @@
-"""What a program in a sandbox prints. The agent owns the pipes: a log file that grew after a dump would spoil its restore."""
+"""What a program prints whose output is the agent's. It owns the pipes: a log file that grew after a dump would spoil its restore."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ _LOG = logging.getLogger("zerowake.engine")
 _KEPT_LINES = 40
 
 
-class Output:
-    """A pair of pipes for stdout and stderr, drained for as long as this lives; the last lines are kept for error texts."""
+class Pipes:
+    """An Output of two pipes, for stdout and stderr, drained for as long as this lives; the last lines are kept for error texts."""
 
     def __init__(self, name: str) -> None:
         self.name = name

@@ -1,9 +1,19 @@
-"""Processes as the kernel shows them: which ones live under another, and by which pid they know themselves."""
+"""Processes as the kernel shows them under /proc, by their pids on this host: the only file that reads their `status` and `stat`."""
 
 from __future__ import annotations
 
 import contextlib
+import os
+from collections.abc import Iterable
 from pathlib import Path
+
+_STATE, _USER_TICKS, _SYSTEM_TICKS = 0, 11, 12  # fields of `stat`, counted from the one behind the program's name
+
+
+def status(pid: int) -> dict[str, str]:
+    """/proc/PID/status: what stands behind each name. Raises OSError: it has ended."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return dict(line.split(":\t", 1) for line in lines if ":\t" in line)
 
 
 def descendants(pid: int) -> dict[int, int]:
@@ -13,10 +23,40 @@ def descendants(pid: int) -> dict[int, int]:
     while waiting:
         pid = waiting.pop()
         with contextlib.suppress(OSError):  # it ended while we looked
-            for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-                if line.startswith("NSpid:"):
-                    found[int(line.split()[-1])] = pid
-                    break
+            found[pid_inside(status(pid))] = pid
             for task in Path(f"/proc/{pid}/task").iterdir():
                 waiting += map(int, (task / "children").read_text().split())
     return found
+
+
+def pid_inside(of: dict[str, str]) -> int:
+    """The pid that a process knows itself by, from its status."""
+    return int(of["NSpid"].split()[-1])
+
+
+def resident_bytes(pid: int) -> int:
+    """0 of a process without memory (a zombie). Raises OSError: it has ended."""
+    return int(status(pid).get("VmRSS", "0 kB").split()[0]) << 10
+
+
+def cpu_seconds(pids: Iterable[int]) -> float:
+    """CPU time that these processes have used; those that have ended count nothing."""
+    ticks = 0
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            fields = _stat(Path(f"/proc/{pid}"))
+            ticks += int(fields[_USER_TICKS]) + int(fields[_SYSTEM_TICKS])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether every task of the process stands still, or it has ended."""
+    try:
+        return all(_stat(task)[_STATE] in "TtZX" for task in Path(f"/proc/{pid}/task").iterdir())
+    except OSError:
+        return False  # a task ended meanwhile: look again
+
+
+def _stat(folder: Path) -> list[str]:
+    """The program's name before these fields may hold anything, also blanks and brackets."""
+    return (folder / "stat").read_text().rpartition(")")[2].split()

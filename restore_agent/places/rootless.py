@@ -1,7 +1,7 @@
-"""A cold replica where the agent is not root: no namespaces, the machine's own network, so one replica for each port.
+"""The machine itself as a Place, where the agent is not root: no namespaces, the machine's own network, so one replica for each port.
 
-The same calls as a Sandbox as far as a cold start needs them. The engine leads a process group, which ends with the replica; the kernel
-ends the engine itself when the agent dies.
+An engine can be started in it and ended; nothing can be dumped or restored. The engine leads a process group, which ends with the replica;
+the kernel ends the engine itself when the agent dies.
 """
 
 from __future__ import annotations
@@ -13,25 +13,29 @@ import os
 import signal
 import socket
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from restore_agent.places.sandbox import SandboxError
+from restore_agent.places.output import Pipes
+from restore_agent.places.place import PlaceError, Route
+from restore_agent.snapshots.manifest import Fits
 
 _PR_SET_PDEATHSIG = 1
 _END_SECONDS = 5.0
 _libc = ctypes.CDLL(None)
 
 
-class Bare:
-    netns = ""  # the agent's own
-    route = ("127.0.0.1", "")
-    root = Path("/")
+class Rootless:
+    """The Place of a replica where the agent is not root. Use `async with await Rootless.create(port)`, or `close` it."""
 
-    _ports: ClassVar[set[int]] = (
-        set()
-    )  # of those that live or start: a second engine there would pass for healthy by the first one's answers
+    netns = ""  # the agent's own
+    route = Route("127.0.0.1")
+    root = files = Path("/")
+    names_weights = True
+    is_ours = True
+
+    _ports: ClassVar[set[int]] = set()  # in use: a second engine's health check would reach the first
 
     def __init__(self, port: int) -> None:
         self._port = port
@@ -41,15 +45,14 @@ class Bare:
         self._waiting: asyncio.Task[None] | None = None
 
     @classmethod
-    async def create(cls, port: int) -> Bare:
-        """Raises SandboxError: something else listens on that port, or is about to."""
-        if port in cls._ports:
-            raise SandboxError(f"port {port} is taken, and without root all replicas share it: start the agent as root")
-        _check_free(port)
+    async def create(cls, port: int) -> Rootless:
+        """Raises PlaceError: something else listens on that port, or is about to."""
+        if port in cls._ports or _listens(port):
+            raise PlaceError(f"port {port} is taken, and without root all replicas share it: start the agent as root")
         cls._ports.add(port)
         return cls(port)
 
-    async def __aenter__(self) -> Bare:
+    async def __aenter__(self) -> Rootless:
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -57,12 +60,24 @@ class Bare:
 
     @property
     def control_directory(self) -> Path:
-        raise SandboxError("an engine without a sandbox cannot take part in snapshots; start the agent as root")
+        raise _no_snapshots()
+
+    def output(self, name: str) -> Pipes:
+        return Pipes(name)
+
+    async def carried(self) -> dict[str, bytes]:
+        raise _no_snapshots()
+
+    async def lay_out(self, snapshot: Path, fits: Fits) -> None:
+        raise _no_snapshots()
+
+    def mapped_files(self, host_pids: Iterable[int]) -> set[Path]:
+        raise _no_snapshots()
 
     async def spawn(
         self, command: Sequence[str], env: Mapping[str, str], directory: str, fds: Sequence[int], *, engine: bool = False
     ) -> int:
-        """Raises SandboxError: the program or its directory cannot be used."""
+        """Raises PlaceError: the program or its directory cannot be used."""
         try:
             self._process = await asyncio.create_subprocess_exec(
                 *command,
@@ -75,13 +90,12 @@ class Bare:
                 preexec_fn=_die_with_parent,
             )
         except OSError as error:
-            raise SandboxError(f"cannot start {command[0]}: {error.strerror or error}") from error
+            raise PlaceError(f"cannot start {command[0]}: {error.strerror or error}") from error
         self.pid = self._process.pid
         self._waiting = asyncio.create_task(self._wait(self._process), name=f"waiting for {command[0]}")
         return self.pid
 
     def exit_of(self, pid: int) -> asyncio.Future[int]:
-        """The wait status, as of a sandbox."""
         return self._exits.setdefault(pid, asyncio.get_running_loop().create_future())
 
     def host_pids(self) -> dict[int, int]:
@@ -105,14 +119,19 @@ class Bare:
             future.set_result(-code if code < 0 else code << 8)
 
 
-def _check_free(port: int) -> None:
-    """Raises SandboxError where another program, maybe another replica, listens on it."""
+def _no_snapshots() -> PlaceError:
+    return PlaceError("an engine without a sandbox cannot take part in snapshots; start the agent as root")
+
+
+def _listens(port: int) -> bool:
+    """Whether a program of the machine's has the port."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
-        except OSError as error:
-            raise SandboxError(f"port {port} is taken, and without root all replicas share it: start the agent as root") from error
+        except OSError:
+            return True
+        return False
 
 
 def _die_with_parent() -> None:

@@ -22,30 +22,24 @@ from pathlib import Path
 
 import zerowake_native
 
-from restore_agent.errors import AgentError
-from restore_agent.places.output import Output
+from restore_agent.places.output import Pipes
+from restore_agent.places.place import CONTROL_DIRECTORY, PlaceError, Route
 from restore_agent.places.processes import descendants
 from restore_agent.snapshots.compatibility import mapped_files
-from restore_agent.snapshots.manifest import Fits
+from restore_agent.snapshots.manifest import CONTAINER_FILE, Fits
 
-CONTROL_DIRECTORY = Path("/run/zerowake/control")  # inside the sandbox: the engine's SNAPSHOT_CONTROL_DIR
-CONTAINER = "container.json"  # a file that a snapshot has if it was taken in a container
 _TMPFS_ARCHIVE = "tmpfs.tar"  # what the engine keeps in /dev/shm and /run, within a snapshot
 _KEPT_FOLDER = Path("/run/gpumem")  # of the host's /run, what engines may use: gpumem's sockets
 _START_SECONDS = 10.0
 _END_SECONDS = 5.0
 
 
-class SandboxError(AgentError):
-    """A sandbox could not be made, or a program could not be started in it."""
-
-    reason = "sandbox-failed"
-
-
 class Sandbox:
-    """Use `async with await Sandbox.create(kdat)`, or `close` it."""
+    """The Place of a replica on a machine without Kubernetes. Use `async with await Sandbox.create(kdat)`, or `close` it."""
 
-    files = Path("/")  # what is left of its file system when it has ended: the node's
+    files = Path("/")  # it shows the node's file system, but for what it writes
+    names_weights = True
+    is_ours = True
 
     def __init__(self, process: subprocess.Popen[bytes], control: socket.socket) -> None:
         self._process = process
@@ -65,7 +59,7 @@ class Sandbox:
         """Makes the namespaces. `kdat`: CRIU's cached kernel probe, copied in where it exists.
 
         Raises:
-            SandboxError: not root, or the kernel refuses a namespace.
+            PlaceError: not root, or the kernel refuses a namespace.
         """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
@@ -79,7 +73,7 @@ class Sandbox:
                 )
             except OSError as error:
                 ours.close()
-                raise SandboxError(f"cannot start {zerowake_native.SANDBOX_INIT}: {error}; reinstall zerowake") from error
+                raise PlaceError(f"cannot start {zerowake_native.SANDBOX_INIT}: {error}; reinstall zerowake") from error
         sandbox = cls(process, ours)
         try:
             async with asyncio.timeout(_START_SECONDS):
@@ -87,7 +81,7 @@ class Sandbox:
         except BaseException as error:
             await sandbox.close()
             if isinstance(error, TimeoutError):
-                raise SandboxError(f"the namespaces were not ready within {_START_SECONDS:.0f} s") from error
+                raise PlaceError(f"the namespaces were not ready within {_START_SECONDS:.0f} s") from error
             raise
         return sandbox
 
@@ -99,7 +93,6 @@ class Sandbox:
 
     @property
     def root(self) -> Path:
-        """The sandbox's file system as the host reaches it."""
         return Path(f"/proc/{self.pid}/root")
 
     @property
@@ -107,31 +100,29 @@ class Sandbox:
         return f"/proc/{self.pid}/ns/net"
 
     @property
-    def route(self) -> tuple[str, str]:
-        """How others reach its engine: the host, and the net namespace that it is in."""
-        return "127.0.0.1", self.netns
+    def route(self) -> Route:
+        return Route("127.0.0.1", self.netns)
 
     @property
     def control_directory(self) -> Path:
         return self.root / CONTROL_DIRECTORY.relative_to("/")
 
-    def output(self, name: str) -> Output:
-        """Where an engine prints."""
-        return Output(name)
+    def output(self, name: str) -> Pipes:
+        return Pipes(name)
 
     async def carried(self) -> dict[str, bytes]:
-        """What its engine has changed in its file system: files for a snapshot, by name."""
+        """What its engine keeps in /dev/shm and /run: the rest of its file system is the node's."""
         archive = await asyncio.to_thread(_archive_tmpfs, self.root)
         return {_TMPFS_ARCHIVE: archive} if archive else {}
 
     def mapped_files(self, host_pids: Iterable[int]) -> set[Path]:
-        """Files that its processes map or hold open, of those that outlive them."""
+        """Of those that outlive the sandbox."""
         return mapped_files(self.root, host_pids)
 
     async def lay_out(self, snapshot: Path, fits: Fits) -> None:
-        """The same, from a snapshot's folder, whose `fits` this node was found to have. Raises SandboxError: it needs a container."""
-        if (snapshot / CONTAINER).exists():
-            raise SandboxError("it was taken in a container, and can be restored into pods only")
+        """That the node has what `fits` names was found as the snapshot was staged. Raises PlaceError: the snapshot needs a container."""
+        if (snapshot / CONTAINER_FILE).exists():
+            raise PlaceError("it was taken in a container, and can be restored into pods only")
         if (snapshot / _TMPFS_ARCHIVE).exists():
             await asyncio.to_thread(_extract, snapshot / _TMPFS_ARCHIVE, self.root)
 
@@ -149,20 +140,20 @@ class Sandbox:
         Returns its pid inside.
 
         Raises:
-            SandboxError: the message is too large, or the sandbox has ended.
+            PlaceError: the message is too large, or the sandbox has ended.
         """
         fields = ["spawn", "sp" if engine else "-", directory, str(len(command)), *command, str(len(env))]
         fields += [f"{key}={value}" for key, value in env.items()]
         message = "".join(f"{field}\0" for field in fields).encode()
         async with self._spawn_lock:
             if self._ended.done():
-                raise SandboxError(f"cannot start {command[0]}: the sandbox has ended ({self._ended.result()})")
+                raise PlaceError(f"cannot start {command[0]}: the sandbox has ended ({self._ended.result()})")
             self._spawning = self._loop.create_future()
             try:
                 socket.send_fds(self._control, [message], list(fds))
             except OSError as error:
                 what = "command and environment are too large" if error.errno == errno.EMSGSIZE else str(error)
-                raise SandboxError(f"cannot start {command[0]}: {what}") from error
+                raise PlaceError(f"cannot start {command[0]}: {what}") from error
             async with asyncio.timeout(_START_SECONDS):
                 return await self._spawning
 
@@ -171,7 +162,6 @@ class Sandbox:
         return self._exits.setdefault(pid, self._loop.create_future())
 
     def host_pids(self) -> dict[int, int]:
-        """pid inside → pid on the host, for every process in the sandbox."""
         return descendants(self.pid)
 
     async def close(self) -> None:
@@ -216,7 +206,7 @@ class Sandbox:
         elif word == "error":
             for pending in (self._ready, self._spawning):
                 if pending and not pending.done():
-                    pending.set_exception(SandboxError(rest))
+                    pending.set_exception(PlaceError(rest))
                     return
         self._signs.add(word)
         if {"ready", "inside"} <= self._signs and not self._ready.done():
@@ -228,7 +218,7 @@ class Sandbox:
         self._ended.set_result(why)
         for pending in (self._ready, self._spawning):
             if pending and not pending.done():
-                pending.set_exception(SandboxError(f"the sandbox has ended: {why}"))
+                pending.set_exception(PlaceError(f"the sandbox has ended: {why}"))
                 pending.exception()  # somebody may have stopped waiting
         for future in self._exits.values():
             if not future.done():
@@ -260,10 +250,3 @@ def _extract(archive: Path, root: Path) -> None:
 
 def _kept_folders() -> list[str]:
     return [str(_KEPT_FOLDER)] if _KEPT_FOLDER.is_dir() else []
-
-
-def describe_exit(status: int) -> str:
-    """A wait status in words."""
-    if os.WIFSIGNALED(status):
-        return f"killed by {signal.Signals(os.WTERMSIG(status)).name}"
-    return f"exit code {os.waitstatus_to_exitcode(status)}"

@@ -23,11 +23,12 @@ from restore_agent.drivers.weights import Weights
 from restore_agent.engine.canary import prove_canary, record_canary
 from restore_agent.engine.engine import Engine
 from restore_agent.pages.images import split
-from restore_agent.places.container import Container
+from restore_agent.places.place import Place
+from restore_agent.places.processes import resident_bytes
 from restore_agent.places.sandbox import Sandbox
 from restore_agent.sequences.phases import Phases
-from restore_agent.sequences.restore import Place, Restorer
-from restore_agent.sequences.staging import Ladder
+from restore_agent.sequences.restore import OpenPlace, Restorer
+from restore_agent.sequences.staging import Staging
 from restore_agent.snapshots.chunks import write_chunks
 from restore_agent.snapshots.compatibility import node_fits
 from restore_agent.snapshots.manifest import (
@@ -53,6 +54,8 @@ Progress = Callable[[str, int, int], None]  # phase, bytes done, bytes in all (0
 
 @dataclass(frozen=True)
 class CaptureRequest:
+    """What a snapshot is taken of, and under which name."""
+
     namespace: str
     name: str
     model: str
@@ -65,28 +68,32 @@ class CaptureRequest:
 
 @dataclass(frozen=True)
 class Captured:
+    """A published snapshot, and the engine that it was taken of."""
+
     snapshot: Snapshot
     source: Engine  # still running; the caller's to keep or close
 
 
 class Capturer:
+    """Takes snapshots, with what the node has for it."""
+
     def __init__(
-        self, criu: Criu, cuda: Cuda | None, weights: Weights, kdat: Path, store: Store, ladder: Ladder, restorer: Restorer
+        self, criu: Criu, cuda: Cuda | None, weights: Weights, kdat: Path, store: Store, staging: Staging, restorer: Restorer
     ) -> None:
         self._criu = criu
         self._cuda = cuda
         self._weights = weights
         self._kdat = kdat
         self._store = store
-        self._ladder = ladder
+        self._staging = staging
         self._restorer = restorer
         self._publishing = asyncio.Lock()  # chunks of a snapshot without a name yet must not be swept
 
-    async def capture(self, request: CaptureRequest, progress: Progress, phases: Phases, place: Place | None = None) -> Captured:
-        """Nothing is left of it when it fails. `place`: where the engine runs, and then, in its stead, the replica that proves.
+    async def capture(self, request: CaptureRequest, progress: Progress, phases: Phases, open_place: OpenPlace | None = None) -> Captured:
+        """Nothing is left of it when it fails. `open_place`: opens where the engine runs, and then, in its stead, the replica that proves.
 
         Raises:
-            EngineError, SandboxError, CriuError, CudaError, WeightsError, ImageError, NameTaken, Unproved, RestoreFailed, OSError.
+            EngineError, PlaceError, CriuError, CudaError, WeightsError, ImageError, NameTaken, Unproved, RestoreFailed, OSError.
         """
         if not request.replace:
             with contextlib.suppress(NotFound):
@@ -102,11 +109,11 @@ class Capturer:
                 lends = self._weights.environment(lent[0][0], device)
                 request = dataclasses.replace(request, engine=request.engine.model_copy(update={"env": request.engine.env | lends}))
             with _step("start", phases, progress):
-                sandbox = await (place or self._sandbox)()
-                undo.push_async_exit(sandbox)
-                output = sandbox.output(request.model)
+                place = await (open_place or self._sandbox)()
+                undo.push_async_exit(place)
+                output = place.output(request.model)
                 undo.callback(output.close)
-                source = await Engine.start(request.engine, sandbox, output, for_snapshot=True)
+                source = await Engine.start(request.engine, place, output, for_snapshot=True)
             with _step("ready", phases, progress):
                 await source.wait_healthy(or_ready=True)
             # An engine that quiesces may not answer from here to the end of the dump, and is asked then; others warm up by the request.
@@ -125,12 +132,12 @@ class Capturer:
                 undo.push_async_callback(asyncio.to_thread, shutil.rmtree, workspace, True)
                 for record, layout in lent:
                     await asyncio.to_thread(_keep_layout, workspace, record, layout)
-                draft = await self._dump(request, sandbox, source, canary, quiesces, workspace, progress, phases)
+                draft = await self._dump(request, place, source, canary, quiesces, workspace, progress, phases)
                 if lent:
                     records = tuple(record for record, _ in lent)
                     draft = _draft(draft.manifest.model_copy(update={"weights": records}), workspace)
                 with _step("prove", phases, progress):
-                    await self._prove(draft, place)
+                    await self._prove(draft, open_place)
                 with _step("publish", phases, progress):
                     published = asyncio.create_task(
                         asyncio.to_thread(self._store.publish, workspace, draft.manifest, replace=request.replace)
@@ -145,7 +152,7 @@ class Capturer:
     async def _dump(
         self,
         request: CaptureRequest,
-        sandbox: Sandbox | Container,
+        place: Place,
         source: Engine,
         canary: CanaryRecord | None,
         quiesces: bool,
@@ -155,21 +162,21 @@ class Capturer:
     ) -> Snapshot:
         images = workspace / "images"
         images.mkdir()
-        inside = {pid: host for pid, host in sandbox.host_pids().items() if pid != 1}
+        inside = {pid: host for pid, host in place.host_pids().items() if pid != 1}
         holders = self._cuda.holders(inside.values()) if self._cuda else []
         freed: dict[str, int] | None = None
         carried: dict[str, bytes] = {}
 
         async def carry() -> None:
-            carried.update(await sandbox.carried())
+            carried.update(await place.carried())
 
         try:
             if self._cuda and holders:
                 with _step("suspend", phases, progress):
                     freed = await self._cuda.suspend(holders)
             with _step("dump", phases, progress):
-                used = await asyncio.to_thread(sandbox.mapped_files, inside.values())
-                await self._criu.dump(sandbox, source.pid, images, _DUMP_SECONDS, carry)
+                used = await asyncio.to_thread(place.mapped_files, inside.values())
+                await self._criu.dump(place, source.pid, images, _DUMP_SECONDS, carry)
         finally:
             try:
                 if self._cuda and freed is not None:
@@ -204,23 +211,23 @@ class Capturer:
                 stdio=source.output.keys,
                 files=await asyncio.to_thread(_records, workspace),
                 chunks=tuple(ChunkRecord(hash=chunk.hash, size=chunk.size) for chunk in chunks),
-                host_bytes=sum(_resident(host) for host in inside.values()),
+                host_bytes=sum(resident_bytes(host) for host in inside.values()),
                 gpus=freed or {},
                 quiesces=quiesces,
-                fits=await asyncio.to_thread(node_fits, self._criu.version, used, gpus, sandbox.files),
+                fits=await asyncio.to_thread(node_fits, self._criu.version, used, gpus, place.files),
             )
         return _draft(manifest, workspace)
 
-    async def _prove(self, draft: Snapshot, place: Place | None) -> None:
-        engine = await self._restorer.restore(draft, Phases(), place)
+    async def _prove(self, draft: Snapshot, open_place: OpenPlace | None) -> None:
+        engine = await self._restorer.restore(draft, Phases(), open_place)
         try:
             assert draft.manifest.canary is not None
             await prove_canary(engine, draft.manifest.canary)
         except BaseException:
-            self._ladder.unstage(draft.digest)
+            self._staging.unstage(draft.digest)
             raise
         finally:
-            await engine.sandbox.close()
+            await engine.place.close()
             engine.output.close()
 
 
@@ -267,10 +274,3 @@ def _records(folder: Path) -> dict[str, FileRecord]:
 
 def _command(host_pid: int) -> str:
     return Path(f"/proc/{host_pid}/cmdline").read_text().replace("\0", " ").strip()
-
-
-def _resident(host_pid: int) -> int:
-    for line in Path(f"/proc/{host_pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) << 10
-    return 0

@@ -1,4 +1,4 @@
-"""One node: its store, ladder, replicas and sequences, wired together; and the stream of everything that changes on it."""
+"""One node: its store, staging, replicas and sequences, wired together; and the stream of everything that changes on it."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ from restore_agent.drivers.meminfo import available_memory, total_memory
 from restore_agent.drivers.weights import Weights
 from restore_agent.engine.engine import Engine
 from restore_agent.places.container import Container, ContainerError
-from restore_agent.places.sandbox import Sandbox, SandboxError
+from restore_agent.places.place import PlaceError
+from restore_agent.places.sandbox import Sandbox
 from restore_agent.sequences.capture import Captured, Capturer, CaptureRequest, Progress
 from restore_agent.sequences.phases import Phases
 from restore_agent.sequences.replicas import Origin, Replica, Replicas
-from restore_agent.sequences.restore import Place, RestoreFailed, Restorer
-from restore_agent.sequences.staging import Ladder, NoMemory
+from restore_agent.sequences.restore import OpenPlace, RestoreFailed, Restorer
+from restore_agent.sequences.staging import NoMemory, Staging
 from restore_agent.sequences.standby import Standbys
 from restore_agent.snapshots.manifest import EngineRecord, GpuRecord
 from restore_agent.snapshots.store import Corrupt, NotFound, Snapshot, Store
@@ -81,14 +82,15 @@ class Node:
         self._cuda = cuda
         gpus = GpuRecord(**vars(cuda.gpus())) if cuda else None
         self.headroom = Headroom()
-        self.ladder = Ladder(store, memory, self.criu.version if self.criu else "0", gpus, self.headroom, self._changed)
-        self.restorer = Restorer(self.criu, why, kdat, self.ladder, HugePages.of_processes(store.state), self.headroom, cuda, self.weights)
+        self.staging = Staging(store, memory, self.criu.version if self.criu else "0", gpus, self.headroom, self._changed)
+        huge = HugePages.of_processes(store.state)
+        self.restorer = Restorer(self.criu, why, kdat, self.staging, huge, self.headroom, cuda, self.weights)
         self.replicas = Replicas(self._changed, self._give_room_back)
         self.standbys = Standbys(self._changed)
         self._preparing: dict[str, asyncio.Lock] = {}
         self._restoring = 0  # restores under way: each may have been promised memory that gpumem gave up
         self._why_no_criu = why
-        self._capturer = Capturer(self.criu, cuda, self.weights, kdat, store, self.ladder, self.restorer) if self.criu else None
+        self._capturer = Capturer(self.criu, cuda, self.weights, kdat, store, self.staging, self.restorer) if self.criu else None
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -104,7 +106,7 @@ class Node:
                 pressed.cancel()
                 await node.standbys.close()
                 await node.replicas.close()
-                await node.ladder.close()
+                await node.staging.close()
                 await node.headroom.close()
         finally:
             store.close()
@@ -116,7 +118,7 @@ class Node:
 
         Raises:
             RestoreFailed: and there is neither.
-            EngineError, SandboxError: it could not be started either.
+            EngineError, PlaceError: it could not be started either.
         """
         failure = snapshot if isinstance(snapshot, RestoreFailed) else None
         if isinstance(snapshot, Snapshot):
@@ -193,7 +195,7 @@ class Node:
             replica = self.replicas.detach(replica_id)
             why = await self._demote(replica, keep_seconds)
         if why:
-            await replica.engine.sandbox.close()
+            await replica.engine.place.close()
             replica.engine.output.close()
             _LOG.info("replica %s ended and is no standby: %s", replica.id, why)
         await self._give_room_back()
@@ -222,17 +224,17 @@ class Node:
         if not len(self.replicas) and not self._restoring:
             await self.weights.return_room()
 
-    async def capture(self, request: CaptureRequest, progress: Progress, phases: Phases, place: Place | None = None) -> Captured:
+    async def capture(self, request: CaptureRequest, progress: Progress, phases: Phases, open_place: OpenPlace | None = None) -> Captured:
         """See Capturer.capture. Raises also CriuError where there is no CRIU."""
         if self._capturer is None:
             raise CriuError(self._why_no_criu)
-        captured = await self._capturer.capture(request, progress, phases, place)
+        captured = await self._capturer.capture(request, progress, phases, open_place)
         await self.standbys.drop_others(captured.snapshot)
         self._changed(captured.snapshot)
         return captured
 
     async def stage(self, snapshot: Snapshot) -> float:
-        """Image and weights into memory, at the same time; returns the seconds. Raises what the ladder does, WeightsError."""
+        """Image and weights into memory, at the same time; returns the seconds. Raises what `Staging.stage` does, WeightsError."""
         begin = time.monotonic()
         try:
             await self._stage(snapshot)
@@ -246,8 +248,8 @@ class Node:
         devices = self._devices(snapshot)
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(self.ladder.stage(snapshot))
-                for record, layout in await self.ladder.layouts(snapshot):
+                group.create_task(self.staging.stage(snapshot))
+                for record, layout in await self.staging.layouts(snapshot):
                     group.create_task(self.weights.stage(record, layout, devices))
         except ExceptionGroup as failed:
             raise failed.exceptions[0] from None
@@ -262,7 +264,7 @@ class Node:
     async def remove(self, snapshot: Snapshot) -> None:
         """absent: out of memory, off the disk. Raises NotFound."""
         await self.standbys.drop(snapshot.digest)
-        self.ladder.unstage(snapshot.digest)
+        self.staging.unstage(snapshot.digest)
         await asyncio.to_thread(self.store.remove, snapshot.manifest.namespace, snapshot.manifest.name)
         self._changed(Removed(snapshot))
 
@@ -301,6 +303,6 @@ async def _working_criu(kdat: Path) -> Criu | CriuError:
         async with await Sandbox.create(kdat) as sandbox:
             await criu.probe(sandbox, kdat)
         return criu
-    except (CriuError, SandboxError) as error:
+    except (CriuError, PlaceError) as error:
         _LOG.warning("engines are started cold: %s", error)
         return CriuError(str(error))

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 
 
 class Phases:
+    """The stop-watch of one sequence, running from the moment that it is made; in seconds."""
+
     def __init__(self) -> None:
         self._begin = time.monotonic()
         self._seconds: dict[str, float] = {}

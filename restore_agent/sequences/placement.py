@@ -25,7 +25,7 @@ class NoGpuMemory(AgentError):
         self.lacking = lacking
 
 
-def place(
+def choose_gpus(
     needed: Mapping[str, int], before: Sequence[str], here: Sequence[str], free: Mapping[str, int], resident: Collection[str]
 ) -> dict[str, str]:
     """Pairs each GPU of the suspend with one of this node.

@@ -1,5 +1,5 @@
-"""The replicas that live on this node, and what is known of each. A replica is its sandbox: when the engine's root process ends, by itself
-or by us, the sandbox is closed and everything in it is gone."""
+"""The replicas that live on this node, and what is known of each. A replica is its place: when the engine's root process ends, by itself
+or by us, the place is closed and everything in it is gone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 from restore_agent.engine.engine import Engine, EngineError
 from restore_agent.errors import AgentError, ErrorKind
-from restore_agent.places.container import Container
 from restore_agent.sequences.phases import Phases
 from restore_agent.snapshots.store import Snapshot
 
@@ -21,12 +20,16 @@ _LOG = logging.getLogger("zerowake.agent")
 
 
 class State(enum.Enum):
+    """Whether a replica may be sent requests."""
+
     READY = "ready"
     RETIRING = "retiring"  # it finishes what it has
     GONE = "gone"
 
 
 class Origin(enum.Enum):
+    """How a replica was made."""
+
     RESTORED = "restored"
     COLD = "cold"
     CAPTURED = "captured"
@@ -42,6 +45,8 @@ class NoReplica(AgentError):
 
 @dataclass
 class Replica:
+    """An engine that serves, and what is known of it."""
+
     id: str
     model: str
     snapshot: Snapshot | None
@@ -54,6 +59,8 @@ class Replica:
 
 
 class Replicas:
+    """The replicas of a node, each watched until it ends."""
+
     def __init__(self, changed: Callable[[Replica], None], ended: Callable[[], Awaitable[None]]) -> None:
         """`changed` hears of each one that comes or goes, `ended` when all of one is gone."""
         self._changed = changed
@@ -77,7 +84,7 @@ class Replicas:
         detail: str = "",
         namespace: str = "",
     ) -> Replica:
-        """Takes over the engine's sandbox and pipes; the replica is ready from now on."""
+        """Takes over the engine's place and output; the replica is ready from now on."""
         replica = Replica(
             f"{model}-{secrets.token_hex(4)}", model, snapshot, origin, engine, detail=detail, phases=phases.done(), namespace=namespace
         )
@@ -117,7 +124,7 @@ class Replicas:
 
     def _ours(self, replica_id: str) -> Replica:
         replica = self.get(replica_id)
-        if isinstance(replica.engine.sandbox, Container):
+        if not replica.engine.place.is_ours:
             raise NoReplica(f"replica {replica_id} is a pod, and Kubernetes' to end: scale its workload, or delete it")
         return replica
 
@@ -129,7 +136,7 @@ class Replicas:
 
     async def _watch(self, replica: Replica) -> None:
         # Not awaited itself: a cancelled watcher would cancel the news for everybody.
-        ended = replica.engine.sandbox.exit_of(replica.engine.pid)
+        ended = replica.engine.place.exit_of(replica.engine.pid)
         hangs = ""
         if replica.origin in (Origin.RESTORED, Origin.STANDBY):
             # A restore does not wait for health. An engine that hangs as it wakes would hold its requests for ever.
@@ -153,7 +160,7 @@ class Replicas:
             replica.state = State.GONE
             self._changed(replica)
         try:
-            await replica.engine.sandbox.close()
+            await replica.engine.place.close()
         finally:
             replica.engine.output.close()
             self._live.pop(replica.id, None)

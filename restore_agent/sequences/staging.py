@@ -1,4 +1,4 @@
-"""The image's ladder on this node: absent → disk → memory (standby comes with GPU engines).
+"""Images on their way from this node's disk into its memory, and there.
 
 Staging verifies: skeleton first, so that a restore that does not wait for the rest can let CRIU begin, then every chunk on its way into
 the arena. What stands in memory is trusted from then on. The skeleton lies in a tmpfs of this process's own mount namespace: it goes with
@@ -19,7 +19,6 @@ from restore_agent.drivers.headroom import Headroom
 from restore_agent.drivers.meminfo import available_memory
 from restore_agent.errors import AgentError, ErrorKind
 from restore_agent.pages.fill import Arena
-from restore_agent.places.sandbox import CONTAINER
 from restore_agent.snapshots.chunks import Chunk, CorruptChunk
 from restore_agent.snapshots.compatibility import Incompatible, check_fits
 from restore_agent.snapshots.manifest import GpuRecord, WeightsRecord
@@ -57,12 +56,21 @@ class Staged:
         self.skeleton: asyncio.Future[Path] = loop.create_future()  # CRIU's images directory
         self.arriving: asyncio.Future[Arena] = loop.create_future()  # its pages come one by one; what fails there, fails its fills
         self.arena: asyncio.Future[Arena] = loop.create_future()  # with every page
-        self.ready = asyncio.Event()  # and the memory for a restore is held
+        self.ready = asyncio.Event()  # set once arena and headroom are complete
         self.users = 0
         self.dropped = False
 
+    def fail(self, error: Exception) -> None:
+        """Whoever waits for what has not come gets this error."""
+        for future in (self.skeleton, self.arriving, self.arena):
+            if not future.done():
+                future.set_exception(error)
+                future.exception()  # nobody may be waiting
 
-class Ladder:
+
+class Staging:
+    """The snapshots that stand in this node's memory, or are on their way there."""
+
     def __init__(
         self, store: Store, memory: Path, criu_version: str, gpus: GpuRecord | None, headroom: Headroom, changed: Callable[[Snapshot], None]
     ) -> None:
@@ -128,7 +136,8 @@ class Ladder:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for digest in list(self._staged):
+        for digest, staged in list(self._staged.items()):
+            staged.fail(RuntimeError("staging was cancelled"))  # of one whose task had not begun
             self.unstage(digest)
 
     async def _stage(self, staged: Staged) -> None:
@@ -149,10 +158,7 @@ class Ladder:
         except BaseException as error:
             if isinstance(error, Corrupt | Incompatible):
                 self.unusable[snapshot.digest] = str(error)
-            for future in (staged.skeleton, staged.arriving, staged.arena):
-                if not future.done():
-                    future.set_exception(error if isinstance(error, Exception) else RuntimeError("staging was cancelled"))
-                    future.exception()  # nobody may be waiting
+            staged.fail(error if isinstance(error, Exception) else RuntimeError("staging was cancelled"))
             if self._staged.get(snapshot.digest) is staged:
                 self.unstage(snapshot.digest)
             if not isinstance(error, Exception):
@@ -173,7 +179,7 @@ class Ladder:
     def _stage_skeleton(self, staged: Staged) -> bytes:
         """Verifies and copies the small files; returns the index of pages."""
         snapshot = staged.snapshot
-        check_fits(snapshot.manifest.fits, self._criu_version, self._gpus, files=CONTAINER not in snapshot.manifest.files)
+        check_fits(snapshot.manifest.fits, self._criu_version, self._gpus, files=not snapshot.manifest.is_of_container)
         free = available_memory()
         if free < snapshot.manifest.page_bytes + SPARE_BYTES:
             raise NoMemory(

@@ -89,7 +89,7 @@ class Standbys:
             pass
 
     async def _watch(self, standby: Standby, keep_seconds: float) -> None:
-        ended = standby.engine.sandbox.exit_of(standby.engine.pid)
+        ended = standby.engine.place.exit_of(standby.engine.pid)
         await asyncio.wait([ended], timeout=keep_seconds or None)
         self._kept.pop(standby.snapshot.digest)
         self._watchers.pop(standby.snapshot.digest)

@@ -83,14 +83,14 @@ def residency(node: Node, snapshot: Snapshot) -> agent_pb2.Residency:
         rung=_rung(node, snapshot.digest),
         image_bytes=snapshot.manifest.image_bytes,
         restore_overhead_seconds=node.restorer.overhead.get(snapshot.digest, 0.0),
-        unusable_reason=node.ladder.unusable.get(snapshot.digest, ""),
+        unusable_reason=node.staging.unusable.get(snapshot.digest, ""),
     )
 
 
 def _rung(node: Node, digest: str) -> agent_pb2.Rung:
     if digest in node.standbys:
         return agent_pb2.RUNG_STANDBY
-    return agent_pb2.RUNG_MEMORY if node.ladder.in_memory(digest) else agent_pb2.RUNG_DISK
+    return agent_pb2.RUNG_MEMORY if node.staging.in_memory(digest) else agent_pb2.RUNG_DISK
 
 
 def listed(node: Node, found: Snapshot | tuple[str, str, Exception]) -> agent_pb2.Residency:
@@ -124,8 +124,8 @@ def _namespace(value: Replica) -> agent_pb2.SnapshotRef | None:
 
 
 def _endpoint(value: Replica) -> agent_pb2.Endpoint:
-    host, netns = value.engine.sandbox.route
-    return agent_pb2.Endpoint(host=host, port=value.engine.record.port, netns=netns)
+    route = value.engine.place.route
+    return agent_pb2.Endpoint(host=route.host, port=value.engine.record.port, netns=route.netns)
 
 
 def node(value: Node) -> agent_pb2.Node:
@@ -134,7 +134,7 @@ def node(value: Node) -> agent_pb2.Node:
         memory_total_bytes=total_memory(),
         memory_free_bytes=available_memory(),
         bandwidths=agent_pb2.Bandwidths(
-            disk_to_memory=value.ladder.disk_to_memory.rate, memory_to_process=value.restorer.memory_to_process.rate
+            disk_to_memory=value.staging.disk_to_memory.rate, memory_to_process=value.restorer.memory_to_process.rate
         ),
     )
 

@@ -63,7 +63,7 @@ class AgentService(agent_pb2_grpc.AgentServicer):
             if request.rung in (agent_pb2.RUNG_DISK, agent_pb2.RUNG_MEMORY):
                 await self._node.standbys.drop(snapshot.digest)
                 if request.rung == agent_pb2.RUNG_DISK:
-                    self._node.ladder.unstage(snapshot.digest)
+                    self._node.staging.unstage(snapshot.digest)
                 return agent_pb2.UnstageResponse(residency=messages.residency(self._node, snapshot))
             if request.rung == agent_pb2.RUNG_ABSENT:
                 await self._node.remove(snapshot)
@@ -123,7 +123,7 @@ class AgentService(agent_pb2_grpc.AgentServicer):
             if request.keep_serving:
                 replica_id = self._node.replicas.add(wanted.model, captured.snapshot, Origin.CAPTURED, captured.source, phases).id
             else:
-                await captured.source.sandbox.close()
+                await captured.source.place.close()
                 captured.source.output.close()
             manifest = captured.snapshot.manifest
             return agent_pb2.SnapshotUpdate(

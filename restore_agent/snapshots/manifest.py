@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from restore_agent.errors import AgentError, ErrorKind
 
 VERSION = 2
+CONTAINER_FILE = "container.json"  # a snapshot that was taken in a container has it: what it must find again there
 _NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
 
 
@@ -152,6 +153,11 @@ class Manifest(_Record):
             if Path(path).is_absolute() or ".." in Path(path).parts:
                 raise ValueError(f"file {path!r} is not within the snapshot")
         return files
+
+    @property
+    def is_of_container(self) -> bool:
+        """It was taken in a container, and is restored into containers only."""
+        return CONTAINER_FILE in self.files
 
     @property
     def gpu_pids(self) -> list[int]:

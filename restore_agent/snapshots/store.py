@@ -1,7 +1,8 @@
 """The snapshots on this node's disk.
 
     chunks/ab/<hash>                       pages, by content (chunks.py)
-    snapshots/<digest>/manifest.json       and seal, pages.index, images/ (CRIU's skeleton), shm/ (the engine's /dev/shm)
+    snapshots/<digest>/manifest.json       and seal, pages.index, images/ (CRIU's skeleton), weights/ (layouts), and what the engine
+                                           had changed in its file system (tmpfs.tar, or container.json and changes.tar)
     names/<namespace>/<name>               a link to ../../snapshots/<digest>
     tmp/                                   what is being made; emptied at start
     key, lock

@@ -29,7 +29,7 @@ from restore_agent.engine.canary import prove_canary, record_canary
 from restore_agent.engine.engine import Engine
 from restore_agent.pages.fill import Arena
 from restore_agent.pages.images import split
-from restore_agent.places.output import Output
+from restore_agent.places.output import Pipes
 from restore_agent.places.sandbox import Sandbox
 from restore_agent.programs.main import enter_own_mounts
 from restore_agent.snapshots.chunks import ChunkStore, write_chunks
@@ -245,7 +245,7 @@ class Bench:
         stock, ours = self.work / name / "stock", self.work / name / "ours"
         stock.mkdir(parents=True)
         async with await Sandbox.create(self.kdat) as sandbox:
-            output = Output(name)
+            output = Pipes(name)
             engine = await Engine.start(record, sandbox, output, for_snapshot=True)
             await engine.wait_healthy()
             canary = await record_canary(engine, path, body)
@@ -263,7 +263,7 @@ class Bench:
         self, dumped: Dumped, images: Path, fill: Callable[[Sandbox], Awaitable[None]], into: contextlib.AsyncExitStack
     ) -> Engine:
         sandbox = await into.enter_async_context(await Sandbox.create(self.kdat))
-        output = Output("bench")
+        output = Pipes("bench")
         into.callback(output.close)
         with output.writers() as fds:
             async with Worker.start(self.criu, sandbox, dict(zip(dumped.keys, fds, strict=True)), images) as worker:

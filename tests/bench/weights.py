@@ -15,7 +15,7 @@ from restore_agent.engine.canary import prove_canary, record_canary
 from restore_agent.engine.engine import Engine
 from restore_agent.pages.fill import Arena
 from restore_agent.pages.images import split
-from restore_agent.places.output import Output
+from restore_agent.places.output import Pipes
 from restore_agent.places.sandbox import Sandbox
 from restore_agent.snapshots.chunks import ChunkStore, write_chunks
 from restore_agent.snapshots.manifest import EngineRecord
@@ -68,7 +68,7 @@ async def _dump(bench: Bench, name: str, env: dict[str, str]) -> Dumped:
     images = bench.work / name / "images"
     images.mkdir(parents=True)
     async with await Sandbox.create(bench.kdat) as sandbox:
-        output = Output(name)
+        output = Pipes(name)
         engine = await Engine.start(record, sandbox, output, for_snapshot=True)
         await engine.wait_healthy(or_ready=True)
         await engine.wait_quiet()
@@ -92,7 +92,7 @@ async def _memory(bench: Bench, dumped: Dumped) -> int:
         for engine in engines:
             await prove_canary(engine, dumped.canary)
         for engine in engines:
-            for pid in engine.sandbox.host_pids().values():
+            for pid in engine.place.host_pids().values():
                 rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
                 total += next(int(line.split()[1]) << 10 for line in rollup.splitlines() if line.startswith("Pss:"))
         return total

@@ -19,6 +19,7 @@ import pytest
 
 from restore_agent.engine.engine import Engine
 from restore_agent.places.container import Container, ContainerError
+from restore_agent.places.place import Route
 from restore_agent.places.placeholder import SOCKET, Placeholder, PlaceholderError
 from restore_agent.sequences.capture import CaptureRequest
 from restore_agent.sequences.node import Node
@@ -116,7 +117,7 @@ async def test_the_process_that_was_dumped_comes_back_in_another_container(
         place = Container(await callers.next(), IMAGE, ADDRESS)
         replica = await node.restore_into(place, "small", snapshot_of(node), Phases())
         assert await answer_of(replica.engine) == json.loads(taken[1])
-        assert replica.engine.sandbox.route == (ADDRESS, "")
+        assert replica.engine.place.route == Route(ADDRESS)
         # Under the container's limits, in its namespaces, with its rights, the same pids, its pid 1 as their parent.
         hosts = place.host_pids()
         assert {process.pid for process in snapshot_of(node).manifest.processes} <= hosts.keys()

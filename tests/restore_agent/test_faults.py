@@ -170,7 +170,7 @@ async def test_an_engine_that_never_listens_has_a_deadline(agent: Agent) -> None
 
 
 async def test_a_snapshot_that_answers_otherwise_is_not_published(agent: Agent, mapped: Path) -> None:
-    """`/count` differs at every request: as an oracle it can only fail."""
+    """`/count` differs at every request: as a canary it can only fail."""
     request = pb.SnapshotRequest(
         request_id="unproved", snapshot=reference("unproved"), model="m", engine=engine(mapped), canary=pb.Canary(path="/count")
     )

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from gpumem.hardware.memory import HOST
 from restore_agent.drivers.weights import Weights
-from restore_agent.sequences.placement import HEADROOM, NoGpuMemory, place
+from restore_agent.sequences.placement import HEADROOM, NoGpuMemory, choose_gpus
 from tests.restore_agent.test_weights import Pool
 
 GIB, MIB = 1 << 30, 1 << 20
@@ -22,45 +22,45 @@ def free(**found: int) -> dict[str, int]:
 
 
 def test_it_wakes_where_it_was() -> None:
-    assert place({"GPU-a": GIB}, TWO, TWO, free(a=4 * GIB, b=100 * GIB), ()) == {"GPU-a": "GPU-a", "GPU-b": "GPU-b"}
+    assert choose_gpus({"GPU-a": GIB}, TWO, TWO, free(a=4 * GIB, b=100 * GIB), ()) == {"GPU-a": "GPU-a", "GPU-b": "GPU-b"}
 
 
 def test_it_wakes_where_its_weights_are() -> None:
-    assert place({"GPU-a": GIB}, TWO, TWO, free(a=100 * GIB, b=4 * GIB), {"GPU-b"}) == {"GPU-a": "GPU-b", "GPU-b": "GPU-a"}
-    assert place({"GPU-a": GIB}, TWO, TWO, free(a=100 * GIB, b=4 * GIB), {"GPU-a", "GPU-b"})["GPU-a"] == "GPU-a", "both: where it was"
+    assert choose_gpus({"GPU-a": GIB}, TWO, TWO, free(a=100 * GIB, b=4 * GIB), {"GPU-b"}) == {"GPU-a": "GPU-b", "GPU-b": "GPU-a"}
+    assert choose_gpus({"GPU-a": GIB}, TWO, TWO, free(a=100 * GIB, b=4 * GIB), {"GPU-a", "GPU-b"})["GPU-a"] == "GPU-a", "both: where it was"
 
 
 def test_it_goes_elsewhere_where_it_does_not_fit() -> None:
-    assert place({"GPU-a": GIB}, TWO, TWO, free(a=GIB, b=4 * GIB), {"GPU-a"})["GPU-a"] == "GPU-b"
+    assert choose_gpus({"GPU-a": GIB}, TWO, TWO, free(a=GIB, b=4 * GIB), {"GPU-a"})["GPU-a"] == "GPU-b"
 
 
 def test_among_strangers_it_takes_the_one_with_most_room() -> None:
     here = ("GPU-x", "GPU-y")
-    assert place({"GPU-a": GIB}, TWO, here, free(x=4 * GIB, y=8 * GIB), ()) == {"GPU-a": "GPU-y", "GPU-b": "GPU-x"}
+    assert choose_gpus({"GPU-a": GIB}, TWO, here, free(x=4 * GIB, y=8 * GIB), ()) == {"GPU-a": "GPU-y", "GPU-b": "GPU-x"}
 
 
 def test_the_largest_chooses_first() -> None:
-    pairs = place({"GPU-a": GIB, "GPU-b": 40 * GIB}, TWO, TWO, free(a=50 * GIB, b=2 * GIB), ())
+    pairs = choose_gpus({"GPU-a": GIB, "GPU-b": 40 * GIB}, TWO, TWO, free(a=50 * GIB, b=2 * GIB), ())
     assert pairs == {"GPU-a": "GPU-b", "GPU-b": "GPU-a"}
 
 
 def test_headroom_is_kept() -> None:
-    assert place({"GPU-a": GIB}, ("GPU-a",), ("GPU-a",), free(a=GIB + HEADROOM), ()) == {"GPU-a": "GPU-a"}
+    assert choose_gpus({"GPU-a": GIB}, ("GPU-a",), ("GPU-a",), free(a=GIB + HEADROOM), ()) == {"GPU-a": "GPU-a"}
     with pytest.raises(NoGpuMemory) as none:
-        place({"GPU-a": GIB}, ("GPU-a",), ("GPU-a",), free(a=GIB + HEADROOM - 1), ())
+        choose_gpus({"GPU-a": GIB}, ("GPU-a",), ("GPU-a",), free(a=GIB + HEADROOM - 1), ())
     assert none.value.lacking == {"GPU-a": 1}
 
 
 def test_without_room_it_says_what_is_lacking_where() -> None:
     with pytest.raises(NoGpuMemory, match=r"1088 MiB of a GPU and 512 MiB are free at most; end a replica, or give the pool less") as none:
-        place({"GPU-a": GIB}, TWO, TWO, free(a=512 * MIB, b=256 * MIB), {"GPU-b"})
+        choose_gpus({"GPU-a": GIB}, TWO, TWO, free(a=512 * MIB, b=256 * MIB), {"GPU-b"})
     assert none.value.lacking == {"GPU-a": GIB + HEADROOM - 512 * MIB, "GPU-b": GIB + HEADROOM - 256 * MIB}
 
 
 def test_two_parts_do_not_share_a_gpu() -> None:
     """The second finds the room of the first one's GPU of no use: one GPU takes one other's place."""
     with pytest.raises(NoGpuMemory) as none:
-        place({"GPU-a": 2 * GIB, "GPU-b": GIB}, TWO, TWO, free(a=100 * GIB, b=MIB), ())
+        choose_gpus({"GPU-a": 2 * GIB, "GPU-b": GIB}, TWO, TWO, free(a=100 * GIB, b=MIB), ())
     assert set(none.value.lacking) == {"GPU-b"}
 
 
@@ -80,7 +80,7 @@ def nodes(draw: st.DrawFn) -> tuple[dict[str, int], list[str], list[str], dict[s
 def test_every_gpu_is_paired_with_one_of_its_own(node: tuple[dict[str, int], list[str], list[str], dict[str, int], set[str]]) -> None:
     needed, before, here, roomy, resident = node
     try:
-        pairs = place(needed, before, here, roomy, resident)
+        pairs = choose_gpus(needed, before, here, roomy, resident)
     except NoGpuMemory as none:
         assert none.lacking and all(size > 0 and each in here for each, size in none.lacking.items())
         return

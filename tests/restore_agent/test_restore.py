@@ -14,7 +14,7 @@ from restore_agent.snapshots.store import Catalog, Snapshot
 from tests.worlds.agent import Agent, engine, get, reference
 
 
-def oracle(state: Path) -> object:
+def recorded_answer(state: Path) -> object:
     """The answer that the source gave."""
     snapshot = Catalog(state).get("default", "small")
     assert isinstance(snapshot, Snapshot)
@@ -27,11 +27,11 @@ async def test_every_page_comes_back(agent: Agent) -> None:
     answer = await agent.restore("small")
     assert answer.fallback_detail == ""
     assert answer.replica.origin == pb.ORIGIN_RESTORED
-    assert get(answer.replica, "/sum") == oracle(agent.state)
+    assert get(answer.replica, "/sum") == recorded_answer(agent.state)
     names = [phase.name for phase in answer.replica.phases]
     assert names[-1] == "unaccounted"
     assert {"image.sandbox", "image.criu", "image.fill"} <= set(names)
-    assert get(answer.replica, "/sum") == oracle(agent.state), "and again, now that the child has gone on"
+    assert get(answer.replica, "/sum") == recorded_answer(agent.state), "and again, now that the child has gone on"
 
 
 async def test_most_pages_are_ours_and_zeros_are_left_out(agent: Agent) -> None:
@@ -50,7 +50,7 @@ async def test_replicas_restored_at_once_are_apart(agent: Agent) -> None:
     first = get(replicas[0], "/count")
     get(replicas[0], "/count")
     assert [get(replica, "/count") for replica in replicas[1:]] == [first] * 3, "a request to one is not seen by another"
-    assert get(replicas[3], "/sum") == oracle(agent.state)
+    assert get(replicas[3], "/sum") == recorded_answer(agent.state)
 
 
 async def test_a_snapshot_on_disk_is_staged_on_the_way(agent: Agent) -> None:

@@ -11,8 +11,8 @@ import grpc
 import pytest
 from zerowake_proto import agent_pb2 as pb
 
-from restore_agent.engine.engine import cpu_seconds
-from tests.restore_agent.test_restore import live_replicas, oracle
+from restore_agent.places.processes import cpu_seconds
+from tests.restore_agent.test_restore import live_replicas, recorded_answer
 from tests.worlds.agent import Agent, engine, get, reference, running
 from tests.worlds.leftovers import nothing_left
 
@@ -53,12 +53,12 @@ async def test_a_standby_is_woken_by_the_next_restore(agent: Agent) -> None:
     assert restored.fallback_detail == ""
     assert restored.replica.origin == pb.ORIGIN_STANDBY
     assert engines(agent) == before
-    assert get(restored.replica, "/sum") == oracle(agent.state)
+    assert get(restored.replica, "/sum") == recorded_answer(agent.state)
     assert "image.fill" not in [phase.name for phase in restored.replica.phases]
     assert await agent.rung("small") == pb.RUNG_MEMORY
     second = await agent.restore("small")
     assert second.replica.origin == pb.ORIGIN_RESTORED
-    assert get(second.replica, "/sum") == oracle(agent.state)
+    assert get(second.replica, "/sum") == recorded_answer(agent.state)
 
 
 async def test_staging_twice_makes_one(agent: Agent) -> None:
@@ -86,7 +86,7 @@ async def test_an_idle_replica_becomes_a_standby_and_the_same_replica_again(agen
     assert woken.origin == pb.ORIGIN_STANDBY
     assert woken.id != replica.id
     assert get(woken, "/count")["count"] == count + 1, "the process that was demoted"
-    assert get(woken, "/sum") == oracle(agent.state)
+    assert get(woken, "/sum") == recorded_answer(agent.state)
     await agent.release(woken)
     assert engines(agent) == []
 
@@ -145,7 +145,7 @@ async def test_a_killed_standby_is_not_offered(agent: Agent, made: str) -> None:
     await until_rung(agent, pb.RUNG_MEMORY)
     answer = await agent.restore("small")
     assert answer.replica.origin == pb.ORIGIN_RESTORED
-    assert get(answer.replica, "/sum") == oracle(agent.state)
+    assert get(answer.replica, "/sum") == recorded_answer(agent.state)
 
 
 async def test_a_caller_that_leaves_leaves_no_standby(agent: Agent) -> None:

@@ -9,7 +9,7 @@ import asyncio
 import sys
 
 from restore_agent.pages.fill import FillError
-from restore_agent.places.sandbox import Sandbox
+from restore_agent.places.place import Place
 from restore_agent.sequences.phases import Phases
 from restore_agent.sequences.restore import Restorer
 from restore_agent.sequences.staging import Staged
@@ -19,11 +19,11 @@ from tests.worlds.comparison import Different, compare
 _fill = Restorer._fill
 
 
-async def _fill_and_compare(self: Restorer, staged: Staged, sandbox: Sandbox, phases: Phases) -> None:
-    await _fill(self, staged, sandbox, phases)
+async def _fill_and_compare(self: Restorer, staged: Staged, place: Place, phases: Phases) -> None:
+    await _fill(self, staged, place, phases)
     arena = await asyncio.shield(staged.arena)
     try:
-        found = await asyncio.to_thread(compare, arena, staged.directory / "images", sandbox.host_pids())
+        found = await asyncio.to_thread(compare, arena, staged.directory / "images", place.host_pids())
     except Different as error:
         raise FillError(str(error)) from None
     print(f"compared {found.filled} filled, {found.kept} kept, {found.zeros} zeros", file=sys.stderr, flush=True)

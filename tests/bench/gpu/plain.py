@@ -1,5 +1,5 @@
 """The same server with its weights in the image, restored by stock CRIU and CUDA's checkpoint alone: what there is without gpumem and our
-pages. It runs in our sandboxes, from the page cache, and is asked by the same oracle."""
+pages. It runs in our sandboxes, from the page cache, and is asked by the same canary."""
 
 import asyncio
 import contextlib
@@ -15,7 +15,7 @@ from restore_agent.drivers.criu import Criu, Worker
 from restore_agent.drivers.cuda import Cuda
 from restore_agent.engine.canary import prove_canary, record_canary
 from restore_agent.engine.engine import Engine
-from restore_agent.places.output import Output
+from restore_agent.places.output import Pipes
 from restore_agent.places.sandbox import Sandbox
 from restore_agent.snapshots.manifest import CanaryRecord, EngineRecord
 from restore_agent.workload.control_directory import RESTORE_COMPLETE, SNAPSHOT_COMPLETE
@@ -39,7 +39,7 @@ class Plain:
     async def dump(self, path: str) -> None:
         self._images.mkdir()
         async with await Sandbox.create(self._kdat) as sandbox:
-            output = Output("plain")
+            output = Pipes("plain")
             engine = await Engine.start(self._record, sandbox, output, for_snapshot=True)
             await engine.wait_healthy()
             await engine.wait_quiet()
@@ -60,7 +60,7 @@ class Plain:
         async with contextlib.AsyncExitStack() as stack:
             began = time.monotonic()
             sandbox = await stack.enter_async_context(await Sandbox.create(self._kdat))
-            output = Output("plain")
+            output = Pipes("plain")
             stack.callback(output.close)
             with output.writers() as fds:
                 async with Worker.start(self._criu, sandbox, dict(zip(self._keys, fds, strict=True)), self._images) as worker:
