@@ -1,0 +1,141 @@
+"""The chunk store: what is put comes back, what is not whole is refused, and images that differ in one place share the rest."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from restore_agent.snapshots.chunks import CHUNK, Chunk, ChunkStore, CorruptChunk, write_chunks
+from restore_agent.snapshots.page_runs import PAGE, address_of
+from tests.worlds.snapshots import ADDRESS, PID, pages
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ChunkStore:
+    return ChunkStore(tmp_path / "chunks")
+
+
+def read(store: ChunkStore, chunk: Chunk) -> bytes:
+    buffer = bytearray(chunk.size)
+    store.read_into(chunk, memoryview(buffer))
+    return bytes(buffer)
+
+
+def noise(size: int, seed: int = 1) -> bytes:
+    return random.Random(seed).randbytes(size)
+
+
+def test_what_is_put_comes_back_and_is_stored_once(store: ChunkStore, tmp_path: Path) -> None:
+    content = noise(3 * PAGE)
+    chunk = store.put(content)
+    assert read(store, chunk) == content
+    first = store.path(chunk.hash).stat().st_ino
+    assert store.put(bytearray(content)) == chunk
+    assert store.path(chunk.hash).stat().st_ino == first
+    assert len(list((tmp_path / "chunks").glob("*/*"))) == 1
+
+
+def test_a_torn_file_of_a_chunk_is_written_again(store: ChunkStore) -> None:
+    chunk = store.put(noise(2 * PAGE))
+    os.truncate(store.path(chunk.hash), PAGE)
+    store.put(noise(2 * PAGE))
+    assert read(store, chunk) == noise(2 * PAGE)
+
+
+@pytest.mark.parametrize("how", ["missing", "torn", "longer", "flipped"])
+def test_a_chunk_that_is_not_whole_is_refused_by_name(store: ChunkStore, how: str) -> None:
+    chunk = store.put(noise(2 * PAGE))
+    path = store.path(chunk.hash)
+    if how == "missing":
+        path.unlink()
+    else:
+        content = path.read_bytes()
+        path.write_bytes({"torn": content[:-1], "longer": content + b"x", "flipped": b"?" + content[1:]}[how])
+    with pytest.raises(CorruptChunk, match=chunk.hash):
+        read(store, chunk)
+
+
+def test_nothing_half_written_stays_where_the_disk_is_full(store: ChunkStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(fd: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        store.put(b"x" * PAGE)
+    assert list((tmp_path / "chunks").glob("*/*")) == []
+
+
+def test_into_unaligned_memory_and_of_another_size(store: ChunkStore) -> None:
+    content = noise(4 * PAGE)
+    chunk = store.put(content)
+    buffer = bytearray(chunk.size + 1)
+    start = 1 if address_of(memoryview(buffer)) % PAGE == 0 else 0
+    store.read_into(chunk, memoryview(buffer)[start : start + chunk.size])
+    assert bytes(buffer[start : start + chunk.size]) == content
+    with pytest.raises(CorruptChunk):
+        store.read_into(Chunk(chunk.hash, chunk.size - PAGE), memoryview(buffer)[: chunk.size - PAGE])
+
+
+def test_around_the_page_cache_and_from_it(store: ChunkStore) -> None:
+    """Both give the same; what is read around it is not in it afterwards."""
+    chunks, _ = write_chunks(store, [pages(noise(6 * MIB))])
+    whole = bytearray(CHUNK + PAGE)
+    aligned = memoryview(whole)[-address_of(memoryview(whole)) % PAGE :]
+    for chunk in chunks:
+        path = store.path(chunk.hash)
+        expected = path.read_bytes()
+        store.read_into(chunk, aligned[: chunk.size])
+        assert aligned[: chunk.size] == expected
+        fd = os.open(path, os.O_RDONLY)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(fd)
+        if resident(path):
+            pytest.skip(f"needs a disk: what is in {path.parent} stays in memory (tmpfs)")
+        store.read_into(chunk, aligned[: chunk.size])
+        assert aligned[: chunk.size] == expected
+        assert resident(path) == 0
+
+
+def resident(path: Path) -> int:
+    """Pages in the page cache."""
+    out = subprocess.run(["fincore", "--noheadings", "--output", "PAGES", path], capture_output=True, text=True, check=True).stdout
+    return int(out)
+
+
+def test_chunks_are_the_runs_one_behind_the_other_and_the_index_says_where_they_belong(store: ChunkStore) -> None:
+    runs = [pages(noise(5 * MIB, 1)), pages(noise(3 * PAGE, 2), ADDRESS + (64 << 20)), pages(noise(MIB, 3), ADDRESS + (128 << 20))]
+    chunks, index = write_chunks(store, runs)
+    assert b"".join(read(store, chunk) for chunk in chunks) == b"".join(bytes(run.data) for run in runs)
+    assert [(run.pid, run.address, run.length) for run in index] == [(PID, run.address, run.length) for run in runs]
+    assert all(chunk.size <= CHUNK for chunk in chunks)
+
+
+def test_no_runs_are_no_chunks(store: ChunkStore) -> None:
+    assert write_chunks(store, []) == ([], [])
+
+
+def test_images_fall_back_into_step_at_the_next_boundary(store: ChunkStore) -> None:
+    """A megabyte more at the beginning, a byte that differs in the middle: all other chunks are the same."""
+    content = noise(32 * MIB)
+    one, _ = write_chunks(store, [pages(content)])
+    other, _ = write_chunks(store, [pages(noise(MIB, 9), ADDRESS - MIB), pages(content)])
+    assert len(one) >= 8
+    assert [chunk.hash for chunk in other[1:]] == [chunk.hash for chunk in one]
+    changed = bytearray(content)
+    changed[17 * MIB] ^= 1
+    third, _ = write_chunks(store, [pages(bytes(changed))])
+    assert len({chunk.hash for chunk in third} - {chunk.hash for chunk in one}) == 1
+
+
+def test_collecting_removes_what_nobody_uses(store: ChunkStore, tmp_path: Path) -> None:
+    kept, gone = store.put(noise(PAGE, 1)), store.put(noise(2 * PAGE, 2))
+    torn = store.path(gone.hash).with_name("tmp-of-a-crash")
+    torn.write_bytes(b"half")
+    assert store.collect({kept.hash}) == 2 * PAGE + 4
+    assert [path.name for path in (tmp_path / "chunks").glob("*/*")] == [kept.hash]

@@ -1,0 +1,162 @@
+"""An engine in a real sandbox: started, waited for, asked, told of snapshots, stopped, and quoted when it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from restore_agent.engine.engine import Engine, EngineError
+from restore_agent.places.processes import is_stopped
+from restore_agent.places.sandbox import Sandbox
+from restore_agent.snapshots.manifest import EngineRecord
+from restore_agent.workload.control_directory import GPUS, QUIESCE_REQUESTED, READY, RESTORE_COMPLETE, SNAPSHOT_COMPLETE, WEIGHTS
+from tests.worlds.waiting import until
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for namespaces")
+PORT = 8000
+# Serves /health and /large; /exit ends it. SNAPSHOT_CONTROL_DIR is said in /environment.
+SERVER = """
+import http.server, json, os, sys
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        if self.path == "/exit":
+            print("the engine says why", flush=True)
+            os._exit(3)
+        body = {"/environment": json.dumps(dict(os.environ)).encode(), "/large": b"x" * (17 << 20)}.get(self.path, b"{}")
+        self.send_response(503 if self.path == "/ill" else 200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+    def log_message(self, *words):
+        pass
+http.server.ThreadingHTTPServer(("", int(sys.argv[1])), Handler).serve_forever()
+"""
+
+
+def record(program: str, *, health: str = "/health", timeout: float = 20.0) -> EngineRecord:
+    command = (sys.executable, "-c", program, str(PORT))
+    return EngineRecord(command=command, env={"PATH": os.environ["PATH"]}, port=PORT, health_path=health, ready_timeout_seconds=timeout)
+
+
+@pytest.fixture
+async def sandbox(tmp_path: Path) -> AsyncIterator[Sandbox]:
+    async with await Sandbox.create(tmp_path / "criu.kdat") as sandbox:
+        yield sandbox
+
+
+async def started(sandbox: Sandbox, wanted: EngineRecord) -> Engine:
+    return await Engine.start(wanted, sandbox, sandbox.output("engine"), for_snapshot=True)
+
+
+@pytest.fixture
+async def engine(sandbox: Sandbox) -> AsyncIterator[Engine]:
+    engine = await started(sandbox, record(SERVER))
+    await engine.wait_healthy()
+    yield engine
+    engine.output.close()
+
+
+async def answer(engine: Engine, path: str, body: str = "") -> str:
+    async with engine.session() as session:
+        return (await engine.ask(session, path, body)).body
+
+
+async def test_it_is_asked_in_its_own_network_and_knows_where_to_speak_of_snapshots(engine: Engine) -> None:
+    env = json.loads(await answer(engine, "/environment"))
+    assert env["SNAPSHOT_CONTROL_DIR"] == "/run/zerowake/control"
+    assert await answer(engine, "/echo", '{"a": 1}') == '{"a": 1}'
+    assert Path(engine.place.netns).readlink() != Path("/proc/self/ns/net").readlink()
+
+
+async def test_one_that_ends_is_quoted(engine: Engine) -> None:
+    with pytest.raises(EngineError):
+        await answer(engine, "/exit")
+    with pytest.raises(EngineError, match=r"ended: exit code 3\n.*the engine says why"):
+        await engine.wait_healthy()
+
+
+async def test_one_that_is_ill_has_until_its_deadline(sandbox: Sandbox) -> None:
+    engine = await started(sandbox, record(SERVER, health="/ill", timeout=1.0))
+    with pytest.raises(EngineError, match=r"not healthy within 1 s: /ill answers 503"):
+        await engine.wait_healthy()
+    engine.output.close()
+
+
+async def test_an_endless_answer_is_cut(engine: Engine) -> None:
+    with pytest.raises(EngineError, match="more than 16 MiB"):
+        await answer(engine, "/large")
+
+
+async def test_one_that_says_nothing_is_quiet_once_it_is_idle(engine: Engine) -> None:
+    assert await asyncio.wait_for(engine.wait_quiet(), 20) is False
+
+
+async def test_one_that_says_it_is_ready_is_taken_at_its_word(engine: Engine) -> None:
+    (engine.place.control_directory / READY).touch()
+    assert engine.is_ready
+    assert await asyncio.wait_for(engine.wait_quiet(), 1.5) is True
+
+
+async def test_one_that_works_on_past_its_deadline_is_given_up(sandbox: Sandbox) -> None:
+    engine = await started(sandbox, record("while True: pass", timeout=1.0))
+    with pytest.raises(EngineError, match="neither wrote ready-for-snapshot nor became idle within 1 s"):
+        await engine.wait_quiet()
+    engine.output.close()
+
+
+async def test_asked_to_quiesce_it_has_a_clean_directory_and_is_waited_for(engine: Engine) -> None:
+    control = engine.place.control_directory
+    for word in (READY, SNAPSHOT_COMPLETE, RESTORE_COMPLETE):
+        (control / word).touch()
+    quiescing = asyncio.create_task(engine.quiesce())
+    await until((control / QUIESCE_REQUESTED).exists)
+    assert [path.name for path in control.iterdir()] == [QUIESCE_REQUESTED]
+    assert not quiescing.done()
+    (control / READY).touch()
+    await asyncio.wait_for(quiescing, 5)
+    assert [path.name for path in control.iterdir()] == [READY]
+
+
+async def test_woken_on_other_gpus_it_finds_them_before_the_word(engine: Engine) -> None:
+    engine.woken({"GPU-a": "GPU-b"})
+    control = engine.place.control_directory
+    assert json.loads((control / GPUS).read_text()) == {"GPU-a": "GPU-b"}
+    assert (control / RESTORE_COMPLETE).exists()
+
+
+async def test_weights_that_it_names_are_paths_and_nonsense_is_an_error(engine: Engine) -> None:
+    assert engine.named_weights() == []
+    path = engine.place.control_directory / WEIGHTS
+    path.write_text('{"directories": ["/models/one"]}')
+    assert engine.named_weights() == [Path("/models/one")]
+    for nonsense in ("{", "[]", '{"directories": 3}'):
+        path.write_text(nonsense)
+        with pytest.raises(EngineError, match=r"weights\.json that is none"):
+            engine.named_weights()
+
+
+async def test_stopped_it_stands_still_and_goes_on(engine: Engine) -> None:
+    (host,) = [host for pid, host in engine.place.host_pids().items() if pid == engine.pid]
+    await asyncio.to_thread(engine.stop)
+    assert is_stopped(host)
+    engine.go_on()
+    assert await answer(engine, "/health") == "{}"
+
+
+async def test_work_is_given_up_once_the_engine_is_asleep(engine: Engine) -> None:
+    assert await engine.unless_ready(asyncio.sleep(0, "done")) == "done"
+    waiting = asyncio.create_task(engine.unless_ready(asyncio.Event().wait()))
+    (engine.place.control_directory / READY).touch()
+    assert await asyncio.wait_for(waiting, 10) is None

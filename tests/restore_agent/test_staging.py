@@ -1,0 +1,155 @@
+"""Staging: from the store's disk into memory, once for all who ask, verified on the way, and back when the last of them has let go."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import shutil
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from restore_agent.drivers.headroom import Headroom
+from restore_agent.sequences.staging import Bandwidth, NoMemory, Staging
+from restore_agent.snapshots.compatibility import Incompatible, node_fits
+from restore_agent.snapshots.manifest import ChunkRecord
+from restore_agent.snapshots.page_runs import PAGE
+from restore_agent.snapshots.store import Corrupt, Snapshot, Store
+from tests.worlds.snapshots import CRIU, PID, another_kernel, publish
+
+CONTENT = random.Random(5).randbytes(9 << 20)
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[Store]:
+    store = Store(tmp_path / "state")
+    yield store
+    store.close()
+
+
+class World:
+    """A staging, and what it has said."""
+
+    def __init__(self, store: Store, memory: Path) -> None:
+        self.memory = memory
+        self.heard: list[Snapshot] = []
+        self.headroom = Headroom()
+        self.staging = Staging(store, memory, CRIU, None, self.headroom, self.heard.append)
+
+    async def close(self) -> None:
+        await self.staging.close()
+        await self.headroom.close()
+
+
+@pytest.fixture
+async def world(store: Store, tmp_path: Path) -> AsyncIterator[World]:
+    world = World(store, tmp_path / "memory")
+    yield world
+    await world.close()
+    assert not world.memory.exists() or list(world.memory.iterdir()) == []
+
+
+async def test_a_staged_snapshot_is_its_skeleton_in_a_folder_and_its_pages_in_an_arena(store: Store, world: World) -> None:
+    snapshot = publish(store, CONTENT)
+    assert not world.staging.in_memory(snapshot.digest)
+    await world.staging.stage(snapshot)
+    assert world.staging.in_memory(snapshot.digest)
+    assert world.heard == [snapshot]
+    assert world.staging.disk_to_memory.rate > 0
+    shutil.rmtree(store.state / "chunks")  # what stands in memory needs no disk
+    with world.staging.hold(snapshot) as staged:
+        assert ((await staged.skeleton) / "inventory.img").read_bytes() == b"the skeleton of small"
+        (run,) = (await staged.arena).runs()
+    assert (run.pid, bytes(run.data)) == (PID, CONTENT)
+
+
+async def test_all_who_ask_at_once_wait_for_one(store: Store, world: World) -> None:
+    snapshot = publish(store, CONTENT)
+    await asyncio.gather(*(world.staging.stage(snapshot) for _ in range(5)))
+    assert world.heard == [snapshot]
+    await world.staging.stage(snapshot)
+    assert world.heard == [snapshot]
+
+
+async def test_an_unstaged_snapshot_stays_until_its_last_user_has_let_go(store: Store, world: World) -> None:
+    snapshot = publish(store, CONTENT)
+    await world.staging.stage(snapshot)
+    with world.staging.hold(snapshot) as staged:
+        world.staging.unstage(snapshot.digest)
+        assert not world.staging.in_memory(snapshot.digest)
+        assert ((await staged.skeleton) / "inventory.img").exists()
+    assert not staged.directory.exists()
+    assert world.heard == [snapshot, snapshot]
+    await world.staging.stage(snapshot)
+    assert world.staging.in_memory(snapshot.digest)
+
+
+@pytest.mark.parametrize("what", ["page", "skeleton", "index"])
+async def test_a_byte_that_is_another_is_found_and_the_snapshot_is_unusable_from_then_on(store: Store, world: World, what: str) -> None:
+    snapshot = publish(store, CONTENT)
+    files = {
+        "page": store.chunks.path(snapshot.chunks[1].hash),
+        "skeleton": snapshot.directory / "images/inventory.img",
+        "index": snapshot.directory / "pages.index",
+    }
+    whole = files[what].read_bytes()
+    files[what].write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(Corrupt):
+        await world.staging.stage(snapshot)
+    assert "default/small" in world.staging.unusable[snapshot.digest]
+    assert not world.staging.in_memory(snapshot.digest)
+    files[what].write_bytes(whole)
+    await world.staging.stage(snapshot)
+    assert world.staging.unusable == {}, "and usable again once it was whole"
+
+
+async def test_what_does_not_fit_the_node_is_refused_before_anything_is_read(store: Store, world: World) -> None:
+    fits = node_fits(CRIU, [], None).model_copy(update={"kernel": another_kernel()})
+    snapshot = publish(store, CONTENT, fits=fits)
+    shutil.rmtree(store.state / "chunks")
+    with pytest.raises(Incompatible, match=f"kernel {another_kernel()}"):
+        await world.staging.stage(snapshot)
+    assert snapshot.digest in world.staging.unusable
+
+
+async def test_what_the_node_has_no_memory_for_is_refused_and_not_unusable(store: Store, world: World) -> None:
+    snapshot = publish(store, CONTENT, chunks=(ChunkRecord(hash="0" * 64, size=1 << 60),))
+    with pytest.raises(NoMemory, match="unstage another"):
+        await world.staging.stage(snapshot)
+    assert world.staging.unusable == {}
+
+
+async def test_who_does_not_wait_for_the_pages_has_the_skeleton_first(store: Store, world: World) -> None:
+    snapshot = publish(store, CONTENT)
+    missing = store.chunks.path(snapshot.chunks[-1].hash)
+    missing.unlink()
+    os.mkfifo(missing)  # a chunk that takes as long as nobody writes it
+    with world.staging.hold(snapshot) as staged:
+        assert (await asyncio.wait_for(asyncio.shield(staged.skeleton), 20)).is_dir()
+        arena = await asyncio.wait_for(asyncio.shield(staged.arriving), 20)
+        assert not arena.whole
+        with await asyncio.to_thread(missing.open, "wb"), pytest.raises(Corrupt):  # somebody writes it, and it is none
+            await asyncio.wait_for(asyncio.shield(staged.arena), 20)
+
+
+async def test_closing_ends_what_is_on_its_way(store: Store, world: World) -> None:
+    snapshot = publish(store, CONTENT)
+    staging = asyncio.create_task(world.staging.stage(snapshot))
+    await asyncio.sleep(0)
+    await world.staging.close()
+    await asyncio.wait([staging], timeout=20)
+    assert isinstance(staging.exception(), RuntimeError)
+
+
+def test_a_bandwidth_follows_what_is_measured() -> None:
+    rate = Bandwidth()
+    assert rate.rate == 0.0
+    rate.measured(0, 1.0)
+    rate.measured(100 * PAGE, 0.0)
+    assert rate.rate == 0.0, "nothing was measured"
+    rate.measured(1000, 1.0)
+    assert rate.rate == 1000.0, "the first stands for all"
+    rate.measured(2000, 1.0)
+    assert 1000.0 < rate.rate < 2000.0
