@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import re
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
@@ -23,6 +22,7 @@ from gpumem.programs.main import run
 from gpumem.server.regions import identify
 from gpumem.wire.blocking_connection import DEFAULT_SOCKET
 from gpumem.wire.errors import GpumemError, NotFound, WrongDevice
+from zerowake_shared import log
 
 app = typer.Typer(
     name="gpumem", help="Holds GPU memory ahead of need, fills it with weights, and lends it.", no_args_is_help=True, add_completion=False
@@ -63,9 +63,7 @@ def serve(
     device: Annotated[list[str], typer.Option(help="A device to hold memory of; all GPUs if not given, `host` where there are none.")] = [],  # noqa: B006
 ) -> None:
     """Holds memory and lends it, until told to stop."""
-    logging.basicConfig(
-        level=logging.INFO, format='{"time":"%(asctime)s","level":"%(levelname)s","logger":"%(name)s","message":"%(message)s"}'
-    )
+    log.configure()
     granule = 2 << 20
     with _errors():
         asyncio.run(run(socket, device or devices(), parse_reserve(reserve), parse_size(floor), -(-parse_size(arena) // granule) * granule))

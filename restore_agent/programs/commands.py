@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import functools
 import json
-import logging
 import os
 import secrets
 import socket
@@ -33,6 +32,7 @@ from restore_agent.places.placeholder import DEFAULT_FOLDER
 from restore_agent.programs.main import DEFAULT_STATE, CannotRun, Listen, enter_own_mounts, run, serving, socket_of
 from restore_agent.service.tls import BadCertificate
 from restore_agent.snapshots.store import Catalog, Snapshot
+from zerowake_shared import log
 
 app = typer.Typer(no_args_is_help=True)
 snapshots = typer.Typer(no_args_is_help=True, help="Takes, lists, verifies and removes snapshots of model servers.")
@@ -77,9 +77,7 @@ def agent(
     kubelet: Annotated[Path, typer.Option(help="The kubelet's folder.")] = Path("/var/lib/kubelet"),
 ) -> None:
     """Runs the restore agent of this node, until it is told to stop."""
-    logging.basicConfig(
-        level=logging.INFO, format='{"time":"%(asctime)s","level":"%(levelname)s","logger":"%(name)s","message":"%(message)s"}'
-    )
+    log.configure()
     with _errors():
         host, _, port = metrics.rpartition(":")
         if metrics and not port.isdigit():

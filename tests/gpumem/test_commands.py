@@ -80,3 +80,10 @@ def test_fractions() -> None:
     assert parse_reserve("1.0")(1000) == 1000
     with pytest.raises(typer.BadParameter):
         parse_size("much")
+
+
+def test_every_line_of_its_log_is_json(tmp_path: Path) -> None:
+    with served(tmp_path / 'with "quotes"', 8 * MIB) as server:
+        pass
+    lines = [json.loads(line) for line in server.log.read_text().splitlines()]
+    assert f"serving on {server.socket}" in [line["message"] for line in lines]

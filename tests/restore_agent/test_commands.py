@@ -54,3 +54,17 @@ async def test_an_engine_that_answers_nothing_real(state: Path, mapped: Path) ->
     """It knows none of the usual requests: the error says how to name one."""
     server = [sys.executable, str(ENGINE), "8000", "4", str(mapped)]
     assert "--canary" in await zerowake(state, "create", "unasked", "--port", "8000", "--", *server, code=1)
+
+
+async def test_every_line_of_the_agents_log_is_json(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "scaler.programs.cli", "agent", "--state", str(tmp_path / "state"), "--node", 'a "node"']
+    process = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.PIPE)
+    assert process.stderr is not None
+    async with asyncio.timeout(20):
+        while "serves on" not in (line := json.loads(await process.stderr.readline()))["message"]:
+            pass
+    assert line["message"].startswith('agent of node a "node" serves on') and line["level"] == "info"
+    process.terminate()
+    for line in (await process.stderr.read()).splitlines():
+        json.loads(line)
+    assert await process.wait() == 0

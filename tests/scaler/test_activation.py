@@ -60,18 +60,6 @@ def test_the_latest_come_first_and_old_ones_go() -> None:
     assert len(activations.recent(1000)) == 100
 
 
-def test_a_log_line_carries_its_fields_and_its_error() -> None:
-    logger = logging.getLogger("test")
-    try:
-        raise RuntimeError("broken")
-    except RuntimeError as error:
-        record = logger.makeRecord("test", logging.ERROR, "f", 1, "lost %s", ("it",), (RuntimeError, error, error.__traceback__))
-    record.fields = {"activation": "ab12", "message": "must not replace the message"}
-    line = json.loads(JsonFormatter().format(record))
-    assert (line["message"], line["level"], line["activation"]) == ("lost it", "error", "ab12")
-    assert "RuntimeError: broken" in line["exception"]
-
-
 async def test_metrics_and_health_are_served() -> None:
     ledger = Ledger({"m": ModelLimits()})
     ledger.hold("m", 7)
