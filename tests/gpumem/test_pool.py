@@ -1,19 +1,13 @@
-"""The books: the pool's, over real memory, and the arena's, whatever is done in whichever order."""
+"""The pool of one device, over real memory: what is lent is zeros and nobody else's, whatever comes of those who ask."""
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import os
 from collections.abc import AsyncIterator
 
 import pytest
-from hypothesis import settings
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
-from hypothesis.strategies import binary, booleans, integers, sampled_from
 
-from gpumem.filler.arena import Arena, Place
-from gpumem.filler.files import BLOCK
 from gpumem.hardware.host import HostMemory
 from gpumem.hardware.memory import DeviceFull
 from gpumem.server.pool import Pool, Short
@@ -137,56 +131,3 @@ async def test_a_pool_is_made_smaller_at_once_and_larger_again(pool: Pool) -> No
     pool.retire(taken)
     await pool.resize(30 * MIB)
     assert pool.free == 30 * MIB
-
-
-class ArenaMachine(RuleBasedStateMachine):
-    """Whatever is loaded, held, found and let go: no two places share a byte, and nothing is lost."""
-
-    held = Bundle("held")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.arena = Arena(64 * BLOCK)
-        self.places: list[Place] = []  # held once or more
-
-    @rule(target=held, size=integers(1, 20 * BLOCK), alignment=integers(0, 1 << 40), chunk=binary(min_size=1, max_size=1), known=booleans())
-    def load(self, size: int, alignment: int, chunk: bytes, known: bool) -> Place | None:
-        place = self.arena.make_room(size, alignment)
-        if place is None:
-            return None
-        assert place.offset % BLOCK == alignment % BLOCK
-        assert place.start <= place.offset < place.offset + size <= place.start + place.length
-        if known:
-            self.arena.publish(place, "", chunk)
-        self.places.append(place)
-        return place
-
-    @rule(target=held, chunk=binary(min_size=1, max_size=1), namespace=sampled_from(["", "other"]))
-    def find(self, chunk: bytes, namespace: str) -> Place | None:
-        place = self.arena.find(namespace, chunk)
-        if place is not None:
-            self.arena.retain(place)
-            self.places.append(place)
-        return place
-
-    @rule(place=consumes(held))
-    def release(self, place: Place | None) -> None:
-        if place is not None:
-            self.arena.release(place)
-            self.places.remove(place)
-
-    @invariant()
-    def books_agree(self) -> None:
-        taken = {place.start: place for place in [*self.places, *self.arena._places.values()]}
-        extents = sorted([(place.start, place.length) for place in taken.values()] + self.arena._free)
-        at = 0
-        for start, length in extents:
-            assert start == at
-            at += length
-        assert at == self.arena.size
-        free = sorted(self.arena._free)
-        assert all(start + length < after for (start, length), (after, _) in itertools.pairwise(free))
-
-
-TestArena = ArenaMachine.TestCase
-TestArena.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
