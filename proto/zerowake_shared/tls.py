@@ -1,4 +1,4 @@
-"""TLS for the servers of the scaler, with certificates that may change while it runs.
+"""TLS for our servers and their clients, with certificates that may change while a server runs.
 
 gRPC asks for the certificate at every handshake (`dynamic_ssl_server_credentials`). The answer comes from memory unless one of the files
 changed, which a `stat` tells, so that a rotated Kubernetes Secret (a symlink that is swapped) counts from the next handshake on; open
@@ -37,6 +37,11 @@ class TlsFiles:
     certificate: Path
     key: Path
     client_ca: Path | None = None
+
+    @classmethod
+    def in_folder(cls, folder: Path) -> TlsFiles:
+        """tls.crt, tls.key and ca.crt of one folder, as a Kubernetes Secret has them, for mTLS."""
+        return cls(folder / "tls.crt", folder / "tls.key", folder / "ca.crt")
 
 
 def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:

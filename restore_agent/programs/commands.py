@@ -30,9 +30,9 @@ from restore_agent.errors import FAILURES
 from restore_agent.kubernetes.nri import SOCKET as NRI_SOCKET
 from restore_agent.places.placeholder import DEFAULT_FOLDER
 from restore_agent.programs.main import DEFAULT_STATE, CannotRun, Listen, enter_own_mounts, run, serving, socket_of
-from restore_agent.service.tls import BadCertificate
 from restore_agent.snapshots.store import Catalog, Snapshot
 from zerowake_shared import log
+from zerowake_shared.tls import BadCertificate
 
 app = typer.Typer(no_args_is_help=True)
 snapshots = typer.Typer(no_args_is_help=True, help="Takes, lists, verifies and removes snapshots of model servers.")

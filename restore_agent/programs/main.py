@@ -20,8 +20,9 @@ from zerowake_proto import agent_pb2_grpc
 from restore_agent.errors import AgentError
 from restore_agent.sequences.node import Node
 from restore_agent.service import metrics
+from restore_agent.service.authorization import OnlyTheScaler
 from restore_agent.service.service import AgentService
-from restore_agent.service.tls import OnlyTheScaler, server_credentials
+from zerowake_shared.tls import TlsFiles, server_credentials
 
 DEFAULT_STATE = Path("/var/lib/zerowake")
 _STOP_SECONDS = 5.0
@@ -80,7 +81,7 @@ async def serving(name: str, state: Path, gpumem: Path, listen: Listen | None = 
         server.add_insecure_port(f"unix:{path}")
         if listen:
             try:
-                server.add_secure_port(listen.address, server_credentials(listen.tls))
+                server.add_secure_port(listen.address, server_credentials(TlsFiles.in_folder(listen.tls)))
             except RuntimeError as error:
                 raise CannotRun(f"the agent cannot listen on {listen.address}: {error}") from None
         await server.start()
