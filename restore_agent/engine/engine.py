@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import json
 import os
 import signal
@@ -37,6 +36,7 @@ from restore_agent.workload.control_directory import (
     WEIGHTS,
 )
 from zerowake_shared.backoff import Backoff
+from zerowake_shared.network_namespace import NetworkNamespace
 
 _FIRST_PROBE, _LAST_PROBE = 0.02, 0.2  # seconds between two probes of something that cannot be waited for
 _LAST_WORDS = 2.0  # seconds in which an engine that is ready for its snapshot ends what it was asked before
@@ -45,8 +45,6 @@ _IDLE_SHARE = 0.02  # of one core
 _STOP_SECONDS = 5.0
 _LARGEST_ANSWER = 16 << 20  # bytes that are read of what an engine says
 _T = TypeVar("_T")
-_CLONE_NEWNET = 0x40000000
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class EngineError(AgentError):
@@ -248,14 +246,8 @@ class Engine:
         family, kind, protocol = address[:3]
         if not self.place.netns:
             return socket.socket(family, kind, protocol)
-        with Path("/proc/thread-self/ns/net").open() as ours, Path(self.place.netns).open() as theirs:
-            if _libc.setns(theirs.fileno(), _CLONE_NEWNET):
-                raise OSError(ctypes.get_errno(), f"cannot enter {self.place.netns}")
-            try:
-                return socket.socket(family, kind, protocol)
-            finally:
-                if _libc.setns(ours.fileno(), _CLONE_NEWNET):
-                    os._exit(70)  # this thread would go on in a stranger's network
+        with NetworkNamespace(self.place.netns) as network:
+            return network.socket(family, kind, protocol)
 
     def _hosts(self) -> list[int]:
         return [host for pid, host in self.place.host_pids().items() if pid != 1]

@@ -1,11 +1,7 @@
 """Connections to one replica, made inside its network namespace.
 
-Every replica of a node may have the same address, each in a namespace of its own; a socket belongs for its whole life to the namespace in
-which the calling thread stood when it was made. So the thread goes in and back again around `socket()` alone (5-9 us), the connection is
-then used like any other, and each replica has its own connector, since a connector pools by address. The namespace is held open by a
-descriptor from the moment the replica is known: its path goes through a process id, which the kernel gives to another process once the
-engine has died. Rejected: a forwarding process in each namespace (a copy of every byte, one more thing that can die), veth pairs and
-routes (a network to run).
+Every replica of a node may have the same address, each in a network namespace of its own: sockets are made there (NetworkNamespace), held
+open from the moment the replica is known, and each replica has its own connector, since a connector pools by address.
 
 Closing a session is not enough to end what runs on it: aiohttp lets a connection that is being made go on until its timeout, and one whose
 peer does not read stays until the last byte of its buffer is taken, which may be never. So `close` ends the requests themselves, each by a
@@ -16,8 +12,6 @@ request that still ran in it would be repeated by aiohttp, on a session that is 
 from __future__ import annotations
 
 import asyncio
-import ctypes
-import os
 import socket
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -28,7 +22,8 @@ import aiohttp
 from multidict import CIMultiDict
 from yarl import URL
 
-_CLONE_NEWNET = 0x40000000
+from zerowake_shared.network_namespace import NetworkNamespace
+
 # Engines close idle connections after as little as 5 s (uvicorn). Ours go first, or a request is sent into one that is being closed.
 _IDLE_SECONDS = 4.0
 _CONNECT_SECONDS = 5.0
@@ -45,43 +40,6 @@ class Endpoint:
     netns: str = ""
 
 
-class Namespace:
-    """A network namespace held open: sockets can be made in it until `close`."""
-
-    def __init__(self, path: str) -> None:
-        """Raises: OSError naming the path, if it cannot be opened."""
-        self._home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            self._there = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            os.close(self._home)
-            raise
-
-    def socket(self, family: int, kind: int, protocol: int) -> socket.socket:
-        """A socket that lives in the namespace. Raises: OSError (EPERM: the process needs CAP_SYS_ADMIN)."""
-        _enter(self._there)
-        try:
-            return socket.socket(family, kind, protocol)
-        finally:
-            _enter(self._home)
-
-    def close(self) -> None:
-        os.close(self._there)
-        os.close(self._home)
-
-
-def _enter(descriptor: int) -> None:
-    if hasattr(os, "setns"):  # Python 3.12
-        os.setns(descriptor, _CLONE_NEWNET)
-        return
-    if _libc.setns(descriptor, _CLONE_NEWNET) != 0:
-        error = ctypes.get_errno()
-        raise OSError(error, f"setns to a network namespace: {os.strerror(error)} (it needs CAP_SYS_ADMIN)")
-
-
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
 class Upstream:
     """The HTTP session to one replica. Made inside the event loop; `close` ends all its connections and requests."""
 
@@ -93,11 +51,11 @@ class Upstream:
         self._waiting: set[asyncio.Timeout] = set()  # a scope for each request without a first byte
         self._quiet = asyncio.Event()  # none of them is left; of use once closing
         self._closing = False
-        self._namespace: Namespace | None = None
+        self._namespace: NetworkNamespace | None = None
         self._unreachable: OSError | None = None
         if endpoint.netns:
             try:
-                self._namespace = Namespace(endpoint.netns)
+                self._namespace = NetworkNamespace(endpoint.netns)
             except OSError as error:
                 # The engine died before it could be used. Whoever follows the agents will hear so; until then no connection can be made.
                 self._unreachable = error

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -11,7 +10,6 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from secrets import token_hex
 
 import aiohttp
 import openai
@@ -20,6 +18,7 @@ import pytest
 from scaler.gateway.dispatcher import Endpoint, Replica
 from tests.worlds.echo_engine import Engine
 from tests.worlds.front import front
+from tests.worlds.network_namespace import network_namespace
 
 
 @dataclass
@@ -54,17 +53,8 @@ async def process(*arguments: str, inside: tuple[str, ...] = ()) -> AsyncIterato
 
 @pytest.fixture
 def namespace() -> Iterator[str]:
-    if os.geteuid() != 0:
-        pytest.skip("needs root (CAP_SYS_ADMIN) to make a network namespace")
-    name = f"zerowake-test-{token_hex(4)}"
-    made = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True, check=False)
-    if made.returncode != 0:
-        pytest.skip(f"needs `ip netns add` to work: {made.stderr.strip()}")
-    try:
-        subprocess.run(["ip", "-n", name, "link", "set", "lo", "up"], check=True)
+    with network_namespace() as name:
         yield name
-    finally:
-        subprocess.run(["ip", "netns", "delete", name], check=True)
 
 
 async def test_a_request_is_retried_elsewhere_when_its_replica_is_killed() -> None:

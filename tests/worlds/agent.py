@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import json
 import os
 import secrets
@@ -20,9 +19,10 @@ import grpc
 from zerowake_proto import agent_pb2 as pb
 from zerowake_proto import agent_pb2_grpc
 
+from zerowake_shared.network_namespace import NetworkNamespace
+
 ENGINE = Path(__file__).with_name("hashing_engine.py")
 PORT = 8000
-_libc = ctypes.CDLL(None)
 
 
 def engine(mapped: Path, mebibytes: int = 8, *arguments: str, timeout: float = 20.0) -> pb.Engine:
@@ -122,13 +122,9 @@ async def running(state: Path, *options: str) -> AsyncIterator[Agent]:
 def get(replica: pb.Replica, path: str) -> object:
     """GET of the engine in the replica's net namespace; raises OSError where it does not answer."""
     raw = b""
-    with Path("/proc/thread-self/ns/net").open() as ours, Path(replica.endpoint.netns).open() as theirs:
-        assert _libc.setns(theirs.fileno(), 0x40000000) == 0
-        try:
-            connection = socket.create_connection((replica.endpoint.host, replica.endpoint.port), timeout=10)
-        finally:
-            assert _libc.setns(ours.fileno(), 0x40000000) == 0
-    with connection:
+    with NetworkNamespace(replica.endpoint.netns) as network, network.socket(socket.AF_INET, socket.SOCK_STREAM) as connection:
+        connection.settimeout(10)
+        connection.connect((replica.endpoint.host, replica.endpoint.port))
         connection.sendall(f"GET {path} HTTP/1.1\r\nHost: engine\r\nConnection: close\r\n\r\n".encode())
         while data := connection.recv(1 << 16):
             raw += data
