@@ -7,6 +7,7 @@ from contextlib import suppress
 import pytest
 from zerowake_proto import gpumem_pb2 as pb
 
+from gpumem.client import Client
 from gpumem.wire.blocking_connection import BlockingConnection
 from gpumem.wire.errors import NotFound
 from tests.worlds.gpumem_server import MIB, Served, Weights, make_weights, served, until
@@ -21,6 +22,12 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Weights:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """One that the tests of a file share; each leaves it as it was."""
     with served(tmp_path_factory.mktemp("server"), reserve=192 * MIB, arena=64 * MIB) as found:
+        yield found
+
+
+@pytest.fixture
+def client(server: Served) -> Iterator[Client]:
+    with Client(server.socket, label="test") as found:
         yield found
 
 

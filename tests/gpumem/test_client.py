@@ -7,9 +7,7 @@ import ctypes
 import mmap
 import os
 import resource
-import socket
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,25 +18,16 @@ from gpumem.hardware.memory import MemoryFailed
 from gpumem.wire.blocking_connection import BlockingConnection
 from gpumem.wire.errors import (
     Exists,
-    Forbidden,
     Invalid,
     NotFound,
     NotSealed,
     OutOfMemory,
     PeerGone,
     StillMapped,
-    VersionMismatch,
     WrongDevice,
 )
-from gpumem.wire.frames import receive, send
 from tests.worlds.gpumem_peer import go_on, peer, step
 from tests.worlds.gpumem_server import MIB, Served, Weights, until
-
-
-@pytest.fixture
-def client(server: Served) -> Iterator[Client]:
-    with Client(server.socket, label="test") as found:
-        yield found
 
 
 def ours() -> list[str]:
@@ -239,17 +228,6 @@ def test_out_of_memory_names_what_holds_it(client: Client, server: Served, weigh
         assert part in str(caught.value)
 
 
-def test_another_version_is_told_so(server: Served) -> None:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as old:
-        old.connect(str(server.socket))
-        send(old, pb.Request(id=7, hello=pb.Hello(version=99)).SerializeToString())
-        reply = pb.Reply.FromString(receive(old).payload)
-        assert reply.error.reason == VersionMismatch.reason
-        assert "99" in reply.error.message
-        with pytest.raises(EOFError):
-            receive(old)
-
-
 def test_errors_name_the_remedy(server: Served, client: Client) -> None:
     with pytest.raises(WrongDevice, match="there are host"):
         Client(server.socket, device="GPU-0")
@@ -261,60 +239,6 @@ def test_errors_name_the_remedy(server: Served, client: Client) -> None:
         client.begin(b"i" * 32, b"\xff\xff\xff")
     with pytest.raises(NotFound, match="lease 999"):
         client._connection.ask(pb.Request(release=pb.Release(lease=999)))
-
-
-def test_a_namespace_has_its_own_and_only_that(server: Served, client: Client, weights: Weights) -> None:
-    connection = BlockingConnection(server.socket, "operator")
-
-    def tenant(name: str) -> str:
-        return connection.ask(pb.Request(tenant=pb.Tenant(namespace=name)))[0].tenant.path
-
-    client.fill(weights.layout, weights.sources)
-    with Client(tenant("red")) as red, Client(tenant("blue")) as blue:
-        # What the operator filled is everybody's.
-        assert blue.attach(weights.id).view() == weights.data
-        own = pb.Layout.FromString(weights.layout)
-        own.note = b"red's"
-        with pytest.raises(NotFound, match="no source brings it"):
-            blue.fill(own, [])  # it knows the hashes; the bytes it must have
-        filled = red.fill(own, weights.sources)
-        with pytest.raises(NotFound):
-            blue.attach(filled.id)
-        assert blue.attach(filled.id, filled.capability).view() == weights.data  # red told it
-        for request in (
-            pb.Request(reserve=pb.Reserve(device="host", size=0)),
-            pb.Request(quota=pb.Quota(namespace="red", size=0)),
-            pb.Request(tenant=pb.Tenant(namespace="other")),
-            pb.Request(evict=pb.Evict(region=weights.ref())),
-        ):
-            with pytest.raises(Forbidden):
-                red._connection.ask(request)
-        with pytest.raises(NotFound):
-            blue._connection.ask(pb.Request(evict=pb.Evict(region=pb.RegionRef(device="host", id=filled.id))))
-        seen = blue._connection.ask(pb.Request(status=pb.GetStatus()))[0].status
-        assert not seen.regions
-        assert {lease.namespace for lease in seen.leases} == {"blue"}
-        connection.ask(pb.Request(quota=pb.Quota(namespace="red", size=40 * MIB)))
-        with pytest.raises(OutOfMemory, match="quota of namespace red"):
-            red.scratch(60 * MIB)
-        assert red.scratch(2 * MIB).size == 2 * MIB
-        connection.ask(pb.Request(quota=pb.Quota(namespace="red", size=0)))
-    with pytest.raises(Invalid, match="Kubernetes"):
-        tenant("../etc")
-    connection.close()
-
-
-def test_a_tenants_chunks_in_the_arena_are_its_own(server: Served, weights: Weights) -> None:
-    """Who knows the hash of a chunk does not get its bytes; who brought it does."""
-    connection = BlockingConnection(server.socket, "operator")
-    red, blue = (Client(connection.ask(pb.Request(tenant=pb.Tenant(namespace=name)))[0].tenant.path) for name in ("red", "blue"))
-    with contextlib.closing(connection), red, blue:
-        red.fill(weights.layout, weights.sources, into_arena=True)
-        with pytest.raises(NotFound, match="no source brings it"):
-            blue.fill(weights.layout, [])
-        assert red.fill(weights.layout, []).from_arena == len(weights.data)
-        connection.ask(pb.Request(evict=pb.Evict(region=pb.RegionRef(device="host", id=weights.id))))
-        red._connection.ask(pb.Request(evict=pb.Evict(region=pb.RegionRef(id=weights.id))))
 
 
 def test_what_cannot_be_mapped_is_given_back(client: Client, server: Served) -> None:

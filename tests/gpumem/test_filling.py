@@ -15,7 +15,7 @@ from zerowake_proto import gpumem_pb2 as pb
 from gpumem.client import Client
 from gpumem.client.control import Control
 from gpumem.server.filling import MOVE
-from gpumem.wire.errors import Cancelled, Corrupt, FillerLost, Forbidden, Invalid, NotFound, OutOfMemory
+from gpumem.wire.errors import Corrupt, FillerLost, Forbidden, Invalid, NotFound, OutOfMemory
 from tests.worlds.gpumem_server import MIB, Served, Weights, make_weights, served
 
 
@@ -213,17 +213,3 @@ async def test_a_filler_that_dies_at_every_try_is_told(server: Served, weights: 
         else:
             assert await asyncio.to_thread(read, server, weights) == weights.data
         await control.fill(weights.layout, weights.sources, "host")
-
-
-async def test_cancel_by_request(server: Served, weights: Weights) -> None:
-    filler = server.filler()
-    async with Control.connected(server.socket) as control:
-        os.kill(filler, signal.SIGSTOP)
-        filling = asyncio.create_task(control.fill(weights.layout, weights.sources, "host"))
-        while not (await control.status()).fills:
-            await asyncio.sleep(0.001)
-        number = min(control._waiting)
-        await control._ask(pb.Request(cancel=pb.Cancel(fill=number)))
-        with pytest.raises(Cancelled, match="stays"):
-            await filling
-        os.kill(filler, signal.SIGCONT)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -139,11 +140,10 @@ def test_a_child_that_is_just_being_started_does_not_keep_it_on(switch: Path) ->
         holding.enter_context(huge.on())
         pid = os.fork()
         if not pid:
-            os.read(0, 0)
-            os.kill(os.getpid(), 19)  # stops here
+            os.kill(os.getpid(), signal.SIGSTOP)
             os._exit(0)
         stack.callback(os.waitpid, pid, 0)
-        stack.callback(os.kill, pid, 9)
+        stack.callback(os.kill, pid, signal.SIGKILL)
         os.waitpid(pid, os.WUNTRACED)
         with another(switch) as other:
             holding.close()

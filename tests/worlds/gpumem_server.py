@@ -8,7 +8,7 @@ import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -85,8 +85,8 @@ class Served:
 
 
 @contextlib.contextmanager
-def served(folder: Path, reserve: int, arena: int = 0, open_files: int = 0, floor: int = 0) -> Iterator[Served]:
-    """A server of the host's memory, from when it answers and has a filler."""
+def served(folder: Path, reserve: int, arena: int = 0, open_files: int = 0, floor: int = 0, behind: Sequence[str] = ()) -> Iterator[Served]:
+    """A server of the host's memory, from when it answers and has a filler. `behind`: a command that becomes the one that follows it."""
     folder.mkdir(parents=True, exist_ok=True)
     socket = folder / "gpumem.sock"
     log = folder / "log"
@@ -96,7 +96,7 @@ def served(folder: Path, reserve: int, arena: int = 0, open_files: int = 0, floo
             resource.setrlimit(resource.RLIMIT_NOFILE, (open_files, open_files))
 
     with log.open("ab") as out:
-        command = [str(GPUMEM), "serve", f"--socket={socket}", f"--reserve={reserve}", f"--arena={arena}", f"--floor={floor}"]
+        command = [*behind, str(GPUMEM), "serve", f"--socket={socket}", f"--reserve={reserve}", f"--arena={arena}", f"--floor={floor}"]
         process = subprocess.Popen([*command, "--device=host"], stderr=out, preexec_fn=limit)  # noqa: PLW1509
     found = Served(process, socket, log=log)
     try:
