@@ -18,11 +18,11 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from restore_agent.errors import AgentError
+from restore_agent.snapshots.manifest import GpuRecord
 
 _LOCK_MILLISECONDS = 10_000
 _DRIVER = Path("/dev/nvidiactl")
@@ -39,15 +39,6 @@ class CudaError(AgentError):
     """The driver refused; the message has its own name for why."""
 
     reason = "cuda-failed"
-
-
-@dataclass(frozen=True)
-class Gpus:
-    """What a snapshot must find again."""
-
-    driver: str
-    names: tuple[str, ...]  # of their models
-    uuids: tuple[str, ...]  # "GPU-…", in the driver's order, as `names`
 
 
 class ResumeSeconds(NamedTuple):
@@ -68,7 +59,8 @@ class Cuda:
         self._promised: dict[str, int] = {}  # UUID → bytes that resumes under way will take
         self._uuids = {f"GPU-{uuid.UUID(bytes=bytes(raw.bytes)[:16])}": raw for raw in self._driver_uuids()}
         names = [nvml.nvmlDeviceGetName(self._handle(identity)) for identity in self._uuids]
-        self._gpus = Gpus(nvml.nvmlSystemGetDriverVersion(), tuple(names), tuple(self._uuids))  # asked once: every restore wants it
+        driver_version = nvml.nvmlSystemGetDriverVersion()
+        self._gpus = GpuRecord(driver=driver_version, names=tuple(names), uuids=tuple(self._uuids))  # asked once: every restore wants it
 
     @classmethod
     def find(cls) -> Cuda | None:
@@ -83,7 +75,7 @@ class Cuda:
             raise CudaError(f"this node has a GPU but {error.name} is missing; {extra}") from error
         return cls(driver, pynvml)
 
-    def gpus(self) -> Gpus:
+    def gpus(self) -> GpuRecord:
         return self._gpus
 
     def chosen(self, env: Mapping[str, str]) -> str:

@@ -20,7 +20,7 @@ from gpumem.server.regions import identify
 from gpumem.wire.errors import GpumemError, OutOfMemory
 from gpumem.wire.sources import Source
 from restore_agent.errors import AgentError
-from restore_agent.snapshots.manifest import Manifest, PartRecord, WeightsRecord
+from restore_agent.snapshots.manifest import Manifest, PartRecord, WeightsRecord, WeightsRegion
 
 DEFAULT_SOCKET = Path("/run/gpumem/gpumem.sock")
 _LOG = logging.getLogger("zerowake.agent")
@@ -33,6 +33,8 @@ class WeightsError(AgentError):
 
 
 class Weights:
+    """gpumem, as snapshots need it: one connection a call."""
+
     def __init__(self, socket: Path) -> None:
         self.socket = socket
         self.rate = 0.0  # bytes a second of the last fill of lent memory; 0: none yet
@@ -43,8 +45,8 @@ class Weights:
         env = {"GPUMEM_SOCKET": str(self.socket), "GPUMEM_REGION": record.region}
         return env | ({"GPUMEM_DEVICE": device} if device else {})
 
-    async def read(self, directory: Path) -> tuple[WeightsRecord, bytes]:
-        """A checkpoint directory as a region, and its layout. Raises WeightsError."""
+    async def read(self, directory: Path) -> WeightsRegion:
+        """A checkpoint directory as a region. Raises WeightsError."""
         try:
             found = await asyncio.to_thread(read_checkpoint, directory)
         except (InvalidCheckpoint, OSError) as error:
@@ -54,26 +56,27 @@ class Weights:
             PartRecord(path=str(part.path.resolve()), offset=part.offset, first_chunk=part.first_chunk, chunks=part.chunks)
             for part in found.parts
         )
-        return WeightsRecord(region=identify(layout).hex(), size=found.layout.size, parts=parts), layout
+        return WeightsRegion(WeightsRecord(region=identify(layout).hex(), size=found.layout.size, parts=parts), layout)
 
-    async def fill(self, record: WeightsRecord, layout: bytes, device: str = "") -> float:
+    async def fill(self, region: WeightsRegion, device: str = "") -> float:
         """Until the region is sealed in lent memory, of the device or of the only one. Returns the seconds it took. Raises WeightsError."""
         begin = time.monotonic()
-        async with self._control(record) as control:
-            await control.fill(layout, _sources(record), device or _only_device(control, record))
+        async with self._control(region.record) as control:
+            await control.fill(region.layout, _sources(region.record), device or _only_device(control, region.record))
         seconds = time.monotonic() - begin
         if seconds > 0.1:  # it was not there already
-            self.rate = record.size / seconds
+            self.rate = region.record.size / seconds
         return seconds
 
-    async def stage(self, record: WeightsRecord, layout: bytes, devices: Sequence[str] = ()) -> None:
+    async def stage(self, region: WeightsRegion, devices: Sequence[str] = ()) -> None:
         """Into lent memory of the first of the devices that has room, else into the arena. No device: the only one. Raises WeightsError."""
-        async with self._control(record) as control:
-            for device in devices or [_only_device(control, record)]:
+        sources = _sources(region.record)
+        async with self._control(region.record) as control:
+            for device in devices or [_only_device(control, region.record)]:
                 with contextlib.suppress(OutOfMemory):
-                    await control.fill(layout, _sources(record), device)
+                    await control.fill(region.layout, sources, device)
                     return
-            await control.fill(layout, _sources(record), "")
+            await control.fill(region.layout, sources, "")
 
     async def resident(self, manifest: Manifest) -> set[str]:
         """Devices that hold all the weights of a snapshot. Raises WeightsError."""

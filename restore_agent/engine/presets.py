@@ -50,6 +50,8 @@ class Setting:
 
 @dataclass(frozen=True)
 class Kind:
+    """What one engine has to be told."""
+
     options: Callable[[Sequence[str], Setting], list[str]]  # the whole command, with what is added
     env: Mapping[str, str]
     passed_on: tuple[str, ...]  # beginnings of variables that it takes from the caller

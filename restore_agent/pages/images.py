@@ -39,6 +39,8 @@ class ImageError(AgentError):
 
 @dataclass(frozen=True)
 class _Part:
+    """Pages that follow each other in pages-N.img and are all ours, or all CRIU's."""
+
     address: int
     pages: int
     offset: int  # in pages-N.img, bytes

@@ -19,6 +19,8 @@ class Piece(ctypes.Structure):
 
 
 class _Process(ctypes.Structure):
+    """Which process of the host a pid in the image is."""
+
     _fields_ = (("pid", ctypes.c_uint64), ("host", ctypes.c_uint64))
 
 

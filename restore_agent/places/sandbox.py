@@ -159,7 +159,10 @@ class Sandbox:
 
     def exit_of(self, pid: int) -> asyncio.Future[int]:
         """The wait status of a child of init (a spawned program, or what CRIU restored as its sibling), once it has ended."""
-        return self._exits.setdefault(pid, self._loop.create_future())
+        future = self._exits.setdefault(pid, self._loop.create_future())
+        if self._ended.done() and not future.done():
+            future.set_result(signal.SIGKILL)
+        return future
 
     def host_pids(self) -> dict[int, int]:
         return descendants(self.pid)

@@ -159,7 +159,7 @@ def list_snapshots(state: State = DEFAULT_STATE) -> None:
                 sizes = f"{manifest.page_bytes / 1e6:.0f} MB", f"{manifest.skeleton_bytes / 1e6:.1f} MB"
                 table.add_row(manifest.namespace, manifest.name, found.digest[:12], manifest.model, *sizes, manifest.created[:19])
             else:
-                table.add_row(found[0], found[1], "[red]unusable[/]", str(found[2]), "", "", "")
+                table.add_row(found.namespace, found.name, "[red]unusable[/]", str(found.why), "", "", "")
     Console().print(table)
 
 

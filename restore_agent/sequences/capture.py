@@ -36,10 +36,9 @@ from restore_agent.snapshots.manifest import (
     ChunkRecord,
     EngineRecord,
     FileRecord,
-    GpuRecord,
     Manifest,
     ProcessRecord,
-    WeightsRecord,
+    WeightsRegion,
     digest_of,
     layout_file,
 )
@@ -100,13 +99,13 @@ class Capturer:
                 await asyncio.to_thread(self._store.get, request.namespace, request.name)
                 raise NameTaken(f"snapshot {request.namespace}/{request.name} exists; choose another name, or --replace it")
         async with contextlib.AsyncExitStack() as undo:
-            lent: list[tuple[WeightsRecord, bytes]] = []
+            lent: list[WeightsRegion] = []
             if request.weights:
                 with _step("weights", phases, progress):
                     lent.append(await self._weights.read(request.weights))
                     device = self._cuda.chosen(request.engine.env) if self._cuda else ""
-                    await self._weights.fill(*lent[0], device)
-                lends = self._weights.environment(lent[0][0], device)
+                    await self._weights.fill(lent[0], device)
+                lends = self._weights.environment(lent[0].record, device)
                 request = dataclasses.replace(request, engine=request.engine.model_copy(update={"env": request.engine.env | lends}))
             with _step("start", phases, progress):
                 place = await (open_place or self._sandbox)()
@@ -130,11 +129,11 @@ class Capturer:
             async with self._publishing:
                 workspace = await asyncio.to_thread(self._store.workspace)
                 undo.push_async_callback(asyncio.to_thread, shutil.rmtree, workspace, True)
-                for record, layout in lent:
-                    await asyncio.to_thread(_keep_layout, workspace, record, layout)
+                for region in lent:
+                    await asyncio.to_thread(_keep_layout, workspace, region)
                 draft = await self._dump(request, place, source, canary, quiesces, workspace, progress, phases)
                 if lent:
-                    records = tuple(record for record, _ in lent)
+                    records = tuple(region.record for region in lent)
                     draft = _draft(draft.manifest.model_copy(update={"weights": records}), workspace)
                 with _step("prove", phases, progress):
                     await self._prove(draft, open_place)
@@ -184,7 +183,7 @@ class Capturer:
                         await asyncio.shield(self._cuda.resume(holders))
             finally:
                 source.tell(SNAPSHOT_COMPLETE)
-        gpus = GpuRecord(**vars(self._cuda.gpus())) if self._cuda and holders else None
+        gpus = self._cuda.gpus() if self._cuda and holders else None
         if canary is None:
             await source.wait_healthy()
             canary = await record_canary(source, request.canary_path, request.canary_body)
@@ -262,10 +261,10 @@ def _draft(manifest: Manifest, workspace: Path) -> Snapshot:
     return Snapshot(digest_of(manifest.encode()), manifest, workspace)
 
 
-def _keep_layout(workspace: Path, record: WeightsRecord, layout: bytes) -> None:
-    path = workspace / layout_file(record)
+def _keep_layout(workspace: Path, region: WeightsRegion) -> None:
+    path = workspace / layout_file(region.record)
     path.parent.mkdir(exist_ok=True)
-    path.write_bytes(layout)
+    path.write_bytes(region.layout)
 
 
 def _records(folder: Path) -> dict[str, FileRecord]:

@@ -26,7 +26,7 @@ from restore_agent.sequences.replicas import Origin, Replica, Replicas
 from restore_agent.sequences.restore import OpenPlace, RestoreFailed, Restorer
 from restore_agent.sequences.staging import NoMemory, Staging
 from restore_agent.sequences.standby import Standbys
-from restore_agent.snapshots.manifest import EngineRecord, GpuRecord
+from restore_agent.snapshots.manifest import EngineRecord
 from restore_agent.snapshots.store import Corrupt, NotFound, Snapshot, Store
 from zerowake_shared.huge_pages import HugePages
 
@@ -80,7 +80,7 @@ class Node:
             cuda = None
             _LOG.warning("snapshots with GPU state cannot be taken or restored here: %s", error)
         self._cuda = cuda
-        gpus = GpuRecord(**vars(cuda.gpus())) if cuda else None
+        gpus = cuda.gpus() if cuda else None
         self.headroom = Headroom()
         self.staging = Staging(store, memory, self.criu.version if self.criu else "0", gpus, self.headroom, self._changed)
         huge = HugePages.of_processes(store.state)
@@ -249,8 +249,8 @@ class Node:
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self.staging.stage(snapshot))
-                for record, layout in await self.staging.layouts(snapshot):
-                    group.create_task(self.weights.stage(record, layout, devices))
+                for region in await self.staging.regions(snapshot):
+                    group.create_task(self.weights.stage(region, devices))
         except ExceptionGroup as failed:
             raise failed.exceptions[0] from None
 

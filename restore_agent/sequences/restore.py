@@ -266,8 +266,8 @@ class Restorer:
             yield pairs
 
     async def _bring_weights(self, snapshot: Snapshot, device: str) -> None:
-        for record, layout in await self._staging.layouts(snapshot):
-            await self._weights.fill(record, layout, device)
+        for region in await self._staging.regions(snapshot):
+            await self._weights.fill(region, device)
 
     @contextlib.asynccontextmanager
     async def _worker(self, criu: Criu, place: Place, output: Output, keys: tuple[str, str], images: Path) -> AsyncIterator[Worker]:

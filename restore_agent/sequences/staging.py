@@ -21,7 +21,7 @@ from restore_agent.errors import AgentError, ErrorKind
 from restore_agent.pages.fill import Arena
 from restore_agent.snapshots.chunks import Chunk, CorruptChunk
 from restore_agent.snapshots.compatibility import Incompatible, check_fits
-from restore_agent.snapshots.manifest import GpuRecord, WeightsRecord
+from restore_agent.snapshots.manifest import GpuRecord, WeightsRegion
 from restore_agent.snapshots.store import Corrupt, Snapshot, Store
 
 SPARE_BYTES = 256 << 20  # of the node's memory that staging never takes
@@ -118,9 +118,9 @@ class Staging:
             await staged.ready.wait()
         return time.monotonic() - begin
 
-    async def layouts(self, snapshot: Snapshot) -> Sequence[tuple[WeightsRecord, bytes]]:
+    async def regions(self, snapshot: Snapshot) -> Sequence[WeightsRegion]:
         """What a snapshot keeps of its weights. Raises Corrupt."""
-        return await asyncio.to_thread(self._store.layouts, snapshot)
+        return await asyncio.to_thread(self._store.regions, snapshot)
 
     def unstage(self, digest: str) -> None:
         """memory → disk, once the restores that use it have ended."""

@@ -14,7 +14,7 @@ from restore_agent.sequences.capture import CaptureRequest
 from restore_agent.sequences.node import Node
 from restore_agent.sequences.replicas import Origin, Replica, State
 from restore_agent.snapshots.manifest import EngineRecord, check_name
-from restore_agent.snapshots.store import Snapshot
+from restore_agent.snapshots.store import Snapshot, Unreadable
 
 
 class InvalidField(AgentError, ValueError):
@@ -93,12 +93,13 @@ def _rung(node: Node, digest: str) -> agent_pb2.Rung:
     return agent_pb2.RUNG_MEMORY if node.staging.in_memory(digest) else agent_pb2.RUNG_DISK
 
 
-def listed(node: Node, found: Snapshot | tuple[str, str, Exception]) -> agent_pb2.Residency:
+def listed(node: Node, found: Snapshot | Unreadable) -> agent_pb2.Residency:
     if isinstance(found, Snapshot):
         return residency(node, found)
-    namespace, name, error = found
     return agent_pb2.Residency(
-        snapshot=agent_pb2.SnapshotRef(namespace=namespace, name=name), rung=agent_pb2.RUNG_DISK, unusable_reason=str(error)
+        snapshot=agent_pb2.SnapshotRef(namespace=found.namespace, name=found.name),
+        rung=agent_pb2.RUNG_DISK,
+        unusable_reason=str(found.why),
     )
 
 

@@ -37,11 +37,15 @@ class CorruptChunk(AgentError):
 
 @dataclass(frozen=True)
 class Chunk:
+    """The name of some bytes."""
+
     hash: str  # BLAKE3, hex
     size: int  # bytes
 
 
 class ChunkStore:
+    """A folder of chunks. Its calls block on the disk; any number of threads may make them."""
+
     def __init__(self, directory: Path) -> None:
         self._directory = directory
 

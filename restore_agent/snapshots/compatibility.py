@@ -40,7 +40,12 @@ def node_fits(criu_version: str, mapped: Iterable[Path], gpus: GpuRecord | None,
 
 
 def check_fits(fits: Fits, criu_version: str, gpus: GpuRecord | None, *, files: bool = True) -> None:
-    """`gpus`: this node's. `files`: that its processes map are the node's. Raises Incompatible with everything that differs."""
+    """Raises Incompatible with everything that differs.
+
+    Args:
+        gpus: this node's.
+        files: also check mapped files, against the node's file system.
+    """
     problems = []
     if fits.architecture != platform.machine():
         problems.append(f"it is for {fits.architecture}, this node is {platform.machine()}")
@@ -135,7 +140,7 @@ def _hash_of(root: Path, path: str, identity: tuple[int, int, int]) -> str:
 
 
 def _hash(path: Path, trusted: bool) -> str:
-    """`trusted`: nobody truncates it meanwhile, which would end this process by a signal if it were mapped."""
+    """`trusted`: nobody will truncate the file while it is hashed, so that it can be mapped (a truncated mapping kills its reader)."""
     hasher = blake3(max_threads=blake3.AUTO) if path.stat().st_size > _LARGE else blake3()
     if trusted:
         return hasher.update_mmap(path).hexdigest()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from blake3 import blake3
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -40,10 +40,14 @@ def check_name(kind: str, name: str) -> str:
 
 
 class _Record(BaseModel):
+    """A value of the manifest: it does not change, and a field that this version does not know is an error."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
 class EngineRecord(_Record):
+    """How an engine is started, and how it says that it serves."""
+
     command: tuple[str, ...] = Field(min_length=1)
     env: dict[str, str] = {}
     directory: str = "/"
@@ -53,23 +57,31 @@ class EngineRecord(_Record):
 
 
 class CanaryRecord(_Record):
+    """A request that a restored replica is asked, and the answer that it must give."""
+
     path: str
     body: str = ""  # JSON, sent with POST; empty: GET
     answer: str  # the body of the 200
 
 
 class ProcessRecord(_Record):
+    """One process of the image."""
+
     pid: int
     command: str
     gpu: bool = False  # it has CUDA state, suspended into its memory
 
 
 class FileRecord(_Record):
+    """A small file of the snapshot: its bytes and their BLAKE3, hex."""
+
     size: int
     hash: str
 
 
 class ChunkRecord(_Record):
+    """A chunk of pages: BLAKE3, hex, and bytes."""
+
     hash: str
     size: int
 
@@ -91,6 +103,13 @@ class WeightsRecord(_Record):
     parts: tuple[PartRecord, ...]
 
 
+class WeightsRegion(NamedTuple):
+    """A region with its layout, as gpumem takes it: what is where in it (protobuf, serialized)."""
+
+    record: WeightsRecord
+    layout: bytes
+
+
 def layout_file(record: WeightsRecord) -> str:
     """Where a snapshot keeps the region's layout."""
     return f"weights/{record.region}.layout"
@@ -106,9 +125,11 @@ class MappedFile(_Record):
 
 
 class GpuRecord(_Record):
-    driver: str
-    names: tuple[str, ...]
-    uuids: tuple[str, ...]
+    """The GPUs of a node, as a snapshot must find them again."""
+
+    driver: str  # its version
+    names: tuple[str, ...]  # of their models
+    uuids: tuple[str, ...]  # "GPU-…", in the driver's order, as `names`
 
 
 class Fits(_Record):
@@ -123,6 +144,8 @@ class Fits(_Record):
 
 
 class Manifest(_Record):
+    """All that is known of a snapshot."""
+
     version: Literal[2] = 2
     namespace: str
     name: str

@@ -26,7 +26,15 @@ from blake3 import blake3
 
 from restore_agent.errors import AgentError, ErrorKind
 from restore_agent.snapshots.chunks import Chunk, ChunkStore, CorruptChunk
-from restore_agent.snapshots.manifest import FileRecord, InvalidManifest, Manifest, WeightsRecord, check_name, digest_of, layout_file
+from restore_agent.snapshots.manifest import (
+    FileRecord,
+    InvalidManifest,
+    Manifest,
+    WeightsRegion,
+    check_name,
+    digest_of,
+    layout_file,
+)
 
 _MANIFEST, _SEAL = "manifest.json", "seal"
 
@@ -57,6 +65,8 @@ class StoreBusy(AgentError):
 
 @dataclass(frozen=True)
 class Snapshot:
+    """A snapshot on this disk, or a draft of one."""
+
     digest: str
     manifest: Manifest
     directory: Path
@@ -67,6 +77,15 @@ class Snapshot:
 
     def __str__(self) -> str:
         return f"{self.manifest.namespace}/{self.manifest.name}@{self.digest[:12]}"
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A name on this disk behind which no whole snapshot is."""
+
+    namespace: str
+    name: str
+    why: Exception
 
 
 class Catalog:
@@ -80,14 +99,14 @@ class Catalog:
         except FileNotFoundError:
             self._key = b""  # nothing was ever published here
 
-    def list(self) -> list[Snapshot | tuple[str, str, Exception]]:
-        """Every named snapshot; one that cannot be read as (namespace, name, why)."""
-        found: list[Snapshot | tuple[str, str, Exception]] = []
+    def list(self) -> list[Snapshot | Unreadable]:
+        """Every named snapshot, and every name of none."""
+        found: list[Snapshot | Unreadable] = []
         for link in sorted((self.state / "names").glob("*/*")):
             try:
                 found.append(self.get(link.parent.name, link.name))
             except (Corrupt, NotFound) as error:
-                found.append((link.parent.name, link.name, error))
+                found.append(Unreadable(link.parent.name, link.name, error))
         return found
 
     def get(self, namespace: str, name: str, digest: str = "") -> Snapshot:
@@ -125,10 +144,10 @@ class Catalog:
             raise Corrupt(f"snapshot {snapshot}: {path} has changed since it was published; take the snapshot again")
         return data
 
-    def layouts(self, snapshot: Snapshot) -> Sequence[tuple[WeightsRecord, bytes]]:
-        """The regions of a snapshot's weights, each with its layout, verified. Raises Corrupt."""
+    def regions(self, snapshot: Snapshot) -> Sequence[WeightsRegion]:
+        """Of a snapshot's weights, verified. Raises Corrupt."""
         files = [(record, layout_file(record)) for record in snapshot.manifest.weights]
-        return [(record, self.read_file(snapshot, name, snapshot.manifest.files[name])) for record, name in files]
+        return [WeightsRegion(record, self.read_file(snapshot, name, snapshot.manifest.files[name])) for record, name in files]
 
     def _open(self, directory: Path) -> Snapshot:
         advice = "remove it (`zerowake snapshot rm`) and take it again"

@@ -10,7 +10,7 @@ import pytest
 
 from restore_agent.snapshots.manifest import InvalidName
 from restore_agent.snapshots.page_runs import PAGE
-from restore_agent.snapshots.store import Catalog, Corrupt, NameTaken, NotFound, Snapshot, Store, StoreBusy
+from restore_agent.snapshots.store import Catalog, Corrupt, NameTaken, NotFound, Snapshot, Store, StoreBusy, Unreadable
 from tests.worlds.snapshots import draft, publish
 
 CONTENT = random.Random(5).randbytes(64 * PAGE)
@@ -106,9 +106,10 @@ def test_a_manifest_that_is_not_the_published_one_is_refused_and_listed_with_why
     spoil(snapshot)  # type: ignore[operator]
     with pytest.raises(Corrupt, match=snapshot.digest[:12]):
         store.get("default", "small")
-    ((namespace, name, why),) = store.list()  # type: ignore[misc]
-    assert (namespace, name) == ("default", "small")
-    assert isinstance(why, Corrupt)
+    (found,) = store.list()
+    assert isinstance(found, Unreadable)
+    assert (found.namespace, found.name) == ("default", "small")
+    assert isinstance(found.why, Corrupt)
 
 
 def test_a_manifest_of_another_store_s_key_is_refused(store: Store, tmp_path: Path) -> None:
