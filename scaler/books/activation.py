@@ -111,6 +111,13 @@ class Activations:
         """The first byte of an answer is on its way. Without an open activation this changes nothing."""
         self._end(model, "served", "", at)
 
+    def answered(self, model: str, handed: float, at: float) -> None:
+        """A replica that got its request at `handed` has answered at `at`: the model is served."""
+        activation = self._open.get(model)
+        if activation is not None:
+            activation.add("first_byte", at - handed)
+            self.served(model, at)
+
     def abandoned(self, model: str, reason: str) -> None:
         """Nobody waits for the model any more, and nobody was answered."""
         self._end(model, "abandoned", reason, None)

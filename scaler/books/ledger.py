@@ -167,6 +167,11 @@ class Ledger:
         """A replica has ended its work on a request."""
         self._move(self._accounts[model], in_flight=-1)
 
+    def gave_up(self, model: str, reason: str) -> None:
+        """A request of the model has ended without an answer: if it was the last one, so does the activation."""
+        if self.activations.current(model) is not None and (not self.knows(model) or self.demand(model).pending == 0):
+            self.activations.abandoned(model, reason)
+
     def set_replicas(self, model: str, ready: int, replicas: int) -> None:
         """The model's number of ready replicas, and of all that still work (ready or draining)."""
         account = self._accounts.setdefault(model, _Account(model))

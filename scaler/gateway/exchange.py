@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import AsyncIterator, Callable
+from typing import NamedTuple
 
 import aiohttp
 from aiohttp import web
@@ -49,28 +50,36 @@ class ReplicaFailed(Exception):
         self.error = error
 
 
-class _Answer(web.StreamResponse):
+class _Response(web.StreamResponse):
     # aiohttp writes the head together with the first chunk then, in one packet.
     _send_headers_immediately = False
 
 
-class Exchange:
-    """One request, and what has been answered so far.
+class Answer(NamedTuple):
+    """A replica's answer, of which the first bytes are here (none: it has no body). handed: when the replica got the request."""
 
-    model: whose replicas may answer it; path: the target that they get; arrived: the moment of its head, by the clock `now`;
-    body: held in memory; None: there is none, or it streams through unread.
+    response: aiohttp.ClientResponse
+    first: bytes
+    handed: float
+
+    def close(self) -> None:
+        self.response.close()
+
+
+class Exchange:
+    """One request, and what of its answer the client has got.
+
+    path: the target that a replica gets; body: held in memory until it cannot be sent again; None: there is none, or it streams through
+    unread; now: the clock.
     """
 
-    __slots__ = ("_events", "_now", "_request", "_started", "_upload_error", "arrived", "body", "closes", "model", "path")
+    __slots__ = ("_events", "_now", "_path", "_request", "_started", "_upload_error", "body")
 
-    def __init__(self, request: web.BaseRequest, arrived: float, now: Callable[[], float]) -> None:
-        self._now = now
+    def __init__(self, request: web.BaseRequest, path: str, body: bytes | None, now: Callable[[], float]) -> None:
         self._request = request
-        self.arrived = arrived
-        self.model = ""
-        self.path = ""
-        self.body: bytes | None = None
-        self.closes = False  # the connection is closed after the answer, and the answer says so
+        self._path = path
+        self._now = now
+        self.body = body
         self._events: web.StreamResponse | None = None
         self._started = False  # bytes of a streaming body were taken from the client: it cannot be sent again
         self._upload_error: Exception | None = None
@@ -82,7 +91,7 @@ class Exchange:
 
     @property
     def repeatable(self) -> bool:
-        """Whether the request can be sent to another replica."""
+        """Whether the request can be sent to another replica, as long as no answer has come."""
         return not self._started
 
     @property
@@ -94,34 +103,33 @@ class Exchange:
         """Sends a comment to a waiting client; the first one begins an event stream."""
         if self._events is None:
             headers = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"}
-            self._events = _Answer(status=200, headers=headers)
+            self._events = _Response(status=200, headers=headers)
             await self._events.prepare(self._request)
         await self._events.write(b": waiting\n\n")
 
-    async def over(self, member: Member, first_byte: Callable[[Exchange, float], None]) -> web.StreamResponse:
-        """Sends the request to the replica and its answer to the client.
+    async def ask(self, member: Member) -> Answer:
+        """Sends the request to the replica; returns when its answer has begun. The answer is the caller's to close.
 
-        first_byte: called when the answer's first byte is there to be sent, with the moment at which the replica got the request.
-        Raises: ReplicaFailed before the first byte; Refusal for a body that the client sent wrongly; ConnectionError: the client has gone.
+        Raises: ReplicaFailed; Refusal for a body that the client sent wrongly; ConnectionError: the client has gone.
         """
         handed = self._now()
         try:
-            answer, chunk = await member.upstream.send(self._request.method, self.path, self._head(), self._data())
+            response, first = await member.upstream.send(self._request.method, self._path, self._head(), self._data())
         except (aiohttp.ClientError, OSError) as error:
             raise self._blame(error) from error
-        try:
-            self.body = None  # from here on it cannot be sent again
-            first_byte(self, handed)
-            if self._events is not None:
-                return await self._pass_events(self._events, answer, chunk)
-            return await self._pass(answer, chunk)
-        finally:
-            answer.close()
+        self.body = None  # from here on it cannot be sent again
+        return Answer(response, first, handed)
+
+    async def pass_on(self, answer: Answer, *, closes: bool) -> web.StreamResponse:
+        """Sends the replica's answer to the client, to its end. closes: the connection is closed after it, and its head says so."""
+        if self._events is not None:
+            return await self._pass_events(self._events, answer.response, answer.first)
+        return await self._pass(answer.response, answer.first, closes)
 
     async def refuse(self, refusal: Refusal) -> web.StreamResponse:
         """Answers with an error, as an event if an event stream has begun."""
         if self._events is None:
-            return web.Response(status=refusal.status, body=refusal.body, content_type="application/json", headers=refusal.headers)
+            return refusal.response
         return await self._fail_events(self._events, refusal.body)
 
     def _head(self) -> CIMultiDict[str]:
@@ -154,9 +162,9 @@ class Exchange:
             return self._upload_error
         return Refusal(400, "bad_body", f"the request's body could not be read: {self._upload_error}")
 
-    async def _pass(self, answer: aiohttp.ClientResponse, chunk: bytes) -> web.StreamResponse:
-        response = _Answer(status=answer.status, reason=answer.reason, headers=_end_to_end(answer.headers))
-        if self.closes:
+    async def _pass(self, answer: aiohttp.ClientResponse, chunk: bytes, closes: bool) -> web.StreamResponse:
+        response = _Response(status=answer.status, reason=answer.reason, headers=_end_to_end(answer.headers))
+        if closes:
             response.force_close()
         await response.prepare(self._request)
         while chunk:

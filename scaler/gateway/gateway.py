@@ -1,8 +1,9 @@
 """The gateway: every request's way in, from its head to the replica that answers it.
 
-A request finds its model (routing), takes a place on a replica or is held in a fair line until there is one (dispatcher), and is
-exchanged with it (exchange). aiohttp's low-level server is used, not its Application: there is nothing to route by path, and no middleware
-on the hot path. A client that leaves cancels its handler, which gives its place back from wherever it stands.
+A request's body is read if it names the model (body), its model is found (routing), it takes a place on a replica or is held in a fair
+line until there is one (dispatcher), and is exchanged with that replica (exchange). aiohttp's low-level server is used, not its
+Application: there is nothing to route by path, and no middleware on the hot path. A client that leaves cancels its handler, which gives
+its place back from wherever it stands.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from aiohttp import web
 from scaler.books.demand import UnknownModel
 from scaler.books.fairness import Priority
 from scaler.books.ledger import Ledger, QueueFull
-from scaler.books.limits import MIB
 from scaler.gateway import metrics, routing
+from scaler.gateway.body import BODY_BYTES, BodyReader
 from scaler.gateway.client_gone import ClientWatch
 from scaler.gateway.dispatcher import Dispatcher, Hold, Member, NoReplica
 from scaler.gateway.exchange import Exchange, ReplicaFailed
@@ -29,9 +30,6 @@ from zerowake_shared.clock import SYSTEM_CLOCK, Clock
 
 log = logging.getLogger(__name__)
 
-BODY_BYTES = 64 * MIB  # of one body that is read to find its model
-READING_BYTES = 512 * MIB  # of all bodies that are being read so
-_BODY_IDLE_SECONDS = 30.0  # a body of which nothing comes for this long is given up
 _KEEPALIVE_SECONDS = 75.0
 _BACKLOG = 4096
 _LAST_WORDS_SECONDS = 1.0  # for the refusals of a drain to reach their clients
@@ -46,8 +44,7 @@ class Gateway:
         self._ledger = ledger
         self._dispatcher = dispatcher
         self._activations = ledger.activations
-        self._body_bytes = body_bytes
-        self._reading = 0
+        self._bodies = BodyReader(body_bytes)
         self._requests = 0
         self._idle = asyncio.Event()
         self._clients: ClientWatch
@@ -98,10 +95,11 @@ class Gateway:
         return True
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        """The way of a request: its target, its body if that names the model, its route, and then a replica (`_serve`)."""
         arrived = self._now()
         self._requests += 1
-        exchange = Exchange(request, arrived, self._now)
-        code = 500
+        model, code = "", 500
+        exchange: Exchange | None = None
         try:
             if self.draining:
                 raise Refusal(503, "draining", "the gateway is shutting down; ask another one", retry=True)
@@ -109,27 +107,92 @@ class Gateway:
             if own := self._own(request, target):
                 code = own.status
                 return own
-            exchange.path = target.path
-            stream = await self._find(exchange, request, target)
-            response = await self._through(exchange, request, stream)
+            exchange = Exchange(request, target.path, await self._bodies.read(request, target), self._now)
+            route = routing.route(request.headers, target, exchange.body, self._ledger)
+            model = route.model
+            response = await self._serve(request, route, exchange, arrived)
             code = response.status
         except Refusal as refusal:
-            metrics.REFUSED.labels(exchange.model, refusal.reason).inc()
+            metrics.REFUSED.labels(model, refusal.reason).inc()
             code = refusal.status
-            self._gave_up(exchange.model, str(refusal))
-            response = await exchange.refuse(refusal)
+            self._ledger.gave_up(model, str(refusal))
+            response = refusal.response if exchange is None else await exchange.refuse(refusal)
         except (asyncio.CancelledError, ConnectionError):
             code = _LEFT
-            self._gave_up(exchange.model, "the client left")
+            self._ledger.gave_up(model, "the client left")
             raise
         finally:
-            metrics.REQUESTS.labels(exchange.model, code).inc()
+            metrics.REQUESTS.labels(model, code).inc()
             self._requests -= 1
             if not self._requests:
                 self._idle.set()
         if self.draining or self.leaving:
             response.force_close()
         return response
+
+    async def _serve(self, request: web.BaseRequest, route: routing.Route, exchange: Exchange, arrived: float) -> web.StreamResponse:
+        """A place on a replica, held for until there is one; the exchange with it; once more with another one if the replica fails."""
+        model = route.model
+        priority = routing.priority(request.headers)
+        beats = routing.heartbeat(request.headers) if route.stream else None
+        try:
+            member = self._dispatcher.take(model)
+            if member is None:
+                member = await self._wait(request, exchange, self._hold(request, model, priority, exchange.size, arrived), beats)
+            last = False
+            while True:
+                try:
+                    return await self._exchange(model, exchange, member, arrived)
+                except ReplicaFailed as failure:
+                    self._dispatcher.failed(member, failure.error)
+                    if last or not exchange.repeatable:
+                        once = "once more" if last else "and its body had begun to stream, so it cannot be sent again"
+                        message = f"a replica of model {model!r} failed before its answer began ({failure}), {once}"
+                        raise Refusal(502, "replica_failed", message, retry=True) from failure
+                    metrics.RETRIES.labels(model).inc()
+                    last = True
+                    hold = self._dispatcher.hold(model, routing.tenant(request.headers), priority, exchange.size, again=True)
+                finally:
+                    self._dispatcher.release(member)
+                member = await self._wait(request, exchange, hold, beats)
+        except UnknownModel as error:
+            raise Refusal(404, "model_not_found", str(error), param="model") from error
+
+    def _hold(self, request: web.BaseRequest, model: str, priority: Priority, size: int, arrived: float) -> Hold:
+        """A place in the line. Raises: Refusal if the line is full."""
+        try:
+            return self._dispatcher.hold(model, routing.tenant(request.headers), priority, size, arrived=arrived)
+        except QueueFull as error:
+            raise Refusal(429, f"too_many_{error.bound}", str(error), retry=True) from error
+
+    async def _wait(self, request: web.BaseRequest, exchange: Exchange, hold: Hold, beats: float | None) -> Member:
+        """Waits for a place, with a heartbeat every `beats` seconds. Whatever ends the wait early gives it up."""
+        begun = self._now()
+        try:
+            with self._clients.abort_if_gone(request.transport) if exchange.streams and request.transport else nullcontext():
+                if beats is not None:
+                    while not hold.future.done():
+                        await exchange.beat()
+                        await asyncio.wait((hold.future,), timeout=beats)
+                member = await hold.future
+        except NoReplica as error:
+            raise Refusal(503, "no_replica", str(error), retry=True) from error
+        except BaseException:
+            self._dispatcher.leave(hold)
+            raise
+        metrics.HELD_SECONDS.labels(hold.pool.model).observe(self._now() - begun)
+        return member
+
+    async def _exchange(self, model: str, exchange: Exchange, member: Member, arrived: float) -> web.StreamResponse:
+        """Asks the replica and passes its answer on. Raises: ReplicaFailed before the answer's first byte."""
+        answer = await exchange.ask(member)
+        try:
+            now = self._now()
+            metrics.FIRST_BYTE_SECONDS.labels(model).observe(now - arrived)
+            self._activations.answered(model, answer.handed, now)
+            return await exchange.pass_on(answer, closes=self.draining or self.leaving)
+        finally:
+            answer.close()
 
     def _own(self, request: web.BaseRequest, target: routing.Target) -> web.Response | None:
         """The gateway's own answers: the models that can be asked for. A request that names a model belongs to the engine."""
@@ -145,130 +208,6 @@ class Gateway:
 
     def _model(self, name: str) -> dict[str, object]:
         return {"id": name, "object": "model", "created": self._created, "owned_by": "zerowake"}
-
-    def _first_byte(self, exchange: Exchange, handed: float) -> None:
-        exchange.closes = self.draining or self.leaving
-        now = self._now()
-        metrics.FIRST_BYTE_SECONDS.labels(exchange.model).observe(now - exchange.arrived)
-        activation = self._activations.current(exchange.model)
-        if activation is not None:
-            activation.add("first_byte", now - handed)
-            self._activations.served(exchange.model, now)
-
-    async def _find(self, exchange: Exchange, request: web.BaseRequest, target: routing.Target) -> bool:
-        """Finds the request's model, and its body if that has to be read. Returns whether a stream is asked for."""
-        header = request.headers.get(routing.MODEL, "")
-        named: list[tuple[str, object]] = [(f"header {routing.MODEL}", header), ("path", target.model)]
-        asked: routing.Asked | None = None
-        if request.headers.get("Expect", "").lower() == "100-continue" and request.transport is not None:
-            request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        if request.body_exists and routing.body_first(
-            request.headers, request.content_length, self._body_bytes, bool(header or target.model)
-        ):
-            exchange.body = await self._read(request)
-            asked = routing.asked(exchange.body)
-        if asked is not None:
-            named.insert(0, ("body", asked.model))
-        exchange.model = routing.choose(named, self._ledger)
-        return asked is not None and asked.stream is True
-
-    async def _read(self, request: web.BaseRequest) -> bytes:
-        """The whole body. Raises: Refusal if it is over the bound, or does not come."""
-        if (request.content_length or 0) > self._body_bytes:
-            raise self._too_large()
-        content = request.content
-        chunks: list[bytes] = []
-        size = 0
-        loop = asyncio.get_running_loop()
-        try:
-            async with asyncio.timeout(None if content.is_eof() else _BODY_IDLE_SECONDS) as timer:
-                while chunk := await content.readany():
-                    size += len(chunk)
-                    self._reading += len(chunk)
-                    if size > self._body_bytes:
-                        raise self._too_large()
-                    if self._reading > READING_BYTES:
-                        message = f"bodies of {READING_BYTES} bytes are being read, the gateway's bound; try again later"
-                        raise Refusal(429, "reading_full", message, retry=True)
-                    chunks.append(chunk)
-                    if not content.is_eof():
-                        timer.reschedule(loop.time() + _BODY_IDLE_SECONDS)
-        except TimeoutError:
-            message = f"nothing of the request's body came for {_BODY_IDLE_SECONDS:g} s, after {size} bytes"
-            raise Refusal(408, "body_timeout", message) from None
-        except web.RequestPayloadError as error:
-            raise Refusal(400, "bad_body", f"the request's body could not be read: {error}") from error
-        finally:
-            self._reading -= size
-        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
-
-    def _too_large(self) -> Refusal:
-        message = f"a body is read for its `model` up to {self._body_bytes} bytes, and this one is larger; "
-        message += f"name the model in the header {routing.MODEL} or in the path /models/<name>/..., then it streams through"
-        return Refusal(413, "body_too_large", message)
-
-    async def _through(self, exchange: Exchange, request: web.BaseRequest, stream: bool) -> web.StreamResponse:
-        """Takes a place, held until there is one, and passes the request through it; through another once if the replica fails."""
-        model = exchange.model
-        priority = routing.priority(request.headers)
-        beats = routing.heartbeat(request.headers) if stream else None
-        try:
-            member = self._dispatcher.take(model)
-            hold: Hold | None = None
-            last = False
-            while True:
-                if member is None:
-                    hold = hold or self._hold(exchange, request, priority)
-                    with self._clients.abort_if_gone(request.transport) if exchange.streams and request.transport else nullcontext():
-                        member = await self._wait(exchange, hold, beats)
-                    hold = None
-                try:
-                    return await exchange.over(member, self._first_byte)
-                except ReplicaFailed as failure:
-                    self._dispatcher.failed(member, failure.error)
-                    if last or not exchange.repeatable:
-                        once = "once more" if last else "and its body had begun to stream, so it cannot be sent again"
-                        message = f"a replica of model {model!r} failed before its answer began ({failure}), {once}"
-                        raise Refusal(502, "replica_failed", message, retry=True) from failure
-                    metrics.RETRIES.labels(model).inc()
-                    last = True
-                    hold = self._dispatcher.hold(model, routing.tenant(request.headers), priority, exchange.size, again=True)
-                finally:
-                    self._dispatcher.release(member)
-                    member = None
-        except UnknownModel as error:
-            raise Refusal(404, "model_not_found", str(error), param="model") from error
-
-    def _hold(self, exchange: Exchange, request: web.BaseRequest, priority: Priority) -> Hold:
-        model = exchange.model
-        try:
-            return self._dispatcher.hold(model, routing.tenant(request.headers), priority, exchange.size, arrived=exchange.arrived)
-        except QueueFull as error:
-            raise Refusal(429, f"too_many_{error.bound}", str(error), retry=True) from error
-
-    async def _wait(self, exchange: Exchange, hold: Hold, beats: float | None) -> Member:
-        """Waits for a place, with a heartbeat every `beats` seconds. Whatever ends the wait early gives it up."""
-        begun = self._now()
-        try:
-            if beats is not None:
-                while not hold.future.done():
-                    await exchange.beat()
-                    await asyncio.wait((hold.future,), timeout=beats)
-            member = await hold.future
-        except NoReplica as error:
-            raise Refusal(503, "no_replica", str(error), retry=True) from error
-        except BaseException:
-            self._dispatcher.leave(hold)
-            raise
-        metrics.HELD_SECONDS.labels(hold.pool.model).observe(self._now() - begun)
-        return member
-
-    def _gave_up(self, model: str, reason: str) -> None:
-        """A request ends without an answer: if it was the last one, so does the activation."""
-        if self._activations.current(model) is None:
-            return
-        if not self._ledger.knows(model) or self._ledger.demand(model).pending == 0:
-            self._activations.abandoned(model, reason)
 
 
 def _raise_descriptors() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+from aiohttp import web
+
 RETRY_SECONDS = 5
 
 
@@ -20,6 +22,11 @@ class Refusal(Exception):
     @property
     def headers(self) -> dict[str, str]:
         return {"Retry-After": str(RETRY_SECONDS)} if self.retry else {}
+
+    @property
+    def response(self) -> web.Response:
+        """The answer to a client that has got none of it yet."""
+        return web.Response(status=self.status, body=self.body, content_type="application/json", headers=self.headers)
 
     @property
     def body(self) -> bytes:

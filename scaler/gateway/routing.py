@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
 import msgspec
@@ -34,6 +35,13 @@ class Target:
 
     path: str
     model: str = ""
+
+
+class Route(NamedTuple):
+    """Where a request goes. model: whose replicas may answer it; stream: an event stream is asked for."""
+
+    model: str
+    stream: bool
 
 
 class Asked(msgspec.Struct):
@@ -62,6 +70,15 @@ def target(raw: str) -> Target:
     return Target(f"/{rest}{mark}{query}", unquote(name))
 
 
+def route(headers: Mapping[str, str], target: Target, body: bytes | None, demand: DemandReader) -> Route:
+    """body: None: there is none, or it was not read. Raises: Refusal if no model is named, or none of those named is known."""
+    named: list[tuple[str, object]] = [(f"header {MODEL}", headers.get(MODEL, "")), ("path", target.model)]
+    found = asked(body) if body is not None else None
+    if found is not None:
+        named.insert(0, ("body", found.model))
+    return Route(choose(named, demand), found is not None and found.stream is True)
+
+
 def body_first(headers: Mapping[str, str], length: int | None, bound: int, named: bool) -> bool:
     """Whether the body is read for its `model` before anything is passed on.
 
@@ -82,16 +99,16 @@ def asked(body: bytes) -> Asked | None:
         return None
 
 
-def choose(sources: Collection[tuple[str, object]], ledger: DemandReader) -> str:
+def choose(sources: Collection[tuple[str, object]], demand: DemandReader) -> str:
     """The model of a request, out of what each source (most important first) names. Raises: Refusal."""
     named = [(source, name) for source, name in sources if name not in (None, "")]
     for source, name in named:
         if not isinstance(name, str):
             raise Refusal(400, "bad_model", f"`model` in the {source} must be a string, not {type(name).__name__}", param="model")
-        if ledger.knows(name):
+        if demand.knows(name):
             return name
     if named:
-        raise Refusal(404, "model_not_found", str(UnknownModel(str(named[0][1]), ledger.models())), param="model")
+        raise Refusal(404, "model_not_found", str(UnknownModel(str(named[0][1]), demand.models())), param="model")
     message = f"the request names no model: name it as `model` in a JSON body, in the header {MODEL}, or in the path {_PREFIX}<name>/..."
     raise Refusal(400, "model_missing", message, param="model")
 
