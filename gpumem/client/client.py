@@ -179,7 +179,7 @@ class Client:
             granted, frame = self._attached(region, wait)
             region.serialized_layout = granted.layout
             region.layout = pb.Layout.FromString(granted.layout)
-            return self._mapped(region, granted, frame)
+            return self._map_granted(region, granted, frame)
 
     def begin(self, region_id: bytes, layout: pb.Layout | bytes, pinned: bool = False) -> Region:
         """A new region of this namespace's, mapped to be written; call its `seal` when that is done. Gone if this process ends before.
@@ -192,13 +192,13 @@ class Client:
             begin = pb.Begin(device=self.device, id=region_id, layout=serialized, pinned=pinned)
             reply, frame = self._ask(pb.Request(begin=begin))
             region = Region(self, self.device, region_id, serialized, reply.granted.capability)
-            return self._mapped(region, reply.granted, frame)
+            return self._map_granted(region, reply.granted, frame)
 
     def scratch(self, size: int) -> Scratch:
         """Exclusive memory of at least `size` bytes, zeros. Raises OutOfMemory, PeerGone, MemoryFailed."""
         with self._lock:
             reply, frame = self._ask(pb.Request(scratch=pb.Scratch(device=self.device, size=size)))
-            return self._mapped(Scratch(self, self.device), reply.granted, frame)
+            return self._map_granted(Scratch(self, self.device), reply.granted, frame)
 
     def fill(
         self,
@@ -248,7 +248,7 @@ class Client:
                 try:
                     reply, _ = self._connection.ask(pb.Request(release=pb.Release()))
                 except PeerGone:
-                    pass  # it knows of no lease any more
+                    pass  # a server that is gone holds no lease of ours
                 else:
                     if reply.done.leases:
                         raise StillMapped(f"the server still counts {reply.done.leases} leases of this process; do not checkpoint it")
@@ -329,12 +329,13 @@ class Client:
         reply, frame = self._connection.ask(pb.Request(attach=pb.Attach(region=ref, wait_seconds=wait)), seconds=ANSWER_SECONDS + wait)
         return reply.granted, frame
 
-    def _mapped(self, found: _R, granted: pb.Granted, frame: Frame) -> _R:
+    def _map_granted(self, found: _R, granted: pb.Granted, frame: Frame) -> _R:
+        """Maps what was lent for the first time, and keeps it for `quiesce` and `resume`. What cannot be mapped is given back."""
         try:
             found._map(granted, frame)
         except BaseException:
             found.close()
-            self._forget(found, granted.lease)  # where it has no address yet
+            self._forget(found, granted.lease)  # close() did not, where it has no address yet
             raise
         self._ranges.append(found)
         return found

@@ -39,7 +39,7 @@ _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
 class Region(Protocol):
-    """What is read here of a region that is mapped."""
+    """The part of a mapped region that this file uses."""
 
     @property
     def address(self) -> int: ...
@@ -50,7 +50,7 @@ class Region(Protocol):
 
 
 class skeleton(TorchFunctionMode):  # type: ignore[misc, unused-ignore]
-    """Within it, memory that is asked for without content is none: parameters cost nothing, computed tensors are real."""
+    """Within it, `torch.empty` makes tensors that have no memory: parameters cost nothing. What is computed is real."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -135,7 +135,7 @@ def dtype_name(dtype: Any) -> str | None:
 
 
 class ScratchPool:
-    """Scratch, given out piece by piece and never taken back; and, by its `id`, torch's own memory pool on it.
+    """Hands out scratch piece by piece, and takes none back. Its `id` names a memory pool of torch's that allocates from it.
 
     What torch allocates in that pool needs no content: it is zeros after each quiesce and resume. That holds of memory taken while CUDA
     graphs are captured, since nothing runs then: whatever a replay reads of it, the replay has written before.

@@ -26,7 +26,7 @@ from gpumem.wire.errors import Cancelled, Exists, Forbidden, GpumemError, Invali
 from gpumem.wire.frames import VERSION, Channel, Frame, ProtocolViolation, close_all
 
 _OUTSTANDING = 64  # requests that one connection may have open
-_LONGEST_WAIT = 3600.0  # seconds
+_LONGEST_WAIT = 3600.0  # seconds that an attach may wait for its region
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +55,11 @@ class Connection:
     """One client at the server's end: its requests under way, and the leases that it holds."""
 
     def __init__(self, backend: Backend, channel: Channel, namespace: str, pid: int) -> None:
-        """`namespace` is what the socket stands for that was connected to; "" is the operator's."""
+        """
+        Args:
+            namespace: whose socket the client connected to; "" is the operator's.
+            pid: the client's, as the kernel says.
+        """
         self._backend = backend
         self._channel = channel
         self._owner = Owner(namespace, pid, "")
@@ -94,7 +98,7 @@ class Connection:
             self._channel.close()
             if tasks:
                 await asyncio.wait(tasks)
-            for lease in list(self._leases.values()):  # of a request that was just being granted
+            for lease in list(self._leases.values()):  # of requests that were granted while they were being cancelled
                 self._end(lease)
 
     def _forget(self, number: int, _: asyncio.Task[None]) -> None:

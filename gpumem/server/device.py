@@ -89,7 +89,7 @@ class Device:
         return sorted(found, key=lambda region: (region.state is State.SEALED, region.used))
 
     def _evict_for(self, missing: int, candidates: list[Region]) -> bool:
-        """Evicts only if that is enough."""
+        """Evicts as many as it takes to free `missing` bytes; none, if all of them would not do."""
         if sum(region.size for region in candidates) < missing:
             return False
         for region in candidates:
@@ -147,7 +147,7 @@ class Device:
         )
 
     async def create(self, region_id: bytes, layout: bytes, chunks: Chunks, owner: Owner, *, private: bool, pinned: bool) -> Region:
-        """A new region, to be filled. Raises OutOfMemory; NotSealed: somebody else makes the same just now."""
+        """A new region, to be filled. Raises OutOfMemory; NotSealed: somebody else is making it."""
         key = (owner.namespace, region_id)
         if key in self.regions or key in self._made:
             raise NotSealed(f"region {region_id.hex()[:12]} on {self.identity} has a writer already: attach to it, with a wait")

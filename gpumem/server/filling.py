@@ -31,7 +31,7 @@ from gpumem.wire.frames import close_all
 
 MOVE = 512 << 20  # bytes at most of one order to the filler
 PEER_MOVE = 4 << 30  # the same between GPUs: over NVLink, 512 MiB are copied faster than they are planned and reported
-_UNDER_WAY = 3  # moves of one fill
+_UNDER_WAY = 3  # moves of one fill at a time, so that some read while others copy
 _TRIES = 3  # fillers that may die under one fill before it fails, as long as none of them moves anything
 
 logger = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ class Job:
     stopped: bool = False
     waiting: bool = False  # for room in the arena, which another fill is to make
     done: set[int] = field(default_factory=set)  # chunks that are there, by index
-    held: list[Place] = field(default_factory=list)  # of a fill into the arena only
+    held: list[Place] = field(default_factory=list)  # what a fill into the arena only has brought; kept there until it ends
 
     @property
     def done_bytes(self) -> int:
@@ -71,7 +71,7 @@ class Planned:
 
     steps: list[pb.Step] = field(default_factory=list)
     chunks: list[int] = field(default_factory=list)
-    places: list[tuple[Place, bytes]] = field(default_factory=list)  # held; the chunk's hash where it is being loaded
+    places: list[tuple[Place, bytes]] = field(default_factory=list)  # retained; with the hash of a chunk that this move loads, else b""
     bytes: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("from_arena", "from_files", "from_device"), 0))
 
     def add(self, index: int, step: pb.Step, origin: str) -> None:
@@ -249,7 +249,11 @@ class Filling:
         return wanted[0][0], wanted[1][0]
 
     def _plan(self, job: Job, missing: deque[int], target: int, files: int, source: int) -> Planned:
-        """The next move: takes chunks out of `missing`, and room in the arena, as far as there is any."""
+        """The next move. Takes its chunks out of `missing`, and room for them in the arena; it ends early where the arena has no more.
+
+        Raises:
+            NotFound: nothing brings the next chunk.
+        """
         planned = Planned()
         size = 0
         while missing and size < (PEER_MOVE if source else MOVE):
@@ -367,7 +371,7 @@ def _let_go(region: Region) -> None:
 
 
 def _check_sources(sources: Sequence[pb.Source], files: list[int], chunks: Chunks) -> dict[int, tuple[int, int]]:
-    """Where each chunk is. Raises Invalid."""
+    """File and offset of each chunk that has a source. Raises Invalid."""
     for index, fd in enumerate(files):
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise Invalid(f"sources: descriptor {index} is not a regular file")
