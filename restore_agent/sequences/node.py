@@ -22,7 +22,7 @@ from restore_agent.places.place import PlaceError
 from restore_agent.places.sandbox import Sandbox
 from restore_agent.sequences.capture import Captured, Capturer, CaptureRequest, Progress
 from restore_agent.sequences.phases import Phases
-from restore_agent.sequences.replicas import Origin, Replica, Replicas
+from restore_agent.sequences.replicas import Origin, Replica, Replicas, State
 from restore_agent.sequences.restore import OpenPlace, RestoreFailed, Restorer
 from restore_agent.sequences.staging import NoMemory, Staging
 from restore_agent.sequences.standby import Standbys
@@ -286,7 +286,7 @@ class Node:
             self._listeners.discard(queue)
 
     def _changed(self, change: Change) -> None:
-        self.observer.replicas_are(len(self.replicas))
+        self.observer.replicas_are(sum(replica.state is not State.GONE for replica in self.replicas))
         for queue in self._listeners:
             queue.put_nowait(change)
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import grpc
 import pytest
 from zerowake_proto import agent_pb2 as pb
 
+from restore_agent.snapshots.page_runs import PAGE
 from restore_agent.snapshots.store import Catalog, Snapshot
-from tests.worlds.agent import Agent, engine, get, reference
+from tests.worlds.agent import Agent, engine, get, reference, running
+from tests.worlds.leftovers import left_behind, nothing_left
 
 
 def recorded_answer(state: Path) -> object:
@@ -32,6 +35,28 @@ async def test_every_page_comes_back(agent: Agent) -> None:
     assert names[-1] == "unaccounted"
     assert {"image.sandbox", "image.criu", "image.fill"} <= set(names)
     assert get(answer.replica, "/sum") == recorded_answer(agent.state), "and again, now that the child has gone on"
+
+
+@pytest.fixture
+async def comparing(state: Path) -> AsyncIterator[Agent]:
+    """An agent that compares every page of what it restores with its image, and says so in its log."""
+    async with running(state, program="tests.worlds.compared") as agent:
+        yield agent
+    await nothing_left(state)
+    assert left_behind(state) == []
+
+
+async def test_every_page_of_a_restored_tree_is_the_image_s(comparing: Agent) -> None:
+    """Two processes; while the image comes from disk, from memory, and twice at once."""
+    for calls in (1, 1, 2):
+        for answer in await asyncio.gather(*(comparing.restore("small") for _ in range(calls))):
+            assert answer.replica.origin == pb.ORIGIN_RESTORED, answer.fallback_detail
+    lines = [line for line in (comparing.state.parent / "agent.log").read_text().splitlines() if line.startswith("compared ")]
+    assert len(lines) == 4
+    for line in lines:
+        filled, kept, _ = (int(word) for word in line.split() if word.isdigit())
+        assert filled * PAGE > 17 << 20, "8 MiB of content in each of two processes, and a sparse megabyte"
+        assert kept > 100
 
 
 async def test_most_pages_are_ours_and_zeros_are_left_out(agent: Agent) -> None:

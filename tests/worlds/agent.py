@@ -95,12 +95,12 @@ def reference(name: str) -> pb.SnapshotRef:
 
 
 @contextlib.asynccontextmanager
-async def running(state: Path, *options: str) -> AsyncIterator[Agent]:
+async def running(state: Path, *options: str, program: str = "scaler.programs.cli") -> AsyncIterator[Agent]:
     """An agent over this state folder; it must end by itself when told to, with nothing left, unless a test killed it."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
-        "scaler.programs.cli",
+        program,
         "agent",
         "--state",
         str(state),

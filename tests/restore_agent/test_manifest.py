@@ -1,0 +1,77 @@
+"""The manifest: the same bytes for the same values, and nothing but what this version wrote is read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from restore_agent.snapshots.manifest import CONTAINER_FILE, FileRecord, InvalidManifest, InvalidName, Manifest, check_name, digest_of
+from restore_agent.snapshots.store import Store
+from tests.worlds.snapshots import draft
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Manifest:
+    store = Store(tmp_path / "state")
+    made = draft(store, store.workspace(), b"x" * 8192)
+    store.close()
+    return made
+
+
+def changed(manifest: Manifest, **fields: object) -> bytes:
+    return json.dumps(json.loads(manifest.encode()) | fields).encode()
+
+
+def test_what_is_written_is_read_and_is_the_same_bytes_again(manifest: Manifest) -> None:
+    data = manifest.encode()
+    assert Manifest.decode(data) == manifest
+    assert Manifest.decode(data).encode() == data
+    assert digest_of(data) == digest_of(manifest.encode())
+    assert digest_of(manifest.model_copy(update={"model": "other"}).encode()) != digest_of(data)
+
+
+def test_sizes_are_those_of_its_parts(manifest: Manifest) -> None:
+    assert manifest.page_bytes == 8192
+    assert manifest.skeleton_bytes == sum(record.size for record in manifest.files.values()) > 0
+    assert manifest.image_bytes == manifest.page_bytes + manifest.skeleton_bytes
+
+
+def test_one_that_was_taken_in_a_container_has_that_file(manifest: Manifest) -> None:
+    assert not manifest.is_of_container
+    files = manifest.files | {CONTAINER_FILE: FileRecord(size=1, hash="0")}
+    assert manifest.model_copy(update={"files": files}).is_of_container
+
+
+@pytest.mark.parametrize(("data", "why"), [(b"{", "no JSON object"), (b"[]", "no JSON object"), (b"{}", "version None")])
+def test_what_is_no_manifest(data: bytes, why: str) -> None:
+    with pytest.raises(InvalidManifest, match=why):
+        Manifest.decode(data)
+
+
+@pytest.mark.parametrize(
+    ("fields", "why"),
+    [
+        ({"version": 1}, "version 1; this zerowake reads 2"),
+        ({"unheard_of": 1}, "unheard_of"),
+        ({"root_pid": "first"}, "root_pid"),
+        ({"name": "../up"}, "is not allowed"),
+        ({"files": {"../../etc/passwd": {"size": 1, "hash": "0"}}}, "is not within the snapshot"),
+        ({"files": {"/etc/passwd": {"size": 1, "hash": "0"}}}, "is not within the snapshot"),
+    ],
+)
+def test_a_manifest_that_says_something_else_is_refused(manifest: Manifest, fields: dict[str, object], why: str) -> None:
+    with pytest.raises(InvalidManifest, match=why):
+        Manifest.decode(changed(manifest, **fields))
+
+
+@pytest.mark.parametrize("name", ["a", "a-b.c_d", "0" * 63])
+def test_names_that_may_be_a_part_of_a_path(name: str) -> None:
+    assert check_name("name", name) == name
+
+
+@pytest.mark.parametrize("name", ["", "-a", "a-", "A", "a/b", "a..b", ".", "0" * 64, "a\n"])
+def test_names_that_may_not(name: str) -> None:
+    with pytest.raises(InvalidName, match=r"name .* is not allowed"):
+        check_name("name", name)

@@ -1,0 +1,142 @@
+"""A node in the test's own process: what it tells its observer and its listeners as replicas come and go."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator, Iterable
+from pathlib import Path
+
+import pytest
+
+from restore_agent.sequences.capture import CaptureRequest
+from restore_agent.sequences.node import Change, Node, Removed
+from restore_agent.sequences.phases import Phases
+from restore_agent.sequences.replicas import NoReplica, Origin, Replica, State
+from restore_agent.sequences.restore import RestoreFailed
+from restore_agent.snapshots.manifest import EngineRecord
+from restore_agent.snapshots.store import NotFound
+from tests.worlds.snapshots import publish
+
+pytestmark = pytest.mark.usefixtures("needs_criu")
+SERVER = "import http.server as h, sys; h.ThreadingHTTPServer(('', 8000), h.SimpleHTTPRequestHandler).serve_forever()"
+ENGINE = EngineRecord(
+    command=(sys.executable, "-c", SERVER), env={"PATH": os.environ["PATH"]}, directory="/srv", port=8000, health_path="/"
+)
+
+
+class Heard:
+    """An observer that keeps what it hears."""
+
+    def __init__(self) -> None:
+        self.words: list[tuple[str, ...]] = []
+        self.live = 0
+
+    def restored(self, model: str, phases: Iterable[tuple[str, float]]) -> None:
+        assert dict(phases)["image.fill"] > 0
+        self.words.append(("restored", model))
+
+    def started_cold(self, model: str) -> None:
+        self.words.append(("cold", model))
+
+    def fell_back(self, model: str, reason: str) -> None:
+        self.words.append(("fell back", model, reason))
+
+    def replicas_are(self, count: int) -> None:
+        self.live = count
+
+
+@pytest.fixture
+def heard() -> Heard:
+    return Heard()
+
+
+@pytest.fixture
+async def node(tmp_path: Path, heard: Heard) -> AsyncIterator[Node]:
+    (tmp_path / "memory").mkdir()
+    async with Node.open("test", tmp_path / "state", tmp_path / "memory", tmp_path / "gpumem.sock", heard) as node:
+        yield node
+    assert list((tmp_path / "memory").iterdir()) == [tmp_path / "memory" / "criu.kdat"]
+
+
+def drained(changes: asyncio.Queue[Change]) -> list[Change]:
+    return [changes.get_nowait() for _ in range(changes.qsize())]
+
+
+async def test_a_replica_without_a_snapshot_is_started_and_heard_of(node: Node, heard: Heard) -> None:
+    with node.changes() as changes:
+        replica, failure = await node.restore("tiny", None, ENGINE, "", Phases())
+        assert failure is None
+        assert (replica.origin, heard.words, heard.live) == (Origin.COLD, [("cold", "tiny")], 1)
+        await node.release(replica.id)
+        assert drained(changes) == [replica, replica]
+        assert (replica.state, heard.live) == (State.GONE, 0)
+    with pytest.raises(NoReplica):
+        await node.release(replica.id)
+
+
+async def test_what_was_asked_for_in_vain_is_counted_with_its_reason(node: Node, heard: Heard) -> None:
+    replica, failure = await node.restore("tiny", RestoreFailed("not-found", "no such snapshot"), ENGINE, "", Phases())
+    assert failure and failure.reason == "not-found"
+    assert replica.detail == "no such snapshot"
+    assert heard.words == [("fell back", "tiny", "not-found"), ("cold", "tiny")]
+    with pytest.raises(RestoreFailed):
+        await node.restore("tiny", RestoreFailed("not-found", "no such snapshot"), None, "", Phases())
+
+
+async def test_a_snapshot_that_cannot_be_restored_starts_by_its_manifest(node: Node, heard: Heard) -> None:
+    snapshot = publish(node.store, b"x" * 8192, engine=ENGINE)
+    (snapshot.directory / "images/inventory.img").unlink()
+    replica, failure = await node.restore("tiny", snapshot, None, "", Phases())
+    assert failure and failure.reason == "corrupt"
+    assert replica.origin is Origin.COLD
+    assert replica.engine.record == ENGINE
+    _, failure = await node.restore("tiny", snapshot, None, "", Phases())
+    assert failure and failure.reason == "unusable", "and is not tried again"
+    assert heard.words == [("fell back", "tiny", "corrupt"), ("cold", "tiny"), ("fell back", "tiny", "unusable"), ("cold", "tiny")]
+    assert heard.live == 2
+
+
+async def test_captured_staged_restored_demoted_and_removed(node: Node, heard: Heard) -> None:
+    request = CaptureRequest("default", "tiny", "tiny", ENGINE, canary_path="/")
+    with node.changes() as changes:
+        captured = await node.capture(request, lambda phase, done, total: None, Phases())
+        snapshot = captured.snapshot
+        assert snapshot in drained(changes)
+        await captured.source.place.close()
+        captured.source.output.close()
+        await node.stage(snapshot)
+        assert node.staging.in_memory(snapshot.digest)
+        replica, failure = await node.restore("tiny", snapshot, None, "", Phases())
+        assert failure is None
+        assert (replica.origin, heard.words) == (Origin.RESTORED, [("restored", "tiny")])
+        assert await node.demote(replica.id, 0.0) == ""
+        assert snapshot.digest in node.standbys
+        assert heard.live == 0
+        await node.remove(snapshot)
+        *_, last = drained(changes)
+        assert isinstance(last, Removed) and last.snapshot == snapshot
+    assert snapshot.digest not in node.standbys
+    assert not node.staging.in_memory(snapshot.digest)
+    with pytest.raises(NotFound):
+        node.store.get("default", "tiny")
+
+
+async def test_listeners_that_have_left_hear_nothing(node: Node) -> None:
+    with node.changes() as changes:
+        pass
+    snapshot = publish(node.store, b"x" * 8192)
+    await node.stage(snapshot)
+    assert drained(changes) == []
+
+
+async def test_closing_the_node_ends_its_replicas(tmp_path: Path, heard: Heard) -> None:
+    (tmp_path / "memory").mkdir()
+    async with Node.open("test", tmp_path / "state", tmp_path / "memory", tmp_path / "gpumem.sock", heard) as node:
+        replica: Replica
+        replica, _ = await node.restore("tiny", None, ENGINE, "", Phases())
+        netns = Path(replica.engine.place.netns)
+        assert netns.exists()
+    assert not netns.exists()
+    assert replica.detail == "the agent stops"
