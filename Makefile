@@ -9,6 +9,8 @@ bin := .venv/bin
 environment := .venv/.environment
 criu := .venv/.criu
 containers := .venv/.containers
+# Tests wait for other processes about half of their time.
+workers := $(shell echo $$(($$(nproc) + 1)))
 
 .PHONY: help demo test lint cluster cluster-down e2e bench wheel lock clean
 
@@ -27,7 +29,7 @@ demo: $(environment) $(criu)
 	@$(bin)/python deploy/demo/demo.py
 
 test: $(environment) $(criu) $(containers)
-	@$(bin)/pytest -r s --ignore=tests/e2e
+	@$(bin)/pytest -r s --ignore=tests/e2e --durations=10 --numprocesses=$(workers) --dist=loadfile
 
 lint: $(environment)
 	@$(bin)/ruff check .

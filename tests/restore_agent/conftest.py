@@ -10,7 +10,7 @@ import pytest
 
 from restore_agent.drivers.criu import Criu, CriuError
 from tests.worlds.agent import Agent, copy_state, engine, running
-from tests.worlds.leftovers import huge_pages, left_behind
+from tests.worlds.leftovers import huge_pages_are_back, left_behind
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -59,10 +59,9 @@ def state(captured: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 async def agent(state: Path) -> AsyncIterator[Agent]:
     """A fresh agent over a copy of the snapshot; afterwards nothing of it may be left."""
-    before = huge_pages()
     async with running(state) as started:
         yield started
     assert left_behind(state) == []
-    assert huge_pages() == before
+    await huge_pages_are_back()
     assert list((state / "tmp").iterdir()) == []
     shutil.rmtree(state)

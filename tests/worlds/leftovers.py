@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 from pathlib import Path
 
+from tests.worlds.waiting import until
+
 _HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
@@ -33,3 +35,11 @@ async def nothing_left(state: Path) -> None:
 def huge_pages() -> str:
     """The machine's switch for transparent huge pages, as it stands."""
     return _HUGE_PAGES.read_text().strip()
+
+
+_AT_FIRST = huge_pages()  # read when tests are collected, before any of them runs
+
+
+async def huge_pages_are_back() -> None:
+    """Waits, with a deadline, for the switch to be what it was before the first test: agents of other tests may hold it on just now."""
+    await until(lambda: huge_pages() == _AT_FIRST, f"the switch for huge pages is at {_AT_FIRST} again")
