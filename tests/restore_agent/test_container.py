@@ -11,7 +11,6 @@ import shutil
 import socket
 import stat
 import subprocess
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -29,8 +28,18 @@ from restore_agent.sequences.restore import RestoreFailed
 from restore_agent.service import metrics
 from restore_agent.snapshots.manifest import EngineRecord
 from restore_agent.snapshots.store import Snapshot
-from tests.worlds.agent import ENGINE, PORT
-from tests.worlds.containers import CAPABILITIES, Callers, Running, answering, container, overlay_of_this_machine
+from tests.worlds.agent import PORT
+from tests.worlds.containers import (
+    CAPABILITIES,
+    MAPPED,
+    PYTHON,
+    SERVER,
+    Callers,
+    Running,
+    answering,
+    container,
+    overlay_of_this_machine,
+)
 
 pytestmark = pytest.mark.usefixtures("needs_criu", "needs_runc")
 IMAGE, ADDRESS = "sha256:0123", "10.1.2.3"
@@ -42,15 +51,15 @@ def needs_runc(tmp_path_factory: pytest.TempPathFactory) -> None:
     if shutil.which("runc") is None:
         pytest.fail("these tests make containers by runc: `make test` installs it, or apt-get install runc iproute2")
     with overlay_of_this_machine(tmp_path_factory.mktemp("overlay")) as root:
-        seen = subprocess.run(["chroot", root, sys.executable, "-c", ""], capture_output=True, text=True, check=False)
+        seen = subprocess.run(["chroot", root, PYTHON, "-c", ""], capture_output=True, text=True, check=False)
     if seen.returncode:
-        pytest.skip(f"needs this checkout on the root's own file system: containers here are overlays of that ({seen.stderr.strip()})")
+        pytest.skip(f"needs {PYTHON} on the root's own file system: containers here are overlays of that ({seen.stderr.strip()})")
 
 
 @pytest.fixture(scope="session")
-def command(mapped: Path) -> list[str]:
+def command() -> list[str]:
     """The server of hashing_engine.py, started by a shell that changes the container's file system first."""
-    server = f"{sys.executable} {ENGINE} {PORT} 8 {mapped} --child"
+    server = f"{PYTHON} {SERVER} {PORT} 8 {MAPPED} --child"
     return ["/bin/sh", "-c", f"echo written >/etc/zerowake-test && rm /etc/issue && exec {server}"]
 
 
@@ -227,11 +236,13 @@ async def test_cold_it_becomes_its_own_command(callers: Callers, tmp_path: Path)
 
 
 async def test_what_cannot_be_restored_waits_again_and_is_as_it_was(
-    node: Node, callers: Callers, tmp_path: Path, mapped: Path, taken: tuple[Path, str]
+    node: Node, callers: Callers, tmp_path: Path, taken: tuple[Path, str]
 ) -> None:
     async with container(tmp_path / "two", callers.folder, ["sleep", "60"]) as two:
         place = Container(await callers.next(), IMAGE, ADDRESS)
-        (two.folder / "root" / str(mapped).lstrip("/")).write_bytes(os.urandom(1 << 20))
+        inside = two.folder / "root" / MAPPED.relative_to("/")
+        content = inside.read_bytes()
+        inside.write_bytes(os.urandom(1 << 20))
         with pytest.raises(RestoreFailed, match=r"weights\.bin.*changed") as changed:
             await node.restore_into(place, "small", snapshot_of(node), Phases())
         assert changed.value.reason == "incompatible"
@@ -240,7 +251,7 @@ async def test_what_cannot_be_restored_waits_again_and_is_as_it_was(
         other = Container(place.placeholder, "sha256:another", ADDRESS)
         with pytest.raises(RestoreFailed, match="taken of image sha256:0123"):
             await node.restore_into(other, "small", snapshot_of(node), Phases())
-        (two.folder / "root" / str(mapped).lstrip("/")).write_bytes(mapped.read_bytes())
+        inside.write_bytes(content)
         replica = await node.restore_into(place, "small", snapshot_of(node), Phases())
         assert await answer_of(replica.engine) == json.loads(taken[1])
 
@@ -304,7 +315,7 @@ async def test_a_process_of_a_tenant_is_no_placeholder(callers: Callers, tmp_pat
         real = await callers.next()
         says = "hello\\0waiting\\x000\\x001\\0true\\0"
         lies = f"import socket,time; s=socket.socket(1,5); s.connect('/run/zerowake/bin/{SOCKET}'); s.send(b'{says}'); time.sleep(60)"
-        liar = await asyncio.create_subprocess_exec("runc", "exec", two.name, sys.executable, "-c", lies)
+        liar = await asyncio.create_subprocess_exec("runc", "exec", two.name, PYTHON, "-c", lies)
         try:
             false = await callers.next()
             assert false.pid != real.pid
@@ -318,7 +329,8 @@ async def test_a_process_of_a_tenant_is_no_placeholder(callers: Callers, tmp_pat
 @pytest.mark.parametrize(
     "message", [b"", b"x", b"\0" * 100, b"exited\0", b"exited\0x\0y\0", b"hello\0", b"spawned\0nan\0", b"hello" + b"\0-" * 9000]
 )
-async def test_a_caller_that_says_nonsense_is_hung_up_on(callers: Callers, message: bytes) -> None:
+async def test_a_caller_that_says_nonsense_is_hung_up_on(callers: Callers, message: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("restore_agent.places.placeholder._GREETING_SECONDS", 0.5)
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as caller:
         caller.connect(str(callers.folder / SOCKET))
         caller.send(message) if message else caller.shutdown(socket.SHUT_WR)
@@ -362,16 +374,13 @@ async def test_a_program_with_libraries_is_never_run_inside(callers: Callers, tm
             await place.spawn([shutil.which("sleep") or "", "1"], {}, "/", [])
 
 
-async def test_an_engine_of_another_user(node: Node, callers: Callers, tmp_path: Path, mapped: Path) -> None:
+async def test_an_engine_of_another_user(node: Node, callers: Callers, tmp_path: Path) -> None:
     """Taken and restored as the container's user, with none of the agent's rights."""
     if not int(next(line for line in rights(os.getpid()) if line.startswith("CapEff")).split()[1], 16) & CAP_SYS_RESOURCE:
         pytest.skip("CRIU needs CAP_SYS_RESOURCE to read the limits of another user's process, and this machine's root has none")
-    async with container(tmp_path / "two", callers.folder, user=1000, capabilities=[]) as two:
+    async with container(tmp_path / "two", callers.folder, user=1000, capabilities=[]):
         place = Container(await callers.next(), IMAGE, ADDRESS)
-        readable = two.folder / "root/srv"
-        for file in (ENGINE, mapped):
-            (readable / file.name).write_bytes(file.read_bytes())
-        words = ["/usr/bin/python3", "/srv/hashing_engine.py", str(PORT), "8", f"/srv/{mapped.name}"]
+        words = ["/usr/bin/python3", str(SERVER), str(PORT), "8", str(MAPPED)]
         plain = dataclasses.replace(request(words), name="other")
         captured = await node.capture(plain, nothing, Phases(), place.open)
         replica = await node.restore_into(place, "other", captured.snapshot, Phases())
@@ -381,10 +390,10 @@ async def test_an_engine_of_another_user(node: Node, callers: Callers, tmp_path:
         await answer_of(replica.engine)
 
 
-async def test_files_of_an_empty_dir_are_not_there_in_the_next_pod(node: Node, callers: Callers, tmp_path: Path, mapped: Path) -> None:
+async def test_files_of_an_empty_dir_are_not_there_in_the_next_pod(node: Node, callers: Callers, tmp_path: Path) -> None:
     async with container(tmp_path / "two", callers.folder):
         place = Container(await callers.next(), IMAGE, ADDRESS, ["/var/cache"])
-        server = f"cp {mapped} /var/cache/map && exec {sys.executable} {ENGINE} {PORT} 8 /var/cache/map"
+        server = f"cp {MAPPED} /var/cache/map && exec {PYTHON} {SERVER} {PORT} 8 /var/cache/map"
         with pytest.raises(ContainerError, match=r"uses /var/cache/map in an emptyDir \(/var/cache\)"):
             await node.capture(dataclasses.replace(request(["/bin/sh", "-c", server]), name="other"), nothing, Phases(), place.open)
 

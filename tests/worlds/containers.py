@@ -1,6 +1,7 @@
 """Containers as a kubelet would have them made: runc, an overlay root, own namespaces and cgroups, few rights; pid 1 is the placeholder.
 
-Their image is this machine's own root, so that the tests' server runs in them.
+Their image is what this machine has on its root's own file system, with a layer on top that holds the tests' server and the file that it
+maps. So they are the same wherever the checkout and the folders of the tests lie, be it on mounts of their own, which no overlay shows.
 """
 
 from __future__ import annotations
@@ -9,15 +10,20 @@ import asyncio
 import contextlib
 import json
 import os
+import random
 import secrets
 import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from restore_agent.places.placeholder import Placeholder, listening
+from tests.worlds.agent import ENGINE
 
 # What containerd gives a container, but for what the tests' server has no use for.
+PYTHON = str(Path(sys.executable).resolve())  # the virtual environment's is a link to it, and may lie on a mount of its own
+SERVER, MAPPED = Path("/srv/hashing_engine.py"), Path("/srv/weights.bin")  # in every container
 CAPABILITIES = ["CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_KILL", "CAP_SETGID", "CAP_SETUID", "CAP_NET_BIND_SERVICE", "CAP_MKNOD"]
 
 
@@ -95,20 +101,30 @@ async def container(
 
 @contextlib.contextmanager
 def overlay_of_this_machine(folder: Path) -> Iterator[Path]:
-    """A root in `folder`: what this machine's has on its own file system, and none of what is mounted into it."""
+    """A root in `folder`: the image, and what is written over it."""
     subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(folder)], check=True)  # an upper layer must not lie under its lower one
-    for part in ("upper", "work", "root", "control"):
+    for part in ("image", "upper", "work", "root", "control"):
         (folder / part).mkdir()
+    _write_layer(folder / "image")
     (folder / "upper/run/zerowake/control").mkdir(parents=True)
     (folder / "upper/run/zerowake/bin").mkdir()
     (folder / "control").chmod(0o777)
-    layers = f"lowerdir=/,upperdir={folder / 'upper'},workdir={folder / 'work'}"
+    layers = f"lowerdir={folder / 'image'}:/,upperdir={folder / 'upper'},workdir={folder / 'work'}"
     try:
         subprocess.run(["mount", "-t", "overlay", "overlay", "-o", layers, str(folder / "root")], check=True)
         yield folder / "root"
         subprocess.run(["umount", str(folder / "root")], check=True)
     finally:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def _write_layer(image: Path) -> None:
+    """Always the same, as another container's of the same image is."""
+    for path, content in ((SERVER, ENGINE.read_bytes()), (MAPPED, random.Random(11).randbytes(1 << 20))):
+        file = image / path.relative_to("/")
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(content)
+        os.utime(file, (0, 0))
 
 
 @contextlib.asynccontextmanager

@@ -110,7 +110,8 @@ class Node:
     def engine(self) -> pb.Engine:
         env = {key: os.environ[key] for key in _PASSED_ON if key in os.environ} | {"FAULT": str(self.fault)}
         command = [sys.executable, "-m", "tests.worlds.faulty_engine", str(PORT), self.size]
-        return pb.Engine(command=command, env=env, directory=str(ROOT), port=PORT, health_path="/health", ready_timeout_seconds=20)
+        seconds = 20 if self.world.on_gpu else 8  # the host's memory needs no CUDA to start
+        return pb.Engine(command=command, env=env, directory=str(ROOT), port=PORT, health_path="/health", ready_timeout_seconds=seconds)
 
     def stand_in(self) -> pb.Engine:
         """What is started cold: at once, and it says so."""
