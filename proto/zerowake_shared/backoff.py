@@ -9,20 +9,24 @@ from __future__ import annotations
 
 import random
 
+from zerowake_shared.clock import SYSTEM_CHANCE
+
 
 class Backoff:
     """Waits in seconds, from `first` times `factor` each up to `last`.
 
     jitter: the share by which a wait may be shorter (0.5: between half of it and all), where many would come back at the same moment.
-    source: where that chance comes from.
+    chance: where that comes from.
     """
 
-    def __init__(self, first: float, last: float, *, factor: float = 2.0, jitter: float = 0.0, source: random.Random | None = None) -> None:
+    def __init__(
+        self, first: float, last: float, *, factor: float = 2.0, jitter: float = 0.0, chance: random.Random = SYSTEM_CHANCE
+    ) -> None:
         self._first = first
         self._last = last
         self._factor = factor
         self._jitter = jitter
-        self._source = source or random.Random()
+        self._chance = chance
         self._next = first
         self.failures = 0  # how often `next` was asked since the last success
 
@@ -31,7 +35,7 @@ class Backoff:
         seconds = self._next
         self._next = min(seconds * self._factor, self._last)
         self.failures += 1
-        return seconds * self._source.uniform(1.0 - self._jitter, 1.0) if self._jitter else seconds
+        return seconds * self._chance.uniform(1.0 - self._jitter, 1.0) if self._jitter else seconds
 
     def reset(self) -> None:
         """There was a success: the next wait is `first` again."""

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pydantic import ValidationError
 
 from restore_agent.errors import AgentError, ErrorKind
-from restore_agent.kubernetes.cluster import Pod
 from restore_agent.kubernetes.cri import Described
+from restore_agent.kubernetes.pod import Pod
 from restore_agent.places.container import Container
 from restore_agent.places.placeholder import Placeholder
 from restore_agent.snapshots.manifest import EngineRecord

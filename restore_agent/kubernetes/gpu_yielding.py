@@ -22,7 +22,8 @@ from zerowake_proto import podresources_pb2, podresources_pb2_grpc
 
 from gpumem.client.control import Control
 from gpumem.wire.errors import GpumemError
-from restore_agent.kubernetes.cluster import Cluster, Pod
+from restore_agent.kubernetes.node_pods import NodePods
+from restore_agent.kubernetes.pod import Pod
 
 SOCKET = Path("pod-resources/kubelet.sock")  # in the kubelet's folder
 _FAST_SECONDS = 0.02  # between two looks while a pod waits for its devices
@@ -37,9 +38,9 @@ class GpuYielding:
     """Use `async with GpuYielding.watching(…)`."""
 
     def __init__(
-        self, cluster: Cluster, kubelet: podresources_pb2_grpc.PodResourcesListerAsyncStub, gpumem: Path, ours: str, note: Path
+        self, node_pods: NodePods, kubelet: podresources_pb2_grpc.PodResourcesListerAsyncStub, gpumem: Path, ours: str, note: Path
     ) -> None:
-        self._cluster = cluster
+        self._node_pods = node_pods
         self._kubelet = kubelet
         self._gpumem = gpumem
         self._ours = ours
@@ -51,13 +52,13 @@ class GpuYielding:
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def watching(cls, cluster: Cluster, kubelet: Path, gpumem: Path, ours: str, state: Path) -> AsyncIterator[None]:
+    async def watching(cls, node_pods: NodePods, kubelet: Path, gpumem: Path, ours: str, state: Path) -> AsyncIterator[None]:
         """`kubelet`: its folder. `gpumem`: its socket. `ours`: label of the pods that gpumem lends to. `state`: the agent's folder."""
         options = [("grpc.default_authority", "localhost")]
         async with grpc.aio.insecure_channel(f"unix:{kubelet / SOCKET}", options=options) as channel:
             stub = podresources_pb2_grpc.PodResourcesListerStub(channel)
-            yielding = cls(cluster, stub, gpumem, ours, state / "yielded.json")
-            cluster.on_change(yielding._changed)
+            yielding = cls(node_pods, stub, gpumem, ours, state / "yielded.json")
+            node_pods.on_change(yielding._changed)
             task = asyncio.create_task(yielding._run(), name="yielding")
             try:
                 yield
@@ -94,7 +95,7 @@ class GpuYielding:
     async def _devices(self) -> set[str]:
         """Those of pods that are not ours. Raises AioRpcError."""
         answer = await self._kubelet.List(podresources_pb2.ListPodResourcesRequest(), timeout=_ANSWER_SECONDS)
-        pods = {(pod.metadata.namespace, pod.metadata.name): pod for pod in self._cluster.pods.values()}
+        pods = {(pod.metadata.namespace, pod.metadata.name): pod for pod in self._node_pods.pods.values()}
         found: set[str] = set()
         for entry in answer.pod_resources:
             # One that shares a GPU in time has an identity of its own behind the GPU's.

@@ -24,9 +24,10 @@ from gpumem.wire.errors import GpumemError
 from restore_agent.engine.engine import Engine, EngineError
 from restore_agent.errors import FAILURES, AgentError, ErrorKind
 from restore_agent.kubernetes.calling_pod import CallingPod, Refused, engine_container
-from restore_agent.kubernetes.cluster import Cluster, ClusterError, Pod
 from restore_agent.kubernetes.cri import Cri, CriError, Described
 from restore_agent.kubernetes.injection import has_placeholder
+from restore_agent.kubernetes.node_pods import NodePods
+from restore_agent.kubernetes.pod import Pod
 from restore_agent.places.container import Container, ContainerError
 from restore_agent.places.placeholder import Placeholder, PlaceholderError, listening
 from restore_agent.sequences.capture import CaptureRequest
@@ -37,6 +38,7 @@ from restore_agent.sequences.restore import RestoreFailed
 from restore_agent.snapshots.manifest import EngineRecord, InvalidName, check_name
 from restore_agent.snapshots.store import Corrupt, NotFound, Snapshot
 from zerowake_shared.backoff import Backoff
+from zerowake_shared.kubernetes.errors import ClusterError
 from zerowake_shared.pod_contract import CAPTURE, CAPTURE_FAILED, CAPTURED, DIGEST, GPUMEM, SNAPSHOT
 
 _FIRST_PAUSE, _PAUSE_SECONDS = 0.005, 1.0  # before a placeholder that cannot be served yet is let go of: it calls again
@@ -48,9 +50,9 @@ _LOG = logging.getLogger("zerowake.agent")
 class Pods:
     """Use `async with Pods.served(…)`."""
 
-    def __init__(self, node: Node, cluster: Cluster, cri: Cri) -> None:
+    def __init__(self, node: Node, node_pods: NodePods, cri: Cri) -> None:
         self._node = node
-        self._cluster = cluster
+        self._node_pods = node_pods
         self._cri = cri
         self._containers: dict[str, Container] = {}  # that hold an engine, by their pod's uid
         self._replicas: dict[str, Replica] = {}
@@ -61,10 +63,10 @@ class Pods:
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def served(cls, node: Node, cluster: Cluster, cri: Cri, folder: Path) -> AsyncIterator[Pods]:
+    async def served(cls, node: Node, node_pods: NodePods, cri: Cri, folder: Path) -> AsyncIterator[Pods]:
         """`folder`: of the node, mounted into their containers. Raises OSError: it cannot be written."""
-        pods = cls(node, cluster, cri)
-        cluster.on_change(pods._changed)
+        pods = cls(node, node_pods, cri)
+        node_pods.on_change(pods._changed)
         async with listening(folder, pods._called):
             try:
                 yield pods
@@ -104,7 +106,7 @@ class Pods:
         while True:
             try:
                 about = await self._cri.of_process(placeholder.pid)
-                pod = await self._cluster.pod(about.pod_uid, about.namespace, about.pod)
+                pod = await self._node_pods.pod(about.pod_uid, about.namespace, about.pod)
                 if pod and not pod.is_leaving:
                     return about, pod
                 why = "its pod is being deleted"
@@ -145,7 +147,7 @@ class Pods:
             self._has(pod, replica)
             self._restored[pod.metadata.uid] = time.monotonic()
             parts = ", ".join(f"{name} {seconds * 1000:.0f} ms" for name, seconds in replica.phases)
-            await self._cluster.event(pod, "Normal", "Restored", f"{snapshot} in {phases.total:.3f} s ({parts})", "Restore")
+            await self._node_pods.event(pod, "Normal", "Restored", f"{snapshot} in {phases.total:.3f} s ({parts})", "Restore")
 
     async def _snapshot(self, caller: CallingPod) -> Snapshot:
         """The one that its label names, in its own namespace. Raises Refused, InvalidName, NotFound, Corrupt."""
@@ -162,7 +164,7 @@ class Pods:
         pod, uid, why = caller.pod, caller.pod.metadata.uid, str(failure)
         reason = "SnapshotRefused" if failure.kind is ErrorKind.INVALID else "RestoreFailed"
         _LOG.warning("pod %s is started cold (%s): %s", pod, reason, why)
-        telling = asyncio.create_task(self._cluster.event(pod, "Warning", reason, why, "Restore"))
+        telling = asyncio.create_task(self._node_pods.event(pod, "Warning", reason, why, "Restore"))
         container = caller.container
         command = caller.placeholder.command
         try:
@@ -172,7 +174,7 @@ class Pods:
             caller.placeholder.become()
         finally:
             await telling
-        await self._cluster.event(pod, "Normal", "ColdStarted", f"{' '.join(command)[:200]}: {why}", "Restore")
+        await self._node_pods.event(pod, "Normal", "ColdStarted", f"{' '.join(command)[:200]}: {why}", "Restore")
         try:
             record = caller.record(command, snapshot.manifest.engine if snapshot else None)
             engine = Engine(record, container, container.output(caller.model), 1)
@@ -208,17 +210,17 @@ class Pods:
             )
             captured = await self._node.capture(request, progress, phases, caller.container.open)
         except FAILURES as error:
-            if caller.placeholder.ended.done() and pod.metadata.uid not in self._cluster.pods:
+            if caller.placeholder.ended.done() and pod.metadata.uid not in self._node_pods.pods:
                 return  # it was deleted meanwhile
             _LOG.error("no snapshot %s/%s of pod %s: %s", pod.metadata.namespace, name, pod, error)
-            await self._cluster.event(pod, "Warning", "CaptureFailed", str(error), "Capture")
+            await self._node_pods.event(pod, "Warning", "CaptureFailed", str(error), "Capture")
             await self._annotate(pod, {CAPTURE_FAILED: str(error)[:2000]})
             code = 1
         else:
             manifest = captured.snapshot.manifest
             sizes = f"{manifest.image_bytes / 1e6:.0f} MB, of which CRIU restores {manifest.skeleton_bytes / 1e6:.1f} MB"
             await self._annotate(pod, {CAPTURED: captured.snapshot.digest})
-            await self._cluster.event(pod, "Normal", "Captured", f"{captured.snapshot} in {phases.total:.1f} s: {sizes}", "Capture")
+            await self._node_pods.event(pod, "Normal", "Captured", f"{captured.snapshot} in {phases.total:.1f} s: {sizes}", "Capture")
             code = 0
         if not caller.placeholder.ended.done():
             caller.placeholder.exit(code)
@@ -229,7 +231,7 @@ class Pods:
             return
         why = "its container was made while this node's agent was not connected to the container runtime"
         _LOG.error("no snapshot of pod %s: %s", pod, why)
-        await self._cluster.event(pod, "Warning", "CaptureFailed", why, "Capture")
+        await self._node_pods.event(pod, "Warning", "CaptureFailed", why, "Capture")
         await self._annotate(pod, {CAPTURE_FAILED: why})
 
     async def _annotate(self, pod: Pod, annotations: dict[str, str]) -> None:
@@ -237,7 +239,7 @@ class Pods:
         backoff = Backoff(_PAUSE_SECONDS, _LAST_PAUSE)
         while True:
             try:
-                await self._cluster.annotate(pod, annotations)
+                await self._node_pods.annotate(pod, annotations)
                 return
             except ClusterError as error:
                 if error.status in (404, 409, 422):
@@ -305,7 +307,7 @@ class Pods:
 
     def _has(self, pod: Pod, replica: Replica) -> None:
         self._replicas[pod.metadata.uid] = replica
-        if (now := self._cluster.pods.get(pod.metadata.uid)) is None or now.is_leaving:
+        if (now := self._node_pods.pods.get(pod.metadata.uid)) is None or now.is_leaving:
             self._node.replicas.retire(replica.id, "its pod is being deleted")
 
     def _changed(self, pod: Pod, gone: bool) -> None:

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from restore_agent.kubernetes import nri, seccomp
-from restore_agent.kubernetes.cluster import Cluster, ClusterError
 from restore_agent.kubernetes.cri import Cri
 from restore_agent.kubernetes.gpu_yielding import GpuYielding
 from restore_agent.kubernetes.injection import injected
+from restore_agent.kubernetes.node_pods import NodePods
 from restore_agent.kubernetes.pods import Pods
 from restore_agent.programs.main import CannotRun
 from restore_agent.sequences.node import Node
+from zerowake_shared.kubernetes.errors import ClusterError
 from zerowake_shared.pod_contract import SNAPSHOT
 
 _LOG = logging.getLogger("zerowake.agent")
@@ -35,11 +36,11 @@ async def serve_pods(kubernetes: Kubernetes, node: Node) -> None:
     await asyncio.to_thread(seccomp.install, kubernetes.kubelet / "seccomp")
     try:
         async with (
-            Cluster.connected(node.name) as cluster,
+            NodePods.followed(node.name) as node_pods,
             Cri.connected(kubernetes.cri) as cri,
-            Pods.served(node, cluster, cri, kubernetes.placeholder),
+            Pods.served(node, node_pods, cri, kubernetes.placeholder),
             nri.plugged(kubernetes.nri, injected(kubernetes.placeholder, node.weights.socket)),
-            GpuYielding.watching(cluster, kubernetes.kubelet, node.weights.socket, SNAPSHOT, node.store.state),
+            GpuYielding.watching(node_pods, kubernetes.kubelet, node.weights.socket, SNAPSHOT, node.store.state),
         ):
             _LOG.info("pods of node %s are restored into", node.name)
             await asyncio.Event().wait()

@@ -26,15 +26,17 @@ from zerowake_proto import agent_pb2
 
 from scaler.fleet.nodes import Node, Nodes
 from scaler.kubernetes import capture_pod, resources
-from scaler.kubernetes.cluster import MODEL_SNAPSHOTS, NODES, PODS, Cluster, ClusterError, Conflict, NotFound
 from scaler.kubernetes.election import lead
-from scaler.kubernetes.informer import Informer, Key
 from scaler.kubernetes.pod_patch import NodeSetup
-from scaler.kubernetes.resources import Condition, Holder, Meta, ModelSnapshot, Pod, Status, with_condition
+from scaler.kubernetes.resources import MODEL_SNAPSHOTS, NODES, Condition, Holder, Meta, ModelSnapshot, Pod, Status, with_condition
 from scaler.kubernetes.workqueue import WorkQueue
 from zerowake_shared import pod_contract
 from zerowake_shared.backoff import Backoff
 from zerowake_shared.clock import SYSTEM_CHANCE, SYSTEM_CLOCK, Clock, token
+from zerowake_shared.kubernetes.cluster import Cluster
+from zerowake_shared.kubernetes.errors import ClusterError, Conflict, NotFound
+from zerowake_shared.kubernetes.informer import Informer, Key
+from zerowake_shared.kubernetes.resource import PODS
 
 log = logging.getLogger(__name__)
 

@@ -16,9 +16,11 @@ from collections.abc import Awaitable, Callable
 
 import msgspec
 
-from scaler.kubernetes.cluster import LEASES, Cluster, ClusterError, Conflict, NotFound
-from scaler.kubernetes.resources import Metadata, timestamp
+from scaler.kubernetes.resources import LEASES, Metadata
 from zerowake_shared.clock import SYSTEM_CLOCK, Clock
+from zerowake_shared.kubernetes.cluster import Cluster
+from zerowake_shared.kubernetes.errors import ClusterError, Conflict, NotFound
+from zerowake_shared.kubernetes.resource import timestamp
 
 log = logging.getLogger(__name__)
 

@@ -7,15 +7,22 @@ them. Whatever else an object carries is left alone, since every write is a patc
 from __future__ import annotations
 
 import hashlib
-from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
 from scaler.books.limits import ModelLimits
+from zerowake_shared.kubernetes.resource import Resource, timestamp
 from zerowake_shared.pod_contract import GROUP
 
 FINALIZER = f"{GROUP}/artifact"
+REPORTER = f"{GROUP}/scaler"  # of events
+
+MODEL_SNAPSHOTS = Resource(f"{GROUP}/v1alpha1", "ModelSnapshot", "modelsnapshots")
+NODES = Resource("v1", "Node", "nodes")
+LEASES = Resource("coordination.k8s.io/v1", "Lease", "leases")
+ENDPOINT_SLICES = Resource("discovery.k8s.io/v1", "EndpointSlice", "endpointslices")
+SCALED_OBJECTS = Resource("keda.sh/v1alpha1", "ScaledObject", "scaledobjects")
 
 PENDING, CAPTURING, READY, FAILED = "Pending", "Capturing", "Ready", "Failed"
 CONDITION_CAPTURED, CONDITION_READY = "Captured", "Ready"
@@ -174,11 +181,6 @@ class Pod(_Object, frozen=True):
     metadata: Metadata
     spec: PodSpec = PodSpec()
     status: PodStatus = PodStatus()
-
-
-def timestamp(wall: float, precision: Literal["seconds", "microseconds"] = "seconds") -> str:
-    """A moment, in seconds since 1970, as Kubernetes writes a Time, or a MicroTime."""
-    return datetime.fromtimestamp(wall, UTC).isoformat(timespec=precision).replace("+00:00", "Z")
 
 
 def with_condition(conditions: tuple[Condition, ...], new: Condition, wall: float) -> tuple[Condition, ...]:

@@ -28,10 +28,11 @@ from prometheus_client import Counter
 
 from scaler.books.demand import DemandReader, UnknownModel
 from scaler.books.hpa import SYNC_SECONDS, proportional
-from scaler.kubernetes.cluster import ClusterError, Conflict, Resource
 from scaler.kubernetes.resources import Metadata
 from scaler.kubernetes.scaled_object import ScaledObject
 from zerowake_shared.backoff import Backoff
+from zerowake_shared.kubernetes.errors import ClusterError, Conflict
+from zerowake_shared.kubernetes.resource import Resource
 
 log = logging.getLogger(__name__)
 

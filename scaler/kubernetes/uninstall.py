@@ -12,9 +12,10 @@ import contextlib
 import logging
 import sys
 
-from scaler.kubernetes.cluster import MODEL_SNAPSHOTS, Cluster, ClusterError, NotFound
-from scaler.kubernetes.informer import Informer
-from scaler.kubernetes.resources import FINALIZER, Meta
+from scaler.kubernetes.resources import FINALIZER, MODEL_SNAPSHOTS, REPORTER, Meta
+from zerowake_shared.kubernetes.cluster import Cluster
+from zerowake_shared.kubernetes.errors import ClusterError, NotFound
+from zerowake_shared.kubernetes.informer import Informer
 from zerowake_shared.log import configure
 
 log = logging.getLogger(__name__)
@@ -60,7 +61,7 @@ async def _gone(snapshots: Informer[Meta], seconds: float) -> bool:
 
 
 async def _main(patience: float) -> None:
-    async with Cluster.connect(instance="removal") as cluster:
+    async with Cluster.connect(reporter=REPORTER, instance="removal") as cluster:
         if await remove_all(cluster, patience):
             log.info("no ModelSnapshot is left, on no node")
 

@@ -22,10 +22,10 @@ from prometheus_client import Counter, Histogram
 
 from scaler.books.snapshot_name import SnapshotName
 from scaler.fleet.nodes import Node
-from scaler.kubernetes.informer import Informer
 from scaler.kubernetes.pod_patch import NodeSetup, Patch, prepare, unfit
 from scaler.kubernetes.resources import ModelSnapshot
 from scaler.plan.estimate import seconds_to_serve
+from zerowake_shared.kubernetes.informer import Informer
 from zerowake_shared.pod_contract import CAPTURE, RESTORE, SNAPSHOT
 from zerowake_shared.tls import TlsFiles, server_context
 

@@ -19,6 +19,7 @@ from scaler.local.config import BadConfig, load
 from scaler.programs.up import up as run_up
 from scaler.view.status import socket_of
 from zerowake_shared import log
+from zerowake_shared.kubernetes.errors import ClusterError
 from zerowake_shared.tls import BadCertificate
 
 app = typer.Typer(no_args_is_help=True)
@@ -40,7 +41,6 @@ def up(file: Annotated[Path, typer.Argument(help="YAML that names the models.")]
 def serve(file: Annotated[Path, typer.Argument(help="YAML with addresses and certificates; the chart writes it.")]) -> None:
     """Serves the models of a Kubernetes cluster: gateway, KEDA's scaler, controller and webhook, beside other replicas of it."""
     # Not above: the client of Kubernetes takes longer to import than `zerowake status` to answer.
-    from scaler.kubernetes.cluster import ClusterError  # noqa: PLC0415
     from scaler.programs import serve_config  # noqa: PLC0415
     from scaler.programs.serve import serve as run_serve  # noqa: PLC0415
 

@@ -32,12 +32,10 @@ from scaler.fleet.peers import Peers
 from scaler.gateway.dispatcher import Dispatcher
 from scaler.gateway.gateway import Gateway
 from scaler.keda.external_scaler import serve_external_scaler
-from scaler.kubernetes.cluster import ENDPOINT_SLICES, MODEL_SNAPSHOTS, SCALED_OBJECTS, Cluster
 from scaler.kubernetes.controller import run_controller
 from scaler.kubernetes.declarations import Models
 from scaler.kubernetes.endpoints import SERVICE_LABEL, EndpointSlice, of_service
-from scaler.kubernetes.informer import Informer
-from scaler.kubernetes.resources import ModelSnapshot
+from scaler.kubernetes.resources import ENDPOINT_SLICES, MODEL_SNAPSHOTS, REPORTER, SCALED_OBJECTS, ModelSnapshot
 from scaler.kubernetes.scaled_object import ScaledObject
 from scaler.kubernetes.surge import Surge
 from scaler.kubernetes.webhook import serve_webhook
@@ -45,6 +43,8 @@ from scaler.plan.planner import Planner
 from scaler.programs.serve_config import AgentsSection, PeersSection, ServeConfig
 from scaler.view.activations import record_activation
 from scaler.view.metrics import LedgerCollector, serve_metrics
+from zerowake_shared.kubernetes.cluster import Cluster
+from zerowake_shared.kubernetes.informer import Informer
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ async def serve(config: ServeConfig) -> None:
     async with contextlib.AsyncExitStack() as stack:
         begin = stack.enter_async_context
         await begin(serve_metrics(*_split(config.metrics), readiness.missing))
-        cluster = await begin(Cluster.connect(instance=identity))
+        cluster = await begin(Cluster.connect(reporter=REPORTER, instance=identity))
         stack.push_async_callback(dispatcher.close)
         stack.push_async_callback(planner.close)
         surge = Surge(ledger, cluster, models.objects)

@@ -18,16 +18,17 @@ from scaler.books.activation import Activations
 from scaler.books.ledger import Ledger
 from scaler.fleet.nodes import Nodes
 from scaler.gateway.dispatcher import Dispatcher
-from scaler.kubernetes.cluster import MODEL_SNAPSHOTS, Cluster, ClusterError
 from scaler.kubernetes.controller import run_controller
 from scaler.kubernetes.election import lead
 from scaler.kubernetes.pod_patch import NodeSetup
-from scaler.kubernetes.resources import ModelSnapshot
+from scaler.kubernetes.resources import MODEL_SNAPSHOTS, REPORTER, ModelSnapshot
 from scaler.kubernetes.uninstall import remove_all
 from tests.e2e.api import Api, ApiError, Object, path
 from tests.e2e.chart import definition, run
 from tests.e2e.cluster.layout import PAUSE_IMAGE
 from tests.worlds.fake_agent import Agent
+from zerowake_shared.kubernetes.cluster import Cluster
+from zerowake_shared.kubernetes.errors import ClusterError
 
 DIGEST = "ab" * 32
 
@@ -134,7 +135,7 @@ async def world(api: Api, namespace: str, kubeconfig: str, monkeypatch: pytest.M
     monkeypatch.setenv("KUBECONFIG", kubeconfig)
     node = (await api.list("Node"))[0]["metadata"]["name"]
     async with contextlib.AsyncExitStack() as stack:
-        cluster = await stack.enter_async_context(Cluster.connect(instance="test"))
+        cluster = await stack.enter_async_context(Cluster.connect(reporter=REPORTER, instance="test"))
         nodes, agent = Nodes(Dispatcher(Ledger()), Activations()), Agent(node)
         await stack.enter_async_context(nodes.follow(await stack.enter_async_context(agent.serve())))
         await stack.enter_async_context(controlling(cluster, namespace, nodes, "one"))

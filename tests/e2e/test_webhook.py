@@ -19,15 +19,15 @@ from scaler.books.activation import Activations
 from scaler.books.ledger import Ledger
 from scaler.fleet.nodes import Nodes
 from scaler.gateway.dispatcher import Dispatcher
-from scaler.kubernetes.cluster import MODEL_SNAPSHOTS, Cluster
 from scaler.kubernetes.pod_patch import NodeSetup
-from scaler.kubernetes.resources import ModelSnapshot
+from scaler.kubernetes.resources import MODEL_SNAPSHOTS, REPORTER, ModelSnapshot
 from scaler.kubernetes.webhook import SECONDS, serve_webhook
 from tests.e2e.api import Api, Object, path
 from tests.e2e.chart import definition, render
 from tests.e2e.cluster.layout import PAUSE_IMAGE, Addresses
 from tests.worlds.certificates import Authority
 from tests.worlds.fake_agent import Agent
+from zerowake_shared.kubernetes.cluster import Cluster
 from zerowake_shared.tls import TlsFiles
 
 pytestmark = pytest.mark.own_cluster("has the API server call a webhook on this machine")
@@ -71,7 +71,7 @@ async def world(
     hook["webhooks"][0]["namespaceSelector"] = {"matchLabels": {"kubernetes.io/metadata.name": namespace}}  # others' tests are not ours
     async with contextlib.AsyncExitStack() as stack, contextlib.AsyncExitStack() as serving:
         await stack.enter_async_context(definition(api, kubeconfig))
-        cluster = await stack.enter_async_context(Cluster.connect(instance="test"))
+        cluster = await stack.enter_async_context(Cluster.connect(reporter=REPORTER, instance="test"))
         nodes, agent = Nodes(Dispatcher(Ledger()), Activations()), Agent((await api.list("Node"))[0]["metadata"]["name"])
         await stack.enter_async_context(nodes.follow(await stack.enter_async_context(agent.serve())))
         agent.has(namespace, "chat", DIGEST, rung=agent_pb2.RUNG_MEMORY)

@@ -14,13 +14,13 @@ from scaler.books.activation import Activations
 from scaler.books.ledger import Ledger
 from scaler.fleet.nodes import Nodes
 from scaler.gateway.dispatcher import Dispatcher
-from scaler.kubernetes.cluster import MODEL_SNAPSHOTS, Cluster
 from scaler.kubernetes.controller import Controller
 from scaler.kubernetes.pod_patch import NodeSetup
-from scaler.kubernetes.resources import FINALIZER, ModelSnapshot
+from scaler.kubernetes.resources import FINALIZER, MODEL_SNAPSHOTS, REPORTER, ModelSnapshot
 from tests.worlds.fake_agent import Agent
 from tests.worlds.kubernetes_api import Api
 from tests.worlds.waiting import until
+from zerowake_shared.kubernetes.cluster import Cluster
 from zerowake_shared.pod_contract import CAPTURE_FAILED, CAPTURED
 
 DIGEST, OTHER = "ab" * 32, "cd" * 32
@@ -91,7 +91,7 @@ async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
     api = Api()
     async with AsyncExitStack() as stack:
         monkeypatch.setenv("KUBECONFIG", str(await stack.enter_async_context(api.serve(tmp_path))))
-        cluster = await stack.enter_async_context(Cluster.connect())
+        cluster = await stack.enter_async_context(Cluster.connect(reporter=REPORTER, instance="test"))
         world = World(api, cluster, stack)
         await stack.enter_async_context(world.informer)
         await world.lead()

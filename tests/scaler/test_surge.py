@@ -13,9 +13,10 @@ import pytest
 
 from scaler.books.ledger import Ledger
 from scaler.books.limits import ModelLimits
-from scaler.kubernetes.cluster import ClusterError, Conflict, Resource
 from scaler.kubernetes.scaled_object import ScaledObject
 from scaler.kubernetes.surge import Surge
+from zerowake_shared.kubernetes.errors import ClusterError, Conflict
+from zerowake_shared.kubernetes.resource import Resource
 
 PUSH = {"type": "external-push", "metadata": {"scalerAddress": "zerowake-scaler.zerowake:9443", "model": "m", "targetPending": "8"}}
 

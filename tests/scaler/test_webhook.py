@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from zerowake_proto import agent_pb2
 
 from scaler.fleet.nodes import Node
-from scaler.kubernetes.informer import Informer
 from scaler.kubernetes.pod_patch import NodeSetup, Patch
 from scaler.kubernetes.resources import ModelSnapshot
 from scaler.kubernetes.webhook import PATH, Webhook, serve_webhook
 from tests.worlds.certificates import Authority
+from zerowake_shared.kubernetes.informer import Informer
 from zerowake_shared.tls import TlsFiles
 
 DIGEST = "ab" * 32

@@ -25,17 +25,17 @@ def test_another_factor() -> None:
     assert [backoff.next() for _ in range(5)] == [1.0, 1.5, 2.25, 3.0, 3.0]
 
 
-def test_jitter_shortens_by_its_share_at_most_and_comes_from_the_given_source() -> None:
-    backoff = Backoff(1.0, 1.0, jitter=0.5, source=random.Random(7))
+def test_jitter_shortens_by_its_share_at_most_and_comes_from_the_given_chance() -> None:
+    backoff = Backoff(1.0, 1.0, jitter=0.5, chance=random.Random(7))
     waits = [backoff.next() for _ in range(1000)]
     assert all(0.5 <= wait <= 1.0 for wait in waits)
     assert min(waits) < 0.55 and max(waits) > 0.95
-    again = Backoff(1.0, 1.0, jitter=0.5, source=random.Random(7))
+    again = Backoff(1.0, 1.0, jitter=0.5, chance=random.Random(7))
     assert [again.next() for _ in range(1000)] == waits
 
 
 def test_jitter_does_not_add_up() -> None:
-    backoff = Backoff(1.0, 64.0, jitter=0.5, source=random.Random(7))
+    backoff = Backoff(1.0, 64.0, jitter=0.5, chance=random.Random(7))
     assert all(2.0**number / 2 <= backoff.next() <= 2.0**number for number in range(7))
 
 

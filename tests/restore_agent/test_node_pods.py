@@ -10,7 +10,8 @@ import pytest
 import yaml
 from aiohttp import web
 
-from restore_agent.kubernetes.cluster import Cluster, Pod
+from restore_agent.kubernetes.node_pods import NodePods
+from restore_agent.kubernetes.pod import Pod
 
 POD = {"metadata": {"name": "chat", "namespace": "a", "uid": "u", "resourceVersion": "2"}}
 
@@ -23,10 +24,11 @@ class ApiServer:
         self.listing = asyncio.Event()
         self.listing.set()
         self.lists = 0
+        self.refusal = 503  # of a watch
 
     async def every(self, request: web.Request) -> web.Response:
         if "watch" in request.query:
-            return web.json_response({"message": "the server is starting"}, status=503)
+            return web.json_response({"message": "the server is starting"}, status=self.refusal)
         self.lists += 1
         pods = list(self.pods)
         await self.listing.wait()
@@ -58,31 +60,32 @@ async def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
 
 async def test_a_pod_that_calls_while_the_watch_is_broken_is_known(server: ApiServer) -> None:
     """It was taken for one that is being deleted, and its requests waited for ever."""
-    async with Cluster.connected("node") as cluster:
+    async with NodePods.followed("node") as node_pods:
         server.listing.clear()
         gone: asyncio.Future[Pod] = asyncio.get_running_loop().create_future()
-        cluster.on_change(lambda pod, is_gone: gone.set_result(pod) if is_gone else None)
-        found = await cluster.pod("u", "a", "chat")
-        assert found and cluster.pods == {"u": found}
-        assert await cluster.pod("another", "a", "chat") is None
+        node_pods.on_change(lambda pod, is_gone: gone.set_result(pod) if is_gone else None)
+        found = await node_pods.pod("u", "a", "chat")
+        assert found and node_pods.pods == {"u": found}
+        assert await node_pods.pod("another", "a", "chat") is None
         server.listing.set()  # it is in no list: it went while nobody watched
         async with asyncio.timeout(10):
             assert (await gone).metadata.uid == "u"
-        assert not cluster.pods
+        assert not node_pods.pods
 
 
 async def test_a_list_that_was_made_before_a_pod_called_does_not_drop_it(server: ApiServer) -> None:
-    async with Cluster.connected("node") as cluster, asyncio.timeout(20):
+    server.refusal = 410  # so it lists again and again
+    async with NodePods.followed("node") as node_pods, asyncio.timeout(20):
         gone: list[Pod] = []
-        cluster.on_change(lambda pod, is_gone: gone.append(pod) if is_gone else None)
+        node_pods.on_change(lambda pod, is_gone: gone.append(pod) if is_gone else None)
         server.listing.clear()
         made = server.lists
         while server.lists == made:
             await asyncio.sleep(0.01)  # until the server has made a list, which it keeps
-        assert await cluster.pod("u", "a", "chat")
+        assert await node_pods.pod("u", "a", "chat")
         server.pods.append(POD)
         server.listing.set()
         while server.lists < made + 3:
             await asyncio.sleep(0.01)
         assert not gone
-        assert "u" in cluster.pods
+        assert "u" in node_pods.pods

@@ -1,17 +1,29 @@
-"""The live copy of the cluster's objects, through what API servers and networks do to it; and the lease that makes a leader."""
+"""The live copy of the cluster's objects, through what API servers and networks do to it."""
 
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
-from scaler.kubernetes.cluster import NODES, PODS, Cluster, ClusterError, Conflict, NotFound
-from scaler.kubernetes.election import lead
-from scaler.kubernetes.resources import Meta, Metadata
 from tests.worlds.kubernetes_api import Api
 from tests.worlds.waiting import until
+from zerowake_shared.kubernetes.cluster import Cluster
+from zerowake_shared.kubernetes.resource import PODS
+
+
+class Metadata(msgspec.Struct, rename="camel"):
+    name: str = ""
+    namespace: str = ""
+    uid: str = ""
+    resource_version: str = ""
+    labels: dict[str, str] = {}
+
+
+class Meta(msgspec.Struct):
+    metadata: Metadata
 
 
 @pytest.fixture
@@ -23,7 +35,7 @@ def api() -> Api:
 async def cluster(api: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Cluster]:
     async with api.serve(tmp_path) as config:
         monkeypatch.setenv("KUBECONFIG", str(config))
-        async with Cluster.connect() as cluster:
+        async with Cluster.connect(reporter="zerowake.dev/test", instance="test") as cluster:
             yield cluster
 
 
@@ -112,96 +124,25 @@ async def test_a_dead_api_server_is_waited_for(api: Api, cluster: Cluster) -> No
         assert pods.get("tenant", "a")
 
 
-async def test_errors_name_what_was_asked(api: Api, cluster: Cluster) -> None:
-    with pytest.raises(NotFound, match=r"GET /api/v1/nodes/nowhere: .*not found.*404"):
-        await cluster.get(NODES, "", "nowhere", Meta)
-    api.refuse.append(("POST", "pods", 403, 'pods "x" is forbidden: exceeded quota'))
-    with pytest.raises(ClusterError, match="exceeded quota") as refused:
-        await cluster.create(PODS, "tenant", {"metadata": {"name": "x"}})
-    assert refused.value.status == 403
-    made = await api.put("pods", pod("a"))
-    with pytest.raises(Conflict):
-        await cluster.patch(PODS, "tenant", "a", {"metadata": {"resourceVersion": "0", "labels": {"x": "y"}}})
-    await cluster.delete(PODS, "tenant", "a", uid="another")
-    assert api.get("pods", "tenant", "a") == made, "a later pod of the same name is not deleted"
-    await cluster.delete(PODS, "tenant", "a", uid=made["metadata"]["uid"])
-    await cluster.delete(PODS, "tenant", "a")
-    assert api.get("pods", "tenant", "a") is None
+async def test_what_was_shown_while_the_watch_was_broken_is_confirmed_or_goes(api: Api, cluster: Cluster) -> None:
+    gone: list[str] = []
+    async with cluster.follow(PODS, Meta) as pods:
+        await until(pods.synced.is_set)
+        await api.put("pods", pod("there"))
+        await until(lambda: pods.get("tenant", "there"))  # by its watch
+        pods.on_change(lambda old, new: gone.append(old.metadata.name) if old and not new else None)
+        pods.show("tenant", "went", Meta(Metadata(name="went", namespace="tenant")))
+        pods.show("tenant", "there", Meta(Metadata(name="there", namespace="tenant", uid="older")))
+        assert {each.metadata.name for each in pods} == {"there", "went"}, "it counts at once"
+        await api.cut()
+        await until(lambda: gone == ["went"])
+        found = pods.get("tenant", "there")
+        assert found and found.metadata.uid != "older"
 
 
-async def test_the_same_event_is_told_once(api: Api, cluster: Cluster) -> None:
-    about = Metadata(name="chat", namespace="tenant", uid="u", resource_version="1")
-    for _ in range(3):
-        await cluster.event(PODS, about, "Warning", "CaptureFailed", "no room", "Capture")
-    await cluster.event(PODS, about, "Warning", "CaptureFailed", "x" * 5000, "Capture")
-    notes = [each["note"] for each in api.all("events")]
-    assert notes[0] == "no room" and len(notes) == 2 and len(notes[1]) == 1000
-    api.refuse.append(("POST", "events", 500, "no"))
-    await cluster.event(PODS, about, "Normal", "Captured", "lost", "Capture")
-
-
-class Leader:
-    """Counts how many lead at once."""
-
-    def __init__(self) -> None:
-        self.leading: set[str] = set()
-        self.terms: list[str] = []
-
-    async def lead(self, name: str) -> None:
-        self.leading.add(name)
-        self.terms.append(name)
-        assert len(self.leading) == 1, f"{self.leading} lead at once"
-        try:
-            await asyncio.Event().wait()
-        finally:
-            self.leading.discard(name)
-
-
-async def test_one_leads_and_hands_over(api: Api, cluster: Cluster) -> None:
-    leader = Leader()
-
-    def candidate(name: str) -> asyncio.Task[None]:
-        return asyncio.create_task(lead(cluster, "zerowake", "controller", name, lambda: leader.lead(name)))
-
-    first = candidate("first")
-    await until(lambda: leader.leading == {"first"})
-    second = candidate("second")
-    await asyncio.sleep(2.5)
-    assert leader.leading == {"first"}
-    first.cancel()
-    await asyncio.wait([first])
-    # A lease that is handed back is taken at the next try (2 s), not when it has run out (15 s).
-    await until(lambda: leader.leading == {"second"}, 4)
-    second.cancel()
-    await asyncio.wait([second])
-    assert leader.terms == ["first", "second"]
-    held = api.get("leases", "zerowake", "controller")
-    assert held and "holderIdentity" not in held["spec"]
-
-
-async def test_work_that_fails_gives_the_lease_away_and_is_tried_again(cluster: Cluster) -> None:
-    begun = 0
-
-    async def work() -> None:
-        nonlocal begun
-        begun += 1
-        raise RuntimeError("broken")
-
-    task = asyncio.create_task(lead(cluster, "zerowake", "controller", "one", work))
-    await until(lambda: begun == 2, 10)
-    task.cancel()
-    await asyncio.wait([task])
-
-
-async def test_a_leader_whose_api_server_hangs_stops_before_its_lease_ends(api: Api, cluster: Cluster) -> None:
-    leader = Leader()
-    task = asyncio.create_task(lead(cluster, "zerowake", "controller", "one", lambda: leader.lead("one")))
-    await until(lambda: leader.leading)
-    api.hung = True
-    begun = asyncio.get_running_loop().time()
-    await until(lambda: not leader.leading, 20)
-    assert asyncio.get_running_loop().time() - begun < 15, "somebody else may have the lease by now"
-    api.hung = False
-    await until(lambda: leader.leading, 25)
-    task.cancel()
-    await asyncio.wait([task])
+async def test_an_object_of_a_megabyte_is_one_line_of_a_watch(api: Api, cluster: Cluster) -> None:
+    async with cluster.follow(PODS, Meta) as pods:
+        await until(pods.synced.is_set)
+        await api.put("pods", {**pod("large"), "note": "x" * 1_500_000})
+        await until(lambda: pods.get("tenant", "large"))
+    assert len([path for _, path in api.requests if "watch" in path]) == 1, "the stream did not break"

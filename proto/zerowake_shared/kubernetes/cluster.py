@@ -1,10 +1,11 @@
-"""Kubernetes' API, as the scaler uses it. The only file of this room that talks to it.
+"""The only file of the project that talks to Kubernetes' API.
 
 Connection, TLS, credentials and their renewal are the official client's. Its generated models are not used: a watch of pods would build
 hundreds of objects of pure Python for each event (milliseconds), and our own kind has no model at all. Requests go through its `ApiClient`
 and answers are decoded by msgspec into the few fields that a reader declares. Its `Watch` was rejected too: it opens a second client,
-reconnects without a pause, and hides when a list must be made anew. What lists and watches is informer.py; who leads, election.py. Every
-write is a patch (or a create, or a delete with the uid that was seen): two writers never undo each other's fields.
+reconnects without a pause, and hides when a list must be made anew; informer.py lists and watches. Every write is a patch (or a create, or
+a delete with the uid that was seen): two writers never undo each other's fields.
+Its import takes longer than all our own, so whoever can do without Kubernetes imports this file only once it is needed.
 """
 
 from __future__ import annotations
@@ -15,16 +16,16 @@ import logging
 import os
 import random
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 import aiohttp
 import msgspec
 from kubernetes.aio import client, config
 
-from scaler.kubernetes.informer import Expired, Informer, Page
-from scaler.kubernetes.resources import Metadata, timestamp
 from zerowake_shared.clock import SYSTEM_CHANCE, SYSTEM_CLOCK, Clock, token
+from zerowake_shared.kubernetes.errors import ClusterError, Conflict, Expired, NotFound
+from zerowake_shared.kubernetes.informer import Informer, Page
+from zerowake_shared.kubernetes.resource import EVENTS, Identity, Resource, timestamp
 
 log = logging.getLogger(__name__)
 
@@ -34,43 +35,6 @@ _EVENT_REPEAT_SECONDS = 60.0  # the same event about the same object again withi
 _EVENTS_KEPT = 1000
 _GONE = 410
 MERGE = "application/merge-patch+json"
-
-
-class ClusterError(Exception):
-    """The API server could not be asked, or refused. `status` is HTTP's; 0: there was no answer."""
-
-    def __init__(self, status: int, what: str, why: str) -> None:
-        self.status = status
-        super().__init__(f"{what}: {why}" + (f" (HTTP {status})" if status else ""))
-
-
-class NotFound(ClusterError):
-    pass
-
-
-class Conflict(ClusterError):
-    """The object has changed since it was read, or its name is taken."""
-
-
-@dataclass(frozen=True, slots=True)
-class Resource:
-    api: str
-    kind: str
-    plural: str
-
-    def path(self, namespace: str = "", name: str = "", subresource: str = "") -> str:
-        root = f"/apis/{self.api}" if "/" in self.api else f"/api/{self.api}"
-        parts = (root, *(("namespaces", namespace) if namespace else ()), self.plural, name, subresource)
-        return "/".join(part for part in parts if part)
-
-
-MODEL_SNAPSHOTS = Resource("zerowake.dev/v1alpha1", "ModelSnapshot", "modelsnapshots")
-PODS = Resource("v1", "Pod", "pods")
-NODES = Resource("v1", "Node", "nodes")
-EVENTS = Resource("events.k8s.io/v1", "Event", "events")
-LEASES = Resource("coordination.k8s.io/v1", "Lease", "leases")
-ENDPOINT_SLICES = Resource("discovery.k8s.io/v1", "EndpointSlice", "endpointslices")
-SCALED_OBJECTS = Resource("keda.sh/v1alpha1", "ScaledObject", "scaledobjects")
 
 
 class _ListMetadata(msgspec.Struct, rename="camel"):
@@ -94,7 +58,7 @@ class _Failure(msgspec.Struct):
 
 
 class Cluster:
-    """Use `async with Cluster.connect() as cluster`."""
+    """The API of one cluster. Use `async with Cluster.connect(…) as cluster`."""
 
     def __init__(
         self, api: client.ApiClient, reporter: str, instance: str, clock: Clock = SYSTEM_CLOCK, chance: random.Random = SYSTEM_CHANCE
@@ -108,7 +72,7 @@ class Cluster:
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def connect(cls, *, reporter: str = "zerowake.dev/scaler", instance: str = "scaler") -> AsyncIterator[Cluster]:
+    async def connect(cls, *, reporter: str, instance: str) -> AsyncIterator[Cluster]:
         """The cluster this pod runs in; outside of one that of `KUBECONFIG`. Events name `reporter` and `instance`.
 
         Raises:
@@ -128,7 +92,11 @@ class Cluster:
 
     async def get(self, resource: Resource, namespace: str, name: str, kind: type[T], subresource: str = "") -> T:
         """Raises: NotFound, ClusterError."""
-        return msgspec.json.decode(await self._call("GET", resource.path(namespace, name, subresource)), type=kind)
+        path = resource.path(namespace, name, subresource)
+        try:
+            return msgspec.json.decode(await self._call("GET", path), type=kind)
+        except msgspec.MsgspecError as error:
+            raise ClusterError(0, f"GET {path}", f"the answer is not as its schema says: {error}") from error
 
     async def page(self, resource: Resource, namespace: str, query: Mapping[str, str]) -> Page:
         """One page of a list; `query` as the API has it (labelSelector, limit, continue, …). Raises: Expired, ClusterError."""
@@ -142,7 +110,7 @@ class Cluster:
         bound = aiohttp.ClientTimeout(total=seconds + 30, sock_connect=10, sock_read=min(130.0, seconds + 30))
         what = f"watching {resource.plural}"
         async with self._open("GET", resource.path(namespace), {**query, "watch": "true"}, bound=bound, what=what) as response:
-            while line := await response.content.readline():
+            while line := await response.content.readline():  # of 4 MiB at most, by the client's own buffer; an object has 1.5
                 event = msgspec.json.decode(line, type=_WatchEvent)
                 if event.type == "ERROR":
                     failure = msgspec.json.decode(event.object, type=_Failure)
@@ -183,7 +151,7 @@ class Cluster:
     async def event(
         self,
         about: Resource,
-        metadata: Metadata,
+        metadata: Identity,
         kind: Literal["Normal", "Warning"],
         reason: str,
         note: str,
@@ -200,7 +168,7 @@ class Cluster:
             del self._told[next(iter(self._told))]
         regarding = {"apiVersion": about.api, "kind": about.kind, "namespace": metadata.namespace, "name": metadata.name}
         body = {
-            "metadata": {"name": f"{metadata.name}.{token(self._chance, 8)}", "namespace": metadata.namespace},
+            "metadata": {"name": f"{metadata.name[:200].rstrip('.-')}.{token(self._chance, 8)}", "namespace": metadata.namespace},
             "eventTime": timestamp(self._clock.wall(), "microseconds"),
             "reportingController": self._reporter,
             "reportingInstance": self._instance[:128],
@@ -240,7 +208,7 @@ class Cluster:
         bound: aiohttp.ClientTimeout,
         what: str,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """The answer, once its head says that all is well."""
+        """The answer, once its head says that all is well. Raises: ClusterError, Expired."""
         headers = {"Accept": "application/json", "Content-Type": content}
         try:
             call = await self._api.param_serialize(
@@ -253,7 +221,10 @@ class Cluster:
                     raise _refused(response.status, what, await response.read())
                 yield response
             finally:
-                response.close() if response.content.at_eof() is False else response.release()
+                if response.content.at_eof():
+                    response.release()
+                else:
+                    response.close()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise ClusterError(0, what, f"no answer from Kubernetes' API: {error or type(error).__name__}") from error
 

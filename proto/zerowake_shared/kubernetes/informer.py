@@ -14,12 +14,14 @@ import logging
 import random
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from types import TracebackType
-from typing import Any, Generic, NamedTuple, Protocol, Self, TypeVar
+from typing import Generic, NamedTuple, Protocol, Self, TypeVar
 
 import msgspec
 
 from zerowake_shared.backoff import Backoff
 from zerowake_shared.clock import SYSTEM_CHANCE
+from zerowake_shared.kubernetes.errors import Expired
+from zerowake_shared.kubernetes.resource import Resource
 
 log = logging.getLogger(__name__)
 
@@ -28,10 +30,6 @@ Key = tuple[str, str]
 _FIRST_RETRY_SECONDS, _LAST_RETRY_SECONDS = 0.2, 30.0
 _RESYNC_SECONDS = 600.0
 _PAGE = "500"
-
-
-class Expired(Exception):
-    """The version to go on from is too old: list again."""
 
 
 class _Version(msgspec.Struct, rename="camel"):
@@ -62,9 +60,9 @@ class Page(NamedTuple):
 class Source(Protocol):
     """Where lists and watches come from: the cluster."""
 
-    async def page(self, resource: Any, namespace: str, query: Mapping[str, str]) -> Page: ...
+    async def page(self, resource: Resource, namespace: str, query: Mapping[str, str]) -> Page: ...
 
-    def watch(self, resource: Any, namespace: str, query: Mapping[str, str]) -> AsyncIterator[tuple[str, msgspec.Raw]]: ...
+    def watch(self, resource: Resource, namespace: str, query: Mapping[str, str]) -> AsyncIterator[tuple[str, msgspec.Raw]]: ...
 
 
 class Informer(Generic[T]):
@@ -73,7 +71,7 @@ class Informer(Generic[T]):
     def __init__(
         self,
         source: Source,
-        resource: Any,
+        resource: Resource,
         kind: type[T],
         namespace: str,
         selectors: Mapping[str, str],
@@ -92,6 +90,7 @@ class Informer(Generic[T]):
         self._listeners: list[Callable[[T | None, T | None], None]] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._version = ""
+        self._shown: set[Key] = set()  # by `show`, since the last list was begun: it is newer than that, or has gone
 
     def __iter__(self) -> Iterator[T]:
         return iter(self._objects.values())
@@ -108,6 +107,11 @@ class Informer(Generic[T]):
         for found in list(self._objects.values()):
             callback(None, found)
 
+    def show(self, namespace: str, name: str, found: T) -> None:
+        """Takes an object that was read in another way, as while the watch is broken; when the watch ends, a list confirms it."""
+        self._shown.add((namespace, name))
+        self._apply((namespace, name), found)
+
     async def __aenter__(self) -> Self:
         for work in (self._follow(), self._tell_again()):
             self._tasks.append(asyncio.create_task(work, name=f"informer of {self._resource.plural}"))
@@ -119,10 +123,10 @@ class Informer(Generic[T]):
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _follow(self) -> None:
-        backoff = Backoff(_FIRST_RETRY_SECONDS, _LAST_RETRY_SECONDS, jitter=0.5)
+        backoff = Backoff(_FIRST_RETRY_SECONDS, _LAST_RETRY_SECONDS, jitter=0.5, chance=self._chance)
         while True:
             try:
-                if not self._version:
+                while not self._version or self._shown:
                     await self._list()
                 if await self._watch():
                     backoff.reset()
@@ -138,6 +142,18 @@ class Informer(Generic[T]):
             await asyncio.sleep(pause)
 
     async def _list(self) -> None:
+        self._shown.clear()
+        found, version = await self._pages()
+        for key in [key for key in self._objects if key not in found and key not in self._shown]:
+            self._apply(key, None)
+        for key, each in found.items():
+            self._apply(key, each)
+        self._shown -= found.keys()
+        self._version = version
+        self.synced.set()
+
+    async def _pages(self) -> tuple[dict[Key, T], str]:
+        """All objects, and the version from which a watch goes on."""
         query = {**self._selectors, "limit": _PAGE}
         found: dict[Key, T] = {}
         while True:
@@ -147,14 +163,8 @@ class Informer(Generic[T]):
                 if each is not None:
                     found[key] = each
             if not page.next:
-                break
+                return found, page.version
             query["continue"] = page.next
-        for key in [key for key in self._objects if key not in found]:
-            self._apply(key, None)
-        for key, each in found.items():
-            self._apply(key, each)
-        self._version = page.version
-        self.synced.set()
 
     async def _watch(self) -> bool:
         """One stream, to its end. Whether it brought anything."""

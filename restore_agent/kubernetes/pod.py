@@ -1,0 +1,84 @@
+"""A pod, as far as the agent reads it.
+
+What its fields say decides over rights on this node, so they are taken from the API server, never from whoever asks for them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+
+class Metadata(msgspec.Struct, rename="camel"):
+    name: str = ""
+    namespace: str = ""
+    uid: str = ""
+    resource_version: str = ""
+    labels: dict[str, str] = {}
+    annotations: dict[str, str] = {}
+    deletion_timestamp: str = ""
+
+
+class VolumeMount(msgspec.Struct, rename="camel"):
+    name: str
+    mount_path: str
+
+
+class ContainerPort(msgspec.Struct, rename="camel"):
+    container_port: int
+
+
+class Resources(msgspec.Struct):
+    limits: dict[str, str | int] = {}
+
+
+class PodContainer(msgspec.Struct, rename="camel"):
+    name: str
+    ports: list[ContainerPort] = []
+    volume_mounts: list[VolumeMount] = []
+    resources: Resources = msgspec.field(default_factory=Resources)
+
+
+class HostPath(msgspec.Struct):
+    path: str
+
+
+class Volume(msgspec.Struct, rename="camel"):
+    name: str
+    host_path: HostPath | None = None
+    empty_dir: dict[str, Any] | None = None
+
+
+class Spec(msgspec.Struct, rename="camel"):
+    containers: list[PodContainer] = []
+    volumes: list[Volume] = []
+    host_users: bool | None = None
+    host_network: bool = False
+    # The API's spelling, which no rule gives.
+    host_pid: bool = msgspec.field(default=False, name="hostPID")
+    host_ipc: bool = msgspec.field(default=False, name="hostIPC")
+
+
+class ContainerStatus(msgspec.Struct, rename="camel"):
+    name: str
+    container_id: str = msgspec.field(default="", name="containerID")  # of the runtime, after its scheme
+    state: dict[str, Any] = {}  # one key: waiting, running, terminated
+
+
+class Status(msgspec.Struct, rename="camel"):
+    phase: str = ""
+    container_statuses: list[ContainerStatus] = []
+
+
+class Pod(msgspec.Struct):
+    metadata: Metadata
+    spec: Spec = msgspec.field(default_factory=Spec)
+    status: Status = msgspec.field(default_factory=Status)
+
+    def __str__(self) -> str:
+        return f"{self.metadata.namespace}/{self.metadata.name}"
+
+    @property
+    def is_leaving(self) -> bool:
+        return bool(self.metadata.deletion_timestamp) or self.status.phase in ("Succeeded", "Failed")
