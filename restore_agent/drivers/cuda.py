@@ -99,6 +99,10 @@ class Cuda:
         found = {identity: int(self._nvml.nvmlDeviceGetMemoryInfo(self._handle(identity)).free) for identity in self._uuids}
         return {identity: size - self._promised.get(identity, 0) for identity, size in found.items()}
 
+    def total(self) -> dict[str, int]:
+        """UUID → all of its bytes."""
+        return {identity: int(self._nvml.nvmlDeviceGetMemoryInfo(self._handle(identity)).total) for identity in self._uuids}
+
     @contextlib.contextmanager
     def promised(self, needed: Mapping[str, int]) -> Iterator[None]:
         """Counts these bytes of each GPU as taken until the block ends: several resumes begin at once, and each must find its memory."""

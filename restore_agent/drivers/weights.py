@@ -19,6 +19,7 @@ from gpumem.client.control import Control
 from gpumem.server.regions import identify
 from gpumem.wire.errors import GpumemError, OutOfMemory
 from gpumem.wire.sources import Source
+from restore_agent.drivers.weights_view import WeightsRung, WeightsView
 from restore_agent.errors import AgentError
 from restore_agent.snapshots.manifest import Manifest, PartRecord, WeightsRecord, WeightsRegion
 
@@ -37,7 +38,8 @@ class Weights:
 
     def __init__(self, socket: Path) -> None:
         self.socket = socket
-        self.rate = 0.0  # bytes a second of the last fill of lent memory; 0: none yet
+        self.view = WeightsView(socket)
+        self.rates = {WeightsRung.DISK: 0.0, WeightsRung.MEMORY: 0.0}  # bytes a second of the last fill from there; 0: none yet
         self._borrowed: dict[str, int] = {}  # UUID → bytes that gpumem was asked to hold less of
 
     def environment(self, record: WeightsRecord, device: str) -> dict[str, str]:
@@ -60,12 +62,12 @@ class Weights:
 
     async def fill(self, region: WeightsRegion, device: str = "") -> float:
         """Until the region is sealed in lent memory, of the device or of the only one. Returns the seconds it took. Raises WeightsError."""
-        begin = time.monotonic()
+        begin, source = time.monotonic(), self.view.rung([region.record])
         async with self._control(region.record) as control:
             await control.fill(region.layout, _sources(region.record), device or _only_device(control, region.record))
         seconds = time.monotonic() - begin
         if seconds > 0.1:  # it was not there already
-            self.rate = region.record.size / seconds
+            self.rates[WeightsRung.MEMORY if source is WeightsRung.MEMORY else WeightsRung.DISK] = region.record.size / seconds
         return seconds
 
     async def stage(self, region: WeightsRegion, devices: Sequence[str] = ()) -> None:

@@ -8,6 +8,7 @@ import logging
 import os
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -32,6 +33,7 @@ from zerowake_shared.huge_pages import HugePages
 
 _KDAT = "criu.kdat"  # CRIU's kernel probe, kept in memory: it must not outlive a boot
 _PRESSURE_SECONDS = 1.0  # between two looks at the node's memory while there are standbys
+_WEIGHTS_SECONDS = 2.0  # between two looks at where weights stand
 _PRESSURE_SHARE = 20  # under a twentieth of the memory available, standbys go
 _LOG = logging.getLogger("zerowake.agent")
 
@@ -44,6 +46,15 @@ class Removed:
 
 
 Change = Snapshot | Removed | Replica
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """One GPU of the node. free_bytes: free now, with what gpumem would give up of its pool."""
+
+    uuid: str
+    total_bytes: int
+    free_bytes: int
 
 
 class Observer(Protocol):
@@ -99,11 +110,15 @@ class Node:
         store = await asyncio.to_thread(Store, state)
         try:
             node = cls(name, store, memory, Weights(gpumem), await _working_criu(memory / _KDAT), observer)
-            pressed = asyncio.create_task(node._yield_to_pressure(), name="memory pressure")
+            watching = [
+                asyncio.create_task(node._yield_to_pressure(), name="memory pressure"),
+                asyncio.create_task(node._watch_weights(), name="weights"),
+            ]
             try:
                 yield node
             finally:
-                pressed.cancel()
+                for task in watching:
+                    task.cancel()
                 await node.standbys.close()
                 await node.replicas.close()
                 await node.staging.close()
@@ -253,6 +268,28 @@ class Node:
                     group.create_task(self.weights.stage(region, devices))
         except ExceptionGroup as failed:
             raise failed.exceptions[0] from None
+
+        if snapshot.manifest.weights:
+            await self._look_at_weights()
+
+    async def _watch_weights(self) -> None:
+        """gpumem evicts, and is started and stopped, without a word to us."""
+        while True:
+            await self._look_at_weights()
+            await asyncio.sleep(_WEIGHTS_SECONDS)
+
+    async def _look_at_weights(self) -> None:
+        if moved := await self.weights.view.look():
+            for snapshot in await asyncio.to_thread(self.store.list):
+                if isinstance(snapshot, Snapshot) and any(record.region in moved for record in snapshot.manifest.weights):
+                    self._changed(snapshot)
+
+    def gpus(self) -> list[Gpu]:
+        """The GPUs that snapshots can be restored to, with what is free on each now."""
+        if self._cuda is None:
+            return []
+        free, total = self._cuda.free(), self._cuda.total()
+        return [Gpu(uuid, total[uuid], free[uuid] + self.weights.view.free_bytes(uuid)) for uuid in self._cuda.gpus().uuids]
 
     def _devices(self, snapshot: Snapshot) -> list[str]:
         """GPUs that its weights may be staged to, the one that it was taken on first."""

@@ -89,7 +89,7 @@ class Restorer:
                             engine = await self._wake(standby, pairs, weights, phases)
                         finally:
                             await _ended(weights)
-            overhead = phases.total - phases.seconds("image.fill") - phases.seconds("staged.pages")
+            overhead = phases.total - sum(phases.seconds(moving) for moving in ("image.fill", "staged.pages", "weights"))
             before = self.overhead.get(snapshot.digest, overhead)
             self.overhead[snapshot.digest] = before + 0.3 * (overhead - before)
             return engine

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from zerowake_proto import agent_pb2
 
 from restore_agent.drivers.meminfo import available_memory, total_memory
+from restore_agent.drivers.weights_view import WeightsRung
 from restore_agent.errors import AgentError, ErrorKind
 from restore_agent.sequences.capture import CaptureRequest
 from restore_agent.sequences.node import Node
@@ -84,6 +85,9 @@ def residency(node: Node, snapshot: Snapshot) -> agent_pb2.Residency:
         image_bytes=snapshot.manifest.image_bytes,
         restore_overhead_seconds=node.restorer.overhead.get(snapshot.digest, 0.0),
         unusable_reason=node.staging.unusable.get(snapshot.digest, ""),
+        weights_bytes=sum(record.size for record in snapshot.manifest.weights),
+        weights_rung=agent_pb2.WeightsRung.Name(node.weights.view.rung(snapshot.manifest.weights)),
+        gpu_bytes=sorted(snapshot.manifest.gpus.values(), reverse=True),
     )
 
 
@@ -135,8 +139,12 @@ def node(value: Node) -> agent_pb2.Node:
         memory_total_bytes=total_memory(),
         memory_free_bytes=available_memory(),
         bandwidths=agent_pb2.Bandwidths(
-            disk_to_memory=value.staging.disk_to_memory.rate, memory_to_process=value.restorer.memory_to_process.rate
+            disk_to_memory=value.staging.disk_to_memory.rate,
+            memory_to_process=value.restorer.memory_to_process.rate,
+            disk_to_gpu=value.weights.rates[WeightsRung.DISK],
+            memory_to_gpu=value.weights.rates[WeightsRung.MEMORY],
         ),
+        gpus=[agent_pb2.Gpu(uuid=gpu.uuid, total_bytes=gpu.total_bytes, free_bytes=gpu.free_bytes) for gpu in value.gpus()],
     )
 
 

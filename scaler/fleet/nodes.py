@@ -10,18 +10,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections import deque
+import random
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator, Sequence
 
 import grpc
 from zerowake_proto import agent_pb2, agent_pb2_grpc
 
 from scaler.books.activation import PHASES, Activation, Activations
-from scaler.books.snapshot_name import SnapshotName
+from scaler.fleet import messages
 from scaler.fleet.addresses import Addresses
-from scaler.gateway.dispatcher import Dispatcher, Endpoint, Replica
+from scaler.fleet.agent import Agent
+from scaler.gateway import dispatcher
+from scaler.gateway.dispatcher import Dispatcher
+from scaler.plan.world import Node, Replica
 from zerowake_shared.backoff import Backoff
-from zerowake_shared.clock import SYSTEM_CLOCK, Clock
+from zerowake_shared.clock import SYSTEM_CHANCE, SYSTEM_CLOCK, Clock
 from zerowake_shared.tls import BadCertificate, TlsFiles, client_credentials
 
 log = logging.getLogger(__name__)
@@ -30,28 +33,6 @@ _FIRST_RETRY_SECONDS, _LAST_RETRY_SECONDS = 0.05, 2.0
 _SILENT_SECONDS = 20.0  # an agent says something every two seconds: this is a connection that is dead on one side only
 _SUCCESSOR_SECONDS = 10.0
 AGENT_NAME = "zerowake-agent"  # in every agent's certificate: they are known by their addresses only
-_ORIGINS = {
-    agent_pb2.ORIGIN_RESTORED: "restored",
-    agent_pb2.ORIGIN_COLD: "cold",
-    agent_pb2.ORIGIN_CAPTURED: "captured",
-    agent_pb2.ORIGIN_STANDBY: "standby",
-}
-
-
-class Node:
-    """One node. `stub` is its agent; `synced` is set while its stream is whole."""
-
-    def __init__(self, address: str, stub: agent_pb2_grpc.AgentAsyncStub) -> None:
-        self.address = address
-        self.stub = stub
-        self.synced = asyncio.Event()
-        self.info = agent_pb2.Node()
-        self.residencies: dict[tuple[str, str], agent_pb2.Residency] = {}
-        self.replicas: dict[str, agent_pb2.Replica] = {}
-        self.gone: deque[str] = deque(maxlen=1000)  # ids that ended lately: later news of them is old
-
-    def residency(self, snapshot: SnapshotName) -> agent_pb2.Residency | None:
-        return self.residencies.get((snapshot.namespace, snapshot.name))
 
 
 class Nodes:
@@ -64,38 +45,43 @@ class Nodes:
         self,
         dispatcher: Dispatcher,
         activations: Activations,
-        admits: Callable[[agent_pb2.Replica], bool] = lambda _: True,
+        admits: Callable[[Replica], bool] = lambda _: True,
         clock: Clock = SYSTEM_CLOCK,
+        chance: random.Random = SYSTEM_CHANCE,
     ) -> None:
         self._dispatcher = dispatcher
         self._activations = activations
         self._admits = admits
         self._clock = clock
-        self._nodes: dict[str, Node] = {}
+        self._chance = chance
+        self._agents: dict[str, Agent] = {}
         self._listeners: list[Callable[[Node], None]] = []
 
     def __iter__(self) -> Iterator[Node]:
-        return iter(self._nodes.values())
+        """The nodes as they are now: values that do not change when news come."""
+        return (agent.node for agent in self._agents.values())
+
+    def agent(self, address: str) -> Agent | None:
+        """The agent of a node, by `Node.address`; None: it is not listed any more."""
+        return self._agents.get(address)
 
     def on_change(self, callback: Callable[[Node], None]) -> None:
         """Calls `callback(node)` after a replica or a snapshot of the node changed, or its stream synced or broke."""
         self._listeners.append(callback)
 
-    def replicas_of(self, model: str) -> list[tuple[Node, agent_pb2.Replica]]:
-        """Live replicas of the model, the oldest first."""
-        return [(node, replica) for node in self for replica in node.replicas.values() if replica.model == model]
-
-    def learn(self, node: Node, replica: agent_pb2.Replica) -> None:
+    def learn(self, address: str, replica: agent_pb2.Replica) -> None:
         """A replica that an answer of the agent names; its stream may name it later."""
-        self._apply(node, agent_pb2.NodeUpdate(replica=replica))
+        if agent := self._agents.get(address):
+            self._apply(agent, agent_pb2.NodeUpdate(replica=replica))
 
     def reconsider(self, model: str) -> None:
         """Whether its replicas may be sent requests may have changed."""
-        for node, replica in self.replicas_of(model):
-            if self._admits(replica):
-                self._dispatcher.add(_told(node, replica))
-            else:
-                self._dispatcher.remove(replica.id)
+        for agent in self._agents.values():
+            for replica in [each for each in agent.replicas.values() if each.model == model]:
+                if self._admits(replica):
+                    self._dispatcher.add(_served(agent, replica))
+                else:
+                    self._dispatcher.remove(replica.id)
 
     @contextlib.asynccontextmanager
     async def follow(self, *addresses: str) -> AsyncIterator[None]:
@@ -119,8 +105,8 @@ class Nodes:
                     self._delisted(address)
                 for address in now - watching.keys():
                     channel = _channel(address, tls)
-                    node = self._nodes[address] = Node(address, agent_pb2_grpc.AgentStub(channel))
-                    watching[address] = group.create_task(self._follow(node, channel, tls), name=f"watching {address}")
+                    agent = self._agents[address] = Agent(address, agent_pb2_grpc.AgentStub(channel), self._chance)
+                    watching[address] = group.create_task(self._follow(agent, channel, tls), name=f"watching {address}")
 
             try:
                 with addresses.told_to(listed):
@@ -130,87 +116,88 @@ class Nodes:
                     task.cancel()
 
     def _delisted(self, address: str) -> None:
-        node = self._nodes.pop(address)
-        node.synced.clear()
-        self._tell(node)
-        asyncio.get_running_loop().call_later(_SUCCESSOR_SECONDS, self._left, node)
+        agent = self._agents.pop(address)
+        agent.synced.clear()
+        self._tell(agent)
+        asyncio.get_running_loop().call_later(_SUCCESSOR_SECONDS, self._left, agent)
 
-    def _left(self, node: Node) -> None:
+    def _left(self, agent: Agent) -> None:
         """The agent is not listed any more, and its successor, if there is one, has said what it has."""
-        named = {replica_id for other in self for replica_id in other.replicas}
-        for replica_id in node.replicas.keys() - named:
+        named = {replica_id for other in self._agents.values() for replica_id in other.replicas}
+        for replica_id in agent.replicas.keys() - named:
             self._dispatcher.remove(replica_id)
 
-    async def _follow(self, node: Node, channel: grpc.aio.Channel, tls: TlsFiles | None) -> None:
+    async def _follow(self, agent: Agent, channel: grpc.aio.Channel, tls: TlsFiles | None) -> None:
         backoff = Backoff(_FIRST_RETRY_SECONDS, _LAST_RETRY_SECONDS)
         try:
             while True:
                 try:
-                    async for update in self._watch(node):
-                        self._apply(node, update)
+                    async for update in self._watch(agent):
+                        self._apply(agent, update)
                         backoff.reset()
                 except (grpc.aio.AioRpcError, TimeoutError) as error:
-                    if node.synced.is_set():
+                    if agent.synced.is_set():
                         why = error.details() if isinstance(error, grpc.aio.AioRpcError) else f"silent for {_SILENT_SECONDS:g} s"
-                        log.warning("lost the agent at %s (%s); trying again", node.address, why)
+                        log.warning("lost the agent at %s (%s); trying again", agent.address, why)
                 except Exception:  # one agent's fault, or a newer one's word, must not cost the others' replicas
-                    log.exception("what the agent at %s said is of no use; asking it again", node.address)
-                if node.synced.is_set():
-                    node.synced.clear()
-                    self._tell(node)
+                    log.exception("what the agent at %s said is of no use; asking it again", agent.address)
+                if agent.synced.is_set():
+                    agent.synced.clear()
+                    self._tell(agent)
                 await asyncio.sleep(backoff.next())
                 if tls is not None:  # a channel keeps the certificate that it was made with, which may have been renewed
-                    channel = await _renewed(channel, node, tls)
+                    channel = await _renewed(channel, agent, tls)
         finally:
             await channel.close()
 
-    async def _watch(self, node: Node) -> AsyncIterator[agent_pb2.NodeUpdate]:
+    async def _watch(self, agent: Agent) -> AsyncIterator[agent_pb2.NodeUpdate]:
         """The stream, with the part before `synced` made whole: what it does not name is gone."""
-        replicas, residencies = set(node.replicas), set(node.residencies)
-        async for update in _unless_silent(node.stub.Watch(agent_pb2.WatchRequest())):
-            if not node.synced.is_set():
+        replicas, residencies = set(agent.replicas), set(agent.residencies)
+        async for update in _unless_silent(agent.stub.Watch(agent_pb2.WatchRequest())):
+            if not agent.synced.is_set():
                 replicas.discard(update.replica.id)
-                residencies.discard((update.residency.snapshot.namespace, update.residency.snapshot.name))
+                residencies.discard(messages.name_of(update.residency.snapshot))
             if update.synced:
                 for replica_id in replicas:
                     yield agent_pb2.NodeUpdate(
                         replica=agent_pb2.Replica(id=replica_id, state=agent_pb2.REPLICA_GONE, detail="agent restarted")
                     )
                 for key in residencies:
-                    del node.residencies[key]
+                    agent.settle(key, None)
             yield update
 
-    def _apply(self, node: Node, update: agent_pb2.NodeUpdate) -> None:
+    def _apply(self, agent: Agent, update: agent_pb2.NodeUpdate) -> None:
         kind = update.WhichOneof("update")
         if kind == "node":
-            node.info = update.node
+            agent.describe(update.node)
             return
         if kind == "residency":
-            key = (update.residency.snapshot.namespace, update.residency.snapshot.name)
-            node.residencies[key] = update.residency
-            if update.residency.rung == agent_pb2.RUNG_ABSENT:
-                del node.residencies[key]
+            told = update.residency
+            gone = told.rung == agent_pb2.RUNG_ABSENT
+            agent.settle(messages.name_of(told.snapshot), None if gone else messages.residency(told))
         elif kind == "replica":
-            replica = update.replica
-            if replica.state == agent_pb2.REPLICA_READY and replica.id not in node.gone:
-                if replica.id not in node.replicas and (activation := self._activations.current(replica.model)):
-                    _account(activation, replica.phases, self._clock.now())  # before a held request can end the activation
-                node.replicas[replica.id] = replica
-                if self._admits(replica):
-                    self._dispatcher.add(_told(node, replica))
-            elif replica.state == agent_pb2.REPLICA_RETIRING:
-                self._dispatcher.retire(replica.id)
-            elif replica.state == agent_pb2.REPLICA_GONE:
-                node.gone.append(replica.id)
-                node.replicas.pop(replica.id, None)
-                self._dispatcher.remove(replica.id)
+            self._apply_replica(agent, update.replica)
         elif kind == "synced":
-            node.synced.set()
-        self._tell(node)
+            agent.synced.set()
+        self._tell(agent)
 
-    def _tell(self, node: Node) -> None:
+    def _apply_replica(self, agent: Agent, told: agent_pb2.Replica) -> None:
+        if told.state == agent_pb2.REPLICA_READY and told.id not in agent.gone:
+            if told.id not in agent.replicas and (activation := self._activations.current(told.model)):
+                _account(activation, told.phases, self._clock.now())  # before a held request can end the activation
+            replica = messages.replica(told)
+            agent.add(replica, messages.endpoint(told.endpoint))
+            if self._admits(replica):
+                self._dispatcher.add(_served(agent, replica))
+        elif told.state == agent_pb2.REPLICA_RETIRING:
+            self._dispatcher.retire(told.id)
+        elif told.state == agent_pb2.REPLICA_GONE:
+            agent.forget(told.id)
+            self._dispatcher.remove(told.id)
+
+    def _tell(self, agent: Agent) -> None:
         for callback in self._listeners:
-            callback(node)
+            callback(agent.node)
 
 
 async def _unless_silent(stream: AsyncIterable[agent_pb2.NodeUpdate]) -> AsyncIterator[agent_pb2.NodeUpdate]:
@@ -236,20 +223,19 @@ def _channel(address: str, tls: TlsFiles | None) -> grpc.aio.Channel:
     return grpc.aio.secure_channel(address, client_credentials(tls), [*options, ("grpc.ssl_target_name_override", AGENT_NAME)])
 
 
-async def _renewed(channel: grpc.aio.Channel, node: Node, tls: TlsFiles) -> grpc.aio.Channel:
+async def _renewed(channel: grpc.aio.Channel, agent: Agent, tls: TlsFiles) -> grpc.aio.Channel:
     try:
-        new = _channel(node.address, tls)
+        new = _channel(agent.address, tls)
     except BadCertificate as error:
-        log.error("the agent at %s is asked with the old certificate: %s", node.address, error)
+        log.error("the agent at %s is asked with the old certificate: %s", agent.address, error)
         return channel
     await channel.close()
-    node.stub = agent_pb2_grpc.AgentStub(new)
+    agent.stub = agent_pb2_grpc.AgentStub(new)
     return new
 
 
-def _told(node: Node, replica: agent_pb2.Replica) -> Replica:
-    endpoint = Endpoint(replica.endpoint.host, replica.endpoint.port, replica.endpoint.netns)
-    return Replica(replica.id, replica.model, node.info.name, endpoint, _ORIGINS.get(replica.origin, "unknown"))
+def _served(agent: Agent, replica: Replica) -> dispatcher.Replica:
+    return dispatcher.Replica(replica.id, replica.model, agent.name, agent.endpoints[replica.id], replica.origin)
 
 
 def _account(activation: Activation, phases: Sequence[agent_pb2.Phase], now: float) -> None:

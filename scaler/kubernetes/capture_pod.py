@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +18,7 @@ import msgspec
 
 from scaler.kubernetes.pod_patch import NodeSetup, Patch, engine_of, prepare, refused
 from scaler.kubernetes.resources import ContainerStatus, ModelSnapshot, Pod
+from scaler.plan.actions import Prefer
 from zerowake_shared import pod_contract
 
 _DEADLINE_SECONDS = 3600
@@ -51,8 +51,8 @@ def refusal(snapshot: ModelSnapshot) -> str:
     return ""
 
 
-def pod_for(snapshot: ModelSnapshot, setup: NodeSetup, costs: Mapping[str, float]) -> dict[str, Any]:
-    """The pod to create. `costs`: nodes to prefer, the lowest first. Only for a template that is not refused."""
+def pod_for(snapshot: ModelSnapshot, setup: NodeSetup, nodes: Prefer) -> dict[str, Any]:
+    """The pod to create. `nodes`: the plan's preference. Only for a template that is not refused."""
     template = copy.deepcopy(snapshot.spec.template or {})
     spec = template["spec"]
     of_template = template.get("metadata") or {}
@@ -85,7 +85,7 @@ def pod_for(snapshot: ModelSnapshot, setup: NodeSetup, costs: Mapping[str, float
     spec["activeDeadlineSeconds"] = _DEADLINE_SECONDS
     spec["readinessGates"] = [{"conditionType": _NEVER_GRANTED}]
     spec["nodeSelector"] = {**(spec.get("nodeSelector") or {}), **snapshot.spec.node_selector}
-    prepare(Patch(pod), snapshot, setup, costs)
+    prepare(Patch(pod), snapshot, setup, nodes)
     return pod
 
 

@@ -16,23 +16,25 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import random
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import grpc
 import msgspec
-from zerowake_proto import agent_pb2
 
-from scaler.fleet.nodes import Node, Nodes
+from scaler.books.snapshot_name import SnapshotName
+from scaler.fleet.agent import AgentError, HasNone
+from scaler.fleet.nodes import Nodes
 from scaler.kubernetes import capture_pod, resources
+from scaler.kubernetes.declarations import planned
 from scaler.kubernetes.election import lead
 from scaler.kubernetes.pod_patch import NodeSetup
 from scaler.kubernetes.resources import MODEL_SNAPSHOTS, NODES, Condition, Holder, Meta, ModelSnapshot, Pod, Status, with_condition
 from scaler.kubernetes.workqueue import WorkQueue
+from scaler.plan.policy import prefer_for_capture
+from scaler.plan.world import Node, Residency, World
 from zerowake_shared import pod_contract
 from zerowake_shared.backoff import Backoff
-from zerowake_shared.clock import SYSTEM_CHANCE, SYSTEM_CLOCK, Clock, token
+from zerowake_shared.clock import SYSTEM_CLOCK, Clock
 from zerowake_shared.kubernetes.cluster import Cluster
 from zerowake_shared.kubernetes.errors import ClusterError, Conflict, NotFound
 from zerowake_shared.kubernetes.informer import Informer, Key
@@ -44,7 +46,6 @@ LEASE = "zerowake-controller"
 _FIRST_CAPTURE_RETRY_SECONDS, _LAST_CAPTURE_RETRY_SECONDS = 30.0, 1800.0
 _UNSTAGE_SECONDS = 120.0
 _ABSENT_AGENT_SECONDS = 30.0  # until an agent that does not answer is looked for again
-_RUNGS = {agent_pb2.RUNG_DISK: "disk", agent_pb2.RUNG_MEMORY: "memory", agent_pb2.RUNG_STANDBY: "standby"}
 
 
 async def run_controller(
@@ -70,19 +71,17 @@ class _Artifact:
     """What the agents say about one snapshot's artifact."""
 
     def __init__(self, snapshot: ModelSnapshot, digest: str, nodes: Iterable[Node]) -> None:
-        self.held: dict[str, agent_pb2.Residency] = {}  # by node's name
+        self.name = SnapshotName(snapshot.metadata.namespace, snapshot.artifact_name)
+        self.held: dict[str, Residency] = {}  # by node's name
         self.answering: dict[str, Node] = {}
-        self.by_name: dict[str, Node] = {}
-        name = (snapshot.metadata.namespace, snapshot.artifact_name)
         for node in nodes:
-            if not node.info.name:
+            if not node.name:
                 continue
-            if node.synced.is_set():
-                self.answering[node.info.name] = node
-            self.by_name[node.info.name] = node
-            residency = node.residencies.get(name)
-            if residency is not None and digest in ("", residency.snapshot.digest):
-                self.held[node.info.name] = residency
+            if node.synced:
+                self.answering[node.name] = node
+            residency = node.residencies.get(self.name)
+            if residency is not None and digest in ("", residency.digest):
+                self.held[node.name] = residency
 
 
 @dataclass(slots=True)
@@ -102,10 +101,8 @@ class Controller:
         nodes: Nodes,
         setup: NodeSetup,
         clock: Clock = SYSTEM_CLOCK,
-        chance: random.Random = SYSTEM_CHANCE,
     ) -> None:
         self._clock = clock
-        self._chance = chance
         self._cluster = cluster
         self._snapshots = snapshots
         self._nodes = nodes
@@ -114,7 +111,7 @@ class Controller:
         self._queue: WorkQueue[Key] = WorkQueue()
         self._written: dict[Key, ModelSnapshot] = {}
         self._failed: dict[tuple[Key, str], _FailedCapture] = {}
-        self._residencies: dict[str, dict[Key, tuple[str, int, int, str]]] = {}
+        self._heard: dict[str, Node] = {}  # by address, as each was when it was heard of last
         snapshots.on_change(self._snapshot_changed)
         nodes.on_change(self._node_changed)
 
@@ -149,19 +146,16 @@ class Controller:
 
     def _node_changed(self, node: Node) -> None:
         """Called at every change of a replica too: only what changed of artifacts counts."""
-        before = self._residencies.get(node.address, {})
-        after = {
-            key: (each.snapshot.digest, int(each.rung), each.image_bytes, each.unusable_reason) for key, each in node.residencies.items()
-        }
-        if node.synced.is_set():
-            after["", ""] = ("synced", 0, 0, "")
-        self._residencies[node.address] = after
-        changed = {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
-        if not changed or self._pods is None:
+        before = self._heard.get(node.address, Node(node.address))
+        self._heard[node.address] = node
+        names = before.residencies.keys() | node.residencies.keys()
+        changed = {name for name in names if before.residencies.get(name) != node.residencies.get(name)}
+        came_or_went = before.synced is not node.synced
+        if not (changed or came_or_went) or self._pods is None:
             return
         for snapshot in self._snapshots:
-            listed = ("", "") in changed and any(each.name == node.info.name for each in snapshot.status.nodes)
-            if listed or (snapshot.metadata.namespace, snapshot.artifact_name) in changed:
+            listed = came_or_went and any(each.name == node.name for each in snapshot.status.nodes)
+            if listed or SnapshotName(snapshot.metadata.namespace, snapshot.artifact_name) in changed:
                 self._queue.add_after(snapshot.key, 0.1)  # news of a node come in bursts
 
     # --- one look
@@ -226,16 +220,17 @@ class Controller:
         if failed and (wait := failed.not_before - self._clock.now()) > 0:
             await self._not_captured(snapshot, resources.FAILED, "CaptureFailed", failed.why)
             return wait
-        free = {node.info.name: 1 / (1 + node.info.memory_free_bytes) for node in self._nodes if node.synced.is_set() and node.info.name}
+        world = World(now=0.0, models={}, nodes=tuple(self._nodes))  # where there is room now is all that counts
+        preferred = prefer_for_capture(world, planned(snapshot))
         try:
-            await self._cluster.create(PODS, snapshot.metadata.namespace, capture_pod.pod_for(snapshot, self._setup, free))
+            await self._cluster.create(PODS, snapshot.metadata.namespace, capture_pod.pod_for(snapshot, self._setup, preferred))
         except Conflict:
             return await self._name_taken(snapshot)
         except ClusterError as error:
             if error.status in (0, 429) or error.status >= 500:
                 raise
             return await self._capture_failed(snapshot, f"the capture pod was refused: {error}")
-        detail = f"pod {capture_pod.name_of(snapshot)} was created" + ("" if free else "; no restore agent is connected yet")
+        detail = f"pod {capture_pod.name_of(snapshot)} was created" + ("" if preferred.seconds else "; no restore agent is connected yet")
         await self._not_captured(snapshot, resources.CAPTURING, "Capturing", detail)
         return None
 
@@ -297,7 +292,7 @@ class Controller:
         missing: str,
     ) -> float | None:
         """Writes where the artifact is, and whether that makes it Ready. A holder that can't be asked counts: it had it."""
-        unusable = {name: each.unusable_reason for name, each in artifact.held.items() if each.unusable_reason}
+        unusable = {name: each.unusable for name, each in artifact.held.items() if each.unusable}
         usable = [each.name for each in holders if each.name not in unusable]
         if usable:
             ready = _condition(snapshot, resources.CONDITION_READY, True, "Resident", "", f"on {len(usable)} node(s)")
@@ -321,7 +316,7 @@ class Controller:
 
     async def _holders(self, status: Status, artifact: _Artifact) -> tuple[Holder, ...]:
         """Who has it by their own word, and who had it and can't be asked now, unless the node is gone."""
-        found = {name: _RUNGS.get(each.rung, "disk") for name, each in artifact.held.items()}
+        found = {name: each.rung.name.lower() for name, each in artifact.held.items()}
         for listed in status.nodes:
             if listed.name not in found and listed.name not in artifact.answering and await self._exists(listed.name):
                 found[listed.name] = listed.rung
@@ -371,14 +366,15 @@ class Controller:
             if each.name not in artifact.answering
         ]
         for name, residency in artifact.held.items():
-            if name not in artifact.answering:
+            agent = self._nodes.agent(artifact.answering[name].address) if name in artifact.answering else None
+            if agent is None:
                 continue
-            request = agent_pb2.UnstageRequest(request_id=token(self._chance, 8), snapshot=residency.snapshot, rung=agent_pb2.RUNG_ABSENT)
             try:
-                await artifact.answering[name].stub.Unstage(request, timeout=_UNSTAGE_SECONDS)
-            except grpc.aio.AioRpcError as error:
-                if error.code() != grpc.StatusCode.NOT_FOUND:
-                    waits.append(f"node {name}: {error.details()}")
+                await agent.unstage(artifact.name, residency.digest, seconds=_UNSTAGE_SECONDS)
+            except HasNone:
+                continue
+            except AgentError as error:
+                waits.append(f"node {name}: {error}")
         return f"the artifact is still to be removed from {'; '.join(waits)}" if waits else ""
 
     # --- writing

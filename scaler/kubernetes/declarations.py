@@ -13,10 +13,12 @@ from typing import Protocol
 
 from scaler.books.ledger import Ledger
 from scaler.books.limits import ModelLimits
+from scaler.books.snapshot_name import SnapshotName
 from scaler.books.trigger import Trigger
 from scaler.kubernetes.resources import ModelSnapshot
 from scaler.kubernetes.scaled_object import ScaledObject
-from scaler.local.config import ModelSection
+from scaler.plan.rungs import Rung
+from scaler.plan.world import Model
 
 log = logging.getLogger(__name__)
 
@@ -33,10 +35,10 @@ class Objects(Protocol):
 
 
 class Models:
-    """Keeps the ledger's models as the two informers have them. `sections`: what the planner plans by, kept up to date in place."""
+    """Keeps the ledger's models as the two informers have them. `planned`: what the planner plans by, kept up to date in place."""
 
     def __init__(self, ledger: Ledger) -> None:
-        self.sections: dict[str, ModelSection] = {}
+        self.planned: dict[str, Model] = {}
         self._ledger = ledger
         self._declared: dict[str, dict[_Key, Declaration]] = {}
         self._owners: dict[str, str] = {}
@@ -111,13 +113,21 @@ class Models:
             self._limits[model] = limits
             self._ledger.declare(model, limits)
         if snapshot is not None and not snapshot.metadata.deletion_timestamp:
-            name = f"{snapshot.metadata.namespace}/{snapshot.artifact_name}"
-            self.sections[model] = ModelSection.model_validate({"snapshot": name, "stage": snapshot.spec.stage})
+            self.planned[model] = planned(snapshot)
         else:
-            self.sections.pop(model, None)
+            self.planned.pop(model, None)
         if passed:
             for callback in self._owner_listeners:
                 callback(model)
+
+
+def planned(snapshot: ModelSnapshot) -> Model:
+    """What the plan is told of a ModelSnapshot."""
+    return Model(
+        snapshot.model,
+        snapshot=SnapshotName(snapshot.metadata.namespace, snapshot.artifact_name),
+        stage=Rung[snapshot.spec.stage.upper()],
+    )
 
 
 def _model(declaration: Declaration) -> str:

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from scaler.kubernetes.resources import ModelSnapshot
+from scaler.plan.actions import Prefer
 from zerowake_shared import pod_contract
 
 _PREFERRED_NODES = 20
@@ -160,8 +161,8 @@ def _literals(container: Mapping[str, Any]) -> set[tuple[str, str]]:
     return {(each["name"], each.get("value") or "") for each in container.get("env") or [] if "valueFrom" not in each}
 
 
-def prepare(pod: Patch, snapshot: ModelSnapshot, setup: NodeSetup, costs: Mapping[str, float], digest: str = "") -> None:
-    """Marks the engine's container of `pod` for the agent. `costs`: nodes to prefer, the lowest first; `digest`: what to restore."""
+def prepare(pod: Patch, snapshot: ModelSnapshot, setup: NodeSetup, nodes: Prefer, digest: str = "") -> None:
+    """Marks the engine's container of `pod` for the agent. `nodes`: the plan's preference; `digest`: what to restore."""
     spec = pod.target["spec"]
     index = engine_of(spec, snapshot)
     assert index is not None
@@ -187,13 +188,13 @@ def prepare(pod: Patch, snapshot: ModelSnapshot, setup: NodeSetup, costs: Mappin
         pod.put({"type": "Localhost", "localhostProfile": pod_contract.SECCOMP_PROFILE}, *here, "securityContext", "seccompProfile")
     for key, value in setup.selector.items():
         pod.put(value, "spec", "nodeSelector", key)
-    for node, weight in _weights(costs).items():
+    for node, weight in _weights(nodes.seconds).items():
         term = {"matchFields": [{"key": "metadata.name", "operator": "In", "values": [node]}]}
         preferred = ("spec", "affinity", "nodeAffinity", "preferredDuringSchedulingIgnoredDuringExecution")
         pod.append({"weight": weight, "preference": term}, *preferred)
 
 
-def _weights(costs: Mapping[str, float]) -> dict[str, int]:
-    """Kubernetes' weights, 1 to 100, the lower the cost the higher; of the best nodes."""
-    best = sorted(costs, key=lambda node: costs[node])[:_PREFERRED_NODES]
-    return {node: max(1, round(100 * costs[best[0]] / costs[node])) if costs[node] else 100 for node in best}
+def _weights(seconds: Mapping[str, float]) -> dict[str, int]:
+    """Kubernetes' weights, 1 to 100, the sooner the higher; of the best nodes."""
+    best = sorted(seconds, key=lambda node: seconds[node])[:_PREFERRED_NODES]
+    return {node: max(1, round(100 * seconds[best[0]] / seconds[node])) if seconds[node] else 100 for node in best}

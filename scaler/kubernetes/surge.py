@@ -27,9 +27,12 @@ import msgspec
 from prometheus_client import Counter
 
 from scaler.books.demand import DemandReader, UnknownModel
-from scaler.books.hpa import SYNC_SECONDS, proportional
+from scaler.books.hpa import SYNC_SECONDS
 from scaler.kubernetes.resources import Metadata
 from scaler.kubernetes.scaled_object import ScaledObject
+from scaler.plan.actions import Start
+from scaler.plan.policy import decide
+from scaler.plan.world import Model, ScaleTarget, World
 from zerowake_shared.backoff import Backoff
 from zerowake_shared.kubernetes.errors import ClusterError, Conflict
 from zerowake_shared.kubernetes.resource import Resource
@@ -116,17 +119,22 @@ class Surge:
     async def _outgrown(self, model: str, found: ScaledObject, replicas: int) -> None:
         """Returns when the backlog is worth more than so many."""
         with self._ledger.subscribe(model) as subscription:
-            while self._worth(model, found, replicas) <= replicas:
+            while self._wanted(model, found, replicas) <= replicas:
                 await subscription.changed()
                 await asyncio.sleep(_GATHER_SECONDS)
 
-    def _worth(self, model: str, found: ScaledObject, current: int) -> int:
-        """The replicas that the HPA would ask for."""
+    def _wanted(self, model: str, found: ScaledObject, current: int) -> int:
+        """The replicas that the plan asks for; `current` where it asks for none more. Raises: UnknownModel."""
         trigger = found.trigger
         if trigger is None:
-            return 0
-        pending = self._ledger.demand_anywhere(model).pending
-        return min(proportional(current, pending, trigger.target_pending), found.max_replicas)
+            return current
+        world = World(
+            now=0.0,
+            models={model: Model(model)},
+            demand={model: self._ledger.demand_anywhere(model)},
+            targets={model: ScaleTarget(current, trigger.target_pending, found.max_replicas)},
+        )
+        return max((action.replicas for action in decide(world).actions if isinstance(action, Start)), default=current)
 
     async def _raise(self, model: str, found: ScaledObject) -> int:
         """What the target is set to, then; 0: KEDA has not activated it, or it could not be asked."""
@@ -138,16 +146,16 @@ class Surge:
         try:
             scale = await self._api.get(resource, namespace, name, Scale, "scale")
             current = scale.spec.replicas
-            worth = self._worth(model, found, current) if current else 0
-            if worth <= current:
+            wanted = self._wanted(model, found, current)
+            if wanted <= current:
                 return current
-            body = {"metadata": {"resourceVersion": scale.metadata.resource_version}, "spec": {"replicas": worth}}
+            body = {"metadata": {"resourceVersion": scale.metadata.resource_version}, "spec": {"replicas": wanted}}
             await self._api.patch(resource, namespace, name, body, subresource="scale")
         except Conflict:
             return 0  # somebody wrote in between
         except ClusterError as error:
             log.warning("ScaledObject %s/%s cannot be scaled ahead of the HPA: %s", *found.key, error)
             return 0
-        RAISED.labels(model).inc(worth - current)
-        log.info("%s %s/%s scaled from %d to %d ahead of the HPA", kind.kind, namespace, name, current, worth)
-        return worth
+        RAISED.labels(model).inc(wanted - current)
+        log.info("%s %s/%s scaled from %d to %d ahead of the HPA", kind.kind, namespace, name, current, wanted)
+        return wanted

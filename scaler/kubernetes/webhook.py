@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import base64
 import logging
-import math
 import time
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
@@ -20,11 +19,11 @@ import msgspec
 from aiohttp import web
 from prometheus_client import Counter, Histogram
 
-from scaler.books.snapshot_name import SnapshotName
-from scaler.fleet.nodes import Node
+from scaler.kubernetes.declarations import planned
 from scaler.kubernetes.pod_patch import NodeSetup, Patch, prepare, unfit
 from scaler.kubernetes.resources import ModelSnapshot
-from scaler.plan.estimate import seconds_to_serve
+from scaler.plan.policy import prefer
+from scaler.plan.world import Node, World
 from zerowake_shared.kubernetes.informer import Informer
 from zerowake_shared.pod_contract import CAPTURE, RESTORE, SNAPSHOT
 from zerowake_shared.tls import TlsFiles, server_context
@@ -61,7 +60,7 @@ class _Untouched(Exception):
 
 
 class Webhook:
-    """Reviews pods. `nodes` is scaler.nodes.Nodes, or any iterable of its nodes."""
+    """Reviews pods. `nodes`: scaler.fleet.nodes.Nodes, or any iterable of nodes."""
 
     def __init__(self, snapshots: Informer[ModelSnapshot], nodes: Iterable[Node], setup: NodeSetup) -> None:
         self._snapshots = snapshots
@@ -108,18 +107,9 @@ class Webhook:
         if reason := unfit(pod["spec"], snapshot, self._setup):
             raise _Untouched("unfit", reason)
         patch = Patch(pod)
-        prepare(patch, snapshot, self._setup, self._seconds(snapshot, digest), digest)
+        world = World(now=0.0, models={}, nodes=tuple(self._nodes))  # where it stands now is all that counts
+        prepare(patch, snapshot, self._setup, prefer(world, planned(snapshot), digest), digest)
         return patch
-
-    def _seconds(self, snapshot: ModelSnapshot, digest: str) -> dict[str, float]:
-        """The planner's estimate, node by node; without the nodes that cannot serve it."""
-        name = SnapshotName(namespace=snapshot.metadata.namespace, name=snapshot.artifact_name)
-        found = {}
-        for node in self._nodes:
-            residency = node.residency(name)
-            if residency is not None and residency.snapshot.digest == digest and node.synced.is_set():
-                found[node.info.name] = seconds_to_serve(node.info, residency)
-        return {node: seconds for node, seconds in found.items() if node and not math.isinf(seconds)}
 
 
 @asynccontextmanager
@@ -134,8 +124,8 @@ async def serve_webhook(
 ) -> AsyncIterator[tuple[str, int]]:
     """Serves the webhook over HTTPS until the block ends; yields the bound address (port 0: any). Every replica of the scaler does.
 
-    snapshots: `cluster.follow(MODEL_SNAPSHOTS, ModelSnapshot)`; it need not have synced. nodes: scaler.nodes.Nodes. setup: where agents
-    run, as the chart's values say. The certificate is read again when it changes.
+    snapshots: `cluster.follow(MODEL_SNAPSHOTS, ModelSnapshot)`; it need not have synced. nodes: scaler.fleet.nodes.Nodes. setup: where
+    agents run, as the chart's values say. The certificate is read again when it changes.
 
     Raises:
         BadCertificate: the files cannot be used. OSError: the address cannot be listened on.

@@ -12,6 +12,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from scaler.books.hpa import ScalingRules
 from scaler.books.limits import ModelLimits
 from scaler.books.snapshot_name import SnapshotName
+from scaler.plan.rungs import Rung
+from scaler.plan.world import Model
 from zerowake_shared.tls import TlsFiles
 
 _PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "VIRTUAL_ENV", "PYTHONPATH", "LD_LIBRARY_PATH")
@@ -96,12 +98,15 @@ class ModelSection(Section):
     def snapshot_name(self) -> SnapshotName | None:
         return SnapshotName.parse(self.snapshot) if self.snapshot else None
 
-    @property
-    def keep_seconds(self) -> float | None:
-        """How long a replica that has become idle is kept as a standby; 0: until it is used; None: it is dropped at once."""
-        if self.stage == "standby":
-            return 0.0
-        return self.standby_seconds or None
+    def model(self, name: str) -> Model:
+        """What the plan is told of it."""
+        return Model(
+            name,
+            snapshot=self.snapshot_name,
+            stage=Rung[self.stage.upper()],
+            keep_seconds=0.0 if self.stage == "standby" else self.standby_seconds or None,
+            replicas=self.min_replicas,
+        )
 
     @property
     def rules(self) -> ScalingRules:

@@ -1,45 +1,85 @@
-"""The one estimate: seconds until a node serves a model from a snapshot. Every placement and staging choice uses it, and nothing else.
+"""The one estimate: seconds until a node serves a model. Every choice of a node uses it, and nothing else.
 
-    standby:    overhead
-    in memory:  overhead + image bytes / fill rate
-    on disk:    the same, and image bytes / staging rate before it
-    elsewhere:  never (nodes fetch from each other later)
+    from a snapshot:  overhead + max(image, weights)
+        image         standby: 0; in memory: bytes / fill rate; on disk: the same, after bytes / staging rate
+        weights       on the GPU: 0; in host memory: bytes / pinned rate; on disk: bytes / the disk's rate, which image and weights share
+    without one:      a cold start's time, the longer the less of the node's memory is free
+    no room on GPUs:  never
 
-Rates and overhead are the node's own measurements. Until it has made any, the numbers below stand in: rough ones of a small machine, good
-enough to prefer memory over disk and disk over nothing.
+Image and weights move at the same time, so the longer one counts; CUDA's resume is part of the overhead, which the node measures. Until
+a node has measured anything the numbers below stand in: rough ones of a small machine, good enough to prefer memory over disk and disk
+over nothing.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
-from zerowake_proto import agent_pb2
+from scaler.plan.rungs import Rung, WeightsRung
+from scaler.plan.world import Node, Residency
 
 _K = TypeVar("_K")
 _FILL_RATE = 4e9  # bytes a second
-_STAGE_RATE = 1e9
+_DISK_RATE = 1e9
+_PINNED_RATE = 10e9
 _OVERHEAD_SECONDS = 0.05
+_COLD_SECONDS = 60.0
+_GPU_HEADROOM = 64 << 20  # bytes that a resume needs beside what the suspend gave back (restore_agent/sequences/placement.py)
 
 
-def seconds_to_serve(node: agent_pb2.Node, residency: agent_pb2.Residency | None) -> float:
-    """Infinite where the snapshot is absent or cannot be restored there."""
-    if residency is None or residency.unusable_reason or residency.rung < agent_pb2.RUNG_DISK:
+def seconds_to_serve(node: Node, residency: Residency | None) -> float:
+    """From that snapshot. Infinite where it is absent, cannot be restored, or finds no room on the node's GPUs."""
+    if residency is None or residency.unusable or residency.rung < Rung.DISK or not has_room(node, residency.gpu_bytes):
         return math.inf
-    overhead = residency.restore_overhead_seconds or _OVERHEAD_SECONDS
-    if residency.rung >= agent_pb2.RUNG_STANDBY:
-        return overhead
-    seconds = overhead + residency.image_bytes / (node.bandwidths.memory_to_process or _FILL_RATE)
-    return seconds + (0.0 if residency.rung >= agent_pb2.RUNG_MEMORY else seconds_to_stage(node, residency))
+    overhead = residency.overhead_seconds or _OVERHEAD_SECONDS
+    weights = _seconds_of_weights(node, residency)
+    if residency.rung >= Rung.STANDBY:
+        return overhead + weights
+    fill = residency.image_bytes / (node.rates.memory_to_process or _FILL_RATE)
+    if residency.rung >= Rung.MEMORY:
+        return overhead + max(fill, weights)
+    from_disk = seconds_to_stage(node, residency)  # all that lies on disk, one after the other
+    return overhead + max(from_disk + fill, weights)
 
 
-def seconds_to_stage(node: agent_pb2.Node, residency: agent_pb2.Residency) -> float:
-    """disk → memory."""
-    return residency.image_bytes / (node.bandwidths.disk_to_memory or _STAGE_RATE)
+def seconds_to_stage(node: Node, residency: Residency) -> float:
+    """disk → memory, of the image, and of the weights where they are on disk too."""
+    seconds = 0.0
+    if residency.rung <= Rung.DISK:
+        seconds += residency.image_bytes / (node.rates.disk_to_memory or _DISK_RATE)
+    if residency.weights_rung <= WeightsRung.DISK:
+        seconds += residency.weights_bytes / (node.rates.disk_to_gpu or _DISK_RATE)
+    return seconds
 
 
-def best(estimates: Mapping[_K, float]) -> _K | None:
-    """The key with the smallest finite estimate."""
-    key = min(estimates, key=lambda each: estimates[each], default=None)
-    return None if key is None or math.isinf(estimates[key]) else key
+def seconds_to_start(node: Node) -> float:
+    """Without a snapshot, by a cold start or for a capture. Infinite on a node with no free memory.
+
+    How long the engine takes is the same everywhere; what a node adds is how much has to make room for it.
+    """
+    if not node.memory_free_bytes:
+        return math.inf
+    return _COLD_SECONDS * max(1.0, node.memory_total_bytes / node.memory_free_bytes)
+
+
+def has_room(node: Node, gpu_bytes: Sequence[int]) -> bool:
+    """Whether each of these finds a GPU of its own with so many bytes free, and a resume's headroom."""
+    free = sorted((gpu.free_bytes for gpu in node.gpus), reverse=True)
+    needed = sorted(gpu_bytes, reverse=True)
+    return len(needed) <= len(free) and all(has >= needs + _GPU_HEADROOM for has, needs in zip(free, needed, strict=False))
+
+
+def ranked(estimates: Mapping[_K, float] | Iterable[tuple[_K, float]]) -> list[_K]:
+    """The keys with a finite estimate, the smallest first; equal ones as they came."""
+    pairs = estimates.items() if isinstance(estimates, Mapping) else estimates
+    return [key for key, seconds in sorted(pairs, key=lambda pair: pair[1]) if not math.isinf(seconds)]
+
+
+def _seconds_of_weights(node: Node, residency: Residency) -> float:
+    if not residency.weights_bytes or residency.weights_rung >= WeightsRung.GPU:
+        return 0.0
+    if residency.weights_rung >= WeightsRung.MEMORY:
+        return residency.weights_bytes / (node.rates.memory_to_gpu or _PINNED_RATE)
+    return residency.weights_bytes / (node.rates.disk_to_gpu or _DISK_RATE)

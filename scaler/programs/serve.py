@@ -27,8 +27,10 @@ from prometheus_client import REGISTRY
 from scaler.books.activation import Activations
 from scaler.books.ledger import Ledger
 from scaler.fleet.addresses import Addresses, looked_up
+from scaler.fleet.executor import Executor
 from scaler.fleet.nodes import Nodes
 from scaler.fleet.peers import Peers
+from scaler.fleet.planner import Planner
 from scaler.gateway.dispatcher import Dispatcher
 from scaler.gateway.gateway import Gateway
 from scaler.keda.external_scaler import serve_external_scaler
@@ -39,7 +41,6 @@ from scaler.kubernetes.resources import ENDPOINT_SLICES, MODEL_SNAPSHOTS, REPORT
 from scaler.kubernetes.scaled_object import ScaledObject
 from scaler.kubernetes.surge import Surge
 from scaler.kubernetes.webhook import serve_webhook
-from scaler.plan.planner import Planner
 from scaler.programs.serve_config import AgentsSection, PeersSection, ServeConfig
 from scaler.view.activations import record_activation
 from scaler.view.metrics import LedgerCollector, serve_metrics
@@ -71,9 +72,9 @@ async def serve(config: ServeConfig) -> None:
     dispatcher = Dispatcher(ledger)
     gateway = Gateway(ledger, dispatcher)
     models = Models(ledger)
-    nodes = Nodes(dispatcher, activations, lambda replica: models.owner(replica.model) == replica.snapshot.namespace)
+    nodes = Nodes(dispatcher, activations, lambda replica: models.owner(replica.model) == replica.namespace)
     models.on_owner(nodes.reconsider)
-    planner = Planner(ledger, nodes, models.sections)
+    planner = Planner(ledger, nodes, models.planned, Executor(nodes))
     models.on_trigger(planner.triggered)  # and not KEDA's calls: any namespace may name any model in its own
     peers = Peers(ledger, tls, lambda model: _mark_pushed(activations, model))
     readiness = _Readiness(stop, peers)

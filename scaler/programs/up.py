@@ -23,14 +23,16 @@ from prometheus_client import REGISTRY
 
 from scaler.books.activation import Activations
 from scaler.books.ledger import Ledger
+from scaler.fleet.executor import Executor
 from scaler.fleet.nodes import Nodes
+from scaler.fleet.planner import Planner
 from scaler.gateway.dispatcher import Dispatcher
 from scaler.gateway.gateway import Gateway
 from scaler.keda.external_scaler import serve_external_scaler
 from scaler.local.autoscaler import Autoscaler
 from scaler.local.config import Config
 from scaler.local.deployment import Deployment
-from scaler.plan.planner import Planner
+from scaler.local.replica_maker import LocalReplicas
 from scaler.view.activations import record_activation
 from scaler.view.metrics import LedgerCollector, serve_metrics
 from scaler.view.status import serve_status
@@ -61,15 +63,15 @@ async def up(config: Config) -> None:
     dispatcher = Dispatcher(ledger)
     gateway = Gateway(ledger, dispatcher)
     nodes = Nodes(dispatcher, activations)
-    planner = Planner(ledger, nodes, config.models)
-    deployments = {name: Deployment(name, model, ledger, dispatcher, nodes, planner, activations) for name, model in config.models.items()}
+    executor = Executor(nodes, LocalReplicas(config.models, nodes, dispatcher, activations), ledger.report_failure)
+    models = {name: section.model(name) for name, section in config.models.items()}
+    planner = Planner(ledger, nodes, models, executor, dispatcher.in_flight)
+    deployments = {name: Deployment(name, planner, section.min_replicas) for name, section in config.models.items()}
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(dispatcher.close)
         await stack.enter_async_context(_agent(config))
         await stack.enter_async_context(nodes.follow(f"unix:{config.state / 'agent.sock'}"))
         stack.push_async_callback(planner.close)
-        for deployment in deployments.values():
-            await stack.enter_async_context(_running(deployment))
         serve_scaler = functools.partial(serve_external_scaler, ledger, activations=activations, on_trigger=planner.triggered)
         scaler = await stack.enter_async_context(serve_scaler(address=f"unix:{config.state / 'scaler.sock'}"))
         if config.keda:
@@ -129,20 +131,10 @@ async def _keep_agent(config: Config) -> None:
         await asyncio.sleep(pause)
 
 
-@contextlib.asynccontextmanager
-async def _running(deployment: Deployment) -> AsyncIterator[None]:
-    task = asyncio.create_task(deployment.run(), name=f"deployment of {deployment.model}")
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-
-
 def _not_ready(nodes: Nodes, gateway: Gateway) -> str:
     if gateway.draining:
         return "the gateway is draining"
-    return "" if any(node.synced.is_set() for node in nodes) else "no restore agent is connected"
+    return "" if any(node.synced for node in nodes) else "no restore agent is connected"
 
 
 def _said(code: int) -> str:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from aiohttp import web
-from zerowake_proto import agent_pb2
 
 from scaler.books.activation import Activations
 from scaler.books.demand import DemandReader
@@ -17,6 +16,7 @@ from scaler.fleet.nodes import Nodes
 from scaler.gateway.dispatcher import Dispatcher
 from scaler.local.config import ModelSection
 from scaler.local.deployment import Deployment
+from scaler.plan.rungs import Rung
 
 _SHOWN_ACTIVATIONS = 10
 
@@ -45,8 +45,8 @@ async def serve_status(
                     {
                         "id": replica.id,
                         "model": replica.model,
-                        "node": node.info.name,
-                        "origin": agent_pb2.Origin.Name(replica.origin).removeprefix("ORIGIN_").lower(),
+                        "node": node.name,
+                        "origin": replica.origin,
                         "in_flight": dispatcher.in_flight(replica.id),
                         "detail": replica.detail,
                     }
@@ -88,9 +88,9 @@ def _model(name: str, section: ModelSection, deployment: Deployment, ledger: Dem
     rungs, why = [], []
     if snapshot := section.snapshot_name:
         for node in nodes:
-            residency = node.residency(snapshot)
-            rungs.append(agent_pb2.Rung.Name(residency.rung).removeprefix("RUNG_").lower() if residency else "absent")
-            why += [residency.unusable_reason] if residency and residency.unusable_reason else []
+            residency = node.residencies.get(snapshot)
+            rungs.append((residency.rung if residency else Rung.ABSENT).name.lower())
+            why += [residency.unusable] if residency and residency.unusable else []
     return {
         "name": name,
         "snapshot": section.snapshot,

@@ -101,7 +101,7 @@ async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
 
 async def test_a_template_is_captured(world: World) -> None:
     agent = await world.node("n1")
-    await until(lambda: any(node.synced.is_set() for node in world.nodes))
+    await until(lambda: any(node.synced for node in world.nodes))
     await world.snapshot()
     await until(world.pods)
     pod = world.pods()[0]

@@ -9,10 +9,13 @@ import pytest
 
 from scaler.books.ledger import Ledger
 from scaler.books.limits import ModelLimits
+from scaler.books.snapshot_name import SnapshotName
 from scaler.books.trigger import Trigger
 from scaler.kubernetes.declarations import Models
 from scaler.kubernetes.resources import ModelSnapshot
 from scaler.kubernetes.scaled_object import ScaledObject
+from scaler.plan.rungs import Rung
+from scaler.plan.world import Model
 
 
 class Informer:
@@ -67,10 +70,9 @@ def world() -> World:
 def test_a_snapshot_declares_its_model_with_its_limits(world: World) -> None:
     world.snapshot("ns/a", 1, limits={"concurrency": 3, "maxWaitSeconds": 9, "maxRequests": 7}, stage="disk")
     assert world.ledger.limits("m") == ModelLimits(concurrency=3, max_wait_seconds=9, max_requests=7)
-    section = world.models.sections["m"]
-    assert section.snapshot_name and (section.snapshot_name.namespace, section.snapshot_name.name, section.stage) == ("ns", "a", "disk")
+    assert world.models.planned["m"] == Model("m", SnapshotName("ns", "a"), stage=Rung.DISK)
     world.snapshots.drop("ns/a")
-    assert (list(world.ledger.models()), world.models.sections, world.models.owner("m")) == ([], {}, "")
+    assert (list(world.ledger.models()), world.models.planned, world.models.owner("m")) == ([], {}, "")
 
 
 def test_a_trigger_declares_its_model_too(world: World) -> None:
@@ -117,7 +119,7 @@ def test_a_snapshot_that_is_being_deleted_is_not_staged_any_more(world: World) -
     deleting = world.snapshots.objects["ns/a"]
     metadata = msgspec.structs.replace(deleting.metadata, deletion_timestamp="2026-01-01T00:01:00Z")
     world.snapshots.put(msgspec.structs.replace(deleting, metadata=metadata))
-    assert (world.models.sections, world.ledger.knows("m")) == ({}, True)
+    assert (world.models.planned, world.ledger.knows("m")) == ({}, True)
 
 
 def test_a_resync_changes_nothing(world: World) -> None:

@@ -17,8 +17,9 @@ from scaler.books.ledger import Ledger
 from scaler.books.limits import ModelLimits
 from scaler.fleet import nodes as module
 from scaler.fleet.addresses import Addresses
-from scaler.fleet.nodes import Node, Nodes
+from scaler.fleet.nodes import Nodes
 from scaler.gateway.dispatcher import Dispatcher
+from scaler.plan.world import Node
 from tests.worlds.certificates import Authority
 from tests.worlds.virtual_time import StandingClock
 from zerowake_shared.clock import SYSTEM_CLOCK, Clock
@@ -106,7 +107,7 @@ async def test_agents_that_appear_and_vanish() -> None:
     async with viewing(one, two) as (view, addresses):
         await view.until("a", "b")
         view.addresses.set(addresses[1:])
-        assert [node.info.name for node in view.nodes] == ["n2"]
+        assert [node.name for node in view.nodes] == ["n2"]
         assert view.ready() == {"a", "b"}  # replicas outlive their agent
         await view.until("b")
         view.addresses.set(addresses)
@@ -144,11 +145,11 @@ async def test_a_replica_that_retires_finishes_what_it_has() -> None:
         told = replica("a")
         told.state = agent_pb2.REPLICA_RETIRING
         (node,) = view.nodes
-        view.nodes.learn(node, told)
+        view.nodes.learn(node.address, told)
         assert (view.ready(), view.dispatcher.take("m"), member.gone) == (set(), None, False)
         view.dispatcher.release(member)
         told.state = agent_pb2.REPLICA_GONE
-        view.nodes.learn(node, told)
+        view.nodes.learn(node.address, told)
         assert member.gone
 
 
@@ -157,7 +158,7 @@ async def test_one_agents_fault_costs_nothing_of_the_others(caplog: pytest.LogCa
     good, odd = Agent("n1", "a"), Agent("n2", "b")
 
     def fail(node: Node) -> None:
-        if node.info.name == "n2" and node.synced.is_set():
+        if node.name == "n2" and node.synced:
             raise RuntimeError("told to fail")
 
     async with good.serve() as one, odd.serve() as other, view.nodes.follow(one, other):
@@ -172,7 +173,7 @@ async def test_one_agents_fault_costs_nothing_of_the_others(caplog: pytest.LogCa
 
 async def test_only_those_that_are_admitted() -> None:
     owner = "ns"
-    view = View(lambda told: told.snapshot.namespace == owner)
+    view = View(lambda told: told.namespace == owner)
     agent = Agent("n1", "a")
     async with agent.serve() as address, view.nodes.follow(address):
         await view.until("a")
@@ -198,7 +199,7 @@ async def test_what_went_by_before_the_agent_began() -> None:
         told = replica("a")
         for name, seconds in {"image.criu": 0.1, "image.fill": 0.2, "weights": 0.25, "health": 0.05, "unaccounted": 0.05}.items():
             told.phases.add(name=name, seconds=seconds)
-        view.nodes.learn(node, told)
+        view.nodes.learn(node.address, told)
         assert {name: round(seconds, 6) for name, seconds in activation.phases.items()} == {
             "held": 0.1,
             "pushed": 0.1,

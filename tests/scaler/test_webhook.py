@@ -13,12 +13,13 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from zerowake_proto import agent_pb2
 
-from scaler.fleet.nodes import Node
+from scaler.books.snapshot_name import SnapshotName
 from scaler.kubernetes.pod_patch import NodeSetup, Patch
 from scaler.kubernetes.resources import ModelSnapshot
 from scaler.kubernetes.webhook import PATH, Webhook, serve_webhook
+from scaler.plan.rungs import Rung
+from scaler.plan.world import Node, Residency
 from tests.worlds.certificates import Authority
 from zerowake_shared.kubernetes.informer import Informer
 from zerowake_shared.tls import TlsFiles
@@ -53,13 +54,8 @@ def snapshot(*, ready: bool = True, **spec: Any) -> dict[str, Any]:
     return found
 
 
-def node(name: str, rung: agent_pb2.Rung, *, digest: str = DIGEST, size: int = 10**9) -> Node:
-    made = Node(name, None)  # type: ignore[arg-type]  # nothing is asked of its agent
-    made.info = agent_pb2.Node(name=name)
-    made.synced.set()
-    reference = agent_pb2.SnapshotRef(namespace="tenant", name="chat", digest=digest)
-    made.residencies["tenant", "chat"] = agent_pb2.Residency(snapshot=reference, rung=rung, image_bytes=size)
-    return made
+def node(name: str, rung: Rung, *, digest: str = DIGEST, size: int = 10**9) -> Node:
+    return Node(name, name, synced=True, residencies={SnapshotName("tenant", "chat"): Residency(digest, rung, size)})
 
 
 def webhook(*nodes: Node, of: dict[str, Any] | None = None, setup: NodeSetup | None = None) -> Webhook:
@@ -108,7 +104,7 @@ def applied(found: dict[str, Any], response: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_the_pod_is_marked_and_says_what_it_said() -> None:
-    nodes = [node("slow", agent_pb2.RUNG_DISK), node("fast", agent_pb2.RUNG_MEMORY), node("stale", agent_pb2.RUNG_MEMORY, digest="cd" * 32)]
+    nodes = [node("slow", Rung.DISK), node("fast", Rung.MEMORY), node("stale", Rung.MEMORY, digest="cd" * 32)]
     hook = webhook(*nodes, setup=NodeSetup({"gpu": "yes"}))
     before = pod()
     changed = applied(before, answer(hook, before))
@@ -139,7 +135,7 @@ def test_what_the_pod_has_stays() -> None:
     )
     rich["spec"]["containers"].insert(0, {"name": "sidecar", "image": "x"})
     of = snapshot(template={"spec": {"containers": copy.deepcopy(rich["spec"]["containers"])}}, container="engine")
-    hook = webhook(node("fast", agent_pb2.RUNG_MEMORY), of=of, setup=NodeSetup({"gpu": "yes"}))
+    hook = webhook(node("fast", Rung.MEMORY), of=of, setup=NodeSetup({"gpu": "yes"}))
     changed = applied(rich, answer(hook, rich))
     assert changed["spec"]["containers"][0] == {"name": "sidecar", "image": "x"}
     assert changed["metadata"]["annotations"]["mine"] == "1" and changed["metadata"]["annotations"]["zerowake.dev/digest"] == DIGEST
@@ -260,7 +256,7 @@ def test_it_answers_in_time() -> None:
     many = [snapshot() for _ in range(2000)]
     for number, each in enumerate(many[1:]):
         each["metadata"]["name"] = f"s{number}"
-    nodes = [node(f"n{number}", agent_pb2.RUNG_MEMORY, size=number) for number in range(200)]
+    nodes = [node(f"n{number}", Rung.MEMORY, size=number) for number in range(200)]
     hook = Webhook(informer(ModelSnapshot, *many), nodes, NodeSetup())
     body = review(pod())
     took = []

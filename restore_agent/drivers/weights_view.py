@@ -1,0 +1,70 @@
+"""Where the node's weights stand, as gpumem said last: looked at every few seconds, so that nobody waits for an answer to know it."""
+
+from __future__ import annotations
+
+import enum
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from gpumem.client.control import Control
+from gpumem.wire.errors import GpumemError
+from restore_agent.snapshots.manifest import WeightsRecord
+
+_LOG = logging.getLogger("zerowake.agent")
+
+
+class WeightsRung(enum.IntEnum):
+    """MEMORY: gpumem's arena. GPU: memory that it lends, a GPU's or the host's."""
+
+    ABSENT = 1
+    DISK = 2
+    MEMORY = 3
+    GPU = 4
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """rungs: of each region that gpumem has whole, by its id in hex. free: bytes that it could give up, by device."""
+
+    rungs: Mapping[str, WeightsRung] = field(default_factory=dict)
+    free: Mapping[str, int] = field(default_factory=dict)
+
+
+class WeightsView:
+    """What one gpumem holds. Without one, all weights are on disk."""
+
+    def __init__(self, socket: Path) -> None:
+        self._socket = socket
+        self._seen = _Seen()
+
+    def rung(self, records: Iterable[WeightsRecord]) -> WeightsRung:
+        """The lowest of these regions; ABSENT: there are none."""
+        return min((self._seen.rungs.get(record.region, WeightsRung.DISK) for record in records), default=WeightsRung.ABSENT)
+
+    def free_bytes(self, device: str) -> int:
+        """Of the device's memory, what gpumem holds and has not lent."""
+        return self._seen.free.get(device, 0)
+
+    async def look(self) -> set[str]:
+        """Asks gpumem; returns the regions that stand elsewhere than before."""
+        before, self._seen = self._seen, await self._ask()
+        regions = before.rungs.keys() | self._seen.rungs.keys()
+        return {region for region in regions if before.rungs.get(region) != self._seen.rungs.get(region)}
+
+    async def _ask(self) -> _Seen:
+        if not self._socket.exists():
+            return _Seen()
+        try:
+            async with Control.connected(self._socket, "restore agent") as control:
+                status = await control.status()
+        except (GpumemError, OSError) as error:
+            _LOG.debug("gpumem does not say what it holds: %s", error)
+            return _Seen()
+        rungs: dict[str, WeightsRung] = {}
+        for region in status.regions:
+            if region.sealed:
+                rung = WeightsRung.GPU if region.device else WeightsRung.MEMORY
+                rungs[region.id.hex()] = max(rung, rungs.get(region.id.hex(), rung))
+        return _Seen(rungs, {device.identity: device.free_bytes for device in status.devices})

@@ -1,0 +1,174 @@
+"""One node's agent: what it has said of its node, and the calls by which it is asked to do something.
+
+What is heard is kept as it comes and shown as one frozen value (`node`), which is made when somebody looks and kept until something new is
+heard. Errors of gRPC end here, too: a call raises an AgentError that says in the agent's own words what happened.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+
+import grpc
+from zerowake_proto import agent_pb2, agent_pb2_grpc
+
+from scaler.books.snapshot_name import SnapshotName
+from scaler.fleet import messages
+from scaler.gateway.upstream import Endpoint
+from scaler.plan.rungs import Rung
+from scaler.plan.world import Node, Replica, Residency
+from zerowake_shared.clock import SYSTEM_CHANCE, token
+
+_REMEMBERED = 1000  # ids of replicas that have ended: later news of them is old
+
+
+class AgentError(Exception):
+    """The agent did not do what it was asked; the text says why."""
+
+
+class AgentUnreachable(AgentError):
+    """The agent does not answer."""
+
+
+class HasNone(AgentError):
+    """The agent has no snapshot or replica of that name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """How an engine is started where its snapshot cannot be restored. ready_seconds: until it has to be healthy."""
+
+    command: tuple[str, ...]
+    env: Mapping[str, str]
+    directory: str
+    port: int
+    health_path: str
+    ready_seconds: float
+
+
+class Agent:
+    """One agent. `stub` is its gRPC client; `synced` is set while its stream is whole."""
+
+    def __init__(self, address: str, stub: agent_pb2_grpc.AgentAsyncStub, chance: random.Random = SYSTEM_CHANCE) -> None:
+        self.address = address
+        self.stub = stub
+        self._chance = chance
+        self.synced = asyncio.Event()
+        self.residencies: dict[SnapshotName, Residency] = {}
+        self.replicas: dict[str, Replica] = {}
+        self.endpoints: dict[str, Endpoint] = {}  # of its replicas
+        self.gone: deque[str] = deque(maxlen=_REMEMBERED)
+        self._told = Node(address)
+        self._shown: Node | None = None
+
+    @property
+    def name(self) -> str:
+        """The node's name; empty until the agent has said it."""
+        return self._told.name
+
+    @property
+    def node(self) -> Node:
+        """All that is known of the node, as it is now."""
+        shown, synced = self._shown, self.synced.is_set()
+        if shown is None or shown.synced is not synced:
+            shown = self._shown = replace(
+                self._told,
+                synced=synced,
+                residencies=MappingProxyType(dict(self.residencies)),
+                replicas=MappingProxyType(dict(self.replicas)),
+            )
+        return shown
+
+    def describe(self, told: agent_pb2.Node) -> None:
+        """Takes what the agent says of the node itself."""
+        self._told = Node(
+            self.address,
+            name=told.name,
+            memory_total_bytes=told.memory_total_bytes,
+            memory_free_bytes=told.memory_free_bytes,
+            gpus=messages.gpus(told),
+            rates=messages.rates(told.bandwidths),
+        )
+        self._shown = None
+
+    def settle(self, snapshot: SnapshotName, residency: Residency | None) -> None:
+        """Where a snapshot stands now; None: not on this node any more."""
+        if residency is None:
+            self.residencies.pop(snapshot, None)
+        else:
+            self.residencies[snapshot] = residency
+        self._shown = None
+
+    def add(self, replica: Replica, endpoint: Endpoint) -> None:
+        self.replicas[replica.id] = replica
+        self.endpoints[replica.id] = endpoint
+        self._shown = None
+
+    def forget(self, replica_id: str) -> None:
+        self.gone.append(replica_id)
+        self.replicas.pop(replica_id, None)
+        self.endpoints.pop(replica_id, None)
+        self._shown = None
+
+    async def stage(self, snapshot: SnapshotName, digest: str, rung: Rung) -> float:
+        """The snapshot up to the rung; returns the seconds that it took. Raises AgentError."""
+        request = agent_pb2.StageRequest(
+            request_id=self._id(), snapshot=messages.reference(snapshot, digest), rung=agent_pb2.Rung.Name(rung)
+        )
+        try:
+            return float((await self.stub.Stage(request)).seconds)
+        except grpc.aio.AioRpcError as error:
+            raise _said(error) from None
+
+    async def unstage(self, snapshot: SnapshotName, digest: str, *, seconds: float) -> None:
+        """The snapshot off the node, within so many seconds. Raises AgentError."""
+        reference = messages.reference(snapshot, digest)
+        request = agent_pb2.UnstageRequest(request_id=self._id(), snapshot=reference, rung=agent_pb2.RUNG_ABSENT)
+        try:
+            await self.stub.Unstage(request, timeout=seconds)
+        except grpc.aio.AioRpcError as error:
+            raise _said(error) from None
+
+    async def restore(self, model: str, snapshot: SnapshotName | None, cold: Engine | None, activation: str) -> agent_pb2.RestoreResponse:
+        """One ready replica. Raises AgentError."""
+        request = agent_pb2.RestoreRequest(request_id=self._id(), activation_id=activation, model=model)
+        if snapshot is not None:
+            request.snapshot.CopyFrom(messages.reference(snapshot))
+        if cold is not None:
+            request.cold.CopyFrom(
+                agent_pb2.Engine(
+                    command=cold.command,
+                    env=cold.env,
+                    directory=cold.directory,
+                    port=cold.port,
+                    health_path=cold.health_path,
+                    ready_timeout_seconds=cold.ready_seconds,
+                )
+            )
+        try:
+            return await self.stub.Restore(request)
+        except grpc.aio.AioRpcError as error:
+            raise _said(error) from None
+
+    async def release(self, replica_id: str, keep_seconds: float | None) -> None:
+        """The replica ends. keep_seconds: it is kept as a standby for so long (0: until it is used); None: it is not. Raises AgentError."""
+        try:
+            if keep_seconds is None:
+                await self.stub.Release(agent_pb2.ReleaseRequest(request_id=self._id(), replica_id=replica_id))
+            else:
+                await self.stub.Demote(agent_pb2.DemoteRequest(request_id=self._id(), replica_id=replica_id, keep_seconds=keep_seconds))
+        except grpc.aio.AioRpcError as error:
+            raise _said(error) from None
+
+    def _id(self) -> str:
+        """Of a request: the agent does it once, however often it is sent."""
+        return token(self._chance, 8)
+
+
+def _said(error: grpc.aio.AioRpcError) -> AgentError:
+    kind = {grpc.StatusCode.UNAVAILABLE: AgentUnreachable, grpc.StatusCode.NOT_FOUND: HasNone}.get(error.code(), AgentError)
+    return kind(error.details() or error.code().name)

@@ -1,0 +1,152 @@
+"""The executor: carries a plan's actions out, and knows what of them is under way.
+
+An action is a task here from the moment it is decided until it has ended, well or not: the next world names it as under way, so that it is
+not decided twice. What an agent refuses is put off, each time for longer; one that does not answer has refused nothing, and its stream says
+when it is back. Rejected: tasks that are owned by whoever decided, which made three places count what starts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import math
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Protocol
+
+from scaler.fleet.agent import AgentError, AgentUnreachable
+from scaler.fleet.nodes import Nodes
+from scaler.plan.actions import Action, Drop, End, Stage, Start
+from scaler.plan.policy import Plan
+from scaler.plan.rungs import Rung
+from zerowake_shared.backoff import Backoff
+from zerowake_shared.clock import SYSTEM_CLOCK, Clock
+
+log = logging.getLogger(__name__)
+
+_FIRST_START_RETRY_SECONDS, _LAST_START_RETRY_SECONDS = 0.2, 30.0
+_FIRST_STAGE_RETRY_SECONDS, _LAST_STAGE_RETRY_SECONDS = 30.0, 1800.0
+_WHERE = {Rung.MEMORY: "memory", Rung.STANDBY: "a standby"}
+
+
+class ReplicaMaker(Protocol):
+    """Who makes and ends replicas where Kubernetes does not."""
+
+    async def start(self, action: Start) -> None:
+        """Returns when the replica is ready. Raises AgentError."""
+
+    async def end(self, action: End) -> None:
+        """Returns when the replica has ended."""
+
+
+class Executor:
+    """Carries out stages, drops, starts and ends. `close` cancels what is under way.
+
+    failed: is told why a start failed. after: is told of a model when an action of it has ended.
+    """
+
+    def __init__(
+        self,
+        nodes: Nodes,
+        maker: ReplicaMaker | None = None,
+        failed: Callable[[str, str], None] | None = None,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
+        self._nodes = nodes
+        self._clock = clock
+        self._maker = maker
+        self._failed = failed or (lambda model, why: None)
+        self._after: Callable[[str], None] = lambda model: None
+        self._tasks: dict[Action, asyncio.Task[None]] = {}
+        self._starts: dict[str, tuple[Backoff, float]] = {}  # by model: since its last start failed, and when the next may begin
+        self._stages: dict[tuple[str, str, Rung], tuple[Backoff, float]] = {}
+
+    def on_end(self, callback: Callable[[str], None]) -> None:
+        self._after = callback
+
+    @property
+    def under_way(self) -> tuple[Action, ...]:
+        return tuple(self._tasks)
+
+    @property
+    def put_off(self) -> dict[tuple[str, str, Rung], float]:
+        """(node's address, digest, rung) → the moment at which it may be asked for again."""
+        return {key: until for key, (_, until) in self._stages.items()}
+
+    def not_before(self, model: str) -> float:
+        """The moment at which the model's next start may begin, after one that failed."""
+        return self._starts[model][1] if model in self._starts else -math.inf
+
+    def carry_out(self, plan: Plan) -> None:
+        """Begins what the plan asks for. Nothing is waited for."""
+        for action in plan.actions:
+            if isinstance(action, Stage):
+                self._begin(action, self._stage(action), f"{action.rung.name.lower()} of {action.model}")
+            elif isinstance(action, Drop):
+                self._give_up([other for other in self._tasks if isinstance(other, Stage) and _undoes(action, other)])
+            elif isinstance(action, End) and not action.replica:
+                same = (action.model, action.number)
+                self._give_up([other for other in self._tasks if isinstance(other, Start) and (other.model, other.number) == same])
+            elif self._maker is not None and isinstance(action, Start):
+                self._begin(action, self._start(self._maker, action), f"starting {action.model}")
+            elif self._maker is not None and isinstance(action, End):
+                self._begin(action, self._maker.end(action), f"ending {action.replica}")
+
+    async def close(self) -> None:
+        """Returns when nothing is under way any more."""
+        tasks = list(self._tasks.values())
+        self._after = lambda model: None
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _begin(self, action: Action, work: Coroutine[object, object, None], name: str) -> None:
+        task = self._tasks[action] = asyncio.create_task(work, name=name)
+        task.add_done_callback(functools.partial(self._ended, action))
+
+    def _ended(self, action: Action, task: asyncio.Task[None]) -> None:
+        if self._tasks.get(action) is task:
+            del self._tasks[action]
+        if not task.cancelled() and (error := task.exception()):
+            log.error("%s failed", task.get_name(), exc_info=error)
+        self._after(action.model)
+
+    def _give_up(self, actions: Iterable[Action]) -> None:
+        """They count as under way no more: the next decision is made without them."""
+        for action in actions:
+            self._tasks.pop(action).cancel()
+
+    async def _stage(self, action: Stage) -> None:
+        agent = self._nodes.agent(action.node)
+        if agent is None:
+            return
+        key = (action.node, action.digest, action.rung)
+        try:
+            seconds = await agent.stage(action.snapshot, action.digest, action.rung)
+        except AgentError as error:
+            if not isinstance(error, AgentUnreachable):
+                self._stages[key] = self._later(self._stages.get(key), _FIRST_STAGE_RETRY_SECONDS, _LAST_STAGE_RETRY_SECONDS)
+            log.warning("%s could not be staged on %s: %s", action.model, agent.name, error)
+            return
+        self._stages.pop(key, None)
+        log.info("%s stands in %s on %s after %.2f s: %s", action.model, _WHERE[action.rung], agent.name, seconds, action.reason)
+
+    async def _start(self, maker: ReplicaMaker, action: Start) -> None:
+        try:
+            await maker.start(action)
+        except AgentError as error:
+            self._starts[action.model] = self._later(self._starts.get(action.model), _FIRST_START_RETRY_SECONDS, _LAST_START_RETRY_SECONDS)
+            pause = self.not_before(action.model) - self._clock.now()
+            log.warning("no replica of %s could be started: %s; next try in %.1f s", action.model, error, pause)
+            self._failed(action.model, str(error))
+        else:
+            self._starts.pop(action.model, None)
+
+    def _later(self, before: tuple[Backoff, float] | None, first: float, last: float) -> tuple[Backoff, float]:
+        """After one more failure: the moment at which the next try may begin, with what counts the failures."""
+        backoff = before[0] if before else Backoff(first, last)
+        return backoff, self._clock.now() + backoff.next()
+
+
+def _undoes(drop: Drop, stage: Stage) -> bool:
+    return (drop.node, drop.snapshot, drop.digest) == (stage.node, stage.snapshot, stage.digest) and stage.rung > drop.rung

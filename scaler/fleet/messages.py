@@ -1,0 +1,54 @@
+"""From the agents' messages (proto/agent.proto) to the plan's values. Behind this file nobody speaks of protocol buffers."""
+
+from __future__ import annotations
+
+from zerowake_proto import agent_pb2
+
+from scaler.books.snapshot_name import SnapshotName
+from scaler.gateway.upstream import Endpoint
+from scaler.plan.rungs import Rung, WeightsRung
+from scaler.plan.world import Gpu, Rates, Replica, Residency
+
+_ORIGINS = {
+    agent_pb2.ORIGIN_RESTORED: "restored",
+    agent_pb2.ORIGIN_COLD: "cold",
+    agent_pb2.ORIGIN_CAPTURED: "captured",
+    agent_pb2.ORIGIN_STANDBY: "standby",
+}
+
+
+def name_of(reference: agent_pb2.SnapshotRef) -> SnapshotName:
+    return SnapshotName(reference.namespace, reference.name)
+
+
+def reference(snapshot: SnapshotName, digest: str = "") -> agent_pb2.SnapshotRef:
+    return agent_pb2.SnapshotRef(namespace=snapshot.namespace, name=snapshot.name, digest=digest)
+
+
+def residency(told: agent_pb2.Residency) -> Residency:
+    return Residency(
+        digest=told.snapshot.digest,
+        rung=Rung(max(told.rung, Rung.ABSENT)),
+        image_bytes=told.image_bytes,
+        weights_bytes=told.weights_bytes,
+        weights_rung=WeightsRung(max(told.weights_rung, WeightsRung.ABSENT)),
+        gpu_bytes=tuple(told.gpu_bytes),
+        overhead_seconds=told.restore_overhead_seconds,
+        unusable=told.unusable_reason,
+    )
+
+
+def rates(told: agent_pb2.Bandwidths) -> Rates:
+    return Rates(told.disk_to_memory, told.memory_to_process, told.disk_to_gpu, told.memory_to_gpu)
+
+
+def gpus(told: agent_pb2.Node) -> tuple[Gpu, ...]:
+    return tuple(Gpu(gpu.uuid, gpu.total_bytes, gpu.free_bytes) for gpu in told.gpus)
+
+
+def replica(told: agent_pb2.Replica) -> Replica:
+    return Replica(told.id, told.model, told.snapshot.namespace, _ORIGINS.get(told.origin, "unknown"), told.detail)
+
+
+def endpoint(told: agent_pb2.Endpoint) -> Endpoint:
+    return Endpoint(told.host, told.port, told.netns)

@@ -1,0 +1,113 @@
+"""The planner: what makes the world be looked at, and the way from there to what is done.
+
+    ledger, nodes, owners' wishes  ──►  World  ──►  decide (plan/policy.py)  ──►  executor
+
+It decides when a model comes to have demand, when a node's news concern it, when its owner's wishes change, when an action of it has ended,
+and when what was put off is due. The decision is made in the same turn of the loop as the news: staging runs beside the push to KEDA.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+
+from scaler.books.ledger import Ledger
+from scaler.books.trigger import Trigger
+from scaler.fleet.executor import Executor
+from scaler.fleet.nodes import Nodes
+from scaler.plan.policy import decide
+from scaler.plan.world import Model, Node, World
+from zerowake_shared.clock import SYSTEM_CLOCK, Clock
+
+
+class Planner:
+    """Hooks into the ledger and the nodes; `close` ends what it has begun.
+
+    models: what their owners wish, kept up to date in place by whoever reads it. in_flight: requests of a replica, by its id.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        nodes: Nodes,
+        models: Mapping[str, Model],
+        executor: Executor,
+        in_flight: Callable[[str], int] = lambda _: 0,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
+        self._clock = clock
+        self._ledger = ledger
+        self._nodes = nodes
+        self._models = models
+        self._executor = executor
+        self._in_flight = in_flight
+        self._wanted: dict[str, int] = {}  # replicas, of models whose replicas are made here
+        self._longest_staging: dict[str, float] = {}
+        self._due: dict[str, asyncio.TimerHandle] = {}
+        ledger.on_first_demand(lambda model: self.consider([model]))
+        nodes.on_change(self._heard)
+        executor.on_end(lambda model: self.consider([model]))
+
+    def want(self, model: str, replicas: int) -> None:
+        """So many replicas of the model are wanted here."""
+        self._wanted[model] = replicas
+        self.consider([model])
+
+    def triggered(self, trigger: Trigger) -> None:
+        """Takes the bound on staging from a model's trigger."""
+        self._longest_staging.pop(trigger.model, None)
+        if trigger.max_stage_seconds is not None:
+            self._longest_staging[trigger.model] = trigger.max_stage_seconds
+
+    def consider(self, models: Iterable[str]) -> None:
+        """Decides for these models, as far as they are declared, and has it done."""
+        world = self.world(models)
+        plan = decide(world)
+        for model, why in plan.unmet.items():
+            self._ledger.report_failure(model, why)
+        self._executor.carry_out(plan)
+        self._look_again(world, plan.look_again)
+
+    def world(self, models: Iterable[str]) -> World:
+        """What is known now of these models, and of all nodes."""
+        found = {name: self._model(self._models[name]) for name in models if name in self._models}
+        return World(
+            now=self._clock.now(),
+            models=found,
+            nodes=tuple(self._nodes),
+            demand={name: self._ledger.demand_anywhere(name) for name in found if self._ledger.knows(name)},
+            in_flight={replica: self._in_flight(replica) for node in self._nodes for replica in node.replicas},
+            under_way=self._executor.under_way,
+            put_off=self._executor.put_off,
+        )
+
+    async def close(self) -> None:
+        for timer in self._due.values():
+            timer.cancel()
+        await self._executor.close()
+
+    def _model(self, declared: Model) -> Model:
+        return replace(
+            declared,
+            replicas=self._wanted.get(declared.name, declared.replicas),
+            longest_staging=self._longest_staging.get(declared.name, declared.longest_staging),
+            not_before=self._executor.not_before(declared.name),
+        )
+
+    def _heard(self, node: Node) -> None:
+        """Models whose snapshot or replicas the node has, and those that wait for any node at all."""
+        served = {replica.model for replica in node.replicas.values()}
+        self.consider(
+            name
+            for name, model in self._models.items()
+            if name in served or model.replicas is not None or name in self._wanted or model.snapshot in node.residencies
+        )
+
+    def _look_again(self, world: World, moment: float) -> None:
+        for model in world.models:
+            if timer := self._due.pop(model, None):
+                timer.cancel()
+            if not math.isinf(moment):
+                self._due[model] = asyncio.get_running_loop().call_later(moment - world.now, self.consider, [model])

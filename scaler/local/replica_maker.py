@@ -1,0 +1,73 @@
+"""Replicas of this machine, made and ended by its restore agent, where Kubernetes would make pods.
+
+The replica that ends gets no new requests and first finishes what it has. What a start took goes into the activation that waits for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Mapping
+
+from scaler.books.activation import Activations
+from scaler.fleet.agent import AgentError, AgentUnreachable, Engine, HasNone
+from scaler.fleet.nodes import Nodes
+from scaler.gateway.dispatcher import Dispatcher
+from scaler.local.config import ModelSection
+from scaler.plan.actions import End, Start
+
+log = logging.getLogger(__name__)
+
+_DRAIN_SECONDS = 300.0
+
+
+class LocalReplicas:
+    """Implements `ReplicaMaker` for the models of one file."""
+
+    def __init__(self, sections: Mapping[str, ModelSection], nodes: Nodes, dispatcher: Dispatcher, activations: Activations) -> None:
+        self._sections = sections
+        self._nodes = nodes
+        self._dispatcher = dispatcher
+        self._activations = activations
+
+    async def start(self, action: Start) -> None:
+        """Restores, or starts, a replica; returns when it is ready. Raises AgentError."""
+        agent = self._nodes.agent(action.node)
+        if agent is None:
+            raise AgentUnreachable("the restore agent is not connected any more")
+        section = self._sections[action.model]
+        activation = self._activations.current(action.model)
+        if activation:
+            activation.mark("scheduled")
+        cold = _engine(section) if section.command else None
+        answer = await agent.restore(action.model, section.snapshot_name, cold, activation.id if activation else "")
+        self._nodes.learn(action.node, answer.replica)  # the stream will say so too, maybe later
+        if answer.fallback_reason:
+            log.warning("%s was started cold (%s): %s", action.model, answer.fallback_reason, answer.fallback_detail)
+
+    async def end(self, action: End) -> None:
+        """Returns when the replica has finished what it had and has ended."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_DRAIN_SECONDS):
+                await self._dispatcher.drain(action.replica)
+        agent = self._nodes.agent(action.node)
+        if agent is None:
+            return
+        try:
+            await agent.release(action.replica, action.keep_seconds)
+        except (HasNone, AgentUnreachable):
+            return  # it has ended by itself, or with its agent
+        except AgentError as error:
+            log.warning("replica %s could not be ended: %s", action.replica, error)
+
+
+def _engine(section: ModelSection) -> Engine:
+    return Engine(
+        command=section.command,
+        env=section.engine_env,
+        directory=str(section.directory),
+        port=section.port or 0,
+        health_path=section.health,
+        ready_seconds=section.ready_seconds,
+    )

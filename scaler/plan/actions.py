@@ -1,0 +1,76 @@
+"""What a plan asks for: frozen values, each with the reason that a person is told. One executor carries them out (fleet/executor.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from scaler.books.snapshot_name import SnapshotName
+from scaler.plan.rungs import Rung
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A snapshot goes up to the rung on the node whose agent has this address."""
+
+    node: str
+    model: str
+    snapshot: SnapshotName
+    digest: str
+    rung: Rung
+    reason: str = field(compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """A snapshot does not go above the rung on that node: what is on its way there is given up."""
+
+    node: str
+    model: str
+    snapshot: SnapshotName
+    digest: str
+    rung: Rung
+    reason: str = field(compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """A replica of the model is made.
+
+    node: by the agent of that address; empty: Kubernetes chooses, and what is scaled is set to `replicas`. number: tells starts of one
+    model apart while they are under way.
+    """
+
+    model: str
+    node: str
+    reason: str = field(compare=False)
+    replicas: int = 1
+    number: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """A replica ends when it has finished what it has, or a start is given up.
+
+    replica: its id; empty: the start `number` of the model. keep_seconds: it is kept as a standby for so long (0: until it is used);
+    None: it is not kept.
+    """
+
+    model: str
+    node: str
+    replica: str
+    reason: str = field(compare=False)
+    keep_seconds: float | None = None
+    number: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Prefer:
+    """Where a pod of the model should run. seconds: the estimate, by node's name; a node that is not named cannot serve it."""
+
+    model: str
+    seconds: Mapping[str, float]
+    reason: str = field(compare=False)
+
+
+Action = Stage | Drop | Start | End | Prefer

@@ -1,0 +1,204 @@
+"""The policy: a world goes in, a plan comes out. Pure: the same world gives the same plan, and what it reads it was given.
+
+    replicas   as many as are wanted here, on the nodes that serve soonest; what is too much ends, the least busy and youngest first
+    demand     a model with requests and no replica has its best node stage at once, beside the push that brings the replica
+    waiting    every snapshot stands on the rung that its owner names, on every node that has it; a standby is made while nobody asks and
+               no replica lives, and given up half-made when somebody does: the request's own restore is sooner
+    pods       nodes are preferred by the estimate, for replicas and for captures alike; Kubernetes places
+
+Actions under way are not asked for again. What an agent refused is put off, not forgotten. Each action says why. A forecast will move the
+same actions ahead of the request.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+from scaler.books.hpa import proportional
+from scaler.plan.actions import Action, Drop, End, Prefer, Stage, Start
+from scaler.plan.estimate import ranked, seconds_to_serve, seconds_to_stage, seconds_to_start
+from scaler.plan.rungs import Rung
+from scaler.plan.world import Gpu, Model, Node, Residency, World
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is to be done. unmet: why a model has fewer replicas than are wanted and none is started, for those who wait for it.
+
+    look_again: the moment at which what is put off now may be done; infinite: nothing is.
+    """
+
+    actions: tuple[Action, ...] = ()
+    unmet: Mapping[str, str] = field(default_factory=dict)
+    look_again: float = math.inf
+
+
+def decide(world: World) -> Plan:
+    """The plan for every model of the world, in the models' order; nodes that tie are taken in theirs."""
+    actions: list[Action] = []
+    unmet: dict[str, str] = {}
+    later: list[float] = []
+    for model in world.models.values():
+        if model.replicas is not None:
+            wanted, why = _replicas(world, model)
+            actions += wanted
+            if why:
+                unmet[model.name] = why
+            if model.not_before > world.now:
+                later.append(model.not_before)
+        if model.name in world.targets:
+            actions += _scaled(world, model)
+        actions += _staged(world, model, later)
+    return Plan(tuple(actions), unmet, min(later, default=math.inf))
+
+
+def prefer(world: World, model: Model, digest: str) -> Prefer:
+    """Nodes for a pod that is restored from this snapshot, by the estimate."""
+    seconds = {
+        node.name: seconds_to_serve(node, residency)
+        for node, residency in _holders(world, model)
+        if node.name and residency.digest == digest
+    }
+    return Prefer(model.name, _finite(seconds), "by the estimate of a restore")
+
+
+def prefer_for_capture(world: World, model: Model) -> Prefer:
+    """Nodes for a pod in which a snapshot is captured."""
+    seconds = {node.name: seconds_to_start(node) for node in _synced(world) if node.name}
+    return Prefer(model.name, _finite(seconds), "by the room for a start")
+
+
+# Replicas that are ours to make.
+
+
+def _replicas(world: World, model: Model) -> tuple[list[Action], str]:
+    """Starts and ends, and why too few are started."""
+    assert model.replicas is not None
+    ending = {action.replica for action in world.under_way if isinstance(action, End)}
+    live = [
+        (node, replica)
+        for node in world.nodes
+        for replica in node.replicas.values()
+        if replica.model == model.name and replica.id not in ending
+    ]
+    starting = [action for action in world.under_way if isinstance(action, Start) and action.model == model.name]
+    missing = model.replicas - len(live) - len(starting)
+    if missing > 0:
+        if not any(True for _ in _synced(world)):
+            return [], "no restore agent is connected"
+        if model.not_before > world.now:
+            return [], ""
+        return list(_starts(world, model, starting, missing)), ""
+    too_many = f"{model.replicas} wanted"
+    ends: list[Action] = [End(model.name, start.node, "", too_many, number=start.number) for start in starting[: max(0, -missing)]]
+    surplus = sorted(reversed(live), key=lambda pair: world.in_flight.get(pair[1].id, 0))
+    for node, replica in surplus[: max(0, -missing - len(ends))]:
+        ends.append(End(model.name, node.address, replica.id, too_many, model.keep_seconds))
+    return ends, ""
+
+
+def _starts(world: World, model: Model, starting: list[Start], missing: int) -> Iterator[Start]:
+    """One by one, each on the node that is best when those before it have taken their room."""
+    nodes = {node.address: node for node in _synced(world)}
+    for start in starting:
+        if start.node in nodes:
+            nodes[start.node] = _with_one_more(nodes[start.node], model)
+    number = max((start.number for start in starting), default=0)
+    for _ in range(missing):
+        number += 1
+        best, reason = _best(nodes.values(), model)
+        nodes[best.address] = _with_one_more(best, model)
+        yield Start(model.name, best.address, reason, number=number)
+
+
+def _best(nodes: Iterable[Node], model: Model) -> tuple[Node, str]:
+    """The node that serves soonest, from the snapshot where that is possible; there is at least one node."""
+    nodes = list(nodes)
+    residencies = [(node, seconds_to_serve(node, _residency(node, model))) for node in nodes]
+    if soonest := ranked(residencies):
+        seconds = dict((node.address, estimate) for node, estimate in residencies)[soonest[0].address]
+        return soonest[0], f"its snapshot is there: {seconds:.3g} s"
+    cold = ranked((node, seconds_to_start(node)) for node in nodes)
+    return (cold or nodes)[0], "no node can restore it now: the one with the most room"
+
+
+def _with_one_more(node: Node, model: Model) -> Node:
+    """The node once another replica of the model has taken its GPU memory, as the agent places it: where most is free."""
+    residency = _residency(node, model)
+    if residency is None or not residency.gpu_bytes:
+        return node
+    gpus = sorted(node.gpus, key=lambda gpu: -gpu.free_bytes)
+    taken = dict(zip((gpu.uuid for gpu in gpus), residency.gpu_bytes, strict=False))
+    return replace(node, gpus=tuple(Gpu(gpu.uuid, gpu.total_bytes, gpu.free_bytes - taken.get(gpu.uuid, 0)) for gpu in node.gpus))
+
+
+# Replicas that Kubernetes makes.
+
+
+def _scaled(world: World, model: Model) -> Iterator[Start]:
+    """To the number that the HPA would ask for at its next look. It only raises, and never from zero: that is KEDA's."""
+    target = world.targets[model.name]
+    if not target.replicas:
+        return
+    pending = world.demand_of(model.name).pending
+    worth = min(proportional(target.replicas, pending, target.target_pending), target.max_replicas)
+    if worth > target.replicas:
+        yield Start(model.name, "", f"{pending} requests wait, and one replica is meant for {target.target_pending:g}", worth)
+
+
+# Snapshots.
+
+
+def _staged(world: World, model: Model, later: list[float]) -> Iterator[Action]:
+    demand = world.demand_of(model.name)
+    asked = demand.pending > 0
+    ending = {action.replica for action in world.under_way if isinstance(action, End)}
+    live = {replica.id for node in world.nodes for replica in node.replicas.values() if replica.model == model.name}
+    waits = asked and not live - ending
+    if waits:
+        for action in world.under_way:
+            if isinstance(action, Stage) and action.model == model.name and action.rung is Rung.STANDBY:
+                yield Drop(action.node, model.name, action.snapshot, action.digest, Rung.MEMORY, "a request's own restore is sooner")
+    holders = _holders(world, model)
+    soonest = ranked((pair, seconds_to_serve(*pair)) for pair in holders)[:1] if waits else []
+    for node, residency in holders:
+        if any(node is best for best, _ in soonest):
+            yield from _up(world, model, node, residency, Rung.MEMORY, "requests wait for it", later)
+        elif model.stage >= Rung.MEMORY:
+            yield from _up(world, model, node, residency, Rung.MEMORY, "its snapshot waits in memory", later)
+        if model.stage >= Rung.STANDBY and not (asked or live or demand.replicas):
+            yield from _up(world, model, node, residency, Rung.STANDBY, "its snapshot waits as a standby", later)
+
+
+def _up(world: World, model: Model, node: Node, residency: Residency, rung: Rung, reason: str, later: list[float]) -> Iterator[Stage]:
+    """One rung up to `rung`, unless it stands elsewhere, is on its way, was refused lately, or would take too long."""
+    assert model.snapshot is not None
+    if residency.rung != rung - 1 or residency.unusable:
+        return
+    if rung is Rung.MEMORY and seconds_to_stage(node, residency) > model.longest_staging:
+        return
+    action = Stage(node.address, model.name, model.snapshot, residency.digest, rung, reason)
+    until = world.put_off.get((node.address, residency.digest, rung), -math.inf)
+    if until > world.now:
+        later.append(until)
+    elif action not in world.under_way:
+        yield action
+
+
+def _holders(world: World, model: Model) -> list[tuple[Node, Residency]]:
+    found = ((node, _residency(node, model)) for node in _synced(world))
+    return [(node, residency) for node, residency in found if residency is not None]
+
+
+def _residency(node: Node, model: Model) -> Residency | None:
+    return node.residencies.get(model.snapshot) if model.snapshot is not None else None
+
+
+def _synced(world: World) -> Iterator[Node]:
+    return (node for node in world.nodes if node.synced)
+
+
+def _finite(seconds: Mapping[str, float]) -> dict[str, float]:
+    return {name: seconds[name] for name in ranked(seconds)}

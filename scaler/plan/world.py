@@ -1,0 +1,134 @@
+"""What a plan is made from: frozen values, and nothing that knows where they come from.
+
+A world is built anew for each decision, from the ledger and from what agents say (fleet/planner.py), or by hand in a test. Protocol
+buffers end where nodes are heard (fleet/nodes.py), so that the plan can be tested, replayed and simulated without a socket. Rejected: one
+world that is kept and changed in place, which a decision could see half-changed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from scaler.books.demand import Demand
+from scaler.books.snapshot_name import SnapshotName
+from scaler.plan.actions import Action
+from scaler.plan.rungs import Rung, WeightsRung
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """Measured on the node, in bytes a second; 0: not measured yet."""
+
+    disk_to_memory: float = 0.0
+    memory_to_process: float = 0.0
+    disk_to_gpu: float = 0.0
+    memory_to_gpu: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """One GPU of a node. free_bytes: free now, with what gpumem would give up of its pool."""
+
+    uuid: str
+    total_bytes: int
+    free_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Residency:
+    """One snapshot on one node.
+
+    weights_rung: the lowest of its regions' rungs. gpu_bytes: what a restore takes of each GPU that it uses; empty: it uses none.
+    overhead_seconds: what a restore took there beside moving image and weights, smoothed; 0: none was made. unusable: why it cannot be
+    restored there; empty: it can.
+    """
+
+    digest: str
+    rung: Rung
+    image_bytes: int
+    weights_bytes: int = 0
+    weights_rung: WeightsRung = WeightsRung.ABSENT
+    gpu_bytes: tuple[int, ...] = ()
+    overhead_seconds: float = 0.0
+    unusable: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """One engine that serves. namespace: its pod's, or its snapshot's; origin: "restored", "standby", "cold" or "captured"."""
+
+    id: str
+    model: str
+    namespace: str = ""
+    origin: str = ""
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One node as its agent describes it. address: the agent's, which no other has; synced: its stream is whole."""
+
+    address: str
+    name: str = ""
+    synced: bool = False
+    memory_total_bytes: int = 0
+    memory_free_bytes: int = 0
+    gpus: tuple[Gpu, ...] = ()
+    rates: Rates = Rates()
+    residencies: Mapping[SnapshotName, Residency] = field(default_factory=dict)
+    replicas: Mapping[str, Replica] = field(default_factory=dict)  # by id, the oldest first
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """What its owner wishes of one model.
+
+    snapshot: None: it is started, not restored. stage: the rung on which its snapshot waits. keep_seconds: how long a replica that is not
+    needed any more is kept as a standby (0: until it is used; None: it is ended). longest_staging: seconds; no node is chosen to stage on
+    that would take longer. replicas: how many are wanted here; None: somebody else makes them. not_before: no start before that moment,
+    since the last one failed.
+    """
+
+    name: str
+    snapshot: SnapshotName | None = None
+    stage: Rung = Rung.MEMORY
+    keep_seconds: float | None = None
+    longest_staging: float = math.inf
+    replicas: int | None = None
+    not_before: float = -math.inf
+
+
+@dataclass(frozen=True, slots=True)
+class ScaleTarget:
+    """What a ScaledObject scales, as it was read: replicas now, requests that one is meant for, and the bound on replicas."""
+
+    replicas: int
+    target_pending: float
+    max_replicas: int
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """All that a plan is made from, at one moment.
+
+    now: seconds of the one clock. demand: of all gateways. in_flight: requests by replica. under_way: actions that are being carried out.
+    put_off: (node's address, digest, rung) that an agent refused, until when it is not asked again. targets: what is scaled by
+    Kubernetes, by model.
+    """
+
+    now: float
+    models: Mapping[str, Model]
+    nodes: tuple[Node, ...] = ()
+    demand: Mapping[str, Demand] = field(default_factory=dict)
+    in_flight: Mapping[str, int] = field(default_factory=dict)
+    under_way: tuple[Action, ...] = ()
+    put_off: Mapping[tuple[str, str, Rung], float] = field(default_factory=dict)
+    targets: Mapping[str, ScaleTarget] = field(default_factory=dict)
+
+    def demand_of(self, model: str) -> Demand:
+        return self.demand.get(model, _NO_DEMAND)
+
+
+_NO_DEMAND = Demand(0, 0, 0)
