@@ -24,6 +24,7 @@ from gpumem.client.control import Control
 from gpumem.wire.errors import GpumemError
 from restore_agent.kubernetes.node_pods import NodePods
 from restore_agent.kubernetes.pod import Pod
+from zerowake_shared.background import beside
 
 SOCKET = Path("pod-resources/kubelet.sock")  # in the kubelet's folder
 _FAST_SECONDS = 0.02  # between two looks while a pod waits for its devices
@@ -35,7 +36,7 @@ _YIELDED = Gauge("zerowake_yielded_devices", "GPUs that were given back because 
 
 
 class GpuYielding:
-    """Use `async with GpuYielding.watching(…)`."""
+    """Which of gpumem's devices are another's now, and what is to be held of them again. Use `async with GpuYielding.watching(…)`."""
 
     def __init__(
         self, node_pods: NodePods, kubelet: podresources_pb2_grpc.PodResourcesListerAsyncStub, gpumem: Path, ours: str, note: Path
@@ -59,12 +60,8 @@ class GpuYielding:
             stub = podresources_pb2_grpc.PodResourcesListerStub(channel)
             yielding = cls(node_pods, stub, gpumem, ours, state / "yielded.json")
             node_pods.on_change(yielding._changed)
-            task = asyncio.create_task(yielding._run(), name="yielding")
-            try:
+            async with beside(yielding._run(), "GPU yielding"):
                 yield
-            finally:
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
 
     def _changed(self, pod: Pod, gone: bool) -> None:
         uid = pod.metadata.uid
