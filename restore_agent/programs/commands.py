@@ -32,6 +32,8 @@ from restore_agent.places.placeholder import DEFAULT_FOLDER
 from restore_agent.programs.main import DEFAULT_STATE, CannotRun, Listen, enter_own_mounts, run, serving, socket_of
 from restore_agent.snapshots.store import Catalog, Snapshot
 from zerowake_shared import log
+from zerowake_shared.address import Address
+from zerowake_shared.listening import CannotListen
 from zerowake_shared.tls import BadCertificate
 
 app = typer.Typer(no_args_is_help=True)
@@ -79,11 +81,9 @@ def agent(
     """Runs the restore agent of this node, until it is told to stop."""
     log.configure()
     with _errors():
-        host, _, port = metrics.rpartition(":")
-        if metrics and not port.isdigit():
-            raise CannotRun(f"--metrics {metrics!r} is not HOST:PORT")
         if bool(listen) != bool(tls):
             raise CannotRun("--listen and --tls belong together: whoever reaches the agent may start programs as root")
+        shows = _metrics_address(metrics)
         enter_own_mounts(state)
         serves = Listen(listen, tls) if tls else None
         beside = None
@@ -91,7 +91,7 @@ def agent(
             from restore_agent.programs.on_kubernetes import Kubernetes, serve_pods  # noqa: PLC0415  (only here is the API's client needed)
 
             beside = functools.partial(serve_pods, Kubernetes(cri, nri, placeholder, kubelet))
-        asyncio.run(run(node, state, gpumem, (host or "127.0.0.1", int(port)) if metrics else None, serves, beside))
+        asyncio.run(run(node, state, gpumem, shows, serves, beside))
 
 
 @snapshots.command()
@@ -276,6 +276,14 @@ def _run(work: Coroutine[Any, Any, None], state: Path) -> None:
         asyncio.run(work)
 
 
+def _metrics_address(text: str) -> Address | None:
+    """Without a host it is this machine only. Raises CannotRun."""
+    try:
+        return Address.parse(f"127.0.0.1{text}" if text.startswith(":") else text) if text else None
+    except ValueError as error:
+        raise CannotRun(f"--metrics {error}") from None
+
+
 @contextlib.contextmanager
 def _errors() -> Any:
     """Every failure that has a name is one line on stderr and exit code 1."""
@@ -283,7 +291,7 @@ def _errors() -> Any:
         yield
     except grpc.aio.AioRpcError as error:
         message = error.details() or error.code().name
-    except (*FAILURES, BadCertificate) as error:
+    except (*FAILURES, BadCertificate, CannotListen) as error:
         message = str(error)
     else:
         return

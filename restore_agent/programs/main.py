@@ -22,6 +22,7 @@ from restore_agent.sequences.node import Node
 from restore_agent.service import metrics
 from restore_agent.service.authorization import OnlyTheScaler
 from restore_agent.service.service import AgentService
+from zerowake_shared import listening
 from zerowake_shared.tls import TlsFiles, server_credentials
 
 DEFAULT_STATE = Path("/var/lib/zerowake")
@@ -70,7 +71,7 @@ class Listen:
 async def serving(name: str, state: Path, gpumem: Path, listen: Listen | None = None) -> AsyncIterator[Node]:
     """Serves an agent's gRPC on its socket, which only root may open, and where others reach it. `enter_own_mounts` comes first.
 
-    Raises StoreBusy, BadCertificate, CannotRun, OSError.
+    Raises StoreBusy, BadCertificate, CannotListen, CannotRun, OSError.
     """
     path = socket_of(state)
     async with Node.open(name, state, _memory(state), gpumem, metrics) as node:
@@ -80,10 +81,7 @@ async def serving(name: str, state: Path, gpumem: Path, listen: Listen | None = 
         agent_pb2_grpc.add_AgentServicer_to_server(AgentService(node), server)
         server.add_insecure_port(f"unix:{path}")
         if listen:
-            try:
-                server.add_secure_port(listen.address, server_credentials(TlsFiles.in_folder(listen.tls)))
-            except RuntimeError as error:
-                raise CannotRun(f"the agent cannot listen on {listen.address}: {error}") from None
+            listening.listen(server, listen.address, "the agent", server_credentials(TlsFiles.in_folder(listen.tls)))
         await server.start()
         path.chmod(stat.S_IRUSR | stat.S_IWUSR)
         try:

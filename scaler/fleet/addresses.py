@@ -12,6 +12,8 @@ import logging
 import socket
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator
 
+from zerowake_shared.address import Address
+
 log = logging.getLogger(__name__)
 
 _LOOKUP_SECONDS = 2.0
@@ -51,10 +53,10 @@ async def looked_up(names: Collection[str]) -> AsyncIterator[Addresses]:
     found = {name: frozenset[str]() for name in names if name not in fixed}
 
     async def look_up(name: str) -> None:
-        host, _, port = name.rpartition(":")
+        host, port = Address.parse(name)
         try:
-            infos = await asyncio.get_running_loop().getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
-            found[name] = frozenset(joined(str(info[4][0]), int(port)) for info in infos)
+            infos = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            found[name] = frozenset(str(Address(str(info[4][0]), port)) for info in infos)
         except OSError as error:
             # No such name is an answer: a headless Service without pods has none. Any other failure leaves what was known.
             if isinstance(error, socket.gaierror) and error.errno in (socket.EAI_NONAME, socket.EAI_NODATA):
@@ -76,8 +78,3 @@ async def looked_up(names: Collection[str]) -> AsyncIterator[Addresses]:
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-
-
-def joined(host: str, port: int) -> str:
-    """`HOST:PORT`, an IPv6 address in brackets."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

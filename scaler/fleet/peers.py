@@ -28,9 +28,9 @@ from zerowake_proto import peers_pb2_grpc as pb_grpc
 
 from scaler.books.ledger import Ledger
 from scaler.fleet.addresses import Addresses
-from scaler.keda.external_scaler import CannotListen
 from zerowake_shared.backoff import Backoff
 from zerowake_shared.clock import SYSTEM_CHANCE, SYSTEM_CLOCK, Clock, token
+from zerowake_shared.listening import listen
 from zerowake_shared.tls import BadCertificate, TlsFiles, client_credentials, server_credentials
 
 if TYPE_CHECKING:
@@ -169,13 +169,10 @@ class Peers(pb_grpc.PeersServicer):
             ]
         )
         pb_grpc.add_PeersServicer_to_server(self, server)
-        try:
-            port = server.add_secure_port(address, server_credentials(self._tls)) if self._tls else server.add_insecure_port(address)
-        except RuntimeError as error:
-            raise CannotListen(f"peers cannot be listened for on {address}: {error}; stop what has it, or choose another") from error
+        bound = listen(server, address, "the service for peers", server_credentials(self._tls) if self._tls else None)
         await server.start()
         try:
-            yield address if address.startswith("unix:") else f"{address.rpartition(':')[0]}:{port}"
+            yield bound
         finally:
             self._closing = True
             for subscriber in self._subscribers:

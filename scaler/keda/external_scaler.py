@@ -33,6 +33,7 @@ from scaler.books.demand import DemandReader, Subscription, UnknownModel
 from scaler.books.trigger import BadTrigger, Trigger, parse_trigger
 from scaler.keda.metrics import PUSH_SECONDS, PUSHES, REFUSED, STREAMS_OPEN, STREAMS_ROTATED
 from zerowake_shared.clock import SYSTEM_CHANCE, SYSTEM_CLOCK, Clock
+from zerowake_shared.listening import listen
 from zerowake_shared.tls import TlsFiles, server_credentials
 
 if TYPE_CHECKING:
@@ -308,10 +309,6 @@ def _spec(trigger: Trigger) -> pb.GetMetricSpecResponse:
     return pb.GetMetricSpecResponse(metricSpecs=[pb.MetricSpec(metricName=METRIC, targetSizeFloat=trigger.target_pending)])
 
 
-class CannotListen(Exception):
-    """The address is of no use for a server; the message names it."""
-
-
 @asynccontextmanager
 async def serve_external_scaler(
     demand: DemandReader,
@@ -346,13 +343,10 @@ async def serve_external_scaler(
     health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
     await healthy.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
     reflection.enable_server_reflection([SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
-    try:
-        port = server.add_secure_port(address, server_credentials(tls)) if tls else server.add_insecure_port(address)
-    except RuntimeError as error:
-        raise CannotListen(f"the external scaler cannot listen on {address}: {error}; stop what has it, or choose another") from error
+    bound = listen(server, address, "the external scaler", server_credentials(tls) if tls else None)
     await server.start()
     try:
-        yield address if address.startswith("unix:") else f"{address.rpartition(':')[0]}:{port}"
+        yield bound
     finally:
         # Streams first, so that they end with OK and KEDA's backoff is reset; what is still being written has a second.
         await healthy.enter_graceful_shutdown()

@@ -7,8 +7,9 @@ from typing import Protocol
 
 import msgspec
 
-from scaler.fleet.addresses import Addresses, joined
+from scaler.fleet.addresses import Addresses
 from scaler.kubernetes.resources import Metadata
+from zerowake_shared.address import Address
 
 SERVICE_LABEL = "kubernetes.io/service-name"
 
@@ -27,7 +28,7 @@ class EndpointSlice(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class Slices(Protocol):
-    """A live copy of a Service's EndpointSlices: scaler/kubernetes/informer.py."""
+    """A live copy of a Service's EndpointSlices: an Informer of them."""
 
     def __iter__(self) -> Iterator[EndpointSlice]: ...
 
@@ -40,7 +41,7 @@ def of_service(slices: Slices, port: int) -> Addresses:
 
     def collect(_old: EndpointSlice | None, _new: EndpointSlice | None) -> None:
         found = (address for each in slices for endpoint in each.endpoints or () for address in endpoint.addresses)
-        addresses.set(joined(address, port) for address in found)
+        addresses.set(str(Address(address, port)) for address in found)
 
     slices.on_change(collect)
     return addresses

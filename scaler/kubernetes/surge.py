@@ -47,7 +47,7 @@ RAISED = Counter("zerowake_surge_replicas_total", "Replicas that were asked for 
 
 
 class Api(Protocol):
-    """What is needed of scaler/kubernetes/cluster.py's Cluster."""
+    """What is needed of a Cluster (zerowake_shared/kubernetes/cluster.py)."""
 
     async def get(self, resource: Resource, namespace: str, name: str, kind: type[T], subresource: str = "") -> T: ...
 

@@ -14,6 +14,7 @@ from scaler.books.limits import ModelLimits
 from scaler.books.snapshot_name import SnapshotName
 from scaler.plan.rungs import Rung
 from scaler.plan.world import Model
+from zerowake_shared import address
 from zerowake_shared.tls import TlsFiles
 
 _PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "VIRTUAL_ENV", "PYTHONPATH", "LD_LIBRARY_PATH")
@@ -24,9 +25,7 @@ class BadConfig(Exception):
 
 
 def _address(value: str) -> str:
-    host, _, port = value.rpartition(":")
-    if not host or not port.isdigit() or int(port) > 65535:
-        raise ValueError(f"{value!r} is not HOST:PORT")
+    address.Address.parse(value)
     return value
 
 

@@ -14,12 +14,12 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from scaler.keda.external_scaler import CannotListen
 from scaler.local.config import BadConfig, load
 from scaler.programs.up import up as run_up
 from scaler.view.status import socket_of
 from zerowake_shared import log
 from zerowake_shared.kubernetes.errors import ClusterError
+from zerowake_shared.listening import CannotListen
 from zerowake_shared.tls import BadCertificate
 
 app = typer.Typer(no_args_is_help=True)

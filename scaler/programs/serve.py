@@ -44,6 +44,7 @@ from scaler.kubernetes.webhook import serve_webhook
 from scaler.programs.serve_config import AgentsSection, PeersSection, ServeConfig
 from scaler.view.activations import record_activation
 from scaler.view.metrics import LedgerCollector, serve_metrics
+from zerowake_shared.address import Address
 from zerowake_shared.kubernetes.cluster import Cluster
 from zerowake_shared.kubernetes.informer import Informer
 
@@ -81,7 +82,7 @@ async def serve(config: ServeConfig) -> None:
     REGISTRY.register(LedgerCollector(ledger))
     async with contextlib.AsyncExitStack() as stack:
         begin = stack.enter_async_context
-        await begin(serve_metrics(*_split(config.metrics), readiness.missing))
+        await begin(serve_metrics(*Address.parse(config.metrics), readiness.missing))
         cluster = await begin(Cluster.connect(reporter=REPORTER, instance=identity))
         stack.push_async_callback(dispatcher.close)
         stack.push_async_callback(planner.close)
@@ -99,14 +100,14 @@ async def serve(config: ServeConfig) -> None:
         if webhook := config.webhook:
             await begin(
                 serve_webhook(
-                    *_split(webhook.listen),
+                    *Address.parse(webhook.listen),
                     webhook.files,
                     snapshots=snapshots,
                     nodes=nodes,
                     setup=config.agents.setup,
                 )
             )
-        bound = await begin(gateway.serve(*_split(config.listen)))
+        bound = await begin(gateway.serve(*Address.parse(config.listen)))
         log.info("gateway listens on %s:%d", *bound)
         async with contextlib.AsyncExitStack() as until_stopped:
             controller = run_controller(cluster, snapshots, nodes, config.agents.setup, namespace=config.namespace, identity=identity)
@@ -186,8 +187,3 @@ async def _beside(work: Coroutine[object, object, None], stop: asyncio.Event) ->
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
-
-
-def _split(address: str) -> tuple[str, int]:
-    host, _, port = address.rpartition(":")
-    return host.strip("[]"), int(port)

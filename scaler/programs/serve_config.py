@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from scaler.kubernetes.pod_patch import NodeSetup
 from scaler.local.config import Address, KedaSection, Section, read
+from zerowake_shared import address
 from zerowake_shared.tls import TlsFiles
 
 
@@ -57,7 +58,7 @@ class PeersSection(_Members):
 
     @property
     def member_port(self) -> int:
-        return int(self.listen.rpartition(":")[2])
+        return address.Address.parse(self.listen).port
 
 
 class AgentsSection(_Members):

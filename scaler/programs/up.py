@@ -36,6 +36,7 @@ from scaler.local.replica_maker import LocalReplicas
 from scaler.view.activations import record_activation
 from scaler.view.metrics import LedgerCollector, serve_metrics
 from scaler.view.status import serve_status
+from zerowake_shared.address import Address
 from zerowake_shared.backoff import Backoff
 from zerowake_shared.clock import SYSTEM_CLOCK
 from zerowake_shared.tls import TlsFiles
@@ -83,10 +84,8 @@ async def up(config: Config) -> None:
         await stack.enter_async_context(serve_status(config.state, config.models, deployments, ledger, dispatcher, nodes, activations))
         REGISTRY.register(LedgerCollector(ledger))
         if config.metrics:
-            host, port = _split(config.metrics)
-            await stack.enter_async_context(serve_metrics(host, port, lambda: _not_ready(nodes, gateway)))
-        host, port = _split(config.listen)
-        bound = await stack.enter_async_context(gateway.serve(host, port))
+            await stack.enter_async_context(serve_metrics(*Address.parse(config.metrics), lambda: _not_ready(nodes, gateway)))
+        bound = await stack.enter_async_context(gateway.serve(*Address.parse(config.listen)))
         log.info("gateway serves %s on %s:%d", ", ".join(sorted(config.models)), *bound)
         await stop.wait()
         log.info("stopping: no new requests, %.0f s for those that are here", config.drain_seconds)
@@ -139,8 +138,3 @@ def _not_ready(nodes: Nodes, gateway: Gateway) -> str:
 
 def _said(code: int) -> str:
     return signal.Signals(-code).name if code < 0 else f"exit code {code}"
-
-
-def _split(address: str) -> tuple[str, int]:
-    host, _, port = address.rpartition(":")
-    return host, int(port)

@@ -19,10 +19,11 @@ from scaler.books.ledger import Ledger
 from scaler.books.limits import ModelLimits
 from scaler.books.trigger import Trigger
 from scaler.keda import external_scaler
-from scaler.keda.external_scaler import METRIC, SERVICE, CannotListen, serve_external_scaler
+from scaler.keda.external_scaler import METRIC, SERVICE, serve_external_scaler
 from scaler.keda.metrics import STREAMS_OPEN, STREAMS_ROTATED
 from tests.worlds.keda_client import Keda, Watched, ref
 from tests.worlds.waiting import until
+from zerowake_shared.listening import CannotListen
 
 QUIET = 0.3  # seconds in which nothing may come: longer than REPEAT
 REPEAT = 0.1

@@ -17,12 +17,13 @@ from scaler.books.ledger import Ledger
 from scaler.books.limits import ModelLimits
 from scaler.fleet.addresses import Addresses, looked_up
 from scaler.fleet.peers import SERVER_NAME, Peers
-from scaler.keda.external_scaler import CannotListen, serve_external_scaler
+from scaler.keda.external_scaler import serve_external_scaler
 from scaler.kubernetes.endpoints import EndpointSlice, SliceEndpoint, of_service
 from scaler.kubernetes.resources import Metadata
 from tests.worlds.certificates import Authority
 from tests.worlds.keda_client import Keda, ref
 from tests.worlds.scaler_process import scaler_process
+from zerowake_shared.listening import CannotListen
 from zerowake_shared.tls import TlsFiles
 
 

@@ -1,5 +1,7 @@
 """What is asked of Kubernetes' API, what it refuses, and the events that are written."""
 
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -92,3 +94,11 @@ async def test_without_a_cluster_it_says_what_to_do(tmp_path: Path, monkeypatch:
     with pytest.raises(ClusterError, match="run in a pod, or set KUBECONFIG"):
         async with Cluster.connect(reporter="zerowake.dev/test", instance="test"):
             pass
+
+
+def test_a_command_line_does_not_wait_for_the_client() -> None:
+    """Its import takes longer than `zerowake status` needs to answer."""
+    rooms = ("scaler", "restore_agent", "gpumem")
+    program = "import sys, " + ", ".join(f"{room}.programs.commands" for room in rooms) + "; print('kubernetes' in sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert ran.stdout == "False\n"
