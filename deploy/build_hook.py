@@ -4,7 +4,7 @@ Both are made at build time, in a temporary folder, for wheels and editable inst
 tree or in a commit. The packages they become are
 
     zerowake_proto    `proto/NAME.proto` as NAME_pb2 and NAME_pb2_grpc, with type stubs
-    zerowake_native   `restore_agent/NAME.c` as a static program NAME (it has a `main`) or a shared library libNAME.so (it has none)
+    zerowake_native   `restore_agent/*/NAME.c` as a static program NAME (it has a `main`) or a shared library libNAME.so (it has none)
 
 protoc reads `proto/` under the virtual folder `zerowake_proto/`: so the generated modules import each other by their full package name, and
 the descriptors' names (`zerowake_proto/agent.proto`) cannot clash with another distribution's `agent.proto` in the process-wide pool.

@@ -3,9 +3,11 @@
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import zipfile
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -39,6 +41,12 @@ def test_a_room_that_cannot_be_loaded_is_named_and_the_rest_works(tmp_path: Path
     assert shown.returncode == 0
     assert "no commands of broken: not_there.commands:app cannot be loaded" in shown.stderr
     assert " status " in shown.stdout
+
+
+def test_modules_that_the_chart_runs_are_there() -> None:
+    templates = (ROOT / "deploy/helm").rglob("*.yaml")
+    named = {module for template in templates for module in re.findall(r"python3?,? -m,? ([\w.]+)", template.read_text())}
+    assert named and not {module for module in named if find_spec(module) is None}
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Before zerowake is uninstalled: every ModelSnapshot goes, and the artifacts with them (`python -m scaler.removal`, a hook of the chart).
+"""Before zerowake is uninstalled: every ModelSnapshot goes, and the artifacts with them (a hook of the chart, removal.yaml).
 
 The controller still runs and does the work; this asks for it and waits. What cannot be finished in time (a node whose agent is dead, a
 controller that is) loses its finalizer: an uninstall must end, and the API server could not delete the CRD before.

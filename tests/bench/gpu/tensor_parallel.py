@@ -1,9 +1,9 @@
 """Tensor parallel over two GPUs, suspended and resumed: `python -m tests.bench.gpu.tensor_parallel`.
 
-Two ranks multiply their halves of a matrix and add them up by NCCL's all_reduce. Both are suspended and resumed by restore_agent.cuda, with
-NCCL kept alive or destroyed before and made anew, and with NCCL's ways to move data switched off one by one. What the driver says to every
-call is shown by its own name, and whether the sum after it is the one before. What came through is then taken as a snapshot by an agent,
-and restored. Each variant has its own processes, and a deadline: a hang is a finding.
+Two ranks multiply their halves of a matrix and add them up by NCCL's all_reduce. Both are suspended and resumed by the agent's
+drivers/cuda.py, with NCCL kept alive or destroyed before and made anew, and with NCCL's ways to move data switched off one by one. What the
+driver says to every call is shown by its own name, and whether the sum after it is the one before. What came through is then taken as a
+snapshot by an agent, and restored. Each variant has its own processes, and a deadline: a hang is a finding.
 
 NVLink multicast (NVLS) is off in all of them: CUDA does not checkpoint it. Prints one table and writes
 `tests/bench/results/tensor-parallel-GPU.json`. Needs two GPUs and torch; root and CRIU for the last part.
