@@ -107,7 +107,7 @@ class Container:
         self._undo: Callable[[], None] = lambda: None
 
     async def open(self) -> Container:
-        """Looks at it, empties it and opens its file system, as often as it is restored into. Raises ContainerError."""
+        """Checks that it is isolated, empties it and opens its file system; again before each restore into it. Raises ContainerError."""
         try:
             check_isolated(self.pid)
         except NotIsolated as error:
@@ -231,7 +231,7 @@ class Container:
         self.take()
 
     def take(self) -> None:
-        """It is its engine's from now on, which lives as long as it does."""
+        """The container belongs to the engine in it from now on: `close` ends both."""
         self._kept = True
         self._close_views(but=1)  # the control directory's; the root's would keep its file system busy
 
@@ -307,7 +307,7 @@ class Container:
         return Path(f"/proc/self/fd/{fds[0]}")
 
     def _close_views(self, but: int = 0) -> None:
-        """The newest ones may stay."""
+        """Closes what the agent holds open of the container's file system, all `but` so many of the newest."""
         while len(self._views) > but:
             os.close(self._views.pop(0))
 

@@ -172,7 +172,7 @@ class Restorer:
         return await Sandbox.create(self._kdat)
 
     async def _hold(self, criu: Criu, staged: Staged, phases: Phases, open_place: OpenPlace) -> Standby:
-        """Up to the moment at which every page is there and every task waits."""
+        """CRIU's part and the fill, up to the moment at which every page is there and every task waits."""
         snapshot, manifest = staged.snapshot, staged.snapshot.manifest
         self._headroom.give()
         async with contextlib.AsyncExitStack() as undo:
@@ -223,7 +223,7 @@ class Restorer:
             )
 
     async def _wake(self, standby: Standby, pairs: Mapping[str, str], weights: asyncio.Task[None], phases: Phases) -> Engine:
-        """Ends what is left of it when it fails."""
+        """Lets the held processes go and gives back to them what was suspended or lent. Where that fails, they are ended."""
         engine = standby.engine
         async with standby.undo as undo:
             with phases.phase("image.wake"):

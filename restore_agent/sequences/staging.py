@@ -54,7 +54,7 @@ class Staged:
         self.directory = directory
         loop = asyncio.get_running_loop()
         self.skeleton: asyncio.Future[Path] = loop.create_future()  # CRIU's images directory
-        self.arriving: asyncio.Future[Arena] = loop.create_future()  # its pages come one by one; what fails there, fails its fills
+        self.arriving: asyncio.Future[Arena] = loop.create_future()  # while chunks still come: a fill takes each, and fails as they do
         self.arena: asyncio.Future[Arena] = loop.create_future()  # with every page
         self.ready = asyncio.Event()  # set once arena and headroom are complete
         self.users = 0

@@ -21,7 +21,7 @@ from restore_agent.snapshots.store import Snapshot
 
 @dataclass(eq=False)
 class Standby:
-    """Use `close`, or wake it and take `undo` over."""
+    """A replica that stands still. `close` ends it; whoever calls `wake` instead takes `undo`, which ends the replica, over."""
 
     snapshot: Snapshot
     engine: Engine
@@ -29,7 +29,7 @@ class Standby:
     undo: contextlib.AsyncExitStack  # ends it
     gpu_pids: Sequence[int]  # on the host, of its processes with CUDA state
     gpus: Mapping[str, int]  # UUID → bytes that the suspend set free
-    before: tuple[str, ...]  # UUIDs of all GPUs of the driver then
+    before: tuple[str, ...]  # UUIDs of all GPUs that the driver had at the suspend
 
     async def close(self) -> None:
         await self.undo.aclose()

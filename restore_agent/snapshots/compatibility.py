@@ -80,7 +80,7 @@ def mapped_files(root: Path, host_pids: Iterable[int], outlives: Path = _NODE) -
 
     Args:
         root: the processes' own file system.
-        outlives: the file system that is left of it.
+        outlives: the file system that is left when they have ended: the node's, or a container's own.
     """
     found: set[str] = set()
     for pid in host_pids:
