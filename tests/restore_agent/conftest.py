@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from restore_agent.drivers.criu import Criu, CriuError
 from tests.worlds.agent import Agent, copy_state, engine, running
+from tests.worlds.containers import PYTHON, Callers, answering, overlay_of_this_machine
 from tests.worlds.leftovers import huge_pages_are_back, left_behind
 
 
@@ -28,6 +30,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def needs_criu() -> None:
     """Asked for by every test that restores; the hook above says what is missing."""
+
+
+@pytest.fixture(scope="session")
+def needs_runc(tmp_path_factory: pytest.TempPathFactory) -> None:
+    if shutil.which("runc") is None:
+        pytest.fail("these tests make containers by runc: `make test` installs it, or apt-get install runc iproute2")
+    with overlay_of_this_machine(tmp_path_factory.mktemp("overlay")) as root:
+        seen = subprocess.run(["chroot", root, PYTHON, "-c", ""], capture_output=True, text=True, check=False)
+    if seen.returncode:
+        pytest.skip(f"needs {PYTHON} on the root's own file system: containers here are overlays of that ({seen.stderr.strip()})")
+
+
+@pytest.fixture
+async def callers(tmp_path: Path) -> AsyncIterator[Callers]:
+    """The placeholders of the test's containers."""
+    async with answering(tmp_path / "bin") as callers:
+        yield callers
 
 
 @pytest.fixture(scope="session")

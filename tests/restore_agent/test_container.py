@@ -8,22 +8,20 @@ import dataclasses
 import json
 import os
 import shutil
-import socket
 import stat
-import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from restore_agent.engine.engine import Engine
+from restore_agent.engine.engine import Engine, EngineError
 from restore_agent.places.container import Container, ContainerError
 from restore_agent.places.place import Route
-from restore_agent.places.placeholder import SOCKET, Placeholder, PlaceholderError
+from restore_agent.places.placeholder import SOCKET
 from restore_agent.sequences.capture import CaptureRequest
 from restore_agent.sequences.node import Node
 from restore_agent.sequences.phases import Phases
-from restore_agent.sequences.replicas import State
+from restore_agent.sequences.replicas import NoReplica, State
 from restore_agent.sequences.restore import RestoreFailed
 from restore_agent.service import metrics
 from restore_agent.snapshots.manifest import EngineRecord
@@ -38,22 +36,11 @@ from tests.worlds.containers import (
     Running,
     answering,
     container,
-    overlay_of_this_machine,
 )
 
 pytestmark = pytest.mark.usefixtures("needs_criu", "needs_runc")
 IMAGE, ADDRESS = "sha256:0123", "10.1.2.3"
 CAP_SYS_RESOURCE = 1 << 24
-
-
-@pytest.fixture(scope="session")
-def needs_runc(tmp_path_factory: pytest.TempPathFactory) -> None:
-    if shutil.which("runc") is None:
-        pytest.fail("these tests make containers by runc: `make test` installs it, or apt-get install runc iproute2")
-    with overlay_of_this_machine(tmp_path_factory.mktemp("overlay")) as root:
-        seen = subprocess.run(["chroot", root, PYTHON, "-c", ""], capture_output=True, text=True, check=False)
-    if seen.returncode:
-        pytest.skip(f"needs {PYTHON} on the root's own file system: containers here are overlays of that ({seen.stderr.strip()})")
 
 
 @pytest.fixture(scope="session")
@@ -102,12 +89,6 @@ async def node(taken: tuple[Path, str], tmp_path: Path) -> AsyncIterator[Node]:
     shutil.copytree(taken[0] / "state", tmp_path / "state", symlinks=True)
     async with a_node(tmp_path) as node:
         yield node
-
-
-@pytest.fixture
-async def callers(tmp_path: Path) -> AsyncIterator[Callers]:
-    async with answering(tmp_path / "bin") as callers:
-        yield callers
 
 
 def snapshot_of(node: Node) -> Snapshot:
@@ -194,6 +175,8 @@ async def test_a_replica_that_retires_goes_when_its_engine_has(node: Node, calle
     for number in range(3):
         async with container(tmp_path / f"c{number}", callers.folder) as running:
             replica = await node.restore_into(Container(await callers.next(), IMAGE, ADDRESS), "small", snapshot_of(node), Phases())
+            with pytest.raises(NoReplica, match="Kubernetes' to end"):
+                await node.release(replica.id)
             node.replicas.retire(replica.id, "its pod is being deleted")
             assert replica.state is State.RETIRING
             assert await answer_of(replica.engine), "it finishes what it has"
@@ -222,17 +205,6 @@ async def test_an_engine_outlives_its_agent(node: Node, callers: Callers, tmp_pa
         os.kill(found.host_pids()[engine.pid], 9)
         assert await asyncio.wait_for(asyncio.shield(found.exit_of(engine.pid)), 10) == 9
         assert await two.exit_code() == 137
-
-
-async def test_cold_it_becomes_its_own_command(callers: Callers, tmp_path: Path) -> None:
-    own = ["sh", "-c", 'echo "I am $$ with [$SNAPSHOT_CONTROL_DIR] [$EXTRA]"; exit 7']
-    async with container(tmp_path / "two", callers.folder, own) as two:
-        placeholder = await callers.next()
-        assert list(placeholder.command) == own
-        placeholder.become()
-        assert await two.exit_code() == 7
-        assert two.log().endswith("I am 1 with [] []\n")
-        await asyncio.wait_for(placeholder.ended, 10)
 
 
 async def test_what_cannot_be_restored_waits_again_and_is_as_it_was(
@@ -326,19 +298,6 @@ async def test_a_process_of_a_tenant_is_no_placeholder(callers: Callers, tmp_pat
             await liar.wait()
 
 
-@pytest.mark.parametrize(
-    "message", [b"", b"x", b"\0" * 100, b"exited\0", b"exited\0x\0y\0", b"hello\0", b"spawned\0nan\0", b"hello" + b"\0-" * 9000]
-)
-async def test_a_caller_that_says_nonsense_is_hung_up_on(callers: Callers, message: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("restore_agent.places.placeholder._GREETING_SECONDS", 0.5)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as caller:
-        caller.connect(str(callers.folder / SOCKET))
-        caller.send(message) if message else caller.shutdown(socket.SHUT_WR)
-        caller.settimeout(10)
-        assert await asyncio.to_thread(caller.recv, 10) == b""
-    assert callers.waiting.empty()
-
-
 async def test_links_of_a_tenant_lead_nowhere(node: Node, callers: Callers, tmp_path: Path) -> None:
     """Into the control directory, and where changes are laid out: files of the node are neither read nor written."""
     victim = tmp_path / "victim"
@@ -353,6 +312,9 @@ async def test_links_of_a_tenant_lead_nowhere(node: Node, callers: Callers, tmp_
         assert (control / "restore-complete").is_file()
         with contextlib.suppress(OSError):
             assert not engine.is_ready
+        (control / "weights.json").write_text('{"directories": ["/"]}')
+        with pytest.raises(EngineError, match="names weights on the node, which no engine in a pod may"):
+            engine.named_weights()
         await place.close()
         two.execute("sh", "-c", f"ln -s {victim} /etc/zerowake-test")
         await node.restore_into(place, "small", snapshot_of(node), Phases())
@@ -396,20 +358,3 @@ async def test_files_of_an_empty_dir_are_not_there_in_the_next_pod(node: Node, c
         server = f"cp {MAPPED} /var/cache/map && exec {PYTHON} {SERVER} {PORT} 8 /var/cache/map"
         with pytest.raises(ContainerError, match=r"uses /var/cache/map in an emptyDir \(/var/cache\)"):
             await node.capture(dataclasses.replace(request(["/bin/sh", "-c", server]), name="other"), nothing, Phases(), place.open)
-
-
-async def test_a_placeholder_that_is_gone_says_so(callers: Callers, tmp_path: Path) -> None:
-    async with container(tmp_path / "two", callers.folder) as two:
-        placeholder: Placeholder = await callers.next()
-        two.kill("KILL")
-        await asyncio.wait_for(placeholder.ended, 10)
-        with pytest.raises(PlaceholderError, match="it is gone"):
-            placeholder.become()
-        with pytest.raises(ContainerError):
-            await Container(placeholder, IMAGE, ADDRESS).open()
-
-
-def test_left_overs_of_runc() -> None:
-    """The tests before this one left no container."""
-    found = subprocess.run(["runc", "list", "-q"], capture_output=True, text=True, check=True).stdout
-    assert [name for name in found.split() if name.startswith("zerowake-test-")] == []

@@ -97,6 +97,8 @@ async def container(
         async with _run(name, folder, placeholder, command, user, capabilities, shared, memory) as running:
             yield running
     folder.rmdir()
+    left = subprocess.run(["runc", "list", "-q"], capture_output=True, text=True, check=True).stdout
+    assert name not in left.split(), "a test leaves no container"
 
 
 @contextlib.contextmanager

@@ -1,0 +1,50 @@
+"""Placeholders that call: pid 1 of containers that runc made, and callers who say what no placeholder says."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from pathlib import Path
+
+import pytest
+
+from restore_agent.places.container import Container, ContainerError
+from restore_agent.places.placeholder import SOCKET, Placeholder, PlaceholderError
+from tests.worlds.containers import Callers, container
+
+pytestmark = pytest.mark.usefixtures("needs_criu", "needs_runc")
+
+
+async def test_cold_it_becomes_its_own_command(callers: Callers, tmp_path: Path) -> None:
+    own = ["sh", "-c", 'echo "I am $$ with [$SNAPSHOT_CONTROL_DIR] [$EXTRA]"; exit 7']
+    async with container(tmp_path / "two", callers.folder, own) as two:
+        placeholder = await callers.next()
+        assert list(placeholder.command) == own
+        placeholder.become()
+        assert await two.exit_code() == 7
+        assert two.log().endswith("I am 1 with [] []\n")
+        await asyncio.wait_for(placeholder.ended, 10)
+
+
+async def test_a_placeholder_that_is_gone_says_so(callers: Callers, tmp_path: Path) -> None:
+    async with container(tmp_path / "two", callers.folder) as two:
+        placeholder: Placeholder = await callers.next()
+        two.kill("KILL")
+        await asyncio.wait_for(placeholder.ended, 10)
+        with pytest.raises(PlaceholderError, match="it is gone"):
+            placeholder.become()
+        with pytest.raises(ContainerError):
+            await Container(placeholder, "sha256:0123", "10.1.2.3").open()
+
+
+@pytest.mark.parametrize(
+    "message", [b"", b"x", b"\0" * 100, b"exited\0", b"exited\0x\0y\0", b"hello\0", b"spawned\0nan\0", b"hello" + b"\0-" * 9000]
+)
+async def test_a_caller_that_says_nonsense_is_hung_up_on(callers: Callers, message: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("restore_agent.places.placeholder._GREETING_SECONDS", 0.5)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as caller:
+        caller.connect(str(callers.folder / SOCKET))
+        caller.send(message) if message else caller.shutdown(socket.SHUT_WR)
+        caller.settimeout(10)
+        assert await asyncio.to_thread(caller.recv, 10) == b""
+    assert callers.waiting.empty()
