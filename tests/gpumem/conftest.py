@@ -40,7 +40,7 @@ def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 def clean(server: Served) -> None:
-    until(lambda: not server.status().leases)
+    until(lambda: not server.status().leases and not server.status().fills)  # a fill that was stopped waits for its moves
     connection = BlockingConnection(server.socket, "cleaner")
     for region in server.status().regions:
         with suppress(NotFound):  # one whose writer has just ended goes by itself

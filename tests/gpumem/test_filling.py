@@ -19,6 +19,12 @@ from gpumem.wire.errors import Corrupt, FillerLost, Forbidden, Invalid, NotFound
 from tests.worlds.gpumem_server import MIB, Served, Weights, make_weights, served
 
 
+@pytest.fixture
+def weights(tmp_path: Path) -> Weights:
+    """New ones for each test: chunks stay in the arena until their room is wanted, and would not come from files again."""
+    return make_weights(tmp_path / "weights.bin", 21 * MIB + 12345)
+
+
 def read(server: Served, weights: Weights) -> bytes:
     with Client(server.socket) as client:
         return bytes(client.attach(weights.id).view())
