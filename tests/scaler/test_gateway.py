@@ -1,10 +1,6 @@
 """The gateway between a real client and real engines, over sockets."""
 
 import asyncio
-import gzip
-import json
-import socket
-import struct
 import time
 
 import aiohttp
@@ -12,68 +8,6 @@ import pytest
 
 from tests.worlds.echo_engine import Engine
 from tests.worlds.front import front
-
-
-async def test_passes_the_request_on_untouched() -> None:
-    async with Engine() as engine, front() as f:
-        f.dispatcher.add(engine.replica())
-        body = gzip.compress(b"anything \x00\xff")
-        headers = {
-            "X-Zerowake-Model": "m",
-            "Content-Encoding": "gzip",
-            "Content-Type": "application/octet-stream",
-            "Accept-Encoding": "br;q=0.5",
-            "Cookie": "a=b",
-            "Authorization": "Bearer secret",
-            "User-Agent": "me",
-            "Connection": "keep-alive, X-Mine",
-            "X-Mine": "for the gateway's connection only",
-            "TE": "trailers",
-            "X-Status": "418",
-        }
-        url = aiohttp.client.URL(f"{f.url}/a/%2F/b%20c/?q=%C3%A9&q=%2b", encoded=True)
-        async with f.client.put(url, data=body, headers=headers, skip_auto_headers=["Accept"]) as response:
-            seen = await response.json()
-            assert response.status == 418
-            assert response.headers["X-Engine"] == "yes"
-        assert seen["method"] == "PUT"
-        assert seen["target"] == "/a/%2F/b%20c/?q=%C3%A9&q=%2b"
-        assert bytes.fromhex(seen["body"]) == body
-        assert dict(seen["headers"]) == {
-            "Host": f.url.removeprefix("http://"),
-            "X-Zerowake-Model": "m",
-            "Content-Encoding": "gzip",
-            "Content-Type": "application/octet-stream",
-            "Content-Length": str(len(body)),
-            "Accept-Encoding": "br;q=0.5",
-            "Cookie": "a=b",
-            "Authorization": "Bearer secret",
-            "User-Agent": "me",
-            "X-Status": "418",
-        }
-
-
-async def test_adds_no_header_to_a_bare_request() -> None:
-    async with Engine() as engine, front() as f:
-        f.dispatcher.add(engine.replica())
-        reader, writer = await asyncio.open_connection(*f.url.removeprefix("http://").split(":"))
-        writer.write(b"GET /models/m/bare HTTP/1.0\r\n\r\n")
-        answer = (await reader.read()).partition(b"\r\n\r\n")
-        writer.close()
-        assert answer[0].startswith(b"HTTP/1.0 200 ")
-        told = json.loads(answer[2])
-        assert told["target"] == "/bare"
-        assert [name for name, _ in told["headers"]] == ["Host"]  # HTTP/1.1 demands one; it is the engine's own
-
-
-async def test_an_answer_without_a_body_stays_one() -> None:
-    async with Engine() as engine, front() as f:
-        f.dispatcher.add(engine.replica())
-        async with f.client.head(f"{f.url}/models/m/x") as response:
-            assert (response.status, await response.read()) == (200, b"")
-            assert int(response.headers["Content-Length"]) > 0
-        async with f.client.get(f"{f.url}/models/m/x", headers={"X-Status": "204"}) as response:
-            assert (response.status, await response.read()) == (204, b"")
 
 
 async def test_finds_the_model_in_body_then_header_then_path() -> None:
@@ -137,45 +71,6 @@ async def test_lists_the_models() -> None:
             assert (await response.json())["id"] == "org/other"
         async with f.client.get(f"{f.url}/models/m/v1/models") as response:
             assert (await response.json())["target"] == "/v1/models"  # the engine's own list
-
-
-async def test_each_piece_of_an_answer_arrives_while_the_next_is_held_back() -> None:
-    async with Engine(held=True) as engine, front() as f:
-        f.dispatcher.add(engine.replica())
-        body = {"model": "m", "stream": True, "messages": [{"role": "user", "content": "one two three"}]}
-        engine.say()
-        async with asyncio.timeout(10), f.client.post(f"{f.url}/v1/chat/completions", json=body) as response:
-            for word in ("one", "two", "three"):
-                line = await response.content.readuntil(b"\n\n")
-                assert json.loads(line.removeprefix(b"data: "))["choices"][0]["delta"]["content"] == word
-                engine.say()
-            assert await response.content.read() == b"data: [DONE]\n\n"
-            assert response.headers["Content-Type"] == "text/event-stream; charset=utf-8"
-
-
-async def test_a_streamed_body_reaches_the_engine_before_its_end() -> None:
-    async with Engine() as engine, front(body_bytes=1000) as f:
-        f.dispatcher.add(engine.replica())
-        answered: asyncio.Queue[int] = asyncio.Queue()
-
-        async def upload():  # type: ignore[no-untyped-def]
-            for size in (3, 5000, 1):
-                yield b"x" * size
-                told = 0
-                async with asyncio.timeout(10):
-                    while told < size:  # each chunk is sent only after the engine has told of the one before
-                        told += await answered.get()
-
-        async with asyncio.timeout(10), f.client.post(f"{f.url}/models/m/upload", data=upload()) as response:
-            async for line in response.content:
-                answered.put_nowait(int(line))
-
-
-async def test_expect_continue_is_answered() -> None:
-    async with Engine() as engine, front() as f:
-        f.dispatcher.add(engine.replica())
-        async with asyncio.timeout(10), f.client.post(f"{f.url}/x", json={"model": "m"}, expect100=True) as response:
-            assert "Expect" not in dict((await response.json())["headers"])
 
 
 async def test_a_held_request_is_answered_when_a_replica_comes() -> None:
@@ -269,27 +164,6 @@ async def test_a_client_that_leaves_in_flight_ends_the_engines_work() -> None:
         assert f.dispatcher.in_flight("r1") == 0
 
 
-async def test_a_client_that_leaves_with_its_body_unread_is_noticed() -> None:
-    """Its connection is full, so nobody reads from it while it is held: only the kernel knows that it has gone."""
-    async with Engine() as engine, front() as f:
-        host, port = f.url.removeprefix("http://").split(":")
-        loop = asyncio.get_running_loop()
-        with socket.socket() as client:
-            client.setblocking(False)
-            await loop.sock_connect(client, (host, int(port)))
-            await loop.sock_sendall(client, b"POST /models/m/upload HTTP/1.1\r\nHost: x\r\nContent-Length: 100000000\r\n\r\n")
-            await f.held(1)
-            with pytest.raises(BlockingIOError):  # until nobody takes any more
-                while True:
-                    client.send(b"x" * 2**20)
-                    await asyncio.sleep(0)  # the gateway's turn
-            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # closing resets the connection
-        await f.held(0)
-        f.dispatcher.add(engine.replica())
-        assert (await f.ask()).status == 200
-        assert engine.seen.get_nowait() == "hello"
-
-
 async def test_fair_between_tenants_and_priority_first() -> None:
     async with Engine() as engine, front(concurrency=1) as f:
         order = []
@@ -317,35 +191,6 @@ async def test_a_burst_spreads_over_replicas() -> None:
         one.say(2)
         two.say(2)
         assert [answer.status for answer in await asyncio.gather(*asked)] == [200] * 4
-
-
-async def test_heartbeats_while_held() -> None:
-    async with Engine() as engine, front() as f:
-        body = {"model": "m", "stream": True, "messages": [{"role": "user", "content": "one two"}]}
-        headers = {"X-Zerowake-Heartbeat": "0.1"}
-        async with asyncio.timeout(10), f.client.post(f"{f.url}/v1/chat/completions", json=body, headers=headers) as response:
-            assert (response.status, response.content_type) == (200, "text/event-stream")
-            for _ in range(3):
-                assert await response.content.readuntil(b"\n\n") == b": waiting\n\n"
-            f.dispatcher.add(engine.replica())
-            rest = (await response.content.read()).replace(b": waiting\n\n", b"")
-        assert [event[:6] for event in rest.split(b"\n\n")] == [b"data: ", b"data: ", b"data: ", b""]
-        assert rest.endswith(b"data: [DONE]\n\n")
-
-
-async def test_errors_after_a_heartbeat_are_events() -> None:
-    async with Engine() as engine, front(max_wait_seconds=0.05) as f:
-        answer = await f.ask(stream=True, X_Zerowake_Heartbeat="10")
-        assert answer.status == 200
-        comment, event, end = answer.body.replace(b"\n\n\n\n", b"\n\n").split(b"\n\n")
-        assert (comment, end) == (b": waiting", b"")
-        assert json.loads(event.removeprefix(b"data: "))["error"]["code"] == "no_replica"
-        f.ledger.declare("m", type(f.ledger.limits("m"))())
-        asked = f.ask("fail", stream=True, X_Zerowake_Heartbeat="10")
-        await f.held(1)
-        f.dispatcher.add(engine.replica())
-        event = (await asked).body.split(b"data: ")[1]
-        assert json.loads(event)["error"]["code"] == "told"
 
 
 async def test_drain_lets_requests_finish() -> None:

@@ -15,11 +15,9 @@ import pytest
 from scaler.books.demand import Demand
 from scaler.books.ledger import Ledger
 from scaler.books.limits import ModelLimits
-from scaler.fleet.addresses import Addresses, looked_up
+from scaler.fleet.addresses import Addresses
 from scaler.fleet.peers import SERVER_NAME, Peers
 from scaler.keda.external_scaler import serve_external_scaler
-from scaler.kubernetes.endpoints import EndpointSlice, SliceEndpoint, of_service
-from scaler.kubernetes.resources import Metadata
 from tests.worlds.certificates import Authority
 from tests.worlds.keda_client import Keda, ref
 from tests.worlds.scaler_process import scaler_process
@@ -292,63 +290,6 @@ async def test_an_address_that_is_taken() -> None:
         with pytest.raises(CannotListen, match=here.address):
             async with Peers(Ledger()).serve(here.address):
                 pass
-
-
-class _Slices:
-    """What an informer offers."""
-
-    def __init__(self) -> None:
-        self.found: list[EndpointSlice] = []
-        self.callback = lambda old, new: None
-
-    def __iter__(self):  # type: ignore[no-untyped-def]
-        return iter(self.found)
-
-    def on_change(self, callback) -> None:  # type: ignore[no-untyped-def]
-        self.callback = callback
-
-
-def test_addresses_of_a_service() -> None:
-    slices = _Slices()
-    addresses = of_service(slices, 9445)  # type: ignore[arg-type]
-    seen: list[frozenset[str]] = []
-    with addresses.told_to(seen.append):
-        slices.found = [
-            EndpointSlice(Metadata("a"), (SliceEndpoint(("10.0.0.1",)), SliceEndpoint(("10.0.0.2",)))),
-            EndpointSlice(Metadata("b"), (SliceEndpoint(("fd00::1",)),)),
-            EndpointSlice(Metadata("c"), None),
-        ]
-        slices.callback(None, slices.found[0])
-        slices.callback(None, slices.found[0])
-        slices.found = []
-        slices.callback(None, None)
-    slices.found = [EndpointSlice(Metadata("a"), (SliceEndpoint(("10.0.0.1",)),))]
-    slices.callback(None, None)
-    assert seen == [frozenset(), {"10.0.0.1:9445", "10.0.0.2:9445", "[fd00::1]:9445"}, frozenset()]
-
-
-async def test_names_are_looked_up_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A name stands for all its addresses; a lookup that fails takes nothing away, a name that is gone does."""
-    monkeypatch.setattr("scaler.fleet.addresses._LOOKUP_SECONDS", 0.01)
-    answers: dict[str, object] = {"one": ["10.0.0.1", "10.0.0.2"]}
-
-    async def getaddrinfo(host: str, port: int, **_: object) -> list[tuple[object, ...]]:
-        answer = answers["one"]
-        if isinstance(answer, OSError):
-            raise answer
-        return [(2, 1, 6, "", (address, port)) for address in answer]  # type: ignore[attr-defined]
-
-    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
-    seen: asyncio.Queue[frozenset[str]] = asyncio.Queue()
-    async with looked_up(["one:9445", "unix:/run/x"]) as addresses, asyncio.timeout(5):
-        with addresses.told_to(seen.put_nowait):
-            assert await seen.get() == {"10.0.0.1:9445", "10.0.0.2:9445", "unix:/run/x"}
-            answers["one"] = socket.gaierror(socket.EAI_AGAIN, "try again")
-            await asyncio.sleep(0.05)
-            answers["one"] = ["10.0.0.3"]
-            assert await seen.get() == {"10.0.0.3:9445", "unix:/run/x"}
-            answers["one"] = socket.gaierror(socket.EAI_NONAME, "gone")
-            assert await seen.get() == {"unix:/run/x"}
 
 
 def _free_port() -> int:

@@ -1,0 +1,176 @@
+"""What of a request reaches the replica, and what of its answer the client: all of it, as it is, and as it comes."""
+
+import asyncio
+import gzip
+import json
+from collections.abc import AsyncIterator
+
+import aiohttp
+import pytest
+
+from tests.worlds.echo_engine import Engine
+from tests.worlds.engine_process import process
+from tests.worlds.front import front
+
+
+async def test_passes_the_request_on_untouched() -> None:
+    async with Engine() as engine, front() as f:
+        f.dispatcher.add(engine.replica())
+        body = gzip.compress(b"anything \x00\xff")
+        headers = {
+            "X-Zerowake-Model": "m",
+            "Content-Encoding": "gzip",
+            "Content-Type": "application/octet-stream",
+            "Accept-Encoding": "br;q=0.5",
+            "Cookie": "a=b",
+            "Authorization": "Bearer secret",
+            "User-Agent": "me",
+            "Connection": "keep-alive, X-Mine",
+            "X-Mine": "for the gateway's connection only",
+            "TE": "trailers",
+            "X-Status": "418",
+        }
+        url = aiohttp.client.URL(f"{f.url}/a/%2F/b%20c/?q=%C3%A9&q=%2b", encoded=True)
+        async with f.client.put(url, data=body, headers=headers, skip_auto_headers=["Accept"]) as response:
+            seen = await response.json()
+            assert response.status == 418
+            assert response.headers["X-Engine"] == "yes"
+        assert seen["method"] == "PUT"
+        assert seen["target"] == "/a/%2F/b%20c/?q=%C3%A9&q=%2b"
+        assert bytes.fromhex(seen["body"]) == body
+        assert dict(seen["headers"]) == {
+            "Host": f.url.removeprefix("http://"),
+            "X-Zerowake-Model": "m",
+            "Content-Encoding": "gzip",
+            "Content-Type": "application/octet-stream",
+            "Content-Length": str(len(body)),
+            "Accept-Encoding": "br;q=0.5",
+            "Cookie": "a=b",
+            "Authorization": "Bearer secret",
+            "User-Agent": "me",
+            "X-Status": "418",
+        }
+
+
+async def test_adds_no_header_to_a_bare_request() -> None:
+    async with Engine() as engine, front() as f:
+        f.dispatcher.add(engine.replica())
+        reader, writer = await asyncio.open_connection(*f.url.removeprefix("http://").split(":"))
+        writer.write(b"GET /models/m/bare HTTP/1.0\r\n\r\n")
+        answer = (await reader.read()).partition(b"\r\n\r\n")
+        writer.close()
+        assert answer[0].startswith(b"HTTP/1.0 200 ")
+        told = json.loads(answer[2])
+        assert told["target"] == "/bare"
+        assert [name for name, _ in told["headers"]] == ["Host"]  # HTTP/1.1 demands one; it is the engine's own
+
+
+async def test_an_answer_without_a_body_stays_one() -> None:
+    async with Engine() as engine, front() as f:
+        f.dispatcher.add(engine.replica())
+        async with f.client.head(f"{f.url}/models/m/x") as response:
+            assert (response.status, await response.read()) == (200, b"")
+            assert int(response.headers["Content-Length"]) > 0
+        async with f.client.get(f"{f.url}/models/m/x", headers={"X-Status": "204"}) as response:
+            assert (response.status, await response.read()) == (204, b"")
+
+
+async def test_each_piece_of_an_answer_arrives_while_the_next_is_held_back() -> None:
+    async with Engine(held=True) as engine, front() as f:
+        f.dispatcher.add(engine.replica())
+        body = {"model": "m", "stream": True, "messages": [{"role": "user", "content": "one two three"}]}
+        engine.say()
+        async with asyncio.timeout(10), f.client.post(f"{f.url}/v1/chat/completions", json=body) as response:
+            for word in ("one", "two", "three"):
+                line = await response.content.readuntil(b"\n\n")
+                assert json.loads(line.removeprefix(b"data: "))["choices"][0]["delta"]["content"] == word
+                engine.say()
+            assert await response.content.read() == b"data: [DONE]\n\n"
+            assert response.headers["Content-Type"] == "text/event-stream; charset=utf-8"
+
+
+async def test_a_streamed_body_reaches_the_engine_before_its_end() -> None:
+    async with Engine() as engine, front(body_bytes=1000) as f:
+        f.dispatcher.add(engine.replica())
+        answered: asyncio.Queue[int] = asyncio.Queue()
+
+        async def upload():  # type: ignore[no-untyped-def]
+            for size in (3, 5000, 1):
+                yield b"x" * size
+                told = 0
+                async with asyncio.timeout(10):
+                    while told < size:  # each chunk is sent only after the engine has told of the one before
+                        told += await answered.get()
+
+        async with asyncio.timeout(10), f.client.post(f"{f.url}/models/m/upload", data=upload()) as response:
+            async for line in response.content:
+                answered.put_nowait(int(line))
+
+
+async def test_heartbeats_while_held() -> None:
+    async with Engine() as engine, front() as f:
+        body = {"model": "m", "stream": True, "messages": [{"role": "user", "content": "one two"}]}
+        headers = {"X-Zerowake-Heartbeat": "0.1"}
+        async with asyncio.timeout(10), f.client.post(f"{f.url}/v1/chat/completions", json=body, headers=headers) as response:
+            assert (response.status, response.content_type) == (200, "text/event-stream")
+            for _ in range(3):
+                assert await response.content.readuntil(b"\n\n") == b": waiting\n\n"
+            f.dispatcher.add(engine.replica())
+            rest = (await response.content.read()).replace(b": waiting\n\n", b"")
+        assert [event[:6] for event in rest.split(b"\n\n")] == [b"data: ", b"data: ", b"data: ", b""]
+        assert rest.endswith(b"data: [DONE]\n\n")
+
+
+async def test_errors_after_a_heartbeat_are_events() -> None:
+    async with Engine() as engine, front(max_wait_seconds=0.05) as f:
+        answer = await f.ask(stream=True, X_Zerowake_Heartbeat="10")
+        assert answer.status == 200
+        comment, event, end = answer.body.replace(b"\n\n\n\n", b"\n\n").split(b"\n\n")
+        assert (comment, end) == (b": waiting", b"")
+        assert json.loads(event.removeprefix(b"data: "))["error"]["code"] == "no_replica"
+        f.ledger.declare("m", type(f.ledger.limits("m"))())
+        asked = f.ask("fail", stream=True, X_Zerowake_Heartbeat="10")
+        await f.held(1)
+        f.dispatcher.add(engine.replica())
+        event = (await asked).body.split(b"data: ")[1]
+        assert json.loads(event)["error"]["code"] == "told"
+
+
+@pytest.mark.parametrize("patient", [False, True])
+async def test_a_replica_killed_in_the_middle_of_an_answer(patient: bool) -> None:
+    """The client can tell that its answer is not whole: it has no proper end, or an error event where the client agreed to events."""
+    async with process("held") as engine, front() as f:
+        body = {"model": "m", "stream": True, "messages": [{"role": "user", "content": "one two"}]}
+        headers = {"X-Zerowake-Heartbeat": "60"} if patient else {}
+        asked = asyncio.create_task(f.client.post(f"{f.url}/v1/chat/completions", json=body, headers=headers).__aenter__())
+        await f.held(1)
+        f.dispatcher.add(engine.replica("r1"))
+        async with f.client.post(f"http://127.0.0.1:{engine.port}/release", data=b"1"):
+            pass
+        response = await asked
+        while b'"content": "one"' not in await response.content.readuntil(b"\n\n"):
+            pass
+        await engine.kill()
+        if patient:
+            error = (await response.content.read()).removeprefix(b"\n\ndata: ")
+            assert json.loads(error)["error"]["code"] == "replica_failed"
+        else:
+            with pytest.raises(aiohttp.ClientPayloadError):
+                await response.content.read()
+
+
+async def test_a_streaming_body_is_not_sent_twice() -> None:
+    async with Engine() as dying, Engine() as living, front() as f:
+        f.dispatcher.add(dying.replica("dying"))
+
+        async def upload() -> AsyncIterator[bytes]:
+            yield b"part"
+            await dying.seen.get()
+            f.dispatcher.remove("dying")
+            f.dispatcher.add(living.replica("living"))
+            yield b"rest"
+
+        async with f.client.post(f"{f.url}/models/m/x", data=upload()) as response:
+            assert response.status == 502
+            assert "cannot be sent again" in (await response.json())["error"]["message"]
+        assert living.seen.empty()

@@ -1,0 +1,50 @@
+"""OpenAI's own client against the gateway."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import openai
+import pytest
+
+from tests.worlds.echo_engine import Engine
+from tests.worlds.front import front
+
+
+@asynccontextmanager
+async def client(url: str) -> AsyncIterator[openai.AsyncOpenAI]:
+    async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="key", max_retries=0) as made:
+        yield made
+
+
+async def test_openais_client_through_a_scale_from_zero() -> None:
+    message = [{"role": "user", "content": "one two three"}]
+    async with Engine() as engine, front() as f, client(f.url) as api:
+        assert [model.id async for model in api.models.list()] == ["m"]
+        plain = asyncio.create_task(api.chat.completions.create(model="m", messages=message))  # type: ignore[call-overload]
+        stream = asyncio.create_task(api.chat.completions.create(model="m", messages=message, stream=True))  # type: ignore[call-overload]
+        await f.held(2)
+        f.dispatcher.add(engine.replica())
+        assert (await plain).choices[0].message.content == "one two three"
+        assert [piece.choices[0].delta.content async for piece in await stream] == ["one", "two", "three"]
+        with pytest.raises(openai.NotFoundError, match="known models: m"):
+            await api.chat.completions.create(model="nope", messages=message)  # type: ignore[call-overload]
+        f.dispatcher.remove("r1")
+        f.ledger.declare("m", type(f.ledger.limits("m"))(max_wait_seconds=0.05))
+        with pytest.raises(openai.InternalServerError, match="no replica of model 'm' was free"):
+            await api.chat.completions.create(model="m", messages=message)  # type: ignore[call-overload]
+
+
+async def test_openais_client_cancelled_half_way() -> None:
+    message = [{"role": "user", "content": "one two three"}]
+    async with Engine(held=True) as engine, front() as f, client(f.url) as api:
+        f.dispatcher.add(engine.replica())
+        engine.say()
+        async with asyncio.timeout(10):
+            stream = await api.chat.completions.create(model="m", messages=message, stream=True)  # type: ignore[call-overload]
+            async for piece in stream:
+                assert piece.choices[0].delta.content == "one"
+                break
+            await stream.close()
+            assert await engine.left.get() == "one two three"
+        await f.until(lambda demand: demand.pending == 0)

@@ -1,0 +1,119 @@
+"""Connections to a replica: made in its network namespace, closed under requests, and lost while they are idle."""
+
+import asyncio
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from scaler.gateway.dispatcher import Endpoint, Replica
+from tests.worlds.echo_engine import Engine
+from tests.worlds.engine_process import process
+from tests.worlds.front import front
+from tests.worlds.network_namespace import network_namespace
+
+
+@pytest.fixture
+def namespace() -> Iterator[str]:
+    with network_namespace() as name:
+        yield name
+
+
+async def test_an_idle_connection_closed_by_the_engine_costs_no_answer() -> None:
+    """What every engine with a short keep-alive does: it closes just when the next request is on its way."""
+    served = 0
+
+    async def serve_once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal served
+        while not (await reader.readuntil(b"\r\n\r\n")).startswith(b"POST") or not await reader.readuntil(b"}]}"):
+            pass
+        served += 1
+        body = b'{"choices": [{"message": {"content": "once"}}]}'
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        await reader.read(1)  # the next request on this connection
+        writer.close()
+
+    server = await asyncio.start_server(serve_once, "127.0.0.1", 0)
+    async with server, front() as f:
+        f.dispatcher.add(Replica("r1", "m", "node", Endpoint("127.0.0.1", server.sockets[0].getsockname()[1]), "cold"))
+        for _ in range(3):
+            async with asyncio.timeout(10):
+                assert (await f.ask()).text == "once"
+        assert served == 3
+
+
+async def test_removing_a_replica_closes_its_connections() -> None:
+    async with Engine(held=True) as old, Engine() as new, front() as f:
+        f.dispatcher.add(old.replica("old"))
+        asked = f.ask("x")
+        await old.seen.get()
+        f.dispatcher.remove("old")
+        f.dispatcher.remove("old")  # again changes nothing
+        async with asyncio.timeout(10):
+            assert await old.left.get() == "x"
+        await f.held(1)
+        assert f.ledger.demand("m").replicas == 0
+        f.dispatcher.add(new.replica("new"))
+        assert (await asked).text == "x"
+
+
+@contextmanager
+def mute(*, connects: bool) -> Iterator[Replica]:
+    """A listening socket from which nobody takes anything: connections are made but not read, or, its backlog being full, not even made."""
+    with ExitStack() as stack:
+        listening = stack.enter_context(socket.socket())
+        listening.bind(("127.0.0.1", 0))
+        listening.listen(16 if connects else 0)
+        while not connects:
+            filler = stack.enter_context(socket.socket())
+            filler.settimeout(0.2)
+            try:
+                filler.connect(listening.getsockname())
+            except TimeoutError:
+                break
+        yield Replica("mute", "m", "node", Endpoint(*listening.getsockname()), "restored")
+
+
+@pytest.mark.parametrize("size", [10, 2**24], ids=["a small body", "a body that nobody reads"])
+@pytest.mark.parametrize("connects", [False, True], ids=["connecting", "connected"])
+@pytest.mark.parametrize("turns", [0, 1, 2, 3, 4, 6, 8, 100])
+async def test_a_request_on_a_replica_that_is_removed_goes_on_at_once(turns: int, connects: bool, size: int) -> None:
+    """At whatever stage before its first byte the request is: `turns` of the loop after its place was handed out, or at rest."""
+    async with Engine() as living, front(2**25) as f:
+        with mute(connects=connects) as replica:
+            asked = f.ask("x" * size)
+            await f.held(1)
+            f.dispatcher.add(replica)
+            for _ in range(turns):
+                await asyncio.sleep(0.002 if turns == 100 else 0)
+            assert f.ledger.demand("m").in_flight == 1
+            f.dispatcher.remove("mute")
+            async with asyncio.timeout(2):  # less than any of the timeouts on a connection
+                await f.held(1)
+                f.dispatcher.add(living.replica("living"))
+                assert (await asked).text == "x" * size
+                await f.dispatcher.close()
+
+
+async def test_an_engine_in_another_network_namespace(namespace: str) -> None:
+    path = f"/run/netns/{namespace}"
+    ours = Path("/proc/thread-self/ns/net").readlink()
+    async with process(inside=("ip", "netns", "exec", namespace)) as engine, front() as f:
+        with pytest.raises(aiohttp.ClientConnectorError):  # nothing listens there outside
+            await f.client.get(f"http://127.0.0.1:{engine.port}/")
+        f.dispatcher.add(engine.replica("r1", path))
+        answers = await asyncio.gather(*(f.ask(f"n{i}") for i in range(20)))
+        assert [answer.text for answer in answers] == [f"n{i}" for i in range(20)]
+        assert Path("/proc/thread-self/ns/net").readlink() == ours
+
+
+async def test_a_namespace_that_is_gone_costs_a_retry() -> None:
+    async with Engine() as living, front() as f:
+        f.dispatcher.add(living.replica("dead", netns="/run/netns/is-not-there"))
+        asked = f.ask()
+        await f.held(1)
+        f.dispatcher.add(living.replica("living"))
+        assert (await asked).text == "hello"
