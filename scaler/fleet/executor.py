@@ -32,8 +32,11 @@ _WHERE = {Rung.MEMORY: "memory", Rung.STANDBY: "a standby"}
 class ReplicaMaker(Protocol):
     """Who makes and ends replicas where Kubernetes does not."""
 
-    async def start(self, action: Start) -> None:
-        """Returns when the replica is ready. Raises AgentError."""
+    async def start(self, action: Start) -> Callable[[], None] | None:
+        """Returns when the replica is ready: what makes it known, to be called once the start is under way no more; None: it is known.
+
+        Raises AgentError.
+        """
 
     async def end(self, action: End) -> None:
         """Returns when the replica has ended."""
@@ -133,7 +136,7 @@ class Executor:
 
     async def _start(self, maker: ReplicaMaker, action: Start) -> None:
         try:
-            await maker.start(action)
+            make_known = await maker.start(action)
         except AgentError as error:
             self._starts[action.model] = self._later(self._starts.get(action.model), _FIRST_START_RETRY_SECONDS, _LAST_START_RETRY_SECONDS)
             pause = self.not_before(action.model) - self._clock.now()
@@ -141,6 +144,10 @@ class Executor:
             self._failed(action.model, str(error))
         else:
             self._starts.pop(action.model, None)
+            # A replica that is known while its start is under way would be counted twice, and another start given up for it.
+            self._tasks.pop(action, None)
+            if make_known is not None:
+                make_known()
 
     def _later(self, before: tuple[Backoff, float] | None, first: float, last: float) -> tuple[Backoff, float]:
         """After one more failure: the moment at which the next try may begin, with what counts the failures."""

@@ -32,13 +32,14 @@ log = logging.getLogger(__name__)
 _FIRST_RETRY_SECONDS, _LAST_RETRY_SECONDS = 0.05, 2.0
 _SILENT_SECONDS = 20.0  # an agent says something every two seconds: this is a connection that is dead on one side only
 _SUCCESSOR_SECONDS = 10.0
+Dial = Callable[[str, TlsFiles | None], grpc.aio.Channel]
 AGENT_NAME = "zerowake-agent"  # in every agent's certificate: they are known by their addresses only
 
 
 class Nodes:
     """Use `async with nodes.follow(addresses)`; replicas that become ready, or end, are told to the dispatcher at once.
 
-    admits: whether a replica may be sent requests; asked again by `reconsider`.
+    admits: whether a replica may be sent requests; asked again by `reconsider`. dial: makes the channel to an agent.
     """
 
     def __init__(
@@ -48,12 +49,14 @@ class Nodes:
         admits: Callable[[Replica], bool] = lambda _: True,
         clock: Clock = SYSTEM_CLOCK,
         chance: random.Random = SYSTEM_CHANCE,
+        dial: Dial | None = None,
     ) -> None:
         self._dispatcher = dispatcher
         self._activations = activations
         self._admits = admits
         self._clock = clock
         self._chance = chance
+        self._dial = dial or dial_agent
         self._agents: dict[str, Agent] = {}
         self._listeners: list[Callable[[Node], None]] = []
 
@@ -104,7 +107,7 @@ class Nodes:
                     watching.pop(address).cancel()
                     self._delisted(address)
                 for address in now - watching.keys():
-                    channel = _channel(address, tls)
+                    channel = self._dial(address, tls)
                     agent = self._agents[address] = Agent(address, agent_pb2_grpc.AgentStub(channel), self._chance)
                     watching[address] = group.create_task(self._follow(agent, channel, tls), name=f"watching {address}")
 
@@ -146,7 +149,7 @@ class Nodes:
                     self._tell(agent)
                 await asyncio.sleep(backoff.next())
                 if tls is not None:  # a channel keeps the certificate that it was made with, which may have been renewed
-                    channel = await _renewed(channel, agent, tls)
+                    channel = await _renewed(channel, agent, tls, self._dial)
         finally:
             await channel.close()
 
@@ -212,7 +215,8 @@ async def _unless_silent(stream: AsyncIterable[agent_pb2.NodeUpdate]) -> AsyncIt
         yield update
 
 
-def _channel(address: str, tls: TlsFiles | None) -> grpc.aio.Channel:
+def dial_agent(address: str, tls: TlsFiles | None) -> grpc.aio.Channel:
+    """A channel to the agent at a gRPC address. Raises: BadCertificate: `tls` cannot be used."""
     options: list[tuple[str, int | str]] = [
         ("grpc.initial_reconnect_backoff_ms", 50),
         ("grpc.min_reconnect_backoff_ms", 50 if address.startswith("unix:") else 3000),  # how long it may take to connect
@@ -223,9 +227,9 @@ def _channel(address: str, tls: TlsFiles | None) -> grpc.aio.Channel:
     return grpc.aio.secure_channel(address, client_credentials(tls), [*options, ("grpc.ssl_target_name_override", AGENT_NAME)])
 
 
-async def _renewed(channel: grpc.aio.Channel, agent: Agent, tls: TlsFiles) -> grpc.aio.Channel:
+async def _renewed(channel: grpc.aio.Channel, agent: Agent, tls: TlsFiles, dial: Dial) -> grpc.aio.Channel:
     try:
-        new = _channel(agent.address, tls)
+        new = dial(agent.address, tls)
     except BadCertificate as error:
         log.error("the agent at %s is asked with the old certificate: %s", agent.address, error)
         return channel

@@ -37,6 +37,16 @@ FIRST_RETRY_SECONDS = 0.1
 LAST_RETRY_SECONDS = 5.0
 
 
+def dial(address: str) -> grpc.aio.Channel:
+    """A channel to a scaler on this machine: it is tried again soon when it is not there."""
+    options = [
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.min_reconnect_backoff_ms", 100),
+        ("grpc.max_reconnect_backoff_ms", 2000),
+    ]
+    return grpc.aio.insecure_channel(address, options)
+
+
 class Target(Protocol):
     """What is scaled, like a Deployment: a wish that the target brings about by itself."""
 
@@ -174,35 +184,25 @@ class ScaledTarget:
 
 
 class Autoscaler:
-    """Scales objects by what the scaler at `address` says, from `async with` to its end.
+    """Scales objects by what the scaler at the other end of `channel` says, from `async with` to its end.
 
     A bug in one object's rules ends the whole block with its error: a model that silently stops being scaled is the worse outcome.
     """
 
-    def __init__(self, address: str, clock: Clock = SYSTEM_CLOCK) -> None:
-        self._address = address
+    def __init__(self, channel: grpc.aio.Channel, clock: Clock = SYSTEM_CLOCK) -> None:
+        self._stub: pb_grpc.ExternalScalerAsyncStub = pb_grpc.ExternalScalerStub(channel)
         self._clock = clock
         self._group = asyncio.TaskGroup()
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
-        options = [
-            ("grpc.initial_reconnect_backoff_ms", 100),
-            ("grpc.min_reconnect_backoff_ms", 100),
-            ("grpc.max_reconnect_backoff_ms", 2000),
-        ]
-        self._channel = grpc.aio.insecure_channel(self._address, options)
-        self._stub = pb_grpc.ExternalScalerStub(self._channel)
         await self._group.__aenter__()
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for task in self._tasks:
             task.cancel()
-        try:
-            await self._group.__aexit__(kind, error, trace)
-        finally:
-            await self._channel.close()
+        await self._group.__aexit__(kind, error, trace)
 
     def add(self, name: str, metadata: Mapping[str, str], rules: ScalingRules, target: Target) -> None:
         """Begins to scale `target`.

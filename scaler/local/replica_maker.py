@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from scaler.books.activation import Activations
 from scaler.fleet.agent import AgentError, AgentUnreachable, Engine, HasNone
@@ -31,8 +32,8 @@ class LocalReplicas:
         self._dispatcher = dispatcher
         self._activations = activations
 
-    async def start(self, action: Start) -> None:
-        """Restores, or starts, a replica; returns when it is ready. Raises AgentError."""
+    async def start(self, action: Start) -> Callable[[], None]:
+        """Restores, or starts, a replica; returns when it is ready, with what makes it known. Raises AgentError."""
         agent = self._nodes.agent(action.node)
         if agent is None:
             raise AgentUnreachable("the restore agent is not connected any more")
@@ -42,9 +43,9 @@ class LocalReplicas:
             activation.mark("scheduled")
         cold = _engine(section) if section.command else None
         answer = await agent.restore(action.model, section.snapshot_name, cold, activation.id if activation else "")
-        self._nodes.learn(action.node, answer.replica)  # the stream will say so too, maybe later
         if answer.fallback_reason:
             log.warning("%s was started cold (%s): %s", action.model, answer.fallback_reason, answer.fallback_detail)
+        return functools.partial(self._nodes.learn, action.node, answer.replica)  # the stream will say so too, maybe later
 
     async def end(self, action: End) -> None:
         """Returns when the replica has finished what it had and has ended."""

@@ -27,12 +27,7 @@ from prometheus_client import REGISTRY
 from scaler.books.activation import Activations
 from scaler.books.ledger import Ledger
 from scaler.fleet.addresses import Addresses, looked_up
-from scaler.fleet.executor import Executor
-from scaler.fleet.nodes import Nodes
 from scaler.fleet.peers import Peers
-from scaler.fleet.planner import Planner
-from scaler.gateway.dispatcher import Dispatcher
-from scaler.gateway.gateway import Gateway
 from scaler.keda.external_scaler import serve_external_scaler
 from scaler.kubernetes.controller import run_controller
 from scaler.kubernetes.declarations import Models
@@ -42,7 +37,8 @@ from scaler.kubernetes.scaled_object import ScaledObject
 from scaler.kubernetes.surge import Surge
 from scaler.kubernetes.webhook import serve_webhook
 from scaler.programs.serve_config import AgentsSection, PeersSection, ServeConfig
-from scaler.view.activations import record_activation
+from scaler.programs.stopping import stopped_by
+from scaler.programs.wiring import wire
 from scaler.view.metrics import LedgerCollector, serve_metrics
 from zerowake_shared.address import Address
 from zerowake_shared.kubernetes.cluster import Cluster
@@ -63,19 +59,16 @@ async def serve(config: ServeConfig) -> None:
         ClusterError: there is no cluster to speak to.
         OSError, CannotListen, BadCertificate: an address is taken, or a certificate is of no use.
     """
-    stop = _stopped_by(signal.SIGTERM, signal.SIGINT)
+    stop = stopped_by(signal.SIGTERM, signal.SIGINT)
     identity = os.environ.get("POD_NAME") or socket.gethostname()
     tls = config.tls.files if config.tls else None
 
     activations = Activations()
-    activations.on_end(record_activation)
     ledger = Ledger(activations=activations)
-    dispatcher = Dispatcher(ledger)
-    gateway = Gateway(ledger, dispatcher)
     models = Models(ledger)
-    nodes = Nodes(dispatcher, activations, lambda replica: models.owner(replica.model) == replica.namespace)
+    parts = wire(ledger, models.planned, admits=lambda replica: models.owner(replica.model) == replica.namespace)
+    dispatcher, gateway, nodes, planner = parts.dispatcher, parts.gateway, parts.nodes, parts.planner
     models.on_owner(nodes.reconsider)
-    planner = Planner(ledger, nodes, models.planned, Executor(nodes))
     models.on_trigger(planner.triggered)  # and not KEDA's calls: any namespace may name any model in its own
     peers = Peers(ledger, tls, lambda model: _mark_pushed(activations, model))
     readiness = _Readiness(stop, peers)
@@ -122,13 +115,6 @@ async def serve(config: ServeConfig) -> None:
             log.info("stopping: requests are accepted for %.0f s more, then answered for %.0f s", _LATECOMERS_SECONDS, config.drain_seconds)
         await asyncio.sleep(_LATECOMERS_SECONDS)
         await gateway.drain(config.drain_seconds)
-
-
-def _stopped_by(*signals: signal.Signals) -> asyncio.Event:
-    stop = asyncio.Event()
-    for number in signals:
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    return stop
 
 
 class _Readiness:

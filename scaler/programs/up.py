@@ -23,17 +23,15 @@ from prometheus_client import REGISTRY
 
 from scaler.books.activation import Activations
 from scaler.books.ledger import Ledger
-from scaler.fleet.executor import Executor
 from scaler.fleet.nodes import Nodes
-from scaler.fleet.planner import Planner
-from scaler.gateway.dispatcher import Dispatcher
 from scaler.gateway.gateway import Gateway
 from scaler.keda.external_scaler import serve_external_scaler
-from scaler.local.autoscaler import Autoscaler
+from scaler.local.autoscaler import Autoscaler, dial
 from scaler.local.config import Config
 from scaler.local.deployment import Deployment
 from scaler.local.replica_maker import LocalReplicas
-from scaler.view.activations import record_activation
+from scaler.programs.stopping import stopped_by
+from scaler.programs.wiring import wire
 from scaler.view.metrics import LedgerCollector, serve_metrics
 from scaler.view.status import serve_status
 from zerowake_shared.address import Address
@@ -53,20 +51,17 @@ async def up(config: Config) -> None:
     Raises:
         OSError, CannotListen, BadCertificate: an address is taken, or a certificate is of no use.
     """
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    stop = stopped_by(signal.SIGTERM, signal.SIGINT)
     config.state.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     activations = Activations()
-    activations.on_end(record_activation)
     ledger = Ledger({name: model.limits for name, model in config.models.items()}, activations)
-    dispatcher = Dispatcher(ledger)
-    gateway = Gateway(ledger, dispatcher)
-    nodes = Nodes(dispatcher, activations)
-    executor = Executor(nodes, LocalReplicas(config.models, nodes, dispatcher, activations), ledger.report_failure)
-    models = {name: section.model(name) for name, section in config.models.items()}
-    planner = Planner(ledger, nodes, models, executor, dispatcher.in_flight)
+    parts = wire(
+        ledger,
+        {name: section.model(name) for name, section in config.models.items()},
+        maker=lambda nodes, dispatcher: LocalReplicas(config.models, nodes, dispatcher, activations),
+    )
+    dispatcher, gateway, nodes, planner = parts.dispatcher, parts.gateway, parts.nodes, parts.planner
     deployments = {name: Deployment(name, planner, section.min_replicas) for name, section in config.models.items()}
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(dispatcher.close)
@@ -78,7 +73,7 @@ async def up(config: Config) -> None:
         if config.keda:
             tls = TlsFiles(**config.keda.tls.model_dump()) if config.keda.tls else None
             await stack.enter_async_context(serve_scaler(address=config.keda.listen, tls=tls))
-        autoscaler = await stack.enter_async_context(Autoscaler(scaler))
+        autoscaler = await stack.enter_async_context(Autoscaler(await stack.enter_async_context(dial(scaler))))
         for name, model in config.models.items():
             autoscaler.add(name, model.trigger(name), model.rules, deployments[name])
         await stack.enter_async_context(serve_status(config.state, config.models, deployments, ledger, dispatcher, nodes, activations))

@@ -13,7 +13,7 @@ from scaler.books.ledger import Ledger
 from scaler.books.limits import ModelLimits
 from scaler.books.trigger import BadTrigger
 from scaler.keda.external_scaler import serve_external_scaler
-from scaler.local.autoscaler import Autoscaler
+from scaler.local.autoscaler import Autoscaler, dial
 
 CHAT = {"model": "chat", "targetPending": "8"}
 
@@ -67,7 +67,11 @@ async def autoscaling(
     ledger: Ledger, deployment: Deployment, tmp_path: Path, rules: ScalingRules, repeat_seconds: float = 60
 ) -> AsyncIterator[Autoscaler]:
     address = f"unix:{tmp_path}/scaler.sock"
-    async with serve_external_scaler(ledger, address=address, repeat_seconds=repeat_seconds), Autoscaler(address) as autoscaler:
+    async with (
+        serve_external_scaler(ledger, address=address, repeat_seconds=repeat_seconds),
+        dial(address) as channel,
+        Autoscaler(channel) as autoscaler,
+    ):
         autoscaler.add("chat", CHAT, rules, deployment)
         yield autoscaler
 
@@ -177,7 +181,7 @@ async def test_a_scaler_that_is_gone_takes_nothing_away_and_is_found_again(
     chat = Deployment(ledger, "chat", replicas=3)
     rules = ScalingRules(max_replicas=4, cooldown_seconds=0.1, polling_seconds=0.05)
     async with AsyncExitStack() as stack:
-        autoscaler = await stack.enter_async_context(Autoscaler(address))
+        autoscaler = await stack.enter_async_context(Autoscaler(await stack.enter_async_context(dial(address))))
         autoscaler.add("chat", CHAT, rules, chat)
         async with asyncio.timeout(10):
             while "cannot be asked" not in caplog.text:
@@ -192,6 +196,6 @@ async def test_a_scaler_that_is_gone_takes_nothing_away_and_is_found_again(
 
 
 async def test_bad_metadata_is_refused_when_added(ledger: Ledger, tmp_path: Path) -> None:
-    async with Autoscaler(f"unix:{tmp_path}/scaler.sock") as autoscaler:
+    async with dial(f"unix:{tmp_path}/scaler.sock") as channel, Autoscaler(channel) as autoscaler:
         with pytest.raises(BadTrigger, match="'replicas'"):
             autoscaler.add("chat", {"model": "chat", "replicas": "3"}, ScalingRules(), Deployment(ledger, "chat"))

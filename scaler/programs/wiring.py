@@ -1,0 +1,60 @@
+"""The parts that both programs are made of, joined here and nowhere else, in the order in which a request comes to them.
+
+gateway     takes the request, finds its model, and asks
+dispatcher  for a place on a replica; if there is none, the request is held, and stands in
+ledger      whose edge, from no demand to some, opens an activation and wakes
+planner     which decides what the nodes do about it, beside whoever scales (KEDA, or our autoscaler); the
+executor    asks the agents for it, whose streams tell
+nodes       of the replica that is ready, and they the dispatcher, which hands it to the request: the exchange begins
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from scaler.books.ledger import Ledger
+from scaler.fleet.executor import Executor, ReplicaMaker
+from scaler.fleet.nodes import Dial, Nodes
+from scaler.fleet.planner import Planner
+from scaler.gateway.dispatcher import Dispatcher
+from scaler.gateway.gateway import Gateway
+from scaler.plan.world import Model, Replica
+from scaler.view.activations import record_activation
+from zerowake_shared.clock import SYSTEM_CHANCE, SYSTEM_CLOCK, Clock
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """One scaler, joined but not started."""
+
+    ledger: Ledger
+    dispatcher: Dispatcher
+    gateway: Gateway
+    nodes: Nodes
+    planner: Planner
+
+
+def wire(
+    ledger: Ledger,
+    models: Mapping[str, Model],
+    *,
+    maker: Callable[[Nodes, Dispatcher], ReplicaMaker] | None = None,
+    admits: Callable[[Replica], bool] = lambda _: True,
+    dial: Dial | None = None,
+    clock: Clock = SYSTEM_CLOCK,
+    chance: random.Random = SYSTEM_CHANCE,
+) -> Parts:
+    """Joins the parts around a ledger, whose activations are logged and counted when they end.
+
+    models: what their owners wish, kept up to date in place. maker: makes and ends replicas; None: Kubernetes does. admits: whether a
+    replica may be sent requests. dial: how agents are reached; None: by gRPC. clock: the one that the ledger's activations have.
+    """
+    ledger.activations.on_end(record_activation)
+    dispatcher = Dispatcher(ledger)
+    gateway = Gateway(ledger, dispatcher, clock)
+    nodes = Nodes(dispatcher, ledger.activations, admits, clock, chance, dial)
+    executor = Executor(nodes, maker(nodes, dispatcher) if maker else None, ledger.report_failure, clock)
+    planner = Planner(ledger, nodes, models, executor, dispatcher.in_flight, clock)
+    return Parts(ledger, dispatcher, gateway, nodes, planner)

@@ -1,0 +1,299 @@
+"""A day in the life of one model, in virtual time: the whole scaler but its sockets, and every figure of it exact.
+
+Real: ledger, dispatcher, planner, replicas of one machine, KEDA's service and its rules. Not there: the gateway's HTTP (`Day.ask` does what
+it does, in its order), engines (a request is a length of time), and the agent's work (`NodeAgent` says how long it takes). Nothing costs
+virtual time but what these say, so what a phase or a cooldown lasts follows from the rules alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import random
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from typing import Any
+
+import grpc
+import pytest
+from zerowake_proto import agent_pb2, agent_pb2_grpc, externalscaler_pb2_grpc
+
+from scaler.books.activation import Activation, Activations
+from scaler.books.fairness import Priority
+from scaler.books.ledger import Ledger
+from scaler.keda.external_scaler import ExternalScaler
+from scaler.local.autoscaler import Autoscaler
+from scaler.local.config import ModelSection
+from scaler.local.deployment import Deployment
+from scaler.local.replica_maker import LocalReplicas
+from scaler.programs.wiring import wire
+from tests.worlds.in_process import InProcessChannel
+from tests.worlds.virtual_time import LoopClock, run
+
+exactly = functools.partial(pytest.approx, rel=0.0, abs=1e-6)  # time is kept to the microsecond
+HOUR, MINUTE = 3600.0, 60.0
+MODEL = ModelSection(snapshot="chat", concurrency=8, max_replicas=4, cooldown_seconds=300, polling_seconds=30, stabilisation_seconds=300)
+IMAGE, CUDA, HEALTH = 0.25, 0.1, 0.05  # seconds of one restore
+RESTORE = IMAGE + CUDA + HEALTH
+FIRST_BYTE = 0.05
+STAGING, FAILING = 3.0, 0.5
+
+
+class NodeAgent(agent_pb2_grpc.AgentServicer):
+    """One node with one snapshot, on disk at first. `fails`: so many restores that come fail."""
+
+    def __init__(self, clock: LoopClock) -> None:
+        self.fails = 0
+        self.staged: list[float] = []
+        self.restored: list[float] = []  # when each replica was ready
+        self.released: list[float] = []
+        self._clock = clock
+        self._rung = agent_pb2.RUNG_DISK
+        self._news: asyncio.Queue[agent_pb2.NodeUpdate] = asyncio.Queue()
+
+    async def Watch(self, request: agent_pb2.WatchRequest, context: Any) -> AsyncIterator[agent_pb2.NodeUpdate]:
+        node = agent_pb2.NodeUpdate(node=agent_pb2.Node(name="node", memory_free_bytes=1 << 34))
+        yield node
+        yield self._residency()
+        yield agent_pb2.NodeUpdate(synced=True)
+        while True:
+            try:
+                async with asyncio.timeout(15.0):
+                    update = await self._news.get()
+            except TimeoutError:
+                update = node
+            yield update
+
+    async def Stage(self, request: agent_pb2.StageRequest, context: Any) -> agent_pb2.StageResponse:
+        await asyncio.sleep(STAGING)
+        self.staged.append(self._clock.now())
+        self._rung = request.rung
+        self._news.put_nowait(self._residency())
+        return agent_pb2.StageResponse(seconds=STAGING)
+
+    async def Restore(self, request: agent_pb2.RestoreRequest, context: Any) -> agent_pb2.RestoreResponse:
+        if self.fails:
+            self.fails -= 1
+            await asyncio.sleep(FAILING)
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "no room")
+        await asyncio.sleep(RESTORE)
+        self.restored.append(self._clock.now())
+        replica = agent_pb2.Replica(
+            id=f"r{len(self.restored)}",
+            model=request.model,
+            state=agent_pb2.REPLICA_READY,
+            origin=agent_pb2.ORIGIN_RESTORED,
+            endpoint=agent_pb2.Endpoint(host="127.0.0.1", port=1),
+        )
+        for name, seconds in (("image", IMAGE), ("cuda", CUDA), ("health", HEALTH)):
+            replica.phases.add(name=name, seconds=seconds)
+        return agent_pb2.RestoreResponse(replica=replica)
+
+    async def Release(self, request: agent_pb2.ReleaseRequest, context: Any) -> agent_pb2.ReleaseResponse:
+        self.released.append(self._clock.now())
+        gone = agent_pb2.Replica(id=request.replica_id, model="chat", state=agent_pb2.REPLICA_GONE)
+        self._news.put_nowait(agent_pb2.NodeUpdate(replica=gone))
+        return agent_pb2.ReleaseResponse()
+
+    def _residency(self) -> agent_pb2.NodeUpdate:
+        snapshot = agent_pb2.SnapshotRef(namespace="default", name="chat", digest="d")
+        return agent_pb2.NodeUpdate(residency=agent_pb2.Residency(snapshot=snapshot, rung=self._rung, image_bytes=1 << 30))
+
+
+class Day:
+    """The scaler of one machine, from the moment 0."""
+
+    def __init__(self, seed: int) -> None:
+        self.clock = LoopClock(asyncio.get_running_loop())
+        chance = random.Random(seed)
+        self.agent = NodeAgent(self.clock)
+        activations = Activations(self.clock, chance)
+        self.ended: list[Activation] = []
+        activations.on_end(self.ended.append)
+        self.ledger = Ledger({"chat": MODEL.limits}, activations)
+        self.parts = wire(
+            self.ledger,
+            {"chat": MODEL.model("chat")},
+            maker=lambda nodes, dispatcher: LocalReplicas({"chat": MODEL}, nodes, dispatcher, activations),
+            dial=lambda address, tls: InProcessChannel(self.agent, agent_pb2_grpc.add_AgentServicer_to_server),  # type: ignore[return-value]
+            clock=self.clock,
+            chance=chance,
+        )
+        self.dispatcher = self.parts.dispatcher
+        self.deployment = Deployment("chat", self.parts.planner, MODEL.min_replicas)
+        self.scaler = ExternalScaler(self.ledger, activations, self.parts.planner.triggered, clock=self.clock, chance=chance)
+        self.wishes: list[tuple[float, int]] = []
+        self.answered = 0
+        self._stack = AsyncExitStack()
+
+    def replicas(self) -> int:
+        return self.deployment.replicas()
+
+    async def scale(self, replicas: int) -> None:
+        self.wishes.append((self.clock.now(), replicas))
+        await self.deployment.scale(replicas)
+
+    async def __aenter__(self) -> Day:
+        enter = self._stack.enter_async_context
+        self._stack.push_async_callback(self.dispatcher.close)
+        await enter(self.parts.nodes.follow("agent"))
+        self._stack.push_async_callback(self.parts.planner.close)
+        channel = InProcessChannel(self.scaler, externalscaler_pb2_grpc.add_ExternalScalerServicer_to_server)
+        autoscaler = await enter(Autoscaler(channel, self.clock))  # type: ignore[arg-type]
+        autoscaler.add("chat", MODEL.trigger("chat"), MODEL.rules, self)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.scaler.close()
+        await self._stack.aclose()
+
+    async def until(self, moment: float) -> None:
+        await asyncio.sleep(moment - self.clock.now())
+
+    async def ask(self, seconds: float) -> None:
+        """A request whose answer begins FIRST_BYTE after a replica has it, and lasts `seconds`."""
+        arrived = self.clock.now()
+        member = self.dispatcher.take("chat")
+        if member is None:
+            member = await self.dispatcher.hold("chat", "tenant", Priority.NORMAL, 100, arrived=arrived).future
+        handed = self.clock.now()
+        await asyncio.sleep(FIRST_BYTE)
+        self.ledger.activations.answered("chat", handed, self.clock.now())
+        await asyncio.sleep(seconds - FIRST_BYTE)
+        self.dispatcher.release(member)
+        self.answered += 1
+
+
+def requests(seed: int) -> list[tuple[float, float]]:
+    """Moments and lengths: some every minute at noon, few in the morning and in the evening, none from ten at night until seven."""
+    chance = random.Random(seed)
+    found: list[tuple[float, float]] = [(STREAM_AT, STREAM_SECONDS)]
+    moment = 7 * HOUR
+    while (moment := moment + chance.expovariate(1 / _gap(moment))) < 22 * HOUR:
+        found.append((round(moment, 3), round(chance.uniform(1.0, 20.0), 3)))
+    return sorted(found)
+
+
+def _gap(moment: float) -> float:
+    """The mean time from one request to the next."""
+    return (1.5 if 11 * HOUR < moment < 14 * HOUR else 8.0) * MINUTE
+
+
+STREAM_AT, STREAM_SECONDS = 21 * HOUR + 0.5, 40 * MINUTE
+FAILS_FROM = 15 * HOUR
+
+
+class Expected:
+    """What KEDA's rules make of a day's requests, worked out from the requests alone.
+
+    A request that finds nothing wakes a replica at once. Each poll that finds a request, and each push (a request after none, three seconds
+    after the last one at least), is activity; the first poll more than the cooldown after the last activity takes the replica away.
+    """
+
+    def __init__(self, asked: list[tuple[float, float]], failing: float) -> None:
+        self.wishes: list[tuple[float, int]] = []
+        self.waited: list[float] = []  # by activation: seconds until its replica was ready
+        ready = active = pushed = busy_until = -1.0
+        polls = iter(range(0, 24 * 3600, int(MODEL.polling_seconds)))
+        poll = next(polls)
+        for begin, seconds in [*asked, (24 * HOUR, 0.0)]:
+            while poll < begin:
+                if poll < busy_until:
+                    active = poll
+                elif self.up and poll - active > MODEL.cooldown_seconds:
+                    self.wishes.append((poll, 0))
+                poll = next(polls, 24 * HOUR)
+            if begin == 24 * HOUR:
+                return
+            if not self.up:
+                self.wishes.append((begin, 1))
+                self.waited.append(RESTORE + (failing if begin > FAILS_FROM and not any(map(RESTORE.__lt__, self.waited)) else 0.0))
+                ready = begin + self.waited[-1]
+                active = pushed = begin
+            elif begin > busy_until and begin >= pushed + 3.0:
+                active = pushed = begin
+            busy_until = max(busy_until, max(begin, ready) + seconds)
+
+    @property
+    def up(self) -> bool:
+        return bool(self.wishes) and self.wishes[-1][1] == 1
+
+
+async def _live(seed: int, asked: list[tuple[float, float]]) -> Day:
+    async with Day(seed) as day, asyncio.TaskGroup() as group:
+        for moment, seconds in asked:
+            if day.clock.now() < FAILS_FROM < moment:
+                await day.until(FAILS_FROM)
+                day.agent.fails = 2
+            await day.until(moment)
+            group.create_task(day.ask(seconds))
+        await day.until(24 * HOUR)
+    return day
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_a_day(seed: int) -> None:
+    asked = requests(seed)
+    # The start that fails: two tries, and the pauses after them.
+    expected = Expected(asked, failing=FAILING + 0.2 + FAILING + 0.4)
+    before = time.process_time()
+    day = run(_live(seed, asked))
+    assert time.process_time() - before < 1.0
+
+    assert day.answered == len(asked)
+    assert day.wishes == expected.wishes
+    ups = [moment for moment, replicas in day.wishes if replicas == 1]
+    downs = [moment for moment, replicas in day.wishes if replicas == 0]
+    assert len(ups) == len(downs) > 20
+    assert not any(moment < 7 * HOUR or moment > 22.2 * HOUR for moment in ups + downs)
+    assert not any(STREAM_AT < moment < STREAM_AT + STREAM_SECONDS + MODEL.cooldown_seconds for moment in ups + downs)
+
+    assert day.agent.staged == [STAGING]
+    assert day.agent.restored == [exactly(moment + waited) for moment, waited in zip(ups, expected.waited, strict=True)]
+    assert day.agent.released == downs
+
+    assert sorted(set(expected.waited)) == [RESTORE, exactly(RESTORE + 1.6)]
+    for activation, up, waited in zip(day.ended, ups, expected.waited, strict=True):
+        assert activation.outcome == "served"
+        assert activation.total == exactly(waited + FIRST_BYTE)
+        assert {name: round(seconds, 6) for name, seconds in activation.phases.items()} == {
+            "held": 0.0,
+            "pushed": 0.0,
+            "scheduled": 0.0,
+            "image": IMAGE,
+            "cuda": CUDA,
+            "health": HEALTH,
+            "first_byte": FIRST_BYTE,
+            "unaccounted": round(waited - RESTORE, 6),  # the tries that failed
+        }
+        assert activation.began == exactly(day.clock.wall() - 24 * HOUR + up)
+
+
+def test_the_same_day_again_is_the_same() -> None:
+    """Ids, too: whoever replays a day finds the activation that a log line names."""
+    asked = requests(4)
+    one, other = run(_live(4, asked)), run(_live(4, asked))
+    assert [each.id for each in one.ended] == [each.id for each in other.ended]
+    assert len({each.id for each in one.ended}) == len(one.ended)
+    assert one.wishes == other.wishes
+
+
+def test_a_burst_at_noon() -> None:
+    """Twenty requests at once are worth three replicas; the HPA keeps them for its window, and the cooldown ends all of them together."""
+
+    async def burst() -> Day:
+        async with Day(1) as day, asyncio.TaskGroup() as group:
+            await day.until(12 * HOUR + 7)
+            for _ in range(20):
+                group.create_task(day.ask(20.0))
+            await day.until(13 * HOUR)
+        return day
+
+    day = run(burst())
+    noon = 12 * HOUR
+    assert day.answered == 20
+    assert day.wishes == [(noon + 7, 1), (noon + 7, 3), (noon + 330, 0)]
+    assert day.agent.restored == [exactly(noon + 7 + RESTORE)] * 3
+    assert day.agent.released == [noon + 330] * 3
+    assert [activation.total for activation in day.ended] == [exactly(RESTORE + FIRST_BYTE)]
