@@ -5,7 +5,7 @@ import socket
 
 import pytest
 
-from scaler.fleet.addresses import Addresses, joined, looked_up
+from scaler.fleet.addresses import Addresses, looked_up
 
 
 def test_listeners_hear_of_changes_only_and_until_their_block_ends() -> None:
@@ -16,10 +16,6 @@ def test_listeners_hear_of_changes_only_and_until_their_block_ends() -> None:
         addresses.set(["b:1", "a:1"])
     addresses.set([])
     assert seen == [{"a:1"}, {"a:1", "b:1"}]
-
-
-def test_an_ipv6_address_stands_in_brackets() -> None:
-    assert (joined("10.0.0.1", 80), joined("fd00::1", 80)) == ("10.0.0.1:80", "[fd00::1]:80")
 
 
 async def test_names_are_looked_up_again(monkeypatch: pytest.MonkeyPatch) -> None:
