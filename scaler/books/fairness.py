@@ -16,6 +16,8 @@ T = TypeVar("T")
 
 
 class Priority(IntEnum):
+    """Classes of requests, the first one served first. A class waits while one before it has any."""
+
     HIGH = 0
     NORMAL = 1
     LOW = 2

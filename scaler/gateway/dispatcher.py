@@ -78,6 +78,8 @@ class Hold:
 
 
 class _Pool:
+    """One model's replicas, and the line of requests that none of them has a place for."""
+
     __slots__ = ("line", "members", "model")
 
     def __init__(self, model: str) -> None:

@@ -51,8 +51,9 @@ class ReplicaFailed(Exception):
 
 
 class _Response(web.StreamResponse):
-    # aiohttp writes the head together with the first chunk then, in one packet.
-    _send_headers_immediately = False
+    """An answer whose head waits for the first chunk."""
+
+    _send_headers_immediately = False  # aiohttp writes both in one packet then
 
 
 class Answer(NamedTuple):

@@ -1,15 +1,20 @@
 """KEDA's ExternalScaler service: how much demand each model has, told when asked and pushed when it begins.
 
-KEDA sets no deadlines and one hung unary call blocks an object's activation, so unary calls are answered from the ledger's memory.
-KEDA acts on `true` only, may lose one (object not ready yet, failed write), and rewrites an object's last active time at each: so `true`
-goes out at each edge, when a stream opens while there is demand, and every 3 s only while replicas are 0 and demand is not.
-Above zero an edge says nothing but "still active", so one within 3 s of the last push is left out: it would cost KEDA a status write each.
-An edge is demand after none, or the loss of the last replica under demand.
-Streams wait in memory without a task or a ticking timer: the ledger's own call tells them of first demand, one task a model of the rest.
-They end with OK, at shutdown and after half an hour: only a clean end resets KEDA's backoff. Connections get a GOAWAY after 10 min, at
-which a client asks DNS again and finds new scaler replicas, and streams move there as they are rotated. Reopening takes KEDA 2 s, in which
-no push arrives: at half an hour that delays one activation in a thousand. A stream whose model waits for its first replica is not rotated.
-Rejected: a subscription and a re-push timer a stream, `false` on the stream (ignored), 0 for a model nobody declared (scales it to zero).
+Unary calls are answered from memory: KEDA sets no deadline on them, and one that hangs keeps an object from being activated.
+
+Streams carry `true` only, since KEDA ignores `false`. One `true` may be lost (the object is not ready yet, or KEDA's own write failed), and
+each one makes KEDA write the object's status. So it goes out
+- at each edge: demand after none, or the loss of the last replica under demand. While there are replicas an edge says no more than "still
+  active", so it is left out within 3 s of the last push;
+- when a stream opens while there is demand;
+- every 3 s while there is demand and no replica.
+A waiting stream costs no task and no timer that ticks: the ledger calls at first demand, and one task a model watches the rest.
+
+A stream ends with OK at shutdown and after half an hour, because only a clean end resets KEDA's back-off. A connection is told to go away
+after ten minutes: its client then asks DNS again, finds the scaler's new replicas, and opens there what is rotated here. Opening a stream
+again takes KEDA 2 s in which no push arrives, which at half an hour delays one activation in a thousand. A stream whose model waits for its
+first replica is not rotated.
+Rejected: a subscription and a timer for every stream; an answer of 0 for a model that nobody declared, which would scale it to zero.
 """
 
 from __future__ import annotations
@@ -210,7 +215,8 @@ class ExternalScaler(pb_grpc.ExternalScalerServicer):
             listeners.task = asyncio.create_task(self._follow(model, listeners), name=f"demand of {model} for KEDA")
         listeners.streams.add(stream)
         if not self._starved(model):
-            self._first.pop(model, None)  # met or given up while no stream was open: the next push is not for it
+            # That demand ended before any stream could tell KEDA of it: the next push is for another one, and is not timed from it.
+            self._first.pop(model, None)
         with suppress(UnknownModel):
             if self._demand.demand_anywhere(model).pending > 0:
                 stream.push("open")

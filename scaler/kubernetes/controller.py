@@ -94,6 +94,8 @@ class _FailedCapture:
 
 
 class Controller:
+    """Brings every ModelSnapshot's status to what pods and agents say, and captures what is not there. Only the leader runs it."""
+
     def __init__(
         self,
         cluster: Cluster,

@@ -28,6 +28,8 @@ _LEASE_SECONDS, _STOP_SECONDS, _RETRY_SECONDS, _CALL_SECONDS = 15, 10.0, 2.0, 3.
 
 
 class _Spec(msgspec.Struct, frozen=True, rename="camel"):
+    """Who holds a Lease, since when and for how long."""
+
     holder_identity: str | None = None
     lease_duration_seconds: int | None = None
     renew_time: str | None = None
@@ -35,6 +37,8 @@ class _Spec(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class _Lease(msgspec.Struct, frozen=True):
+    """coordination.k8s.io/v1 Lease, as far as it is read."""
+
     metadata: Metadata
     spec: _Spec = _Spec()
 
@@ -64,6 +68,8 @@ async def lead(
 
 
 class _Candidate:
+    """One replica that tries to hold the lease."""
+
     def __init__(self, cluster: Cluster, namespace: str, name: str, identity: str, clock: Clock) -> None:
         self._clock = clock
         self._cluster = cluster

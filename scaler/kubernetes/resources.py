@@ -29,10 +29,12 @@ CONDITION_CAPTURED, CONDITION_READY = "Captured", "Ready"
 
 
 class _Object(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
-    pass
+    """A part of an object, under the API's names."""
 
 
 class Metadata(_Object, frozen=True):
+    """What every object has."""
+
     name: str = ""
     namespace: str = ""
     uid: str = ""
@@ -53,22 +55,30 @@ class Meta(_Object, frozen=True):
 
 
 class Artifact(_Object, frozen=True):
+    """One that is on nodes already: it is adopted, not captured."""
+
     name: str
     digest: str
 
 
 class Canary(_Object, frozen=True):
+    """The request whose answer a restored engine has to repeat."""
+
     path: str
     body: Any = None
 
 
 class Limits(_Object, frozen=True):
+    """What the gateway holds for the model, and what one replica works on."""
+
     concurrency: int = 8
     max_wait_seconds: float = 300.0
     max_requests: int = 10_000
 
 
 class Spec(_Object, frozen=True):
+    """What the owner of a ModelSnapshot asks for."""
+
     model: str = ""
     template: dict[str, Any] | None = None
     artifact: Artifact | None = None
@@ -89,6 +99,8 @@ class Holder(_Object, frozen=True):
 
 
 class Condition(_Object, frozen=True, omit_defaults=False):
+    """One condition of a status, as Kubernetes has them."""
+
     type: str
     status: str
     reason: str = ""
@@ -98,6 +110,8 @@ class Condition(_Object, frozen=True, omit_defaults=False):
 
 
 class Status(_Object, frozen=True):
+    """What the controller says of a ModelSnapshot."""
+
     phase: str = ""
     digest: str = ""
     image_bytes: int = 0
@@ -115,6 +129,8 @@ class Status(_Object, frozen=True):
 
 
 class ModelSnapshot(_Object, frozen=True):
+    """zerowake.dev/v1alpha1 ModelSnapshot."""
+
     metadata: Metadata
     spec: Spec
     status: Status = Status()
@@ -154,16 +170,22 @@ class ModelSnapshot(_Object, frozen=True):
 
 
 class ContainerState(_Object, frozen=True):
+    """What the kubelet says of one container, where it does not run."""
+
     terminated: dict[str, Any] | None = None
     waiting: dict[str, Any] | None = None
 
 
 class ContainerStatus(_Object, frozen=True):
+    """The state of a container, by its name."""
+
     name: str
     state: ContainerState = ContainerState()
 
 
 class PodStatus(_Object, frozen=True):
+    """How far a pod is, and why it is no further."""
+
     phase: str = ""
     reason: str = ""
     message: str = ""
@@ -172,6 +194,8 @@ class PodStatus(_Object, frozen=True):
 
 
 class PodSpec(_Object, frozen=True):
+    """Where a pod runs."""
+
     node_name: str = ""
 
 

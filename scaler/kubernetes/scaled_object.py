@@ -23,33 +23,45 @@ _DEFAULT_MAX_REPLICAS = 100  # KEDA's
 
 
 class _Part(msgspec.Struct, frozen=True, rename="camel"):
-    pass
+    """A part of an object, under the API's names."""
 
 
 class TargetRef(_Part, frozen=True):
+    """What is scaled, in the same namespace."""
+
     name: str = ""
 
 
 class TriggerSpec(_Part, frozen=True):
+    """One trigger; its metadata is what KEDA sends the scaler."""
+
     type: str = ""
     metadata: dict[str, str] = {}
     metric_type: str = ""
 
 
 class Behavior(_Part, frozen=True):
+    """How fast the HPA may scale."""
+
     scale_up: dict[str, Any] | None = None
 
 
 class HpaConfig(_Part, frozen=True):
+    """What is passed on to the HPA."""
+
     behavior: Behavior | None = None
 
 
 class Advanced(_Part, frozen=True):
+    """What few ScaledObjects have."""
+
     horizontal_pod_autoscaler_config: HpaConfig | None = None
     scaling_modifiers: dict[str, Any] | None = None
 
 
 class Spec(_Part, frozen=True):
+    """What the owner of a ScaledObject asks for."""
+
     scale_target_ref: TargetRef = TargetRef()
     max_replica_count: int | None = None
     triggers: tuple[TriggerSpec, ...] = ()
@@ -66,10 +78,14 @@ class TargetKind(_Part, frozen=True):
 
 
 class Status(_Part, frozen=True):
+    """What KEDA says of a ScaledObject."""
+
     target: TargetKind | None = msgspec.field(default=None, name="scaleTargetGVKR")
 
 
 class ScaledObject(_Part, frozen=True):
+    """keda.sh/v1alpha1 ScaledObject."""
+
     metadata: Metadata
     spec: Spec = Spec()
     status: Status = Status()

@@ -41,12 +41,16 @@ _REVIEW_BYTES = 8 << 20  # the API server's own bound on an object is 3 MB, and 
 
 
 class _Request(msgspec.Struct):
+    """The pod that is asked about."""
+
     uid: str
     namespace: str = ""
     object: dict[str, Any] = {}
 
 
 class _Review(msgspec.Struct):
+    """admission.k8s.io/v1 AdmissionReview, as far as it is read."""
+
     request: _Request
 
 

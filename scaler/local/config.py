@@ -36,6 +36,8 @@ S = TypeVar("S", bound="Section")
 
 
 class Section(BaseModel):
+    """A part of the file: what it does not know is refused, and nothing changes once it is read."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
@@ -59,6 +61,8 @@ class KedaSection(Section):
 
 
 class ModelSection(Section):
+    """One model: where it comes from, how it waits, and how it is scaled."""
+
     snapshot: str = ""  # NAME or NAMESPACE/NAME
     command: tuple[str, ...] = ()  # started where there is no snapshot, or where it cannot be restored
     port: Annotated[int, Field(gt=0, lt=65536)] | None = None
@@ -141,6 +145,8 @@ class ModelSection(Section):
 
 
 class Config(Section):
+    """The whole file."""
+
     state: Path = Path("/var/lib/zerowake")
     listen: Address = "127.0.0.1:8080"
     metrics: Address | None = None

@@ -29,6 +29,8 @@ class MutualTlsSection(Section):
 
 
 class WebhookSection(Section):
+    """Where the admission webhook listens, and with which certificate."""
+
     listen: Address
     certificate: Path
     key: Path
@@ -78,6 +80,8 @@ class AgentsSection(_Members):
 
 
 class ServeConfig(Section):
+    """The whole file."""
+
     namespace: str  # the one that this runs in: Services and the lease are looked for there
     listen: Address = "0.0.0.0:8080"
     metrics: Address = "0.0.0.0:9090"
