@@ -1,0 +1,113 @@
+"""What `zerowake status` is told: models, replicas and activations, on a socket that root alone may use."""
+
+import random
+import stat
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from zerowake_proto import agent_pb2, agent_pb2_grpc
+
+from scaler.books.activation import Activations
+from scaler.books.ledger import Ledger
+from scaler.local.config import ModelSection
+from scaler.local.deployment import Deployment
+from scaler.programs.wiring import wire
+from scaler.view.status import serve_status, socket_of
+from tests.worlds.fake_agent import Agent
+from tests.worlds.in_process import InProcessChannel
+from tests.worlds.virtual_time import StandingClock
+from tests.worlds.waiting import until
+
+CHAT = ModelSection(snapshot="team/chat", stage="disk")
+COLD = ModelSection(command=("serve",), port=80, min_replicas=2, max_replicas=2)
+
+
+async def _asked(state: Path) -> Any:
+    async with (
+        aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(socket_of(state)))) as client,
+        client.get("http://zerowake/") as response,
+    ):
+        assert response.status == 200
+        return await response.json()
+
+
+async def test_the_page(tmp_path: Path) -> None:
+    clock = StandingClock(100.0)
+    activations = Activations(clock, random.Random(1))
+    ledger = Ledger({"chat": CHAT.limits, "cold": COLD.limits}, activations)
+    models = {"chat": CHAT, "cold": COLD}
+    agent = Agent("node-1")
+    agent.has("team", "chat", "d1", rung=agent_pb2.RUNG_DISK, unusable="it is of another driver")
+    parts = wire(
+        ledger,
+        {"chat": CHAT.model("chat")},
+        dial=lambda address, tls: InProcessChannel(agent, agent_pb2_grpc.add_AgentServicer_to_server),  # type: ignore[return-value]
+        clock=clock,
+    )
+    deployments = {name: Deployment(name, parts.planner, section.min_replicas) for name, section in models.items()}
+    async with (
+        parts.nodes.follow("agent"),
+        serve_status(tmp_path, models, deployments, ledger, parts.dispatcher, parts.nodes, activations),
+    ):
+        await until(lambda: any(node.synced for node in parts.nodes))
+        ledger.report_failure("chat", "no room")
+        ledger.hold("chat", 10, arrived=99.5)
+        assert stat.S_IMODE(socket_of(tmp_path).stat().st_mode) == 0o600
+        told = await _asked(tmp_path)
+        assert told == {
+            "models": [
+                {
+                    "name": "chat",
+                    "snapshot": "team/chat",
+                    "rung": "disk",
+                    "unusable": "it is of another driver",
+                    "wanted": 0,
+                    "ready": 0,
+                    "held": 1,
+                    "in_flight": 0,
+                    "failure": "no room",
+                },
+                {
+                    "name": "cold",
+                    "snapshot": "",
+                    "rung": "",
+                    "unusable": "",
+                    "wanted": 2,
+                    "ready": 0,
+                    "held": 0,
+                    "in_flight": 0,
+                    "failure": "",
+                },
+            ],
+            "replicas": [],
+            "activations": [],
+        }
+
+        endpoint = agent_pb2.Endpoint(host="127.0.0.1", port=1)
+        snapshot = agent_pb2.SnapshotRef(namespace="team", name="chat")
+        replica = agent_pb2.Replica(
+            id="r1", model="chat", snapshot=snapshot, state=agent_pb2.REPLICA_READY, origin=agent_pb2.ORIGIN_STANDBY, endpoint=endpoint
+        )
+        ledger.leave("chat", 10)
+        parts.nodes.learn("agent", replica)
+        assert parts.dispatcher.take("chat") is not None
+        clock.moment = 101.0
+        activations.answered("chat", 100.75, clock.now())
+        told = await _asked(tmp_path)
+        assert told["replicas"] == [{"id": "r1", "model": "chat", "node": "node-1", "origin": "standby", "in_flight": 1, "detail": ""}]
+        assert (told["models"][0]["ready"], told["models"][0]["in_flight"], told["models"][0]["failure"]) == (1, 1, "")
+        assert told["activations"] == [
+            {
+                "id": activations.recent(1)[0].id,
+                "model": "chat",
+                "began": 99.5,
+                "outcome": "served",
+                "reason": "",
+                "seconds": 1.5,
+                "phases": {"held": 0.5, "scheduled": 0.0, "first_byte": 0.25, "unaccounted": 0.75},
+            }
+        ]
+        await parts.planner.close()
+        await parts.dispatcher.close()
+    assert not socket_of(tmp_path).exists()
