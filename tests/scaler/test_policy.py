@@ -1,0 +1,236 @@
+"""The policy, world by world: no socket, no clock, no root."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scaler.books.demand import Demand
+from scaler.books.snapshot_name import SnapshotName
+from scaler.plan.actions import Action, Drop, End, Stage, Start
+from scaler.plan.policy import decide, prefer, prefer_for_capture
+from scaler.plan.rungs import Rung
+from scaler.plan.world import Gpu, Model, Node, Replica, Residency, ScaleTarget, World
+
+GB = 10**9
+NAME = SnapshotName("ns", "chat")
+CHAT = Model("chat", NAME)
+WAITS = {"chat": Demand(3, 0, 0)}
+
+
+def node(address: str, rung: Rung | None = Rung.MEMORY, *, free: int = 10 * GB, size: int = GB, **changes: object) -> Node:
+    residencies = {} if rung is None else {NAME: Residency("d" * 64, rung, size)}
+    return replace(Node(address, address, True, 100 * GB, free, residencies=residencies), **changes)  # type: ignore[arg-type]
+
+
+def serving(where: Node, *ids: str) -> Node:
+    return replace(where, replicas={each: Replica(each, "chat") for each in ids})
+
+
+def world(*nodes: Node, model: Model = CHAT, **changes: object) -> World:
+    return replace(World(100.0, {"chat": model}, nodes), **changes)  # type: ignore[arg-type]
+
+
+def kinds(actions: tuple[Action, ...]) -> list[tuple[str, str]]:
+    """What is done, and where."""
+    return [(type(action).__name__, getattr(action, "node", "")) for action in actions]
+
+
+def stages(found: World) -> list[tuple[str, Rung]]:
+    return [(action.node, action.rung) for action in decide(found).actions if isinstance(action, Stage)]
+
+
+# Snapshots
+
+
+def test_a_snapshot_waits_where_its_owner_says_on_every_node_that_has_it() -> None:
+    nodes = (node("a", Rung.DISK), node("b", Rung.MEMORY), node("c", None), node("d", Rung.DISK, synced=False))
+    assert stages(world(*nodes)) == [("a", Rung.MEMORY)]
+    assert stages(world(*nodes, model=replace(CHAT, stage=Rung.DISK))) == []
+    assert stages(world(*nodes, model=replace(CHAT, stage=Rung.STANDBY))) == [("a", Rung.MEMORY), ("b", Rung.STANDBY)]
+
+
+def test_requests_that_wait_have_the_best_node_stage() -> None:
+    asked = replace(CHAT, stage=Rung.DISK)
+    nodes = (node("slow", Rung.DISK, size=9 * GB), node("quick", Rung.DISK))
+    assert stages(world(*nodes, model=asked, demand=WAITS)) == [("quick", Rung.MEMORY)]
+    assert stages(world(*nodes, node("ready"), model=asked, demand=WAITS)) == [], "the best node has it in memory"
+    assert stages(world(serving(nodes[0], "r"), nodes[1], model=asked, demand=WAITS)) == [], "somebody serves"
+
+
+def test_staging_that_would_take_too_long_is_left() -> None:
+    model = replace(CHAT, longest_staging=1.5)
+    assert stages(world(node("a", Rung.DISK, size=GB), node("b", Rung.DISK, size=2 * GB), model=model)) == [("a", Rung.MEMORY)]
+
+
+def test_a_standby_is_made_while_nobody_asks_and_given_up_when_somebody_does() -> None:
+    model = replace(CHAT, stage=Rung.STANDBY)
+    (standby,) = decide(world(node("a"), model=model)).actions
+    assert isinstance(standby, Stage) and standby.rung is Rung.STANDBY
+    assert stages(world(serving(node("a"), "r"), model=model)) == []
+    plan = decide(world(node("a"), model=model, under_way=(standby,), demand=WAITS))
+    assert [(type(each), each.rung) for each in plan.actions if isinstance(each, Drop)] == [(Drop, Rung.MEMORY)]
+    assert decide(world(node("a"), model=model, under_way=(standby,))).actions == ()
+
+
+def test_what_an_agent_refused_is_put_off_and_not_forgotten() -> None:
+    """One rung that was refused puts off that rung alone."""
+    model = replace(CHAT, stage=Rung.STANDBY)
+    refused = {("a", "d" * 64, Rung.STANDBY): 130.0}
+    plan = decide(world(node("a"), model=model, put_off=refused))
+    assert (plan.actions, plan.look_again) == ((), 130.0)
+    assert stages(world(node("a", Rung.DISK), model=model, put_off=refused)) == [("a", Rung.MEMORY)]
+    assert stages(world(node("a"), model=model, put_off=refused, now=130.0)) == [("a", Rung.STANDBY)]
+
+
+def test_an_unusable_snapshot_is_left_where_it_is() -> None:
+    broken = replace(node("a", Rung.DISK), residencies={NAME: Residency("d", Rung.DISK, 1, unusable="corrupt")})
+    assert decide(world(broken, demand=WAITS)).actions == ()
+
+
+# Replicas that are made here
+
+
+def test_replicas_start_where_they_serve_soonest() -> None:
+    nodes = (node("disk", Rung.DISK), node("memory"), node("none", None, free=90 * GB))
+    wanted = replace(CHAT, replicas=2, stage=Rung.DISK)
+    starts = [action for action in decide(world(*nodes, model=wanted)).actions if isinstance(action, Start)]
+    assert [(start.node, start.number) for start in starts] == [("memory", 1), ("memory", 2)]
+    assert all("its snapshot is there" in start.reason for start in starts)
+
+
+def test_replicas_spread_when_a_gpu_is_full() -> None:
+    def gpu(address: str, *free: int) -> Node:
+        gpus = tuple(Gpu(f"{address}-{index}", 80 * GB, size * GB) for index, size in enumerate(free))
+        return replace(node(address), gpus=gpus, residencies={NAME: Residency("d", Rung.MEMORY, GB, gpu_bytes=(30 * GB,))})
+
+    wanted = replace(CHAT, replicas=4)
+    starts = [each.node for each in decide(world(gpu("a", 70), gpu("b", 40, 40), model=wanted)).actions if isinstance(each, Start)]
+    assert starts == ["a", "a", "b", "b"]
+
+
+def test_without_a_snapshot_the_node_with_the_most_room_starts_it() -> None:
+    bare = Model("chat", replicas=1)
+    (start,) = decide(world(node("full", None, free=GB), node("free", None, free=50 * GB), model=bare)).actions
+    assert isinstance(start, Start) and start.node == "free" and "most room" in start.reason
+
+
+def test_no_node_is_said_and_a_failed_start_is_waited_for() -> None:
+    wanted = replace(CHAT, replicas=1)
+    plan = decide(world(node("a", synced=False), model=wanted))
+    assert (plan.actions, plan.unmet) == ((), {"chat": "no restore agent is connected"})
+    plan = decide(world(node("a"), model=replace(wanted, not_before=101.5)))
+    assert (plan.actions, plan.unmet, plan.look_again) == ((), {}, 101.5)
+
+
+def test_what_is_too_much_ends_the_least_busy_and_youngest_first() -> None:
+    wanted = replace(CHAT, replicas=1, keep_seconds=60.0)
+    here = serving(node("a"), "old", "busy", "young")
+    plan = decide(world(here, model=wanted, in_flight={"busy": 2}))
+    assert [(each.replica, each.keep_seconds) for each in plan.actions if isinstance(each, End)] == [("young", 60.0), ("old", 60.0)]
+
+
+def test_starts_under_way_are_given_up_before_a_replica_ends() -> None:
+    wanted = replace(CHAT, replicas=1)
+    starting = (Start("chat", "a", "", number=1), Start("chat", "a", "", number=2))
+    plan = decide(world(serving(node("a"), "r"), model=wanted, under_way=starting))
+    assert [(each.replica, each.number) for each in plan.actions if isinstance(each, End)] == [("", 1), ("", 2)]
+    ending = End("chat", "a", "r", "")
+    assert kinds(decide(world(serving(node("a"), "r"), model=wanted, under_way=(ending,))).actions) == [("Start", "a")]
+
+
+# Replicas that Kubernetes makes
+
+
+def test_a_backlog_is_scaled_to_what_the_hpa_would_ask_for() -> None:
+    def replicas(pending: int, target: ScaleTarget) -> list[int]:
+        found = decide(world(node("a"), demand={"chat": Demand(pending, 0, 0)}, targets={"chat": target})).actions
+        return [action.replicas for action in found if isinstance(action, Start)]
+
+    assert replicas(32, ScaleTarget(1, 8.0, 100)) == [4]
+    assert replicas(32, ScaleTarget(1, 8.0, 3)) == [3]
+    assert replicas(32, ScaleTarget(0, 8.0, 100)) == [], "KEDA leaves zero"
+    assert replicas(8, ScaleTarget(1, 8.0, 100)) == []
+    assert replicas(8, ScaleTarget(4, 8.0, 100)) == [], "the HPA takes away"
+
+
+def test_pods_are_preferred_by_the_estimate() -> None:
+    other = replace(node("other"), residencies={NAME: Residency("another", Rung.MEMORY, 1)})
+    nodes = (node("disk", Rung.DISK), node("memory"), node("none", None), other, node("lost", synced=False), node("", Rung.MEMORY))
+    found = prefer(world(*nodes), CHAT, "d" * 64)
+    assert list(found.seconds) == ["memory", "disk"]
+
+
+def test_captures_go_where_there_is_room() -> None:
+    nodes = (node("full", None, free=0), node("tight", None, free=GB), node("free", None, free=60 * GB), node("lost", None, synced=False))
+    assert list(prefer_for_capture(world(*nodes), CHAT).seconds) == ["free", "tight"]
+
+
+# Whatever the world
+
+rungs = st.sampled_from(list(Rung))
+nodes = st.lists(
+    st.builds(
+        lambda address, rung, synced, free, ids: replace(
+            node(address, rung, free=free, synced=synced),
+            replicas={f"{address}-{each}": Replica(f"{address}-{each}", "chat") for each in ids},
+        ),
+        st.sampled_from("abcdef"),
+        rungs,
+        st.booleans(),
+        st.integers(0, 100 * GB),
+        st.lists(st.integers(0, 9), max_size=3, unique=True),
+    ),
+    max_size=5,
+    unique_by=lambda each: each.address,
+)
+worlds = st.builds(
+    lambda found, stage, replicas, pending, now: world(
+        *found, model=replace(CHAT, stage=stage, replicas=replicas, not_before=50.0), demand={"chat": Demand(pending, 0, 0)}, now=now
+    ),
+    nodes,
+    rungs,
+    st.none() | st.integers(0, 6),
+    st.integers(0, 3),
+    st.sampled_from([0.0, 100.0]),
+)
+
+
+@given(worlds)
+def test_the_same_world_gives_the_same_plan_and_is_left_as_it_was(found: World) -> None:
+    before = repr(found)
+    plan = decide(found)
+    assert decide(found) == plan
+    assert [action.reason for action in decide(found).actions] == [action.reason for action in plan.actions]
+    assert all(action.reason for action in plan.actions) and repr(found) == before
+
+
+@given(worlds)
+def test_what_is_under_way_is_not_decided_again(found: World) -> None:
+    plan = decide(found)
+    again = decide(replace(found, under_way=plan.actions))
+    assert not set(again.actions) & set(plan.actions)
+    assert math.isinf(again.look_again) or again.look_again > found.now
+
+
+@given(worlds)
+def test_nothing_is_asked_of_a_node_that_is_not_there(found: World) -> None:
+    synced = {each.address for each in found.nodes if each.synced}
+    assert all(action.node in synced for action in decide(found).actions if isinstance(action, Stage | Start))
+
+
+@given(worlds)
+def test_starts_and_ends_bring_the_wish(found: World) -> None:
+    plan, model = decide(found), found.models["chat"]
+    live = sum(len(each.replicas) for each in found.nodes)
+    starts = [action for action in plan.actions if isinstance(action, Start)]
+    ends = [action for action in plan.actions if isinstance(action, End)]
+    if model.replicas is None:
+        assert not starts and not ends
+    elif starts or ends:
+        assert live + len(starts) - len(ends) == model.replicas
+    else:
+        assert live == model.replicas or "chat" in plan.unmet or model.not_before > found.now
