@@ -116,13 +116,14 @@ class Agent:
 
     async def stage(self, snapshot: SnapshotName, digest: str, rung: Rung) -> float:
         """The snapshot up to the rung; returns the seconds that it took. Raises AgentError."""
-        request = agent_pb2.StageRequest(
-            request_id=self._id(), snapshot=messages.reference(snapshot, digest), rung=agent_pb2.Rung.Name(rung)
-        )
+        reference = messages.reference(snapshot, digest)
+        request = agent_pb2.StageRequest(request_id=self._id(), snapshot=reference, rung=agent_pb2.Rung.Name(rung))
         try:
-            return float((await self.stub.Stage(request)).seconds)
+            answer = await self.stub.Stage(request)
         except grpc.aio.AioRpcError as error:
             raise _said(error) from None
+        self.settle(snapshot, messages.residency(answer.residency))  # the stream will say so too, maybe later
+        return answer.seconds
 
     async def unstage(self, snapshot: SnapshotName, digest: str, *, seconds: float) -> None:
         """The snapshot off the node, within so many seconds. Raises AgentError."""

@@ -77,6 +77,11 @@ class Nodes:
         if agent := self._agents.get(address):
             self._apply(agent, agent_pb2.NodeUpdate(replica=replica))
 
+    def ended(self, address: str, replica_id: str) -> None:
+        """A replica that the agent has ended for us; its stream may say so later."""
+        if agent := self._agents.get(address):
+            self._apply(agent, agent_pb2.NodeUpdate(replica=agent_pb2.Replica(id=replica_id, state=agent_pb2.REPLICA_GONE)))
+
     def reconsider(self, model: str) -> None:
         """Whether its replicas may be sent requests may have changed."""
         for agent in self._agents.values():

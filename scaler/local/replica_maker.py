@@ -61,6 +61,8 @@ class LocalReplicas:
             return  # it has ended by itself, or with its agent
         except AgentError as error:
             log.warning("replica %s could not be ended: %s", action.replica, error)
+            return
+        self._nodes.ended(action.node, action.replica)
 
 
 def _engine(section: ModelSection) -> Engine:

@@ -1,4 +1,4 @@
-"""A node's agent as the scaler sees it: its Watch stream, and what it is asked to remove."""
+"""A node's agent as the scaler sees it: its Watch stream, and what it is asked to stage and to remove."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ from zerowake_proto import agent_pb2, agent_pb2_grpc
 
 
 class Agent(agent_pb2_grpc.AgentServicer):
+    """One that does at once what it is asked, or refuses with `refuse`."""
+
     def __init__(self, name: str) -> None:
         self.name = name
         self.residencies: dict[tuple[str, str], agent_pb2.Residency] = {}
+        self.staged: list[agent_pb2.StageRequest] = []
         self.unstaged: list[agent_pb2.UnstageRequest] = []
         self.refuse: grpc.StatusCode | None = None
         self._streams: list[asyncio.Queue[agent_pb2.NodeUpdate]] = []
@@ -59,6 +62,14 @@ class Agent(agent_pb2_grpc.AgentServicer):
                     yield here
         finally:
             self._streams.remove(queue)
+
+    async def Stage(self, request: agent_pb2.StageRequest, context: Any) -> agent_pb2.StageResponse:
+        self.staged.append(request)
+        if self.refuse is not None:
+            await context.abort(self.refuse, "no room for it")
+        name = request.snapshot
+        self.has(name.namespace, name.name, name.digest, rung=request.rung)
+        return agent_pb2.StageResponse(residency=self.residencies[name.namespace, name.name], seconds=0.1)
 
     async def Unstage(self, request: agent_pb2.UnstageRequest, context: Any) -> agent_pb2.UnstageResponse:
         self.unstaged.append(request)

@@ -1,0 +1,77 @@
+"""An agent's calls over gRPC: what it says of its errors, and how its node is shown."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import grpc
+import pytest
+from zerowake_proto import agent_pb2, agent_pb2_grpc
+
+from scaler.books.snapshot_name import SnapshotName
+from scaler.fleet.agent import Agent, AgentError, AgentUnreachable, HasNone
+from scaler.gateway.upstream import Endpoint
+from scaler.plan.rungs import Rung, WeightsRung
+from scaler.plan.world import Gpu, Rates, Replica, Residency
+from tests.worlds import fake_agent
+
+NAME = SnapshotName("ns", "chat")
+
+
+@pytest.fixture
+async def there() -> AsyncIterator[tuple[Agent, fake_agent.Agent]]:
+    other = fake_agent.Agent("n")
+    async with other.serve() as address, grpc.aio.insecure_channel(address) as channel:
+        yield Agent(address, agent_pb2_grpc.AgentStub(channel)), other
+
+
+async def test_calls_name_the_snapshot_and_each_its_request(there: tuple[Agent, fake_agent.Agent]) -> None:
+    agent, other = there
+    assert await agent.stage(NAME, "d", Rung.MEMORY) == pytest.approx(0.1)
+    await agent.stage(NAME, "d", Rung.STANDBY)
+    assert [(each.snapshot.name, each.snapshot.digest, each.rung) for each in other.staged] == [
+        ("chat", "d", agent_pb2.RUNG_MEMORY),
+        ("chat", "d", agent_pb2.RUNG_STANDBY),
+    ]
+    assert len({each.request_id for each in other.staged}) == 2
+    await agent.unstage(NAME, "d", seconds=5.0)
+    assert [each.rung for each in other.unstaged] == [agent_pb2.RUNG_ABSENT]
+
+
+async def test_errors_say_what_the_agent_said(there: tuple[Agent, fake_agent.Agent]) -> None:
+    agent, other = there
+    with pytest.raises(HasNone, match="no such snapshot"):
+        await agent.unstage(NAME, "d", seconds=5.0)
+    other.refuse = grpc.StatusCode.RESOURCE_EXHAUSTED
+    with pytest.raises(AgentError, match="no room for it") as refused:
+        await agent.stage(NAME, "d", Rung.MEMORY)
+    assert type(refused.value) is AgentError
+
+
+async def test_an_agent_that_is_not_there() -> None:
+    async with grpc.aio.insecure_channel("127.0.0.1:1") as channel:
+        agent = Agent("127.0.0.1:1", agent_pb2_grpc.AgentStub(channel))
+        with pytest.raises(AgentUnreachable):
+            await agent.stage(NAME, "d", Rung.MEMORY)
+        with pytest.raises(AgentUnreachable):
+            await agent.release("r", None)
+        with pytest.raises(AgentUnreachable):
+            await agent.restore("chat", NAME, None, "")
+
+
+def test_a_node_is_a_value_that_does_not_change_with_later_news() -> None:
+    agent = Agent("a:1", None)  # type: ignore[arg-type]  # nothing is asked of it
+    gpu = agent_pb2.Gpu(uuid="GPU-1", total_bytes=80, free_bytes=40)
+    rates = agent_pb2.Bandwidths(disk_to_memory=1, memory_to_process=2, disk_to_gpu=3, memory_to_gpu=4)
+    agent.describe(agent_pb2.Node(name="n", memory_total_bytes=9, memory_free_bytes=5, gpus=[gpu], bandwidths=rates))
+    agent.settle(NAME, Residency("d", Rung.DISK, 7, weights_rung=WeightsRung.GPU))
+    before = agent.node
+    assert (before.name, before.gpus, before.rates) == ("n", (Gpu("GPU-1", 80, 40),), Rates(1, 2, 3, 4))
+    assert agent.node is before, "nothing was heard"
+    agent.add(Replica("r", "chat"), Endpoint("127.0.0.1", 1))
+    agent.settle(NAME, None)
+    agent.synced.set()
+    assert (before.synced, list(before.replicas), list(before.residencies)) == (False, [], [NAME])
+    assert (agent.node.synced, list(agent.node.replicas), list(agent.node.residencies)) == (True, ["r"], [])
+    agent.forget("r")
+    assert list(agent.node.replicas) == [] and "r" in agent.gone

@@ -1,0 +1,157 @@
+"""The executor: what is under way, what is given up, what is put off. Agents are stood in for at the seam of their calls."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import cast
+
+import pytest
+
+from scaler.books.snapshot_name import SnapshotName
+from scaler.fleet.agent import AgentError, AgentUnreachable
+from scaler.fleet.executor import Executor
+from scaler.fleet.nodes import Nodes
+from scaler.plan.actions import Drop, End, Stage, Start
+from scaler.plan.policy import Plan
+from scaler.plan.rungs import Rung
+from tests.worlds.virtual_time import StandingClock
+from tests.worlds.waiting import until
+
+NAME = SnapshotName("ns", "chat")
+MEMORY = Stage("a", "chat", NAME, "d", Rung.MEMORY, "it waits in memory")
+STANDBY = Stage("a", "chat", NAME, "d", Rung.STANDBY, "it waits as a standby")
+
+
+class StandIn:
+    """An agent, and a maker of replicas, whose calls end when the test says so."""
+
+    name = "a"
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.given_up: list[str] = []
+        self.answers: dict[str, asyncio.Future[None]] = {}
+
+    async def _call(self, what: str) -> None:
+        self.calls.append(what)
+        self.answers[what] = asyncio.get_running_loop().create_future()
+        try:
+            await self.answers[what]
+        except asyncio.CancelledError:
+            self.given_up.append(what)
+            raise
+
+    async def stage(self, snapshot: SnapshotName, digest: str, rung: Rung) -> float:
+        await self._call(f"{rung.name} {digest}")
+        return 0.5
+
+    async def start(self, action: Start) -> None:
+        await self._call(f"start {action.number}")
+
+    async def end(self, action: End) -> None:
+        await self._call(f"end {action.replica}")
+
+    def agent(self, address: str) -> StandIn | None:
+        return self if address == "a" else None
+
+
+class World:
+    def __init__(self) -> None:
+        self.there = StandIn()
+        self.clock = StandingClock(100.0)
+        self.failures: list[tuple[str, str]] = []
+        self.ended: list[str] = []
+        self.executor = Executor(cast(Nodes, self.there), self.there, lambda *failure: self.failures.append(failure), self.clock)
+        self.executor.on_end(self.ended.append)
+
+    async def does(self, *actions: Stage | Drop | Start | End) -> None:
+        self.executor.carry_out(Plan(actions))
+        await asyncio.sleep(0)  # one turn: what was begun makes its call
+
+    async def answer(self, what: str, error: Exception | None = None) -> None:
+        ended = len(self.ended)
+        answer = self.there.answers[what]
+        if error is None:
+            answer.set_result(None)
+        else:
+            answer.set_exception(error)
+        await until(lambda: len(self.ended) > ended, what)
+
+
+@pytest.fixture
+async def world() -> World:
+    return World()
+
+
+async def test_an_action_is_under_way_until_it_has_ended(world: World) -> None:
+    await world.does(MEMORY, Start("chat", "a", "", number=1))
+    assert set(world.executor.under_way) == {MEMORY, Start("chat", "a", "", number=1)}
+    await world.answer("MEMORY d")
+    assert world.executor.under_way == (Start("chat", "a", "", number=1),) and world.ended == ["chat"]
+    await world.answer("start 1")
+    assert world.executor.under_way == () and world.failures == []
+
+
+async def test_a_drop_gives_up_what_goes_above_its_rung(world: World) -> None:
+    await world.does(MEMORY, STANDBY)
+    await world.does(Drop("a", "chat", NAME, "d", Rung.MEMORY, "a request waits"))
+    assert world.executor.under_way == (MEMORY,), "at once: the next decision is made without it"
+    await until(lambda: world.there.given_up == ["STANDBY d"])
+
+
+async def test_a_start_is_given_up_by_its_number(world: World) -> None:
+    first, second = Start("chat", "a", "", number=1), Start("chat", "a", "", number=2)
+    await world.does(first, second)
+    await world.does(End("chat", "a", "", "one is enough", number=1))
+    assert world.executor.under_way == (second,)
+    await until(lambda: world.there.given_up == ["start 1"])
+    await world.does(End("chat", "a", "r", "none is needed"))
+    assert world.there.calls[-1] == "end r"
+
+
+async def test_a_refusal_puts_its_rung_off_for_longer_each_time(world: World) -> None:
+    key = ("a", "d", Rung.STANDBY)
+    for pause in (30.0, 60.0, 120.0):
+        await world.does(STANDBY)
+        await world.answer("STANDBY d", AgentError("no memory"))
+        assert world.executor.put_off == {key: world.clock.moment + pause}
+        world.clock.moment += pause
+    await world.does(STANDBY)
+    await world.answer("STANDBY d")
+    assert world.executor.put_off == {}, "it stands there: whatever comes next is a first failure"
+
+
+async def test_an_agent_that_does_not_answer_has_refused_nothing(world: World) -> None:
+    await world.does(MEMORY)
+    await world.answer("MEMORY d", AgentUnreachable("connection refused"))
+    assert world.executor.put_off == {}
+
+
+async def test_starts_that_fail_are_told_and_wait_longer_each_time(world: World) -> None:
+    assert world.executor.not_before("chat") < world.clock.moment
+    for pause in (0.2, 0.4, 0.8):
+        await world.does(Start("chat", "a", "", number=1))
+        await world.answer("start 1", AgentError("the engine ended"))
+        assert world.executor.not_before("chat") == pytest.approx(world.clock.moment + pause)
+    assert world.failures == [("chat", "the engine ended")] * 3
+    await world.does(Start("chat", "a", "", number=1))
+    await world.answer("start 1")
+    assert world.executor.not_before("chat") < world.clock.moment
+
+
+async def test_a_fault_of_ours_ends_the_action_and_is_logged(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    await world.does(MEMORY)
+    await world.answer("MEMORY d", RuntimeError("told to fail"))
+    assert world.executor.under_way == () and "told to fail" in caplog.text
+
+
+async def test_a_node_that_has_gone_is_asked_nothing(world: World) -> None:
+    await world.does(Stage("gone", "chat", NAME, "d", Rung.MEMORY, ""))
+    await until(lambda: world.ended == ["chat"])
+    assert world.there.calls == []
+
+
+async def test_close_gives_up_everything_and_decides_nothing(world: World) -> None:
+    await world.does(MEMORY, Start("chat", "a", "", number=1))
+    await world.executor.close()
+    assert sorted(world.there.given_up) == ["MEMORY d", "start 1"] and world.ended == []

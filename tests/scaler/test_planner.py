@@ -1,0 +1,141 @@
+"""The planner between the ledger and real agents' streams: when it decides, and that it is done. No root, no CRIU."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import grpc
+import pytest
+from zerowake_proto import agent_pb2
+
+from scaler.books.activation import Activations
+from scaler.books.fairness import Priority
+from scaler.books.ledger import Ledger
+from scaler.books.limits import ModelLimits
+from scaler.books.snapshot_name import SnapshotName
+from scaler.books.trigger import Trigger
+from scaler.fleet import executor as executor_module
+from scaler.fleet.executor import Executor
+from scaler.fleet.nodes import Nodes
+from scaler.fleet.planner import Planner
+from scaler.gateway.dispatcher import Dispatcher
+from scaler.plan.actions import End, Start
+from scaler.plan.rungs import Rung
+from scaler.plan.world import Model
+from tests.worlds.fake_agent import Agent
+from tests.worlds.waiting import until
+
+NAME = SnapshotName("ns", "chat")
+DISK, MEMORY, STANDBY = agent_pb2.RUNG_DISK, agent_pb2.RUNG_MEMORY, agent_pb2.RUNG_STANDBY
+
+
+class Maker:
+    """Makes no replicas, and says what it was asked for."""
+
+    def __init__(self) -> None:
+        self.started: list[Start] = []
+
+    async def start(self, action: Start) -> None:
+        self.started.append(action)
+        await asyncio.Event().wait()
+
+    async def end(self, action: End) -> None: ...
+
+
+class System:
+    def __init__(self, model: Model, *agents: Agent) -> None:
+        self.ledger = Ledger({"chat": ModelLimits()})
+        self.agents = agents
+        self.maker = Maker()
+        self.dispatcher = Dispatcher(self.ledger)
+        self.nodes = Nodes(self.dispatcher, Activations())
+        self.planner = Planner(self.ledger, self.nodes, {"chat": model}, Executor(self.nodes, self.maker, self.ledger.report_failure))
+
+    def staged(self) -> list[tuple[str, agent_pb2.Rung]]:
+        return [(agent.name, request.rung) for agent in self.agents for request in agent.staged]
+
+
+@asynccontextmanager
+async def planning(model: Model, *agents: Agent) -> AsyncIterator[System]:
+    system = System(model, *agents)
+    async with AsyncExitStack() as stack:
+        addresses = [await stack.enter_async_context(agent.serve()) for agent in agents]
+        stack.push_async_callback(system.dispatcher.close)
+        await stack.enter_async_context(system.nodes.follow(*addresses))
+        stack.push_async_callback(system.planner.close)
+        await until(lambda: [node.synced for node in system.nodes] == [True] * len(agents), "agents are heard")
+        yield system
+
+
+def holding(name: str, rung: agent_pb2.Rung, size: int = 1000) -> Agent:
+    agent = Agent(name)
+    agent.has("ns", "chat", "d", rung=rung, size=size)
+    return agent
+
+
+async def test_a_snapshot_that_a_node_comes_to_have_is_staged_there() -> None:
+    late = Agent("late")
+    async with planning(Model("chat", NAME), holding("early", DISK), late) as system:
+        await until(lambda: system.staged() == [("early", MEMORY)])
+        late.has("ns", "chat", "d", rung=DISK)
+        await until(lambda: system.staged() == [("early", MEMORY), ("late", MEMORY)])
+
+
+async def test_the_first_request_stages_in_the_same_turn_as_the_push() -> None:
+    async with planning(Model("chat", NAME, stage=Rung.DISK), holding("slow", DISK, 10**9), holding("quick", DISK)) as system:
+        assert system.staged() == []
+        hold = system.dispatcher.hold("chat", "tenant", Priority.NORMAL, 1)
+        assert [action.node for action in system.planner.world(["chat"]).under_way] == [address_of(system, "quick")]
+        await until(lambda: system.staged() == [("quick", MEMORY)])
+        system.dispatcher.leave(hold)
+
+
+async def test_a_standby_is_made_when_nobody_asks() -> None:
+    async with planning(Model("chat", NAME, stage=Rung.STANDBY), holding("a", DISK)) as system:
+        await until(lambda: system.staged() == [("a", MEMORY), ("a", STANDBY)])
+
+
+async def test_a_refused_standby_is_asked_for_again_and_memory_all_the_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One refusal of one rung must not end the staging of a model (it did)."""
+    monkeypatch.setattr(executor_module, "_FIRST_STAGE_RETRY_SECONDS", 0.05)
+    agent = holding("a", MEMORY)
+    agent.refuse = grpc.StatusCode.RESOURCE_EXHAUSTED
+    async with planning(Model("chat", NAME, stage=Rung.STANDBY), agent) as system:
+        await until(lambda: len(agent.staged) >= 3, "it is asked again by itself")
+        agent.refuse = None
+        await until(lambda: next(iter(system.nodes)).residencies[NAME].rung is Rung.STANDBY)
+        asked = len(agent.staged)
+        agent.has("ns", "chat", "d", rung=DISK)
+        await until(lambda: [each.rung for each in agent.staged[asked:]] == [MEMORY, STANDBY])
+
+
+async def test_the_bound_on_staging_is_its_triggers() -> None:
+    agent = Agent("a")
+    async with planning(Model("chat", NAME), agent) as system:
+        system.planner.triggered(Trigger("chat", max_stage_seconds=1.0))
+        agent.has("ns", "chat", "d", rung=DISK, size=5 * 10**9)
+        await until(lambda: NAME in next(iter(system.nodes)).residencies)
+        assert system.staged() == []
+        system.planner.triggered(Trigger("chat"))
+        system.planner.consider(["chat"])
+        await until(lambda: system.staged() == [("a", MEMORY)])
+
+
+async def test_wanted_replicas_start_where_the_snapshot_is() -> None:
+    async with planning(Model("chat", NAME, replicas=0), Agent("none"), holding("has", MEMORY)) as system:
+        system.planner.want("chat", 2)
+        await until(lambda: [each.node for each in system.maker.started] == [address_of(system, "has")] * 2)
+        system.planner.want("chat", 1)
+        assert len(system.planner.world(["chat"]).under_way) == 1
+
+
+async def test_why_nothing_starts_is_told_to_those_who_wait() -> None:
+    async with planning(Model("chat", NAME, replicas=0)) as system:
+        system.planner.want("chat", 1)
+        assert system.ledger.failure("chat") == "no restore agent is connected"
+
+
+def address_of(system: System, name: str) -> str:
+    return next(node.address for node in system.nodes if node.name == name)
