@@ -22,7 +22,7 @@ from gpumem.wire.errors import FillerLost, GpumemError, from_message
 from gpumem.wire.frames import Channel, ProtocolViolation
 
 START_SECONDS = 300.0  # to make a context and pin the arena
-ORDER_SECONDS = 120.0  # for any one order; the largest moves half a gigabyte
+ORDER_SECONDS = 120.0  # for any one order; the largest moves half a gigabyte from files, or 4 GiB between GPUs
 _RESTART_SECONDS = (0.0, 0.1, 0.5, 2.0, 5.0)  # before each further start while none becomes ready
 
 logger = logging.getLogger(__name__)

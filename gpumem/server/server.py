@@ -15,7 +15,6 @@ import os
 import re
 import socket
 import struct
-import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
@@ -28,7 +27,7 @@ from gpumem.hardware.memory import Memory
 from gpumem.server.connection import Connection
 from gpumem.server.device import Device
 from gpumem.server.filling import Filling
-from gpumem.server.regions import State
+from gpumem.server.status import status_of
 from gpumem.wire.errors import GpumemError, Invalid
 from gpumem.wire.frames import Channel
 
@@ -182,76 +181,11 @@ class Server:
             device.quotas[namespace] = size
 
     def status(self, namespace: str | None) -> pb.Status:
-        status = pb.Status(arena_bytes=self.arena.size, arena_used_bytes=self.arena.used, connections=len(self._connections))
-        for identity, device in self.devices.items():
-            free, total = device.memory.free()
-            status.devices.append(
-                pb.DeviceStatus(
-                    identity=identity,
-                    wanted_bytes=device.pool.wanted,
-                    free_bytes=device.pool.free,
-                    regions_bytes=sum(region.size for region in device.regions.values()),
-                    scratch_bytes=sum(lease.size for lease in device.scratch()),
-                    owed_bytes=device.pool.owed,
-                    device_free_bytes=free,
-                    device_total_bytes=total,
-                    slabs=device.pool.slabs + sum(len(region.slabs) for region in device.regions.values()),
-                    filler_pid=self.foremen[identity].pid,
-                    filler_restarts=self.foremen[identity].restarts,
-                )
-            )
-            for region in device.regions.values():
-                if namespace in (None, region.namespace):
-                    status.regions.append(
-                        pb.RegionStatus(
-                            device=identity,
-                            id=region.id,
-                            namespace=region.namespace,
-                            size=region.size,
-                            filled_bytes=region.filled_bytes,
-                            sealed=region.state is State.SEALED,
-                            pinned=region.pinned,
-                            leases=region.readers,
-                            idle_seconds=0.0 if region.readers else time.monotonic() - region.used,
-                        )
-                    )
-            for lease in device.leases:
-                if namespace in (None, lease.owner.namespace):
-                    status.leases.append(
-                        pb.LeaseStatus(
-                            namespace=lease.owner.namespace,
-                            label=lease.owner.label,
-                            pid=lease.owner.pid,
-                            device=identity,
-                            size=lease.size,
-                            region=lease.region.id if lease.region is not None else b"",
-                            writable=lease.writable,
-                        )
-                    )
-        for (owner, region_id), chunks in self.arena.sets.items():
-            if namespace in (None, owner):
-                present = self.arena.present(chunks)
-                status.regions.append(
-                    pb.RegionStatus(
-                        id=region_id,
-                        namespace=owner,
-                        size=chunks.size,
-                        filled_bytes=present,
-                        sealed=present == chunks.size,
-                        pinned=chunks.pinned,
-                    )
-                )
-        for job in self.filling.jobs:
-            if namespace in (None, job.owner.namespace):
-                status.fills.append(
-                    pb.FillStatus(
-                        device=job.device.identity if job.device is not None else "",
-                        region=job.result.id,
-                        size=sum(job.chunks.sizes),
-                        filled_bytes=job.done_bytes,
-                        bytes_per_second=job.rate,
-                    )
-                )
+        status = status_of(self.devices, self.arena, self.filling.jobs, namespace)
+        status.connections = len(self._connections)
+        for device in status.devices:
+            device.filler_pid = self.foremen[device.identity].pid
+            device.filler_restarts = self.foremen[device.identity].restarts
         return status
 
 

@@ -91,12 +91,6 @@ class FillerLost(GpumemError):
     reason = pb.Error.FILLER_LOST
 
 
-class ShuttingDown(GpumemError):
-    """The server is ending."""
-
-    reason = pb.Error.SHUTTING_DOWN
-
-
 class PeerGone(GpumemError):
     """The other end of the connection is gone, or does not answer. Memory that is mapped stays valid."""
 
