@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import msgspec
@@ -25,13 +24,14 @@ from scaler.books.snapshot_name import SnapshotName
 from scaler.fleet.agent import AgentError, HasNone
 from scaler.fleet.nodes import Nodes
 from scaler.kubernetes import capture_pod, resources
+from scaler.kubernetes.artifact import Artifact
 from scaler.kubernetes.declarations import planned
 from scaler.kubernetes.election import lead
 from scaler.kubernetes.pod_patch import NodeSetup
 from scaler.kubernetes.resources import MODEL_SNAPSHOTS, NODES, Condition, Holder, Meta, ModelSnapshot, Pod, Status, with_condition
 from scaler.kubernetes.workqueue import WorkQueue
 from scaler.plan.policy import prefer_for_capture
-from scaler.plan.world import Node, Residency, World
+from scaler.plan.world import Node, World
 from zerowake_shared import pod_contract
 from zerowake_shared.backoff import Backoff
 from zerowake_shared.clock import SYSTEM_CLOCK, Clock
@@ -65,23 +65,6 @@ async def run_controller(
     """
     controller = Controller(cluster, snapshots, nodes, setup)
     await lead(cluster, namespace, lease, identity, controller.run)
-
-
-class _Artifact:
-    """What the agents say about one snapshot's artifact."""
-
-    def __init__(self, snapshot: ModelSnapshot, digest: str, nodes: Iterable[Node]) -> None:
-        self.name = SnapshotName(snapshot.metadata.namespace, snapshot.artifact_name)
-        self.held: dict[str, Residency] = {}  # by node's name
-        self.answering: dict[str, Node] = {}
-        for node in nodes:
-            if not node.name:
-                continue
-            if node.synced:
-                self.answering[node.name] = node
-            residency = node.residencies.get(self.name)
-            if residency is not None and digest in ("", residency.digest):
-                self.held[node.name] = residency
 
 
 @dataclass(slots=True)
@@ -185,7 +168,7 @@ class Controller:
         return written if older else known
 
     async def _adopt(self, snapshot: ModelSnapshot, digest: str) -> float | None:
-        artifact = _Artifact(snapshot, digest, self._nodes)
+        artifact = Artifact(snapshot, digest, self._nodes)
         missing = f"no node's agent has {snapshot.metadata.namespace}/{snapshot.artifact_name}@{digest[:12]}"
         holders = await self._holders(snapshot.status, artifact)
         captured = _condition(snapshot, resources.CONDITION_CAPTURED, bool(holders), "Adopted", "NotFound", missing)
@@ -198,7 +181,7 @@ class Controller:
             await self._cluster.delete(PODS, stale.metadata.namespace, stale.metadata.name, uid=stale.metadata.uid)
         pod = pods.get(capture_pod.name_of(snapshot))
         if status.digest and status.template_hash == wanted:
-            artifact = _Artifact(snapshot, status.digest, self._nodes)
+            artifact = Artifact(snapshot, status.digest, self._nodes)
             holders = await self._holders(status, artifact)
             if holders or not status.nodes:
                 if pod is not None:
@@ -251,7 +234,7 @@ class Controller:
         progress = capture_pod.progress(pod)
         if progress.digest:
             self._failed.pop((snapshot.key, snapshot.template_hash), None)
-            artifact = _Artifact(snapshot, progress.digest, self._nodes)
+            artifact = Artifact(snapshot, progress.digest, self._nodes)
             captured = _condition(snapshot, resources.CONDITION_CAPTURED, True, "Captured", "", "")
             holders = await self._holders(Status(), artifact)
             missing = "captured; its node's agent has not reported it yet"
@@ -287,7 +270,7 @@ class Controller:
     async def _resident(
         self,
         snapshot: ModelSnapshot,
-        artifact: _Artifact,
+        artifact: Artifact,
         digest: str,
         captured: Condition,
         holders: tuple[Holder, ...],
@@ -316,7 +299,7 @@ class Controller:
         await self._write(snapshot, status)
         return _ABSENT_AGENT_SECONDS if any(each.name not in artifact.answering for each in holders) else None
 
-    async def _holders(self, status: Status, artifact: _Artifact) -> tuple[Holder, ...]:
+    async def _holders(self, status: Status, artifact: Artifact) -> tuple[Holder, ...]:
         """Who has it by their own word, and who had it and can't be asked now, unless the node is gone."""
         found = {name: each.rung.name.lower() for name, each in artifact.held.items()}
         for listed in status.nodes:
@@ -361,7 +344,7 @@ class Controller:
 
     async def _unstage(self, snapshot: ModelSnapshot) -> str:
         """Takes the artifact from every node. Returns what is still waited for; empty: it is gone everywhere."""
-        artifact = _Artifact(snapshot, snapshot.spec.artifact.digest if snapshot.spec.artifact else "", self._nodes)
+        artifact = Artifact(snapshot, snapshot.spec.artifact.digest if snapshot.spec.artifact else "", self._nodes)
         waits = [
             f"node {each.name}, whose agent does not answer"
             for each in await self._holders(snapshot.status, artifact)
