@@ -3,15 +3,14 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
 from restore_agent.drivers.criu import Criu, CriuError
 from tests.worlds.agent import Agent, copy_state, engine, running
-from tests.worlds.containers import PYTHON, Callers, answering, overlay_of_this_machine
+from tests.worlds.containers import Callers, answering, imaged
 from tests.worlds.leftovers import huge_pages_are_back, left_behind
 
 
@@ -33,13 +32,11 @@ def needs_criu() -> None:
 
 
 @pytest.fixture(scope="session")
-def needs_runc(tmp_path_factory: pytest.TempPathFactory) -> None:
+def needs_runc(needs_criu: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     if shutil.which("runc") is None:
         pytest.fail("these tests make containers by runc: `make test` installs it, or apt-get install runc iproute2")
-    with overlay_of_this_machine(tmp_path_factory.mktemp("overlay")) as root:
-        seen = subprocess.run(["chroot", root, PYTHON, "-c", ""], capture_output=True, text=True, check=False)
-    if seen.returncode:
-        pytest.skip(f"needs {PYTHON} on the root's own file system: containers here are overlays of that ({seen.stderr.strip()})")
+    with imaged(tmp_path_factory.mktemp("image")):
+        yield
 
 
 @pytest.fixture

@@ -27,16 +27,8 @@ from restore_agent.service import metrics
 from restore_agent.snapshots.manifest import EngineRecord
 from restore_agent.snapshots.store import Snapshot
 from tests.worlds.agent import PORT
-from tests.worlds.containers import (
-    CAPABILITIES,
-    MAPPED,
-    PYTHON,
-    SERVER,
-    Callers,
-    Running,
-    answering,
-    container,
-)
+from tests.worlds.containers import CAPABILITIES, Callers, Running, answering, container
+from tests.worlds.image import MAPPED, PYTHON, SERVER
 
 pytestmark = pytest.mark.usefixtures("needs_criu", "needs_runc")
 IMAGE, ADDRESS = "sha256:0123", "10.1.2.3"
@@ -287,7 +279,7 @@ async def test_a_process_of_a_tenant_is_no_placeholder(callers: Callers, tmp_pat
         real = await callers.next()
         says = "hello\\0waiting\\x000\\x001\\0true\\0"
         lies = f"import socket,time; s=socket.socket(1,5); s.connect('/run/zerowake/bin/{SOCKET}'); s.send(b'{says}'); time.sleep(60)"
-        liar = await asyncio.create_subprocess_exec("runc", "exec", two.name, PYTHON, "-c", lies)
+        liar = await asyncio.create_subprocess_exec("runc", "exec", two.name, str(PYTHON), "-c", lies)
         try:
             false = await callers.next()
             assert false.pid != real.pid
@@ -342,7 +334,7 @@ async def test_an_engine_of_another_user(node: Node, callers: Callers, tmp_path:
         pytest.skip("CRIU needs CAP_SYS_RESOURCE to read the limits of another user's process, and this machine's root has none")
     async with container(tmp_path / "two", callers.folder, user=1000, capabilities=[]):
         place = Container(await callers.next(), IMAGE, ADDRESS)
-        words = ["/usr/bin/python3", str(SERVER), str(PORT), "8", str(MAPPED)]
+        words = [str(PYTHON), str(SERVER), str(PORT), "8", str(MAPPED)]
         plain = dataclasses.replace(request(words), name="other")
         captured = await node.capture(plain, nothing, Phases(), place.open)
         replica = await node.restore_into(place, "other", captured.snapshot, Phases())

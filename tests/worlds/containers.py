@@ -1,7 +1,6 @@
 """Containers as a kubelet would have them made: runc, an overlay root, own namespaces and cgroups, few rights; pid 1 is the placeholder.
 
-Their image is what this machine has on its root's own file system, with a layer on top that holds the tests' server and the file that it
-maps. So they are the same wherever the checkout and the folders of the tests lie, be it on mounts of their own, which no overlay shows.
+Their image (image.py) is written once, with `imaged`, within which there can be containers.
 """
 
 from __future__ import annotations
@@ -10,20 +9,16 @@ import asyncio
 import contextlib
 import json
 import os
-import random
 import secrets
 import subprocess
-import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from restore_agent.places.placeholder import Placeholder, listening
-from tests.worlds.agent import ENGINE
+from tests.worlds.image import write_image
 
 # What containerd gives a container, but for what the tests' server has no use for.
-PYTHON = str(Path(sys.executable).resolve())  # the virtual environment's is a link to it, and may lie on a mount of its own
-SERVER, MAPPED = Path("/srv/hashing_engine.py"), Path("/srv/weights.bin")  # in every container
 CAPABILITIES = ["CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_KILL", "CAP_SETGID", "CAP_SETUID", "CAP_NET_BIND_SERVICE", "CAP_MKNOD"]
 
 
@@ -93,7 +88,7 @@ async def container(
     """`placeholder`: the agent's folder. `shared`: namespaces that it has none of its own of."""
     name = f"zerowake-test-{secrets.token_hex(4)}"
     folder.mkdir()
-    with overlay_of_this_machine(folder):
+    with _root(folder):
         async with _run(name, folder, placeholder, command, user, capabilities, shared, memory) as running:
             yield running
     folder.rmdir()
@@ -101,32 +96,43 @@ async def container(
     assert name not in left.split(), "a test leaves no container"
 
 
+_images: list[Path] = []  # the one that there is
+
+
 @contextlib.contextmanager
-def overlay_of_this_machine(folder: Path) -> Iterator[Path]:
-    """A root in `folder`: the image, and what is written over it."""
-    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(folder)], check=True)  # an upper layer must not lie under its lower one
-    for part in ("image", "upper", "work", "root", "control"):
-        (folder / part).mkdir()
-    _write_layer(folder / "image")
-    (folder / "upper/run/zerowake/control").mkdir(parents=True)
-    (folder / "upper/run/zerowake/bin").mkdir()
-    (folder / "control").chmod(0o777)
-    layers = f"lowerdir={folder / 'image'}:/,upperdir={folder / 'upper'},workdir={folder / 'work'}"
-    try:
+def imaged(folder: Path) -> Iterator[None]:
+    """Containers have an image, which lies in `folder`."""
+    with _tmpfs(folder):
+        write_image(folder)
+        _images.append(folder)
+        try:
+            yield
+        finally:
+            _images.clear()
+
+
+@contextlib.contextmanager
+def _root(folder: Path) -> Iterator[None]:
+    """In `folder`: the image, and what is written over it."""
+    (image,) = _images
+    with _tmpfs(folder):
+        for part in ("upper/run/zerowake/control", "upper/run/zerowake/bin", "work", "root", "control"):
+            (folder / part).mkdir(parents=True)
+        (folder / "control").chmod(0o777)
+        layers = f"lowerdir={image},upperdir={folder / 'upper'},workdir={folder / 'work'}"
         subprocess.run(["mount", "-t", "overlay", "overlay", "-o", layers, str(folder / "root")], check=True)
-        yield folder / "root"
+        yield
         subprocess.run(["umount", str(folder / "root")], check=True)
+
+
+@contextlib.contextmanager
+def _tmpfs(folder: Path) -> Iterator[None]:
+    """A layer must be on no overlay, and nobody knows what the folder itself is on."""
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(folder)], check=True)
+    try:
+        yield
     finally:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
-def _write_layer(image: Path) -> None:
-    """Always the same, as another container's of the same image is."""
-    for path, content in ((SERVER, ENGINE.read_bytes()), (MAPPED, random.Random(11).randbytes(1 << 20))):
-        file = image / path.relative_to("/")
-        file.parent.mkdir(exist_ok=True)
-        file.write_bytes(content)
-        os.utime(file, (0, 0))
 
 
 @contextlib.asynccontextmanager
