@@ -1,4 +1,4 @@
-"""The gateway's tests run on both event loops: uvloop's transports and descriptors are not asyncio's."""
+"""The gateway's tests run on both event loops: uvloop's transports and descriptors are not asyncio's. Tests of times have a virtual one."""
 
 import asyncio
 from collections.abc import Callable, Mapping
@@ -6,10 +6,15 @@ from collections.abc import Callable, Mapping
 import pytest
 import uvloop
 
+from tests.worlds.virtual_time import VirtualTimeLoop
+
+_VIRTUAL = {"test_autoscaler", "test_surge", "test_workqueue"}
 _ON_BOTH = {"test_gateway", "test_dispatcher", "test_exchange", "test_upstream", "test_client_gone", "test_body", "test_openai_client"}
 
 
 def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    if item.path.stem in _VIRTUAL:
+        return {"virtual": VirtualTimeLoop}
     loops: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.new_event_loop}
     if item.path.stem in _ON_BOTH:
         loops["uvloop"] = uvloop.new_event_loop

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from scaler.books.hpa import SYNC_SECONDS
 from scaler.books.ledger import Ledger
 from scaler.books.limits import ModelLimits
 from scaler.kubernetes.scaled_object import ScaledObject
@@ -117,12 +118,11 @@ async def test_requests_at_other_gateways_count() -> None:
         await target.until(3)
 
 
-async def test_an_activation_soon_after_another(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("scaler.kubernetes.surge.SYNC_SECONDS", 0.5)
+async def test_an_activation_soon_after_another() -> None:
     async with surging(scaled_object()) as (ledger, target):
         for _ in range(3):
             hold(ledger, 32)
-            await asyncio.sleep(0.3)  # the time that the one before had left is not enough
+            await asyncio.sleep(0.6 * SYNC_SECONDS)  # the time that the one before had left is not enough
             target.write(1)
             await target.until(4)
             for _ in range(32):
@@ -164,7 +164,7 @@ async def test_what_the_hpa_lowers_later_stays_lowered() -> None:
         for _ in range(30):
             ledger.leave("m", 0)
         target.write(1)
-        await asyncio.sleep(1.2)
+        await asyncio.sleep(2 * SYNC_SECONDS)
         assert target.replicas == 1
 
 
