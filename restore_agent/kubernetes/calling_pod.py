@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import json
 from dataclasses import dataclass
@@ -13,8 +14,9 @@ from restore_agent.kubernetes.cri import Described
 from restore_agent.kubernetes.pod import Pod
 from restore_agent.places.container import Container
 from restore_agent.places.placeholder import Placeholder
-from restore_agent.snapshots.manifest import EngineRecord
-from zerowake_shared.pod_contract import CANARY, CAPTURE, CONTAINER, HEALTH, MODEL, PORT, SNAPSHOT
+from restore_agent.snapshots.manifest import EngineRecord, check_name
+from restore_agent.snapshots.store import Snapshot, Store
+from zerowake_shared.pod_contract import CANARY, CAPTURE, CONTAINER, DIGEST, GROUP, HEALTH, MODEL, PORT, SNAPSHOT
 
 
 class Refused(AgentError):
@@ -46,6 +48,16 @@ class CallingPod:
     def annotation(self, key: str) -> str:
         return self.pod.metadata.annotations.get(key, "")
 
+    async def snapshot(self, store: Store) -> Snapshot:
+        """The one that its label names, in its own namespace. Raises Refused, InvalidName, NotFound, Corrupt."""
+        metadata = self.pod.metadata
+        if not metadata.labels.get(SNAPSHOT):
+            raise Refused(f"the pod has no label {SNAPSHOT}")
+        if metadata.namespace != self.about.namespace:
+            raise Refused(f"the runtime has the pod in namespace {self.about.namespace}, the API server in {metadata.namespace}")
+        name = check_name("name", metadata.labels[SNAPSHOT])
+        return await asyncio.to_thread(store.get, metadata.namespace, name, self.annotation(DIGEST))
+
     def record(self, command: tuple[str, ...], otherwise: EngineRecord | None = None) -> EngineRecord:
         """How the engine is reached: by the pod's annotations, else by the snapshot's manifest, else by its first port. Raises Refused."""
         fields = {"port": self.annotation(PORT), "health_path": self.annotation(HEALTH)}
@@ -58,7 +70,7 @@ class CallingPod:
             return EngineRecord.model_validate({**known, **given, "command": command})
         except ValidationError as error:
             first = error.errors()[0]
-            raise Refused(f"annotation zerowake.dev/{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+            raise Refused(f"annotation {GROUP}/{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
 
     def check_allowed(self) -> None:
         """What the kernel shows of the container is checked when it is opened; this is what was asked for. Raises Refused."""

@@ -8,11 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from restore_agent.kubernetes import nri, seccomp
+from restore_agent.kubernetes.adoption import Adoption
 from restore_agent.kubernetes.cri import Cri
 from restore_agent.kubernetes.gpu_yielding import GpuYielding
 from restore_agent.kubernetes.injection import injected
 from restore_agent.kubernetes.node_pods import NodePods
+from restore_agent.kubernetes.pod_captures import PodCaptures
+from restore_agent.kubernetes.pod_replicas import PodReplicas
 from restore_agent.kubernetes.pods import Pods
+from restore_agent.places.placeholder import listening
 from restore_agent.programs.main import CannotRun
 from restore_agent.sequences.node import Node
 from zerowake_shared.kubernetes.errors import ClusterError
@@ -35,14 +39,20 @@ async def serve_pods(kubernetes: Kubernetes, node: Node) -> None:
     """For ever. Raises CannotRun, CriError, NriError, OSError."""
     await asyncio.to_thread(seccomp.install, kubernetes.kubelet / "seccomp")
     try:
-        async with (
-            NodePods.followed(node.name) as node_pods,
-            Cri.connected(kubernetes.cri) as cri,
-            Pods.served(node, node_pods, cri, kubernetes.placeholder),
-            nri.plugged(kubernetes.nri, injected(kubernetes.placeholder, node.weights.socket)),
-            GpuYielding.watching(node_pods, kubernetes.kubelet, node.weights.socket, SNAPSHOT, node.store.state),
-        ):
-            _LOG.info("pods of node %s are restored into", node.name)
-            await asyncio.Event().wait()
+        async with NodePods.followed(node.name) as node_pods, Cri.connected(kubernetes.cri) as cri:
+            replicas = PodReplicas(node, node_pods)
+            captures = PodCaptures(node, node_pods)
+            adoption = Adoption(node.store, node_pods, cri, replicas, captures)
+            pods = Pods(node, node_pods, cri, replicas, captures, adoption)
+            with_placeholder = injected(kubernetes.placeholder, node.weights.socket)
+            async with (
+                listening(kubernetes.placeholder, pods.called),
+                replicas.followed(),
+                adoption.following(),
+                nri.plugged(kubernetes.nri, with_placeholder),
+                GpuYielding.watching(node_pods, kubernetes.kubelet, node.weights.socket, SNAPSHOT, node.store.state),
+            ):
+                _LOG.info("pods of node %s are restored into", node.name)
+                await asyncio.Event().wait()
     except ClusterError as error:
         raise CannotRun(str(error)) from error

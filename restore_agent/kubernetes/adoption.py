@@ -1,0 +1,132 @@
+"""Engines that run in pods of this node and that this agent did not restore: they become replicas all the same.
+
+    a placeholder calls that has an engine: another agent restored it, before this one took its place       →  replica, at once
+    a labelled pod without a placeholder (opted out, left alone, or made while no agent was there)           →  replica, once it is healthy
+
+Which of the second kind there are is seen in the pods' status, again whenever a container was started anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+
+from restore_agent.engine.engine import Engine, EngineError
+from restore_agent.errors import AgentError
+from restore_agent.kubernetes.calling_pod import CallingPod, Refused, engine_container
+from restore_agent.kubernetes.cri import Cri, CriError
+from restore_agent.kubernetes.injection import has_placeholder
+from restore_agent.kubernetes.node_pods import NodePods
+from restore_agent.kubernetes.pod import Pod
+from restore_agent.kubernetes.pod_captures import PodCaptures
+from restore_agent.kubernetes.pod_replicas import PodReplicas
+from restore_agent.places.placeholder import Placeholder
+from restore_agent.sequences.phases import Phases
+from restore_agent.sequences.replicas import Origin
+from restore_agent.snapshots.manifest import EngineRecord, InvalidName
+from restore_agent.snapshots.store import Corrupt, NotFound, Snapshot, Store
+from zerowake_shared.background import told
+from zerowake_shared.pod_contract import CAPTURE, SNAPSHOT
+
+_WHY = "it runs, and was not restored by this agent"
+_LOG = logging.getLogger("zerowake.agent")
+
+
+class Adoption:
+    """Looks for engines that run already. Use `async with adoption.following()`."""
+
+    def __init__(self, store: Store, node_pods: NodePods, cri: Cri, replicas: PodReplicas, captures: PodCaptures) -> None:
+        self._store = store
+        self._node_pods = node_pods
+        self._cri = cri
+        self._replicas = replicas
+        self._captures = captures
+        self._called: dict[str, str] = {}  # uid of a pod → its container whose placeholder has called
+        self._seen: dict[str, str] = {}  # uid of a pod → its container that runs its own command, once looked at
+        self._looking: set[asyncio.Task[None]] = set()
+
+    @contextlib.asynccontextmanager
+    async def following(self) -> AsyncIterator[None]:
+        self._node_pods.on_change(self._changed)
+        try:
+            yield
+        finally:
+            for task in (tasks := list(self._looking)):
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def has_called(self, pod: Pod, container: str) -> None:
+        """This container of the pod has a placeholder, and needs not be looked at."""
+        self._called[pod.metadata.uid] = container
+
+    async def adopt(self, caller: CallingPod) -> None:
+        """An engine that another agent has restored: its placeholder calls again."""
+        snapshot = await self._snapshot(caller)
+        try:
+            record = caller.record(caller.placeholder.command, snapshot.manifest.engine if snapshot else None)
+        except Refused as error:
+            _takes_no_part(caller.pod, error)
+            return
+        self._take(caller, record, snapshot, Origin.RESTORED, caller.placeholder.engine)
+
+    def _changed(self, pod: Pod, gone: bool) -> None:
+        if gone:
+            self._called.pop(pod.metadata.uid, None)
+            self._seen.pop(pod.metadata.uid, None)
+        elif not pod.is_leaving and not {SNAPSHOT, CAPTURE}.isdisjoint(pod.metadata.labels):
+            self._look_at(pod)
+
+    def _look_at(self, pod: Pod) -> None:
+        uid = pod.metadata.uid
+        for status in pod.status.container_statuses:
+            if status.name != engine_container(pod) or "running" not in status.state:
+                continue
+            container = status.container_id.rpartition("/")[2]
+            if container not in (self._called.get(uid), self._seen.get(uid)):
+                self._seen[uid] = container
+                task = asyncio.create_task(self._look(pod, container), name=f"pod {pod} runs its own command")
+                self._looking.add(task)
+                task.add_done_callback(self._looking.discard)
+                told(task, _LOG)
+
+    async def _look(self, pod: Pod, container: str) -> None:
+        """A container that runs its own command is a replica once it is healthy."""
+        with contextlib.ExitStack() as unless_taken:
+            try:
+                about = await self._cri.describe(container)
+                if has_placeholder(about.pid):
+                    return  # it calls
+                if pod.metadata.labels.get(CAPTURE):
+                    await self._captures.missed(pod)
+                    return
+                caller = CallingPod(Placeholder(None, about.pid), about, pod)
+                unless_taken.callback(caller.placeholder.close)
+                snapshot = await self._snapshot(caller)
+                record = caller.record(("started",), snapshot.manifest.engine if snapshot else None)
+                await Engine(record, caller.container, caller.container.output(caller.model), 1).wait_healthy()
+            except (CriError, Refused, EngineError, OSError) as error:
+                _takes_no_part(pod, error)
+            else:
+                unless_taken.pop_all()
+                self._take(caller, record, None, Origin.COLD, 1)
+
+    async def _snapshot(self, caller: CallingPod) -> Snapshot | None:
+        """For how its engine is reached; None: it has none, or one that cannot be used."""
+        try:
+            return await caller.snapshot(self._store)
+        except (Refused, InvalidName, NotFound, Corrupt):
+            return None
+
+    def _take(self, caller: CallingPod, record: EngineRecord, snapshot: Snapshot | None, origin: Origin, pid: int) -> None:
+        container = caller.container
+        container.take()
+        self._replicas.hold(caller.pod, container)
+        engine = Engine(record, container, container.output(caller.model), pid)
+        replica = self._replicas.started(caller, snapshot, origin, engine, Phases(), _WHY)
+        _LOG.info("pod %s goes on as replica %s", caller.pod, replica.id)
+
+
+def _takes_no_part(pod: Pod, error: AgentError | OSError) -> None:
+    _LOG.warning("pod %s takes no part in serving: %s", pod, error)

@@ -1,0 +1,101 @@
+"""Snapshots of pods: taken of a pod that the controller made for it, and answered in the pod's annotations, which the controller waits for.
+
+a placeholder calls  →  may it?  →  start, dump, prove in place, publish  →  annotation with the digest, or with why not
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from restore_agent.errors import FAILURES
+from restore_agent.kubernetes.calling_pod import CallingPod
+from restore_agent.kubernetes.node_pods import NodePods
+from restore_agent.kubernetes.pod import Pod
+from restore_agent.sequences.capture import CaptureRequest
+from restore_agent.sequences.node import Node
+from restore_agent.sequences.phases import Phases
+from restore_agent.snapshots.manifest import check_name
+from zerowake_shared.backoff import Backoff
+from zerowake_shared.kubernetes.errors import ClusterError
+from zerowake_shared.pod_contract import CAPTURE, CAPTURE_FAILED, CAPTURED
+
+_FIRST_PAUSE, _LAST_PAUSE = 1.0, 30.0  # between two tries to annotate a pod
+_EXIT_SECONDS = 1.0
+_LOG = logging.getLogger("zerowake.agent")
+
+
+class PodCaptures:
+    """Takes snapshots of pods; each pod of them ends with its answer."""
+
+    def __init__(self, node: Node, node_pods: NodePods) -> None:
+        self._node = node
+        self._node_pods = node_pods
+
+    async def capture(self, caller: CallingPod) -> None:
+        """The container exits with 0 where there is a snapshot, else with 1. Raises PlaceholderError: it is gone."""
+        pod, phases = caller.pod, Phases()
+        if _answered(pod):
+            caller.placeholder.exit(0 if caller.annotation(CAPTURED) else 1)
+            return
+        name = pod.metadata.labels[CAPTURE]
+
+        def progress(phase: str, done: int, total: int) -> None:
+            if not done:
+                _LOG.info("snapshot %s/%s of pod %s: %s", pod.metadata.namespace, name, pod, phase)
+
+        try:
+            caller.check_allowed()
+            path, body = caller.canary()
+            request = CaptureRequest(
+                namespace=check_name("namespace", pod.metadata.namespace),
+                name=check_name("name", name),
+                model=caller.model,
+                engine=caller.record(caller.placeholder.command),
+                canary_path=path,
+                canary_body=body,
+                replace=True,
+            )
+            captured = await self._node.capture(request, progress, phases, caller.container.open)
+        except FAILURES as error:
+            if caller.placeholder.ended.done() and pod.metadata.uid not in self._node_pods.pods:
+                return  # it was deleted meanwhile
+            await self._failed(pod, str(error))
+            code = 1
+        else:
+            manifest = captured.snapshot.manifest
+            sizes = f"{manifest.image_bytes / 1e6:.0f} MB, of which CRIU restores {manifest.skeleton_bytes / 1e6:.1f} MB"
+            await self._annotate(pod, CAPTURED, captured.snapshot.digest)
+            await self._node_pods.event(pod, "Normal", "Captured", f"{captured.snapshot} in {phases.total:.1f} s: {sizes}", "Capture")
+            code = 0
+        if not caller.placeholder.ended.done():
+            caller.placeholder.exit(code)
+            await asyncio.wait([caller.placeholder.ended], timeout=_EXIT_SECONDS)
+
+    async def missed(self, pod: Pod) -> None:
+        """Its container runs the command itself, so that no snapshot can be taken of it."""
+        if not _answered(pod):
+            await self._failed(pod, "its container was made while this node's agent was not connected to the container runtime")
+
+    async def _failed(self, pod: Pod, why: str) -> None:
+        _LOG.error("no snapshot %s/%s of pod %s: %s", pod.metadata.namespace, pod.metadata.labels[CAPTURE], pod, why)
+        await self._node_pods.event(pod, "Warning", "CaptureFailed", why, "Capture")
+        await self._annotate(pod, CAPTURE_FAILED, why[:2000])
+
+    async def _annotate(self, pod: Pod, name: str, value: str) -> None:
+        """Until it is written: the controller waits for it. A pod that is gone needs none."""
+        backoff = Backoff(_FIRST_PAUSE, _LAST_PAUSE)
+        while True:
+            try:
+                await self._node_pods.annotate(pod, {name: value})
+                return
+            except ClusterError as error:
+                if error.status in (404, 409, 422):
+                    return
+                pause = backoff.next()
+                _LOG.warning("pod %s is not annotated yet, again in %.0f s: %s", pod, pause, error)
+            await asyncio.sleep(pause)
+
+
+def _answered(pod: Pod) -> bool:
+    return bool(pod.metadata.annotations.get(CAPTURED) or pod.metadata.annotations.get(CAPTURE_FAILED))

@@ -1,0 +1,70 @@
+"""The engines that run in this node's pods: of each its container and its replica, known by the uid of its pod."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+
+from restore_agent.engine.engine import Engine
+from restore_agent.kubernetes.calling_pod import CallingPod
+from restore_agent.kubernetes.node_pods import NodePods
+from restore_agent.kubernetes.pod import Pod
+from restore_agent.places.container import Container
+from restore_agent.sequences.node import Node
+from restore_agent.sequences.phases import Phases
+from restore_agent.sequences.replicas import Origin, Replica
+from restore_agent.snapshots.store import Snapshot
+
+_LEAVES = "its pod is being deleted"
+
+
+class PodReplicas:
+    """Use `async with replicas.followed()`: until then nobody hears of pods that go."""
+
+    def __init__(self, node: Node, node_pods: NodePods) -> None:
+        self._node = node
+        self._node_pods = node_pods
+        self._containers: dict[str, Container] = {}  # that hold an engine, or are being restored into
+        self._replicas: dict[str, Replica] = {}
+
+    @contextlib.asynccontextmanager
+    async def followed(self) -> AsyncIterator[None]:
+        """At the end of the block the agent lets go of the containers, whose engines run on."""
+        self._node_pods.on_change(self._changed)
+        try:
+            yield
+        finally:
+            for container in self._containers.values():
+                container.let_go()
+
+    def __contains__(self, pod: Pod) -> bool:
+        """Whether its container holds an engine, so that it is needed until the pod goes."""
+        return pod.metadata.uid in self._containers
+
+    def hold(self, pod: Pod, container: Container) -> None:
+        self._containers[pod.metadata.uid] = container
+
+    def drop(self, pod: Pod) -> None:
+        """Nothing was restored into it after all."""
+        self._containers.pop(pod.metadata.uid, None)
+
+    def restored(self, pod: Pod, replica: Replica) -> None:
+        """It serves; where the pod has begun to go meanwhile, nothing new is sent to it."""
+        self._replicas[pod.metadata.uid] = replica
+        if (now := self._node_pods.pods.get(pod.metadata.uid)) is None or now.is_leaving:
+            self._node.replicas.retire(replica.id, _LEAVES)
+
+    def started(self, caller: CallingPod, snapshot: Snapshot | None, origin: Origin, engine: Engine, phases: Phases, why: str) -> Replica:
+        """The same for an engine that was not restored here; `why` not."""
+        namespace = caller.pod.metadata.namespace
+        replica = self._node.replicas.add(caller.model, snapshot, origin, engine, phases, detail=why, namespace=namespace)
+        self.restored(caller.pod, replica)
+        return replica
+
+    def _changed(self, pod: Pod, gone: bool) -> None:
+        """A pod that is being deleted gets no more requests, before its engine hears of it."""
+        if (gone or pod.is_leaving) and (replica := self._replicas.get(pod.metadata.uid)):
+            self._node.replicas.retire(replica.id, _LEAVES)
+        if gone:
+            self._containers.pop(pod.metadata.uid, None)
+            self._replicas.pop(pod.metadata.uid, None)
