@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,21 +40,26 @@ class Kubernetes:
 async def serve_pods(kubernetes: Kubernetes, node: Node) -> None:
     """For ever. Raises CannotRun, CriError, NriError, OSError."""
     await asyncio.to_thread(seccomp.install, kubernetes.kubelet / "seccomp")
+    gpumem = node.weights.socket
     try:
-        async with NodePods.followed(node.name) as node_pods, Cri.connected(kubernetes.cri) as cri:
-            replicas = PodReplicas(node, node_pods)
-            captures = PodCaptures(node, node_pods)
-            adoption = Adoption(node.store, node_pods, cri, replicas, captures)
-            pods = Pods(node, node_pods, cri, replicas, captures, adoption)
-            with_placeholder = injected(kubernetes.placeholder, node.weights.socket)
-            async with (
-                listening(kubernetes.placeholder, pods.called),
-                replicas.followed(),
-                adoption.following(),
-                nri.plugged(kubernetes.nri, with_placeholder),
-                GpuYielding.watching(node_pods, kubernetes.kubelet, node.weights.socket, SNAPSHOT, node.store.state),
-            ):
-                _LOG.info("pods of node %s are restored into", node.name)
-                await asyncio.Event().wait()
+        async with (
+            pods_served(node, kubernetes.placeholder, kubernetes.cri) as node_pods,
+            nri.plugged(kubernetes.nri, injected(kubernetes.placeholder, gpumem)),
+            GpuYielding.watching(node_pods, kubernetes.kubelet, gpumem, SNAPSHOT, node.store.state),
+        ):
+            _LOG.info("pods of node %s are restored into", node.name)
+            await asyncio.Event().wait()
     except ClusterError as error:
         raise CannotRun(str(error)) from error
+
+
+@contextlib.asynccontextmanager
+async def pods_served(node: Node, placeholder: Path, cri: Path | None) -> AsyncIterator[NodePods]:
+    """Placeholders are answered, and engines that run already adopted. Raises ClusterError, CriError, OSError."""
+    async with NodePods.followed(node.name) as node_pods, Cri.connected(cri) as runtime:
+        replicas = PodReplicas(node, node_pods)
+        captures = PodCaptures(node, node_pods)
+        adoption = Adoption(node.store, node_pods, runtime, replicas, captures)
+        pods = Pods(node, node_pods, runtime, replicas, captures, adoption)
+        async with listening(placeholder, pods.called), replicas.followed(), adoption.following():
+            yield node_pods

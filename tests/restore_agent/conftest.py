@@ -10,7 +10,10 @@ import pytest
 
 from restore_agent.drivers.criu import Criu, CriuError
 from tests.worlds.agent import Agent, copy_state, engine, running
+from tests.worlds.container_runtime import ContainerRuntime
 from tests.worlds.containers import Callers, answering, imaged
+from tests.worlds.kubelet import Kubelet
+from tests.worlds.kubernetes_api import Api
 from tests.worlds.leftovers import huge_pages_are_back, left_behind
 
 
@@ -81,3 +84,12 @@ async def agent(state: Path) -> AsyncIterator[Agent]:
     await huge_pages_are_back()
     assert list((state / "tmp").iterdir()) == []
     shutil.rmtree(state)
+
+
+@pytest.fixture
+async def kubelet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Kubelet]:
+    """Pods for an agent in the test's own process; KUBECONFIG is of their API."""
+    api, runtime = Api(), ContainerRuntime()
+    async with api.serve(tmp_path) as config, runtime.serve(tmp_path / "cri.sock"):
+        monkeypatch.setenv("KUBECONFIG", str(config))
+        yield Kubelet(api, runtime, tmp_path)

@@ -41,6 +41,11 @@ class Running:
         """A command of its tenant's, as by `kubectl exec`."""
         return self.run("exec", self.name, *command).stdout
 
+    def pid(self) -> int:
+        """Of its pid 1, on this machine."""
+        pid: int = json.loads(self.run("state", self.name).stdout)["pid"]
+        return pid
+
     def kill(self, number: str = "TERM") -> None:
         self.run("kill", self.name, number)
 
@@ -84,12 +89,14 @@ async def container(
     capabilities: Sequence[str] = CAPABILITIES,
     shared: Sequence[str] = (),
     memory: int = 0,
+    name: str = "",
+    bare: bool = False,
 ) -> AsyncIterator[Running]:
-    """`placeholder`: the agent's folder. `shared`: namespaces that it has none of its own of."""
-    name = f"zerowake-test-{secrets.token_hex(4)}"
+    """`placeholder`: the agent's folder. `shared`: namespaces that it has none of its own of. `bare`: its command is its pid 1."""
+    name = name or f"zerowake-test-{secrets.token_hex(4)}"
     folder.mkdir()
     with _root(folder):
-        async with _run(name, folder, placeholder, command, user, capabilities, shared, memory) as running:
+        async with _run(name, folder, placeholder, command, user, capabilities, shared, memory, bare) as running:
             yield running
     folder.rmdir()
     left = subprocess.run(["runc", "list", "-q"], capture_output=True, text=True, check=True).stdout
@@ -145,8 +152,10 @@ async def _run(
     capabilities: Sequence[str],
     shared: Sequence[str],
     memory: int,
+    bare: bool,
 ) -> AsyncIterator[Running]:
-    (folder / "config.json").write_text(json.dumps(_specification(name, folder, placeholder, command, user, capabilities, shared, memory)))
+    specification = _specification(name, folder, placeholder, command, user, capabilities, shared, memory, bare)
+    (folder / "config.json").write_text(json.dumps(specification))
     log = (folder / "log").open("wb")
     reader, writer = os.pipe()
     drain = await asyncio.create_subprocess_exec("cat", stdin=reader, stdout=log)
@@ -187,6 +196,7 @@ def _specification(
     capabilities: Sequence[str],
     shared: Sequence[str],
     memory: int,
+    bare: bool,
 ) -> dict[str, object]:
     kinds = [kind for kind in ("pid", "network", "ipc", "uts", "mount") if kind not in shared]
     resources: dict[str, object] = {"devices": [{"allow": False, "access": "rwm"}]}
@@ -198,14 +208,14 @@ def _specification(
         "process": {
             "terminal": False,
             "user": {"uid": user, "gid": user},
-            "args": ["/run/zerowake/bin/zerowake-placeholder", "--", *command],
+            "args": [*command] if bare else ["/run/zerowake/bin/zerowake-placeholder", "--", *command],
             "env": [f"PATH={os.environ['PATH']}", "SNAPSHOT_CONTROL_DIR=/run/zerowake/control"],
             "cwd": "/",
             "capabilities": {kind: list(capabilities) for kind in ("bounding", "effective", "permitted")},
             "noNewPrivileges": True,
         },
         "root": {"path": str(folder / "root"), "readonly": False},
-        **({} if "uts" in shared else {"hostname": name}),
+        **({} if "uts" in shared else {"hostname": name[:63]}),
         "mounts": [
             {"destination": "/proc", "type": "proc", "source": "proc"},
             {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "strictatime", "mode=755"]},

@@ -1,0 +1,151 @@
+"""Pods of this node whose placeholders call, from the call to the pod's event: real containers, CRIU, gRPC and HTTP, and no cluster.
+
+That a real kubelet and containerd do the same is shown by tests/e2e.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from restore_agent.programs.on_kubernetes import pods_served
+from restore_agent.sequences.node import Node
+from restore_agent.sequences.replicas import Origin, Replica, State
+from restore_agent.service import metrics
+from tests.worlds.kubelet import NAMESPACE, Kubelet
+from tests.worlds.waiting import until
+
+pytestmark = pytest.mark.usefixtures("needs_criu", "needs_runc")
+RESTORED, CAPTURE = {"zerowake.dev/snapshot": "small"}, {"zerowake.dev/capture": "small"}
+TOLD = {
+    f"zerowake.dev/{key}": value for key, value in {"container": "engine", "port": "8000", "health": "/health", "model": "small"}.items()
+}
+CANARY = {"zerowake.dev/canary": json.dumps({"path": "/sum"})}
+
+
+@pytest.fixture
+async def node(tmp_path: Path) -> AsyncIterator[Node]:
+    async with Node.open("node", tmp_path / "state", tmp_path / "memory", tmp_path / "gpumem.sock", metrics) as node:
+        yield node
+
+
+@contextlib.asynccontextmanager
+async def served(node: Node, kubelet: Kubelet) -> AsyncIterator[None]:
+    async with pods_served(node, kubelet.placeholder, kubelet.placeholder.with_name("cri.sock")):
+        yield
+
+
+def annotations(kubelet: Kubelet, name: str) -> dict[str, str]:
+    found: dict[str, str] = kubelet.api.objects["pods", NAMESPACE, name]["metadata"]["annotations"]
+    return found
+
+
+async def replica(node: Node) -> Replica:
+    await until(lambda: len(node.replicas))
+    (found,) = node.replicas
+    return found
+
+
+async def answer(of: Replica, path: str = "/sum") -> object:
+    async with of.engine.session() as session:
+        return json.loads((await of.engine.ask(session, path)).body)
+
+
+async def capture(kubelet: Kubelet) -> str:
+    """Takes the snapshot in a pod that is made for it; its digest."""
+    async with kubelet.pod("capture", CAPTURE, {**TOLD, **CANARY}) as pod:
+        assert await pod.exit_code() == 0, pod.log()
+        return annotations(kubelet, "capture")["zerowake.dev/captured"]
+
+
+async def test_captured_in_one_pod_and_restored_into_another(node: Node, kubelet: Kubelet) -> None:
+    async with served(node, kubelet):
+        digest = await capture(kubelet)
+        assert node.store.get(NAMESPACE, "small").digest == digest
+        assert f"{NAMESPACE}/small@{digest[:12]}" in await kubelet.event("capture", "Captured")
+        async with kubelet.pod("one", RESTORED, TOLD) as pod:
+            restored = await replica(node)
+            assert (restored.origin, restored.model) == (Origin.RESTORED, "small")
+            assert await answer(restored) == json.loads(node.store.get(NAMESPACE, "small").manifest.canary.answer)  # type: ignore[union-attr]
+            assert digest[:12] in await kubelet.event("one", "Restored")
+            # It takes no new requests from the moment at which its pod begins to go.
+            await kubelet.api.change("pods", NAMESPACE, "one", {"metadata": {"deletionTimestamp": "2026-11-22T06:00:00Z"}})
+            await until(lambda: restored.state is State.RETIRING)
+            pod.kill("KILL")
+            await until(lambda: not len(node.replicas))
+
+
+async def test_an_engine_outlives_the_agent_and_is_the_next_one_s_replica(node: Node, kubelet: Kubelet) -> None:
+    async with served(node, kubelet):
+        await capture(kubelet)
+    async with contextlib.AsyncExitStack() as pods:
+        async with served(node, kubelet):
+            await pods.enter_async_context(kubelet.pod("one", RESTORED, TOLD))
+            first = await replica(node)
+            before = await answer(first)
+            await kubelet.event("one", "Restored")
+        # The agent's part is over; the same node hears of the pod anew.
+        node.replicas._live.clear()
+        async with served(node, kubelet):
+            again = await replica(node)
+            assert (again.origin, again.detail) == (Origin.RESTORED, "it runs, and was not restored by this agent")
+            assert again.id != first.id and await answer(again) == before
+
+
+async def test_without_its_snapshot_a_pod_starts_its_own_command(node: Node, kubelet: Kubelet) -> None:
+    async with served(node, kubelet), kubelet.pod("one", RESTORED, TOLD):
+        assert "no snapshot team/small" in await kubelet.event("one", "RestoreFailed")
+        assert "hashing_engine.py" in await kubelet.event("one", "ColdStarted")
+        started = await replica(node)
+        assert (started.origin, started.snapshot) == (Origin.COLD, None)
+        assert await answer(started, "/health") == {}
+
+
+@pytest.mark.parametrize(
+    ("labels", "told", "spec", "why"),
+    [
+        (RESTORED, {}, {"hostPID": True}, "the pod asks for hostPID"),
+        (RESTORED, {}, {"volumes": [{"name": "root", "hostPath": {"path": "/"}}]}, "volume root of the pod is a folder of the node (/)"),
+        ({"zerowake.dev/snapshot": "a..b"}, {}, {}, "name 'a..b' is not allowed"),
+        (RESTORED, {"zerowake.dev/container": "sidecar"}, {}, "container engine is not the pod's engine, which is sidecar"),
+    ],
+)
+async def test_what_a_pod_may_not_have_is_refused_in_an_event_and_its_command_runs(
+    node: Node, kubelet: Kubelet, labels: dict[str, str], told: dict[str, str], spec: dict[str, object], why: str
+) -> None:
+    async with served(node, kubelet):
+        await capture(kubelet)
+        async with kubelet.pod("one", labels, {**TOLD, **told}, **spec):
+            assert why in await kubelet.event("one", "SnapshotRefused")
+            assert (await replica(node)).origin is Origin.COLD
+
+
+async def test_a_capture_that_fails_says_why_and_is_not_tried_again(node: Node, kubelet: Kubelet) -> None:
+    async with served(node, kubelet):
+        async with kubelet.pod("capture", CAPTURE, {**TOLD, "zerowake.dev/canary": '{"path": "no/slash"}'}) as pod:
+            assert await pod.exit_code() == 1
+            failed = annotations(kubelet, "capture")["zerowake.dev/capture-failed"]
+            assert failed == await kubelet.event("capture", "CaptureFailed")
+            assert "does not begin with /" in failed
+        events = len(kubelet.events())
+        async with kubelet.pod("capture", CAPTURE, {**TOLD, "zerowake.dev/capture-failed": failed}) as pod:
+            assert await pod.exit_code() == 1
+        assert len(kubelet.events()) == events
+
+
+async def test_a_bug_in_one_pod_s_call_is_told_and_ends_nothing_else(
+    node: Node, kubelet: Kubelet, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def broken(*_: object) -> None:
+        raise ZeroDivisionError("a bug")
+
+    async with served(node, kubelet):
+        with monkeypatch.context() as patched:
+            patched.setattr(node, "capture", broken)
+            async with kubelet.pod("one", CAPTURE, {**TOLD, **CANARY}):
+                await until(lambda: "pod team/one: its call was answered by a bug" in caplog.text)
+        assert await capture(kubelet)

@@ -1,0 +1,51 @@
+"""A container runtime's CRI socket: real gRPC, and the answers that containerd gives."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+from zerowake_proto import cri_pb2, cri_pb2_grpc
+
+
+class ContainerRuntime(cri_pb2_grpc.RuntimeServiceServicer):
+    """Knows the containers that a test has put into `containers`, by their ids."""
+
+    def __init__(self) -> None:
+        self.containers: dict[str, cri_pb2.ContainerStatusResponse] = {}
+        self.address = "10.1.2.3"
+
+    @contextlib.asynccontextmanager
+    async def serve(self, socket: Path) -> AsyncIterator[None]:
+        server = grpc.aio.server()
+        cri_pb2_grpc.add_RuntimeServiceServicer_to_server(self, server)
+        server.add_insecure_port(f"unix:{socket}")
+        await server.start()
+        try:
+            yield
+        finally:
+            await server.stop(None)
+
+    def add(self, container: str, pid: int, namespace: str, pod: str, uid: str, name: str = "engine") -> None:
+        about = {"pid": pid, "sandboxID": "sandbox"}
+        labels = {"container.name": name, "pod.name": pod, "pod.uid": uid, "pod.namespace": namespace}
+        status = cri_pb2.ContainerStatus(
+            id=container, image_ref="sha256:0123", labels={f"io.kubernetes.{key}": value for key, value in labels.items()}
+        )
+        self.containers[container] = cri_pb2.ContainerStatusResponse(status=status, info={"info": json.dumps(about)})
+
+    async def Version(self, request: cri_pb2.VersionRequest, context: Any) -> cri_pb2.VersionResponse:
+        return cri_pb2.VersionResponse(runtime_name="containerd", runtime_version="2")
+
+    async def ContainerStatus(self, request: cri_pb2.ContainerStatusRequest, context: Any) -> cri_pb2.ContainerStatusResponse:
+        if request.container_id not in self.containers:
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"no container {request.container_id[:12]}")
+        return self.containers[request.container_id]
+
+    async def PodSandboxStatus(self, request: cri_pb2.PodSandboxStatusRequest, context: Any) -> cri_pb2.PodSandboxStatusResponse:
+        network = cri_pb2.PodSandboxNetworkStatus(ip=self.address)
+        return cri_pb2.PodSandboxStatusResponse(status=cri_pb2.PodSandboxStatus(id=request.pod_sandbox_id, network=network))

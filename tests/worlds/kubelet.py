@@ -1,0 +1,68 @@
+"""What a kubelet does with pods: objects in Kubernetes' API, containers that runc makes, and the runtime that knows both."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.worlds.agent import PORT
+from tests.worlds.container_runtime import ContainerRuntime
+from tests.worlds.containers import Running, container
+from tests.worlds.image import MAPPED, PYTHON, SERVER
+from tests.worlds.kubernetes_api import Api
+from tests.worlds.waiting import until
+
+COMMAND = (str(PYTHON), str(SERVER), str(PORT), "8", str(MAPPED))
+NAMESPACE = "team"
+
+
+class Kubelet:
+    def __init__(self, api: Api, runtime: ContainerRuntime, folder: Path) -> None:
+        self.api = api
+        self._runtime = runtime
+        self._folder = folder
+        self.placeholder = folder / "bin"  # the agent's folder
+
+    @contextlib.asynccontextmanager
+    async def pod(
+        self,
+        name: str,
+        labels: dict[str, str],
+        annotations: dict[str, str],
+        *,
+        command: Sequence[str] = COMMAND,
+        bare: bool = False,
+        **spec: Any,
+    ) -> AsyncIterator[Running]:
+        """A pod of one container that runs. `bare`: no placeholder was put before its command."""
+        made = {
+            "metadata": {"name": name, "namespace": NAMESPACE, "labels": labels, "annotations": annotations},
+            "spec": {"nodeName": "node", "containers": [{"name": "engine", "ports": [{"containerPort": PORT}]}], **spec},
+        }
+        found = await self.api.put("pods", made)
+        identity = secrets.token_hex(32)
+        async with container(self._folder / name, self.placeholder, command, name=identity, bare=bare) as running:
+            self._runtime.add(identity, running.pid(), NAMESPACE, name, found["metadata"]["uid"])
+            status = {"name": "engine", "containerID": f"containerd://{identity}", "state": {"running": {}}}
+            await self.api.change("pods", NAMESPACE, name, {"status": {"phase": "Running", "containerStatuses": [status]}})
+            yield running
+        if self.api.get("pods", NAMESPACE, name):
+            await self.api.remove("pods", NAMESPACE, name)
+
+    def events(self) -> list[tuple[str, str, str]]:
+        """Pod, reason and note of each."""
+        return [(each["regarding"]["name"], each["reason"], each["note"]) for each in self.api.all("events")]
+
+    async def event(self, pod: str, reason: str) -> str:
+        """Waits for it; its note."""
+        found: list[str] = []
+
+        def there() -> bool:
+            found[:] = [note for name, said, note in self.events() if (name, said) == (pod, reason)]
+            return bool(found)
+
+        await until(there)
+        return found[0]
