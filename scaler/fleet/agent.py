@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -62,6 +62,8 @@ class Agent:
         self.replicas: dict[str, Replica] = {}
         self.endpoints: dict[str, Endpoint] = {}  # of its replicas
         self.gone: deque[str] = deque(maxlen=_REMEMBERED)
+        self._restoring: Counter[str] = Counter()  # restores that are not answered yet, by model
+        self._early: dict[str, tuple[Replica, Endpoint]] = {}  # replicas that the stream has named while one was
         self._told = Node(address)
         self._shown: Node | None = None
 
@@ -104,12 +106,27 @@ class Agent:
         self._shown = None
 
     def add(self, replica: Replica, endpoint: Endpoint) -> None:
+        self._early.pop(replica.id, None)
         self.replicas[replica.id] = replica
         self.endpoints[replica.id] = endpoint
         self._shown = None
 
+    def hear(self, replica: Replica, endpoint: Endpoint) -> None:
+        """Takes a ready replica that the stream names. It may be what a restore under way has made, and the stream sooner than the answer:
+        among the node's replicas it would be counted twice then, so it waits for the answers.
+        """
+        if self._restoring[replica.model] and replica.id not in self.replicas:
+            self._early[replica.id] = replica, endpoint
+        else:
+            self.add(replica, endpoint)
+
+    def knows(self, replica_id: str) -> bool:
+        """Whether the replica was named already."""
+        return replica_id in self.replicas or replica_id in self._early
+
     def forget(self, replica_id: str) -> None:
         self.gone.append(replica_id)
+        self._early.pop(replica_id, None)
         self.replicas.pop(replica_id, None)
         self.endpoints.pop(replica_id, None)
         self._shown = None
@@ -150,10 +167,20 @@ class Agent:
                     ready_timeout_seconds=cold.ready_seconds,
                 )
             )
+        self._restoring[model] += 1
         try:
             return await self.stub.Restore(request)
         except grpc.aio.AioRpcError as error:
             raise _said(error) from None
+        finally:
+            self._restoring[model] -= 1
+            if not self._restoring[model]:
+                self._settle_early(model)
+
+    def _settle_early(self, model: str) -> None:
+        """No restore is under way any more: what the stream has named are replicas, whoever asked for them."""
+        for replica, endpoint in [each for each in self._early.values() if each[0].model == model]:
+            self.add(replica, endpoint)
 
     async def release(self, replica_id: str, keep_seconds: float | None) -> None:
         """The replica ends. keep_seconds: it is kept as a standby for so long (0: until it is used); None: it is not. Raises AgentError."""

@@ -22,6 +22,7 @@ from scaler.fleet.addresses import Addresses
 from scaler.fleet.agent import Agent
 from scaler.gateway import dispatcher
 from scaler.gateway.dispatcher import Dispatcher
+from scaler.gateway.upstream import Endpoint
 from scaler.plan.world import Node, Replica
 from zerowake_shared.backoff import Backoff
 from zerowake_shared.clock import SYSTEM_CHANCE, SYSTEM_CLOCK, Clock
@@ -75,7 +76,8 @@ class Nodes:
     def learn(self, address: str, replica: agent_pb2.Replica) -> None:
         """A replica that an answer of the agent names; its stream may name it later."""
         if agent := self._agents.get(address):
-            self._apply(agent, agent_pb2.NodeUpdate(replica=replica))
+            self._apply_replica(agent, replica, agent.add)
+            self._tell(agent)
 
     def ended(self, address: str, replica_id: str) -> None:
         """A replica that the agent has ended for us; its stream may say so later."""
@@ -87,7 +89,7 @@ class Nodes:
         for agent in self._agents.values():
             for replica in [each for each in agent.replicas.values() if each.model == model]:
                 if self._admits(replica):
-                    self._dispatcher.add(_served(agent, replica))
+                    self._dispatcher.add(_served(agent, replica, agent.endpoints[replica.id]))
                 else:
                     self._dispatcher.remove(replica.id)
 
@@ -184,19 +186,19 @@ class Nodes:
             gone = told.rung == agent_pb2.RUNG_ABSENT
             agent.settle(messages.name_of(told.snapshot), None if gone else messages.residency(told))
         elif kind == "replica":
-            self._apply_replica(agent, update.replica)
+            self._apply_replica(agent, update.replica, agent.hear)
         elif kind == "synced":
             agent.synced.set()
         self._tell(agent)
 
-    def _apply_replica(self, agent: Agent, told: agent_pb2.Replica) -> None:
+    def _apply_replica(self, agent: Agent, told: agent_pb2.Replica, take: Callable[[Replica, Endpoint], None]) -> None:
         if told.state == agent_pb2.REPLICA_READY and told.id not in agent.gone:
-            if told.id not in agent.replicas and (activation := self._activations.current(told.model)):
+            if not agent.knows(told.id) and (activation := self._activations.current(told.model)):
                 _account(activation, told.phases, self._clock.now())  # before a held request can end the activation
-            replica = messages.replica(told)
-            agent.add(replica, messages.endpoint(told.endpoint))
+            replica, endpoint = messages.replica(told), messages.endpoint(told.endpoint)
+            take(replica, endpoint)
             if self._admits(replica):
-                self._dispatcher.add(_served(agent, replica))
+                self._dispatcher.add(_served(agent, replica, endpoint))
         elif told.state == agent_pb2.REPLICA_RETIRING:
             self._dispatcher.retire(told.id)
         elif told.state == agent_pb2.REPLICA_GONE:
@@ -243,8 +245,8 @@ async def _renewed(channel: grpc.aio.Channel, agent: Agent, tls: TlsFiles, dial:
     return new
 
 
-def _served(agent: Agent, replica: Replica) -> dispatcher.Replica:
-    return dispatcher.Replica(replica.id, replica.model, agent.name, agent.endpoints[replica.id], replica.origin)
+def _served(agent: Agent, replica: Replica, endpoint: Endpoint) -> dispatcher.Replica:
+    return dispatcher.Replica(replica.id, replica.model, agent.name, endpoint, replica.origin)
 
 
 def _account(activation: Activation, phases: Sequence[agent_pb2.Phase], now: float) -> None:

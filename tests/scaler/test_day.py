@@ -41,10 +41,12 @@ STAGING, FAILING = 3.0, 0.5
 
 
 class NodeAgent(agent_pb2_grpc.AgentServicer):
-    """One node with one snapshot, on disk at first. `fails`: so many restores that come fail."""
+    """One node with one snapshot, on disk at first. `fails`: so many restores that come fail. Replicas are told by the stream first."""
 
     def __init__(self, clock: LoopClock) -> None:
         self.fails = 0
+        self.slow: list[float] = []  # seconds by which the next restores take longer
+        self.asked = 0  # for restores
         self.staged: list[float] = []
         self.restored: list[float] = []  # when each replica was ready
         self.released: list[float] = []
@@ -73,11 +75,12 @@ class NodeAgent(agent_pb2_grpc.AgentServicer):
         return agent_pb2.StageResponse(seconds=STAGING)
 
     async def Restore(self, request: agent_pb2.RestoreRequest, context: Any) -> agent_pb2.RestoreResponse:
+        self.asked += 1
         if self.fails:
             self.fails -= 1
             await asyncio.sleep(FAILING)
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "no room")
-        await asyncio.sleep(RESTORE)
+        await asyncio.sleep(RESTORE + (self.slow.pop() if self.slow else 0.0))
         self.restored.append(self._clock.now())
         replica = agent_pb2.Replica(
             id=f"r{len(self.restored)}",
@@ -88,6 +91,8 @@ class NodeAgent(agent_pb2_grpc.AgentServicer):
         )
         for name, seconds in (("image", IMAGE), ("cuda", CUDA), ("health", HEALTH)):
             replica.phases.add(name=name, seconds=seconds)
+        self._news.put_nowait(agent_pb2.NodeUpdate(replica=replica))  # whoever reads the stream may hear of it before the answer
+        await asyncio.sleep(0.001)
         return agent_pb2.RestoreResponse(replica=replica)
 
     async def Release(self, request: agent_pb2.ReleaseRequest, context: Any) -> agent_pb2.ReleaseResponse:
@@ -297,3 +302,20 @@ def test_a_burst_at_noon() -> None:
     assert day.agent.restored == [exactly(noon + 7 + RESTORE)] * 3
     assert day.agent.released == [noon + 330] * 3
     assert [activation.total for activation in day.ended] == [exactly(RESTORE + FIRST_BYTE)]
+
+
+def test_a_start_is_not_given_up_for_a_later_one_that_was_faster() -> None:
+    """The second replica is heard of while all three starts are under way: it is one of them, and none too many."""
+
+    async def burst() -> Day:
+        async with Day(1) as day, asyncio.TaskGroup() as group:
+            await day.until(10.0)
+            day.agent.slow = [0.0, 0.0, 1.0]  # the first one takes longest
+            for _ in range(20):
+                group.create_task(day.ask(20.0))
+            await day.until(60.0)
+        return day
+
+    day = run(burst())
+    assert day.agent.asked == 3
+    assert day.agent.restored == [exactly(10.0 + RESTORE)] * 2 + [exactly(11.0 + RESTORE)]
