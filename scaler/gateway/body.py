@@ -7,12 +7,14 @@ middle is given up.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 
 from aiohttp import web
 
 from scaler.books.limits import MIB
-from scaler.gateway import routing
+from scaler.gateway.headers import MODEL
 from scaler.gateway.refusal import Refusal
+from scaler.gateway.target import Target
 
 BODY_BYTES = 64 * MIB  # of one body
 READING_BYTES = 512 * MIB  # of all bodies that are being read
@@ -26,15 +28,15 @@ class BodyReader:
         self._bound = body_bytes
         self._reading = 0
 
-    async def read(self, request: web.BaseRequest, target: routing.Target) -> bytes | None:
+    async def read(self, request: web.BaseRequest, target: Target) -> bytes | None:
         """The whole body; None: there is none, or it goes through unread. Raises: Refusal if it is over a bound, or does not come."""
         headers = request.headers
         if headers.get("Expect", "").lower() == "100-continue" and request.transport is not None:
             request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         if not request.body_exists:
             return None
-        named = bool(headers.get(routing.MODEL) or target.model)
-        if not routing.body_first(headers, request.content_length, self._bound, named):
+        named = bool(headers.get(MODEL) or target.model)
+        if not read_first(headers, request.content_length, self._bound, named):
             return None
         if (request.content_length or 0) > self._bound:
             raise self._too_large()
@@ -69,5 +71,17 @@ class BodyReader:
 
     def _too_large(self) -> Refusal:
         message = f"a body is read for its `model` up to {self._bound} bytes, and this one is larger; "
-        message += f"name the model in the header {routing.MODEL} or in the path /models/<name>/..., then it streams through"
+        message += f"name the model in the header {MODEL} or in the path /models/<name>/..., then it streams through"
         return Refusal(413, "body_too_large", message)
+
+
+def read_first(headers: Mapping[str, str], length: int | None, bound: int, named: bool) -> bool:
+    """Whether the body is read for its `model` before anything is passed on.
+
+    length: the body's bytes if they are known; bound: how many are read; named: header or path name a model already.
+    """
+    if not named:
+        return True
+    kind = headers.get("Content-Type", "").partition(";")[0].strip().lower()
+    plain = headers.get("Content-Encoding", "identity").lower() == "identity"
+    return length is not None and length <= bound and plain and (kind == "application/json" or kind.endswith("+json"))

@@ -20,12 +20,13 @@ from aiohttp import web
 from scaler.books.demand import UnknownModel
 from scaler.books.fairness import Priority
 from scaler.books.ledger import Ledger, QueueFull
-from scaler.gateway import metrics, routing
+from scaler.gateway import headers, metrics, routing
 from scaler.gateway.body import BODY_BYTES, BodyReader
 from scaler.gateway.client_gone import ClientWatch
 from scaler.gateway.dispatcher import Dispatcher, Hold, Member, NoReplica
 from scaler.gateway.exchange import Exchange, ReplicaFailed
 from scaler.gateway.refusal import Refusal
+from scaler.gateway.target import Target, read_target
 from zerowake_shared.clock import SYSTEM_CLOCK, Clock
 
 log = logging.getLogger(__name__)
@@ -103,7 +104,7 @@ class Gateway:
         try:
             if self.draining:
                 raise Refusal(503, "draining", "the gateway is shutting down; ask another one", retry=True)
-            target = routing.target(request.raw_path)
+            target = read_target(request.raw_path)
             if own := self._own(request, target):
                 code = own.status
                 return own
@@ -133,8 +134,8 @@ class Gateway:
     async def _serve(self, request: web.BaseRequest, route: routing.Route, exchange: Exchange, arrived: float) -> web.StreamResponse:
         """A place on a replica, held for until there is one; the exchange with it; once more with another one if the replica fails."""
         model = route.model
-        priority = routing.priority(request.headers)
-        beats = routing.heartbeat(request.headers) if route.stream else None
+        priority = headers.priority(request.headers)
+        beats = headers.heartbeat(request.headers) if route.stream else None
         try:
             member = self._dispatcher.take(model)
             if member is None:
@@ -151,7 +152,7 @@ class Gateway:
                         raise Refusal(502, "replica_failed", message, retry=True) from failure
                     metrics.RETRIES.labels(model).inc()
                     last = True
-                    hold = self._dispatcher.hold(model, routing.tenant(request.headers), priority, exchange.size, again=True)
+                    hold = self._dispatcher.hold(model, headers.tenant(request.headers), priority, exchange.size, again=True)
                 finally:
                     self._dispatcher.release(member)
                 member = await self._wait(request, exchange, hold, beats)
@@ -161,7 +162,7 @@ class Gateway:
     def _hold(self, request: web.BaseRequest, model: str, priority: Priority, size: int, arrived: float) -> Hold:
         """A place in the line. Raises: Refusal if the line is full."""
         try:
-            return self._dispatcher.hold(model, routing.tenant(request.headers), priority, size, arrived=arrived)
+            return self._dispatcher.hold(model, headers.tenant(request.headers), priority, size, arrived=arrived)
         except QueueFull as error:
             raise Refusal(429, f"too_many_{error.bound}", str(error), retry=True) from error
 
@@ -194,10 +195,10 @@ class Gateway:
         finally:
             answer.close()
 
-    def _own(self, request: web.BaseRequest, target: routing.Target) -> web.Response | None:
+    def _own(self, request: web.BaseRequest, target: Target) -> web.Response | None:
         """The gateway's own answers: the models that can be asked for. A request that names a model belongs to the engine."""
         path = target.path.partition("?")[0]
-        if request.method != "GET" or target.model or routing.MODEL in request.headers or not path.startswith("/v1/models"):
+        if request.method != "GET" or target.model or headers.MODEL in request.headers or not path.startswith("/v1/models"):
             return None
         if path.rstrip("/") == "/v1/models":
             return web.json_response({"object": "list", "data": [self._model(name) for name in sorted(self._ledger.models())]})

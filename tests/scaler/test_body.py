@@ -68,3 +68,19 @@ async def test_all_bodies_together_are_bounded(monkeypatch: pytest.MonkeyPatch) 
         assert (await first).status == 400
         async with f.client.post(f"{f.url}/x", json={"model": "m", "x": "z" * 1000}) as response:
             assert response.status == 200
+
+
+@pytest.mark.parametrize(
+    ("headers", "length", "named", "read"),
+    [
+        ({"Content-Type": "application/json"}, 10, True, True),
+        ({"Content-Type": "application/problem+json; charset=utf-8"}, 10, True, True),
+        ({"Content-Type": "application/json"}, 101, True, False),
+        ({"Content-Type": "application/json"}, None, True, False),
+        ({"Content-Type": "application/json", "Content-Encoding": "gzip"}, 10, True, False),
+        ({"Content-Type": "multipart/form-data; boundary=x"}, 10, True, False),
+        ({}, None, False, True),
+    ],
+)
+def test_which_bodies_are_read_for_their_model(headers: dict[str, str], length: int | None, named: bool, read: bool) -> None:
+    assert body.read_first(headers, length, 100, named) is read
