@@ -40,12 +40,6 @@ def test_bounds_are_for_new_requests_only() -> None:
     assert book.demand("m").held == 3
 
 
-@pytest.mark.parametrize("field", ["max_requests", "max_bytes", "max_wait_seconds", "concurrency"])
-def test_limits_must_be_positive(field: str) -> None:
-    with pytest.raises(ValueError, match=f"{field} must be greater than 0, not 0"):
-        ModelLimits(**{field: 0})
-
-
 def test_first_demand_is_told_once_for_each_time_without_a_replica() -> None:
     book, told = ledger(), list[str]()
     book.on_first_demand(told.append)
