@@ -188,8 +188,9 @@ async def test_a_demoted_engine_lets_go_of_what_is_lent(agent: Agent, pool: Pool
     assert [region.leases for region in (await pool.status()).regions] == [1]
 
 
-async def test_an_engine_that_does_not_let_go_is_released(agent: Agent, pool: Pool, checkpoint: Path, mapped: Path) -> None:
-    await agent.snapshot("deaf", engine(mapped, 8, "--deaf"), weights=str(checkpoint))
-    replica = (await agent.restore("deaf")).replica
-    assert "took too long" in await agent.demote(replica)
-    assert [region.leases for region in (await pool.status()).regions] == [0]
+async def test_an_engine_that_does_not_let_go_is_released(tmp_path: Path, pool: Pool, checkpoint: Path, mapped: Path) -> None:
+    async with running(tmp_path / "state", "--gpumem", str(pool.socket), program="tests.worlds.impatient") as agent:
+        await agent.snapshot("deaf", engine(mapped, 8, "--deaf"), weights=str(checkpoint))
+        replica = (await agent.restore("deaf")).replica
+        assert "took too long" in await agent.demote(replica)
+        assert [region.leases for region in (await pool.status()).regions] == [0]

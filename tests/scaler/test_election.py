@@ -11,6 +11,8 @@ from tests.worlds.kubernetes_api import Api
 from tests.worlds.waiting import until
 from zerowake_shared.kubernetes.cluster import Cluster
 
+LEASE_SECONDS = 2  # and the other times in about the proportions that they have
+
 
 @pytest.fixture
 def api() -> Api:
@@ -19,6 +21,8 @@ def api() -> Api:
 
 @pytest.fixture
 async def cluster(api: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Cluster]:
+    for name, seconds in {"_LEASE_SECONDS": LEASE_SECONDS, "_STOP_SECONDS": 1.0, "_RETRY_SECONDS": 0.2, "_CALL_SECONDS": 0.3}.items():
+        monkeypatch.setattr(f"scaler.kubernetes.election.{name}", seconds)
     async with api.serve(tmp_path) as config:
         monkeypatch.setenv("KUBECONFIG", str(config))
         async with Cluster.connect(reporter="zerowake.dev/test", instance="test") as cluster:
@@ -51,12 +55,12 @@ async def test_one_leads_and_hands_over(api: Api, cluster: Cluster) -> None:
     first = candidate("first")
     await until(lambda: leader.leading == {"first"})
     second = candidate("second")
-    await asyncio.sleep(2.5)
+    await asyncio.sleep(0.25)  # the time of one try
     assert leader.leading == {"first"}
     first.cancel()
     await asyncio.wait([first])
-    # A lease that is handed back is taken at the next try (2 s), not when it has run out (15 s).
-    await until(lambda: leader.leading == {"second"}, 4)
+    # A lease that is handed back is taken at the next try, not when it has run out.
+    await until(lambda: leader.leading == {"second"}, within=LEASE_SECONDS - 0.5)
     second.cancel()
     await asyncio.wait([second])
     assert leader.terms == ["first", "second"]
@@ -73,7 +77,7 @@ async def test_work_that_fails_gives_the_lease_away_and_is_tried_again(cluster: 
         raise RuntimeError("broken")
 
     task = asyncio.create_task(lead(cluster, "zerowake", "controller", "one", work))
-    await until(lambda: begun == 2, 10)
+    await until(lambda: begun == 2)
     task.cancel()
     await asyncio.wait([task])
 
@@ -84,9 +88,9 @@ async def test_a_leader_whose_api_server_hangs_stops_before_its_lease_ends(api: 
     await until(lambda: leader.leading)
     api.hung = True
     begun = asyncio.get_running_loop().time()
-    await until(lambda: not leader.leading, 20)
-    assert asyncio.get_running_loop().time() - begun < 15, "somebody else may have the lease by now"
+    await until(lambda: not leader.leading)
+    assert asyncio.get_running_loop().time() - begun < LEASE_SECONDS, "somebody else may have the lease by now"
     api.hung = False
-    await until(lambda: leader.leading, 25)
+    await until(lambda: leader.leading)
     task.cancel()
     await asyncio.wait([task])
