@@ -1,4 +1,8 @@
-"""The restore agent as a program: node, gRPC on a UNIX socket, metrics. Everything is constructed here."""
+"""The restore agent as a program, wired together: a node (which makes its own parts), gRPC over it, metrics beside it.
+
+metrics  ←  node  ←  service  ←  gRPC: a UNIX socket for root, TCP with mTLS for the scaler
+            node  ←  beside: on_kubernetes.py, where the node is one of a cluster
+"""
 
 from __future__ import annotations
 
@@ -22,7 +26,7 @@ from restore_agent.sequences.node import Node
 from restore_agent.service import metrics
 from restore_agent.service.authorization import OnlyTheScaler
 from restore_agent.service.service import AgentService
-from zerowake_shared import listening
+from zerowake_shared import background, listening
 from zerowake_shared.tls import TlsFiles, server_credentials
 
 DEFAULT_STATE = Path("/var/lib/zerowake")
@@ -108,17 +112,9 @@ async def run(
             await stack.enter_async_context(metrics.serve(*metrics_address))
         node = await stack.enter_async_context(serving(name, state, gpumem, listen))
         _LOG.info("agent of node %s serves on %s", name, socket_of(state))
-        if beside is None:
-            await stop.wait()
-            return
-        working = asyncio.create_task(beside(node), name="beside")
-        stopped = asyncio.create_task(stop.wait())
-        await asyncio.wait([working, stopped], return_when=asyncio.FIRST_COMPLETED)
-        stopped.cancel()
-        if working.done():
-            working.result()
-        working.cancel()
-        await asyncio.gather(working, return_exceptions=True)
+        if beside:
+            await stack.enter_async_context(background.beside(beside(node), "beside the node"))
+        await stop.wait()
 
 
 def _memory(state: Path) -> Path:

@@ -62,10 +62,17 @@ def capture_request(request: agent_pb2.SnapshotRequest) -> CaptureRequest:
         model=check_model(request.model or request.snapshot.name),
         engine=engine_record(request.engine),
         canary_path=request.canary.path,
-        canary_body=request.canary.body.decode(),
+        canary_body=_text("canary.body", request.canary.body),
         replace=request.replace,
         weights=Path(request.weights) if request.weights else None,
     )
+
+
+def _text(field: str, value: bytes) -> str:
+    try:
+        return value.decode()
+    except UnicodeDecodeError as error:
+        raise InvalidField(f"{field}: {error}") from None
 
 
 def check_model(model: str) -> str:

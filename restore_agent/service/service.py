@@ -39,6 +39,8 @@ _STATUS = {
 
 
 class AgentService(agent_pb2_grpc.AgentServicer):
+    """The agent's methods over one node. Those that do work answer by `_once`."""
+
     def __init__(self, node: Node) -> None:
         self._node = node
         self._requests: OrderedDict[tuple[str, str], _Work] = OrderedDict()

@@ -1,0 +1,217 @@
+"""The agent's gRPC service, asked by a real client over a socket; the node behind it has no CRIU to work with."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from zerowake_proto import agent_pb2 as pb
+from zerowake_proto import agent_pb2_grpc
+
+from restore_agent.drivers.criu import CriuError
+from restore_agent.drivers.weights import Weights
+from restore_agent.errors import AgentError
+from restore_agent.sequences.node import Node
+from restore_agent.sequences.replicas import NoReplica
+from restore_agent.sequences.restore import RestoreFailed
+from restore_agent.sequences.staging import NoMemory
+from restore_agent.service import metrics
+from restore_agent.service.service import AgentService
+from restore_agent.snapshots.compatibility import Incompatible
+from restore_agent.snapshots.store import Corrupt, NameTaken, Snapshot, Store
+from tests.worlds.snapshots import publish
+from tests.worlds.waiting import until
+
+
+@dataclass
+class World:
+    node: Node
+    stub: agent_pb2_grpc.AgentAsyncStub
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    store = Store(tmp_path / "state")
+    node = Node("test", store, tmp_path / "memory", Weights(tmp_path / "gpumem.sock"), CriuError("there is none"), metrics)
+    server = grpc.aio.server()
+    agent_pb2_grpc.add_AgentServicer_to_server(AgentService(node), server)
+    server.add_insecure_port(f"unix:{tmp_path}/agent.sock")
+    await server.start()
+    async with grpc.aio.insecure_channel(f"unix:{tmp_path}/agent.sock") as channel:
+        yield World(node, agent_pb2_grpc.AgentStub(channel))
+    await server.stop(None)
+    store.close()
+
+
+def reference(snapshot: Snapshot) -> pb.SnapshotRef:
+    return pb.SnapshotRef(namespace=snapshot.manifest.namespace, name=snapshot.manifest.name, digest=snapshot.digest)
+
+
+async def refused(call: Any) -> tuple[grpc.StatusCode, str, str]:
+    """Status, its text, and the reason in the trailing metadata."""
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await call
+    error = raised.value
+    return error.code(), error.details() or "", dict(error.trailing_metadata() or ()).get("zerowake-reason", "")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "reason"),
+    [
+        (NoReplica("why"), grpc.StatusCode.NOT_FOUND, ""),
+        (NameTaken("why"), grpc.StatusCode.ALREADY_EXISTS, ""),
+        (NoMemory("why"), grpc.StatusCode.RESOURCE_EXHAUSTED, ""),
+        (OSError("why"), grpc.StatusCode.RESOURCE_EXHAUSTED, ""),
+        (Incompatible("why"), grpc.StatusCode.FAILED_PRECONDITION, "incompatible"),
+        (Corrupt("why"), grpc.StatusCode.FAILED_PRECONDITION, "corrupt"),
+        (CriuError("why"), grpc.StatusCode.FAILED_PRECONDITION, "criu-failed"),
+        (RestoreFailed("timeout", "why"), grpc.StatusCode.FAILED_PRECONDITION, "timeout"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)
+async def test_an_error_is_its_status_and_its_reason(
+    world: World, monkeypatch: pytest.MonkeyPatch, error: AgentError | OSError, code: grpc.StatusCode, reason: str
+) -> None:
+    async def fails(_: str) -> None:
+        raise error
+
+    monkeypatch.setattr(world.node, "release", fails)
+    assert await refused(world.stub.Release(pb.ReleaseRequest(request_id="1", replica_id="x"))) == (code, "why", reason)
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda stub, ref: stub.Release(pb.ReleaseRequest(replica_id="x")), "request_id is empty"),
+        (lambda stub, ref: stub.Stage(pb.StageRequest(request_id="1", snapshot=ref)), "rung: a snapshot can be staged to"),
+        (lambda stub, ref: stub.Unstage(pb.UnstageRequest(request_id="1", snapshot=ref, rung=pb.RUNG_STANDBY)), "can be unstaged to"),
+        (lambda stub, ref: stub.Restore(pb.RestoreRequest(request_id="1", snapshot=ref)), "model: it is empty"),
+        (lambda stub, ref: stub.Restore(pb.RestoreRequest(request_id="1", model="m")), "snapshot and cold are both absent"),
+        (lambda stub, ref: stub.Restore(pb.RestoreRequest(request_id="1", model="m", cold=pb.Engine(port=1))), "engine.command: "),
+    ],
+)
+async def test_what_is_wrong_in_a_request_is_named(world: World, call: Callable[[Any, pb.SnapshotRef], Any], says: str) -> None:
+    code, text, _ = await refused(call(world.stub, reference(publish(world.node.store, b"x" * 8192))))
+    assert code is grpc.StatusCode.INVALID_ARGUMENT and says in text
+
+
+async def test_a_snapshot_that_is_not_there_fails_a_restore_with_its_reason(world: World) -> None:
+    missing = pb.SnapshotRef(namespace="default", name="none")
+    code, text, reason = await refused(world.stub.Restore(pb.RestoreRequest(request_id="1", model="m", snapshot=missing)))
+    assert (code, reason) == (grpc.StatusCode.FAILED_PRECONDITION, "not-found") and "no snapshot default/none" in text
+    code, text, _ = await refused(world.stub.Stage(pb.StageRequest(request_id="1", snapshot=missing, rung=pb.RUNG_DISK)))
+    assert code is grpc.StatusCode.NOT_FOUND and "no snapshot default/none" in text
+
+
+async def test_a_snapshot_goes_up_and_down_its_rungs(world: World) -> None:
+    snapshot = publish(world.node.store, b"x" * 8192)
+    staged = await world.stub.Stage(pb.StageRequest(request_id="1", snapshot=reference(snapshot), rung=pb.RUNG_DISK))
+    assert (staged.residency.rung, staged.residency.snapshot.digest, staged.seconds) == (pb.RUNG_DISK, snapshot.digest, 0.0)
+    gone = await world.stub.Unstage(pb.UnstageRequest(request_id="1", snapshot=reference(snapshot), rung=pb.RUNG_ABSENT))
+    assert gone.residency.rung == pb.RUNG_ABSENT
+    assert not world.node.store.list()
+
+
+class Work:
+    """A release that ends when it is told to."""
+
+    def __init__(self) -> None:
+        self.begun = 0
+        self.cancelled = 0
+        self.go = asyncio.Event()
+        self.error: Exception | None = None
+
+    async def __call__(self, _: str) -> None:
+        self.begun += 1
+        try:
+            await self.go.wait()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        if self.error:
+            raise self.error
+
+
+@pytest.fixture
+def work(world: World, monkeypatch: pytest.MonkeyPatch) -> Work:
+    work = Work()
+    monkeypatch.setattr(world.node, "release", work)
+    return work
+
+
+def release(world: World, request_id: str = "1") -> Any:
+    return world.stub.Release(pb.ReleaseRequest(request_id=request_id, replica_id="x"))
+
+
+async def test_a_request_again_joins_the_first_and_later_gets_its_answer(world: World, work: Work) -> None:
+    first, second, other = release(world), release(world), release(world, "2")
+    await until(lambda: work.begun == 2)
+    work.go.set()
+    await asyncio.gather(first, second, other)
+    await release(world)
+    assert work.begun == 2, "one a request_id"
+
+
+async def test_the_same_id_of_another_method_is_another_request(world: World, work: Work) -> None:
+    work.go.set()
+    await release(world)
+    snapshot = reference(publish(world.node.store, b"x" * 8192))
+    assert (await world.stub.Stage(pb.StageRequest(request_id="1", snapshot=snapshot, rung=pb.RUNG_DISK))).HasField("residency")
+
+
+async def test_a_failure_is_not_remembered(world: World, work: Work) -> None:
+    work.go.set()
+    work.error = NoMemory("full")
+    assert (await refused(release(world)))[0] is grpc.StatusCode.RESOURCE_EXHAUSTED
+    work.error = None
+    await release(world)
+    assert work.begun == 2
+
+
+async def test_work_is_undone_when_all_who_asked_have_gone_and_not_before(world: World, work: Work) -> None:
+    first, second = release(world), release(world)
+    await until(lambda: work.begun)
+    first.cancel()
+    third = release(world)
+    second.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await second
+    work.go.set()
+    await third
+    assert (work.begun, work.cancelled) == (1, 0)
+    work.go.clear()
+    alone = release(world, "2")
+    await until(lambda: work.begun == 2)
+    alone.cancel()
+    await until(lambda: work.cancelled)
+    work.go.set()
+    await release(world, "2")
+    assert work.begun == 3, "what was cancelled begins anew"
+
+
+async def test_a_watch_says_all_that_there_is_and_then_what_changes(world: World) -> None:
+    one, two = (publish(world.node.store, name.encode() * 8192, name) for name in ("one", "two"))
+    (two.directory / "manifest.json").write_text("torn")
+    stream = world.stub.Watch(pb.WatchRequest())
+    updates = []
+    async for update in stream:
+        updates.append(update)
+        if update.synced:
+            break
+    assert updates[0].node.name == "test" and updates[0].node.memory_total_bytes > 0
+    residencies = {update.residency.snapshot.name: update.residency for update in updates if update.HasField("residency")}
+    assert residencies["one"].rung == pb.RUNG_DISK and not residencies["one"].unusable_reason
+    assert residencies["two"].unusable_reason
+    await world.node.remove(one)
+    async with asyncio.timeout(10):
+        async for update in stream:
+            if update.HasField("residency"):
+                break
+    assert (update.residency.snapshot.name, update.residency.rung) == ("one", pb.RUNG_ABSENT)
+    stream.cancel()
