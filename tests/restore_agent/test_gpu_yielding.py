@@ -1,0 +1,147 @@
+"""A device that the kubelet gives to somebody else's pod: a real gpumem gives its memory back, and holds it again afterwards.
+
+The kubelet's pod-resources API is a gRPC server of the test's own; the device is the host's memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import msgspec
+import pytest
+from zerowake_proto import podresources_pb2, podresources_pb2_grpc
+
+from restore_agent.kubernetes.gpu_yielding import GpuYielding
+from restore_agent.kubernetes.pod import Pod
+from tests.worlds.gpumem_server import Served, served
+from tests.worlds.waiting import until
+
+RESERVE = 64 << 20
+OURS = "zerowake.dev/snapshot"
+
+
+class Kubelet(podresources_pb2_grpc.PodResourcesListerServicer):
+    """Says which pod has which device."""
+
+    def __init__(self) -> None:
+        self.devices: dict[tuple[str, str], str] = {}  # namespace and name → device
+        self.asked = 0
+
+    async def List(self, request: object, context: object) -> podresources_pb2.ListPodResourcesResponse:
+        self.asked += 1
+        answer = podresources_pb2.ListPodResourcesResponse()
+        for (namespace, name), device in self.devices.items():
+            container = podresources_pb2.ContainerResources(devices=[podresources_pb2.ContainerDevices(device_ids=[device])])
+            answer.pod_resources.append(podresources_pb2.PodResources(namespace=namespace, name=name, containers=[container]))
+        return answer
+
+
+class Pods:
+    """The node's pods, as the API server tells of them."""
+
+    def __init__(self) -> None:
+        self.pods: dict[str, Pod] = {}
+        self._heard: list[Callable[[Pod, bool], None]] = []
+
+    def on_change(self, heard: Callable[[Pod, bool], None]) -> None:
+        self._heard.append(heard)
+
+    def comes(self, name: str, labels: dict[str, str]) -> None:
+        limits = {"resources": {"limits": {"nvidia.com/gpu": "1", "memory": "1Gi"}}}
+        made = {
+            "metadata": {"name": name, "namespace": "other", "uid": name, "labels": labels},
+            "spec": {"containers": [{"name": "engine", **limits}]},
+        }
+        self.pods[name] = msgspec.convert(made, Pod)
+        self._tell(self.pods[name], False)
+
+    def goes(self, name: str) -> None:
+        self._tell(self.pods.pop(name), True)
+
+    def _tell(self, pod: Pod, gone: bool) -> None:
+        for heard in self._heard:
+            heard(pod, gone)
+
+
+@pytest.fixture
+def gpumem(tmp_path: Path) -> Iterator[Served]:
+    with served(tmp_path / "gpumem", RESERVE) as server:
+        yield server
+
+
+@pytest.fixture
+async def kubelet(tmp_path: Path) -> AsyncIterator[Kubelet]:
+    kubelet = Kubelet()
+    (tmp_path / "kubelet/pod-resources").mkdir(parents=True)
+    server = grpc.aio.server()
+    podresources_pb2_grpc.add_PodResourcesListerServicer_to_server(kubelet, server)
+    server.add_insecure_port(f"unix:{tmp_path}/kubelet/pod-resources/kubelet.sock")
+    await server.start()
+    yield kubelet
+    await server.stop(None)
+
+
+@contextlib.asynccontextmanager
+async def yielding(pods: Pods, gpumem: Served, folder: Path) -> AsyncIterator[None]:
+    watched: Any = pods
+    async with GpuYielding.watching(watched, folder / "kubelet", gpumem.socket, OURS, folder):
+        yield
+
+
+def wanted(gpumem: Served) -> int:
+    return gpumem.host.wanted_bytes
+
+
+async def test_a_device_of_another_s_pod_is_given_back_until_that_pod_goes(kubelet: Kubelet, gpumem: Served, tmp_path: Path) -> None:
+    pods = Pods()
+    before = wanted(gpumem)
+    assert before >= RESERVE
+    async with yielding(pods, gpumem, tmp_path):
+        pods.comes("stranger", {})
+        await until(lambda: kubelet.asked > 2)
+        assert wanted(gpumem) == before, "it has no devices yet"
+        kubelet.devices["other", "stranger"] = "host"
+        await until(lambda: wanted(gpumem) == 0)
+        await until(lambda: json.loads((tmp_path / "yielded.json").read_text()) == {"host": before})
+        kubelet.devices.clear()
+        pods.goes("stranger")
+        await until(lambda: wanted(gpumem) == before)
+        await until(lambda: json.loads((tmp_path / "yielded.json").read_text()) == {})
+
+
+async def test_a_pod_of_ours_lends_from_gpumem_and_takes_nothing(kubelet: Kubelet, gpumem: Served, tmp_path: Path) -> None:
+    pods = Pods()
+    before = wanted(gpumem)
+    kubelet.devices["other", "ours"] = "host"
+    pods.comes("ours", {OURS: "chat"})
+    async with yielding(pods, gpumem, tmp_path):
+        await until(lambda: kubelet.asked)
+        pods.comes("stranger", {})
+        await until(lambda: kubelet.asked > 3)
+        assert wanted(gpumem) == before
+
+
+async def test_a_gpu_that_is_shared_in_time_is_the_gpu(kubelet: Kubelet, gpumem: Served, tmp_path: Path) -> None:
+    pods = Pods()
+    kubelet.devices["other", "stranger"] = "host::3"
+    async with yielding(pods, gpumem, tmp_path):
+        pods.comes("stranger", {})
+        await until(lambda: wanted(gpumem) == 0)
+
+
+async def test_an_agent_that_comes_anew_knows_what_to_hold_again(kubelet: Kubelet, gpumem: Served, tmp_path: Path) -> None:
+    pods = Pods()
+    before = wanted(gpumem)
+    kubelet.devices["other", "stranger"] = "host"
+    async with yielding(pods, gpumem, tmp_path):
+        pods.comes("stranger", {})
+        await until(lambda: wanted(gpumem) == 0)
+    pods.goes("stranger")
+    kubelet.devices.clear()
+    async with yielding(pods, gpumem, tmp_path):
+        await until(lambda: wanted(gpumem) == before)
