@@ -11,6 +11,8 @@ import msgspec
 
 
 class Metadata(msgspec.Struct, rename="camel"):
+    """Who a pod is, and what is told of it."""
+
     name: str = ""
     namespace: str = ""
     uid: str = ""
@@ -21,19 +23,27 @@ class Metadata(msgspec.Struct, rename="camel"):
 
 
 class VolumeMount(msgspec.Struct, rename="camel"):
+    """A volume in a container, at a path."""
+
     name: str
     mount_path: str
 
 
 class ContainerPort(msgspec.Struct, rename="camel"):
+    """A port that a container says it listens on."""
+
     container_port: int
 
 
 class Resources(msgspec.Struct):
+    """What a container may use at most; extended resources have a domain in their name."""
+
     limits: dict[str, str | int] = {}
 
 
 class PodContainer(msgspec.Struct, rename="camel"):
+    """A container as the pod wants it."""
+
     name: str
     ports: list[ContainerPort] = []
     volume_mounts: list[VolumeMount] = []
@@ -41,16 +51,22 @@ class PodContainer(msgspec.Struct, rename="camel"):
 
 
 class HostPath(msgspec.Struct):
+    """A folder of the node."""
+
     path: str
 
 
 class Volume(msgspec.Struct, rename="camel"):
+    """A volume, of one of the two kinds that matter here, or of another."""
+
     name: str
     host_path: HostPath | None = None
     empty_dir: dict[str, Any] | None = None
 
 
 class Spec(msgspec.Struct, rename="camel"):
+    """What the pod's owner wants."""
+
     containers: list[PodContainer] = []
     volumes: list[Volume] = []
     host_users: bool | None = None
@@ -61,17 +77,23 @@ class Spec(msgspec.Struct, rename="camel"):
 
 
 class ContainerStatus(msgspec.Struct, rename="camel"):
+    """A container as the kubelet has it."""
+
     name: str
     container_id: str = msgspec.field(default="", name="containerID")  # of the runtime, after its scheme
     state: dict[str, Any] = {}  # one key: waiting, running, terminated
 
 
 class Status(msgspec.Struct, rename="camel"):
+    """What has become of it."""
+
     phase: str = ""
     container_statuses: list[ContainerStatus] = []
 
 
 class Pod(msgspec.Struct):
+    """Metadata, what is wanted, and what is."""
+
     metadata: Metadata
     spec: Spec = msgspec.field(default_factory=Spec)
     status: Status = msgspec.field(default_factory=Status)
