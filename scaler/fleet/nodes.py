@@ -20,8 +20,7 @@ from scaler.books.activation import PHASES, Activation, Activations
 from scaler.fleet import messages
 from scaler.fleet.addresses import Addresses
 from scaler.fleet.agent import Agent
-from scaler.gateway import dispatcher
-from scaler.gateway.dispatcher import Dispatcher
+from scaler.gateway.dispatcher import Backend, Dispatcher
 from scaler.gateway.upstream import Endpoint
 from scaler.plan.world import Node, Replica
 from zerowake_shared.backoff import Backoff
@@ -89,7 +88,7 @@ class Nodes:
         for agent in self._agents.values():
             for replica in [each for each in agent.replicas.values() if each.model == model]:
                 if self._admits(replica):
-                    self._dispatcher.add(_served(agent, replica, agent.endpoints[replica.id]))
+                    self._dispatcher.add(Backend(replica.id, replica.model, agent.endpoints[replica.id]))
                 else:
                     self._dispatcher.remove(replica.id)
 
@@ -198,7 +197,7 @@ class Nodes:
             replica, endpoint = messages.replica(told), messages.endpoint(told.endpoint)
             take(replica, endpoint)
             if self._admits(replica):
-                self._dispatcher.add(_served(agent, replica, endpoint))
+                self._dispatcher.add(Backend(replica.id, replica.model, endpoint))
         elif told.state == agent_pb2.REPLICA_RETIRING:
             self._dispatcher.retire(told.id)
         elif told.state == agent_pb2.REPLICA_GONE:
@@ -243,10 +242,6 @@ async def _renewed(channel: grpc.aio.Channel, agent: Agent, tls: TlsFiles, dial:
     await channel.close()
     agent.stub = agent_pb2_grpc.AgentStub(new)
     return new
-
-
-def _served(agent: Agent, replica: Replica, endpoint: Endpoint) -> dispatcher.Replica:
-    return dispatcher.Replica(replica.id, replica.model, agent.name, endpoint, replica.origin)
 
 
 def _account(activation: Activation, phases: Sequence[agent_pb2.Phase], now: float) -> None:

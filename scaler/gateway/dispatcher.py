@@ -23,7 +23,7 @@ from scaler.books.ledger import Ledger, QueueFull
 from scaler.gateway.upstream import Endpoint, Upstream
 from zerowake_shared.backoff import Backoff
 
-__all__ = ["Dispatcher", "Endpoint", "Hold", "Member", "NoReplica", "Replica"]
+__all__ = ["Backend", "Dispatcher", "Endpoint", "Hold", "Member", "NoReplica"]
 
 log = logging.getLogger(__name__)
 
@@ -32,14 +32,12 @@ _PROBE_LAST_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
-class Replica:
-    """One engine that serves one model. origin: "restored", "standby", "cold" or "captured"."""
+class Backend:
+    """One replica as the gateway reaches it. What else is known of it is the plan's (plan/world.py)."""
 
     id: str
     model: str
-    node: str
     endpoint: Endpoint
-    origin: str
 
 
 class NoReplica(Exception):
@@ -49,12 +47,12 @@ class NoReplica(Exception):
 class Member:
     """A replica in its pool, with the connections to it."""
 
-    __slots__ = ("draining", "gone", "idle", "in_flight", "pool", "probe", "replica", "upstream")
+    __slots__ = ("backend", "draining", "gone", "idle", "in_flight", "pool", "probe", "upstream")
 
-    def __init__(self, replica: Replica, pool: _Pool) -> None:
-        self.replica = replica
+    def __init__(self, backend: Backend, pool: _Pool) -> None:
+        self.backend = backend
         self.pool = pool
-        self.upstream = Upstream(replica.endpoint)
+        self.upstream = Upstream(backend.endpoint)
         self.in_flight = 0
         self.draining = False
         self.gone = False
@@ -98,16 +96,16 @@ class Dispatcher:
         self._closing: set[asyncio.Task[None]] = set()
         ledger.on_declaration(self._declared)
 
-    def add(self, replica: Replica) -> None:
+    def add(self, backend: Backend) -> None:
         """The replica is ready: held requests go to it at once. The same one again changes nothing; another of its id replaces it."""
-        known = self._members.get(replica.id)
+        known = self._members.get(backend.id)
         if known is not None:
-            if known.replica == replica:
+            if known.backend == backend:
                 return
-            self.remove(replica.id)
-        pool = self._pool(replica.model)
-        member = Member(replica, pool)
-        pool.members[replica.id] = self._members[replica.id] = member
+            self.remove(backend.id)
+        pool = self._pool(backend.model)
+        member = Member(backend, pool)
+        pool.members[backend.id] = self._members[backend.id] = member
         self._count(pool)
         self._serve(pool)
 
@@ -141,10 +139,10 @@ class Dispatcher:
                 member.idle = asyncio.Event()
             await member.idle.wait()
 
-    def ready(self, model: str) -> Sequence[Replica]:
+    def ready(self, model: str) -> Sequence[Backend]:
         """The model's replicas that take requests."""
         pool = self._pools.get(model)
-        return [member.replica for member in pool.members.values() if not member.draining] if pool is not None else []
+        return [member.backend for member in pool.members.values() if not member.draining] if pool is not None else []
 
     def in_flight(self, replica_id: str) -> int:
         """Requests the replica works on; 0 for an unknown one."""
@@ -205,7 +203,7 @@ class Dispatcher:
             return
         log.warning(
             "a replica failed a request before its first byte; it gets no more until it accepts a connection",
-            extra={"fields": {"model": member.pool.model, "replica": member.replica.id, "error": f"{type(error).__name__}: {error}"}},
+            extra={"fields": {"model": member.pool.model, "replica": member.backend.id, "error": f"{type(error).__name__}: {error}"}},
         )
         member.probe = self._background(self._probe(member))
 

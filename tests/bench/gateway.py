@@ -17,7 +17,7 @@ from aiohttp import web
 
 from scaler.books.ledger import Ledger
 from scaler.books.limits import ModelLimits
-from scaler.gateway.dispatcher import Dispatcher, Endpoint, Replica
+from scaler.gateway.dispatcher import Backend, Dispatcher, Endpoint
 from scaler.gateway.gateway import Gateway
 from tests.bench.figures import Figure
 
@@ -48,7 +48,7 @@ async def _gateway(port: int) -> None:
         print(address[1], flush=True)
         while line := await _told():
             if line == "replica":
-                dispatcher.add(Replica("r", "m", "node", Endpoint("127.0.0.1", port), "restored"))
+                dispatcher.add(Backend("r", "m", Endpoint("127.0.0.1", port)))
             elif line == "no replica":
                 dispatcher.remove("r")
             demand = ledger.demand("m")

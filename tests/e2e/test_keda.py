@@ -17,7 +17,7 @@ import pytest
 from scaler.books.ledger import Ledger
 from scaler.books.limits import ModelLimits
 from scaler.books.trigger import Trigger
-from scaler.gateway.dispatcher import Dispatcher, Endpoint, Replica
+from scaler.gateway.dispatcher import Backend, Dispatcher, Endpoint
 from scaler.gateway.gateway import Gateway
 from scaler.keda.external_scaler import serve_external_scaler
 from tests.e2e.api import Api, Object, condition
@@ -129,7 +129,7 @@ async def test_from_zero_and_back(api: Api, namespace: str, addresses: Addresses
         pod = await ready_pod(api, namespace, name)
         ready_seconds = time.monotonic() - began
         assert scaled.done(), "the pod is there before its Deployment was scaled"
-        zerowake.dispatcher.add(Replica(pod["metadata"]["uid"], name, "zerowake-node", Endpoint(pod["status"]["podIP"], PORT), "cold"))
+        zerowake.dispatcher.add(Backend(pod["metadata"]["uid"], name, Endpoint(pod["status"]["podIP"], PORT)))
         assert await answer == pod["metadata"]["name"]
         print(f"first request → pod Ready: {ready_seconds:.3f} s")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from scaler.gateway.dispatcher import Endpoint, Replica
+from scaler.gateway.dispatcher import Backend, Endpoint
 from tests.worlds.echo_engine import Engine
 from tests.worlds.engine_process import process
 from tests.worlds.front import front
@@ -38,7 +38,7 @@ async def test_an_idle_connection_closed_by_the_engine_costs_no_answer() -> None
 
     server = await asyncio.start_server(serve_once, "127.0.0.1", 0)
     async with server, front() as f:
-        f.dispatcher.add(Replica("r1", "m", "node", Endpoint("127.0.0.1", server.sockets[0].getsockname()[1]), "cold"))
+        f.dispatcher.add(Backend("r1", "m", Endpoint("127.0.0.1", server.sockets[0].getsockname()[1])))
         for _ in range(3):
             async with asyncio.timeout(10):
                 assert (await f.ask()).text == "once"
@@ -61,7 +61,7 @@ async def test_removing_a_replica_closes_its_connections() -> None:
 
 
 @contextmanager
-def mute(*, connects: bool) -> Iterator[Replica]:
+def mute(*, connects: bool) -> Iterator[Backend]:
     """A listening socket from which nobody takes anything: connections are made but not read, or, its backlog being full, not even made."""
     with ExitStack() as stack:
         listening = stack.enter_context(socket.socket())
@@ -74,7 +74,7 @@ def mute(*, connects: bool) -> Iterator[Replica]:
                 filler.connect(listening.getsockname())
             except TimeoutError:
                 break
-        yield Replica("mute", "m", "node", Endpoint(*listening.getsockname()), "restored")
+        yield Backend("mute", "m", Endpoint(*listening.getsockname()))
 
 
 @pytest.mark.parametrize("size", [10, 2**24], ids=["a small body", "a body that nobody reads"])

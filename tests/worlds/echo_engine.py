@@ -16,7 +16,7 @@ from typing import Self
 
 from aiohttp import web
 
-from scaler.gateway.dispatcher import Endpoint, Replica
+from scaler.gateway.dispatcher import Backend, Endpoint
 
 
 class Engine:
@@ -49,8 +49,8 @@ class Engine:
     def port(self) -> int:
         return self._address[1]
 
-    def replica(self, name: str = "r1", model: str = "m", netns: str = "") -> Replica:
-        return Replica(name, model, "node", Endpoint(*self._address, netns), "restored")
+    def replica(self, name: str = "r1", model: str = "m", netns: str = "") -> Backend:
+        return Backend(name, model, Endpoint(*self._address, netns))
 
     def say(self, pieces: int = 1) -> None:
         assert self._pieces is not None

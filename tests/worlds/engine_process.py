@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from scaler.gateway.dispatcher import Endpoint, Replica
+from scaler.gateway.dispatcher import Backend, Endpoint
 
 
 @dataclass
@@ -20,8 +20,8 @@ class Process:
     process: asyncio.subprocess.Process
     port: int
 
-    def replica(self, name: str, netns: str = "") -> Replica:
-        return Replica(name, "m", "node", Endpoint("127.0.0.1", self.port, netns), "restored")
+    def replica(self, name: str, netns: str = "") -> Backend:
+        return Backend(name, "m", Endpoint("127.0.0.1", self.port, netns))
 
     async def kill(self) -> None:
         self.process.send_signal(signal.SIGKILL)
