@@ -17,12 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-import pytest
 import yaml
 from zerowake_proto import agent_pb2
 
-from scaler.local.config import BadConfig
-from scaler.programs.serve_config import load
 from tests.worlds.echo_engine import Engine
 from tests.worlds.fake_agent import Agent
 from tests.worlds.keda_client import Keda, ref
@@ -284,24 +281,3 @@ async def test_not_ready_before_it_knows_the_models(tmp_path: Path) -> None:
         await replica.reads("readyz", "not ready: ScaledObjects could not be listed so far")
         api.refuse.clear()
         await replica.reads("readyz", "ok")
-
-
-@pytest.mark.parametrize(
-    ("change", "told"),
-    [
-        ({"namespace": None}, "namespace"),
-        ({"agents": {}}, "give either service"),
-        ({"agents": {"service": "a", "addresses": ["b:1"]}}, "give either service"),
-        ({"peers": {"service": "a"}}, "peers.listen"),
-        ({"listen": "8080"}, "'8080' is not HOST:PORT"),
-        ({"models": {}}, "models"),
-    ],
-)
-def test_a_file_that_cannot_be_used(tmp_path: Path, change: dict[str, Any], told: str) -> None:
-    good = {"namespace": "zerowake", "keda": {"listen": "0.0.0.0:9443"}, "agents": {"service": "zerowake-agent"}}
-    path = tmp_path / "serve.yaml"
-    path.write_text(yaml.safe_dump(good))
-    assert load(path).agents.member_port == 9446
-    path.write_text(yaml.safe_dump(good | change))
-    with pytest.raises(BadConfig, match=told):
-        load(path)

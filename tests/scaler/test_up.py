@@ -19,8 +19,6 @@ import pytest
 import yaml
 from openai import AsyncOpenAI
 
-from scaler.local.config import BadConfig, load
-
 PORT = 8000
 """Every replica listens here, in a net namespace of its own."""
 
@@ -230,26 +228,6 @@ async def test_the_openai_client_through_zero(state: Path) -> None:
     async with system(state, {}) as made:
         client = AsyncOpenAI(base_url=f"{made.url}/v1", api_key="none", max_retries=0)
         assert [model.id async for model in client.models.list()] == ["tiny"]
-
-
-@pytest.mark.parametrize(
-    ("content", "word"),
-    [
-        ("models: {}", "models"),
-        ("models: {a: {}}", "give a snapshot, a command, or both"),
-        ("models: {a: {command: [x]}}", "port is missing"),
-        ("models: {a: {snapshot: s, replicas: 3}}", "models.a.replicas"),
-        ("models: {a: {snapshot: s, max_replicas: 0}}", "models.a.max_replicas"),
-        ("models: {a: {snapshot: s, min_replicas: 3}}", "max_replicas is 1"),
-        ("listen: nowhere\nmodels: {a: {snapshot: s}}", "is not HOST:PORT"),
-        ("models: [", "is no YAML"),
-    ],
-)
-def test_a_bad_file_is_refused_by_name(tmp_path: Path, content: str, word: str) -> None:
-    file = tmp_path / "up.yaml"
-    file.write_text(content)
-    with pytest.raises(BadConfig, match=word):
-        load(file)
 
 
 async def test_status_without_a_system(tmp_path: Path) -> None:

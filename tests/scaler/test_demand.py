@@ -1,0 +1,55 @@
+"""Demand as it is read: a subscription misses no change, and none is left behind by whoever gives up."""
+
+import asyncio
+
+import pytest
+
+from scaler.books.demand import Demand, Subscription, UnknownModel, Watched
+
+
+def test_pending_is_what_waits_and_what_is_being_worked_on() -> None:
+    assert Demand(held=3, in_flight=2, replicas=1).pending == 5
+
+
+async def test_a_change_before_anybody_waits_is_seen_at_once() -> None:
+    watched = Watched()
+    with Subscription(watched) as subscription:
+        watched.changed()
+        watched.changed()
+        async with asyncio.timeout(5):
+            await subscription.changed()
+        assert not watched.waiters, "two changes are one to whoever looks later"
+        waiting = asyncio.create_task(subscription.changed())
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        watched.changed()
+        await asyncio.wait_for(waiting, 5)
+
+
+async def test_every_subscription_hears_of_a_change() -> None:
+    watched = Watched()
+    with Subscription(watched) as one, Subscription(watched) as other:
+        waiting = [asyncio.create_task(each.changed()) for each in (one, other)]
+        await asyncio.sleep(0)
+        watched.changed()
+        await asyncio.wait_for(asyncio.gather(*waiting), 5)
+        assert watched.watchers == 2
+    assert watched.watchers == 0
+
+
+async def test_who_gives_up_leaves_nothing_and_misses_nothing() -> None:
+    watched = Watched()
+    with Subscription(watched) as subscription:
+        waiting = asyncio.create_task(subscription.changed())
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        assert not watched.waiters
+        watched.changed()
+        await asyncio.wait_for(subscription.changed(), 5)
+
+
+def test_an_unknown_model_is_told_beside_those_that_are_known() -> None:
+    with pytest.raises(UnknownModel, match="model 'c' is not known; known models: a, b"):
+        raise UnknownModel("c", ["b", "a"])
+    assert "none is declared" in str(UnknownModel("c", []))

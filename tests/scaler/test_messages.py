@@ -1,0 +1,55 @@
+"""The agents' messages as the plan's values; what an older agent leaves out, or a newer one adds, is no error."""
+
+from zerowake_proto import agent_pb2
+
+from scaler.books.snapshot_name import SnapshotName
+from scaler.fleet import messages
+from scaler.plan.rungs import Rung, WeightsRung
+from scaler.plan.world import Gpu
+
+
+def test_a_residency() -> None:
+    told = agent_pb2.Residency(
+        snapshot=agent_pb2.SnapshotRef(namespace="team", name="chat", digest="ab"),
+        rung=agent_pb2.RUNG_MEMORY,
+        image_bytes=10,
+        weights_bytes=20,
+        weights_rung=agent_pb2.WEIGHTS_RUNG_GPU,
+        gpu_bytes=[30, 40],
+        restore_overhead_seconds=0.5,
+        unusable_reason="another kernel",
+    )
+    found = messages.residency(told)
+    assert (found.digest, found.rung, found.weights_rung) == ("ab", Rung.MEMORY, WeightsRung.GPU)
+    assert (found.image_bytes, found.weights_bytes, found.gpu_bytes) == (10, 20, (30, 40))
+    assert (found.overhead_seconds, found.unusable) == (0.5, "another kernel")
+    assert messages.name_of(told.snapshot) == SnapshotName("team", "chat")
+
+
+def test_what_is_not_said_is_absent() -> None:
+    found = messages.residency(agent_pb2.Residency())
+    assert (found.rung, found.weights_rung, found.gpu_bytes) == (Rung.ABSENT, WeightsRung.ABSENT, ())
+
+
+def test_a_node_s_rates_and_gpus() -> None:
+    rates = messages.rates(agent_pb2.Bandwidths(disk_to_memory=1, memory_to_process=2, disk_to_gpu=3, memory_to_gpu=4))
+    assert (rates.disk_to_memory, rates.memory_to_process, rates.disk_to_gpu, rates.memory_to_gpu) == (1, 2, 3, 4)
+    node = agent_pb2.Node(gpus=[agent_pb2.Gpu(uuid="GPU-1", total_bytes=80, free_bytes=70)])
+    assert messages.gpus(node) == (Gpu("GPU-1", 80, 70),)
+
+
+def test_a_replica_and_where_it_is() -> None:
+    told = agent_pb2.Replica(
+        id="r1", model="chat", snapshot=agent_pb2.SnapshotRef(namespace="team"), origin=agent_pb2.ORIGIN_STANDBY, detail="why"
+    )
+    found = messages.replica(told)
+    assert (found.id, found.model, found.namespace, found.origin, found.detail) == ("r1", "chat", "team", "standby", "why")
+    told.origin = 99  # of an agent that is newer
+    assert messages.replica(told).origin == "unknown"
+    endpoint = messages.endpoint(agent_pb2.Endpoint(host="10.0.0.1", port=80, netns="/proc/1/ns/net"))
+    assert (endpoint.host, endpoint.port, endpoint.netns) == ("10.0.0.1", 80, "/proc/1/ns/net")
+
+
+def test_a_reference_goes_there_and_back() -> None:
+    made = messages.reference(SnapshotName("team", "chat"), "ab")
+    assert made.digest == "ab" and messages.name_of(made) == SnapshotName("team", "chat")

@@ -1,0 +1,31 @@
+"""The file of `zerowake serve`: what is wrong with it is said by name."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from scaler.local.config import BadConfig
+from scaler.programs.serve_config import load
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"namespace": None}, "namespace"),
+        ({"agents": {}}, "give either service"),
+        ({"agents": {"service": "a", "addresses": ["b:1"]}}, "give either service"),
+        ({"peers": {"service": "a"}}, "peers.listen"),
+        ({"listen": "8080"}, "'8080' is not HOST:PORT"),
+        ({"models": {}}, "models"),
+    ],
+)
+def test_a_file_that_cannot_be_used(tmp_path: Path, change: dict[str, Any], told: str) -> None:
+    good = {"namespace": "zerowake", "keda": {"listen": "0.0.0.0:9443"}, "agents": {"service": "zerowake-agent"}}
+    path = tmp_path / "serve.yaml"
+    path.write_text(yaml.safe_dump(good))
+    assert load(path).agents.member_port == 9446
+    path.write_text(yaml.safe_dump(good | change))
+    with pytest.raises(BadConfig, match=told):
+        load(path)
