@@ -16,7 +16,7 @@ workers := $(shell echo $$(($$(nproc) + 1)))
 
 help:
 	@echo 'make demo   a chat model on this machine, from zero to an answer and back to zero'
-	@echo 'make test   the tests'
+	@echo 'make test   the tests, in parallel; the slowest ten are named'
 	@echo 'make lint   formatting, types, and which part may import which'
 	@echo 'make e2e    the tests on Kubernetes with KEDA: on the cluster that KUBECONFIG names, else on one of its own'
 	@echo 'make cluster, make cluster-down'

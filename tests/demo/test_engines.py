@@ -12,7 +12,7 @@ import aiohttp
 import openai
 import pytest
 
-from tests.demo.conftest import Served, started
+from tests.worlds.demo_engine import Served, assert_can_be_dumped, started
 from tests.worlds.waiting import until
 
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
@@ -207,17 +207,6 @@ async def test_control_directory(tmp_path: Path, http: aiohttp.ClientSession, an
 
 def test_chat_engine_can_be_dumped(chat: Served) -> None:
     assert_can_be_dumped(chat.pid)
-
-
-def assert_can_be_dumped(pid: int) -> None:
-    """Nothing that CRIU refuses: an io_uring, a lock, a file that is written to, a connection to somebody else."""
-    kinds = [str(path.readlink()) for path in Path(f"/proc/{pid}/fd").iterdir()]
-    assert not [kind for kind in kinds if "io_uring" in kind]
-    locks = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
-    assert not [fields for fields in locks if str(pid) in fields]
-    connected = [line for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:] if line.split()[3] == "01"]
-    ours = {kind[8:-1] for kind in kinds if kind.startswith("socket:[")}
-    assert not [line for line in connected if line.split()[9] in ours]
 
 
 def cpu_ticks(pid: int) -> int:

@@ -9,8 +9,7 @@ import aiohttp
 import pytest
 
 from gpumem.hardware.memory import HOST
-from tests.demo.conftest import Served, started
-from tests.demo.test_engines import assert_can_be_dumped
+from tests.worlds.demo_engine import Served, assert_can_be_dumped, started
 from tests.worlds.device import World
 from tests.worlds.waiting import until
 

@@ -11,8 +11,8 @@ import pytest
 import yaml
 from openai import AsyncOpenAI
 
-from tests.demo.conftest import ENGINES, started
-from tests.scaler.test_up import zerowake
+from tests.worlds.command import zerowake
+from tests.worlds.demo_engine import ENGINES, started
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for CRIU and namespaces")
 

@@ -8,52 +8,47 @@ import sys
 from pathlib import Path
 
 from tests.worlds.agent import ENGINE, Agent
-
-
-async def zerowake(state: Path, *arguments: str, code: int = 0) -> str:
-    command = [sys.executable, "-m", "scaler.programs.cli", "snapshot", arguments[0], "--state", str(state), *arguments[1:]]
-    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE)
-    out, err = await process.communicate()
-    assert process.returncode == code, err.decode()
-    return (out if code == 0 else err).decode()
+from tests.worlds.command import zerowake
 
 
 async def test_looking_at_snapshots_needs_no_agent(state: Path) -> None:
-    assert "small" in await zerowake(state, "list")
-    assert json.loads(await zerowake(state, "show", "small"))["name"] == "small"
-    assert "are whole" in await zerowake(state, "verify", "small")
-    assert "no snapshot default/other" in await zerowake(state, "show", "other", code=1)
-    assert "is not allowed" in await zerowake(state, "show", "../../etc", code=1)
+    assert "small" in await zerowake("snapshot", "list", "--state", str(state))
+    assert json.loads(await zerowake("snapshot", "show", "--state", str(state), "small"))["name"] == "small"
+    assert "are whole" in await zerowake("snapshot", "verify", "--state", str(state), "small")
+    assert "no snapshot default/other" in await zerowake("snapshot", "show", "--state", str(state), "other", code=1)
+    assert "is not allowed" in await zerowake("snapshot", "show", "--state", str(state), "../../etc", code=1)
 
 
 async def test_a_spoiled_snapshot_is_listed_with_its_fault(state: Path) -> None:
     chunk = max((state / "chunks").glob("*/*"), key=lambda path: path.stat().st_size)
     chunk.write_bytes(b"x" * chunk.stat().st_size)
-    assert chunk.name in await zerowake(state, "verify", "small", code=1)
+    assert chunk.name in await zerowake("snapshot", "verify", "--state", str(state), "small", code=1)
     (manifest,) = (state / "snapshots").glob("*/manifest.json")
     manifest.write_text(manifest.read_text() + " ")
-    assert "unusable" in await zerowake(state, "list")
+    assert "unusable" in await zerowake("snapshot", "list", "--state", str(state))
 
 
 async def test_removing_without_an_agent(state: Path) -> None:
-    await zerowake(state, "rm", "small")
+    await zerowake("snapshot", "rm", "--state", str(state), "small")
     assert list((state / "chunks").glob("*/*")) == []
-    assert "no snapshot default/small" in await zerowake(state, "rm", "small", code=1)
+    assert "no snapshot default/small" in await zerowake("snapshot", "rm", "--state", str(state), "small", code=1)
 
 
 async def test_creating_beside_an_agent(agent: Agent, mapped: Path) -> None:
     """The agent that owns the folder takes it, and serves the source on if asked."""
     server = [sys.executable, str(ENGINE), "8000", "4", str(mapped)]
-    said = await zerowake(agent.state, "create", "second", "--port", "8000", "--canary", "/sum", "--keep-serving", "--", *server)
+    said = await zerowake(
+        "snapshot", "create", "--state", str(agent.state), "second", "--port", "8000", "--canary", "/sum", "--keep-serving", "--", *server
+    )
     assert "proved" in said
-    assert "second" in await zerowake(agent.state, "list")
+    assert "second" in await zerowake("snapshot", "list", "--state", str(agent.state))
     assert (await agent.restore("second")).fallback_reason == ""
 
 
 async def test_an_engine_that_answers_nothing_real(state: Path, mapped: Path) -> None:
     """It knows none of the usual requests: the error says how to name one."""
     server = [sys.executable, str(ENGINE), "8000", "4", str(mapped)]
-    assert "--canary" in await zerowake(state, "create", "unasked", "--port", "8000", "--", *server, code=1)
+    assert "--canary" in await zerowake("snapshot", "create", "--state", str(state), "unasked", "--port", "8000", "--", *server, code=1)
 
 
 async def test_every_line_of_the_agents_log_is_json(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from gpumem.hardware.memory import HOST
 from restore_agent.drivers.weights import Weights
 from restore_agent.sequences.placement import HEADROOM, NoGpuMemory, choose_gpus
-from tests.restore_agent.test_weights import Pool
+from tests.worlds.pool import Pool
 
 GIB, MIB = 1 << 30, 1 << 20
 TWO = ("GPU-a", "GPU-b")

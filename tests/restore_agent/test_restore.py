@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -12,17 +11,9 @@ import pytest
 from zerowake_proto import agent_pb2 as pb
 
 from restore_agent.snapshots.page_runs import PAGE
-from restore_agent.snapshots.store import Catalog, Snapshot
+from restore_agent.snapshots.store import Catalog
 from tests.worlds.agent import Agent, engine, get, reference, running
 from tests.worlds.leftovers import left_behind, nothing_left
-
-
-def recorded_answer(state: Path) -> object:
-    """The answer that the source gave."""
-    snapshot = Catalog(state).get("default", "small")
-    assert isinstance(snapshot, Snapshot)
-    assert snapshot.manifest.canary is not None
-    return json.loads(snapshot.manifest.canary.answer)
 
 
 async def test_every_page_comes_back(agent: Agent) -> None:
@@ -30,11 +21,11 @@ async def test_every_page_comes_back(agent: Agent) -> None:
     answer = await agent.restore("small")
     assert answer.fallback_detail == ""
     assert answer.replica.origin == pb.ORIGIN_RESTORED
-    assert get(answer.replica, "/sum") == recorded_answer(agent.state)
+    assert get(answer.replica, "/sum") == agent.recorded_answer()
     names = [phase.name for phase in answer.replica.phases]
     assert names[-1] == "unaccounted"
     assert {"image.sandbox", "image.criu", "image.fill"} <= set(names)
-    assert get(answer.replica, "/sum") == recorded_answer(agent.state), "and again, now that the child has gone on"
+    assert get(answer.replica, "/sum") == agent.recorded_answer(), "and again, now that the child has gone on"
 
 
 @pytest.fixture
@@ -75,7 +66,7 @@ async def test_replicas_restored_at_once_are_apart(agent: Agent) -> None:
     first = get(replicas[0], "/count")
     get(replicas[0], "/count")
     assert [get(replica, "/count") for replica in replicas[1:]] == [first] * 3, "a request to one is not seen by another"
-    assert get(replicas[3], "/sum") == recorded_answer(agent.state)
+    assert get(replicas[3], "/sum") == agent.recorded_answer()
 
 
 async def test_a_snapshot_on_disk_is_staged_on_the_way(agent: Agent) -> None:
@@ -100,26 +91,16 @@ async def test_a_caller_that_leaves_leaves_no_replica(agent: Agent) -> None:
         call.cancel()
         await asyncio.gather(call, return_exceptions=True)
     kept = await agent.restore("small")
-    assert await live_replicas(agent) <= {kept.replica.id} | await finished_before_cancel(agent, kept)
+    assert await agent.live_replicas() <= {kept.replica.id} | await finished_before_cancel(agent, kept)
 
 
 async def finished_before_cancel(agent: Agent, kept: pb.RestoreResponse) -> set[str]:
     """A restore that had ended when its caller left is a replica like any other: it can be released."""
-    others = await live_replicas(agent) - {kept.replica.id}
+    others = await agent.live_replicas() - {kept.replica.id}
     for replica_id in others:
         await agent.release(pb.Replica(id=replica_id))
-    assert await live_replicas(agent) == {kept.replica.id}
+    assert await agent.live_replicas() == {kept.replica.id}
     return others
-
-
-async def live_replicas(agent: Agent) -> set[str]:
-    found = set()
-    async for update in agent.stub.Watch(pb.WatchRequest()):
-        if update.synced:
-            break
-        if update.HasField("replica"):
-            found.add(update.replica.id)
-    return found
 
 
 async def test_watchers_hear_of_an_engine_that_ends(agent: Agent) -> None:
@@ -155,7 +136,7 @@ async def test_an_engine_starts_cold_without_a_snapshot(agent: Agent, mapped: Pa
 
 async def test_the_source_goes_on_serving_if_asked(agent: Agent, mapped: Path) -> None:
     result = await agent.snapshot("kept", engine(mapped), keep_serving=True)
-    assert result.replica_id in await live_replicas(agent)
+    assert result.replica_id in await agent.live_replicas()
     restored = await agent.restore("kept")
     assert get(restored.replica, "/sum") is not None
 

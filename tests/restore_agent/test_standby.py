@@ -12,7 +12,6 @@ import pytest
 from zerowake_proto import agent_pb2 as pb
 
 from restore_agent.places.processes import cpu_seconds
-from tests.restore_agent.test_restore import live_replicas, recorded_answer
 from tests.worlds.agent import Agent, engine, get, reference, running
 from tests.worlds.leftovers import nothing_left
 
@@ -45,7 +44,7 @@ async def test_a_standby_is_woken_by_the_next_restore(agent: Agent) -> None:
     assert answer.residency.rung == pb.RUNG_STANDBY
     before = engines(agent)
     assert before, "its processes are there"
-    assert await live_replicas(agent) == set(), "and it is nobody's replica"
+    assert await agent.live_replicas() == set(), "and it is nobody's replica"
     used = cpu_seconds(before)
     await asyncio.sleep(0.3)  # time in which a running one would have used some
     assert cpu_seconds(before) == used
@@ -53,12 +52,12 @@ async def test_a_standby_is_woken_by_the_next_restore(agent: Agent) -> None:
     assert restored.fallback_detail == ""
     assert restored.replica.origin == pb.ORIGIN_STANDBY
     assert engines(agent) == before
-    assert get(restored.replica, "/sum") == recorded_answer(agent.state)
+    assert get(restored.replica, "/sum") == agent.recorded_answer()
     assert "image.fill" not in [phase.name for phase in restored.replica.phases]
     assert await agent.rung("small") == pb.RUNG_MEMORY
     second = await agent.restore("small")
     assert second.replica.origin == pb.ORIGIN_RESTORED
-    assert get(second.replica, "/sum") == recorded_answer(agent.state)
+    assert get(second.replica, "/sum") == agent.recorded_answer()
 
 
 async def test_staging_twice_makes_one(agent: Agent) -> None:
@@ -78,7 +77,7 @@ async def test_an_idle_replica_becomes_a_standby_and_the_same_replica_again(agen
     processes = engines(agent)
     assert await agent.demote(replica) == ""
     assert await agent.rung("small") == pb.RUNG_STANDBY
-    assert await live_replicas(agent) == set()
+    assert await agent.live_replicas() == set()
     for pid in processes:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
         assert state == "T", "stopped"
@@ -86,7 +85,7 @@ async def test_an_idle_replica_becomes_a_standby_and_the_same_replica_again(agen
     assert woken.origin == pb.ORIGIN_STANDBY
     assert woken.id != replica.id
     assert get(woken, "/count")["count"] == count + 1, "the process that was demoted"
-    assert get(woken, "/sum") == recorded_answer(agent.state)
+    assert get(woken, "/sum") == agent.recorded_answer()
     await agent.release(woken)
     assert engines(agent) == []
 
@@ -145,7 +144,7 @@ async def test_a_killed_standby_is_not_offered(agent: Agent, made: str) -> None:
     await until_rung(agent, pb.RUNG_MEMORY)
     answer = await agent.restore("small")
     assert answer.replica.origin == pb.ORIGIN_RESTORED
-    assert get(answer.replica, "/sum") == recorded_answer(agent.state)
+    assert get(answer.replica, "/sum") == agent.recorded_answer()
 
 
 async def test_a_caller_that_leaves_leaves_no_standby(agent: Agent) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -15,8 +14,8 @@ from zerowake_proto import agent_pb2 as pb
 
 from gpumem.checkpoint.safetensors import keep_reading, read_checkpoint
 from gpumem.client.control import Control
-from gpumem.wire.errors import PeerGone
 from tests.worlds.agent import Agent, engine, get, running
+from tests.worlds.pool import Pool
 
 WEIGHTS_BYTES = 48 << 20
 
@@ -30,37 +29,6 @@ def checkpoint(tmp_path: Path) -> Path:
     numbers = numpy.random.default_rng(3).integers(0, 255, WEIGHTS_BYTES, dtype=numpy.uint8)
     save_file({"weights": numbers}, folder / "model.safetensors")
     return folder
-
-
-class Pool:
-    """A gpumem server of its own."""
-
-    def __init__(self, socket: Path) -> None:
-        self.socket = socket
-
-    async def __aenter__(self) -> Pool:
-        command = ["-c", "from gpumem.programs.commands import app; app()", "serve", "--reserve", "256M", "--device", "host", "--socket"]
-        self.process = await asyncio.create_subprocess_exec(sys.executable, *command, str(self.socket))
-        async with asyncio.timeout(20):
-            while not await self._answers():
-                await asyncio.sleep(0.02)  # until it listens
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        if self.process.returncode is None:
-            self.process.terminate()
-        await self.process.wait()
-
-    async def _answers(self) -> bool:
-        try:
-            async with Control.connected(self.socket):
-                return True
-        except PeerGone:
-            return False
-
-    async def status(self) -> object:
-        async with Control.connected(self.socket) as control:
-            return await control.status()
 
 
 @pytest.fixture

@@ -19,6 +19,8 @@ import pytest
 import yaml
 from openai import AsyncOpenAI
 
+from tests.worlds.command import zerowake
+
 PORT = 8000
 """Every replica listens here, in a net namespace of its own."""
 
@@ -55,15 +57,6 @@ class System:
     def agent_pid(self) -> int:
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
         return next(int(pid) for pid in children if b"agent" in Path(f"/proc/{pid}/cmdline").read_bytes())
-
-
-async def zerowake(*arguments: str, code: int = 0) -> str:
-    process = await asyncio.create_subprocess_exec(
-        *[sys.executable, "-m", "scaler.programs.cli", *arguments], stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
-    )
-    out, err = await process.communicate()
-    assert process.returncode == code, err.decode()
-    return (out if code == 0 else err).decode()
 
 
 def free_port() -> int:

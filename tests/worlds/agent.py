@@ -19,6 +19,7 @@ import grpc
 from zerowake_proto import agent_pb2 as pb
 from zerowake_proto import agent_pb2_grpc
 
+from restore_agent.snapshots.store import Catalog
 from zerowake_shared.network_namespace import NetworkNamespace
 
 ENGINE = Path(__file__).with_name("hashing_engine.py")
@@ -82,6 +83,23 @@ class Agent:
             if update.synced:
                 break
         raise AssertionError(f"no snapshot {name}")
+
+    async def live_replicas(self) -> set[str]:
+        """Ids of the replicas that it has."""
+        found = set()
+        async for update in self.stub.Watch(pb.WatchRequest()):
+            if update.synced:
+                break
+            if update.HasField("replica"):
+                found.add(update.replica.id)
+        return found
+
+    def recorded_answer(self) -> object:
+        """What the source of the snapshot `small` gave."""
+        canary = Catalog(self.state).get("default", "small").manifest.canary
+        assert canary is not None
+        answer: object = json.loads(canary.answer)
+        return answer
 
     async def release(self, replica: pb.Replica) -> None:
         await self.stub.Release(pb.ReleaseRequest(request_id=secrets.token_hex(4), replica_id=replica.id))

@@ -132,13 +132,7 @@ class Node:
 
     async def live(self) -> list[str]:
         """Ids of the replicas that the agent has."""
-        found = []
-        async for update in (await self.agent()).stub.Watch(pb.WatchRequest()):
-            if update.synced:
-                break
-            if update.HasField("replica"):
-                found.append(update.replica.id)
-        return found
+        return sorted(await (await self.agent()).live_replicas())
 
     async def gone(self, replica: pb.Replica) -> str:
         """Waits until the agent has said that the replica ended; returns why."""
