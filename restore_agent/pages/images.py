@@ -199,10 +199,15 @@ class Rights:
         return found
 
 
+def kernel_written(images: Path) -> list[range]:
+    """Addresses that the kernel writes by itself, as soon as a thread is on a processor again. Raises ImageError."""
+    areas = [thread.rseq_entry for thread in _threads(images) if thread.HasField("rseq_entry")]
+    return [range(area.rseq_abi_pointer, area.rseq_abi_pointer + area.rseq_abi_size) for area in areas]
+
+
 def rights(images: Path) -> Rights:
     """Of what would be restored. Raises ImageError."""
-    threads = [criu_pb2.Core.FromString(_read(core, _CORE)[0]).thread for core in images.glob("core-[0-9]*.img")]
-    threads = [thread for thread in threads if thread.HasField("creds")]
+    threads = [thread for thread in _threads(images) if thread.HasField("creds")]
     users: set[int] = set()
     groups: set[int] = set()
     capabilities = 0
@@ -213,6 +218,10 @@ def rights(images: Path) -> Rights:
             capabilities |= sum(word << 32 * i for i, word in enumerate(words))
     confined = all(thread.creds.no_new_privs for thread in threads)
     return Rights(frozenset(users), frozenset(groups), capabilities, confined, all(thread.seccomp_mode for thread in threads))
+
+
+def _threads(images: Path) -> list[criu_pb2.Thread]:
+    return [criu_pb2.Core.FromString(_read(core, _CORE)[0]).thread for core in images.glob("core-[0-9]*.img")]
 
 
 def _read(path: Path, magic: int) -> list[bytes]:

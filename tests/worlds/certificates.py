@@ -70,7 +70,8 @@ class Authority:
 
 def _name(name: str, groups: Sequence[str]) -> x509.Name:
     organizations = [x509.NameAttribute(NameOID.ORGANIZATION_NAME, group) for group in groups]
-    return x509.Name([*organizations, x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    # X.509 bounds the common name; who checks looks at the alternative names, where all of it stands.
+    return x509.Name([*organizations, x509.NameAttribute(NameOID.COMMON_NAME, name[:64])])
 
 
 def _host(host: str) -> x509.GeneralName:
