@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from restore_agent.places.isolation import NotIsolated, check_isolated, rights_of
+from tests.worlds.processes import below
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for namespaces")
 OWN = ["unshare", "--pid", "--fork", "--mount", "--net", "--ipc", "--uts"]
@@ -29,8 +30,7 @@ class Started:
         self._processes.append(process)
         assert process.stdout
         assert process.stdout.readline() == b"there\n"
-        children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True, check=False).stdout
-        return int(children.split()[0]) if children.strip() else process.pid
+        return next((pid for _, pid, _ in below(process.pid)), process.pid)
 
     def end(self) -> None:
         for process in self._processes:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -91,13 +90,20 @@ def served(folder: Path, reserve: int, arena: int = 0, open_files: int = 0, floo
     socket = folder / "gpumem.sock"
     log = folder / "log"
 
-    def limit() -> None:
-        if open_files:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (open_files, open_files))
-
+    # Set by a shell: in a fork of this process, gRPC's threads of other tests would have a word before the program begins.
+    limit = ("sh", "-c", f'ulimit -n {open_files} && exec "$@"', "sh") if open_files else ()
     with log.open("ab") as out:
-        command = [*behind, str(GPUMEM), "serve", f"--socket={socket}", f"--reserve={reserve}", f"--arena={arena}", f"--floor={floor}"]
-        process = subprocess.Popen([*command, "--device=host"], stderr=out, preexec_fn=limit)  # noqa: PLW1509
+        command = [
+            *behind,
+            *limit,
+            str(GPUMEM),
+            "serve",
+            f"--socket={socket}",
+            f"--reserve={reserve}",
+            f"--arena={arena}",
+            f"--floor={floor}",
+        ]
+        process = subprocess.Popen([*command, "--device=host"], stderr=out)
     found = Served(process, socket, log=log)
     try:
         until(lambda: socket.exists() or process.poll() is not None)
