@@ -72,6 +72,7 @@ class _Subscriber:
     def pushed(self, model: str) -> None:
         self._pushed.append(model)
         self._news.set()
+        self._urgent.set()  # an activation may be over in less than the time that news are gathered
 
     def end(self) -> None:
         self._news.set()
