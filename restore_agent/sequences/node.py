@@ -29,6 +29,7 @@ from restore_agent.sequences.staging import NoMemory, Staging
 from restore_agent.sequences.standby import Standbys
 from restore_agent.snapshots.manifest import EngineRecord
 from restore_agent.snapshots.store import Corrupt, NotFound, Snapshot, Store
+from zerowake_shared.background import told
 from zerowake_shared.huge_pages import HugePages
 
 _KDAT = "criu.kdat"  # CRIU's kernel probe, kept in memory: it must not outlive a boot
@@ -114,6 +115,8 @@ class Node:
                 asyncio.create_task(node._yield_to_pressure(), name="memory pressure"),
                 asyncio.create_task(node._watch_weights(), name="weights"),
             ]
+            for task in watching:
+                told(task, _LOG)
             try:
                 yield node
             finally:
