@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,6 +20,7 @@ from zerowake_proto import agent_pb2 as pb
 from restore_agent.snapshots.store import Catalog
 from tests.worlds.agent import Agent, copy_state, engine, get, reference, running
 from tests.worlds.leftovers import huge_pages_are_back, left_behind, nothing_left
+from tests.worlds.processes import below
 
 
 def snapshot_folder(state: Path) -> Path:
@@ -236,14 +239,10 @@ async def test_criu_killed_in_a_restore_is_a_cold_start(agent: Agent, mapped: Pa
     call = asyncio.create_task(agent.restore("small", cold=engine(mapped)))
     killed = False
     while not call.done() and not killed:
-        for folder in Path("/proc").iterdir():
-            if folder.name.isdigit():
-                try:
-                    words = (folder / "cmdline").read_bytes()
-                except OSError:
-                    continue
-                if b"swrk" in words or b"restore --rpc" in words:
-                    os.kill(int(folder.name), 9)
+        for _, pid, words in below(agent.process.pid):  # another test's agent may be restoring just now
+            if "swrk" in words or "restore --rpc" in words:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
                     killed = True
         await asyncio.sleep(0)
     answer = await call
