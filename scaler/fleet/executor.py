@@ -112,6 +112,7 @@ class Executor:
             del self._tasks[action]
         if not task.cancelled() and (error := task.exception()):
             log.error("%s failed", task.get_name(), exc_info=error)
+            self._put_off(action)
         self._after(action.model)
 
     def _give_up(self, actions: Iterable[Action]) -> None:
@@ -123,31 +124,42 @@ class Executor:
         agent = self._nodes.agent(action.node)
         if agent is None:
             return
-        key = (action.node, action.digest, action.rung)
         try:
             seconds = await agent.stage(action.snapshot, action.digest, action.rung)
         except AgentError as error:
             if not isinstance(error, AgentUnreachable):
-                self._stages[key] = self._later(self._stages.get(key), _FIRST_STAGE_RETRY_SECONDS, _LAST_STAGE_RETRY_SECONDS)
+                self._put_off(action)
             log.warning("%s could not be staged on %s: %s", action.model, agent.name, error)
             return
-        self._stages.pop(key, None)
+        self._stages.pop((action.node, action.digest, action.rung), None)
         log.info("%s stands in %s on %s after %.2f s: %s", action.model, _WHERE[action.rung], agent.name, seconds, action.reason)
 
     async def _start(self, maker: ReplicaMaker, action: Start) -> None:
         try:
             make_known = await maker.start(action)
         except AgentError as error:
-            self._starts[action.model] = self._later(self._starts.get(action.model), _FIRST_START_RETRY_SECONDS, _LAST_START_RETRY_SECONDS)
-            pause = self.not_before(action.model) - self._clock.now()
-            log.warning("no replica of %s could be started: %s; next try in %.1f s", action.model, error, pause)
             self._failed(action.model, str(error))
+            pause = self._put_off(action)
+            log.warning("no replica of %s could be started: %s; next try in %.1f s", action.model, error, pause)
         else:
             self._starts.pop(action.model, None)
             # A replica that is known while its start is under way would be counted twice, and another start given up for it.
             self._tasks.pop(action, None)
             if make_known is not None:
                 make_known()
+
+    def _put_off(self, action: Action) -> float:
+        """Whatever made it fail: it is not begun again at once. Returns the seconds until it may be."""
+        if isinstance(action, Start):
+            starts = self._starts[action.model] = self._later(
+                self._starts.get(action.model), _FIRST_START_RETRY_SECONDS, _LAST_START_RETRY_SECONDS
+            )
+            return starts[1] - self._clock.now()
+        if isinstance(action, Stage):
+            key = (action.node, action.digest, action.rung)
+            stages = self._stages[key] = self._later(self._stages.get(key), _FIRST_STAGE_RETRY_SECONDS, _LAST_STAGE_RETRY_SECONDS)
+            return stages[1] - self._clock.now()
+        return 0.0
 
     def _later(self, before: tuple[Backoff, float] | None, first: float, last: float) -> tuple[Backoff, float]:
         """After one more failure: the moment at which the next try may begin, with what counts the failures."""

@@ -139,10 +139,13 @@ async def test_starts_that_fail_are_told_and_wait_longer_each_time(world: World)
     assert world.executor.not_before("chat") < world.clock.moment
 
 
-async def test_a_fault_of_ours_ends_the_action_and_is_logged(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    await world.does(MEMORY)
+async def test_a_fault_of_ours_ends_the_action_and_is_not_repeated_at_once(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    await world.does(MEMORY, Start("chat", "a", "", number=1))
     await world.answer("MEMORY d", RuntimeError("told to fail"))
-    assert world.executor.under_way == () and "told to fail" in caplog.text
+    await world.answer("start 1", RuntimeError("told to fail, too"))
+    assert world.executor.under_way == () and "told to fail, too" in caplog.text
+    assert world.executor.put_off == {("a", "d", Rung.MEMORY): world.clock.moment + 30.0}
+    assert world.executor.not_before("chat") > world.clock.moment
 
 
 async def test_a_node_that_has_gone_is_asked_nothing(world: World) -> None:
