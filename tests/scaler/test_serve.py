@@ -132,6 +132,8 @@ async def world(folder: Path, *, drain_seconds: float = 20.0, replicas: int = 2)
             found.append(await stack.enter_async_context(_replica(path, kubeconfig, address, ports, client)))
         for each in found:
             await each.reads("readyz", "ok")
+            # One that was refused by a peer is ready, and tries again later: what the peer pushes until then is not heard of.
+            await each.reads("metrics", f"zerowake_peers_connected {replicas - 1}.0")
         yield World(api, node, found)
 
 
