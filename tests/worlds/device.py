@@ -45,10 +45,13 @@ class Scale:
     weights: Size
 
     @staticmethod
-    def of(device: str) -> "Scale":
-        if device == HOST:
+    def of(memory: Memory) -> "Scale":
+        """A GPU's pool is 100 GiB, or three quarters of a smaller card: 60 of an H100's 80."""
+        if memory.identity == HOST:
             return Scale(pool=512 << 20, arena=64 << 20, region=64 << 20, weights=SMALL)
-        return Scale(pool=100 << 30, arena=20 << 30, region=16 << 30, weights=QWEN3_8B)
+        _, total = memory.free()
+        three_quarters = (total >> 30) * 3 // 4
+        return Scale(pool=min(100, three_quarters) << 30, arena=20 << 30, region=16 << 30, weights=QWEN3_8B)
 
 
 class Engine:
@@ -90,9 +93,9 @@ class World:
     def __init__(self, folder: Path, device: str) -> None:
         self.folder = folder
         self.device = device
-        self.scale = Scale.of(device)
-        self.socket = folder / "gpumem.sock"
         self.memory: Memory = open_memory(device)
+        self.scale = Scale.of(self.memory)
+        self.socket = folder / "gpumem.sock"
         self._server: subprocess.Popen[bytes] | None = None
         self._log = (folder / "server.log").open("ab")
 

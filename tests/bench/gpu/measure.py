@@ -4,15 +4,12 @@ One table, and with a GPU `tests/bench/results/gpumem-GPU.json`. Without one, th
 What needs torch, CUDA's checkpoint, or two GPUs is left out where these are missing.
 """
 
-import json
 import os
-import platform
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -25,10 +22,10 @@ from gpumem.checkpoint.safetensors import Checkpoint, read_checkpoint
 from gpumem.hardware.devices import devices
 from gpumem.hardware.memory import HOST
 from tests.bench.figures import Figure, table
+from tests.bench.gpu.results import keep
 from tests.worlds.checkpoints import SMALL, write_checkpoint
-from tests.worlds.device import ROOT, Engine, Failed, World, check
+from tests.worlds.device import Engine, Failed, World, check
 
-RESULTS = ROOT / "tests" / "bench" / "results"
 READERS = 4
 ROUNDS = 3
 
@@ -257,8 +254,9 @@ def _load(world: World, weights: Path, library: str) -> Iterator[Figure]:
 def two_gpus(world: World, weights: Path, other: str) -> Iterator[Figure]:
     """From the arena to one GPU, and from there to the other."""
     checkpoint = read_checkpoint(weights)
-    with world.server(devices=(world.device, other), pool=100 << 30) as up:
-        yield Figure("pools of two GPUs and one arena up", up["fills"], "s", detail=f"2 x 100 GiB; arena of {world.scale.arena >> 30} GiB")
+    with world.server(devices=(world.device, other)) as up:
+        detail = f"2 x {world.scale.pool >> 30} GiB; arena of {world.scale.arena >> 30} GiB"
+        yield Figure("pools of two GPUs and one arena up", up["fills"], "s", detail=detail)
         with world.engine(other) as engine:
             peer = _raw("GPU to GPU, raw", engine.ask("peer_rate", size=8 << 30), "torch's copy")
         with world.engine() as engine:
@@ -331,24 +329,9 @@ def _keep(figures: list[Figure], gpus: int) -> Path:
     import pynvml  # noqa: PLC0415  (only where there is a GPU)
 
     pynvml.nvmlInit()
-    name = pynvml.nvmlDeviceGetName(pynvml.nvmlDeviceGetHandleByIndex(0))
-    result = {
-        "command": "python -m tests.bench.gpu.measure",
-        "when": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": {
-            "gpus": gpus,
-            "gpu": name,
-            "driver": pynvml.nvmlSystemGetDriverVersion(),
-            "cores": os.cpu_count(),
-            "kernel": platform.release(),
-            "python": platform.python_version(),
-        },
-        "figures": [asdict(figure) | {"met": figure.met} for figure in figures],
-    }
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"gpumem-{name.split()[-1].lower()}{f'-x{gpus}' if gpus > 1 else ''}.json"
-    path.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
-    return path
+    names = [pynvml.nvmlDeviceGetName(pynvml.nvmlDeviceGetHandleByIndex(number)) for number in range(gpus)]
+    machine = {"gpus": names, "driver": pynvml.nvmlSystemGetDriverVersion()}
+    return keep(f"gpumem-GPU{f'-x{gpus}' if gpus > 1 else ''}", "python -m tests.bench.gpu.measure", machine, figures)
 
 
 if __name__ == "__main__":

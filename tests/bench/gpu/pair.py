@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import statistics
 import sys
@@ -19,8 +18,6 @@ import tempfile
 import time
 import traceback
 from collections.abc import AsyncIterator, Callable, Coroutine
-from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +27,8 @@ from zerowake_proto import agent_pb2 as pb
 from restore_agent.drivers.cuda import Cuda
 from restore_agent.sequences.placement import HEADROOM
 from restore_agent.snapshots.store import Catalog
-from tests.bench.__main__ import RESULTS, specs
 from tests.bench.figures import Figure, table
+from tests.bench.gpu.results import keep
 from tests.bench.restore import spread
 from tests.worlds.agent import get
 from tests.worlds.checkpoints import SIZES
@@ -190,15 +187,8 @@ async def main() -> int:
     left = cuda.used() - before
     figures.append(Figure("GPU memory left over", left / 1e6, "MB", at_most=SAME / 1e6, detail="both GPUs, after everything has ended"))
     console.print(table(figures))
-    path = RESULTS / f"pair-{gpus.names[0].split()[-1].lower()}.json"
-    result = {
-        "command": f"python -m tests.bench.gpu.pair {size}",
-        "when": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": specs() | {"gpus": gpus.names, "driver": gpus.driver},
-        "figures": [asdict(figure) | {"met": figure.met} for figure in figures],
-        "failures": failures,
-    }
-    path.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    machine = {"gpus": gpus.names, "driver": gpus.driver}
+    path = keep("pair-GPU", f"python -m tests.bench.gpu.pair {size}", machine, figures, failures=failures)
     console.print(f"kept in {path}")
     return 1 if failures or any(figure.met is False for figure in figures) else 0
 

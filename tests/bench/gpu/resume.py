@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import re
 import secrets
@@ -18,8 +17,6 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +32,9 @@ from gpumem.wire.errors import PeerGone
 from restore_agent.drivers.criu import Criu
 from restore_agent.drivers.cuda import Cuda
 from restore_agent.snapshots.store import Catalog
-from tests.bench.__main__ import RESULTS, specs
 from tests.bench.figures import Figure, table
 from tests.bench.gpu.plain import plain
+from tests.bench.gpu.results import keep
 from tests.bench.pages import disk_seconds, touched, uncache
 from tests.bench.restore import ZEROWAKE, at_zero, rungs, spread, status
 from tests.worlds.checkpoints import SIZES, write_checkpoint
@@ -67,31 +64,19 @@ async def main() -> int:
         async with pool(size + 2, 1), system(bench.state, "disk"):  # too small an arena to keep them
             figures += await from_disk(bench, work)
         figures.append(Figure("GPU memory left over", (cuda.used() - before) / 1e6, "MB", at_most=64, detail="after everything has ended"))
-        keep(name, gpu, figures)
+        show(name, gpu, figures)
         figures += await baseline(name, work, cuda)
     ours = {figure.name: figure.value for figure in figures}
     plainly = ours["plain CRIU + CUDA checkpoint, weights in the image"]
     figures.append(Figure("plain CRIU + CUDA ÷ staged", plainly / ours["from zero, staged"], "×", at_least=20))
-    keep(name, gpu, figures)
+    show(name, gpu, figures)
     return 0
 
 
-def keep(name: str, gpu: Any, figures: list[Figure]) -> None:
+def show(name: str, gpu: Any, figures: list[Figure]) -> None:
     console.print(table(figures))
-    path = RESULTS / f"resume-{gpu.names[0].split()[-1].lower()}-{name}.json"
-    path.write_text(
-        json.dumps(
-            {
-                "command": f"python -m tests.bench.gpu.resume {name}",
-                "when": datetime.now(UTC).isoformat(timespec="seconds"),
-                "machine": specs() | {"gpus": gpu.names, "driver": gpu.driver},
-                "figures": [asdict(figure) | {"met": figure.met} for figure in figures],
-            },
-            indent=2,
-            ensure_ascii=False,
-        )
-        + "\n"
-    )
+    machine = {"gpus": gpu.names, "driver": gpu.driver}
+    path = keep(f"resume-GPU-{name}", f"python -m tests.bench.gpu.resume {name}", machine, figures)
     console.print(f"kept in {path}")
 
 

@@ -16,8 +16,6 @@ import shutil
 import sys
 import tempfile
 import time
-from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import ClassVar
 
@@ -27,8 +25,8 @@ from zerowake_proto import agent_pb2 as pb
 
 from restore_agent.drivers.cuda import Cuda
 from restore_agent.snapshots.store import Catalog
-from tests.bench.__main__ import RESULTS, specs
 from tests.bench.figures import Figure, table
+from tests.bench.gpu.results import keep
 from tests.bench.gpu.resume import nothing, pool, stage
 from tests.bench.gpu.vllm import PORT, QUESTION, background
 from tests.bench.gpu.vllm import Bench as VllmBench
@@ -138,17 +136,11 @@ async def main() -> int:
     if bench.cold and "staged" in bench.medians:
         bench.figures.append(Figure("cold start ÷ staged", bench.cold / bench.medians["staged"], "×"))
     console.print(table(bench.figures))
-    path = RESULTS / f"sglang-{gpu.names[0].split()[-1].lower()}.json"
     site = [os.environ["ZEROWAKE_SGLANG_SITE"]] if "ZEROWAKE_SGLANG_SITE" in os.environ else sys.path
     versions = {each.metadata["Name"]: each.version for each in importlib.metadata.distributions(path=site)}
-    result = {
-        "command": " ".join(["python -m tests.bench.gpu.sglang MODEL", *options]),
-        "when": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": specs() | {"gpus": gpu.names, "driver": gpu.driver, "sglang": versions.get("sglang")},
-        "model": config,
-        "figures": [asdict(figure) | {"met": figure.met} for figure in bench.figures],
-    }
-    path.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    machine = {"gpus": gpu.names, "driver": gpu.driver, "sglang": versions.get("sglang")}
+    command = " ".join(["python -m tests.bench.gpu.sglang MODEL", *options])
+    path = keep("sglang-GPU", command, machine, bench.figures, model=config)
     console.print(f"kept in {path}")
     return 0
 

@@ -35,10 +35,10 @@ from rich.table import Table
 
 from restore_agent.drivers.cuda import Cuda, CudaError
 from restore_agent.workload.control_directory import ControlDirectory
+from tests.bench.gpu.results import keep
 from tests.worlds.json_answers import json_server
 
 ROOT = Path(__file__).parents[3]
-RESULTS = ROOT / "tests" / "bench" / "results"
 ALWAYS = {"NCCL_NVLS_ENABLE": "0", "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1", "NCCL_SOCKET_IFNAME": "lo", "NCCL_IB_DISABLE": "1"}
 VARIANTS: dict[str, dict[str, str]] = {
     "default": {},
@@ -358,14 +358,8 @@ async def main() -> int:
         while (left := cuda.used() - before) > 64 << 20:
             await asyncio.sleep(0.1)
     console.print(f"GPU memory left over: {left / 1e6:.0f} MB")
-    path = RESULTS / f"tensor-parallel-{gpus.names[0].split()[-1].lower()}.json"
-    result = {
-        "command": "python -m tests.bench.gpu.tensor_parallel",
-        "when": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "machine": {"gpus": gpus.names, "driver": gpus.driver},
-        "rows": rows,
-    }
-    path.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    machine = {"gpus": gpus.names, "driver": gpus.driver}
+    path = keep("tensor-parallel-GPU", "python -m tests.bench.gpu.tensor_parallel", machine, rows=rows)
     console.print(f"kept in {path}")
     return 0
 

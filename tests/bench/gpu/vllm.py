@@ -25,8 +25,6 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -39,8 +37,8 @@ from gpumem.checkpoint.safetensors import kept_reading
 from gpumem.client.control import Control
 from restore_agent.drivers.cuda import Cuda
 from restore_agent.snapshots.store import Catalog
-from tests.bench.__main__ import RESULTS, specs
 from tests.bench.figures import Figure, table
+from tests.bench.gpu.results import keep
 from tests.bench.gpu.resume import control, nothing, pool, stage, system, until_rung
 from tests.bench.restore import ZEROWAKE, at_zero, spread, status
 from tests.worlds.checkpoints import Qwen3, write_checkpoint
@@ -343,15 +341,8 @@ async def main() -> int:
     if bench.cold and "staged" in bench.medians:
         bench.figures.append(Figure("cold start ÷ staged", bench.cold / bench.medians["staged"], "×", at_least=80))
     console.print(table(bench.figures))
-    path = RESULTS / f"vllm-{gpu.names[0].split()[-1].lower()}.json"
-    result = {
-        "command": "python -m tests.bench.gpu.vllm MODEL",
-        "when": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": specs() | {"gpus": gpu.names, "driver": gpu.driver},
-        "model": config,
-        "figures": [asdict(figure) | {"met": figure.met} for figure in bench.figures],
-    }
-    path.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    machine = {"gpus": gpu.names, "driver": gpu.driver}
+    path = keep("vllm-GPU", "python -m tests.bench.gpu.vllm MODEL", machine, bench.figures, model=config)
     console.print(f"kept in {path}")
     return 0
 
