@@ -109,6 +109,8 @@ class Adoption:
             except (CriError, Refused, EngineError, OSError) as error:
                 _takes_no_part(pod, error)
             else:
+                if self._called.get(pod.metadata.uid) == container:
+                    return  # its placeholder called meanwhile, and became this command: whoever answered the call has it
                 unless_taken.pop_all()
                 self._take(caller, record, None, Origin.COLD, 1)
 
