@@ -46,12 +46,11 @@ class Scale:
 
     @staticmethod
     def of(memory: Memory) -> "Scale":
-        """A GPU's pool is 100 GiB, or three quarters of a smaller card: 60 of an H100's 80."""
+        """A GPU's pool is 100 GiB, or what a smaller card has beside the 16 GiB of its users; four regions of the weights must fit."""
         if memory.identity == HOST:
             return Scale(pool=512 << 20, arena=64 << 20, region=64 << 20, weights=SMALL)
         _, total = memory.free()
-        three_quarters = (total >> 30) * 3 // 4
-        return Scale(pool=min(100, three_quarters) << 30, arena=20 << 30, region=16 << 30, weights=QWEN3_8B)
+        return Scale(pool=min(100, (total >> 30) - 16) << 30, arena=20 << 30, region=16 << 30, weights=QWEN3_8B)
 
 
 class Engine:
