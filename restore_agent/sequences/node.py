@@ -34,7 +34,7 @@ from zerowake_shared.huge_pages import HugePages
 
 _KDAT = "criu.kdat"  # CRIU's kernel probe, kept in memory: it must not outlive a boot
 _PRESSURE_SECONDS = 1.0  # between two looks at the node's memory while there are standbys
-_WEIGHTS_SECONDS = 2.0  # between two looks at where weights stand
+_LOOK_SECONDS = 2.0  # between two looks at where weights stand, and at what is free on GPUs
 _PRESSURE_SHARE = 20  # under a twentieth of the memory available, standbys go
 _LOG = logging.getLogger("zerowake.agent")
 
@@ -100,6 +100,7 @@ class Node:
         self.replicas = Replicas(self._changed, self._give_room_back)
         self.standbys = Standbys(self._changed)
         self._preparing: dict[str, asyncio.Lock] = {}
+        self.gpus: list[Gpu] = []  # that snapshots can be restored to, as they were seen last
         self._restoring = 0  # restores under way: each may have been promised memory that gpumem gave up
         self._why_no_criu = why
         self._capturer = Capturer(self.criu, cuda, self.weights, kdat, store, self.staging, self.restorer) if self.criu else None
@@ -111,9 +112,10 @@ class Node:
         store = await asyncio.to_thread(Store, state)
         try:
             node = cls(name, store, memory, Weights(gpumem), await _working_criu(memory / _KDAT), observer)
+            await node._look_at_gpus()
             watching = [
                 asyncio.create_task(node._yield_to_pressure(), name="memory pressure"),
-                asyncio.create_task(node._watch_weights(), name="weights"),
+                asyncio.create_task(node._watch_memory(), name="weights and GPUs"),
             ]
             for task in watching:
                 told(task, _LOG)
@@ -275,11 +277,12 @@ class Node:
         if snapshot.manifest.weights:
             await self._look_at_weights()
 
-    async def _watch_weights(self) -> None:
-        """gpumem evicts, and is started and stopped, without a word to us."""
+    async def _watch_memory(self) -> None:
+        """gpumem evicts, and is started and stopped, without a word to us; so do others take memory of the GPUs."""
         while True:
             await self._look_at_weights()
-            await asyncio.sleep(_WEIGHTS_SECONDS)
+            await self._look_at_gpus()
+            await asyncio.sleep(_LOOK_SECONDS)
 
     async def _look_at_weights(self) -> None:
         if moved := await self.weights.view.look():
@@ -287,12 +290,12 @@ class Node:
                 if isinstance(snapshot, Snapshot) and any(record.region in moved for record in snapshot.manifest.weights):
                     self._changed(snapshot)
 
-    def gpus(self) -> list[Gpu]:
-        """The GPUs that snapshots can be restored to, with what is free on each now."""
-        if self._cuda is None:
-            return []
-        free, total = self._cuda.free(), self._cuda.total()
-        return [Gpu(uuid, total[uuid], free[uuid] + self.weights.view.free_bytes(uuid)) for uuid in self._cuda.gpus().uuids]
+    async def _look_at_gpus(self) -> None:
+        """Not while something is restored: the driver answers late then, and it has better things to do."""
+        if self._cuda is None or self._restoring:
+            return
+        free, total = await asyncio.to_thread(self._cuda.free), await asyncio.to_thread(self._cuda.total)
+        self.gpus = [Gpu(uuid, total[uuid], free[uuid] + self.weights.view.free_bytes(uuid)) for uuid in self._cuda.gpus().uuids]
 
     def _devices(self, snapshot: Snapshot) -> list[str]:
         """GPUs that its weights may be staged to, the one that it was taken on first."""

@@ -151,7 +151,7 @@ def node(value: Node) -> agent_pb2.Node:
             disk_to_gpu=value.weights.rates[WeightsRung.DISK],
             memory_to_gpu=value.weights.rates[WeightsRung.MEMORY],
         ),
-        gpus=[agent_pb2.Gpu(uuid=gpu.uuid, total_bytes=gpu.total_bytes, free_bytes=gpu.free_bytes) for gpu in value.gpus()],
+        gpus=[agent_pb2.Gpu(uuid=gpu.uuid, total_bytes=gpu.total_bytes, free_bytes=gpu.free_bytes) for gpu in value.gpus],
     )
 
 
