@@ -73,12 +73,13 @@ class Planner:
     def world(self, models: Iterable[str]) -> World:
         """What is known now of these models, and of all nodes."""
         found = {name: self._model(self._models[name]) for name in models if name in self._models}
+        nodes = tuple(self._nodes)
         return World(
             now=self._clock.now(),
             models=found,
-            nodes=tuple(self._nodes),
+            nodes=nodes,
             demand={name: self._ledger.demand_anywhere(name) for name in found if self._ledger.knows(name)},
-            in_flight={replica: self._in_flight(replica) for node in self._nodes for replica in node.replicas},
+            in_flight={each.id: self._in_flight(each.id) for node in nodes for each in node.replicas.values() if each.model in found},
             under_way=self._executor.under_way,
             put_off=self._executor.put_off,
         )
@@ -99,11 +100,13 @@ class Planner:
     def _heard(self, node: Node) -> None:
         """Models whose snapshot or replicas the node has, and those that wait for any node at all."""
         served = {replica.model for replica in node.replicas.values()}
-        self.consider(
+        concerned = [
             name
             for name, model in self._models.items()
             if name in served or model.replicas is not None or name in self._wanted or model.snapshot in node.residencies
-        )
+        ]
+        if concerned:
+            self.consider(concerned)
 
     def _look_again(self, world: World, moment: float) -> None:
         for model in world.models:

@@ -13,7 +13,7 @@ same actions ahead of the request.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from scaler.books.hpa import proportional
@@ -108,20 +108,18 @@ def _starts(world: World, model: Model, starting: list[Start], missing: int) -> 
     number = max((start.number for start in starting), default=0)
     for _ in range(missing):
         number += 1
-        best, reason = _best(nodes.values(), model)
+        best, reason = _best(nodes, model)
         nodes[best.address] = _with_one_more(best, model)
         yield Start(model.name, best.address, reason, number=number)
 
 
-def _best(nodes: Iterable[Node], model: Model) -> tuple[Node, str]:
-    """The node that serves soonest, from the snapshot where that is possible; there is at least one node."""
-    nodes = list(nodes)
-    residencies = [(node, seconds_to_serve(node, _residency(node, model))) for node in nodes]
-    if soonest := ranked(residencies):
-        seconds = dict((node.address, estimate) for node, estimate in residencies)[soonest[0].address]
-        return soonest[0], f"its snapshot is there: {seconds:.3g} s"
-    cold = ranked((node, seconds_to_start(node)) for node in nodes)
-    return (cold or nodes)[0], "no node can restore it now: the one with the most room"
+def _best(nodes: Mapping[str, Node], model: Model) -> tuple[Node, str]:
+    """The node that serves soonest, from the snapshot where that is possible; of those by address, of which there is at least one."""
+    seconds = {address: seconds_to_serve(node, _residency(node, model)) for address, node in nodes.items()}
+    if soonest := ranked(seconds):
+        return nodes[soonest[0]], f"its snapshot is there: {seconds[soonest[0]]:.3g} s"
+    cold = ranked({address: seconds_to_start(node) for address, node in nodes.items()})
+    return nodes[cold[0] if cold else next(iter(nodes))], "no node can restore it now: the one with the most room"
 
 
 def _with_one_more(node: Node, model: Model) -> Node:
