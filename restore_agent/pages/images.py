@@ -21,6 +21,8 @@ from restore_agent.pages.native import zero_pages
 from restore_agent.snapshots.page_runs import PAGE, Pages
 
 _COMMON, _PAGEMAP, _MM, _CORE = 0x54564319, 0x56084025, 0x57492820, 0x55053847
+_PSTREE, _SECCOMP = 0x50273030, 0x64413049
+_TSYNC = 1  # flag of a seccomp filter: at a restore the kernel puts it on every thread of the process
 _CAP_SETGID, _CAP_SETUID = 6, 7
 _PRESENT = 4  # flag of a pagemap entry
 _PROT_WRITE = 2
@@ -201,27 +203,45 @@ class Rights:
 
 def kernel_written(images: Path) -> list[range]:
     """Addresses that the kernel writes by itself, as soon as a thread is on a processor again. Raises ImageError."""
-    areas = [thread.rseq_entry for thread in _threads(images) if thread.HasField("rseq_entry")]
+    areas = [thread.rseq_entry for thread in _threads(images).values() if thread.HasField("rseq_entry")]
     return [range(area.rseq_abi_pointer, area.rseq_abi_pointer + area.rseq_abi_size) for area in areas]
 
 
 def rights(images: Path) -> Rights:
     """Of what would be restored. Raises ImageError."""
-    threads = [thread for thread in _threads(images) if thread.HasField("creds")]
+    threads = _threads(images)
     users: set[int] = set()
     groups: set[int] = set()
     capabilities = 0
-    for each in (thread.creds for thread in threads):
+    for each in (thread.creds for thread in threads.values()):
         users |= {each.uid, each.euid, each.suid, each.fsuid}
         groups |= {each.gid, each.egid, each.sgid, each.fsgid, *each.groups}
         for words in (each.cap_inh, each.cap_prm, each.cap_eff, each.cap_bnd, each.cap_amb):
             capabilities |= sum(word << 32 * i for i, word in enumerate(words))
-    confined = all(thread.creds.no_new_privs for thread in threads)
-    return Rights(frozenset(users), frozenset(groups), capabilities, confined, all(thread.seccomp_mode for thread in threads))
+    confined = all(thread.creds.no_new_privs for thread in threads.values())
+    return Rights(frozenset(users), frozenset(groups), capabilities, confined, threads.keys() <= _filtered(images, threads))
 
 
-def _threads(images: Path) -> list[criu_pb2.Thread]:
-    return [criu_pb2.Core.FromString(_read(core, _CORE)[0]).thread for core in images.glob("core-[0-9]*.img")]
+def _filtered(images: Path, threads: dict[int, criu_pb2.Thread]) -> set[int]:
+    """Those that will be under a seccomp filter. Where all threads of a process are under the same ones, CRIU writes them into the first
+    thread alone, flagged to be given to all."""
+    found = {number for number, thread in threads.items() if thread.seccomp_mode}
+    filters = images / "seccomp.img"
+    if not found or not filters.exists():
+        return found
+    every = criu_pb2.SeccompFilters.FromString(_read(filters, _SECCOMP)[0]).filters
+    for process in map(criu_pb2.Process.FromString, _read(images / "pstree.img", _PSTREE)):
+        first = threads.get(process.pid)
+        if first and first.HasField("seccomp_filter") and first.seccomp_filter < len(every) and every[first.seccomp_filter].flags & _TSYNC:
+            found.update(process.threads)
+    return found
+
+
+def _threads(images: Path) -> dict[int, criu_pb2.Thread]:
+    """By their numbers; a process that had ended, and was not waited for, has none."""
+    cores = {int(path.stem.removeprefix("core-")): _read(path, _CORE)[0] for path in images.glob("core-[0-9]*.img")}
+    threads = {number: criu_pb2.Core.FromString(core).thread for number, core in cores.items()}
+    return {number: thread for number, thread in threads.items() if thread.HasField("creds")}
 
 
 def _read(path: Path, magic: int) -> list[bytes]:

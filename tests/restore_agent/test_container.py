@@ -109,6 +109,8 @@ async def test_the_process_that_was_dumped_comes_back_in_another_container(
             for kind in ("pid", "mnt", "net", "ipc", "uts", "cgroup"):
                 assert Path(f"/proc/{host}/ns/{kind}").readlink() == Path(f"/proc/{place.pid}/ns/{kind}").readlink()
             assert rights(host) == rights(place.pid)
+        assert "Seccomp:\t2" in rights(place.pid)
+        assert max(len(list(Path(f"/proc/{host}/task").iterdir())) for host in hosts.values()) > 1, "an engine has threads"
         assert f"PPid:\t{place.pid}\n" in Path(f"/proc/{hosts[replica.engine.pid]}/status").read_text()
         assert charged(two) > 8 << 20, "what was filled is charged to the container"
         # What the engine had changed in its file system.
@@ -125,9 +127,11 @@ async def test_the_process_that_was_dumped_comes_back_in_another_container(
     await asyncio.wait_for(gone_from(node), 10)
 
 
-def rights(pid: int) -> list[str]:
+def rights(pid: int) -> set[str]:
+    """Of every thread."""
     kept = ("Uid", "Gid", "Groups", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp:")
-    return [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith(kept)]
+    lines = [line for status in Path(f"/proc/{pid}/task").glob("*/status") for line in status.read_text().splitlines()]
+    return {line for line in lines if line.startswith(kept)}
 
 
 def charged(running: Running) -> int:
@@ -250,6 +254,31 @@ async def test_nothing_comes_back_with_more_rights_than_the_container(
         with pytest.raises(RestoreFailed, match=words) as refused:
             await node.restore_into(place, "small", snapshot_of(node), Phases())
         assert refused.value.reason == "incompatible"
+
+
+# A thread of its own, and then a filter that allows everything for the first thread alone.
+HALF_FILTERED = f"""
+import ctypes, runpy, struct, sys, threading
+threading.Thread(target=threading.Event().wait, daemon=True).start()
+allow = ctypes.create_string_buffer(struct.pack("HBBI", 6, 0, 0, 0x7fff0000))
+program = ctypes.create_string_buffer(struct.pack("HxxxxxxP", 1, ctypes.addressof(allow)))
+if ctypes.CDLL(None).prctl(22, 2, program, 0, 0):
+    sys.exit("no filter")
+sys.argv = ["server", "{PORT}", "1", "{MAPPED}"]
+runpy.run_path("{SERVER}", run_name="__main__")
+"""
+
+
+async def test_one_thread_that_no_filter_is_on_is_enough(node: Node, callers: Callers, tmp_path: Path) -> None:
+    """It is told from threads whose filter the image keeps at their process's first one."""
+    plain = dataclasses.replace(request([str(PYTHON), "-c", HALF_FILTERED]), name="half")
+    async with container(tmp_path / "two", callers.folder, filtered=False):
+        place = Container(await callers.next(), IMAGE, ADDRESS)
+        captured = await node.capture(plain, nothing, Phases(), place.open)
+        await place.close()
+    async with container(tmp_path / "three", callers.folder):
+        with pytest.raises(RestoreFailed, match="no seccomp filter"):
+            await node.restore_into(Container(await callers.next(), IMAGE, ADDRESS), "half", captured.snapshot, Phases())
 
 
 async def test_a_snapshot_of_a_container_goes_nowhere_else(node: Node) -> None:

@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from restore_agent.kubernetes.seccomp import profile
 from restore_agent.places.placeholder import Placeholder, listening
 from tests.worlds.image import write_image
 
@@ -91,12 +92,14 @@ async def container(
     memory: int = 0,
     name: str = "",
     bare: bool = False,
+    filtered: bool = True,
 ) -> AsyncIterator[Running]:
-    """`placeholder`: the agent's folder. `shared`: namespaces that it has none of its own of. `bare`: its command is its pid 1."""
+    """`placeholder`: the agent's folder. `shared`: namespaces that it has none of its own of. `bare`: its command is its pid 1.
+    `filtered`: under the agent's seccomp profile, as pods are."""
     name = name or f"zerowake-test-{secrets.token_hex(4)}"
     folder.mkdir()
     with _root(folder):
-        async with _run(name, folder, placeholder, command, user, capabilities, shared, memory, bare) as running:
+        async with _run(name, folder, placeholder, command, user, capabilities, shared, memory, bare, filtered) as running:
             yield running
     folder.rmdir()
     left = subprocess.run(["runc", "list", "-q"], capture_output=True, text=True, check=True).stdout
@@ -153,8 +156,9 @@ async def _run(
     shared: Sequence[str],
     memory: int,
     bare: bool,
+    filtered: bool,
 ) -> AsyncIterator[Running]:
-    specification = _specification(name, folder, placeholder, command, user, capabilities, shared, memory, bare)
+    specification = _specification(name, folder, placeholder, command, user, capabilities, shared, memory, bare, filtered)
     (folder / "config.json").write_text(json.dumps(specification))
     log = (folder / "log").open("wb")
     reader, writer = os.pipe()
@@ -197,6 +201,7 @@ def _specification(
     shared: Sequence[str],
     memory: int,
     bare: bool,
+    filtered: bool,
 ) -> dict[str, object]:
     kinds = [kind for kind in ("pid", "network", "ipc", "uts", "mount") if kind not in shared]
     resources: dict[str, object] = {"devices": [{"allow": False, "access": "rwm"}]}
@@ -228,6 +233,7 @@ def _specification(
             "namespaces": [{"type": kind} for kind in kinds],
             "resources": resources,
             "cgroupsPath": f"/zerowake-test/{name}",
+            **({"seccomp": profile()} if filtered else {}),
             "maskedPaths": ["/proc/kcore", "/proc/keys", "/proc/timer_list"],
             "readonlyPaths": ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"],
         },

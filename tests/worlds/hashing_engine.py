@@ -92,6 +92,7 @@ if child and os.fork() == 0:
     kept = bytearray(source.randbytes(8 << 20))
     while os.read(ask[0], 1):
         os.write(answer[1], hashlib.sha256(kept).digest())
+threading.Thread(target=threading.Event().wait, daemon=True).start()  # every real engine has threads that wait for work
 
 
 def digest() -> str:

@@ -1,9 +1,16 @@
-"""Answers /v1/chat/completions with the question's words in reverse: `python server.py --port PORT`."""
+"""Answers /v1/chat/completions with the words in reverse: `python server.py --port PORT`. As in model servers, one thread thinks."""
 
 import argparse
+import concurrent.futures
 import http.server
 import json
 import secrets
+
+thinker = concurrent.futures.ThreadPoolExecutor(1)
+
+
+def reversed_words(text: str) -> str:
+    return " ".join(reversed(text.split()))
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -12,7 +19,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        said = " ".join(reversed(asked["messages"][-1]["content"].split()))
+        said = thinker.submit(reversed_words, asked["messages"][-1]["content"]).result()
         choice = {"index": 0, "message": {"role": "assistant", "content": said}, "finish_reason": "stop"}
         self.answer({"id": secrets.token_hex(4), "object": "chat.completion", "model": asked["model"], "choices": [choice]})
 
@@ -28,4 +35,5 @@ class Handler(http.server.BaseHTTPRequestHandler):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--port", type=int, required=True)
+    thinker.submit(reversed_words, "").result()  # it waits from now on
     http.server.ThreadingHTTPServer(("", parser.parse_args().port), Handler).serve_forever()
