@@ -47,3 +47,12 @@ FORBIDDEN_CAPABILITIES: Final[Mapping[str, int]] = {
     "BPF": 39,
     "CHECKPOINT_RESTORE": 40,
 }
+
+
+def replica_id(pod: str, container: str) -> str:
+    """The id of the replica that an engine in a pod is, for as long as it lives, whoever names it: one agent, the next one, or the pod's
+    status. A container's engine ends with the container, so that a container is one replica.
+
+    pod: its name. container: the runtime's id of it, with or without the scheme before it.
+    """
+    return f"{pod}.{container.rpartition('/')[2][:12]}"

@@ -16,7 +16,7 @@ from restore_agent.places.container import Container
 from restore_agent.places.placeholder import Placeholder
 from restore_agent.snapshots.manifest import EngineRecord, check_name
 from restore_agent.snapshots.store import Snapshot, Store
-from zerowake_shared.pod_contract import CANARY, CAPTURE, CONTAINER, DIGEST, GROUP, HEALTH, MODEL, PORT, SNAPSHOT
+from zerowake_shared.pod_contract import CANARY, CAPTURE, CONTAINER, DIGEST, GROUP, HEALTH, MODEL, PORT, SNAPSHOT, replica_id
 
 
 class Refused(AgentError):
@@ -44,6 +44,11 @@ class CallingPod:
     @property
     def model(self) -> str:
         return self.annotation(MODEL) or self.pod.metadata.labels.get(SNAPSHOT) or self.pod.metadata.labels.get(CAPTURE, "")
+
+    @property
+    def replica_id(self) -> str:
+        """Of the engine in its container."""
+        return replica_id(self.pod.metadata.name, self.about.id)
 
     def annotation(self, key: str) -> str:
         return self.pod.metadata.annotations.get(key, "")

@@ -56,8 +56,16 @@ class PodReplicas:
 
     def started(self, caller: CallingPod, snapshot: Snapshot | None, origin: Origin, engine: Engine, phases: Phases, why: str) -> Replica:
         """The same for an engine that was not restored here; `why` not."""
-        namespace = caller.pod.metadata.namespace
-        replica = self._node.replicas.add(caller.model, snapshot, origin, engine, phases, detail=why, namespace=namespace)
+        replica = self._node.replicas.add(
+            caller.model,
+            snapshot,
+            origin,
+            engine,
+            phases,
+            detail=why,
+            namespace=caller.pod.metadata.namespace,
+            replica_id=caller.replica_id,
+        )
         self.restored(caller.pod, replica)
         return replica
 

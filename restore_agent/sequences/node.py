@@ -177,13 +177,13 @@ class Node:
                 _LOG.warning("the standby of %s did not wake (%s), restoring another replica: %s", snapshot, error.reason, error)
         return Origin.RESTORED, await self.restorer.restore(snapshot, phases)
 
-    async def restore_into(self, container: Container, model: str, snapshot: Snapshot, phases: Phases) -> Replica:
-        """A replica in a container that waits. Raises RestoreFailed; then it waits again."""
+    async def restore_into(self, container: Container, model: str, snapshot: Snapshot, phases: Phases, replica_id: str = "") -> Replica:
+        """A replica of this id (empty: a new one) in a container that waits. Raises RestoreFailed; then it waits again."""
         self._restoring += 1
         try:
             engine = await self.restorer.restore(snapshot, phases, container.open)
             container.keep(engine.pid)
-            replica = self.replicas.add(model, snapshot, Origin.RESTORED, engine, phases)
+            replica = self.replicas.add(model, snapshot, Origin.RESTORED, engine, phases, replica_id=replica_id)
         except (RestoreFailed, ContainerError) as error:
             failure = error if isinstance(error, RestoreFailed) else RestoreFailed("sandbox-failed", f"snapshot {snapshot}: {error}")
             self.observer.fell_back(model, failure.reason)

@@ -83,11 +83,14 @@ class Replicas:
         phases: Phases,
         detail: str = "",
         namespace: str = "",
+        replica_id: str = "",
     ) -> Replica:
-        """Takes over the engine's place and output; the replica is ready from now on."""
-        replica = Replica(
-            f"{model}-{secrets.token_hex(4)}", model, snapshot, origin, engine, detail=detail, phases=phases.done(), namespace=namespace
-        )
+        """Takes over the engine's place and output; the replica is ready from now on.
+
+        replica_id: of an engine that may outlive this agent, so that the next one names it the same; empty: a new one.
+        """
+        name = replica_id or f"{model}-{secrets.token_hex(4)}"
+        replica = Replica(name, model, snapshot, origin, engine, detail=detail, phases=phases.done(), namespace=namespace)
         engine.output.name = replica.id
         self._live[replica.id] = replica
         self._watchers[replica.id] = asyncio.create_task(self._watch(replica))
@@ -129,10 +132,14 @@ class Replicas:
         return replica
 
     async def close(self) -> None:
-        """Ends every replica, all at once."""
-        for replica in self:
+        """Ends every replica that is ours to end, all at once. Of the others nobody says that they have ended: they go on."""
+        ours = [replica for replica in self if replica.engine.place.is_ours]
+        for replica_id in {replica.id for replica in self} - {replica.id for replica in ours}:
+            self._watchers.pop(replica_id).cancel()
+            self._live.pop(replica_id)
+        for replica in ours:
             replica.detail = "the agent stops"
-        await asyncio.gather(*(self._end(replica) for replica in self), return_exceptions=True)
+        await asyncio.gather(*(self._end(replica) for replica in ours), return_exceptions=True)
 
     async def _watch(self, replica: Replica) -> None:
         # Not awaited itself: a cancelled watcher would cancel the news for everybody.

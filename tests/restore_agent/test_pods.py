@@ -18,6 +18,7 @@ from restore_agent.sequences.replicas import Origin, Replica, State
 from restore_agent.service import metrics
 from tests.worlds.kubelet import NAMESPACE, Kubelet
 from tests.worlds.waiting import until
+from zerowake_shared import pod_contract
 
 pytestmark = pytest.mark.usefixtures("needs_criu", "needs_runc")
 RESTORED, CAPTURE = {"zerowake.dev/snapshot": "small"}, {"zerowake.dev/capture": "small"}
@@ -88,12 +89,15 @@ async def test_an_engine_outlives_the_agent_and_is_the_next_one_s_replica(node: 
             first = await replica(node)
             before = await answer(first)
             await kubelet.event("one", "Restored")
-        # The agent's part is over; the same node hears of the pod anew.
-        node.replicas._live.clear()
+        # The agent's part is over: nobody is told that the engine has ended. The same node hears of the pod anew.
+        with node.changes() as heard:
+            await node.replicas.close()
+            assert (heard.empty(), first.state, len(node.replicas)) == (True, State.READY, 0)
         async with served(node, kubelet):
             again = await replica(node)
             assert (again.origin, again.detail) == (Origin.RESTORED, "it runs, and was not restored by this agent")
-            assert again.id != first.id and await answer(again) == before
+            assert again.id == first.id == pod_contract.replica_id("one", kubelet.container_of("one"))
+            assert await answer(again) == before
 
 
 async def test_without_its_snapshot_a_pod_starts_its_own_command(node: Node, kubelet: Kubelet) -> None:

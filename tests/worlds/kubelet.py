@@ -52,6 +52,11 @@ class Kubelet:
         if self.api.get("pods", NAMESPACE, name):
             await self.api.remove("pods", NAMESPACE, name)
 
+    def container_of(self, name: str) -> str:
+        """The runtime's id of the pod's container, as the pod's status has it."""
+        status = self.api.objects["pods", NAMESPACE, name]["status"]
+        return str(status["containerStatuses"][0]["containerID"])
+
     def events(self) -> list[tuple[str, str, str]]:
         """Pod, reason and note of each."""
         return [(each["regarding"]["name"], each["reason"], each["note"]) for each in self.api.all("events")]
