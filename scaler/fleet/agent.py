@@ -125,7 +125,12 @@ class Agent:
         return replica_id in self.replicas or replica_id in self._early
 
     def forget(self, replica_id: str) -> None:
+        """The replica has ended."""
         self.gone.append(replica_id)
+        self.drop(replica_id)
+
+    def drop(self, replica_id: str) -> None:
+        """The agent says nothing of the replica any more, and may name it again."""
         self._early.pop(replica_id, None)
         self.replicas.pop(replica_id, None)
         self.endpoints.pop(replica_id, None)

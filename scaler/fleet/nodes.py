@@ -1,8 +1,9 @@
 """The view of all nodes, fed by their agents' Watch streams: what stands on which rung, which replicas live, how fast each node is.
 
-A stream that breaks takes nothing away by itself: replicas outlive an agent on Kubernetes. What the agent no longer names when the next
-stream has synced is gone. An agent that is not listed any more takes its replicas away after ten seconds, but for those that another one
-names by then: its successor on the same node has another address and the same replicas.
+A stream that breaks takes nothing away by itself: replicas outlive an agent on Kubernetes. Of what the agent no longer names when the next
+stream has synced no agent speaks, nor of the replicas of an agent that is not listed any more, after ten seconds, but for those that another
+one names by then: its successor on the same node has another address and the same replicas. Whether a replica of which no agent speaks is
+gone, readiness.py decides.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from scaler.books.activation import PHASES, Activation, Activations
 from scaler.fleet import messages
 from scaler.fleet.addresses import Addresses
 from scaler.fleet.agent import Agent
-from scaler.gateway.dispatcher import Backend, Dispatcher
+from scaler.fleet.readiness import Readiness
+from scaler.gateway.dispatcher import Backend
 from scaler.gateway.upstream import Endpoint
 from scaler.plan.world import Node, Replica
 from zerowake_shared.backoff import Backoff
@@ -37,21 +39,21 @@ AGENT_NAME = "zerowake-agent"  # in every agent's certificate: they are known by
 
 
 class Nodes:
-    """Use `async with nodes.follow(addresses)`; replicas that become ready, or end, are told to the dispatcher at once.
+    """Use `async with nodes.follow(addresses)`; of replicas that become ready, or end, `readiness` is told at once.
 
     admits: whether a replica may be sent requests; asked again by `reconsider`. dial: makes the channel to an agent.
     """
 
     def __init__(
         self,
-        dispatcher: Dispatcher,
+        readiness: Readiness,
         activations: Activations,
         admits: Callable[[Replica], bool] = lambda _: True,
         clock: Clock = SYSTEM_CLOCK,
         chance: random.Random = SYSTEM_CHANCE,
         dial: Dial | None = None,
     ) -> None:
-        self._dispatcher = dispatcher
+        self._readiness = readiness
         self._activations = activations
         self._admits = admits
         self._clock = clock
@@ -88,9 +90,9 @@ class Nodes:
         for agent in self._agents.values():
             for replica in [each for each in agent.replicas.values() if each.model == model]:
                 if self._admits(replica):
-                    self._dispatcher.add(Backend(replica.id, replica.model, agent.endpoints[replica.id]))
+                    self._readiness.agent_ready(Backend(replica.id, replica.model, agent.endpoints[replica.id]))
                 else:
-                    self._dispatcher.remove(replica.id)
+                    self._readiness.agent_silent(replica.id)
 
     @contextlib.asynccontextmanager
     async def follow(self, *addresses: str) -> AsyncIterator[None]:
@@ -134,7 +136,7 @@ class Nodes:
         """The agent is not listed any more, and its successor, if there is one, has said what it has."""
         named = {replica_id for other in self._agents.values() for replica_id in other.replicas}
         for replica_id in agent.replicas.keys() - named:
-            self._dispatcher.remove(replica_id)
+            self._readiness.agent_silent(replica_id)
 
     async def _follow(self, agent: Agent, channel: grpc.aio.Channel, tls: TlsFiles | None) -> None:
         backoff = Backoff(_FIRST_RETRY_SECONDS, _LAST_RETRY_SECONDS)
@@ -160,7 +162,7 @@ class Nodes:
             await channel.close()
 
     async def _watch(self, agent: Agent) -> AsyncIterator[agent_pb2.NodeUpdate]:
-        """The stream, with the part before `synced` made whole: what it does not name is gone."""
+        """The stream, with the part before `synced` made whole: of what it does not name the agent says nothing any more."""
         replicas, residencies = set(agent.replicas), set(agent.residencies)
         async for update in _unless_silent(agent.stub.Watch(agent_pb2.WatchRequest())):
             if not agent.synced.is_set():
@@ -168,9 +170,8 @@ class Nodes:
                 residencies.discard(messages.name_of(update.residency.snapshot))
             if update.synced:
                 for replica_id in replicas:
-                    yield agent_pb2.NodeUpdate(
-                        replica=agent_pb2.Replica(id=replica_id, state=agent_pb2.REPLICA_GONE, detail="agent restarted")
-                    )
+                    agent.drop(replica_id)
+                    self._readiness.agent_silent(replica_id)
                 for key in residencies:
                     agent.settle(key, None)
             yield update
@@ -197,12 +198,12 @@ class Nodes:
             replica, endpoint = messages.replica(told), messages.endpoint(told.endpoint)
             take(replica, endpoint)
             if self._admits(replica):
-                self._dispatcher.add(Backend(replica.id, replica.model, endpoint))
+                self._readiness.agent_ready(Backend(replica.id, replica.model, endpoint))
         elif told.state == agent_pb2.REPLICA_RETIRING:
-            self._dispatcher.retire(told.id)
+            self._readiness.agent_retires(told.id)
         elif told.state == agent_pb2.REPLICA_GONE:
             agent.forget(told.id)
-            self._dispatcher.remove(told.id)
+            self._readiness.agent_ended(told.id)
 
     def _tell(self, agent: Agent) -> None:
         for callback in self._listeners:

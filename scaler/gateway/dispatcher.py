@@ -130,6 +130,14 @@ class Dispatcher:
             member.draining = True
             self._count(member.pool)
 
+    def resume(self, replica_id: str) -> None:
+        """A retired replica takes requests again. An unknown id changes nothing."""
+        member = self._members.get(replica_id)
+        if member is not None and member.draining:
+            member.draining = False
+            self._count(member.pool)
+            self._serve(member.pool)
+
     async def drain(self, replica_id: str) -> None:
         """Retires the replica; returns when it works on none or is gone. Deadline and removal are the caller's."""
         self.retire(replica_id)

@@ -5,7 +5,8 @@ dispatcher  for a place on a replica; if there is none, the request is held, and
 ledger      whose edge, from no demand to some, opens an activation and wakes
 planner     which decides what the nodes do about it, beside whoever scales (KEDA, or our autoscaler); the
 executor    asks the agents for it, whose streams tell
-nodes       of the replica that is ready, and they the dispatcher, which hands it to the request: the exchange begins
+nodes       of the replica that is ready, and they
+readiness   which joins it with what the replica's pod says, and tells the dispatcher, which hands it to the request: the exchange begins
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from scaler.books.ledger import Ledger
 from scaler.fleet.executor import Executor, ReplicaMaker
 from scaler.fleet.nodes import Dial, Nodes
 from scaler.fleet.planner import Planner
+from scaler.fleet.readiness import Readiness
 from scaler.gateway.dispatcher import Dispatcher
 from scaler.gateway.gateway import Gateway
 from scaler.plan.world import Model, Replica
@@ -32,6 +34,7 @@ class Parts:
     ledger: Ledger
     dispatcher: Dispatcher
     gateway: Gateway
+    readiness: Readiness
     nodes: Nodes
     planner: Planner
 
@@ -54,7 +57,8 @@ def wire(
     ledger.activations.on_end(record_activation)
     dispatcher = Dispatcher(ledger)
     gateway = Gateway(ledger, dispatcher, clock)
-    nodes = Nodes(dispatcher, ledger.activations, admits, clock, chance, dial)
+    readiness = Readiness(dispatcher)
+    nodes = Nodes(readiness, ledger.activations, admits, clock, chance, dial)
     executor = Executor(nodes, maker(nodes, dispatcher) if maker else None, ledger.report_failure, clock)
     planner = Planner(ledger, nodes, models, executor, dispatcher.in_flight, clock)
-    return Parts(ledger, dispatcher, gateway, nodes, planner)
+    return Parts(ledger, dispatcher, gateway, readiness, nodes, planner)

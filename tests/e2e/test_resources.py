@@ -17,6 +17,7 @@ from zerowake_proto import agent_pb2
 from scaler.books.activation import Activations
 from scaler.books.ledger import Ledger
 from scaler.fleet.nodes import Nodes
+from scaler.fleet.readiness import Readiness
 from scaler.gateway.dispatcher import Dispatcher
 from scaler.kubernetes.controller import run_controller
 from scaler.kubernetes.election import lead
@@ -136,7 +137,7 @@ async def world(api: Api, namespace: str, kubeconfig: str, monkeypatch: pytest.M
     node = (await api.list("Node"))[0]["metadata"]["name"]
     async with contextlib.AsyncExitStack() as stack:
         cluster = await stack.enter_async_context(Cluster.connect(reporter=REPORTER, instance="test"))
-        nodes, agent = Nodes(Dispatcher(Ledger()), Activations()), Agent(node)
+        nodes, agent = Nodes(Readiness(Dispatcher(Ledger())), Activations()), Agent(node)
         await stack.enter_async_context(nodes.follow(await stack.enter_async_context(agent.serve())))
         await stack.enter_async_context(controlling(cluster, namespace, nodes, "one"))
         yield World(api, cluster, namespace, nodes, agent)

@@ -18,6 +18,7 @@ from zerowake_proto import agent_pb2
 from scaler.books.activation import Activations
 from scaler.books.ledger import Ledger
 from scaler.fleet.nodes import Nodes
+from scaler.fleet.readiness import Readiness
 from scaler.gateway.dispatcher import Dispatcher
 from scaler.kubernetes.pod_patch import NodeSetup
 from scaler.kubernetes.resources import MODEL_SNAPSHOTS, REPORTER, ModelSnapshot
@@ -72,7 +73,7 @@ async def world(
     async with contextlib.AsyncExitStack() as stack, contextlib.AsyncExitStack() as serving:
         await stack.enter_async_context(definition(api, kubeconfig))
         cluster = await stack.enter_async_context(Cluster.connect(reporter=REPORTER, instance="test"))
-        nodes, agent = Nodes(Dispatcher(Ledger()), Activations()), Agent((await api.list("Node"))[0]["metadata"]["name"])
+        nodes, agent = Nodes(Readiness(Dispatcher(Ledger())), Activations()), Agent((await api.list("Node"))[0]["metadata"]["name"])
         await stack.enter_async_context(nodes.follow(await stack.enter_async_context(agent.serve())))
         agent.has(namespace, "chat", DIGEST, rung=agent_pb2.RUNG_MEMORY)
         made = {"apiVersion": "zerowake.dev/v1alpha1", "kind": "ModelSnapshot", "metadata": {"name": "chat"}}

@@ -13,6 +13,7 @@ from zerowake_proto import agent_pb2
 from scaler.books.activation import Activations
 from scaler.books.ledger import Ledger
 from scaler.fleet.nodes import Nodes
+from scaler.fleet.readiness import Readiness
 from scaler.gateway.dispatcher import Dispatcher
 from scaler.kubernetes.controller import Controller
 from scaler.kubernetes.pod_patch import NodeSetup
@@ -41,7 +42,7 @@ class World:
         self.agents: dict[str, Agent] = {}
         self._stack = stack
         ledger = Ledger()
-        self.nodes = Nodes(Dispatcher(ledger), Activations())
+        self.nodes = Nodes(Readiness(Dispatcher(ledger)), Activations())
         self.informer = cluster.follow(MODEL_SNAPSHOTS, ModelSnapshot)
         self.controller = Controller(cluster, self.informer, self.nodes, NodeSetup({"zerowake": "yes"}))
         self._task: asyncio.Task[None] | None = None
@@ -287,7 +288,7 @@ async def test_deletion_waits_for_an_agent_that_is_away_unless_its_node_is_gone(
     await until(lambda: world.status().get("phase") == "Ready" and not world.pods())
     await world.step_down()
     # A new leader that no agent has spoken to yet.
-    world.nodes = Nodes(Dispatcher(Ledger()), Activations())
+    world.nodes = Nodes(Readiness(Dispatcher(Ledger())), Activations())
     world.controller = Controller(world.cluster, world.informer, world.nodes, NodeSetup())
     await world.lead()
     await asyncio.sleep(0.3)

@@ -18,6 +18,7 @@ from scaler.books.limits import ModelLimits
 from scaler.fleet import nodes as module
 from scaler.fleet.addresses import Addresses
 from scaler.fleet.nodes import Nodes
+from scaler.fleet.readiness import Readiness
 from scaler.gateway.dispatcher import Dispatcher
 from scaler.plan.world import Node
 from tests.worlds.certificates import Authority
@@ -70,7 +71,7 @@ class View:
         ledger = Ledger({"m": ModelLimits()})
         self.dispatcher = Dispatcher(ledger)
         self.activations = Activations(clock)
-        self.nodes = Nodes(self.dispatcher, self.activations, admits, clock)
+        self.nodes = Nodes(Readiness(self.dispatcher), self.activations, admits, clock)
         self.addresses = Addresses()
 
     def ready(self) -> set[str]:

@@ -20,6 +20,7 @@ from scaler.fleet import executor as executor_module
 from scaler.fleet.executor import Executor
 from scaler.fleet.nodes import Nodes
 from scaler.fleet.planner import Planner
+from scaler.fleet.readiness import Readiness
 from scaler.gateway.dispatcher import Dispatcher
 from scaler.plan.actions import End, Start
 from scaler.plan.rungs import Rung
@@ -50,7 +51,7 @@ class System:
         self.agents = agents
         self.maker = Maker()
         self.dispatcher = Dispatcher(self.ledger)
-        self.nodes = Nodes(self.dispatcher, Activations())
+        self.nodes = Nodes(Readiness(self.dispatcher), Activations())
         self.planner = Planner(self.ledger, self.nodes, {"chat": model}, Executor(self.nodes, self.maker, self.ledger.report_failure))
 
     def staged(self) -> list[tuple[str, agent_pb2.Rung]]:

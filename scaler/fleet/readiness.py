@@ -1,0 +1,137 @@
+"""Whether a replica is sent requests: what its node's agent says of it and what its pod's status says, joined.
+
+An agent knows first: it restored the engine, and it sees its end. But agents come and go, and some nodes have none, while
+Kubernetes goes on saying which pods are ready. Both name a replica by the same id (zerowake_shared/pod_contract.py), so two words about one
+engine are one replica, whichever came first. The rules, the first that applies:
+
+- the agent has said that it ended: it is gone, whatever the pod's status says, which is older;
+- either says that it leaves, or the pod was ready and is not any more: nothing new, and what runs ends by itself;
+- the agent says that it is ready: it serves, before the kubelet has asked it for the first time;
+- no agent speaks of it: the pod's own readiness decides. One that is not ready yet, but served by an agent's word, is left alone.
+
+Rejected: a node's agent speaking for all pods of the node (those that were made while it was away have no placeholder, so it never names
+them), and replicas of pods beside those of agents (requests would count twice against one engine's places).
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from scaler.gateway.dispatcher import Backend, Dispatcher
+
+
+class AgentWord(enum.Enum):
+    """The last that an agent said of a replica."""
+
+    READY = "ready"
+    RETIRING = "retiring"
+    ENDED = "ended"
+
+
+class PodWord(enum.Enum):
+    """What the status of a replica's pod comes to. STARTING: it was not ready so far; UNREADY: it was, and is not any more."""
+
+    STARTING = "starting"
+    READY = "ready"
+    UNREADY = "unready"
+    LEAVING = "leaving"
+    GONE = "gone"
+
+
+class Standing(enum.Enum):
+    """What follows from both words. RESTS: nothing new is sent to it for now. UNKNOWN: it is left as it is, served or not."""
+
+    SERVES = "serves"
+    RESTS = "rests"
+    GONE = "gone"
+    UNKNOWN = "unknown"
+
+
+@dataclass(slots=True)
+class _Words:
+    """What was said of one replica."""
+
+    backend: Backend | None = None
+    agent: AgentWord | None = None
+    pod: PodWord | None = None
+
+
+class Readiness:
+    """Both words of every replica; what follows from them is told to the dispatcher at once. An unknown id changes nothing."""
+
+    def __init__(self, dispatcher: Dispatcher) -> None:
+        self._dispatcher = dispatcher
+        self._words: dict[str, _Words] = {}
+
+    # --- what agents say
+
+    def agent_ready(self, backend: Backend) -> None:
+        """The replica serves. Where its pod's status led somewhere else, the agent is right."""
+        words = self._words.setdefault(backend.id, _Words())
+        words.backend, words.agent = backend, AgentWord.READY
+        self._settle(backend.id, words)
+
+    def agent_retires(self, replica_id: str) -> None:
+        """It finishes what it has."""
+        self._agent_said(replica_id, AgentWord.RETIRING)
+
+    def agent_ended(self, replica_id: str) -> None:
+        """The engine has ended: whoever else names it speaks of the past."""
+        self._agent_said(replica_id, AgentWord.ENDED)
+
+    def agent_silent(self, replica_id: str) -> None:
+        """No agent speaks of it any more, or it must not: nobody has said that it ended."""
+        self._agent_said(replica_id, None)
+
+    def named_by_agent(self, replica_id: str) -> bool:
+        words = self._words.get(replica_id)
+        return words is not None and words.agent is not None
+
+    def _agent_said(self, replica_id: str, said: AgentWord | None) -> None:
+        words = self._words.get(replica_id)
+        if words is not None:
+            words.agent = said
+            self._settle(replica_id, words)
+
+    # --- what pods' status says
+
+    def pod_is(self, backend: Backend, said: PodWord) -> None:
+        """The status of the pod that the replica runs in."""
+        words = self._words.setdefault(backend.id, _Words())
+        if words.agent is None:
+            words.backend = backend
+        words.pod = said
+        self._settle(backend.id, words)
+
+    def pod_gone(self, replica_id: str) -> None:
+        """The pod, or its container, is not there any more."""
+        if words := self._words.get(replica_id):
+            words.pod = PodWord.GONE
+            self._settle(replica_id, words)
+
+    # --- what follows
+
+    def _settle(self, replica_id: str, words: _Words) -> None:
+        standing = _standing(words)
+        if standing is Standing.SERVES and words.backend is not None:
+            self._dispatcher.add(words.backend)
+            self._dispatcher.resume(replica_id)
+        elif standing is Standing.RESTS:
+            self._dispatcher.retire(replica_id)
+        elif standing is Standing.GONE:
+            self._dispatcher.remove(replica_id)
+            if words.pod in (None, PodWord.GONE):
+                del self._words[replica_id]
+
+
+def _standing(words: _Words) -> Standing:
+    if words.agent is AgentWord.ENDED:
+        return Standing.GONE
+    if words.pod is PodWord.GONE:
+        return Standing.GONE if words.agent is None else Standing.RESTS
+    if words.agent is AgentWord.RETIRING or words.pod in (PodWord.LEAVING, PodWord.UNREADY):
+        return Standing.RESTS
+    if words.agent is AgentWord.READY or words.pod is PodWord.READY:
+        return Standing.SERVES
+    return Standing.GONE if words.pod is None else Standing.UNKNOWN
