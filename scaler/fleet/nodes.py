@@ -1,7 +1,7 @@
 """The view of all nodes, fed by their agents' Watch streams: what stands on which rung, which replicas live, how fast each node is.
 
 A stream that breaks takes nothing away by itself: replicas outlive an agent on Kubernetes. Of what the agent no longer names when the next
-stream has synced no agent speaks, nor of the replicas of an agent that is not listed any more, after ten seconds, but for those that another
+stream has synced no agent speaks; nor of the replicas of an agent that is not listed any more, ten seconds on, but for those that another
 one names by then: its successor on the same node has another address and the same replicas. Whether a replica of which no agent speaks is
 gone, readiness.py decides.
 """
