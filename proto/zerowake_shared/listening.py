@@ -10,6 +10,15 @@ if TYPE_CHECKING:
     import grpc
 
 
+# A client's pings keep its connection alive through meshes and load balancers. gRPC's servers take them for an attack as they come by
+# default: more than two within five minutes, or any on a connection without a call, end it (GOAWAY, too_many_pings).
+PINGS_WELCOME = (
+    ("grpc.http2.min_ping_interval_without_data_ms", 1000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_ping_strikes", 0),  # of pings that come sooner: any number
+)
+
+
 class CannotListen(Exception):
     """The address is taken, or of no use for a server; the message names it."""
 

@@ -81,7 +81,7 @@ async def serving(name: str, state: Path, gpumem: Path, listen: Listen | None = 
     async with Node.open(name, state, _memory(state), gpumem, metrics) as node:
         with contextlib.suppress(FileNotFoundError):
             path.unlink()  # of an agent that was killed: the store's lock says that none is alive
-        server = grpc.aio.server(interceptors=[OnlyTheScaler()])
+        server = grpc.aio.server(interceptors=[OnlyTheScaler()], options=listening.PINGS_WELCOME)
         agent_pb2_grpc.add_AgentServicer_to_server(AgentService(node), server)
         server.add_insecure_port(f"unix:{path}")
         if listen:

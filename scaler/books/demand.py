@@ -15,13 +15,12 @@ from scaler.books.limits import ModelLimits
 
 
 class UnknownModel(LookupError):
-    """Nobody declared this model."""
+    """Nobody declared this model. The others are not named: on a cluster they are other people's, and anybody hears this."""
 
     def __init__(self, model: str, known: Collection[str]) -> None:
         self.model = model
-        self.known = tuple(known)
-        listed = ", ".join(sorted(self.known)[:20]) or "none is declared"
-        super().__init__(f"model {model!r} is not known; known models: {listed}")
+        elsewhere = "the gateway's /v1/models lists those that are" if known else "none is declared"
+        super().__init__(f"model {model!r} is not known; {elsewhere}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +103,9 @@ class DemandReader(Protocol):
 
     def demand_anywhere(self, model: str) -> Demand:
         """Of all gateways. Raises: UnknownModel."""
+
+    def turns(self, model: str) -> int:
+        """How often the demand of all gateways has begun or ended so far: who looks now and then sees that there was some in between."""
 
     def held_bytes(self, model: str) -> int:
         """Bytes of the bodies of held requests. Raises: UnknownModel."""

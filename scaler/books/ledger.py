@@ -48,6 +48,7 @@ class _Account(Watched):
         "remote_held",
         "remote_in_flight",
         "replicas",
+        "turns",
         "wanting",
         "wanting_anywhere",
     )
@@ -60,6 +61,7 @@ class _Account(Watched):
         self.remote_held = self.remote_in_flight = 0
         self.wanting = False  # there is demand and no ready replica
         self.wanting_anywhere = False  # the same, with the demand of all gateways
+        self.turns = 0  # odd: there is demand at some gateway
         self.failure = ""
 
 
@@ -100,6 +102,10 @@ class Ledger:
     def demand_anywhere(self, model: str) -> Demand:
         account = self._account(model)
         return Demand(account.held + account.remote_held, account.in_flight + account.remote_in_flight, account.replicas)
+
+    def turns(self, model: str) -> int:
+        account = self._accounts.get(model)
+        return account.turns if account is not None else 0
 
     def held_bytes(self, model: str) -> int:
         return self._account(model).held_bytes
@@ -216,6 +222,8 @@ class Ledger:
         account.changed()
         pending = account.held + account.in_flight
         remote = account.remote_held + account.remote_in_flight
+        if (pending + remote > 0) != account.turns % 2:
+            account.turns += 1
         unserved = account.ready == 0 and account.limits is not None
         wanting, wanting_anywhere = unserved and pending > 0, unserved and pending + remote > 0
         edge, edge_anywhere = wanting and not account.wanting, wanting_anywhere and not account.wanting_anywhere

@@ -30,7 +30,7 @@ from scaler.books.ledger import Ledger
 from scaler.fleet.addresses import Addresses
 from zerowake_shared.backoff import Backoff
 from zerowake_shared.clock import SYSTEM_CHANCE, SYSTEM_CLOCK, Clock, token
-from zerowake_shared.listening import listen
+from zerowake_shared.listening import PINGS_WELCOME, listen
 from zerowake_shared.tls import BadCertificate, TlsFiles, client_credentials, server_credentials
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ class _Peer:
 class Peers(pb_grpc.PeersServicer):
     """Both sides: tells this ledger's numbers to whoever subscribes, and adds to it what the others tell.
 
-    on_pushed: called with a model of which another replica has just told KEDA.
+    on_pushed: called with a model of whose use another replica has just told KEDA.
     """
 
     def __init__(
@@ -148,7 +148,7 @@ class Peers(pb_grpc.PeersServicer):
         return [address for address, peer in self._peers.items() if peer.listed and not peer.asked]
 
     def pushed(self, model: str) -> None:
-        """This replica has just told KEDA that somebody waits for the model."""
+        """This replica has just told KEDA that the model is in use."""
         for subscriber in self._subscribers:
             subscriber.pushed(model)
 
@@ -163,10 +163,10 @@ class Peers(pb_grpc.PeersServicer):
         server = grpc.aio.server(
             options=[
                 ("grpc.so_reuseport", 0),
-                ("grpc.http2.min_ping_interval_without_data_ms", _KEEPALIVE_MS // 2),
                 ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
                 ("grpc.keepalive_timeout_ms", _KEEPALIVE_MS),
                 ("grpc.http2.max_pings_without_data", 0),
+                *PINGS_WELCOME,
             ]
         )
         pb_grpc.add_PeersServicer_to_server(self, server)

@@ -25,6 +25,7 @@ from typing import TypeVar
 from prometheus_client import REGISTRY
 
 from scaler.books.activation import Activations
+from scaler.books.activity import Activity
 from scaler.books.ledger import Ledger
 from scaler.fleet.addresses import Addresses, looked_up
 from scaler.fleet.peers import Peers
@@ -65,12 +66,13 @@ async def serve(config: ServeConfig) -> None:
 
     activations = Activations()
     ledger = Ledger(activations=activations)
+    activity = Activity(ledger)
     models = Models(ledger)
     parts = wire(ledger, models.planned, admits=lambda replica: models.owner(replica.model) == replica.namespace)
     dispatcher, gateway, nodes, planner = parts.dispatcher, parts.gateway, parts.nodes, parts.planner
     models.on_owner(nodes.reconsider)
     models.on_trigger(planner.triggered)  # and not KEDA's calls: any namespace may name any model in its own
-    peers = Peers(ledger, tls, lambda model: _mark_pushed(activations, model))
+    peers = Peers(ledger, tls, lambda model: _pushed_elsewhere(activations, activity, model))
     readiness = _Readiness(stop, peers)
     REGISTRY.register(LedgerCollector(ledger))
     async with contextlib.AsyncExitStack() as stack:
@@ -107,7 +109,13 @@ async def serve(config: ServeConfig) -> None:
             await until_stopped.enter_async_context(_beside(controller, stop))
             keda = config.keda
             scaler = serve_external_scaler(
-                ledger, address=keda.listen, tls=keda.tls.files if keda.tls else None, activations=activations, on_pushed=peers.pushed
+                ledger,
+                address=keda.listen,
+                tls=keda.tls.files if keda.tls else None,
+                activity=activity,
+                activations=activations,
+                owner=models.owner,
+                on_pushed=peers.pushed,
             )
             await until_stopped.enter_async_context(scaler)
             await stop.wait()
@@ -156,8 +164,9 @@ async def _members(
             yield addresses
 
 
-def _mark_pushed(activations: Activations, model: str) -> None:
-    """Another replica has told KEDA of a request that is held here."""
+def _pushed_elsewhere(activations: Activations, activity: Activity, model: str) -> None:
+    """Another replica has told KEDA of the model's use, of a request that is held here maybe."""
+    activity.tell(model)
     if activation := activations.current(model):
         activation.mark("pushed")
 

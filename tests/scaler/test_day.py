@@ -21,6 +21,7 @@ from zerowake_proto import agent_pb2, agent_pb2_grpc, externalscaler_pb2_grpc
 
 from scaler.books.activation import Activation, Activations
 from scaler.books.fairness import Priority
+from scaler.books.hpa import SYNC_SECONDS
 from scaler.books.ledger import Ledger
 from scaler.keda.external_scaler import ExternalScaler
 from scaler.local.autoscaler import Autoscaler
@@ -285,7 +286,7 @@ def test_the_same_day_again_is_the_same() -> None:
 
 
 def test_a_burst_at_noon() -> None:
-    """Twenty requests at once are worth three replicas; the HPA keeps them for its window, and the cooldown ends all of them together."""
+    """Twenty requests at once are worth three replicas; the HPA keeps them for its window, and the cooldown ends the last of them."""
 
     async def burst() -> Day:
         async with Day(1) as day, asyncio.TaskGroup() as group:
@@ -298,9 +299,11 @@ def test_a_burst_at_noon() -> None:
     day = run(burst())
     noon = 12 * HOUR
     assert day.answered == 20
-    assert day.wishes == [(noon + 7, 1), (noon + 7, 3), (noon + 330, 0)]
+    (_, (shrunk, _), _) = day.wishes[1:]
+    assert day.wishes == [(noon + 7, 1), (noon + 7, 3), (shrunk, 1), (noon + 330, 0)]
+    assert noon + 7 + 20 + 300 - SYNC_SECONDS < shrunk < noon + 7 + 20 + 300 + SYNC_SECONDS
     assert day.agent.restored == [exactly(noon + 7 + RESTORE)] * 3
-    assert day.agent.released == [noon + 330] * 3
+    assert day.agent.released == [shrunk] * 2 + [noon + 330]
     assert [activation.total for activation in day.ended] == [exactly(RESTORE + FIRST_BYTE)]
 
 

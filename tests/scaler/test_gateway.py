@@ -33,7 +33,7 @@ async def test_finds_the_model_in_body_then_header_then_path() -> None:
 async def test_says_what_is_wrong_with_a_request() -> None:
     async with front(body_bytes=1000) as f:
         cases = [
-            ("POST", "/v1/x", {}, b'{"model": "nope"}', 404, "model_not_found", "known models: m"),
+            ("POST", "/v1/x", {}, b'{"model": "nope"}', 404, "model_not_found", "the gateway's /v1/models lists"),
             ("POST", "/v1/x", {}, b'{"model": 3}', 400, "bad_model", "must be a string"),
             ("POST", "/v1/x", {}, b"not json", 400, "model_missing", "X-Zerowake-Model"),
             ("GET", "/v1/x", {}, None, 400, "model_missing", "X-Zerowake-Model"),
@@ -48,7 +48,7 @@ async def test_says_what_is_wrong_with_a_request() -> None:
                 "bad_heartbeat",
                 "X-Zerowake-Heartbeat",
             ),
-            ("GET", "/v1/models/nope", {}, None, 404, "model_not_found", "known models: m"),
+            ("GET", "/v1/models/nope", {}, None, 404, "model_not_found", "the gateway's /v1/models lists"),
             ("GET", "/models/", {}, None, 404, "model_not_found", "/models/<name>"),
         ]
         for method, path, headers, body, status, code, message in cases:

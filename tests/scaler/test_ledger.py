@@ -108,7 +108,7 @@ def test_a_failing_callback_costs_nothing(caplog: pytest.LogCaptureFixture) -> N
 def test_a_model_nobody_declared() -> None:
     book = ledger()
     for ask in (book.demand, book.limits, book.subscribe, book.withdraw):
-        with pytest.raises(UnknownModel, match="model 'x' is not known; known models: m"):
+        with pytest.raises(UnknownModel, match="model 'x' is not known; the gateway's /v1/models lists those that are"):
             ask("x")
     assert (book.knows("x"), book.knows("m"), list(book.models())) == (False, True, ["m"])
 

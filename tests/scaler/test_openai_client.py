@@ -27,7 +27,7 @@ async def test_openais_client_through_a_scale_from_zero() -> None:
         f.dispatcher.add(engine.replica())
         assert (await plain).choices[0].message.content == "one two three"
         assert [piece.choices[0].delta.content async for piece in await stream] == ["one", "two", "three"]
-        with pytest.raises(openai.NotFoundError, match="known models: m"):
+        with pytest.raises(openai.NotFoundError, match="model 'nope' is not known"):
             await api.chat.completions.create(model="nope", messages=message)  # type: ignore[call-overload]
         f.dispatcher.remove("r1")
         f.ledger.declare("m", type(f.ledger.limits("m"))(max_wait_seconds=0.05))

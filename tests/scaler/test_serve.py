@@ -189,13 +189,13 @@ async def test_from_zero_with_keda_at_another_replica(tmp_path: Path) -> None:
         here, other = made.replicas
         await declare(made)
         async with Keda(other.keda) as keda:
-            watched = keda.watch(ref("m"))
+            watched = keda.watch(ref("m", "tenant"))
             await watched.specs.get()
             asked = [here.ask(f"n{number}") for number in range(32)]
             await watched.true()
             await here.held(32)
             async with asyncio.timeout(5):
-                while await keda.poll(ref("m")) != (32.0, True):
+                while await keda.poll(ref("m", "tenant")) != (32.0, True):
                     await asyncio.sleep(0.005)
             await made.api.change("deployments", "tenant", "engine", {"spec": {"replicas": 1}})  # as KEDA does
             async with asyncio.timeout(5):
@@ -215,7 +215,7 @@ async def test_a_rolled_replica_answers_what_it_holds(tmp_path: Path) -> None:
         here, other = made.replicas
         await declare(made)
         async with Keda(here.keda) as left, Keda(other.keda) as keda:
-            leaving = left.watch(ref("m"))
+            leaving = left.watch(ref("m", "tenant"))
             await leaving.specs.get()
             asked = here.ask()
             await here.held(1)
@@ -226,14 +226,14 @@ async def test_a_rolled_replica_answers_what_it_holds(tmp_path: Path) -> None:
             late = here.ask("late")  # somebody who has not heard yet
             await here.held(2)
             async with asyncio.timeout(5):
-                while await keda.poll(ref("m")) != (2.0, True):
+                while await keda.poll(ref("m", "tenant")) != (2.0, True):
                     await asyncio.sleep(0.005)
             made.node.runs(engine)
             for status, _, headers in (await asked, await late):
                 assert (status, headers["Connection"]) == (200, "close")
             assert await stopping == 0
             async with asyncio.timeout(5):
-                while await keda.poll(ref("m")) != (0.0, False):
+                while await keda.poll(ref("m", "tenant")) != (0.0, False):
                     await asyncio.sleep(0.005)
 
 
@@ -255,10 +255,10 @@ async def test_a_killed_replica_is_not_counted_for_long(tmp_path: Path) -> None:
         async with Keda(other.keda) as keda:
             asked = here.ask()
             async with asyncio.timeout(10):
-                while await keda.poll(ref("m")) != (1.0, True):
+                while await keda.poll(ref("m", "tenant")) != (1.0, True):
                     await asyncio.sleep(0.005)
                 here.process.kill()
-                while await keda.poll(ref("m")) != (0.0, False):
+                while await keda.poll(ref("m", "tenant")) != (0.0, False):
                     await asyncio.sleep(0.02)
             await asyncio.gather(asked, return_exceptions=True)
 

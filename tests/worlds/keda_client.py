@@ -22,10 +22,10 @@ from zerowake_shared.backoff import Backoff
 SERVICE_CONFIG = '{"loadBalancingConfig": [{"round_robin":{}}]}'
 
 
-def ref(model: str, **metadata: str) -> pb.ScaledObjectRef:
+def ref(model: str, namespace: str = "default", **metadata: str) -> pb.ScaledObjectRef:
     """A ScaledObject whose trigger scales `model`, with what KEDA forwards of its own."""
     own = {"scalerAddress": "scaler.zerowake:9090", "model": model}
-    return pb.ScaledObjectRef(name=f"{model}-object", namespace="default", scalerMetadata=own | metadata)
+    return pb.ScaledObjectRef(name=f"{model}-object", namespace=namespace, scalerMetadata=own | metadata)
 
 
 @dataclass

@@ -1,0 +1,71 @@
+"""What was between two looks, and who was told of it."""
+
+import pytest
+
+from scaler.books.activity import Activity
+from scaler.books.demand import UnknownModel
+from scaler.books.ledger import Ledger
+from scaler.books.limits import ModelLimits
+
+
+@pytest.fixture
+def ledger() -> Ledger:
+    ledger = Ledger({"chat": ModelLimits()})
+    ledger.set_replicas("chat", ready=1, replicas=1)
+    return ledger
+
+
+def request(ledger: Ledger) -> None:
+    ledger.start("chat")
+    ledger.end("chat")
+
+
+def test_a_request_is_seen_by_a_poll_that_comes_after_other_looks(ledger: Ledger) -> None:
+    activity = Activity(ledger)
+    assert not activity.look("chat", "KEDA")
+    request(ledger)
+    assert [activity.look("chat", "KEDA") for _ in range(4)] == [True, True, True, False]  # the HPA's, twice, and the poll
+
+
+def test_each_looker_sees_for_itself(ledger: Ledger) -> None:
+    activity = Activity(ledger)
+    request(ledger)
+    for _ in range(4):
+        last = activity.look("chat", "one")
+    assert (last, activity.look("chat", "other")) == (False, True)
+
+
+def test_the_end_of_a_request_counts(ledger: Ledger) -> None:
+    activity = Activity(ledger)
+    ledger.start("chat")
+    assert [activity.look("chat", "KEDA") for _ in range(5)] == [True] * 5
+    ledger.end("chat")
+    assert activity.look("chat", "KEDA")
+
+
+def test_what_was_pushed_is_known(ledger: Ledger) -> None:
+    activity = Activity(ledger)
+    request(ledger)
+    assert activity.untold("chat")
+    activity.tell("chat")
+    assert not activity.untold("chat")
+    assert not activity.look("chat", "KEDA")
+    ledger.add_remote("chat", 1, 0)
+    ledger.add_remote("chat", -1, 0)
+    assert activity.untold("chat"), "another gateway's request counts as well"
+
+
+def test_nobody_is_there_for_a_replica(ledger: Ledger) -> None:
+    activity = Activity(ledger)
+    ledger.set_replicas("chat", ready=0, replicas=0)
+    ledger.hold("chat", 0)
+    ledger.leave("chat", 0)
+    assert not activity.untold("chat")
+    assert not activity.look("chat", "KEDA"), "who has left needs no replica"
+
+
+def test_an_unknown_model(ledger: Ledger) -> None:
+    activity = Activity(ledger)
+    assert not activity.untold("x")
+    with pytest.raises(UnknownModel):
+        activity.look("x", "KEDA")
