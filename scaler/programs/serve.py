@@ -3,6 +3,7 @@
     client → gateway → ledger ─→ external scaler ─gRPC→ KEDA → Deployment → pod, marked by the webhook
                        ↑    ├──→ surge ─ scale subresource ────→ ↑          ↓
                      peers  └──→ planner ─gRPC→ restore agents, by their Watch streams ─→ replicas
+                                               pods, by their own readiness ────────────────↑
 
 What is one thing in the cluster (the ModelSnapshot controller) is done by whichever replica leads; all else by all, from what the cluster
 and the agents tell each of them. It is ready when it knows enough to be asked: the declared models, and its peers' numbers, since KEDA
@@ -33,6 +34,7 @@ from scaler.keda.external_scaler import serve_external_scaler
 from scaler.kubernetes.controller import run_controller
 from scaler.kubernetes.declarations import Models
 from scaler.kubernetes.endpoints import SERVICE_LABEL, EndpointSlice, of_service
+from scaler.kubernetes.engine_pods import EnginePod, EnginePods
 from scaler.kubernetes.resources import ENDPOINT_SLICES, MODEL_SNAPSHOTS, REPORTER, SCALED_OBJECTS, ModelSnapshot
 from scaler.kubernetes.scaled_object import ScaledObject
 from scaler.kubernetes.surge import Surge
@@ -44,6 +46,8 @@ from scaler.view.metrics import LedgerCollector, serve_metrics
 from zerowake_shared.address import Address
 from zerowake_shared.kubernetes.cluster import Cluster
 from zerowake_shared.kubernetes.informer import Informer
+from zerowake_shared.kubernetes.resource import PODS
+from zerowake_shared.pod_contract import SNAPSHOT
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +92,9 @@ async def serve(config: ServeConfig) -> None:
         models.follow(snapshots, objects)
         await begin(snapshots)
         await begin(objects)
+        engines = readiness.needs("pods of models", cluster.follow(PODS, EnginePod, labels=SNAPSHOT))
+        await begin(EnginePods(parts.readiness, models, snapshots).following(engines))
+        await begin(engines)
         if config.peers:
             await begin(peers.serve(config.peers.listen))
             await begin(peers.follow(await begin(_members(cluster, config.namespace, config.peers, readiness))))

@@ -24,6 +24,7 @@ from tests.worlds.echo_engine import Engine
 from tests.worlds.fake_agent import Agent
 from tests.worlds.keda_client import Keda, ref
 from tests.worlds.kubernetes_api import Api
+from zerowake_shared.pod_contract import replica_id
 
 ADDRESSES = ("127.0.0.2", "127.0.0.3")
 TRIGGER = {"type": "external-push", "metadata": {"scalerAddress": "zerowake-scaler.zerowake:9443", "model": "m", "targetPending": "8"}}
@@ -283,3 +284,46 @@ async def test_not_ready_before_it_knows_the_models(tmp_path: Path) -> None:
         await replica.reads("readyz", "not ready: ScaledObjects could not be listed so far")
         api.refuse.clear()
         await replica.reads("readyz", "ok")
+
+
+def _pod(engine: Engine, ready: bool = True, **metadata: str) -> dict[str, Any]:
+    status = {"type": "Ready", "status": str(ready), "lastTransitionTime": "2026-11-26T18:01:00Z"}
+    running = {
+        "name": "engine",
+        "containerID": "containerd://0123456789abcdef",
+        "state": {"running": {"startedAt": "2026-11-26T18:00:00Z"}},
+    }
+    probe = {"httpGet": {"path": "/health", "port": engine.port}}
+    return {
+        "metadata": {"name": "p", "namespace": "tenant", "labels": {"zerowake.dev/snapshot": "m"}, **metadata},
+        "spec": {"nodeName": "n1", "containers": [{"name": "engine", "readinessProbe": probe}]},
+        "status": {"podIP": "127.0.0.1", "conditions": [status], "containerStatuses": [running]},
+    }
+
+
+async def test_a_ready_pod_is_served_whether_its_node_has_an_agent_or_not(tmp_path: Path) -> None:
+    async with world(tmp_path) as made, Engine() as engine:
+        await declare(made)
+        await made.api.put("endpointslices", _slice("zerowake-agent"))
+        asked = [each.ask() for each in made.replicas]
+        for each in made.replicas:
+            await each.held(1)
+        await made.api.put("pods", _pod(engine))
+        assert [status for status, _, _ in await asyncio.gather(*asked)] == [200, 200]
+        await made.api.put("pods", _pod(engine, ready=False))  # it answers, but does not want to be asked
+        asked = [await _held(each) for each in made.replicas]
+        made.node.runs(engine, replica_id("p", "0123456789abcdef"))  # its agent comes
+        await made.api.put("endpointslices", _slice("zerowake-agent", "127.0.0.1"))
+        await made.api.put("pods", _pod(engine))
+        assert [status for status, _, _ in await asyncio.gather(*asked)] == [200, 200]
+        for each in made.replicas:
+            await each.reads("metrics", 'zerowake_replicas{model="m"} 1.0')
+
+
+async def _held(replica: Replica) -> asyncio.Task[Any]:
+    """Asks until a request is held: nobody tells when a replica has heard of a pod that is not ready any more."""
+    while True:
+        asked = replica.ask()
+        done, _ = await asyncio.wait([asked], timeout=0.5)
+        if not done:
+            return asked
