@@ -27,9 +27,13 @@ DIGEST: Final = f"{GROUP}/digest"  # which of the snapshots of that name; empty 
 CANARY: Final = f"{GROUP}/canary"  # {"path": …, "body": …}: the request that proves a replica
 GPUMEM: Final = f"{GROUP}/gpumem"  # "true": gpumem lends to it
 
+# Annotation of the webhook or of the agent, on a pod with the label that is not restored: why it starts cold.
+COLD: Final = f"{GROUP}/cold"
+
 # Annotations of the agent, on a capture pod.
 CAPTURED: Final = f"{GROUP}/captured"  # the digest
 CAPTURE_FAILED: Final = f"{GROUP}/capture-failed"  # why not
+CAPTURE_MISSED: Final = f"{GROUP}/capture-missed"  # "true", beside why not: nothing was tried, and another pod may do at once
 
 SECCOMP_PROFILE: Final = "zerowake.json"  # below the kubelet's seccomp folder
 

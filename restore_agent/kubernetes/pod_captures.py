@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Mapping
+from types import MappingProxyType
 
 from restore_agent.errors import FAILURES
 from restore_agent.kubernetes.calling_pod import CallingPod
@@ -18,7 +20,7 @@ from restore_agent.sequences.phases import Phases
 from restore_agent.snapshots.manifest import check_name
 from zerowake_shared.backoff import Backoff
 from zerowake_shared.kubernetes.errors import ClusterError
-from zerowake_shared.pod_contract import CAPTURE, CAPTURE_FAILED, CAPTURED
+from zerowake_shared.pod_contract import CAPTURE, CAPTURE_FAILED, CAPTURE_MISSED, CAPTURED
 
 _FIRST_PAUSE, _LAST_PAUSE = 1.0, 30.0  # between two tries to annotate a pod
 _EXIT_SECONDS = 1.0
@@ -65,7 +67,7 @@ class PodCaptures:
         else:
             manifest = captured.snapshot.manifest
             sizes = f"{manifest.image_bytes / 1e6:.0f} MB, of which CRIU restores {manifest.skeleton_bytes / 1e6:.1f} MB"
-            await self._annotate(pod, CAPTURED, captured.snapshot.digest)
+            await self._annotate(pod, {CAPTURED: captured.snapshot.digest})
             await self._node_pods.event(pod, "Normal", "Captured", f"{captured.snapshot} in {phases.total:.1f} s: {sizes}", "Capture")
             code = 0
         if not caller.placeholder.ended.done():
@@ -75,19 +77,20 @@ class PodCaptures:
     async def missed(self, pod: Pod) -> None:
         """Its container runs the command itself, so that no snapshot can be taken of it."""
         if not _answered(pod):
-            await self._failed(pod, "its container was made while this node's agent was not connected to the container runtime")
+            why = "its container was made while this node's agent was not connected to the container runtime"
+            await self._failed(pod, why, {CAPTURE_MISSED: "true"})
 
-    async def _failed(self, pod: Pod, why: str) -> None:
+    async def _failed(self, pod: Pod, why: str, more: Mapping[str, str] = MappingProxyType({})) -> None:
         _LOG.error("no snapshot %s/%s of pod %s: %s", pod.metadata.namespace, pod.metadata.labels[CAPTURE], pod, why)
         await self._node_pods.event(pod, "Warning", "CaptureFailed", why, "Capture")
-        await self._annotate(pod, CAPTURE_FAILED, why[:2000])
+        await self._annotate(pod, {CAPTURE_FAILED: why[:2000], **more})
 
-    async def _annotate(self, pod: Pod, name: str, value: str) -> None:
+    async def _annotate(self, pod: Pod, annotations: Mapping[str, str]) -> None:
         """Until it is written: the controller waits for it. A pod that is gone needs none."""
         backoff = Backoff(_FIRST_PAUSE, _LAST_PAUSE)
         while True:
             try:
-                await self._node_pods.annotate(pod, {name: value})
+                await self._node_pods.annotate(pod, annotations)
                 return
             except ClusterError as error:
                 if error.status in (404, 409, 422):

@@ -27,11 +27,15 @@ _NEVER_GRANTED = f"{pod_contract.GROUP}/captured"
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How a capture stands. `digest`: it is done; `failure`: it has failed; neither: `detail` says what it waits for."""
+    """How a capture stands. `digest`: it is done; `failure`: it has failed; neither: `detail` says what it waits for.
+
+    missed: it has failed since the agent came too late for this pod, and had nothing to do with what is captured.
+    """
 
     digest: str = ""
     failure: str = ""
     detail: str = ""
+    missed: bool = False
 
 
 def name_of(snapshot: ModelSnapshot) -> str:
@@ -73,7 +77,7 @@ def pod_for(snapshot: ModelSnapshot, setup: NodeSetup, nodes: Prefer) -> dict[st
         },
         "spec": spec,
     }
-    for result in (pod_contract.CAPTURED, pod_contract.CAPTURE_FAILED, pod_contract.CANARY):
+    for result in (pod_contract.CAPTURED, pod_contract.CAPTURE_FAILED, pod_contract.CAPTURE_MISSED, pod_contract.CANARY):
         pod["metadata"]["annotations"].pop(result, None)  # the agent's to write, not the template's
     if snapshot.spec.canary is not None:
         pod["metadata"]["annotations"][pod_contract.CANARY] = json.dumps(msgspec.to_builtins(snapshot.spec.canary))
@@ -94,7 +98,7 @@ def progress(pod: Pod) -> Progress:
     if digest := annotations.get(pod_contract.CAPTURED):
         return Progress(digest=digest)
     if reason := annotations.get(pod_contract.CAPTURE_FAILED):
-        return Progress(failure=reason)
+        return Progress(failure=reason, missed=pod_contract.CAPTURE_MISSED in annotations)
     if pod.status.phase in {"Failed", "Succeeded"}:
         ended = [_ending(each) for each in pod.status.container_statuses if each.state.terminated is not None]
         said = ": ".join(part for part in (pod.status.reason, pod.status.message) if part) or "; ".join(ended)

@@ -5,9 +5,10 @@ stream says that its artifact moved; each look computes the whole status anew fr
 remembered between looks but how often a capture failed, so a new leader goes on where the old one stopped.
 
 A capture pod is named after the hash of what it captures, and is deleted only after its digest stands in the status: a look that is made
-with old news finds the name taken, or its own earlier write (`_latest`), and never starts a second capture. A holder whose agent does not
-answer stays listed until its agent denies having the artifact or the node itself is gone: agents are rolled, and that must not cost a
-capture. When all holders are gone so, a captured snapshot is captured again.
+with old news finds the name taken, or its own earlier write (`SnapshotWriter.latest`), and never starts a second capture. None is made
+before an agent is there to capture it. A holder whose agent does not answer stays listed until its agent denies having the artifact or the
+node itself is gone: agents are rolled, and that must not cost a capture. When all holders are gone so, a captured snapshot is captured
+again.
 Deletion: the finalizer goes when no node holds the artifact any more. Replicas that run do not need it; a restore that is under way keeps
 it, agent-side, until it has ended. Another object that names the same artifact keeps it.
 """
@@ -28,7 +29,8 @@ from scaler.kubernetes.artifact import Artifact
 from scaler.kubernetes.declarations import planned
 from scaler.kubernetes.election import lead
 from scaler.kubernetes.pod_patch import NodeSetup
-from scaler.kubernetes.resources import MODEL_SNAPSHOTS, NODES, Condition, Holder, Meta, ModelSnapshot, Pod, Status, with_condition
+from scaler.kubernetes.resources import NODES, Condition, Holder, Meta, ModelSnapshot, Pod, Status
+from scaler.kubernetes.snapshot_writer import SnapshotWriter
 from scaler.kubernetes.workqueue import WorkQueue
 from scaler.plan.policy import prefer_for_capture
 from scaler.plan.world import Node, World
@@ -43,6 +45,11 @@ from zerowake_shared.kubernetes.resource import PODS
 log = logging.getLogger(__name__)
 
 LEASE = "zerowake-controller"
+_NO_AGENT = (
+    "no restore agent is connected, and an agent is what captures it: one runs on every node that has the labels of the chart's value "
+    "agent.nodeSelector; look at the pods of the DaemonSet zerowake-agent, and at the scaler's log"
+)
+_MISSED_SECONDS = 1.0  # until another try, where the agent came too late for the first
 _FIRST_CAPTURE_RETRY_SECONDS, _LAST_CAPTURE_RETRY_SECONDS = 30.0, 1800.0
 _UNSTAGE_SECONDS = 120.0
 _ABSENT_AGENT_SECONDS = 30.0  # until an agent that does not answer is looked for again
@@ -69,11 +76,12 @@ async def run_controller(
 
 @dataclass(slots=True)
 class _FailedCapture:
-    """When a template's capture is tried again, and why the last one failed."""
+    """When a template's capture is tried again, why the last one failed, and which pod's that was: old news bring it up again."""
 
     backoff: Backoff
     not_before: float = 0.0
     why: str = ""
+    pod: str = ""
 
 
 class Controller:
@@ -94,7 +102,7 @@ class Controller:
         self._setup = setup
         self._pods: Informer[Pod] | None = None
         self._queue: WorkQueue[Key] = WorkQueue()
-        self._written: dict[Key, ModelSnapshot] = {}
+        self._writer = SnapshotWriter(cluster, clock)
         self._failed: dict[tuple[Key, str], _FailedCapture] = {}
         self._heard: dict[str, Node] = {}  # by address, as each was when it was heard of last
         snapshots.on_change(self._snapshot_changed)
@@ -103,7 +111,7 @@ class Controller:
     async def run(self) -> None:
         """Leads: works until cancelled."""
         self._queue = WorkQueue()
-        self._written.clear()
+        self._writer.forget_all()
         async with self._cluster.follow(PODS, Pod, labels=pod_contract.CAPTURE) as pods:
             await self._snapshots.synced.wait()
             await pods.synced.wait()
@@ -140,32 +148,25 @@ class Controller:
             return
         for snapshot in self._snapshots:
             listed = came_or_went and any(each.name == node.name for each in snapshot.status.nodes)
-            if listed or SnapshotName(snapshot.metadata.namespace, snapshot.artifact_name) in changed:
+            waits = came_or_went and not snapshot.status.holds(resources.CONDITION_CAPTURED)
+            if listed or waits or SnapshotName(snapshot.metadata.namespace, snapshot.artifact_name) in changed:
                 self._queue.add_after(snapshot.key, 0.1)  # news of a node come in bursts
 
     # --- one look
 
     async def _look(self, key: Key) -> float | None:
-        snapshot = self._latest(key)
+        snapshot = self._writer.latest(self._snapshots.get(*key))
         if snapshot is None:
-            self._written.pop(key, None)
+            self._writer.forget(key)
             self._failed = {each: failure for each, failure in self._failed.items() if each[0] != key}
             return None
         if snapshot.metadata.deletion_timestamp:
             return await self._remove(snapshot)
         if resources.FINALIZER not in snapshot.metadata.finalizers:
-            snapshot = await self._finalizers(snapshot, (*snapshot.metadata.finalizers, resources.FINALIZER))
+            snapshot = await self._writer.finalizers(snapshot, (*snapshot.metadata.finalizers, resources.FINALIZER))
         if snapshot.spec.artifact is not None:
             return await self._adopt(snapshot, snapshot.spec.artifact.digest)
         return await self._capture(snapshot)
-
-    def _latest(self, key: Key) -> ModelSnapshot | None:
-        """The object as the informer has it, or as we wrote it where the informer has not heard of that yet."""
-        known, written = self._snapshots.get(*key), self._written.get(key)
-        if known is None or written is None or known.metadata.uid != written.metadata.uid:
-            return known
-        older = int(known.metadata.resource_version) < int(written.metadata.resource_version)
-        return written if older else known
 
     async def _adopt(self, snapshot: ModelSnapshot, digest: str) -> float | None:
         artifact = Artifact(snapshot, digest, self._nodes)
@@ -198,13 +199,16 @@ class Controller:
 
     async def _start_capture(self, snapshot: ModelSnapshot) -> float | None:
         if reason := capture_pod.refusal(snapshot):
-            await self._tell(snapshot, "Warning", "SnapshotRefused", reason)
+            await self._writer.event(snapshot, "Warning", "SnapshotRefused", reason)
             await self._not_captured(snapshot, resources.FAILED, "TemplateRefused", reason)
             return None
         failed = self._failed.get((snapshot.key, snapshot.template_hash))
         if failed and (wait := failed.not_before - self._clock.now()) > 0:
             await self._not_captured(snapshot, resources.FAILED, "CaptureFailed", failed.why)
             return wait
+        if not any(node.synced for node in self._nodes):
+            await self._not_captured(snapshot, resources.PENDING, "NoAgent", _NO_AGENT)
+            return None  # the first that comes brings us here again
         world = World(now=0.0, models={}, nodes=tuple(self._nodes))  # where there is room now is all that counts
         preferred = prefer_for_capture(world, planned(snapshot))
         try:
@@ -215,8 +219,7 @@ class Controller:
             if error.status in (0, 429) or error.status >= 500:
                 raise
             return await self._capture_failed(snapshot, f"the capture pod was refused: {error}")
-        detail = f"pod {capture_pod.name_of(snapshot)} was created" + ("" if preferred.seconds else "; no restore agent is connected yet")
-        await self._not_captured(snapshot, resources.CAPTURING, "Capturing", detail)
+        await self._not_captured(snapshot, resources.CAPTURING, "Capturing", f"pod {capture_pod.name_of(snapshot)} was created")
         return None
 
     async def _name_taken(self, snapshot: ModelSnapshot) -> float | None:
@@ -240,32 +243,34 @@ class Controller:
             missing = "captured; its node's agent has not reported it yet"
             await self._resident(snapshot, artifact, progress.digest, captured, holders, missing)
             note = f"captured on node {pod.spec.node_name or '?'} as {progress.digest[:12]}"
-            await self._tell(snapshot, "Normal", "Captured", note)
+            await self._writer.event(snapshot, "Normal", "Captured", note)
         elif progress.failure:
-            await self._capture_failed(snapshot, progress.failure)
+            await self._capture_failed(snapshot, progress.failure, pod.metadata.uid, missed=progress.missed)
         else:
             await self._not_captured(snapshot, resources.CAPTURING, "Capturing", progress.detail)
             return None
         await self._cluster.delete(PODS, pod.metadata.namespace, pod.metadata.name, uid=pod.metadata.uid)
         return None
 
-    async def _capture_failed(self, snapshot: ModelSnapshot, reason: str) -> float:
+    async def _capture_failed(self, snapshot: ModelSnapshot, reason: str, pod: str = "", missed: bool = False) -> float:
         key = (snapshot.key, snapshot.template_hash)
         failed = self._failed.setdefault(key, _FailedCapture(Backoff(_FIRST_CAPTURE_RETRY_SECONDS, _LAST_CAPTURE_RETRY_SECONDS)))
-        wait = failed.backoff.next()
+        if pod and failed.pod == pod:
+            return failed.not_before - self._clock.now()
+        failed.pod = pod
+        wait = _MISSED_SECONDS if missed and not failed.why else failed.backoff.next()
         failed.not_before, failed.why = self._clock.now() + wait, reason
         await self._not_captured(snapshot, resources.FAILED, "CaptureFailed", reason)
-        await self._tell(snapshot, "Warning", "CaptureFailed", f"{reason}; tried again in {wait:.0f} s")
+        await self._writer.event(snapshot, "Warning", "CaptureFailed", f"{reason}; tried again in {wait:.0f} s")
         return wait
 
     async def _not_captured(self, snapshot: ModelSnapshot, phase: str, reason: str, message: str) -> None:
         """There is no snapshot of this template. One of an older template stays on its nodes until it is replaced, but is not used."""
-        conditions = snapshot.status.conditions
-        for kind in (resources.CONDITION_CAPTURED, resources.CONDITION_READY):
-            conditions = with_condition(conditions, _condition(snapshot, kind, False, "", reason, message), self._clock.wall())
+        kinds = (resources.CONDITION_CAPTURED, resources.CONDITION_READY)
+        conditions = [_condition(snapshot, kind, False, "", reason, message) for kind in kinds]
         same = snapshot.status.template_hash == snapshot.template_hash
         old = msgspec.structs.replace(snapshot.status, digest="", nodes=(), image_bytes=0) if same else snapshot.status
-        await self._write(snapshot, msgspec.structs.replace(old, phase=phase, conditions=conditions))
+        await self._writer.status(snapshot, msgspec.structs.replace(old, phase=phase), *conditions)
 
     async def _resident(
         self,
@@ -286,17 +291,15 @@ class Controller:
             ready = _condition(snapshot, resources.CONDITION_READY, False, "", "Unusable", f"on node {name}: {why}")
         else:
             ready = _condition(snapshot, resources.CONDITION_READY, False, "", "NotResident", missing)
-        wall = self._clock.wall()
         status = msgspec.structs.replace(
             snapshot.status,
             phase=resources.READY if usable else resources.PENDING,
             digest=digest,
             image_bytes=max((each.image_bytes for each in artifact.held.values()), default=snapshot.status.image_bytes),
             nodes=holders,
-            conditions=with_condition(with_condition(snapshot.status.conditions, captured, wall), ready, wall),
             template_hash=snapshot.template_hash if snapshot.spec.template is not None else "",
         )
-        await self._write(snapshot, status)
+        await self._writer.status(snapshot, status, captured, ready)
         return _ABSENT_AGENT_SECONDS if any(each.name not in artifact.answering for each in holders) else None
 
     async def _holders(self, status: Status, artifact: Artifact) -> tuple[Holder, ...]:
@@ -326,12 +329,11 @@ class Controller:
         waits = "" if self._shared(snapshot) else await self._unstage(snapshot)
         if waits:
             ready = _condition(snapshot, resources.CONDITION_READY, False, "", "Deleting", waits)
-            conditions = with_condition(snapshot.status.conditions, ready, self._clock.wall())
-            await self._write(snapshot, msgspec.structs.replace(snapshot.status, conditions=conditions))
+            await self._writer.status(snapshot, snapshot.status, ready)
             return _ABSENT_AGENT_SECONDS
         rest = tuple(each for each in snapshot.metadata.finalizers if each != resources.FINALIZER)
         with contextlib.suppress(NotFound):
-            await self._finalizers(snapshot, rest)
+            await self._writer.finalizers(snapshot, rest)
         return None
 
     def _shared(self, snapshot: ModelSnapshot) -> bool:
@@ -362,8 +364,6 @@ class Controller:
                 waits.append(f"node {name}: {error}")
         return f"the artifact is still to be removed from {'; '.join(waits)}" if waits else ""
 
-    # --- writing
-
     def _pods_of(self, snapshot: ModelSnapshot) -> dict[str, Pod]:
         """Its capture pods. The label is not enough: anybody can set one, and what they own is not ours to read or delete."""
         namespace, name = snapshot.key
@@ -374,27 +374,6 @@ class Controller:
             and pod.metadata.labels.get(pod_contract.CAPTURE) == name
             and any(owner.get("uid") == snapshot.metadata.uid for owner in pod.metadata.owner_references)
         }
-
-    async def _finalizers(self, snapshot: ModelSnapshot, finalizers: tuple[str, ...]) -> ModelSnapshot:
-        version = {"resourceVersion": snapshot.metadata.resource_version, "finalizers": list(finalizers)}
-        return self._note(await self._cluster.patch(MODEL_SNAPSHOTS, *snapshot.key, {"metadata": version}))
-
-    async def _write(self, snapshot: ModelSnapshot, status: Status) -> None:
-        status = msgspec.structs.replace(status, observed_generation=snapshot.metadata.generation)
-        if status == snapshot.status:
-            return
-        body = {"status": msgspec.to_builtins(status)}
-        for name in ("digest", "imageBytes", "nodes", "templateHash"):
-            body["status"].setdefault(name, None)  # a merge patch leaves alone what it does not name
-        self._note(await self._cluster.patch(MODEL_SNAPSHOTS, *snapshot.key, body, subresource="status"))
-
-    def _note(self, answer: bytes) -> ModelSnapshot:
-        written = msgspec.json.decode(answer, type=ModelSnapshot)
-        self._written[written.key] = written
-        return written
-
-    async def _tell(self, snapshot: ModelSnapshot, kind: str, reason: str, note: str) -> None:
-        await self._cluster.event(MODEL_SNAPSHOTS, snapshot.metadata, "Normal" if kind == "Normal" else "Warning", reason, note, "Capture")
 
 
 def _condition(snapshot: ModelSnapshot, kind: str, holds: bool, reason: str, reason_not: str, message: str) -> Condition:

@@ -113,6 +113,7 @@ class Status(_Object, frozen=True):
     """What the controller says of a ModelSnapshot."""
 
     phase: str = ""
+    model: str = ""
     digest: str = ""
     image_bytes: int = 0
     nodes: tuple[Holder, ...] = ()

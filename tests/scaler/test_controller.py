@@ -22,7 +22,7 @@ from tests.worlds.fake_agent import Agent
 from tests.worlds.kubernetes_api import Api
 from tests.worlds.waiting import until
 from zerowake_shared.kubernetes.cluster import Cluster
-from zerowake_shared.pod_contract import CAPTURE_FAILED, CAPTURED
+from zerowake_shared.pod_contract import CAPTURE_FAILED, CAPTURE_MISSED, CAPTURED
 
 DIGEST, OTHER = "ab" * 32, "cd" * 32
 TEMPLATE = {
@@ -86,7 +86,13 @@ class World:
 
 
 @pytest.fixture
-async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
+async def world(without_agents: World) -> World:
+    await without_agents.node("n0")
+    return without_agents
+
+
+@pytest.fixture
+async def without_agents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
     monkeypatch.setattr("scaler.kubernetes.controller._FIRST_CAPTURE_RETRY_SECONDS", 0.3)
     monkeypatch.setattr("scaler.kubernetes.controller._ABSENT_AGENT_SECONDS", 0.2)
     api = Api()
@@ -143,6 +149,30 @@ async def test_a_failed_capture_is_told_and_tried_again(world: World) -> None:
     await until(lambda: world.status().get("phase") == "Capturing")  # 0.3 s later, in a new pod
     await world.says(CAPTURED, DIGEST)
     await until(lambda: world.status().get("digest") == DIGEST)
+
+
+async def test_nothing_is_captured_before_there_is_an_agent(without_agents: World) -> None:
+    world = without_agents
+    await world.snapshot()
+    await until(lambda: world.condition("Captured")[:2] == ("False", "NoAgent"))
+    assert "agent.nodeSelector" in world.condition("Ready")[2] and not world.pods()
+    await world.node("n1")
+    await until(world.pods)
+    await until(lambda: world.status().get("phase") == "Capturing")
+
+
+async def test_a_pod_that_came_before_its_agent_is_followed_by_another_at_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("scaler.kubernetes.controller._FIRST_CAPTURE_RETRY_SECONDS", 600.0)
+    monkeypatch.setattr("scaler.kubernetes.controller._MISSED_SECONDS", 0.1)
+    missed = {CAPTURE_FAILED: "its container was made while this node's agent was not connected", CAPTURE_MISSED: "true"}
+    await world.snapshot()
+    await until(world.pods)
+    first = world.pods()[0]["metadata"]
+    await world.api.change("pods", "tenant", first["name"], {"metadata": {"annotations": missed}})
+    await until(lambda: world.pods() and world.pods()[0]["metadata"]["uid"] != first["uid"])
+    await world.api.change("pods", "tenant", first["name"], {"metadata": {"annotations": missed}})
+    await until(lambda: world.condition("Captured")[1] == "CaptureFailed" and not world.pods())
+    assert any("tried again in 600 s" in each["note"] for each in world.api.all("events")), "a second one is tried like any other"
 
 
 async def test_a_pod_that_ends_or_is_refused_is_a_failure(world: World) -> None:

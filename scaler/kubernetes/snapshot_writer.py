@@ -1,0 +1,64 @@
+"""What the controller writes of a ModelSnapshot: its status, its finalizers, and events about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import msgspec
+
+from scaler.kubernetes.resources import MODEL_SNAPSHOTS, Condition, ModelSnapshot, Status, with_condition
+from zerowake_shared.clock import Clock
+from zerowake_shared.kubernetes.cluster import Cluster
+from zerowake_shared.kubernetes.informer import Key
+
+_NAMED = ("digest", "imageBytes", "nodes", "templateHash", "model")
+
+
+class SnapshotWriter:
+    """Writes, and knows what it wrote until the informer has heard of it."""
+
+    def __init__(self, cluster: Cluster, clock: Clock) -> None:
+        self._cluster = cluster
+        self._clock = clock
+        self._written: dict[Key, ModelSnapshot] = {}
+
+    def latest(self, known: ModelSnapshot | None) -> ModelSnapshot | None:
+        """The object as the informer has it, or as we wrote it where the informer has not heard of that yet."""
+        written = self._written.get(known.key) if known else None
+        if known is None or written is None or known.metadata.uid != written.metadata.uid:
+            return known
+        older = int(known.metadata.resource_version) < int(written.metadata.resource_version)
+        return written if older else known
+
+    def forget(self, key: Key) -> None:
+        self._written.pop(key, None)
+
+    def forget_all(self) -> None:
+        self._written.clear()
+
+    async def finalizers(self, snapshot: ModelSnapshot, finalizers: Iterable[str]) -> ModelSnapshot:
+        """Raises: NotFound, Conflict: it has changed meanwhile, ClusterError."""
+        version = {"resourceVersion": snapshot.metadata.resource_version, "finalizers": list(finalizers)}
+        return self._note(await self._cluster.patch(MODEL_SNAPSHOTS, *snapshot.key, {"metadata": version}))
+
+    async def status(self, snapshot: ModelSnapshot, status: Status, *conditions: Condition) -> ModelSnapshot:
+        """Writes the status with these conditions in it, if that changes anything. Raises: NotFound, ClusterError."""
+        wall = self._clock.wall()
+        for each in conditions:
+            status = msgspec.structs.replace(status, conditions=with_condition(status.conditions, each, wall))
+        status = msgspec.structs.replace(status, observed_generation=snapshot.metadata.generation, model=snapshot.model)
+        if status == snapshot.status:
+            return snapshot
+        body = {"status": msgspec.to_builtins(status)}
+        for name in _NAMED:
+            body["status"].setdefault(name, None)  # a merge patch leaves alone what it does not name
+        return self._note(await self._cluster.patch(MODEL_SNAPSHOTS, *snapshot.key, body, subresource="status"))
+
+    async def event(self, snapshot: ModelSnapshot, kind: str, reason: str, note: str, action: str = "Capture") -> None:
+        """kind: Normal or Warning. Best effort."""
+        await self._cluster.event(MODEL_SNAPSHOTS, snapshot.metadata, "Normal" if kind == "Normal" else "Warning", reason, note, action)
+
+    def _note(self, answer: bytes) -> ModelSnapshot:
+        written = msgspec.json.decode(answer, type=ModelSnapshot)
+        self._written[written.key] = written
+        return written
