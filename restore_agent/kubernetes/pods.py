@@ -12,6 +12,7 @@ which comes a second later than its placeholder's call.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 
@@ -36,7 +37,7 @@ from restore_agent.snapshots.manifest import InvalidName
 from restore_agent.snapshots.store import Corrupt, NotFound, Snapshot
 from zerowake_shared.backoff import Backoff
 from zerowake_shared.kubernetes.errors import ClusterError
-from zerowake_shared.pod_contract import CAPTURE, GPUMEM
+from zerowake_shared.pod_contract import CAPTURE, COLD, GPUMEM
 
 _FIRST_PAUSE, _PAUSE_SECONDS = 0.005, 1.0  # before a placeholder that cannot be served yet is let go of: it calls again
 _SOON_SECONDS = 60.0  # an engine that ends in this time after its restore is not restored into that pod again
@@ -146,6 +147,8 @@ class Pods:
         finally:
             await telling
         await self._node_pods.event(pod, "Normal", "ColdStarted", f"{' '.join(command)[:200]}: {why}", "Restore")
+        with contextlib.suppress(ClusterError):  # the events have said it
+            await self._node_pods.annotate(pod, {COLD: why[:1000]})
         try:
             record = caller.record(command, snapshot.manifest.engine if snapshot else None)
             engine = Engine(record, container, container.output(caller.model), 1)

@@ -26,8 +26,10 @@ from scaler.fleet.agent import AgentError, HasNone
 from scaler.fleet.nodes import Nodes
 from scaler.kubernetes import capture_pod, resources
 from scaler.kubernetes.artifact import Artifact
+from scaler.kubernetes.cold_starts import ColdStarts
 from scaler.kubernetes.declarations import planned
 from scaler.kubernetes.election import lead
+from scaler.kubernetes.engine_pod import EnginePod
 from scaler.kubernetes.pod_patch import NodeSetup
 from scaler.kubernetes.resources import NODES, Condition, Holder, Meta, ModelSnapshot, Pod, Status
 from scaler.kubernetes.snapshot_writer import SnapshotWriter
@@ -61,6 +63,7 @@ async def run_controller(
     nodes: Nodes,
     setup: NodeSetup,
     *,
+    labelled: Informer[EnginePod],
     namespace: str,
     identity: str,
     lease: str = LEASE,
@@ -68,9 +71,10 @@ async def run_controller(
     """Runs the controller whenever this process holds the lease in `namespace`; until cancelled. Every replica of the scaler calls it.
 
     snapshots: the running informer of all ModelSnapshots, shared with the webhook. nodes: the agents, by their streams.
+    labelled: the running informer of all pods with a snapshot's label.
     identity: this replica's own name (its pod's).
     """
-    controller = Controller(cluster, snapshots, nodes, setup)
+    controller = Controller(cluster, snapshots, nodes, setup, labelled)
     await lead(cluster, namespace, lease, identity, controller.run)
 
 
@@ -93,6 +97,7 @@ class Controller:
         snapshots: Informer[ModelSnapshot],
         nodes: Nodes,
         setup: NodeSetup,
+        labelled: Informer[EnginePod],
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self._clock = clock
@@ -105,7 +110,10 @@ class Controller:
         self._writer = SnapshotWriter(cluster, clock)
         self._failed: dict[tuple[Key, str], _FailedCapture] = {}
         self._heard: dict[str, Node] = {}  # by address, as each was when it was heard of last
+        self._labelled = labelled
+        self._cold_starts = ColdStarts(cluster, labelled, clock)
         snapshots.on_change(self._snapshot_changed)
+        labelled.on_change(self._labelled_changed)
         nodes.on_change(self._node_changed)
 
     async def run(self) -> None:
@@ -119,6 +127,8 @@ class Controller:
             pods.on_change(self._pod_changed)
             for snapshot in self._snapshots:
                 self._queue.add(snapshot.key)
+            for pod in self._labelled:
+                self._labelled_changed(None, pod)
             log.info("this replica leads: %d ModelSnapshots", len(self._snapshots))
             try:
                 await self._queue.run(self._look)
@@ -136,6 +146,12 @@ class Controller:
         changed = new or old
         if changed is not None:
             self._queue.add((changed.metadata.namespace, changed.metadata.labels.get(pod_contract.CAPTURE, "")))
+
+    def _labelled_changed(self, old: EnginePod | None, new: EnginePod | None) -> None:
+        """How far a pod is does not count: only that it came, and what is written on it."""
+        if new is None or self._pods is None or (old is not None and old.metadata.annotations == new.metadata.annotations):
+            return
+        self._queue.add_after((new.metadata.namespace, new.metadata.labels.get(pod_contract.SNAPSHOT, "")), 0.1)
 
     def _node_changed(self, node: Node) -> None:
         """Called at every change of a replica too: only what changed of artifacts counts."""
@@ -155,6 +171,7 @@ class Controller:
     # --- one look
 
     async def _look(self, key: Key) -> float | None:
+        await self._cold_starts.tell(key)
         snapshot = self._writer.latest(self._snapshots.get(*key))
         if snapshot is None:
             self._writer.forget(key)
@@ -299,7 +316,11 @@ class Controller:
             nodes=holders,
             template_hash=snapshot.template_hash if snapshot.spec.template is not None else "",
         )
-        await self._writer.status(snapshot, status, captured, ready)
+        restores = self._cold_starts.condition(snapshot) if usable else None
+        before = status.condition(resources.CONDITION_RESTORES)
+        await self._writer.status(snapshot, status, captured, ready, *([restores] if restores else []))
+        if restores and restores.status == "False" and (before is None or before.message != restores.message):
+            await self._writer.event(snapshot, "Warning", restores.reason, restores.message, "Restore")
         return _ABSENT_AGENT_SECONDS if any(each.name not in artifact.answering for each in holders) else None
 
     async def _holders(self, status: Status, artifact: Artifact) -> tuple[Holder, ...]:

@@ -19,12 +19,12 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any, Protocol
 
 import aiohttp
-import msgspec
 
 from scaler.fleet.readiness import PodWord, Readiness
 from scaler.gateway.dispatcher import Backend, Endpoint
 from scaler.kubernetes.declarations import Models
-from scaler.kubernetes.resources import Condition, Metadata, ModelSnapshot
+from scaler.kubernetes.engine_pod import EngineContainer, EnginePod
+from scaler.kubernetes.resources import ModelSnapshot
 from zerowake_shared import pod_contract
 from zerowake_shared.background import told
 from zerowake_shared.backoff import Backoff
@@ -32,97 +32,6 @@ from zerowake_shared.backoff import Backoff
 log = logging.getLogger(__name__)
 
 _FIRST_LOOK_SECONDS, _LAST_LOOK_SECONDS, _ANSWER_SECONDS = 0.1, 1.0, 5.0
-
-
-class _Part(msgspec.Struct, frozen=True, rename="camel"):
-    """A part of an object, under the API's names."""
-
-
-class ContainerPort(_Part, frozen=True):
-    """A port that a container says it listens on."""
-
-    container_port: int
-    name: str = ""
-
-
-class ProbeTarget(_Part, frozen=True):
-    """Where a probe asks; the port is a number, or a port's name."""
-
-    port: int | str = 0
-
-
-class Probe(_Part, frozen=True):
-    """How the kubelet finds out; a command has no port."""
-
-    http_get: ProbeTarget | None = None
-    tcp_socket: ProbeTarget | None = None
-    grpc: ProbeTarget | None = None
-
-
-class EngineContainer(_Part, frozen=True):
-    """A container as the pod wants it."""
-
-    name: str
-    ports: tuple[ContainerPort, ...] = ()
-    readiness_probe: Probe | None = None
-    startup_probe: Probe | None = None
-
-    @property
-    def probe(self) -> Probe | None:
-        return self.readiness_probe or self.startup_probe
-
-    @property
-    def port(self) -> int:
-        """Where it listens, by what its owner says; 0: nothing says so."""
-        probe = self.probe
-        target = (probe.http_get or probe.tcp_socket or probe.grpc) if probe else None
-        if target is not None and isinstance(target.port, int):
-            return target.port
-        named = next((each for each in self.ports if target is not None and each.name == target.port), None)
-        return (named or self.ports[0]).container_port if self.ports else 0
-
-
-class EnginePodSpec(_Part, frozen=True):
-    """What the pod's owner wants."""
-
-    node_name: str = ""
-    containers: tuple[EngineContainer, ...] = ()
-
-
-class Running(_Part, frozen=True):
-    """A container that runs."""
-
-    started_at: str = ""
-
-
-class EngineState(_Part, frozen=True):
-    """What a container does; none of the others matters."""
-
-    running: Running | None = None
-
-
-class EngineStatus(_Part, frozen=True):
-    """A container as the kubelet has it."""
-
-    name: str
-    container_id: str = msgspec.field(default="", name="containerID")
-    state: EngineState = EngineState()
-
-
-class EnginePodStatus(_Part, frozen=True):
-    """How far a pod is."""
-
-    pod_ip: str = msgspec.field(default="", name="podIP")
-    conditions: tuple[Condition, ...] = ()
-    container_statuses: tuple[EngineStatus, ...] = ()
-
-
-class EnginePod(_Part, frozen=True):
-    """What is read of a pod with an engine."""
-
-    metadata: Metadata
-    spec: EnginePodSpec = EnginePodSpec()
-    status: EnginePodStatus = EnginePodStatus()
 
 
 class Snapshots(Protocol):

@@ -103,7 +103,10 @@ def unfit(spec: Mapping[str, Any], snapshot: ModelSnapshot, setup: NodeSetup) ->
     template = (snapshot.spec.template or {}).get("spec") or {}
     captured = engine_of(template, snapshot)
     if captured is not None and (differs := difference(template["containers"][captured], spec["containers"][index])):
-        return f"{differs} of container {spec['containers'][index].get('name')!r} is not the snapshot's"
+        name = spec["containers"][index].get("name")
+        return (
+            f"{differs} of container {name!r} is not the snapshot's; give spec.template of the ModelSnapshot the same: it is captured anew"
+        )
     return ""
 
 
@@ -175,6 +178,7 @@ def prepare(pod: Patch, snapshot: ModelSnapshot, setup: NodeSetup, nodes: Prefer
         pod_contract.HEALTH: snapshot.spec.health_path,
         pod_contract.MODEL: snapshot.model,
         pod_contract.DIGEST: digest,
+        pod_contract.COLD: "",
         pod_contract.GPUMEM: "true" if setup.gpumem and on_gpu else "",
     }
     for name, value in annotations.items():

@@ -25,7 +25,7 @@ ENDPOINT_SLICES = Resource("discovery.k8s.io/v1", "EndpointSlice", "endpointslic
 SCALED_OBJECTS = Resource("keda.sh/v1alpha1", "ScaledObject", "scaledobjects")
 
 PENDING, CAPTURING, READY, FAILED = "Pending", "Capturing", "Ready", "Failed"
-CONDITION_CAPTURED, CONDITION_READY = "Captured", "Ready"
+CONDITION_CAPTURED, CONDITION_READY, CONDITION_RESTORES = "Captured", "Ready", "Restores"
 
 
 class _Object(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):

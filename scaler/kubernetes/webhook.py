@@ -1,9 +1,9 @@
 """The admission webhook: pods labelled `zerowake.dev/snapshot` are marked for the agents, which restore their engine (pod_patch.py).
 
 It stands in the way of every such pod's creation, so it answers from memory alone: the snapshots that an informer holds, and the nodes
-that the agents' streams describe. It never refuses a pod and never fails one: whatever is missing or odd, the pod passes untouched and
-starts as it would have, with a warning that `kubectl` shows to whoever made it. The API server is told to ask for labelled pods only, not
-to wait for long, and to go on without an answer (failure policy Ignore).
+that the agents' streams describe. It never refuses a pod and never fails one: whatever is missing or odd, the pod starts as it would have,
+with a warning that `kubectl` shows to whoever made it, and an annotation that says why, of which the controller makes a condition and an
+event. The API server is told to ask for labelled pods only, not to wait for long, and to go on without an answer (failure policy Ignore).
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from prometheus_client import Counter, Histogram
 
 from scaler.kubernetes.declarations import planned
 from scaler.kubernetes.pod_patch import NodeSetup, Patch, prepare, unfit
-from scaler.kubernetes.resources import ModelSnapshot
+from scaler.kubernetes.resources import CONDITION_READY, PENDING, ModelSnapshot
 from scaler.plan.policy import prefer
 from scaler.plan.world import Node, World
 from zerowake_shared.kubernetes.informer import Informer
-from zerowake_shared.pod_contract import CAPTURE, RESTORE, SNAPSHOT
+from zerowake_shared.pod_contract import CAPTURE, COLD, RESTORE, SNAPSHOT
 from zerowake_shared.tls import TlsFiles, server_context
 
 log = logging.getLogger(__name__)
@@ -80,13 +80,17 @@ class Webhook:
         try:
             patch = self._patch(request)
             outcome = "marked"
-            response |= {"patchType": "JSONPatch", "patch": base64.b64encode(msgspec.json.encode(patch.operations)).decode()}
+            response |= _patched(patch)
         except _Untouched as untouched:
             outcome = untouched.outcome
             if untouched.told:
                 response["warnings"] = [f"zerowake: this pod is started, not restored: {untouched.told}"[:256]]
+                patch = Patch(request.object)
+                patch.put(untouched.told[:1000], "metadata", "annotations", COLD)
+                response |= _patched(patch)
         except Exception:  # a pod of a shape we did not foresee: Kubernetes would start it, so it is started
             outcome = "error"
+            response = {"uid": request.uid, "allowed": True}
             log.exception("a pod in namespace %s passes untouched", request.namespace)
         PODS.labels(outcome).inc()
         SECONDS.observe(time.perf_counter() - begun)
@@ -107,13 +111,27 @@ class Webhook:
             raise _Untouched("no-snapshot", f"there is no ModelSnapshot {name!r} in namespace {namespace!r}")
         digest = snapshot.ready_digest
         if not digest:
-            raise _Untouched("not-ready", f"ModelSnapshot {name!r} is not Ready ({snapshot.status.phase or 'Pending'})")
+            raise _Untouched("not-ready", f"ModelSnapshot {name!r} {_not_ready(snapshot)}")
         if reason := unfit(pod["spec"], snapshot, self._setup):
             raise _Untouched("unfit", reason)
         patch = Patch(pod)
         world = World(now=0.0, models={}, nodes=tuple(self._nodes))  # where it stands now is all that counts
         prepare(patch, snapshot, self._setup, prefer(world, planned(snapshot), digest), digest)
         return patch
+
+
+def _not_ready(snapshot: ModelSnapshot) -> str:
+    if snapshot.metadata.deletion_timestamp:
+        return "is being deleted"
+    if snapshot.status.holds(CONDITION_READY):
+        return "is not captured anew yet: its template has changed"
+    ready = snapshot.status.condition(CONDITION_READY)
+    why = f": {ready.reason}: {ready.message}" if ready else ""
+    return f"is not Ready ({snapshot.status.phase or PENDING}){why}"
+
+
+def _patched(patch: Patch) -> dict[str, str]:
+    return {"patchType": "JSONPatch", "patch": base64.b64encode(msgspec.json.encode(patch.operations)).decode()}
 
 
 @asynccontextmanager

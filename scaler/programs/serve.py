@@ -34,7 +34,8 @@ from scaler.keda.external_scaler import serve_external_scaler
 from scaler.kubernetes.controller import run_controller
 from scaler.kubernetes.declarations import Models
 from scaler.kubernetes.endpoints import SERVICE_LABEL, EndpointSlice, of_service
-from scaler.kubernetes.engine_pods import EnginePod, EnginePods
+from scaler.kubernetes.engine_pod import EnginePod
+from scaler.kubernetes.engine_pods import EnginePods
 from scaler.kubernetes.resources import ENDPOINT_SLICES, MODEL_SNAPSHOTS, REPORTER, SCALED_OBJECTS, ModelSnapshot
 from scaler.kubernetes.scaled_object import ScaledObject
 from scaler.kubernetes.surge import Surge
@@ -112,7 +113,9 @@ async def serve(config: ServeConfig) -> None:
         bound = await begin(gateway.serve(*Address.parse(config.listen)))
         log.info("gateway listens on %s:%d", *bound)
         async with contextlib.AsyncExitStack() as until_stopped:
-            controller = run_controller(cluster, snapshots, nodes, config.agents.setup, namespace=config.namespace, identity=identity)
+            controller = run_controller(
+                cluster, snapshots, nodes, config.agents.setup, labelled=engines, namespace=config.namespace, identity=identity
+            )
             await until_stopped.enter_async_context(_beside(controller, stop))
             keda = config.keda
             scaler = serve_external_scaler(

@@ -1,6 +1,7 @@
 """The ModelSnapshot controller, against an API server and agents that do what a test wants."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -16,13 +17,15 @@ from scaler.fleet.nodes import Nodes
 from scaler.fleet.readiness import Readiness
 from scaler.gateway.dispatcher import Dispatcher
 from scaler.kubernetes.controller import Controller
+from scaler.kubernetes.engine_pod import EnginePod
 from scaler.kubernetes.pod_patch import NodeSetup
 from scaler.kubernetes.resources import FINALIZER, MODEL_SNAPSHOTS, REPORTER, ModelSnapshot
 from tests.worlds.fake_agent import Agent
 from tests.worlds.kubernetes_api import Api
 from tests.worlds.waiting import until
 from zerowake_shared.kubernetes.cluster import Cluster
-from zerowake_shared.pod_contract import CAPTURE_FAILED, CAPTURE_MISSED, CAPTURED
+from zerowake_shared.kubernetes.resource import PODS
+from zerowake_shared.pod_contract import CAPTURE_FAILED, CAPTURE_MISSED, CAPTURED, COLD, SNAPSHOT
 
 DIGEST, OTHER = "ab" * 32, "cd" * 32
 TEMPLATE = {
@@ -44,7 +47,8 @@ class World:
         ledger = Ledger()
         self.nodes = Nodes(Readiness(Dispatcher(ledger)), Activations())
         self.informer = cluster.follow(MODEL_SNAPSHOTS, ModelSnapshot)
-        self.controller = Controller(cluster, self.informer, self.nodes, NodeSetup({"zerowake": "yes"}))
+        self.labelled = cluster.follow(PODS, EnginePod, labels=SNAPSHOT)
+        self.controller = Controller(cluster, self.informer, self.nodes, NodeSetup({"zerowake": "yes"}), self.labelled)
         self._task: asyncio.Task[None] | None = None
 
     async def node(self, name: str) -> Agent:
@@ -101,6 +105,7 @@ async def without_agents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Asy
         cluster = await stack.enter_async_context(Cluster.connect(reporter=REPORTER, instance="test"))
         world = World(api, cluster, stack)
         await stack.enter_async_context(world.informer)
+        await stack.enter_async_context(world.labelled)
         await world.lead()
         yield world
         await world.step_down()
@@ -173,6 +178,46 @@ async def test_a_pod_that_came_before_its_agent_is_followed_by_another_at_once(w
     await world.api.change("pods", "tenant", first["name"], {"metadata": {"annotations": missed}})
     await until(lambda: world.condition("Captured")[1] == "CaptureFailed" and not world.pods())
     assert any("tried again in 600 s" in each["note"] for each in world.api.all("events")), "a second one is tried like any other"
+
+
+async def test_cold_starts_are_told(world: World) -> None:
+    """A condition and an event of the ModelSnapshot, and an event of the pod: by the webhook's annotation, and by the agent's."""
+    await world.snapshot()
+    await world.says(CAPTURED, DIGEST)
+    world.agents["n0"].has("tenant", "chat", DIGEST)
+    await until(lambda: world.status().get("phase") == "Ready")
+    why = "image of container 'engine' is not the snapshot's"
+
+    async def pod(name: str, seconds: int, **annotations: str) -> None:
+        made = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + seconds))
+        metadata = {"name": name, "namespace": "tenant", "labels": {SNAPSHOT: "chat"}, "creationTimestamp": made}
+        found = {f"zerowake.dev/{name}": value for name, value in annotations.items()}
+        await world.api.put("pods", {"metadata": {**metadata, "annotations": found}, "spec": {}})
+
+    def told(kind: str) -> list[str]:
+        events = world.api.all("events")
+        return [each["note"] for each in events if each["reason"] == "ColdStart" and each["regarding"]["kind"] == kind]
+
+    await pod("earlier", -3600, cold="ModelSnapshot 'chat' is not Ready")
+    await pod("other", 5, cold=why)
+    await until(lambda: world.condition("Restores") == ("False", "ColdStart", f"pod other started cold: {why}"))
+    await until(lambda: told("ModelSnapshot") == [f"pod other started cold: {why}"] and told("Pod") == [f"its engine starts cold: {why}"])
+    assert world.status()["phase"] == "Ready"
+    await pod("opted-out", 6, restore="false")
+    await pod("restored", 7, container="engine")
+    await until(lambda: world.condition("Restores")[:2] == ("True", "Restored"))
+    await pod("failed", 8, container="engine", cold="its GPU is another model")
+    await until(lambda: "its GPU is another model" in world.condition("Restores")[2])
+    assert "and 1 more did" in world.condition("Restores")[2]
+    assert len(told("Pod")) == 1, "the agent tells of a restore that failed"
+
+
+async def test_a_label_without_a_snapshot_is_told_at_the_pod(world: World) -> None:
+    made = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    why = "there is no ModelSnapshot 'chta' in namespace 'tenant'"
+    metadata = {"name": "p", "namespace": "tenant", "labels": {SNAPSHOT: "chta"}, "annotations": {COLD: why}, "creationTimestamp": made}
+    await world.api.put("pods", {"metadata": metadata, "spec": {}})
+    await until(lambda: [each["note"] for each in world.api.all("events")] == [f"its engine starts cold: {why}"])
 
 
 async def test_a_pod_that_ends_or_is_refused_is_a_failure(world: World) -> None:
@@ -319,7 +364,7 @@ async def test_deletion_waits_for_an_agent_that_is_away_unless_its_node_is_gone(
     await world.step_down()
     # A new leader that no agent has spoken to yet.
     world.nodes = Nodes(Readiness(Dispatcher(Ledger())), Activations())
-    world.controller = Controller(world.cluster, world.informer, world.nodes, NodeSetup())
+    world.controller = Controller(world.cluster, world.informer, world.nodes, NodeSetup(), world.labelled)
     await world.lead()
     await asyncio.sleep(0.3)
     assert world.status()["phase"] == "Ready" and not world.pods(), "a holder that can't be asked has it still"

@@ -14,7 +14,8 @@ from scaler.books.ledger import Ledger
 from scaler.fleet.readiness import Readiness
 from scaler.gateway.dispatcher import Backend, Dispatcher, Endpoint
 from scaler.kubernetes.declarations import Models
-from scaler.kubernetes.engine_pods import EnginePod, EnginePods
+from scaler.kubernetes.engine_pod import EnginePod
+from scaler.kubernetes.engine_pods import EnginePods
 from scaler.kubernetes.resources import ModelSnapshot
 from scaler.kubernetes.scaled_object import ScaledObject
 from tests.worlds.echo_engine import Engine

@@ -22,6 +22,7 @@ from scaler.plan.rungs import Rung
 from scaler.plan.world import Node, Residency
 from tests.worlds.certificates import Authority
 from zerowake_shared.kubernetes.informer import Informer
+from zerowake_shared.pod_contract import COLD
 from zerowake_shared.tls import TlsFiles
 
 DIGEST = "ab" * 32
@@ -188,8 +189,21 @@ def test_a_profile_that_the_user_chose_stays() -> None:
 )
 def test_what_passes_untouched(found: dict[str, Any], namespace: str, warning: str) -> None:
     response = answer(webhook(setup=NodeSetup({"gpu": "yes"})), found, namespace)
-    assert "patch" not in response
+    assert _marked(found, response) == found
     assert warning in " ".join(response.get("warnings", [])) and bool(warning) == ("warnings" in response)
+
+
+def _marked(found: dict[str, Any], response: dict[str, Any]) -> dict[str, Any]:
+    """The pod as it becomes, without the annotation that says why it starts cold, which it has where it is warned of, and only there."""
+    if "patch" not in response:
+        assert "warnings" not in response
+        return found
+    after = applied(found, response)
+    why = after["metadata"]["annotations"].pop(COLD)
+    assert why and why in response["warnings"][0]
+    if not after["metadata"]["annotations"]:
+        del after["metadata"]["annotations"]
+    return after
 
 
 def test_snapshots_that_cannot_be_used() -> None:
@@ -197,10 +211,11 @@ def test_snapshots_that_cannot_be_used() -> None:
     changed = snapshot()
     changed["spec"]["template"]["spec"]["containers"][0]["image"] = "engine:2"  # and is not captured yet
     same = pod(containers=[{**ENGINE, "image": "engine:2"}])
-    assert "patch" not in answer(webhook(of=changed), same)
+    response = answer(webhook(of=changed), same)
+    assert _marked(same, response) == same and "its template has changed" in response["warnings"][0]
     deleted = snapshot()
     deleted["metadata"]["deletionTimestamp"] = "2026-11-22T06:00:00Z"
-    assert "patch" not in answer(webhook(of=deleted), pod())
+    assert "is being deleted" in answer(webhook(of=deleted), pod())["warnings"][0]
     hook = webhook()
     hook._snapshots.synced.clear()
     assert "just started" in answer(hook, pod())["warnings"][0]

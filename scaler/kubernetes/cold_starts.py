@@ -1,0 +1,74 @@
+"""Pods with a snapshot's label that started cold all the same, and why: told where people look, since nothing else about them is odd.
+
+Whoever leaves such a pod as it is writes the reason on it (annotation `cold`): the webhook, which alone knows it when the pod is made, and
+whose warnings nobody reads where a ReplicaSet makes pods; or the agent, where a restore failed. The leader makes of it a condition of the
+ModelSnapshot, and an event of the pod. The newest pod counts: what stands in the way of that one stands in the way of the next.
+"""
+
+from __future__ import annotations
+
+import calendar
+import time
+
+from scaler.kubernetes.engine_pod import EnginePod
+from scaler.kubernetes.resources import CONDITION_READY, CONDITION_RESTORES, Condition, ModelSnapshot
+from zerowake_shared import pod_contract
+from zerowake_shared.clock import Clock
+from zerowake_shared.kubernetes.cluster import Cluster
+from zerowake_shared.kubernetes.informer import Informer, Key
+from zerowake_shared.kubernetes.resource import PODS
+
+_NEW_SECONDS = 300.0  # an older pod's event was told by whoever led then
+
+
+class ColdStarts:
+    """What the labelled pods' annotations say. `pods`: the running informer of all pods with the label."""
+
+    def __init__(self, cluster: Cluster, pods: Informer[EnginePod], clock: Clock) -> None:
+        self._cluster = cluster
+        self._pods = pods
+        self._clock = clock
+        self._told: set[str] = set()  # uids
+
+    async def tell(self, key: Key) -> None:
+        """An event for each pod of this snapshot that the webhook left as it is. Failed restores are told by the agent."""
+        present = {pod.metadata.uid for pod in self._pods}
+        self._told &= present
+        for pod in self._of(key):
+            why = pod.metadata.annotations.get(pod_contract.COLD, "")
+            made = calendar.timegm(time.strptime(pod.metadata.creation_timestamp, "%Y-%m-%dT%H:%M:%SZ"))
+            if not why or pod_contract.CONTAINER in pod.metadata.annotations or self._clock.wall() - made > _NEW_SECONDS:
+                continue
+            if pod.metadata.uid not in self._told:
+                self._told.add(pod.metadata.uid)
+                await self._cluster.event(PODS, pod.metadata, "Warning", "ColdStart", f"its engine starts cold: {why}", "Restore")
+
+    def condition(self, snapshot: ModelSnapshot) -> Condition | None:
+        """Whether pods are restored from this snapshot, which is Ready; None: there was no pod since, and nothing is known anew."""
+        ready = snapshot.status.condition(CONDITION_READY)
+        since = ready.last_transition_time if ready else ""
+        pods = [pod for pod in self._of(snapshot.key) if pod.metadata.creation_timestamp > since]
+        if not pods:
+            return None
+        newest = max(pods, key=lambda pod: (pod.metadata.creation_timestamp, pod.metadata.name))
+        why = newest.metadata.annotations.get(pod_contract.COLD, "")
+        if not why:
+            return _condition(snapshot, "True", "Restored", "")
+        cold = sum(pod_contract.COLD in pod.metadata.annotations for pod in pods)
+        others = f", and {cold - 1} more did" if cold > 1 else ""
+        return _condition(snapshot, "False", "ColdStart", f"pod {newest.metadata.name} started cold{others}: {why}")
+
+    def _of(self, key: Key) -> list[EnginePod]:
+        namespace, name = key
+        return [
+            pod
+            for pod in self._pods
+            if pod.metadata.namespace == namespace
+            and pod.metadata.labels.get(pod_contract.SNAPSHOT) == name
+            and not pod.metadata.deletion_timestamp
+            and pod.metadata.annotations.get(pod_contract.RESTORE) != "false"
+        ]
+
+
+def _condition(snapshot: ModelSnapshot, status: str, reason: str, message: str) -> Condition:
+    return Condition(CONDITION_RESTORES, status, reason, message, observed_generation=snapshot.metadata.generation)
