@@ -7,7 +7,8 @@ engine are one replica, whichever came first. The rules, the first that applies:
 - the agent has said that it ended: it is gone, whatever the pod's status says, which is older;
 - either says that it leaves, or the pod was ready and is not any more: nothing new, and what runs ends by itself;
 - the agent says that it is ready: it serves, before the kubelet has asked it for the first time;
-- no agent speaks of it: the pod's own readiness decides. One that is not ready yet, but served by an agent's word, is left alone.
+- no agent speaks of it: the pod's own readiness decides. One that is not ready yet, but served by an agent's word, is left alone;
+- nobody speaks of it, and nobody has said that it ended: it is lost, gets nothing new, and what runs there goes on to its end.
 
 Rejected: a node's agent speaking for all pods of the node (those that were made while it was away have no placeholder, so it never names
 them), and replicas of pods beside those of agents (requests would count twice against one engine's places).
@@ -40,10 +41,12 @@ class PodWord(enum.Enum):
 
 
 class Standing(enum.Enum):
-    """What follows from both words. RESTS: nothing new is sent to it for now. UNKNOWN: it is left as it is, served or not."""
+    """What follows from both words. RESTS: nothing new is sent to it for now. LOST: nor is it counted; it may live, though. UNKNOWN: it is
+    left as it is, served or not."""
 
     SERVES = "serves"
     RESTS = "rests"
+    LOST = "lost"
     GONE = "gone"
     UNKNOWN = "unknown"
 
@@ -110,6 +113,12 @@ class Readiness:
             words.pod = PodWord.GONE
             self._settle(replica_id, words)
 
+    def pod_silent(self, replica_id: str) -> None:
+        """The pod's status is not to be heeded any more, though its container runs: it serves the model no more."""
+        if words := self._words.get(replica_id):
+            words.pod = None
+            self._settle(replica_id, words)
+
     # --- what follows
 
     def _settle(self, replica_id: str, words: _Words) -> None:
@@ -123,6 +132,9 @@ class Readiness:
             self._dispatcher.remove(replica_id)
             if words.pod in (None, PodWord.GONE):
                 del self._words[replica_id]
+        elif standing is Standing.LOST:
+            self._dispatcher.let_go(replica_id)
+            del self._words[replica_id]
 
 
 def _standing(words: _Words) -> Standing:
@@ -134,4 +146,4 @@ def _standing(words: _Words) -> Standing:
         return Standing.RESTS
     if words.agent is AgentWord.READY or words.pod is PodWord.READY:
         return Standing.SERVES
-    return Standing.GONE if words.pod is None else Standing.UNKNOWN
+    return Standing.LOST if words.pod is None else Standing.UNKNOWN

@@ -9,11 +9,18 @@ A replica that failed a request before its first byte is *suspect*: it gets no r
 (an engine that closed an idle connection under us is back in a millisecond) and then ever less often, until the agent reports it gone.
 Rejected: excluding it for the one retried request only, because then every other held request would burn its own retry on the dead
 replica.
+
+A replica goes in one of three ways, and an answer that has begun is cut by the last one only:
+    retire   it takes no new requests, and is counted until somebody says that it is gone
+    let_go   nobody vouches for it any more (its agent went, it is not admitted), though its engine may live: as if it were not there, but
+             for the requests that it has; vouched for again, it goes on with them
+    remove   its engine is gone: what it has sent is read to its end, and whoever is not told of that end by the kernel is told here
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
@@ -29,6 +36,7 @@ log = logging.getLogger(__name__)
 
 _PROBE_FIRST_SECONDS = 0.05
 _PROBE_LAST_SECONDS = 2.0
+_LAST_BYTES_SECONDS = 0.5  # in which the last bytes of an engine that has ended are read, and the kernel's word of its end
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,17 +55,23 @@ class NoReplica(Exception):
 class Member:
     """A replica in its pool, with the connections to it."""
 
-    __slots__ = ("backend", "draining", "gone", "idle", "in_flight", "pool", "probe", "upstream")
+    __slots__ = ("backend", "ending", "gone", "idle", "in_flight", "pool", "probe", "rests", "upstream")
 
     def __init__(self, backend: Backend, pool: _Pool) -> None:
         self.backend = backend
         self.pool = pool
         self.upstream = Upstream(backend.endpoint)
         self.in_flight = 0
-        self.draining = False
+        self.rests = False  # nothing new is to be sent to it, whoever makes replicas wants it or not
+        self.ending = False  # it is not wanted any more, and ends when it has no request
         self.gone = False
         self.probe: asyncio.Task[None] | None = None  # there is one while the replica is suspect
-        self.idle: asyncio.Event | None = None  # made by the first drain
+        self.idle = asyncio.Event()  # set when it came to have no request, or is gone: look again
+
+    @property
+    def draining(self) -> bool:
+        """Whether it only finishes what it has."""
+        return self.rests or self.ending
 
 
 class Hold:
@@ -93,6 +107,7 @@ class Dispatcher:
         self._ledger = ledger
         self._pools: dict[str, _Pool] = {}
         self._members: dict[str, Member] = {}
+        self._let_go: set[Member] = set()  # that have requests still
         self._closing: set[asyncio.Task[None]] = set()
         ledger.on_declaration(self._declared)
 
@@ -102,50 +117,63 @@ class Dispatcher:
         if known is not None:
             if known.backend == backend:
                 return
-            self.remove(backend.id)
+            self.let_go(backend.id)
         pool = self._pool(backend.model)
-        member = Member(backend, pool)
+        goes_on = next((each for each in self._let_go if each.backend == backend), None)
+        member = goes_on or Member(backend, pool)
+        self._let_go.discard(member)
         pool.members[backend.id] = self._members[backend.id] = member
         self._count(pool)
         self._serve(pool)
 
     def remove(self, replica_id: str) -> None:
-        """The replica is gone: its connections are closed. An unknown id changes nothing."""
-        member = self._members.pop(replica_id, None)
+        """The replica's engine is gone: its connections are closed, as soon as what it has sent is read. An unknown id changes nothing."""
+        for left in [each for each in self._let_go if each.backend.id == replica_id]:
+            self._end(left)
+        if (member := self._taken_out(replica_id)) is not None:
+            self._end(member)
+
+    def let_go(self, replica_id: str) -> None:
+        """Nobody vouches for the replica, though it may live: it gets nothing new, and its connections are closed when it has finished what
+        it has. Added again before that, it goes on. An unknown id changes nothing."""
+        member = self._taken_out(replica_id)
         if member is None:
             return
-        member.gone = True
-        del member.pool.members[replica_id]
+        if not member.in_flight:
+            self._end(member)
+            return
+        self._let_go.add(member)
         if member.probe is not None:
             member.probe.cancel()
-        if member.idle is not None:
-            member.idle.set()
-        self._background(member.upstream.close())
-        self._count(member.pool)
+            member.probe = None
+        member.upstream.close_idle()
 
     def retire(self, replica_id: str) -> None:
         """The replica gets no new requests, and finishes those that it has. An unknown id changes nothing."""
-        member = self._members.get(replica_id)
-        if member is not None:
-            member.draining = True
-            self._count(member.pool)
+        if (member := self._members.get(replica_id)) is not None:
+            self._set(member, rests=True, ending=member.ending)
 
     def resume(self, replica_id: str) -> None:
-        """A retired replica takes requests again. An unknown id changes nothing."""
-        member = self._members.get(replica_id)
-        if member is not None and member.draining:
-            member.draining = False
-            self._count(member.pool)
-            self._serve(member.pool)
+        """A retired replica takes requests again, unless it is being drained. An unknown id changes nothing."""
+        if (member := self._members.get(replica_id)) is not None:
+            self._set(member, rests=False, ending=member.ending)
 
     async def drain(self, replica_id: str) -> None:
-        """Retires the replica; returns when it works on none or is gone. Deadline and removal are the caller's."""
-        self.retire(replica_id)
+        """No new requests for the replica; returns when it works on none or is gone. Deadline and removal are the caller's.
+
+        Cancelled, it takes requests again: it was wanted after all.
+        """
         member = self._members.get(replica_id)
-        if member is not None and member.in_flight:
-            if member.idle is None:
-                member.idle = asyncio.Event()
-            await member.idle.wait()
+        if member is None:
+            return
+        self._set(member, rests=member.rests, ending=True)
+        try:
+            while member.in_flight and not member.gone:
+                member.idle.clear()
+                await member.idle.wait()
+        except asyncio.CancelledError:
+            self._set(member, rests=member.rests, ending=False)
+            raise
 
     def ready(self, model: str) -> Sequence[Backend]:
         """The model's replicas that take requests."""
@@ -154,8 +182,8 @@ class Dispatcher:
 
     def in_flight(self, replica_id: str) -> int:
         """Requests the replica works on; 0 for an unknown one."""
-        member = self._members.get(replica_id)
-        return member.in_flight if member is not None else 0
+        members = [self._members.get(replica_id), *(each for each in self._let_go if each.backend.id == replica_id)]
+        return sum(member.in_flight for member in members if member is not None)
 
     def take(self, model: str) -> Member | None:
         """A place on a replica at once, or None: then the request has to be held. Raises: UnknownModel."""
@@ -201,13 +229,20 @@ class Dispatcher:
         """The replica has ended its work on a request, well or not."""
         self._ledger.end(member.pool.model)
         member.in_flight -= 1
-        if member.in_flight == 0 and member.idle is not None:
+        if member.in_flight == 0:
             member.idle.set()
+        if member in self._let_go:
+            if member.in_flight:
+                member.upstream.close_idle()
+            else:
+                self._end(member)
+        elif member.draining:
+            member.upstream.close_idle()
         self._serve(member.pool)
 
     def failed(self, member: Member, error: BaseException) -> None:
         """The replica failed a request before its first byte: it gets no more until it accepts a connection. Its place is still taken."""
-        if member.gone or member.probe is not None:
+        if member.gone or member.probe is not None or member in self._let_go:
             return
         log.warning(
             "a replica failed a request before its first byte; it gets no more until it accepts a connection",
@@ -221,11 +256,47 @@ class Dispatcher:
             self._refuse(pool, reason)
 
     async def close(self) -> None:
-        """Removes every replica and returns when all connections are closed."""
-        for replica_id in list(self._members):
-            self.remove(replica_id)
+        """Removes every replica, cuts what is in flight, and returns when all connections are closed."""
+        for member in [*self._members.values(), *self._let_go]:
+            self._taken_out(member.backend.id)
+            self._end(member, seconds=0.0)
         if self._closing:
             await asyncio.gather(*self._closing, return_exceptions=True)
+
+    def _set(self, member: Member, *, rests: bool, ending: bool) -> None:
+        before = member.draining
+        member.rests, member.ending = rests, ending
+        if member.draining == before or self._members.get(member.backend.id) is not member:
+            return
+        self._count(member.pool)
+        if member.draining:
+            member.upstream.close_idle()
+        else:
+            self._serve(member.pool)
+
+    def _taken_out(self, replica_id: str) -> Member | None:
+        """Of its pool: nothing goes to it any more, and nobody counts it."""
+        member = self._members.pop(replica_id, None)
+        if member is not None:
+            del member.pool.members[replica_id]
+            self._count(member.pool)
+        return member
+
+    def _end(self, member: Member, seconds: float = _LAST_BYTES_SECONDS) -> None:
+        self._let_go.discard(member)
+        member.gone = True
+        if member.probe is not None:
+            member.probe.cancel()
+        member.idle.set()  # whoever waits for it to be idle waits for nothing
+        self._background(self._close(member, seconds))
+
+    async def _close(self, member: Member, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while member.in_flight:
+                    member.idle.clear()
+                    await member.idle.wait()
+        await member.upstream.close()
 
     def _pool(self, model: str) -> _Pool:
         pool = self._pools.get(model)

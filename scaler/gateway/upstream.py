@@ -123,6 +123,14 @@ class Upstream:
             with self._socket(addresses[0]) as made:
                 await loop.sock_connect(made, addresses[0][4])
 
+    def close_idle(self) -> None:
+        """Closes the connections on which nothing is asked now: a replica that ends is told so that nothing more comes."""
+        connector = self._session.connector
+        if connector is not None:
+            for idle in connector._conns.values():
+                for protocol, _ in idle:
+                    protocol.close()
+
     async def close(self) -> None:
         """Ends every request that has no first byte yet, then every connection, those in use as well."""
         self._closing = True

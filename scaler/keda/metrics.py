@@ -3,6 +3,7 @@
 from prometheus_client import Counter, Gauge, Histogram
 
 STREAMS_OPEN = Gauge("zerowake_keda_streams_open", "Streams that KEDA holds open, by RPC.", ["rpc"])
+STREAMS_OPEN.labels("StreamIsActive")  # none is 0, and not no answer: an alert asks
 STREAMS_ROTATED = Counter(
     "zerowake_keda_streams_rotated_total", "Streams ended for their age, so that KEDA opens them again elsewhere.", ["rpc"]
 )

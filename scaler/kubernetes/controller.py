@@ -33,10 +33,11 @@ from scaler.kubernetes.engine_pod import EnginePod
 from scaler.kubernetes.pod_patch import NodeSetup
 from scaler.kubernetes.resources import NODES, Condition, Holder, Meta, ModelSnapshot, Pod, Status
 from scaler.kubernetes.snapshot_writer import SnapshotWriter
+from scaler.kubernetes.taken_names import REASON, TakenNames
 from scaler.kubernetes.workqueue import WorkQueue
 from scaler.plan.policy import prefer_for_capture
 from scaler.plan.world import Node, World
-from zerowake_shared import pod_contract
+from zerowake_shared import background, pod_contract
 from zerowake_shared.backoff import Backoff
 from zerowake_shared.clock import SYSTEM_CLOCK, Clock
 from zerowake_shared.kubernetes.cluster import Cluster
@@ -64,6 +65,7 @@ async def run_controller(
     setup: NodeSetup,
     *,
     labelled: Informer[EnginePod],
+    names: TakenNames,
     namespace: str,
     identity: str,
     lease: str = LEASE,
@@ -72,10 +74,15 @@ async def run_controller(
 
     snapshots: the running informer of all ModelSnapshots, shared with the webhook. nodes: the agents, by their streams.
     labelled: the running informer of all pods with a snapshot's label.
-    identity: this replica's own name (its pod's).
+    names: tells of objects that name another namespace's model. identity: this replica's own name (its pod's).
     """
-    controller = Controller(cluster, snapshots, nodes, setup, labelled)
-    await lead(cluster, namespace, lease, identity, controller.run)
+    controller = Controller(cluster, snapshots, nodes, setup, labelled, names)
+
+    async def work() -> None:
+        async with background.beside(names.run(), "names that are taken"):
+            await controller.run()
+
+    await lead(cluster, namespace, lease, identity, work)
 
 
 @dataclass(slots=True)
@@ -98,6 +105,7 @@ class Controller:
         nodes: Nodes,
         setup: NodeSetup,
         labelled: Informer[EnginePod],
+        names: TakenNames,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self._clock = clock
@@ -112,7 +120,9 @@ class Controller:
         self._heard: dict[str, Node] = {}  # by address, as each was when it was heard of last
         self._labelled = labelled
         self._cold_starts = ColdStarts(cluster, labelled, clock)
+        self._names = names
         snapshots.on_change(self._snapshot_changed)
+        names.on_change(lambda snapshot: self._snapshot_changed(None, snapshot))
         labelled.on_change(self._labelled_changed)
         nodes.on_change(self._node_changed)
 
@@ -301,7 +311,9 @@ class Controller:
         """Writes where the artifact is, and whether that makes it Ready. A holder that can't be asked counts: it had it."""
         unusable = {name: each.unusable for name, each in artifact.held.items() if each.unusable}
         usable = [each.name for each in holders if each.name not in unusable]
-        if usable:
+        if why := self._names.why(snapshot):
+            ready, usable = _condition(snapshot, resources.CONDITION_READY, False, "", REASON, why), []
+        elif usable:
             ready = _condition(snapshot, resources.CONDITION_READY, True, "Resident", "", f"on {len(usable)} node(s)")
         elif unusable:
             name, why = next(iter(unusable.items()))

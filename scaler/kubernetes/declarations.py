@@ -8,7 +8,8 @@ create a pod somewhere could answer for everybody else's model. A model of which
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from scaler.books.ledger import Ledger
@@ -24,6 +25,19 @@ log = logging.getLogger(__name__)
 
 Declaration = ModelSnapshot | ScaledObject
 _Key = tuple[str, str, str]  # kind, namespace, name
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """An object that names a model of another namespace, its owner."""
+
+    declaration: Declaration
+    model: str
+    owner: str
+
+    @property
+    def why(self) -> str:
+        return f"names the model {self.model}, which is namespace {self.owner}'s already: it does not count; give the model another name"
 
 
 class Snapshots(Protocol):
@@ -45,6 +59,8 @@ class Models:
         self._limits: dict[str, ModelLimits] = {}
         self._trigger_listeners: list[Callable[[Trigger], None]] = []
         self._owner_listeners: list[Callable[[str], None]] = []
+        self._foreign: dict[_Key, Taken] = {}
+        self._foreign_listeners: list[Callable[[Declaration], None]] = []
 
     def follow(self, snapshots: Snapshots, objects: Objects) -> None:
         snapshots.on_change(self._changed)
@@ -57,6 +73,19 @@ class Models:
     def on_owner(self, callback: Callable[[str], None]) -> None:
         """Calls `callback(model)` after the model has passed to another namespace, or to none."""
         self._owner_listeners.append(callback)
+
+    def on_taken(self, callback: Callable[[Declaration], None]) -> None:
+        """Calls `callback(object)` after it came to name another namespace's model, or no longer does."""
+        self._foreign_listeners.append(callback)
+
+    @property
+    def taken(self) -> Collection[Taken]:
+        """The objects that name another namespace's model."""
+        return self._foreign.values()
+
+    def taken_by(self, declaration: Declaration) -> Taken | None:
+        """Whose model it names, if that is another namespace's."""
+        return self._foreign.get(_key(declaration))
 
     def owner(self, model: str) -> str:
         """The namespace whose pods may serve the model; empty: nobody has declared it."""
@@ -74,6 +103,7 @@ class Models:
     def _changed(self, old: Declaration | None, new: Declaration | None) -> None:
         touched: dict[str, None] = {}
         if old is not None and (model := _model(old)):
+            self._foreign.pop(_key(old), None)
             del self._declared[model][_key(old)]
             touched[model] = None
         if new is not None and (model := _model(new)):
@@ -97,13 +127,7 @@ class Models:
             self._owners.pop(model, None)
         own = self._own(model)
         for each in declared:
-            if each.metadata.namespace != owner:
-                log.warning(
-                    "%s %s/%s names the model %s, which is namespace %s's already: it does not count; give the model another name",
-                    *_key(each),
-                    model,
-                    owner,
-                )
+            self._note_owner(each, model, owner)
         snapshot = next((each for each in own if isinstance(each, ModelSnapshot)), None)
         limits = snapshot.limits if snapshot else ModelLimits()
         if not owner:
@@ -119,6 +143,19 @@ class Models:
         if passed:
             for callback in self._owner_listeners:
                 callback(model)
+
+
+    def _note_owner(self, declaration: Declaration, model: str, owner: str) -> None:
+        key, before = _key(declaration), self._foreign.pop(_key(declaration), None)
+        if declaration.metadata.namespace != owner:
+            now = self._foreign[key] = Taken(declaration, model, owner)
+            if before is not None and (before.model, before.owner) == (model, owner):
+                return
+            log.warning("%s %s/%s %s", *key, now.why)
+        elif before is None:
+            return
+        for callback in self._foreign_listeners:
+            callback(declaration)
 
 
 def planned(snapshot: ModelSnapshot) -> Model:

@@ -97,21 +97,24 @@ class EnginePods:
         uid = new.metadata.uid
         found = self._replica(new)
         if found is None or found[0].id != self._replicas.get(uid):
-            self._no_replica(uid)
+            self._no_replica(uid, lives=_runs(new, self._replicas.get(uid, "")))
         if found is not None:
             backend, word = found
             self._replicas[uid] = backend.id
             self._readiness.pod_is(backend, word)
 
-    def _no_replica(self, uid: str) -> None:
-        """The pod's container that was known is there no more, or serves the model no more."""
+    def _no_replica(self, uid: str, *, lives: bool = False) -> None:
+        """The pod's container that was known is there no more. lives: it is, and serves the model no more."""
         replica = self._replicas.pop(uid, None)
         if replica is None:
             return
         self._healthy.discard(replica)
         if look := self._looks.pop(replica, None):
             look.cancel()
-        self._readiness.pod_gone(replica)
+        if lives:
+            self._readiness.pod_silent(replica)
+        else:
+            self._readiness.pod_gone(replica)
 
     def _replica(self, pod: EnginePod) -> tuple[Backend, PodWord] | None:
         """The replica that its engine is, and what the pod's status says of it; None: there is none."""
@@ -174,6 +177,12 @@ class EnginePods:
         self._healthy.add(backend.id)
         del self._looks[backend.id]
         self._again(lambda each: each.metadata.uid == pod.metadata.uid)
+
+
+def _runs(pod: EnginePod, replica: str) -> bool:
+    """Whether the container that is this replica runs in the pod."""
+    name, running = pod.metadata.name, [each for each in pod.status.container_statuses if each.state.running is not None]
+    return any(pod_contract.replica_id(name, each.container_id) == replica for each in running)
 
 
 def _word(pod: EnginePod, started_at: str) -> PodWord:

@@ -13,6 +13,7 @@ import msgspec
 
 from scaler.books.trigger import FROM_ENV, BadTrigger, Trigger, parse_trigger
 from scaler.kubernetes.resources import Metadata
+from zerowake_shared.kubernetes.resource import Resource
 
 TRIGGER_TYPES = ("external-push", "external")
 _PAUSED = "autoscaling.keda.sh/paused"
@@ -20,6 +21,7 @@ _PAUSED_REPLICAS = "autoscaling.keda.sh/paused-replicas"
 _PAUSED_SCALE_OUT = "autoscaling.keda.sh/paused-scale-out"
 _FALSE = ("0", "f", "F", "false", "False", "FALSE")  # KEDA takes whatever is no boolean for true
 _DEFAULT_MAX_REPLICAS = 100  # KEDA's
+_KNOWN_TARGETS = {("apps/v1", "Deployment"): "deployments", ("apps/v1", "StatefulSet"): "statefulsets"}
 
 
 class _Part(msgspec.Struct, frozen=True, rename="camel"):
@@ -27,9 +29,11 @@ class _Part(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class TargetRef(_Part, frozen=True):
-    """What is scaled, in the same namespace."""
+    """What is scaled, in the same namespace. The defaults are KEDA's."""
 
     name: str = ""
+    api_version: str = "apps/v1"
+    kind: str = "Deployment"
 
 
 class TriggerSpec(_Part, frozen=True):
@@ -63,6 +67,7 @@ class Spec(_Part, frozen=True):
     """What the owner of a ScaledObject asks for."""
 
     scale_target_ref: TargetRef = TargetRef()
+    min_replica_count: int | None = None
     max_replica_count: int | None = None
     triggers: tuple[TriggerSpec, ...] = ()
     advanced: Advanced | None = None
@@ -99,19 +104,40 @@ class ScaledObject(_Part, frozen=True):
         return _DEFAULT_MAX_REPLICAS if self.spec.max_replica_count is None else self.spec.max_replica_count
 
     @property
+    def first_replicas(self) -> int:
+        """What KEDA scales to from zero."""
+        return max(self.spec.min_replica_count or 0, 1)
+
+    @property
+    def target(self) -> Resource | None:
+        """What is scaled; None: KEDA has not said under which name the API has it, and it is none that everybody knows."""
+        if kind := self.status.target:
+            return Resource(f"{kind.group}/{kind.version}" if kind.group else kind.version, kind.kind, kind.resource)
+        ref = self.spec.scale_target_ref
+        plural = _KNOWN_TARGETS.get((ref.api_version or "apps/v1", ref.kind or "Deployment"))
+        return Resource("apps/v1", ref.kind or "Deployment", plural) if plural else None
+
+    @property
     def trigger(self) -> Trigger | None:
         """The trigger that scales by our numbers; None: there is none, or it is not as it must be (KEDA's own calls say how)."""
         found = self._ours
         return found[1] if found else None
 
     @property
-    def reserved(self) -> str:
-        """Why nobody but the HPA may raise the number of replicas; empty: nothing speaks against it."""
+    def paused(self) -> str:
+        """Why nobody at all may raise the number of replicas; empty: nothing speaks against it."""
         annotations = self.metadata.annotations
         if _PAUSED_REPLICAS in annotations or annotations.get(_PAUSED, "false") not in _FALSE:
             return "it is paused"
         if annotations.get(_PAUSED_SCALE_OUT, "false") not in _FALSE:
             return "its scale-out is paused"
+        return ""
+
+    @property
+    def reserved(self) -> str:
+        """Why nobody but the HPA may raise the number of replicas above the first; empty: nothing speaks against it."""
+        if self.paused:
+            return self.paused
         advanced = self.spec.advanced or Advanced()
         config = advanced.horizontal_pod_autoscaler_config or HpaConfig()
         if config.behavior and config.behavior.scale_up:

@@ -3,8 +3,8 @@
 KEDA's push scales 0 → 1 and no further; the rest is the HPA's, which looks every 15 s. In those 15 s after a model's first request, and
 only then, the number that the HPA would ask for is set here, by the scale subresource of the ScaledObject's target: what KEDA and the HPA
 themselves write. Both stay in charge:
-- KEDA activates. Nothing is done before the target has left zero, so a ScaledObject that is paused, or that KEDA does not know yet, stays
-  at zero. It has to be in this order, too: KEDA sees zero in its cache and then writes 1, so what was raised before is lowered by it.
+- KEDA activates, or first_replica.py where it does not. Nothing is done before the target has left zero, and it has to be in this order:
+  KEDA sees zero in its cache and then writes 1, so what was raised before is lowered by it.
 - The HPA's own arithmetic is used (books/hpa.py), within maxReplicaCount, on the metric that it reads. It finds what it would have set,
   keeps it or lowers it by its own rules, and nothing has to be put back: what was raised here is not marked as ours in any way.
 - Whoever says how fast a workload may grow (behavior.scaleUp), pauses it, or scales it by a formula, is left to the HPA alone.
@@ -19,50 +19,27 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import suppress
-from typing import Protocol, TypeVar
 
-import msgspec
 from prometheus_client import Counter
 
 from scaler.books.demand import DemandReader, UnknownModel
 from scaler.books.hpa import SYNC_SECONDS
-from scaler.kubernetes.resources import Metadata
+from scaler.kubernetes.scale import Api, read_scale, write_scale
 from scaler.kubernetes.scaled_object import ScaledObject
 from scaler.plan.actions import Start
 from scaler.plan.policy import decide
 from scaler.plan.world import Model, ScaleTarget, World
 from zerowake_shared.backoff import Backoff
 from zerowake_shared.kubernetes.errors import ClusterError, Conflict
-from zerowake_shared.kubernetes.resource import Resource
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
 _FIRST_LOOK_SECONDS, _LAST_LOOK_SECONDS = 0.01, 1.0
 _GATHER_SECONDS = 0.02  # the requests of one burst do not come in one instant
 
 RAISED = Counter("zerowake_surge_replicas_total", "Replicas that were asked for ahead of the HPA, by model.", ["model"])
-
-
-class Api(Protocol):
-    """What is needed of a Cluster (zerowake_shared/kubernetes/cluster.py)."""
-
-    async def get(self, resource: Resource, namespace: str, name: str, kind: type[T], subresource: str = "") -> T: ...
-
-    async def patch(self, resource: Resource, namespace: str, name: str, body: Mapping[str, object], *, subresource: str = "") -> bytes: ...
-
-
-class _Count(msgspec.Struct, frozen=True):
-    replicas: int = 0
-
-
-class Scale(msgspec.Struct, frozen=True):
-    """autoscaling/v1 Scale."""
-
-    metadata: Metadata
-    spec: _Count = _Count()
 
 
 class Surge:
@@ -138,24 +115,22 @@ class Surge:
 
     async def _raise(self, model: str, found: ScaledObject) -> int:
         """What the target is set to, then; 0: KEDA has not activated it, or it could not be asked."""
-        kind = found.status.target
-        if kind is None:
+        target = found.target
+        if target is None:
             return 0
-        resource = Resource(f"{kind.group}/{kind.version}" if kind.group else kind.version, kind.kind, kind.resource)
-        namespace, name = found.metadata.namespace, found.spec.scale_target_ref.name
         try:
-            scale = await self._api.get(resource, namespace, name, Scale, "scale")
+            scale = await read_scale(self._api, found, target)
             current = scale.spec.replicas
             wanted = self._wanted(model, found, current)
             if wanted <= current:
                 return current
-            body = {"metadata": {"resourceVersion": scale.metadata.resource_version}, "spec": {"replicas": wanted}}
-            await self._api.patch(resource, namespace, name, body, subresource="scale")
+            await write_scale(self._api, found, target, scale, wanted)
         except Conflict:
             return 0  # somebody wrote in between
         except ClusterError as error:
             log.warning("ScaledObject %s/%s cannot be scaled ahead of the HPA: %s", *found.key, error)
             return 0
         RAISED.labels(model).inc(wanted - current)
-        log.info("%s %s/%s scaled from %d to %d ahead of the HPA", kind.kind, namespace, name, current, wanted)
+        name = found.spec.scale_target_ref.name
+        log.info("%s %s/%s scaled from %d to %d ahead of the HPA", target.kind, found.metadata.namespace, name, current, wanted)
         return wanted

@@ -1,7 +1,7 @@
 """`zerowake serve`: one of several replicas of the scaler on Kubernetes, each of which knows everything and can go at any time.
 
     client → gateway → ledger ─→ external scaler ─gRPC→ KEDA → Deployment → pod, marked by the webhook
-                       ↑    ├──→ surge ─ scale subresource ────→ ↑          ↓
+                       ↑    ├──→ surge, first replica ─ /scale ─→ ↑         ↓
                      peers  └──→ planner ─gRPC→ restore agents, by their Watch streams ─→ replicas
                                                pods, by their own readiness ────────────────↑
 
@@ -36,9 +36,11 @@ from scaler.kubernetes.declarations import Models
 from scaler.kubernetes.endpoints import SERVICE_LABEL, EndpointSlice, of_service
 from scaler.kubernetes.engine_pod import EnginePod
 from scaler.kubernetes.engine_pods import EnginePods
+from scaler.kubernetes.first_replica import FirstReplica
 from scaler.kubernetes.resources import ENDPOINT_SLICES, MODEL_SNAPSHOTS, REPORTER, SCALED_OBJECTS, ModelSnapshot
 from scaler.kubernetes.scaled_object import ScaledObject
 from scaler.kubernetes.surge import Surge
+from scaler.kubernetes.taken_names import TakenNames
 from scaler.kubernetes.webhook import serve_webhook
 from scaler.programs.serve_config import AgentsSection, PeersSection, ServeConfig
 from scaler.programs.stopping import stopped_by
@@ -88,6 +90,7 @@ async def serve(config: ServeConfig) -> None:
         stack.push_async_callback(planner.close)
         surge = Surge(ledger, cluster, models.objects)
         stack.push_async_callback(surge.close)
+        stack.push_async_callback(FirstReplica(ledger, cluster, models.objects).close)
         snapshots = readiness.needs("ModelSnapshots", cluster.follow(MODEL_SNAPSHOTS, ModelSnapshot))
         objects = readiness.needs("ScaledObjects", cluster.follow(SCALED_OBJECTS, ScaledObject))
         models.follow(snapshots, objects)
@@ -114,7 +117,14 @@ async def serve(config: ServeConfig) -> None:
         log.info("gateway listens on %s:%d", *bound)
         async with contextlib.AsyncExitStack() as until_stopped:
             controller = run_controller(
-                cluster, snapshots, nodes, config.agents.setup, labelled=engines, namespace=config.namespace, identity=identity
+                cluster,
+                snapshots,
+                nodes,
+                config.agents.setup,
+                labelled=engines,
+                names=TakenNames(cluster, models),
+                namespace=config.namespace,
+                identity=identity,
             )
             await until_stopped.enter_async_context(_beside(controller, stop))
             keda = config.keda

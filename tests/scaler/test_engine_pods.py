@@ -220,6 +220,33 @@ async def test_whose_pods_and_of_which_model() -> None:
         assert made.ready("other") == []
 
 
+async def test_a_pod_that_serves_the_model_no_more_finishes_what_it_has() -> None:
+    async with world() as made:
+        made.snapshot(container="engine")
+        made.pod()
+        member = made.dispatcher.take("chat")
+        assert member is not None
+        made.snapshots.drop("chat")
+        assert (made.ready(), member.gone) == ([], False)
+        made.snapshot(container="engine")
+        assert len(made.ready()) == 1
+        made.snapshots.drop("chat")
+        made.dispatcher.release(member)
+        assert member.gone
+        assert made.ledger.demands() == {}
+
+
+async def test_a_container_that_has_ended_takes_its_connections_along() -> None:
+    async with world() as made:
+        made.snapshot(container="engine")
+        made.pod()
+        member = made.dispatcher.take("chat")
+        assert member is not None
+        made.pod(runs=False, ready="False")
+        assert member.gone
+        made.dispatcher.release(member)
+
+
 async def test_a_capture_pod_never_serves() -> None:
     async with world() as made:
         made.snapshot(container="engine")

@@ -22,7 +22,10 @@ from scaler.fleet.readiness import Readiness
 from scaler.gateway.dispatcher import Dispatcher
 from scaler.plan.world import Node
 from tests.worlds.certificates import Authority
+from tests.worlds.echo_engine import Engine
+from tests.worlds.front import front
 from tests.worlds.virtual_time import StandingClock
+from tests.worlds.waiting import until
 from zerowake_shared.clock import SYSTEM_CLOCK, Clock
 from zerowake_shared.tls import BadCertificate, TlsFiles, server_credentials
 
@@ -30,10 +33,12 @@ from zerowake_shared.tls import BadCertificate, TlsFiles, server_credentials
 class Agent(agent_pb2_grpc.AgentServicer):
     """One that has replicas by these ids, and says nothing more."""
 
-    def __init__(self, name: str, *replicas: str) -> None:
+    def __init__(self, name: str, *replicas: str, port: int = 1) -> None:
         self.name = name
         self.replicas = replicas
+        self.port = port
         self.watched = 0
+        self.breaks = asyncio.Event()  # its stream, once
 
     @asynccontextmanager
     async def serve(self, tls: TlsFiles | None = None) -> AsyncIterator[str]:
@@ -50,19 +55,20 @@ class Agent(agent_pb2_grpc.AgentServicer):
         self.watched += 1
         yield agent_pb2.NodeUpdate(node=agent_pb2.Node(name=self.name))
         for name in self.replicas:
-            yield agent_pb2.NodeUpdate(replica=replica(name))
+            yield agent_pb2.NodeUpdate(replica=replica(name, port=self.port))
         yield agent_pb2.NodeUpdate(synced=True)
-        await asyncio.Event().wait()
+        await self.breaks.wait()
+        self.breaks.clear()
 
 
-def replica(name: str, namespace: str = "ns") -> agent_pb2.Replica:
+def replica(name: str, namespace: str = "ns", port: int = 1) -> agent_pb2.Replica:
     return agent_pb2.Replica(
         id=name,
         model="m",
         snapshot=agent_pb2.SnapshotRef(namespace=namespace),
         state=agent_pb2.REPLICA_READY,
         origin=agent_pb2.ORIGIN_COLD,
-        endpoint=agent_pb2.Endpoint(host="127.0.0.1", port=1),
+        endpoint=agent_pb2.Endpoint(host="127.0.0.1", port=port),
     )
 
 
@@ -231,3 +237,51 @@ async def test_a_certificate_that_cannot_be_used(tmp_path: Path) -> None:
     with pytest.raises(BadCertificate):
         async with view.nodes.follow_listed(view.addresses, TlsFiles(tmp_path / "a", tmp_path / "b", tmp_path / "c")):
             pass
+
+
+@pytest.mark.parametrize("leaving", ["delisted", "restarted", "not admitted"])
+async def test_an_agent_that_goes_takes_no_answer_along(leaving: str) -> None:
+    """Neither a stream nor a request without a first byte, which would be executed twice."""
+    owner = "ns"
+    async with Engine(held=True) as engine, front() as f:
+        agent = Agent("n1", "a", port=engine.port)
+        nodes = Nodes(Readiness(f.dispatcher), f.activations, lambda told: told.namespace == owner)
+        addresses = Addresses()
+        async with agent.serve() as address, nodes.follow_listed(addresses):
+            addresses.set([address])
+            await until(lambda: f.dispatcher.ready("m"))
+            stream, waiting = f.ask("one two", stream=True), f.ask("without a first byte")
+            await asyncio.gather(engine.seen.get(), engine.seen.get())
+            if leaving == "delisted":
+                addresses.set([])
+            elif leaving == "restarted":
+                agent.replicas = ()
+                agent.breaks.set()
+            else:
+                owner = "another"
+                nodes.reconsider("m")
+            await until(lambda: not f.dispatcher.ready("m"))
+            assert f.dispatcher.in_flight("a") == 2
+            engine.say(3)
+            answers = await asyncio.gather(stream, waiting)
+            assert answers[0].body.count(b"data: ") == 3 and answers[1].text == "without a first byte"
+            assert engine.seen.empty() and engine.left.empty()
+
+
+async def test_an_agent_that_comes_anew_names_a_replica_that_goes_on() -> None:
+    async with Engine(held=True) as engine, front(concurrency=1) as f:
+        agent = Agent("n1", "a", port=engine.port)
+        async with agent.serve() as address, Nodes(Readiness(f.dispatcher), f.activations).follow(address):
+            await until(lambda: f.dispatcher.ready("m"))
+            first = f.ask("first")
+            await engine.seen.get()
+            agent.replicas = ()
+            agent.breaks.set()
+            await until(lambda: not f.dispatcher.ready("m"))
+            agent.replicas = ("a",)
+            agent.breaks.set()
+            await until(lambda: f.dispatcher.ready("m"))
+            second = f.ask("second")
+            await f.held(1)
+            engine.say(2)
+            assert [(await first).text, (await second).text, engine.most] == ["first", "second", 1]

@@ -106,3 +106,17 @@ async def test_an_agents_endpoint_counts() -> None:
     world.readiness.agent_ready(Backend(ID, "m", Endpoint("127.0.0.1", 2)))
     world.say("pod ready")
     assert [each.endpoint.port for each in world.dispatcher.ready("m")] == [2]
+
+
+@pytest.mark.parametrize(
+    ("last", "cut"), [("agent silent", False), ("agent retires", False), ("pod unready", False), ("agent ended", True), ("pod gone", True)]
+)
+async def test_an_answer_is_cut_only_where_its_engine_is_gone(last: str, cut: bool) -> None:
+    world = World()
+    world.say("pod ready" if last.startswith("pod") else "agent ready")
+    member = world.dispatcher.take("m")
+    assert member is not None
+    world.say(last)
+    assert (world.served, member.gone) == (False, cut)
+    world.dispatcher.release(member)
+    await world.dispatcher.close()
