@@ -103,7 +103,8 @@ class Models:
     def _changed(self, old: Declaration | None, new: Declaration | None) -> None:
         touched: dict[str, None] = {}
         if old is not None and (model := _model(old)):
-            self._foreign.pop(_key(old), None)
+            if new is None or _model(new) != model:
+                self._foreign.pop(_key(old), None)
             del self._declared[model][_key(old)]
             touched[model] = None
         if new is not None and (model := _model(new)):
@@ -143,7 +144,6 @@ class Models:
         if passed:
             for callback in self._owner_listeners:
                 callback(model)
-
 
     def _note_owner(self, declaration: Declaration, model: str, owner: str) -> None:
         key, before = _key(declaration), self._foreign.pop(_key(declaration), None)

@@ -20,9 +20,12 @@ from scaler.fleet.nodes import Nodes
 from scaler.fleet.readiness import Readiness
 from scaler.gateway.dispatcher import Dispatcher
 from scaler.kubernetes.controller import run_controller
+from scaler.kubernetes.declarations import Models
 from scaler.kubernetes.election import lead
+from scaler.kubernetes.engine_pod import EnginePod
 from scaler.kubernetes.pod_patch import NodeSetup
 from scaler.kubernetes.resources import MODEL_SNAPSHOTS, REPORTER, ModelSnapshot
+from scaler.kubernetes.taken_names import TakenNames
 from scaler.kubernetes.uninstall import remove_all
 from tests.e2e.api import Api, ApiError, Object, path
 from tests.e2e.chart import definition, run
@@ -30,6 +33,8 @@ from tests.e2e.cluster.layout import PAUSE_IMAGE
 from tests.worlds.fake_agent import Agent
 from zerowake_shared.kubernetes.cluster import Cluster
 from zerowake_shared.kubernetes.errors import ClusterError
+from zerowake_shared.kubernetes.resource import PODS
+from zerowake_shared.pod_contract import SNAPSHOT
 
 DIGEST = "ab" * 32
 
@@ -122,8 +127,15 @@ class World:
 
 @contextlib.asynccontextmanager
 async def controlling(cluster: Cluster, namespace: str, nodes: Nodes, identity: str) -> AsyncIterator[None]:
-    async with cluster.follow(MODEL_SNAPSHOTS, ModelSnapshot, namespace=namespace) as snapshots:
-        task = asyncio.create_task(run_controller(cluster, snapshots, nodes, NodeSetup(), namespace=namespace, identity=identity))
+    async with (
+        cluster.follow(MODEL_SNAPSHOTS, ModelSnapshot, namespace=namespace) as snapshots,
+        cluster.follow(PODS, EnginePod, namespace=namespace, labels=SNAPSHOT) as labelled,
+    ):
+        names = TakenNames(cluster, Models(Ledger()))
+        controller = run_controller(
+            cluster, snapshots, nodes, NodeSetup(), labelled=labelled, names=names, namespace=namespace, identity=identity
+        )
+        task = asyncio.create_task(controller)
         try:
             yield
         finally:

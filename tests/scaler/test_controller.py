@@ -17,9 +17,12 @@ from scaler.fleet.nodes import Nodes
 from scaler.fleet.readiness import Readiness
 from scaler.gateway.dispatcher import Dispatcher
 from scaler.kubernetes.controller import Controller
+from scaler.kubernetes.declarations import Models
 from scaler.kubernetes.engine_pod import EnginePod
 from scaler.kubernetes.pod_patch import NodeSetup
-from scaler.kubernetes.resources import FINALIZER, MODEL_SNAPSHOTS, REPORTER, ModelSnapshot
+from scaler.kubernetes.resources import FINALIZER, MODEL_SNAPSHOTS, REPORTER, SCALED_OBJECTS, ModelSnapshot
+from scaler.kubernetes.scaled_object import ScaledObject
+from scaler.kubernetes.taken_names import TakenNames
 from tests.worlds.fake_agent import Agent
 from tests.worlds.kubernetes_api import Api
 from tests.worlds.waiting import until
@@ -48,7 +51,10 @@ class World:
         self.nodes = Nodes(Readiness(Dispatcher(ledger)), Activations())
         self.informer = cluster.follow(MODEL_SNAPSHOTS, ModelSnapshot)
         self.labelled = cluster.follow(PODS, EnginePod, labels=SNAPSHOT)
-        self.controller = Controller(cluster, self.informer, self.nodes, NodeSetup({"zerowake": "yes"}), self.labelled)
+        self.models = Models(ledger)
+        self.models.follow(self.informer, cluster.follow(SCALED_OBJECTS, ScaledObject))
+        self.names = TakenNames(cluster, self.models)
+        self.controller = Controller(cluster, self.informer, self.nodes, NodeSetup({"zerowake": "yes"}), self.labelled, self.names)
         self._task: asyncio.Task[None] | None = None
 
     async def node(self, name: str) -> Agent:
@@ -354,6 +360,20 @@ async def test_deletion_during_a_capture_ends_it_first(world: World) -> None:
     await until(lambda: not world.api.all("modelsnapshots"))
 
 
+async def test_a_name_that_is_another_namespaces(world: World) -> None:
+    """It is not Ready for as long as that is so, and says why."""
+    agent = await world.node("n1")
+    for namespace, born in (("other", 1), ("tenant", 2)):
+        agent.has(namespace, "chat", DIGEST)
+        metadata = {"name": "chat", "namespace": namespace, "creationTimestamp": f"2026-01-01T00:00:0{born}Z"}
+        await world.api.put("modelsnapshots", {"metadata": metadata, "spec": {"artifact": {"name": "chat", "digest": DIGEST}}})
+    await until(lambda: world.condition("Ready")[1] == "ModelNameTaken")
+    assert "names the model chat, which is namespace other's already" in world.condition("Ready")[2]
+    assert world.status()["phase"] == "Pending"
+    await world.cluster.delete(MODEL_SNAPSHOTS, "other", "chat")
+    await until(lambda: world.condition("Ready")[:2] == ("True", "Resident"))
+
+
 async def test_deletion_waits_for_an_agent_that_is_away_unless_its_node_is_gone(world: World) -> None:
     found = {"template": TEMPLATE}
     await world.snapshot(**found)
@@ -364,7 +384,7 @@ async def test_deletion_waits_for_an_agent_that_is_away_unless_its_node_is_gone(
     await world.step_down()
     # A new leader that no agent has spoken to yet.
     world.nodes = Nodes(Readiness(Dispatcher(Ledger())), Activations())
-    world.controller = Controller(world.cluster, world.informer, world.nodes, NodeSetup(), world.labelled)
+    world.controller = Controller(world.cluster, world.informer, world.nodes, NodeSetup(), world.labelled, world.names)
     await world.lead()
     await asyncio.sleep(0.3)
     assert world.status()["phase"] == "Ready" and not world.pods(), "a holder that can't be asked has it still"

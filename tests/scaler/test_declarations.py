@@ -12,30 +12,9 @@ from scaler.books.limits import ModelLimits
 from scaler.books.snapshot_name import SnapshotName
 from scaler.books.trigger import Trigger
 from scaler.kubernetes.declarations import Models
-from scaler.kubernetes.resources import ModelSnapshot
-from scaler.kubernetes.scaled_object import ScaledObject
 from scaler.plan.rungs import Rung
 from scaler.plan.world import Model
-
-
-class Informer:
-    """What an informer does to whoever listens."""
-
-    def __init__(self) -> None:
-        self.objects: dict[str, Any] = {}
-        self.callback: Any = None
-
-    def on_change(self, callback: Any) -> None:
-        self.callback = callback
-
-    def put(self, found: Any) -> None:
-        key = "/".join(found.key)
-        old = self.objects.get(key)
-        self.objects[key] = found
-        self.callback(old, found)
-
-    def drop(self, key: str) -> None:
-        self.callback(self.objects.pop(key), None)
+from tests.worlds.declared import Informer, declared_object, declared_snapshot
 
 
 class World:
@@ -50,16 +29,10 @@ class World:
         self.models.on_owner(self.passed.append)
 
     def snapshot(self, key: str, born: int, model: str = "m", **spec: Any) -> None:
-        self.snapshots.put(msgspec.convert({"metadata": _metadata(key, born), "spec": {"model": model, **spec}}, ModelSnapshot))
+        self.snapshots.put(declared_snapshot(key, born, model, **spec))
 
     def object(self, key: str, born: int, model: str = "m", **metadata: str) -> None:
-        trigger = {"type": "external-push", "metadata": {"model": model, "scalerAddress": "x:1", **metadata}}
-        self.scaled.put(msgspec.convert({"metadata": _metadata(key, born), "spec": {"triggers": [trigger]}}, ScaledObject))
-
-
-def _metadata(key: str, born: int) -> dict[str, str]:
-    namespace, _, name = key.partition("/")
-    return {"namespace": namespace, "name": name, "uid": f"uid of {key}", "creationTimestamp": f"2026-01-01T00:00:{born:02}Z"}
+        self.scaled.put(declared_object(key, born, model, **metadata))
 
 
 @pytest.fixture
@@ -112,6 +85,26 @@ def test_a_model_is_the_oldest_namespaces(world: World, caplog: pytest.LogCaptur
     world.snapshots.drop("tenant/a")  # given up
     assert (world.models.owner("m"), world.ledger.limits("m").concurrency) == ("hostile", 99)
     assert world.passed == ["m", "m"]
+
+
+def test_an_object_that_names_another_namespaces_model_is_told_of_once(world: World) -> None:
+    told: list[str] = []
+    world.models.on_taken(lambda declaration: told.append(f"{type(declaration).__name__} {'/'.join(declaration.key)}"))
+
+    def taken() -> list[str]:
+        return sorted("/".join(each.declaration.key) for each in world.models.taken)
+
+    world.object("tenant/so", 1)
+    world.object("other/so", 2)
+    world.snapshot("other/a", 3)
+    assert (told, taken()) == (["ScaledObject other/so", "ModelSnapshot other/a"], ["other/a", "other/so"])
+    world.object("other/so", 2)  # written again, as it is
+    assert (told[2:], taken()) == ([], ["other/a", "other/so"])
+    world.snapshot("other/a", 3, model="its own")
+    assert taken() == ["other/so"]
+    world.scaled.drop("tenant/so")
+    assert (told[2:], taken()) == (["ScaledObject other/so"], [])
+    assert world.models.taken_by(world.scaled.objects["other/so"]) is None
 
 
 def test_a_snapshot_that_is_being_deleted_is_not_staged_any_more(world: World) -> None:

@@ -1,11 +1,19 @@
 """The ledger's numbers for Prometheus, and the server that shows them."""
 
+import re
+from pathlib import Path
+
 import aiohttp
-from prometheus_client import CollectorRegistry
+import yaml
+from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
 
 from scaler.books.ledger import Ledger
 from scaler.books.limits import ModelLimits
+from scaler.keda.metrics import STREAMS_OPEN
+from scaler.kubernetes.first_replica import ACTIVATED
 from scaler.view.metrics import LedgerCollector, serve_metrics
+
+RULES = Path(__file__).parents[2] / "deploy" / "prometheus" / "rules.yaml"
 
 
 async def test_metrics_and_health_are_served() -> None:
@@ -28,3 +36,14 @@ async def test_metrics_and_health_are_served() -> None:
         why = ""
         async with client.get(f"http://{host}:{port}/readyz") as response:
             assert response.status == 200
+
+
+async def test_alerts_ask_for_numbers_that_there_are() -> None:
+    """In a process of `zerowake serve`, before any KEDA came."""
+    counted = {name for collector in (STREAMS_OPEN, ACTIVATED) for name in (each.name for each in collector.collect())}
+    registered = counted | {metric.name for metric in LedgerCollector(Ledger()).collect()}
+    rules = [rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]]
+    for rule in rules:
+        for name in re.findall(r"zerowake_\w+", rule["expr"]):
+            assert name.removesuffix("_total") in registered, f"{rule['alert']} asks for {name}"
+    assert 'zerowake_keda_streams_open{rpc="StreamIsActive"} 0.0' in generate_latest(REGISTRY).decode(), "no answer would raise no alert"

@@ -211,6 +211,42 @@ async def test_from_zero_with_keda_at_another_replica(tmp_path: Path) -> None:
             await here.reads("metrics", 'zerowake_activation_phase_seconds_count{model="m",phase="pushed"} 1.0')
 
 
+async def test_from_zero_without_any_keda(tmp_path: Path) -> None:
+    async with world(tmp_path) as made, Engine() as engine:
+        here, other = made.replicas
+        await declare(made)
+        asked = [here.ask(), other.ask()]
+        async with asyncio.timeout(20):
+            while made.api.get("deployments", "tenant", "engine")["spec"]["replicas"] != 1:  # type: ignore[index]
+                await asyncio.sleep(0.02)
+        made.node.runs(engine)
+        assert [status for status, _, _ in await asyncio.gather(*asked)] == [200, 200]
+        (event,) = [each for each in made.api.all("events") if each["reason"] == "ScaledWithoutKeda"]
+        assert (event["regarding"]["kind"], event["regarding"]["name"]) == ("ScaledObject", "m")
+
+
+async def test_another_namespaces_trigger(tmp_path: Path) -> None:
+    """Requests for the model are the owner's alone; the other is told so, by an event of its object."""
+    async with world(tmp_path) as made:
+        here, other = made.replicas
+        await declare(made)
+        foreign = made.api.get("scaledobjects", "tenant", "m")
+        assert foreign
+        metadata = {"name": "theirs", "namespace": "other", "creationTimestamp": "2026-11-22T07:00:00Z"}
+        await made.api.put("scaledobjects", {**foreign, "metadata": metadata})
+        async with Keda(other.keda) as keda:
+            asked = here.ask()
+            async with asyncio.timeout(10):
+                while await keda.poll(ref("m", "tenant")) != (1.0, True):
+                    await asyncio.sleep(0.005)
+                assert await keda.poll(ref("m", "other")) == (0.0, False)
+                while not [each for each in made.api.all("events") if each["reason"] == "ModelNameTaken"]:
+                    await asyncio.sleep(0.02)
+            asked.cancel()
+        (event,) = [each for each in made.api.all("events") if each["reason"] == "ModelNameTaken"]
+        assert event["metadata"]["namespace"] == "other"
+
+
 async def test_a_rolled_replica_answers_what_it_holds(tmp_path: Path) -> None:
     async with world(tmp_path) as made, Engine() as engine:
         here, other = made.replicas
