@@ -95,6 +95,12 @@ class DemandReader(Protocol):
 
     def knows(self, model: str) -> bool: ...
 
+    def named(self, name: str) -> str:
+        """The model that is called so, or whose server answers to that name too; empty: none."""
+
+    def names(self, model: str) -> Collection[str]:
+        """What else the model is called."""
+
     def limits(self, model: str) -> ModelLimits:
         """Raises: UnknownModel."""
 

@@ -21,6 +21,7 @@ from collections.abc import Collection, Mapping
 from scaler.books.activation import Activations
 from scaler.books.demand import Demand, Subscription, UnknownModel, Watched
 from scaler.books.limits import ModelLimits
+from scaler.books.model_name import check_model_name
 from scaler.books.signal import Signal
 
 _NONE = Demand(0, 0, 0)
@@ -44,6 +45,7 @@ class _Account(Watched):
         "in_flight",
         "limits",
         "name",
+        "names",
         "ready",
         "remote_held",
         "remote_in_flight",
@@ -56,6 +58,7 @@ class _Account(Watched):
     def __init__(self, name: str) -> None:
         super().__init__()
         self.name = name
+        self.names: tuple[str, ...] = ()
         self.limits: ModelLimits | None = None  # None: withdrawn, kept only until its last request and replica have gone
         self.held = self.held_bytes = self.in_flight = self.ready = self.replicas = 0
         self.remote_held = self.remote_in_flight = 0
@@ -78,6 +81,7 @@ class Ledger:
         self.on_declaration = Signal()  # a model was declared, declared anew or withdrawn
         self.on_change = Signal()  # this gateway's own demand changed; it is on the way of every request: keep it short
         self._accounts: dict[str, _Account] = {}
+        self._names: dict[str, str] = {}  # what else models are called, and which; the first that is declared keeps a name
         for name, limits in (models or {}).items():
             self.declare(name, limits)
 
@@ -89,6 +93,12 @@ class Ledger:
     def knows(self, model: str) -> bool:
         account = self._accounts.get(model)
         return account is not None and account.limits is not None
+
+    def named(self, name: str) -> str:
+        return name if self.knows(name) else self._names.get(name, "")
+
+    def names(self, model: str) -> Collection[str]:
+        return [name for name, meant in self._names.items() if meant == model and not self.knows(name)]
 
     def limits(self, model: str) -> ModelLimits:
         limits = self._account(model).limits
@@ -119,12 +129,13 @@ class Ledger:
 
     # --- written by whoever declares models, and by whoever makes replicas
 
-    def declare(self, model: str, limits: ModelLimits) -> None:
-        """Makes the model known, or gives a known one new limits."""
-        if not model:
-            raise ValueError("a model's name must not be empty")
+    def declare(self, model: str, limits: ModelLimits, names: Collection[str] = ()) -> None:
+        """Makes the model known, or gives a known one new limits. names: what else its server answers to. Raises: BadModelName."""
+        for name in (model, *names):
+            check_model_name(name)
         account = self._accounts.setdefault(model, _Account(model))
         account.limits = limits
+        self._rename(account, tuple(names))
         self._changed(account)
         self.on_declaration.tell(model)
 
@@ -132,6 +143,7 @@ class Ledger:
         """Makes the model unknown: its held requests are refused, those in flight finish. Raises: UnknownModel."""
         account = self._account(model)
         account.limits = None
+        self._rename(account, ())
         self._changed(account)
         self.on_declaration.tell(model)
 
@@ -203,6 +215,14 @@ class Ledger:
         account.remote_held += held
         account.remote_in_flight += in_flight
         self._changed(account)
+
+    def _rename(self, account: _Account, names: tuple[str, ...]) -> None:
+        if account.names != names:
+            account.names = names
+            self._names = {}
+            for each in self._accounts.values():
+                for name in each.names:
+                    self._names.setdefault(name, each.name)
 
     def _account(self, model: str) -> _Account:
         account = self._accounts.get(model)

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 
+from scaler.books.model_name import LONGEST, flaw
+
 OWN_KEYS = ("model", "targetPending", "maxStageSeconds")
 # What KEDA reads itself, now or in versions before 2.21 (metricName, metricType, tlsCertFile).
 KEDA_KEYS = frozenset(
@@ -56,12 +58,14 @@ def parse_trigger(metadata: Mapping[str, str]) -> Trigger:
         if name in own:
             raise BadTrigger(f"{name} and {name}{FROM_ENV} are both in the trigger's metadata: leave one of them out")
         own[name] = value
-    model = own.get("model", "").strip()
-    if not model:
+    model = own.get("model", "")
+    if not model.strip():
         raise BadTrigger(
             "model is missing in the trigger's metadata: give the name of the model, as requests name it"
             f" (or model{FROM_ENV}, an environment variable of the workload's container that is set and not empty)"
         )
+    if why := flaw(model):
+        raise BadTrigger(f"model: {model[:LONGEST]!r} in the trigger's metadata is no name of a model: {why}")
     stage = _number("maxStageSeconds", own, 0)
     return Trigger(model, _number("targetPending", own, SMALLEST_TARGET) or DEFAULT_TARGET, stage)
 

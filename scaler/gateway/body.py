@@ -1,7 +1,8 @@
-"""Bodies that are read whole before anything is passed on, because they name the model. All others stream through unread.
+"""Bodies that are read before anything is passed on, because they name the model. All others stream through unread.
 
-What is read waits in memory, so there are two bounds: on each body, and on all that are being read at a time. A client that stops in the
-middle is given up.
+JSON is read whole, and waits in memory; a form is read until its field `model` has passed, and waits in a file if that comes late (upload).
+There are bounds on each body and on all that are being read at a time, on what compressed ones unpack to as well. A client that stops in
+the middle is given up. One that waits to be told to send its body (`Expect: 100-continue`) is told so when no bound speaks against it.
 """
 
 from __future__ import annotations
@@ -12,13 +13,17 @@ from collections.abc import Mapping
 from aiohttp import web
 
 from scaler.books.limits import MIB
+from scaler.gateway import asked, coding
+from scaler.gateway.form import FORM, BadForm, FormReader
 from scaler.gateway.headers import MODEL
 from scaler.gateway.refusal import Refusal
-from scaler.gateway.target import Target
+from scaler.gateway.upload import Upload
 
-BODY_BYTES = 64 * MIB  # of one body
-READING_BYTES = 512 * MIB  # of all bodies that are being read
+BODY_BYTES = 64 * MIB  # of one body, packed and unpacked
+FORM_BYTES = 2048 * MIB  # of one form before its field `model`
+READING_BYTES = 512 * MIB  # of all bodies that are being read, as far as they are in memory
 _IDLE_SECONDS = 30.0  # a body of which nothing comes for this long is given up
+_AT_ONCE = MIB // 4  # bytes of JSON that are looked at in the event loop's own thread
 
 
 class BodyReader:
@@ -28,60 +33,132 @@ class BodyReader:
         self._bound = body_bytes
         self._reading = 0
 
-    async def read(self, request: web.BaseRequest, target: Target) -> bytes | None:
-        """The whole body; None: there is none, or it goes through unread. Raises: Refusal if it is over a bound, or does not come."""
+    async def read(self, request: web.BaseRequest, upload: Upload, *, named: bool) -> None:
+        """Reads what is needed of the body. named: header or path name a known model already.
+
+        Raises: Refusal if it is over a bound, does not come, or cannot be read and nothing else names a model.
+        """
         headers = request.headers
-        if headers.get("Expect", "").lower() == "100-continue" and request.transport is not None:
-            request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        if not request.body_exists:
-            return None
-        named = bool(headers.get(MODEL) or target.model)
-        if not read_first(headers, request.content_length, self._bound, named):
-            return None
-        if (request.content_length or 0) > self._bound:
+        if not upload.streams or not read_first(headers, request.content_length, self._bound, named):
+            return
+        form = kind(headers) == FORM
+        decoder = coding.decoder(headers.get("Content-Encoding", ""))
+        length = request.content_length or 0
+        if not form and length > self._bound:
             raise self._too_large()
-        return await self._whole(request)
+        if not form and self._reading + length > READING_BYTES:
+            raise _too_many()
+        if form:
+            await self._form(request, upload, decoder)
+        else:
+            await self._json(request, upload, decoder)
 
-    async def _whole(self, request: web.BaseRequest) -> bytes:
-        content = request.content
-        chunks: list[bytes] = []
-        size = 0
-        loop = asyncio.get_running_loop()
+    async def _json(self, request: web.BaseRequest, upload: Upload, decoder: coding.Decoder | None) -> None:
+        unpacked: list[bytes] = []
+        size = counted = 0
         try:
-            async with asyncio.timeout(None if content.is_eof() else _IDLE_SECONDS) as timer:
-                while chunk := await content.readany():
-                    size += len(chunk)
-                    self._reading += len(chunk)
+            while chunk := await self._next(upload):
+                if upload.read + len(chunk) > self._bound:
+                    raise self._too_large()
+                counted += self._count(len(chunk))
+                await upload.keep(chunk, in_memory=True)
+                for piece in decoder.pieces(chunk) if decoder else ():
+                    size += len(piece)
                     if size > self._bound:
-                        raise self._too_large()
-                    if self._reading > READING_BYTES:
-                        message = f"bodies of {READING_BYTES} bytes are being read, the gateway's bound; try again later"
-                        raise Refusal(429, "reading_full", message, retry=True)
-                    chunks.append(chunk)
-                    if not content.is_eof():
-                        timer.reschedule(loop.time() + _IDLE_SECONDS)
-        except TimeoutError:
-            message = f"nothing of the request's body came for {_IDLE_SECONDS:g} s, after {size} bytes"
-            raise Refusal(408, "body_timeout", message) from None
-        except web.RequestPayloadError as error:
-            raise Refusal(400, "bad_body", f"the request's body could not be read: {error}") from error
+                        raise self._too_large("unpacks to more")
+                    counted += self._count(len(piece))
+                    unpacked.append(piece)
+                    await asyncio.sleep(0)
+            if decoder is not None:
+                decoder.end()
+            body = (b"".join(unpacked) if decoder else upload.whole()) or b""
+            media = kind(request.headers)
+            upload.asked, upload.fault = _look(body, media) if len(body) <= _AT_ONCE else await asyncio.to_thread(_look, body, media)
         finally:
-            self._reading -= size
-        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+            self._reading -= counted
 
-    def _too_large(self) -> Refusal:
-        message = f"a body is read for its `model` up to {self._bound} bytes, and this one is larger; "
+    async def _form(self, request: web.BaseRequest, upload: Upload, decoder: coding.Decoder | None) -> None:
+        unpacked = 0
+        try:
+            form = FormReader(request.headers.get("Content-Type", ""))
+            found = False
+            while not found and (chunk := await self._next(upload)):
+                if upload.read + len(chunk) > FORM_BYTES:
+                    raise self._too_large("has no field `model` up to there", FORM_BYTES)
+                await upload.keep(chunk, in_memory=False)
+                for piece in decoder.pieces(chunk) if decoder else (chunk,):
+                    unpacked += len(piece)
+                    if decoder and unpacked > self._bound:
+                        raise self._too_large("unpacks to more")
+                    if found := form.feed(piece):
+                        break
+                    await asyncio.sleep(0)
+        except BadForm as error:
+            raise Refusal(400, "bad_form", f"the request's body is not the form that its Content-Type says: {error}") from None
+        upload.asked = asked.Asked(form.model or "")
+        if not found:
+            raise Refusal(400, "bad_form", "the request's form ends before its last boundary")
+
+    async def _next(self, upload: Upload) -> bytes:
+        if not upload.streams:
+            return b""
+        if upload.here:
+            return await upload.more()
+        try:
+            async with asyncio.timeout(_IDLE_SECONDS):
+                return await upload.more()
+        except TimeoutError:
+            message = f"nothing of the request's body came for {_IDLE_SECONDS:g} s, after {upload.read} bytes"
+            raise Refusal(408, "body_timeout", message) from None
+
+    def _count(self, more: int) -> int:
+        """So many more bytes are in memory. Raises: Refusal, and counts none, if that is over the bound."""
+        if self._reading + more > READING_BYTES:
+            raise _too_many()
+        self._reading += more
+        return more
+
+    def _too_large(self, how: str = "is larger", bound: int = 0) -> Refusal:
+        message = f"a body is read for its `model` up to {bound or self._bound} bytes, and this one {how}; "
         message += f"name the model in the header {MODEL} or in the path /models/<name>/..., then it streams through"
         return Refusal(413, "body_too_large", message)
+
+
+def kind(headers: Mapping[str, str]) -> str:
+    """The body's media type, without its parameters."""
+    return headers.get("Content-Type", "").partition(";")[0].strip().lower()
 
 
 def read_first(headers: Mapping[str, str], length: int | None, bound: int, named: bool) -> bool:
     """Whether the body is read for its `model` before anything is passed on.
 
-    length: the body's bytes if they are known; bound: how many are read; named: header or path name a model already.
+    length: the body's bytes if they are known; bound: how many are read; named: header or path name a known model already.
     """
     if not named:
         return True
-    kind = headers.get("Content-Type", "").partition(";")[0].strip().lower()
-    plain = headers.get("Content-Encoding", "identity").lower() == "identity"
-    return length is not None and length <= bound and plain and (kind == "application/json" or kind.endswith("+json"))
+    plain = headers.get("Content-Encoding", "identity").strip().lower() == "identity"
+    found = kind(headers)
+    return length is not None and length <= bound and plain and (found == "application/json" or found.endswith("+json"))
+
+
+def _look(body: bytes, media: str) -> tuple[asked.Asked | None, Refusal | None]:
+    """What JSON asks for, or why it cannot be read."""
+    found = asked.strictly(body)
+    if found is not None or not body.strip():
+        return found, None
+    try:
+        return asked.leniently(body), None
+    except asked.BadJson as error:
+        return None, _not_json(media, body, error)
+
+
+def _not_json(media: str, body: bytes, error: asked.BadJson) -> Refusal | None:
+    """The refusal of what is broken; None: it was never meant to be JSON. (curl -d says that it sends a form.)"""
+    meant = not media or "json" in media or media in {"text/plain", "application/x-www-form-urlencoded"} or body.lstrip()[:1] == b"{"
+    message = f"the request's body is broken JSON, so its `model` cannot be read: {error}"
+    return Refusal(400, "bad_json", message) if meant else None
+
+
+def _too_many() -> Refusal:
+    message = f"bodies of {READING_BYTES} bytes are being read, the gateway's bound; try again later"
+    return Refusal(429, "reading_full", message, retry=True)

@@ -22,6 +22,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 
 from scaler.gateway.dispatcher import Member
 from scaler.gateway.refusal import Refusal
+from scaler.gateway.upload import Upload
 
 log = logging.getLogger(__name__)
 
@@ -70,35 +71,18 @@ class Answer(NamedTuple):
 class Exchange:
     """One request, and what of its answer the client has got.
 
-    path: the target that a replica gets; body: held in memory until it cannot be sent again; None: there is none, or it streams through
-    unread; now: the clock.
+    path: the target that a replica gets; upload: its body; now: the clock.
     """
 
-    __slots__ = ("_events", "_now", "_path", "_request", "_started", "_upload_error", "body")
+    __slots__ = ("_events", "_now", "_path", "_request", "_upload", "_upload_error")
 
-    def __init__(self, request: web.BaseRequest, path: str, body: bytes | None, now: Callable[[], float]) -> None:
+    def __init__(self, request: web.BaseRequest, path: str, upload: Upload, now: Callable[[], float]) -> None:
         self._request = request
         self._path = path
         self._now = now
-        self.body = body
+        self._upload = upload
         self._events: web.StreamResponse | None = None
-        self._started = False  # bytes of a streaming body were taken from the client: it cannot be sent again
         self._upload_error: Exception | None = None
-
-    @property
-    def streams(self) -> bool:
-        """Whether the body goes from the client to the replica unread."""
-        return self.body is None and self._request.body_exists
-
-    @property
-    def repeatable(self) -> bool:
-        """Whether the request can be sent to another replica, as long as no answer has come."""
-        return not self._started
-
-    @property
-    def size(self) -> int:
-        """Bytes of the body that wait in memory."""
-        return len(self.body) if self.body is not None else 0
 
     async def beat(self) -> None:
         """Sends a comment to a waiting client; the first one begins an event stream."""
@@ -118,7 +102,7 @@ class Exchange:
             response, first = await member.upstream.send(self._request.method, self._path, self._head(), self._data())
         except (aiohttp.ClientError, OSError) as error:
             raise self._blame(error) from error
-        self.body = None  # from here on it cannot be sent again
+        self._upload.forget()
         return Answer(response, first, handed)
 
     async def pass_on(self, answer: Answer, *, closes: bool) -> web.StreamResponse:
@@ -140,18 +124,16 @@ class Exchange:
         return headers
 
     def _data(self) -> bytes | AsyncIterator[bytes] | None:
-        if self.streams:
-            return self._upload()
-        if self.body is not None and len(self.body) > _SLICE:
-            return _slices(self.body)
-        return self.body
+        if self._upload.empty:
+            return None
+        whole = self._upload.whole()
+        return whole if whole is not None and len(whole) <= _SLICE else self._pieces()
 
-    async def _upload(self) -> AsyncIterator[bytes]:
-        self._started = True
+    async def _pieces(self) -> AsyncIterator[bytes]:
         try:
-            async for chunk in self._request.content.iter_any():
+            async for chunk in self._upload.pieces():
                 yield chunk
-        except (web.RequestPayloadError, ConnectionError, aiohttp.ClientError) as error:
+        except (Refusal, ConnectionError, aiohttp.ClientError) as error:
             self._upload_error = error
             raise
 
@@ -159,7 +141,7 @@ class Exchange:
         """Whose fault it was that a request got no answer."""
         if self._upload_error is None:
             return ReplicaFailed(error)
-        if isinstance(self._upload_error, ConnectionError):
+        if isinstance(self._upload_error, ConnectionError | Refusal):
             return self._upload_error
         return Refusal(400, "bad_body", f"the request's body could not be read: {self._upload_error}")
 
@@ -222,12 +204,6 @@ def _end_to_end(headers: CIMultiDict[str] | CIMultiDictProxy[str]) -> CIMultiDic
     for name in _HOP_BY_HOP:
         kept.popall(name, None)
     return kept
-
-
-async def _slices(body: bytes) -> AsyncIterator[bytes]:
-    view = memoryview(body)
-    for start in range(0, len(body), _SLICE):
-        yield bytes(view[start : start + _SLICE])
 
 
 def _as_error(status: int, body: bytes) -> bytes:

@@ -25,8 +25,9 @@ from scaler.gateway.body import BODY_BYTES, BodyReader
 from scaler.gateway.client_gone import ClientWatch
 from scaler.gateway.dispatcher import Dispatcher, Hold, Member, NoReplica
 from scaler.gateway.exchange import Exchange, ReplicaFailed
-from scaler.gateway.refusal import Refusal
+from scaler.gateway.refusal import READABLE, Refusal
 from scaler.gateway.target import Target, read_target
+from scaler.gateway.upload import Upload
 from zerowake_shared.clock import SYSTEM_CLOCK, Clock
 
 log = logging.getLogger(__name__)
@@ -100,18 +101,21 @@ class Gateway:
         arrived = self._now()
         self._requests += 1
         model, code = "", 500
+        upload = Upload(request)
         exchange: Exchange | None = None
         try:
             if self.draining:
                 raise Refusal(503, "draining", "the gateway is shutting down; ask another one", retry=True)
-            target = read_target(request.raw_path)
+            target = read_target(request.raw_path, lambda name: bool(self._ledger.named(name)))
             if own := self._own(request, target):
                 code = own.status
                 return own
-            exchange = Exchange(request, target.path, await self._bodies.read(request, target), self._now)
-            route = routing.route(request.headers, target, exchange.body, self._ledger)
+            named = bool(routing.known(routing.outside(request.headers, target), self._ledger))
+            await self._bodies.read(request, upload, named=named)
+            exchange = Exchange(request, target.path, upload, self._now)
+            route = routing.route(request.method, request.headers, target, upload, self._ledger)
             model = route.model
-            response = await self._serve(request, route, exchange, arrived)
+            response = await self._serve(request, route, upload, exchange, arrived)
             code = response.status
         except Refusal as refusal:
             metrics.REFUSED.labels(model, refusal.reason).inc()
@@ -123,15 +127,18 @@ class Gateway:
             self._ledger.gave_up(model, "the client left")
             raise
         finally:
+            upload.close()
             metrics.REQUESTS.labels(model, code).inc()
             self._requests -= 1
             if not self._requests:
                 self._idle.set()
-        if self.draining or self.leaving:
+        if self.draining or self.leaving or upload.waits:
             response.force_close()
         return response
 
-    async def _serve(self, request: web.BaseRequest, route: routing.Route, exchange: Exchange, arrived: float) -> web.StreamResponse:
+    async def _serve(
+        self, request: web.BaseRequest, route: routing.Route, upload: Upload, exchange: Exchange, arrived: float
+    ) -> web.StreamResponse:
         """A place on a replica, held for until there is one; the exchange with it; once more with another one if the replica fails."""
         model = route.model
         priority = headers.priority(request.headers)
@@ -139,23 +146,23 @@ class Gateway:
         try:
             member = self._dispatcher.take(model)
             if member is None:
-                member = await self._wait(request, exchange, self._hold(request, model, priority, exchange.size, arrived), beats)
+                member = await self._wait(request, upload, exchange, self._hold(request, model, priority, upload.size, arrived), beats)
             last = False
             while True:
                 try:
                     return await self._exchange(model, exchange, member, arrived)
                 except ReplicaFailed as failure:
                     self._dispatcher.failed(member, failure.error)
-                    if last or not exchange.repeatable:
+                    if last or not upload.repeatable:
                         once = "once more" if last else "and its body had begun to stream, so it cannot be sent again"
                         message = f"a replica of model {model!r} failed before its answer began ({failure}), {once}"
                         raise Refusal(502, "replica_failed", message, retry=True) from failure
                     metrics.RETRIES.labels(model).inc()
                     last = True
-                    hold = self._dispatcher.hold(model, headers.tenant(request.headers), priority, exchange.size, again=True)
+                    hold = self._dispatcher.hold(model, headers.tenant(request.headers), priority, upload.size, again=True)
                 finally:
                     self._dispatcher.release(member)
-                member = await self._wait(request, exchange, hold, beats)
+                member = await self._wait(request, upload, exchange, hold, beats)
         except UnknownModel as error:
             raise Refusal(404, "model_not_found", str(error), param="model") from error
 
@@ -166,11 +173,11 @@ class Gateway:
         except QueueFull as error:
             raise Refusal(429, f"too_many_{error.bound}", str(error), retry=True) from error
 
-    async def _wait(self, request: web.BaseRequest, exchange: Exchange, hold: Hold, beats: float | None) -> Member:
+    async def _wait(self, request: web.BaseRequest, upload: Upload, exchange: Exchange, hold: Hold, beats: float | None) -> Member:
         """Waits for a place, with a heartbeat every `beats` seconds. Whatever ends the wait early gives it up."""
         begun = self._now()
         try:
-            with self._clients.abort_if_gone(request.transport) if exchange.streams and request.transport else nullcontext():
+            with self._clients.abort_if_gone(request.transport) if upload.streams and request.transport else nullcontext():
                 if beats is not None:
                     while not hold.future.done():
                         await exchange.beat()
@@ -198,17 +205,26 @@ class Gateway:
     def _own(self, request: web.BaseRequest, target: Target) -> web.Response | None:
         """The gateway's own answers: the models that can be asked for. A request that names a model belongs to the engine."""
         path = target.path.partition("?")[0]
-        if request.method != "GET" or target.model or headers.MODEL in request.headers or not path.startswith("/v1/models"):
+        if target.model or headers.MODEL in request.headers:
             return None
-        if path.rstrip("/") == "/v1/models":
-            return web.json_response({"object": "list", "data": [self._model(name) for name in sorted(self._ledger.models())]})
-        if path.startswith("/v1/models/"):
-            name = routing.choose([("path", unquote(path.removeprefix("/v1/models/")))], self._ledger)
-            return web.json_response(self._model(name))
-        return None
+        if path.rstrip("/") != "/v1/models" and not path.startswith("/v1/models/"):
+            return None
+        if request.method not in {"GET", "HEAD"}:
+            message = f"{path} can be read only: models are declared by who runs them, not through the API"
+            raise Refusal(405, "method_not_allowed", message, headers={"Allow": "GET, HEAD, OPTIONS"})
+        name = unquote(path.removeprefix("/v1/models").removeprefix("/"))
+        if not name:
+            listed = [each for model in sorted(self._ledger.models()) for each in self._models(model)]
+            return web.json_response({"object": "list", "data": listed}, headers=READABLE)
+        model = self._ledger.named(name) or self._ledger.named(name.rstrip("/"))
+        if not model:
+            raise routing.unknown(name, self._ledger)
+        return web.json_response(next(each for each in self._models(model) if each["id"] in {name, name.rstrip("/")}), headers=READABLE)
 
-    def _model(self, name: str) -> dict[str, object]:
-        return {"id": name, "object": "model", "created": self._created, "owned_by": "zerowake"}
+    def _models(self, model: str) -> list[dict[str, object]]:
+        """A model, and what else its server answers to."""
+        of_all = {"object": "model", "created": self._created, "owned_by": "zerowake"}
+        return [{"id": model, **of_all}, *({"id": name, **of_all, "parent": model} for name in sorted(self._ledger.names(model)))]
 
 
 def _raise_descriptors() -> None:

@@ -3,17 +3,33 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 
 from aiohttp import web
 
 RETRY_SECONDS = 5
+# A page of any origin may read what the gateway itself says: it is no secret, and a browser hides an error without these.
+READABLE = {"Access-Control-Allow-Origin": "*", "Access-Control-Expose-Headers": "Retry-After"}
 
 
 class Refusal(Exception):
-    """A request ends here. `reason` is a short fixed word for metrics and for the error's `code`; `message` is for a person."""
+    """A request ends here. `reason` is a short fixed word for metrics and for the error's `code`; `message` is for a person.
 
-    def __init__(self, status: int, reason: str, message: str, *, param: str | None = None, retry: bool = False) -> None:
+    param: the member or header that is to blame; retry: the same request may go better later; headers: further ones of the answer.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        reason: str,
+        message: str,
+        *,
+        param: str | None = None,
+        retry: bool = False,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
         super().__init__(message)
+        self._headers = headers or {}
         self.status = status
         self.reason = reason
         self.param = param
@@ -21,7 +37,8 @@ class Refusal(Exception):
 
     @property
     def headers(self) -> dict[str, str]:
-        return {"Retry-After": str(RETRY_SECONDS)} if self.retry else {}
+        retry = {"Retry-After": str(RETRY_SECONDS)} if self.retry else {}
+        return {**READABLE, **retry, **self._headers}
 
     @property
     def response(self) -> web.Response:

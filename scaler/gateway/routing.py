@@ -1,21 +1,23 @@
-"""Which model a request goes to. Pure functions over its target, head and body.
+"""Which model a request goes to. Pure functions over its target, its head, and what its body asks for.
 
-The model can stand in three places; the first that names a known model decides: the JSON body's `model` (OpenAI's way), the header
-`X-Zerowake-Model`, the path `/models/<name>/...` (the prefix is not passed on). The body is only a source when it is JSON, uncompressed,
-and its length is known to be within the bound, or when nothing else names a model; everything else streams through unread.
+A model can be named in four places; the first that names a known one decides: the body's `model` (OpenAI's way; a member of JSON or a field
+of a form), the header `X-Zerowake-Model`, the path `/models/<name>/...` (the prefix is not passed on), the query's `model` (as OpenAI's
+realtime API has it). A name may be one of those that a model's server answers to besides, a LoRA's for instance.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from typing import NamedTuple
-
-import msgspec
+from urllib.parse import parse_qsl
 
 from scaler.books.demand import DemandReader, UnknownModel
+from scaler.books.model_name import flaw
+from scaler.gateway import asked
 from scaler.gateway.headers import MODEL
 from scaler.gateway.refusal import Refusal
 from scaler.gateway.target import PREFIX, Target
+from scaler.gateway.upload import Upload
 
 
 class Route(NamedTuple):
@@ -25,42 +27,50 @@ class Route(NamedTuple):
     stream: bool
 
 
-class Asked(msgspec.Struct):
-    """The two members of an OpenAI body that matter here. Whatever else is in it is skipped, not built."""
-
-    model: object = None
-    stream: object = None
-
-
-_decode = msgspec.json.Decoder(Asked).decode
+def outside(headers: Mapping[str, str], target: Target) -> list[str]:
+    """The names that stand outside the body, the most important first."""
+    query = target.path.partition("?")[2]
+    asks = [value for name, value in parse_qsl(query) if name == "model"] if "model=" in query else []
+    return [name for name in (headers.get(MODEL, ""), target.model, *asks[-1:]) if name]
 
 
-def route(headers: Mapping[str, str], target: Target, body: bytes | None, demand: DemandReader) -> Route:
-    """body: None: there is none, or it was not read. Raises: Refusal if no model is named, or none of those named is known."""
-    named: list[tuple[str, object]] = [(f"header {MODEL}", headers.get(MODEL, "")), ("path", target.model)]
-    found = asked(body) if body is not None else None
-    if found is not None:
-        named.insert(0, ("body", found.model))
-    return Route(choose(named, demand), found is not None and found.stream is True)
+def known(names: Collection[str], demand: DemandReader) -> str:
+    """The first of the models named that is known; empty: none is."""
+    return next((model for name in names if (model := demand.named(name))), "")
 
 
-def asked(body: bytes) -> Asked | None:
-    """What a JSON body asks for; None if it is no JSON object."""
-    try:
-        return _decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return None
+def route(method: str, headers: Mapping[str, str], target: Target, upload: Upload, demand: DemandReader) -> Route:
+    """Raises: Refusal if no model is named, or none of those named is known."""
+    body = upload.asked
+    names = outside(headers, target)
+    stream = body is not None and body.stream
+    if model := known([body.model] if body else [], demand) or known(names, demand):
+        return Route(model, stream)
+    if upload.fault is not None:
+        raise upload.fault
+    if body is not None and body.kind not in {"string", "null"}:
+        raise asked.not_a_name(body)
+    if body is not None and body.model:
+        names.insert(0, body.model)
+    if names:
+        raise unknown(names[0], demand)
+    raise _missing(method, upload)
 
 
-def choose(sources: Collection[tuple[str, object]], demand: DemandReader) -> str:
-    """The model of a request, out of what each source (most important first) names. Raises: Refusal."""
-    named = [(source, name) for source, name in sources if name not in (None, "")]
-    for source, name in named:
-        if not isinstance(name, str):
-            raise Refusal(400, "bad_model", f"`model` in the {source} must be a string, not {type(name).__name__}", param="model")
-        if demand.knows(name):
-            return name
-    if named:
-        raise Refusal(404, "model_not_found", str(UnknownModel(str(named[0][1]), demand.models())), param="model")
-    message = f"the request names no model: name it as `model` in a JSON body, in the header {MODEL}, or in the path {PREFIX}<name>/..."
-    raise Refusal(400, "model_missing", message, param="model")
+def unknown(name: str, demand: DemandReader) -> Refusal:
+    """The refusal of a name that no model has."""
+    message = str(UnknownModel(name, demand.models()))
+    if why := flaw(name):
+        message += f" ({why})"
+    return Refusal(404, "model_not_found", message, param="model")
+
+
+def _missing(method: str, upload: Upload) -> Refusal:
+    if upload.empty:
+        why = f"this {method} has no body that could"
+    elif upload.asked is None:
+        why = "its body is neither JSON nor a form"
+    else:
+        why = "its body has no `model`"
+    how = f"name it as `model` in a JSON body or a form, in the header {MODEL}, in the path {PREFIX}<name>/..., or in the query"
+    return Refusal(400, "model_missing", f"the request names no model ({why}): {how}", param="model")

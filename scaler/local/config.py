@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from scaler.books.hpa import ScalingRules
 from scaler.books.limits import ModelLimits
+from scaler.books.model_name import check_model_name
 from scaler.books.snapshot_name import SnapshotName
 from scaler.plan.rungs import Rung
 from scaler.plan.world import Model
@@ -29,6 +30,7 @@ def _address(value: str) -> str:
     return value
 
 
+ModelName = Annotated[str, AfterValidator(check_model_name)]
 Address = Annotated[str, AfterValidator(_address)]
 Count = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0)]
@@ -63,6 +65,7 @@ class KedaSection(Section):
 class ModelSection(Section):
     """One model: where it comes from, how it waits, and how it is scaled."""
 
+    names: tuple[ModelName, ...] = ()  # what else its server answers to: LoRA adapters, above all
     snapshot: str = ""  # NAME or NAMESPACE/NAME
     command: tuple[str, ...] = ()  # started where there is no snapshot, or where it cannot be restored
     port: Annotated[int, Field(gt=0, lt=65536)] | None = None
@@ -153,7 +156,17 @@ class Config(Section):
     agent_metrics: Address | None = None
     keda: KedaSection | None = None
     drain_seconds: Annotated[float, Field(ge=0)] = 30.0
-    models: dict[str, ModelSection] = Field(min_length=1)
+    models: dict[ModelName, ModelSection] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _one_model_a_name(self) -> Config:
+        taken = dict.fromkeys(self.models, "is a model itself")
+        for model, section in self.models.items():
+            for name in section.names:
+                if name in taken:
+                    raise ValueError(f"models.{model}.names: {name!r} {taken[name]}")
+                taken[name] = f"is a name of {model!r} already"
+        return self
 
 
 def load(path: Path) -> Config:

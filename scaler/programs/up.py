@@ -55,7 +55,9 @@ async def up(config: Config) -> None:
     config.state.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     activations = Activations()
-    ledger = Ledger({name: model.limits for name, model in config.models.items()}, activations)
+    ledger = Ledger(activations=activations)
+    for name, section in config.models.items():
+        ledger.declare(name, section.limits, section.names)
     parts = wire(
         ledger,
         {name: section.model(name) for name, section in config.models.items()},

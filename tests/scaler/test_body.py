@@ -1,7 +1,12 @@
 """Bodies that are read for the model that they name: how much of them, and for how long."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import gzip
+import io
+import json
+import zlib
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 
 import pytest
 
@@ -84,3 +89,117 @@ async def test_all_bodies_together_are_bounded(monkeypatch: pytest.MonkeyPatch) 
 )
 def test_which_bodies_are_read_for_their_model(headers: dict[str, str], length: int | None, named: bool, read: bool) -> None:
     assert body.read_first(headers, length, 100, named) is read
+
+
+@pytest.mark.parametrize("first", ["model", "file"])
+@pytest.mark.parametrize("path", ["/v1/audio/transcriptions", "/v1/audio/translations", "/v1/images/edits", "/v1/files"])
+async def test_a_form_names_its_model(path: str, first: str) -> None:
+    parts = {"model": "m", "file": io.BytesIO(b"RIFF" * 1000)}
+    fields = {name: parts[name] for name in (first, "model" if first == "file" else "file")}
+    async with Engine() as engine, front() as f, asyncio.timeout(10):
+        f.dispatcher.add(engine.replica())
+        async with f.client.post(f.url + path, data=fields) as response:
+            seen = await response.json()
+        assert (response.status, seen["target"]) == (200, path)
+        body = bytes.fromhex(seen["body"])
+        headers = {name.lower(): value for name, value in seen["headers"]}
+        boundary = headers["content-type"].partition("boundary=")[2].encode()
+        assert body.startswith(b"--" + boundary)
+        assert body.endswith(b"--" + boundary + b"--\r\n")
+        assert b"RIFF" * 1000 in body
+
+
+async def test_a_form_whose_model_comes_after_a_large_file_costs_no_memory() -> None:
+    """It waits in a file, is whole when it is passed on, and the next one goes the same way."""
+    size = 100 * 2**20
+    block = bytes(range(256)) * 256
+
+    async def chunks(more: bytes) -> AsyncIterator[bytes]:
+        yield b'--b\r\nContent-Disposition: form-data; name="file"; filename="x"\r\n\r\n'
+        for _ in range(size // len(block)):
+            yield block
+        yield b'\r\n--b\r\nContent-Disposition: form-data; name="model"\r\n\r\nm\r\n' + more + b"--b--\r\n"
+
+    more = b'--b\r\nContent-Disposition: form-data; name="language"\r\n\r\nen\r\n'
+    headers = {"Content-Type": "multipart/form-data; boundary=b"}
+    async with Engine() as engine, front() as f, asyncio.timeout(60):
+        f.dispatcher.add(engine.replica())
+        before = _resident()
+        async with f.client.post(f"{f.url}/upload", data=chunks(more), headers=headers) as response:
+            assert response.status == 200, await response.text()
+            told = 0
+            async for line in response.content:
+                told += int(line)
+        assert told == size + sum([len(chunk) async for chunk in chunks(more)]) - size
+        assert _resident() - before < size / 2
+
+
+async def test_a_form_that_names_no_model() -> None:
+    async with front() as f:
+        for data, headers, code, message in (
+            ({"file": io.BytesIO(b"x")}, {}, "model_missing", "has no `model`"),
+            (b"--b--\r\n", {"Content-Type": "multipart/form-data"}, "bad_form", "boundary"),
+            (b"--b\r\nContent-Dispo", {"Content-Type": "multipart/form-data; boundary=b"}, "bad_form", "before its last boundary"),
+            (b"no form", {"Content-Type": "multipart/form-data; boundary=b"}, "bad_form", "not the form"),
+        ):
+            async with f.client.post(f"{f.url}/v1/files", data=data, headers=headers) as response:
+                error = (await response.json())["error"]
+                assert (response.status, error["code"]) == (400, code)
+                assert message in error["message"]
+
+
+@pytest.mark.parametrize(("coding", "pack"), [("gzip", gzip.compress), ("deflate", zlib.compress), ("X-GZIP", gzip.compress)])
+async def test_a_compressed_body_is_looked_into_and_passed_on_as_it_came(coding: str, pack: Callable[[bytes], bytes]) -> None:
+    packed = pack(json.dumps({"model": "m", "x": "y" * 5000}).encode())
+    async with Engine() as engine, front() as f:
+        f.dispatcher.add(engine.replica())
+        headers = {"Content-Type": "application/json", "Content-Encoding": coding}
+        async with f.client.post(f"{f.url}/x", data=packed, headers=headers) as response:
+            seen = await response.json()
+        assert bytes.fromhex(seen["body"]) == packed
+        assert ["Content-Encoding", coding] in seen["headers"]
+
+
+async def test_a_coding_that_is_not_unpacked_is_named_or_passed_on() -> None:
+    async with Engine() as engine, front() as f:
+        f.dispatcher.add(engine.replica())
+        for coding in ("br", "zstd"):
+            async with f.client.post(f"{f.url}/x", data=b"packed", headers={"Content-Encoding": coding}) as response:
+                error = (await response.json())["error"]
+                assert (response.status, error["code"]) == (415, "unsupported_encoding")
+                assert coding in error["message"]
+            async with f.client.post(f"{f.url}/models/m/x", data=b"packed", headers={"Content-Encoding": coding}) as response:
+                assert bytes.fromhex((await response.json())["body"]) == b"packed"
+
+
+async def test_a_bomb_is_refused() -> None:
+    async with front(body_bytes=2**20) as f:
+        bomb = gzip.compress(b'{"model": "m", "x": "' + b"y" * 2**26)
+        for headers in ({}, {"Content-Type": "multipart/form-data; boundary=b"}):
+            async with f.client.post(f"{f.url}/x", data=bomb, headers={"Content-Encoding": "gzip", **headers}) as response:
+                assert (response.status, (await response.json())["error"]["code"]) in ((413, "body_too_large"), (400, "bad_form"))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b'{"model":"m","temperature":NaN}', b'\xef\xbb\xbf{"model":"m"}', b'{"model":"m","x":' + b"[" * 1200 + b"]" * 1200 + b"}"],
+    ids=["NaN", "byte order mark", "deep"],
+)
+async def test_what_engines_take_is_theirs_to_decide(body: bytes) -> None:
+    async with Engine() as engine, front() as f:
+        f.dispatcher.add(engine.replica())
+        async with f.client.post(f"{f.url}/x", data=body) as response:
+            assert bytes.fromhex((await response.json())["body"]) == body
+
+
+async def test_broken_json_is_told_with_its_place() -> None:
+    async with front() as f:
+        for media in ("application/json", "application/x-www-form-urlencoded"):
+            async with f.client.post(f"{f.url}/x", data=b'{"model":"m",', headers={"Content-Type": media}) as response:
+                error = (await response.json())["error"]
+            assert (response.status, error["code"]) == (400, "bad_json")
+            assert "line 1, column 14 (byte 13)" in error["message"]
+
+
+def _resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096

@@ -51,13 +51,39 @@ def test_a_model_in_the_path(name: str, rest: str, query: str) -> None:
         ("/v1/models/m", "/v1/models/m", ""),
         ("http://gateway:80/models/m/v1?x", "/v1?x", "m"),
         ("http://gateway", "/", ""),
+        ("http://gateway?x", "/?x", ""),
+        ("/echo?", "/echo?", ""),
+        ("http://gateway/echo?", "/echo?", ""),
+        ("/models/m/echo?", "/echo?", "m"),
     ],
 )
 def test_targets(raw: str, path: str, model: str) -> None:
-    assert read_target(raw) == Target(path, model)
+    target = read_target(raw)
+    assert (target.path, target.model) == (path, model)
 
 
-@pytest.mark.parametrize("raw", ["*", "gateway:443", "ftp://x/y"])
+@pytest.mark.parametrize(
+    ("raw", "path", "model", "prefix"),
+    [
+        ("/models/org/m/v1/chat", "/v1/chat", "org/m", "/models/org/m"),
+        ("/models/org/m", "/", "org/m", "/models/org/m"),
+        ("/models/org/m/", "/", "org/m", "/models/org/m"),
+        ("/models/org%2Fm/v1/chat", "/v1/chat", "org/m", "/models/org%2Fm"),
+        ("/models/org/m/extra", "/", "org/m/extra", "/models/org/m/extra"),  # the longest name that is known
+        ("/models/org%2Fm/extra%2fx?y", "/extra%2fx?y", "org/m", "/models/org%2Fm"),
+        ("/models/org/other", "/other", "org", "/models/org"),
+        ("/models//srv/weights/v1/chat", "/v1/chat", "/srv/weights", "/models//srv/weights"),
+        ("/models/nobody/knows/v1/chat", "/v1/chat", "nobody/knows", "/models/nobody/knows"),
+        ("/models/nobody/knows", "/knows", "nobody", "/models/nobody"),
+    ],
+)
+def test_a_name_with_slashes(raw: str, path: str, model: str, prefix: str) -> None:
+    known = {"org", "org/m", "org/m/extra", "/srv/weights"}
+    assert read_target(raw, known.__contains__) == Target(path, model, prefix)
+
+
+@pytest.mark.parametrize("raw", ["*", "gateway:443", "ftp://x/y?key=secret", "http://[secret/"])
 def test_targets_that_are_no_path(raw: str) -> None:
-    with pytest.raises(Refusal, match="is not a path"):
+    with pytest.raises(Refusal, match="is not a path") as refused:
         read_target(raw)
+    assert "secret" not in str(refused.value)
