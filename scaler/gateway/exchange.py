@@ -13,32 +13,26 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Callable
 from typing import NamedTuple
 
-import aiohttp
 from aiohttp import web
-from multidict import CIMultiDict, CIMultiDictProxy
 
+from scaler.gateway.answer_parser import OF_ONE_CONNECTION, BadAnswer, Fields, Head
+from scaler.gateway.connection import Connection
 from scaler.gateway.dispatcher import Member
 from scaler.gateway.refusal import Refusal
+from scaler.gateway.reply import Reply
+from scaler.gateway.upgrade import asks_for_upgrade, splice
 from scaler.gateway.upload import Upload
+from scaler.gateway.upstream import Upstream
 
 log = logging.getLogger(__name__)
 
-# They speak of one connection (RFC 9110, 7.6.1), or were answered by the gateway itself (Expect).
-_HOP_BY_HOP = (
-    "Connection",
-    "Expect",
-    "Keep-Alive",
-    "Proxy-Authenticate",
-    "Proxy-Authorization",
-    "Proxy-Connection",
-    "TE",
-    "Trailer",
-    "Transfer-Encoding",
-    "Upgrade",
-)
+# They speak of one connection, were answered by the gateway itself (Expect), or are made anew (Content-Length).
+_NOT_PASSED = OF_ONE_CONNECTION | {b"content-length", b"expect", b"proxy-authorization", b"trailer"}
+_HARMLESS = frozenset((b"keep-alive", b"close", b"upgrade"))  # in Connection: they name no field that could be passed on
+_WITH_BODY = frozenset(("POST", "PUT", "PATCH"))
 _SLICE = 2**18  # bytes of a held body written at once, so that a large one does not stop the loop
 _ERROR_BYTES = 2**16  # of an engine's error, kept to be sent as an event
 
@@ -51,21 +45,15 @@ class ReplicaFailed(Exception):
         self.error = error
 
 
-class _Response(web.StreamResponse):
-    """An answer whose head waits for the first chunk."""
-
-    _send_headers_immediately = False  # aiohttp writes both in one packet then
-
-
 class Answer(NamedTuple):
-    """A replica's answer, of which the first bytes are here (none: it has no body). handed: when the replica got the request."""
+    """A replica's answer that has begun, on its connection. handed: when the replica got the request."""
 
-    response: aiohttp.ClientResponse
-    first: bytes
+    upstream: Upstream
+    connection: Connection
     handed: float
 
     def close(self) -> None:
-        self.response.close()
+        self.upstream.give_back(self.connection)
 
 
 class Exchange:
@@ -81,35 +69,54 @@ class Exchange:
         self._path = path
         self._now = now
         self._upload = upload
-        self._events: web.StreamResponse | None = None
+        self._events: Reply | None = None
         self._upload_error: Exception | None = None
 
     async def beat(self) -> None:
         """Sends a comment to a waiting client; the first one begins an event stream."""
         if self._events is None:
-            headers = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"}
-            self._events = _Response(status=200, headers=headers)
-            await self._events.prepare(self._request)
-        await self._events.write(b": waiting\n\n")
+            self._events = Reply(self._request)
+            fields = [(b"Content-Type", b"text/event-stream; charset=utf-8"), (b"Cache-Control", b"no-cache")]
+            self._events.begin(Head(200, b"OK", fields, None, b""))
+        if not self._events.take(b": waiting\n\n"):
+            await self._events.emptied()
 
     async def ask(self, member: Member) -> Answer:
         """Sends the request to the replica; returns when its answer has begun. The answer is the caller's to close.
 
-        Raises: ReplicaFailed; Refusal for a body that the client sent wrongly; ConnectionError: the client has gone.
+        Raises: ReplicaFailed; Refusal for an answer that cannot be passed on, or a body that the client sent wrongly; ConnectionError: the
+        client has gone.
         """
         handed = self._now()
+        request = self._request
+        upgrades = asks_for_upgrade(request)
         try:
-            response, first = await member.upstream.send(self._request.method, self._path, self._head(), self._data())
-        except (aiohttp.ClientError, OSError) as error:
+            connection = await member.upstream.send(
+                request.method.encode(),
+                self._path.encode("utf-8", "surrogateescape"),
+                self._fields(upgrades),
+                self._data(),
+                repeatable=not self._upload.streams,
+                upgrades=upgrades,
+                hint=self._hint,
+            )
+        except BadAnswer as error:
+            message = f"the engine of model {member.backend.model!r} answered with what cannot be passed on: {error}"
+            raise Refusal(502, "bad_answer", message) from error
+        except Exception as error:
             raise self._blame(error) from error
         self._upload.forget()
-        return Answer(response, first, handed)
+        return Answer(member.upstream, connection, handed)
 
     async def pass_on(self, answer: Answer, *, closes: bool) -> web.StreamResponse:
         """Sends the replica's answer to the client, to its end. closes: the connection is closed after it, and its head says so."""
-        if self._events is not None:
-            return await self._pass_events(self._events, answer.response, answer.first)
-        return await self._pass(answer.response, answer.first, closes)
+        connection = answer.connection
+        try:
+            if self._events is not None:
+                return await self._pass_events(self._events, connection)
+            return await self._pass(connection, closes)
+        finally:
+            await connection.stop_upload()
 
     async def refuse(self, refusal: Refusal) -> web.StreamResponse:
         """Answers with an error, as an event if an event stream has begun."""
@@ -117,93 +124,133 @@ class Exchange:
             return refusal.response
         return await self._fail_events(self._events, refusal.body)
 
-    def _head(self) -> CIMultiDict[str]:
-        headers = _end_to_end(self._request.headers)
-        if self._events is not None:
-            headers.popall("Accept-Encoding", None)  # our head said that the answer is not encoded
-        return headers
+    def _fields(self, upgrades: bool) -> Fields:
+        """The head as the replica gets it: the client's bytes, less what belongs to its connection."""
+        request = self._request
+        fields = [field for field in request.raw_headers if field[0].lower() not in _NOT_PASSED]
+        if connection := request.headers.getall("Connection", None):
+            named = {word.strip().lower() for value in connection for word in value.encode().split(b",")} - _HARMLESS
+            if named:
+                fields = [field for field in fields if field[0].lower() not in named]
+        if self._events is not None:  # our head said that the answer is not encoded
+            fields = [field for field in fields if field[0].lower() != b"accept-encoding"]
+        if upgrades:
+            fields += ((b"Connection", b"Upgrade"), (b"Upgrade", request.headers["Upgrade"].encode()))
+        length = self._length()
+        if length is not None:
+            fields.append((b"Content-Length", b"%d" % length))
+        elif not self._upload.empty:
+            fields.append((b"Transfer-Encoding", b"chunked"))
+        return fields
 
-    def _data(self) -> bytes | AsyncIterator[bytes] | None:
+    def _length(self) -> int | None:
+        """Bytes of the body that the replica gets; None: there is none, or nobody knows."""
+        if self._upload.streams:
+            return self._request.content_length
+        if not self._upload.empty:
+            return self._upload.read
+        return 0 if self._request.method in _WITH_BODY or "Content-Length" in self._request.headers else None
+
+    def _data(self) -> bytes | AsyncIterable[bytes] | None:
         if self._upload.empty:
             return None
         whole = self._upload.whole()
-        return whole if whole is not None and len(whole) <= _SLICE else self._pieces()
+        if whole is not None and len(whole) <= _SLICE:
+            return whole
+        return _Again(self._pieces if self._length() is not None else self._chunks)
+
+    def _hint(self, head: Head) -> None:
+        if self._events is None:
+            Reply(self._request).hint(head)
 
     async def _pieces(self) -> AsyncIterator[bytes]:
         try:
-            async for chunk in self._upload.pieces():
-                yield chunk
-        except (Refusal, ConnectionError, aiohttp.ClientError) as error:
+            async for piece in self._upload.pieces():
+                yield piece
+        except (Refusal, ConnectionError) as error:
             self._upload_error = error
             raise
+
+    async def _chunks(self) -> AsyncIterator[bytes]:
+        async for piece in self._pieces():
+            yield b"%x\r\n%b\r\n" % (len(piece), piece)
+        yield b"0\r\n\r\n"
 
     def _blame(self, error: Exception) -> Exception:
         """Whose fault it was that a request got no answer."""
         if self._upload_error is None:
-            return ReplicaFailed(error)
-        if isinstance(self._upload_error, ConnectionError | Refusal):
-            return self._upload_error
-        return Refusal(400, "bad_body", f"the request's body could not be read: {self._upload_error}")
+            return ReplicaFailed(error) if isinstance(error, OSError) else error
+        return self._upload_error
 
-    async def _pass(self, answer: aiohttp.ClientResponse, chunk: bytes, closes: bool) -> web.StreamResponse:
-        response = _Response(status=answer.status, reason=answer.reason, headers=_end_to_end(answer.headers))
-        if closes:
-            response.force_close()
-        await response.prepare(self._request)
-        while chunk:
-            await response.write(chunk)
-            try:
-                chunk = await answer.content.readany()
-            except (aiohttp.ClientError, OSError) as error:
-                self._cut(answer, error)
-                return response
-        await response.write_eof()
-        return response
-
-    async def _pass_events(self, response: web.StreamResponse, answer: aiohttp.ClientResponse, chunk: bytes) -> web.StreamResponse:
-        passes = answer.status == 200 and answer.content_type == "text/event-stream"
-        error = bytearray()
+    async def _pass(self, connection: Connection, closes: bool) -> web.StreamResponse:
+        head = connection.head
+        reply = Reply(self._request, closes=closes)
+        reply.begin(head)
         try:
-            while chunk:
-                if passes:
-                    await response.write(chunk)
-                elif len(error) < _ERROR_BYTES:
-                    error += chunk
-                try:
-                    chunk = await answer.content.readany()
-                except (aiohttp.ClientError, OSError) as broken:
-                    raise ReplicaFailed(broken) from broken
-        except ReplicaFailed as broken:
-            message = f"the replica died in the middle of its answer ({broken})"
-            return await self._fail_events(response, Refusal(502, "replica_failed", message).body)
+            if head.status == 101:
+                await splice(self._request, connection, reply)
+            elif (body := connection.whole()) is not None:
+                reply.finish_whole(body, connection.trailers)
+            else:
+                await connection.pass_on(reply)
+                reply.finish(connection.trailers)
+        except (BadAnswer, OSError) as error:
+            if self._request.transport is None:
+                raise ConnectionResetError("the client has gone") from error
+            fields = {"path": self._path, "error": f"{type(error).__name__}: {error}"}
+            log.warning("a replica died in the middle of an answer; the client's connection is closed", extra={"fields": fields})
+            reply.cut()
+        return reply
+
+    async def _pass_events(self, events: Reply, connection: Connection) -> web.StreamResponse:
+        head = connection.head
+        passes = head.status == 200 and head.get(b"content-type").partition(b";")[0].strip().lower() == b"text/event-stream"
+        told = _Told()
+        try:
+            await connection.pass_on(events if passes else told)
+        except (BadAnswer, OSError) as error:
+            if self._request.transport is None:
+                raise ConnectionResetError("the client has gone") from error
+            message = f"the replica died in the middle of its answer ({type(error).__name__}: {error})"
+            return await self._fail_events(events, Refusal(502, "replica_failed", message).body)
         if not passes:
-            return await self._fail_events(response, _as_error(answer.status, bytes(error)))
-        await response.write_eof()
-        return response
+            return await self._fail_events(events, _as_error(head.status, bytes(told.text)))
+        events.finish()
+        return events
 
-    async def _fail_events(self, response: web.StreamResponse, error: bytes) -> web.StreamResponse:
+    async def _fail_events(self, events: Reply, error: bytes) -> web.StreamResponse:
         # The empty line ends an event that may have been cut off. Line ends inside the JSON would end ours: there are none outside strings.
-        await response.write(b"\n\ndata: " + json.dumps(json.loads(error)).encode() + b"\n\n")
-        await response.write_eof()
-        return response
-
-    def _cut(self, answer: aiohttp.ClientResponse, error: Exception) -> None:
-        """Closes the client's connection without the answer's proper end: that is how it learns that the answer is not whole."""
-        fields = {"url": str(answer.url), "error": f"{type(error).__name__}: {error}"}
-        log.warning("a replica died in the middle of an answer; the client's connection is closed", extra={"fields": fields})
-        if self._request.transport is not None:
-            self._request.transport.close()
+        events.take(b"\n\ndata: " + json.dumps(json.loads(error)).encode() + b"\n\n")
+        events.finish()
+        return events
 
 
-def _end_to_end(headers: CIMultiDict[str] | CIMultiDictProxy[str]) -> CIMultiDict[str]:
-    """A copy without the headers of the connection, those that `Connection` names included."""
-    kept = CIMultiDict(headers)
-    for name in kept.getall("Connection", ()):
-        for token in name.split(","):
-            kept.popall(token.strip(), None)
-    for name in _HOP_BY_HOP:
-        kept.popall(name, None)
-    return kept
+class _Told:
+    """Takes what an engine says instead of an event stream."""
+
+    def __init__(self) -> None:
+        self.text = bytearray()
+
+    def take(self, piece: bytes) -> bool:
+        if len(self.text) < _ERROR_BYTES:
+            self.text += piece
+        return True
+
+    async def emptied(self) -> None:
+        """It always takes more."""
+
+    def cut(self) -> None:
+        """It never lets anybody wait."""
+
+
+class _Again:
+    """Pieces of a body, from its beginning as often as they are asked for."""
+
+    def __init__(self, pieces: Callable[[], AsyncIterator[bytes]]) -> None:
+        self._pieces = pieces
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self._pieces()
 
 
 def _as_error(status: int, body: bytes) -> bytes:

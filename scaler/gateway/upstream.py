@@ -1,27 +1,26 @@
-"""Connections to one replica, made inside its network namespace.
+"""Connections to one replica, made inside its network namespace: an HTTP/1.1 client for a proxy.
 
 Every replica of a node may have the same address, each in a network namespace of its own: sockets are made there (NetworkNamespace), held
-open from the moment the replica is known, and each replica has its own connector, since a connector pools by address.
+open from the moment the replica is known. Requests and answers go through as bytes (connection, answer_parser); here it is decided which
+connection a request takes, and when it is sent a second time to the same replica.
 
-Closing a session is not enough to end what runs on it: aiohttp lets a connection that is being made go on until its timeout, and one whose
-peer does not read stays until the last byte of its buffer is taken, which may be never. So `close` ends the requests themselves, each by a
-cancel scope that lasts until the answer's first bytes, and shuts the sockets down, which are ours. Only then is the session closed: a
-request that still ran in it would be repeated by aiohttp, on a session that is not there.
+A pooled connection may be closed by the engine at any moment. It is looked at before it is used, and if it ends without a byte of answer
+all the same, a request that is held whole goes out again on a new one; an upload cannot, so it always has a connection of its own.
+`close` ends every connection where it stands, and whoever waits on one hears of it in the same turn of the event loop.
+
+Rejected: aiohttp's client (readers that are never told of an end, bounds that cannot be told from a dead replica, fields that are decoded
+and lose bytes, more than half of the gateway's processor time), httpx and h11 (several times slower still).
 """
 
 from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
-from contextlib import suppress
+from collections.abc import AsyncIterable, Callable
 from dataclasses import dataclass
-from weakref import WeakSet
 
-import aiohttp
-from multidict import CIMultiDict
-from yarl import URL
-
+from scaler.gateway.answer_parser import Fields, Head
+from scaler.gateway.connection import Connection
 from zerowake_shared.network_namespace import NetworkNamespace
 
 # Engines close idle connections after as little as 5 s (uvicorn). Ours go first, or a request is sent into one that is being closed.
@@ -41,15 +40,17 @@ class Endpoint:
 
 
 class Upstream:
-    """The HTTP session to one replica. Made inside the event loop; `close` ends all its connections and requests."""
+    """The connections to one replica. Made inside the event loop; `close` ends all of them, and the requests on them."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
         host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
-        self._origin = f"http://{host}:{endpoint.port}"
-        self._sockets: WeakSet[socket.socket] = WeakSet()
-        self._waiting: set[asyncio.Timeout] = set()  # a scope for each request without a first byte
-        self._quiet = asyncio.Event()  # none of them is left; of use once closing
+        self._host = f"Host: {host}:{endpoint.port}\r\n".encode()
+        self._loop = asyncio.get_running_loop()
+        self._connections: set[Connection] = set()
+        self._idle: list[tuple[Connection, float]] = []  # and since when; the last one is taken first
+        self._sweep: asyncio.TimerHandle | None = None  # there is one while any is idle
+        self._connecting: set[asyncio.Timeout] = set()
         self._closing = False
         self._namespace: NetworkNamespace | None = None
         self._unreachable: OSError | None = None
@@ -59,92 +60,168 @@ class Upstream:
             except OSError as error:
                 # The engine died before it could be used. Whoever follows the agents will hear so; until then no connection can be made.
                 self._unreachable = error
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
-                limit=0,  # the replica's concurrency is the bound
-                keepalive_timeout=_IDLE_SECONDS,
-                socket_factory=self._socket,
-                happy_eyeballs_delay=None,
-            ),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=False,
-            # The request is the client's: nothing of ours is added to it.
-            skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type", "User-Agent"),
-        )
 
-    def _socket(self, address: tuple[int, int, int, str, tuple[object, ...]]) -> socket.socket:
-        family, kind, protocol, _, _ = address
+    async def send(
+        self,
+        method: bytes,
+        target: bytes,
+        fields: Fields,
+        body: bytes | AsyncIterable[bytes] | None,
+        *,
+        repeatable: bool = True,
+        upgrades: bool = False,
+        hint: Callable[[Head], None] | None = None,
+    ) -> Connection:
+        """Sends a request; returns its connection when the answer has begun. The caller gives it back (`give_back`).
+
+        fields: the request's, as they are sent, the length of the body among them; body: as it goes over the wire; repeatable: a body that
+        is not bytes can be iterated again; upgrades: another protocol is asked for; hint: is given informational answers.
+        Raises: OSError: the replica failed; ConnectionAbortedError: `close` was called, at whatever stage this was; BadAnswer; whatever
+        `body` raises.
+        """
+        head = [method, b" ", target, b" HTTP/1.1\r\n"]
+        if not any(name.lower() == b"host" for name, _ in fields):
+            head.append(self._host)
+        for name, value in fields:
+            head += (name, b": ", value, b"\r\n")
+        head.append(b"\r\n")
+        if isinstance(body, bytes):
+            head.append(body)
+            body = None
+        request = b"".join(head)
+        connection = self._pooled() if repeatable and not upgrades else None
+        while True:
+            if connection is None:
+                connection = await self._connect()
+            try:
+                await connection.ask(method, request, body, upgrades=upgrades, hint=hint)
+                return connection
+            except ConnectionError as error:
+                connection.end(error)
+                if not connection.stale or self._closing:
+                    await connection.stop_upload()
+                    raise
+                connection = None  # the engine closed it when the request was on its way
+            except BaseException as error:
+                connection.end(ConnectionResetError("the request was given up"))
+                if isinstance(error, Exception):
+                    await connection.stop_upload()
+                raise
+
+    def give_back(self, connection: Connection) -> None:
+        """The answer has been passed on, or nobody wants it any more."""
+        if not connection.free or self._closing:
+            connection.end(ConnectionResetError("the answer was given up"))
+            return
+        self._idle.append((connection, self._loop.time()))
+        if self._sweep is None:
+            self._sweep = self._loop.call_later(_IDLE_SECONDS, self._end_idle)
+
+    async def probe(self) -> None:
+        """Returns when the replica accepts a connection. Raises: OSError or TimeoutError if it does not."""
+        made = await self._connected()
+        made.close()
+
+    def close_idle(self) -> None:
+        """Ends the connections on which nothing is asked now: a replica that ends is told so that nothing more comes."""
+        for connection, _ in self._idle[:]:
+            connection.end(ConnectionResetError("the connection is needed no more"))
+
+    async def close(self) -> None:
+        """Ends every connection, those in use as well, and those that are being made."""
+        self._closing = True
+        removed = ConnectionAbortedError("the replica was removed")
+        if self._sweep is not None:
+            self._sweep.cancel()
+        for scope in self._connecting:
+            scope.reschedule(self._loop.time())
+        for connection in list(self._connections):
+            connection.end(removed)
+        if self._namespace is not None:
+            self._namespace.close()
+            self._namespace = None
+            self._unreachable = OSError("the replica is gone")
+
+    def _pooled(self) -> Connection | None:
+        """An idle connection that is fit for a request."""
+        while self._idle:
+            connection, _ = self._idle.pop()
+            if connection.usable:
+                return connection
+            connection.end(ConnectionResetError("the engine closed an idle connection"))
+        return None
+
+    def _end_idle(self) -> None:
+        self._sweep = None
+        old = self._loop.time() - _IDLE_SECONDS
+        kept = [(connection, since) for connection, since in self._idle if since > old]
+        ended = [connection for connection, since in self._idle if since <= old]
+        self._idle = kept
+        for connection in ended:
+            connection.end(ConnectionResetError("the connection was idle for too long"))
+        if kept:
+            self._sweep = self._loop.call_at(kept[0][1] + _IDLE_SECONDS, self._end_idle)
+
+    def _ended(self, connection: Connection) -> None:
+        self._connections.discard(connection)
+        self._idle = [(idle, since) for idle, since in self._idle if idle is not connection]
+
+    async def _connect(self) -> Connection:
+        made = await self._connected()
+        connection = Connection(made, self._ended)
+        try:
+            await self._loop.create_connection(lambda: connection, sock=made)
+        except BaseException:
+            made.close()
+            raise
+        self._connections.add(connection)
+        if self._closing:
+            connection.end(ConnectionAbortedError("the replica was removed"))
+        return connection
+
+    async def _connected(self) -> socket.socket:
+        """A socket that is connected to the replica. Raises: OSError, TimeoutError; ConnectionAbortedError: the replica was removed."""
+        if self._closing:
+            raise ConnectionAbortedError("the replica was removed")
+        try:
+            async with asyncio.timeout(_CONNECT_SECONDS) as scope:
+                self._connecting.add(scope)
+                try:
+                    return await self._try_addresses()
+                finally:
+                    self._connecting.discard(scope)
+        except TimeoutError:
+            if self._closing:
+                raise ConnectionAbortedError("the replica was removed") from None
+            raise TimeoutError(f"no connection to {self.endpoint.host}:{self.endpoint.port} within {_CONNECT_SECONDS:g} s") from None
+
+    async def _try_addresses(self) -> socket.socket:
+        host, port = self.endpoint.host, self.endpoint.port
+        failed: OSError | None = None
+        try:
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)  # asks nobody
+        except socket.gaierror:
+            found = await self._loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        for family, kind, protocol, _, address in found:
+            made = self._socket(family, kind, protocol)
+            try:
+                await self._loop.sock_connect(made, address)
+                return made
+            except OSError as error:
+                made.close()
+                failed = error
+            except BaseException:
+                made.close()
+                raise
+        raise failed or OSError(f"{host} has no address")
+
+    def _socket(self, family: int, kind: int, protocol: int) -> socket.socket:
         if self._unreachable is not None:
             raise OSError(self._unreachable.errno, f"network namespace of the replica: {self._unreachable}")
         made = self._namespace.socket(family, kind, protocol) if self._namespace is not None else socket.socket(family, kind, protocol)
-        self._sockets.add(made)
         made.setblocking(False)
         made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         made.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _SILENT_SECONDS // 3)
         made.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _SILENT_SECONDS // 3)
         made.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _SILENT_SECONDS * 1000)
         return made
-
-    async def send(
-        self, method: str, path: str, headers: CIMultiDict[str], body: bytes | AsyncIterator[bytes] | None
-    ) -> tuple[aiohttp.ClientResponse, bytes]:
-        """Sends a request; returns the answer with its first bytes (none: it has no body). The answer is the caller's to close.
-
-        Raises: aiohttp.ClientError, OSError: the replica failed; ConnectionAbortedError: `close` was called, at whatever stage this was.
-        """
-        if self._closing:
-            raise ConnectionAbortedError("the replica was removed")
-        scope = asyncio.timeout(None)
-        self._waiting.add(scope)
-        try:
-            async with scope:
-                url = URL(self._origin + path, encoded=True)
-                answer = await self._session.request(method, url, headers=headers, data=body, allow_redirects=False)
-                try:
-                    return answer, await answer.content.readany()
-                except BaseException:
-                    answer.close()
-                    raise
-        except TimeoutError:
-            if scope.expired():
-                raise ConnectionAbortedError("the replica was removed") from None
-            raise
-        finally:
-            self._waiting.discard(scope)
-            if not self._waiting:
-                self._quiet.set()
-
-    async def probe(self) -> None:
-        """Returns when the replica accepts a connection. Raises: OSError or TimeoutError if it does not."""
-        loop = asyncio.get_running_loop()
-        async with asyncio.timeout(_CONNECT_SECONDS):
-            addresses = await loop.getaddrinfo(self.endpoint.host, self.endpoint.port, type=socket.SOCK_STREAM)
-            with self._socket(addresses[0]) as made:
-                await loop.sock_connect(made, addresses[0][4])
-
-    def close_idle(self) -> None:
-        """Closes the connections on which nothing is asked now: a replica that ends is told so that nothing more comes."""
-        connector = self._session.connector
-        if connector is not None:
-            for idle in connector._conns.values():
-                for protocol, _ in idle:
-                    protocol.close()
-
-    async def close(self) -> None:
-        """Ends every request that has no first byte yet, then every connection, those in use as well."""
-        self._closing = True
-        now = asyncio.get_running_loop().time()
-        for scope in self._waiting:
-            scope.reschedule(now)
-        while self._waiting:
-            self._quiet.clear()
-            await self._quiet.wait()
-        for made in list(self._sockets):
-            with suppress(OSError):  # closed already
-                made.shutdown(socket.SHUT_RDWR)
-        await self._session.close()
-        if self._namespace is not None:
-            self._namespace.close()
-            self._namespace = None
-            self._unreachable = OSError("the replica is gone")

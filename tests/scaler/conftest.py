@@ -9,7 +9,18 @@ import uvloop
 from tests.worlds.virtual_time import VirtualTimeLoop
 
 _VIRTUAL = {"test_autoscaler", "test_surge", "test_workqueue"}
-_ON_BOTH = {"test_gateway", "test_dispatcher", "test_exchange", "test_upstream", "test_client_gone", "test_body", "test_openai_client"}
+_ON_BOTH = {
+    "test_body",
+    "test_client_gone",
+    "test_connection",
+    "test_dispatcher",
+    "test_exchange",
+    "test_gateway",
+    "test_openai_client",
+    "test_reply",
+    "test_upgrade",
+    "test_upstream",
+}
 
 
 def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:

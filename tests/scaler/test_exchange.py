@@ -11,6 +11,8 @@ import pytest
 from tests.worlds.echo_engine import Engine
 from tests.worlds.engine_process import process
 from tests.worlds.front import front
+from tests.worlds.raw_client import raw_client
+from tests.worlds.raw_engine import Asked, raw_engine, saying
 
 
 async def test_passes_the_request_on_untouched() -> None:
@@ -160,13 +162,19 @@ async def test_a_replica_killed_in_the_middle_of_an_answer(patient: bool) -> Non
 
 
 async def test_a_streaming_body_is_not_sent_twice() -> None:
-    async with Engine() as dying, Engine() as living, front() as f:
+    died = asyncio.Event()
+
+    async def die(asked: Asked) -> None:
+        await asked.reader.readexactly(4)
+        asked.reset()
+        died.set()
+
+    async with raw_engine(die) as dying, Engine() as living, front() as f:
         f.dispatcher.add(dying.replica("dying"))
 
         async def upload() -> AsyncIterator[bytes]:
             yield b"part"
-            await dying.seen.get()
-            f.dispatcher.remove("dying")
+            await died.wait()
             f.dispatcher.add(living.replica("living"))
             yield b"rest"
 
@@ -174,3 +182,136 @@ async def test_a_streaming_body_is_not_sent_twice() -> None:
             assert response.status == 502
             assert "cannot be sent again" in (await response.json())["error"]["message"]
         assert living.seen.empty()
+
+
+@pytest.mark.parametrize("patient", [False, True])
+@pytest.mark.parametrize("way", ["removed", "closed"])
+async def test_a_replica_that_is_let_go_in_the_middle_of_an_answer(way: str, patient: bool) -> None:
+    """However the gateway takes leave of a replica, the client of an answer that is under way hears of its end at once."""
+    async with Engine(held=True) as engine, front() as f:
+        engine.say()
+        body = {"model": "m", "stream": True, "messages": [{"role": "user", "content": "one two"}]}
+        headers = {"X-Zerowake-Heartbeat": "60"} if patient else {}
+        asked = asyncio.create_task(f.client.post(f"{f.url}/v1/chat/completions", json=body, headers=headers).__aenter__())
+        await f.held(1)
+        f.dispatcher.add(engine.replica("r1"))
+        response = await asked
+        while b'"content": "one"' not in await response.content.readuntil(b"\n\n"):
+            pass
+        if way == "removed":
+            f.dispatcher.remove("r1")
+        else:
+            await f.dispatcher.close()
+        async with asyncio.timeout(1):
+            if patient:
+                error = (await response.content.read()).removeprefix(b"\n\ndata: ")
+                assert json.loads(error)["error"]["code"] == "replica_failed"
+            else:
+                with pytest.raises(aiohttp.ClientPayloadError):
+                    await response.content.read()
+            await f.until(lambda demand: demand.in_flight == 0)
+            assert await engine.left.get() == "one two"
+
+
+UNREADABLE = {
+    "no HTTP": b"220 smtp.example ready\r\n\r\n",
+    "two lengths": b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nhi!",
+    "a length and chunks": b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\nhi",
+    "a coding nobody asked for": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n",
+    "a status that is none": b"HTTP/1.1 20 OK\r\n\r\n",
+    "a NUL": b"HTTP/1.1 200 OK\r\nX: a\0b\r\nContent-Length: 0\r\n\r\n",
+    "another protocol": b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n",
+    "two megabytes of head": b"HTTP/1.1 200 OK\r\nX: " + b"x" * 2**21 + b"\r\nContent-Length: 0\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("said", UNREADABLE.values(), ids=UNREADABLE)
+async def test_an_answer_that_cannot_be_passed_on_is_asked_for_once_and_says_why(said: bytes) -> None:
+    good = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"
+    async with raw_engine(saying(said, good)) as engine, front() as f:
+        f.dispatcher.add(engine.replica())
+        answer = await f.ask()
+        assert (answer.status, answer.error["code"]) == (502, "bad_answer")
+        assert "cannot be passed on: it" in answer.error["message"]
+        assert len(engine.heads) == 1
+        assert f.dispatcher.take("m") is not None  # it is not suspected
+        assert (await f.ask()).body == b"hi"
+
+
+@pytest.mark.parametrize("size", [9_000, 500_000])
+async def test_an_answer_with_a_large_field(size: int) -> None:
+    said = b"HTTP/1.1 200 OK\r\nX-Large: " + b"x" * size + b"\r\nContent-Length: 2\r\n\r\nhi"
+    async with raw_engine(saying(said)) as engine, front() as f, raw_client(f.url) as client:
+        f.dispatcher.add(engine.replica())
+        client.get()
+        assert b"X-Large: " + b"x" * size + b"\r\n" in await client.head()
+        assert await client.exactly(2) == b"hi"
+
+
+async def test_a_requests_bytes_are_passed_on_as_they_are() -> None:
+    async with raw_engine(saying(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")) as engine, front() as f, raw_client(f.url) as client:
+        f.dispatcher.add(engine.replica())
+        fields = [b"X-A: caf\xe9", b"x-a: caf\xc3\xa9", b"X-B: \xff\xfe\x80", b"X-Empty: ", b"Cookie: a=1", b"Cookie: b=2"]
+        client.get("/models/m/x?q=%C3%A9", *fields, b"Keep-Alive: 5", b"Connection: keep-alive, X-Mine", b"X-Mine: 1", b"TE: trailers")
+        await client.head()
+        assert engine.heads[0].split(b"\r\n") == [b"GET /x?q=%C3%A9 HTTP/1.1", b"Host: gateway", *fields, b"", b""]
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "GET", "DELETE", "OPTIONS"])
+async def test_a_request_without_a_body_says_so_where_its_method_may_have_one(method: str) -> None:
+    async with raw_engine(saying(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")) as engine, front() as f, raw_client(f.url) as client:
+        f.dispatcher.add(engine.replica())
+        client.get(method=method)
+        await client.head()
+        assert (b"Content-Length: 0\r\n" in engine.heads[0]) == (method in ("POST", "PUT", "PATCH"))
+
+
+async def test_streamed_uploads_never_meet_an_idle_connection_that_is_being_closed() -> None:
+    """An engine that keeps connections for a moment only: what is held whole may be sent again, an upload may not."""
+
+    async def serve(asked: Asked) -> None:
+        size = 0
+        if b"chunked" in asked.head:
+            while (line := await asked.reader.readline()) != b"0\r\n":
+                size += len(await asked.reader.readexactly(int(line, 16) + 2)) - 2
+            await asked.reader.readline()
+        else:
+            size = len(await asked.reader.readexactly(asked.length))
+        asked.writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n%4d" % size)
+        await asked.writer.drain()
+        await asyncio.sleep(0.001)
+        asked.writer.close()
+
+    async def upload() -> AsyncIterator[bytes]:
+        yield b"x" * 1000
+        yield b"y" * 24
+
+    async with raw_engine(serve) as engine, front() as f:
+        f.dispatcher.add(engine.replica())
+        for turn in range(150):
+            if turn % 3 == 0:
+                assert (await f.ask()).status == 200
+            await asyncio.sleep(0.0005 * (turn % 5))  # all about the moment in which the engine closes
+            async with f.client.post(f"{f.url}/models/m/x", data=upload()) as response:
+                assert (response.status, await response.read()) == (200, b"1024")
+        assert len(engine.heads) == 200
+
+
+@pytest.mark.parametrize("sized", [False, True])
+async def test_an_engine_that_answers_before_the_upload_has_ended(sized: bool) -> None:
+    async def serve(asked: Asked) -> None:
+        asked.writer.write(b"HTTP/1.1 401 Unauthorized\r\nConnection: close\r\nContent-Length: 3\r\n\r\nno!")
+        await asked.writer.drain()
+        asked.writer.close()  # what comes of the upload is answered with a reset
+
+    async def upload() -> AsyncIterator[bytes]:
+        for _ in range(64):
+            yield b"x" * 2**14
+
+    async with raw_engine(serve) as engine, front() as f:
+        f.dispatcher.add(engine.replica())
+        for _ in range(20):
+            headers = {"Content-Length": str(2**20)} if sized else {}
+            async with f.client.post(f"{f.url}/models/m/x", data=upload(), headers=headers) as response:
+                assert (response.status, await response.read()) == (401, b"no!")
+        assert len(engine.heads) == 20

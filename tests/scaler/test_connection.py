@@ -1,0 +1,250 @@
+"""One connection to an engine: whoever waits on it hears of its end, in whatever way it ends, and nobody fills memory for another."""
+
+import asyncio
+import os
+import socket
+from collections.abc import AsyncIterator
+
+import pytest
+
+from scaler.gateway.answer_parser import BadAnswer
+from scaler.gateway.connection import Connection
+from scaler.gateway.dispatcher import Endpoint
+from scaler.gateway.upstream import Upstream
+from tests.worlds.raw_engine import Asked, RawEngine, raw_engine, saying
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n"
+
+
+class Collected:
+    """Takes a body, and is full when the test says so."""
+
+    def __init__(self) -> None:
+        self.text = b""
+        self.full = False
+        self.room = asyncio.Event()
+        self.pieces: asyncio.Queue[bytes] = asyncio.Queue()
+        self.was_cut = False
+
+    def take(self, piece: bytes) -> bool:
+        self.text += piece
+        self.pieces.put_nowait(piece)
+        return not self.full
+
+    async def emptied(self) -> None:
+        await self.room.wait()
+
+    def cut(self) -> None:
+        self.was_cut = True
+        self.room.set()
+
+
+def upstream(engine: RawEngine) -> Upstream:
+    return Upstream(Endpoint("127.0.0.1", engine.port))
+
+
+async def ask(client: Upstream, body: bytes | AsyncIterator[bytes] | None = None, method: bytes = b"GET") -> Connection:
+    async with asyncio.timeout(5):
+        return await client.send(method, b"/x", [], body, repeatable=not isinstance(body, AsyncIterator))
+
+
+ENDS = {
+    "the engine closes": lambda asked, client: asked.writer.close(),
+    "the engine resets": lambda asked, client: asked.reset(),
+    "nonsense": lambda asked, client: asked.writer.write(b"zz\r\n" * 100),
+    "we close": lambda asked, client: asyncio.ensure_future(client.close()),
+}
+
+
+@pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
+@pytest.mark.parametrize("turns", [0, 1, 2, 5])
+async def test_whoever_waits_for_the_rest_hears_of_the_end(end, turns: int) -> None:  # type: ignore[no-untyped-def]
+    asked: asyncio.Queue[Asked] = asyncio.Queue()
+
+    async def serve(one: Asked) -> None:
+        one.writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhell\r\n")
+        asked.put_nowait(one)
+        await one.reader.read()
+
+    async with raw_engine(serve) as engine, asyncio.timeout(5):
+        client = upstream(engine)
+        connection = await ask(client)
+        one = await asked.get()
+        receiver = Collected()
+        waiting = asyncio.create_task(connection.pass_on(receiver))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        end(one, client)
+        with pytest.raises((OSError, BadAnswer)):
+            await waiting
+        assert receiver.text == b"hell"
+        await client.close()
+
+
+@pytest.mark.parametrize("end", [end for name, end in ENDS.items()], ids=ENDS)
+async def test_whoever_waits_for_the_first_byte_hears_of_the_end(end) -> None:  # type: ignore[no-untyped-def]
+    asked: asyncio.Queue[Asked] = asyncio.Queue()
+
+    async def serve(one: Asked) -> None:
+        one.writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        asked.put_nowait(one)
+        await one.reader.read()
+
+    async with raw_engine(serve) as engine, asyncio.timeout(5):
+        client = upstream(engine)
+        waiting = asyncio.create_task(client.send(b"GET", b"/x", [], None))
+        end(await asked.get(), client)
+        with pytest.raises((OSError, BadAnswer)):
+            await waiting
+        await client.close()
+
+
+async def test_a_receiver_that_is_full_stops_the_engine_and_is_told_of_the_end_too() -> None:
+    written = 0
+    stopped = asyncio.Event()
+
+    async def serve(one: Asked) -> None:
+        nonlocal written
+        one.writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n")
+        one.writer.transport.set_write_buffer_limits(0)
+        try:
+            while True:
+                one.writer.write(b"x" * 2**16)
+                written += 2**16
+                try:
+                    async with asyncio.timeout(0.3):
+                        await one.writer.drain()
+                except TimeoutError:
+                    stopped.set()
+                    await one.writer.drain()
+        finally:
+            stopped.set()
+
+    async with raw_engine(serve) as engine, asyncio.timeout(10):
+        client = upstream(engine)
+        receiver = Collected()
+        receiver.full = True
+        waiting = asyncio.create_task((await ask(client)).pass_on(receiver))
+        await stopped.wait()
+        assert len(receiver.text) < 2**22
+        assert written < 2**24  # what both kernels hold
+        assert not waiting.done()
+        receiver.full = False
+        receiver.room.set()
+        while len(receiver.text) < 2**24:
+            await receiver.pieces.get()
+        receiver.room.clear()
+        receiver.full = True
+        before = receiver.pieces.qsize()
+        while receiver.pieces.qsize() == before:
+            await asyncio.sleep(0)
+        await client.close()
+        with pytest.raises(ConnectionAbortedError):
+            await waiting
+        assert receiver.was_cut
+
+
+async def test_an_engine_that_does_not_read_stops_the_upload() -> None:
+    taken = 0
+    reading = asyncio.Event()
+
+    async def serve(one: Asked) -> None:
+        await reading.wait()
+        await one.reader.readexactly(one.length)
+        one.writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+
+    async def upload() -> AsyncIterator[bytes]:
+        nonlocal taken
+        for _ in range(2**10):
+            taken += 1
+            yield b"x" * 2**16
+
+    async with raw_engine(serve) as engine, asyncio.timeout(10):
+        client = upstream(engine)
+        waiting = asyncio.create_task(client.send(b"POST", b"/x", [(b"Content-Length", b"%d" % 2**26)], upload(), repeatable=False))
+        last = -1
+        while taken != last:
+            last = taken
+            await asyncio.sleep(0.2)
+        assert taken < 2**9
+        reading.set()
+        assert (await waiting).head.status == 200
+        assert taken == 2**10
+        await client.close()
+
+
+@pytest.mark.parametrize("reset", [False, True])
+async def test_an_answer_before_the_end_of_the_upload(reset: bool) -> None:
+    """The engine says why it reads no further, and closes on what it has not read: a reset follows its answer."""
+    answer = b"HTTP/1.1 413 Too Large\r\nConnection: close\r\nContent-Length: 9\r\n\r\ntoo large"
+
+    async def serve(one: Asked) -> None:
+        one.writer.write(answer)
+        await one.writer.drain()
+        if reset:
+            one.writer.close()  # with the upload unread
+
+    sent = 0
+
+    async def upload() -> AsyncIterator[bytes]:
+        nonlocal sent
+        while True:
+            sent += 1
+            yield b"x" * 2**16
+            await asyncio.sleep(0)
+
+    async with raw_engine(serve) as engine:
+        for _ in range(20):
+            client = upstream(engine)
+            connection = await ask(client, upload(), b"POST")
+            assert connection.head.status == 413
+            receiver = Collected()
+            async with asyncio.timeout(5):
+                await connection.pass_on(receiver)
+                await connection.stop_upload()
+            assert receiver.text == b"too large"
+            before = sent
+            client.give_back(connection)
+            for _ in range(3):
+                await asyncio.sleep(0)
+            assert sent == before  # nothing more is taken from the client
+            await client.close()
+
+
+async def test_what_an_upload_raises_is_what_is_told() -> None:
+    async def upload() -> AsyncIterator[bytes]:
+        yield b"x"
+        raise ValueError("the client's body is broken")
+
+    async with raw_engine(saying(HEAD)) as engine:
+        client = upstream(engine)
+        with pytest.raises(ValueError, match="broken"):
+            await client.send(b"POST", b"/x", [(b"Content-Length", b"5")], upload(), repeatable=False)
+        await client.close()
+
+
+@pytest.mark.parametrize(
+    ("said", "usable"),
+    [(b"", True), (b"HTTP/1.1 408 Request Timeout\r\n\r\n", False), (b"x", False), (None, False)],
+)
+async def test_an_idle_connection_is_looked_at(said: bytes | None, usable: bool) -> None:
+    """Before the event loop has read what is there."""
+    asked: asyncio.Queue[Asked] = asyncio.Queue()
+
+    async def serve(one: Asked) -> None:
+        one.writer.write(HEAD + b"0123456789")
+        asked.put_nowait(one)
+
+    async with raw_engine(serve) as engine, asyncio.timeout(5):
+        client = upstream(engine)
+        connection = await ask(client)
+        assert connection.whole() == b"0123456789"
+        assert connection.usable
+        made = (await asked.get()).writer
+        if said:
+            made.write(said)  # at once, in this turn
+        elif said is None:
+            with socket.socket(fileno=os.dup(made.get_extra_info("socket").fileno())) as end:
+                end.shutdown(socket.SHUT_WR)
+        assert connection.usable is usable
+        await client.close()
