@@ -29,7 +29,7 @@ from restore_agent.places.sandbox import Sandbox
 from restore_agent.sequences.phases import Phases
 from restore_agent.sequences.restore import OpenPlace, Restorer
 from restore_agent.sequences.staging import Staging
-from restore_agent.snapshots.chunks import write_chunks
+from restore_agent.snapshots.chunks import Lease, write_chunks
 from restore_agent.snapshots.compatibility import node_fits
 from restore_agent.snapshots.manifest import (
     CanaryRecord,
@@ -86,7 +86,6 @@ class Capturer:
         self._store = store
         self._staging = staging
         self._restorer = restorer
-        self._publishing = asyncio.Lock()  # chunks of a snapshot without a name yet must not be swept
 
     async def capture(self, request: CaptureRequest, progress: Progress, phases: Phases, open_place: OpenPlace | None = None) -> Captured:
         """Nothing is left of it when it fails. `open_place`: opens where the engine runs, and then, in its stead, the replica that proves.
@@ -126,12 +125,13 @@ class Capturer:
                 quiesces = await source.wait_quiet()
             with _step("weights", phases, progress):
                 lent += [await self._weights.read(directory) for directory in source.named_weights()]
-            async with self._publishing:
+            undo.push_async_callback(asyncio.to_thread, self._store.sweep)  # once the lease has ended
+            with self._store.chunks.lease() as lease:
                 workspace = await asyncio.to_thread(self._store.workspace)
                 undo.push_async_callback(asyncio.to_thread, shutil.rmtree, workspace, True)
                 for region in lent:
                     await asyncio.to_thread(_keep_layout, workspace, region)
-                draft = await self._dump(request, place, source, canary, quiesces, workspace, progress, phases)
+                draft = await self._dump(request, place, source, canary, quiesces, workspace, lease, progress, phases)
                 if lent:
                     records = tuple(region.record for region in lent)
                     draft = _draft(draft.manifest.model_copy(update={"weights": records}), workspace)
@@ -139,7 +139,7 @@ class Capturer:
                     await self._prove(draft, open_place)
                 with _step("publish", phases, progress):
                     published = asyncio.create_task(
-                        asyncio.to_thread(self._store.publish, workspace, draft.manifest, replace=request.replace)
+                        asyncio.to_thread(self._store.publish, workspace, draft.manifest, lease, replace=request.replace)
                     )
                     snapshot = await asyncio.shield(published)
             undo.pop_all()
@@ -156,6 +156,7 @@ class Capturer:
         canary: CanaryRecord | None,
         quiesces: bool,
         workspace: Path,
+        lease: Lease,
         progress: Progress,
         phases: Phases,
     ) -> Snapshot:
@@ -190,7 +191,7 @@ class Capturer:
         with _step("split", phases, progress):
             total = sum(pages.stat().st_size for pages in images.glob("pages-*.img"))
             counted = _count(split(images), lambda done: progress("split", done, total))
-            chunks, index = await _in_thread(write_chunks, self._store.chunks, counted)
+            chunks, index = await _in_thread(write_chunks, lease, counted)
             write_index(workspace / "pages.index", index)
             for name, content in carried.items():
                 await asyncio.to_thread((workspace / name).write_bytes, content)

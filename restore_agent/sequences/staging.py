@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import logging
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,9 +24,11 @@ from restore_agent.snapshots.chunks import Chunk, CorruptChunk
 from restore_agent.snapshots.compatibility import Incompatible, check_fits
 from restore_agent.snapshots.manifest import GpuRecord, WeightsRegion
 from restore_agent.snapshots.store import Corrupt, Snapshot, Store
+from zerowake_shared.background import told
 
 SPARE_BYTES = 256 << 20  # of the node's memory that staging never takes
 _SMOOTHING = 0.3  # weight of the newest measurement
+_LOG = logging.getLogger("zerowake.agent")
 
 
 class NoMemory(AgentError):
@@ -83,6 +86,7 @@ class Staging:
         self._changed = changed
         self._staged: dict[str, Staged] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._sweeps: set[asyncio.Task[None]] = set()
         self.disk_to_memory = Bandwidth()
         self.unusable: dict[str, str] = {}  # digest → why it cannot be restored here
 
@@ -103,11 +107,25 @@ class Staging:
             task.add_done_callback(self._tasks.discard)
         staged.users += 1
         try:
-            yield staged
+            with self._on_disk(snapshot):
+                yield staged
         finally:
             staged.users -= 1
             if staged.dropped and not staged.users:
                 self._free(staged)
+
+    @contextlib.contextmanager
+    def _on_disk(self, snapshot: Snapshot) -> Iterator[None]:
+        """What it is read from stays, also where it is removed or replaced meanwhile."""
+        try:
+            with self._store.hold(snapshot):
+                yield
+        finally:
+            if self._store.postponed:
+                sweep = asyncio.create_task(asyncio.to_thread(self._store.sweep), name="sweep of what nobody reads any more")
+                told(sweep, _LOG)
+                self._sweeps.add(sweep)
+                sweep.add_done_callback(self._sweeps.discard)
 
     async def stage(self, snapshot: Snapshot) -> float:
         """disk → memory; returns the seconds that this call waited."""
@@ -139,8 +157,14 @@ class Staging:
         for digest, staged in list(self._staged.items()):
             staged.fail(RuntimeError("staging was cancelled"))  # of one whose task had not begun
             self.unstage(digest)
+        if self._sweeps:
+            await asyncio.wait(self._sweeps)
 
     async def _stage(self, staged: Staged) -> None:
+        with self._on_disk(staged.snapshot):
+            await self._read_in(staged)
+
+    async def _read_in(self, staged: Staged) -> None:
         snapshot = staged.snapshot
         try:
             begin = time.monotonic()
@@ -169,7 +193,7 @@ class Staging:
         try:
             self._store.chunks.read_into(chunk, target)
         except CorruptChunk as error:
-            raise Corrupt(f"snapshot {snapshot}: {error}") from None
+            raise self._store.fault(snapshot, str(error)) from None
 
     def _hold_headroom(self) -> None:
         """As much as the largest image in memory."""

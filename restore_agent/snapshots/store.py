@@ -10,22 +10,28 @@
 A snapshot is published by renaming its finished folder into place and then its link over the old one: there is no moment without one or
 the other, and a crash leaves at most a folder without a name, which the next start removes. The seal is a keyed BLAKE3 of the manifest:
 a manifest that was edited by hand is refused, and through it every byte that it names.
+
+What no name needs is removed (a sweep), by any publication or removal, while others write and read. Whoever does holds a lease
+(chunks.py): on the chunks of a draft from before they are written until its name stands, on a snapshot's folder and chunks while they are
+read. A sweep leaves what is leased to the next one.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import secrets
 import shutil
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from blake3 import blake3
 
 from restore_agent.errors import AgentError, ErrorKind
-from restore_agent.snapshots.chunks import Chunk, ChunkStore, CorruptChunk
+from restore_agent.snapshots.chunks import Chunk, ChunkStore, CorruptChunk, Lease
 from restore_agent.snapshots.manifest import (
     FileRecord,
     InvalidManifest,
@@ -105,7 +111,9 @@ class Catalog:
         for link in sorted((self.state / "names").glob("*/*")):
             try:
                 found.append(self.get(link.parent.name, link.name))
-            except (Corrupt, NotFound) as error:
+            except NotFound:
+                continue  # it was removed since it was seen
+            except Corrupt as error:
                 found.append(Unreadable(link.parent.name, link.name, error))
         return found
 
@@ -114,16 +122,21 @@ class Catalog:
         check_name("namespace", namespace)
         check_name("name", name)
         link = self._link(namespace, name)
-        try:
-            directory = self.state / "snapshots" / link.readlink().name
-        except OSError:
-            raise NotFound(f"no snapshot {namespace}/{name} on this node; `zerowake snapshot create` makes one") from None
-        if digest and directory.name != digest:
-            raise NotFound(f"snapshot {namespace}/{name} on this node is {directory.name[:12]}, not {digest[:12]}")
-        return self._open(directory)
+        while True:
+            try:
+                directory = self.state / "snapshots" / link.readlink().name
+            except OSError:
+                raise NotFound(f"no snapshot {namespace}/{name} on this node; `zerowake snapshot create` makes one") from None
+            if digest and directory.name != digest:
+                raise NotFound(f"snapshot {namespace}/{name} on this node is {directory.name[:12]}, not {digest[:12]}")
+            try:
+                return self._open(directory)
+            except Corrupt:
+                if _leads_to(link, directory):
+                    raise  # else it was replaced or removed as it was read
 
     def verify(self, snapshot: Snapshot) -> None:
-        """Reads and hashes every file and chunk. Raises Corrupt with the first that is wrong."""
+        """Reads and hashes every file and chunk. Raises Corrupt with the first that is wrong, NotFound: it was removed meanwhile."""
         for name, record in snapshot.manifest.files.items():
             self.read_file(snapshot, name, record)
         buffer = bytearray(max((chunk.size for chunk in snapshot.chunks), default=0))
@@ -131,21 +144,27 @@ class Catalog:
             try:
                 self.chunks.read_into(chunk, memoryview(buffer)[: chunk.size])
             except CorruptChunk as error:
-                raise Corrupt(f"snapshot {snapshot}: {error}") from None
+                raise self.fault(snapshot, str(error)) from None
+
+    def fault(self, snapshot: Snapshot, why: str) -> AgentError:
+        """What to raise where something of a snapshot is missing or wrong: whoever removes one takes its folder first."""
+        if not snapshot.directory.exists():
+            return NotFound(f"snapshot {snapshot} was removed or replaced meanwhile")
+        return Corrupt(f"snapshot {snapshot}: {why}")
 
     def read_file(self, snapshot: Snapshot, name: str, record: FileRecord) -> bytes:
-        """One small file of a snapshot, verified. Raises Corrupt."""
+        """One small file of a snapshot, verified. Raises Corrupt, NotFound: it was removed meanwhile."""
         path = snapshot.directory / name
         try:
             data = path.read_bytes()
         except FileNotFoundError:
-            raise Corrupt(f"snapshot {snapshot}: {path} is missing; take the snapshot again") from None
+            raise self.fault(snapshot, f"{path} is missing; take the snapshot again") from None
         if len(data) != record.size or blake3(data).hexdigest() != record.hash:
             raise Corrupt(f"snapshot {snapshot}: {path} has changed since it was published; take the snapshot again")
         return data
 
     def regions(self, snapshot: Snapshot) -> Sequence[WeightsRegion]:
-        """Of a snapshot's weights, verified. Raises Corrupt."""
+        """Of a snapshot's weights, verified. Raises Corrupt, NotFound: it was removed meanwhile."""
         files = [(record, layout_file(record)) for record in snapshot.manifest.weights]
         return [WeightsRegion(record, self.read_file(snapshot, name, snapshot.manifest.files[name])) for record, name in files]
 
@@ -185,7 +204,9 @@ class Store(Catalog):
             (state / folder).mkdir(exist_ok=True)
         _make_key(state)
         super().__init__(state)
-        self._sweep()
+        self._changing = threading.Lock()  # over the moment at which names and folders do not agree
+        self.postponed = False  # the last sweep left something to the next one
+        self.sweep()
 
     def close(self) -> None:
         self._lock.close()
@@ -196,18 +217,34 @@ class Store(Catalog):
         path.mkdir()
         return path
 
-    def publish(self, workspace: Path, manifest: Manifest, *, replace: bool) -> Snapshot:
-        """Makes the folder `workspace`, which holds every file of the manifest, the snapshot of its name.
+    @contextlib.contextmanager
+    def hold(self, snapshot: Snapshot) -> Iterator[None]:
+        """Folder and chunks stay until the block ends, also where another removes or replaces the snapshot meanwhile. Does not block."""
+        with self.chunks.lease() as lease:
+            lease.hold([snapshot.digest, *(chunk.hash for chunk in snapshot.chunks)])
+            yield
+
+    def publish(self, workspace: Path, manifest: Manifest, lease: Lease, *, replace: bool) -> Snapshot:
+        """Makes the folder `workspace`, which holds every file of the manifest, the snapshot of its name. `lease`: on its chunks.
 
         Raises:
             NameTaken: and not `replace`.
+            Corrupt: not every file and chunk of the manifest is there; nothing has changed.
             OSError: no space; nothing has changed.
         """
+        lease.hold(chunk.hash for chunk in manifest.chunks)
+        with self._changing:
+            snapshot = self._publish(workspace, manifest, replace=replace)
+            self._sweep()
+        return snapshot
+
+    def _publish(self, workspace: Path, manifest: Manifest, *, replace: bool) -> Snapshot:
         link = self._link(manifest.namespace, manifest.name)
         if link.is_symlink() and not replace:
             raise NameTaken(
                 f"snapshot {manifest.namespace}/{manifest.name} exists; choose another name, --replace it, or `zerowake snapshot rm` it"
             )
+        self._check_whole(workspace, manifest)
         data = manifest.encode()
         _write_synced(workspace / _MANIFEST, data)
         _write_synced(workspace / _SEAL, self._seal(data).encode())
@@ -220,30 +257,68 @@ class Store(Catalog):
         fresh.symlink_to(Path("../../snapshots") / directory.name)
         fresh.replace(link)
         _sync_folder(link.parent)
-        self._sweep()
         return Snapshot(directory.name, manifest, directory)
+
+    def _check_whole(self, workspace: Path, manifest: Manifest) -> None:
+        missing = [str(chunk.hash) for chunk in manifest.chunks if not self.chunks.has(Chunk(chunk.hash, chunk.size))]
+        missing += [name for name, record in manifest.files.items() if not _has_size(workspace / name, record.size)]
+        if missing:
+            raise Corrupt(
+                f"snapshot {manifest.namespace}/{manifest.name} is not published: {missing[0]} and {len(missing) - 1} more of its files "
+                f"were removed from {self.state} while it was taken; let nobody else write there, and take it again"
+            )
 
     def remove(self, namespace: str, name: str) -> None:
         """Removes the name, and every file that no other name needs. Raises NotFound."""
         link = self._link(check_name("namespace", namespace), check_name("name", name))
         if not link.is_symlink():
             raise NotFound(f"no snapshot {namespace}/{name} on this node")
-        link.unlink()
-        self._sweep()
+        with self._changing:
+            link.unlink(missing_ok=True)
+            self._sweep()
+
+    def sweep(self) -> None:
+        """Removes folders without a name, and chunks that no manifest names, unless they are leased."""
+        with self._changing:
+            self._sweep()
 
     def _sweep(self) -> None:
-        """Removes folders without a name, and chunks that no manifest names. A corrupt manifest keeps every chunk where it is."""
+        """A corrupt manifest keeps every chunk where it is."""
+        self.postponed = False
         named = {link.readlink().name for link in (self.state / "names").glob("*/*")}
         used: set[str] = set()
         for directory in (self.state / "snapshots").iterdir():
             if directory.name not in named:
-                shutil.rmtree(directory)
+                self._remove_folder(directory)
                 continue
             try:
                 used |= {chunk.hash for chunk in self._open(directory).chunks}
             except Corrupt:
                 return
-        self.chunks.collect(used)
+        if not self.chunks.collect(used):
+            self.postponed = True
+
+    def _remove_folder(self, directory: Path) -> None:
+        """Out of sight in one step, unless it is leased: nobody sees a half of it."""
+        gone = self.state / "tmp" / secrets.token_hex(8)
+        with self.chunks.lock:
+            if directory.name in self.chunks.leased:
+                self.postponed = True
+                return
+            directory.rename(gone)
+        shutil.rmtree(gone)
+
+
+def _leads_to(link: Path, directory: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return link.readlink().name == directory.name
+    return False
+
+
+def _has_size(path: Path, size: int) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        return path.stat().st_size == size
+    return False
 
 
 def _make_key(state: Path) -> None:

@@ -32,7 +32,7 @@ from restore_agent.pages.images import split
 from restore_agent.places.output import Pipes
 from restore_agent.places.sandbox import Sandbox
 from restore_agent.programs.main import enter_own_mounts
-from restore_agent.snapshots.chunks import ChunkStore, write_chunks
+from restore_agent.snapshots.chunks import ChunkStore, Lease, write_chunks
 from restore_agent.snapshots.manifest import CanaryRecord, EngineRecord
 from restore_agent.snapshots.page_runs import write_index
 from restore_agent.workload.control_directory import RESTORE_COMPLETE, SNAPSHOT_COMPLETE
@@ -254,7 +254,7 @@ class Bench:
             engine.tell(SNAPSHOT_COMPLETE)
             output.close()
         shutil.copytree(stock, ours)
-        chunks, index = await asyncio.to_thread(write_chunks, ChunkStore(self.work / name / "chunks"), split(ours))
+        chunks, index = await asyncio.to_thread(write_chunks, Lease(ChunkStore(self.work / name / "chunks")), split(ours))
         write_index(ours / "pages.index", index)
         arena = await Arena.load(ChunkStore(self.work / name / "chunks"), chunks, (ours / "pages.index").read_bytes())
         return Dumped(record, output.keys, stock, ours, arena, canary)

@@ -17,7 +17,7 @@ from restore_agent.pages.fill import Arena
 from restore_agent.pages.images import split
 from restore_agent.places.output import Pipes
 from restore_agent.places.sandbox import Sandbox
-from restore_agent.snapshots.chunks import ChunkStore, write_chunks
+from restore_agent.snapshots.chunks import ChunkStore, Lease, write_chunks
 from restore_agent.snapshots.manifest import EngineRecord
 from restore_agent.snapshots.page_runs import write_index
 from restore_agent.workload.control_directory import SNAPSHOT_COMPLETE
@@ -78,7 +78,7 @@ async def _dump(bench: Bench, name: str, env: dict[str, str]) -> Dumped:
         canary = await record_canary(engine, "/v1/embeddings", BODY)
         output.close()
     store = ChunkStore(bench.work / name / "chunks")
-    chunks, index = await asyncio.to_thread(write_chunks, store, split(images))
+    chunks, index = await asyncio.to_thread(write_chunks, Lease(store), split(images))
     write_index(images / "pages.index", index)
     arena = await Arena.load(store, chunks, (images / "pages.index").read_bytes())
     return Dumped(record, output.keys, images, images, arena, canary)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import random
 import subprocess
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from restore_agent.snapshots.chunks import CHUNK, Chunk, ChunkStore, CorruptChunk, write_chunks
+from restore_agent.snapshots.chunks import CHUNK, Chunk, ChunkStore, CorruptChunk, Lease, write_chunks
 from restore_agent.snapshots.page_runs import PAGE, address_of
 from tests.worlds.snapshots import ADDRESS, PID, pages
 
@@ -33,24 +35,24 @@ def noise(size: int, seed: int = 1) -> bytes:
 
 def test_what_is_put_comes_back_and_is_stored_once(store: ChunkStore, tmp_path: Path) -> None:
     content = noise(3 * PAGE)
-    chunk = store.put(content)
+    chunk = Lease(store).put(content)
     assert read(store, chunk) == content
     first = store.path(chunk.hash).stat().st_ino
-    assert store.put(bytearray(content)) == chunk
+    assert Lease(store).put(bytearray(content)) == chunk
     assert store.path(chunk.hash).stat().st_ino == first
     assert len(list((tmp_path / "chunks").glob("*/*"))) == 1
 
 
 def test_a_torn_file_of_a_chunk_is_written_again(store: ChunkStore) -> None:
-    chunk = store.put(noise(2 * PAGE))
+    chunk = Lease(store).put(noise(2 * PAGE))
     os.truncate(store.path(chunk.hash), PAGE)
-    store.put(noise(2 * PAGE))
+    Lease(store).put(noise(2 * PAGE))
     assert read(store, chunk) == noise(2 * PAGE)
 
 
 @pytest.mark.parametrize("how", ["missing", "torn", "longer", "flipped"])
 def test_a_chunk_that_is_not_whole_is_refused_by_name(store: ChunkStore, how: str) -> None:
-    chunk = store.put(noise(2 * PAGE))
+    chunk = Lease(store).put(noise(2 * PAGE))
     path = store.path(chunk.hash)
     if how == "missing":
         path.unlink()
@@ -67,13 +69,13 @@ def test_nothing_half_written_stays_where_the_disk_is_full(store: ChunkStore, tm
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
-        store.put(b"x" * PAGE)
+        Lease(store).put(b"x" * PAGE)
     assert list((tmp_path / "chunks").glob("*/*")) == []
 
 
 def test_into_unaligned_memory_and_of_another_size(store: ChunkStore) -> None:
     content = noise(4 * PAGE)
-    chunk = store.put(content)
+    chunk = Lease(store).put(content)
     buffer = bytearray(chunk.size + 1)
     start = 1 if address_of(memoryview(buffer)) % PAGE == 0 else 0
     store.read_into(chunk, memoryview(buffer)[start : start + chunk.size])
@@ -84,7 +86,7 @@ def test_into_unaligned_memory_and_of_another_size(store: ChunkStore) -> None:
 
 def test_around_the_page_cache_and_from_it(store: ChunkStore) -> None:
     """Both give the same; what is read around it is not in it afterwards."""
-    chunks, _ = write_chunks(store, [pages(noise(6 * MIB))])
+    chunks, _ = write_chunks(Lease(store), [pages(noise(6 * MIB))])
     whole = bytearray(CHUNK + PAGE)
     aligned = memoryview(whole)[-address_of(memoryview(whole)) % PAGE :]
     for chunk in chunks:
@@ -110,32 +112,74 @@ def resident(path: Path) -> int:
 
 def test_chunks_are_the_runs_one_behind_the_other_and_the_index_says_where_they_belong(store: ChunkStore) -> None:
     runs = [pages(noise(5 * MIB, 1)), pages(noise(3 * PAGE, 2), ADDRESS + (64 << 20)), pages(noise(MIB, 3), ADDRESS + (128 << 20))]
-    chunks, index = write_chunks(store, runs)
+    chunks, index = write_chunks(Lease(store), runs)
     assert b"".join(read(store, chunk) for chunk in chunks) == b"".join(bytes(run.data) for run in runs)
     assert [(run.pid, run.address, run.length) for run in index] == [(PID, run.address, run.length) for run in runs]
     assert all(chunk.size <= CHUNK for chunk in chunks)
 
 
 def test_no_runs_are_no_chunks(store: ChunkStore) -> None:
-    assert write_chunks(store, []) == ([], [])
+    assert write_chunks(Lease(store), []) == ([], [])
 
 
 def test_images_fall_back_into_step_at_the_next_boundary(store: ChunkStore) -> None:
     """A megabyte more at the beginning, a byte that differs in the middle: all other chunks are the same."""
     content = noise(32 * MIB)
-    one, _ = write_chunks(store, [pages(content)])
-    other, _ = write_chunks(store, [pages(noise(MIB, 9), ADDRESS - MIB), pages(content)])
+    one, _ = write_chunks(Lease(store), [pages(content)])
+    other, _ = write_chunks(Lease(store), [pages(noise(MIB, 9), ADDRESS - MIB), pages(content)])
     assert len(one) >= 8
     assert [chunk.hash for chunk in other[1:]] == [chunk.hash for chunk in one]
     changed = bytearray(content)
     changed[17 * MIB] ^= 1
-    third, _ = write_chunks(store, [pages(bytes(changed))])
+    third, _ = write_chunks(Lease(store), [pages(bytes(changed))])
     assert len({chunk.hash for chunk in third} - {chunk.hash for chunk in one}) == 1
 
 
 def test_collecting_removes_what_nobody_uses(store: ChunkStore, tmp_path: Path) -> None:
-    kept, gone = store.put(noise(PAGE, 1)), store.put(noise(2 * PAGE, 2))
+    with store.lease() as lease:
+        kept, gone = lease.put(noise(PAGE, 1)), lease.put(noise(2 * PAGE, 2))
     torn = store.path(gone.hash).with_name("tmp-of-a-crash")
     torn.write_bytes(b"half")
-    assert store.collect({kept.hash}) == 2 * PAGE + 4
+    half = store.path(kept.hash).with_name(f"{kept.hash}.of-a-crash")
+    half.write_bytes(b"half")
+    assert store.collect({kept.hash})
     assert [path.name for path in (tmp_path / "chunks").glob("*/*")] == [kept.hash]
+
+
+def test_what_is_leased_stays_until_the_last_lease_ends(store: ChunkStore) -> None:
+    one, other = Lease(store), Lease(store)
+    chunk = one.put(noise(PAGE))
+    assert other.put(noise(PAGE)) == chunk
+    one.release()
+    one.release()
+    assert not store.collect(set())
+    assert store.has(chunk)
+    other.release()
+    assert store.collect(set())
+    assert not store.has(chunk)
+
+
+def test_no_chunk_is_lost_between_writers_and_collectors(store: ChunkStore) -> None:
+    """Writers store the same few chunks again and again, collectors remove all that nobody holds: what a writer was given is there."""
+    ended = threading.Event()
+
+    def collect() -> None:
+        while not ended.is_set():
+            store.collect(set())
+
+    def write(seed: int) -> list[str]:
+        lost = []
+        for turn in range(60):
+            with store.lease() as lease:
+                chunks = [lease.put(noise(PAGE, (seed + turn + i) % 5)) for i in range(3)]
+                lost += [chunk.hash for chunk in chunks if not store.has(chunk)]
+        return lost
+
+    with ThreadPoolExecutor(6) as pool:
+        collectors = [pool.submit(collect) for _ in range(2)]
+        try:
+            assert [lost for writer in [pool.submit(write, seed) for seed in range(4)] for lost in writer.result()] == []
+        finally:
+            ended.set()
+        for collector in collectors:
+            collector.result()

@@ -128,6 +128,28 @@ async def test_a_removed_snapshot_leaves_no_bytes(agent: Agent) -> None:
     assert list((agent.state / "snapshots").iterdir()) == []
 
 
+async def test_captures_at_once_and_a_removal_between_them_lose_no_bytes(agent: Agent, mapped: Path) -> None:
+    split, removed = asyncio.Event(), asyncio.Event()
+
+    async def capture(name: str, mebibytes: int) -> None:
+        async for update in agent.snapshot_updates(name, engine(mapped, mebibytes)):
+            if update.progress.phase == "prove":  # its chunks are written, and no manifest names them
+                split.set()
+                await removed.wait()
+
+    async def remove() -> None:
+        await split.wait()
+        await agent.unstage("small", pb.RUNG_ABSENT)
+        removed.set()
+
+    await asyncio.wait_for(asyncio.gather(capture("one", 8), capture("two", 9), remove()), 60)
+    catalog = Catalog(agent.state)
+    for name in ("one", "two"):
+        catalog.verify(catalog.get("default", name))
+    restored = await asyncio.gather(*(agent.restore(name) for name in ("one", "two", "one")))
+    assert [response.replica.origin for response in restored] == [pb.ORIGIN_RESTORED] * 3
+
+
 @pytest.mark.parametrize("mebibytes", [6, 40])
 async def test_a_full_disk_loses_nothing(captured: Path, tmp_path: Path, mapped: Path, mebibytes: int) -> None:
     """Too small for the dump, or for the dump and its chunks: the old snapshot stays, the new one leaves no trace."""

@@ -16,7 +16,7 @@ import pytest
 
 from restore_agent.pages.fill import Arena, FillError
 from restore_agent.pages.images import split
-from restore_agent.snapshots.chunks import Chunk, ChunkStore, CorruptChunk, write_chunks
+from restore_agent.snapshots.chunks import Chunk, ChunkStore, CorruptChunk, Lease, write_chunks
 from restore_agent.snapshots.page_runs import PAGE, write_index
 from tests.worlds.comparison import Compared, Different, compare
 from tests.worlds.images import ANONYMOUS, PID, READ, WRITE, scattered, write_image
@@ -70,7 +70,7 @@ def target(tmp_path: Path) -> Iterator[Target]:
         folder = tmp_path / "images"
         write_image(folder, {address: (content, READ | WRITE, ANONYMOUS), kept: (b"k" * 65536, READ, ANONYMOUS)})
         store = ChunkStore(tmp_path / "chunks")
-        chunks, index = write_chunks(store, split(folder))
+        chunks, index = write_chunks(Lease(store), split(folder))
         write_index(tmp_path / "index", index)
         yield Target(process.pid, address, kept, content, folder, store, chunks, (tmp_path / "index").read_bytes())
     finally:

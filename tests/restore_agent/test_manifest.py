@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from restore_agent.snapshots.chunks import Lease
 from restore_agent.snapshots.manifest import CONTAINER_FILE, FileRecord, InvalidManifest, InvalidName, Manifest, check_name, digest_of
 from restore_agent.snapshots.store import Store
 from tests.worlds.snapshots import draft
@@ -15,7 +16,7 @@ from tests.worlds.snapshots import draft
 @pytest.fixture
 def manifest(tmp_path: Path) -> Manifest:
     store = Store(tmp_path / "state")
-    made = draft(store, store.workspace(), b"x" * 8192)
+    made = draft(Lease(store.chunks), store.workspace(), b"x" * 8192)
     store.close()
     return made
 

@@ -6,6 +6,7 @@ import asyncio
 import os
 import random
 import shutil
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -13,11 +14,13 @@ import pytest
 
 from restore_agent.drivers.headroom import Headroom
 from restore_agent.sequences.staging import Bandwidth, NoMemory, Staging
+from restore_agent.snapshots.chunks import Chunk
 from restore_agent.snapshots.compatibility import Incompatible, node_fits
 from restore_agent.snapshots.manifest import ChunkRecord
 from restore_agent.snapshots.page_runs import PAGE
-from restore_agent.snapshots.store import Corrupt, Snapshot, Store
+from restore_agent.snapshots.store import Corrupt, NotFound, Snapshot, Store
 from tests.worlds.snapshots import CRIU, PID, another_kernel, publish
+from tests.worlds.waiting import until
 
 CONTENT = random.Random(5).randbytes(9 << 20)
 
@@ -115,7 +118,11 @@ async def test_what_does_not_fit_the_node_is_refused_before_anything_is_read(sto
 
 
 async def test_what_the_node_has_no_memory_for_is_refused_and_not_unusable(store: Store, world: World) -> None:
-    snapshot = publish(store, CONTENT, chunks=(ChunkRecord(hash="0" * 64, size=1 << 60),))
+    hole = ChunkRecord(hash="0" * 64, size=1 << 43)
+    store.chunks.path(hole.hash).parent.mkdir(parents=True)
+    store.chunks.path(hole.hash).touch()
+    os.truncate(store.chunks.path(hole.hash), hole.size)
+    snapshot = publish(store, CONTENT, chunks=(hole,))
     with pytest.raises(NoMemory, match="unstage another"):
         await world.staging.stage(snapshot)
     assert world.staging.unusable == {}
@@ -132,6 +139,40 @@ async def test_who_does_not_wait_for_the_pages_has_the_skeleton_first(store: Sto
         assert not arena.whole
         with await asyncio.to_thread(missing.open, "wb"), pytest.raises(Corrupt):  # somebody writes it, and it is none
             await asyncio.wait_for(asyncio.shield(staged.arena), 20)
+
+
+async def test_what_is_being_read_is_read_to_its_end_though_it_is_replaced(
+    store: Store, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A restore that has begun needs no second one: the old bytes go when the last has read them."""
+    snapshot = publish(store, CONTENT)
+    go, read_into = threading.Event(), store.chunks.read_into
+
+    def slowly(chunk: Chunk, target: memoryview) -> None:
+        go.wait(20)
+        read_into(chunk, target)
+
+    monkeypatch.setattr(store.chunks, "read_into", slowly)
+    staging = asyncio.create_task(world.staging.stage(snapshot))
+    with world.staging.hold(snapshot) as staged:
+        await asyncio.wait_for(asyncio.shield(staged.arriving), 20)
+    replaced = await asyncio.to_thread(publish, store, CONTENT[::-1], replace=True)
+    assert snapshot.directory.exists()
+    go.set()
+    await asyncio.wait_for(staging, 20)
+    await until(lambda: not snapshot.directory.exists() and not store.postponed, "the old snapshot is gone")
+    store.verify(replaced)
+    with world.staging.hold(snapshot) as staged:
+        (run,) = (await staged.arena).runs()
+    assert bytes(run.data) == CONTENT
+
+
+async def test_what_was_removed_before_it_was_read_is_not_called_corrupt(store: Store, world: World) -> None:
+    snapshot = publish(store, CONTENT)
+    store.remove("default", "small")
+    with pytest.raises(NotFound, match="removed or replaced meanwhile"):
+        await world.staging.stage(snapshot)
+    assert world.staging.unusable == {}
 
 
 async def test_closing_ends_what_is_on_its_way(store: Store, world: World) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from pathlib import Path
 
-from restore_agent.snapshots.chunks import write_chunks
+from restore_agent.snapshots.chunks import Lease, write_chunks
 from restore_agent.snapshots.compatibility import node_fits
 from restore_agent.snapshots.manifest import CanaryRecord, ChunkRecord, EngineRecord, Manifest
 from restore_agent.snapshots.page_runs import Pages, write_index
@@ -20,11 +20,11 @@ def pages(content: bytes, address: int = ADDRESS) -> Pages:
     return Pages(PID, address, memoryview(bytearray(content)))
 
 
-def draft(store: Store, workspace: Path, content: bytes, name: str = "small", **fields: object) -> Manifest:
-    """Everything of a snapshot but its name: files in `workspace`, chunks in the store. `fields`: of the manifest, instead of the usual."""
+def draft(lease: Lease, workspace: Path, content: bytes, name: str = "small", **fields: object) -> Manifest:
+    """Everything of a snapshot but its name: files in `workspace`, chunks under the lease. `fields`: of the manifest, instead of ours."""
     (workspace / "images").mkdir()
     (workspace / "images" / "inventory.img").write_bytes(b"the skeleton of " + name.encode())
-    chunks, index = write_chunks(store.chunks, [pages(content)])
+    chunks, index = write_chunks(lease, [pages(content)])
     write_index(workspace / "pages.index", index)
     usual = {
         "namespace": "default",
@@ -46,7 +46,8 @@ def draft(store: Store, workspace: Path, content: bytes, name: str = "small", **
 
 def publish(store: Store, content: bytes, name: str = "small", *, replace: bool = False, **fields: object) -> Snapshot:
     workspace = store.workspace()
-    return store.publish(workspace, draft(store, workspace, content, name, **fields), replace=replace)
+    with store.chunks.lease() as lease:
+        return store.publish(workspace, draft(lease, workspace, content, name, **fields), lease, replace=replace)
 
 
 def another_kernel() -> str:
