@@ -34,6 +34,7 @@ COLD: Final = f"{GROUP}/cold"
 CAPTURED: Final = f"{GROUP}/captured"  # the digest
 CAPTURE_FAILED: Final = f"{GROUP}/capture-failed"  # why not
 CAPTURE_MISSED: Final = f"{GROUP}/capture-missed"  # "true", beside why not: nothing was tried, and another pod may do at once
+CAPTURE_REFUSED: Final = f"{GROUP}/capture-refused"  # "true", beside it: another try ends in the same way
 
 SECCOMP_PROFILE: Final = "zerowake.json"  # below the kubelet's seccomp folder
 

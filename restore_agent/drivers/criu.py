@@ -16,7 +16,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,11 +26,13 @@ from zerowake_proto import criu_pb2
 from restore_agent.errors import AgentError
 from restore_agent.places.output import Pipes
 from restore_agent.places.place import Place
+from restore_agent.places.processes import status
 
 OLDEST = (4, 2)
 _GHOST_LIMIT = 64 << 20  # bytes of a deleted file that is still open, kept in the image
 _LOG_LEVEL = 2  # errors and warnings; 4 costs tens of milliseconds
 _KDAT = "criu.kdat"
+_CAP_SYS_RESOURCE = 1 << 24
 # Its folder of plugins is an empty one that nobody can write into, so that CRIU loads no plugin.
 _ENVIRONMENT = {"PATH": os.environ.get("PATH", ""), "CRIU_LIBS_DIR": "/proc/self/fdinfo"}
 
@@ -88,7 +90,9 @@ class Criu:
             CriuError: CRIU refused; the engine goes on serving.
             Exception: what `on_dumped` raised.
         """
+        _check_limits_readable(host for pid, host in place.host_pids().items() if pid != 1)
         async with Worker.start(self, place, {}, images) as worker, asyncio.timeout(deadline):
+            _lay_probe(worker.probed, images)  # it would try out mounts below /tmp, which a read-only root refuses
             options = _options(worker.images, pid=pid, leave_running=True, ghost_limit=_GHOST_LIMIT, notify_scripts=True)
             await worker.call(criu_pb2.Request(type=criu_pb2.DUMP, opts=options), {"post-dump": on_dumped})
         await asyncio.to_thread(_clear_probe, images)
@@ -179,6 +183,24 @@ class Worker:
                 failure = error
             answer = criu_pb2.Request(type=criu_pb2.NOTIFY, notify_success=failure is None)
             await loop.sock_sendall(self.channel, answer.SerializeToString())
+
+
+def _check_limits_readable(host_pids: Iterable[int]) -> None:
+    """The kernel shows a process's limits to its own user, or by a capability that not every root has. Raises CriuError."""
+    own = status(os.getpid())
+    if int(own["CapEff"], 16) & _CAP_SYS_RESOURCE:
+        return
+    for pid in host_pids:
+        try:
+            found = status(pid)
+        except OSError:  # it ended
+            continue
+        user, group = found["Uid"].split(), found["Gid"].split()
+        if {*user[:3]} != {own["Uid"].split()[0]} or {*group[:3]} != {own["Gid"].split()[0]}:
+            raise CriuError(
+                f"process {found['Name']} runs as user {user[0]}, group {group[0]}, and CRIU reads the limits of another user's process "
+                "with CAP_SYS_RESOURCE only, which this machine does not give to the agent; give it that, or run the engine as root"
+            )
 
 
 def _options(images: str, **fields: Any) -> criu_pb2.Options:

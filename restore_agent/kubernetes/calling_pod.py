@@ -36,10 +36,14 @@ class CallingPod:
 
     @functools.cached_property
     def container(self) -> Container:
-        own = next((each for each in self.pod.spec.containers if each.name == self.about.name), None)
-        volatile = {volume.name for volume in self.pod.spec.volumes if volume.empty_dir is not None}
-        paths = [mount.mount_path for mount in own.volume_mounts if mount.name in volatile] if own else []
-        return Container(self.placeholder, self.about.image, self.about.address, paths)
+        spec, name = self.pod.spec, self.about.name
+        volatile = {volume.name for volume in spec.volumes if volume.empty_dir is not None}
+        mounts = {each.name: [mount for mount in each.volume_mounts if mount.name in volatile] for each in spec.containers}
+        others = [*spec.init_containers, *(each for each in spec.containers if each.name != name)]
+        theirs = {mount.name for each in others for mount in each.volume_mounts}
+        paths = [mount.mount_path for mount in mounts.get(name, ())]
+        shared = [mount.mount_path for mount in mounts.get(name, ()) if mount.name in theirs]
+        return Container(self.placeholder, self.about.image, self.about.address, paths, shared)
 
     @property
     def model(self) -> str:

@@ -68,6 +68,7 @@ class Spec(msgspec.Struct, rename="camel"):
     """What the pod's owner wants."""
 
     containers: list[PodContainer] = []
+    init_containers: list[PodContainer] = []
     volumes: list[Volume] = []
     host_users: bool | None = None
     host_network: bool = False

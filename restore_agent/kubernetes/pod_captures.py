@@ -10,7 +10,7 @@ import logging
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from restore_agent.errors import FAILURES
+from restore_agent.errors import FAILURES, ErrorKind, kind_of
 from restore_agent.kubernetes.calling_pod import CallingPod
 from restore_agent.kubernetes.node_pods import NodePods
 from restore_agent.kubernetes.pod import Pod
@@ -20,7 +20,7 @@ from restore_agent.sequences.phases import Phases
 from restore_agent.snapshots.manifest import check_name
 from zerowake_shared.backoff import Backoff
 from zerowake_shared.kubernetes.errors import ClusterError
-from zerowake_shared.pod_contract import CAPTURE, CAPTURE_FAILED, CAPTURE_MISSED, CAPTURED
+from zerowake_shared.pod_contract import CAPTURE, CAPTURE_FAILED, CAPTURE_MISSED, CAPTURE_REFUSED, CAPTURED
 
 _FIRST_PAUSE, _LAST_PAUSE = 1.0, 30.0  # between two tries to annotate a pod
 _EXIT_SECONDS = 1.0
@@ -62,11 +62,14 @@ class PodCaptures:
         except FAILURES as error:
             if caller.placeholder.ended.done() and pod.metadata.uid not in self._node_pods.pods:
                 return  # it was deleted meanwhile
-            await self._failed(pod, str(error))
+            again = kind_of(error) is not ErrorKind.INVALID
+            await self._failed(pod, str(error), {} if again else {CAPTURE_REFUSED: "true"})
             code = 1
         else:
             manifest = captured.snapshot.manifest
             sizes = f"{manifest.image_bytes / 1e6:.0f} MB, of which CRIU restores {manifest.skeleton_bytes / 1e6:.1f} MB"
+            if caller.container.left_behind:
+                sizes += f"; not carried, since it is too much, and empty in other pods: {', '.join(caller.container.left_behind)}"
             await self._annotate(pod, {CAPTURED: captured.snapshot.digest})
             await self._node_pods.event(pod, "Normal", "Captured", f"{captured.snapshot} in {phases.total:.1f} s: {sizes}", "Capture")
             code = 0

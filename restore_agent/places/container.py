@@ -23,10 +23,11 @@ import socket
 import struct
 import subprocess
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import zerowake_native
 
+from restore_agent.errors import ErrorKind
 from restore_agent.pages import images
 from restore_agent.places import overlay
 from restore_agent.places.cgroups import OutOfSight, cgroup_files, node_process
@@ -34,7 +35,7 @@ from restore_agent.places.isolation import NotIsolated, check_isolated, rights_o
 from restore_agent.places.place import CONTROL_DIRECTORY, PlaceError, Route
 from restore_agent.places.placeholder import Placeholder, PlaceholderError
 from restore_agent.places.processes import descendants
-from restore_agent.snapshots.compatibility import Incompatible, check_files, mapped_files
+from restore_agent.snapshots.compatibility import Incompatible, check_files, mapped_files, used_files
 from restore_agent.snapshots.manifest import CONTAINER_FILE, Fits
 
 _CHANGES = "changes.tar"  # what the engine has changed in its container's file system, within a snapshot
@@ -51,6 +52,12 @@ class ContainerError(PlaceError):
     """A container cannot be restored into, or a program could not be started in it."""
 
 
+class ContainerRefused(ContainerError):
+    """What the pod's template or its engine does cannot be carried, however often it is tried."""
+
+    kind = ErrorKind.INVALID
+
+
 class ContainerOutput:
     """An Output: the container's own stdout and stderr, in the place of pipes of the agent's (output.py)."""
 
@@ -64,7 +71,7 @@ class ContainerOutput:
         one, two = (str(Path(f"/proc/{self._placeholder.pid}/fd/{fd}").readlink()) for fd in (1, 2))
         for key in (one, two):
             if not key.startswith("pipe:["):
-                raise ContainerError(f"the container's output goes to {key}, which no image can carry; set tty: false in its pod")
+                raise ContainerRefused(f"the container's output goes to {key}, which no image can carry; set tty: false in its pod")
         return one, two
 
     @contextlib.contextmanager
@@ -95,13 +102,18 @@ class Container:
     names_weights = False
     is_ours = False
 
-    def __init__(self, placeholder: Placeholder, image: str, address: str, volatile: Sequence[str] = ()) -> None:
-        """`image`: by digest. `address`: the pod's. `volatile`: where volumes are mounted that end with the pod."""
+    def __init__(
+        self, placeholder: Placeholder, image: str, address: str, volatile: Sequence[str] = (), shared: Sequence[str] = ()
+    ) -> None:
+        """`image`: by digest. `address`: the pod's. `volatile`: where volumes are mounted that end with the pod. `shared`: those of them
+        that other containers of the pod have, too; what lies in the others is the engine's alone, and is carried with its snapshot."""
         self.placeholder = placeholder
         self.address = address
         self.pid = placeholder.pid
         self._image = image
-        self._volatile = volatile
+        self._volatile = [PurePosixPath(path.strip("/")) for path in volatile]
+        self._shared = {PurePosixPath(path.strip("/")) for path in shared}
+        self.left_behind: list[str] = []  # volumes that were too large to be carried, which are empty in the next pod
         self._views: list[int] = []
         self._kept = False
         self._undo: Callable[[], None] = lambda: None
@@ -140,12 +152,24 @@ class Container:
 
     async def carried(self) -> dict[str, bytes]:
         """The changes since its image. Raises ContainerError."""
+
+        def archive() -> bytes:
+            mounts = overlay.Mounts.of(self.pid)
+            volumes = {volume: overlay.is_small(self.root, mounts, volume) for volume in self._own()}
+            self.left_behind = [f"/{volume}" for volume, small in volumes.items() if not small]
+            small = [volume for volume, small in volumes.items() if small]
+            return overlay.archive(mounts, Path(node_process(), "root"), self.root, small)
+
         try:
-            changes = await asyncio.to_thread(overlay.archive, overlay.Mounts.of(self.pid), Path(node_process(), "root"), self.root)
+            changes = await asyncio.to_thread(archive)
         except overlay.OverlayError as error:
             raise ContainerError(str(error)) from None
         about = json.dumps({"image": self._image}).encode()
         return {CONTAINER_FILE: about, **({_CHANGES: changes} if changes else {})}
+
+    def _own(self) -> list[PurePosixPath]:
+        """emptyDirs that no other container writes into."""
+        return [volume for volume in self._volatile if volume not in self._shared and (self.root / volume).is_dir()]
 
     async def lay_out(self, snapshot: Path, fits: Fits) -> None:
         """Writes what `carried` saved into this container; `close` undoes it unless the container was kept.
@@ -167,20 +191,26 @@ class Container:
                     f"its processes have what this container does not allow: {'; '.join(beyond)}; take it in a pod like this one"
                 )
             if (snapshot / _CHANGES).exists():
-                self._undo = overlay.lay_out(snapshot / _CHANGES, self.root)
+                read_only = overlay.Mounts.of(self.pid).read_only
+                self._undo = overlay.lay_out(snapshot / _CHANGES, self.root, self._own(), read_only=read_only)
         except (overlay.OverlayError, images.ImageError) as error:
             raise ContainerError(str(error)) from None
         check_files(fits, self.root)
 
     def mapped_files(self, host_pids: Iterable[int]) -> set[Path]:
-        """Raises ContainerError: one of them is gone with the pod."""
-        found = mapped_files(self.root, host_pids, self.root)
-        for path in found:
-            if volume := next((volume for volume in self._volatile if path.is_relative_to(volume)), None):
-                raise ContainerError(
-                    f"the engine uses {path} in an emptyDir ({volume}), which is empty in the next pod; have it in the image"
-                )
-        return found
+        """Raises ContainerRefused: one of them is gone with the pod."""
+        pids = list(host_pids)
+        if used := next(((path, volume) for path in used_files(pids) for volume in self._volatile if _lies_in(path, volume)), None):
+            path, volume = used
+            if volume in self._shared:
+                why = "which other containers of the pod have, too, and which is empty in the next pod"
+            elif not overlay.is_small(self.root, overlay.Mounts.of(self.pid), volume):
+                why = f"which holds more than is carried with a snapshot ({overlay.MAX_BYTES >> 21} MiB) and is empty in the next pod"
+            else:
+                why = ""
+            if why:
+                raise ContainerRefused(f"the engine uses {path} in an emptyDir (/{volume}), {why}; have it in the image")
+        return mapped_files(self.root, pids, self.root)
 
     async def spawn(
         self, command: Sequence[str], env: Mapping[str, str], directory: str, fds: Sequence[int], *, engine: bool = False
@@ -276,7 +306,7 @@ class Container:
     def _tidy(self) -> None:
         self._undo()
         if self._views:
-            overlay.remove_ghosts(overlay.Mounts.of(self.pid), Path(node_process(), "root"), self.root)
+            overlay.remove_ghosts(overlay.Mounts.of(self.pid), Path(node_process(), "root"), self.root, self._own())
 
     async def _end_all(self) -> None:
         loop = asyncio.get_running_loop()
@@ -364,6 +394,10 @@ def _descriptor(path: Path | str, flags: int) -> Iterator[int]:
         yield fd
     finally:
         os.close(fd)
+
+
+def _lies_in(path: Path, volume: PurePosixPath) -> bool:
+    return PurePosixPath(str(path).lstrip("/")).is_relative_to(volume)
 
 
 def _listed(fds: Sequence[int]) -> str:

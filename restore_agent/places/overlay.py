@@ -4,7 +4,8 @@ Taken from the upper layer of the container's overlay, where a removed file is a
 below it has the attribute `trusted.overlay.opaque`; put on through the merged view of another container of the same image, where overlayfs
 makes whiteouts of its own. Names like `.wh.*` mean nothing to a kernel (they are of image layers), and are files like any other. The form
 between is a tar: whiteouts as devices 0:0, opaque directories by that attribute. What is mounted into a container is not carried (volumes,
-secrets, the kubelet's files), but for /dev/shm; nor are sockets, which CRIU makes itself, and Python's caches of bytecode.
+secrets, the kubelet's files), but for /dev/shm and for emptyDirs that the engine has for itself, which take the place of its file system
+where that is read-only; nor are sockets, which CRIU makes itself, and Python's caches of bytecode.
 
 It is limited: a snapshot's small files are staged in memory, and laid out on the way of every restore.
 """
@@ -20,7 +21,7 @@ import secrets
 import shutil
 import tarfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -32,7 +33,7 @@ _ATTRIBUTE = "SCHILY.xattr."  # how tar names an extended attribute
 _UNKNOWN = ("trusted.overlay.redirect", "trusted.overlay.metacopy")
 _LEFT_OUT = frozenset({"__pycache__"})
 _OURS = PurePosixPath("run/zerowake")
-_SHM = PurePosixPath("dev/shm")
+_ROOT, _SHM = PurePosixPath(), PurePosixPath("dev/shm")
 _GHOST = re.compile(r"\.cr\.[0-9a-f]+\.ghost$")  # CRIU's name for a deleted file that it makes again
 
 
@@ -48,54 +49,71 @@ class Mounts:
 
     upper: Path | None  # of the root, as the runtime named it; None: the root is no overlay
     points: frozenset[PurePosixPath]  # all but the root, relative to it
+    read_only: bool = False  # the root: nothing but the runtime itself has changed anything in it
 
     @classmethod
     def of(cls, pid: int) -> Mounts:
         """Raises OSError: the process has ended."""
-        upper, points = None, set()
+        upper, points, read_only = None, set(), False
         for line in Path(f"/proc/{pid}/mountinfo").read_text().splitlines():
             fields, _, rest = line.partition(" - ")
-            point = _unescaped(fields.split()[4])
+            point, flags = _unescaped(fields.split()[4]), fields.split()[5].split(",")
             kind, _, options = rest.split(" ", 2)
             if point != "/":
                 points.add(PurePosixPath(point.lstrip("/")))
-            elif kind == "overlay":
+                continue
+            read_only = "ro" in flags
+            if kind == "overlay":
                 found = re.search(r"(?:^|,)upperdir=((?:\\.|[^,\\])*)", options)
                 upper = Path(_unescaped(found[1])) if found else None
-        return cls(upper, frozenset(points))
+        return cls(upper, frozenset(points), read_only)
 
 
-def archive(mounts: Mounts, node: Path, root: Path) -> bytes:
+def archive(mounts: Mounts, node: Path, root: Path, volumes: Iterable[PurePosixPath] = ()) -> bytes:
     """The changes as a tar; empty where there are none.
 
     Args:
         mounts: of the container's pid 1.
         node: the node's own root, in which the upper layer lies.
         root: the container's, as the agent may walk it.
+        volumes: what is mounted there is carried whole.
 
     Raises:
         OverlayError: they are too much, or of a kind that cannot be carried.
     """
-    if mounts.upper is None:
+    if mounts.upper is None and not mounts.read_only:
         raise OverlayError("the container's root is no overlay, so what its engine changed cannot be told; use the overlayfs snapshotter")
-    upper = node / mounts.upper.relative_to("/")
     data = io.BytesIO()
     with tarfile.open(fileobj=data, mode="w", format=tarfile.PAX_FORMAT) as tar:
         counted = _Counted(tar)
-        for path in _changed(upper, PurePosixPath(), mounts.points):
-            counted.add(upper / path, path)
-        for path in _files(root / _SHM, _SHM):
+        if mounts.upper and not mounts.read_only:
+            upper = node / mounts.upper.relative_to("/")
+            for path in _changed(upper, PurePosixPath(), mounts.points):
+                counted.add(upper / path, path)
+        for path in _mounted(root, mounts, volumes):
             counted.add(root / path, path)
         return data.getvalue() if counted.entries else b""
 
 
-def remove_ghosts(mounts: Mounts, node: Path, root: Path) -> None:
+def remove_ghosts(mounts: Mounts, node: Path, root: Path, volumes: Iterable[PurePosixPath] = ()) -> None:
     """What a CRIU that was killed in the middle has left: the next one would stumble over it. Arguments as of `archive`."""
-    changed = _changed(node / mounts.upper.relative_to("/"), PurePosixPath(), mounts.points) if mounts.upper else ()
-    for path in [*changed, *_files(root / _SHM, _SHM)]:
+    written = mounts.upper and not mounts.read_only
+    changed = _changed(node / mounts.upper.relative_to("/"), PurePosixPath(), mounts.points) if mounts.upper and written else ()
+    for path in [*changed, *_mounted(root, mounts, volumes)]:
         if _GHOST.search(path.name):
             with contextlib.suppress(OSError):
                 (root / path).unlink()
+
+
+def is_small(root: Path, mounts: Mounts, volume: PurePosixPath) -> bool:
+    """Whether a volume can be carried: by half of what is carried in all, so that it leaves room for the rest."""
+    size = entries = 0
+    for path in _below(root / volume, volume, mounts.points):
+        with contextlib.suppress(FileNotFoundError):
+            size, entries = size + (root / path).lstat().st_size, entries + 1
+        if size > MAX_BYTES // 2 or entries > MAX_ENTRIES // 2:
+            return False
+    return True
 
 
 class _Counted:
@@ -134,8 +152,9 @@ class _Counted:
             self._tar.addfile(entry)
 
 
-def lay_out(source: Path, root: Path) -> Callable[[], None]:
-    """Puts the changes into another container. `root`: a view of it on which no symbolic link is followed.
+def lay_out(source: Path, root: Path, volumes: Iterable[PurePosixPath] = (), *, read_only: bool = False) -> Callable[[], None]:
+    """Puts the changes into another container. `root`: a view of it on which no symbolic link is followed. `volumes`: mounts that are
+    the container's own, in which what is there already stays: another has made it for this pod. `read_only`: its root is.
 
     Returns what takes away again what was added; files that were there before stay as they are now.
 
@@ -143,7 +162,9 @@ def lay_out(source: Path, root: Path) -> Callable[[], None]:
         OverlayError: a file's place is a mount here, or cannot be written.
     """
     added: list[Path] = []
-    devices = {root.stat().st_dev, (root / _SHM).stat().st_dev}
+    writable = {place: (root / place).stat().st_dev for place in (_SHM, *volumes)}
+    if not read_only:
+        writable[_ROOT] = root.stat().st_dev
 
     def undo() -> None:
         for path in reversed(added):
@@ -156,7 +177,7 @@ def lay_out(source: Path, root: Path) -> Callable[[], None]:
     try:
         with tarfile.open(source) as tar:
             for entry in tar:
-                _put(tar, entry, root, devices, added)
+                _put(tar, entry, root, writable, added)
     except (OSError, tarfile.TarError, OverlayError) as error:
         undo()
         if isinstance(error, OverlayError):
@@ -166,11 +187,16 @@ def lay_out(source: Path, root: Path) -> Callable[[], None]:
     return undo
 
 
-def _put(tar: tarfile.TarFile, entry: tarfile.TarInfo, root: Path, devices: set[int], added: list[Path]) -> None:
-    path = _inside(root, entry.name)
-    if path.parent.stat().st_dev not in devices:
+def _put(tar: tarfile.TarFile, entry: tarfile.TarInfo, root: Path, writable: dict[PurePosixPath, int], added: list[Path]) -> None:
+    path, name = _inside(root, entry.name), PurePosixPath(entry.name)
+    place = max((place for place in writable if name.is_relative_to(place)), key=lambda place: len(place.parts), default=None)
+    if place is None:
+        raise OverlayError(f"the snapshot's engine has written /{entry.name}, and the root of this container is read-only")
+    if path.parent.stat().st_dev != writable[place]:
         raise OverlayError(f"/{entry.name} was in the container's own file system, and is in a volume here")
     there = os.path.lexists(path)
+    if there and place not in (_ROOT, _SHM):
+        return
     if entry.ischr() or _ATTRIBUTE + _OPAQUE in entry.pax_headers or (there and path.is_dir() != entry.isdir()):
         _remove(path)
     if entry.ischr():
@@ -236,11 +262,30 @@ def _changed(folder: Path, name: PurePosixPath, mounted: frozenset[PurePosixPath
             yield from _changed(Path(entry.path), path, mounted)
 
 
-def _files(folder: Path, name: PurePosixPath) -> Iterator[PurePosixPath]:
-    if folder.is_dir():
-        for path in sorted(folder.rglob("*")):
-            if not path.is_symlink() and (path.is_file() or path.is_dir()):
-                yield name / path.relative_to(folder)
+def _mounted(root: Path, mounts: Mounts, volumes: Iterable[PurePosixPath]) -> Iterator[PurePosixPath]:
+    """Paths in /dev/shm, of the kinds that an engine keeps there, and in the volumes."""
+    for path in _below(root / _SHM, _SHM, mounts.points):
+        if not (root / path).is_symlink() and ((root / path).is_file() or (root / path).is_dir()):
+            yield path
+    for volume in volumes:
+        if volume != _SHM:
+            yield from _below(root / volume, volume, mounts.points)
+
+
+def _below(folder: Path, name: PurePosixPath, mounted: frozenset[PurePosixPath]) -> Iterator[PurePosixPath]:
+    """All paths below a mount that are of this mount, parents first. A folder that has gone meanwhile has none."""
+    try:
+        with os.scandir(folder) as entries:
+            found = sorted(entries, key=lambda entry: entry.name)
+    except FileNotFoundError:
+        return
+    for entry in found:
+        path = name / entry.name
+        if path in mounted:
+            continue
+        yield path
+        if entry.is_dir(follow_symlinks=False):
+            yield from _below(Path(entry.path), path, mounted)
 
 
 def _attributes(path: Path, name: PurePosixPath) -> dict[str, str]:

@@ -3,6 +3,7 @@ library or a changed model file of the same size without complaint."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import platform
@@ -96,6 +97,19 @@ def mapped_files(root: Path, host_pids: Iterable[int], outlives: Path = _NODE) -
     private = ("/dev/", "/proc/", "/run/", "/sys/")
     kept = (name for name in found if not name.startswith(private))
     return {Path(name) for name in kept if _within(outlives, name).is_file() and _within(root, name).exists()}
+
+
+def used_files(host_pids: Iterable[int]) -> set[Path]:
+    """Paths, as these processes see them, of whatever has a name that they map, hold open or stand in."""
+    found: set[str] = set()
+    for pid in host_pids:
+        for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+            if "/" in line:
+                found.add(line[line.index("/") :])
+        for link in [*Path(f"/proc/{pid}/fd").iterdir(), Path(f"/proc/{pid}/cwd")]:
+            with contextlib.suppress(FileNotFoundError):
+                found.add(str(link.readlink()))
+    return {Path(name) for name in found if name.startswith("/") and not name.endswith(" (deleted)")}
 
 
 def _within(root: Path, path: Path | str) -> Path:

@@ -30,10 +30,12 @@ class Progress:
     """How a capture stands. `digest`: it is done; `failure`: it has failed; neither: `detail` says what it waits for.
 
     missed: it has failed since the agent came too late for this pod, and had nothing to do with what is captured.
+    for_good: it has failed, and would again for this template.
     """
 
     digest: str = ""
     failure: str = ""
+    for_good: bool = False
     detail: str = ""
     missed: bool = False
 
@@ -77,7 +79,8 @@ def pod_for(snapshot: ModelSnapshot, setup: NodeSetup, nodes: Prefer) -> dict[st
         },
         "spec": spec,
     }
-    for result in (pod_contract.CAPTURED, pod_contract.CAPTURE_FAILED, pod_contract.CAPTURE_MISSED, pod_contract.CANARY):
+    of_agent = (pod_contract.CAPTURED, pod_contract.CAPTURE_FAILED, pod_contract.CAPTURE_MISSED, pod_contract.CAPTURE_REFUSED)
+    for result in (*of_agent, pod_contract.CANARY):
         pod["metadata"]["annotations"].pop(result, None)  # the agent's to write, not the template's
     if snapshot.spec.canary is not None:
         pod["metadata"]["annotations"][pod_contract.CANARY] = json.dumps(msgspec.to_builtins(snapshot.spec.canary))
@@ -98,7 +101,8 @@ def progress(pod: Pod) -> Progress:
     if digest := annotations.get(pod_contract.CAPTURED):
         return Progress(digest=digest)
     if reason := annotations.get(pod_contract.CAPTURE_FAILED):
-        return Progress(failure=reason, missed=pod_contract.CAPTURE_MISSED in annotations)
+        missed, for_good = pod_contract.CAPTURE_MISSED in annotations, pod_contract.CAPTURE_REFUSED in annotations
+        return Progress(failure=reason, missed=missed, for_good=for_good)
     if pod.status.phase in {"Failed", "Succeeded"}:
         ended = [_ending(each) for each in pod.status.container_statuses if each.state.terminated is not None]
         said = ": ".join(part for part in (pod.status.reason, pod.status.message) if part) or "; ".join(ended)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 from dataclasses import dataclass
 
 import msgspec
@@ -91,6 +92,7 @@ class _FailedCapture:
 
     backoff: Backoff
     not_before: float = 0.0
+    reason: str = "CaptureFailed"
     why: str = ""
     pod: str = ""
 
@@ -231,8 +233,8 @@ class Controller:
             return None
         failed = self._failed.get((snapshot.key, snapshot.template_hash))
         if failed and (wait := failed.not_before - self._clock.now()) > 0:
-            await self._not_captured(snapshot, resources.FAILED, "CaptureFailed", failed.why)
-            return wait
+            await self._not_captured(snapshot, resources.FAILED, failed.reason, failed.why)
+            return wait if wait < math.inf else None
         if not any(node.synced for node in self._nodes):
             await self._not_captured(snapshot, resources.PENDING, "NoAgent", _NO_AGENT)
             return None  # the first that comes brings us here again
@@ -272,24 +274,30 @@ class Controller:
             note = f"captured on node {pod.spec.node_name or '?'} as {progress.digest[:12]}"
             await self._writer.event(snapshot, "Normal", "Captured", note)
         elif progress.failure:
-            await self._capture_failed(snapshot, progress.failure, pod.metadata.uid, missed=progress.missed)
+            await self._capture_failed(snapshot, progress.failure, pod.metadata.uid, missed=progress.missed, for_good=progress.for_good)
         else:
             await self._not_captured(snapshot, resources.CAPTURING, "Capturing", progress.detail)
             return None
         await self._cluster.delete(PODS, pod.metadata.namespace, pod.metadata.name, uid=pod.metadata.uid)
         return None
 
-    async def _capture_failed(self, snapshot: ModelSnapshot, reason: str, pod: str = "", missed: bool = False) -> float:
+    async def _capture_failed(
+        self, snapshot: ModelSnapshot, reason: str, pod: str = "", *, missed: bool = False, for_good: bool = False
+    ) -> float | None:
         key = (snapshot.key, snapshot.template_hash)
         failed = self._failed.setdefault(key, _FailedCapture(Backoff(_FIRST_CAPTURE_RETRY_SECONDS, _LAST_CAPTURE_RETRY_SECONDS)))
         if pod and failed.pod == pod:
-            return failed.not_before - self._clock.now()
+            return None if failed.not_before == math.inf else failed.not_before - self._clock.now()
         failed.pod = pod
-        wait = _MISSED_SECONDS if missed and not failed.why else failed.backoff.next()
+        if for_good:
+            wait, failed.reason, then = math.inf, "CaptureRefused", "it is tried again when the template changes"
+        else:
+            wait = _MISSED_SECONDS if missed and not failed.why else failed.backoff.next()
+            then = f"tried again in {wait:.0f} s"
         failed.not_before, failed.why = self._clock.now() + wait, reason
-        await self._not_captured(snapshot, resources.FAILED, "CaptureFailed", reason)
-        await self._writer.event(snapshot, "Warning", "CaptureFailed", f"{reason}; tried again in {wait:.0f} s")
-        return wait
+        await self._not_captured(snapshot, resources.FAILED, failed.reason, reason)
+        await self._writer.event(snapshot, "Warning", failed.reason, f"{reason}; {then}")
+        return wait if wait < math.inf else None
 
     async def _not_captured(self, snapshot: ModelSnapshot, phase: str, reason: str, message: str) -> None:
         """There is no snapshot of this template. One of an older template stays on its nodes until it is replaced, but is not used."""

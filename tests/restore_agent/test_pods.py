@@ -135,6 +135,7 @@ async def test_a_capture_that_fails_says_why_and_is_not_tried_again(node: Node, 
             failed = annotations(kubelet, "capture")["zerowake.dev/capture-failed"]
             assert failed == await kubelet.event("capture", "CaptureFailed")
             assert "does not begin with /" in failed
+            assert annotations(kubelet, "capture")["zerowake.dev/capture-refused"] == "true", "no other try would end in another way"
         events = len(kubelet.events())
         async with kubelet.pod("capture", CAPTURE, {**TOLD, "zerowake.dev/capture-failed": failed}) as pod:
             assert await pod.exit_code() == 1

@@ -28,7 +28,7 @@ from tests.worlds.kubernetes_api import Api
 from tests.worlds.waiting import until
 from zerowake_shared.kubernetes.cluster import Cluster
 from zerowake_shared.kubernetes.resource import PODS
-from zerowake_shared.pod_contract import CAPTURE_FAILED, CAPTURE_MISSED, CAPTURED, COLD, SNAPSHOT
+from zerowake_shared.pod_contract import CAPTURE_FAILED, CAPTURE_MISSED, CAPTURE_REFUSED, CAPTURED, COLD, SNAPSHOT
 
 DIGEST, OTHER = "ab" * 32, "cd" * 32
 TEMPLATE = {
@@ -224,6 +224,23 @@ async def test_a_label_without_a_snapshot_is_told_at_the_pod(world: World) -> No
     metadata = {"name": "p", "namespace": "tenant", "labels": {SNAPSHOT: "chta"}, "annotations": {COLD: why}, "creationTimestamp": made}
     await world.api.put("pods", {"metadata": metadata, "spec": {}})
     await until(lambda: [each["note"] for each in world.api.all("events")] == [f"its engine starts cold: {why}"])
+
+
+async def test_a_capture_that_no_other_try_can_mend_is_not_tried_again_until_the_template_changes(world: World) -> None:
+    await world.snapshot()
+    await until(world.pods)
+    name = world.pods()[0]["metadata"]["name"]
+    refused = {CAPTURE_FAILED: "its output is a terminal", CAPTURE_REFUSED: "true"}
+    await world.api.change("pods", "tenant", name, {"metadata": {"annotations": refused}})
+    await until(lambda: world.condition("Captured") == ("False", "CaptureRefused", "its output is a terminal"))
+    await until(lambda: not world.pods() and world.reasons() == ["CaptureRefused"])
+    await world.step_down()
+    await world.lead()  # a new leader looks once more
+    await asyncio.sleep(0.5)  # longer than until the next try of one that may end in another way
+    assert not world.pods() and world.reasons() == ["CaptureRefused"]
+    changed = {"template": {"spec": {"containers": [{"name": "engine", "image": "engine:2"}]}}}
+    await world.api.change("modelsnapshots", "tenant", "chat", {"spec": changed})
+    await until(world.pods)
 
 
 async def test_a_pod_that_ends_or_is_refused_is_a_failure(world: World) -> None:

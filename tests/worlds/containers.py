@@ -14,6 +14,7 @@ import subprocess
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from restore_agent.kubernetes.seccomp import profile
 from restore_agent.places.placeholder import Placeholder, listening
@@ -80,26 +81,30 @@ async def answering(folder: Path) -> AsyncIterator[Callers]:
             callers.waiting.get_nowait().close()
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What a pod asks for its container."""
+
+    user: int = 0
+    groups: Sequence[int] = ()
+    capabilities: Sequence[str] = tuple(CAPABILITIES)
+    shared: Sequence[str] = ()  # namespaces that it has none of its own of
+    memory: int = 0  # its limit, bytes; 0: none
+    bare: bool = False  # its command is its pid 1
+    filtered: bool = True  # under the agent's seccomp profile, as pods are
+    read_only: bool = False  # its root
+    empty_dirs: Sequence[str] = ()  # where a fresh one is mounted
+
+
 @contextlib.asynccontextmanager
 async def container(
-    folder: Path,
-    placeholder: Path,
-    command: Sequence[str] = ("sleep", "60"),
-    *,
-    user: int = 0,
-    capabilities: Sequence[str] = CAPABILITIES,
-    shared: Sequence[str] = (),
-    memory: int = 0,
-    name: str = "",
-    bare: bool = False,
-    filtered: bool = True,
+    folder: Path, placeholder: Path, command: Sequence[str] = ("sleep", "60"), *, name: str = "", **asked: Any
 ) -> AsyncIterator[Running]:
-    """`placeholder`: the agent's folder. `shared`: namespaces that it has none of its own of. `bare`: its command is its pid 1.
-    `filtered`: under the agent's seccomp profile, as pods are."""
+    """`placeholder`: the agent's folder. `asked`: see Asked."""
     name = name or f"zerowake-test-{secrets.token_hex(4)}"
     folder.mkdir()
     with _root(folder):
-        async with _run(name, folder, placeholder, command, user, capabilities, shared, memory, bare, filtered) as running:
+        async with _run(name, folder, placeholder, command, Asked(**asked)) as running:
             yield running
     folder.rmdir()
     left = subprocess.run(["runc", "list", "-q"], capture_output=True, text=True, check=True).stdout
@@ -146,19 +151,8 @@ def _tmpfs(folder: Path) -> Iterator[None]:
 
 
 @contextlib.asynccontextmanager
-async def _run(
-    name: str,
-    folder: Path,
-    placeholder: Path,
-    command: Sequence[str],
-    user: int,
-    capabilities: Sequence[str],
-    shared: Sequence[str],
-    memory: int,
-    bare: bool,
-    filtered: bool,
-) -> AsyncIterator[Running]:
-    specification = _specification(name, folder, placeholder, command, user, capabilities, shared, memory, bare, filtered)
+async def _run(name: str, folder: Path, placeholder: Path, command: Sequence[str], asked: Asked) -> AsyncIterator[Running]:
+    specification = _specification(name, folder, placeholder, command, asked)
     (folder / "config.json").write_text(json.dumps(specification))
     log = (folder / "log").open("wb")
     reader, writer = os.pipe()
@@ -170,7 +164,7 @@ async def _run(
         )
         os.close(writer)
         running = Running(name, folder, process)
-        if "network" not in shared:
+        if "network" not in asked.shared:
             await _loopback_up(running)
         yield running
     finally:
@@ -191,36 +185,28 @@ async def _loopback_up(running: Running) -> None:
     subprocess.run(["nsenter", "-t", str(pid), "-n", "ip", "link", "set", "lo", "up"], check=True)
 
 
-def _specification(
-    name: str,
-    folder: Path,
-    placeholder: Path,
-    command: Sequence[str],
-    user: int,
-    capabilities: Sequence[str],
-    shared: Sequence[str],
-    memory: int,
-    bare: bool,
-    filtered: bool,
-) -> dict[str, object]:
-    kinds = [kind for kind in ("pid", "network", "ipc", "uts", "mount") if kind not in shared]
+def _specification(name: str, folder: Path, placeholder: Path, command: Sequence[str], asked: Asked) -> dict[str, object]:
+    for path in asked.empty_dirs:
+        (folder / "volumes" / path.strip("/")).mkdir(parents=True)
+        (folder / "volumes" / path.strip("/")).chmod(0o777)
+    kinds = [kind for kind in ("pid", "network", "ipc", "uts", "mount") if kind not in asked.shared]
     resources: dict[str, object] = {"devices": [{"allow": False, "access": "rwm"}]}
-    if memory:
-        resources["memory"] = {"limit": memory}
+    if asked.memory:
+        resources["memory"] = {"limit": asked.memory}
     tmpfs = ["nosuid", "nodev", "mode=1777"]
     return {
         "ociVersion": "1.0.2",
         "process": {
             "terminal": False,
-            "user": {"uid": user, "gid": user},
-            "args": [*command] if bare else ["/run/zerowake/bin/zerowake-placeholder", "--", *command],
+            "user": {"uid": asked.user, "gid": asked.user, "additionalGids": list(asked.groups)},
+            "args": [*command] if asked.bare else ["/run/zerowake/bin/zerowake-placeholder", "--", *command],
             "env": [f"PATH={os.environ['PATH']}", "SNAPSHOT_CONTROL_DIR=/run/zerowake/control"],
             "cwd": "/",
-            "capabilities": {kind: list(capabilities) for kind in ("bounding", "effective", "permitted")},
+            "capabilities": {kind: list(asked.capabilities) for kind in ("bounding", "effective", "permitted")},
             "noNewPrivileges": True,
         },
-        "root": {"path": str(folder / "root"), "readonly": False},
-        **({} if "uts" in shared else {"hostname": name[:63]}),
+        "root": {"path": str(folder / "root"), "readonly": asked.read_only},
+        **({} if "uts" in asked.shared else {"hostname": name[:63]}),
         "mounts": [
             {"destination": "/proc", "type": "proc", "source": "proc"},
             {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "strictatime", "mode=755"]},
@@ -228,12 +214,16 @@ def _specification(
             {"destination": "/sys", "type": "none", "source": "/sys", "options": ["rbind", "ro"]},
             {"destination": "/run/zerowake/control", "type": "bind", "source": str(folder / "control"), "options": ["bind", "rw"]},
             {"destination": "/run/zerowake/bin", "type": "bind", "source": str(placeholder), "options": ["bind", "ro"]},
+            *(
+                {"destination": path, "type": "bind", "source": str(folder / "volumes" / path.strip("/")), "options": ["bind", "rw"]}
+                for path in asked.empty_dirs
+            ),
         ],
         "linux": {
             "namespaces": [{"type": kind} for kind in kinds],
             "resources": resources,
             "cgroupsPath": f"/zerowake-test/{name}",
-            **({"seccomp": profile()} if filtered else {}),
+            **({"seccomp": profile()} if asked.filtered else {}),
             "maskedPaths": ["/proc/kcore", "/proc/keys", "/proc/timer_list"],
             "readonlyPaths": ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"],
         },

@@ -22,7 +22,7 @@ from tests.worlds.agent import ENGINE
 PYTHON = Path(sys.executable).resolve()  # the virtual environment's is a link to it
 SERVER, MAPPED = Path("/srv/hashing_engine.py"), Path("/srv/weights.bin")  # the tests' server, and the file that it maps
 
-_PROGRAMS = ("sh", "cat", "cp", "ln", "mv", "rm", "sleep")
+_PROGRAMS = ("sh", "cat", "cp", "ln", "mkdir", "mv", "rm", "sleep")
 _FOLDERS = ("dev", "etc", "proc", "run", "srv", "sys", "tmp", "var/cache", "var/tmp")
 _LEFT_OUT = shutil.ignore_patterns("site-packages", "dist-packages", "test", "idlelib", "ensurepip", "lib2to3", "tkinter", "config-*")
 
