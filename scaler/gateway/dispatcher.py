@@ -22,7 +22,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 
 from scaler.books.fairness import FairQueue, Priority
@@ -109,7 +109,12 @@ class Dispatcher:
         self._members: dict[str, Member] = {}
         self._let_go: set[Member] = set()  # that have requests still
         self._closing: set[asyncio.Task[None]] = set()
+        self._explain: Callable[[str], str] = lambda _: ""
         ledger.on_declaration(self._declared)
+
+    def explained_by(self, explain: Callable[[str], str]) -> None:
+        """Asks `explain(model)` why there is no replica, for whoever waited for one in vain; its answer is empty where nothing is odd."""
+        self._explain = explain
 
     def add(self, backend: Backend) -> None:
         """The replica is ready: held requests go to it at once. The same one again changes nothing; another of its id replaces it."""
@@ -338,11 +343,10 @@ class Dispatcher:
         last = self._ledger.failure(model)
         self.leave(hold)
         if not hold.future.done():
-            why = (
-                f"the last try to make one failed: {last}"
-                if last
-                else "none has failed to start so far, the model may need longer than that"
-            )
+            if not last:
+                why = self._explain(model) or "none has failed to start so far, the model may need longer than that"
+            else:
+                why = f"the last try to make one failed: {last}"
             hold.future.set_exception(NoReplica(f"no replica of model {model!r} was free within {seconds:g} s; {why}"))
 
     def _refuse(self, pool: _Pool, reason: str) -> None:

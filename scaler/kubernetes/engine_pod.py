@@ -100,10 +100,14 @@ class EngineStatus(_Part, frozen=True):
 
 
 class EnginePodStatus(_Part, frozen=True):
-    """How far a pod is."""
+    """How far a pod is, and why it is no further."""
 
+    phase: str = ""
+    reason: str = ""
+    message: str = ""
     pod_ip: str = msgspec.field(default="", name="podIP")
     conditions: tuple[Condition, ...] = ()
+    init_container_statuses: tuple[EngineStatus, ...] = ()
     container_statuses: tuple[EngineStatus, ...] = ()
 
 

@@ -76,6 +76,15 @@ class EnginePods:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
+    def of_model(self, model: str) -> list[EnginePod]:
+        """The pods that may serve the model, ready or not."""
+        owner = self._models.owner(model)
+        return [
+            pod
+            for pod in self._pods or ()
+            if pod.metadata.namespace == owner and pod_contract.CAPTURE not in pod.metadata.labels and self._model(pod) == model
+        ]
+
     def _snapshot_changed(self, old: ModelSnapshot | None, new: ModelSnapshot | None) -> None:
         changed = new or old
         if changed is not None:

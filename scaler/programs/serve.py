@@ -41,10 +41,11 @@ from scaler.kubernetes.resources import ENDPOINT_SLICES, MODEL_SNAPSHOTS, REPORT
 from scaler.kubernetes.scaled_object import ScaledObject
 from scaler.kubernetes.surge import Surge
 from scaler.kubernetes.taken_names import TakenNames
+from scaler.kubernetes.troubles import Troubles
 from scaler.kubernetes.webhook import serve_webhook
 from scaler.programs.serve_config import AgentsSection, PeersSection, ServeConfig
 from scaler.programs.stopping import stopped_by
-from scaler.programs.wiring import wire
+from scaler.programs.wiring import Parts, wire
 from scaler.view.metrics import LedgerCollector, serve_metrics
 from zerowake_shared.address import Address
 from zerowake_shared.kubernetes.cluster import Cluster
@@ -90,14 +91,7 @@ async def serve(config: ServeConfig) -> None:
         stack.push_async_callback(planner.close)
         stack.push_async_callback(Surge(ledger, cluster, models.objects).close)
         stack.push_async_callback(FirstReplica(ledger, cluster, models.objects).close)
-        snapshots = readiness.needs("ModelSnapshots", cluster.follow(MODEL_SNAPSHOTS, ModelSnapshot))
-        objects = readiness.needs("ScaledObjects", cluster.follow(SCALED_OBJECTS, ScaledObject))
-        models.follow(snapshots, objects)
-        await begin(snapshots)
-        await begin(objects)
-        engines = readiness.needs("pods of models", cluster.follow(PODS, EnginePod, labels=SNAPSHOT))
-        await begin(EnginePods(parts.readiness, models, snapshots).following(engines))
-        await begin(engines)
+        snapshots, engines = await begin(_objects(cluster, models, parts, readiness))
         if config.peers:
             await begin(peers.serve(config.peers.listen))
             await begin(peers.follow(await begin(_members(cluster, config.namespace, config.peers, readiness))))
@@ -165,6 +159,21 @@ class _Readiness:
         if unheard := self._peers.unheard:
             return f"nothing was heard of its peers so far: {', '.join(unheard)}"
         return ""
+
+
+@contextlib.asynccontextmanager
+async def _objects(
+    cluster: Cluster, models: Models, parts: Parts, readiness: _Readiness
+) -> AsyncIterator[tuple[Informer[ModelSnapshot], Informer[EnginePod]]]:
+    """What users have made, followed: models as they declare them, and the pods of their engines."""
+    snapshots = readiness.needs("ModelSnapshots", cluster.follow(MODEL_SNAPSHOTS, ModelSnapshot))
+    objects = readiness.needs("ScaledObjects", cluster.follow(SCALED_OBJECTS, ScaledObject))
+    engines = readiness.needs("pods of models", cluster.follow(PODS, EnginePod, labels=SNAPSHOT))
+    models.follow(snapshots, objects)
+    pods = EnginePods(parts.readiness, models, snapshots)
+    parts.dispatcher.explained_by(Troubles(pods.of_model, models.objects, models.owner).of)
+    async with snapshots, objects, pods.following(engines), engines:
+        yield snapshots, engines
 
 
 @contextlib.asynccontextmanager
