@@ -43,6 +43,7 @@ _LAST_WORDS = 2.0  # seconds in which an engine that is ready for its snapshot e
 _IDLE_WINDOW = 2.0  # seconds without work: the engine is idle
 _IDLE_SHARE = 0.02  # of one core
 _STOP_SECONDS = 5.0
+_CALLED_LENGTH = 80  # characters of a command in a message
 _LARGEST_ANSWER = 16 << 20  # bytes that are read of what an engine says
 _T = TypeVar("_T")
 
@@ -80,11 +81,17 @@ class Engine:
             pid = await place.spawn(record.command, env, record.directory, fds, engine=True)
         return cls(record, place, output, pid)
 
+    @property
+    def called(self) -> str:
+        """The beginning of its command: a text that names it must leave room for what happened."""
+        command = " ".join(self.record.command)
+        return command if len(command) <= _CALLED_LENGTH else f"{command[:_CALLED_LENGTH]}…"
+
     def end_error(self) -> EngineError:
         """What to say once the root process has ended."""
         exited = self.place.exit_of(self.pid)
         how = describe_exit(exited.result()) if exited.done() else "ended"
-        return EngineError(f"the engine {' '.join(self.record.command)!r} ended: {how}{self.output.tail()}")
+        return EngineError(f"the engine {self.called!r} ended: {how}{self.output.tail()}")
 
     async def wait_healthy(self, or_ready: bool = False) -> None:
         """Until GET on the health path answers 2xx; with `or_ready`, also when it has written `ready-for-snapshot`.
@@ -110,7 +117,7 @@ class Engine:
                     last = str(error)
                 if time.monotonic() > deadline:
                     raise EngineError(
-                        f"the engine {' '.join(self.record.command)!r} was not healthy within {self.record.ready_timeout_seconds:.0f} s: "
+                        f"the engine {self.called!r} was not healthy within {self.record.ready_timeout_seconds:.0f} s: "
                         f"{last}{self.output.tail()}"
                     )
                 await asyncio.wait([ended], timeout=probes.next())
@@ -136,8 +143,7 @@ class Engine:
                 return False
             await asyncio.wait([ended], timeout=_LAST_PROBE)
         raise EngineError(
-            f"the engine {' '.join(self.record.command)!r} neither wrote {READY} nor became idle within "
-            f"{self.record.ready_timeout_seconds:.0f} s"
+            f"the engine {self.called!r} neither wrote {READY} nor became idle within {self.record.ready_timeout_seconds:.0f} s"
         )
 
     async def quiesce(self) -> None:
@@ -166,18 +172,18 @@ class Engine:
         if not path.exists():
             return []
         if not self.place.names_weights:
-            raise EngineError(f"the engine {' '.join(self.record.command)!r} names weights on the node, which no engine in a pod may")
+            raise EngineError(f"the engine {self.called!r} names weights on the node, which no engine in a pod may")
         try:
             return [Path(directory) for directory in json.loads(path.read_text())["directories"]]
         except (ValueError, LookupError, TypeError) as error:
-            raise EngineError(f"the engine {' '.join(self.record.command)!r} wrote a {WEIGHTS} that is none: {error!r}") from None
+            raise EngineError(f"the engine {self.called!r} wrote a {WEIGHTS} that is none: {error!r}") from None
 
     def stop(self) -> None:
         """Stops every process of it. Blocks until all stand still."""
         deadline = time.monotonic() + _STOP_SECONDS
         while running := [host for host in self._hosts() if not is_stopped(host)]:
             if time.monotonic() > deadline:
-                raise EngineError(f"the engine {' '.join(self.record.command)!r} does not stop: pid {running[0]} goes on")
+                raise EngineError(f"the engine {self.called!r} does not stop: pid {running[0]} goes on")
             for host in running:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(host, signal.SIGSTOP)

@@ -20,6 +20,7 @@ from restore_agent.sequences.phases import Phases
 from restore_agent.snapshots.manifest import check_name
 from zerowake_shared.backoff import Backoff
 from zerowake_shared.kubernetes.errors import ClusterError
+from zerowake_shared.kubernetes.note import fitted
 from zerowake_shared.pod_contract import CAPTURE, CAPTURE_FAILED, CAPTURE_MISSED, CAPTURE_REFUSED, CAPTURED
 
 _FIRST_PAUSE, _LAST_PAUSE = 1.0, 30.0  # between two tries to annotate a pod
@@ -86,7 +87,7 @@ class PodCaptures:
     async def _failed(self, pod: Pod, why: str, more: Mapping[str, str] = MappingProxyType({})) -> None:
         _LOG.error("no snapshot %s/%s of pod %s: %s", pod.metadata.namespace, pod.metadata.labels[CAPTURE], pod, why)
         await self._node_pods.event(pod, "Warning", "CaptureFailed", why, "Capture")
-        await self._annotate(pod, {CAPTURE_FAILED: why[:2000], **more})
+        await self._annotate(pod, {CAPTURE_FAILED: fitted(why, 2000), **more})
 
     async def _annotate(self, pod: Pod, annotations: Mapping[str, str]) -> None:
         """Until it is written: the controller waits for it. A pod that is gone needs none."""

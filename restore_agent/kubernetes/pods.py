@@ -37,6 +37,7 @@ from restore_agent.snapshots.manifest import InvalidName
 from restore_agent.snapshots.store import Corrupt, NotFound, Snapshot
 from zerowake_shared.backoff import Backoff
 from zerowake_shared.kubernetes.errors import ClusterError
+from zerowake_shared.kubernetes.note import fitted
 from zerowake_shared.pod_contract import CAPTURE, COLD, GPUMEM
 
 _FIRST_PAUSE, _PAUSE_SECONDS = 0.005, 1.0  # before a placeholder that cannot be served yet is let go of: it calls again
@@ -146,9 +147,9 @@ class Pods:
             caller.placeholder.become()
         finally:
             await telling
-        await self._node_pods.event(pod, "Normal", "ColdStarted", f"{' '.join(command)[:200]}: {why}", "Restore")
+        await self._node_pods.event(pod, "Normal", "ColdStarted", f"{fitted(' '.join(command), 200)}: {why}", "Restore")
         with contextlib.suppress(ClusterError):  # the events have said it
-            await self._node_pods.annotate(pod, {COLD: why[:1000]})
+            await self._node_pods.annotate(pod, {COLD: fitted(why, 1000)})
         try:
             record = caller.record(command, snapshot.manifest.engine if snapshot else None)
             engine = Engine(record, container, container.output(caller.model), 1)

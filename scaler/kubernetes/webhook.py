@@ -25,6 +25,7 @@ from scaler.kubernetes.resources import CONDITION_READY, PENDING, ModelSnapshot
 from scaler.plan.policy import prefer
 from scaler.plan.world import Node, World
 from zerowake_shared.kubernetes.informer import Informer
+from zerowake_shared.kubernetes.note import fitted
 from zerowake_shared.pod_contract import CAPTURE, COLD, RESTORE, SNAPSHOT
 from zerowake_shared.tls import TlsFiles, server_context
 
@@ -86,7 +87,7 @@ class Webhook:
             if untouched.told:
                 response["warnings"] = [f"zerowake: this pod is started, not restored: {untouched.told}"[:256]]
                 patch = Patch(request.object)
-                patch.put(untouched.told[:1000], "metadata", "annotations", COLD)
+                patch.put(fitted(untouched.told, 1000), "metadata", "annotations", COLD)
                 response |= _patched(patch)
         except Exception:  # a pod of a shape we did not foresee: Kubernetes would start it, so it is started
             outcome = "error"

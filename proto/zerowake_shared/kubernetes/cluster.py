@@ -25,6 +25,7 @@ from kubernetes.aio import client, config
 from zerowake_shared.clock import SYSTEM_CHANCE, SYSTEM_CLOCK, Clock, token
 from zerowake_shared.kubernetes.errors import ClusterError, Conflict, Expired, NotFound
 from zerowake_shared.kubernetes.informer import Informer, Page
+from zerowake_shared.kubernetes.note import fitted
 from zerowake_shared.kubernetes.resource import EVENTS, Identity, Resource, timestamp
 
 log = logging.getLogger(__name__)
@@ -176,7 +177,7 @@ class Cluster:
             "type": kind,
             "reason": reason,
             "action": action,
-            "note": note if len(note) <= 1000 else note[:999] + "…",
+            "note": fitted(note, 1000),
         }
         try:
             await self.create(EVENTS, metadata.namespace, body)
