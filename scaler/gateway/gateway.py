@@ -13,6 +13,7 @@ import logging
 import resource
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
+from typing import cast
 from urllib.parse import unquote
 
 from aiohttp import web
@@ -22,6 +23,7 @@ from scaler.books.fairness import Priority
 from scaler.books.ledger import Ledger, QueueFull
 from scaler.gateway import headers, metrics, routing
 from scaler.gateway.body import BODY_BYTES, BodyReader
+from scaler.gateway.client_connection import ClientConnection, ClientServer
 from scaler.gateway.client_gone import ClientWatch
 from scaler.gateway.dispatcher import Dispatcher, Hold, Member, NoReplica
 from scaler.gateway.exchange import Exchange, ReplicaFailed
@@ -60,8 +62,13 @@ class Gateway:
         """Listens until the block ends; yields the bound address (port 0: any). Raises: OSError if it cannot be listened on."""
         _raise_descriptors()
         self._clients = ClientWatch()
-        server = web.Server(
-            self._handle, handler_cancellation=True, access_log=None, auto_decompress=False, keepalive_timeout=_KEEPALIVE_SECONDS
+        server = ClientServer(
+            self._handle,
+            self._clients,
+            handler_cancellation=True,
+            access_log=None,
+            auto_decompress=False,
+            keepalive_timeout=_KEEPALIVE_SECONDS,
         )
         runner = web.ServerRunner(server, handle_signals=False, shutdown_timeout=_LAST_WORDS_SECONDS)
         await runner.setup()
@@ -177,7 +184,7 @@ class Gateway:
         """Waits for a place, with a heartbeat every `beats` seconds. Whatever ends the wait early gives it up."""
         begun = self._now()
         try:
-            with self._clients.abort_if_gone(request.transport) if upload.streams and request.transport else nullcontext():
+            with self._clients.unread(cast(ClientConnection, request.protocol)) if upload.streams else nullcontext():
                 if beats is not None:
                     while not hold.future.done():
                         await exchange.beat()

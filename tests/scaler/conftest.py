@@ -11,6 +11,7 @@ from tests.worlds.virtual_time import VirtualTimeLoop
 _VIRTUAL = {"test_autoscaler", "test_surge", "test_workqueue"}
 _ON_BOTH = {
     "test_body",
+    "test_client_connection",
     "test_client_gone",
     "test_connection",
     "test_dispatcher",

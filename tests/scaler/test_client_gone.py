@@ -1,4 +1,4 @@
-"""Clients that go while nobody reads from them."""
+"""Clients that go while nobody reads from them, and clients that have only said all."""
 
 import asyncio
 import socket
@@ -8,57 +8,130 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from scaler.gateway import client_gone
 from scaler.gateway.client_gone import ClientWatch
 from tests.worlds.echo_engine import Engine
 from tests.worlds.front import front
 
 
 class Connection(asyncio.Protocol):
-    """A server's side of a connection that it does not read from."""
+    """A server's side of a connection. writes: whether it can ask its client."""
 
-    def __init__(self) -> None:
+    def __init__(self, watch: ClientWatch, writes: bool = True) -> None:
         self.lost = asyncio.Event()
+        self.probes = 0
+        self.writes = writes
+        self.written: int | None = 0
+        self.transport: asyncio.Transport | None = None
+        self.watch = watch
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self.watch.lost(self)
         self.lost.set()
+
+    def eof_received(self) -> bool:
+        self.watch.suspect(self)
+        return True
+
+    def probe(self) -> bool:
+        assert self.transport is not None
+        if self.writes:
+            self.probes += 1
+            self.transport.write(b"?")
+        return self.writes
+
+
+@pytest.fixture
+async def watch(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[ClientWatch]:
+    monkeypatch.setattr(client_gone, "GRACE_SECONDS", 0.02)
+    made = ClientWatch()
+    yield made
+    made.close()
 
 
 @asynccontextmanager
-async def unread() -> AsyncIterator[tuple[socket.socket, asyncio.Transport, Connection]]:
+async def connected(watch: ClientWatch, *, unread: bool = False, writes: bool = True) -> AsyncIterator[tuple[socket.socket, Connection]]:
     """A client's socket, and the other side of it."""
-    client, server = socket.socketpair()
-    transport, connection = await asyncio.get_running_loop().create_connection(Connection, sock=server)
-    transport.pause_reading()  # not before it is made: some Pythons begin to read after that all the same
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        client = socket.create_connection(server.getsockname())
+        accepted, _ = server.accept()
+    transport, connection = await asyncio.get_running_loop().create_connection(lambda: Connection(watch, writes), sock=accepted)
+    connection.transport = transport
+    if unread:
+        transport.pause_reading()  # not before it is made: some Pythons begin to read after that all the same
     with client:
-        yield client, transport, connection
+        yield client, connection
     transport.abort()
 
 
-@pytest.mark.parametrize("how", [socket.SHUT_WR, socket.SHUT_RDWR, None], ids=["half closed", "shut down", "closed"])
-async def test_an_unread_connection_ends_when_its_client_has_gone(how: int | None) -> None:
-    watch = ClientWatch()
-    async with unread() as (client, transport, connection), unread() as (_, other, stays):
-        with watch.abort_if_gone(transport), watch.abort_if_gone(other):
-            client.send(b"unread")
-            client.close() if how is None else client.shutdown(how)
+def gone(client: socket.socket, how: str) -> None:
+    if how == "reset":
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    if how == "shut down":
+        client.shutdown(socket.SHUT_RDWR)
+    client.close()
+
+
+@pytest.mark.parametrize("unread", [False, True], ids=["read", "unread"])
+@pytest.mark.parametrize("how", ["closed", "shut down", "reset"])
+async def test_a_client_that_has_left_is_noticed(watch: ClientWatch, how: str, unread: bool) -> None:
+    async with connected(watch, unread=unread) as (client, connection), connected(watch, unread=unread) as (_, stays):
+        with watch.unread(connection), watch.unread(stays):
+            client.send(b"something unread" if unread else b"x")
+            gone(client, how)
             async with asyncio.timeout(10):
                 await connection.lost.wait()
             assert not stays.lost.is_set()
-    watch.close()
+            assert not stays.probes
 
 
-async def test_a_client_that_goes_after_the_block_is_somebody_elses_to_notice() -> None:
-    watch = ClientWatch()
-    async with unread() as (client, transport, connection), unread() as (second, other, noticed):
-        with watch.abort_if_gone(transport):
+@pytest.mark.parametrize("unread", [False, True], ids=["read", "unread"])
+async def test_a_client_that_has_said_all_is_asked_and_stays(watch: ClientWatch, unread: bool) -> None:
+    async with connected(watch, unread=unread) as (client, connection):
+        with watch.unread(connection):
+            client.shutdown(socket.SHUT_WR)
+            async with asyncio.timeout(10):
+                while connection.probes < 3:
+                    await asyncio.sleep(0.01)
+            assert not connection.lost.is_set()
+            client.close()
+            async with asyncio.timeout(10):
+                await connection.lost.wait()
+
+
+async def test_an_answer_that_is_written_asks_by_itself(watch: ClientWatch) -> None:
+    async with connected(watch, writes=False) as (client, connection):
+        client.shutdown(socket.SHUT_WR)
+        assert connection.transport is not None
+        for _ in range(50):
+            connection.written = (connection.written or 0) + 1
+            connection.transport.write(b"x")
+            await asyncio.sleep(0.002)
+        assert not connection.lost.is_set()
+        async with asyncio.timeout(10):  # it stands still, and the client cannot be asked
+            await connection.lost.wait()
+
+
+async def test_a_connection_that_owes_nothing_is_left_alone(watch: ClientWatch) -> None:
+    async with connected(watch, writes=False) as (client, connection), connected(watch, writes=False) as (other, noticed):
+        connection.written = None
+        client.shutdown(socket.SHUT_WR)
+        other.shutdown(socket.SHUT_WR)
+        async with asyncio.timeout(10):
+            await noticed.lost.wait()
+        assert not connection.lost.is_set()
+
+
+async def test_a_client_that_goes_after_the_block_is_somebody_elses_to_notice(watch: ClientWatch) -> None:
+    async with connected(watch, unread=True) as (client, connection), connected(watch, unread=True) as (second, noticed):
+        with watch.unread(connection):
             pass
-        client.close()
-        with watch.abort_if_gone(other):  # by when this one has been noticed, the first one would have been
-            second.close()
+        gone(client, "reset")
+        with watch.unread(noticed):  # by when this one has been noticed, the first one would have been
+            gone(second, "reset")
             async with asyncio.timeout(10):
                 await noticed.lost.wait()
         assert not connection.lost.is_set()
-    watch.close()
 
 
 async def test_a_client_that_leaves_with_its_body_unread_is_noticed() -> None:

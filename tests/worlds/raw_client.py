@@ -3,10 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
 
 SECONDS = 5.0  # nothing here takes as long; what does hangs
+
+
+@dataclass
+class RawAnswer:
+    """An answer as it came."""
+
+    version: str
+    status: int
+    headers: dict[str, str]  # by names in small letters
+    body: bytes = b""
+
+    @property
+    def error(self) -> dict[str, Any]:
+        return json.loads(self.body)["error"]
 
 
 class RawClient:
@@ -29,6 +46,28 @@ class RawClient:
 
     async def head(self) -> bytes:
         return await self.until(b"\r\n\r\n")
+
+    async def begun(self) -> RawAnswer:
+        """The next answer's status and headers; an interim one's, too."""
+        lines = (await self.head()).decode("latin-1").split("\r\n")
+        version, status, _ = f"{lines[0]} ".split(" ", 2)
+        headers = dict(line.split(": ", 1) for line in lines[1:] if line)
+        return RawAnswer(version, int(status), {name.lower(): value for name, value in headers.items()})
+
+    async def answer(self) -> RawAnswer:
+        """The next answer that is no interim one, whole."""
+        found = await self.begun()
+        while found.status == 100:
+            found = await self.begun()
+        if "content-length" in found.headers:
+            found.body = await self.exactly(int(found.headers["content-length"]))
+        elif found.headers.get("transfer-encoding") == "chunked":
+            while size := int(await self.until(b"\r\n"), 16):
+                found.body += (await self.exactly(size + 2))[:-2]
+            await self.until(b"\r\n")
+        else:
+            found.body = await self.rest()
+        return found
 
     async def exactly(self, count: int) -> bytes:
         async with asyncio.timeout(SECONDS):
