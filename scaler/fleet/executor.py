@@ -16,7 +16,7 @@ from typing import Protocol
 
 from scaler.fleet.agent import AgentError, AgentUnreachable
 from scaler.fleet.nodes import Nodes
-from scaler.plan.actions import Action, Drop, End, Stage, Start
+from scaler.plan.actions import Action, Drop, End, Keep, Stage, Start
 from scaler.plan.policy import Plan
 from scaler.plan.rungs import Rung
 from zerowake_shared.backoff import Backoff
@@ -39,7 +39,7 @@ class ReplicaMaker(Protocol):
         """
 
     async def end(self, action: End) -> None:
-        """Returns when the replica has ended."""
+        """Returns when the replica has ended. Cancelled while it finishes its requests: it is wanted again."""
 
 
 class Executor:
@@ -90,6 +90,8 @@ class Executor:
             elif isinstance(action, End) and not action.replica:
                 same = (action.model, action.number)
                 self._give_up([other for other in self._tasks if isinstance(other, Start) and (other.model, other.number) == same])
+            elif isinstance(action, Keep):
+                self._give_up([other for other in self._tasks if isinstance(other, End) and other.replica == action.replica])
             elif self._maker is not None and isinstance(action, Start):
                 self._begin(action, self._start(self._maker, action), f"starting {action.model}")
             elif self._maker is not None and isinstance(action, End):

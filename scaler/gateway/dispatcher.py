@@ -190,6 +190,11 @@ class Dispatcher:
         members = [self._members.get(replica_id), *(each for each in self._let_go if each.backend.id == replica_id)]
         return sum(member.in_flight for member in members if member is not None)
 
+    @property
+    def works(self) -> bool:
+        """Whether any replica works on a request."""
+        return any(member.in_flight for member in (*self._members.values(), *self._let_go))
+
     def take(self, model: str) -> Member | None:
         """A place on a replica at once, or None: then the request has to be held. Raises: UnknownModel."""
         concurrency = self._ledger.limits(model).concurrency

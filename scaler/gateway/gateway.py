@@ -51,6 +51,7 @@ class Gateway:
         self._bodies = BodyReader(body_bytes)
         self._requests = 0
         self._idle = asyncio.Event()
+        self._changed = asyncio.Event()  # a replica has ended its work on a request
         self._clients: ClientWatch
         self._site: web.TCPSite | None = None
         self._created = int(clock.wall())
@@ -78,20 +79,34 @@ class Gateway:
             bound = runner.addresses[0]
             yield bound[0], bound[1]
         finally:
-            await self.drain(0)
+            await self._refuse()
+            await self._finished(_LAST_WORDS_SECONDS)
             await runner.cleanup()
             self._clients.close()
 
-    async def drain(self, deadline: float) -> None:
-        """Stops accepting, lets requests finish for `deadline` seconds, then refuses those held. Leaving `serve` cuts the rest off."""
+    async def drain(self, seconds: float) -> None:
+        """Stops accepting. Requests that wait for a replica have so many seconds, then they are refused; those that a replica has are
+        answered to their end, however long that takes. Leaving `serve` cuts them off.
+        """
+        await self._accept_no_more()
+        if await self._finished(seconds):
+            return
+        while self._dispatcher.works:
+            await self._refuse()  # also those whose replica fails meanwhile
+            self._changed.clear()
+            await self._changed.wait()
+        await self._refuse()
+        await self._finished(_LAST_WORDS_SECONDS)
+
+    async def _accept_no_more(self) -> None:
         self.draining = True
         if self._site is not None:
             site, self._site = self._site, None
             await site.stop()
-        if await self._finished(deadline):
-            return
+
+    async def _refuse(self) -> None:
+        await self._accept_no_more()
         self._dispatcher.refuse_held("the gateway is shutting down")
-        await self._finished(_LAST_WORDS_SECONDS)
 
     async def _finished(self, seconds: float) -> bool:
         self._idle.clear()
@@ -169,6 +184,7 @@ class Gateway:
                     hold = self._dispatcher.hold(model, headers.tenant(request.headers), priority, upload.size, again=True)
                 finally:
                     self._dispatcher.release(member)
+                    self._changed.set()
                 member = await self._wait(request, upload, exchange, hold, beats)
         except UnknownModel as error:
             raise Refusal(404, "model_not_found", str(error), param="model") from error

@@ -86,6 +86,7 @@ class ModelSection(Section):
     cooldown_seconds: Annotated[float, Field(ge=0)] = 300.0
     polling_seconds: Seconds = 30.0
     stabilisation_seconds: Annotated[float, Field(ge=0)] = 300.0
+    max_drain_seconds: Annotated[float, Field(ge=0)] | None = None  # a surplus replica's answers have this long; None: no limit
 
     @model_validator(mode="after")
     def _startable(self) -> ModelSection:

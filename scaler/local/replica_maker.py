@@ -1,12 +1,12 @@
 """Replicas of this machine, made and ended by its restore agent, where Kubernetes would make pods.
 
-The replica that ends gets no new requests and first finishes what it has. What a start took goes into the activation that waits for it.
+The replica that ends gets no new requests and first finishes what it has, however long that takes, unless the model has a limit. What a
+start took goes into the activation that waits for it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import logging
 from collections.abc import Callable, Mapping
@@ -19,8 +19,6 @@ from scaler.local.config import ModelSection
 from scaler.plan.actions import End, Start
 
 log = logging.getLogger(__name__)
-
-_DRAIN_SECONDS = 300.0
 
 
 class LocalReplicas:
@@ -48,10 +46,20 @@ class LocalReplicas:
         return functools.partial(self._nodes.learn, action.node, answer.replica)  # the stream will say so too, maybe later
 
     async def end(self, action: End) -> None:
-        """Returns when the replica has finished what it had and has ended."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_DRAIN_SECONDS):
-                await self._dispatcher.drain(action.replica)
+        """Returns when the replica has finished what it had and has ended. Cancelled before that, it takes requests again."""
+        draining = asyncio.create_task(self._dispatcher.drain(action.replica), name=f"draining {action.replica}")
+        try:
+            limit = self._sections[action.model].max_drain_seconds
+            await asyncio.wait([draining], timeout=limit)
+            if not draining.done():
+                left = self._dispatcher.in_flight(action.replica)
+                log.warning("replica %s is ended with %d requests: max_drain_seconds (%g) is over", action.replica, left, limit)
+            await self._release(action)
+        finally:
+            draining.cancel()
+            await asyncio.wait([draining])
+
+    async def _release(self, action: End) -> None:
         agent = self._nodes.agent(action.node)
         if agent is None:
             return

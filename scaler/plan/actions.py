@@ -65,6 +65,16 @@ class End:
 
 
 @dataclass(frozen=True, slots=True)
+class Keep:
+    """A replica that is ending, and has requests still, is wanted after all: it takes new ones again."""
+
+    model: str
+    node: str
+    replica: str
+    reason: str = field(compare=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Prefer:
     """Where a pod of the model should run. seconds: the estimate, by node's name; a node that is not named cannot serve it."""
 
@@ -73,4 +83,4 @@ class Prefer:
     reason: str = field(compare=False)
 
 
-Action = Stage | Drop | Start | End | Prefer
+Action = Stage | Drop | Start | End | Keep | Prefer

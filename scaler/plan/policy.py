@@ -1,6 +1,7 @@
 """The policy: a world goes in, a plan comes out. Pure: the same world gives the same plan, and what it reads it was given.
 
-    replicas   as many as are wanted here, on the nodes that serve soonest; what is too much ends, the least busy and youngest first
+    replicas   as many as are wanted here, on the nodes that serve soonest; what is too much ends, the least busy and youngest first,
+               and what has not ended yet when more are wanted is kept
     demand     a model with requests and no replica has its best node stage at once, beside the push that brings the replica
     waiting    every snapshot stands on the rung that its owner names, on every node that has it; a standby is made while nobody asks and
                no replica lives, and given up half-made when somebody does: the request's own restore is sooner
@@ -17,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from scaler.books.hpa import proportional
-from scaler.plan.actions import Action, Drop, End, Prefer, Stage, Start
+from scaler.plan.actions import Action, Drop, End, Keep, Prefer, Stage, Start
 from scaler.plan.estimate import ranked, seconds_to_serve, seconds_to_stage, seconds_to_start
 from scaler.plan.rungs import Rung
 from scaler.plan.world import Gpu, Model, Node, Residency, World
@@ -76,7 +77,8 @@ def prefer_for_capture(world: World, model: Model) -> Prefer:
 def _replicas(world: World, model: Model) -> tuple[list[Action], str]:
     """Starts and ends, and why too few are started."""
     assert model.replicas is not None
-    ending = {action.replica for action in world.under_way if isinstance(action, End)}
+    ends_under_way = [action for action in world.under_way if isinstance(action, End) and action.model == model.name]
+    ending = {action.replica for action in ends_under_way}
     live = [
         (node, replica)
         for node in world.nodes
@@ -86,11 +88,17 @@ def _replicas(world: World, model: Model) -> tuple[list[Action], str]:
     starting = [action for action in world.under_way if isinstance(action, Start) and action.model == model.name]
     missing = model.replicas - len(live) - len(starting)
     if missing > 0:
+        # One without requests may be ended by its agent in this very moment.
+        unfinished = [action for action in ends_under_way if world.in_flight.get(action.replica)][:missing]
+        kept: list[Action] = [Keep(model.name, end.node, end.replica, f"{model.replicas} wanted") for end in unfinished]
+        missing -= len(kept)
+        if not missing:
+            return kept, ""
         if not any(True for _ in _synced(world)):
-            return [], "no restore agent is connected"
+            return kept, "no restore agent is connected"
         if model.not_before > world.now:
-            return [], ""
-        return list(_starts(world, model, starting, missing)), ""
+            return kept, ""
+        return [*kept, *_starts(world, model, starting, missing)], ""
     too_many = f"{model.replicas} wanted"
     ends: list[Action] = [End(model.name, start.node, "", too_many, number=start.number) for start in starting[: max(0, -missing)]]
     surplus = sorted(reversed(live), key=lambda pair: world.in_flight.get(pair[1].id, 0))

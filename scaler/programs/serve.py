@@ -44,7 +44,7 @@ from scaler.kubernetes.taken_names import TakenNames
 from scaler.kubernetes.troubles import Troubles
 from scaler.kubernetes.webhook import serve_webhook
 from scaler.programs.serve_config import AgentsSection, PeersSection, ServeConfig
-from scaler.programs.stopping import stopped_by
+from scaler.programs.stopping import stopped_by, unless
 from scaler.programs.wiring import Parts, wire
 from scaler.view.metrics import LedgerCollector, serve_metrics
 from zerowake_shared.address import Address
@@ -62,13 +62,13 @@ _LATECOMERS_SECONDS = 3.0
 
 
 async def serve(config: ServeConfig) -> None:
-    """Runs until SIGTERM or SIGINT, then drains.
+    """Runs until SIGTERM or SIGINT, then drains; a second one ends it at once.
 
     Raises:
         ClusterError: there is no cluster to speak to.
         OSError, CannotListen, BadCertificate: an address is taken, or a certificate is of no use.
     """
-    stop = stopped_by(signal.SIGTERM, signal.SIGINT)
+    stop, at_once = stopped_by(signal.SIGTERM, signal.SIGINT)
     identity = os.environ.get("POD_NAME") or socket.gethostname()
     tls = config.tls.files if config.tls else None
 
@@ -133,9 +133,13 @@ async def serve(config: ServeConfig) -> None:
             await until_stopped.enter_async_context(scaler)
             await stop.wait()
             gateway.leaving = True
-            log.info("stopping: requests are accepted for %.0f s more, then answered for %.0f s", _LATECOMERS_SECONDS, config.drain_seconds)
+            log.info(
+                "stopping: requests are accepted for %.0f s more, then those that wait have %.0f s; answers are finished",
+                _LATECOMERS_SECONDS,
+                config.drain_seconds,
+            )
         await asyncio.sleep(_LATECOMERS_SECONDS)
-        await gateway.drain(config.drain_seconds)
+        await unless(at_once, gateway.drain(config.drain_seconds))
 
 
 class _Readiness:

@@ -30,7 +30,7 @@ from scaler.local.autoscaler import Autoscaler, dial
 from scaler.local.config import Config
 from scaler.local.deployment import Deployment
 from scaler.local.replica_maker import LocalReplicas
-from scaler.programs.stopping import stopped_by
+from scaler.programs.stopping import stopped_by, unless
 from scaler.programs.wiring import wire
 from scaler.view.metrics import LedgerCollector, serve_metrics
 from scaler.view.status import serve_status
@@ -46,12 +46,12 @@ _AGENT_STOP_SECONDS = 15.0
 
 
 async def up(config: Config) -> None:
-    """Runs until SIGTERM or SIGINT, then drains.
+    """Runs until SIGTERM or SIGINT, then drains; a second one ends it at once.
 
     Raises:
         OSError, CannotListen, BadCertificate: an address is taken, or a certificate is of no use.
     """
-    stop = stopped_by(signal.SIGTERM, signal.SIGINT)
+    stop, at_once = stopped_by(signal.SIGTERM, signal.SIGINT)
     config.state.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     activations = Activations()
@@ -85,8 +85,8 @@ async def up(config: Config) -> None:
         bound = await stack.enter_async_context(gateway.serve(*Address.parse(config.listen)))
         log.info("gateway serves %s on %s:%d", ", ".join(sorted(config.models)), *bound)
         await stop.wait()
-        log.info("stopping: no new requests, %.0f s for those that are here", config.drain_seconds)
-        await gateway.drain(config.drain_seconds)
+        log.info("stopping: requests that wait have %.0f s, answers are finished; a second signal cuts them", config.drain_seconds)
+        await unless(at_once, gateway.drain(config.drain_seconds))
 
 
 @contextlib.asynccontextmanager

@@ -110,7 +110,7 @@ class NodeAgent(agent_pb2_grpc.AgentServicer):
 class Day:
     """The scaler of one machine, from the moment 0."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, model: ModelSection = MODEL) -> None:
         self.clock = LoopClock(asyncio.get_running_loop())
         chance = random.Random(seed)
         self.agent = NodeAgent(self.clock)
@@ -121,7 +121,7 @@ class Day:
         self.parts = wire(
             self.ledger,
             {"chat": MODEL.model("chat")},
-            maker=lambda nodes, dispatcher: LocalReplicas({"chat": MODEL}, nodes, dispatcher, activations),
+            maker=lambda nodes, dispatcher: LocalReplicas({"chat": model}, nodes, dispatcher, activations),
             dial=lambda address, tls: InProcessChannel(self.agent, agent_pb2_grpc.add_AgentServicer_to_server),  # type: ignore[return-value]
             clock=self.clock,
             chance=chance,
@@ -305,6 +305,50 @@ def test_a_burst_at_noon() -> None:
     assert day.agent.restored == [exactly(noon + 7 + RESTORE)] * 3
     assert day.agent.released == [shrunk] * 2 + [noon + 330]
     assert [activation.total for activation in day.ended] == [exactly(RESTORE + FIRST_BYTE)]
+
+
+@pytest.mark.parametrize(("limit", "ends"), [(None, 10.0 + 2 * HOUR), (60.0, 20.0 + 60.0)])
+def test_a_long_answer_ends_the_drain_of_its_replica(limit: float | None, ends: float) -> None:
+    """And not the other way round, unless the model's owner has set a limit."""
+
+    async def shrink() -> tuple[Day, int]:
+        async with Day(1, MODEL.model_copy(update={"max_drain_seconds": limit})) as day, asyncio.TaskGroup() as group:
+            await day.deployment.scale(2)
+            await day.until(10.0)
+            for _ in range(2):
+                group.create_task(day.ask(2 * HOUR))
+            await day.until(20.0)
+            await day.deployment.scale(1)
+            await day.until(30.0)
+            taking = len(day.dispatcher.ready("chat"))
+            await day.until(3 * HOUR)
+            return day, taking
+
+    day, taking = run(shrink())
+    assert (taking, day.answered) == (1, 2)
+    assert day.agent.released[0] == exactly(ends)  # the other one stays for the cooldown
+
+
+def test_a_replica_that_finishes_its_answers_is_taken_back_when_more_are_wanted() -> None:
+    async def shrink_and_grow() -> Day:
+        async with Day(1) as day, asyncio.TaskGroup() as group:
+            await day.deployment.scale(2)
+            await day.until(10.0)
+            for _ in range(2):
+                group.create_task(day.ask(HOUR))
+            await day.until(20.0)
+            await day.deployment.scale(1)
+            await day.until(30.0)
+            await day.deployment.scale(2)
+            await day.until(31.0)
+            assert len(day.dispatcher.ready("chat")) == 2
+            await day.until(HOUR)
+            await day.deployment.scale(2)
+            await day.until(HOUR + 11.0)
+        return day
+
+    day = run(shrink_and_grow())
+    assert (day.agent.asked, day.answered) == (2, 2)
 
 
 def test_a_start_is_not_given_up_for_a_later_one_that_was_faster() -> None:

@@ -11,7 +11,7 @@ from scaler.books.snapshot_name import SnapshotName
 from scaler.fleet.agent import AgentError, AgentUnreachable
 from scaler.fleet.executor import Executor
 from scaler.fleet.nodes import Nodes
-from scaler.plan.actions import Drop, End, Stage, Start
+from scaler.plan.actions import Drop, End, Keep, Stage, Start
 from scaler.plan.policy import Plan
 from scaler.plan.rungs import Rung
 from tests.worlds.virtual_time import StandingClock
@@ -64,7 +64,7 @@ class World:
         self.executor = Executor(cast(Nodes, self.there), self.there, lambda *failure: self.failures.append(failure), self.clock)
         self.executor.on_end(self.ended.append)
 
-    async def does(self, *actions: Stage | Drop | Start | End) -> None:
+    async def does(self, *actions: Stage | Drop | Start | End | Keep) -> None:
         self.executor.carry_out(Plan(actions))
         await asyncio.sleep(0)  # one turn: what was begun makes its call
 
@@ -107,6 +107,14 @@ async def test_a_start_is_given_up_by_its_number(world: World) -> None:
     await until(lambda: world.there.given_up == ["start 1"])
     await world.does(End("chat", "a", "r", "none is needed"))
     assert world.there.calls[-1] == "end r"
+
+
+async def test_an_end_is_given_up_for_a_replica_that_is_wanted_after_all(world: World) -> None:
+    one, other = End("chat", "a", "r", "none is needed"), End("chat", "a", "s", "none is needed")
+    await world.does(one, other)
+    await world.does(Keep("chat", "a", "r", "one is needed"))
+    assert world.executor.under_way == (other,)
+    await until(lambda: world.there.given_up == ["end r"])
 
 
 async def test_a_refusal_puts_its_rung_off_for_longer_each_time(world: World) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from tests.worlds.echo_engine import Engine
 from tests.worlds.front import front
+from tests.worlds.waiting import until
 
 
 async def test_finds_the_model_in_body_then_header_then_path() -> None:
@@ -210,6 +211,33 @@ async def test_drain_lets_requests_finish() -> None:
         answers = [await flying, await held]
         assert [(answer.text, answer.headers["Connection"]) for answer in answers] == [("flying", "close"), ("held", "close")]
         await draining
+
+
+async def test_drain_finishes_every_answer_however_long_it_takes() -> None:
+    async with Engine(held=True) as engine, front(concurrency=1) as f:
+        f.dispatcher.add(engine.replica())
+        stream = f.ask("one two", stream=True)
+        await engine.seen.get()
+        held = f.ask("held")
+        await f.held(1)
+        draining = asyncio.create_task(f.gateway.drain(0.05))
+        refused = await held
+        assert (refused.status, refused.error["code"]) == (503, "no_replica")
+        assert not draining.done()
+        engine.say(2)
+        assert b"[DONE]" in (await stream).body
+        await draining
+
+
+async def test_leaving_cuts_what_is_left() -> None:
+    async with Engine(held=True) as engine, front() as f:
+        f.dispatcher.add(engine.replica())
+        stream = f.ask("one two", stream=True)
+        await engine.seen.get()
+        draining = asyncio.create_task(f.gateway.drain(0))
+        await until(lambda: f.gateway.draining)
+        draining.cancel()
+    assert isinstance((await asyncio.gather(stream, return_exceptions=True))[0], aiohttp.ClientError)
 
 
 async def test_drain_refuses_what_it_cannot_answer() -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from scaler.books.demand import Demand
 from scaler.books.snapshot_name import SnapshotName
-from scaler.plan.actions import Action, Drop, End, Stage, Start
+from scaler.plan.actions import Action, Drop, End, Keep, Stage, Start
 from scaler.plan.policy import decide, prefer, prefer_for_capture
 from scaler.plan.rungs import Rung
 from scaler.plan.world import Gpu, Model, Node, Replica, Residency, ScaleTarget, World
@@ -143,6 +143,17 @@ def test_starts_under_way_are_given_up_before_a_replica_ends() -> None:
 
 
 # Replicas that Kubernetes makes
+
+
+def test_what_has_not_ended_yet_is_kept_when_more_are_wanted() -> None:
+    two = replace(CHAT, replicas=2)
+    busy, idle = End("chat", "a", "busy", ""), End("chat", "a", "idle", "")
+    found = world(serving(node("a"), "busy", "idle"), model=two, under_way=(busy, idle), in_flight={"busy": 1, "idle": 0})
+    kept, started = (action for action in decide(found).actions if isinstance(action, Keep | Start))
+    assert (kept, type(started)) == (Keep("chat", "a", "busy", ""), Start), "one that has nothing left may be gone by now"
+    other = replace(found, models={"chat": replace(CHAT, replicas=1)})
+    assert [action for action in decide(other).actions if isinstance(action, Keep | Start)] == [Keep("chat", "a", "busy", "")]
+    assert not [action for action in decide(replace(other, models={"chat": replace(CHAT, replicas=0)})).actions if isinstance(action, Keep)]
 
 
 def test_a_backlog_is_scaled_to_what_the_hpa_would_ask_for() -> None:
