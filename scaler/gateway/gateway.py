@@ -25,9 +25,10 @@ from scaler.gateway import headers, metrics, routing
 from scaler.gateway.body import BODY_BYTES, BodyReader
 from scaler.gateway.client_connection import ClientConnection, ClientServer
 from scaler.gateway.client_gone import ClientWatch
+from scaler.gateway.cors import READABLE, permission
 from scaler.gateway.dispatcher import Dispatcher, Hold, Member, NoReplica
 from scaler.gateway.exchange import Exchange, ReplicaFailed
-from scaler.gateway.refusal import READABLE, Refusal
+from scaler.gateway.refusal import Refusal
 from scaler.gateway.target import Target, read_target
 from scaler.gateway.upload import Upload
 from zerowake_shared.clock import SYSTEM_CLOCK, Clock
@@ -129,11 +130,11 @@ class Gateway:
             if self.draining:
                 raise Refusal(503, "draining", "the gateway is shutting down; ask another one", retry=True)
             target = read_target(request.raw_path, lambda name: bool(self._ledger.named(name)))
-            if own := self._own(request, target):
+            named = routing.known(routing.outside(request.headers, target), self._ledger)
+            if own := self._own(request, target, named):
                 code = own.status
                 return own
-            named = bool(routing.known(routing.outside(request.headers, target), self._ledger))
-            await self._bodies.read(request, upload, named=named)
+            await self._bodies.read(request, upload, named=bool(named))
             exchange = Exchange(request, target.path, upload, self._now)
             route = routing.route(request.method, request.headers, target, upload, self._ledger)
             model = route.model
@@ -225,8 +226,10 @@ class Gateway:
         finally:
             answer.close()
 
-    def _own(self, request: web.BaseRequest, target: Target) -> web.Response | None:
-        """The gateway's own answers: the models that can be asked for. A request that names a model belongs to the engine."""
+    def _own(self, request: web.BaseRequest, target: Target, named: str) -> web.Response | None:
+        """The gateway's own answers: the models that can be asked for, and what may be asked. What names a model belongs to the engine."""
+        if request.method == "OPTIONS" and not (named and self._dispatcher.ready(named)):
+            return web.Response(status=204, headers=permission(request.headers))
         path = target.path.partition("?")[0]
         if target.model or headers.MODEL in request.headers:
             return None

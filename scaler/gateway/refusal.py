@@ -7,9 +7,9 @@ from collections.abc import Mapping
 
 from aiohttp import web
 
+from scaler.gateway.cors import READABLE
+
 RETRY_SECONDS = 5
-# A page of any origin may read what the gateway itself says: it is no secret, and a browser hides an error without these.
-READABLE = {"Access-Control-Allow-Origin": "*", "Access-Control-Expose-Headers": "Retry-After"}
 
 
 class Refusal(Exception):

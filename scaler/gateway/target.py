@@ -30,6 +30,8 @@ class Target:
 
 def read_target(raw: str, known: Callable[[str], bool] = lambda name: False) -> Target:
     """Splits `/models/<name>` off a request's raw target. Raises: Refusal if it is not a path."""
+    if raw == "*":  # OPTIONS only; of all that there is
+        return Target(raw)
     if not raw.startswith("/"):
         raw = _path(raw)
     if not raw.startswith(PREFIX):

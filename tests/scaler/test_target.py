@@ -53,6 +53,7 @@ def test_a_model_in_the_path(name: str, rest: str, query: str) -> None:
         ("http://gateway", "/", ""),
         ("http://gateway?x", "/?x", ""),
         ("/echo?", "/echo?", ""),
+        ("*", "*", ""),
         ("http://gateway/echo?", "/echo?", ""),
         ("/models/m/echo?", "/echo?", "m"),
     ],
@@ -82,7 +83,7 @@ def test_a_name_with_slashes(raw: str, path: str, model: str, prefix: str) -> No
     assert read_target(raw, known.__contains__) == Target(path, model, prefix)
 
 
-@pytest.mark.parametrize("raw", ["*", "gateway:443", "ftp://x/y?key=secret", "http://[secret/"])
+@pytest.mark.parametrize("raw", ["gateway:443", "ftp://x/y?key=secret", "http://[secret/"])
 def test_targets_that_are_no_path(raw: str) -> None:
     with pytest.raises(Refusal, match="is not a path") as refused:
         read_target(raw)
