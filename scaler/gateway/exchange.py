@@ -21,8 +21,11 @@ from aiohttp import web
 from scaler.gateway.answer_parser import OF_ONE_CONNECTION, BadAnswer, Fields, Head
 from scaler.gateway.connection import Connection
 from scaler.gateway.dispatcher import Member
+from scaler.gateway.forwarded import forwarded
+from scaler.gateway.redirect import seen_from_outside
 from scaler.gateway.refusal import Refusal
 from scaler.gateway.reply import Reply
+from scaler.gateway.target import Target
 from scaler.gateway.upgrade import asks_for_upgrade, splice
 from scaler.gateway.upload import Upload
 from scaler.gateway.upstream import Upstream
@@ -59,14 +62,14 @@ class Answer(NamedTuple):
 class Exchange:
     """One request, and what of its answer the client has got.
 
-    path: the target that a replica gets; upload: its body; now: the clock.
+    target: its path, as a replica gets it; upload: its body; now: the clock.
     """
 
-    __slots__ = ("_events", "_now", "_path", "_request", "_upload", "_upload_error")
+    __slots__ = ("_events", "_now", "_request", "_target", "_upload", "_upload_error")
 
-    def __init__(self, request: web.BaseRequest, path: str, upload: Upload, now: Callable[[], float]) -> None:
+    def __init__(self, request: web.BaseRequest, target: Target, upload: Upload, now: Callable[[], float]) -> None:
         self._request = request
-        self._path = path
+        self._target = target
         self._now = now
         self._upload = upload
         self._events: Reply | None = None
@@ -93,7 +96,7 @@ class Exchange:
         try:
             connection = await member.upstream.send(
                 request.method.encode(),
-                self._path.encode("utf-8", "surrogateescape"),
+                self._target.path.encode("utf-8", "surrogateescape"),
                 self._fields(upgrades),
                 self._data(),
                 repeatable=not self._upload.streams,
@@ -114,7 +117,7 @@ class Exchange:
         try:
             if self._events is not None:
                 return await self._pass_events(self._events, connection)
-            return await self._pass(connection, closes)
+            return await self._pass(answer, closes)
         finally:
             await connection.stop_upload()
 
@@ -134,6 +137,7 @@ class Exchange:
                 fields = [field for field in fields if field[0].lower() not in named]
         if self._events is not None:  # our head said that the answer is not encoded
             fields = [field for field in fields if field[0].lower() != b"accept-encoding"]
+        fields = forwarded(fields, request.headers, _peer(request), self._target.prefix)
         if upgrades:
             fields += ((b"Connection", b"Upgrade"), (b"Upgrade", request.headers["Upgrade"].encode()))
         length = self._length()
@@ -182,8 +186,14 @@ class Exchange:
             return ReplicaFailed(error) if isinstance(error, OSError) else error
         return self._upload_error
 
-    async def _pass(self, connection: Connection, closes: bool) -> web.StreamResponse:
+    async def _pass(self, answer: Answer, closes: bool) -> web.StreamResponse:
+        connection = answer.connection
         head = connection.head
+        target = self._target
+        if target.prefix or 300 <= head.status < 400 or head.status == 201:
+            endpoint = answer.upstream.endpoint
+            host = self._request.headers.get("Host", "")
+            head = head._replace(fields=seen_from_outside(head.fields, target, host, (endpoint.host, endpoint.port)))
         reply = Reply(self._request, closes=closes)
         reply.begin(head)
         try:
@@ -197,7 +207,7 @@ class Exchange:
         except (BadAnswer, OSError) as error:
             if self._request.transport is None:
                 raise ConnectionResetError("the client has gone") from error
-            fields = {"path": self._path, "error": f"{type(error).__name__}: {error}"}
+            fields = {"path": self._target.path.partition("?")[0], "error": f"{type(error).__name__}: {error}"}
             log.warning("a replica died in the middle of an answer; the client's connection is closed", extra={"fields": fields})
             reply.cut()
         return reply
@@ -223,6 +233,11 @@ class Exchange:
         events.take(b"\n\ndata: " + json.dumps(json.loads(error)).encode() + b"\n\n")
         events.finish()
         return events
+
+
+def _peer(request: web.BaseRequest) -> str:
+    peer = request.protocol.peername
+    return peer[0] if isinstance(peer, tuple) else ""
 
 
 class _Told:

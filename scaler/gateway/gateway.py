@@ -135,7 +135,7 @@ class Gateway:
                 code = own.status
                 return own
             await self._bodies.read(request, upload, named=bool(named))
-            exchange = Exchange(request, target.path, upload, self._now)
+            exchange = Exchange(request, target, upload, self._now)
             route = routing.route(request.method, request.headers, target, upload, self._ledger)
             model = route.model
             response = await self._serve(request, route, upload, exchange, arrived)

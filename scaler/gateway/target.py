@@ -63,5 +63,5 @@ def _path(raw: str) -> str:
         split = None
     if split is None or split.scheme not in {"http", "https"}:
         raise Refusal(400, "bad_target", "the request's target is not a path: it begins with / or http://")
-    rest = raw[len(split.scheme) + 3 + len(split.netloc) :].partition("#")[0]
+    rest = raw[len(split.scheme) + 3 + len(split.netloc) :]
     return rest if rest.startswith("/") else f"/{rest}"

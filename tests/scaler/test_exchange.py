@@ -51,10 +51,13 @@ async def test_passes_the_request_on_untouched() -> None:
             "Authorization": "Bearer secret",
             "User-Agent": "me",
             "X-Status": "418",
+            "X-Forwarded-For": "127.0.0.1",
+            "X-Forwarded-Proto": "http",
+            "X-Forwarded-Host": f.url.removeprefix("http://"),
         }
 
 
-async def test_adds_no_header_to_a_bare_request() -> None:
+async def test_adds_nothing_to_a_bare_request_but_its_way() -> None:
     async with Engine() as engine, front() as f:
         f.dispatcher.add(engine.replica())
         reader, writer = await asyncio.open_connection(*f.url.removeprefix("http://").split(":"))
@@ -64,7 +67,8 @@ async def test_adds_no_header_to_a_bare_request() -> None:
         assert answer[0].startswith(b"HTTP/1.0 200 ")
         told = json.loads(answer[2])
         assert told["target"] == "/bare"
-        assert [name for name, _ in told["headers"]] == ["Host"]  # HTTP/1.1 demands one; it is the engine's own
+        # HTTP/1.1 demands a host; it is the engine's own
+        assert [name for name, _ in told["headers"]] == ["Host", "X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Prefix"]
 
 
 async def test_an_answer_without_a_body_stays_one() -> None:
@@ -248,13 +252,38 @@ async def test_an_answer_with_a_large_field(size: int) -> None:
         assert await client.exactly(2) == b"hi"
 
 
+@pytest.mark.parametrize("target", ["/echo?", "/echo?&&a=%2B+b", "/echo??x", "/echo", "/a//b/../c?x=http://y/z#f"])
+async def test_a_query_is_kept_exactly(target: str) -> None:
+    async with raw_engine(saying(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")) as engine, front() as f, raw_client(f.url) as client:
+        f.dispatcher.add(engine.replica())
+        for prefix in ("/models/m", f"{f.url}/models/m", ""):
+            client.get(prefix + target, b"X-Zerowake-Model: m")
+            await client.head()
+        for head in engine.heads:
+            assert head.startswith(f"GET {target} HTTP/1.1\r\n".encode())
+
+
+async def test_a_redirect_stays_under_the_prefix_and_the_way_is_told() -> None:
+    said = b"HTTP/1.1 307 Temporary Redirect\r\nLocation: /docs/\r\nContent-Length: 0\r\n\r\n"
+    async with raw_engine(saying(said)) as engine, front() as f, raw_client(f.url) as client:
+        f.dispatcher.add(engine.replica())
+        client.get("/models/m/docs", b"X-Forwarded-For: 6.6.6.6", b"Connection: X-Forwarded-Proto")
+        assert (await client.begun()).headers["location"] == "/models/m/docs/"
+        assert b"X-Forwarded-For: 6.6.6.6, 127.0.0.1\r\n" in engine.heads[0]
+        assert b"X-Forwarded-Prefix: /models/m\r\n" in engine.heads[0]
+        client.get("/docs", b"X-Zerowake-Model: m")
+        assert (await client.begun()).headers["location"] == "/docs/"
+
+
 async def test_a_requests_bytes_are_passed_on_as_they_are() -> None:
     async with raw_engine(saying(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")) as engine, front() as f, raw_client(f.url) as client:
         f.dispatcher.add(engine.replica())
         fields = [b"X-A: caf\xe9", b"x-a: caf\xc3\xa9", b"X-B: \xff\xfe\x80", b"X-Empty: ", b"Cookie: a=1", b"Cookie: b=2"]
         client.get("/models/m/x?q=%C3%A9", *fields, b"Keep-Alive: 5", b"Connection: keep-alive, X-Mine", b"X-Mine: 1", b"TE: trailers")
         await client.head()
-        assert engine.heads[0].split(b"\r\n") == [b"GET /x?q=%C3%A9 HTTP/1.1", b"Host: gateway", *fields, b"", b""]
+        lines = engine.heads[0].split(b"\r\n")
+        assert lines[: 2 + len(fields)] == [b"GET /x?q=%C3%A9 HTTP/1.1", b"Host: gateway", *fields]
+        assert all(line.startswith(b"X-Forwarded-") for line in lines[2 + len(fields) : -2])
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "GET", "DELETE", "OPTIONS"])
