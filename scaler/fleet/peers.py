@@ -28,6 +28,8 @@ from zerowake_proto import peers_pb2_grpc as pb_grpc
 
 from scaler.books.ledger import Ledger
 from scaler.fleet.addresses import Addresses
+from scaler.fleet.member import Hearing, Member
+from zerowake_shared.address import Address
 from zerowake_shared.backoff import Backoff
 from zerowake_shared.clock import SYSTEM_CHANCE, SYSTEM_CLOCK, Clock, token
 from zerowake_shared.listening import PINGS_WELCOME, listen
@@ -43,6 +45,7 @@ GRACE_SECONDS = 3.0
 _GATHER_SECONDS = 0.02
 _FIRST_RETRY_SECONDS, _LAST_RETRY_SECONDS = 0.05, 1.0
 _TWIN_SECONDS = 2.0
+_REFUSAL_SECONDS = 1.0
 _CONNECT_MS = 3000  # gRPC's bound on making a connection, by whatever name
 _KEEPALIVE_MS = 2000  # a peer whose machine vanished says nothing: it is given up after twice that
 
@@ -108,6 +111,8 @@ class _Peer:
         self.listed = True
         self.asked = False  # it has told its numbers, or could not be reached
         self.instance = ""
+        self.said: tuple[str, float] = "", 0.0  # the last instance, and when it began
+        self.hearing = Hearing.UNASKED
         self.demands: dict[str, tuple[int, int]] = {}
         self.grace: asyncio.TimerHandle | None = None
 
@@ -128,6 +133,10 @@ class Peers(pb_grpc.PeersServicer):
         chance: random.Random = SYSTEM_CHANCE,
     ) -> None:
         self.instance = token(chance, 8)
+        self.born = clock.wall()
+        self.address = ""  # ours, as the others have it, once it is known
+        self.share: Callable[[AsyncIterator[pb.Ask]], AsyncIterator[pb.Answer]] | None = None  # answers those who ask for places
+        self._member_listeners: list[Callable[[], None]] = []
         self._now = clock.now
         self._ledger = ledger
         self._tls = tls
@@ -147,6 +156,14 @@ class Peers(pb_grpc.PeersServicer):
         """Addresses of peers that were not reached so far, nor found to be unreachable: what KEDA is told may lack their numbers."""
         return [address for address, peer in self._peers.items() if peer.listed and not peer.asked]
 
+    def members(self) -> list[Member]:
+        """The other replicas that are listed, or still heard."""
+        return [Member(address, *peer.said, peer.hearing) for address, peer in self._peers.items() if address != self.address]
+
+    def on_members(self, callback: Callable[[], None]) -> None:
+        """Calls `callback()` when `members` or `address` may have changed."""
+        self._member_listeners.append(callback)
+
     def pushed(self, model: str) -> None:
         """This replica has just told KEDA that the model is in use."""
         for subscriber in self._subscribers:
@@ -165,6 +182,7 @@ class Peers(pb_grpc.PeersServicer):
                 ("grpc.so_reuseport", 0),
                 ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
                 ("grpc.keepalive_timeout_ms", _KEEPALIVE_MS),
+                ("grpc.http2.ping_timeout_ms", _KEEPALIVE_MS),
                 ("grpc.http2.max_pings_without_data", 0),
                 *PINGS_WELCOME,
             ]
@@ -181,22 +199,33 @@ class Peers(pb_grpc.PeersServicer):
             await server.stop(grace=1)
 
     async def Watch(self, request: pb.WatchRequest, context: Context) -> AsyncIterator[pb.Update]:
-        if self._tls is not None and SERVER_NAME.encode() not in context.auth_context().get("x509_common_name", ()):
-            # Agents have certificates of the same authority, and each of them stands on a node where tenants' pods run.
-            await context.abort(grpc.StatusCode.PERMISSION_DENIED, f"the client's certificate is not {SERVER_NAME}'s")
+        await self._check(context)
         subscriber = _Subscriber(self._now)
         demands = [pb.Demand(model=model, held=each.held, in_flight=each.in_flight) for model, each in self._ledger.demands().items()]
         subscriber.told(demands)
         self._subscribers.add(subscriber)
         try:
-            yield pb.Update(instance=self.instance, full=True, demands=demands)
+            yield pb.Update(instance=self.instance, born=self.born, full=True, demands=demands)
             while not self._closing:
                 changed, pushed = await subscriber.due()
                 demands = [self._demand(model) for model in changed]
                 subscriber.told(demands)
-                yield pb.Update(instance=self.instance, demands=demands, pushed=pushed)
+                yield pb.Update(instance=self.instance, born=self.born, demands=demands, pushed=pushed)
         finally:
             self._subscribers.discard(subscriber)
+
+    async def Share(self, asks: AsyncIterator[pb.Ask], context: Context) -> AsyncIterator[pb.Answer]:
+        await self._check(context)
+        if self.share is None:
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "this replica hands out no places")
+            return
+        async for answer in self.share(asks):
+            yield answer
+
+    async def _check(self, context: Context) -> None:
+        """Agents have certificates of the same authority, and each of them stands on a node where tenants' pods run."""
+        if self._tls is not None and SERVER_NAME.encode() not in context.auth_context().get("x509_common_name", ()):
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, f"the client's certificate is not {SERVER_NAME}'s")
 
     def _demand(self, model: str) -> pb.Demand:
         demand = self._ledger.own(model)
@@ -232,44 +261,62 @@ class Peers(pb_grpc.PeersServicer):
         for address in addresses - self._peers.keys():
             peer = self._peers[address] = _Peer()
             peer.task = asyncio.create_task(self._follow(address, peer), name=f"following the peer at {address}")
+        self._members_changed()
+
+    def _members_changed(self) -> None:
+        for callback in self._member_listeners:
+            callback()
+
+    def _hears(self, peer: _Peer, hearing: Hearing) -> None:
+        if peer.hearing is not hearing:
+            peer.hearing = hearing
+            self._members_changed()
 
     async def _follow(self, address: str, peer: _Peer) -> None:
         backoff = Backoff(_FIRST_RETRY_SECONDS, _LAST_RETRY_SECONDS)
         while peer.listed:
             twin = False
             try:
-                async with self._channel(address) as channel:
+                async with self.channel(address) as channel:
                     async for update in pb_grpc.PeersStub(channel).Watch(pb.WatchRequest(instance=self.instance)):
                         peer.asked = True
                         backoff.reset()
                         if update.instance == self.instance:
+                            self.address = address
+                            self._members_changed()
                             return  # this is ourselves, and stays so for as long as it is listed
                         if any(other.instance == update.instance for other in self._peers.values() if other is not peer):
                             twin = True  # one process at two addresses counts once
+                            self._hears(peer, Hearing.GONE)
                             break
                         self._apply(peer, update)
                     else:
                         self._drop(peer)
+                        self._hears(peer, Hearing.GONE)
             except (grpc.aio.AioRpcError, BadCertificate) as error:
                 if peer.instance or not peer.asked:
                     why = error.details() if isinstance(error, grpc.aio.AioRpcError) else str(error)
                     log.warning("the peer at %s is not heard of, trying again: %s", address, why)
                 peer.asked = True
                 self._lost(peer)
+                self._hears(peer, Hearing.GONE if await _refuses(address) else Hearing.SILENT)
             except Exception:  # a task that ended would leave the peer's last numbers standing for ever
                 log.exception("what the peer at %s said is of no use; asking it again", address)
                 peer.asked = True
                 self._lost(peer)
+                self._hears(peer, Hearing.SILENT)
             await asyncio.sleep(_TWIN_SECONDS if twin else backoff.next())
         self._forget(address, peer)
 
-    def _channel(self, address: str) -> grpc.aio.Channel:
+    def channel(self, address: str) -> grpc.aio.Channel:
+        """To a peer. Raises: BadCertificate."""
         options = [
             ("grpc.enable_retries", 0),
             ("grpc.use_local_subchannel_pool", 1),
             ("grpc.min_reconnect_backoff_ms", _CONNECT_MS),
             ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
             ("grpc.keepalive_timeout_ms", _KEEPALIVE_MS),
+            ("grpc.http2.ping_timeout_ms", _KEEPALIVE_MS),  # else a minute, where the other side's kernel still acknowledges
             ("grpc.http2.max_pings_without_data", 0),
         ]
         if self._tls is None:
@@ -282,6 +329,9 @@ class Peers(pb_grpc.PeersServicer):
         if not peer.instance:
             PEERS.inc()
         peer.instance = update.instance
+        if peer.said != (update.instance, update.born):
+            peer.said, peer.hearing = (update.instance, update.born), Hearing.UNASKED
+        self._hears(peer, Hearing.HEARD)
         if peer.grace is not None:
             peer.grace.cancel()
             peer.grace = None
@@ -331,3 +381,17 @@ class Peers(pb_grpc.PeersServicer):
             del self._peers[address]
         if peer.task is not None and peer.task is not asyncio.current_task():
             peer.task.cancel()
+        self._members_changed()
+
+
+async def _refuses(address: str) -> bool:
+    """Whether the machine is there and nothing listens: the process that did has ended. Anything else may be the network's."""
+    try:
+        async with asyncio.timeout(_REFUSAL_SECONDS):
+            _, writer = await asyncio.open_connection(*Address.parse(address))
+    except ConnectionRefusedError:
+        return True
+    except (OSError, TimeoutError, ValueError):
+        return False
+    writer.close()
+    return False

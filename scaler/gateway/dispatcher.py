@@ -3,7 +3,7 @@
 Every model has a pool: its replicas, each with `concurrency` places, and the line of requests that are held because no place is free. A
 request takes a place at once or joins the line; whenever a place comes free (a request ended, a replica was added, the limits were
 raised) the pool hands places out until either runs out. Nothing polls: a held request waits on one future, and the hand-over happens
-inside the call that freed the place.
+inside the call that freed the place. How many of the places are this gateway's, `places` says: others may send to the same replicas.
 
 A replica that failed a request before its first byte is *suspect*: it gets no requests until it accepts a connection again, tried at once
 (an engine that closed an idle connection under us is back in a millisecond) and then ever less often, until the agent reports it gone.
@@ -27,6 +27,7 @@ from dataclasses import dataclass
 
 from scaler.books.fairness import FairQueue, Priority
 from scaler.books.ledger import Ledger, QueueFull
+from scaler.gateway.places import Places, WholeReplicas
 from scaler.gateway.upstream import Endpoint, Upstream
 from zerowake_shared.backoff import Backoff
 
@@ -73,6 +74,10 @@ class Member:
         """Whether it only finishes what it has."""
         return self.rests or self.ending
 
+    @property
+    def takes_requests(self) -> bool:
+        return not self.draining and self.probe is None
+
 
 class Hold:
     """A held request's place in the line. `future` gives the member that serves it, or NoReplica."""
@@ -103,14 +108,17 @@ class _Pool:
 class Dispatcher:
     """Gives every request its replica, or its place in the line: all pools. One event loop; only `drain` and `close` wait."""
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: Ledger, places: Places | None = None) -> None:
+        """places: of the replicas, that are this gateway's; None: all."""
         self._ledger = ledger
+        self._places = places or WholeReplicas()
         self._pools: dict[str, _Pool] = {}
         self._members: dict[str, Member] = {}
         self._let_go: set[Member] = set()  # that have requests still
         self._closing: set[asyncio.Task[None]] = set()
         self._explain: Callable[[str], str] = lambda _: ""
         ledger.on_declaration(self._declared)
+        self._places.on_room(self._room)
 
     def explained_by(self, explain: Callable[[str], str]) -> None:
         """Asks `explain(model)` why there is no replica, for whoever waited for one in vain; its answer is empty where nothing is odd."""
@@ -201,9 +209,12 @@ class Dispatcher:
         pool = self._pools.get(model)
         if pool is None or pool.line:
             return None
-        member = _free(pool, concurrency)
+        member = self._free(pool, concurrency)
+        if member is None and pool.members:
+            self._want(pool, 1)
+            member = self._free(pool, concurrency)
         if member is not None:
-            member.in_flight += 1
+            self._take(member)
             self._ledger.start(model)
         return member
 
@@ -222,8 +233,10 @@ class Dispatcher:
             self._ledger.hold(model, size, bounded=not again, arrived=arrived)
         except QueueFull:
             pool.line.remove(hold, tenant, priority)
+            self._want(pool, len(pool.line))
             raise
         hold.timer = hold.future.get_loop().call_later(seconds, self._expire, hold, seconds)
+        self._want(pool, len(pool.line))
         return hold
 
     def leave(self, hold: Hold) -> None:
@@ -232,6 +245,7 @@ class Dispatcher:
             hold.pool.line.remove(hold, hold.tenant, hold.priority)
             self._settle(hold)
             self._ledger.leave(hold.pool.model, hold.size)
+            self._want(hold.pool, len(hold.pool.line))
         elif hold.future.done() and not hold.future.cancelled() and hold.future.exception() is None:
             self.release(hold.future.result())
 
@@ -248,7 +262,9 @@ class Dispatcher:
                 self._end(member)
         elif member.draining:
             member.upstream.close_idle()
+        self._places.freed(member.backend.id)
         self._serve(member.pool)
+        self._places.idle(member.backend.id)
 
     def failed(self, member: Member, error: BaseException) -> None:
         """The replica failed a request before its first byte: it gets no more until it accepts a connection. Its place is still taken."""
@@ -280,6 +296,7 @@ class Dispatcher:
             return
         self._count(member.pool)
         if member.draining:
+            self._places.dropped(member.backend.id)
             member.upstream.close_idle()
         else:
             self._serve(member.pool)
@@ -289,6 +306,7 @@ class Dispatcher:
         member = self._members.pop(replica_id, None)
         if member is not None:
             del member.pool.members[replica_id]
+            self._places.dropped(replica_id)
             self._count(member.pool)
         return member
 
@@ -323,17 +341,41 @@ class Dispatcher:
             return
         concurrency = self._ledger.limits(pool.model).concurrency
         while pool.line:
-            member = _free(pool, concurrency)
+            member = self._free(pool, concurrency)
             if member is None:
-                return
+                break
             hold = pool.line.pop()
             self._settle(hold)
             if hold.future.done():  # cancelled in this very turn of the loop; its task has not run yet
                 self._ledger.leave(pool.model, hold.size)
                 continue
-            member.in_flight += 1
+            self._take(member)
             self._ledger.hand_over(pool.model, hold.size)
             hold.future.set_result(member)
+        self._want(pool, len(pool.line))
+
+    def _room(self, model: str) -> None:
+        if (pool := self._pools.get(model)) is not None and self._ledger.knows(model):
+            self._serve(pool)
+
+    def _take(self, member: Member) -> None:
+        member.in_flight += 1
+        self._places.taken(member.backend.id, member.pool.model)
+
+    def _want(self, pool: _Pool, requests: int) -> None:
+        """So many have no place."""
+        replicas = [each.backend.id for each in pool.members.values() if each.takes_requests] if requests else ()
+        self._places.wanted(pool.model, requests, replicas)
+
+    def _free(self, pool: _Pool, concurrency: int) -> Member | None:
+        """The least busy member with a free place."""
+        best: Member | None = None
+        for member in pool.members.values():
+            if (best is not None and member.in_flight >= best.in_flight) or not member.takes_requests:
+                continue
+            if self._places.room(member.backend.id, concurrency, member.in_flight) > 0:
+                best = member
+        return best
 
     def _settle(self, hold: Hold) -> None:
         hold.waiting = False
@@ -361,6 +403,7 @@ class Dispatcher:
             self._ledger.leave(pool.model, hold.size)
             if not hold.future.done():
                 hold.future.set_exception(NoReplica(reason))
+        self._want(pool, 0)
 
     def _declared(self, model: str) -> None:
         pool = self._pools.get(model)
@@ -387,13 +430,3 @@ class Dispatcher:
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
         return task
-
-
-def _free(pool: _Pool, concurrency: int) -> Member | None:
-    """The least busy member with a free place."""
-    best: Member | None = None
-    fewest = concurrency
-    for member in pool.members.values():
-        if member.in_flight < fewest and not member.draining and member.probe is None:
-            best, fewest = member, member.in_flight
-    return best

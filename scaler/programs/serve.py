@@ -30,6 +30,7 @@ from scaler.books.activity import Activity
 from scaler.books.ledger import Ledger
 from scaler.fleet.addresses import Addresses, looked_up
 from scaler.fleet.peers import Peers
+from scaler.fleet.shared_places import SharedPlaces
 from scaler.keda.external_scaler import serve_external_scaler
 from scaler.kubernetes.controller import run_controller
 from scaler.kubernetes.declarations import Models
@@ -76,11 +77,12 @@ async def serve(config: ServeConfig) -> None:
     ledger = Ledger(activations=activations)
     activity = Activity(ledger)
     models = Models(ledger)
-    parts = wire(ledger, models.planned, admits=lambda replica: models.owner(replica.model) == replica.namespace)
+    peers = Peers(ledger, tls, lambda model: _pushed_elsewhere(activations, activity, model))
+    places = SharedPlaces(ledger, peers)
+    parts = wire(ledger, models.planned, places=places, admits=lambda replica: models.owner(replica.model) == replica.namespace)
     dispatcher, gateway, nodes, planner = parts.dispatcher, parts.gateway, parts.nodes, parts.planner
     models.on_owner(nodes.reconsider)
     models.on_trigger(planner.triggered)  # and not KEDA's calls: any namespace may name any model in its own
-    peers = Peers(ledger, tls, lambda model: _pushed_elsewhere(activations, activity, model))
     readiness = _Readiness(stop, peers)
     REGISTRY.register(LedgerCollector(ledger))
     async with contextlib.AsyncExitStack() as stack:
@@ -93,8 +95,9 @@ async def serve(config: ServeConfig) -> None:
         stack.push_async_callback(FirstReplica(ledger, cluster, models.objects).close)
         snapshots, engines = await begin(_objects(cluster, models, parts, readiness))
         if config.peers:
-            await begin(peers.serve(config.peers.listen))
-            await begin(peers.follow(await begin(_members(cluster, config.namespace, config.peers, readiness))))
+            await begin(
+                _among(peers, places, config.peers.listen, await begin(_members(cluster, config.namespace, config.peers, readiness)))
+            )
         await begin(nodes.follow_listed(await begin(_members(cluster, config.namespace, config.agents, readiness)), tls))
         if webhook := config.webhook:
             await begin(
@@ -194,6 +197,16 @@ async def _members(
     else:
         async with looked_up(section.addresses) as addresses:
             yield addresses
+
+
+@contextlib.asynccontextmanager
+async def _among(peers: Peers, places: SharedPlaces, listen: str, members: Addresses) -> AsyncIterator[None]:
+    """Takes part among the peers until the block ends."""
+    async with peers.serve(listen), peers.follow(members):
+        try:
+            yield
+        finally:
+            places.close()
 
 
 def _pushed_elsewhere(activations: Activations, activity: Activity, model: str) -> None:

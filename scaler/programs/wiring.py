@@ -22,6 +22,7 @@ from scaler.fleet.planner import Planner
 from scaler.fleet.readiness import Readiness
 from scaler.gateway.dispatcher import Dispatcher
 from scaler.gateway.gateway import Gateway
+from scaler.gateway.places import Places
 from scaler.plan.world import Model, Replica
 from scaler.view.activations import record_activation
 from zerowake_shared.clock import SYSTEM_CHANCE, SYSTEM_CLOCK, Clock
@@ -44,6 +45,7 @@ def wire(
     models: Mapping[str, Model],
     *,
     maker: Callable[[Nodes, Dispatcher], ReplicaMaker] | None = None,
+    places: Places | None = None,
     admits: Callable[[Replica], bool] = lambda _: True,
     dial: Dial | None = None,
     clock: Clock = SYSTEM_CLOCK,
@@ -51,11 +53,12 @@ def wire(
 ) -> Parts:
     """Joins the parts around a ledger, whose activations are logged and counted when they end.
 
-    models: what their owners wish, kept up to date in place. maker: makes and ends replicas; None: Kubernetes does. admits: whether a
-    replica may be sent requests. dial: how agents are reached; None: by gRPC. clock: the one that the ledger's activations have.
+    models: what their owners wish, kept up to date in place. maker: makes and ends replicas; None: Kubernetes does. places: those of
+    replicas that are this gateway's; None: all. admits: whether a replica may be sent requests. dial: how agents are reached; None: by
+    gRPC. clock: the one that the ledger's activations have.
     """
     ledger.activations.on_end(record_activation)
-    dispatcher = Dispatcher(ledger)
+    dispatcher = Dispatcher(ledger, places)
     gateway = Gateway(ledger, dispatcher, clock)
     readiness = Readiness(dispatcher)
     nodes = Nodes(readiness, ledger.activations, admits, clock, chance, dial)

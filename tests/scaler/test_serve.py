@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import pytest
 import yaml
 from zerowake_proto import agent_pb2
 
@@ -363,3 +364,48 @@ async def _held(replica: Replica) -> asyncio.Task[Any]:
         done, _ = await asyncio.wait([asked], timeout=0.5)
         if not done:
             return asked
+
+
+async def _declare_one_at_a_time(made: World) -> None:
+    await declare(made)
+    metadata = {"name": "m", "namespace": "tenant", "creationTimestamp": "2026-11-22T05:00:00Z"}
+    await made.api.put("modelsnapshots", {"metadata": metadata, "spec": {"limits": {"concurrency": 1}}})
+
+
+async def test_a_replicas_places_are_those_of_all_gateways(tmp_path: Path) -> None:
+    async with world(tmp_path) as made, Engine(held=True) as engine:
+        await _declare_one_at_a_time(made)
+        made.node.runs(engine)
+        asked = [each.ask(f"{number} {each.keda}") for number in range(10) for each in made.replicas]
+        order = []
+        for _ in asked:
+            async with asyncio.timeout(10):
+                order.append((await engine.seen.get()).split()[-1])
+            engine.say()
+        assert [status for status, _, _ in await asyncio.gather(*asked)] == [200] * 20
+        assert engine.most == 1
+        assert all(order[number] != order[number + 1] for number in range(2, 17)), order
+
+
+@pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("first", [0, 1])
+async def test_a_gateway_that_ends_or_hangs_does_not_keep_a_place_for_ever(tmp_path: Path, kind: signal.Signals, first: int) -> None:
+    async with world(tmp_path) as made, Engine(held=True) as engine:
+        await _declare_one_at_a_time(made)
+        made.node.runs(engine)
+        going, staying = made.replicas[first], made.replicas[1 - first]
+        its = going.ask("its")
+        async with asyncio.timeout(10):
+            await engine.seen.get()
+        asked = staying.ask("asked")
+        await staying.held(1)
+        going.process.send_signal(kind)
+        if kind is signal.SIGSTOP:  # its connections stand, so that it may live: until it is not listed any more
+            address = ADDRESSES[1 - first]
+            await made.api.put("endpointslices", _slice("zerowake-peers", address))
+        async with asyncio.timeout(20):
+            assert "asked" in await engine.seen.get()
+        engine.say(100)
+        assert (await asked)[0] == 200
+        its.cancel()
+        await asyncio.gather(its, return_exceptions=True)

@@ -1,0 +1,25 @@
+"""What is known of another replica of the scaler, whatever it says."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+
+class Hearing(enum.Enum):
+    """How a peer stands. SILENT: nothing is heard of it, and it may live. GONE: it has ended, or nothing listens there."""
+
+    UNASKED = "unasked"
+    HEARD = "heard"
+    SILENT = "silent"
+    GONE = "gone"
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One of the other replicas. instance, born: what it said last; empty and 0 before it has said anything."""
+
+    address: str
+    instance: str
+    born: float
+    hearing: Hearing
