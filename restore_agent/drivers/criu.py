@@ -29,7 +29,7 @@ from restore_agent.places.place import Place
 from restore_agent.places.processes import status
 
 OLDEST = (4, 2)
-_GHOST_LIMIT = 64 << 20  # bytes of a deleted file that is still open, kept in the image
+_GHOST_LIMIT = 1 << 30  # bytes of a deleted file that is still open: they are in the image, and written at each restore
 _LOG_LEVEL = 2  # errors and warnings; 4 costs tens of milliseconds
 _KDAT = "criu.kdat"
 _CAP_SYS_RESOURCE = 1 << 24

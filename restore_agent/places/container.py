@@ -38,7 +38,6 @@ from restore_agent.places.processes import descendants
 from restore_agent.snapshots.compatibility import Incompatible, check_files, mapped_files, used_files
 from restore_agent.snapshots.manifest import CONTAINER_FILE, Fits
 
-_CHANGES = "changes.tar"  # what the engine has changed in its container's file system, within a snapshot
 _JOIN_SECONDS = 10.0
 _END_SECONDS = 10.0
 _GOING_SECONDS = 1.0
@@ -158,18 +157,21 @@ class Container:
             volumes = {volume: overlay.is_small(self.root, mounts, volume) for volume in self._own()}
             self.left_behind = [f"/{volume}" for volume, small in volumes.items() if not small]
             small = [volume for volume, small in volumes.items() if small]
-            return overlay.archive(mounts, Path(node_process(), "root"), self.root, small)
+            return overlay.archive(mounts.with_volumes(small), Path(node_process(), "root"), self.root)
 
         try:
             changes = await asyncio.to_thread(archive)
         except overlay.OverlayError as error:
             raise ContainerError(str(error)) from None
         about = json.dumps({"image": self._image}).encode()
-        return {CONTAINER_FILE: about, **({_CHANGES: changes} if changes else {})}
+        return {CONTAINER_FILE: about, **({overlay.CHANGES_FILE: changes} if changes else {})}
 
     def _own(self) -> list[PurePosixPath]:
         """emptyDirs that no other container writes into."""
         return [volume for volume in self._volatile if volume not in self._shared and (self.root / volume).is_dir()]
+
+    def written(self) -> str:
+        return ""  # that it goes with the container is how Kubernetes does it
 
     async def lay_out(self, snapshot: Path, fits: Fits) -> None:
         """Writes what `carried` saved into this container; `close` undoes it unless the container was kept.
@@ -190,9 +192,10 @@ class Container:
                 raise Incompatible(
                     f"its processes have what this container does not allow: {'; '.join(beyond)}; take it in a pod like this one"
                 )
-            if (snapshot / _CHANGES).exists():
-                read_only = overlay.Mounts.of(self.pid).read_only
-                self._undo = overlay.lay_out(snapshot / _CHANGES, self.root, self._own(), read_only=read_only)
+            if (snapshot / overlay.CHANGES_FILE).exists():
+                own = (overlay.SHM,) if overlay.Mounts.of(self.pid).read_only else (overlay.ROOT, overlay.SHM)
+                volumes = [volume for volume in self._own() if volume != overlay.SHM]
+                self._undo = overlay.lay_out(snapshot / overlay.CHANGES_FILE, self.root, own, volumes)
         except (overlay.OverlayError, images.ImageError) as error:
             raise ContainerError(str(error)) from None
         check_files(fits, self.root)
@@ -210,7 +213,8 @@ class Container:
                 why = ""
             if why:
                 raise ContainerRefused(f"the engine uses {path} in an emptyDir (/{volume}), {why}; have it in the image")
-        return mapped_files(self.root, pids, self.root)
+        mounts, node = overlay.Mounts.of(self.pid).with_volumes(self._own()), Path(node_process(), "root")
+        return {path for path in mapped_files(self.root, pids, self.root) if not mounts.has_changed(path, node)}
 
     async def spawn(
         self, command: Sequence[str], env: Mapping[str, str], directory: str, fds: Sequence[int], *, engine: bool = False
@@ -306,7 +310,7 @@ class Container:
     def _tidy(self) -> None:
         self._undo()
         if self._views:
-            overlay.remove_ghosts(overlay.Mounts.of(self.pid), Path(node_process(), "root"), self.root, self._own())
+            overlay.remove_ghosts(overlay.Mounts.of(self.pid).with_volumes(self._own()), Path(node_process(), "root"), self.root)
 
     async def _end_all(self) -> None:
         loop = asyncio.get_running_loop()

@@ -1,11 +1,12 @@
-"""What an engine has changed in its container's file system, carried with its snapshot: files it wrote, and files it removed.
+"""What an engine has changed in its place's file system, carried with its snapshot: files it wrote, and files it removed.
 
-Taken from the upper layer of the container's overlay, where a removed file is a character device 0:0, and a directory that hides the one
-below it has the attribute `trusted.overlay.opaque`; put on through the merged view of another container of the same image, where overlayfs
-makes whiteouts of its own. Names like `.wh.*` mean nothing to a kernel (they are of image layers), and are files like any other. The form
-between is a tar: whiteouts as devices 0:0, opaque directories by that attribute. What is mounted into a container is not carried (volumes,
-secrets, the kubelet's files), but for /dev/shm and for emptyDirs that the engine has for itself, which take the place of its file system
-where that is read-only; nor are sockets, which CRIU makes itself, and Python's caches of bytecode.
+Taken from the upper layers of the place's overlays (a container has one, a sandbox one for each file system of the machine), where a
+removed file is a character device 0:0, and a directory that hides the one below it has the attribute `trusted.overlay.opaque`; put on
+through the merged view of another place over the same files, where overlayfs makes whiteouts of its own. Names like `.wh.*` mean nothing
+to a kernel (they are of image layers), and are files like any other. The form between is a tar: whiteouts as devices 0:0, opaque
+directories by that attribute. What else is mounted is not carried (volumes, secrets, the kubelet's files, shared folders), but for what
+the engine has for itself: /dev/shm, a sandbox's /run, and emptyDirs, which take the place of a container's file system where that is
+read-only. Nor are sockets, which CRIU makes itself, and Python's caches of bytecode.
 
 It is limited: a snapshot's small files are staged in memory, and laid out on the way of every restore.
 """
@@ -21,19 +22,23 @@ import secrets
 import shutil
 import tarfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from restore_agent.errors import AgentError
+from restore_agent.places import mount_table
 
 MAX_BYTES, MAX_ENTRIES = 256 << 20, 20_000
 _OPAQUE, _WHITEOUT = "trusted.overlay.opaque", "trusted.overlay.whiteout"
 _ATTRIBUTE = "SCHILY.xattr."  # how tar names an extended attribute
+_CARRIED = (_OPAQUE, _WHITEOUT, "security.capability", "system.posix_acl_access", "system.posix_acl_default")
 _UNKNOWN = ("trusted.overlay.redirect", "trusted.overlay.metacopy")
+CHANGES_FILE = "changes.tar"  # within a snapshot
 _LEFT_OUT = frozenset({"__pycache__"})
-_OURS = PurePosixPath("run/zerowake")
-_ROOT, _SHM = PurePosixPath(), PurePosixPath("dev/shm")
+_OURS = frozenset({PurePosixPath("run/zerowake"), PurePosixPath("run/criu.kdat")})
+SHM, RUN = PurePosixPath("dev/shm"), PurePosixPath("run")
+ROOT = PurePosixPath()
 _GHOST = re.compile(r"\.cr\.[0-9a-f]+\.ghost$")  # CRIU's name for a deleted file that it makes again
 
 
@@ -45,61 +50,78 @@ class OverlayError(AgentError):
 
 @dataclass(frozen=True)
 class Mounts:
-    """What the kernel says of a process's mounts."""
+    """What is mounted in a place. Paths inside it are relative to its root."""
 
-    upper: Path | None  # of the root, as the runtime named it; None: the root is no overlay
-    points: frozenset[PurePosixPath]  # all but the root, relative to it
-    read_only: bool = False  # the root: nothing but the runtime itself has changed anything in it
+    uppers: Mapping[PurePosixPath, Path]  # where an overlay is mounted → its upper layer, as the node sees it
+    points: frozenset[PurePosixPath]  # where anything else is
+    whole: tuple[PurePosixPath, ...] = (SHM,)  # of those, what is the place's own all the same: carried with all that is in it
+    read_only: bool = False  # the root: nothing but a container's runtime has changed anything in it
 
     @classmethod
     def of(cls, pid: int) -> Mounts:
-        """Raises OSError: the process has ended."""
-        upper, points, read_only = None, set(), False
-        for line in Path(f"/proc/{pid}/mountinfo").read_text().splitlines():
-            fields, _, rest = line.partition(" - ")
-            point, flags = _unescaped(fields.split()[4]), fields.split()[5].split(",")
-            kind, _, options = rest.split(" ", 2)
-            if point != "/":
-                points.add(PurePosixPath(point.lstrip("/")))
+        """Of a container, by its first process. Raises OSError: that has ended."""
+        uppers, points, read_only = {}, set(), False
+        for mount in mount_table.read(pid):
+            point = mount.point.relative_to("/")
+            if point != ROOT:
+                points.add(point)
                 continue
-            read_only = "ro" in flags
-            if kind == "overlay":
-                found = re.search(r"(?:^|,)upperdir=((?:\\.|[^,\\])*)", options)
-                upper = Path(_unescaped(found[1])) if found else None
-        return cls(upper, frozenset(points), read_only)
+            read_only = "ro" in mount.flags
+            if mount.kind == "overlay" and not read_only and (upper := mount.option("upperdir")):
+                uppers[ROOT] = Path(upper)
+        return cls(uppers, frozenset(points), read_only=read_only)
+
+    def with_volumes(self, volumes: Iterable[PurePosixPath]) -> Mounts:
+        """These are the place's own, too."""
+        return replace(self, whole=tuple(dict.fromkeys((*self.whole, *volumes))))
+
+    def changed(self, node: Path, root: Path) -> Iterator[tuple[PurePosixPath, Path]]:
+        """Every path that was changed, parents first, and where it is to be read. Arguments as of `archive`."""
+        apart = self.points | self.uppers.keys()
+        for point, upper in sorted(self.uppers.items()):
+            folder = node / upper.relative_to("/")
+            for path in _walk(folder, point, apart):
+                yield path, folder / path.relative_to(point)
+        for point in self.whole:
+            for path in _walk(root / point, point, apart):
+                yield path, root / path
+
+    def has_changed(self, path: Path, node: Path) -> bool:
+        """Whether a file is one that is carried, and so nobody else's."""
+        name = PurePosixPath(path).relative_to("/")
+        point = next((each for each in [name, *name.parents] if each in self.uppers or each in self.points), None)
+        if point in self.whole:
+            return True
+        if point is None or point not in self.uppers:
+            return False
+        return os.path.lexists(node / self.uppers[point].relative_to("/") / name.relative_to(point))
 
 
-def archive(mounts: Mounts, node: Path, root: Path, volumes: Iterable[PurePosixPath] = ()) -> bytes:
+def archive(mounts: Mounts, node: Path, root: Path, advice: str = "have it in the image, or in a volume") -> bytes:
     """The changes as a tar; empty where there are none.
 
     Args:
-        mounts: of the container's pid 1.
-        node: the node's own root, in which the upper layer lies.
-        root: the container's, as the agent may walk it.
-        volumes: what is mounted there is carried whole.
+        mounts: the place's.
+        node: the node's own root, in which upper layers lie.
+        root: the place's, as the agent may walk it.
+        advice: what to do where they are too much.
 
     Raises:
         OverlayError: they are too much, or of a kind that cannot be carried.
     """
-    if mounts.upper is None and not mounts.read_only:
+    if ROOT not in mounts.uppers and not mounts.read_only:
         raise OverlayError("the container's root is no overlay, so what its engine changed cannot be told; use the overlayfs snapshotter")
     data = io.BytesIO()
     with tarfile.open(fileobj=data, mode="w", format=tarfile.PAX_FORMAT) as tar:
-        counted = _Counted(tar)
-        if mounts.upper and not mounts.read_only:
-            upper = node / mounts.upper.relative_to("/")
-            for path in _changed(upper, PurePosixPath(), mounts.points):
-                counted.add(upper / path, path)
-        for path in _mounted(root, mounts, volumes):
-            counted.add(root / path, path)
+        counted = _Counted(tar, advice)
+        for name, path in mounts.changed(node, root):
+            counted.add(path, name)
         return data.getvalue() if counted.entries else b""
 
 
-def remove_ghosts(mounts: Mounts, node: Path, root: Path, volumes: Iterable[PurePosixPath] = ()) -> None:
+def remove_ghosts(mounts: Mounts, node: Path, root: Path) -> None:
     """What a CRIU that was killed in the middle has left: the next one would stumble over it. Arguments as of `archive`."""
-    written = mounts.upper and not mounts.read_only
-    changed = _changed(node / mounts.upper.relative_to("/"), PurePosixPath(), mounts.points) if mounts.upper and written else ()
-    for path in [*changed, *_mounted(root, mounts, volumes)]:
+    for path, _ in mounts.changed(node, root):
         if _GHOST.search(path.name):
             with contextlib.suppress(OSError):
                 (root / path).unlink()
@@ -108,7 +130,7 @@ def remove_ghosts(mounts: Mounts, node: Path, root: Path, volumes: Iterable[Pure
 def is_small(root: Path, mounts: Mounts, volume: PurePosixPath) -> bool:
     """Whether a volume can be carried: by half of what is carried in all, so that it leaves room for the rest."""
     size = entries = 0
-    for path in _below(root / volume, volume, mounts.points):
+    for path in _walk(root / volume, volume, mounts.points):
         with contextlib.suppress(FileNotFoundError):
             size, entries = size + (root / path).lstat().st_size, entries + 1
         if size > MAX_BYTES // 2 or entries > MAX_ENTRIES // 2:
@@ -119,8 +141,9 @@ def is_small(root: Path, mounts: Mounts, volume: PurePosixPath) -> bool:
 class _Counted:
     """A tar that grows within bounds."""
 
-    def __init__(self, tar: tarfile.TarFile) -> None:
+    def __init__(self, tar: tarfile.TarFile, advice: str) -> None:
         self._tar = tar
+        self._advice = advice
         self._bytes: Counter[str] = Counter()
         self.entries = 0
 
@@ -142,8 +165,8 @@ class _Counted:
         if sum(self._bytes.values()) > MAX_BYTES or self.entries > MAX_ENTRIES:
             folder, size = self._bytes.most_common(1)[0]
             raise OverlayError(
-                f"the engine wrote more than {MAX_BYTES >> 20} MiB or {MAX_ENTRIES} files into its container's own file system, "
-                f"{size >> 20} MiB of it into /{folder}; have it in the image, or in a volume"
+                f"the engine wrote more than {MAX_BYTES >> 20} MiB or {MAX_ENTRIES} files into its own file system, "
+                f"{size >> 20} MiB of it into /{folder}; {self._advice}"
             )
         if entry.isreg() and entry.size:
             with path.open("rb") as file:
@@ -152,9 +175,15 @@ class _Counted:
             self._tar.addfile(entry)
 
 
-def lay_out(source: Path, root: Path, volumes: Iterable[PurePosixPath] = (), *, read_only: bool = False) -> Callable[[], None]:
-    """Puts the changes into another container. `root`: a view of it on which no symbolic link is followed. `volumes`: mounts that are
-    the container's own, in which what is there already stays: another has made it for this pod. `read_only`: its root is.
+def lay_out(
+    source: Path, root: Path, own: Iterable[PurePosixPath] = (ROOT, SHM), volumes: Iterable[PurePosixPath] = ()
+) -> Callable[[], None]:
+    """Puts the changes into another place.
+
+    Args:
+        root: a view of it; of a container one on which no symbolic link is followed.
+        own: where its own file systems are mounted. What lies in any other is not the place's to write.
+        volumes: its own, too, but what is there already stays: another has made it for this place.
 
     Returns what takes away again what was added; files that were there before stay as they are now.
 
@@ -162,9 +191,8 @@ def lay_out(source: Path, root: Path, volumes: Iterable[PurePosixPath] = (), *, 
         OverlayError: a file's place is a mount here, or cannot be written.
     """
     added: list[Path] = []
-    writable = {place: (root / place).stat().st_dev for place in (_SHM, *volumes)}
-    if not read_only:
-        writable[_ROOT] = root.stat().st_dev
+    kept = frozenset(volumes)
+    writable = {point: (root / point).stat().st_dev for point in (*own, *kept)}
 
     def undo() -> None:
         for path in reversed(added):
@@ -177,25 +205,32 @@ def lay_out(source: Path, root: Path, volumes: Iterable[PurePosixPath] = (), *, 
     try:
         with tarfile.open(source) as tar:
             for entry in tar:
-                _put(tar, entry, root, writable, added)
+                _put(tar, entry, root, writable, kept, added)
     except (OSError, tarfile.TarError, OverlayError) as error:
         undo()
         if isinstance(error, OverlayError):
             raise
         why = "a symbolic link is in the way" if isinstance(error, OSError) and error.errno == errno.ELOOP else str(error)
-        raise OverlayError(f"the changes of the snapshot's container cannot be laid out: {why}") from error
+        raise OverlayError(f"what the engine had changed in its file system cannot be laid out: {why}") from error
     return undo
 
 
-def _put(tar: tarfile.TarFile, entry: tarfile.TarInfo, root: Path, writable: dict[PurePosixPath, int], added: list[Path]) -> None:
+def _put(
+    tar: tarfile.TarFile,
+    entry: tarfile.TarInfo,
+    root: Path,
+    writable: Mapping[PurePosixPath, int],
+    kept: Collection[PurePosixPath],
+    added: list[Path],
+) -> None:
     path, name = _inside(root, entry.name), PurePosixPath(entry.name)
     place = max((place for place in writable if name.is_relative_to(place)), key=lambda place: len(place.parts), default=None)
     if place is None:
         raise OverlayError(f"the snapshot's engine has written /{entry.name}, and the root of this container is read-only")
     if path.parent.stat().st_dev != writable[place]:
-        raise OverlayError(f"/{entry.name} was in the container's own file system, and is in a volume here")
+        raise OverlayError(f"/{entry.name} was in the engine's own file system, and is in a volume here")
     there = os.path.lexists(path)
-    if there and place not in (_ROOT, _SHM):
+    if there and place in kept:
         return
     if entry.ischr() or _ATTRIBUTE + _OPAQUE in entry.pax_headers or (there and path.is_dir() != entry.isdir()):
         _remove(path)
@@ -249,31 +284,9 @@ def _inside(root: Path, name: str) -> Path:
     return root.joinpath(*parts)
 
 
-def _changed(folder: Path, name: PurePosixPath, mounted: frozenset[PurePosixPath]) -> Iterator[PurePosixPath]:
-    """Paths in an upper layer, parents first."""
-    with os.scandir(folder) as entries:
-        found = sorted(entries, key=lambda entry: entry.name)
-    for entry in found:
-        path = name / entry.name
-        if path in mounted or path in (_OURS, _SHM) or entry.name in _LEFT_OUT:
-            continue
-        yield path
-        if entry.is_dir(follow_symlinks=False):
-            yield from _changed(Path(entry.path), path, mounted)
-
-
-def _mounted(root: Path, mounts: Mounts, volumes: Iterable[PurePosixPath]) -> Iterator[PurePosixPath]:
-    """Paths in /dev/shm, of the kinds that an engine keeps there, and in the volumes."""
-    for path in _below(root / _SHM, _SHM, mounts.points):
-        if not (root / path).is_symlink() and ((root / path).is_file() or (root / path).is_dir()):
-            yield path
-    for volume in volumes:
-        if volume != _SHM:
-            yield from _below(root / volume, volume, mounts.points)
-
-
-def _below(folder: Path, name: PurePosixPath, mounted: frozenset[PurePosixPath]) -> Iterator[PurePosixPath]:
-    """All paths below a mount that are of this mount, parents first. A folder that has gone meanwhile has none."""
+def _walk(folder: Path, name: PurePosixPath, apart: Collection[PurePosixPath]) -> Iterator[PurePosixPath]:
+    """Paths in a folder that is called `name` in the place, parents first; without those of `apart` and what is in them. A folder that has
+    gone meanwhile has none."""
     try:
         with os.scandir(folder) as entries:
             found = sorted(entries, key=lambda entry: entry.name)
@@ -281,11 +294,11 @@ def _below(folder: Path, name: PurePosixPath, mounted: frozenset[PurePosixPath])
         return
     for entry in found:
         path = name / entry.name
-        if path in mounted:
+        if path in apart or path in _OURS or entry.name in _LEFT_OUT:
             continue
         yield path
         if entry.is_dir(follow_symlinks=False):
-            yield from _below(Path(entry.path), path, mounted)
+            yield from _walk(Path(entry.path), path, apart)
 
 
 def _attributes(path: Path, name: PurePosixPath) -> dict[str, str]:
@@ -296,14 +309,9 @@ def _attributes(path: Path, name: PurePosixPath) -> dict[str, str]:
             raise OverlayError(
                 f"/{name} was changed in a way that is not carried ({key}); mount overlays with redirect_dir=off,metacopy=off"
             )
-        if key in (_OPAQUE, _WHITEOUT, "security.capability") or key.startswith("user."):
+        if key in _CARRIED or key.startswith("user."):
             value = os.getxattr(path, key, follow_symlinks=False)
             found[key] = value.decode("utf-8", "surrogateescape")
     if found.get(_OPAQUE) not in (None, "y"):
         raise OverlayError(f"/{name} holds whiteouts of a kind that is not carried; take the snapshot on another kernel")
     return found
-
-
-def _unescaped(text: str) -> str:
-    text = re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), text)
-    return re.sub(r"\\(.)", r"\1", text)

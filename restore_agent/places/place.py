@@ -89,6 +89,9 @@ class Place(Protocol):
     def is_ours(self) -> bool:
         """Whether the agent may end it when asked to; else its end is Kubernetes'."""
 
+    def written(self) -> str:
+        """Files, in words, that its engine has written since it was started or restored, and that go with it. Blocks while it lives."""
+
     def output(self, name: str) -> Output:
         """Where an engine prints that is to be started or restored in it."""
 

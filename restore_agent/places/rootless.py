@@ -68,6 +68,9 @@ class Rootless:
     async def carried(self) -> dict[str, bytes]:
         raise _no_snapshots()
 
+    def written(self) -> str:
+        return ""  # it was written into the machine's own file system
+
     async def lay_out(self, snapshot: Path, fits: Fits) -> None:
         raise _no_snapshots()
 

@@ -1,4 +1,5 @@
-"""A sandbox: one replica's pid, mount, net and ipc namespaces, held open by a pid 1 of ours (sandbox_init.c).
+"""A sandbox: one replica's pid, mount, net and ipc namespaces, held open by a pid 1 of ours (sandbox_init.c), and a file system of its own
+over the machine's (layer.py).
 
 The socket to that pid 1 is the lease on everything inside: closing it, by `close`, exit or crash of this process, ends every process
 in the sandbox, and with them its mounts and namespaces. Programs are started by message, so that an engine and CRIU alike run inside
@@ -11,38 +12,59 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import io
+import logging
 import os
 import signal
 import socket
 import subprocess
-import tarfile
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import zerowake_native
 
+from restore_agent.places import overlay
+from restore_agent.places.layer import Layer
 from restore_agent.places.output import Pipes
 from restore_agent.places.place import CONTROL_DIRECTORY, PlaceError, Route
 from restore_agent.places.processes import descendants
 from restore_agent.snapshots.compatibility import mapped_files
 from restore_agent.snapshots.manifest import CONTAINER_FILE, Fits
 
-_TMPFS_ARCHIVE = "tmpfs.tar"  # what the engine keeps in /dev/shm and /run, within a snapshot
-_KEPT_FOLDER = Path("/run/gpumem")  # of the host's /run, what engines may use: gpumem's sockets
 _START_SECONDS = 10.0
 _END_SECONDS = 5.0
+_told: set[str] = set()  # of what is so for every sandbox the log hears once
+_LOG = logging.getLogger("zerowake.agent")
+
+
+@dataclass(frozen=True)
+class Sandboxes:
+    """What the sandboxes of a node have in common."""
+
+    kdat: Path  # CRIU's kernel probe
+    layers: Path
+    gpumem: Path  # its socket
+    checkpoints: Path  # where engines put down the weights that gpumem is to read
+
+    async def create(self, shared: Sequence[str] = ()) -> Sandbox:
+        """See Sandbox.create; what engines and gpumem tell each other is shared always."""
+        socket_folder = self.gpumem.parent
+        # A folder of /run is empty otherwise; elsewhere it may be one as /tmp, in which replicas would meet.
+        ours = socket_folder if socket_folder.is_relative_to("/run") else self.gpumem
+        always = [str(path) for path in (ours, self.checkpoints) if path.exists()]
+        return await Sandbox.create(self.kdat, self.layers, [*shared, *always])
 
 
 class Sandbox:
-    """The Place of a replica on a machine without Kubernetes. Use `async with await Sandbox.create(kdat)`, or `close` it."""
+    """The Place of a replica on a machine without Kubernetes. Use `async with await Sandbox.create(…)`, or `close` it."""
 
     files = Path("/")  # it shows the node's file system, but for what it writes
     names_weights = True
     is_ours = True
 
-    def __init__(self, process: subprocess.Popen[bytes], control: socket.socket) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], control: socket.socket, layer: Layer) -> None:
         self._process = process
+        self._layer = layer
         self._control = control
         self._loop = asyncio.get_running_loop()
         self._ready: asyncio.Future[None] = self._loop.create_future()
@@ -52,29 +74,37 @@ class Sandbox:
         self._ended: asyncio.Future[str] = self._loop.create_future()
         self._signs: set[str] = set()
         self.pid = 0  # of pid 1, as the host sees it
+        self._is_removed, self._left = False, ""  # the layer, and what was in it then
         self._loop.add_reader(control, self._receive)
 
     @classmethod
-    async def create(cls, kdat: Path) -> Sandbox:
-        """Makes the namespaces. `kdat`: CRIU's cached kernel probe, copied in where it exists.
+    async def create(cls, kdat: Path, layers: Path | None = None, shared: Sequence[str] = ()) -> Sandbox:
+        """Makes the namespaces and the layer.
+
+        Args:
+            kdat: CRIU's cached kernel probe, copied in where it exists.
+            layers: the folder that layers lie in; beside `kdat` if not given.
+            shared: folders of the machine's that stay the machine's; those that are missing are made.
 
         Raises:
-            PlaceError: not root, or the kernel refuses a namespace.
+            PlaceError: not root, no space for the layer, or the kernel refuses a namespace or the layer.
         """
+        layer = await _made(layers or kdat.with_name("layers"), shared)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
         with theirs:
             try:
                 process = subprocess.Popen(  # noqa: ASYNC220  a vfork: half a millisecond, a thread would cost as much
-                    [zerowake_native.SANDBOX_INIT, str(theirs.fileno()), str(kdat), *_kept_folders()],
+                    [zerowake_native.SANDBOX_INIT, str(theirs.fileno()), str(kdat), *layer.arguments],
                     pass_fds=[theirs.fileno()],
                     stdin=subprocess.DEVNULL,
                 )
             except OSError as error:
                 ours.close()
+                layer.remove()
                 raise PlaceError(f"cannot start {zerowake_native.SANDBOX_INIT}: {error}; reinstall zerowake") from error
-        sandbox = cls(process, ours)
+        sandbox = cls(process, ours, layer)
         try:
             async with asyncio.timeout(_START_SECONDS):
                 await sandbox._ready
@@ -111,20 +141,23 @@ class Sandbox:
         return Pipes(name)
 
     async def carried(self) -> dict[str, bytes]:
-        """What its engine keeps in /dev/shm and /run: the rest of its file system is the node's."""
-        archive = await asyncio.to_thread(_archive_tmpfs, self.root)
-        return {_TMPFS_ARCHIVE: archive} if archive else {}
+        """What its engine has changed in its file system. Raises PlaceError: it is too much, or of a kind that is not carried."""
+        archive = await asyncio.to_thread(self._layer.archive, self.root)
+        return {overlay.CHANGES_FILE: archive} if archive else {}
+
+    def written(self) -> str:
+        return self._left if self._is_removed else self._layer.written()
 
     def mapped_files(self, host_pids: Iterable[int]) -> set[Path]:
-        """Of those that outlive the sandbox."""
-        return mapped_files(self.root, host_pids)
+        """Of those that outlive the sandbox: what is in its layer travels with the snapshot."""
+        return {path for path in mapped_files(self.root, host_pids) if not self._layer.has_changed(path)}
 
     async def lay_out(self, snapshot: Path, fits: Fits) -> None:
         """That the node has what `fits` names was found as the snapshot was staged. Raises PlaceError: the snapshot needs a container."""
         if (snapshot / CONTAINER_FILE).exists():
             raise PlaceError("it was taken in a container, and can be restored into pods only")
-        if (snapshot / _TMPFS_ARCHIVE).exists():
-            await asyncio.to_thread(_extract, snapshot / _TMPFS_ARCHIVE, self.root)
+        if (snapshot / overlay.CHANGES_FILE).exists():
+            await asyncio.to_thread(self._layer.lay_out, snapshot / overlay.CHANGES_FILE, self.root)
 
     async def spawn(
         self,
@@ -184,6 +217,13 @@ class Sandbox:
                     os.kill(self.pid, signal.SIGKILL)
             self._process.kill()
             await asyncio.to_thread(self._process.wait)
+        await asyncio.to_thread(self._remove_layer)
+
+    def _remove_layer(self) -> None:
+        if not self._is_removed:
+            self._left = self._layer.written()
+            self._layer.remove()
+            self._is_removed = True
 
     def _receive(self) -> None:
         try:
@@ -197,8 +237,21 @@ class Sandbox:
             self._end("its init was killed")
             return
         word, _, rest = message.partition(" ")
+        self._hear(word, rest)
+        self._signs.add(word)
+        if {"ready", "inside"} <= self._signs and not self._ready.done():
+            self._ready.set_result(None)
+
+    def _hear(self, word: str, rest: str) -> None:
         if word == "ready":
             self.pid = int(rest)
+        elif word == "bare":
+            self._layer.leave(rest.partition(":")[0])
+            if rest not in _told:
+                _told.add(rest)
+                _LOG.warning("replicas share what they write below /%s: no layer can be laid over it", rest)
+        elif word == "gone":
+            self._layer.leave(rest)
         elif word == "spawned" and self._spawning and not self._spawning.done():
             self._spawning.set_result(int(rest))
         elif word == "exited":
@@ -211,9 +264,6 @@ class Sandbox:
                 if pending and not pending.done():
                     pending.set_exception(PlaceError(rest))
                     return
-        self._signs.add(word)
-        if {"ready", "inside"} <= self._signs and not self._ready.done():
-            self._ready.set_result(None)
 
     def _end(self, why: str) -> None:
         if self._ended.done():
@@ -228,28 +278,13 @@ class Sandbox:
                 future.set_result(signal.SIGKILL)
 
 
-def _archive_tmpfs(root: Path) -> bytes:
-    """A tar; empty where there is nothing."""
-    data = io.BytesIO()
-    with tarfile.open(fileobj=data, mode="w") as tar:
-        for folder in ("dev/shm", "run"):
-            for path in sorted((root / folder).iterdir()):
-                if path.name not in ("criu.kdat", "zerowake"):
-                    tar.add(
-                        path,
-                        f"{folder}/{path.name}",
-                        filter=lambda entry: entry if entry.isreg() or entry.isdir() or entry.islnk() else None,
-                    )
-        empty = not tar.getmembers()
-    return b"" if empty else data.getvalue()
-
-
-def _extract(archive: Path, root: Path) -> None:
-    with tarfile.open(archive) as tar:
-        # Ours, and verified: taken out as it was put in. (The argument `filter` is missing in Debian 12's Python.)
-        tar.extraction_filter = staticmethod(lambda member, _: member)
-        tar.extractall(root)
-
-
-def _kept_folders() -> list[str]:
-    return [str(_KEPT_FOLDER)] if _KEPT_FOLDER.is_dir() else []
+async def _made(layers: Path, shared: Sequence[str]) -> Layer:
+    """A layer that is removed again where nobody waits for it any more. Raises PlaceError."""
+    making = asyncio.ensure_future(asyncio.to_thread(Layer.make, layers, shared))
+    try:
+        return await asyncio.shield(making)
+    except asyncio.CancelledError:
+        await asyncio.wait([making])  # it takes a millisecond
+        if not making.exception():
+            await asyncio.to_thread(making.result().remove)
+        raise

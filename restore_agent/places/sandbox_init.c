@@ -1,7 +1,15 @@
 /*
  * sandbox-init: makes a replica's namespaces and is pid 1 in them.
  *
- *   sandbox-init CONTROL_FD KDAT_FILE [KEPT_FOLDER]
+ *   sandbox-init CONTROL_FD KDAT_FILE ROOT [STEP POINT WITH]...
+ *
+ * ROOT is an empty folder; the steps make on it, in their order, what the replica sees as its file system, each at POINT (relative to
+ * it; `.` is the root, which comes first). Which steps: layer.py says, and why.
+ *   overlay   mounts an overlay there; WITH: its flags, a colon, its options
+ *   bind      puts the machine's own folder of that name there, with all that is mounted in it; WITH is `-`
+ *   single    the same without what is mounted in it
+ *   tmpfs     an empty file system in memory; WITH: its options
+ *   proc      the replica's own /proc; WITH is `-`
  *
  * The agent holds the other end of CONTROL_FD, a UNIX seqpacket socket. It is the lifeline: when it closes, by exit or crash of the
  * agent, this process ends and the kernel kills everything in the pid namespace. A program of its own, not Python: it starts within a
@@ -11,6 +19,8 @@
  *   spawn FLAGS DIRECTORY ARGC ARG... ENVC ENV...      FLAGS: s = seccomp filter, p = pids from FIRST_ENGINE_PID on, - = none
  * Init -> agent:
  *   ready PID           the host's pid of init; from its outer half
+ *   bare POINT: WHY     no overlay could be mounted there: it is the machine's own
+ *   gone POINT          nothing was left to mount it over
  *   inside              the namespaces are set up
  *   spawned PID         as seen inside
  *   exited PID STATUS   as wait() gives it, for every child, restored ones too
@@ -19,6 +29,7 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <linux/mount.h>
 #include <linux/audit.h>
 #include <linux/filter.h>
@@ -116,31 +127,97 @@ static void loopback_up(void)
 	close(fd);
 }
 
-/* The folder stays where it is under the new, empty /run: gpumem's sockets lie in it. */
-static void make_mounts(const char *kdat, const char *kept)
+static void bind_folder(const char *point, unsigned int recursive)
 {
-	int folder = -1;
+	char path[PATH_MAX];
+
+	snprintf(path, sizeof(path), "/%s", point);
+	int folder = syscall(SYS_open_tree, AT_FDCWD, path, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | recursive);
+	if (folder < 0 && errno == ENOENT)
+		return; /* it was unmounted meanwhile */
+	if (folder < 0 || syscall(SYS_move_mount, folder, "", AT_FDCWD, point, MOVE_MOUNT_F_EMPTY_PATH) < 0)
+		fail(path);
+	close(folder);
+}
+
+/* Where the machine's kind of file system cannot lie under an overlay, it stays as it is: the agent is told, and says so. */
+static void mount_overlay(const char *point, char *with)
+{
+	char *options;
+	unsigned long flags = strtoul(with, &options, 10);
+
+	if (mount("overlay", point, "overlay", flags, options + 1) == 0)
+		return;
+	if (!strcmp(point, "."))
+		fail("mount the replica's own layer over the machine's file system");
+	if (errno == ENOENT) {
+		tell("gone %s", point);
+		return;
+	}
+	tell("bare %s: %s", point, strerror(errno));
+	bind_folder(point, 0);
+}
+
+/* Missing folders on the way to a mount point that is ours: of /run, which is empty, and of what the machine has and the layer hides. */
+static void make_point(const char *point)
+{
+	char path[PATH_MAX];
+
+	snprintf(path, sizeof(path), "%s", point);
+	for (char *slash = strchr(path, '/');; slash = strchr(slash + 1, '/')) {
+		if (slash)
+			*slash = 0;
+		if (mkdir(path, 0755) < 0 && errno != EEXIST)
+			fail(path);
+		if (!slash)
+			return;
+		*slash = '/';
+	}
+}
+
+static void make_mounts(const char *kdat, const char *root, char **steps)
+{
 	if (mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0)
 		fail("make mounts private");
-	if (mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL) < 0)
-		fail("mount /proc");
-	if (mount("tmpfs", "/dev/shm", "tmpfs", MS_NOSUID | MS_NODEV, "mode=1777") < 0)
-		fail("mount /dev/shm");
-	if (kept)
-		folder = syscall(SYS_open_tree, AT_FDCWD, kept, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_RECURSIVE);
-	/* CRIU keeps what it probed of the kernel in /run/criu.kdat, and trusts it only on a tmpfs. */
-	if (mount("tmpfs", "/run", "tmpfs", MS_NOSUID | MS_NODEV, "mode=755") < 0)
-		fail("mount /run");
-	copy_file(kdat, "/run/criu.kdat");
-	if (mkdir("/run/zerowake", 0755) < 0 || mkdir("/run/zerowake/control", 0755) < 0)
-		fail("make /run/zerowake/control");
-	if (folder >= 0) {
-		if (mkdir(kept, 0755) < 0 && errno != EEXIST)
-			fail(kept);
-		if (syscall(SYS_move_mount, folder, "", AT_FDCWD, kept, MOVE_MOUNT_F_EMPTY_PATH) < 0)
-			fail(kept);
-		close(folder);
+	if (chdir(root) < 0)
+		fail(root);
+	mode_t mask = umask(0);
+	for (; *steps; steps += 3) {
+		char *step = steps[0], *point = steps[1], *with = steps[2];
+		unsigned long flags = MS_NOSUID | MS_NODEV;
+
+		if (!strcmp(step, "overlay")) {
+			mount_overlay(point, with);
+			if (!strcmp(point, ".") && chdir(root) < 0) /* onto what was mounted */
+				fail(root);
+		} else if (!strcmp(step, "bind") || !strcmp(step, "single")) {
+			make_point(point);
+			bind_folder(point, strcmp(step, "bind") ? 0 : AT_RECURSIVE);
+		} else if (!strcmp(step, "tmpfs")) {
+			if (mount("tmpfs", point, "tmpfs", flags, with) < 0)
+				fail(point);
+		} else if (!strcmp(step, "proc")) {
+			if (mount("proc", point, "proc", flags | MS_NOEXEC, NULL) < 0)
+				fail(point);
+		} else {
+			errno = EINVAL;
+			fail(step);
+		}
 	}
+	/* CRIU keeps what it probed of the kernel in /run/criu.kdat, and trusts it only on a tmpfs. */
+	copy_file(kdat, "run/criu.kdat");
+	if (mkdir("run/zerowake", 0755) < 0 || mkdir("run/zerowake/control", 0755) < 0)
+		fail("make /run/zerowake/control");
+	/* What is mapped must be known to the agent by the path that it has in here: so this is the namespace's root, and no chroot. */
+	if (syscall(SYS_pivot_root, ".", ".") == 0) {
+		if (umount2(".", MNT_DETACH) < 0)
+			fail("leave the machine's file system");
+	} else if (errno != EINVAL || mount(".", "/", NULL, MS_MOVE, NULL) < 0 || chroot(".") < 0) {
+		fail("enter the replica's file system"); /* EINVAL: the machine runs from its initial ramdisk, which nothing can replace */
+	}
+	if (chdir("/") < 0)
+		fail("/");
+	umask(mask);
 }
 
 /*
@@ -305,8 +382,8 @@ static void serve(void)
 
 int main(int argc, char **argv)
 {
-	if (argc != 3 && argc != 4) {
-		fprintf(stderr, "usage: sandbox-init CONTROL_FD KDAT_FILE [KEPT_FOLDER] (started by the restore agent)\n");
+	if (argc < 7 || (argc - 4) % 3) {
+		fprintf(stderr, "usage: sandbox-init CONTROL_FD KDAT_FILE ROOT [STEP POINT WITH]... (started by the restore agent)\n");
 		return 2;
 	}
 	control = atoi(argv[1]);
@@ -334,7 +411,7 @@ int main(int argc, char **argv)
 	}
 	/* If the outer half is killed, so is everything inside. */
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
-	make_mounts(argv[2], argv[3]);
+	make_mounts(argv[2], argv[3], argv + 4);
 	loopback_up();
 	tell("inside");
 	serve();

@@ -57,7 +57,7 @@ _STEPS = {
     "dump": "dumping it",
     "resume": "resuming its GPU state",
     "split": "storing its pages",
-    "prove": "restoring it once and asking again",
+    "prove": "restoring it and asking again",
     "publish": "publishing",
 }
 
@@ -107,6 +107,9 @@ def create(
     ] = "",
     env: Annotated[list[str], typer.Option(help="KEY=VALUE for the server.")] = [],  # noqa: B006
     directory: Annotated[Path, typer.Option(help="Working directory of the server.")] = Path(),
+    shared: Annotated[
+        list[Path], typer.Option(help="Folder that stays the machine's own; what is written elsewhere is each replica's.")
+    ] = [],  # noqa: B006
     timeout: Annotated[float, typer.Option(help="Seconds the server may take to be ready.")] = 600.0,
     replace: Annotated[bool, typer.Option("--replace", help="Take the place of a snapshot of the same name.")] = False,
     keep_serving: Annotated[
@@ -138,7 +141,13 @@ def create(
         snapshot=agent_pb2.SnapshotRef(namespace=namespace, name=name),
         model=model or name,
         engine=agent_pb2.Engine(
-            command=command, env=pairs, directory=str(directory.resolve()), port=port, health_path=health, ready_timeout_seconds=timeout
+            command=command,
+            env=pairs,
+            directory=str(directory.resolve()),
+            port=port,
+            health_path=health,
+            ready_timeout_seconds=timeout,
+            shared=[str(folder.expanduser().resolve()) for folder in shared],
         ),
         canary=agent_pb2.Canary(path=path, body=body.encode()),
         keep_serving=keep_serving,
@@ -247,6 +256,8 @@ async def _create(request: agent_pb2.SnapshotRequest, state: Path, gpumem: Path)
         f"snapshot {reference.namespace}/{reference.name}@{reference.digest[:12]}: {result.image_bytes / 1e6:.0f} MB, "
         f"of which CRIU restores {result.skeleton_bytes / 1e6:.1f} MB; proved"
     )
+    for note in result.notes:
+        typer.echo(f"note: {note}")
 
 
 @contextlib.asynccontextmanager

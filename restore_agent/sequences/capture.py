@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import dataclasses
 import datetime
+import functools
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -25,7 +26,8 @@ from restore_agent.engine.engine import Engine
 from restore_agent.pages.images import split
 from restore_agent.places.place import Place
 from restore_agent.places.processes import resident_bytes
-from restore_agent.places.sandbox import Sandbox
+from restore_agent.places.sandbox import Sandboxes
+from restore_agent.places.shared_folders import caches, resolved
 from restore_agent.sequences.phases import Phases
 from restore_agent.sequences.restore import OpenPlace, Restorer
 from restore_agent.sequences.staging import Staging
@@ -48,6 +50,10 @@ from restore_agent.workload.control_directory import SNAPSHOT_COMPLETE
 
 _R = TypeVar("_R")
 _DUMP_SECONDS = 600.0
+_WRITTEN = (
+    "the engine wrote {}: that is in the snapshot, and each replica goes on with a copy of its own, which ends with it. "
+    "Name folders whose files others read, or that shall stay, with --shared"
+)
 Progress = Callable[[str, int, int], None]  # phase, bytes done, bytes in all (0: it counts none)
 
 
@@ -71,18 +77,19 @@ class Captured:
 
     snapshot: Snapshot
     source: Engine  # still running; the caller's to keep or close
+    notes: tuple[str, ...] = ()  # what its user should know
 
 
 class Capturer:
     """Takes snapshots, with what the node has for it."""
 
     def __init__(
-        self, criu: Criu, cuda: Cuda | None, weights: Weights, kdat: Path, store: Store, staging: Staging, restorer: Restorer
+        self, criu: Criu, cuda: Cuda | None, weights: Weights, sandboxes: Sandboxes, store: Store, staging: Staging, restorer: Restorer
     ) -> None:
         self._criu = criu
         self._cuda = cuda
         self._weights = weights
-        self._kdat = kdat
+        self._sandboxes = sandboxes
         self._store = store
         self._staging = staging
         self._restorer = restorer
@@ -107,7 +114,9 @@ class Capturer:
                 lends = self._weights.environment(lent[0].record, device)
                 request = dataclasses.replace(request, engine=request.engine.model_copy(update={"env": request.engine.env | lends}))
             with _step("start", phases, progress):
-                place = await (open_place or self._sandbox)()
+                if open_place is None:
+                    request = dataclasses.replace(request, engine=await asyncio.to_thread(_sharing, request.engine))
+                place = await (open_place or functools.partial(self._sandboxes.create, request.engine.shared))()
                 undo.push_async_exit(place)
                 output = place.output(request.model)
                 undo.callback(output.close)
@@ -143,10 +152,8 @@ class Capturer:
                     )
                     snapshot = await asyncio.shield(published)
             undo.pop_all()
-            return Captured(snapshot, source)
-
-    async def _sandbox(self) -> Sandbox:
-        return await Sandbox.create(self._kdat)
+            written = await asyncio.to_thread(place.written)
+            return Captured(snapshot, source, (_WRITTEN.format(written),) if written else ())
 
     async def _dump(
         self,
@@ -219,6 +226,12 @@ class Capturer:
         return _draft(manifest, workspace)
 
     async def _prove(self, draft: Snapshot, open_place: OpenPlace | None) -> None:
+        await self._prove_once(draft, open_place)
+        if open_place is None:  # it has a layer of its own each time
+            # What the first replica left in shared folders, and what the source did meanwhile, must not matter to another.
+            await self._prove_once(draft, open_place)
+
+    async def _prove_once(self, draft: Snapshot, open_place: OpenPlace | None) -> None:
         engine = await self._restorer.restore(draft, Phases(), open_place)
         try:
             assert draft.manifest.canary is not None
@@ -256,6 +269,11 @@ async def _in_thread(function: Callable[..., _R], *args: object) -> _R:
     except asyncio.CancelledError:
         await asyncio.wait([work])
         raise
+
+
+def _sharing(engine: EngineRecord) -> EngineRecord:
+    """With the shared folders as they are found now: a cache that comes into being later is in this snapshot's layer. Raises PlaceError."""
+    return engine.model_copy(update={"shared": resolved((*engine.shared, *caches(engine.env)))})
 
 
 def _draft(manifest: Manifest, workspace: Path) -> Snapshot:

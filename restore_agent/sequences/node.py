@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import shutil
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator
 from dataclasses import dataclass
@@ -18,9 +19,11 @@ from restore_agent.drivers.headroom import Headroom
 from restore_agent.drivers.meminfo import available_memory, total_memory
 from restore_agent.drivers.weights import Weights
 from restore_agent.engine.engine import Engine
+from restore_agent.places import layer
 from restore_agent.places.container import Container, ContainerError
 from restore_agent.places.place import PlaceError
-from restore_agent.places.sandbox import Sandbox
+from restore_agent.places.sandbox import Sandboxes
+from restore_agent.places.shared_folders import unshared
 from restore_agent.sequences.capture import Captured, Capturer, CaptureRequest, Progress
 from restore_agent.sequences.phases import Phases
 from restore_agent.sequences.replicas import Origin, Replica, Replicas, State
@@ -84,7 +87,7 @@ class Node:
         self.store = store
         self.criu = criu if isinstance(criu, Criu) else None
         why = "" if isinstance(criu, Criu) else str(criu)
-        kdat = memory / _KDAT
+        sandboxes = _sandboxes(store, memory, weights)
         self._listeners: set[asyncio.Queue[Change]] = set()
         try:
             cuda = Cuda.find()
@@ -96,14 +99,14 @@ class Node:
         self.headroom = Headroom()
         self.staging = Staging(store, memory, self.criu.version if self.criu else "0", gpus, self.headroom, self._changed)
         huge = HugePages.of_processes(store.state)
-        self.restorer = Restorer(self.criu, why, kdat, self.staging, huge, self.headroom, cuda, self.weights)
+        self.restorer = Restorer(self.criu, why, sandboxes, self.staging, huge, self.headroom, cuda, self.weights)
         self.replicas = Replicas(self._changed, self._give_room_back)
         self.standbys = Standbys(self._changed)
         self._preparing: dict[str, asyncio.Lock] = {}
         self.gpus: list[Gpu] = []  # that snapshots can be restored to, as they were seen last
         self._restoring = 0  # restores under way: each may have been promised memory that gpumem gave up
         self._why_no_criu = why
-        self._capturer = Capturer(self.criu, cuda, self.weights, kdat, store, self.staging, self.restorer) if self.criu else None
+        self._capturer = Capturer(self.criu, cuda, self.weights, sandboxes, store, self.staging, self.restorer) if self.criu else None
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -111,7 +114,10 @@ class Node:
         """`state`: the snapshots' folder; `memory`: a tmpfs; `gpumem`: its server's socket. Raises StoreBusy, OSError."""
         store = await asyncio.to_thread(Store, state)
         try:
-            node = cls(name, store, memory, Weights(gpumem), await _working_criu(memory / _KDAT), observer)
+            weights = Weights(gpumem)
+            sandboxes = _sandboxes(store, memory, weights)
+            await asyncio.to_thread(_prepare, sandboxes)
+            node = cls(name, store, memory, weights, await _working_criu(sandboxes), observer)
             await node._look_at_gpus()
             watching = [
                 asyncio.create_task(node._yield_to_pressure(), name="memory pressure"),
@@ -141,6 +147,11 @@ class Node:
             EngineError, PlaceError: it could not be started either.
         """
         failure = snapshot if isinstance(snapshot, RestoreFailed) else None
+        if isinstance(snapshot, Snapshot) and cold and (others := unshared(cold.shared, snapshot.manifest.engine.shared)):
+            _LOG.warning(
+                "snapshot %s was taken without %s in `shared:`, and its replicas have their own copy of that; take it again with --shared",
+                *(snapshot, ", ".join(others)),
+            )
         if isinstance(snapshot, Snapshot):
             self._restoring += 1
             try:
@@ -338,13 +349,27 @@ class Node:
         _LOG.info("activation %s: replica %s %s in %.3f s (%s)", activation or "-", replica.id, replica.origin.value, phases.total, parts)
 
 
-async def _working_criu(kdat: Path) -> Criu | CriuError:
+def _sandboxes(store: Store, memory: Path, weights: Weights) -> Sandboxes:
+    return Sandboxes(memory / _KDAT, layer.holder(store.state, memory)[0], weights.socket, store.state / "weights")
+
+
+def _prepare(sandboxes: Sandboxes) -> None:
+    """Removes what replicas of an agent that was killed have left, and says where those to come will write."""
+    shutil.rmtree(sandboxes.layers, ignore_errors=True)
+    if os.geteuid() == 0:
+        sandboxes.checkpoints.mkdir(exist_ok=True)
+        sandboxes.layers.mkdir(mode=0o700, exist_ok=True)
+        if why := layer.holder(sandboxes.checkpoints.parent, sandboxes.kdat.parent)[1]:
+            _LOG.warning("%s", why)
+
+
+async def _working_criu(sandboxes: Sandboxes) -> Criu | CriuError:
     try:
         if os.geteuid() != 0:
             raise CriuError("restoring needs root, for CRIU and namespaces; start the agent with sudo")
         criu = await asyncio.to_thread(Criu.find)
-        async with await Sandbox.create(kdat) as sandbox:
-            await criu.probe(sandbox, kdat)
+        async with await sandboxes.create() as sandbox:
+            await criu.probe(sandbox, sandboxes.kdat)
         return criu
     except (CriuError, PlaceError) as error:
         _LOG.warning("engines are started cold: %s", error)

@@ -168,6 +168,12 @@ class Replicas:
             self._changed(replica)
         try:
             await replica.engine.place.close()
+            if written := replica.engine.place.written():
+                _LOG.info(
+                    "replica %s has ended, and with it what it wrote: %s; name the folders of such files in `shared:` to keep them",
+                    replica.id,
+                    written,
+                )
         finally:
             replica.engine.output.close()
             self._live.pop(replica.id, None)

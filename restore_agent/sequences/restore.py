@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
@@ -27,7 +28,8 @@ from restore_agent.engine.engine import Engine, EngineError
 from restore_agent.errors import FAILURES, AgentError, reason_of
 from restore_agent.places.place import Output, Place
 from restore_agent.places.rootless import Rootless
-from restore_agent.places.sandbox import Sandbox
+from restore_agent.places.sandbox import Sandbox, Sandboxes
+from restore_agent.places.shared_folders import caches
 from restore_agent.sequences.phases import Phases
 from restore_agent.sequences.placement import NoGpuMemory, choose_gpus
 from restore_agent.sequences.staging import SPARE_BYTES, Bandwidth, NoMemory, Staged, Staging
@@ -56,7 +58,7 @@ class Restorer:
         self,
         criu: Criu | None,
         why_no_criu: str,
-        kdat: Path,
+        sandboxes: Sandboxes,
         staging: Staging,
         huge: HugePages,
         headroom: Headroom,
@@ -66,7 +68,7 @@ class Restorer:
         """Without `criu`, every restore fails with `why_no_criu`."""
         self._criu = criu
         self._why_no_criu = why_no_criu
-        self._kdat = kdat
+        self._sandboxes = sandboxes
         self._staging = staging
         self._huge = huge
         self._headroom = headroom
@@ -85,7 +87,7 @@ class Restorer:
                         device = _device(pairs, snapshot.manifest.gpus)
                         weights = asyncio.create_task(self._bring_weights(snapshot, device), name="weights")
                         try:
-                            standby = await self._hold(criu, staged, phases, open_place or self._sandbox)
+                            standby = await self._hold(criu, staged, phases, open_place or self._sandbox(snapshot))
                             engine = await self._wake(standby, pairs, weights, phases)
                         finally:
                             await _ended(weights)
@@ -103,7 +105,7 @@ class Restorer:
                 raise NoMemory(f"a standby needs {needed} MiB of memory and {free >> 20} MiB are free: drop another, or end replicas")
             async with asyncio.timeout(_deadline(snapshot)):
                 with self._staging.hold(snapshot) as staged:
-                    return await self._hold(criu, staged, Phases(), open_place or self._sandbox)
+                    return await self._hold(criu, staged, Phases(), open_place or self._sandbox(snapshot))
 
     async def wake(self, standby: Standby, phases: Phases) -> Engine:
         """Raises RestoreFailed; then nothing is left of it."""
@@ -168,8 +170,8 @@ class Restorer:
         except FAILURES as error:
             raise RestoreFailed(reason_of(error), f"snapshot {snapshot}: {str(error) or 'it took too long and was given up'}") from error
 
-    async def _sandbox(self) -> Sandbox:
-        return await Sandbox.create(self._kdat)
+    def _sandbox(self, snapshot: Snapshot) -> Callable[[], Awaitable[Sandbox]]:
+        return functools.partial(self._sandboxes.create, snapshot.manifest.engine.shared)
 
     async def _hold(self, criu: Criu, staged: Staged, phases: Phases, open_place: OpenPlace) -> Standby:
         """CRIU's part and the fill, up to the moment at which every page is there and every task waits."""
@@ -290,7 +292,8 @@ class Restorer:
         """Starts the engine's own command. Raises EngineError, PlaceError."""
         async with contextlib.AsyncExitStack() as undo:
             with phases.phase("image.sandbox"):
-                place: Place = await (Sandbox.create(self._kdat) if os.geteuid() == 0 else Rootless.create(record.port))
+                shared = (*record.shared, *caches(record.env))
+                place: Place = await (self._sandboxes.create(shared) if os.geteuid() == 0 else Rootless.create(record.port))
                 await undo.enter_async_context(place)
                 output = place.output(model)
                 undo.callback(output.close)

@@ -47,6 +47,7 @@ def engine_record(engine: agent_pb2.Engine) -> EngineRecord:
             directory=engine.directory or "/",
             port=engine.port,
             health_path=engine.health_path or "/health",
+            shared=tuple(engine.shared),
             **({"ready_timeout_seconds": engine.ready_timeout_seconds} if engine.ready_timeout_seconds else {}),
         )
     except ValidationError as error:

@@ -135,6 +135,7 @@ class AgentService(agent_pb2_grpc.AgentServicer):
                     skeleton_bytes=manifest.skeleton_bytes,
                     phases=messages.phases(phases.done()),
                     replica_id=replica_id,
+                    notes=captured.notes,
                 )
             )
 

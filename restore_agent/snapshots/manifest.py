@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from restore_agent.errors import AgentError, ErrorKind
 
-VERSION = 2
+VERSION = 3
 CONTAINER_FILE = "container.json"  # a snapshot that was taken in a container has it: what it must find again there
 _NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
 
@@ -54,6 +54,7 @@ class EngineRecord(_Record):
     port: int = Field(gt=0, lt=65536)
     health_path: str = "/health"
     ready_timeout_seconds: float = Field(default=600.0, gt=0)
+    shared: tuple[str, ...] = ()  # folders of the machine's own, where it is not in a container
 
 
 class CanaryRecord(_Record):
@@ -146,7 +147,7 @@ class Fits(_Record):
 class Manifest(_Record):
     """All that is known of a snapshot."""
 
-    version: Literal[2] = 2
+    version: Literal[3] = 3
     namespace: str
     name: str
     model: str

@@ -2,7 +2,7 @@
 
     chunks/ab/<hash>                       pages, by content (chunks.py)
     snapshots/<digest>/manifest.json       and seal, pages.index, images/ (CRIU's skeleton), weights/ (layouts), and what the engine
-                                           had changed in its file system (tmpfs.tar, or container.json and changes.tar)
+                                           had changed in its file system (changes.tar; of a container container.json, too)
     names/<namespace>/<name>               a link to ../../snapshots/<digest>
     tmp/                                   what is being made; emptied at start
     key, lock

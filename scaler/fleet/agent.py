@@ -48,6 +48,7 @@ class Engine:
     port: int
     health_path: str
     ready_seconds: float
+    shared: tuple[str, ...] = ()  # folders that stay the machine's own
 
 
 class Agent:
@@ -167,6 +168,7 @@ class Agent:
                     command=cold.command,
                     env=cold.env,
                     directory=cold.directory,
+                    shared=cold.shared,
                     port=cold.port,
                     health_path=cold.health_path,
                     ready_timeout_seconds=cold.ready_seconds,

@@ -72,6 +72,7 @@ class ModelSection(Section):
     health: str = "/health"
     env: dict[str, str] = {}
     directory: Path = Path()
+    shared: tuple[Path, ...] = ()  # folders that stay the machine's own; what is written elsewhere is each replica's
     ready_seconds: Seconds = 600.0
     stage: Literal["disk", "memory", "standby"] = "memory"  # the rung on which the snapshot waits for the first request
     standby_seconds: Annotated[float, Field(ge=0)] = 0.0  # an idle replica is kept as a standby for so long before it is dropped
@@ -98,6 +99,8 @@ class ModelSection(Section):
             )
         if self.command and self.port is None:
             raise ValueError("port is missing: the one that the command listens on")
+        if self.shared and not self.command:
+            raise ValueError("shared goes with command; a snapshot has the folders that `zerowake snapshot create --shared` named")
         _ = self.rules, self.limits
         return self
 
@@ -178,7 +181,15 @@ def load(path: Path) -> Config:
     """
     config = read(path, Config)
     here = path.resolve().parent
-    models = {name: model.model_copy(update={"directory": here / model.directory}) for name, model in config.models.items()}
+    models = {
+        name: model.model_copy(
+            update={
+                "directory": here / model.directory,
+                "shared": tuple((here / folder.expanduser()).resolve() for folder in model.shared),
+            }
+        )
+        for name, model in config.models.items()
+    }
     return config.model_copy(update={"state": (here / config.state).resolve(), "models": models})
 
 

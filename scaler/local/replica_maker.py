@@ -78,6 +78,7 @@ def _engine(section: ModelSection) -> Engine:
         command=section.command,
         env=section.engine_env,
         directory=str(section.directory),
+        shared=tuple(map(str, section.shared)),
         port=section.port or 0,
         health_path=section.health,
         ready_seconds=section.ready_seconds,

@@ -54,7 +54,7 @@ def test_what_is_no_manifest(data: bytes, why: str) -> None:
 @pytest.mark.parametrize(
     ("fields", "why"),
     [
-        ({"version": 1}, "version 1; this zerowake reads 2"),
+        ({"version": 1}, "version 1; this zerowake reads 3"),
         ({"unheard_of": 1}, "unheard_of"),
         ({"root_pid": "first"}, "root_pid"),
         ({"name": "../up"}, "is not allowed"),

@@ -16,7 +16,7 @@ import pytest
 import zerowake_native
 
 from restore_agent.places import overlay
-from restore_agent.places.overlay import Mounts, OverlayError, archive, lay_out
+from restore_agent.places.overlay import ROOT, Mounts, OverlayError, archive, lay_out
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for mounts")
 
@@ -30,7 +30,7 @@ class Root:
             (folder / part).mkdir(parents=True)
         layers = f"lowerdir={image},upperdir={self.upper},workdir={folder / 'work'}"
         subprocess.run(["mount", "-t", "overlay", "overlay", "-o", layers, str(self.path)], check=True)
-        self.mounts = Mounts(self.upper, frozenset())
+        self.mounts = Mounts({ROOT: self.upper}, frozenset())
 
     def archive(self) -> bytes:
         return archive(self.mounts, Path("/"), self.path)
@@ -130,7 +130,7 @@ def test_what_was_added_can_be_taken_away_again(roots: Callable[[], Root], tmp_p
 
 def test_what_is_mounted_stays_out(roots: Callable[[], Root], tmp_path: Path) -> None:
     one = roots()
-    one.mounts = Mounts(one.upper, frozenset({PurePosixPath("data"), PurePosixPath("etc/hosts")}))
+    one.mounts = Mounts({ROOT: one.upper}, frozenset({PurePosixPath("data"), PurePosixPath("etc/hosts")}))
     (one.path / "etc/hosts").touch()
     (one.path / "data/secret").write_text("of a volume")
     (one.path / "run/zerowake/control").mkdir(parents=True)
@@ -178,7 +178,7 @@ def test_a_device_is_refused(roots: Callable[[], Root]) -> None:
 
 def test_a_root_that_is_no_overlay_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OverlayError, match="overlayfs snapshotter"):
-        archive(Mounts(None, frozenset()), Path("/"), tmp_path)
+        archive(Mounts({}, frozenset()), Path("/"), tmp_path)
 
 
 def test_mounts_are_read_as_the_kernel_writes_them(roots: Callable[[], Root], tmp_path: Path) -> None:
@@ -198,5 +198,5 @@ def test_mounts_are_read_as_the_kernel_writes_them(roots: Callable[[], Root], tm
         process.kill()
         process.wait()
         subprocess.run(["umount", str(root.path)], check=True)
-    assert found.upper == root.upper
+    assert found.uppers == {ROOT: root.upper}
     assert PurePosixPath("old/proc") in found.points

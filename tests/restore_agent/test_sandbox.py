@@ -79,7 +79,7 @@ async def test_what_it_keeps_in_memory_travels_and_its_sockets_do_not(sandbox: S
         await other.lay_out(tmp_path, FITS)
         assert (other.root / "dev/shm/semaphore").read_bytes() == b"\x01" * 32
         assert (other.root / "run/lock/pid").read_text() == "7"
-        assert not (other.root / "dev/shm/pipe").exists()
+        assert (other.root / "dev/shm/pipe").is_fifo()
         assert list(other.control_directory.iterdir()) == []
 
 
