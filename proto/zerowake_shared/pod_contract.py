@@ -26,6 +26,10 @@ MODEL: Final = f"{GROUP}/model"
 DIGEST: Final = f"{GROUP}/digest"  # which of the snapshots of that name; empty or absent: whichever the name stands for
 CANARY: Final = f"{GROUP}/canary"  # {"path": …, "body": …}: the request that proves a replica
 GPUMEM: Final = f"{GROUP}/gpumem"  # "true": gpumem lends to it
+STALE_ENVIRONMENT: Final = f"{GROUP}/stale-environment"  # "allowed": its engine may keep what the capture pod was called
+
+# Annotation of the controller on a capture pod, for itself.
+CONTENTS: Final = f"{GROUP}/contents"  # hash of the ConfigMaps and Secrets behind its environment, as they were
 
 # Annotation of the webhook or of the agent, on a pod with the label that is not restored: why it starts cold.
 COLD: Final = f"{GROUP}/cold"

@@ -11,12 +11,25 @@ from pydantic import ValidationError
 
 from restore_agent.errors import AgentError, ErrorKind
 from restore_agent.kubernetes.cri import Described
-from restore_agent.kubernetes.pod import Pod
+from restore_agent.kubernetes.pod import Pod, PodContainer
 from restore_agent.places.container import Container
 from restore_agent.places.placeholder import Placeholder
 from restore_agent.snapshots.manifest import EngineRecord, check_name
 from restore_agent.snapshots.store import Snapshot, Store
-from zerowake_shared.pod_contract import CANARY, CAPTURE, CONTAINER, DIGEST, GROUP, HEALTH, MODEL, PORT, SNAPSHOT, replica_id
+from zerowake_shared import pod_environment
+from zerowake_shared.pod_contract import (
+    CANARY,
+    CAPTURE,
+    CONTAINER,
+    DIGEST,
+    GROUP,
+    HEALTH,
+    MODEL,
+    PORT,
+    SNAPSHOT,
+    STALE_ENVIRONMENT,
+    replica_id,
+)
 
 
 class Refused(AgentError):
@@ -43,7 +56,10 @@ class CallingPod:
         theirs = {mount.name for each in others for mount in each.volume_mounts}
         paths = [mount.mount_path for mount in mounts.get(name, ())]
         shared = [mount.mount_path for mount in mounts.get(name, ()) if mount.name in theirs]
-        return Container(self.placeholder, self.about.image, self.about.address, paths, shared)
+        own = next((each for each in spec.containers if each.name == name), PodContainer(name))
+        asked = {"command": own.command, "args": own.args, "env": own.env, "envFrom": own.env_from}
+        allowed = self.annotation(STALE_ENVIRONMENT) == pod_environment.ALLOWED
+        return Container(self.placeholder, self.about.image, self.about.address, paths, shared, asked=asked, stale_allowed=allowed)
 
     @property
     def model(self) -> str:

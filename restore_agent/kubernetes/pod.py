@@ -47,6 +47,10 @@ class PodContainer(msgspec.Struct, rename="camel"):
     name: str
     ports: list[ContainerPort] = []
     volume_mounts: list[VolumeMount] = []
+    command: list[str] = []
+    args: list[str] = []
+    env: list[dict[str, Any]] = []
+    env_from: list[dict[str, Any]] = []
     resources: Resources = msgspec.field(default_factory=Resources)
 
 

@@ -130,7 +130,8 @@ class Pods:
             self._replicas.restored(pod, replica)
             self._restored[pod.metadata.uid] = time.monotonic()
             parts = ", ".join(f"{name} {seconds * 1000:.0f} ms" for name, seconds in replica.phases)
-            await self._node_pods.event(pod, "Normal", "Restored", f"{snapshot} in {phases.total:.3f} s ({parts})", "Restore")
+            kept = f"; it keeps the capture pod's {', '.join(stale)}" if (stale := caller.container.stale) else ""
+            await self._node_pods.event(pod, "Normal", "Restored", f"{snapshot} in {phases.total:.3f} s ({parts}){kept}", "Restore")
 
     async def _start_cold(self, caller: CallingPod, snapshot: Snapshot | None, failure: AgentError, phases: Phases) -> None:
         """The container becomes what it would have been; an event says why."""

@@ -15,35 +15,31 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
-import functools
 import json
 import os
 import signal
-import socket
-import struct
-import subprocess
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-
-import zerowake_native
+from types import MappingProxyType
+from typing import Any
 
 from restore_agent.errors import ErrorKind
 from restore_agent.pages import images
-from restore_agent.places import overlay
+from restore_agent.places import joining, overlay
 from restore_agent.places.cgroups import OutOfSight, cgroup_files, node_process
 from restore_agent.places.isolation import NotIsolated, check_isolated, rights_of
 from restore_agent.places.place import CONTROL_DIRECTORY, PlaceError, Route
 from restore_agent.places.placeholder import Placeholder, PlaceholderError
-from restore_agent.places.processes import descendants
+from restore_agent.places.processes import descendants, status
 from restore_agent.snapshots.compatibility import Incompatible, check_files, mapped_files, used_files
 from restore_agent.snapshots.manifest import CONTAINER_FILE, Fits
+from restore_agent.workload.control_directory import ENVIRONMENT
+from zerowake_shared import pod_environment
 
-_JOIN_SECONDS = 10.0
 _END_SECONDS = 10.0
 _GOING_SECONDS = 1.0
 _PAUSE = 0.002
 _PIDFD_GETFD = 438
-_PT_INTERP = 3
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -102,16 +98,29 @@ class Container:
     is_ours = False
 
     def __init__(
-        self, placeholder: Placeholder, image: str, address: str, volatile: Sequence[str] = (), shared: Sequence[str] = ()
+        self,
+        placeholder: Placeholder,
+        image: str,
+        address: str,
+        volatile: Sequence[str] = (),
+        shared: Sequence[str] = (),
+        *,
+        asked: Mapping[str, Any] = MappingProxyType({}),
+        stale_allowed: bool = False,
     ) -> None:
         """`image`: by digest. `address`: the pod's. `volatile`: where volumes are mounted that end with the pod. `shared`: those of them
-        that other containers of the pod have, too; what lies in the others is the engine's alone, and is carried with its snapshot."""
+        that other containers of the pod have, too; what lies in the others is the engine's alone, and is carried with its snapshot.
+        `asked`: the container as its pod wants it. `stale_allowed`: an engine may keep what it knows of the pod that it was captured in,
+        though this pod asks for its own."""
         self.placeholder = placeholder
         self.address = address
         self.pid = placeholder.pid
         self._image = image
         self._volatile = [PurePosixPath(path.strip("/")) for path in volatile]
         self._shared = {PurePosixPath(path.strip("/")) for path in shared}
+        self._asked = asked
+        self._stale_allowed = stale_allowed
+        self.stale: list[str] = []  # variables of which the engine that was restored keeps another pod's values
         self.left_behind: list[str] = []  # volumes that were too large to be carried, which are empty in the next pod
         self._views: list[int] = []
         self._kept = False
@@ -163,7 +172,8 @@ class Container:
             changes = await asyncio.to_thread(archive)
         except overlay.OverlayError as error:
             raise ContainerError(str(error)) from None
-        about = json.dumps({"image": self._image}).encode()
+        environment = pod_environment.digests(self._environment())
+        about = json.dumps({"image": self._image, "environment": environment}).encode()
         return {CONTAINER_FILE: about, **({overlay.CHANGES_FILE: changes} if changes else {})}
 
     def _own(self) -> list[PurePosixPath]:
@@ -183,10 +193,10 @@ class Container:
         await asyncio.to_thread(self._lay_out, snapshot, fits)
 
     def _lay_out(self, snapshot: Path, fits: Fits) -> None:
-        about = snapshot / CONTAINER_FILE
-        image = json.loads(about.read_bytes())["image"] if about.exists() else self._image
-        if image != self._image:
+        about = json.loads((snapshot / CONTAINER_FILE).read_bytes()) if (snapshot / CONTAINER_FILE).exists() else {}
+        if (image := about.get("image", self._image)) != self._image:
             raise Incompatible(f"it was taken of image {image}, and the pod's is {self._image}; take the snapshot again")
+        self._check_environment(about.get("environment"))
         try:
             if beyond := images.rights(snapshot / "images").beyond(rights_of(self.pid)):
                 raise Incompatible(
@@ -199,6 +209,33 @@ class Container:
         except (overlay.OverlayError, images.ImageError) as error:
             raise ContainerError(str(error)) from None
         check_files(fits, self.root)
+
+    def _environment(self) -> dict[str, str]:
+        """Of its first process, which the runtime gave it. Raises ContainerError."""
+        try:
+            data = Path(f"/proc/{self.pid}/environ").read_bytes()
+        except OSError as error:
+            raise ContainerError(f"the container has ended: {error}") from None
+        given = [each.partition("=") for each in data.decode(errors="surrogateescape").split("\0") if "=" in each]
+        return {name: value for name, _, value in given}
+
+    def _check_environment(self, captured: Mapping[str, str] | None) -> None:
+        """Leaves word of what is otherwise here for an engine that asks. Raises Incompatible."""
+        environment = self._environment()
+        if captured is not None:  # else of a snapshot that knows nothing of it
+            found = pod_environment.differences(captured, environment, self._asked, allowed=self._stale_allowed)
+            own = pod_environment.fields(self._asked)
+            if found.wrong:
+                names = ", ".join(f"{name} ({own[name]})" if name in own else name for name in found.wrong)
+                advice = "; spec.staleEnvironment: allowed lets it keep the old ones" if any(name in own for name in found.wrong) else ""
+                raise Incompatible(f"variables of its environment have other values in this pod: {names}{advice}")
+            self.stale = found.stale
+        told = self.control_directory / ENVIRONMENT
+        told.unlink(missing_ok=True)
+        with told.open("x") as file:
+            os.fchmod(file.fileno(), 0o600)
+            os.fchown(file.fileno(), *(int(status(self.pid)[kind].split()[0]) for kind in ("Uid", "Gid")))
+            json.dump(environment, file)
 
     def mapped_files(self, host_pids: Iterable[int]) -> set[Path]:
         """Raises ContainerRefused: one of them is gone with the pod."""
@@ -232,14 +269,17 @@ class Container:
                 return await self.placeholder.start(command, env)
             except PlaceholderError as error:
                 raise ContainerError(str(error)) from None
-        _check_static(command[0])
+        try:
+            joining.check_static(command[0])
+        except joining.JoinFailed as error:
+            raise ContainerError(str(error)) from None
         with contextlib.ExitStack() as opened:
             program = opened.enter_context(_descriptor(command[0], os.O_RDONLY))
             try:
                 cgroups = [opened.enter_context(_descriptor(path, os.O_WRONLY)) for path in cgroup_files(self.pid)]
             except (OutOfSight, OSError) as error:
                 raise ContainerError(f"the container's cgroups cannot be joined: {error}") from None
-            numbers = [str(program), _oom_score(self.pid), _listed(cgroups), _listed(fds)]
+            numbers = [str(program), _oom_score(self.pid), joining.listed(cgroups), joining.listed(fds)]
             said, _ = await self._join("run", [*numbers, *command], [program, *cgroups, *fds], env)
         pid, _, why = said.partition("\n")
         if not pid.isdigit() or why:
@@ -346,49 +386,12 @@ class Container:
             os.close(self._views.pop(0))
 
     async def _join(self, what: str, words: Sequence[str], fds: Sequence[int], env: Mapping[str, str]) -> tuple[str, list[int]]:
-        """Runs join; returns what it reported, and the descriptors that it sent."""
-        init = self.placeholder.pidfd
-        if init < 0:
+        if self.placeholder.pidfd < 0:
             raise ContainerError("the container has ended")
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        ours.setblocking(False)
-        with ours:
-            try:
-                process = subprocess.Popen(  # noqa: ASYNC220  a vfork: half a millisecond, a thread would cost as much
-                    [zerowake_native.JOIN, what, str(theirs.fileno()), str(init), *words],
-                    pass_fds=[theirs.fileno(), init, *fds],
-                    env=dict(env),
-                    stdin=subprocess.DEVNULL,
-                )
-            except OSError as error:
-                raise ContainerError(f"cannot start {zerowake_native.JOIN}: {error}; reinstall zerowake") from error
-            finally:
-                theirs.close()
-            said, received = "", list[int]()
-            try:
-                async with asyncio.timeout(_JOIN_SECONDS):
-                    while True:
-                        await _readable(ours)
-                        data, sent, _, _ = socket.recv_fds(ours, 4096, 1, socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC)
-                        received += sent
-                        if not data:
-                            return said, received
-                        said += data.decode(errors="replace")
-            except TimeoutError:
-                raise ContainerError(f"the container could not be entered within {_JOIN_SECONDS:.0f} s") from None
-            finally:
-                process.kill()  # it has ended, unless the time was over
-                process.wait()
-
-
-async def _readable(channel: socket.socket) -> None:
-    loop = asyncio.get_running_loop()
-    ready = asyncio.Event()
-    loop.add_reader(channel, ready.set)
-    try:
-        await ready.wait()
-    finally:
-        loop.remove_reader(channel)
+        try:
+            return await joining.join(self.placeholder.pidfd, what, words, fds, env)
+        except joining.JoinFailed as error:
+            raise ContainerError(str(error)) from None
 
 
 @contextlib.contextmanager
@@ -404,28 +407,5 @@ def _lies_in(path: Path, volume: PurePosixPath) -> bool:
     return PurePosixPath(str(path).lstrip("/")).is_relative_to(volume)
 
 
-def _listed(fds: Sequence[int]) -> str:
-    return ",".join(map(str, fds)) or "-"
-
-
 def _oom_score(pid: int) -> str:
     return Path(f"/proc/{pid}/oom_score_adj").read_text().strip()
-
-
-@functools.lru_cache(maxsize=16)
-def _is_static(program: str, _changed: int) -> bool:
-    with Path(program).open("rb") as file:
-        head = file.read(64)
-        if head[:5] != b"\x7fELF\x02":
-            return False
-        offset, size, count = (*struct.unpack_from("<Q", head, 32), *struct.unpack_from("<HH", head, 54))[:3]
-        file.seek(offset)
-        table = file.read(size * count)
-    return all(struct.unpack_from("<I", table, at)[0] != _PT_INTERP for at in range(0, len(table), size))
-
-
-def _check_static(program: str) -> None:
-    if not _is_static(program, Path(program).stat().st_mtime_ns):
-        raise ContainerError(
-            f"{program} is linked dynamically and would run the container's libraries with the agent's rights; use a static one"
-        )

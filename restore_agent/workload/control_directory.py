@@ -9,6 +9,8 @@ An engine that finds SNAPSHOT_CONTROL_DIR in its environment is about to be dump
 
 A process that woke on other GPUs finds `gpus.json` ({"GPU-old": "GPU-new"}) beside `restore-complete`. An engine whose weights lie in a
 region that it published itself names the checkpoint directory in `weights.json`, before it is ready, so that the snapshot knows them.
+A process that was restored in another pod finds `environment.json` there, the variables as they are in its own pod: what it has in its
+memory is the capture pod's.
 Files appear whole: a temporary name, then renamed.
 
 It is polled, every millisecond while an answer is due, since an inotify descriptor would be one more thing in the image. This file runs
@@ -30,7 +32,7 @@ VARIABLE = "SNAPSHOT_CONTROL_DIR"
 READY = "ready-for-snapshot"
 SNAPSHOT_COMPLETE, RESTORE_COMPLETE = "snapshot-complete", "restore-complete"
 ANSWERS = (RESTORE_COMPLETE, SNAPSHOT_COMPLETE)
-QUIESCE_REQUESTED, GPUS, WEIGHTS = "quiesce-requested", "gpus.json", "weights.json"  # ours
+QUIESCE_REQUESTED, GPUS, WEIGHTS, ENVIRONMENT = "quiesce-requested", "gpus.json", "weights.json", "environment.json"  # ours
 ASLEEP_POLL_SECONDS = 0.001  # part of every restore
 AWAKE_POLL_SECONDS = 0.05
 FAILED = 70  # exit code of an engine that could not quiesce or resume
@@ -85,6 +87,14 @@ class ControlDirectory:
         known: list[str] = json.loads(path.read_text())["directories"] if path.exists() else []
         if str(directory) not in known:
             self._write(WEIGHTS, json.dumps({"directories": [*known, str(directory)]}))
+
+    def environment(self) -> dict[str, str]:
+        """The environment as it is where this process runs now; before it was restored in another pod, its own."""
+        try:
+            found: dict[str, str] = json.loads((self._folder / ENVIRONMENT).read_text())
+        except FileNotFoundError:
+            return dict(os.environ)
+        return found
 
     def _has(self, word: str) -> bool:
         return os.access(self._folder / word, os.F_OK)

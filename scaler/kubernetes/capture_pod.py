@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from scaler.kubernetes import environment
 from scaler.kubernetes.pod_patch import NodeSetup, Patch, engine_of, prepare, refused
 from scaler.kubernetes.resources import ContainerStatus, ModelSnapshot, Pod
 from scaler.plan.actions import Prefer
@@ -54,11 +55,12 @@ def refusal(snapshot: ModelSnapshot) -> str:
         return f"spec.template has {wanted}"
     if reason := refused(spec, index):
         return f"no snapshot is taken of such a pod: {reason}"
-    return ""
+    return environment.refusal(snapshot)
 
 
-def pod_for(snapshot: ModelSnapshot, setup: NodeSetup, nodes: Prefer) -> dict[str, Any]:
-    """The pod to create. `nodes`: the plan's preference. Only for a template that is not refused."""
+def pod_for(snapshot: ModelSnapshot, setup: NodeSetup, nodes: Prefer, contents: str = "") -> dict[str, Any]:
+    """The pod to create. `nodes`: the plan's preference. `contents`: what stands behind its environment, as environment.py hashes it.
+    Only for a template that is not refused."""
     template = copy.deepcopy(snapshot.spec.template or {})
     spec = template["spec"]
     of_template = template.get("metadata") or {}
@@ -82,6 +84,7 @@ def pod_for(snapshot: ModelSnapshot, setup: NodeSetup, nodes: Prefer) -> dict[st
     of_agent = (pod_contract.CAPTURED, pod_contract.CAPTURE_FAILED, pod_contract.CAPTURE_MISSED, pod_contract.CAPTURE_REFUSED)
     for result in (*of_agent, pod_contract.CANARY):
         pod["metadata"]["annotations"].pop(result, None)  # the agent's to write, not the template's
+    pod["metadata"]["annotations"][pod_contract.CONTENTS] = contents
     if snapshot.spec.canary is not None:
         pod["metadata"]["annotations"][pod_contract.CANARY] = json.dumps(msgspec.to_builtins(snapshot.spec.canary))
     index = engine_of(spec, snapshot)

@@ -25,7 +25,7 @@ import msgspec
 from scaler.books.snapshot_name import SnapshotName
 from scaler.fleet.agent import AgentError, HasNone
 from scaler.fleet.nodes import Nodes
-from scaler.kubernetes import capture_pod, resources
+from scaler.kubernetes import capture_pod, environment, resources
 from scaler.kubernetes.artifact import Artifact
 from scaler.kubernetes.cold_starts import ColdStarts
 from scaler.kubernetes.declarations import planned
@@ -55,6 +55,7 @@ _NO_AGENT = (
 )
 _MISSED_SECONDS = 1.0  # until another try, where the agent came too late for the first
 _FIRST_CAPTURE_RETRY_SECONDS, _LAST_CAPTURE_RETRY_SECONDS = 30.0, 1800.0
+_CONTENTS_SECONDS = 15.0  # between two looks at the ConfigMaps and Secrets behind an environment
 _UNSTAGE_SECONDS = 120.0
 _ABSENT_AGENT_SECONDS = 30.0  # until an agent that does not answer is looked for again
 
@@ -95,6 +96,7 @@ class _FailedCapture:
     reason: str = "CaptureFailed"
     why: str = ""
     pod: str = ""
+    contents: str | None = None  # that stood behind the environment then; None: not looked at since
 
 
 class Controller:
@@ -195,7 +197,20 @@ class Controller:
             snapshot = await self._writer.finalizers(snapshot, (*snapshot.metadata.finalizers, resources.FINALIZER))
         if snapshot.spec.artifact is not None:
             return await self._adopt(snapshot, snapshot.spec.artifact.digest)
-        return await self._capture(snapshot)
+        wait = await self._capture(snapshot, await self._contents(snapshot))
+        if not environment.has_references(snapshot):
+            return wait
+        return min(wait, _CONTENTS_SECONDS) if wait is not None else _CONTENTS_SECONDS
+
+    async def _contents(self, snapshot: ModelSnapshot) -> str:
+        """As they are, or as they were where they cannot be read."""
+        try:
+            return await environment.contents(self._cluster, snapshot)
+        except ClusterError as error:
+            log.warning("%s/%s: %s", *snapshot.key, why := environment.unreadable(error))
+            if error.status == 403:
+                await self._writer.event(snapshot, "Warning", "EnvironmentUnreadable", why)
+            return snapshot.status.contents_hash
 
     async def _adopt(self, snapshot: ModelSnapshot, digest: str) -> float | None:
         artifact = Artifact(snapshot, digest, self._nodes)
@@ -204,13 +219,17 @@ class Controller:
         captured = _condition(snapshot, resources.CONDITION_CAPTURED, bool(holders), "Adopted", "NotFound", missing)
         return await self._resident(snapshot, artifact, digest, captured, holders, missing)
 
-    async def _capture(self, snapshot: ModelSnapshot) -> float | None:
+    async def _capture(self, snapshot: ModelSnapshot, contents: str) -> float | None:
         wanted, status = snapshot.template_hash, snapshot.status
+        current = status.template_hash == wanted and status.contents_hash == contents
         pods = self._pods_of(snapshot)
-        for stale in [pod for name, pod in pods.items() if name != capture_pod.name_of(snapshot)]:
-            await self._cluster.delete(PODS, stale.metadata.namespace, stale.metadata.name, uid=stale.metadata.uid)
+        for name, each in pods.items():
+            if name != capture_pod.name_of(snapshot) or each.metadata.annotations.get(pod_contract.CONTENTS, "") != contents:
+                await self._cluster.delete(PODS, each.metadata.namespace, each.metadata.name, uid=each.metadata.uid)
+                if name == capture_pod.name_of(snapshot):
+                    return None  # its end brings us here again
         pod = pods.get(capture_pod.name_of(snapshot))
-        if status.digest and status.template_hash == wanted:
+        if status.digest and current:
             artifact = Artifact(snapshot, status.digest, self._nodes)
             holders = await self._holders(status, artifact)
             if holders or not status.nodes:
@@ -224,14 +243,21 @@ class Controller:
             return await self._follow_capture(snapshot, pod)
         if pod is not None:
             return None  # one is ending; its end brings us here again
-        return await self._start_capture(snapshot)
+        if status.digest and status.template_hash == wanted and not current:
+            log.info("%s/%s: what stands behind its environment has changed; it is captured again", *snapshot.key)
+        return await self._start_capture(snapshot, contents)
 
-    async def _start_capture(self, snapshot: ModelSnapshot) -> float | None:
+    async def _start_capture(self, snapshot: ModelSnapshot, contents: str) -> float | None:
         if reason := capture_pod.refusal(snapshot):
             await self._writer.event(snapshot, "Warning", "SnapshotRefused", reason)
             await self._not_captured(snapshot, resources.FAILED, "TemplateRefused", reason)
             return None
         failed = self._failed.get((snapshot.key, snapshot.template_hash))
+        if failed and failed.contents is None:
+            failed.contents = contents
+        if failed and failed.contents != contents:
+            del self._failed[snapshot.key, snapshot.template_hash]
+            failed = None
         if failed and (wait := failed.not_before - self._clock.now()) > 0:
             await self._not_captured(snapshot, resources.FAILED, failed.reason, failed.why)
             return wait if wait < math.inf else None
@@ -241,7 +267,7 @@ class Controller:
         world = World(now=0.0, models={}, nodes=tuple(self._nodes))  # where there is room now is all that counts
         preferred = prefer_for_capture(world, planned(snapshot))
         try:
-            await self._cluster.create(PODS, snapshot.metadata.namespace, capture_pod.pod_for(snapshot, self._setup, preferred))
+            await self._cluster.create(PODS, snapshot.metadata.namespace, capture_pod.pod_for(snapshot, self._setup, preferred, contents))
         except Conflict:
             return await self._name_taken(snapshot)
         except ClusterError as error:
@@ -270,6 +296,8 @@ class Controller:
             captured = _condition(snapshot, resources.CONDITION_CAPTURED, True, "Captured", "", "")
             holders = await self._holders(Status(), artifact)
             missing = "captured; its node's agent has not reported it yet"
+            status = msgspec.structs.replace(snapshot.status, contents_hash=pod.metadata.annotations.get(pod_contract.CONTENTS, ""))
+            snapshot = msgspec.structs.replace(snapshot, status=status)
             await self._resident(snapshot, artifact, progress.digest, captured, holders, missing)
             note = f"captured on node {pod.spec.node_name or '?'} as {progress.digest[:12]}"
             await self._writer.event(snapshot, "Normal", "Captured", note)
@@ -288,7 +316,7 @@ class Controller:
         failed = self._failed.setdefault(key, _FailedCapture(Backoff(_FIRST_CAPTURE_RETRY_SECONDS, _LAST_CAPTURE_RETRY_SECONDS)))
         if pod and failed.pod == pod:
             return None if failed.not_before == math.inf else failed.not_before - self._clock.now()
-        failed.pod = pod
+        failed.pod, failed.contents = pod, None
         if for_good:
             wait, failed.reason, then = math.inf, "CaptureRefused", "it is tried again when the template changes"
         else:
@@ -338,7 +366,8 @@ class Controller:
         )
         restores = self._cold_starts.condition(snapshot) if usable else None
         before = status.condition(resources.CONDITION_RESTORES)
-        await self._writer.status(snapshot, status, captured, ready, *([restores] if restores else []))
+        stale = [environment.condition(snapshot)] if snapshot.spec.template is not None else []
+        await self._writer.status(snapshot, status, captured, ready, *stale, *([restores] if restores else []))
         if restores and restores.status == "False" and (before is None or before.message != restores.message):
             await self._writer.event(snapshot, "Warning", restores.reason, restores.message, "Restore")
         return _ABSENT_AGENT_SECONDS if any(each.name not in artifact.answering for each in holders) else None

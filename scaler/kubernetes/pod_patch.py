@@ -179,6 +179,7 @@ def prepare(pod: Patch, snapshot: ModelSnapshot, setup: NodeSetup, nodes: Prefer
         pod_contract.MODEL: snapshot.model,
         pod_contract.DIGEST: digest,
         pod_contract.COLD: "",
+        pod_contract.STALE_ENVIRONMENT: snapshot.spec.stale_environment,
         pod_contract.GPUMEM: "true" if setup.gpumem and on_gpu else "",
     }
     for name, value in annotations.items():

@@ -26,6 +26,7 @@ SCALED_OBJECTS = Resource("keda.sh/v1alpha1", "ScaledObject", "scaledobjects")
 
 PENDING, CAPTURING, READY, FAILED = "Pending", "Capturing", "Ready", "Failed"
 CONDITION_CAPTURED, CONDITION_READY, CONDITION_RESTORES = "Captured", "Ready", "Restores"
+CONDITION_STALE = "StaleEnvironment"
 
 
 class _Object(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
@@ -89,6 +90,7 @@ class Spec(_Object, frozen=True):
     node_selector: dict[str, str] = {}
     limits: Limits = Limits()
     stage: str = "memory"
+    stale_environment: str = ""
 
 
 class Holder(_Object, frozen=True):
@@ -120,6 +122,7 @@ class Status(_Object, frozen=True):
     conditions: tuple[Condition, ...] = ()
     observed_generation: int = 0
     template_hash: str = ""
+    contents_hash: str = ""
 
     def condition(self, kind: str) -> Condition | None:
         return next((each for each in self.conditions if each.type == kind), None)

@@ -4,38 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import json
 import os
 import shutil
 import stat
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from restore_agent.drivers.criu import CriuError
 from restore_agent.engine.engine import Engine, EngineError
-from restore_agent.places import overlay
 from restore_agent.places.container import Container, ContainerError
 from restore_agent.places.place import Route
 from restore_agent.places.placeholder import SOCKET
-from restore_agent.sequences.capture import CaptureRequest
 from restore_agent.sequences.node import Node
 from restore_agent.sequences.phases import Phases
 from restore_agent.sequences.replicas import NoReplica, State
 from restore_agent.sequences.restore import RestoreFailed
-from restore_agent.service import metrics
-from restore_agent.snapshots.manifest import EngineRecord
 from restore_agent.snapshots.store import Snapshot
 from tests.worlds.agent import PORT
+from tests.worlds.captured import ADDRESS, IMAGE, a_node, answer_of, nothing, request, rights
 from tests.worlds.containers import CAPABILITIES, Callers, Running, answering, container
 from tests.worlds.image import MAPPED, PYTHON, SERVER
 
 pytestmark = pytest.mark.usefixtures("needs_criu", "needs_runc")
-IMAGE, ADDRESS = "sha256:0123", "10.1.2.3"
-CAP_SYS_RESOURCE = 1 << 24
 
 
 @pytest.fixture(scope="session")
@@ -43,22 +35,6 @@ def command() -> list[str]:
     """The server of hashing_engine.py, started by a shell that changes the container's file system first."""
     server = f"{PYTHON} {SERVER} {PORT} 8 {MAPPED} --child"
     return ["/bin/sh", "-c", f"echo written >/etc/zerowake-test && rm /etc/issue && exec {server}"]
-
-
-def nothing(phase: str, done: int, total: int) -> None:
-    """Progress that nobody looks at."""
-
-
-def request(command: list[str]) -> CaptureRequest:
-    record = EngineRecord(command=tuple(command), port=PORT, ready_timeout_seconds=60)
-    return CaptureRequest("team", "small", "small", record, canary_path="/sum", replace=True)
-
-
-@contextlib.asynccontextmanager
-async def a_node(state: Path) -> AsyncIterator[Node]:
-    async with Node.open("test", state / "state", state / "memory", state / "gpumem.sock", metrics) as node:
-        assert node.criu
-        yield node
 
 
 @pytest.fixture(scope="module")
@@ -88,11 +64,6 @@ async def node(taken: tuple[Path, str], tmp_path: Path) -> AsyncIterator[Node]:
 
 def snapshot_of(node: Node) -> Snapshot:
     return node.store.get("team", "small")
-
-
-async def answer_of(engine: Engine, path: str = "/sum") -> object:
-    async with engine.session() as session:
-        return json.loads((await engine.ask(session, path)).body)
 
 
 async def test_the_process_that_was_dumped_comes_back_in_another_container(
@@ -128,13 +99,6 @@ async def test_the_process_that_was_dumped_comes_back_in_another_container(
         assert await two.exit_code() == 3
         assert "/count" in two.log()
     await asyncio.wait_for(gone_from(node), 10)
-
-
-def rights(pid: int) -> set[str]:
-    """Of every thread."""
-    kept = ("Uid", "Gid", "Groups", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp:")
-    lines = [line for status in Path(f"/proc/{pid}/task").glob("*/status") for line in status.read_text().splitlines()]
-    return {line for line in lines if line.startswith(kept)}
 
 
 def charged(running: Running) -> int:
@@ -259,31 +223,6 @@ async def test_nothing_comes_back_with_more_rights_than_the_container(
         assert refused.value.reason == "incompatible"
 
 
-# A thread of its own, and then a filter that allows everything for the first thread alone.
-HALF_FILTERED = f"""
-import ctypes, runpy, struct, sys, threading
-threading.Thread(target=threading.Event().wait, daemon=True).start()
-allow = ctypes.create_string_buffer(struct.pack("HBBI", 6, 0, 0, 0x7fff0000))
-program = ctypes.create_string_buffer(struct.pack("HxxxxxxP", 1, ctypes.addressof(allow)))
-if ctypes.CDLL(None).prctl(22, 2, program, 0, 0):
-    sys.exit("no filter")
-sys.argv = ["server", "{PORT}", "1", "{MAPPED}"]
-runpy.run_path("{SERVER}", run_name="__main__")
-"""
-
-
-async def test_one_thread_that_no_filter_is_on_is_enough(node: Node, callers: Callers, tmp_path: Path) -> None:
-    """It is told from threads whose filter the image keeps at their process's first one."""
-    plain = dataclasses.replace(request([str(PYTHON), "-c", HALF_FILTERED]), name="half")
-    async with container(tmp_path / "two", callers.folder, filtered=False):
-        place = Container(await callers.next(), IMAGE, ADDRESS)
-        captured = await node.capture(plain, nothing, Phases(), place.open)
-        await place.close()
-    async with container(tmp_path / "three", callers.folder):
-        with pytest.raises(RestoreFailed, match="no seccomp filter"):
-            await node.restore_into(Container(await callers.next(), IMAGE, ADDRESS), "half", captured.snapshot, Phases())
-
-
 async def test_a_snapshot_of_a_container_goes_nowhere_else(node: Node) -> None:
     with pytest.raises(RestoreFailed, match="into pods only"):
         await node.restorer.restore(snapshot_of(node), Phases())
@@ -348,129 +287,6 @@ async def test_a_moved_control_directory_is_an_error(callers: Callers, tmp_path:
         two.execute("sh", "-c", "mv /run/zerowake /run/away && ln -s /etc /run/zerowake")
         with pytest.raises(ContainerError, match="/run/zerowake/control"):
             await Container(await callers.next(), IMAGE, ADDRESS).open()
-
-
-async def test_a_program_with_libraries_is_never_run_inside(callers: Callers, tmp_path: Path) -> None:
-    async with container(tmp_path / "two", callers.folder):
-        place = await Container(await callers.next(), IMAGE, ADDRESS).open()
-        with pytest.raises(ContainerError, match="linked dynamically"):
-            await place.spawn([shutil.which("sleep") or "", "1"], {}, "/", [])
-
-
-RESTRICTED = {"user": 1000, "groups": [2000], "capabilities": [], "read_only": True, "empty_dirs": ["/tmp"]}
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        pytest.param({"capabilities": []}, id="root without capabilities"),
-        pytest.param({"capabilities": ["CAP_NET_BIND_SERVICE"]}, id="root that may listen on any port"),
-        pytest.param({"user": 1000, "capabilities": []}, id="runAsUser"),
-        pytest.param({"user": 1000}, id="runAsUser with the runtime's capabilities"),
-        pytest.param({"groups": [2000, 3000], "capabilities": []}, id="fsGroup"),
-        pytest.param(RESTRICTED, id="restricted"),
-    ],
-)
-async def test_engines_with_few_rights(node: Node, callers: Callers, tmp_path: Path, options: dict[str, Any]) -> None:
-    """Taken in one container and restored into the next as its user, with none of the agent's rights."""
-    if options.get("user") and not has_resource_capability():
-        pytest.skip("CRIU needs CAP_SYS_RESOURCE to read the limits of another user's process, and this machine's root has none")
-    volatile = options.get("empty_dirs", [])
-    words = [str(PYTHON), str(SERVER), str(PORT), "8", str(MAPPED), "--child"]
-    async with container(tmp_path / "two", callers.folder, **options):
-        place = Container(await callers.next(), IMAGE, ADDRESS, volatile)
-        captured = await node.capture(dataclasses.replace(request(words), name="other"), nothing, Phases(), place.open)
-        await place.close()
-    async with container(tmp_path / "three", callers.folder, **options):
-        place = Container(await callers.next(), IMAGE, ADDRESS, volatile)
-        replica = await node.restore_into(place, "other", captured.snapshot, Phases())
-        hosts = place.host_pids()
-        for process in captured.snapshot.manifest.processes:
-            assert rights(hosts[process.pid]) == rights(place.pid)
-        user = options.get("user", 0)
-        assert f"Uid:\t{user}\t{user}\t{user}\t{user}" in rights(place.pid)
-        assert captured.snapshot.manifest.canary
-        assert await answer_of(replica.engine) == json.loads(captured.snapshot.manifest.canary.answer)
-
-
-async def test_another_user_s_process_is_refused_in_words_where_its_limits_cannot_be_read(
-    node: Node, callers: Callers, tmp_path: Path
-) -> None:
-    if has_resource_capability():
-        pytest.skip("this machine's root has CAP_SYS_RESOURCE, and reads everybody's limits")
-    words = [str(PYTHON), str(SERVER), str(PORT), "1", str(MAPPED)]
-    async with container(tmp_path / "two", callers.folder, user=1000, capabilities=[]):
-        place = Container(await callers.next(), IMAGE, ADDRESS)
-        with pytest.raises(CriuError, match=r"runs as user 1000, group 1000.* CAP_SYS_RESOURCE"):
-            await node.capture(dataclasses.replace(request(words), name="other"), nothing, Phases(), place.open)
-
-
-def has_resource_capability() -> bool:
-    effective = next(line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("CapEff"))
-    return bool(int(effective, 16) & CAP_SYS_RESOURCE)
-
-
-@pytest.mark.parametrize("empty_dirs", [(), ("/tmp",)])
-async def test_a_root_that_cannot_be_written(node: Node, callers: Callers, tmp_path: Path, empty_dirs: tuple[str, ...]) -> None:
-    """As hardening guides ask for it, with and without an emptyDir for temporary files."""
-    plain = dataclasses.replace(request([str(PYTHON), str(SERVER), str(PORT), "8", str(MAPPED), "--child"]), name="hard")
-    async with container(tmp_path / "two", callers.folder, read_only=True, empty_dirs=empty_dirs):
-        place = Container(await callers.next(), IMAGE, ADDRESS, empty_dirs)
-        captured = await node.capture(plain, nothing, Phases(), place.open)
-        await place.close()
-    async with container(tmp_path / "three", callers.folder, read_only=True, empty_dirs=empty_dirs):
-        place = Container(await callers.next(), IMAGE, ADDRESS, empty_dirs)
-        replica = await node.restore_into(place, "hard", captured.snapshot, Phases())
-        assert captured.snapshot.manifest.canary
-        assert await answer_of(replica.engine) == json.loads(captured.snapshot.manifest.canary.answer)
-
-
-# It keeps a file open, another one in reach, a folder to stand in and a file that it maps, all of it in /var/cache.
-IN_VOLUME = f"cp {MAPPED} /var/cache/map && mkdir /var/cache/work && cd /var/cache/work && echo kept >../kept && ln -s kept ../link && "
-
-
-async def test_an_empty_dir_that_only_the_engine_has_is_carried(node: Node, callers: Callers, tmp_path: Path) -> None:
-    server = f"{IN_VOLUME} exec {PYTHON} {SERVER} {PORT} 8 /var/cache/map 3>>/var/cache/log"
-    plain = dataclasses.replace(request(["/bin/sh", "-c", server]), name="other")
-    async with container(tmp_path / "two", callers.folder, read_only=True, empty_dirs=["/var/cache"]):
-        place = Container(await callers.next(), IMAGE, ADDRESS, ["/var/cache"])
-        captured = await node.capture(plain, nothing, Phases(), place.open)
-        await place.close()
-    async with container(tmp_path / "three", callers.folder, read_only=True, empty_dirs=["/var/cache"]) as three:
-        three.execute("sh", "-c", "echo new >/var/cache/kept")
-        place = Container(await callers.next(), IMAGE, ADDRESS, ["/var/cache"])
-        replica = await node.restore_into(place, "other", captured.snapshot, Phases())
-        assert captured.snapshot.manifest.canary
-        assert await answer_of(replica.engine) == json.loads(captured.snapshot.manifest.canary.answer)
-        assert three.execute("cat", "/var/cache/link") == "new\n", "what another has put there stays"
-
-
-async def test_a_volume_that_is_too_large_is_not_carried(
-    node: Node, callers: Callers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It is said where an engine does not need it, and refused where it does."""
-    monkeypatch.setattr(overlay, "MAX_BYTES", 1 << 21)
-    server = f"cat {MAPPED} {MAPPED} >/var/cache/much; exec {PYTHON} {SERVER} {PORT} 8"
-    for name, words, mapped in (("other", "", MAPPED), ("third", r"uses /var/cache/much in an emptyDir.* more than", "/var/cache/much")):
-        async with container(tmp_path / name, callers.folder, empty_dirs=["/var/cache"]):
-            place = Container(await callers.next(), IMAGE, ADDRESS, ["/var/cache"])
-            taking = node.capture(
-                dataclasses.replace(request(["/bin/sh", "-c", f"{server} {mapped}"]), name=name), nothing, Phases(), place.open
-            )
-            if words:
-                with pytest.raises(ContainerError, match=words):
-                    await taking
-            else:
-                await taking
-                assert place.left_behind == ["/var/cache"]
-
-
-async def test_files_of_a_volume_that_others_fill_are_not_there_in_the_next_pod(node: Node, callers: Callers, tmp_path: Path) -> None:
-    async with container(tmp_path / "two", callers.folder):
-        place = Container(await callers.next(), IMAGE, ADDRESS, ["/var/cache"], ["/var/cache"])
-        server = f"cp {MAPPED} /var/cache/map && exec {PYTHON} {SERVER} {PORT} 8 /var/cache/map"
-        with pytest.raises(ContainerError, match=r"uses /var/cache/map in an emptyDir \(/var/cache\), which other containers"):
-            await node.capture(dataclasses.replace(request(["/bin/sh", "-c", server]), name="other"), nothing, Phases(), place.open)
 
 
 async def test_what_was_written_is_not_laid_out_where_nothing_can_be(node: Node, callers: Callers, tmp_path: Path) -> None:

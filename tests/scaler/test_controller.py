@@ -461,3 +461,35 @@ async def test_a_conflict_is_looked_at_again(world: World) -> None:
     await world.snapshot()
     await world.says(CAPTURED, DIGEST)
     await until(lambda: world.status().get("digest") == DIGEST)
+
+
+async def test_a_secret_that_changes_is_captured_anew(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("scaler.kubernetes.controller._CONTENTS_SECONDS", 0.1)
+    key = {"name": "KEY", "valueFrom": {"secretKeyRef": {"name": "keys", "key": "api"}}}
+    engine = {"name": "engine", "image": "engine:1", "env": [key]}
+    await world.api.put("secrets", {"metadata": {"name": "keys", "namespace": "tenant"}, "data": {"api": "b25l"}})
+    await world.snapshot(template={"spec": {"containers": [engine]}})
+    await world.says(CAPTURED, DIGEST)
+    world.agents["n0"].has("tenant", "chat", DIGEST)
+    await until(lambda: world.status().get("phase") == "Ready" and not world.pods())
+    assert world.condition("StaleEnvironment")[:2] == ("True", "Implicit")
+    await world.api.change("secrets", "tenant", "keys", {"data": {"api": "dHdv"}})
+    await until(world.pods)
+    await until(lambda: world.status().get("phase") == "Capturing")
+    first = world.pods()[0]["metadata"]["uid"]
+    await world.api.change("secrets", "tenant", "keys", {"data": {"api": "dGhyZWU="}})
+    await until(lambda: world.pods() and world.pods()[0]["metadata"]["uid"] != first)  # that one has the old one in its environment
+    await world.says(CAPTURED, OTHER)
+    world.agents["n0"].has("tenant", "chat", OTHER)
+    await until(lambda: world.status().get("phase") == "Ready" and not world.pods())
+    assert world.status()["digest"] == OTHER
+
+
+async def test_a_template_that_names_its_own_pod_is_refused_until_that_is_allowed(world: World) -> None:
+    address = {"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}
+    await world.snapshot(template={"spec": {"containers": [{"name": "engine", "image": "engine:1", "env": [address]}]}})
+    await until(lambda: world.condition("Captured")[1] == "TemplateRefused")
+    assert "POD_IP (status.podIP)" in world.condition("Ready")[2] and not world.pods()
+    await world.api.change("modelsnapshots", "tenant", "chat", {"spec": {"staleEnvironment": "allowed"}})
+    await until(world.pods)
+    assert world.pods()[0]["metadata"]["annotations"]["zerowake.dev/stale-environment"] == "allowed"

@@ -94,6 +94,7 @@ class Asked:
     filtered: bool = True  # under the agent's seccomp profile, as pods are
     read_only: bool = False  # its root
     empty_dirs: Sequence[str] = ()  # where a fresh one is mounted
+    env: Sequence[str] = ()  # beside what every container has
 
 
 @contextlib.asynccontextmanager
@@ -200,7 +201,7 @@ def _specification(name: str, folder: Path, placeholder: Path, command: Sequence
             "terminal": False,
             "user": {"uid": asked.user, "gid": asked.user, "additionalGids": list(asked.groups)},
             "args": [*command] if asked.bare else ["/run/zerowake/bin/zerowake-placeholder", "--", *command],
-            "env": [f"PATH={os.environ['PATH']}", "SNAPSHOT_CONTROL_DIR=/run/zerowake/control"],
+            "env": [f"PATH={os.environ['PATH']}", "SNAPSHOT_CONTROL_DIR=/run/zerowake/control", *asked.env],
             "cwd": "/",
             "capabilities": {kind: list(asked.capabilities) for kind in ("bounding", "effective", "permitted")},
             "noNewPrivileges": True,
