@@ -2,7 +2,7 @@
 
 A task that nobody awaits takes its error with it, and the program goes on without what the task did. `beside` ties the two together: an
 error of the work ends the block and is raised from it, as if it had happened there. For work on one thing of many, whose failure must not
-end the others, `told` says what ended instead.
+end the others, `told` says what ended instead; and what must go on in spite of a bug is `kept`.
 """
 
 from __future__ import annotations
@@ -10,8 +10,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
+
+from zerowake_shared.backoff import Backoff
+
+_FIRST_PAUSE, _LAST_PAUSE = 0.5, 30.0
 
 
 @contextlib.asynccontextmanager
@@ -27,6 +31,20 @@ async def beside(work: Coroutine[Any, Any, None], name: str) -> AsyncIterator[as
     except BaseExceptionGroup as failed:
         # One of them failed, and took the other along: what matters is the first.
         raise failed.exceptions[0] from failed.exceptions[0].__cause__
+
+
+async def kept(work: Callable[[], Coroutine[Any, Any, None]], name: str, log: logging.Logger) -> None:
+    """Does the work until it returns; where it ends by an error, that is logged, and it is begun again after a pause."""
+    backoff = Backoff(_FIRST_PAUSE, _LAST_PAUSE)
+    while True:
+        try:
+            await work()
+        except Exception:  # whatever it is: without the work the program would go on and be wrong
+            pause = backoff.next()
+            log.exception("%s: ended by a bug, and is begun again in %.1f s", name, pause)
+            await asyncio.sleep(pause)
+        else:
+            return
 
 
 def told(task: asyncio.Task[Any], log: logging.Logger) -> None:

@@ -13,11 +13,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import logging
 import mmap
 import os
 import threading
 
 from restore_agent.drivers.meminfo import available_memory
+from zerowake_shared.background import told
 
 _MARGIN = 1.25  # the fill takes whole huge pages where the image has gaps
 _SHARE = 4  # at most a quarter of what is available
@@ -27,6 +29,7 @@ _STEP = 2 << 20  # bytes touched at a time: the process cannot map anything mean
 _HUGE = 2 << 20
 _MADV_POPULATE_WRITE = 23
 _libc = ctypes.CDLL(None, use_errno=True)
+_LOG = logging.getLogger("zerowake.agent")
 
 
 class Headroom:
@@ -74,6 +77,7 @@ class Headroom:
     def _refill_after(self, pause: float) -> None:
         self._stop = threading.Event()
         self._refill = asyncio.create_task(self._take(pause, self._stop), name="headroom")
+        told(self._refill, _LOG)
 
     async def _take(self, pause: float, stop: threading.Event) -> None:
         await asyncio.sleep(pause)

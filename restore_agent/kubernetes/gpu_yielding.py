@@ -25,6 +25,7 @@ from gpumem.wire.errors import GpumemError
 from restore_agent.kubernetes.node_pods import NodePods
 from restore_agent.kubernetes.pod import Pod
 from zerowake_shared.background import beside
+from zerowake_shared.pod_contract import CAPTURE, SNAPSHOT
 
 SOCKET = Path("pod-resources/kubelet.sock")  # in the kubelet's folder
 _FAST_SECONDS = 0.02  # between two looks while a pod waits for its devices
@@ -38,13 +39,10 @@ _YIELDED = Gauge("zerowake_yielded_devices", "GPUs that were given back because 
 class GpuYielding:
     """Which of gpumem's devices are another's now, and what is to be held of them again. Use `async with GpuYielding.watching(…)`."""
 
-    def __init__(
-        self, node_pods: NodePods, kubelet: podresources_pb2_grpc.PodResourcesListerAsyncStub, gpumem: Path, ours: str, note: Path
-    ) -> None:
+    def __init__(self, node_pods: NodePods, kubelet: podresources_pb2_grpc.PodResourcesListerAsyncStub, gpumem: Path, note: Path) -> None:
         self._node_pods = node_pods
         self._kubelet = kubelet
         self._gpumem = gpumem
-        self._ours = ours
         self._note = note
         self._before: dict[str, int] = json.loads(note.read_text()) if note.exists() else {}  # device → bytes that it held
         self._look = asyncio.Event()
@@ -53,12 +51,12 @@ class GpuYielding:
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def watching(cls, node_pods: NodePods, kubelet: Path, gpumem: Path, ours: str, state: Path) -> AsyncIterator[None]:
-        """`kubelet`: its folder. `gpumem`: its socket. `ours`: label of the pods that gpumem lends to. `state`: the agent's folder."""
+    async def watching(cls, node_pods: NodePods, kubelet: Path, gpumem: Path, state: Path) -> AsyncIterator[None]:
+        """`kubelet`: its folder. `gpumem`: its socket. `state`: the agent's folder."""
         options = [("grpc.default_authority", "localhost")]
         async with grpc.aio.insecure_channel(f"unix:{kubelet / SOCKET}", options=options) as channel:
             stub = podresources_pb2_grpc.PodResourcesListerStub(channel)
-            yielding = cls(node_pods, stub, gpumem, ours, state / "yielded.json")
+            yielding = cls(node_pods, stub, gpumem, state / "yielded.json")
             node_pods.on_change(yielding._changed)
             async with beside(yielding._run(), "GPU yielding"):
                 yield
@@ -68,7 +66,7 @@ class GpuYielding:
         if gone or pod.is_leaving:
             self._waiting.pop(uid, None)
             self._look.set()
-        elif _wants_devices(pod) and uid not in self._waiting and not self._is_ours(pod):
+        elif _wants_devices(pod) and uid not in self._waiting and not _is_ours(pod):
             self._waiting[uid] = asyncio.get_running_loop().time() + _PATIENCE_SECONDS
             self._look.set()
 
@@ -100,7 +98,7 @@ class GpuYielding:
             pod = pods.get((entry.namespace, entry.name))
             if devices and pod:
                 self._waiting[pod.metadata.uid] = 0.0
-            if pod is None or not self._is_ours(pod):
+            if pod is None or not _is_ours(pod):
                 found |= devices
         return found
 
@@ -131,8 +129,10 @@ class GpuYielding:
             self._before.pop(device, None)
         await asyncio.to_thread(self._note.write_text, json.dumps(self._before))
 
-    def _is_ours(self, pod: Pod) -> bool:
-        return bool(pod.metadata.labels.get(self._ours))
+
+def _is_ours(pod: Pod) -> bool:
+    """One that gpumem lends to: its engine is restored, or started to be captured, for which it has the other label in that one's place."""
+    return any(pod.metadata.labels.get(label) for label in (SNAPSHOT, CAPTURE))
 
 
 def _wants_devices(pod: Pod) -> bool:

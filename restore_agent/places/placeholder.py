@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import logging
 import os
 import shutil
 import signal
@@ -22,6 +23,7 @@ from typing import TypeVar
 import zerowake_native
 
 from restore_agent.errors import AgentError
+from zerowake_shared.background import kept, told
 
 DEFAULT_FOLDER = Path("/run/zerowake/placeholder")
 PROGRAM, SOCKET = "zerowake-placeholder", "agent.sock"
@@ -31,6 +33,7 @@ _MAX_MESSAGE = 1 << 18
 _MAX_GREETING = 64  # callers that have not said who they are; later ones wait in the kernel
 _KEPT_EXITS = 256  # of children that nobody asked about
 _T = TypeVar("_T")
+_LOG = logging.getLogger("zerowake.agent")
 
 
 class PlaceholderError(AgentError):
@@ -205,16 +208,52 @@ async def listening(folder: Path, called: Callable[[Placeholder], Awaitable[None
     ours = path.stat().st_ino
     path.chmod(0o666)  # a container runs as any user; who it is comes from its pid
     listener.listen(_MAX_GREETING)
-    greetings: set[asyncio.Task[None]] = set()
-    room = asyncio.Semaphore(_MAX_GREETING)
+    reception = _Reception(listener, called)
+    accepting = asyncio.create_task(kept(reception.accept, "placeholders", _LOG), name="placeholders")
+    try:
+        yield
+    finally:
+        for task in (accepting, *reception.greetings):
+            task.cancel()
+        await asyncio.gather(accepting, *reception.greetings, return_exceptions=True)
+        listener.close()
+        with contextlib.suppress(FileNotFoundError):
+            if path.stat().st_ino == ours:  # and not the next agent's
+                path.unlink()
 
-    async def greet(connection: socket.socket) -> None:
+
+class _Reception:
+    """Takes calls, a few at a time: a caller that says nothing must not keep the others waiting."""
+
+    def __init__(self, listener: socket.socket, called: Callable[[Placeholder], Awaitable[None]]) -> None:
+        self.greetings: set[asyncio.Task[None]] = set()
+        self._listener = listener
+        self._called = called
+        self._room = asyncio.Semaphore(_MAX_GREETING)
+
+    async def accept(self) -> None:
+        """For ever. Raises OSError: no descriptor is left, for one; those that call wait in line."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._room.acquire()
+            try:
+                connection, _ = await loop.sock_accept(self._listener)
+            except BaseException:
+                self._room.release()
+                raise
+            connection.setblocking(False)
+            task = asyncio.create_task(self._greet(connection), name="a placeholder calls")
+            told(task, _LOG)
+            self.greetings.add(task)
+            task.add_done_callback(self.greetings.discard)
+
+    async def _greet(self, connection: socket.socket) -> None:
         try:
             pid = struct.unpack("iII", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
             placeholder = Placeholder(connection, pid)
         except OSError:
             connection.close()
-            room.release()
+            self._room.release()
             return
         try:
             await placeholder.greeted()
@@ -224,30 +263,8 @@ async def listening(folder: Path, called: Callable[[Placeholder], Awaitable[None
                 raise
             return
         finally:
-            room.release()
-        await called(placeholder)
-
-    async def accept() -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            await room.acquire()
-            connection, _ = await loop.sock_accept(listener)
-            connection.setblocking(False)
-            task = asyncio.create_task(greet(connection), name="a placeholder calls")
-            greetings.add(task)
-            task.add_done_callback(greetings.discard)
-
-    accepting = asyncio.create_task(accept(), name="placeholders")
-    try:
-        yield
-    finally:
-        for task in (accepting, *greetings):
-            task.cancel()
-        await asyncio.gather(accepting, *greetings, return_exceptions=True)
-        listener.close()
-        with contextlib.suppress(FileNotFoundError):
-            if path.stat().st_ino == ours:  # and not the next agent's
-                path.unlink()
+            self._room.release()
+        await self._called(placeholder)
 
 
 def _install(folder: Path) -> None:

@@ -22,7 +22,6 @@ from restore_agent.places.placeholder import listening
 from restore_agent.programs.main import CannotRun
 from restore_agent.sequences.node import Node
 from zerowake_shared.kubernetes.errors import ClusterError
-from zerowake_shared.pod_contract import SNAPSHOT
 
 _LOG = logging.getLogger("zerowake.agent")
 
@@ -45,7 +44,7 @@ async def serve_pods(kubernetes: Kubernetes, node: Node) -> None:
         async with (
             pods_served(node, kubernetes.placeholder, kubernetes.cri) as node_pods,
             nri.plugged(kubernetes.nri, injected(kubernetes.placeholder, gpumem)),
-            GpuYielding.watching(node_pods, kubernetes.kubelet, gpumem, SNAPSHOT, node.store.state),
+            GpuYielding.watching(node_pods, kubernetes.kubelet, gpumem, node.store.state),
         ):
             _LOG.info("pods of node %s are restored into", node.name)
             await asyncio.Event().wait()

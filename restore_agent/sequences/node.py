@@ -32,7 +32,7 @@ from restore_agent.sequences.staging import NoMemory, Staging
 from restore_agent.sequences.standby import Standbys
 from restore_agent.snapshots.manifest import EngineRecord
 from restore_agent.snapshots.store import Corrupt, NotFound, Snapshot, Store
-from zerowake_shared.background import told
+from zerowake_shared.background import kept
 from zerowake_shared.huge_pages import HugePages
 
 _KDAT = "criu.kdat"  # CRIU's kernel probe, kept in memory: it must not outlive a boot
@@ -120,11 +120,9 @@ class Node:
             node = cls(name, store, memory, weights, await _working_criu(sandboxes), observer)
             await node._look_at_gpus()
             watching = [
-                asyncio.create_task(node._yield_to_pressure(), name="memory pressure"),
-                asyncio.create_task(node._watch_memory(), name="weights and GPUs"),
+                asyncio.create_task(kept(node._yield_to_pressure, "memory pressure", _LOG), name="memory pressure"),
+                asyncio.create_task(kept(node._watch_memory, "weights and GPUs", _LOG), name="weights and GPUs"),
             ]
-            for task in watching:
-                told(task, _LOG)
             try:
                 yield node
             finally:

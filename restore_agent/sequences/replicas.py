@@ -14,6 +14,7 @@ from restore_agent.engine.engine import Engine, EngineError
 from restore_agent.errors import AgentError, ErrorKind
 from restore_agent.sequences.phases import Phases
 from restore_agent.snapshots.store import Snapshot
+from zerowake_shared.background import told
 
 _HEALTH_PAUSE = 1.0  # seconds before a restored replica is asked for its health: its first request has come, and goes first
 _LOG = logging.getLogger("zerowake.agent")
@@ -93,7 +94,8 @@ class Replicas:
         replica = Replica(name, model, snapshot, origin, engine, detail=detail, phases=phases.done(), namespace=namespace)
         engine.output.name = replica.id
         self._live[replica.id] = replica
-        self._watchers[replica.id] = asyncio.create_task(self._watch(replica))
+        self._watchers[replica.id] = asyncio.create_task(self._watch(replica), name=f"replica {replica.id}")
+        told(self._watchers[replica.id], _LOG)
         self._changed(replica)
         return replica
 

@@ -102,7 +102,8 @@ class Staging:
         staged = self._staged.get(snapshot.digest)
         if staged is None:
             staged = self._staged[snapshot.digest] = Staged(snapshot, self._memory / snapshot.digest)
-            task = asyncio.create_task(self._stage(staged))
+            task = asyncio.create_task(self._stage(staged), name=f"staging of {snapshot}")
+            told(task, _LOG)
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
         staged.users += 1

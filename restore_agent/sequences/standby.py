@@ -12,11 +12,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from restore_agent.engine.engine import Engine
 from restore_agent.snapshots.store import Snapshot
+from zerowake_shared.background import told
+
+_LOG = logging.getLogger("zerowake.agent")
 
 
 @dataclass(eq=False)
@@ -54,6 +58,7 @@ class Standbys:
             raise ValueError(f"snapshot {standby.snapshot} has a standby already")
         self._kept[digest] = standby
         self._watchers[digest] = asyncio.create_task(self._watch(standby, keep_seconds), name=f"standby of {standby.snapshot}")
+        told(self._watchers[digest], _LOG)
         self._changed(standby.snapshot)
 
     def take(self, digest: str) -> Standby | None:

@@ -13,6 +13,7 @@ import socket
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator
 
 from zerowake_shared.address import Address
+from zerowake_shared.background import kept
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +73,8 @@ async def looked_up(names: Collection[str]) -> AsyncIterator[Addresses]:
 
     await asyncio.gather(*map(look_up, found))
     addresses.set(fixed.union(*found.values()))
-    task = asyncio.create_task(again_and_again(), name=f"looking up {', '.join(names)}")
+    what = f"looking up {', '.join(names)}"
+    task = asyncio.create_task(kept(again_and_again, what, log), name=what)
     try:
         yield addresses
     finally:

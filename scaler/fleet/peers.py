@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import math
 import random
@@ -30,6 +31,7 @@ from scaler.books.ledger import Ledger
 from scaler.fleet.addresses import Addresses
 from scaler.fleet.member import Hearing, Member
 from zerowake_shared.address import Address
+from zerowake_shared.background import kept
 from zerowake_shared.backoff import Backoff
 from zerowake_shared.clock import SYSTEM_CHANCE, SYSTEM_CLOCK, Clock, token
 from zerowake_shared.listening import PINGS_WELCOME, listen
@@ -260,7 +262,8 @@ class Peers(pb_grpc.PeersServicer):
                 self._forget(address, peer)
         for address in addresses - self._peers.keys():
             peer = self._peers[address] = _Peer()
-            peer.task = asyncio.create_task(self._follow(address, peer), name=f"following the peer at {address}")
+            name, follow = f"following the peer at {address}", functools.partial(self._follow, address, peer)
+            peer.task = asyncio.create_task(kept(follow, name, log), name=name)
         self._members_changed()
 
     def _members_changed(self) -> None:

@@ -30,7 +30,7 @@ from scaler.books.ledger import Ledger
 from scaler.books.places import Granted, PlaceBook
 from scaler.fleet.member import Hearing, Member
 from scaler.fleet.peers import Peers
-from zerowake_shared.background import told
+from zerowake_shared.background import kept, told
 from zerowake_shared.backoff import Backoff
 from zerowake_shared.clock import SYSTEM_CLOCK, Clock
 from zerowake_shared.tls import BadCertificate
@@ -243,8 +243,8 @@ class SharedPlaces:
             self._unknown = set() if goes_on else {each.address for each in members}
         else:
             address = next(each.address for each in members if each.instance == keeper)
-            self._link = asyncio.create_task(self._ask(address), name=f"places from the peer at {address}")
-            told(self._link, log)
+            name = f"places from the peer at {address}"
+            self._link = asyncio.create_task(kept(lambda: self._ask(address), name, log), name=name)
         log.info("the gateway that hands out places is %s", "this one" if keeper == self._me else f"at {address}")
         for model in self._ledger.models():
             self._wants.pop(model, None)

@@ -29,6 +29,7 @@ from scaler.books.fairness import FairQueue, Priority
 from scaler.books.ledger import Ledger, QueueFull
 from scaler.gateway.places import Places, WholeReplicas
 from scaler.gateway.upstream import Endpoint, Upstream
+from zerowake_shared.background import told
 from zerowake_shared.backoff import Backoff
 
 __all__ = ["Backend", "Dispatcher", "Endpoint", "Hold", "Member", "NoReplica"]
@@ -427,6 +428,7 @@ class Dispatcher:
 
     def _background(self, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
+        told(task, log)
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
         return task

@@ -15,6 +15,7 @@ Rejected: a subscription and a timer for every stream.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import math
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ from scaler.books.activation import Activations
 from scaler.books.activity import Activity
 from scaler.books.demand import DemandReader, Subscription, UnknownModel
 from scaler.keda.metrics import PUSH_SECONDS, PUSHES
+from zerowake_shared.background import kept
 from zerowake_shared.clock import SYSTEM_CLOCK, Clock
 
 log = logging.getLogger(__name__)
@@ -113,7 +115,8 @@ class Push:
         listeners = self._listeners.get(model)
         if listeners is None:
             listeners = self._listeners[model] = _Listeners()
-            listeners.task = asyncio.create_task(self._follow(model, listeners), name=f"demand of {model} for KEDA")
+            follow, name = functools.partial(self._follow, model, listeners), f"demand of {model} for KEDA"
+            listeners.task = asyncio.create_task(kept(follow, name, log), name=name)
         listeners.streams.add(stream)
         if not self.starved(model):
             # That demand ended before any stream could tell KEDA of it: the next push is for another one, and is not timed from it.

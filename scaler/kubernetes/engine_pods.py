@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Protocol
@@ -26,7 +27,7 @@ from scaler.kubernetes.declarations import Models
 from scaler.kubernetes.engine_pod import EngineContainer, EnginePod
 from scaler.kubernetes.resources import ModelSnapshot
 from zerowake_shared import pod_contract
-from zerowake_shared.background import told
+from zerowake_shared.background import kept
 from zerowake_shared.backoff import Backoff
 
 log = logging.getLogger(__name__)
@@ -173,9 +174,8 @@ class EnginePods:
             return
         snapshot = self._snapshot(pod)
         path = pod.metadata.annotations.get(pod_contract.HEALTH) or (snapshot.spec.health_path if snapshot else "")
-        task = asyncio.create_task(self._look(pod, backend, path), name=f"health of {backend.id}")
-        self._looks[backend.id] = task
-        told(task, log)
+        look, name = functools.partial(self._look, pod, backend, path), f"health of {backend.id}"
+        self._looks[backend.id] = asyncio.create_task(kept(look, name, log), name=name)
 
     async def _look(self, pod: EnginePod, backend: Backend, path: str) -> None:
         backoff = Backoff(_FIRST_LOOK_SECONDS, _LAST_LOOK_SECONDS)

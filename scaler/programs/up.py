@@ -35,6 +35,7 @@ from scaler.programs.wiring import wire
 from scaler.view.metrics import LedgerCollector, serve_metrics
 from scaler.view.status import serve_status
 from zerowake_shared.address import Address
+from zerowake_shared.background import kept
 from zerowake_shared.backoff import Backoff
 from zerowake_shared.clock import SYSTEM_CLOCK
 from zerowake_shared.tls import TlsFiles
@@ -92,7 +93,7 @@ async def up(config: Config) -> None:
 @contextlib.asynccontextmanager
 async def _agent(config: Config) -> AsyncIterator[None]:
     """Keeps a restore agent running in a process of its own until the block ends."""
-    task = asyncio.create_task(_keep_agent(config), name="restore agent")
+    task = asyncio.create_task(kept(lambda: _keep_agent(config), "restore agent", log), name="restore agent")
     try:
         yield
     finally:

@@ -22,7 +22,6 @@ from tests.worlds.gpumem_server import Served, served
 from tests.worlds.waiting import until
 
 RESERVE = 64 << 20
-OURS = "zerowake.dev/snapshot"
 
 
 class Kubelet(podresources_pb2_grpc.PodResourcesListerServicer):
@@ -89,7 +88,7 @@ async def kubelet(tmp_path: Path) -> AsyncIterator[Kubelet]:
 @contextlib.asynccontextmanager
 async def yielding(pods: Pods, gpumem: Served, folder: Path) -> AsyncIterator[None]:
     watched: Any = pods
-    async with GpuYielding.watching(watched, folder / "kubelet", gpumem.socket, OURS, folder):
+    async with GpuYielding.watching(watched, folder / "kubelet", gpumem.socket, folder):
         yield
 
 
@@ -114,11 +113,12 @@ async def test_a_device_of_another_s_pod_is_given_back_until_that_pod_goes(kubel
         await until(lambda: json.loads((tmp_path / "yielded.json").read_text()) == {})
 
 
-async def test_a_pod_of_ours_lends_from_gpumem_and_takes_nothing(kubelet: Kubelet, gpumem: Served, tmp_path: Path) -> None:
+@pytest.mark.parametrize("label", ["zerowake.dev/snapshot", "zerowake.dev/capture"])
+async def test_a_pod_of_ours_lends_from_gpumem_and_takes_nothing(kubelet: Kubelet, gpumem: Served, tmp_path: Path, label: str) -> None:
     pods = Pods()
     before = wanted(gpumem)
     kubelet.devices["other", "ours"] = "host"
-    pods.comes("ours", {OURS: "chat"})
+    pods.comes("ours", {label: "chat"})
     async with yielding(pods, gpumem, tmp_path):
         await until(lambda: kubelet.asked)
         pods.comes("stranger", {})

@@ -37,6 +37,28 @@ async def test_a_placeholder_that_is_gone_says_so(callers: Callers, tmp_path: Pa
             await Container(placeholder, "sha256:0123", "10.1.2.3").open()
 
 
+async def test_callers_are_heard_when_descriptors_are_there_again(
+    callers: Callers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An agent that was deaf after one failure would leave every later pod of its node to wait."""
+    monkeypatch.setattr("zerowake_shared.background._FIRST_PAUSE", 0.05)
+    loop = asyncio.get_running_loop()
+    accept, failures = loop.sock_accept, 3
+
+    async def fails(listener: socket.socket) -> object:
+        nonlocal failures
+        if failures:
+            failures -= 1
+            raise OSError(24, "Too many open files")
+        return await accept(listener)
+
+    monkeypatch.setattr(loop, "sock_accept", fails)
+    for number in range(2):  # one is taken by the accept that had begun before
+        async with container(tmp_path / f"c{number}", callers.folder):
+            assert (await callers.next()).command
+    assert "Too many open files" in caplog.text
+
+
 @pytest.mark.parametrize(
     "message", [b"", b"x", b"\0" * 100, b"exited\0", b"exited\0x\0y\0", b"hello\0", b"spawned\0nan\0", b"hello" + b"\0-" * 9000]
 )

@@ -7,7 +7,7 @@ import logging
 
 import pytest
 
-from zerowake_shared.background import beside, told
+from zerowake_shared.background import beside, kept, told
 
 
 class Broken(Exception):
@@ -69,3 +69,21 @@ async def test_an_error_of_one_of_many_is_logged_by_its_name(caplog: pytest.LogC
     await asyncio.sleep(0)
     (line,) = caplog.records
     assert line.getMessage() == "pod a/b: ended by a bug: of the work" and line.exc_info
+
+
+async def test_what_is_kept_is_begun_again_after_a_bug_and_ends_when_it_returns(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zerowake_shared.background._FIRST_PAUSE", 0.01)
+    tries = 0
+
+    async def work() -> None:
+        nonlocal tries
+        tries += 1
+        if tries < 3:
+            raise Broken(f"try {tries}")
+
+    await kept(work, "following pods", logging.getLogger("test"))
+    assert tries == 3
+    assert [record.getMessage().partition(",")[0] for record in caplog.records] == ["following pods: ended by a bug"] * 2
+    assert "Broken: try 2" in caplog.text

@@ -115,6 +115,49 @@ async def test_an_odd_object_hides_no_other(api: Api, cluster: Cluster) -> None:
         assert [each.metadata.name for each in pods] == ["good"]
 
 
+async def test_an_object_that_becomes_odd_is_known_as_it_was(api: Api, cluster: Cluster) -> None:
+    """It is there still, so nobody may be told that it has gone: by a watch as by a list."""
+    await api.put("pods", pod("one"))
+    seen: list[Meta | None] = []
+    async with cluster.follow(PODS, Meta) as pods:
+        await until(pods.synced.is_set)
+        pods.on_change(lambda _, new: seen.append(new))
+        await api.change("pods", "tenant", "one", {"metadata": {"labels": {"number": 7}}})
+        await api.put("pods", pod("two"))
+        await until(lambda: pods.get("tenant", "two"))
+        api.oldest = api.version + 1  # it lists again
+        await api.cut()
+        await api.put("pods", pod("three"))
+        await until(lambda: pods.get("tenant", "three"))
+        assert pods.get("tenant", "one") and None not in seen
+
+
+async def test_a_listener_that_fails_takes_nothing_from_the_others(
+    api: Api, cluster: Cluster, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor from itself: it hears of what comes later, and of the same again at the next resync."""
+    heard: list[str] = []
+    failed: list[str] = []
+
+    def fails(_: Meta | None, new: Meta | None) -> None:
+        if new and new.metadata.name == "odd" and not failed:
+            failed.append("odd")
+            raise ZeroDivisionError("a bug")
+        heard.append(f"first {new.metadata.name if new else None}")
+
+    pods = cluster.follow(PODS, Meta)
+    pods._resync = 0.2
+    pods.on_change(fails)
+    pods.on_change(lambda _, new: heard.append(f"second {new.metadata.name if new else None}"))
+    async with pods:
+        await until(pods.synced.is_set)
+        await api.put("pods", pod("odd"))
+        await api.put("pods", pod("next"))
+        await until(lambda: "first next" in heard and "second odd" in heard)
+        await until(lambda: "first odd" in heard)
+    assert "a bug" in caplog.text
+
+
 async def test_a_dead_api_server_is_waited_for(api: Api, cluster: Cluster) -> None:
     for _ in range(3):
         api.refuse.append(("GET", "/api/v1/pods", 500, "etcdserver: no leader"))

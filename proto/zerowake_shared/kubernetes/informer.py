@@ -18,6 +18,7 @@ from typing import Generic, NamedTuple, Protocol, Self, TypeVar
 
 import msgspec
 
+from zerowake_shared.background import told
 from zerowake_shared.backoff import Backoff
 from zerowake_shared.clock import SYSTEM_CHANCE
 from zerowake_shared.kubernetes.errors import Expired
@@ -114,7 +115,9 @@ class Informer(Generic[T]):
 
     async def __aenter__(self) -> Self:
         for work in (self._follow(), self._tell_again()):
-            self._tasks.append(asyncio.create_task(work, name=f"informer of {self._resource.plural}"))
+            task = asyncio.create_task(work, name=f"informer of {self._resource.plural}")
+            told(task, log)
+            self._tasks.append(task)
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -147,21 +150,21 @@ class Informer(Generic[T]):
         for key in [key for key in self._objects if key not in found and key not in self._shown]:
             self._apply(key, None)
         for key, each in found.items():
-            self._apply(key, each)
+            if each is not None:
+                self._apply(key, each)
         self._shown -= found.keys()
         self._version = version
         self.synced.set()
 
-    async def _pages(self) -> tuple[dict[Key, T], str]:
-        """All objects, and the version from which a watch goes on."""
+    async def _pages(self) -> tuple[dict[Key, T | None], str]:
+        """All objects, and the version from which a watch goes on; None: of one that is there and cannot be read."""
         query = {**self._selectors, "limit": _PAGE}
-        found: dict[Key, T] = {}
+        found: dict[Key, T | None] = {}
         while True:
             page = await self._source.page(self._resource, self._namespace, query)
             for raw in page.items:
-                key, each = self._decode(raw)
-                if each is not None:
-                    found[key] = each
+                if (key := self._key(raw)) is not None:
+                    found[key] = self._decode(key, raw)
             if not page.next:
                 return found, page.version
             query["continue"] = page.next
@@ -177,24 +180,29 @@ class Informer(Generic[T]):
         heard = False
         async for kind, raw in self._source.watch(self._resource, self._namespace, query):
             heard = True
-            if kind != "BOOKMARK":
-                key, each = self._decode(raw)
+            if kind != "BOOKMARK" and (key := self._key(raw)) is not None:
                 if kind == "DELETED":
                     self._apply(key, None)
-                elif each is not None:
+                elif (each := self._decode(key, raw)) is not None:
                     self._apply(key, each)
             self._version = msgspec.json.decode(raw, type=_Bookmark).metadata.resource_version
         return heard
 
-    def _decode(self, raw: msgspec.Raw) -> tuple[Key, T | None]:
-        """An object that is not as declared is passed over: it must not hide all others."""
-        metadata = msgspec.json.decode(raw, type=_Identified).metadata
-        key = (metadata.namespace, metadata.name)
+    def _key(self, raw: msgspec.Raw) -> Key | None:
         try:
-            return key, self._decoder.decode(raw)
+            metadata = msgspec.json.decode(raw, type=_Identified).metadata
+        except msgspec.ValidationError as error:
+            log.error("an object among the %s has no name: %s", self._resource.plural, error)
+            return None
+        return metadata.namespace, metadata.name
+
+    def _decode(self, key: Key, raw: msgspec.Raw) -> T | None:
+        """An object that is not as declared is passed over, and known as it was: it must not hide all others."""
+        try:
+            return self._decoder.decode(raw)
         except msgspec.ValidationError as error:
             log.error("%s %s/%s is passed over, it is not as its schema says: %s", self._resource.kind, *key, error)
-            return key, None
+            return None
 
     def _apply(self, key: Key, new: T | None) -> None:
         old = self._objects.get(key)
@@ -210,7 +218,10 @@ class Informer(Generic[T]):
 
     def _tell(self, old: T | None, new: T | None) -> None:
         for callback in self._listeners:
-            callback(old, new)
+            try:
+                callback(old, new)
+            except Exception:  # of one listener, at one object: the others hear of it, and of all that comes
+                log.exception("a change among the %s was mishandled; it is told again at the next resync", self._resource.plural)
 
     async def _tell_again(self) -> None:
         while True:
