@@ -21,7 +21,7 @@ import asyncio
 import logging
 import math
 import random
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -43,6 +43,7 @@ from zerowake_shared.tls import TlsFiles, server_credentials
 
 if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[Any, Any]
+    WhyNot = Callable[[str, str], Awaitable[str]]
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +60,8 @@ class ExternalScaler(pb_grpc.ExternalScalerServicer):
     """The five RPCs over one gateway's demand, and that of the others.
 
     activity: what was told of the models' use; None: nobody else tells. owner: the namespace that a model belongs to; empty: any may scale
-    it. on_trigger: hears of each trigger that KEDA opens a stream for; on_pushed: of the model of each push that is written.
+    it. why_not: why the object of this namespace and name cannot be scaled at all; empty: it can. on_trigger: hears of each trigger
+    that KEDA opens a stream for; on_pushed: of the model of each push that is written.
     """
 
     def __init__(
@@ -74,12 +76,14 @@ class ExternalScaler(pb_grpc.ExternalScalerServicer):
         chance: random.Random = SYSTEM_CHANCE,
         activity: Activity | None = None,
         owner: Callable[[str], str] = lambda _: "",
+        why_not: WhyNot | None = None,
     ) -> None:
         self._chance = chance
         self._demand = demand
         self._activity = activity or Activity(demand)
         self._push = Push(demand, self._activity, activations, on_pushed, repeat_seconds, clock)
         self._owner = owner
+        self._why_not = why_not
         self._on_trigger = on_trigger
         self._repeat = repeat_seconds
         self._age = stream_age_seconds
@@ -163,6 +167,8 @@ class ExternalScaler(pb_grpc.ExternalScalerServicer):
     # --- what a request says
 
     async def _trigger(self, rpc: str, ref: pb.ScaledObjectRef, context: Context) -> Trigger:
+        if self._why_not and (reason := await self._why_not(ref.namespace, ref.name)):
+            await _refuse(rpc, context, grpc.StatusCode.FAILED_PRECONDITION, reason)
         try:
             return parse_trigger(ref.scalerMetadata)
         except BadTrigger as error:
@@ -230,6 +236,7 @@ async def serve_external_scaler(
     activity: Activity | None = None,
     activations: Activations | None = None,
     owner: Callable[[str], str] = lambda _: "",
+    why_not: WhyNot | None = None,
     on_trigger: Callable[[Trigger], None] | None = None,
     on_pushed: Callable[[str], None] | None = None,
     repeat_seconds: float = REPEAT_SECONDS,
@@ -245,7 +252,16 @@ async def serve_external_scaler(
         BadCertificate: `tls` cannot be used.
     """
     scaler = ExternalScaler(
-        demand, activations, on_trigger, on_pushed, repeat_seconds, stream_age_seconds, clock, activity=activity, owner=owner
+        demand,
+        activations,
+        on_trigger,
+        on_pushed,
+        repeat_seconds,
+        stream_age_seconds,
+        clock,
+        activity=activity,
+        owner=owner,
+        why_not=why_not,
     )
     server = grpc.aio.server(
         options=[

@@ -35,6 +35,7 @@ from scaler.kubernetes.pod_patch import NodeSetup
 from scaler.kubernetes.resources import NODES, Condition, Holder, Meta, ModelSnapshot, Pod, Status
 from scaler.kubernetes.snapshot_writer import SnapshotWriter
 from scaler.kubernetes.taken_names import REASON, TakenNames
+from scaler.kubernetes.unmatched import Unmatched
 from scaler.kubernetes.workqueue import WorkQueue
 from scaler.plan.policy import prefer_for_capture
 from scaler.plan.world import Node, World
@@ -68,6 +69,7 @@ async def run_controller(
     *,
     labelled: Informer[EnginePod],
     names: TakenNames,
+    unmatched: Unmatched,
     namespace: str,
     identity: str,
     lease: str = LEASE,
@@ -76,12 +78,13 @@ async def run_controller(
 
     snapshots: the running informer of all ModelSnapshots, shared with the webhook. nodes: the agents, by their streams.
     labelled: the running informer of all pods with a snapshot's label.
-    names: tells of objects that name another namespace's model. identity: this replica's own name (its pod's).
+    names, unmatched: tell of objects that name another namespace's model, and one that has no ModelSnapshot.
+    identity: this replica's own name (its pod's).
     """
     controller = Controller(cluster, snapshots, nodes, setup, labelled, names)
 
     async def work() -> None:
-        async with background.beside(names.run(), "names that are taken"):
+        async with background.beside(names.run(), "names that are taken"), background.beside(unmatched.run(), "unmatched models"):
             await controller.run()
 
     await lead(cluster, namespace, lease, identity, work)

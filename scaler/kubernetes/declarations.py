@@ -95,6 +95,23 @@ class Models:
         """The ScaledObjects that scale the model."""
         return [each for each in self._own(model) if isinstance(each, ScaledObject)]
 
+    def without_snapshot(self) -> list[tuple[ScaledObject, str]]:
+        """The ScaledObjects that count and whose model no ModelSnapshot of their namespace is of, with that model."""
+        return [
+            (each, model)
+            for model in self._owners
+            if not any(isinstance(other, ModelSnapshot) for other in self._own(model))
+            for each in self.objects(model)
+        ]
+
+    def snapshots_of(self, namespace: str) -> set[str]:
+        """The models that ModelSnapshots of the namespace are of."""
+        return {
+            model
+            for model, declared in self._declared.items()
+            if any(isinstance(each, ModelSnapshot) and each.metadata.namespace == namespace for each in declared.values())
+        }
+
     def _own(self, model: str) -> list[Declaration]:
         """The declarations that count, the oldest first."""
         owner = self.owner(model)

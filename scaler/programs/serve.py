@@ -39,10 +39,12 @@ from scaler.kubernetes.engine_pod import EnginePod
 from scaler.kubernetes.engine_pods import EnginePods
 from scaler.kubernetes.first_replica import FirstReplica
 from scaler.kubernetes.resources import ENDPOINT_SLICES, MODEL_SNAPSHOTS, REPORTER, SCALED_OBJECTS, ModelSnapshot
+from scaler.kubernetes.scaled_jobs import ScaledJobs
 from scaler.kubernetes.scaled_object import ScaledObject
 from scaler.kubernetes.surge import Surge
 from scaler.kubernetes.taken_names import TakenNames
 from scaler.kubernetes.troubles import Troubles
+from scaler.kubernetes.unmatched import Unmatched
 from scaler.kubernetes.webhook import serve_webhook
 from scaler.programs.serve_config import AgentsSection, PeersSection, ServeConfig
 from scaler.programs.stopping import stopped_by, unless
@@ -93,7 +95,7 @@ async def serve(config: ServeConfig) -> None:
         stack.push_async_callback(planner.close)
         stack.push_async_callback(Surge(ledger, cluster, models.objects).close)
         stack.push_async_callback(FirstReplica(ledger, cluster, models.objects).close)
-        snapshots, engines = await begin(_objects(cluster, models, parts, readiness))
+        snapshots, objects, engines = await begin(_objects(cluster, models, parts, readiness))
         if config.peers:
             await begin(
                 _among(peers, places, config.peers.listen, await begin(_members(cluster, config.namespace, config.peers, readiness)))
@@ -119,6 +121,7 @@ async def serve(config: ServeConfig) -> None:
                 config.agents.setup,
                 labelled=engines,
                 names=TakenNames(cluster, models),
+                unmatched=Unmatched(cluster, models),
                 namespace=config.namespace,
                 identity=identity,
             )
@@ -131,6 +134,7 @@ async def serve(config: ServeConfig) -> None:
                 activity=activity,
                 activations=activations,
                 owner=models.owner,
+                why_not=ScaledJobs(cluster, objects).why_not,
                 on_pushed=peers.pushed,
             )
             await until_stopped.enter_async_context(scaler)
@@ -171,7 +175,7 @@ class _Readiness:
 @contextlib.asynccontextmanager
 async def _objects(
     cluster: Cluster, models: Models, parts: Parts, readiness: _Readiness
-) -> AsyncIterator[tuple[Informer[ModelSnapshot], Informer[EnginePod]]]:
+) -> AsyncIterator[tuple[Informer[ModelSnapshot], Informer[ScaledObject], Informer[EnginePod]]]:
     """What users have made, followed: models as they declare them, and the pods of their engines."""
     snapshots = readiness.needs("ModelSnapshots", cluster.follow(MODEL_SNAPSHOTS, ModelSnapshot))
     objects = readiness.needs("ScaledObjects", cluster.follow(SCALED_OBJECTS, ScaledObject))
@@ -180,7 +184,7 @@ async def _objects(
     pods = EnginePods(parts.readiness, models, snapshots)
     parts.dispatcher.explained_by(Troubles(pods.of_model, models.objects, models.owner).of)
     async with snapshots, objects, pods.following(engines), engines:
-        yield snapshots, engines
+        yield snapshots, objects, engines
 
 
 @contextlib.asynccontextmanager

@@ -391,3 +391,17 @@ async def test_addresses(ledger: Ledger, tmp_path: Path) -> None:
         with pytest.raises(CannotListen, match=bound):
             async with serve_external_scaler(ledger, address=bound):
                 pass
+
+
+async def test_what_is_no_scaled_object_is_refused_with_the_reason(ledger: Ledger) -> None:
+    async def why_not(namespace: str, name: str) -> str:
+        return f"{namespace}/{name} is a ScaledJob" if name == "job" else ""
+
+    async with serving(ledger, why_not=why_not) as keda:
+        await keda.stub.IsActive(ref("chat"))
+        job = ref("chat")
+        job.name = "job"
+        for call in (keda.stub.IsActive, keda.stub.GetMetricSpec):
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await call(job)
+            assert refused.value.code() == grpc.StatusCode.FAILED_PRECONDITION and "is a ScaledJob" in (refused.value.details() or "")

@@ -176,7 +176,7 @@ async def declare(made: World) -> None:
     await made.api.put(
         "scaledobjects",
         {
-            "metadata": {"name": "m", "namespace": "tenant", "creationTimestamp": "2026-11-22T06:00:00Z"},
+            "metadata": {"name": "m-object", "namespace": "tenant", "creationTimestamp": "2026-11-22T06:00:00Z"},
             "spec": {"scaleTargetRef": {"name": "engine"}, "maxReplicaCount": 10, "triggers": [TRIGGER]},
             "status": {"scaleTargetGVKR": {"group": "apps", "version": "v1", "kind": "Deployment", "resource": "deployments"}},
         },
@@ -223,7 +223,7 @@ async def test_from_zero_without_any_keda(tmp_path: Path) -> None:
         made.node.runs(engine)
         assert [status for status, _, _ in await asyncio.gather(*asked)] == [200, 200]
         (event,) = [each for each in made.api.all("events") if each["reason"] == "ScaledWithoutKeda"]
-        assert (event["regarding"]["kind"], event["regarding"]["name"]) == ("ScaledObject", "m")
+        assert (event["regarding"]["kind"], event["regarding"]["name"]) == ("ScaledObject", "m-object")
 
 
 async def test_another_namespaces_trigger(tmp_path: Path) -> None:
@@ -231,9 +231,9 @@ async def test_another_namespaces_trigger(tmp_path: Path) -> None:
     async with world(tmp_path) as made:
         here, other = made.replicas
         await declare(made)
-        foreign = made.api.get("scaledobjects", "tenant", "m")
+        foreign = made.api.get("scaledobjects", "tenant", "m-object")
         assert foreign
-        metadata = {"name": "theirs", "namespace": "other", "creationTimestamp": "2026-11-22T07:00:00Z"}
+        metadata = {"name": "m-object", "namespace": "other", "creationTimestamp": "2026-11-22T07:00:00Z"}
         await made.api.put("scaledobjects", {**foreign, "metadata": metadata})
         async with Keda(other.keda) as keda:
             asked = here.ask()
