@@ -6,6 +6,7 @@ The ledger is what they ask (ledger.py). Who only reads is given it as a `Demand
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from types import TracebackType
@@ -30,10 +31,18 @@ class Demand:
     held: int  # requests waiting at the gateway
     in_flight: int  # requests a replica is working on
     replicas: int  # replicas that are ready, or draining
+    unreachable: int = 0  # those of them at which nothing answers: their node may be cut off
 
     @property
     def pending(self) -> int:
         return self.held + self.in_flight
+
+    def load(self, target: float) -> float:
+        """What an autoscaler is told that gives each replica `target`: one that nobody reaches has that much to itself, or it would be
+        counted on for what is pending."""
+        if not (self.pending and self.unreachable):
+            return self.pending
+        return (math.ceil(self.pending / target) + self.unreachable) * target
 
 
 class Watched:

@@ -51,6 +51,7 @@ class _Account(Watched):
         "remote_in_flight",
         "replicas",
         "turns",
+        "unreachable",
         "wanting",
         "wanting_anywhere",
     )
@@ -60,7 +61,7 @@ class _Account(Watched):
         self.name = name
         self.names: tuple[str, ...] = ()
         self.limits: ModelLimits | None = None  # None: withdrawn, kept only until its last request and replica have gone
-        self.held = self.held_bytes = self.in_flight = self.ready = self.replicas = 0
+        self.held = self.held_bytes = self.in_flight = self.ready = self.replicas = self.unreachable = 0
         self.remote_held = self.remote_in_flight = 0
         self.wanting = False  # there is demand and no ready replica
         self.wanting_anywhere = False  # the same, with the demand of all gateways
@@ -107,11 +108,12 @@ class Ledger:
 
     def demand(self, model: str) -> Demand:
         account = self._account(model)
-        return Demand(account.held, account.in_flight, account.replicas)
+        return Demand(account.held, account.in_flight, account.replicas, account.unreachable)
 
     def demand_anywhere(self, model: str) -> Demand:
         account = self._account(model)
-        return Demand(account.held + account.remote_held, account.in_flight + account.remote_in_flight, account.replicas)
+        held, in_flight = account.held + account.remote_held, account.in_flight + account.remote_in_flight
+        return Demand(held, in_flight, account.replicas, account.unreachable)
 
     def turns(self, model: str) -> int:
         account = self._accounts.get(model)
@@ -190,12 +192,12 @@ class Ledger:
         if self.activations.current(model) is not None and (not self.knows(model) or self.demand(model).pending == 0):
             self.activations.abandoned(model, reason)
 
-    def set_replicas(self, model: str, ready: int, replicas: int) -> None:
-        """The model's number of ready replicas, and of all that still work (ready or draining)."""
+    def set_replicas(self, model: str, ready: int, replicas: int, unreachable: int = 0) -> None:
+        """The model's number of ready replicas, of all that still work (ready or draining), and of those at which nothing answers."""
         account = self._accounts.setdefault(model, _Account(model))
         if ready > account.ready:
             account.failure = ""
-        account.ready, account.replicas = ready, replicas
+        account.ready, account.replicas, account.unreachable = ready, replicas, unreachable
         self._changed(account)
 
     # --- between gateways
@@ -203,7 +205,7 @@ class Ledger:
     def own(self, model: str) -> Demand:
         """Of this gateway, whether the model is known or not."""
         account = self._accounts.get(model)
-        return Demand(account.held, account.in_flight, account.replicas) if account is not None else _NONE
+        return Demand(account.held, account.in_flight, account.replicas, account.unreachable) if account is not None else _NONE
 
     def demands(self) -> Mapping[str, Demand]:
         """Of this gateway, for every model that has any."""

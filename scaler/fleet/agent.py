@@ -59,6 +59,7 @@ class Agent:
         self.stub = stub
         self._chance = chance
         self.synced = asyncio.Event()
+        self.patience: asyncio.Timeout | None = None  # in which the stream's next word has to come
         self.residencies: dict[SnapshotName, Residency] = {}
         self.replicas: dict[str, Replica] = {}
         self.endpoints: dict[str, Endpoint] = {}  # of its replicas

@@ -32,7 +32,8 @@ from zerowake_shared.tls import BadCertificate, TlsFiles, client_credentials
 log = logging.getLogger(__name__)
 
 _FIRST_RETRY_SECONDS, _LAST_RETRY_SECONDS = 0.05, 2.0
-_SILENT_SECONDS = 20.0  # an agent says something every two seconds: this is a connection that is dead on one side only
+_SILENT_SECONDS = 10.0  # an agent says something every two seconds: this is a connection that is dead on one side only
+_DOUBT_SECONDS = 3.0  # for one at whose node nothing answers
 _SUCCESSOR_SECONDS = 10.0
 Dial = Callable[[str, TlsFiles | None], grpc.aio.Channel]
 AGENT_NAME = "zerowake-agent"  # in every agent's certificate: they are known by their addresses only
@@ -90,9 +91,16 @@ class Nodes:
         for agent in self._agents.values():
             for replica in [each for each in agent.replicas.values() if each.model == model]:
                 if self._admits(replica):
-                    self._readiness.agent_ready(Backend(replica.id, replica.model, agent.endpoints[replica.id]))
+                    self._readiness.agent_ready(Backend(replica.id, replica.model, agent.endpoints[replica.id], agent.name))
                 else:
                     self._readiness.agent_silent(replica.id)
+
+    def doubt(self, node: str) -> None:
+        """Nothing answers at a replica of the node: its agent has three seconds to say something, or the node is not counted on."""
+        for agent in self._agents.values():
+            if node and agent.name == node and agent.patience is not None:
+                until = asyncio.get_running_loop().time() + _DOUBT_SECONDS
+                agent.patience.reschedule(min(until, agent.patience.when() or until))
 
     @contextlib.asynccontextmanager
     async def follow(self, *addresses: str) -> AsyncIterator[None]:
@@ -148,13 +156,14 @@ class Nodes:
                         backoff.reset()
                 except (grpc.aio.AioRpcError, TimeoutError) as error:
                     if agent.synced.is_set():
-                        why = error.details() if isinstance(error, grpc.aio.AioRpcError) else f"silent for {_SILENT_SECONDS:g} s"
+                        why = error.details() if isinstance(error, grpc.aio.AioRpcError) else "nothing was heard of it"
                         log.warning("lost the agent at %s (%s); trying again", agent.address, why)
                 except Exception:  # one agent's fault, or a newer one's word, must not cost the others' replicas
                     log.exception("what the agent at %s said is of no use; asking it again", agent.address)
                 if agent.synced.is_set():
                     agent.synced.clear()
                     self._tell(agent)
+                    self._readiness.node_silent(agent.name)
                 await asyncio.sleep(backoff.next())
                 if tls is not None:  # a channel keeps the certificate that it was made with, which may have been renewed
                     channel = await _renewed(channel, agent, tls, self._dial)
@@ -164,7 +173,7 @@ class Nodes:
     async def _watch(self, agent: Agent) -> AsyncIterator[agent_pb2.NodeUpdate]:
         """The stream, with the part before `synced` made whole: of what it does not name the agent says nothing any more."""
         replicas, residencies = set(agent.replicas), set(agent.residencies)
-        async for update in _unless_silent(agent.stub.Watch(agent_pb2.WatchRequest())):
+        async for update in _unless_silent(agent, agent.stub.Watch(agent_pb2.WatchRequest())):
             if not agent.synced.is_set():
                 replicas.discard(update.replica.id)
                 residencies.discard(messages.name_of(update.residency.snapshot))
@@ -198,7 +207,7 @@ class Nodes:
             replica, endpoint = messages.replica(told), messages.endpoint(told.endpoint)
             take(replica, endpoint)
             if self._admits(replica):
-                self._readiness.agent_ready(Backend(replica.id, replica.model, endpoint))
+                self._readiness.agent_ready(Backend(replica.id, replica.model, endpoint, agent.name))
         elif told.state == agent_pb2.REPLICA_RETIRING:
             self._readiness.agent_retires(told.id)
         elif told.state == agent_pb2.REPLICA_GONE:
@@ -210,15 +219,17 @@ class Nodes:
             callback(agent.node)
 
 
-async def _unless_silent(stream: AsyncIterable[agent_pb2.NodeUpdate]) -> AsyncIterator[agent_pb2.NodeUpdate]:
+async def _unless_silent(agent: Agent, stream: AsyncIterable[agent_pb2.NodeUpdate]) -> AsyncIterator[agent_pb2.NodeUpdate]:
     """Raises: TimeoutError."""
     updates = aiter(stream)
     while True:
         try:
-            async with asyncio.timeout(_SILENT_SECONDS):
+            async with asyncio.timeout(_SILENT_SECONDS) as agent.patience:
                 update = await anext(updates)
         except StopAsyncIteration:
             return
+        finally:
+            agent.patience = None
         yield update
 
 

@@ -97,6 +97,10 @@ class Readiness:
             words.agent = said
             self._settle(replica_id, words)
 
+    def node_silent(self, node: str) -> None:
+        """Nothing is heard of the node's agent: its replicas are looked at, and serve if they answer."""
+        self._dispatcher.suspects.doubt(node)
+
     # --- what pods' status says
 
     def pod_is(self, backend: Backend, said: PodWord) -> None:

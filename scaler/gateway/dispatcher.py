@@ -5,10 +5,7 @@ request takes a place at once or joins the line; whenever a place comes free (a 
 raised) the pool hands places out until either runs out. Nothing polls: a held request waits on one future, and the hand-over happens
 inside the call that freed the place. How many of the places are this gateway's, `places` says: others may send to the same replicas.
 
-A replica that failed a request before its first byte is *suspect*: it gets no requests until it accepts a connection again, tried at once
-(an engine that closed an idle connection under us is back in a millisecond) and then ever less often, until the agent reports it gone.
-Rejected: excluding it for the one retried request only, because then every other held request would burn its own retry on the dead
-replica.
+A replica that failed a request before its first byte is *suspect* (suspects.py): it gets none until it accepts a connection again.
 
 A replica goes in one of three ways, and an answer that has begun is cut by the last one only:
     retire   it takes no new requests, and is counted until somebody says that it is gone
@@ -23,61 +20,24 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass
 
 from scaler.books.fairness import FairQueue, Priority
 from scaler.books.ledger import Ledger, QueueFull
+from scaler.gateway.member import Backend, Member
 from scaler.gateway.places import Places, WholeReplicas
-from scaler.gateway.upstream import Endpoint, Upstream
+from scaler.gateway.suspects import Suspects
+from scaler.gateway.upstream import Endpoint
 from zerowake_shared.background import told
-from zerowake_shared.backoff import Backoff
 
 __all__ = ["Backend", "Dispatcher", "Endpoint", "Hold", "Member", "NoReplica"]
 
 log = logging.getLogger(__name__)
 
-_PROBE_FIRST_SECONDS = 0.05
-_PROBE_LAST_SECONDS = 2.0
 _LAST_BYTES_SECONDS = 0.5  # in which the last bytes of an engine that has ended are read, and the kernel's word of its end
-
-
-@dataclass(frozen=True, slots=True)
-class Backend:
-    """One replica as the gateway reaches it. What else is known of it is the plan's (plan/world.py)."""
-
-    id: str
-    model: str
-    endpoint: Endpoint
 
 
 class NoReplica(Exception):
     """A held request was not served: no replica in time, the model was withdrawn, or the gateway is closing."""
-
-
-class Member:
-    """A replica in its pool, with the connections to it."""
-
-    __slots__ = ("backend", "ending", "gone", "idle", "in_flight", "pool", "probe", "rests", "upstream")
-
-    def __init__(self, backend: Backend, pool: _Pool) -> None:
-        self.backend = backend
-        self.pool = pool
-        self.upstream = Upstream(backend.endpoint)
-        self.in_flight = 0
-        self.rests = False  # nothing new is to be sent to it, whoever makes replicas wants it or not
-        self.ending = False  # it is not wanted any more, and ends when it has no request
-        self.gone = False
-        self.probe: asyncio.Task[None] | None = None  # there is one while the replica is suspect
-        self.idle = asyncio.Event()  # set when it came to have no request, or is gone: look again
-
-    @property
-    def draining(self) -> bool:
-        """Whether it only finishes what it has."""
-        return self.rests or self.ending
-
-    @property
-    def takes_requests(self) -> bool:
-        return not self.draining and self.probe is None
 
 
 class Hold:
@@ -85,7 +45,7 @@ class Hold:
 
     __slots__ = ("future", "pool", "priority", "size", "tenant", "timer", "waiting")
 
-    def __init__(self, pool: _Pool, tenant: str, priority: Priority, size: int) -> None:
+    def __init__(self, pool: Pool, tenant: str, priority: Priority, size: int) -> None:
         self.pool = pool
         self.tenant = tenant
         self.priority = priority
@@ -95,7 +55,7 @@ class Hold:
         self.waiting = True
 
 
-class _Pool:
+class Pool:
     """One model's replicas, and the line of requests that none of them has a place for."""
 
     __slots__ = ("line", "members", "model")
@@ -113,10 +73,11 @@ class Dispatcher:
         """places: of the replicas, that are this gateway's; None: all."""
         self._ledger = ledger
         self._places = places or WholeReplicas()
-        self._pools: dict[str, _Pool] = {}
+        self._pools: dict[str, Pool] = {}
         self._members: dict[str, Member] = {}
         self._let_go: set[Member] = set()  # that have requests still
         self._closing: set[asyncio.Task[None]] = set()
+        self.suspects = Suspects(self._members.values, self._tried, self._background)
         self._explain: Callable[[str], str] = lambda _: ""
         ledger.on_declaration(self._declared)
         self._places.on_room(self._room)
@@ -157,9 +118,7 @@ class Dispatcher:
             self._end(member)
             return
         self._let_go.add(member)
-        if member.probe is not None:
-            member.probe.cancel()
-            member.probe = None
+        self.suspects.forget(member)
         member.upstream.close_idle()
 
     def retire(self, replica_id: str) -> None:
@@ -269,13 +228,8 @@ class Dispatcher:
 
     def failed(self, member: Member, error: BaseException) -> None:
         """The replica failed a request before its first byte: it gets no more until it accepts a connection. Its place is still taken."""
-        if member.gone or member.probe is not None or member in self._let_go:
-            return
-        log.warning(
-            "a replica failed a request before its first byte; it gets no more until it accepts a connection",
-            extra={"fields": {"model": member.pool.model, "replica": member.backend.id, "error": f"{type(error).__name__}: {error}"}},
-        )
-        member.probe = self._background(self._probe(member))
+        if member not in self._let_go:
+            self.suspects.failed(member, error)
 
     def refuse_held(self, reason: str) -> None:
         """Every held request is refused, for the reason given."""
@@ -314,8 +268,7 @@ class Dispatcher:
     def _end(self, member: Member, seconds: float = _LAST_BYTES_SECONDS) -> None:
         self._let_go.discard(member)
         member.gone = True
-        if member.probe is not None:
-            member.probe.cancel()
+        self.suspects.forget(member)
         member.idle.set()  # whoever waits for it to be idle waits for nothing
         self._background(self._close(member, seconds))
 
@@ -327,17 +280,25 @@ class Dispatcher:
                     await member.idle.wait()
         await member.upstream.close()
 
-    def _pool(self, model: str) -> _Pool:
+    def _pool(self, model: str) -> Pool:
         pool = self._pools.get(model)
         if pool is None:
-            pool = self._pools[model] = _Pool(model)
+            pool = self._pools[model] = Pool(model)
         return pool
 
-    def _count(self, pool: _Pool) -> None:
-        ready = sum(not member.draining for member in pool.members.values())
-        self._ledger.set_replicas(pool.model, ready, len(pool.members))
+    def _count(self, pool: Pool) -> None:
+        ready = sum(not (member.draining or member.unready) for member in pool.members.values())
+        unreachable = sum(member.unreachable and not member.draining for member in pool.members.values())
+        self._ledger.set_replicas(pool.model, ready, len(pool.members), unreachable)
 
-    def _serve(self, pool: _Pool) -> None:
+    def _tried(self, member: Member) -> None:
+        """A suspect did not accept a connection, or did."""
+        if self._members.get(member.backend.id) is member:
+            self._count(member.pool)
+            if member.takes_requests and self._ledger.knows(member.pool.model):
+                self._serve(member.pool)
+
+    def _serve(self, pool: Pool) -> None:
         if not pool.line:
             return
         concurrency = self._ledger.limits(pool.model).concurrency
@@ -363,12 +324,12 @@ class Dispatcher:
         member.in_flight += 1
         self._places.taken(member.backend.id, member.pool.model)
 
-    def _want(self, pool: _Pool, requests: int) -> None:
+    def _want(self, pool: Pool, requests: int) -> None:
         """So many have no place."""
         replicas = [each.backend.id for each in pool.members.values() if each.takes_requests] if requests else ()
         self._places.wanted(pool.model, requests, replicas)
 
-    def _free(self, pool: _Pool, concurrency: int) -> Member | None:
+    def _free(self, pool: Pool, concurrency: int) -> Member | None:
         """The least busy member with a free place."""
         best: Member | None = None
         for member in pool.members.values():
@@ -397,7 +358,7 @@ class Dispatcher:
                 why = f"the last try to make one failed: {last}"
             hold.future.set_exception(NoReplica(f"no replica of model {model!r} was free within {seconds:g} s; {why}"))
 
-    def _refuse(self, pool: _Pool, reason: str) -> None:
+    def _refuse(self, pool: Pool, reason: str) -> None:
         while pool.line:
             hold = pool.line.pop()
             self._settle(hold)
@@ -414,17 +375,6 @@ class Dispatcher:
             self._serve(pool)
         else:
             self._refuse(pool, f"model {model!r} was withdrawn")
-
-    async def _probe(self, member: Member) -> None:
-        backoff = Backoff(_PROBE_FIRST_SECONDS, _PROBE_LAST_SECONDS)
-        while True:
-            try:
-                await member.upstream.probe()
-                break
-            except OSError:
-                await asyncio.sleep(backoff.next())
-        member.probe = None
-        self._serve(member.pool)
 
     def _background(self, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)

@@ -107,8 +107,8 @@ class ExternalScaler(pb_grpc.ExternalScalerServicer):
         if request.metricName != METRIC:
             message = f"{_name(ref)} has no metric {request.metricName!r}: its only one is {METRIC}, as GetMetricSpec says"
             await _refuse("GetMetrics", context, grpc.StatusCode.INVALID_ARGUMENT, message)
-        pending = await self._seen("GetMetrics", ref, trigger, context)
-        value = pb.MetricValue(metricName=METRIC, metricValueFloat=float(pending), metricValue=_in_proportion(pending, trigger))
+        load = await self._seen("GetMetrics", ref, trigger, context)
+        value = pb.MetricValue(metricName=METRIC, metricValueFloat=load, metricValue=_in_proportion(load, trigger))
         return pb.GetMetricsResponse(metricValues=[value])
 
     # --- streams
@@ -174,15 +174,16 @@ class ExternalScaler(pb_grpc.ExternalScalerServicer):
         except BadTrigger as error:
             await _refuse(rpc, context, grpc.StatusCode.INVALID_ARGUMENT, f"{_name(ref)}: {error}")
 
-    async def _seen(self, rpc: str, ref: pb.ScaledObjectRef, trigger: Trigger, context: Context) -> int:
-        """Requests that are pending; 1 where there are none but some were since the last look; 0 for an object that has no say."""
+    async def _seen(self, rpc: str, ref: pb.ScaledObjectRef, trigger: Trigger, context: Context) -> float:
+        """Requests that are pending, as the autoscaler is to see them (`Demand.load`); 1 where there are none but some were since the last
+        look; 0 for an object that has no say."""
         try:
-            pending = self._demand.demand_anywhere(trigger.model).pending
+            load = self._demand.demand_anywhere(trigger.model).load(trigger.target_pending)
             used = self._activity.look(trigger.model, rpc, ref.namespace, ref.name)
         except UnknownModel as error:
             # An error keeps the replicas as they are; "no demand" would take them away from a model that is declared a moment later.
             await _refuse(rpc, context, grpc.StatusCode.NOT_FOUND, f"{_name(ref)}: {error}")
-        return max(pending, int(used)) if self._owns(ref, trigger.model) else 0
+        return max(load, float(used)) if self._owns(ref, trigger.model) else 0
 
     def _owns(self, ref: pb.ScaledObjectRef, model: str) -> bool:
         """Whether the object's namespace is the model's; if not, the log says so once."""
@@ -219,7 +220,7 @@ def _whole_target(trigger: Trigger) -> int:
     return max(1, math.floor(min(trigger.target_pending, _MOST)))
 
 
-def _in_proportion(pending: int, trigger: Trigger) -> int:
+def _in_proportion(pending: float, trigger: Trigger) -> int:
     """The whole metric that is to the whole target what `pending` is to the target itself: never zero where there is any."""
     if not pending:
         return 0

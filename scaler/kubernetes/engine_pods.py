@@ -140,7 +140,7 @@ class EnginePods:
             log.warning("pod %s/%s gets no requests unless an agent speaks for it: nothing says at which port", *_key(pod))
             return None
         name = pod_contract.replica_id(pod.metadata.name, status.container_id)
-        backend = Backend(name, model, Endpoint(pod.status.pod_ip, port))
+        backend = Backend(name, model, Endpoint(pod.status.pod_ip, port), pod.spec.node_name)
         word = _word(pod, status.state.running.started_at)
         if word is PodWord.READY and engine.probe is None and name not in self._healthy and not self._readiness.named_by_agent(name):
             self._look_at(pod, backend)

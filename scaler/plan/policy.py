@@ -148,10 +148,12 @@ def _scaled(world: World, model: Model) -> Iterator[Start]:
     target = world.targets[model.name]
     if not target.replicas:
         return
-    pending = world.demand_of(model.name).pending
-    worth = min(proportional(target.replicas, pending, target.target_pending), target.max_replicas)
+    demand = world.demand_of(model.name)
+    worth = min(proportional(target.replicas, demand.load(target.target_pending), target.target_pending), target.max_replicas)
     if worth > target.replicas:
-        yield Start(model.name, "", f"{pending} requests wait, and one replica is meant for {target.target_pending:g}", worth)
+        cut_off = f", and nothing answers at {demand.unreachable} replicas" if demand.unreachable else ""
+        reason = f"{demand.pending} requests wait, and one replica is meant for {target.target_pending:g}{cut_off}"
+        yield Start(model.name, "", reason, worth)
 
 
 # Snapshots.

@@ -62,6 +62,7 @@ def wire(
     gateway = Gateway(ledger, dispatcher, clock)
     readiness = Readiness(dispatcher)
     nodes = Nodes(readiness, ledger.activations, admits, clock, chance, dial)
+    dispatcher.suspects.on_unreachable(nodes.doubt)
     executor = Executor(nodes, maker(nodes, dispatcher) if maker else None, ledger.report_failure, clock)
     planner = Planner(ledger, nodes, models, executor, dispatcher.in_flight, clock)
     return Parts(ledger, dispatcher, gateway, readiness, nodes, planner)

@@ -62,7 +62,7 @@ class NodeAgent(agent_pb2_grpc.AgentServicer):
         yield agent_pb2.NodeUpdate(synced=True)
         while True:
             try:
-                async with asyncio.timeout(15.0):
+                async with asyncio.timeout(5.0):
                     update = await self._news.get()
             except TimeoutError:
                 update = node

@@ -53,3 +53,11 @@ def test_an_unknown_model_names_no_others() -> None:
     with pytest.raises(UnknownModel, match=r"^model 'c' is not known; the gateway's /v1/models lists those that are$"):
         raise UnknownModel("c", ["b", "a"])
     assert "none is declared" in str(UnknownModel("c", []))
+
+
+def test_replicas_that_nobody_reaches_are_not_counted_on() -> None:
+    """Whoever divides by the target finds one replica for each of them, beside those for what is pending."""
+    assert Demand(held=1, in_flight=0, replicas=1).load(8.0) == 1
+    assert Demand(held=1, in_flight=0, replicas=1, unreachable=1).load(8.0) == 16
+    assert Demand(held=9, in_flight=8, replicas=3, unreachable=2).load(8.0) == 40
+    assert Demand(held=0, in_flight=0, replicas=1, unreachable=1).load(8.0) == 0  # nobody asks: nothing is to be made

@@ -38,6 +38,7 @@ class Agent(agent_pb2_grpc.AgentServicer):
         self.replicas = replicas
         self.port = port
         self.watched = 0
+        self.speaks = asyncio.Event()  # again and again, as agents do
         self.breaks = asyncio.Event()  # its stream, once
 
     @asynccontextmanager
@@ -57,6 +58,9 @@ class Agent(agent_pb2_grpc.AgentServicer):
         for name in self.replicas:
             yield agent_pb2.NodeUpdate(replica=replica(name, port=self.port))
         yield agent_pb2.NodeUpdate(synced=True)
+        while self.speaks.is_set():
+            await asyncio.sleep(0.05)
+            yield agent_pb2.NodeUpdate(node=agent_pb2.Node(name=self.name))
         await self.breaks.wait()
         self.breaks.clear()
 
@@ -141,6 +145,31 @@ async def test_an_agent_that_is_silent_is_asked_anew(monkeypatch: pytest.MonkeyP
             while agent.watched < 3:
                 await asyncio.sleep(0.01)
         assert view.ready() == {"a"}
+
+
+async def test_a_node_at_which_nothing_answers_is_not_counted_on_unless_its_agent_speaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_DOUBT_SECONDS", 0.2)
+    silent, speaking = Agent("n1", "a"), Agent("n2", "b")
+    speaking.speaks.set()
+    async with viewing(silent, speaking) as (view, _):
+        await view.until("a", "b")
+        await until(lambda: all(node.synced for node in view.nodes))
+        lost: list[str] = []
+        view.nodes.on_change(lambda node: None if node.synced else lost.append(node.name))
+        for name in ("n1", "n2", "", "unknown"):
+            view.nodes.doubt(name)
+        await until(lambda: lost)
+        await until(lambda: all(node.synced for node in view.nodes))  # asked again, it answers
+        assert set(lost) == {"n1"}
+        assert view.ready() == {"a", "b"}
+
+
+async def test_the_replicas_of_an_agent_that_is_lost_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_SILENT_SECONDS", 0.2)
+    async with viewing(Agent("n1", "a")) as (view, _):
+        await view.until("a")
+        await until(lambda: not view.dispatcher._members["a"].takes_requests)  # nothing listens at its port
+        assert view.dispatcher._members["a"].backend.node == "n1"
 
 
 async def test_a_replica_that_retires_finishes_what_it_has() -> None:
