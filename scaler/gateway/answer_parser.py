@@ -20,7 +20,7 @@ BOUND = 2**20  # bytes of a head, of trailers, or of whatever else comes without
 OF_ONE_CONNECTION = frozenset(
     (b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-connection", b"te", b"transfer-encoding", b"upgrade")
 )
-_NOTED = OF_ONE_CONNECTION | {b"content-length"}
+_NOTED = OF_ONE_CONNECTION | {b"content-length", b"date"}
 _HARMLESS = frozenset((b"keep-alive", b"close", b"upgrade"))  # in Connection: they name no field that stands here
 
 Fields = list[tuple[bytes, bytes]]
@@ -38,6 +38,7 @@ class Head(NamedTuple):
     fields: Fields
     length: int | None  # bytes of the body; None: it ends by itself
     upgrade: bytes
+    dated: bool = True  # it has a date
 
     def get(self, name: bytes) -> bytes:
         """The first field of that name, in small letters; empty: there is none."""
@@ -97,7 +98,6 @@ class AnswerParser:
         if self.raw:
             self.pieces.append(data)
             return
-        self._unseen += len(data)
         try:
             self._http.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
@@ -111,7 +111,9 @@ class AnswerParser:
             self.excess = True
         if self.pieces or self.done:
             self._unseen = 0
-        elif self._unseen > BOUND:
+            return
+        self._unseen += len(data)
+        if self._unseen > BOUND:
             raise BadAnswer(f"its head or its trailers have more than {BOUND} bytes, which is the bound")
 
     def feed_end(self) -> bool:
@@ -129,9 +131,10 @@ class AnswerParser:
     def on_header(self, name: bytes, value: bytes) -> None:
         if b"\r" in value or b"\n" in value or b"\0" in value:
             raise BadAnswer(f"its field {name.decode('latin-1')} has a line end or a NUL inside")
-        if name.lower() in _NOTED:
-            self._noted.append((name.lower(), value))
-            if name.lower() in OF_ONE_CONNECTION:
+        small = name.lower()
+        if small in _NOTED:
+            self._noted.append((small, value))
+            if small in OF_ONE_CONNECTION:
                 return
         (self._fields if self.head is None else self.trailers).append((name, value))
 
@@ -140,7 +143,7 @@ class AnswerParser:
             return
         status = self._http.get_status_code()
         reason, noted = self._reason, self._noted
-        fields, length, coding, upgrade = _of_connection(self._fields, noted) if noted else (self._fields, None, b"", b"")
+        fields, length, coding, upgrade, dated = _of_connection(self._fields, noted)
         self._fields, self._noted, self._reason = [], [], b""
         if status < 200 and status != 101:
             self.hints.append(Head(status, reason, fields, None, b""))
@@ -151,14 +154,14 @@ class AnswerParser:
             if not self._upgrades:
                 raise BadAnswer("it changes to another protocol, which nobody asked for")
             self.raw = self._until_close = True
-            self.head = Head(status, reason, fields, None, upgrade)
+            self.head = Head(status, reason, fields, None, upgrade, dated)
             return
         if status == 204:
             fields = [field for field in fields if field[0].lower() != b"content-length"]
         self._bodiless = self._bodiless or status in (204, 304)
         self.keeps = self._http.should_keep_alive()
         self._until_close = length is None and coding != b"chunked" and not self._bodiless
-        self.head = Head(status, reason, fields, 0 if self._bodiless else length, upgrade)
+        self.head = Head(status, reason, fields, 0 if self._bodiless else length, upgrade, dated)
         if self._bodiless:
             # Of an answer to HEAD llhttp waits for the body that its fields tell of: what it reads next would be taken for that.
             self.keeps = self.keeps and (status in (204, 304) or length == 0)
@@ -169,12 +172,15 @@ class AnswerParser:
             self.done = True
 
 
-def _of_connection(fields: Fields, noted: Fields) -> tuple[Fields, int | None, bytes, bytes]:
-    """The fields that go on, and what those of the connection say: the body's length, its coding, what the connection is to become."""
+def _of_connection(fields: Fields, noted: Fields) -> tuple[Fields, int | None, bytes, bytes, bool]:
+    """The fields that go on; the body's length, its coding, what the connection is to become, whether a date is there."""
     length: int | None = None
+    dated = False
     coding = upgrade = b""
     for name, value in noted:
-        if name == b"content-length":
+        if name == b"date":
+            dated = True
+        elif name == b"content-length":
             length = int(value)
         elif name == b"transfer-encoding":
             coding += (b", " if coding else b"") + value.strip().lower()
@@ -184,4 +190,4 @@ def _of_connection(fields: Fields, noted: Fields) -> tuple[Fields, int | None, b
             named = {word.strip().lower() for word in value.split(b",")} - _HARMLESS
             if named:
                 fields = [field for field in fields if field[0].lower() not in named]
-    return fields, length, coding, upgrade
+    return fields, length, coding, upgrade, dated

@@ -140,15 +140,17 @@ class Connection(asyncio.Protocol):
         """The answer's body, if all of it has come; None: the rest is to be passed on as it comes."""
         if not self.parser.done:
             return None
-        body = b"".join(self.parser.pieces)
-        self.parser.pieces.clear()
+        pieces = self.parser.pieces
+        body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        pieces.clear()
         return body
 
     async def pass_on(self, receiver: Receiver) -> None:
         """Gives the receiver the rest of the answer, as it comes. Raises: BadAnswer, OSError: it is not whole; what the receiver raises."""
         self._receiver = receiver
         try:
-            self._give()
+            if self.parser.pieces:
+                self._give(receiver)
             while self._full or not self.parser.done:
                 if self._full:
                     await receiver.emptied()
@@ -159,6 +161,11 @@ class Connection(asyncio.Protocol):
                     await self._wait()
         finally:
             self._receiver = None
+
+    @property
+    def uploads(self) -> bool:
+        """Whether the request is still being sent."""
+        return self._upload is not None
 
     async def stop_upload(self) -> None:
         """Returns when nothing more of the request is read from whoever sends it: the answer has ended, and its rest is of no use."""
@@ -194,23 +201,31 @@ class Connection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by its class
 
     def data_received(self, data: bytes) -> None:
-        self._answered = True
         parser = self.parser
         try:
             parser.feed(data)
         except BadAnswer as error:
+            self._answered = True
             self.end(error)
             return
+        receiver = self._receiver
+        if receiver is not None:
+            pieces = parser.pieces
+            if pieces:  # as in _give: a stream's events come this way, each of them
+                piece = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+                pieces.clear()
+                if not receiver.take(piece):
+                    self._pause()
+            if parser.done or self._full:
+                self._wake()
+            return
+        self._answered = True
         if parser.hints:
             for hint in parser.hints:
                 if self._hint is not None:
                     self._hint(hint)
             parser.hints.clear()
-        if self._receiver is not None:
-            self._give()
-            if parser.done or self._full:
-                self._wake()
-        elif parser.done or parser.pieces or parser.raw:
+        if parser.done or parser.pieces or parser.raw:
             self._wake()
             if len(parser.pieces) > _AHEAD and not self._full:
                 self._pause()
@@ -279,11 +294,8 @@ class Connection(asyncio.Protocol):
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    def _give(self) -> None:
+    def _give(self, receiver: Receiver) -> None:
         pieces = self.parser.pieces
-        receiver = self._receiver
-        if not pieces or receiver is None:
-            return
         piece = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         pieces.clear()
         if not receiver.take(piece) and not self._full:

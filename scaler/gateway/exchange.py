@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from aiohttp import web
 
-from scaler.gateway.answer_parser import OF_ONE_CONNECTION, BadAnswer, Fields, Head
+from scaler.gateway.answer_parser import OF_ONE_CONNECTION, BadAnswer, Head
 from scaler.gateway.connection import Connection
 from scaler.gateway.dispatcher import Member
 from scaler.gateway.forwarded import forwarded
@@ -91,17 +91,19 @@ class Exchange:
         client has gone.
         """
         handed = self._now()
-        request = self._request
-        upgrades = asks_for_upgrade(request)
+        method = self._request.method.encode()
+        upgrades = asks_for_upgrade(self._request)
+        head = self._head(method, member.upstream.host, upgrades)
+        body: AsyncIterable[bytes] | None = None
+        if not self._upload.empty:
+            whole = self._upload.whole()
+            if whole is not None and len(whole) <= _SLICE:
+                head += whole
+            else:
+                body = _Again(self._pieces if self._length() is not None else self._chunks)
         try:
             connection = await member.upstream.send(
-                request.method.encode(),
-                self._target.path.encode("utf-8", "surrogateescape"),
-                self._fields(upgrades),
-                self._data(),
-                repeatable=not self._upload.streams,
-                upgrades=upgrades,
-                hint=self._hint,
+                method, head, body, repeatable=not self._upload.streams, upgrades=upgrades, hint=self._hint
             )
         except BadAnswer as error:
             message = f"the engine of model {member.backend.model!r} answered with what cannot be passed on: {error}"
@@ -119,7 +121,8 @@ class Exchange:
                 return await self._pass_events(self._events, connection)
             return await self._pass(answer, closes)
         finally:
-            await connection.stop_upload()
+            if connection.uploads:
+                await connection.stop_upload()
 
     async def refuse(self, refusal: Refusal) -> web.StreamResponse:
         """Answers with an error, as an event if an event stream has begun."""
@@ -127,25 +130,31 @@ class Exchange:
             return refusal.response
         return await self._fail_events(self._events, refusal.body)
 
-    def _fields(self, upgrades: bool) -> Fields:
-        """The head as the replica gets it: the client's bytes, less what belongs to its connection."""
+    def _head(self, method: bytes, host: bytes, upgrades: bool) -> bytes:
+        """The head as the replica gets it: the client's bytes, less what belongs to its connection. host: for clients that name none."""
         request = self._request
+        headers = request.headers
         fields = [field for field in request.raw_headers if field[0].lower() not in _NOT_PASSED]
-        if connection := request.headers.getall("Connection", None):
-            named = {word.strip().lower() for value in connection for word in value.encode().split(b",")} - _HARMLESS
+        if "Connection" in headers:
+            named = {word.strip().lower() for value in headers.getall("Connection") for word in value.encode().split(b",")} - _HARMLESS
             if named:
                 fields = [field for field in fields if field[0].lower() not in named]
         if self._events is not None:  # our head said that the answer is not encoded
             fields = [field for field in fields if field[0].lower() != b"accept-encoding"]
-        fields = forwarded(fields, request.headers, _peer(request), self._target.prefix)
+        fields = forwarded(fields, headers, _peer(request), self._target.prefix)
+        lines = [b"%b %b HTTP/1.1" % (method, self._target.path.encode("utf-8", "surrogateescape"))]
+        if "Host" not in headers:
+            lines.append(b"Host: " + host)
+        lines += [b": ".join(field) for field in fields]
         if upgrades:
-            fields += ((b"Connection", b"Upgrade"), (b"Upgrade", request.headers["Upgrade"].encode()))
+            lines.append(b"Connection: Upgrade\r\nUpgrade: websocket")
         length = self._length()
         if length is not None:
-            fields.append((b"Content-Length", b"%d" % length))
+            lines.append(b"Content-Length: %d" % length)
         elif not self._upload.empty:
-            fields.append((b"Transfer-Encoding", b"chunked"))
-        return fields
+            lines.append(b"Transfer-Encoding: chunked")
+        lines.append(b"\r\n")
+        return b"\r\n".join(lines)
 
     def _length(self) -> int | None:
         """Bytes of the body that the replica gets; None: there is none, or nobody knows."""
@@ -154,14 +163,6 @@ class Exchange:
         if not self._upload.empty:
             return self._upload.read
         return 0 if self._request.method in _WITH_BODY or "Content-Length" in self._request.headers else None
-
-    def _data(self) -> bytes | AsyncIterable[bytes] | None:
-        if self._upload.empty:
-            return None
-        whole = self._upload.whole()
-        if whole is not None and len(whole) <= _SLICE:
-            return whole
-        return _Again(self._pieces if self._length() is not None else self._chunks)
 
     def _hint(self, head: Head) -> None:
         if self._events is None:

@@ -151,7 +151,7 @@ class Gateway:
             raise
         finally:
             upload.close()
-            metrics.REQUESTS.labels(model, code).inc()
+            metrics.requests_of(model, code).inc()
             self._requests -= 1
             if not self._requests:
                 self._idle.set()
@@ -220,7 +220,7 @@ class Gateway:
         answer = await exchange.ask(member)
         try:
             now = self._now()
-            metrics.FIRST_BYTE_SECONDS.labels(model).observe(now - arrived)
+            metrics.first_byte_of(model).observe(now - arrived)
             self._activations.answered(model, answer.handed, now)
             return await exchange.pass_on(answer, closes=self.draining or self.leaving)
         finally:

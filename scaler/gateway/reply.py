@@ -21,15 +21,17 @@ if TYPE_CHECKING:
     from aiohttp.abc import AbstractStreamWriter
 
 _RESET = struct.pack("ii", 1, 0)
-_BODILESS = frozenset((204, 304))
 
 
 class Reply(web.StreamResponse):
     """What one client gets. closes: its connection is closed afterwards, and the head says so."""
 
+    # aiohttp's own constructor makes what is never looked at here.
     def __init__(self, request: web.BaseRequest, *, closes: bool = False) -> None:
-        super().__init__()
+        self._status = 0
         self._request = request
+        self._connection = request.protocol
+        self._writer = request.writer
         self._modern = request.version >= HttpVersion11
         self._keep_alive = request.keep_alive and not closes
         self._chunks = False
@@ -45,48 +47,52 @@ class Reply(web.StreamResponse):
     def hint(self, head: Head) -> None:
         """Sends an informational answer, to a client that can know of such."""
         if self._modern and head.status != 100:
-            self._put(b"".join((_status_line(b"HTTP/1.1", head), *_lines(head.fields), b"\r\n")))
+            self._put(b"\r\n".join((b"HTTP/1.1 %d %b" % (head.status, head.reason), *_lines(head.fields), b"\r\n")))
 
     def begin(self, head: Head) -> None:
         """The head: it goes out with the first of the body, or the end."""
-        self._set_status(head.status, None)
+        status = self._status = head.status
         modern = self._modern
-        lines = [_status_line(b"HTTP/1.1" if modern else b"HTTP/1.0", head), *_lines(head.fields)]
-        if head.upgrade and head.status in (101, 426):
-            lines.append(b"Connection: upgrade\r\nUpgrade: %b\r\n" % head.upgrade)
-            self._keep_alive = self._keep_alive and head.status == 426
-        elif head.length is None and self._request.method != "HEAD" and head.status not in _BODILESS:
+        lines = [b"%b %d %b" % (b"HTTP/1.1" if modern else b"HTTP/1.0", status, head.reason), *_lines(head.fields)]
+        if head.upgrade and status in (101, 426):
+            lines.append(b"Connection: upgrade\r\nUpgrade: " + head.upgrade)
+            self._keep_alive = self._keep_alive and status == 426
+        elif head.length is None:
             self._chunks, self._ends_by_closing = modern, not modern
             self._keep_alive = self._keep_alive and modern
             if modern:
-                lines.append(b"Transfer-Encoding: chunked\r\n")
-        if not head.get(b"date"):
-            lines.append(b"Date: %b\r\n" % formatdate(usegmt=True).encode())
-        if head.status != 101:
-            if modern and not self._keep_alive:
-                lines.append(b"Connection: close\r\n")
-            elif self._keep_alive and not modern:
-                lines.append(b"Connection: keep-alive\r\n")
+                lines.append(b"Transfer-Encoding: chunked")
+        if not head.dated:
+            lines.append(b"Date: " + formatdate(usegmt=True).encode())
+        if modern and not self._keep_alive and status != 101:
+            lines.append(b"Connection: close")
+        elif self._keep_alive and not modern:
+            lines.append(b"Connection: keep-alive")
         lines.append(b"\r\n")
-        self._head = b"".join(lines)
+        self._head = b"\r\n".join(lines)
 
     def take(self, piece: bytes) -> bool:
         """Sends some of the body. Returns False where the client does not keep up: `emptied` waits for it."""
+        transport = self._connection.transport
+        if transport is None:
+            return True  # the client has gone, and the handler is being cancelled
         if self._chunks:
-            self._put(b"%b%x\r\n%b\r\n" % (self._head, len(piece), piece))
-        else:
-            self._put(self._head + piece if self._head else piece)
+            piece = b"%b%x\r\n%b\r\n" % (self._head, len(piece), piece)
+        elif self._head:
+            piece = self._head + piece
         self._head = b""
-        return not self._request.protocol.writing_paused
+        self._writer.output_size += len(piece)
+        transport.write(piece)
+        return not self._connection.writing_paused
 
     async def emptied(self) -> None:
         """Returns when the client has taken most of what was sent. Raises: ConnectionError: it has gone."""
-        await self._request.writer.drain()
+        await self._writer.drain()
 
     def finish(self, trailers: Fields = []) -> None:  # noqa: B006  (never changed)
         """The proper end of the answer."""
         if self._chunks:
-            self._put(b"".join((self._head, b"0\r\n", *_lines(trailers), b"\r\n")))
+            self._put(self._head + _last_chunk(trailers))
         elif self._head:
             self._put(self._head)
         self._head = b""
@@ -94,7 +100,7 @@ class Reply(web.StreamResponse):
     def finish_whole(self, body: bytes, trailers: Fields) -> None:
         """All of the body and the proper end, in one packet."""
         if body and self._chunks:
-            self._put(b"%b%x\r\n%b\r\n0\r\n%b\r\n" % (self._head, len(body), body, b"".join(_lines(trailers))))
+            self._put(b"%b%x\r\n%b\r\n%b" % (self._head, len(body), body, _last_chunk(trailers)))
         elif body:
             self._put(self._head + body)
         else:
@@ -104,10 +110,10 @@ class Reply(web.StreamResponse):
     def cut(self) -> None:
         """Ends the connection without the answer's proper end: that is how the client learns that it is not whole."""
         self._keep_alive = False
-        transport = self._request.transport
+        transport = self._connection.transport
         if transport is None:
             return
-        if self._request.protocol.writing_paused or self._ends_by_closing:
+        if self._connection.writing_paused or self._ends_by_closing:
             # What waits will not be taken soon, or the end of the connection would be the proper end: it has to be an error.
             transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             transport.abort()
@@ -115,15 +121,15 @@ class Reply(web.StreamResponse):
             transport.close()
 
     def _put(self, data: bytes) -> None:
-        transport = self._request.transport
-        if transport is not None:  # None: the client has gone, and the handler is being cancelled
-            self._request.writer.output_size += len(data)
+        transport = self._connection.transport
+        if transport is not None:
+            self._writer.output_size += len(data)
             transport.write(data)
 
 
-def _status_line(version: bytes, head: Head) -> bytes:
-    return b"%b %d %b\r\n" % (version, head.status, head.reason)
-
-
 def _lines(fields: Fields) -> list[bytes]:
-    return [b"%b: %b\r\n" % field for field in fields]
+    return [b": ".join(field) for field in fields]
+
+
+def _last_chunk(trailers: Fields) -> bytes:
+    return b"\r\n".join((b"0", *_lines(trailers), b"\r\n")) if trailers else b"0\r\n\r\n"

@@ -19,7 +19,7 @@ import socket
 from collections.abc import AsyncIterable, Callable
 from dataclasses import dataclass
 
-from scaler.gateway.answer_parser import Fields, Head
+from scaler.gateway.answer_parser import Head
 from scaler.gateway.connection import Connection
 from zerowake_shared.network_namespace import NetworkNamespace
 
@@ -45,7 +45,7 @@ class Upstream:
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
         host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
-        self._host = f"Host: {host}:{endpoint.port}\r\n".encode()
+        self.host = f"{host}:{endpoint.port}".encode()  # as a request names it
         self._loop = asyncio.get_running_loop()
         self._connections: set[Connection] = set()
         self._idle: list[tuple[Connection, float]] = []  # and since when; the last one is taken first
@@ -64,9 +64,8 @@ class Upstream:
     async def send(
         self,
         method: bytes,
-        target: bytes,
-        fields: Fields,
-        body: bytes | AsyncIterable[bytes] | None,
+        request: bytes,
+        body: AsyncIterable[bytes] | None = None,
         *,
         repeatable: bool = True,
         upgrades: bool = False,
@@ -74,21 +73,11 @@ class Upstream:
     ) -> Connection:
         """Sends a request; returns its connection when the answer has begun. The caller gives it back (`give_back`).
 
-        fields: the request's, as they are sent, the length of the body among them; body: as it goes over the wire; repeatable: a body that
-        is not bytes can be iterated again; upgrades: another protocol is asked for; hint: is given informational answers.
+        request: from its first line to the end of what is sent at once; body: what follows that; repeatable: the body can be iterated
+        again; upgrades: another protocol is asked for; hint: is given informational answers.
         Raises: OSError: the replica failed; ConnectionAbortedError: `close` was called, at whatever stage this was; BadAnswer; whatever
         `body` raises.
         """
-        head = [method, b" ", target, b" HTTP/1.1\r\n"]
-        if not any(name.lower() == b"host" for name, _ in fields):
-            head.append(self._host)
-        for name, value in fields:
-            head += (name, b": ", value, b"\r\n")
-        head.append(b"\r\n")
-        if isinstance(body, bytes):
-            head.append(body)
-            body = None
-        request = b"".join(head)
         connection = self._pooled() if repeatable and not upgrades else None
         while True:
             if connection is None:

@@ -43,9 +43,13 @@ def upstream(engine: RawEngine) -> Upstream:
     return Upstream(Endpoint("127.0.0.1", engine.port))
 
 
-async def ask(client: Upstream, body: bytes | AsyncIterator[bytes] | None = None, method: bytes = b"GET") -> Connection:
+REQUEST = b"GET /x HTTP/1.1\r\nHost: x\r\n\r\n"
+UPLOAD = b"POST /x HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
+
+
+async def ask(client: Upstream, request: bytes = REQUEST, body: AsyncIterator[bytes] | None = None) -> Connection:
     async with asyncio.timeout(5):
-        return await client.send(method, b"/x", [], body, repeatable=not isinstance(body, AsyncIterator))
+        return await client.send(request.partition(b" ")[0], request, body, repeatable=body is None)
 
 
 ENDS = {
@@ -92,7 +96,7 @@ async def test_whoever_waits_for_the_first_byte_hears_of_the_end(end) -> None:  
 
     async with raw_engine(serve) as engine, asyncio.timeout(5):
         client = upstream(engine)
-        waiting = asyncio.create_task(client.send(b"GET", b"/x", [], None))
+        waiting = asyncio.create_task(client.send(b"GET", REQUEST))
         end(await asked.get(), client)
         with pytest.raises((OSError, BadAnswer)):
             await waiting
@@ -161,7 +165,7 @@ async def test_an_engine_that_does_not_read_stops_the_upload() -> None:
 
     async with raw_engine(serve) as engine, asyncio.timeout(10):
         client = upstream(engine)
-        waiting = asyncio.create_task(client.send(b"POST", b"/x", [(b"Content-Length", b"%d" % 2**26)], upload(), repeatable=False))
+        waiting = asyncio.create_task(client.send(b"POST", UPLOAD % 2**26, upload(), repeatable=False))
         last = -1
         while taken != last:
             last = taken
@@ -196,7 +200,7 @@ async def test_an_answer_before_the_end_of_the_upload(reset: bool) -> None:
     async with raw_engine(serve) as engine:
         for _ in range(20):
             client = upstream(engine)
-            connection = await ask(client, upload(), b"POST")
+            connection = await ask(client, UPLOAD % 2**30, upload())
             assert connection.head.status == 413
             receiver = Collected()
             async with asyncio.timeout(5):
@@ -219,7 +223,7 @@ async def test_what_an_upload_raises_is_what_is_told() -> None:
     async with raw_engine(saying(HEAD)) as engine:
         client = upstream(engine)
         with pytest.raises(ValueError, match="broken"):
-            await client.send(b"POST", b"/x", [(b"Content-Length", b"5")], upload(), repeatable=False)
+            await client.send(b"POST", UPLOAD % 5, upload(), repeatable=False)
         await client.close()
 
 
