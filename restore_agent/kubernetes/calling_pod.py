@@ -59,7 +59,9 @@ class CallingPod:
         own = next((each for each in spec.containers if each.name == name), PodContainer(name))
         asked = {"command": own.command, "args": own.args, "env": own.env, "envFrom": own.env_from}
         allowed = self.annotation(STALE_ENVIRONMENT) == pod_environment.ALLOWED
-        return Container(self.placeholder, self.about.image, self.about.address, paths, shared, asked=asked, stale_allowed=allowed)
+        made = Container(self.placeholder, self.about.image, self.about.address, paths, shared, asked=asked, stale_allowed=allowed)
+        made.grace = spec.termination_grace_period_seconds
+        return made
 
     @property
     def model(self) -> str:

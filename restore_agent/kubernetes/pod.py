@@ -20,6 +20,7 @@ class Metadata(msgspec.Struct, rename="camel"):
     labels: dict[str, str] = {}
     annotations: dict[str, str] = {}
     deletion_timestamp: str = ""
+    deletion_grace_period_seconds: float | None = None
 
 
 class VolumeMount(msgspec.Struct, rename="camel"):
@@ -75,6 +76,7 @@ class Spec(msgspec.Struct, rename="camel"):
     init_containers: list[PodContainer] = []
     volumes: list[Volume] = []
     host_users: bool | None = None
+    termination_grace_period_seconds: float = 30.0
     host_network: bool = False
     # The API's spelling, which no rule gives.
     host_pid: bool = msgspec.field(default=False, name="hostPID")

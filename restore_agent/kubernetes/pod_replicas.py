@@ -16,6 +16,7 @@ from restore_agent.sequences.replicas import Origin, Replica
 from restore_agent.snapshots.store import Snapshot
 
 _LEAVES = "its pod is being deleted"
+_IS_ASKED = "its container is asked to end"
 
 
 class PodReplicas:
@@ -26,6 +27,7 @@ class PodReplicas:
         self._node_pods = node_pods
         self._containers: dict[str, Container] = {}  # that hold an engine, or are being restored into
         self._replicas: dict[str, Replica] = {}
+        self._ending: set[str] = set()  # of pods whose containers know when they are killed
 
     @contextlib.asynccontextmanager
     async def followed(self) -> AsyncIterator[None]:
@@ -50,8 +52,12 @@ class PodReplicas:
 
     def restored(self, pod: Pod, replica: Replica) -> None:
         """It serves; where the pod has begun to go meanwhile, nothing new is sent to it."""
-        self._replicas[pod.metadata.uid] = replica
-        if (now := self._node_pods.pods.get(pod.metadata.uid)) is None or now.is_leaving:
+        uid = pod.metadata.uid
+        self._replicas[uid] = replica
+        if (container := self._containers.get(uid)) is not None:
+            # Also while its pod stays: the kubelet ends a container whose liveness probe fails.
+            container.placeholder.asked_to_end.add_done_callback(lambda _: self._node.replicas.retire(replica.id, _IS_ASKED))
+        if (now := self._node_pods.pods.get(uid)) is None or now.is_leaving:
             self._node.replicas.retire(replica.id, _LEAVES)
 
     def started(self, caller: CallingPod, snapshot: Snapshot | None, origin: Origin, engine: Engine, phases: Phases, why: str) -> Replica:
@@ -71,8 +77,13 @@ class PodReplicas:
 
     def _changed(self, pod: Pod, gone: bool) -> None:
         """A pod that is being deleted gets no more requests, before its engine hears of it."""
-        if (gone or pod.is_leaving) and (replica := self._replicas.get(pod.metadata.uid)):
+        uid = pod.metadata.uid
+        if (gone or pod.is_leaving) and (replica := self._replicas.get(uid)):
             self._node.replicas.retire(replica.id, _LEAVES)
+        if pod.metadata.deletion_grace_period_seconds is not None and uid in self._containers and uid not in self._ending:
+            self._ending.add(uid)
+            self._containers[uid].ends_in(pod.metadata.deletion_grace_period_seconds)
         if gone:
-            self._containers.pop(pod.metadata.uid, None)
-            self._replicas.pop(pod.metadata.uid, None)
+            self._ending.discard(uid)
+            self._containers.pop(uid, None)
+            self._replicas.pop(uid, None)

@@ -90,7 +90,7 @@ class Pods:
             try:
                 about = await self._cri.of_process(placeholder.pid)
                 pod = await self._node_pods.pod(about.pod_uid, about.namespace, about.pod)
-                if pod and not pod.is_leaving:
+                if pod and (placeholder.engine or not pod.is_leaving):  # an engine finishes its answers
                     return about, pod
                 why = "its pod is being deleted"
             except (CriError, ClusterError) as error:

@@ -38,6 +38,7 @@ from zerowake_shared import pod_environment
 
 _END_SECONDS = 10.0
 _GOING_SECONDS = 1.0
+_LAST_WORDS_SECONDS = 2.0
 _PAUSE = 0.002
 _PIDFD_GETFD = 438
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -117,6 +118,7 @@ class Container:
         self.pid = placeholder.pid
         self._image = image
         self._volatile = [PurePosixPath(path.strip("/")) for path in volatile]
+        self.grace = 30.0  # seconds from its being asked to end to its being killed
         self._shared = {PurePosixPath(path.strip("/")) for path in shared}
         self._asked = asked
         self._stale_allowed = stale_allowed
@@ -296,13 +298,18 @@ class Container:
         """pid inside → pid on the host, for pid 1 and all below it; what `kubectl exec` started is not."""
         return descendants(self.pid)
 
-    def keep(self, pid: int) -> None:
+    def keep(self, pid: int, port: int) -> None:
         """The engine is this process, and lives as long as its container from now on. Raises ContainerError."""
         try:
-            self.placeholder.watch_over(pid)
+            self.placeholder.watch_over(pid, port, _last_words(self.grace))
         except PlaceholderError as error:
             raise ContainerError(str(error)) from None
         self.take()
+
+    def ends_in(self, seconds: float) -> None:
+        """It is being ended, and killed so many seconds from now."""
+        with contextlib.suppress(PlaceholderError):  # it has ended, or is none any more
+            self.placeholder.hold_until(_last_words(seconds))
 
     def take(self) -> None:
         """The container belongs to the engine in it from now on: `close` ends both."""
@@ -392,6 +399,11 @@ class Container:
             return await joining.join(self.placeholder.pidfd, what, words, fds, env)
         except joining.JoinFailed as error:
             raise ContainerError(str(error)) from None
+
+
+def _last_words(grace: float) -> float:
+    """How long an engine's answers may go on before it is told to end, so that it has a moment for its last words."""
+    return grace - min(_LAST_WORDS_SECONDS, grace / 4)
 
 
 @contextlib.contextmanager

@@ -6,21 +6,30 @@
  * It lies, with the agent's socket beside it, in a folder of the node that is mounted read-only into the pod. So it calls the agent, and
  * not the agent it: the kernel tells the agent the caller's pid, and by that the container, before a word was said, and no path of a
  * tenant's is ever followed. It needs no privilege and no file of the image. Three things can come of it:
- *   - the agent restores an engine beside it, whose processes the kernel gives it as children: it passes signals on and ends as they end
+ *   - the agent restores an engine beside it, whose processes the kernel gives it as children: it passes signals on and ends as it ends
  *   - it becomes the container's own command, as if it had never been (cold)
  *   - to take a snapshot it starts that command as a child, with pids that are free in a new container
  * A plain `sleep` was rejected: it reaps nobody, hides exit codes and stays when the engine has gone. So was a socket made by the
  * placeholder in a volume of the pod: the agent would follow a path that its tenant can move.
+ *
+ * A container that is asked to end (SIGTERM, or another stop signal) has answers under way. An engine that is pid 1, and has no handler, is
+ * spared by the kernel and finishes them; beside this process it would die. So the signal is held until no connection to the engine's port
+ * is open: the gateways send it nothing new by then, and keep no connection to it that is idle. Only then, or shortly before the
+ * kubelet's patience ends and only if the engine takes the signal, is it passed on. What is open the kernel says, for all clients alike and
+ * whether an agent runs or not. A word of the gateways' was rejected: it would miss clients that come by another way, and agents go.
  *
  * Seqpacket; fields ended by NUL.
  * Placeholder -> agent:  hello STATE PID ARGC ARG...   STATE: waiting, or engine (with its PID); at each connection
  *                        spawned PID                   answers start
  *                        idle                          answers engine 0: every child that has ended was told of
  *                        exited PID STATUS             as wait() gives it, for every child, restored ones too
+ *                        asked SIGNAL                  the container is asked to end; again at each connection
  *                        error TEXT
  * Agent -> placeholder:  cold                          become the command
  *                        start ENVC ENV... ARG...      start this one as a child, ENV added to the container's own, for a snapshot
- *                        engine PID                    this child is the engine now: end as it ends; 0: none, wait on
+ *                        engine PID [PORT MS]          this child is the engine now: end as it ends; 0: none, wait on. A signal that asks
+ *                                                      it to end is held while connections to PORT are open, MS milliseconds at most
+ *                        until MS                      the signal is held for so long from now on at most
  *                        exit CODE
  */
 #define _GNU_SOURCE
@@ -46,12 +55,20 @@
 #define PATIENCE_SECONDS 60   /* without any agent; then the container's own command starts */
 #define RETRY_MILLISECONDS 100
 #define REMEMBERED 64
+#define LOOK_MILLISECONDS 25 /* between two looks at the connections while a signal is held */
+#define QUIET_LOOKS 2	     /* without any, one after the other: a gateway may not have heard yet that nothing new is to be sent */
 
 static char **own;   /* the container's command, ended by NULL */
 static int own_count;
 static char socket_path[sizeof(((struct sockaddr_un *)0)->sun_path)];
 static int agent = -1;
 static pid_t engine;
+static unsigned port;	       /* of the engine; 0: nothing is held for it */
+static double patience;	       /* seconds for which a signal is held at most */
+static int asked;	       /* the signal that is held; 0: none */
+static double deadline = -1;   /* of holding it; negative: none is known */
+static int quiet;	       /* looks in a row that found no connection */
+static int told_to_end;	       /* a stop signal was passed on: others are, too, at once */
 static struct {
 	pid_t pid;
 	int status;
@@ -168,16 +185,95 @@ static void watch_over(pid_t pid)
 		if (reaped[i].pid == pid)
 			end_as(reaped[i].status);
 	if (!pid) {
+		port = 0;
 		reaped_count = 0;
 		tell_fields("idle", 0, 0);
 	}
 }
 
+/* Whether the engine would notice the signal if it were pid 1: it has a handler for it, or waits for it with the signal blocked. */
+static int takes(int number)
+{
+	char path[64], line[256];
+	unsigned long long mask, taken = 0;
+
+	snprintf(path, sizeof(path), "/proc/%d/status", (int)engine);
+	FILE *status = fopen(path, "re");
+	if (!status)
+		return 1; /* it has ended, or cannot be seen: pass it on */
+	while (fgets(line, sizeof(line), status))
+		if (sscanf(line, "SigCgt: %llx", &mask) == 1 || sscanf(line, "SigBlk: %llx", &mask) == 1)
+			taken |= mask;
+	fclose(status);
+	return taken >> (number - 1) & 1;
+}
+
+/* Whether a client is connected to the engine, or has not got all of an answer yet. */
+static int connected_in(const char *path)
+{
+	char line[512];
+	unsigned local, state;
+	int found = 0;
+	FILE *sockets = fopen(path, "re");
+
+	if (!sockets)
+		return 0;
+	while (!found && fgets(line, sizeof(line), sockets))
+		/* established, FIN_WAIT1 (the engine has closed, its last bytes are on their way), CLOSE_WAIT (the client has asked all) */
+		found = sscanf(line, " %*d: %*[0-9A-Fa-f]:%x %*[0-9A-Fa-f]:%*x %x", &local, &state) == 2 && local == port &&
+			(state == 0x01 || state == 0x04 || state == 0x08);
+	fclose(sockets);
+	return found;
+}
+
+static int answers(void)
+{
+	return connected_in("/proc/net/tcp") || connected_in("/proc/net/tcp6");
+}
+
+static double now(void)
+{
+	struct timespec time;
+	clock_gettime(CLOCK_MONOTONIC, &time);
+	return time.tv_sec + time.tv_nsec / 1e9;
+}
+
+static int stops(int number)
+{
+	return number == SIGTERM || number == SIGINT || number == SIGQUIT || number == SIGRTMIN + 3;
+}
+
+static void end_engine(void)
+{
+	told_to_end = 1;
+	kill(engine, asked);
+	asked = 0;
+}
+
+static void look_at_connections(void)
+{
+	quiet = answers() ? 0 : quiet + 1;
+	if (quiet >= QUIET_LOOKS)
+		end_engine();
+	else if (deadline >= 0 && now() > deadline && takes(asked))
+		end_engine(); /* so that it may say goodbye; one that does not hear it goes on until it is killed */
+}
+
 static void pass_on(int number)
 {
-	if (engine)
-		kill(engine, number);
-	else if (number == SIGTERM || number == SIGINT || number == SIGQUIT || number == SIGHUP)
+	if (engine && port && !told_to_end && stops(number)) {
+		if (!asked) {
+			asked = number;
+			quiet = 0;
+			if (deadline < 0)
+				deadline = now() + patience;
+			tell_fields("asked", number, 0);
+			look_at_connections();
+		}
+	} else if (engine) {
+		if (!port || stops(number) || takes(number))
+			kill(engine, number);
+	} else if (number == SIGTERM || number == SIGINT || number == SIGQUIT || number == SIGHUP)
 		_exit(128 + number);
 }
 
@@ -208,6 +304,12 @@ static void obey(char *message, size_t size)
 	} else if (!strcmp(message, "engine")) {
 		reap();
 		watch_over(atoi(list[0]));
+		if (n >= 3) {
+			port = atoi(list[1]);
+			patience = atoi(list[2]) / 1e3;
+		}
+	} else if (!strcmp(message, "until")) {
+		deadline = now() + atoi(list[0]) / 1e3;
 	} else if (!strcmp(message, "exit")) {
 		_exit(atoi(list[0]));
 	} else if (!strcmp(message, "start") && atoi(list[0]) >= 0 && atoi(list[0]) < n - 1) {
@@ -243,6 +345,8 @@ static void greet(void)
 		agent = -1;
 	}
 	free(message);
+	if (asked)
+		tell_fields("asked", asked, 0);
 }
 
 static void call_agent(void)
@@ -273,11 +377,12 @@ static int beside_this_program(void)
 	return n < (ssize_t)sizeof(socket_path) ? 0 : -1;
 }
 
-static double now(void)
+static void hear(int signals)
 {
-	struct timespec time;
-	clock_gettime(CLOCK_MONOTONIC, &time);
-	return time.tv_sec + time.tv_nsec / 1e9;
+	struct signalfd_siginfo signal;
+	while (read(signals, &signal, sizeof(signal)) > 0)
+		if (signal.ssi_signo != SIGCHLD)
+			pass_on(signal.ssi_signo);
 }
 
 int main(int argc, char **argv)
@@ -313,11 +418,9 @@ int main(int argc, char **argv)
 			become(own);
 		}
 		struct pollfd watched[2] = { { signals, POLLIN, 0 }, { agent, POLLIN, 0 } };
-		poll(watched, 2, agent < 0 ? RETRY_MILLISECONDS : -1);
-		struct signalfd_siginfo signal;
-		while (read(signals, &signal, sizeof(signal)) > 0)
-			if (signal.ssi_signo != SIGCHLD)
-				pass_on(signal.ssi_signo);
+		poll(watched, 2, asked ? LOOK_MILLISECONDS : agent < 0 ? RETRY_MILLISECONDS : -1);
+		if (!engine)
+			hear(signals); /* before it becomes something else */
 		reap();
 		if (agent >= 0 && watched[1].revents) {
 			ssize_t n = recv(agent, message, MAX_MESSAGE, MSG_DONTWAIT);
@@ -329,5 +432,8 @@ int main(int argc, char **argv)
 				alone = now();
 			}
 		}
+		hear(signals); /* after the agent, who may just have said how they are to be taken */
+		if (asked)
+			look_at_connections();
 	}
 }

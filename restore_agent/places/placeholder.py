@@ -31,6 +31,7 @@ _GREETING_SECONDS = 5.0
 _ANSWER_SECONDS = 10.0
 _MAX_MESSAGE = 1 << 18
 _MAX_GREETING = 64  # callers that have not said who they are; later ones wait in the kernel
+_LONGEST_MILLISECONDS = 2**31 - 1
 _KEPT_EXITS = 256  # of children that nobody asked about
 _T = TypeVar("_T")
 _LOG = logging.getLogger("zerowake.agent")
@@ -53,6 +54,7 @@ class Placeholder:
         self.command: tuple[str, ...] = ()  # the container's own
         self.loop = asyncio.get_running_loop()
         self.ended: asyncio.Future[None] = self.loop.create_future()
+        self.asked_to_end: asyncio.Future[None] = self.loop.create_future()  # the container, while an engine is in it
         self._connection = connection
         self._greeted: asyncio.Future[None] = self.loop.create_future()
         self._spawned: asyncio.Future[int] | None = None
@@ -96,10 +98,15 @@ class Placeholder:
         self.engine = 0
         self._exits.clear()
 
-    def watch_over(self, pid: int) -> None:
-        """The container ends as this child does. Raises PlaceholderError."""
-        self._tell("engine", str(pid))
+    def watch_over(self, pid: int, port: int, hold_seconds: float) -> None:
+        """The container ends as this child does, which listens on `port`. A signal that asks it to end is held while clients are connected,
+        for so many seconds at most. Raises PlaceholderError."""
+        self._tell("engine", str(pid), str(port), str(_milliseconds(hold_seconds)))
         self.engine = pid
+
+    def hold_until(self, seconds: float) -> None:
+        """The signal is held for so many seconds from now on at most. Raises PlaceholderError."""
+        self._tell("until", str(_milliseconds(seconds)))
 
     def exit(self, code: int) -> None:
         """The container ends. Raises PlaceholderError."""
@@ -162,6 +169,9 @@ class Placeholder:
             if not future.done():
                 future.set_result(int(fields[1]))
             self._forget_exits()
+        elif word == "asked":
+            if not self.asked_to_end.done():
+                self.asked_to_end.set_result(None)
         elif word == "error" and self._spawned and not self._spawned.done():
             self._spawned.set_exception(PlaceholderError(fields[0]))
         elif not word:
@@ -191,6 +201,10 @@ class Placeholder:
             self.ended.set_result(None)
         for pid in list(self._exits):
             self.exit_of(pid)
+
+
+def _milliseconds(seconds: float) -> int:
+    return min(max(0, round(seconds * 1000)), _LONGEST_MILLISECONDS)
 
 
 @contextlib.asynccontextmanager

@@ -191,7 +191,7 @@ class Node:
         self._restoring += 1
         try:
             engine = await self.restorer.restore(snapshot, phases, container.open)
-            container.keep(engine.pid)
+            container.keep(engine.pid, engine.record.port)
             replica = self.replicas.add(model, snapshot, Origin.RESTORED, engine, phases, replica_id=replica_id)
         except (RestoreFailed, ContainerError) as error:
             failure = error if isinstance(error, RestoreFailed) else RestoreFailed("sandbox-failed", f"snapshot {snapshot}: {error}")

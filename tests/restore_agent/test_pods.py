@@ -5,9 +5,10 @@ That a real kubelet and containerd do the same is shown by tests/e2e.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -16,11 +17,14 @@ from restore_agent.programs.on_kubernetes import pods_served
 from restore_agent.sequences.node import Node
 from restore_agent.sequences.replicas import Origin, Replica, State
 from restore_agent.service import metrics
-from tests.worlds.kubelet import NAMESPACE, Kubelet
+from tests.worlds.agent import PORT
+from tests.worlds.image import PYTHON
+from tests.worlds.kubelet import COMMAND, NAMESPACE, Kubelet
 from tests.worlds.waiting import until
 from zerowake_shared import pod_contract
 
 pytestmark = pytest.mark.usefixtures("needs_criu", "needs_runc")
+STREAMING = (str(PYTHON), "-u", "-c", (Path(__file__).parents[1] / "worlds/streaming_engine.py").read_text(), str(PORT))
 RESTORED, CAPTURE = {"zerowake.dev/snapshot": "small"}, {"zerowake.dev/capture": "small"}
 TOLD = {
     f"zerowake.dev/{key}": value for key, value in {"container": "engine", "port": "8000", "health": "/health", "model": "small"}.items()
@@ -51,14 +55,26 @@ async def replica(node: Node) -> Replica:
     return found
 
 
+def connections(to: Replica) -> int:
+    """Open ones to its port, in its network."""
+    lines = Path(f"/proc/{to.engine.place.host_pids()[to.engine.pid]}/net/tcp").read_text().splitlines()[1:]
+    return sum(fields[1].endswith(f":{PORT:04X}") and fields[3] == "01" for fields in map(str.split, lines))
+
+
+async def said(of: Replica, path: str) -> str:
+    async with of.engine.session() as session:
+        return (await of.engine.ask(session, path)).body
+
+
 async def answer(of: Replica, path: str = "/sum") -> object:
     async with of.engine.session() as session:
         return json.loads((await of.engine.ask(session, path)).body)
 
 
-async def capture(kubelet: Kubelet) -> str:
+async def capture(kubelet: Kubelet, command: Sequence[str] = COMMAND, canary: str = "/sum") -> str:
     """Takes the snapshot in a pod that is made for it; its digest."""
-    async with kubelet.pod("capture", CAPTURE, {**TOLD, **CANARY}) as pod:
+    told = {**TOLD, "zerowake.dev/canary": json.dumps({"path": canary})}
+    async with kubelet.pod("capture", CAPTURE, told, command=command) as pod:
         assert await pod.exit_code() == 0, pod.log()
         return annotations(kubelet, "capture")["zerowake.dev/captured"]
 
@@ -98,6 +114,45 @@ async def test_an_engine_outlives_the_agent_and_is_the_next_one_s_replica(node: 
             assert (again.origin, again.detail) == (Origin.RESTORED, "it runs, and was not restored by this agent")
             assert again.id == first.id == pod_contract.replica_id("one", kubelet.container_of("one"))
             assert await answer(again) == before
+
+
+@pytest.mark.parametrize("agent", ["stays", "restarts"])
+async def test_a_restored_engine_whose_pod_is_deleted_finishes_its_answers(node: Node, kubelet: Kubelet, agent: str) -> None:
+    async with contextlib.AsyncExitStack() as pods:
+        async with served(node, kubelet):
+            await capture(kubelet, STREAMING, "/")
+            pod = await pods.enter_async_context(kubelet.pod("one", RESTORED, TOLD, command=STREAMING))
+            restored = await replica(node)
+            assert restored.origin is Origin.RESTORED
+            stream = asyncio.create_task(said(restored, "/stream?n=30&every=0.1"))
+            await until(lambda: connections(restored))
+            if agent == "stays":
+                await kubelet.delete("one", grace_seconds=60)
+                await until(lambda: restored.state is State.RETIRING)
+                assert (await stream).count("data: ") == 30
+                assert await pod.exit_code() == 128 + 15
+                await until(lambda: not len(node.replicas))
+                return
+        await node.replicas.close()
+        await kubelet.delete("one", grace_seconds=60)
+        async with served(node, kubelet):
+            again = await replica(node)
+            assert (again.id, again.state) == (restored.id, State.RETIRING)
+            assert (await stream).count("data: ") == 30
+            await until(lambda: not len(node.replicas))
+
+
+async def test_a_restored_engine_whose_container_is_asked_to_end_gets_nothing_new(node: Node, kubelet: Kubelet) -> None:
+    """As where its liveness probe fails: its pod stays."""
+    async with served(node, kubelet):
+        await capture(kubelet, STREAMING, "/")
+        async with kubelet.pod("one", RESTORED, TOLD, command=STREAMING) as pod:
+            restored = await replica(node)
+            asked = asyncio.create_task(said(restored, "/stream?n=10&every=0.1"))
+            await until(lambda: connections(restored))
+            pod.kill()
+            await until(lambda: restored.state is State.RETIRING)
+            assert (await asked).count("data: ") == 10
 
 
 async def test_without_its_snapshot_a_pod_starts_its_own_command(node: Node, kubelet: Kubelet) -> None:

@@ -24,6 +24,7 @@ class Kubelet:
         self.api = api
         self._runtime = runtime
         self._folder = folder
+        self._running: dict[str, Running] = {}
         self.placeholder = folder / "bin"  # the agent's folder
 
     @contextlib.asynccontextmanager
@@ -48,6 +49,7 @@ class Kubelet:
             self._runtime.add(identity, running.pid(), NAMESPACE, name, found["metadata"]["uid"])
             status = {"name": "engine", "containerID": f"containerd://{identity}", "state": {"running": {}}}
             await self.api.change("pods", NAMESPACE, name, {"status": {"phase": "Running", "containerStatuses": [status]}})
+            self._running[name] = running
             yield running
         if self.api.get("pods", NAMESPACE, name):
             await self.api.remove("pods", NAMESPACE, name)
@@ -56,6 +58,12 @@ class Kubelet:
         """The runtime's id of the pod's container, as the pod's status has it."""
         status = self.api.objects["pods", NAMESPACE, name]["status"]
         return str(status["containerStatuses"][0]["containerID"])
+
+    async def delete(self, name: str, grace_seconds: int) -> None:
+        """The pod begins to go: the object says so, and its container is asked to end."""
+        leaving = {"deletionTimestamp": "2026-11-26T06:00:00Z", "deletionGracePeriodSeconds": grace_seconds}
+        await self.api.change("pods", NAMESPACE, name, {"metadata": leaving})
+        self._running[name].kill("TERM")
 
     def events(self) -> list[tuple[str, str, str]]:
         """Pod, reason and note of each."""
