@@ -26,6 +26,7 @@ PLURALS = {
     "EndpointSlice": "discovery.k8s.io/v1 endpointslices",
     "Event": "v1 events",
     "HorizontalPodAutoscaler": "autoscaling/v2 horizontalpodautoscalers",
+    "Lease": "coordination.k8s.io/v1 leases",
     "ModelSnapshot": "zerowake.dev/v1alpha1 modelsnapshots",
     "MutatingWebhookConfiguration": "admissionregistration.k8s.io/v1 mutatingwebhookconfigurations",
     "Namespace": "v1 namespaces",

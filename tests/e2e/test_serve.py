@@ -1,7 +1,8 @@
-"""`zerowake serve` with the real KEDA: a backlog worth four replicas brings four at once, and KEDA and the HPA go on from there.
+"""`zerowake serve` with the real KEDA: a backlog worth four replicas brings four at once, and KEDA and the HPA go on from there; without
+KEDA there is one all the same; and a model's name in two namespaces scales one of them.
 
-Two replicas of it run on this machine: requests come to one, KEDA speaks to the other. Pods are plain web servers, and no agent says that
-they are there: the requests stay held.
+Two replicas of it run on this machine: requests come to one, KEDA speaks to the other. Pods are plain web servers, and no agent runs: where
+nothing says that they are there, the requests stay held.
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ import yaml
 
 from tests.e2e.api import Api, Object, condition
 from tests.e2e.chart import definition
+from tests.e2e.cluster.control import tell
 from tests.e2e.cluster.layout import Addresses
-from tests.e2e.test_keda import deployment, replicas_of, scaled_object
+from tests.e2e.release import own_namespace
+from tests.e2e.test_keda import PORT, deployment, replicas_of, scaled_object
 
 pytestmark = pytest.mark.own_cluster("has KEDA call a scaler on this machine")
 
@@ -39,6 +42,13 @@ class Scaler:
         self.url = url
         self.keda = keda
         self._client = client
+
+    def get(self) -> asyncio.Task[int]:
+        async def asking() -> int:
+            async with self._client.get(f"{self.url}/models/{NAME}/index.html") as response:
+                return response.status
+
+        return asyncio.create_task(asking())
 
     def ask(self, count: int) -> list[asyncio.Task[int]]:
         async def asking() -> int:
@@ -145,6 +155,89 @@ async def test_a_backlog_brings_its_replicas_at_once(
         print(f"first request → 1: {one:.0f} ms, → 4: {all_four:.0f} ms (medians of {TIMES}; the longest {1000 * max(four):.0f} ms)")
         assert max(four) < 1
         await api.until("Deployment", namespace, NAME, lambda one: replicas_of(one) == 0)  # KEDA takes all of them away again
+
+
+async def test_keda_is_gone_when_the_first_request_comes(
+    api: Api, namespace: str, addresses: Addresses, kubeconfig: str, tmp_path: Path
+) -> None:
+    async with (
+        definition(api, kubeconfig),
+        scaler(tmp_path, namespace, kubeconfig, addresses.machine) as zerowake,
+        asyncio.timeout(240),
+    ):
+        await api.apply(lease(), snapshot(), labelled(), scaled_object(NAME, zerowake.keda), namespace=namespace)
+        await api.until("ScaledObject", namespace, NAME, lambda one: condition(one, "Ready") and _activity(one))
+        await asyncio.to_thread(tell, "stop", "keda-operator")
+        try:
+            began = time.monotonic()
+            asked = zerowake.get()
+            await api.until("Deployment", namespace, NAME, lambda one: replicas_of(one) == 1, within=20)
+            print(f"scaled without KEDA after {time.monotonic() - began:.2f} s")
+            assert await asked == 200
+            print(f"answered without KEDA after {time.monotonic() - began:.2f} s")
+        finally:
+            await asyncio.to_thread(tell, "start", "keda-operator")
+            await gone(api, ("ModelSnapshot", namespace))
+        assert "ScaledWithoutKeda" in {each["reason"] for each in await api.list("Event", namespace)}
+        await api.until("Deployment", namespace, NAME, lambda one: replicas_of(one) == 0, within=120)  # it is KEDA's again
+
+
+async def test_a_models_name_in_two_namespaces(api: Api, namespace: str, addresses: Addresses, kubeconfig: str, tmp_path: Path) -> None:
+    async with (
+        definition(api, kubeconfig),
+        own_namespace(api, "other") as other,
+        scaler(tmp_path, namespace, kubeconfig, addresses.machine) as zerowake,
+        asyncio.timeout(240),
+    ):
+        await api.apply(lease(), snapshot(), labelled(), scaled_object(NAME, zerowake.keda), namespace=namespace)
+        await api.until("ScaledObject", namespace, NAME, lambda one: condition(one, "Ready") and _activity(one))
+        await api.apply(labelled(), scaled_object(NAME, zerowake.keda), namespace=other)
+        await api.until("ScaledObject", other, NAME, lambda one: condition(one, "Ready") and _activity(one))
+        theirs: list[int] = []
+
+        async def follow() -> None:
+            async for _, replicas in timeline(api, other):
+                theirs.append(replicas)
+
+        following = asyncio.create_task(follow())
+        try:
+            assert await zerowake.get() == 200
+            await api.until("Deployment", namespace, NAME, lambda one: replicas_of(one) == 1)
+            await api.until("Deployment", namespace, NAME, lambda one: replicas_of(one) == 0)  # several polls later
+            assert theirs == [0]
+            async for _, event in api.watch("Event", other):
+                if event["reason"] == "ModelNameTaken":
+                    assert f"namespace {namespace}'s already" in event["message"]
+                    break
+        finally:
+            following.cancel()
+            await asyncio.gather(following, return_exceptions=True)
+            await gone(api, ("ScaledObject", other), ("ModelSnapshot", namespace))
+
+
+async def gone(api: Api, *objects: tuple[str, str]) -> None:
+    """While there is somebody who takes off their finalizers."""
+    for kind, namespace in objects:
+        await api.delete(kind, namespace, NAME)
+        await api.until(kind, namespace, NAME, lambda one: one is None)
+
+
+def labelled() -> Object:
+    """A Deployment whose pods are a ModelSnapshot's."""
+    made = deployment(NAME)
+    made["spec"]["template"]["metadata"]["labels"]["zerowake.dev/snapshot"] = NAME
+    return made
+
+
+def snapshot() -> Object:
+    """Of which nothing is captured, since no agent runs."""
+    template = {"spec": deployment(NAME)["spec"]["template"]["spec"]}
+    kind = {"apiVersion": "zerowake.dev/v1alpha1", "kind": "ModelSnapshot"}
+    return {**kind, "metadata": {"name": NAME}, "spec": {"port": PORT, "template": template}}
+
+
+def lease() -> Object:
+    return {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": "zerowake-controller"}}
 
 
 def _activity(one: Object | None) -> object:
