@@ -30,7 +30,6 @@ EXCEPTIONS = {
     # Needs a cluster, or is a program of few lines.
     "scaler/kubernetes/uninstall.py": "e2e/test_resources.py",
     "scaler/programs/cli.py": "test_packaging.py",
-    "scaler/programs/commands.py": "scaler/test_serve.py",
     "scaler/programs/entry.py": "test_packaging.py",
     "gpumem/programs/entry.py": "test_packaging.py",
     "proto/zerowake_shared/server_extra.py": "test_packaging.py",

@@ -23,6 +23,7 @@ from gpumem.server.regions import identify
 from gpumem.wire.blocking_connection import DEFAULT_SOCKET
 from gpumem.wire.errors import GpumemError, NotFound, WrongDevice
 from zerowake_shared import log
+from zerowake_shared.one_line import errors_in_one_line
 
 app = typer.Typer(
     name="gpumem", help="Holds GPU memory ahead of need, fills it with weights, and lends it.", no_args_is_help=True, add_completion=False
@@ -218,11 +219,8 @@ def _ask(socket: Path, ask: Callable[[Control], Coroutine[Any, Any, Any]]) -> An
 
 @contextlib.contextmanager
 def _errors() -> Iterator[None]:
-    try:
+    with errors_in_one_line("gpumem", GpumemError, MemoryFailed, InvalidCheckpoint):
         yield
-    except (GpumemError, MemoryFailed, InvalidCheckpoint, OSError) as error:
-        typer.secho(f"gpumem: {error}", err=True, fg="red")
-        raise typer.Exit(1) from None
 
 
 def main() -> None:

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import logging
 import os
 import re
 import socket
+import stat
 import struct
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -34,6 +36,7 @@ from gpumem.wire.frames import Channel
 SOCKET = "gpumem.sock"
 _NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _CREDENTIALS = struct.Struct("3i")
+_LONGEST_PATH = 107  # of a socket; the kernel's limit
 _DESCRIPTORS = 1024  # a client may send with one message
 _CONNECTIONS = 1024  # of one namespace at once, so that none takes the server's last descriptors
 
@@ -99,7 +102,7 @@ class Server:
 
     def _listen(self, namespace: str, path: Path) -> None:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
-        fresh = path.with_name(f".{path.name}.{os.getpid()}")
+        fresh = _fresh(path)
         fresh.unlink(missing_ok=True)
         listener.bind(str(fresh))
         # A tenant may be any user: who reaches its folder is the tenant.
@@ -189,17 +192,42 @@ class Server:
         return status
 
 
+def _fresh(path: Path) -> Path:
+    """Where a socket is made, to be put in its place when it listens."""
+    return path.with_name(f".{path.name}.{os.getpid()}")
+
+
 @contextlib.contextmanager
 def _only_server(path: Path) -> Iterator[None]:
-    """Makes sure that there is no other server behind a socket. Raises ServerBusy."""
+    """Makes sure that there is no other server behind a socket, and nothing else at its path. Raises ServerBusy."""
     lock = os.open(path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            pid = os.read(lock, 20).decode(errors="replace")
+            raise ServerBusy(f"another gpumem serves {path}{f', pid {pid}' if pid else ''}: end it, or choose another --socket") from None
+        os.ftruncate(lock, 0)
+        os.write(lock, str(os.getpid()).encode())
+        if why := _not_ours(path):
+            raise ServerBusy(f"{path} is {why}: choose another --socket")
         yield
-    except BlockingIOError:
-        raise ServerBusy(f"another gpumem serves {path}: end it, or choose another --socket") from None
     finally:
         os.close(lock)
+
+
+def _not_ours(path: Path) -> str:
+    """Why a server cannot be there; empty: nothing is, or what a killed one left."""
+    if (size := len(os.fsencode(_fresh(path)))) > _LONGEST_PATH:
+        return f"too long for a socket by {size - _LONGEST_PATH} bytes"
+    try:
+        if not stat.S_ISSOCK(path.stat().st_mode):
+            return "no socket"
+    except FileNotFoundError:
+        return ""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
+        refused = probe.connect_ex(str(path))
+    return "" if refused == errno.ECONNREFUSED else "another program's socket, which listens"
 
 
 async def _end(tasks: list[asyncio.Task[None]]) -> None:

@@ -55,7 +55,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#define MAX_MESSAGE (1 << 20)
+#define MAX_MESSAGE (4 << 20) /* a command and its environment, of which the kernel takes 2 MiB at most */
 #define MAX_FDS 16
 /* The same pids come back at a restore. The first ones are left to init and to CRIU's own processes. */
 #define FIRST_ENGINE_PID "1000"

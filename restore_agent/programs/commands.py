@@ -26,14 +26,17 @@ from zerowake_proto import agent_pb2, agent_pb2_grpc
 
 from restore_agent.drivers.weights import DEFAULT_SOCKET
 from restore_agent.engine.presets import KINDS, Setting, prepare
-from restore_agent.errors import FAILURES
+from restore_agent.errors import AgentError
 from restore_agent.kubernetes.nri import SOCKET as NRI_SOCKET
 from restore_agent.places.placeholder import DEFAULT_FOLDER
-from restore_agent.programs.main import DEFAULT_STATE, CannotRun, Listen, enter_own_mounts, run, serving, socket_of
+from restore_agent.programs.main import DEFAULT_STATE, CannotRun, Listen, die_with_parent, enter_own_mounts, run, serving, socket_of
 from restore_agent.snapshots.store import Catalog, Snapshot
 from zerowake_shared import log
 from zerowake_shared.address import Address
+from zerowake_shared.command_limits import flaw_of_command, flaw_of_environment
 from zerowake_shared.listening import CannotListen
+from zerowake_shared.one_line import errors_in_one_line
+from zerowake_shared.state_folder import FolderInUse, UnusableFolder, used
 from zerowake_shared.tls import BadCertificate
 
 app = typer.Typer(no_args_is_help=True)
@@ -80,10 +83,13 @@ def agent(
 ) -> None:
     """Runs the restore agent of this node, until it is told to stop."""
     log.configure()
-    with _errors():
+    parent = os.getppid()
+    with _errors(), contextlib.ExitStack() as stack:
         if bool(listen) != bool(tls):
             raise CannotRun("--listen and --tls belong together: whoever reaches the agent may start programs as root")
         shows = _metrics_address(metrics)
+        if stack.enter_context(used(state)):
+            die_with_parent(parent)
         enter_own_mounts(state)
         serves = Listen(listen, tls) if tls else None
         beside = None
@@ -136,6 +142,9 @@ def create(
         with _errors():
             command, more, health = prepare(engine, command, Setting(port, gpumem, state / "weights"), os.environ)
         pairs = more | pairs
+    with _errors():
+        if why := flaw_of_command(command) or flaw_of_environment(pairs, command):
+            raise CannotRun(f"the server cannot be started: {why}")
     request = agent_pb2.SnapshotRequest(
         request_id=secrets.token_hex(8),
         snapshot=agent_pb2.SnapshotRef(namespace=namespace, name=name),
@@ -281,16 +290,18 @@ def _listens(path: Path) -> bool:
 
 
 def _run(work: Coroutine[Any, Any, None], state: Path) -> None:
-    with _errors():
+    with _errors(), contextlib.ExitStack() as stack:
+        stack.callback(work.close)
         if not _listens(socket_of(state)):
+            stack.enter_context(used(state))
             enter_own_mounts(state)
         asyncio.run(work)
 
 
 def _metrics_address(text: str) -> Address | None:
-    """Without a host it is this machine only. Raises CannotRun."""
+    """Raises CannotRun."""
     try:
-        return Address.parse(f"127.0.0.1{text}" if text.startswith(":") else text) if text else None
+        return Address.to_listen(text) if text else None
     except ValueError as error:
         raise CannotRun(f"--metrics {error}") from None
 
@@ -299,12 +310,8 @@ def _metrics_address(text: str) -> Address | None:
 def _errors() -> Any:
     """Every failure that has a name is one line on stderr and exit code 1."""
     try:
-        yield
+        with errors_in_one_line("zerowake", AgentError, BadCertificate, CannotListen, FolderInUse, UnusableFolder):
+            yield
     except grpc.aio.AioRpcError as error:
-        message = error.details() or error.code().name
-    except (*FAILURES, BadCertificate, CannotListen) as error:
-        message = str(error)
-    else:
-        return
-    typer.secho(f"zerowake: {message}", err=True, fg="red")
-    raise typer.Exit(1)
+        typer.secho(f"zerowake: {error.details() or error.code().name}", err=True, fg="red")
+        raise typer.Exit(1) from None

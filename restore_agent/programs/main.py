@@ -31,6 +31,7 @@ from zerowake_shared.tls import TlsFiles, server_credentials
 
 DEFAULT_STATE = Path("/var/lib/zerowake")
 _STOP_SECONDS = 5.0
+_PR_SET_PDEATHSIG = 1
 _CLONE_NEWNS, _MS_REC, _MS_PRIVATE = 0x20000, 0x4000, 0x40000
 _LOG = logging.getLogger("zerowake.agent")
 
@@ -63,6 +64,13 @@ def enter_own_mounts(state: Path) -> None:
     done(f"mount a tmpfs on {memory}", libc.mount(b"tmpfs", os.fsencode(memory), b"tmpfs", 0, b"mode=700"))
 
 
+def die_with_parent(parent: int) -> None:
+    """This process is told to stop (SIGTERM) when `parent` ends, however that ends: whoever comes after it needs the state folder."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
+    if os.getppid() != parent:  # it has ended already
+        raise CannotRun(f"the program that started this agent, pid {parent}, has ended")
+
+
 @dataclass(frozen=True)
 class Listen:
     """TCP, for a scaler on another machine. `tls`: tls.crt, tls.key, ca.crt."""
@@ -79,11 +87,10 @@ async def serving(name: str, state: Path, gpumem: Path, listen: Listen | None = 
     """
     path = socket_of(state)
     async with Node.open(name, state, _memory(state), gpumem, metrics) as node:
-        with contextlib.suppress(FileNotFoundError):
-            path.unlink()  # of an agent that was killed: the store's lock says that none is alive
+        listening.make_way(path, "the agent")  # of one that was killed: the store's lock says that none is alive
         server = grpc.aio.server(interceptors=[OnlyTheScaler()], options=listening.PINGS_WELCOME)
         agent_pb2_grpc.add_AgentServicer_to_server(AgentService(node), server)
-        server.add_insecure_port(f"unix:{path}")
+        listening.listen(server, f"unix:{path}", "the agent")
         if listen:
             listening.listen(server, listen.address, "the agent", server_credentials(TlsFiles.in_folder(listen.tls)))
         await server.start()
@@ -107,6 +114,9 @@ async def run(
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    if listen:  # before the node is opened, which takes a second
+        listening.check_free(listen.address, "the agent")
+        server_credentials(TlsFiles.in_folder(listen.tls))
     async with contextlib.AsyncExitStack() as stack:
         if metrics_address:
             await stack.enter_async_context(metrics.serve(*metrics_address))

@@ -8,6 +8,9 @@ from collections.abc import AsyncIterator, Iterable
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, Counter, Gauge, Histogram, generate_latest
 
+from zerowake_shared.address import Address
+from zerowake_shared.listening import started
+
 _BUCKETS = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 2, 5, 10, 30, 60, 120, 300)
 _RESTORES = Counter("zerowake_restores_total", "Replicas made, by how", ["model", "origin"])
 _FALLBACKS = Counter("zerowake_restore_fallbacks_total", "Snapshots that were asked for and not restored, by reason", ["model", "reason"])
@@ -35,7 +38,10 @@ def replicas_are(count: int) -> None:
 
 @contextlib.asynccontextmanager
 async def serve(host: str, port: int) -> AsyncIterator[int]:
-    """Serves /metrics, /healthz and /readyz; yields the port. The agent is ready as long as it runs: it has no other state."""
+    """Serves /metrics, /healthz and /readyz; yields the port. The agent is ready as long as it runs: it has no other state.
+
+    Raises CannotListen.
+    """
 
     async def show(_: web.Request) -> web.Response:
         return web.Response(body=generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})
@@ -49,7 +55,7 @@ async def serve(host: str, port: int) -> AsyncIterator[int]:
     await runner.setup()
     try:
         site = web.TCPSite(runner, host, port)
-        await site.start()
+        await started(site, Address(host, port), "the agent's metrics' server")
         yield runner.addresses[0][1]
     finally:
         await runner.cleanup()

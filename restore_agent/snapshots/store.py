@@ -19,7 +19,6 @@ read. A sweep leaves what is leased to the next one.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import secrets
 import shutil
@@ -41,6 +40,7 @@ from restore_agent.snapshots.manifest import (
     digest_of,
     layout_file,
 )
+from zerowake_shared.state_folder import STORE_LOCK, Lock, store_holder
 
 _MANIFEST, _SEAL = "manifest.json", "seal"
 
@@ -194,11 +194,11 @@ class Store(Catalog):
     def __init__(self, state: Path) -> None:
         """Raises StoreBusy, or OSError where the folder cannot be written."""
         state.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._lock = (state / "lock").open("w")
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._lock = Lock.take(state / STORE_LOCK)
         except BlockingIOError:
-            raise StoreBusy(f"{state} is in use by another zerowake agent; stop it, or give this one another --state") from None
+            other = store_holder(state) or "which has just ended"
+            raise StoreBusy(f"{state} is in use by another zerowake agent, {other}; stop it, or give this one another --state") from None
         shutil.rmtree(state / "tmp", ignore_errors=True)
         for folder in ("tmp", "snapshots", "names"):
             (state / folder).mkdir(exist_ok=True)

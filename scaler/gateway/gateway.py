@@ -31,7 +31,9 @@ from scaler.gateway.exchange import Exchange, ReplicaFailed
 from scaler.gateway.refusal import Refusal
 from scaler.gateway.target import Target, read_target
 from scaler.gateway.upload import Upload
+from zerowake_shared.address import Address
 from zerowake_shared.clock import SYSTEM_CLOCK, Clock
+from zerowake_shared.listening import started
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +63,7 @@ class Gateway:
 
     @asynccontextmanager
     async def serve(self, host: str, port: int) -> AsyncIterator[tuple[str, int]]:
-        """Listens until the block ends; yields the bound address (port 0: any). Raises: OSError if it cannot be listened on."""
+        """Listens until the block ends; yields the bound address (port 0: any). Raises: CannotListen."""
         _raise_descriptors()
         self._clients = ClientWatch()
         server = ClientServer(
@@ -76,7 +78,7 @@ class Gateway:
         await runner.setup()
         try:
             self._site = web.TCPSite(runner, host, port, backlog=_BACKLOG)
-            await self._site.start()
+            await started(self._site, Address(host, port), "the gateway")
             bound = runner.addresses[0]
             yield bound[0], bound[1]
         finally:

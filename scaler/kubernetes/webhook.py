@@ -24,8 +24,10 @@ from scaler.kubernetes.pod_patch import NodeSetup, Patch, prepare, unfit
 from scaler.kubernetes.resources import CONDITION_READY, PENDING, ModelSnapshot
 from scaler.plan.policy import prefer
 from scaler.plan.world import Node, World
+from zerowake_shared.address import Address
 from zerowake_shared.kubernetes.informer import Informer
 from zerowake_shared.kubernetes.note import fitted
+from zerowake_shared.listening import started
 from zerowake_shared.pod_contract import CAPTURE, COLD, RESTORE, SNAPSHOT
 from zerowake_shared.tls import TlsFiles, server_context
 
@@ -168,7 +170,7 @@ async def serve_webhook(
     await runner.setup()
     try:
         site = web.TCPSite(runner, host, port, ssl_context=server_context(tls))
-        await site.start()
+        await started(site, Address(host, port), "the webhook")
         bound = runner.addresses[0]
         yield bound[0], bound[1]
     finally:

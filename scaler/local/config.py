@@ -6,16 +6,17 @@ import os
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
-import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from scaler.books.hpa import ScalingRules
 from scaler.books.limits import ModelLimits
 from scaler.books.model_name import check_model_name
 from scaler.books.snapshot_name import SnapshotName
+from scaler.local.yaml_file import BadFile, read_yaml
 from scaler.plan.rungs import Rung
 from scaler.plan.world import Model
 from zerowake_shared import address
+from zerowake_shared.command_limits import flaw_of_command, flaw_of_environment
 from zerowake_shared.tls import TlsFiles
 
 _PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "VIRTUAL_ENV", "PYTHONPATH", "LD_LIBRARY_PATH")
@@ -26,10 +27,23 @@ class BadConfig(Exception):
 
 
 def _address(value: str) -> str:
-    address.Address.parse(value)
+    address.Address.to_listen(value)
     return value
 
 
+def _words(value: object) -> object:
+    if isinstance(value, str):
+        raise ValueError(f"a command is a list of words, such as [python, chat.py], not the text {value[:80]!r}")
+    return value
+
+
+def _command(value: tuple[str, ...]) -> tuple[str, ...]:
+    if why := flaw_of_command(value):
+        raise ValueError(why)
+    return value
+
+
+Command = Annotated[tuple[str, ...], BeforeValidator(_words), AfterValidator(_command)]
 ModelName = Annotated[str, AfterValidator(check_model_name)]
 Address = Annotated[str, AfterValidator(_address)]
 Count = Annotated[int, Field(ge=1)]
@@ -40,7 +54,7 @@ S = TypeVar("S", bound="Section")
 class Section(BaseModel):
     """A part of the file: what it does not know is refused, and nothing changes once it is read."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
 
 class TlsSection(Section):
@@ -67,7 +81,7 @@ class ModelSection(Section):
 
     names: tuple[ModelName, ...] = ()  # what else its server answers to: LoRA adapters, above all
     snapshot: str = ""  # NAME or NAMESPACE/NAME
-    command: tuple[str, ...] = ()  # started where there is no snapshot, or where it cannot be restored
+    command: Command = ()  # started where there is no snapshot, or where it cannot be restored
     port: Annotated[int, Field(gt=0, lt=65536)] | None = None
     health: str = "/health"
     env: dict[str, str] = {}
@@ -101,6 +115,8 @@ class ModelSection(Section):
             raise ValueError("port is missing: the one that the command listens on")
         if self.shared and not self.command:
             raise ValueError("shared goes with command; a snapshot has the folders that `zerowake snapshot create --shared` named")
+        if why := flaw_of_environment(self.engine_env, self.command):
+            raise ValueError(f"env: {why}")
         _ = self.rules, self.limits
         return self
 
@@ -172,6 +188,27 @@ class Config(Section):
                 taken[name] = f"is a name of {model!r} already"
         return self
 
+    @model_validator(mode="after")
+    def _each_its_own_address(self) -> Config:
+        seen: dict[address.Address, str] = {}
+        for who, text in self.addresses:
+            where = address.Address.to_listen(text)
+            if where.port and where in seen:
+                raise ValueError(f"{seen[where]} and {who} cannot both listen on {text}")
+            seen[where] = who
+        return self
+
+    @property
+    def addresses(self) -> list[tuple[str, str]]:
+        """Who listens, and where."""
+        found: list[tuple[str, str | None]] = [
+            ("the gateway (listen)", self.listen),
+            ("the metrics' server (metrics)", self.metrics),
+            ("the agent's metrics' server (agent_metrics)", self.agent_metrics),
+            ("the external scaler (keda.listen)", self.keda.listen if self.keda else None),
+        ]
+        return [(who, where) for who, where in found if where is not None]
+
 
 def load(path: Path) -> Config:
     """Reads the file; its relative paths count from its own folder.
@@ -190,19 +227,25 @@ def load(path: Path) -> Config:
         )
         for name, model in config.models.items()
     }
-    return config.model_copy(update={"state": (here / config.state).resolve(), "models": models})
+    update = {"state": (here / config.state).resolve(), "models": models}
+    if config.keda and (tls := config.keda.tls):
+        files = {name: here / file for name, file in tls if file is not None}
+        update["keda"] = config.keda.model_copy(update={"tls": tls.model_copy(update=files)})
+    return config.model_copy(update=update)
 
 
 def read(path: Path, kind: type[S]) -> S:
     """Raises: BadConfig: the file cannot be read, is no YAML, or a field is unknown or of no use."""
     try:
-        found = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise BadConfig(f"{path} cannot be read: {error.strerror}") from None
-    except yaml.YAMLError as error:
-        raise BadConfig(f"{path} is no YAML: {error}") from None
-    try:
-        return kind.model_validate(found)
+        found = read_yaml(path)
+        return kind.model_validate({} if found is None else found)
+    except BadFile as error:
+        raise BadConfig(str(error)) from None
     except ValidationError as error:
-        problems = [f"{'.'.join(map(str, each['loc'])) or 'the file'}: {each['msg']}" for each in error.errors()]
-        raise BadConfig(f"{path}: " + "; ".join(problems)) from None
+        problems = [f"{_where(each['loc'])}: {each['msg'].removeprefix('Value error, ')}" for each in error.errors()]
+        raise BadConfig(" ".join(f"{path}: {'; '.join(problems)}".split())) from None
+
+
+def _where(loc: tuple[int | str, ...]) -> str:
+    """The field as it stands in the file; of a mapping's key that is wrong, the message speaks."""
+    return ".".join(str(each) for each in loc if each != "[key]") or "the file"

@@ -4,6 +4,7 @@ A room registers a typer app under the entry point group `zerowake.commands`; it
 So no room imports another for the sake of a command line, and a room whose own dependencies are missing takes only its own commands away.
 """
 
+import os
 from importlib.metadata import entry_points, version
 from typing import Annotated
 
@@ -58,6 +59,7 @@ def collect(into: typer.Typer) -> list[str]:
 
 def main() -> None:
     """Runs `zerowake` with the arguments of this process."""
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what its C core would write beside the errors that it raises
     for line in collect(app):
         typer.secho(f"zerowake: {line}", err=True, fg="yellow")
     app()

@@ -15,11 +15,14 @@ from rich.console import Console
 from rich.table import Table
 
 from scaler.local.config import BadConfig, load
+from scaler.programs.up import AgentFailed
 from scaler.programs.up import up as run_up
 from scaler.view.status import socket_of
 from zerowake_shared import log
 from zerowake_shared.kubernetes.errors import ClusterError
 from zerowake_shared.listening import CannotListen
+from zerowake_shared.one_line import described, errors_in_one_line
+from zerowake_shared.state_folder import FolderInUse, UnusableFolder
 from zerowake_shared.tls import BadCertificate
 
 app = typer.Typer(no_args_is_help=True)
@@ -30,11 +33,8 @@ _DEFAULT_STATE = Path("/var/lib/zerowake")
 def up(file: Annotated[Path, typer.Argument(help="YAML that names the models.")]) -> None:
     """Serves models on this machine: gateway, scaler, autoscaler and restore agent, until stopped."""
     log.configure()
-    try:
+    with errors_in_one_line("zerowake", BadConfig, CannotListen, BadCertificate, FolderInUse, UnusableFolder, AgentFailed):
         uvloop.run(run_up(load(file)))
-    except (BadConfig, CannotListen, BadCertificate, OSError) as error:
-        typer.secho(f"zerowake: {error}", err=True, fg="red")
-        raise typer.Exit(1) from None
 
 
 @app.command()
@@ -45,11 +45,8 @@ def serve(file: Annotated[Path, typer.Argument(help="YAML with addresses and cer
     from scaler.programs.serve import serve as run_serve  # noqa: PLC0415
 
     log.configure()
-    try:
+    with errors_in_one_line("zerowake", BadConfig, ClusterError, CannotListen, BadCertificate):
         uvloop.run(run_serve(serve_config.load(file)))
-    except (BadConfig, ClusterError, CannotListen, BadCertificate, OSError) as error:
-        typer.secho(f"zerowake: {error}", err=True, fg="red")
-        raise typer.Exit(1) from None
 
 
 @app.command()
@@ -63,8 +60,9 @@ def status(
     try:
         found = asyncio.run(_fetch(socket_of(state)))
     except (aiohttp.ClientError, OSError) as error:
+        why = described(getattr(error, "os_error", error))
         typer.secho(
-            f"zerowake: nothing answers on {socket_of(state)} ({error}); is `zerowake up` running with this --state?", err=True, fg="red"
+            f"zerowake: nothing answers on {socket_of(state)} ({why}); is `zerowake up` running with this --state?", err=True, fg="red"
         )
         raise typer.Exit(1) from None
     if as_json:

@@ -54,6 +54,7 @@ from zerowake_shared.address import Address
 from zerowake_shared.kubernetes.cluster import Cluster
 from zerowake_shared.kubernetes.informer import Informer
 from zerowake_shared.kubernetes.resource import PODS
+from zerowake_shared.listening import check_all_free
 from zerowake_shared.pod_contract import SNAPSHOT
 
 log = logging.getLogger(__name__)
@@ -71,6 +72,7 @@ async def serve(config: ServeConfig) -> None:
         ClusterError: there is no cluster to speak to.
         OSError, CannotListen, BadCertificate: an address is taken, or a certificate is of no use.
     """
+    check_all_free(config.addresses)
     stop, at_once = stopped_by(signal.SIGTERM, signal.SIGINT)
     identity = os.environ.get("POD_NAME") or socket.gethostname()
     tls = config.tls.files if config.tls else None
@@ -89,7 +91,7 @@ async def serve(config: ServeConfig) -> None:
     REGISTRY.register(LedgerCollector(ledger))
     async with contextlib.AsyncExitStack() as stack:
         begin = stack.enter_async_context
-        await begin(serve_metrics(*Address.parse(config.metrics), readiness.missing))
+        await begin(serve_metrics(*Address.to_listen(config.metrics), readiness.missing))
         cluster = await begin(Cluster.connect(reporter=REPORTER, instance=identity))
         stack.push_async_callback(dispatcher.close)
         stack.push_async_callback(planner.close)
@@ -104,14 +106,14 @@ async def serve(config: ServeConfig) -> None:
         if webhook := config.webhook:
             await begin(
                 serve_webhook(
-                    *Address.parse(webhook.listen),
+                    *Address.to_listen(webhook.listen),
                     webhook.files,
                     snapshots=snapshots,
                     nodes=nodes,
                     setup=config.agents.setup,
                 )
             )
-        bound = await begin(gateway.serve(*Address.parse(config.listen)))
+        bound = await begin(gateway.serve(*Address.to_listen(config.listen)))
         log.info("gateway listens on %s:%d", *bound)
         async with contextlib.AsyncExitStack() as until_stopped:
             controller = run_controller(
@@ -126,11 +128,10 @@ async def serve(config: ServeConfig) -> None:
                 identity=identity,
             )
             await until_stopped.enter_async_context(_beside(controller, stop))
-            keda = config.keda
             scaler = serve_external_scaler(
                 ledger,
-                address=keda.listen,
-                tls=keda.tls.files if keda.tls else None,
+                address=config.keda.listen,
+                tls=config.keda.tls.files if config.keda.tls else None,
                 activity=activity,
                 activations=activations,
                 owner=models.owner,

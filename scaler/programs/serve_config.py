@@ -8,12 +8,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from scaler.kubernetes.pod_patch import NodeSetup
 from scaler.local.config import Address, KedaSection, Section, read
 from zerowake_shared import address
 from zerowake_shared.tls import TlsFiles
+
+
+def _reachable(value: str) -> str:
+    address.Address.parse(value)
+    return value
+
+
+Peer = Annotated[str, AfterValidator(_reachable)]
 
 
 class MutualTlsSection(Section):
@@ -44,7 +52,7 @@ class _Members(Section):
     """Programs that are many: the endpoints of a Service in our own namespace, or names that are looked up."""
 
     service: str = ""
-    addresses: tuple[str, ...] = ()
+    addresses: tuple[Peer, ...] = ()
 
     @model_validator(mode="after")
     def _one_way(self) -> _Members:
@@ -60,7 +68,7 @@ class PeersSection(_Members):
 
     @property
     def member_port(self) -> int:
-        return address.Address.parse(self.listen).port
+        return address.Address.to_listen(self.listen).port
 
 
 class AgentsSection(_Members):
@@ -91,6 +99,14 @@ class ServeConfig(Section):
     webhook: WebhookSection | None = None
     tls: MutualTlsSection | None = None
     drain_seconds: Annotated[float, Field(ge=0)] = 30.0
+
+    @property
+    def addresses(self) -> list[tuple[str, str]]:
+        """Who listens, and where."""
+        found = [("the gateway (listen)", self.listen), ("the metrics' server (metrics)", self.metrics)]
+        found.append(("the external scaler (keda.listen)", self.keda.listen))
+        found += [("the service for peers (peers.listen)", self.peers.listen)] if self.peers else []
+        return found + ([("the webhook (webhook.listen)", self.webhook.listen)] if self.webhook else [])
 
 
 def load(path: Path) -> ServeConfig:

@@ -17,7 +17,6 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
 
 from prometheus_client import REGISTRY
 
@@ -34,26 +33,42 @@ from scaler.programs.stopping import stopped_by, unless
 from scaler.programs.wiring import wire
 from scaler.view.metrics import LedgerCollector, serve_metrics
 from scaler.view.status import serve_status
+from zerowake_shared import background
 from zerowake_shared.address import Address
-from zerowake_shared.background import kept
 from zerowake_shared.backoff import Backoff
 from zerowake_shared.clock import SYSTEM_CLOCK
+from zerowake_shared.listening import check_all_free
+from zerowake_shared.state_folder import owned, store_holder
 from zerowake_shared.tls import TlsFiles
 
 log = logging.getLogger(__name__)
 
 _AGENT_FIRST_RETRY_SECONDS, _AGENT_LAST_RETRY_SECONDS = 0.1, 10.0
 _AGENT_STOP_SECONDS = 15.0
+_AGENT_LOOK_SECONDS = 0.2
+_SOCKETS = ("status.sock", "scaler.sock", "agent.sock")
+
+
+class AgentFailed(Exception):
+    """The restore agent could not start; it has said itself why."""
 
 
 async def up(config: Config) -> None:
-    """Runs until SIGTERM or SIGINT, then drains; a second one ends it at once.
+    """Runs until SIGTERM or SIGINT, then drains; a second one ends it at once. What may keep it from running is looked at first.
 
     Raises:
-        OSError, CannotListen, BadCertificate: an address is taken, or a certificate is of no use.
+        FolderInUse, UnusableFolder: the state folder is another's, or cannot be written.
+        CannotListen, BadCertificate: an address is taken, or a certificate is of no use.
+        AgentFailed, OSError.
     """
+    with owned(config.state):
+        check_all_free(config.addresses)
+        check_all_free(("a program of `zerowake up`", f"unix:{config.state / name}") for name in _SOCKETS)
+        await _up(config)
+
+
+async def _up(config: Config) -> None:
     stop, at_once = stopped_by(signal.SIGTERM, signal.SIGINT)
-    config.state.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     activations = Activations()
     ledger = Ledger(activations=activations)
@@ -68,7 +83,9 @@ async def up(config: Config) -> None:
     deployments = {name: Deployment(name, planner, section.min_replicas) for name, section in config.models.items()}
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(dispatcher.close)
-        await stack.enter_async_context(_agent(config))
+        served = asyncio.Event()
+        nodes.on_change(lambda node: served.set() if node.synced else None)
+        await stack.enter_async_context(background.beside(_keep_agent(config, served), "restore agent"))
         await stack.enter_async_context(nodes.follow(f"unix:{config.state / 'agent.sock'}"))
         stack.push_async_callback(planner.close)
         serve_scaler = functools.partial(serve_external_scaler, ledger, activations=activations, on_trigger=planner.triggered)
@@ -82,26 +99,21 @@ async def up(config: Config) -> None:
         await stack.enter_async_context(serve_status(config.state, config.models, deployments, ledger, dispatcher, nodes, activations))
         REGISTRY.register(LedgerCollector(ledger))
         if config.metrics:
-            await stack.enter_async_context(serve_metrics(*Address.parse(config.metrics), lambda: _not_ready(nodes, gateway)))
-        bound = await stack.enter_async_context(gateway.serve(*Address.parse(config.listen)))
+            await stack.enter_async_context(serve_metrics(*Address.to_listen(config.metrics), lambda: _not_ready(nodes, gateway)))
+        bound = await stack.enter_async_context(gateway.serve(*Address.to_listen(config.listen)))
         log.info("gateway serves %s on %s:%d", ", ".join(sorted(config.models)), *bound)
         await stop.wait()
         log.info("stopping: requests that wait have %.0f s, answers are finished; a second signal cuts them", config.drain_seconds)
         await unless(at_once, gateway.drain(config.drain_seconds))
 
 
-@contextlib.asynccontextmanager
-async def _agent(config: Config) -> AsyncIterator[None]:
-    """Keeps a restore agent running in a process of its own until the block ends."""
-    task = asyncio.create_task(kept(lambda: _keep_agent(config), "restore agent", log), name="restore agent")
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+async def _keep_agent(config: Config, served: asyncio.Event) -> None:
+    """Keeps a restore agent running in a process of its own until cancelled. served: it is connected, or was once.
 
-
-async def _keep_agent(config: Config) -> None:
+    Raises:
+        AgentFailed: it could not start at all, so another try would end alike.
+    """
+    await _earlier_agent_ended(config)
     command = [sys.executable, "-m", "scaler.programs.cli", "agent", "--state", str(config.state)]
     if config.agent_metrics:
         command += ["--metrics", config.agent_metrics]
@@ -121,11 +133,23 @@ async def _keep_agent(config: Config) -> None:
                 os.killpg(process.pid, signal.SIGKILL)
                 await process.wait()
             raise
+        if code > 0 and not served.is_set():
+            raise AgentFailed(f"the restore agent could not start ({_said(code)}), for the reason that it has given above")
         if SYSTEM_CLOCK.now() - began > _AGENT_LAST_RETRY_SECONDS:
             backoff.reset()
         pause = backoff.next()
         log.warning("the restore agent ended (%s); its replicas are gone, it starts again in %.1f s", _said(code), pause)
         await asyncio.sleep(pause)
+
+
+async def _earlier_agent_ended(config: Config) -> None:
+    """The folder is ours, so an agent that still has the store is that of a `zerowake up` that was killed: it ends by itself."""
+    deadline = SYSTEM_CLOCK.now() + _AGENT_STOP_SECONDS
+    while has := store_holder(config.state):
+        if SYSTEM_CLOCK.now() > deadline:
+            raise AgentFailed(f"{has}, the agent of an earlier `zerowake up`, does not end and still has {config.state}; kill it")
+        log.info("waiting for %s, the agent of an earlier `zerowake up`, to end", has)
+        await asyncio.sleep(_AGENT_LOOK_SECONDS)
 
 
 def _not_ready(nodes: Nodes, gateway: Gateway) -> str:

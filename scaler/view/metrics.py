@@ -14,6 +14,8 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from scaler.books.demand import DemandReader
+from zerowake_shared.address import Address
+from zerowake_shared.listening import started
 
 
 class LedgerCollector(Collector):
@@ -42,7 +44,7 @@ async def serve_metrics(
 ) -> AsyncIterator[tuple[str, int]]:
     """Serves /metrics, /healthz and /readyz; yields the bound address (port 0: any).
 
-    ready: why this program is not ready to be sent requests; empty: it is. Raises: OSError if the address cannot be listened on.
+    ready: why this program is not ready to be sent requests; empty: it is. Raises: CannotListen.
     """
 
     async def metrics(_: web.Request) -> web.Response:
@@ -61,7 +63,7 @@ async def serve_metrics(
     await runner.setup()
     try:
         site = web.TCPSite(runner, host, port)
-        await site.start()
+        await started(site, Address(host, port), "the metrics' server")
         bound = runner.addresses[0]
         yield bound[0], bound[1]
     finally:

@@ -17,6 +17,7 @@ from scaler.gateway.dispatcher import Dispatcher
 from scaler.local.config import ModelSection
 from scaler.local.deployment import Deployment
 from scaler.plan.rungs import Rung
+from zerowake_shared.listening import make_way
 
 _SHOWN_ACTIVATIONS = 10
 
@@ -35,7 +36,7 @@ async def serve_status(
     nodes: Nodes,
     activations: Activations,
 ) -> AsyncIterator[None]:
-    """Serves GET / until the block ends."""
+    """Serves GET / until the block ends. The state folder is ours. Raises: CannotListen."""
 
     async def show(_: web.Request) -> web.Response:
         return web.json_response(
@@ -69,7 +70,7 @@ async def serve_status(
         )
 
     path = socket_of(state)
-    path.unlink(missing_ok=True)
+    make_way(path, "`zerowake status`")
     app = web.Application()
     app.add_routes([web.get("/", show)])
     runner = web.AppRunner(app, access_log=None, handle_signals=False)

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 from scaler.local.config import BadConfig, load
 
@@ -18,10 +19,55 @@ from scaler.local.config import BadConfig, load
         ("models: {a: {snapshot: s, min_replicas: 3}}", "max_replicas is 1"),
         ("listen: nowhere\nmodels: {a: {snapshot: s}}", "is not HOST:PORT"),
         ("models: [", "is no YAML"),
+        ("", "models: Field required"),
+        ("models: {a: {snapshot: s, snapshot: t}}", "line 1: the key 'snapshot' stands here and in line 1 already"),
+        ("models:\n  a: {snapshot: s}\n  a: {snapshot: t}", "line 3: the key 'a' stands here and in line 2 already"),
+        ("models: {no: {snapshot: s}}", "line 1: the key 'no' is no text for YAML"),
+        ("models: {' a ': {snapshot: s}}", "the name begins or ends with a space"),
+        ("models: {'': {snapshot: s}}", "the name is empty"),
+        ("models: {a: {command: python x.py, port: 1}}", "models.a.command: a command is a list of words"),
+        ("models: {a: {command: [''], port: 1}}", "models.a.command: the program's name is empty"),
+        ("models: {a: {snapshot: s, env: {A: 1}}}", "models.a.env.A: Input should be a valid string"),
+        ("models: {a: {snapshot: s, env: {'A=': b}}}", "models.a: env: 'A=' cannot be the name of a variable"),
+        ('models: {a: {snapshot: s, env: {A: "x\\0"}}}', "models.a.env.A: there is a NUL character"),
+        ('state: "x\\0"\nmodels: {a: {snapshot: s}}', "state: there is a NUL character"),
+        (
+            "models: {a: {snapshot: s, env: {A: " + "x" * 1_100_000 + "}}}",
+            "models.a: env: A has 1100002 bytes, and the kernel takes 131071",
+        ),
+        ("models: {a: {snapshot: s, cooldown_seconds: .inf}}", "models.a.cooldown_seconds"),
+        ("models: {a: {snapshot: s, max_stage_seconds: .nan}}", "models.a.max_stage_seconds"),
+        ("listen: 8080\nmodels: {a: {snapshot: s}}", "listen: "),
+        ("listen: http://localhost:8080\nmodels: {a: {snapshot: s}}", "listen: 'http://localhost:8080' is not HOST:PORT"),
+        ("metrics: '*:9090'\nmodels: {a: {snapshot: s}}", "metrics: '[*]:9090' is not HOST:PORT"),
+        (
+            "listen: ':80'\nmetrics: ':80'\nmodels: {a: {snapshot: s}}",
+            r"\(listen\) and the metrics' server \(metrics\) cannot both listen on :80",
+        ),
     ],
 )
 def test_a_bad_file_is_refused_by_name(tmp_path: Path, content: str, word: str) -> None:
     file = tmp_path / "up.yaml"
     file.write_text(content)
-    with pytest.raises(BadConfig, match=word):
+    with pytest.raises(BadConfig, match=word) as refused:
         load(file)
+    assert "\n" not in str(refused.value) and len(str(refused.value)) < 400
+
+
+@pytest.mark.parametrize("address", ["[::1]:8080", ":8080", "localhost:8080", "0.0.0.0:0"])
+def test_every_spelling_of_an_address(tmp_path: Path, address: str) -> None:
+    file = tmp_path / "up.yaml"
+    fields = {field: address for field in ("listen", "metrics", "agent_metrics")} if address.endswith(":0") else {"metrics": address}
+    file.write_text(yaml.safe_dump({**fields, "keda": {"listen": "[::]:9443"}, "models": {"a": {"snapshot": "s"}}}))
+    assert [where for _, where in load(file).addresses][-2:] == [address, "[::]:9443"]
+
+
+def test_relative_paths_count_from_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "up.yaml"
+    file.write_text(
+        "state: s\nkeda: {listen: ':1', tls: {certificate: c, key: k, client_ca: /ca}}\nmodels: {a: {snapshot: s, directory: d}}\n"
+    )
+    found = load(file)
+    assert found.keda and found.keda.tls
+    assert (found.state, found.models["a"].directory) == (tmp_path / "s", tmp_path / "d")
+    assert (found.keda.tls.certificate, found.keda.tls.key, found.keda.tls.client_ca) == (tmp_path / "c", tmp_path / "k", Path("/ca"))

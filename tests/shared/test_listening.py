@@ -1,5 +1,6 @@
 """Where gRPC servers listen, and what is said when they cannot."""
 
+import os
 import re
 from pathlib import Path
 
@@ -28,7 +29,8 @@ async def test_a_socket_keeps_its_path(tmp_path: Path) -> None:
 async def test_an_address_that_is_taken_is_named_with_who_wanted_it() -> None:
     first = server()
     bound = listen(first, "127.0.0.1:0", "the first")
-    with pytest.raises(CannotListen, match=rf"the second cannot listen on {re.escape(bound)}: .*; stop what has it, or choose another"):
+    has = rf"the port is in use by pid {os.getpid()} \(.+\); stop that, or choose another"
+    with pytest.raises(CannotListen, match=rf"^the second cannot listen on {re.escape(bound)}: {has}$"):
         listen(server(), bound, "the second")
 
 

@@ -85,8 +85,8 @@ class Cluster:
         except config.ConfigException as inside:
             try:
                 await config.load_kube_config(os.environ.get("KUBECONFIG"), client_configuration=configuration)  # type: ignore[no-untyped-call]
-            except (config.ConfigException, OSError) as error:
-                why = f"no service account ({inside}) and no kubeconfig ({error}); run in a pod, or set KUBECONFIG"
+            except Exception as error:  # whatever a file that is none leads its reader to
+                why = f"no service account ({inside}) and no kubeconfig ({' '.join(str(error).split())}); run in a pod, or set KUBECONFIG"
                 raise ClusterError(0, "Kubernetes' API cannot be found", why) from error
         async with client.ApiClient(configuration) as api:
             yield cls(api, reporter, instance)
