@@ -20,6 +20,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -239,8 +240,7 @@ def _put(
     if not there:
         added.append(path)
     if entry.isdir():
-        path.mkdir(exist_ok=True)
-        _dress(path, entry)
+        _put_folder(path, entry)
         return
     fresh = path.with_name(f".zerowake-{secrets.token_hex(6)}")
     if entry.issym():
@@ -270,6 +270,16 @@ def _dress(path: Path, entry: tarfile.TarInfo) -> None:
     os.utime(path, (entry.mtime, entry.mtime))
 
 
+def _put_folder(path: Path, entry: tarfile.TarInfo) -> None:
+    there = path.is_dir()
+    path.mkdir(exist_ok=True)
+    at = path.stat()
+    looks = (at.st_uid, at.st_gid, stat.S_IMODE(at.st_mode)) == (entry.uid, entry.gid, entry.mode)
+    # One that is there and looks as it should is left alone: to touch it would copy it into this layer, too.
+    if not there or not looks or any(key.startswith(_ATTRIBUTE) for key in entry.pax_headers):
+        _dress(path, entry)
+
+
 def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
@@ -296,9 +306,17 @@ def _walk(folder: Path, name: PurePosixPath, apart: Collection[PurePosixPath]) -
         path = name / entry.name
         if path in apart or path in _OURS or entry.name in _LEFT_OUT:
             continue
-        yield path
-        if entry.is_dir(follow_symlinks=False):
-            yield from _walk(Path(entry.path), path, apart)
+        if not entry.is_dir(follow_symlinks=False):
+            yield path
+            continue
+        inside = _walk(Path(entry.path), path, apart)
+        first = next(inside, None)
+        # Of a package that was imported nothing but its bytecode is new, and hundreds may have been.
+        if first or not any(Path(entry.path).iterdir()):
+            yield path
+        if first:
+            yield first
+            yield from inside
 
 
 def _attributes(path: Path, name: PurePosixPath) -> dict[str, str]:

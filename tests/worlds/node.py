@@ -48,7 +48,7 @@ class Node:
         self.size = size
         self.state = folder / "state"
         self.weights = folder / "weights"
-        self.fault = folder / "fault"
+        self.fault = folder / "shared" / "fault"
         self.expected: Any = None  # what the engine of the snapshot answered before it
         self.cuda = Cuda.find() if self.world.on_gpu else None
         self._agent: Agent | None = None
@@ -60,6 +60,7 @@ class Node:
     async def started(cls, folder: Path, devices: tuple[str, ...], pool: int, size: str = "small") -> AsyncIterator[Node]:
         """With the snapshot NAME of tests/worlds/faulty_engine.py, taken on the first of the devices; gpumem holds `pool` bytes of each."""
         node = cls(folder, devices[0], size)
+        node.fault.parent.mkdir()
         await asyncio.to_thread(write_checkpoint, node.weights, SIZES[size])
         serving = contextlib.ExitStack()
         await asyncio.gather(asyncio.to_thread(serving.enter_context, node.world.server(devices, pool, ARENA)), node._read_once())
@@ -111,7 +112,15 @@ class Node:
         env = {key: os.environ[key] for key in _PASSED_ON if key in os.environ} | {"FAULT": str(self.fault)}
         command = [sys.executable, "-m", "tests.worlds.faulty_engine", str(PORT), self.size]
         seconds = 20 if self.world.on_gpu else 8  # the host's memory needs no CUDA to start
-        return pb.Engine(command=command, env=env, directory=str(ROOT), port=PORT, health_path="/health", ready_timeout_seconds=seconds)
+        return pb.Engine(
+            command=command,
+            env=env,
+            directory=str(ROOT),
+            port=PORT,
+            health_path="/health",
+            ready_timeout_seconds=seconds,
+            shared=[str(self.fault.parent)],
+        )
 
     def stand_in(self) -> pb.Engine:
         """What is started cold: at once, and it says so."""
