@@ -185,7 +185,6 @@ class Restorer:
                 undo.callback(output.close)
             with phases.phase("staged"):
                 images = await asyncio.shield(staged.skeleton)
-                await place.lay_out(staged.directory, manifest.fits)
             begin = time.monotonic()
             held, go = asyncio.Event(), asyncio.Event()
 
@@ -196,6 +195,7 @@ class Restorer:
 
             async def restore() -> int:
                 async with self._worker(criu, place, output, manifest.stdio, images) as worker:
+                    await place.lay_out(staged.directory, manifest.fits)  # while CRIU starts, which then waits for its request
                     return await worker.restore(hold)
 
             restoring = asyncio.create_task(restore(), name=f"CRIU of {snapshot}")
