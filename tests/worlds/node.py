@@ -112,15 +112,8 @@ class Node:
         env = {key: os.environ[key] for key in _PASSED_ON if key in os.environ} | {"FAULT": str(self.fault)}
         command = [sys.executable, "-m", "tests.worlds.faulty_engine", str(PORT), self.size]
         seconds = 20 if self.world.on_gpu else 8  # the host's memory needs no CUDA to start
-        return pb.Engine(
-            command=command,
-            env=env,
-            directory=str(ROOT),
-            port=PORT,
-            health_path="/health",
-            ready_timeout_seconds=seconds,
-            shared=[str(self.fault.parent)],
-        )
+        ready = {"health_path": "/health", "ready_timeout_seconds": seconds}
+        return pb.Engine(command=command, env=env, directory=str(ROOT), port=PORT, shared=[str(self.fault.parent)], **ready)
 
     def stand_in(self) -> pb.Engine:
         """What is started cold: at once, and it says so."""
