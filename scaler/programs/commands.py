@@ -30,7 +30,7 @@ _DEFAULT_STATE = Path("/var/lib/zerowake")
 
 
 @app.command()
-def up(file: Annotated[Path, typer.Argument(help="YAML that names the models.")]) -> None:
+def up(file: Annotated[Path, typer.Argument(help="YAML that names the models.", readable=False)]) -> None:
     """Serves models on this machine: gateway, scaler, autoscaler and restore agent, until stopped."""
     log.configure()
     with errors_in_one_line("zerowake", BadConfig, CannotListen, BadCertificate, FolderInUse, UnusableFolder, AgentFailed):
@@ -38,7 +38,7 @@ def up(file: Annotated[Path, typer.Argument(help="YAML that names the models.")]
 
 
 @app.command()
-def serve(file: Annotated[Path, typer.Argument(help="YAML with addresses and certificates; the chart writes it.")]) -> None:
+def serve(file: Annotated[Path, typer.Argument(help="YAML with addresses and certificates; the chart writes it.", readable=False)]) -> None:
     """Serves the models of a Kubernetes cluster: gateway, KEDA's scaler, controller and webhook, beside other replicas of it."""
     # Not above: the client of Kubernetes takes longer to import than `zerowake status` to answer.
     from scaler.programs import serve_config  # noqa: PLC0415

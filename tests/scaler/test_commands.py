@@ -9,6 +9,7 @@ import re
 import signal
 import socket
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -206,6 +207,36 @@ async def test_the_agents_own_addresses(tmp_path: Path, taken: str) -> None:
     assert "the agent's metrics' server cannot listen on" in await refused(*agent, "--metrics", taken)
     assert "--metrics 'nonsense' is not HOST:PORT" in await refused(*agent, "--metrics", "nonsense")
     assert "--listen and --tls belong together" in await refused(*agent, "--listen", taken)
+
+
+async def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    assert "none.yaml cannot be read: No such file or directory" in await refused("up", str(tmp_path / "none.yaml"))
+    assert f"{tmp_path} cannot be read: Is a directory" in await refused("serve", str(tmp_path))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
+async def test_what_another_user_may_not(tmp_path: Path) -> None:
+    nobody = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", sys.executable, "-m", "scaler.programs.cli")
+    tmp_path.chmod(0o700)
+    with tempfile.TemporaryDirectory() as shared:
+        folder = Path(shared)
+        folder.chmod(0o777)
+        files = {name: Path(write(folder / f"{name}.yaml", **changes)) for name, changes in USERS.items()}
+        files["secret"].chmod(0o600)
+        for name, why in (
+            ("low", "cannot listen on 127.0.0.1:80: permission denied: low ports are root's; choose one above 1023"),
+            ("state", "the state folder /root/zerowake-state cannot be used: Permission denied; make it writable"),
+            ("secret", "secret.yaml cannot be read: Permission denied"),
+        ):
+            process = await asyncio.create_subprocess_exec(
+                *nobody, "up", str(files[name]), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+            )
+            out, _ = await process.communicate()
+            assert (process.returncode, out.decode().count("\n")) == (1, 1), out
+            assert why in out.decode()
+
+
+USERS: dict[str, dict[str, Any]] = {"low": {"listen": "127.0.0.1:80"}, "state": {"state": "/root/zerowake-state"}, "secret": {}}
 
 
 # --- on Kubernetes

@@ -61,7 +61,7 @@ async def scaled(cooldown: float, polling: float) -> AsyncIterator[World]:
 
 
 @pytest.mark.parametrize("polling", [0.7, 1.0, 5.0, 30.0])
-@pytest.mark.parametrize("cooldown", [2.5, 3.0, 5.0])
+@pytest.mark.parametrize("cooldown", [2.0, 2.5, 3.0, 5.0])
 @pytest.mark.parametrize("seconds", [0.01, 1.2])
 def test_a_request_every_two_seconds_keeps_the_model(cooldown: float, polling: float, seconds: float) -> None:
     async def asked() -> tuple[list[float], float]:
