@@ -14,6 +14,7 @@ from typing import Protocol
 
 from scaler.books.ledger import Ledger
 from scaler.books.limits import ModelLimits
+from scaler.books.model_name import flaw
 from scaler.books.snapshot_name import SnapshotName
 from scaler.books.trigger import Trigger
 from scaler.kubernetes.resources import ModelSnapshot
@@ -186,7 +187,7 @@ def planned(snapshot: ModelSnapshot) -> Model:
 
 def _model(declaration: Declaration) -> str:
     if isinstance(declaration, ModelSnapshot):
-        return declaration.model
+        return "" if flaw(declaration.model) else declaration.model  # the API server refuses such a one
     trigger = declaration.trigger
     return trigger.model if trigger else ""
 

@@ -62,6 +62,8 @@ ARTIFACT = {"name": "chat", "digest": DIGEST}
     ("wrong", "message"),
     [
         (snapshot(model="chat"), "either template .* or artifact"),
+        (snapshot(template=template(), model=" chat"), "spec.model.*should match"),
+        (snapshot(template=template(), model="a\tb"), "spec.model.*should match"),
         (snapshot(template=template(), artifact=ARTIFACT), "either template .* or artifact"),
         (snapshot(template=template(), container="nobody"), "container is the name of none"),
         (snapshot(template=template(hostPID=True)), "host's namespaces"),

@@ -68,6 +68,18 @@ def test_an_object_that_names_another_model_now(world: World) -> None:
     assert world.passed == ["m", "m", "other"]
 
 
+@pytest.mark.parametrize("name", [" m ", "m\n", "a\tb"])
+def test_a_name_that_no_model_can_have_declares_nothing(world: World, name: str) -> None:
+    """A schema that was installed before may let it pass."""
+    world.snapshot("ns/a", 1, model=name)
+    world.object("ns/so", 2, model=name)
+    assert (list(world.ledger.models()), world.models.planned) == ([], {})
+    world.snapshot("ns/a", 1, model="m")
+    assert list(world.ledger.models()) == ["m"]
+    world.snapshots.drop("ns/a")
+    assert list(world.ledger.models()) == []
+
+
 def test_a_trigger_that_cannot_be_used_declares_nothing(world: World) -> None:
     world.object("ns/so", 1, targetPending="none")
     assert (list(world.ledger.models()), world.triggers) == ([], [])
