@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import sys
 from collections.abc import AsyncIterable, Callable
 from contextlib import suppress
 from typing import Protocol, cast
@@ -23,6 +24,8 @@ from scaler.gateway.answer_parser import AnswerParser, BadAnswer, Fields, Head
 
 _PEEK = socket.MSG_PEEK | socket.MSG_DONTWAIT
 _READ = 2**16
+_READ_AT_ONCE = 4096  # bytes that every engine's first read takes
+_BYTES_ACKED = slice(120, 128)  # where the kernel's `struct tcp_info` has them
 _AHEAD = 4  # reads that are kept before somebody takes them
 
 
@@ -44,6 +47,7 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         "_answered",
+        "_before",
         "_error",
         "_full",
         "_hint",
@@ -56,7 +60,9 @@ class Connection(asyncio.Protocol):
         "_transport",
         "_upload",
         "_waiter",
+        "_written",
         "parser",
+        "untouched",
     )
 
     def __init__(self, made: socket.socket, ended: Callable[[Connection], None]) -> None:
@@ -72,8 +78,9 @@ class Connection(asyncio.Protocol):
         self._hint: Callable[[Head], None] | None = None
         self._room: asyncio.Future[None] | None = None  # there is one while the engine does not read
         self._upload: asyncio.Task[None] | None = None
-        self._requests = 0
         self._answered = False  # anything came since the last request
+        self._written = self._before = 0  # bytes in all, and before the last request
+        self.untouched = False  # it was kept alive and has ended, and its engine has read nothing of the last request
 
     @property
     def usable(self) -> bool:
@@ -93,11 +100,6 @@ class Connection(asyncio.Protocol):
         """Whether the answer has ended and left the connection fit for another one."""
         parser = self.parser
         return parser.done and parser.keeps and not parser.excess and self._upload is None and self._error is None and not self._full
-
-    @property
-    def stale(self) -> bool:
-        """Whether the connection has carried another answer before, and nothing of one since the last request."""
-        return self._requests > 1 and not self._answered
 
     @property
     def head(self) -> Head:
@@ -125,7 +127,8 @@ class Connection(asyncio.Protocol):
         given informational answers.
         Raises: BadAnswer; OSError: the connection has ended; whatever `body` raises.
         """
-        self._requests += 1
+        self._before = self._written
+        self.untouched = self._error is not None
         self._answered = False
         self._hint = hint
         self.parser.expect(method, upgrades=upgrades)
@@ -231,6 +234,7 @@ class Connection(asyncio.Protocol):
                 self._pause()
 
     def eof_received(self) -> None:
+        self._look_back(reset=False)
         if not self.parser.feed_end():
             self.end(ConnectionResetError(f"the engine closed the connection {self._stage()}"))
         else:
@@ -238,6 +242,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         if self._error is None:
+            self._look_back(reset=not isinstance(error, BrokenPipeError))  # a pipe breaks where the engine's proper end came before
             self._read_rest()
         if self._error is None:
             self.end(ConnectionResetError(f"the connection was lost {self._stage()}: {error}"))
@@ -253,6 +258,22 @@ class Connection(asyncio.Protocol):
             self._room.set_result(None)
         self._room = None
 
+    def _look_back(self, *, reset: bool) -> None:
+        """Says of a connection that has ended whether its engine can have read any of the last request. Two things prove that it has not.
+
+        A proper end that came before the request acknowledges nothing of it. A reset (which says nothing of what came) means that something
+        was left unread: all of it, if the request is small enough to be read at once.
+        """
+        if self._answered or self._before == 0:
+            return
+        if reset:
+            self.untouched = self._written - self._before <= _READ_AT_ONCE
+            return
+        with suppress(OSError):
+            info = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_ACKED.stop)
+            acknowledged = int.from_bytes(info[_BYTES_ACKED], sys.byteorder)
+            self.untouched = 0 < acknowledged <= self._before + 1  # the connection's own beginning counts as one
+
     def _stage(self) -> str:
         if self.parser.head is not None:
             return "in the middle of its answer"
@@ -267,6 +288,7 @@ class Connection(asyncio.Protocol):
     def _write(self, data: bytes) -> None:
         if self._error is not None or self._transport is None:
             raise self._error or ConnectionResetError("the connection has ended")
+        self._written += len(data)
         self._transport.write(data)
 
     async def _send(self, body: AsyncIterable[bytes]) -> None:

@@ -2,7 +2,7 @@
 
 Head, body and answer go through as they are, less the headers that belong to one connection; an answer's chunks are passed on the moment
 they come, and a slow client slows the engine down instead of filling memory. The answer's head is sent together with its first byte:
-until then nothing was promised to the client, so a replica that dies with the head out but no byte behind it is still replaced unnoticed.
+until then nothing was promised to the client, and a failure can be told with a status of its own.
 Rejected: passing the head on at once (engines send it before the first token, the longest time for a replica to die in).
 
 A client that opted into heartbeats has got its head already, as an event stream: then an answer that is no event stream, or ends early,
@@ -28,23 +28,25 @@ from scaler.gateway.reply import Reply
 from scaler.gateway.target import Target
 from scaler.gateway.upgrade import asks_for_upgrade, splice
 from scaler.gateway.upload import Upload
-from scaler.gateway.upstream import Upstream
+from scaler.gateway.upstream import NotReached, Upstream
 
 log = logging.getLogger(__name__)
 
 # They speak of one connection, were answered by the gateway itself (Expect), or are made anew (Content-Length).
 _NOT_PASSED = OF_ONE_CONNECTION | {b"content-length", b"expect", b"proxy-authorization", b"trailer"}
 _HARMLESS = frozenset((b"keep-alive", b"close", b"upgrade"))  # in Connection: they name no field that could be passed on
+_SAFE = frozenset(("GET", "HEAD", "OPTIONS", "TRACE"))  # RFC 9110, 9.2.1
 _WITH_BODY = frozenset(("POST", "PUT", "PATCH"))
 _SLICE = 2**18  # bytes of a held body written at once, so that a large one does not stop the loop
 _ERROR_BYTES = 2**16  # of an engine's error, kept to be sent as an event
 
 
 class ReplicaFailed(Exception):
-    """The replica failed before the answer's first byte; `error` says how."""
+    """The replica failed before the answer's first byte; `error` says how. reached: it may have begun to work on the request."""
 
     def __init__(self, error: Exception) -> None:
-        super().__init__(f"{type(error).__name__}: {error}")
+        self.reached = not isinstance(error, NotReached)
+        super().__init__(f"{type(error).__name__}: {error}" if self.reached else str(error))
         self.error = error
 
 
@@ -74,6 +76,11 @@ class Exchange:
         self._upload = upload
         self._events: Reply | None = None
         self._upload_error: Exception | None = None
+
+    @property
+    def harmless(self) -> bool:
+        """Whether it does no harm to execute the request twice: by its method, or because its client says so (`Idempotency-Key`)."""
+        return self._request.method in _SAFE or "Idempotency-Key" in self._request.headers
 
     async def beat(self) -> None:
         """Sends a comment to a waiting client; the first one begins an event stream."""

@@ -178,9 +178,8 @@ class Gateway:
                     return await self._exchange(model, exchange, member, arrived)
                 except ReplicaFailed as failure:
                     self._dispatcher.failed(member, failure.error)
-                    if last or not upload.repeatable:
-                        once = "once more" if last else "and its body had begun to stream, so it cannot be sent again"
-                        message = f"a replica of model {model!r} failed before its answer began ({failure}), {once}"
+                    if why := _not_again(failure, exchange, upload, last):
+                        message = f"a replica of model {model!r} failed before its answer began ({failure}){why}"
                         raise Refusal(502, "replica_failed", message, retry=True) from failure
                     metrics.RETRIES.labels(model).inc()
                     last = True
@@ -253,6 +252,20 @@ class Gateway:
         """A model, and what else its server answers to."""
         of_all = {"object": "model", "created": self._created, "owned_by": "zerowake"}
         return [{"id": model, **of_all}, *({"id": name, **of_all, "parent": model} for name in sorted(self._ledger.names(model)))]
+
+
+def _not_again(failure: ReplicaFailed, exchange: Exchange, upload: Upload, last: bool) -> str:
+    """Why a request is not sent to another replica; empty: it is. No request is executed twice unless that does no harm.
+
+    What ends one engine may well end the next, with the answers that it is giving.
+    """
+    if last:
+        return ", once more"
+    if not upload.repeatable:
+        return "; the request's body had begun to stream, so it cannot be sent again"
+    if failure.reached and not exchange.harmless:
+        return "; it may have worked on the request, or failed because of it, so that was not sent to another one"
+    return ""
 
 
 def _raise_descriptors() -> None:

@@ -4,8 +4,9 @@ Every replica of a node may have the same address, each in a network namespace o
 open from the moment the replica is known. Requests and answers go through as bytes (connection, answer_parser); here it is decided which
 connection a request takes, and when it is sent a second time to the same replica.
 
-A pooled connection may be closed by the engine at any moment. It is looked at before it is used, and if it ends without a byte of answer
-all the same, a request that is held whole goes out again on a new one; an upload cannot, so it always has a connection of its own.
+A pooled connection may be closed by the engine at any moment. It is looked at before it is used, and if it ends all the same before
+anything of the request came to the engine, a request that is held whole goes out again on a new one; an upload cannot, so it always has a
+connection of its own. What may have come to the engine is not sent again here: it may have been executed, or be what ended the engine.
 `close` ends every connection where it stands, and whoever waits on one hears of it in the same turn of the event loop.
 
 Rejected: aiohttp's client (readers that are never told of an end, bounds that cannot be told from a dead replica, fields that are decoded
@@ -25,9 +26,17 @@ from zerowake_shared.network_namespace import NetworkNamespace
 
 # Engines close idle connections after as little as 5 s (uvicorn). Ours go first, or a request is sent into one that is being closed.
 _IDLE_SECONDS = 4.0
+_MARGIN = 0.75  # of the time after which an engine was seen to close one
 _CONNECT_SECONDS = 5.0
 # An unreachable node sends no reset: a connection ends when nothing was acknowledged for this long.
 _SILENT_SECONDS = 30
+
+
+class NotReached(ConnectionError):
+    """Nothing of a request has come to the replica: it can be sent to another one, whatever it is."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(f"{type(error).__name__}: {error}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +59,7 @@ class Upstream:
         self._connections: set[Connection] = set()
         self._idle: list[tuple[Connection, float]] = []  # and since when; the last one is taken first
         self._sweep: asyncio.TimerHandle | None = None  # there is one while any is idle
+        self._idle_seconds = _IDLE_SECONDS
         self._connecting: set[asyncio.Timeout] = set()
         self._closing = False
         self._namespace: NetworkNamespace | None = None
@@ -75,19 +85,22 @@ class Upstream:
 
         request: from its first line to the end of what is sent at once; body: what follows that; repeatable: the body can be iterated
         again; upgrades: another protocol is asked for; hint: is given informational answers.
-        Raises: OSError: the replica failed; ConnectionAbortedError: `close` was called, at whatever stage this was; BadAnswer; whatever
-        `body` raises.
+        Raises: NotReached: nothing of it came to the replica; OSError: the replica failed at it; ConnectionAbortedError: `close` was called
+        meanwhile; BadAnswer; whatever `body` raises.
         """
         connection = self._pooled() if repeatable and not upgrades else None
         while True:
             if connection is None:
-                connection = await self._connect()
+                try:
+                    connection = await self._connect()
+                except OSError as error:
+                    raise NotReached(error) from error
             try:
                 await connection.ask(method, request, body, upgrades=upgrades, hint=hint)
                 return connection
             except ConnectionError as error:
                 connection.end(error)
-                if not connection.stale or self._closing:
+                if not connection.untouched or self._closing:
                     await connection.stop_upload()
                     raise
                 connection = None  # the engine closed it when the request was on its way
@@ -104,7 +117,7 @@ class Upstream:
             return
         self._idle.append((connection, self._loop.time()))
         if self._sweep is None:
-            self._sweep = self._loop.call_later(_IDLE_SECONDS, self._end_idle)
+            self._sweep = self._loop.call_later(self._idle_seconds, self._end_idle)
 
     async def probe(self) -> None:
         """Returns when the replica accepts a connection. Raises: OSError or TimeoutError if it does not."""
@@ -113,7 +126,8 @@ class Upstream:
 
     def close_idle(self) -> None:
         """Ends the connections on which nothing is asked now: a replica that ends is told so that nothing more comes."""
-        for connection, _ in self._idle[:]:
+        idle, self._idle = self._idle, []
+        for connection, _ in idle:
             connection.end(ConnectionResetError("the connection is needed no more"))
 
     async def close(self) -> None:
@@ -133,27 +147,37 @@ class Upstream:
 
     def _pooled(self) -> Connection | None:
         """An idle connection that is fit for a request."""
+        now = self._loop.time()
         while self._idle:
-            connection, _ = self._idle.pop()
-            if connection.usable:
+            connection, since = self._idle.pop()
+            if not connection.usable:
+                self._closes_after(now - since)
+            elif now - since <= self._idle_seconds:
                 return connection
             connection.end(ConnectionResetError("the engine closed an idle connection"))
         return None
 
     def _end_idle(self) -> None:
         self._sweep = None
-        old = self._loop.time() - _IDLE_SECONDS
+        old = self._loop.time() - self._idle_seconds
         kept = [(connection, since) for connection, since in self._idle if since > old]
         ended = [connection for connection, since in self._idle if since <= old]
         self._idle = kept
         for connection in ended:
             connection.end(ConnectionResetError("the connection was idle for too long"))
         if kept:
-            self._sweep = self._loop.call_at(kept[0][1] + _IDLE_SECONDS, self._end_idle)
+            self._sweep = self._loop.call_at(kept[0][1] + self._idle_seconds, self._end_idle)
 
     def _ended(self, connection: Connection) -> None:
         self._connections.discard(connection)
+        for idle, since in self._idle:
+            if idle is connection:
+                self._closes_after(self._loop.time() - since)
         self._idle = [(idle, since) for idle, since in self._idle if idle is not connection]
+
+    def _closes_after(self, seconds: float) -> None:
+        """The engine has closed an idle connection, sooner than others do: from now on ours go before that."""
+        self._idle_seconds = min(self._idle_seconds, _MARGIN * seconds)
 
     async def _connect(self) -> Connection:
         made = await self._connected()

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import select
 import socket
 from collections.abc import AsyncIterator
 
@@ -252,3 +253,46 @@ async def test_an_idle_connection_is_looked_at(said: bytes | None, usable: bool)
                 end.shutdown(socket.SHUT_WR)
         assert connection.usable is usable
         await client.close()
+
+
+@pytest.mark.parametrize("size", [10, 100_000])
+@pytest.mark.parametrize(
+    ("how", "untouched"),
+    [("closed before", True), ("took it and closed", False), ("took a part and was killed", False), ("took nothing", None)],
+)
+async def test_a_request_that_an_engine_took_and_died_of_is_told_from_one_that_never_came(
+    how: str, untouched: bool | None, size: int
+) -> None:
+    """An engine closes a connection that was kept alive, and no byte of an answer comes: what counts is whether it has read the request."""
+    loop = asyncio.get_running_loop()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        made = socket.socket()
+        made.setblocking(False)
+        await loop.sock_connect(made, server.getsockname())
+        engine, _ = server.accept()
+        _, connection = await loop.create_connection(lambda: Connection(made, lambda _: None), sock=made)
+        engine.setblocking(False)
+        first = asyncio.create_task(connection.ask(b"GET", b"GET / HTTP/1.1\r\n\r\n"))
+        await loop.sock_recv(engine, 2**16)
+        await loop.sock_sendall(engine, b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+        await first
+        request = b"POST / HTTP/1.1\r\n\r\n" + b"x" * size
+        if how == "closed before":
+            engine.close()
+        asked = asyncio.create_task(connection.ask(b"POST", request))
+        if how == "took it and closed":
+            left = len(request)
+            while left:
+                left -= len(await loop.sock_recv(engine, 2**20))
+        elif how == "took a part and was killed":
+            await loop.sock_recv(engine, min(size, 4096))
+        elif how == "took nothing":
+            while not engine.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) if select.select([engine], [], [], 0)[0] else True:
+                await asyncio.sleep(0)
+        engine.close()
+        with pytest.raises(ConnectionError):
+            async with asyncio.timeout(5):
+                await asked
+        if how == "took a part and was killed" and size == 10:
+            return  # every engine's first read takes that much
+        assert connection.untouched is (size == 10 if untouched is None else untouched)

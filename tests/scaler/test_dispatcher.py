@@ -12,18 +12,41 @@ from tests.worlds.front import front
 from tests.worlds.waiting import until
 
 
-async def test_a_request_is_retried_elsewhere_when_its_replica_is_killed() -> None:
-    async with process("held") as dying, Engine() as living, front() as f:
+async def test_what_may_be_sent_twice_is_retried_elsewhere_when_its_replica_is_killed() -> None:
+    async with process("held") as dying, Engine() as living, front(concurrency=9) as f:
         f.dispatcher.add(dying.replica("dying"))
-        asked = [f.ask(f"n{i}", stream=bool(i % 2)) for i in range(8)]
-        await f.until(lambda demand: demand.in_flight == 8)
+        asked = [f.ask(f"n{i}", stream=bool(i % 2), Idempotency_Key=f"{i}") for i in range(8)]
+        got = asyncio.create_task(f.client.get(f"{f.url}/models/m/got").__aenter__())
+        await f.until(lambda demand: demand.in_flight == 9)
         held = f.ask("held")
         await f.held(1)
         f.dispatcher.add(living.replica("living"))
         await dying.kill()
         answers = await asyncio.gather(*asked, held)
         assert [answer.status for answer in answers] == [200] * 9
-        assert sorted(living.seen.get_nowait() for _ in answers) == ["held", *(f"n{i}" for i in range(8))]
+        assert (await got).status == 200
+        assert sorted(living.seen.get_nowait() for _ in range(10)) == ["/got", "held", *(f"n{i}" for i in range(8))]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_request_that_may_have_killed_its_replica_is_not_sent_to_the_next(stream: bool) -> None:
+    async with process("held") as dying, Engine(held=True) as living, front() as f:
+        f.dispatcher.add(dying.replica("dying"))
+        asked = f.ask("poison", stream=stream)
+        await f.until(lambda demand: demand.in_flight == 1)
+        await until_asked(dying.port)
+        f.dispatcher.add(living.replica("living"))
+        await dying.kill()
+        answer = await asked
+        assert (answer.status, answer.error["code"]) == (502, "replica_failed")
+        assert "may have worked on the request" in answer.error["message"]
+        assert living.seen.empty()
+
+
+async def until_asked(port: int) -> None:
+    """The engine has got a request: its kernel has, and it answers another one behind it."""
+    async with aiohttp.ClientSession() as session, session.post(f"http://127.0.0.1:{port}/release", data=b"0") as response:
+        assert response.status == 200
 
 
 async def test_held_requests_outlive_a_killed_replica() -> None:
@@ -46,7 +69,7 @@ async def test_held_requests_outlive_a_killed_replica() -> None:
 async def test_a_second_failure_is_told() -> None:
     async with process("held") as one, process("held") as two, front(concurrency=1) as f:
         f.dispatcher.add(one.replica("one"))
-        asked = f.ask()
+        asked = f.ask(Idempotency_Key="1")
         await f.until(lambda demand: demand.in_flight == 1)
         f.dispatcher.add(two.replica("two"))
         await one.kill()

@@ -10,10 +10,12 @@ import aiohttp
 import pytest
 
 from scaler.gateway.dispatcher import Backend, Endpoint
+from scaler.gateway.upstream import Upstream
 from tests.worlds.echo_engine import Engine
 from tests.worlds.engine_process import process
 from tests.worlds.front import front
 from tests.worlds.network_namespace import network_namespace
+from tests.worlds.raw_engine import Asked, raw_engine
 
 
 @pytest.fixture
@@ -33,8 +35,7 @@ async def test_an_idle_connection_closed_by_the_engine_costs_no_answer() -> None
         served += 1
         body = b'{"choices": [{"message": {"content": "once"}}]}'
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
-        await reader.read(1)  # the next request on this connection
-        writer.close()
+        writer.close()  # the next request on this connection meets it
 
     server = await asyncio.start_server(serve_once, "127.0.0.1", 0)
     async with server, front() as f:
@@ -48,7 +49,7 @@ async def test_an_idle_connection_closed_by_the_engine_costs_no_answer() -> None
 async def test_removing_a_replica_closes_its_connections() -> None:
     async with Engine(held=True) as old, Engine() as new, front() as f:
         f.dispatcher.add(old.replica("old"))
-        asked = f.ask("x")
+        asked = f.ask("x", Idempotency_Key="it may be sent twice")
         await old.seen.get()
         f.dispatcher.remove("old")
         f.dispatcher.remove("old")  # again changes nothing
@@ -84,7 +85,7 @@ async def test_a_request_on_a_replica_that_is_removed_goes_on_at_once(turns: int
     """At whatever stage before its first byte the request is: `turns` of the loop after its place was handed out, or at rest."""
     async with Engine() as living, front(2**25) as f:
         with mute(connects=connects) as replica:
-            asked = f.ask("x" * size)
+            asked = f.ask("x" * size, Idempotency_Key="it may be sent twice")
             await f.held(1)
             f.dispatcher.add(replica)
             for _ in range(turns):
@@ -117,3 +118,26 @@ async def test_a_namespace_that_is_gone_costs_a_retry() -> None:
         await f.held(1)
         f.dispatcher.add(living.replica("living"))
         assert (await asked).text == "hello"
+
+
+async def test_connections_go_before_an_engine_closes_them_which_it_shows_once() -> None:
+    """Engines close idle connections after times of their own, and a request that meets that may be lost."""
+    closed: list[int] = []
+
+    def close(asked: Asked) -> None:
+        if not asked.writer.is_closing():
+            closed.append(asked.number)
+            asked.writer.close()
+
+    async def serve(asked: Asked) -> None:
+        asked.writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+        asyncio.get_running_loop().call_later(0.2, close, asked)
+
+    async with raw_engine(serve) as engine, asyncio.timeout(20):
+        upstream = Upstream(Endpoint("127.0.0.1", engine.port))
+        for _ in range(3):
+            upstream.give_back(await upstream.send(b"GET", b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"))
+            await engine.ended.get()
+        assert closed == [1]
+        assert engine.connections == 3
+        await upstream.close()
