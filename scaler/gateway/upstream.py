@@ -136,6 +136,7 @@ class Upstream:
         removed = ConnectionAbortedError("the replica was removed")
         if self._sweep is not None:
             self._sweep.cancel()
+            self._sweep = None
         for scope in self._connecting:
             scope.reschedule(self._loop.time())
         for connection in list(self._connections):
@@ -178,6 +179,9 @@ class Upstream:
     def _closes_after(self, seconds: float) -> None:
         """The engine has closed an idle connection, sooner than others do: from now on ours go before that."""
         self._idle_seconds = min(self._idle_seconds, _MARGIN * seconds)
+        if self._sweep is not None:
+            self._sweep.cancel()
+            self._sweep = self._loop.call_later(self._idle_seconds, self._end_idle)
 
     async def _connect(self) -> Connection:
         made = await self._connected()
