@@ -64,8 +64,8 @@ class Gpu:
 class Observer(Protocol):
     """Hears of replicas as they are made, and of snapshots that were asked for in vain."""
 
-    def restored(self, model: str, phases: Iterable[tuple[str, float]]) -> None:
-        """From a snapshot; `phases`: where the seconds went."""
+    def restored(self, model: str, origin: Origin, phases: Iterable[tuple[str, float]]) -> None:
+        """From a snapshot, or by waking its standby; `phases`: where the seconds went."""
 
     def started_cold(self, model: str) -> None:
         """By its own command."""
@@ -155,7 +155,7 @@ class Node:
             try:
                 origin, engine = await self._restore(snapshot, phases)
                 replica = self.replicas.add(model, snapshot, origin, engine, phases)
-                self.observer.restored(model, replica.phases)
+                self.observer.restored(model, replica.origin, replica.phases)
                 self._log(activation, replica, phases)
                 return replica, None
             except RestoreFailed as error:
@@ -199,7 +199,7 @@ class Node:
             raise failure from None
         finally:
             self._restoring -= 1
-        self.observer.restored(model, replica.phases)
+        self.observer.restored(model, replica.origin, replica.phases)
         self._log("", replica, phases)
         return replica
 

@@ -8,24 +8,25 @@ from collections.abc import AsyncIterator, Iterable
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, Counter, Gauge, Histogram, generate_latest
 
+from restore_agent.sequences.replicas import Origin
 from zerowake_shared.address import Address
 from zerowake_shared.listening import started
 
 _BUCKETS = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 2, 5, 10, 30, 60, 120, 300)
-_RESTORES = Counter("zerowake_restores_total", "Replicas made, by how", ["model", "origin"])
+_RESTORES = Counter("zerowake_restores_total", "Replicas made, by how: restored, standby (it was woken) or cold", ["model", "origin"])
 _FALLBACKS = Counter("zerowake_restore_fallbacks_total", "Snapshots that were asked for and not restored, by reason", ["model", "reason"])
-_PHASES = Histogram("zerowake_restore_phase_seconds", "Where a restore's time goes", ["model", "phase"], buckets=_BUCKETS)
+_PHASES = Histogram("zerowake_restore_phase_seconds", "Where a restore's time goes", ["model", "origin", "phase"], buckets=_BUCKETS)
 _REPLICAS = Gauge("zerowake_node_replicas", "Replicas that live on this node")
 
 
-def restored(model: str, phases: Iterable[tuple[str, float]]) -> None:
-    _RESTORES.labels(model, "restored").inc()
+def restored(model: str, origin: Origin, phases: Iterable[tuple[str, float]]) -> None:
+    _RESTORES.labels(model, origin.value).inc()
     for name, seconds in phases:
-        _PHASES.labels(model, name).observe(seconds)
+        _PHASES.labels(model, origin.value, name).observe(seconds)
 
 
 def started_cold(model: str) -> None:
-    _RESTORES.labels(model, "cold").inc()
+    _RESTORES.labels(model, Origin.COLD.value).inc()
 
 
 def fell_back(model: str, reason: str) -> None:

@@ -35,9 +35,9 @@ class Heard:
         self.words: list[tuple[str, ...]] = []
         self.live = 0
 
-    def restored(self, model: str, phases: Iterable[tuple[str, float]]) -> None:
-        assert dict(phases)["image.fill"] > 0
-        self.words.append(("restored", model))
+    def restored(self, model: str, origin: Origin, phases: Iterable[tuple[str, float]]) -> None:
+        assert dict(phases)["image.wake" if origin is Origin.STANDBY else "image.fill"] > 0
+        self.words.append((origin.value, model))
 
     def started_cold(self, model: str) -> None:
         self.words.append(("cold", model))
@@ -116,6 +116,9 @@ async def test_captured_staged_restored_demoted_and_removed(node: Node, heard: H
         assert await node.demote(replica.id, 0.0) == ""
         assert snapshot.digest in node.standbys
         assert heard.live == 0
+        replica, _ = await node.restore("tiny", snapshot, None, "", Phases())
+        assert (replica.origin, heard.words[1:]) == (Origin.STANDBY, [("standby", "tiny")]), "its wake is no restore"
+        await node.release(replica.id)
         await node.remove(snapshot)
         *_, last = drained(changes)
         assert isinstance(last, Removed) and last.snapshot == snapshot
