@@ -24,6 +24,7 @@ class Addresses:
     """The set as it is now."""
 
     def __init__(self) -> None:
+        self.unserving: frozenset[str] = frozenset()  # those that their cluster says nobody should ask
         self._now: frozenset[str] = frozenset()
         self._listeners: list[Callable[[frozenset[str]], None]] = []
 
@@ -37,11 +38,11 @@ class Addresses:
         finally:
             self._listeners.remove(callback)
 
-    def set(self, addresses: Iterable[str]) -> None:
-        now = frozenset(addresses)
-        if now == self._now:
+    def set(self, addresses: Iterable[str], unserving: Iterable[str] = ()) -> None:
+        now, unserving = frozenset(addresses), frozenset(unserving)
+        if (now, unserving) == (self._now, self.unserving):
             return
-        self._now = now
+        self._now, self.unserving = now, unserving
         for callback in list(self._listeners):
             callback(now)
 

@@ -139,6 +139,7 @@ class Peers(pb_grpc.PeersServicer):
         self.address = ""  # ours, as the others have it, once it is known
         self.share: Callable[[AsyncIterator[pb.Ask]], AsyncIterator[pb.Answer]] | None = None  # answers those who ask for places
         self._member_listeners: list[Callable[[], None]] = []
+        self._unserving: frozenset[str] = frozenset()
         self._now = clock.now
         self._ledger = ledger
         self._tls = tls
@@ -160,7 +161,14 @@ class Peers(pb_grpc.PeersServicer):
 
     def members(self) -> list[Member]:
         """The other replicas that are listed, or still heard."""
-        return [Member(address, *peer.said, peer.hearing) for address, peer in self._peers.items() if address != self.address]
+        return [
+            Member(address, *peer.said, self._standing(address, peer)) for address, peer in self._peers.items() if address != self.address
+        ]
+
+    def _standing(self, address: str, peer: _Peer) -> Hearing:
+        """One that is silent, and that its own kubelet, or its node's end, says is not there, is gone."""
+        gone = peer.hearing is Hearing.SILENT and address in self._unserving
+        return Hearing.GONE if gone else peer.hearing
 
     def on_members(self, callback: Callable[[], None]) -> None:
         """Calls `callback()` when `members` or `address` may have changed."""
@@ -244,8 +252,13 @@ class Peers(pb_grpc.PeersServicer):
     @contextlib.asynccontextmanager
     async def follow(self, addresses: Addresses) -> AsyncIterator[None]:
         """Follows whoever is listed, but for ourselves, until the block ends."""
+
+        def listed(now: frozenset[str]) -> None:
+            self._unserving = addresses.unserving
+            self._listed(now)
+
         try:
-            with addresses.told_to(self._listed):
+            with addresses.told_to(listed):
                 yield
         finally:
             tasks = [peer.task for peer in self._peers.values() if peer.task]

@@ -8,7 +8,7 @@ that may hold places has told it what it has, and each tells one only. A gateway
 is not listed any more) leaves its places at once: its connections to engines ended with it. One that is silent may live. Each side then
 takes no more than its share of a replica (`_share`: by rank, the same on both sides, so that all shares together are the concurrency), and
 for `TAKE_SECONDS`, in which the other side gets down to its own, no more than it has. What runs is never cut: only requests that have run
-since before the break can make it more than the concurrency for a while.
+since before the break can make it more than the concurrency for a while. A silent one that Kubernetes says is not ready has ended, too.
 Rejected: an owner for each replica by a hash (each gateway that comes or goes moves places), a lease in Kubernetes' API as the keeper's
 (nothing is granted for 15 s after a crash), asking all others (they have to be counted for that, and one that is silent stops all).
 """
@@ -294,7 +294,10 @@ class SharedPlaces:
 
     async def _share(self, asks: AsyncIterator[pb.Ask]) -> AsyncIterator[pb.Answer]:
         """Answers one gateway for as long as it asks and this one keeps the book."""
-        first = await anext(aiter(asks))
+        try:
+            first = await anext(aiter(asks))
+        except StopAsyncIteration:
+            return
         stream = self._joined[first.instance] = _Stream[pb.Answer]()
         self._review()
         if self._book is None or self._joined.get(first.instance) is not stream:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
 import msgspec
@@ -14,10 +14,17 @@ from zerowake_shared.address import Address
 SERVICE_LABEL = "kubernetes.io/service-name"
 
 
+class EndpointConditions(msgspec.Struct, frozen=True):
+    """Whether the pod answers, as its kubelet says, or its node's end does; absent: it does."""
+
+    serving: bool | None = None
+
+
 class SliceEndpoint(msgspec.Struct, frozen=True):
-    """One member of a Service: all addresses of one pod. Whether it is ready is not read."""
+    """One member of a Service: all addresses of one pod."""
 
     addresses: tuple[str, ...] = ()
+    conditions: EndpointConditions = EndpointConditions()
 
 
 class EndpointSlice(msgspec.Struct, frozen=True, rename="camel"):
@@ -40,8 +47,13 @@ def of_service(slices: Slices, port: int) -> Addresses:
     addresses = Addresses()
 
     def collect(_old: EndpointSlice | None, _new: EndpointSlice | None) -> None:
-        found = (address for each in slices for endpoint in each.endpoints or () for address in endpoint.addresses)
-        addresses.set(str(Address(address, port)) for address in found)
+        members = [endpoint for each in slices for endpoint in each.endpoints or ()]
+        unserving = [endpoint for endpoint in members if endpoint.conditions.serving is False]
+        addresses.set(_of(members, port), _of(unserving, port))
 
     slices.on_change(collect)
     return addresses
+
+
+def _of(members: Iterable[SliceEndpoint], port: int) -> Iterator[str]:
+    return (str(Address(address, port)) for member in members for address in member.addresses)

@@ -183,6 +183,22 @@ async def test_a_break_that_ends_soon_moves_nothing(monkeypatch: pytest.MonkeyPa
         assert a.engines.most == {"r0": 1}
 
 
+async def test_a_silent_gateway_that_kubernetes_says_is_not_ready_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("scaler.fleet.peers._KEEPALIVE_MS", 200)
+    async with gateways(2, replicas=2, take_seconds=60.0) as (a, b):
+        for _ in range(4):
+            await all_of(b.ask(), b.ask())
+        for site in (a, b):
+            site.relay.silence(True)  # its node has lost its power
+        await until(lambda: a.places._quiet, within=20)
+        a.addresses.set([a.relay.address, b.relay.address], unserving=[b.relay.address])
+        a.engines.open.clear()
+        asked = [a.ask() for _ in range(2)]
+        await until(lambda: works(a) == 2)
+        a.engines.open.set()
+        await all_of(*asked)
+
+
 async def test_the_limit_is_changed_while_all_wait() -> None:
     async with gateways(2, concurrency=1) as (a, b):
         a.engines.open.clear()
