@@ -17,6 +17,7 @@ import logging
 from collections.abc import Callable, Coroutine, Iterable
 
 from scaler.gateway.member import Member
+from scaler.gateway.upstream import NotReached
 from zerowake_shared.backoff import Backoff
 
 log = logging.getLogger(__name__)
@@ -120,4 +121,5 @@ class Suspects:
 
 def _is_silence(error: BaseException) -> bool:
     """Whether nothing answered. A refusal, or a connection that was reset, is an answer of the node's."""
-    return isinstance(error, TimeoutError) or (isinstance(error, OSError) and error.errno in _UNREACHABLE)
+    why = error.__cause__ if isinstance(error, NotReached) else error
+    return isinstance(why, TimeoutError) or (isinstance(why, OSError) and why.errno in _UNREACHABLE)
