@@ -212,6 +212,7 @@ class Exchange:
             else:
                 await connection.pass_on(reply)
                 reply.finish(connection.trailers)
+            await reply.taken()
         except (BadAnswer, OSError) as error:
             if self._request.transport is None:
                 raise ConnectionResetError("the client has gone") from error

@@ -89,6 +89,11 @@ class Reply(web.StreamResponse):
         """Returns when the client has taken most of what was sent. Raises: ConnectionError: it has gone."""
         await self._writer.drain()
 
+    async def taken(self) -> None:
+        """Returns at once where the client keeps up, else when it does: one that sends requests and reads no answers fills no memory."""
+        if self._connection.writing_paused:
+            await self.emptied()
+
     def finish(self, trailers: Fields = []) -> None:  # noqa: B006  (never changed)
         """The proper end of the answer."""
         if self._chunks:

@@ -217,3 +217,18 @@ async def test_a_slow_client_of_a_replica_that_is_removed_waits_for_nothing() ->
             await asyncio.sleep(0.002)
         f.dispatcher.remove("r1")
         await f.until(lambda demand: demand.pending == 0, within=2)
+
+
+async def test_a_client_that_sends_requests_and_reads_no_answers_fills_no_memory() -> None:
+    body = b"x" * 2**18
+    said = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+    async with raw_engine(saying(said)) as engine, front() as f, raw_client(f.url) as client:
+        client.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        f.dispatcher.add(engine.replica())
+        for _ in range(1000):
+            client.get()
+        last = -1
+        while len(engine.heads) != last:
+            last = len(engine.heads)
+            await asyncio.sleep(0.2)
+        assert 0 < len(engine.heads) < 100

@@ -15,7 +15,7 @@ from tests.worlds.echo_engine import Engine
 from tests.worlds.engine_process import process
 from tests.worlds.front import front
 from tests.worlds.network_namespace import network_namespace
-from tests.worlds.raw_engine import Asked, raw_engine
+from tests.worlds.raw_engine import Asked, raw_engine, saying
 
 
 @pytest.fixture
@@ -140,4 +140,22 @@ async def test_connections_go_before_an_engine_closes_them_which_it_shows_once()
             await engine.ended.get()
         assert closed == [1]
         assert engine.connections == 3
+        await upstream.close()
+
+
+async def test_idle_connections_end_when_they_are_needed_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("scaler.gateway.upstream._IDLE_SECONDS", 0.05)
+    request = b"GET /x HTTP/1.1\r\nHost: x\r\n\r\n"
+    async with raw_engine(saying(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")) as engine, asyncio.timeout(5):
+        upstream = Upstream(Endpoint("127.0.0.1", engine.port))
+        both = [await upstream.send(b"GET", request), await upstream.send(b"GET", request)]
+        for connection in both:
+            upstream.give_back(connection)
+        for _ in both:
+            await engine.ended.get()  # after a while
+        last = await upstream.send(b"GET", request)
+        assert engine.connections == 3
+        upstream.give_back(last)
+        upstream.close_idle()
+        await engine.ended.get()
         await upstream.close()
