@@ -271,14 +271,13 @@ class SharedPlaces:
     async def _ask(self, address: str) -> None:
         backoff = Backoff(_FIRST_RETRY_SECONDS, _LAST_RETRY_SECONDS)
         while True:
+            asks = self._asks = _Stream[pb.Ask]()
+            self._firm.clear()
+            self._kind.clear()
+            holds = [pb.Places(model=model, replica=replica, count=count) for model, replica, count in self._holds()]
+            asks.put(pb.Ask(instance=self._me, holds=holds, wants=[self._want(model, *want) for model, want in self._wants.items()]))
             try:
                 async with self._peers.channel(address) as channel:
-                    asks = self._asks = _Stream[pb.Ask]()
-                    self._firm.clear()
-                    self._kind.clear()
-                    holds = [pb.Places(model=model, replica=replica, count=count) for model, replica, count in self._holds()]
-                    wants = [self._want(model, *want) for model, want in self._wants.items()]
-                    asks.put(pb.Ask(instance=self._me, holds=holds, wants=wants))
                     async for answer in pb_grpc.PeersStub(channel).Share(asks.messages()):
                         backoff.reset()
                         for granted in answer.grants:
@@ -288,6 +287,8 @@ class SharedPlaces:
             except (grpc.aio.AioRpcError, BadCertificate) as error:
                 why = error.details() if isinstance(error, grpc.aio.AioRpcError) else error
                 log.info("the peer at %s hands out no places now, asking again: %s", address, why)
+            finally:
+                asks.end()
             await asyncio.sleep(backoff.next())
 
     # --- as the keeper

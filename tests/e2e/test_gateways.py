@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import subprocess
+import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import aiohttp
@@ -12,6 +15,7 @@ import pytest
 import pytest_asyncio
 
 from tests.e2e.api import Api
+from tests.e2e.cluster.control import enter
 from tests.e2e.conftest import NAMESPACE
 from tests.e2e.release import ENGINE, MODEL, Release, deployment, own_namespace, scaled_object, snapshot, to_install
 
@@ -176,3 +180,29 @@ async def test_a_gateway_that_is_killed_keeps_no_place(installed: Release, clien
         await installed.api.delete("Pod", installed.namespace, pods[gone], grace_seconds=0)
         await asyncio.gather(*asked[stays])
         await asyncio.gather(*asked[gone], return_exceptions=True)
+
+
+@contextlib.contextmanager
+def cut_off(address: str) -> Iterator[None]:
+    """Nothing that passes the node reaches the address, and nobody is told so; the kubelet still does."""
+    table = "inet zerowake-tests"
+    rules = f"table {table} {{ chain forward {{ type filter hook forward priority -10; ip daddr {address} drop; }} }}"
+    subprocess.run([*enter(), "nft", rules], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run([*enter(), "nft", f"delete table {table}"], check=True)
+
+
+async def test_a_replica_at_which_nothing_answers_is_not_counted_on(installed: Release, client: aiohttp.ClientSession) -> None:
+    await installed.run("kubectl", "-n", installed.namespace, "rollout", "status", "deployment/zerowake-scaler", "--timeout=2m")
+    await installed.api.merge("ScaledObject", installed.namespace, MODEL, {"spec": {"maxReplicaCount": 2}})
+    (pod,) = await installed.api.list("Pod", installed.namespace, f"app={MODEL}")
+    gateway, *_ = await gateways(installed)
+    await asyncio.sleep(5)  # the gateway keeps an idle connection for four seconds
+    with cut_off(pod["status"]["podIP"]):
+        began = time.monotonic()
+        await ask(client, gateway, 0)
+        print(f"answered after {time.monotonic() - began:.1f} s")
+        assert len(await installed.api.list("Pod", installed.namespace, f"app={MODEL}")) == 2
+        await ask(client, gateway, 1)
