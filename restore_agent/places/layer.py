@@ -8,8 +8,14 @@ what shall be the machine's: the shared folders.
 
 The layers lie beside the snapshots, on disk: an engine may write gigabytes. On a file system that cannot hold the upper half of an overlay
 they lie in the agent's memory. They are `volatile`, which nobody needs to outlive the replica: without that the end of each would wait for
-the whole disk to be written. Rejected: a layer over some folders only (an engine writes where it likes), and copies of files at a restore
-(a cache of gigabytes would be copied).
+the whole disk to be written.
+
+Where the machine's own root is an overlay (the agent is in somebody's container), CRIU cannot dump a program that is mapped through a
+second one: the kernel names a mount for it that nobody can see. There the layer lies over /tmp and /var, which hold no programs, and over
+the mounts; what engines write elsewhere they share, and the log says so.
+
+Rejected: a layer over some folders only wherever one is (an engine writes where it likes), and copies of files at a restore (a cache of
+gigabytes would be copied).
 """
 
 from __future__ import annotations
@@ -43,6 +49,7 @@ _WHOLE = tuple(map(PurePosixPath, ("dev", "sys")))  # with all that is mounted i
 _CONTAINERS = tuple(map(PurePosixPath, ("var/lib/docker", "var/lib/containerd", "var/lib/containers", "var/lib/kubelet")))
 _FLAGS = {"nosuid": 2, "nodev": 4, "noexec": 8}  # of mount(2)
 _MACHINE = Path("/")
+_WITHOUT_PROGRAMS = ("tmp", "var")  # of an overlay
 _NAMED = 3  # files of a layer that are named where there are more
 
 
@@ -160,6 +167,14 @@ def holder(state: Path, memory: Path) -> tuple[Path, str]:
     return state / "layers", ""
 
 
+def unlayered() -> str:
+    """What of the machine no layer is laid over although it can be written, in a sentence; empty: nothing."""
+    if mount_table.visible(mount_table.read())[0].kind != "overlay":
+        return ""
+    folders = " and ".join(f"/{name}" for name in _WITHOUT_PROGRAMS)
+    return f"the machine's root is an overlay: replicas have layers over {folders} and over mounts, and share what they write elsewhere"
+
+
 @functools.lru_cache(maxsize=64)
 def _plan(table: str, layers: str, shared: tuple[str, ...]) -> tuple[_Over | Step, ...]:
     """The steps of a sandbox. `table`: the machine's mounts; while it is the same, so is the plan."""
@@ -169,14 +184,20 @@ def _plan(table: str, layers: str, shared: tuple[str, ...]) -> tuple[_Over | Ste
     apart = (PurePosixPath("proc"), RUN, *_WHOLE, *_CONTAINERS, *bound, hidden)
     holder = next(mount for mount in reversed(mounts) if PurePosixPath(layers).is_relative_to(mount.point))
     plan: list[_Over | Step] = []
+    device = Path(layers).stat().st_dev
     for mount in mounts:
         point = mount.point.relative_to("/")
         if any(point.is_relative_to(each) for each in apart):
             continue
-        if point != ROOT and (mount.kind in _KERNELS_OWN or not mount.writable or not Path(mount.point).is_dir()):
+        is_bare = mount.kind == "overlay" or (point != ROOT and (mount.kind in _KERNELS_OWN or not mount.writable))
+        if is_bare or not Path(mount.point).is_dir():
             plan.append(("single", str(point), "-"))
         else:
-            plan.append(_over(mount, holder.kind, Path(layers).stat().st_dev))
+            plan.append(_over(mount, mount.point, holder.kind, device))
+        if mount.kind == "overlay" and point == ROOT:
+            taken = {each.point for each in mounts}
+            folders = [mount.point / name for name in _WITHOUT_PROGRAMS]
+            plan += [_over(mount, path, holder.kind, device) for path in folders if path not in taken and Path(path).is_dir()]
     plan += [("proc", "proc", "-"), *(("bind", str(point), "-") for point in _WHOLE if (_MACHINE / point).is_dir())]
     plan += [("tmpfs", str(SHM), "mode=1777"), ("tmpfs", str(RUN), "mode=755")]
     plan += [("bind", str(point), "-") for point in sorted(bound)]
@@ -185,11 +206,12 @@ def _plan(table: str, layers: str, shared: tuple[str, ...]) -> tuple[_Over | Ste
     return tuple(plan)
 
 
-def _over(mount: Mount, holder: str, device: int) -> _Over:
-    at = Path(mount.point).stat()
+def _over(mount: Mount, point: PurePosixPath, holder: str, device: int) -> _Over:
+    """Over a mount, or over a folder `point` of it. `holder`: the kind of file system that layers lie on, `device`: its number."""
+    at = Path(point).stat()
     handles = "on" if mount.kind in _HANDLED and holder in _HANDLED else "off"
     options = {
-        "lowerdir": _escaped(str(mount.point)),
+        "lowerdir": _escaped(str(point)),
         "index": handles,
         "nfs_export": handles,
         # One device for all files of it: CRIU compares what it hears of a file in two ways. On one file system that is so by itself.
@@ -199,7 +221,7 @@ def _over(mount: Mount, holder: str, device: int) -> _Over:
     }
     written = ",".join(f"{key}={value}" for key, value in options.items())
     flags = sum(number for flag, number in _FLAGS.items() if flag in mount.flags)
-    return _Over(mount.point.relative_to("/"), flags, f"volatile,{written}", stat.S_IMODE(at.st_mode), (at.st_uid, at.st_gid))
+    return _Over(point.relative_to("/"), flags, f"volatile,{written}", stat.S_IMODE(at.st_mode), (at.st_uid, at.st_gid))
 
 
 def _escaped(path: str) -> str:

@@ -110,7 +110,7 @@ def archive(mounts: Mounts, node: Path, root: Path, advice: str = "have it in th
     Raises:
         OverlayError: they are too much, or of a kind that cannot be carried.
     """
-    if ROOT not in mounts.uppers and not mounts.read_only:
+    if not mounts.uppers and not mounts.read_only:
         raise OverlayError("the container's root is no overlay, so what its engine changed cannot be told; use the overlayfs snapshotter")
     data = io.BytesIO()
     with tarfile.open(fileobj=data, mode="w", format=tarfile.PAX_FORMAT) as tar:

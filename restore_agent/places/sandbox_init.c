@@ -188,8 +188,6 @@ static void make_mounts(const char *kdat, const char *root, char **steps)
 
 		if (!strcmp(step, "overlay")) {
 			mount_overlay(point, with);
-			if (!strcmp(point, ".") && chdir(root) < 0) /* onto what was mounted */
-				fail(root);
 		} else if (!strcmp(step, "bind") || !strcmp(step, "single")) {
 			make_point(point);
 			bind_folder(point, strcmp(step, "bind") ? 0 : AT_RECURSIVE);
@@ -203,6 +201,8 @@ static void make_mounts(const char *kdat, const char *root, char **steps)
 			errno = EINVAL;
 			fail(step);
 		}
+		if (!strcmp(point, ".") && chdir(root) < 0) /* onto what was mounted */
+			fail(root);
 	}
 	/* CRIU keeps what it probed of the kernel in /run/criu.kdat, and trusts it only on a tmpfs. */
 	copy_file(kdat, "run/criu.kdat");

@@ -357,8 +357,9 @@ def _prepare(sandboxes: Sandboxes) -> None:
     if os.geteuid() == 0:
         sandboxes.checkpoints.mkdir(exist_ok=True)
         sandboxes.layers.mkdir(mode=0o700, exist_ok=True)
-        if why := layer.holder(sandboxes.checkpoints.parent, sandboxes.kdat.parent)[1]:
-            _LOG.warning("%s", why)
+        for said in (layer.holder(sandboxes.checkpoints.parent, sandboxes.kdat.parent)[1], layer.unlayered()):
+            if said:
+                _LOG.warning("%s", said)
 
 
 async def _working_criu(sandboxes: Sandboxes) -> Criu | CriuError:

@@ -15,6 +15,7 @@ import pytest
 from zerowake_proto import agent_pb2 as pb
 
 from restore_agent.places.layer import Layer
+from restore_agent.places.mount_table import read, visible
 from restore_agent.places.place import PlaceError
 from tests.worlds.agent import PORT, Agent, get, running
 from tests.worlds.leftovers import left_behind, nothing_left
@@ -95,6 +96,13 @@ async def test_a_file_of_the_machine_that_was_removed_is_not_there_for_the_repli
         assert isinstance(answer, list)
         assert answer[-1] is False
     assert (folder / "of-the-machine").read_text() == "here"
+
+
+@pytest.mark.skipif(visible(read())[0].kind == "overlay", reason="what is watched on an overlay CRIU cannot find again")
+async def test_folders_are_watched_on(agent: Agent, places: dict[str, Path]) -> None:
+    await agent.snapshot("writes", engine(places["root"], "watched"), canary=pb.Canary(path="/write"))
+    for replica in await restored(agent, 3):
+        assert get(replica, "/watched") == 2
 
 
 async def test_a_large_file_without_a_name(agent: Agent, places: dict[str, Path]) -> None:

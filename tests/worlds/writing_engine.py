@@ -6,6 +6,7 @@
 meet in a folder, or one that came back to other files than it left, give themselves away.
 """
 
+import ctypes
 import fcntl
 import http.server
 import json
@@ -18,6 +19,7 @@ import stat
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -161,6 +163,23 @@ def special() -> Callable[[], object]:
             [at.st_uid, at.st_gid, stat.filemode(at.st_mode), note],
             removed.exists(),
         ]
+
+    return look
+
+
+def watched() -> Callable[[], object]:
+    """Folders that are watched, the engine's and one of the machine's, as by `fs.watch`."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    notify = libc.inotify_init1(os.O_NONBLOCK)
+    for each in (folder, Path("/usr/lib")):
+        if libc.inotify_add_watch(notify, os.fsencode(each), 0x100) < 0:  # IN_CREATE
+            raise OSError(ctypes.get_errno(), "inotify_add_watch")
+
+    def look() -> object:
+        fresh = folder / f"fresh-{time.monotonic_ns()}"
+        fresh.touch()
+        (Path("/usr/lib") / fresh.name).touch()
+        return os.read(notify, 4096).count(fresh.name.encode())
 
     return look
 
