@@ -20,6 +20,7 @@ gigabytes would be copied).
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import os
@@ -147,7 +148,26 @@ class Layer:
         return f"{listed} ({_size(sum(size for _, size in found))})"
 
     def remove(self) -> None:
+        """What Python has compiled of the machine's modules goes to the machine: each cold start would compile it again otherwise."""
+        for point, upper in self.mounts.uppers.items():
+            for folder in upper.rglob("__pycache__"):
+                with contextlib.suppress(OSError):  # it is a cache
+                    _hand_back(folder, _MACHINE / point / folder.relative_to(upper))
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _hand_back(cache: Path, to: Path) -> None:
+    """Bytecode of modules that are the machine's, where it has none."""
+    for compiled in cache.glob("*.pyc"):
+        module, target = f"{compiled.name.partition('.')[0]}.py", to / compiled.name
+        if compiled.is_symlink() or target.exists() or not (to.parent / module).is_file() or (cache.parent / module).exists():
+            continue
+        to.mkdir(exist_ok=True)
+        fresh = to / f".{compiled.name}.{secrets.token_hex(4)}"
+        shutil.copy2(compiled, fresh)
+        at = compiled.stat()
+        os.chown(fresh, at.st_uid, at.st_gid)
+        fresh.replace(target)
 
 
 def no_room(folder: Path, error: OSError) -> str:

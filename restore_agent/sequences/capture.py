@@ -29,7 +29,7 @@ from restore_agent.places.processes import resident_bytes
 from restore_agent.places.sandbox import Sandboxes
 from restore_agent.places.shared_folders import caches, resolved
 from restore_agent.sequences.phases import Phases
-from restore_agent.sequences.restore import OpenPlace, Restorer
+from restore_agent.sequences.restore import OpenPlace, RestoreFailed, Restorer
 from restore_agent.sequences.staging import Staging
 from restore_agent.snapshots.chunks import Lease, write_chunks
 from restore_agent.snapshots.compatibility import node_fits
@@ -232,7 +232,16 @@ class Capturer:
             await self._prove_once(draft, open_place)
 
     async def _prove_once(self, draft: Snapshot, open_place: OpenPlace | None) -> None:
-        engine = await self._restorer.restore(draft, Phases(), open_place)
+        try:
+            engine = await self._restorer.restore(draft, Phases(), open_place)
+        except RestoreFailed as error:
+            if folder := next((folder for folder in draft.manifest.engine.shared if f"{folder[1:]}/" in str(error)), ""):
+                raise RestoreFailed(
+                    error.reason,
+                    f"{error}\n{folder} is shared, so what the engine keeps open there changes under its snapshot: have it opened for "
+                    "appending (`>>`), or written elsewhere",
+                ) from error
+            raise
         try:
             assert draft.manifest.canary is not None
             await prove_canary(engine, draft.manifest.canary)

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
+from importlib.util import cache_from_source
 from pathlib import Path
 
 import grpc
@@ -17,6 +18,7 @@ from zerowake_proto import agent_pb2 as pb
 from restore_agent.places.layer import Layer
 from restore_agent.places.mount_table import read, visible
 from restore_agent.places.place import PlaceError
+from restore_agent.places.sandbox import Sandbox
 from tests.worlds.agent import PORT, Agent, get, running
 from tests.worlds.leftovers import left_behind, nothing_left
 
@@ -127,8 +129,12 @@ async def test_a_shared_folder_is_the_machine_s(agent: Agent, places: dict[str, 
 async def test_what_cannot_be_restored_twice_is_found_at_once(agent: Agent, places: dict[str, Path]) -> None:
     """In a shared folder replicas meet, so that the second proof finds another file than the first."""
     folder = places["root"]
-    with pytest.raises(grpc.aio.AioRpcError, match="bad size"):
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
         await agent.snapshot("writes", engine(folder, "log", shared=(folder,)), canary=pb.Canary(path="/write"))
+    said = str(refused.value.details())
+    assert "engine.log has bad size" in said
+    assert f"{folder} is shared" in said
+    assert "have it opened for appending" in said
 
 
 async def test_what_went_with_a_replica_is_said(agent: Agent, places: dict[str, Path]) -> None:
@@ -168,6 +174,21 @@ async def test_an_agent_that_is_killed_leaves_what_the_next_one_removes(tmp_path
     async with running(state) as agent:
         assert list((state / "layers").iterdir()) == []
         await restored(agent, 1)
+
+
+async def test_bytecode_is_the_machine_s_when_a_replica_has_ended(tmp_path: Path, needs_criu: None) -> None:
+    for name in ("kept", "changed"):
+        (tmp_path / f"{name}.py").write_text("pass")
+    async with await Sandbox.create(tmp_path / "criu.kdat") as sandbox:
+        output = sandbox.output("test")
+        with output.writers() as fds:
+            command = ["sh", "-c", f"cd {tmp_path} && echo 'x = 1' > changed.py && {sys.executable} -c 'import kept, changed'"]
+            pid = await sandbox.spawn(command, {}, "/", fds, engine=True)
+        assert await asyncio.wait_for(asyncio.shield(sandbox.exit_of(pid)), 10) == 0
+        output.close()
+        assert not (tmp_path / "__pycache__").exists()
+    assert [path.name for path in (tmp_path / "__pycache__").iterdir()] == [Path(cache_from_source("kept.py")).name]
+    assert (tmp_path / "changed.py").read_text() == "pass"
 
 
 def test_a_full_disk_is_named(tmp_path: Path) -> None:
