@@ -34,6 +34,10 @@ class AgentUnreachable(AgentError):
     """The agent does not answer."""
 
 
+class NoRoom(AgentError):
+    """What it was asked for needs more than the node has free."""
+
+
 class HasNone(AgentError):
     """The agent has no snapshot or replica of that name."""
 
@@ -206,5 +210,10 @@ class Agent:
 
 
 def _said(error: grpc.aio.AioRpcError) -> AgentError:
-    kind = {grpc.StatusCode.UNAVAILABLE: AgentUnreachable, grpc.StatusCode.NOT_FOUND: HasNone}.get(error.code(), AgentError)
+    kinds = {
+        grpc.StatusCode.UNAVAILABLE: AgentUnreachable,
+        grpc.StatusCode.NOT_FOUND: HasNone,
+        grpc.StatusCode.RESOURCE_EXHAUSTED: NoRoom,
+    }
+    kind = kinds.get(error.code(), AgentError)
     return kind(error.details() or error.code().name)

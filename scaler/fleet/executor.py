@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Protocol
 
-from scaler.fleet.agent import AgentError, AgentUnreachable
+from scaler.fleet.agent import AgentError, AgentUnreachable, NoRoom
 from scaler.fleet.nodes import Nodes
 from scaler.plan.actions import Action, Drop, End, Keep, Stage, Start
 from scaler.plan.policy import Plan
@@ -45,7 +45,8 @@ class ReplicaMaker(Protocol):
 class Executor:
     """Carries out stages, drops, starts and ends. `close` cancels what is under way.
 
-    failed: is told why a start failed. after: is told of a model when an action of it has ended.
+    failed: is told why a start failed; broken: the same, where it was no matter of room or of an agent. after: is told of a model when an
+    action of it has ended.
     """
 
     def __init__(
@@ -54,11 +55,13 @@ class Executor:
         maker: ReplicaMaker | None = None,
         failed: Callable[[str, str], None] | None = None,
         clock: Clock = SYSTEM_CLOCK,
+        broken: Callable[[str, str], None] | None = None,
     ) -> None:
         self._nodes = nodes
         self._clock = clock
         self._maker = maker
         self._failed = failed or (lambda model, why: None)
+        self._broken = broken or (lambda model, why: None)
         self._after: Callable[[str], None] = lambda model: None
         self._tasks: dict[Action, asyncio.Task[None]] = {}
         self._starts: dict[str, tuple[Backoff, float]] = {}  # by model: since its last start failed, and when the next may begin
@@ -141,6 +144,8 @@ class Executor:
             make_known = await maker.start(action)
         except AgentError as error:
             self._failed(action.model, str(error))
+            if not isinstance(error, AgentUnreachable | NoRoom):
+                self._broken(action.model, str(error))
             pause = self._put_off(action)
             log.warning("no replica of %s could be started: %s; next try in %.1f s", action.model, error, pause)
         else:

@@ -23,13 +23,14 @@ from collections.abc import Callable, Coroutine, Sequence
 
 from scaler.books.fairness import FairQueue, Priority
 from scaler.books.ledger import Ledger, QueueFull
+from scaler.gateway.failed_starts import CannotStart, FailedStarts
 from scaler.gateway.member import Backend, Member
 from scaler.gateway.places import Places, WholeReplicas
 from scaler.gateway.suspects import Suspects
 from scaler.gateway.upstream import Endpoint
 from zerowake_shared.background import told
 
-__all__ = ["Backend", "Dispatcher", "Endpoint", "Hold", "Member", "NoReplica"]
+__all__ = ["Backend", "CannotStart", "Dispatcher", "Endpoint", "Hold", "Member", "NoReplica"]
 
 log = logging.getLogger(__name__)
 
@@ -79,12 +80,20 @@ class Dispatcher:
         self._closing: set[asyncio.Task[None]] = set()
         self.suspects = Suspects(self._members.values, self._tried, self._background)
         self._explain: Callable[[str], str] = lambda _: ""
+        self._failed_starts = FailedStarts()
         ledger.on_declaration(self._declared)
         self._places.on_room(self._room)
 
     def explained_by(self, explain: Callable[[str], str]) -> None:
         """Asks `explain(model)` why there is no replica, for whoever waited for one in vain; its answer is empty where nothing is odd."""
         self._explain = explain
+
+    def start_failed(self, model: str, reason: str) -> None:
+        """A replica of the model could not be started, by a fault of the model. Where that is so again and again, nobody is held for it."""
+        self._failed_starts.failed(model, reason, asyncio.get_running_loop().time())
+        pool = self._pools.get(model)
+        if pool is not None and not pool.members and (why := self._failed_starts.hopeless(model)):
+            self._refuse(pool, CannotStart(why))
 
     def add(self, backend: Backend) -> None:
         """The replica is ready: held requests go to it at once. The same one again changes nothing; another of its id replaces it."""
@@ -94,6 +103,7 @@ class Dispatcher:
                 return
             self.let_go(backend.id)
         pool = self._pool(backend.model)
+        self._failed_starts.forget(backend.model)
         goes_on = next((each for each in self._let_go if each.backend == backend), None)
         member = goes_on or Member(backend, pool)
         self._let_go.discard(member)
@@ -183,10 +193,12 @@ class Dispatcher:
 
         arrived: when the request came; None: now. again: the request had its place and its replica failed; it goes ahead of later ones and
         no bound applies to it.
-        Raises: UnknownModel, QueueFull.
+        Raises: UnknownModel, QueueFull, CannotStart.
         """
         seconds = self._ledger.limits(model).max_wait_seconds
         pool = self._pool(model)
+        if not (pool.members or again):
+            self._failed_starts.check(model, asyncio.get_running_loop().time(), tried=bool(pool.line))
         hold = Hold(pool, tenant, priority, size)
         pool.line.push(hold, tenant, priority, first=again)
         try:
@@ -234,7 +246,7 @@ class Dispatcher:
     def refuse_held(self, reason: str) -> None:
         """Every held request is refused, for the reason given."""
         for pool in self._pools.values():
-            self._refuse(pool, reason)
+            self._refuse(pool, NoReplica(reason))
 
     async def close(self) -> None:
         """Removes every replica, cuts what is in flight, and returns when all connections are closed."""
@@ -358,23 +370,24 @@ class Dispatcher:
                 why = f"the last try to make one failed: {last}"
             hold.future.set_exception(NoReplica(f"no replica of model {model!r} was free within {seconds:g} s; {why}"))
 
-    def _refuse(self, pool: Pool, reason: str) -> None:
+    def _refuse(self, pool: Pool, reason: Exception) -> None:
         while pool.line:
             hold = pool.line.pop()
             self._settle(hold)
             self._ledger.leave(pool.model, hold.size)
             if not hold.future.done():
-                hold.future.set_exception(NoReplica(reason))
+                hold.future.set_exception(reason)
         self._want(pool, 0)
 
     def _declared(self, model: str) -> None:
+        self._failed_starts.forget(model)
         pool = self._pools.get(model)
         if pool is None:
             return
         if self._ledger.knows(model):
             self._serve(pool)
         else:
-            self._refuse(pool, f"model {model!r} was withdrawn")
+            self._refuse(pool, NoReplica(f"model {model!r} was withdrawn"))
 
     def _background(self, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)

@@ -26,7 +26,7 @@ from scaler.gateway.body import BODY_BYTES, BodyReader
 from scaler.gateway.client_connection import ClientConnection, ClientServer
 from scaler.gateway.client_gone import ClientWatch
 from scaler.gateway.cors import READABLE, permission
-from scaler.gateway.dispatcher import Dispatcher, Hold, Member, NoReplica
+from scaler.gateway.dispatcher import CannotStart, Dispatcher, Hold, Member, NoReplica
 from scaler.gateway.exchange import Exchange, ReplicaFailed
 from scaler.gateway.refusal import Refusal
 from scaler.gateway.target import Target, read_target
@@ -188,6 +188,8 @@ class Gateway:
                     self._dispatcher.release(member)
                     self._changed.set()
                 member = await self._wait(request, upload, exchange, hold, beats)
+        except CannotStart as error:
+            raise Refusal(503, "cannot_start", str(error), retry=True) from error
         except UnknownModel as error:
             raise Refusal(404, "model_not_found", str(error), param="model") from error
 

@@ -63,6 +63,6 @@ def wire(
     readiness = Readiness(dispatcher)
     nodes = Nodes(readiness, ledger.activations, admits, clock, chance, dial)
     dispatcher.suspects.on_unreachable(nodes.doubt)
-    executor = Executor(nodes, maker(nodes, dispatcher) if maker else None, ledger.report_failure, clock)
+    executor = Executor(nodes, maker(nodes, dispatcher) if maker else None, ledger.report_failure, clock, dispatcher.start_failed)
     planner = Planner(ledger, nodes, models, executor, dispatcher.in_flight, clock)
     return Parts(ledger, dispatcher, gateway, readiness, nodes, planner)

@@ -205,6 +205,18 @@ async def test_a_model_that_cannot_start_says_why(state: Path) -> None:
         assert "no weights here" in await response.text()
 
 
+async def test_a_model_that_never_starts_keeps_nobody_waiting(state: Path) -> None:
+    """Not for all of `max_wait_seconds`, which is 300 here: its failed starts are counted, and told at once from then on."""
+    broken = {"snapshot": "", "command": ["/bin/sh", "-c", "echo no weights here; exit 3"], "port": PORT}
+    async with system(state, broken) as made, asyncio.timeout(60):
+        for _ in range(2):
+            async with made.session.get(f"{made.url}/models/tiny/count") as response:
+                assert response.status == 503
+                error = (await response.json())["error"]
+            assert error["code"] == "cannot_start"
+            assert "no weights here" in error["message"]
+
+
 async def test_stopping_drains(state: Path) -> None:
     async with system(state, {}) as made:
         waiting = asyncio.create_task(made.ask())
