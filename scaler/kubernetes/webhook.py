@@ -117,8 +117,11 @@ class Webhook:
             raise _Untouched("not-ready", f"ModelSnapshot {name!r} {_not_ready(snapshot)}")
         if reason := unfit(pod["spec"], snapshot, self._setup):
             raise _Untouched("unfit", reason)
+        nodes = tuple(self._nodes)
+        if not nodes:  # and none that is only away: nobody would restore it, and its node may lack the profile that agents bring
+            raise _Untouched("no-agent", "no restore agent is listed in the cluster")
         patch = Patch(pod)
-        world = World(now=0.0, models={}, nodes=tuple(self._nodes))  # where it stands now is all that counts
+        world = World(now=0.0, models={}, nodes=nodes)  # where it stands now is all that counts
         prepare(patch, snapshot, self._setup, prefer(world, planned(snapshot), digest), digest)
         return patch
 

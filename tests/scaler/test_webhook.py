@@ -59,8 +59,11 @@ def node(name: str, rung: Rung, *, digest: str = DIGEST, size: int = 10**9) -> N
     return Node(name, name, synced=True, residencies={SnapshotName("tenant", "chat"): Residency(digest, rung, size)})
 
 
+UNHEARD = Node("an agent that has said nothing so far")
+
+
 def webhook(*nodes: Node, of: dict[str, Any] | None = None, setup: NodeSetup | None = None) -> Webhook:
-    return Webhook(informer(ModelSnapshot, of or snapshot()), nodes, setup or NodeSetup())
+    return Webhook(informer(ModelSnapshot, of or snapshot()), nodes or (UNHEARD,), setup or NodeSetup())
 
 
 def pod(**changes: Any) -> dict[str, Any]:
@@ -206,6 +209,12 @@ def _marked(found: dict[str, Any], response: dict[str, Any]) -> dict[str, Any]:
     return after
 
 
+def test_without_any_agent_a_pod_starts_as_it_always_did() -> None:
+    """Nobody would restore it, and where no agent has been the kubelet does not know the seccomp profile: it could not start at all."""
+    response = answer(Webhook(informer(ModelSnapshot, snapshot()), (), NodeSetup()), pod())
+    assert _marked(pod(), response) == pod() and "no restore agent" in response["warnings"][0]
+
+
 def test_snapshots_that_cannot_be_used() -> None:
     assert "not Ready" in answer(webhook(of=snapshot(ready=False)), pod())["warnings"][0]
     changed = snapshot()
@@ -250,7 +259,7 @@ async def test_over_https_with_a_certificate_that_changes(tmp_path: Path) -> Non
     certificate, key = authority.issue("zerowake-webhook.zerowake.svc").write(tmp_path, "tls")
     trust = ssl.create_default_context(cadata=authority.certificate.decode())
     snapshots = informer(ModelSnapshot, snapshot())
-    serving = serve_webhook("127.0.0.1", 0, TlsFiles(certificate, key), snapshots=snapshots, nodes=[], setup=NodeSetup())
+    serving = serve_webhook("127.0.0.1", 0, TlsFiles(certificate, key), snapshots=snapshots, nodes=[UNHEARD], setup=NodeSetup())
     async with serving as (_, port), aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True)) as session:
         url = f"https://127.0.0.1:{port}{PATH}?timeout=2s"
         async with session.post(url, data=review(pod()), ssl=trust) as response:
