@@ -73,6 +73,12 @@ IMAGES = (
         "agent",
     ),
     Image("zerowake.test/engine:1", REPOSITORY / "tests/e2e/images/Dockerfile", REPOSITORY / "tests/worlds", ("hashing_engine.py",)),
+    Image(
+        "zerowake.test/embeddings:1",
+        REPOSITORY / "tests/e2e/images/embeddings/Dockerfile",
+        REPOSITORY,
+        ("deploy/demo/sentence_model.py", "tests/e2e/images/embeddings/server.py"),
+    ),
     # The one that the examples name.
     Image("registry.example/chat:1.0.0", CHAT / "Dockerfile", CHAT, ("server.py",)),
 )
