@@ -30,14 +30,16 @@ from restore_agent.sequences.replicas import Origin, Replica, Replicas, State
 from restore_agent.sequences.restore import OpenPlace, RestoreFailed, Restorer
 from restore_agent.sequences.staging import NoMemory, Staging
 from restore_agent.sequences.standby import Standbys
+from restore_agent.snapshots.damage import DamageWatch
 from restore_agent.snapshots.manifest import EngineRecord
-from restore_agent.snapshots.store import Corrupt, NotFound, Snapshot, Store
+from restore_agent.snapshots.store import Corrupt, NotFound, Snapshot, Store, Unreadable
 from zerowake_shared.background import kept
 from zerowake_shared.huge_pages import HugePages
 
 _KDAT = "criu.kdat"  # CRIU's kernel probe, kept in memory: it must not outlive a boot
 _PRESSURE_SECONDS = 1.0  # between two looks at the node's memory while there are standbys
 _LOOK_SECONDS = 2.0  # between two looks at where weights stand, and at what is free on GPUs
+_STORE_SECONDS = 2.0  # between two looks at what was published
 _PRESSURE_SHARE = 20  # under a twentieth of the memory available, standbys go
 _LOG = logging.getLogger("zerowake.agent")
 
@@ -49,7 +51,7 @@ class Removed:
         self.snapshot = snapshot
 
 
-Change = Snapshot | Removed | Replica
+Change = Snapshot | Removed | Replica | Unreadable
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +123,7 @@ class Node:
             await node._look_at_gpus()
             watching = [
                 asyncio.create_task(kept(node._yield_to_pressure, "memory pressure", _LOG), name="memory pressure"),
+                asyncio.create_task(kept(node._watch_store, "snapshots on disk", _LOG), name="snapshots on disk"),
                 asyncio.create_task(kept(node._watch_memory, "weights and GPUs", _LOG), name="weights and GPUs"),
             ]
             try:
@@ -292,6 +295,25 @@ class Node:
             await self._look_at_weights()
             await self._look_at_gpus()
             await asyncio.sleep(_LOOK_SECONDS)
+
+    async def _watch_store(self) -> None:
+        """Others can write below the state folder, and a disk can lose what is there."""
+        watch = DamageWatch(self.store)
+        while True:
+            for found in await asyncio.to_thread(watch.look):
+                if isinstance(found, Unreadable):
+                    _LOG.error("snapshot %s/%s cannot be used any more: %s", found.namespace, found.name, found.why)
+                    self._changed(found)
+                    continue
+                if found.why:
+                    _LOG.error("snapshot %s is damaged: %s", found.snapshot, found.why)
+                    self.staging.damaged[found.snapshot.digest] = found.why
+                else:
+                    _LOG.info("snapshot %s is whole again", found.snapshot)
+                    self.staging.damaged.pop(found.snapshot.digest, None)
+                    self.staging.unusable.pop(found.snapshot.digest, None)
+                self._changed(found.snapshot)
+            await asyncio.sleep(_STORE_SECONDS)
 
     async def _look_at_weights(self) -> None:
         if moved := await self.weights.view.look():

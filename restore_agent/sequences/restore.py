@@ -157,6 +157,8 @@ class Restorer:
             raise RestoreFailed("not-root", "restoring needs root; start the agent with sudo")
         if self._criu is None:
             raise RestoreFailed("no-criu", self._why_no_criu)
+        if why := self._staging.damaged.get(snapshot.digest):
+            raise RestoreFailed("corrupt", why)
         if why := self._staging.unusable.get(snapshot.digest):
             raise RestoreFailed("unusable", f"snapshot {snapshot} failed before on this node: {why}")
         return self._criu

@@ -89,6 +89,7 @@ class Staging:
         self._sweeps: set[asyncio.Task[None]] = set()
         self.disk_to_memory = Bandwidth()
         self.unusable: dict[str, str] = {}  # digest → why it cannot be restored here
+        self.damaged: dict[str, str] = {}  # digest → what is wrong with it on the disk
 
     def in_memory(self, digest: str) -> bool:
         return (staged := self._staged.get(digest)) is not None and staged.ready.is_set()

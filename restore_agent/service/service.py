@@ -176,7 +176,7 @@ class AgentService(agent_pb2_grpc.AgentServicer):
                 elif isinstance(change, Removed):
                     yield agent_pb2.NodeUpdate(residency=messages.removed(change.snapshot))
                 else:
-                    yield agent_pb2.NodeUpdate(residency=messages.residency(node, change))
+                    yield agent_pb2.NodeUpdate(residency=messages.listed(node, change))
 
     async def _snapshot(self, reference: agent_pb2.SnapshotRef) -> StoredSnapshot:
         return await asyncio.to_thread(self._node.store.get, reference.namespace or "default", reference.name, reference.digest)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from scaler.books.snapshot_name import SnapshotName
-from scaler.kubernetes.resources import ModelSnapshot
+from scaler.kubernetes.resources import Holder, ModelSnapshot
 from scaler.plan.world import Node, Residency
 
 
@@ -25,5 +25,16 @@ class Artifact:
             if node.synced:
                 self.answering[node.name] = node
             residency = node.residencies.get(self.name)
-            if residency is not None and digest in ("", residency.digest):
+            # One whose manifest cannot be read has no digest any more, but is what has become of it.
+            if residency is not None and (digest in ("", residency.digest) or (residency.unusable and not residency.digest)):
                 self.held[node.name] = residency
+
+    def unusable(self, holders: Iterable[Holder]) -> str:
+        """Why it can be restored nowhere, on one node of those that hold it; empty: on one of them it can, or nobody has it."""
+        why = ""
+        for holder in holders:
+            found = self.held.get(holder.name)
+            if found is None or not found.unusable:
+                return ""
+            why = why or f"on node {holder.name}: {found.unusable}"
+        return why

@@ -124,6 +124,7 @@ class Controller:
         self._queue: WorkQueue[Key] = WorkQueue()
         self._writer = SnapshotWriter(cluster, clock)
         self._failed: dict[tuple[Key, str], _FailedCapture] = {}
+        self._healing: dict[Key, _FailedCapture] = {}  # when a damaged one may be captured again
         self._heard: dict[str, Node] = {}  # by address, as each was when it was heard of last
         self._labelled = labelled
         self._cold_starts = ColdStarts(cluster, labelled, clock)
@@ -192,6 +193,7 @@ class Controller:
         snapshot = self._writer.latest(self._snapshots.get(*key))
         if snapshot is None:
             self._writer.forget(key)
+            self._healing.pop(key, None)
             self._failed = {each: failure for each, failure in self._failed.items() if each[0] != key}
             return None
         if snapshot.metadata.deletion_timestamp:
@@ -235,13 +237,20 @@ class Controller:
         if status.digest and current:
             artifact = Artifact(snapshot, status.digest, self._nodes)
             holders = await self._holders(status, artifact)
-            if holders or not status.nodes:
+            damaged = artifact.unusable(holders)
+            if damaged and self._heals(snapshot):
+                note = f"{damaged}; it is captured again"
+                await self._writer.event(snapshot, "Warning", "SnapshotDamaged", note)
+                log.warning("%s/%s: %s", *snapshot.key, note)
+            elif holders or not status.nodes:
                 if pod is not None:
                     await self._cluster.delete(PODS, pod.metadata.namespace, pod.metadata.name, uid=pod.metadata.uid)
                 captured = _condition(snapshot, resources.CONDITION_CAPTURED, True, "Captured", "", "")
                 missing = "captured; its node's agent has not reported it yet"
-                return await self._resident(snapshot, artifact, status.digest, captured, holders, missing)
-            log.warning("%s/%s: no node has %s any more; it is captured again", *snapshot.key, status.digest)
+                wait = await self._resident(snapshot, artifact, status.digest, captured, holders, missing)
+                return self._healing[snapshot.key].not_before - self._clock.now() if damaged else wait
+            else:
+                log.warning("%s/%s: no node has %s any more; it is captured again", *snapshot.key, status.digest)
         if pod is not None and pod.metadata.deletion_timestamp is None:
             return await self._follow_capture(snapshot, pod)
         if pod is not None:
@@ -249,6 +258,14 @@ class Controller:
         if status.digest and status.template_hash == wanted and not current:
             log.info("%s/%s: what stands behind its environment has changed; it is captured again", *snapshot.key)
         return await self._start_capture(snapshot, contents)
+
+    def _heals(self, snapshot: ModelSnapshot) -> bool:
+        """Whether a damaged one is captured again now: at once, and then less and less often, since something damages it."""
+        healing = self._healing.setdefault(snapshot.key, _FailedCapture(Backoff(_FIRST_CAPTURE_RETRY_SECONDS, _LAST_CAPTURE_RETRY_SECONDS)))
+        if self._clock.now() < healing.not_before:
+            return False
+        healing.not_before = self._clock.now() + healing.backoff.next()
+        return True
 
     async def _start_capture(self, snapshot: ModelSnapshot, contents: str) -> float | None:
         if reason := capture_pod.refusal(snapshot):

@@ -77,6 +77,26 @@ async def test_a_spoiled_snapshot_is_a_cold_start(how: str, state: Path, mapped:
     assert folder.exists() or reason == "not-found", "a spoiled snapshot stays for a look at it"
 
 
+@pytest.mark.parametrize("how", ["a flipped bit in pages", "missing pages", "an edited manifest", "a missing seal", "a missing index"])
+async def test_damage_is_told_while_the_agent_runs(how: str, state: Path) -> None:
+    """To whoever listens, before anybody wants to restore it."""
+    async with running(state) as agent, asyncio.timeout(30):
+        updates = agent.stub.Watch(pb.WatchRequest())
+        async for update in updates:
+            if update.HasField("residency"):
+                assert not update.residency.unusable_reason
+            if update.synced:
+                break
+        assert (await agent.restore("small")).replica.origin == pb.ORIGIN_RESTORED, "it has looked at it once"
+        SPOILED[how][0](state)
+        async for update in updates:
+            if update.HasField("residency") and (why := update.residency.unusable_reason):
+                assert update.residency.snapshot.name == "small"
+                assert why
+                break
+        updates.cancel()
+
+
 async def test_without_a_command_the_manifest_names_the_engine(state: Path) -> None:
     flip(largest_chunk(state), 0)
     async with running(state) as agent:

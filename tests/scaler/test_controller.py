@@ -493,3 +493,32 @@ async def test_a_template_that_names_its_own_pod_is_refused_until_that_is_allowe
     await world.api.change("modelsnapshots", "tenant", "chat", {"spec": {"staleEnvironment": "allowed"}})
     await until(world.pods)
     assert world.pods()[0]["metadata"]["annotations"]["zerowake.dev/stale-environment"] == "allowed"
+
+
+@pytest.mark.parametrize("digest", [DIGEST, ""])
+async def test_a_damaged_snapshot_is_captured_again_at_once_and_then_less_often(world: World, digest: str) -> None:
+    """One whose chunks are other ones, and one whose manifest cannot be read, so that nobody knows its digest."""
+    await world.snapshot()
+    await world.says(CAPTURED, DIGEST)
+    world.agents["n0"].has("tenant", "chat", DIGEST)
+    await until(lambda: world.status().get("phase") == "Ready" and not world.pods())
+    world.agents["n0"].has("tenant", "chat", digest, unusable="a chunk is missing")
+    await until(world.pods)
+    await until(lambda: "SnapshotDamaged" in world.reasons())
+    notes = [each["note"] for each in world.api.all("events") if each["reason"] == "SnapshotDamaged"]
+    assert notes == ["on node n0: a chunk is missing; it is captured again"]
+    await world.says(CAPTURED, OTHER)
+    world.agents["n0"].has("tenant", "chat", OTHER)
+    await until(lambda: world.status().get("phase") == "Ready" and not world.pods())
+    world.agents["n0"].has("tenant", "chat", OTHER, unusable="a chunk is missing")
+    await until(lambda: world.condition("Ready")[1] == "Unusable")
+    await until(world.pods)  # 0.3 s after the first
+
+
+async def test_a_damaged_snapshot_that_was_adopted_says_so(world: World) -> None:
+    await world.snapshot(artifact={"name": "theirs", "digest": DIGEST})
+    world.agents["n0"].has("tenant", "theirs", DIGEST)
+    await until(lambda: world.status().get("phase") == "Ready")
+    world.agents["n0"].has("tenant", "theirs", "", unusable="its manifest was changed")
+    await until(lambda: world.condition("Ready") == ("False", "Unusable", "on node n0: its manifest was changed"))
+    assert not world.pods()

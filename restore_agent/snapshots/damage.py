@@ -1,0 +1,117 @@
+"""Whether what was published is still there as it was: looked at now and again, so that damage is heard of before a pod needs the bytes.
+
+Each look costs one stat for each file. A file is hashed again only where the kernel says that it was written to, or is another one (its
+inode, its size, or the time of its last change, which nobody can set back). Bytes that a disk loses by itself are found when they are
+staged, where all of them are verified. Rejected: hashing everything in turn, which reads the disk for ever, and inotify, which tells of
+nothing on network disks and needs a watch for each folder of chunks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from restore_agent.snapshots.chunks import Chunk, CorruptChunk
+from restore_agent.snapshots.store import Catalog, Corrupt, NotFound, Snapshot, Unreadable
+
+_Identity = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Found:
+    """A snapshot whose bytes have changed. `why`: what is wrong with it; empty: nothing any more."""
+
+    snapshot: Snapshot
+    why: str
+
+
+@dataclass
+class _Known:
+    """A snapshot as it was at the last look."""
+
+    snapshot: Snapshot
+    head: tuple[_Identity | None, ...]  # of its manifest and its seal
+    files: dict[Path, _Identity | None] = field(default_factory=dict)
+    why: str = ""
+
+
+class DamageWatch:
+    """Use from one thread at a time: `look` blocks on the disk."""
+
+    def __init__(self, store: Catalog) -> None:
+        self._store = store
+        self._known: dict[tuple[str, str], _Known | Unreadable] = {}
+
+    def look(self) -> list[Found | Unreadable]:
+        """What has changed since the last look: damaged, mended, or a name behind which nothing can be read any more."""
+        news: list[Found | Unreadable] = []
+        names = {(link.parent.name, link.name) for link in (self._store.state / "names").glob("*/*")}
+        for gone in self._known.keys() - names:
+            del self._known[gone]
+        for name in sorted(names):
+            try:
+                found = self._look_at(name)
+            except (NotFound, OSError):
+                continue  # it was removed or replaced as it was looked at
+            if found is not None:
+                news.append(found)
+        return news
+
+    def _look_at(self, name: tuple[str, str]) -> Found | Unreadable | None:
+        before = self._known.get(name)
+        directory = (self._store.state / "names" / name[0] / name[1]).resolve()
+        head = _identity(directory / "manifest.json"), _identity(directory / "seal")
+        if not isinstance(before, _Known) or before.head != head or before.snapshot.directory.name != directory.name:
+            try:
+                snapshot = self._store.get(*name)
+            except Corrupt as error:
+                unreadable = Unreadable(*name, error)
+                self._known[name] = unreadable
+                same = isinstance(before, Unreadable) and str(before.why) == str(error)
+                return None if same else unreadable
+            fresh = _Known(snapshot, head)
+            if isinstance(before, _Known) and before.snapshot.digest == snapshot.digest:
+                fresh.files, fresh.why = before.files, before.why
+            self._known[name] = fresh
+            news = self._compare(fresh)
+            return news or (Found(snapshot, fresh.why) if isinstance(before, Unreadable) else None)
+        return self._compare(before)
+
+    def _compare(self, known: _Known) -> Found | None:
+        snapshot, was = known.snapshot, known.why
+        now = {path: _identity(path) for path in self._paths(snapshot)}
+        changed = [path for path, identity in now.items() if identity is None or known.files.get(path, identity) != identity]
+        if was or changed:
+            known.why = self._fault(snapshot, set(now) if was else set(changed))
+        known.files = now
+        return Found(snapshot, known.why) if known.why != was else None
+
+    def _paths(self, snapshot: Snapshot) -> list[Path]:
+        files = [snapshot.directory / name for name in snapshot.manifest.files]
+        return files + [self._store.chunks.path(chunk.hash) for chunk in snapshot.chunks]
+
+    def _fault(self, snapshot: Snapshot, suspects: set[Path]) -> str:
+        try:
+            for name, record in snapshot.manifest.files.items():
+                if snapshot.directory / name in suspects:
+                    self._store.read_file(snapshot, name, record)
+            for chunk in snapshot.chunks:
+                if self._store.chunks.path(chunk.hash) in suspects:
+                    self._read(snapshot, chunk)
+        except Corrupt as error:
+            return str(error)
+        return ""
+
+    def _read(self, snapshot: Snapshot, chunk: Chunk) -> None:
+        try:
+            self._store.chunks.read_into(chunk, memoryview(bytearray(chunk.size)))
+        except CorruptChunk as error:
+            raise self._store.fault(snapshot, str(error)) from None
+
+
+def _identity(path: Path) -> _Identity | None:
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_ino, stat.st_ctime_ns, stat.st_size
