@@ -50,12 +50,14 @@ async def watch(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[ClientWatch]:
 
 
 @asynccontextmanager
-async def connected(watch: ClientWatch, *, unread: bool = False, writes: bool = True) -> AsyncIterator[tuple[socket.socket, Connection]]:
+async def connected(
+    watch: ClientWatch, *, unread: bool = False, writes: bool = True, kind: type[Connection] = Connection
+) -> AsyncIterator[tuple[socket.socket, Connection]]:
     """A client's socket, and the other side of it."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         client = socket.create_connection(server.getsockname())
         accepted, _ = server.accept()
-    transport, connection = await asyncio.get_running_loop().create_connection(lambda: Connection(watch, writes), sock=accepted)
+    transport, connection = await asyncio.get_running_loop().create_connection(lambda: kind(watch, writes), sock=accepted)
     connection.transport = transport
     if unread:
         transport.pause_reading()  # not before it is made: some Pythons begin to read after that all the same
@@ -99,16 +101,32 @@ async def test_a_client_that_has_said_all_is_asked_and_stays(watch: ClientWatch,
                 await connection.lost.wait()
 
 
-async def test_an_answer_that_is_written_asks_by_itself(watch: ClientWatch) -> None:
-    async with connected(watch, writes=False) as (client, connection):
+class Writes(Connection):
+    """One whose answer has gone on whenever it is looked at."""
+
+    looks = 0
+    goes_on = True
+
+    @property  # type: ignore[override]
+    def written(self) -> int:
+        self.looks += self.goes_on
+        return self.looks
+
+    @written.setter
+    def written(self, _: int | None) -> None:
+        """It is counted here."""
+
+
+async def test_an_answer_that_is_written_asks_by_itself(watch: ClientWatch, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_gone, "_LAST_PROBE_SECONDS", 0.02)
+    async with connected(watch, kind=Writes, writes=False) as (client, connection):
+        assert isinstance(connection, Writes)
         client.shutdown(socket.SHUT_WR)
-        assert connection.transport is not None
-        for _ in range(50):
-            connection.written = (connection.written or 0) + 1
-            connection.transport.write(b"x")
-            await asyncio.sleep(0.002)
-        assert not connection.lost.is_set()
-        async with asyncio.timeout(10):  # it stands still, and the client cannot be asked
+        async with asyncio.timeout(10):
+            while connection.looks < 10:
+                await asyncio.sleep(0.01)
+            assert not connection.lost.is_set()
+            connection.goes_on = False  # it stands still, and the client cannot be asked
             await connection.lost.wait()
 
 
