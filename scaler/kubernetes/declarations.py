@@ -57,7 +57,7 @@ class Models:
         self._ledger = ledger
         self._declared: dict[str, dict[_Key, Declaration]] = {}
         self._owners: dict[str, str] = {}
-        self._limits: dict[str, ModelLimits] = {}
+        self._limits: dict[str, tuple[ModelLimits, tuple[str, ...]]] = {}  # with the other names
         self._trigger_listeners: list[Callable[[Trigger], None]] = []
         self._owner_listeners: list[Callable[[str], None]] = []
         self._foreign: dict[_Key, Taken] = {}
@@ -148,13 +148,10 @@ class Models:
         for each in declared:
             self._note_owner(each, model, owner)
         snapshot = next((each for each in own if isinstance(each, ModelSnapshot)), None)
-        limits = snapshot.limits if snapshot else ModelLimits()
-        if not owner:
-            if self._limits.pop(model, None):
-                self._ledger.withdraw(model)
-        elif self._limits.get(model) != limits:
-            self._limits[model] = limits
-            self._ledger.declare(model, limits)
+        if owner:
+            self._declare(model, snapshot)
+        elif self._limits.pop(model, None):
+            self._ledger.withdraw(model)
         if snapshot is not None and not snapshot.metadata.deletion_timestamp:
             self.planned[model] = planned(snapshot)
         else:
@@ -162,6 +159,17 @@ class Models:
         if passed:
             for callback in self._owner_listeners:
                 callback(model)
+
+    def _declare(self, model: str, snapshot: ModelSnapshot | None) -> None:
+        limits = snapshot.limits if snapshot else ModelLimits()
+        names = tuple(name for name in snapshot.spec.names if not flaw(name)) if snapshot else ()
+        if self._limits.get(model) == (limits, names):
+            return
+        self._limits[model] = limits, names
+        self._ledger.declare(model, limits, names)
+        for name in names:
+            if (other := self._ledger.named(name)) != model:
+                log.warning("%s is to be called %s as well, which is %s already: requests for that go there", model, name, other)
 
     def _note_owner(self, declaration: Declaration, model: str, owner: str) -> None:
         key, before = _key(declaration), self._foreign.pop(_key(declaration), None)

@@ -81,6 +81,7 @@ class Spec(_Object, frozen=True):
     """What the owner of a ModelSnapshot asks for."""
 
     model: str = ""
+    names: tuple[str, ...] = ()
     template: dict[str, Any] | None = None
     artifact: Artifact | None = None
     container: str = ""

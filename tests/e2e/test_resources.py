@@ -64,6 +64,7 @@ ARTIFACT = {"name": "chat", "digest": DIGEST}
         (snapshot(model="chat"), "either template .* or artifact"),
         (snapshot(template=template(), model=" chat"), "spec.model.*should match"),
         (snapshot(template=template(), model="a\tb"), "spec.model.*should match"),
+        (snapshot(template=template(), names=["sql", "x "]), "spec.names.*should match"),
         (snapshot(template=template(), artifact=ARTIFACT), "either template .* or artifact"),
         (snapshot(template=template(), container="nobody"), "container is the name of none"),
         (snapshot(template=template(hostPID=True)), "host's namespaces"),

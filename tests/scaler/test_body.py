@@ -13,6 +13,7 @@ import pytest
 from scaler.gateway import body
 from tests.worlds.echo_engine import Engine
 from tests.worlds.front import front
+from tests.worlds.raw_client import raw_client
 
 
 async def test_expect_continue_is_answered() -> None:
@@ -20,6 +21,46 @@ async def test_expect_continue_is_answered() -> None:
         f.dispatcher.add(engine.replica())
         async with asyncio.timeout(10), f.client.post(f"{f.url}/x", json={"model": "m"}, expect100=True) as response:
             assert "Expect" not in dict((await response.json())["headers"])
+
+
+@pytest.mark.parametrize(
+    ("head", "status", "code"),
+    [
+        (b"POST /v1/x HTTP/1.1\r\nHost: x\r\nContent-Length: 1001\r\n", 413, "body_too_large"),
+        (b"POST /v1/x HTTP/1.1\r\nHost: x\r\nContent-Encoding: br\r\nContent-Length: 10\r\n", 415, "unsupported_encoding"),
+        (b"PUT /models/nope/x HTTP/1.1\r\nHost: x\r\nContent-Length: 1001\r\n", 413, "body_too_large"),
+        (b"POST /v1/x HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data\r\nContent-Length: 10\r\n", 400, "bad_form"),
+        (b"PUT /models/m/x HTTP/1.1\r\nHost: x\r\nContent-Length: 1001\r\n", 429, "too_many_requests"),
+        (b"PUT /models/m/x HTTP/1.1\r\nHost: x\r\nX-Zerowake-Priority: no\r\nContent-Length: 10\r\n", 400, "bad_priority"),
+        (b"POST /v1/models HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n", 405, "method_not_allowed"),
+    ],
+)
+async def test_nothing_is_asked_to_go_on_that_is_refused(head: bytes, status: int, code: str) -> None:
+    """Its client may send the body all the same, or not: the connection ends with the answer."""
+    async with front(body_bytes=1000, max_requests=1) as f, raw_client(f.url) as client:
+        waiting = f.ask()
+        await f.held(1)
+        client.send(head + b"Expect: 100-continue\r\n\r\n")
+        answer = await client.begun()
+        assert answer.status == status, "no 100 before it"
+        answer.body = await client.exactly(int(answer.headers["content-length"]))
+        assert answer.error["code"] == code
+        assert answer.headers["connection"] == "close"
+        waiting.cancel()
+
+
+async def test_a_streaming_body_is_asked_for_when_a_replica_takes_it() -> None:
+    async with Engine() as engine, front() as f, raw_client(f.url) as client:
+        client.send(b"PUT /models/m/x HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nExpect: 100-Continue\r\n\r\n")
+        await f.held(1)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await client.reader.read(1)
+        f.dispatcher.add(engine.replica())
+        assert (await client.begun()).status == 100
+        client.send(b"hello")
+        answer = await client.answer()
+        assert bytes.fromhex(json.loads(answer.body)["body"]) == b"hello"
 
 
 async def test_a_body_over_the_bound_is_refused_when_it_says_so_and_when_it_shows() -> None:

@@ -133,3 +133,17 @@ def test_a_resync_changes_nothing(world: World) -> None:
     world.ledger.on_declaration(declared.append)
     world.snapshots.put(world.snapshots.objects["ns/a"])
     assert (declared, world.passed) == ([], ["m"])
+
+
+def test_other_names_lead_to_the_model_and_are_taken_from_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    world = World()
+    world.snapshot("a/base", 1, model="base", names=["sql", "chat"])
+    assert [world.ledger.named(name) for name in ("base", "sql", "chat")] == ["base"] * 3
+    assert world.ledger.models() == ["base"]
+    world.snapshot("b/chat", 2, model="chat", names=["sql", "base", " x"])
+    assert [world.ledger.named(name) for name in ("base", "sql", "chat", " x")] == ["base", "base", "chat", ""]
+    assert "chat is to be called sql as well, which is base already" in caplog.text
+    world.snapshot("a/base", 1, model="base", names=[])
+    assert world.ledger.named("sql") == "chat"
+    world.snapshots.drop("b/chat")
+    assert world.ledger.named("sql") == ""

@@ -1,6 +1,7 @@
 """The gateway between a real client and real engines, over sockets."""
 
 import asyncio
+import json
 import time
 
 import aiohttp
@@ -72,6 +73,24 @@ async def test_lists_the_models() -> None:
             assert (await response.json())["id"] == "org/other"
         async with f.client.get(f"{f.url}/models/m/v1/models") as response:
             assert (await response.json())["target"] == "/v1/models"  # the engine's own list
+
+
+async def test_a_lora_is_served_by_its_base_models_engine() -> None:
+    async with Engine() as engine, front() as f:
+        f.ledger.declare("m", f.ledger.limits("m"), ["org/sql"])
+        asked = f.ask("hello", model="org/sql")
+        await f.held(1)  # it is the base model's demand
+        f.dispatcher.add(engine.replica())
+        answer = await asked
+        assert json.loads(answer.body)["model"] == "org/sql"
+        assert (await f.ask("hello", model="loaded later", X_Zerowake_Model="m")).status == 200
+        async with f.client.get(f"{f.url}/v1/models") as response:
+            listed = [(model["id"], model.get("parent")) for model in (await response.json())["data"]]
+        assert listed == [("m", None), ("org/sql", "m")]
+        async with f.client.get(f"{f.url}/v1/models/org/sql") as response:
+            assert (await response.json())["parent"] == "m"
+        async with f.client.get(f"{f.url}/models/org/sql/x") as response:
+            assert (await response.json())["target"] == "/x"
 
 
 async def test_a_held_request_is_answered_when_a_replica_comes() -> None:

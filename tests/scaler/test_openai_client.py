@@ -48,3 +48,22 @@ async def test_openais_client_cancelled_half_way() -> None:
             await stream.close()
             assert await engine.left.get() == "one two three"
         await f.until(lambda demand: demand.pending == 0)
+
+
+async def test_audio_images_and_files_of_openais_client() -> None:
+    """What it sends as a form: the model is one of its fields."""
+    async with Engine() as engine, front() as f, client(f.url) as api:
+        f.dispatcher.add(engine.replica())
+        sound = ("speech.wav", b"RIFF" * 1000, "audio/wav")
+        await api.audio.transcriptions.with_raw_response.create(model="m", file=sound)
+        await api.audio.translations.with_raw_response.create(model="m", file=sound)
+        await api.images.with_raw_response.edit(model="m", image=("x.png", b"PNG", "image/png"), prompt="x")
+        for path in ("transcriptions", "translations", "edits"):
+            assert engine.seen.get_nowait().endswith(path)
+        with pytest.raises(openai.BadRequestError, match="X-Zerowake-Model"):
+            await api.files.create(file=sound, purpose="assistants")
+        await api.files.with_raw_response.create(file=sound, purpose="assistants", extra_headers={"X-Zerowake-Model": "m"})
+        with pytest.raises(openai.BadRequestError, match="names no model"):
+            await api.files.delete("file-1")
+        with pytest.raises(openai.APIStatusError, match="can be read only"):
+            await api.models.delete("m")
