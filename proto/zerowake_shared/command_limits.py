@@ -14,20 +14,30 @@ def flaw_of_command(command: Sequence[str]) -> str:
     if command and not command[0].strip():
         return "the program's name is empty"
     for number, word in enumerate(command):
-        if "\0" in word:
-            return f"word {number + 1} has a NUL character"
+        if why := _no_text(word):
+            return f"word {number + 1} {why}"
         if (size := len(os.fsencode(word))) > _LONGEST:
             return f"word {number + 1} has {size} bytes, and the kernel takes {_LONGEST} at most: pass it in a file"
+    return ""
+
+
+def _no_text(word: str) -> str:
+    if "\0" in word:
+        return "has a NUL character"
+    try:
+        word.encode()
+    except UnicodeEncodeError:  # bytes of a command line that Python has carried along
+        return "is no text in UTF-8"
     return ""
 
 
 def flaw_of_environment(env: Mapping[str, str], command: Sequence[str] = ()) -> str:
     """Why no program can be started in it; empty: one can. `command`: what is started, since both share one bound."""
     for key, value in env.items():
-        if not key or "=" in key or "\0" in key:
+        if not key or "=" in key or _no_text(key):
             return f"{key!r} cannot be the name of a variable"
-        if "\0" in value:
-            return f"{key} has a NUL character"
+        if why := _no_text(value):
+            return f"{key} {why}"
         if (size := len(os.fsencode(f"{key}={value}"))) > _LONGEST:
             return f"{key} has {size} bytes, and the kernel takes {_LONGEST} at most: put it into a file, and its path here"
     total = sum(len(os.fsencode(word)) + 9 for word in command) + sum(len(os.fsencode(f"{key}={value}")) + 9 for key, value in env.items())

@@ -176,10 +176,12 @@ class Sandbox:
         Returns its pid inside.
 
         Raises:
-            PlaceError: the message is too large, or the sandbox has ended.
+            PlaceError: the message is too large or has a NUL character, or the sandbox has ended.
         """
         fields = ["spawn", "sp" if engine else "-", directory, str(len(command)), *command, str(len(env))]
         fields += [f"{key}={value}" for key, value in env.items()]
+        if odd := [field for field in fields if "\0" in field]:
+            raise PlaceError(f"cannot start {command[0]}: there is a NUL character in {odd[0][:80]!r}")
         message = "".join(f"{field}\0" for field in fields).encode()
         async with self._spawn_lock:
             if self._ended.done():

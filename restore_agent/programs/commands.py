@@ -104,7 +104,7 @@ def agent(
 def create(
     name: Name,
     command: Annotated[list[str], typer.Argument(help="The server's command, after --.", metavar="-- COMMAND…")],
-    port: Annotated[int, typer.Option(help="Port that the server listens on.")],
+    port: Annotated[int, typer.Option(help="Port that the server listens on.", min=1, max=65535)],
     engine: Annotated[str, typer.Option(help=f"What the server is, where it needs more than its command: {', '.join(KINDS)}.")] = "",
     model: Annotated[str, typer.Option(help="Model name; the snapshot's name if not given.")] = "",
     health: Annotated[str, typer.Option(help="Path that answers 200 when the server is ready.")] = "/health",
@@ -116,7 +116,7 @@ def create(
     shared: Annotated[
         list[Path], typer.Option(help="Folder that stays the machine's own; what is written elsewhere is each replica's.")
     ] = [],  # noqa: B006
-    timeout: Annotated[float, typer.Option(help="Seconds the server may take to be ready.")] = 600.0,
+    timeout: Annotated[float, typer.Option(help="Seconds the server may take to be ready.", min=0)] = 600.0,
     replace: Annotated[bool, typer.Option("--replace", help="Take the place of a snapshot of the same name.")] = False,
     keep_serving: Annotated[
         bool, typer.Option("--keep-serving", help="Leave the server running, as a replica of a running agent.")
@@ -145,24 +145,24 @@ def create(
     with _errors():
         if why := flaw_of_command(command) or flaw_of_environment(pairs, command):
             raise CannotRun(f"the server cannot be started: {why}")
-    request = agent_pb2.SnapshotRequest(
-        request_id=secrets.token_hex(8),
-        snapshot=agent_pb2.SnapshotRef(namespace=namespace, name=name),
-        model=model or name,
-        engine=agent_pb2.Engine(
-            command=command,
-            env=pairs,
-            directory=str(directory.resolve()),
-            port=port,
-            health_path=health,
-            ready_timeout_seconds=timeout,
-            shared=[str(folder.expanduser().resolve()) for folder in shared],
-        ),
-        canary=agent_pb2.Canary(path=path, body=body.encode()),
-        keep_serving=keep_serving,
-        replace=replace,
-        weights=str(weights.resolve()) if weights else "",
-    )
+        request = agent_pb2.SnapshotRequest(
+            request_id=secrets.token_hex(8),
+            snapshot=agent_pb2.SnapshotRef(namespace=namespace, name=name),
+            model=model or name,
+            engine=agent_pb2.Engine(
+                command=command,
+                env=pairs,
+                directory=str(directory.resolve()),
+                port=port,
+                health_path=health,
+                ready_timeout_seconds=timeout,
+                shared=[str(folder.expanduser().resolve()) for folder in shared],
+            ),
+            canary=agent_pb2.Canary(path=path, body=body.encode()),
+            keep_serving=keep_serving,
+            replace=replace,
+            weights=str(weights.resolve()) if weights else "",
+        )
     _run(_create(request, state, gpumem), state)
 
 

@@ -59,7 +59,7 @@ def status(
     """Shows models, replicas, held requests and the last activations with their phases."""
     try:
         found = asyncio.run(_fetch(socket_of(state)))
-    except (aiohttp.ClientError, OSError) as error:
+    except (aiohttp.ClientError, OSError, ValueError) as error:
         why = described(getattr(error, "os_error", error))
         typer.secho(
             f"zerowake: nothing answers on {socket_of(state)} ({why}); is `zerowake up` running with this --state?", err=True, fg="red"

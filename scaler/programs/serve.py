@@ -114,7 +114,7 @@ async def serve(config: ServeConfig) -> None:
                 )
             )
         bound = await begin(gateway.serve(*Address.to_listen(config.listen)))
-        log.info("gateway listens on %s:%d", *bound)
+        log.info("gateway listens on %s", Address(*bound))
         async with contextlib.AsyncExitStack() as until_stopped:
             controller = run_controller(
                 cluster,

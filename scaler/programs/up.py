@@ -101,7 +101,7 @@ async def _up(config: Config) -> None:
         if config.metrics:
             await stack.enter_async_context(serve_metrics(*Address.to_listen(config.metrics), lambda: _not_ready(nodes, gateway)))
         bound = await stack.enter_async_context(gateway.serve(*Address.to_listen(config.listen)))
-        log.info("gateway serves %s on %s:%d", ", ".join(sorted(config.models)), *bound)
+        log.info("gateway serves %s on %s", ", ".join(sorted(config.models)), Address(*bound))
         await stop.wait()
         log.info("stopping: requests that wait have %.0f s, answers are finished; a second signal cuts them", config.drain_seconds)
         await unless(at_once, gateway.drain(config.drain_seconds))

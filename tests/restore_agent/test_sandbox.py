@@ -64,6 +64,15 @@ async def test_a_program_that_is_not_there(sandbox: Sandbox, output: Output) -> 
     await until(lambda: "No such file" in output.tail())
     with pytest.raises(PlaceError, match="too large"):
         await sandbox.spawn(["true"], {"LARGE": "x" * (4 << 20)}, "/", [])
+    with pytest.raises(PlaceError, match="NUL character in 'A=1"):
+        await sandbox.spawn(["true"], {"A": "1\0B=2"}, "/", [])
+
+
+async def test_an_environment_of_a_megabyte(sandbox: Sandbox, output: Output) -> None:
+    env = {f"A{each}": "x" * 100_000 for each in range(11)} | {"PATH": "/usr/bin:/bin"}
+    with output.writers() as fds:
+        pid = await sandbox.spawn(["sh", "-c", "[ ${#A10} = 100000 ]"], env, "/", fds)
+    assert describe_exit(await status(sandbox, pid)) == "exit code 0", output.tail()
 
 
 async def test_what_it_keeps_in_memory_travels_and_its_sockets_do_not(sandbox: Sandbox, output: Output, tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ async def run(*arguments: str, **environment: str) -> tuple[int, list[str]]:
             process.kill()
             await process.wait()
     assert process.returncode is not None
-    return process.returncode, [line for line in out.decode().splitlines() if not line.startswith('{"time"')]
+    return process.returncode, [line for line in out.decode().splitlines() if line and not line.startswith('{"time"')]
 
 
 async def refused(*arguments: str, **environment: str) -> str:
@@ -140,6 +140,21 @@ async def test_what_is_no_socket_stays(tmp_path: Path, name: str) -> None:
     (state / name).write_text("mine")
     assert f"{state / name}: there is something else at its path; move it away" in await refused("up", write(tmp_path / "a.yaml"))
     assert (state / name).read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (("x", "--", "python", os.fsdecode(b"\xff")), "the server cannot be started: word 2 is no text in UTF-8"),
+        (("x", "--env", os.fsdecode(b"A=\xff"), "--", "python"), "the server cannot be started: A is no text in UTF-8"),
+        (("x", "--env", "=1", "--", "python"), "the server cannot be started: '' cannot be the name of a variable"),
+        (("x", "--", " "), "the server cannot be started: the program's name is empty"),
+        ((os.fsdecode(b"\xff"), "--", "python"), "surrogates not allowed"),
+        (("x y", "--", "python"), "'x y' is not allowed"),
+    ],
+)
+async def test_what_no_snapshot_can_be_taken_of(tmp_path: Path, arguments: tuple[str, ...], why: str) -> None:
+    assert why in await refused("snapshot", "create", "--state", str(tmp_path / "s"), "--port", "8000", *arguments)
 
 
 async def test_a_folder_that_cannot_be_used(tmp_path: Path) -> None:

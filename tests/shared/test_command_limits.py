@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 
 import pytest
@@ -22,6 +23,7 @@ LONGEST = 131071
         ([""], "the program's name is empty"),
         ([" "], "the program's name is empty"),
         (["python", "a\0b"], "word 2 has a NUL character"),
+        (["python", os.fsdecode(b"\xff")], "word 2 is no text in UTF-8"),
     ],
 )
 def test_commands(command: list[str], why: str) -> None:
@@ -35,6 +37,7 @@ def test_commands(command: list[str], why: str) -> None:
         ({"A": "1", "": "2"}, "'' cannot be the name of a variable"),
         ({"A=B": "1"}, "'A=B' cannot be the name of a variable"),
         ({"A": "x\0"}, "A has a NUL character"),
+        ({"A": os.fsdecode(b"\xff")}, "A is no text in UTF-8"),
         ({"A": "x" * LONGEST}, "A has 131073 bytes"),
         ({f"A{each}": "x" * 100_000 for each in range(30)}, "variables and command have 3000"),
     ],
