@@ -27,6 +27,7 @@ from scaler.kubernetes.pod_patch import NodeSetup
 from scaler.kubernetes.resources import MODEL_SNAPSHOTS, REPORTER, ModelSnapshot
 from scaler.kubernetes.taken_names import TakenNames
 from scaler.kubernetes.uninstall import remove_all
+from scaler.kubernetes.unmatched import Unmatched
 from tests.e2e.api import Api, ApiError, Object, path
 from tests.e2e.chart import definition, run
 from tests.e2e.cluster.layout import PAUSE_IMAGE
@@ -134,9 +135,17 @@ async def controlling(cluster: Cluster, namespace: str, nodes: Nodes, identity: 
         cluster.follow(MODEL_SNAPSHOTS, ModelSnapshot, namespace=namespace) as snapshots,
         cluster.follow(PODS, EnginePod, namespace=namespace, labels=SNAPSHOT) as labelled,
     ):
-        names = TakenNames(cluster, Models(Ledger()))
+        models = Models(Ledger())
         controller = run_controller(
-            cluster, snapshots, nodes, NodeSetup(), labelled=labelled, names=names, namespace=namespace, identity=identity
+            cluster,
+            snapshots,
+            nodes,
+            NodeSetup(),
+            labelled=labelled,
+            names=TakenNames(cluster, models),
+            unmatched=Unmatched(cluster, models),
+            namespace=namespace,
+            identity=identity,
         )
         task = asyncio.create_task(controller)
         try:
