@@ -78,14 +78,24 @@ class Layer:
         self._folder = folder
 
     @classmethod
-    def make(cls, folder: Path, shared: Sequence[str]) -> Layer:
-        """`folder`: where layers lie. `shared`: folders that stay the machine's. Raises PlaceError: no space, or a folder of no use."""
+    def make(cls, folder: Path, shared: Sequence[str], memory: Path | None = None) -> Layer:
+        """A layer of its own.
+
+        Args:
+            folder: where layers lie.
+            shared: folders that stay the machine's.
+            memory: where the agent's own file system in memory is mounted, if it is: no replica sees that.
+
+        Raises:
+            PlaceError: no space, or a folder that cannot be shared.
+        """
         own = folder / secrets.token_hex(6)
         arguments, uppers, points = [str(own / "root")], dict[PurePosixPath, Path](), set[PurePosixPath]()
         bound = resolved(shared)
         try:
             folder.mkdir(mode=0o700, exist_ok=True)
-            plan = _plan(Path("/proc/self/mountinfo").read_text(), os.path.realpath(folder), bound)
+            agents = os.path.realpath(memory) if memory else ""
+            plan = _plan(Path("/proc/self/mountinfo").read_text(), os.path.realpath(folder), bound, agents)
             (own / "root").mkdir(parents=True)
             for number, each in enumerate(plan):
                 if isinstance(each, _Over):
@@ -196,12 +206,13 @@ def unlayered() -> str:
 
 
 @functools.lru_cache(maxsize=64)
-def _plan(table: str, layers: str, shared: tuple[str, ...]) -> tuple[_Over | Step, ...]:
+def _plan(table: str, layers: str, shared: tuple[str, ...], memory: str) -> tuple[_Over | Step, ...]:
     """The steps of a sandbox. `table`: the machine's mounts; while it is the same, so is the plan."""
     mounts = mount_table.visible(mount_table.parse(table))
     bound = [PurePosixPath(path).relative_to("/") for path in shared]
     hidden = PurePosixPath(layers).relative_to("/")
-    apart = (PurePosixPath("proc"), RUN, *_WHOLE, *_CONTAINERS, *bound, hidden)
+    unseen = [mount.point.relative_to("/") for mount in mounts if mount.point == PurePosixPath(memory)]
+    apart = (PurePosixPath("proc"), RUN, *_WHOLE, *_CONTAINERS, *bound, hidden, *unseen)
     holder = next(mount for mount in reversed(mounts) if PurePosixPath(layers).is_relative_to(mount.point))
     plan: list[_Over | Step] = []
     device = Path(layers).stat().st_dev
@@ -221,8 +232,9 @@ def _plan(table: str, layers: str, shared: tuple[str, ...]) -> tuple[_Over | Ste
     plan += [("proc", "proc", "-"), *(("bind", str(point), "-") for point in _WHOLE if (_MACHINE / point).is_dir())]
     plan += [("tmpfs", str(SHM), "mode=1777"), ("tmpfs", str(RUN), "mode=755")]
     plan += [("bind", str(point), "-") for point in sorted(bound)]
-    # Seen through the layer itself, its own folder would be a loop; and what others wrote is no business of this replica's.
-    plan.append(("tmpfs", str(hidden), "mode=555,size=4k"))
+    if not any(hidden.is_relative_to(each) for each in (RUN, SHM, *unseen)):
+        # Seen through the layer itself, its own folder would be a loop; and what others wrote is no business of this replica's.
+        plan.append(("tmpfs", str(hidden), "mode=555,size=4k"))
     return tuple(plan)
 
 

@@ -84,14 +84,14 @@ class Sandbox:
         """Makes the namespaces and the layer.
 
         Args:
-            kdat: CRIU's cached kernel probe, copied in where it exists.
+            kdat: CRIU's cached kernel probe, copied in where it exists; it lies in the agent's memory.
             layers: the folder that layers lie in; beside `kdat` if not given.
             shared: folders of the machine's that stay the machine's; those that are missing are made.
 
         Raises:
             PlaceError: not root, no space for the layer, or the kernel refuses a namespace or the layer.
         """
-        layer = await _made(layers or kdat.with_name("layers"), shared)
+        layer = await _made(layers or kdat.with_name("layers"), shared, kdat.parent)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
         with contextlib.suppress(PermissionError):  # the usual bound of a machine is a fifth of a MiB
@@ -283,9 +283,9 @@ class Sandbox:
                 future.set_result(signal.SIGKILL)
 
 
-async def _made(layers: Path, shared: Sequence[str]) -> Layer:
+async def _made(layers: Path, shared: Sequence[str], memory: Path) -> Layer:
     """A layer that is removed again where nobody waits for it any more. Raises PlaceError."""
-    making = asyncio.ensure_future(asyncio.to_thread(Layer.make, layers, shared))
+    making = asyncio.ensure_future(asyncio.to_thread(Layer.make, layers, shared, memory))
     try:
         return await asyncio.shield(making)
     except asyncio.CancelledError:
