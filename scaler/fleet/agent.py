@@ -63,6 +63,7 @@ class Agent:
         self.stub = stub
         self._chance = chance
         self.synced = asyncio.Event()
+        self.silent = False  # nothing came any more
         self.patience: asyncio.Timeout | None = None  # in which the stream's next word has to come
         self.residencies: dict[SnapshotName, Residency] = {}
         self.replicas: dict[str, Replica] = {}
@@ -82,10 +83,11 @@ class Agent:
     def node(self) -> Node:
         """All that is known of the node, as it is now."""
         shown, synced = self._shown, self.synced.is_set()
-        if shown is None or shown.synced is not synced:
+        if shown is None or (shown.synced, shown.silent) != (synced, self.silent):
             shown = self._shown = replace(
                 self._told,
                 synced=synced,
+                silent=self.silent,
                 residencies=MappingProxyType(dict(self.residencies)),
                 replicas=MappingProxyType(dict(self.replicas)),
             )

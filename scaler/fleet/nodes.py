@@ -152,9 +152,11 @@ class Nodes:
             while True:
                 try:
                     async for update in self._watch(agent):
+                        agent.silent = False
                         self._apply(agent, update)
                         backoff.reset()
                 except (grpc.aio.AioRpcError, TimeoutError) as error:
+                    agent.silent = agent.silent or isinstance(error, TimeoutError)
                     if agent.synced.is_set():
                         why = error.details() if isinstance(error, grpc.aio.AioRpcError) else "nothing was heard of it"
                         log.warning("lost the agent at %s (%s); trying again", agent.address, why)

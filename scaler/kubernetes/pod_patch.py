@@ -193,10 +193,16 @@ def prepare(pod: Patch, snapshot: ModelSnapshot, setup: NodeSetup, nodes: Prefer
         pod.put({"type": "Localhost", "localhostProfile": pod_contract.SECCOMP_PROFILE}, *here, "securityContext", "seccompProfile")
     for key, value in setup.selector.items():
         pod.put(value, "spec", "nodeSelector", key)
+    preferred = ("spec", "affinity", "nodeAffinity", "preferredDuringSchedulingIgnoredDuringExecution")
     for node, weight in _weights(nodes.seconds).items():
-        term = {"matchFields": [{"key": "metadata.name", "operator": "In", "values": [node]}]}
-        preferred = ("spec", "affinity", "nodeAffinity", "preferredDuringSchedulingIgnoredDuringExecution")
-        pod.append({"weight": weight, "preference": term}, *preferred)
+        pod.append({"weight": weight, "preference": {"matchFields": [_named("In", node)]}}, *preferred)
+    if nodes.avoid:
+        others = {"matchFields": [_named("NotIn", node) for node in nodes.avoid[:_PREFERRED_NODES]]}
+        pod.append({"weight": 100, "preference": others}, *preferred)
+
+
+def _named(operator: str, node: str) -> dict[str, Any]:
+    return {"key": "metadata.name", "operator": operator, "values": [node]}
 
 
 def _weights(seconds: Mapping[str, float]) -> dict[str, int]:

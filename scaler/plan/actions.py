@@ -76,11 +76,15 @@ class Keep:
 
 @dataclass(frozen=True, slots=True)
 class Prefer:
-    """Where a pod of the model should run. seconds: the estimate, by node's name; a node that is not named cannot serve it."""
+    """Where a pod of the model should run. seconds: the estimate, by node's name; a node that is not named cannot serve it.
+
+    avoid: names of nodes at which nothing answers.
+    """
 
     model: str
     seconds: Mapping[str, float]
     reason: str = field(compare=False)
+    avoid: tuple[str, ...] = ()
 
 
 Action = Stage | Drop | Start | End | Keep | Prefer

@@ -62,13 +62,17 @@ def prefer(world: World, model: Model, digest: str) -> Prefer:
         for node, residency in _holders(world, model)
         if node.name and residency.digest == digest
     }
-    return Prefer(model.name, _finite(seconds), "by the estimate of a restore")
+    return Prefer(model.name, _finite(seconds), "by the estimate of a restore", _silent(world))
 
 
 def prefer_for_capture(world: World, model: Model) -> Prefer:
     """Nodes for a pod in which a snapshot is captured."""
     seconds = {node.name: seconds_to_start(node) for node in _synced(world) if node.name}
-    return Prefer(model.name, _finite(seconds), "by the room for a start")
+    return Prefer(model.name, _finite(seconds), "by the room for a start", _silent(world))
+
+
+def _silent(world: World) -> tuple[str, ...]:
+    return tuple(node.name for node in world.nodes if node.silent and node.name)
 
 
 # Replicas that are ours to make.

@@ -68,7 +68,8 @@ class Replica:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One node as its agent describes it. address: the agent's, which no other has; synced: its stream is whole."""
+    """One node as its agent describes it. address: the agent's, which no other has; synced: its stream is whole; silent: its stream ended
+    because nothing came any more, and nothing has come since."""
 
     address: str
     name: str = ""
@@ -79,6 +80,7 @@ class Node:
     rates: Rates = Rates()
     residencies: Mapping[SnapshotName, Residency] = field(default_factory=dict)
     replicas: Mapping[str, Replica] = field(default_factory=dict)  # by id, the oldest first
+    silent: bool = False
 
 
 @dataclass(frozen=True, slots=True)

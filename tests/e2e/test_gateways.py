@@ -105,7 +105,7 @@ async def engine(installed: Release, client: aiohttp.ClientSession) -> dict[str,
     """What the engine itself has seen so far."""
     (pod,) = await installed.api.list("Pod", installed.namespace, f"app={MODEL}")
     async with client.get(f"http://{pod['status']['podIP']}:8000/told") as answer:
-        told: dict[str, Any] = await answer.json()
+        told: dict[str, Any] = await answer.json(content_type=None)
         return told
 
 

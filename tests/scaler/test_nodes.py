@@ -155,12 +155,13 @@ async def test_a_node_at_which_nothing_answers_is_not_counted_on_unless_its_agen
         await view.until("a", "b")
         await until(lambda: all(node.synced for node in view.nodes))
         lost: list[str] = []
-        view.nodes.on_change(lambda node: None if node.synced else lost.append(node.name))
+        view.nodes.on_change(lambda node: lost.append(node.name) if node.silent and not node.synced else None)
         for name in ("n1", "n2", "", "unknown"):
             view.nodes.doubt(name)
         await until(lambda: lost)
         await until(lambda: all(node.synced for node in view.nodes))  # asked again, it answers
         assert set(lost) == {"n1"}
+        assert not any(node.silent for node in view.nodes)
         assert view.ready() == {"a", "b"}
 
 

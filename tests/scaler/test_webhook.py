@@ -209,6 +209,17 @@ def _marked(found: dict[str, Any], response: dict[str, Any]) -> dict[str, Any]:
     return after
 
 
+def test_nodes_at_which_nothing_answers_are_the_last_to_be_taken() -> None:
+    silent = [Node(name, name=name, silent=True) for name in ("dead", "dead too")]
+    changed = applied(pod(), answer(webhook(node("lives", Rung.MEMORY), *silent), pod()))
+    affinity = changed["spec"]["affinity"]["nodeAffinity"]
+    *_, avoided = affinity["preferredDuringSchedulingIgnoredDuringExecution"]
+    fields = avoided["preference"]["matchFields"]  # the API takes one name in each, and all of them have to be true
+    assert [(each["operator"], each["values"]) for each in fields] == [("NotIn", ["dead"]), ("NotIn", ["dead too"])]
+    assert avoided["weight"] == 100
+    assert "requiredDuringSchedulingIgnoredDuringExecution" not in affinity  # it may be the only node there is
+
+
 def test_without_any_agent_a_pod_starts_as_it_always_did() -> None:
     """Nobody would restore it, and where no agent has been the kubelet does not know the seccomp profile: it could not start at all."""
     response = answer(Webhook(informer(ModelSnapshot, snapshot()), (), NodeSetup()), pod())
