@@ -339,7 +339,7 @@ async def test_an_old_connection_is_left_for_a_new_one_without_ending_its_stream
     monkeypatch.setattr(external_scaler, "CONNECTION_AGE_SECONDS", 0.2)
     async with serve_external_scaler(ledger, address="127.0.0.1:0") as bound, Keda(bound) as keda:
         chat = await opened(keda.watch(ref("chat")))
-        assert connections(bound) == 1
+        assert connections(bound) >= 1  # the first may be old already
         async with asyncio.timeout(10):
             while connections(bound) < 2:  # the old one, kept by its streams, and the one that new calls go to
                 assert await keda.poll(ref("chat")) == (0.0, False)
