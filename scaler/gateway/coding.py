@@ -51,6 +51,8 @@ class Decoder:
 
 def decoder(content_encoding: str) -> Decoder | None:
     """What unpacks a body of that `Content-Encoding`; None: nothing is to be unpacked. Raises: Refusal if it cannot be unpacked here."""
+    if not content_encoding:
+        return None
     codings = [each for part in content_encoding.split(",") if (each := part.strip().lower()) not in {"", "identity"}]
     if not codings:
         return None

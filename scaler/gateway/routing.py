@@ -29,23 +29,28 @@ class Route(NamedTuple):
 
 def outside(headers: Mapping[str, str], target: Target) -> list[str]:
     """The names that stand outside the body, the most important first."""
-    query = target.path.partition("?")[2]
-    asks = [value for name, value in parse_qsl(query) if name == "model"] if "model=" in query else []
-    return [name for name in (headers.get(MODEL, ""), target.model, *asks[-1:]) if name]
+    names = [headers.get(MODEL, ""), target.model]
+    if "model=" in target.path:
+        names += [value for name, value in parse_qsl(target.path.partition("?")[2]) if name == "model"][-1:]
+    return [name for name in names if name]
 
 
 def known(names: Collection[str], demand: DemandReader) -> str:
     """The first of the models named that is known; empty: none is."""
-    return next((model for name in names if (model := demand.named(name))), "")
+    for name in names:
+        if model := demand.named(name):
+            return model
+    return ""
 
 
 def route(method: str, headers: Mapping[str, str], target: Target, upload: Upload, demand: DemandReader) -> Route:
     """Raises: Refusal if no model is named, or none of those named is known."""
     body = upload.asked
+    if body is not None and (model := demand.named(body.model)):
+        return Route(model, body.stream)
     names = outside(headers, target)
-    stream = body is not None and body.stream
-    if model := known([body.model] if body else [], demand) or known(names, demand):
-        return Route(model, stream)
+    if model := known(names, demand):
+        return Route(model, body is not None and body.stream)
     if upload.fault is not None:
         raise upload.fault
     if body is not None and body.kind not in {"string", "null"}:

@@ -6,7 +6,7 @@ A name may have slashes, as it is (`/models/org/model/v1/...`) or escaped (`org%
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from scaler.gateway.refusal import Refusal
@@ -15,8 +15,7 @@ PREFIX = "/models/"
 _SEGMENTS = 32  # of a path, that a name may take
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
+class Target(NamedTuple):
     """A request's target.
 
     path: as the engine gets it, query included, percent-encoding untouched; model: named by the path, or empty; prefix: what was taken off
