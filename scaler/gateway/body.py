@@ -39,6 +39,9 @@ class BodyReader:
         Raises: Refusal if it is over a bound, does not come, or cannot be read and nothing else names a model.
         """
         headers = request.headers
+        if (coded := headers.get("Transfer-Encoding")) and coded.strip().lower() not in {"chunked", "identity"}:
+            message = "a body whose Transfer-Encoding is more than chunked is not taken: Content-Encoding says how it is packed"
+            raise Refusal(501, "unsupported_transfer_encoding", message)
         if not upload.streams or not read_first(headers, request.content_length, self._bound, named):
             return
         form = kind(headers) == FORM

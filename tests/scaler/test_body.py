@@ -242,5 +242,17 @@ async def test_broken_json_is_told_with_its_place() -> None:
             assert "line 1, column 14 (byte 13)" in error["message"]
 
 
+async def test_a_body_that_is_packed_for_the_connection_is_not_taken() -> None:
+    """Its coding would not be passed on, and the engine take it for what it is not."""
+    async with Engine() as engine, front() as f, raw_client(f.url) as client:
+        f.dispatcher.add(engine.replica())
+        for coding in (b"gzip, chunked", b"gzip,Chunked"):
+            client.get("/models/m/x", b"Transfer-Encoding: " + coding, method="POST")
+            client.send(b"3\r\nabc\r\n0\r\n\r\n")
+            answer = await client.answer()
+            assert (answer.status, answer.error["code"]) == (501, "unsupported_transfer_encoding")
+        assert engine.seen.empty()
+
+
 def _resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
