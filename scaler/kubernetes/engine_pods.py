@@ -79,12 +79,14 @@ class EnginePods:
 
     def of_model(self, model: str) -> list[EnginePod]:
         """The pods that may serve the model, ready or not."""
-        owner = self._models.owner(model)
-        return [
-            pod
-            for pod in self._pods or ()
-            if pod.metadata.namespace == owner and pod_contract.CAPTURE not in pod.metadata.labels and self._model(pod) == model
-        ]
+        return [pod for pod in self._pods or () if self.model_of(pod) == model]
+
+    def model_of(self, pod: EnginePod) -> str:
+        """The model that the pod may serve; empty: none."""
+        if pod_contract.CAPTURE in pod.metadata.labels:
+            return ""
+        model = self._model(pod)
+        return model if self._models.owner(model) == pod.metadata.namespace else ""
 
     def _snapshot_changed(self, old: ModelSnapshot | None, new: ModelSnapshot | None) -> None:
         changed = new or old

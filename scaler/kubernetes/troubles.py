@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from scaler.kubernetes.engine_pod import EnginePod, EngineStatus
 from scaler.kubernetes.scaled_object import ScaledObject
 
+_WAITS = "waits: "
 _ON_ITS_WAY = {"ContainerCreating", "PodInitializing"}
 
 
@@ -43,6 +44,18 @@ class Troubles:
         return f"it has no pod: KEDA has made none so far; `kubectl -n {namespace} describe scaledobject {names}` says why"
 
 
+def failed_start(old: EnginePod | None, new: EnginePod | None) -> str:
+    """Why a container of the pod has failed to start, if it has since `old`; empty: it has not, or for want of room.
+
+    A kubelet's pause before the next try (CrashLoopBackOff, ImagePullBackOff) is no failure of its own, unless the failure was not seen.
+    """
+    trouble = of_pod(new) if new is not None else ""
+    before = of_pod(old) if old is not None else ""
+    if not trouble.startswith(_WAITS) or trouble == before or (before.startswith(_WAITS) and "BackOff" in trouble):
+        return ""
+    return trouble
+
+
 def of_pod(pod: EnginePod) -> str:
     """What keeps this pod from becoming ready; empty: nothing that Kubernetes sees."""
     status = pod.status
@@ -56,9 +69,9 @@ def of_pod(pod: EnginePod) -> str:
         return f"has no node: {scheduled.message or scheduled.reason}"
     for each in (*status.init_container_statuses, *status.container_statuses):
         if each.state.waiting is not None and each.state.waiting.reason not in {"", *_ON_ITS_WAY}:
-            return f"waits: container {each.name}: {each.state.waiting.reason}{_more(each)}"
+            return f"{_WAITS}container {each.name}: {each.state.waiting.reason}{_more(each)}"
         if each.state.terminated is not None and each.state.terminated.exit_code:
-            return f"waits: container {each.name} ended with exit code {each.state.terminated.exit_code} ({each.state.terminated.reason})"
+            return f"{_WAITS}container {each.name} ended with exit code {each.state.terminated.exit_code} ({each.state.terminated.reason})"
     return ""
 
 

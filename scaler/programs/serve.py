@@ -43,7 +43,7 @@ from scaler.kubernetes.scaled_jobs import ScaledJobs
 from scaler.kubernetes.scaled_object import ScaledObject
 from scaler.kubernetes.surge import Surge
 from scaler.kubernetes.taken_names import TakenNames
-from scaler.kubernetes.troubles import Troubles
+from scaler.kubernetes.troubles import Troubles, failed_start
 from scaler.kubernetes.unmatched import Unmatched
 from scaler.kubernetes.webhook import serve_webhook
 from scaler.programs.serve_config import AgentsSection, PeersSection, ServeConfig
@@ -184,6 +184,12 @@ async def _objects(
     models.follow(snapshots, objects)
     pods = EnginePods(parts.readiness, models, snapshots)
     parts.dispatcher.explained_by(Troubles(pods.of_model, models.objects, models.owner).of)
+
+    def look(old: EnginePod | None, new: EnginePod | None) -> None:
+        if new is not None and (why := failed_start(old, new)) and (model := pods.model_of(new)):
+            parts.dispatcher.start_failed(model, f"pod {new.metadata.name} {why}")
+
+    engines.on_change(look)
     async with snapshots, objects, pods.following(engines), engines:
         yield snapshots, objects, engines
 

@@ -1,5 +1,6 @@
 """What is said of a model without a replica: by its pods' statuses, as a kubelet writes them, and by what scales it."""
 
+import itertools
 from typing import Any
 
 import msgspec
@@ -7,7 +8,7 @@ import pytest
 
 from scaler.kubernetes.engine_pod import EnginePod
 from scaler.kubernetes.scaled_object import ScaledObject
-from scaler.kubernetes.troubles import Troubles
+from scaler.kubernetes.troubles import Troubles, failed_start
 
 LAST = {"terminated": {"exitCode": 1, "reason": "Error", "startedAt": "2026-11-26T10:00:00Z"}}
 
@@ -61,3 +62,17 @@ def test_without_a_pod_it_is_what_scales_it() -> None:
     assert "no ScaledObject of namespace tenant has a trigger for it" in alone
     waits = Troubles(lambda model: [], lambda model: [scaled], lambda model: "tenant").of("chat")
     assert "`kubectl -n tenant describe scaledobject chat-scaler` says why" in waits
+
+
+def test_each_failed_start_counts_once() -> None:
+    crashed = pod(containerStatuses=[{"name": "engine", "state": LAST}])
+    paused = pod(containerStatuses=[waiting("CrashLoopBackOff", "back-off 10s", lastState=LAST)])
+    unpulled = pod(containerStatuses=[waiting("ErrImagePull", "not found")])
+    unpaused = pod(containerStatuses=[waiting("ImagePullBackOff")])
+    runs = pod(phase="Running", containerStatuses=[{"name": "engine", "state": {"running": {"startedAt": "x"}}}])
+    no_room = pod(conditions=[{"type": "PodScheduled", "status": "False", "message": "0/1 nodes"}])
+    life = [None, no_room, runs, crashed, crashed, paused, runs, paused, runs, crashed, None, unpulled, unpaused, unpulled, unpaused]
+    failures = [bool(failed_start(old, new)) for old, new in itertools.pairwise(life)]
+    counted = [new for new, failed in zip(life[1:], failures, strict=True) if failed]
+    assert counted == [crashed, paused, crashed, unpulled, unpulled]
+    assert "exit code 1" in failed_start(runs, crashed)
