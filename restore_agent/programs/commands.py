@@ -308,10 +308,20 @@ def _metrics_address(text: str) -> Address | None:
 
 @contextlib.contextmanager
 def _errors() -> Any:
-    """Every failure that has a name is one line on stderr and exit code 1."""
+    """Every failure that has a name is told on stderr, with exit code 1: in one line, below which stands what an engine printed."""
     try:
-        with errors_in_one_line("zerowake", AgentError, BadCertificate, CannotListen, FolderInUse, UnusableFolder):
+        with errors_in_one_line("zerowake", BadCertificate, CannotListen, FolderInUse, UnusableFolder):
             yield
-    except grpc.aio.AioRpcError as error:
-        typer.secho(f"zerowake: {error.details() or error.code().name}", err=True, fg="red")
+    except (grpc.aio.AioRpcError, AgentError) as error:
+        said = str(error) if isinstance(error, AgentError) else error.details() or error.code().name
+        typer.secho(f"zerowake: {_with_remedy(said)}", err=True, fg="red")
         raise typer.Exit(1) from None
+
+
+def _with_remedy(message: str) -> str:
+    """What an agent says is the same on Kubernetes, where none of these commands is the way out."""
+    if message.startswith("no snapshot "):
+        return f"{message}; `zerowake snapshot create` makes one"
+    if message.startswith("snapshot ") and message.endswith(" exists already"):
+        return f"{message}; choose another name, --replace it, or `zerowake snapshot rm` it"
+    return message

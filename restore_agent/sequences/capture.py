@@ -103,7 +103,7 @@ class Capturer:
         if not request.replace:
             with contextlib.suppress(NotFound):
                 await asyncio.to_thread(self._store.get, request.namespace, request.name)
-                raise NameTaken(f"snapshot {request.namespace}/{request.name} exists; choose another name, or --replace it")
+                raise NameTaken(f"snapshot {request.namespace}/{request.name} exists already")
         async with contextlib.AsyncExitStack() as undo:
             lent: list[WeightsRegion] = []
             if request.weights:

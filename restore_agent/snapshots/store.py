@@ -108,7 +108,7 @@ class Catalog:
     def list(self) -> list[Snapshot | Unreadable]:
         """Every named snapshot, and every name of none."""
         found: list[Snapshot | Unreadable] = []
-        for link in sorted((self.state / "names").glob("*/*")):
+        for link in sorted(self._names()):
             try:
                 found.append(self.get(link.parent.name, link.name))
             except NotFound:
@@ -126,7 +126,7 @@ class Catalog:
             try:
                 directory = self.state / "snapshots" / link.readlink().name
             except OSError:
-                raise NotFound(f"no snapshot {namespace}/{name} on this node; `zerowake snapshot create` makes one") from None
+                raise NotFound(f"no snapshot {namespace}/{name} on this node") from None
             if digest and directory.name != digest:
                 raise NotFound(f"snapshot {namespace}/{name} on this node is {directory.name[:12]}, not {digest[:12]}")
             try:
@@ -169,7 +169,7 @@ class Catalog:
         return [WeightsRegion(record, self.read_file(snapshot, name, snapshot.manifest.files[name])) for record, name in files]
 
     def _open(self, directory: Path) -> Snapshot:
-        advice = "remove it (`zerowake snapshot rm`) and take it again"
+        advice = "take the snapshot again"
         try:
             data, seal = (directory / _MANIFEST).read_bytes(), (directory / _SEAL).read_text()
         except FileNotFoundError as error:
@@ -180,6 +180,12 @@ class Catalog:
             return Snapshot(directory.name, Manifest.decode(data), directory)
         except InvalidManifest as error:
             raise Corrupt(f"snapshot {directory.name[:12]}: {error}; {advice}") from None
+
+    def _names(self) -> Iterator[Path]:
+        """Every name's link. A namespace's folder goes with its last name, while others look."""
+        for folder in (self.state / "names").iterdir() if (self.state / "names").exists() else ():
+            with contextlib.suppress(FileNotFoundError):
+                yield from list(folder.iterdir())
 
     def _link(self, namespace: str, name: str) -> Path:
         return self.state / "names" / namespace / name
@@ -241,9 +247,7 @@ class Store(Catalog):
     def _publish(self, workspace: Path, manifest: Manifest, *, replace: bool) -> Snapshot:
         link = self._link(manifest.namespace, manifest.name)
         if link.is_symlink() and not replace:
-            raise NameTaken(
-                f"snapshot {manifest.namespace}/{manifest.name} exists; choose another name, --replace it, or `zerowake snapshot rm` it"
-            )
+            raise NameTaken(f"snapshot {manifest.namespace}/{manifest.name} exists already")
         self._check_whole(workspace, manifest)
         data = manifest.encode()
         _write_synced(workspace / _MANIFEST, data)
@@ -275,6 +279,8 @@ class Store(Catalog):
             raise NotFound(f"no snapshot {namespace}/{name} on this node")
         with self._changing:
             link.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # the namespace has others
+                link.parent.rmdir()
             self._sweep()
 
     def sweep(self) -> None:
@@ -285,7 +291,7 @@ class Store(Catalog):
     def _sweep(self) -> None:
         """A corrupt manifest keeps every chunk where it is."""
         self.postponed = False
-        named = {link.readlink().name for link in (self.state / "names").glob("*/*")}
+        named = {link.readlink().name for link in self._names()}
         used: set[str] = set()
         for directory in (self.state / "snapshots").iterdir():
             if directory.name not in named:

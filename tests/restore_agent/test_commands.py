@@ -15,7 +15,8 @@ async def test_looking_at_snapshots_needs_no_agent(state: Path) -> None:
     assert "small" in await zerowake("snapshot", "list", "--state", str(state))
     assert json.loads(await zerowake("snapshot", "show", "--state", str(state), "small"))["name"] == "small"
     assert "are whole" in await zerowake("snapshot", "verify", "--state", str(state), "small")
-    assert "no snapshot default/other" in await zerowake("snapshot", "show", "--state", str(state), "other", code=1)
+    missing = await zerowake("snapshot", "show", "--state", str(state), "other", code=1)
+    assert "no snapshot default/other on this node; `zerowake snapshot create` makes one" in missing
     assert "is not allowed" in await zerowake("snapshot", "show", "--state", str(state), "../../etc", code=1)
 
 
@@ -42,6 +43,10 @@ async def test_creating_beside_an_agent(agent: Agent, mapped: Path) -> None:
     )
     assert "proved" in said
     assert "second" in await zerowake("snapshot", "list", "--state", str(agent.state))
+    again = await zerowake(
+        "snapshot", "create", "--state", str(agent.state), "second", "--port", "8000", "--canary", "/sum", "--", *server, code=1
+    )
+    assert "default/second exists already; choose another name, --replace it" in again
     assert (await agent.restore("second")).fallback_reason == ""
 
 

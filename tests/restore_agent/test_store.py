@@ -87,7 +87,8 @@ def test_a_removed_snapshot_leaves_what_others_share(store: Store, state: Path) 
     store.remove("default", "two")
     assert chunks(state) == set()
     assert list((state / "snapshots").iterdir()) == []
-    with pytest.raises(NotFound):
+    assert list((state / "names").iterdir()) == [], "nor a folder of a namespace that has none"
+    with pytest.raises(NotFound, match=r"on this node$"):
         store.remove("default", "two")
 
 
