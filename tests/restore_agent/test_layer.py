@@ -15,8 +15,9 @@ import grpc
 import pytest
 from zerowake_proto import agent_pb2 as pb
 
-from restore_agent.places.layer import Layer
-from restore_agent.places.mount_table import read, visible
+from restore_agent.places import mount_table
+from restore_agent.places.layer import Layer, _Over, _plan, holder, unlayered
+from restore_agent.places.mount_table import parse, read, visible
 from restore_agent.places.place import PlaceError
 from restore_agent.places.sandbox import Sandbox
 from tests.worlds.agent import PORT, Agent, get, running
@@ -207,3 +208,36 @@ def test_one_that_is_made_is_removed_whole(tmp_path: Path) -> None:
     layer.remove()
     assert not own.exists()
     shutil.rmtree(tmp_path)
+
+
+ROOT_OVERLAY = """\
+27 1 0:46 / / rw - overlay overlay rw,lowerdir=/l,upperdir=/u,workdir=/w
+28 27 8:1 / /home rw,nosuid - ext4 /dev/sda rw
+29 27 0:40 / /usr/local ro - squashfs /dev/sdb ro
+30 27 0:41 / /etc/hostname rw - ext4 /dev/sda rw
+31 27 0:42 / /mnt rw - hugetlbfs none rw
+32 27 0:43 / /run/lock rw - tmpfs none rw
+33 27 0:44 / /opt rw - ext4 /dev/sdc rw
+"""
+
+
+def test_where_layers_lie_over_an_overlay() -> None:
+    """Not over programs on a root that is one itself; over every other file system that can be written."""
+    plan = _plan(ROOT_OVERLAY, "/home", ("/opt",), "")
+    over = {str(step.point): step for step in plan if isinstance(step, _Over)}
+    assert over.keys() == {"tmp", "var"}, "/home is where they lie"
+    assert "index=off,nfs_export=off,xino=" in over["tmp"].options
+    assert over["tmp"].mode == 0o1777
+    others = [step for step in plan if not isinstance(step, _Over)]
+    assert others[0] == ("single", ".", "-")
+    assert {point for what, point, _ in others if what == "single"} == {".", "usr/local", "etc/hostname", "mnt"}
+    assert ("bind", "opt", "-") in others
+    assert [step[1] for step in others][-1] == "home", "which the replica sees empty"
+
+
+@pytest.mark.parametrize("kind", ["ext4", "overlay"])
+def test_layers_lie_on_disk_where_that_can_hold_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    monkeypatch.setattr(mount_table, "read", lambda: list(parse(f"27 1 8:1 / / rw - {kind} /dev/sda rw\n")))
+    folder, why = holder(tmp_path / "state", tmp_path / "memory")
+    assert folder == (tmp_path / "state" if kind == "ext4" else tmp_path / "memory") / "layers"
+    assert bool(why) == bool(unlayered()) == (kind == "overlay")
