@@ -38,9 +38,11 @@ from restore_agent.workload.control_directory import (
 from zerowake_shared.backoff import Backoff
 from zerowake_shared.network_namespace import NetworkNamespace
 
+_QUIET_PROBE = 0.05
 _FIRST_PROBE, _LAST_PROBE = 0.02, 0.2  # seconds between two probes of something that cannot be waited for
 _LAST_WORDS = 2.0  # seconds in which an engine that is ready for its snapshot ends what it was asked before
-_IDLE_WINDOW = 2.0  # seconds without work: the engine is idle
+_STILL_WINDOW = 0.5  # seconds in which an engine does nothing at all: it is idle
+_IDLE_WINDOW = 2.0  # seconds with next to no work, as of one that polls: it is idle, too
 _IDLE_SHARE = 0.02  # of one core
 _STOP_SECONDS = 5.0
 _CALLED_LENGTH = 80  # characters of a command in a message
@@ -123,14 +125,14 @@ class Engine:
                 await asyncio.wait([ended], timeout=probes.next())
 
     async def wait_quiet(self) -> bool:
-        """Until it may be dumped. Returns whether it said so itself (`ready-for-snapshot`); else it was idle for two seconds.
+        """Until it may be dumped. Returns whether it said so itself (`ready-for-snapshot`); else it was idle for a while.
 
         Raises:
             EngineError: it ended, or went on working past the record's ready_timeout_seconds.
         """
         ended = self.place.exit_of(self.pid)
         deadline = time.monotonic() + self.record.ready_timeout_seconds
-        since, used = time.monotonic(), self._cpu_seconds()
+        since, used = still, last = time.monotonic(), self._cpu_seconds()
         while time.monotonic() < deadline:
             if ended.done():
                 raise self.end_error()
@@ -139,9 +141,11 @@ class Engine:
             now, now_used = time.monotonic(), self._cpu_seconds()
             if now_used - used > _IDLE_SHARE * _IDLE_WINDOW:
                 since, used = now, now_used
-            elif now - since >= _IDLE_WINDOW:
+            if now_used != last:
+                still, last = now, now_used
+            if now - still >= _STILL_WINDOW or now - since >= _IDLE_WINDOW:
                 return False
-            await asyncio.wait([ended], timeout=_LAST_PROBE)
+            await asyncio.wait([ended], timeout=_QUIET_PROBE)
         raise EngineError(
             f"the engine {self.called!r} neither wrote {READY} nor became idle within {self.record.ready_timeout_seconds:.0f} s"
         )

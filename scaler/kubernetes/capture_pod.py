@@ -23,6 +23,7 @@ from scaler.plan.actions import Prefer
 from zerowake_shared import pod_contract
 
 _DEADLINE_SECONDS = 3600
+_GRACE_SECONDS = 1
 _NEVER_GRANTED = f"{pod_contract.GROUP}/captured"
 
 
@@ -93,6 +94,7 @@ def pod_for(snapshot: ModelSnapshot, setup: NodeSetup, nodes: Prefer, contents: 
         spec["containers"][index].pop(probe, None)
     spec["restartPolicy"] = "Never"
     spec["activeDeadlineSeconds"] = _DEADLINE_SECONDS
+    spec["terminationGracePeriodSeconds"] = _GRACE_SECONDS  # when it is deleted there is nothing left to finish, in no container of it
     spec["readinessGates"] = [{"conditionType": _NEVER_GRANTED}]
     spec["nodeSelector"] = {**(spec.get("nodeSelector") or {}), **snapshot.spec.node_selector}
     prepare(Patch(pod), snapshot, setup, nodes)

@@ -103,6 +103,28 @@ async def test_one_that_says_nothing_is_quiet_once_it_is_idle(engine: Engine) ->
     assert await asyncio.wait_for(engine.wait_quiet(), 20) is False
 
 
+POLLS = "import threading, time\n" + SERVER.replace(
+    "http.server.ThreadingHTTPServer",
+    "threading.Thread(target=lambda: [time.sleep(0.02) or sum(range(9000)) for _ in iter(int, 1)], daemon=True).start()\n"
+    "http.server.ThreadingHTTPServer",
+)
+
+
+async def test_one_that_does_nothing_at_all_is_idle_sooner_than_one_that_polls(
+    sandbox: Sandbox, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of one that does a little now and again it is seen by a longer look that it does no more than that."""
+    monkeypatch.setattr("restore_agent.engine.engine._IDLE_WINDOW", 1e9)
+    assert await asyncio.wait_for(engine.wait_quiet(), 20) is False
+    async with await Sandbox.create(tmp_path / "other.kdat") as other:
+        polls = await started(other, record(POLLS))
+        await polls.wait_healthy()
+        monkeypatch.setattr("restore_agent.engine.engine._IDLE_SHARE", 1.0)
+        monkeypatch.setattr("restore_agent.engine.engine._IDLE_WINDOW", 1.0)
+        monkeypatch.setattr("restore_agent.engine.engine._STILL_WINDOW", 1e9)
+        assert await asyncio.wait_for(polls.wait_quiet(), 20) is False
+
+
 async def test_one_that_says_it_is_ready_is_taken_at_its_word(engine: Engine) -> None:
     (engine.place.control_directory / READY).touch()
     assert engine.is_ready

@@ -132,6 +132,7 @@ async def test_a_template_is_captured(world: World) -> None:
     assert engine["command"] == ["serve"] and engine["args"] == ["$(PORT)"]
     assert pod["metadata"]["annotations"]["zerowake.dev/container"] == engine["name"]
     assert "livenessProbe" not in engine and pod["spec"]["restartPolicy"] == "Never"
+    assert pod["spec"]["terminationGracePeriodSeconds"] == 1, "what has been captured holds its CPUs no longer than it must"
     assert pod["spec"]["nodeSelector"] == {"zerowake": "yes"}
     assert pod["spec"]["readinessGates"], "no Service may route to it"
     await until(lambda: world.status().get("phase") == "Capturing")
