@@ -309,13 +309,13 @@ def _metrics_address(text: str) -> Address | None:
 @contextlib.contextmanager
 def _errors() -> Any:
     """Every failure that has a name is told on stderr, with exit code 1: in one line, below which stands what an engine printed."""
-    try:
-        with errors_in_one_line("zerowake", BadCertificate, CannotListen, FolderInUse, UnusableFolder):
+    with errors_in_one_line("zerowake", AgentError, BadCertificate, CannotListen, FolderInUse, UnusableFolder):
+        try:
             yield
-    except (grpc.aio.AioRpcError, AgentError) as error:
-        said = str(error) if isinstance(error, AgentError) else error.details() or error.code().name
-        typer.secho(f"zerowake: {_with_remedy(said)}", err=True, fg="red")
-        raise typer.Exit(1) from None
+        except (grpc.aio.AioRpcError, AgentError) as error:
+            said = str(error) if isinstance(error, AgentError) else error.details() or error.code().name
+            typer.secho(f"zerowake: {_with_remedy(said)}", err=True, fg="red")
+            raise typer.Exit(1) from None
 
 
 def _with_remedy(message: str) -> str:
