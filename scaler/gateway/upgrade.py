@@ -32,11 +32,11 @@ def asks_for_upgrade(request: web.BaseRequest) -> bool:
 async def splice(request: web.BaseRequest, connection: Connection, reply: Reply) -> None:
     """Passes bytes both ways until the engine ends; a client that leaves cancels it. Raises: OSError: the engine ended improperly."""
     reply.finish()
-    request.protocol.set_parser(cast(WebSocketReader, _Frames(request, connection)))
+    request.protocol.set_parser(cast(WebSocketReader, Frames(request, connection)))
     await connection.pass_on(reply)
 
 
-class _Frames:
+class Frames:
     """In the place of aiohttp's reader of frames: what the client sends goes to the engine as it is."""
 
     def __init__(self, request: web.BaseRequest, connection: Connection) -> None:
@@ -44,7 +44,10 @@ class _Frames:
         self._connection = connection
 
     def feed_data(self, data: bytes) -> tuple[bool, bytes]:
-        self._connection.send(data)
+        try:
+            self._connection.send(data)
+        except OSError:
+            return False, b""  # the engine has ended, and the client is being told
         room, transport = self._connection.room, self._request.transport
         if room is not None and transport is not None:
             transport.pause_reading()

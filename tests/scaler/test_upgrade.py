@@ -1,12 +1,16 @@
 """WebSockets through the gateway: frames both ways, counted as in flight until their end, refused in the engine's own words."""
 
 import asyncio
+import socket
 
 import aiohttp
 import pytest
 from aiohttp import web
+from aiohttp.test_utils import make_mocked_request
 
+from scaler.gateway.connection import Connection
 from scaler.gateway.dispatcher import Backend, Endpoint
+from scaler.gateway.upgrade import Frames
 from tests.worlds.front import front
 from tests.worlds.raw_client import raw_client
 from tests.worlds.raw_engine import Asked, raw_engine, saying
@@ -186,3 +190,11 @@ async def test_a_slow_side_slows_the_other_down(slow: str) -> None:
                 reading.set()
                 await flooding
             assert await client.reader.readexactly(4) == b"done"
+
+
+async def test_frames_that_come_when_the_engine_has_just_ended_are_no_fault_of_the_gateways() -> None:
+    """In the turn of the event loop before the client is told: aiohttp would log an error of the protocol's, with a traceback."""
+    with socket.socket() as made:
+        connection = Connection(made, lambda _: None)
+        connection.end(ConnectionResetError("the engine was killed"))
+        assert Frames(make_mocked_request("GET", "/"), connection).feed_data(b"x") == (False, b"")
