@@ -80,7 +80,7 @@ class Connection(asyncio.Protocol):
         self._upload: asyncio.Task[None] | None = None
         self._answered = False  # anything came since the last request
         self._written = self._before = 0  # bytes in all, and before the last request
-        self.untouched = False  # it was kept alive and has ended, and its engine has read nothing of the last request
+        self.untouched = False  # it has ended, and its engine has read nothing of the last request
 
     @property
     def usable(self) -> bool:
@@ -264,7 +264,7 @@ class Connection(asyncio.Protocol):
         A proper end that came before the request acknowledges nothing of it. A reset (which says nothing of what came) means that something
         was left unread: all of it, if the request is small enough to be read at once.
         """
-        if self._answered or self._before == 0:
+        if self._answered:
             return
         if reset:
             self.untouched = self._written - self._before <= _READ_AT_ONCE

@@ -89,6 +89,7 @@ class Upstream:
         meanwhile; BadAnswer; whatever `body` raises.
         """
         connection = self._pooled() if repeatable and not upgrades else None
+        made = connection is None
         while True:
             if connection is None:
                 try:
@@ -100,10 +101,12 @@ class Upstream:
                 return connection
             except ConnectionError as error:
                 connection.end(error)
-                if not connection.untouched or self._closing:
+                if made or not connection.untouched or self._closing:
                     await connection.stop_upload()
+                    if connection.untouched and repeatable and not self._closing:
+                        raise NotReached(error) from error
                     raise
-                connection = None  # the engine closed it when the request was on its way
+                connection, made = None, True  # the engine closed it when the request was on its way
             except BaseException as error:
                 connection.end(ConnectionResetError("the request was given up"))
                 if isinstance(error, Exception):

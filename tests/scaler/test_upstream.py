@@ -159,3 +159,25 @@ async def test_idle_connections_end_when_they_are_needed_no_more(monkeypatch: py
         upstream.close_idle()
         await engine.ended.get()
         await upstream.close()
+
+
+async def test_an_engine_that_closes_whatever_it_accepts_has_not_got_the_request() -> None:
+    """As a port forwarder without anybody behind it does: the request goes elsewhere, whatever it is, and nobody goes round in circles."""
+    accepted = 0
+
+    def close(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal accepted
+        accepted += 1
+        writer.close()
+
+    server = await asyncio.start_server(close, "127.0.0.1", 0)
+    async with server, Engine() as living, front() as f, asyncio.timeout(20):
+        for turn in range(10):
+            f.dispatcher.add(Backend(f"mute{turn}", "m", Endpoint("127.0.0.1", server.sockets[0].getsockname()[1])))
+            asked = f.ask("x")
+            await f.held(1)
+            f.dispatcher.add(living.replica("living"))
+            assert (await asked).text == "x"
+            f.dispatcher.remove("living")
+            f.dispatcher.remove(f"mute{turn}")
+        assert accepted < 60  # with the looks whether it is back
