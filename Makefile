@@ -62,7 +62,7 @@ clean:
 	rm -rf .venv .cache
 
 $(environment): Makefile pyproject.toml requirements.lock deploy/bootstrap.sh deploy/steps.sh deploy/build_hook.py \
-    $(wildcard proto/*.proto restore_agent/*/*.c)
+    $(wildcard proto/*.proto restore_agent/*/*.[ch])
 	@deploy/bootstrap.sh
 	@touch $@
 

@@ -1,8 +1,8 @@
 """The seccomp profile of pods that are snapshotted and restored, for the kubelet's folder of profiles.
 
-io_uring and AMX tiles are refused to engines, since CRIU carries neither, as in a sandbox (sandbox_init.c). The profile takes the place of
-the runtime's default in such pods, so it refuses as well what that is there for: calls that reach the kernel's own settings, other
-namespaces, keys and modules. What is left is allowed: a list of all that engines need would have to follow every library.
+What CRIU cannot carry and runtimes do without is refused to engines as in a sandbox (places/not_carried.h says what and why). The profile
+takes the place of the runtime's default in such pods, so it refuses as well what that is there for: calls that reach the kernel's own
+settings, other namespaces, keys and modules. What is left is allowed: a list of all that engines need would have to follow every library.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ from typing import Any
 
 from zerowake_shared.pod_contract import SECCOMP_PROFILE
 
-_ENOSYS, _EINVAL, _EPERM = 38, 22, 1
+_ENOSYS, _EINVAL, _EPERM, _EPROTONOSUPPORT, _EAFNOSUPPORT = 38, 22, 1, 93, 97
 _ARCH_REQ_XCOMP_PERM = 0x1023
-_AF_VSOCK = 40
+_FAMILIES = {1: "UNIX", 2: "INET", 10: "INET6", 16: "NETLINK", 17: "PACKET"}  # of sockets that CRIU carries
+_PROTOCOLS = {33: "DCCP", 132: "SCTP", 256: "SMC", 262: "MPTCP"}  # of INET and INET6 that it does not
+_ALARMS = {8: "CLOCK_REALTIME_ALARM", 9: "CLOCK_BOOTTIME_ALARM"}
 _NEW_NAMESPACES = 0x7E020000  # CLONE_NEW*
 _REFUSED = [
     "_sysctl",
@@ -74,14 +76,31 @@ _REFUSED = [
 def profile() -> dict[str, Any]:
     """In the form of the OCI's runtime specification."""
     # clone3 hides its flags from a filter; without it libraries use clone.
-    absent = ["io_uring_setup", "io_uring_enter", "io_uring_register", "clone3"]
+    absent = ["io_uring_setup", "io_uring_enter", "io_uring_register", "clone3", "memfd_secret"]
+    absent += ["landlock_create_ruleset", "landlock_add_rule", "landlock_restrict_self"]
     return {
         "defaultAction": "SCMP_ACT_ALLOW",
         "syscalls": [
             _errno(absent, _ENOSYS),
             _errno(["arch_prctl"], _EINVAL, {"index": 0, "value": _ARCH_REQ_XCOMP_PERM, "op": "SCMP_CMP_EQ"}),
             _errno(_REFUSED, _EPERM),
-            _errno(["socket"], _EINVAL, {"index": 0, "value": _AF_VSOCK, "op": "SCMP_CMP_EQ"}),
+            _errno(["socket"], _EAFNOSUPPORT, {"index": 0, "value": max(_FAMILIES), "op": "SCMP_CMP_GT"}),
+            *(
+                _errno(["socket"], _EAFNOSUPPORT, {"index": 0, "value": family, "op": "SCMP_CMP_EQ"})
+                for family in range(1, max(_FAMILIES))
+                if family not in _FAMILIES
+            ),
+            *(
+                _errno(
+                    ["socket"],
+                    _EPROTONOSUPPORT,
+                    {"index": 0, "value": family, "op": "SCMP_CMP_EQ"},
+                    {"index": 2, "value": protocol, "op": "SCMP_CMP_EQ"},
+                )
+                for family in (2, 10)
+                for protocol in _PROTOCOLS
+            ),
+            *(_errno(["timerfd_create"], _EINVAL, {"index": 0, "value": clock, "op": "SCMP_CMP_EQ"}) for clock in _ALARMS),
             *(
                 _errno(["clone"], _EPERM, {"index": 0, "value": 1 << bit, "valueTwo": 1 << bit, "op": "SCMP_CMP_MASKED_EQ"})
                 for bit in range(32)

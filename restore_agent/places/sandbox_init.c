@@ -31,10 +31,7 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <linux/mount.h>
-#include <linux/audit.h>
-#include <linux/filter.h>
 #include <linux/sched.h>
-#include <linux/seccomp.h>
 #include <net/if.h>
 #include <poll.h>
 #include <sched.h>
@@ -55,13 +52,12 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "not_carried.h"
+
 #define MAX_MESSAGE (4 << 20) /* a command and its environment, of which the kernel takes 2 MiB at most */
 #define MAX_FDS 16
 /* The same pids come back at a restore. The first ones are left to init and to CRIU's own processes. */
 #define FIRST_ENGINE_PID "1000"
-#ifndef ARCH_REQ_XCOMP_PERM
-#define ARCH_REQ_XCOMP_PERM 0x1023
-#endif
 
 static int control;
 static int is_program; /* this process is about to become the program that was asked for */
@@ -220,41 +216,6 @@ static void make_mounts(const char *kdat, const char *root, char **steps)
 	umask(mask);
 }
 
-/*
- * Two things that CRIU cannot carry are refused to the engine, as if the kernel lacked them: io_uring (not dumpable) and AMX's tile
- * registers (the permission is not restored, and the engine would die of SIGILL at its first matrix).
- */
-static void refuse_what_cannot_be_dumped(void)
-{
-#if defined(__x86_64__)
-	const uint32_t arch = AUDIT_ARCH_X86_64;
-#elif defined(__aarch64__)
-	const uint32_t arch = AUDIT_ARCH_AARCH64;
-#else
-#error "sandbox-init knows x86_64 and aarch64"
-#endif
-	struct sock_filter filter[] = {
-		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, arch)),
-		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, arch, 1, 0),
-		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
-		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
-		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, __NR_io_uring_setup, 0, 1),
-		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | ENOSYS),
-#if defined(__x86_64__)
-		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, __NR_arch_prctl, 0, 3),
-		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, args[0])),
-		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, ARCH_REQ_XCOMP_PERM, 0, 1),
-		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EINVAL),
-#endif
-		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
-	};
-	struct sock_fprog program = { .len = sizeof(filter) / sizeof(filter[0]), .filter = filter };
-
-	/* With CAP_SYS_ADMIN no_new_privs is not needed, so set-uid programs in the engine keep working. */
-	if (syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &program) < 0)
-		fail("seccomp filter");
-}
-
 static char *next_field(char **cursor, char *end)
 {
 	char *field = *cursor;
@@ -306,8 +267,8 @@ static void run_program(char *message, size_t size, const int *fds, int nfds)
 	syscall(SYS_close_range, nfds + 1, ~0U, 0);
 	if (chdir(directory) < 0)
 		fail(directory);
-	if (strchr(flags, 's'))
-		refuse_what_cannot_be_dumped();
+	if (strchr(flags, 's') && refuse_what_is_not_carried() < 0)
+		fail("seccomp filter");
 	sigemptyset(&none);
 	sigprocmask(SIG_SETMASK, &none, NULL);
 	execvpe(argv[0], argv, envp);

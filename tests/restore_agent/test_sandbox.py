@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import platform
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from restore_agent.places.place import Output, Place, PlaceError, describe_exit
 from restore_agent.places.sandbox import Sandbox
 from restore_agent.snapshots.compatibility import node_fits
 from restore_agent.snapshots.manifest import CONTAINER_FILE
+from tests.worlds import refused_calls
 from tests.worlds.waiting import until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for namespaces")
@@ -50,6 +53,22 @@ async def test_its_namespaces_are_its_own(sandbox: Sandbox, output: Output) -> N
         assert Path(f"/proc/{hosts[pid]}/ns/{kind}").readlink() == Path(f"/proc/{sandbox.pid}/ns/{kind}").readlink()
         assert Path(f"/proc/{hosts[pid]}/ns/{kind}").readlink() != Path(f"/proc/self/ns/{kind}").readlink()
     assert sandbox.route.netns == sandbox.netns == f"/proc/{sandbox.pid}/ns/net"
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the calls' numbers are of x86_64")
+async def test_engines_are_refused_what_a_dump_cannot_carry_and_other_programs_are_not(sandbox: Sandbox) -> None:
+    got: dict[bool, dict[str, int]] = {}
+    for engine in (True, False):
+        output = sandbox.output("test")
+        pid = await run(sandbox, output, sys.executable, refused_calls.__file__, engine=engine)
+        assert await status(sandbox, pid) == 0, output.tail()
+        await until(lambda output=output: "{" in output.tail())  # type: ignore[misc]
+        got[engine] = json.loads(output.tail().partition(": ")[2])
+        output.close()
+    assert got[True] == {str(call): refusal for call, refusal in refused_calls.REFUSED.items()} | {
+        str(call): 0 for call in refused_calls.ALLOWED
+    }
+    assert got[False]["socket(2, 1, 262)"] == 0, "it was the filter, not the kernel"
 
 
 @pytest.mark.parametrize(("command", "words"), [("exit 4", "exit code 4"), ("kill -SEGV $$", "killed by SIGSEGV")])
