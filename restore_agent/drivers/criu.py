@@ -23,6 +23,7 @@ from typing import Any
 
 from zerowake_proto import criu_pb2
 
+from restore_agent.drivers import criu_log
 from restore_agent.errors import AgentError
 from restore_agent.places.output import Pipes
 from restore_agent.places.place import Place
@@ -38,7 +39,7 @@ _ENVIRONMENT = {"PATH": os.environ.get("PATH", ""), "CRIU_LIBS_DIR": "/proc/self
 
 
 class CriuError(AgentError):
-    """CRIU refused or failed; the text ends with its own words."""
+    """CRIU refused or failed; the text says why, what to do, and where its log is."""
 
     reason = "criu-failed"
 
@@ -50,6 +51,7 @@ class Criu:
     path: str
     version: str  # "4.2.1"
     probed: bytes = b""  # what it found out about this kernel; nothing: it has not been kept
+    log: Path | None = None  # where what it logged of failures is kept
 
     @classmethod
     def find(cls) -> Criu:
@@ -108,6 +110,7 @@ class Worker:
     folder: Path | None  # of the images
     images: str  # the same as CRIU finds it, by a descriptor: it need not be visible inside
     probed: bytes
+    log: Path | None
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -128,7 +131,7 @@ class Worker:
             # If CRIU is killed, tasks that it had begun to restore still hold its end: no end of file would come.
             place.exit_of(pid).add_done_callback(lambda _: _no_more(ours))
             inherited = [criu_pb2.InheritFd(key=key, fd=4 + i) for i, key in enumerate(keys)]
-            yield cls(ours, output, inherited, images, f"/proc/self/fd/{4 + len(keys)}", criu.probed)
+            yield cls(ours, output, inherited, images, f"/proc/self/fd/{4 + len(keys)}", criu.probed, criu.log)
         finally:
             ours.close()
             output.close()
@@ -159,7 +162,7 @@ class Worker:
         try:
             return await self._converse(request, actions or {})
         except ConnectionError as error:
-            raise CriuError(f"criu ended in the middle: {error}{self.output.tail()}") from None
+            raise CriuError(self._why(request, f"it ended in the middle: {error}")) from None
 
     async def _converse(self, request: criu_pb2.Request, actions: Mapping[str, Callable[[], Awaitable[None]]]) -> criu_pb2.Response:
         loop = asyncio.get_running_loop()
@@ -170,11 +173,11 @@ class Worker:
             if failure:
                 raise failure
             if not message:
-                raise CriuError(f"criu ended without an answer{self.output.tail()}")
+                raise CriuError(self._why(request, "it ended without an answer"))
             response = criu_pb2.Response.FromString(message)
             if response.type != criu_pb2.NOTIFY:
                 if not response.success:
-                    raise CriuError(f"{response.cr_errmsg.strip() or f'errno {response.cr_errno}'}{self.output.tail()}")
+                    raise CriuError(self._why(request, response.cr_errmsg.strip() or f"errno {response.cr_errno}"))
                 return response
             try:
                 if action := actions.get(response.notify.script):
@@ -183,6 +186,12 @@ class Worker:
                 failure = error
             answer = criu_pb2.Request(type=criu_pb2.NOTIFY, notify_success=failure is None)
             await loop.sock_sendall(self.channel, answer.SerializeToString())
+
+    def _why(self, request: criu_pb2.Request, said: str) -> str:
+        lines = self.output.lines()
+        # A few lines, to a disk that was just written to: it may as well be done here.
+        kept = criu_log.keep(self.log, lines, criu_pb2.RequestType.Name(request.type).lower()) if self.log else ""
+        return criu_log.explain(lines, said) + kept
 
 
 def _check_limits_readable(host_pids: Iterable[int]) -> None:

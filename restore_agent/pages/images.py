@@ -21,8 +21,9 @@ from restore_agent.pages.native import zero_pages
 from restore_agent.snapshots.page_runs import PAGE, Pages
 
 _COMMON, _PAGEMAP, _MM, _CORE = 0x54564319, 0x56084025, 0x57492820, 0x55053847
-_PSTREE, _SECCOMP = 0x50273030, 0x64413049
+_PSTREE, _SECCOMP, _FILES = 0x50273030, 0x64413049, 0x56303138
 _TSYNC = 1  # flag of a seccomp filter: at a restore the kernel puts it on every thread of the process
+_ABSOLUTE = 1  # how a timer was set: TFD_TIMER_ABSTIME, and nothing else
 _CAP_SETGID, _CAP_SETUID = 6, 7
 _PRESENT = 4  # flag of a pagemap entry
 _PROT_WRITE = 2
@@ -173,6 +174,27 @@ def _entry(entry: criu_pb2.PagemapEntry, part: _Part) -> criu_pb2.PagemapEntry:
     if entry.HasField("nr_pages"):
         kept.nr_pages = part.pages
     return kept
+
+
+def mend_timers(images: Path) -> None:
+    """Rewrites the timers (timerfd) that would not go on as they were.
+
+    A periodic one that has expired, and that nobody has read since, stands still in the kernel until it is read: CRIU takes it for one that
+    does not run, and it never expires again. It gets its period from the restore on. To one that was set to a moment CRIU adds the whole
+    seconds of its clock alone, and starts it even where it did not run: what it has left is enough, and right.
+
+    Raises:
+        ImageError: the file is torn or has another format.
+    """
+    path = images / "files.img"
+    files = [criu_pb2.File.FromString(entry) for entry in _read(path, _FILES)]
+    for timer in (file.tfd for file in files if file.HasField("tfd")):
+        if timer.settime_flags == _ABSOLUTE:
+            timer.settime_flags = 0
+        if timer.ticks and not timer.vsec and not timer.vnsec:
+            timer.vsec, timer.vnsec = timer.isec, timer.insec
+    if any(file.HasField("tfd") for file in files):
+        _write(path, _FILES, [file.SerializeToString() for file in files])
 
 
 @dataclass(frozen=True)

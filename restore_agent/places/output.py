@@ -41,12 +41,15 @@ class Pipes:
                 os.close(writer)
             self._writers.clear()
 
-    def tail(self) -> str:
-        """The last lines, each led by a newline, or nothing."""
+    def lines(self) -> list[str]:
+        """The last lines, so many as are kept."""
         for reader in list(self._partial):
             self._drain(reader)
-        lines = [*self._lines, *(part.decode(errors="replace") for part in self._partial.values() if part)]
-        return "".join(f"\n  {self.name}: {line}" for line in lines[-8:])
+        return [*self._lines, *(part.decode(errors="replace") for part in self._partial.values() if part)]
+
+    def tail(self) -> str:
+        """The last few lines, each led by a newline, or nothing."""
+        return "".join(f"\n  {self.name}: {line}" for line in self.lines()[-8:])
 
     def close(self) -> None:
         for writer in self._writers:

@@ -34,6 +34,11 @@ def pid_inside(of: dict[str, str]) -> int:
     return int(of["NSpid"].split()[-1])
 
 
+def command_line(pid: int) -> str:
+    """Its words, parted by blanks; empty of a kernel thread and of what is dead. Raises OSError: it has ended."""
+    return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").replace("\0", " ").strip()
+
+
 def resident_bytes(pid: int) -> int:
     """0 of a process without memory (a zombie). Raises OSError: it has ended."""
     return int(status(pid).get("VmRSS", "0 kB").split()[0]) << 10

@@ -23,9 +23,10 @@ from restore_agent.drivers.cuda import Cuda
 from restore_agent.drivers.weights import Weights
 from restore_agent.engine.canary import prove_canary, record_canary
 from restore_agent.engine.engine import Engine
-from restore_agent.pages.images import split
+from restore_agent.pages.images import mend_timers, split
+from restore_agent.places.left_behind import ipc_objects, refuse_left_behind
 from restore_agent.places.place import Place
-from restore_agent.places.processes import resident_bytes
+from restore_agent.places.processes import command_line, resident_bytes
 from restore_agent.places.sandbox import Sandboxes
 from restore_agent.places.shared_folders import caches, resolved
 from restore_agent.sequences.phases import Phases
@@ -98,7 +99,8 @@ class Capturer:
         """Nothing is left of it when it fails. `open_place`: opens where the engine runs, and then, in its stead, the replica that proves.
 
         Raises:
-            EngineError, PlaceError, CriuError, CudaError, WeightsError, ImageError, NameTaken, Unproved, RestoreFailed, OSError.
+            EngineError, PlaceError, LeftBehind, CriuError, CudaError, WeightsError, ImageError, NameTaken, Unproved, RestoreFailed,
+            OSError.
         """
         if not request.replace:
             with contextlib.suppress(NotFound):
@@ -120,6 +122,7 @@ class Capturer:
                 undo.push_async_exit(place)
                 output = place.output(request.model)
                 undo.callback(output.close)
+                before = await asyncio.to_thread(ipc_objects, place.host_pids().get(1, 0))
                 source = await Engine.start(request.engine, place, output, for_snapshot=True)
             with _step("ready", phases, progress):
                 await source.wait_healthy(or_ready=True)
@@ -132,6 +135,7 @@ class Capturer:
                         canary = await source.unless_ready(record_canary(source, request.canary_path, request.canary_body))
             with _step("quiesce", phases, progress):
                 quiesces = await source.wait_quiet()
+                await asyncio.to_thread(refuse_left_behind, source.pid, place.host_pids(), before)
             with _step("weights", phases, progress):
                 lent += [await self._weights.read(directory) for directory in source.named_weights()]
             undo.push_async_callback(asyncio.to_thread, self._store.sweep)  # once the lease has ended
@@ -196,6 +200,7 @@ class Capturer:
             await source.wait_healthy()
             canary = await record_canary(source, request.canary_path, request.canary_body)
         with _step("split", phases, progress):
+            await asyncio.to_thread(mend_timers, images)
             total = sum(pages.stat().st_size for pages in images.glob("pages-*.img"))
             counted = _count(split(images), lambda done: progress("split", done, total))
             chunks, index = await _in_thread(write_chunks, lease, counted)
@@ -212,7 +217,7 @@ class Capturer:
                 engine=request.engine,
                 canary=canary,
                 processes=tuple(
-                    ProcessRecord(pid=pid, command=_command(host), gpu=host in holders) for pid, host in sorted(inside.items())
+                    ProcessRecord(pid=pid, command=command_line(host), gpu=host in holders) for pid, host in sorted(inside.items())
                 ),
                 root_pid=source.pid,
                 stdio=source.output.keys,
@@ -297,7 +302,3 @@ def _keep_layout(workspace: Path, region: WeightsRegion) -> None:
 
 def _records(folder: Path) -> dict[str, FileRecord]:
     return {str(path.relative_to(folder)): record_file(path) for path in sorted(folder.rglob("*")) if path.is_file()}
-
-
-def _command(host_pid: int) -> str:
-    return Path(f"/proc/{host_pid}/cmdline").read_text().replace("\0", " ").strip()

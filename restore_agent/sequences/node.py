@@ -36,6 +36,7 @@ from restore_agent.snapshots.store import Corrupt, NotFound, Snapshot, Store, Un
 from zerowake_shared.background import kept
 from zerowake_shared.huge_pages import HugePages
 
+_CRIU_LOG = "criu.log"  # in the state folder: what CRIU said where it failed
 _KDAT = "criu.kdat"  # CRIU's kernel probe, kept in memory: it must not outlive a boot
 _PRESSURE_SECONDS = 1.0  # between two looks at the node's memory while there are standbys
 _LOOK_SECONDS = 2.0  # between two looks at where weights stand, and at what is free on GPUs
@@ -119,7 +120,7 @@ class Node:
             weights = Weights(gpumem)
             sandboxes = _sandboxes(store, memory, weights)
             await asyncio.to_thread(_prepare, sandboxes)
-            node = cls(name, store, memory, weights, await _working_criu(sandboxes), observer)
+            node = cls(name, store, memory, weights, await _working_criu(sandboxes, store.state / _CRIU_LOG), observer)
             await node._look_at_gpus()
             watching = [
                 asyncio.create_task(kept(node._yield_to_pressure, "memory pressure", _LOG), name="memory pressure"),
@@ -384,11 +385,12 @@ def _prepare(sandboxes: Sandboxes) -> None:
                 _LOG.warning("%s", said)
 
 
-async def _working_criu(sandboxes: Sandboxes) -> Criu | CriuError:
+async def _working_criu(sandboxes: Sandboxes, log: Path) -> Criu | CriuError:
     try:
         if os.geteuid() != 0:
             raise CriuError("restoring needs root, for CRIU and namespaces; start the agent with sudo")
         criu = await asyncio.to_thread(Criu.find)
+        criu.log = log
         async with await sandboxes.create() as sandbox:
             await criu.probe(sandbox, sandboxes.kdat)
         return criu

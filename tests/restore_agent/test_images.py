@@ -120,3 +120,29 @@ def test_rights_that_another_does_not_have_are_told_in_words() -> None:
         "gaining rights (no no_new_privs)",
         "every system call (no seccomp filter)",
     ]
+
+
+def timer(**fields: int) -> criu_pb2.File:
+    usual = {"settime_flags": 0, "ticks": 0, "vsec": 0, "vnsec": 0, "isec": 0, "insec": 0}
+    return criu_pb2.File(tfd=criu_pb2.Timer(**(usual | fields)))
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({"ticks": 3, "isec": 2, "insec": 5}, {"ticks": 3, "isec": 2, "insec": 5, "vsec": 2, "vnsec": 5}),  # periodic, has expired
+        ({"settime_flags": 1, "vsec": 9, "vnsec": 7}, {"vsec": 9, "vnsec": 7}),  # set to a moment, 9 s from now
+        ({"settime_flags": 1}, {}),  # set to none
+        ({"ticks": 1}, {"ticks": 1}),  # once, has expired
+        ({"vsec": 1, "isec": 1}, {"vsec": 1, "isec": 1}),
+        ({"isec": 1}, {"isec": 1}),  # stopped
+        ({"settime_flags": 3, "vsec": 9}, {"settime_flags": 3, "vsec": 9}),  # it wants to hear of the clock being set
+    ],
+)
+def test_timers_are_written_so_that_they_go_on(tmp_path: Path, before: dict[str, int], after: dict[str, int]) -> None:
+    other = b"\x08\x01\x10\x07\x1a\x02\x08\x09"  # a file of another kind, with fields that are not read
+    images._write(tmp_path / "files.img", images._FILES, [other, timer(**before).SerializeToString()])
+    images.mend_timers(tmp_path)
+    kept, mended = images._read(tmp_path / "files.img", images._FILES)
+    assert kept == other
+    assert criu_pb2.File.FromString(mended) == timer(**after)

@@ -1,0 +1,49 @@
+"""What servers do that snapshots trip over, each in a small threaded server: it is carried, or refused at `create` with the way out."""
+
+from __future__ import annotations
+
+import platform
+import re
+import sys
+
+import pytest
+
+from restore_agent.snapshots.store import Catalog, NotFound
+from tests.worlds.agent import Agent
+from tests.worlds.device import ROOT
+from tests.worlds.served import snapshot, three_at_once
+
+pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="some calls are made by their numbers of x86_64")
+
+
+def engine(*traits: str) -> list[str]:
+    return ["env", f"PYTHONPATH={ROOT}", sys.executable, "-m", "tests.worlds.odd_engine", "8000", *traits]
+
+
+@pytest.mark.parametrize(
+    ("trait", "words"),
+    [
+        ("daemon", r"pid 1\d\d\d \(.*the helper\); have it stay in the foreground"),
+        ("packets", r"^zerowake: the engine has a pipe in packet mode \(O_DIRECT\); have it use .*its log: /\S*/criu\.log$"),
+    ],
+)
+async def test_what_cannot_be_carried_is_refused_in_one_line_with_the_way_out(agent: Agent, trait: str, words: str) -> None:
+    told = await snapshot(agent, trait, engine(trait), health="/health", canary="/look", code=1)
+    (line,) = [line for line in told.splitlines() if line.strip()]
+    assert re.search(words, line), told
+    with pytest.raises(NotFound):
+        Catalog(agent.state).get("default", trait)
+
+
+async def test_what_can_be_carried_is_the_same_in_three_replicas_at_once(agent: Agent) -> None:
+    traits = {
+        "child": True,
+        "multipath": "here",
+        "periodic-timer": [True] * 3,
+        "absolute-periodic-timer": [True] * 3,
+        "timer-at-a-moment": 0,
+        "stopped-timer": 0,
+        "signal-timer": [True] * 3,
+    }
+    await snapshot(agent, "odd", engine(*traits), health="/health", canary="/look")
+    await three_at_once(agent, "odd", "/look", traits, processes=2)
