@@ -15,7 +15,7 @@ from types import MappingProxyType
 
 from zerowake_shared.clock import SYSTEM_CHANCE, SYSTEM_CLOCK, Clock, token
 
-PHASES = ("held", "pushed", "scheduled", "staged", "image", "weights", "cuda", "attach", "health", "first_byte")
+PHASES = ("held", "pushed", "created", "scheduled", "started", "staged", "image", "weights", "cuda", "attach", "health", "first_byte")
 UNACCOUNTED = "unaccounted"
 _KEPT = 100
 

@@ -268,7 +268,8 @@ def _account(activation: Activation, phases: Sequence[agent_pb2.Phase], now: flo
         name = phase.name.partition(".")[0]
         sums[name] = sums.get(name, 0.0) + phase.seconds
     took = sum(sums.values()) - min(sums.get("image", 0.0), sums.get("weights", 0.0))  # those two go on at the same time
-    activation.mark("scheduled", now - took)
+    # Where its pod was heard of, the first two have their own, and this is what was left to the kubelet and the runtime.
+    activation.mark("started" if "created" in activation.phases else "scheduled", now - took)
     for name, seconds in sums.items():
         if name in PHASES:
             activation.add(name, seconds)

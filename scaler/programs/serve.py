@@ -41,6 +41,7 @@ from scaler.kubernetes.first_replica import FirstReplica
 from scaler.kubernetes.resources import ENDPOINT_SLICES, MODEL_SNAPSHOTS, REPORTER, SCALED_OBJECTS, ModelSnapshot
 from scaler.kubernetes.scaled_jobs import ScaledJobs
 from scaler.kubernetes.scaled_object import ScaledObject
+from scaler.kubernetes.startups import Startups
 from scaler.kubernetes.surge import Surge
 from scaler.kubernetes.taken_names import TakenNames
 from scaler.kubernetes.troubles import Troubles, failed_start
@@ -97,7 +98,7 @@ async def serve(config: ServeConfig) -> None:
         stack.push_async_callback(planner.close)
         stack.push_async_callback(Surge(ledger, cluster, models.objects).close)
         stack.push_async_callback(FirstReplica(ledger, cluster, models.objects).close)
-        snapshots, objects, engines = await begin(_objects(cluster, models, parts, readiness))
+        snapshots, objects, engines = await begin(_objects(cluster, models, parts, readiness, activations))
         if config.peers:
             await begin(
                 _among(peers, places, config.peers.listen, await begin(_members(cluster, config.namespace, config.peers, readiness)))
@@ -175,7 +176,7 @@ class _Readiness:
 
 @contextlib.asynccontextmanager
 async def _objects(
-    cluster: Cluster, models: Models, parts: Parts, readiness: _Readiness
+    cluster: Cluster, models: Models, parts: Parts, readiness: _Readiness, activations: Activations
 ) -> AsyncIterator[tuple[Informer[ModelSnapshot], Informer[ScaledObject], Informer[EnginePod]]]:
     """What users have made, followed: models as they declare them, and the pods of their engines."""
     snapshots = readiness.needs("ModelSnapshots", cluster.follow(MODEL_SNAPSHOTS, ModelSnapshot))
@@ -190,6 +191,7 @@ async def _objects(
             parts.dispatcher.start_failed(model, f"pod {new.metadata.name} {why}")
 
     engines.on_change(look)
+    engines.on_change(Startups(activations, pods.model_of).changed)
     async with snapshots, objects, pods.following(engines), engines:
         yield snapshots, objects, engines
 
