@@ -23,6 +23,7 @@ from typing import TypeVar
 import aiohttp
 
 from restore_agent.errors import AgentError
+from restore_agent.places.connections import accepted
 from restore_agent.places.place import CONTROL_DIRECTORY, Output, Place, describe_exit
 from restore_agent.places.processes import cpu_seconds, is_stopped
 from restore_agent.snapshots.manifest import EngineRecord
@@ -123,6 +124,19 @@ class Engine:
                         f"{last}{self.output.tail()}"
                     )
                 await asyncio.wait([ended], timeout=probes.next())
+
+    async def is_healthy(self) -> bool:
+        """Whether it is, asked once."""
+        async with self.session() as session:
+            try:
+                return 200 <= (await self.ask(session, self.record.health_path, seconds=5.0)).status < 300
+            except EngineError:
+                return False
+
+    def clients(self) -> int:
+        """Connections to it on which it may be answering."""
+        host = self.place.host_pids().get(self.pid)
+        return accepted(host, self.record.port) if host is not None else 0
 
     async def wait_quiet(self) -> bool:
         """Until it may be dumped. Returns whether it said so itself (`ready-for-snapshot`); else it was idle for a while.

@@ -17,6 +17,7 @@ from restore_agent.snapshots.store import Snapshot
 from zerowake_shared.background import told
 
 _HEALTH_PAUSE = 1.0  # seconds before a restored replica is asked for its health: its first request has come, and goes first
+_LOOK_SECONDS = 1.0  # between two looks at one that is failing
 _LOG = logging.getLogger("zerowake.agent")
 
 
@@ -25,6 +26,7 @@ class State(enum.Enum):
 
     READY = "ready"
     RETIRING = "retiring"  # it finishes what it has
+    FAILING = "failing"  # it is not healthy, and may finish what it has begun to answer
     GONE = "gone"
 
 
@@ -114,9 +116,8 @@ class Replicas:
     def retire(self, replica_id: str, why: str) -> None:
         """Nobody sends it anything new from now on; it ends by itself."""
         replica = self._live.get(replica_id)
-        if replica and replica.state is State.READY:
-            replica.state, replica.detail = State.RETIRING, why
-            self._changed(replica)
+        if replica and replica.state in (State.READY, State.FAILING):
+            self._becomes(replica, State.RETIRING, why)
 
     def detach(self, replica_id: str) -> Replica:
         """Out of the list, its engine left running, to be a standby: for everybody else it has ended. Raises NoReplica."""
@@ -150,19 +151,47 @@ class Replicas:
         if replica.origin in (Origin.RESTORED, Origin.STANDBY):
             # A restore does not wait for health. An engine that hangs as it wakes would hold its requests for ever.
             await asyncio.wait([ended], timeout=_HEALTH_PAUSE)
-            try:
-                await replica.engine.wait_healthy()
-            except EngineError as error:
-                hangs = str(error)
+            hangs = await self._hangs(replica, ended)
         if not hangs:
             await asyncio.wait([ended])
-        if replica.state is State.READY:
+        if replica.state in (State.READY, State.FAILING):
             replica.detail = str(replica.engine.end_error()) if ended.done() else f"it was restored, and is ended: {hangs}"
             _LOG.warning("replica %s ended by itself: %s", replica.id, replica.detail)
             await self._end(replica)
         elif replica.state is State.RETIRING:
             await asyncio.wait([ended])
             await self._end(replica)
+
+    async def _hangs(self, replica: Replica, ended: asyncio.Future[int]) -> str:
+        """Returns when the engine is healthy, or has ended: empty. Else why not, when no client is connected to it any more: one that is
+        busy with a long answer may have no thread for its health."""
+        engine = replica.engine
+        try:
+            await engine.wait_healthy()
+            return ""
+        except EngineError as error:
+            why = str(error)
+        if ended.done() or replica.state is not State.READY:
+            return ""
+        _LOG.warning("replica %s is ended as soon as it answers nobody: %s", replica.id, why)
+        self._becomes(replica, State.FAILING, why)
+        while engine.clients():
+            await asyncio.wait([ended], timeout=_LOOK_SECONDS)
+            if ended.done():
+                return ""
+            if await engine.is_healthy():
+                self._recovered(replica)
+                return ""
+        return why
+
+    def _recovered(self, replica: Replica) -> None:
+        """Unless its pod has begun to go meanwhile."""
+        if replica.state is State.FAILING:
+            self._becomes(replica, State.READY, "")
+
+    def _becomes(self, replica: Replica, state: State, why: str) -> None:
+        replica.state, replica.detail = state, why
+        self._changed(replica)
 
     async def _end(self, replica: Replica) -> None:
         if replica.state is not State.GONE:

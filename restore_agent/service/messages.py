@@ -34,6 +34,7 @@ _ORIGINS = {
 _STATES = {
     State.READY: agent_pb2.REPLICA_READY,
     State.RETIRING: agent_pb2.REPLICA_RETIRING,
+    State.FAILING: agent_pb2.REPLICA_FAILING,
     State.GONE: agent_pb2.REPLICA_GONE,
 }
 

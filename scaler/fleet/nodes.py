@@ -212,6 +212,9 @@ class Nodes:
                 self._readiness.agent_ready(Backend(replica.id, replica.model, endpoint, agent.name))
         elif told.state == agent_pb2.REPLICA_RETIRING:
             self._readiness.agent_retires(told.id)
+        elif told.state == agent_pb2.REPLICA_FAILING:
+            agent.drop(told.id)  # another one may take its place
+            self._readiness.agent_finds_failing(told.id)
         elif told.state == agent_pb2.REPLICA_GONE:
             agent.forget(told.id)
             self._readiness.agent_ended(told.id)

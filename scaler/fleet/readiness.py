@@ -27,6 +27,7 @@ class AgentWord(enum.Enum):
 
     READY = "ready"
     RETIRING = "retiring"
+    FAILING = "failing"
     ENDED = "ended"
 
 
@@ -41,11 +42,12 @@ class PodWord(enum.Enum):
 
 
 class Standing(enum.Enum):
-    """What follows from both words. RESTS: nothing new is sent to it for now. LOST: nor is it counted; it may live, though. UNKNOWN: it is
-    left as it is, served or not."""
+    """What follows from both words. RESTS: nothing new is sent to it for now. FAILS: and what has no answer so far is ended. LOST:
+    nothing new, and it is not counted; it may live, though. UNKNOWN: it is left as it is, served or not."""
 
     SERVES = "serves"
     RESTS = "rests"
+    FAILS = "fails"
     LOST = "lost"
     GONE = "gone"
     UNKNOWN = "unknown"
@@ -78,6 +80,10 @@ class Readiness:
     def agent_retires(self, replica_id: str) -> None:
         """It finishes what it has."""
         self._agent_said(replica_id, AgentWord.RETIRING)
+
+    def agent_finds_failing(self, replica_id: str) -> None:
+        """It does not answer its health check."""
+        self._agent_said(replica_id, AgentWord.FAILING)
 
     def agent_ended(self, replica_id: str) -> None:
         """The engine has ended: whoever else names it speaks of the past."""
@@ -132,6 +138,8 @@ class Readiness:
             self._dispatcher.resume(replica_id)
         elif standing is Standing.RESTS:
             self._dispatcher.retire(replica_id)
+        elif standing is Standing.FAILS:
+            self._dispatcher.give_up(replica_id)
         elif standing is Standing.GONE:
             self._dispatcher.remove(replica_id)
             if words.pod in (None, PodWord.GONE):
@@ -146,6 +154,8 @@ def _standing(words: _Words) -> Standing:
         return Standing.GONE
     if words.pod is PodWord.GONE:
         return Standing.GONE if words.agent is None else Standing.RESTS
+    if words.agent is AgentWord.FAILING:
+        return Standing.FAILS
     if words.agent is AgentWord.RETIRING or words.pod in (PodWord.LEAVING, PodWord.UNREADY):
         return Standing.RESTS
     if words.agent is AgentWord.READY or words.pod is PodWord.READY:

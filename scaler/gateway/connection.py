@@ -63,6 +63,7 @@ class Connection(asyncio.Protocol):
         "_written",
         "parser",
         "untouched",
+        "waits",
     )
 
     def __init__(self, made: socket.socket, ended: Callable[[Connection], None]) -> None:
@@ -81,6 +82,7 @@ class Connection(asyncio.Protocol):
         self._answered = False  # anything came since the last request
         self._written = self._before = 0  # bytes in all, and before the last request
         self.untouched = False  # it has ended, and its engine has read nothing of the last request
+        self.waits = False  # a request was sent whose answer has not begun
 
     @property
     def usable(self) -> bool:
@@ -130,6 +132,7 @@ class Connection(asyncio.Protocol):
         self._before = self._written
         self.untouched = self._error is not None
         self._answered = False
+        self.waits = True
         self._hint = hint
         self.parser.expect(method, upgrades=upgrades)
         self._write(request)
@@ -138,6 +141,7 @@ class Connection(asyncio.Protocol):
         parser = self.parser
         while not parser.pieces and not parser.done and not parser.raw:
             await self._wait()
+        self.waits = False
 
     def whole(self) -> bytes | None:
         """The answer's body, if all of it has come; None: the rest is to be passed on as it comes."""

@@ -136,6 +136,12 @@ class Dispatcher:
         if (member := self._members.get(replica_id)) is not None:
             self._set(member, rests=True, ending=member.ending)
 
+    def give_up(self, replica_id: str) -> None:
+        """The replica does not answer any more: as `retire`, and its requests whose answers have not begun are ended."""
+        self.retire(replica_id)
+        if (member := self._members.get(replica_id)) is not None:
+            member.upstream.give_up()
+
     def resume(self, replica_id: str) -> None:
         """A retired replica takes requests again, unless it is being drained. An unknown id changes nothing."""
         if (member := self._members.get(replica_id)) is not None:

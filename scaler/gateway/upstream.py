@@ -101,7 +101,7 @@ class Upstream:
                 return connection
             except ConnectionError as error:
                 connection.end(error)
-                if made or not connection.untouched or self._closing:
+                if made or not connection.untouched or self._closing or isinstance(error, ConnectionAbortedError):
                     await connection.stop_upload()
                     if connection.untouched and repeatable and not self._closing:
                         raise NotReached(error) from error
@@ -132,6 +132,11 @@ class Upstream:
         idle, self._idle = self._idle, []
         for connection, _ in idle:
             connection.end(ConnectionResetError("the connection is needed no more"))
+
+    def give_up(self) -> None:
+        """Ends the requests whose answers have not begun: the replica answers nothing any more, or only what it has begun to."""
+        for connection in [each for each in self._connections if each.waits]:
+            connection.end(ConnectionAbortedError("the replica does not answer its health check"))
 
     async def close(self) -> None:
         """Ends every connection, those in use as well, and those that are being made."""

@@ -7,6 +7,7 @@ agent is killed or upgraded, the scaler is rolled, and the pods are scaled in, e
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -34,7 +35,7 @@ import os, pathlib
 own = pathlib.Path('/proc/self/cgroup').read_text()
 for found in pathlib.Path('/proc').glob('[0-9]*'):
     try:
-        if b'--kubernetes' in (found / 'cmdline').read_bytes() and (found / 'cgroup').read_text() == own:
+        if int(found.name) != os.getpid() and b'--kubernetes' in (found / 'cmdline').read_bytes() and (found / 'cgroup').read_text() == own:
             os.kill(int(found.name), 9)
     except OSError:
         pass
@@ -131,7 +132,8 @@ class Stream:
 async def agent_killed(made: Release) -> None:
     (pod,) = await made.pods("zerowake-agent")
     name = pod["metadata"]["name"]
-    await made.run("kubectl", "-n", made.namespace, "exec", name, "-c", "agent", "--", "python", "-c", KILL)
+    with contextlib.suppress(AssertionError):  # it ends with the container
+        await made.run("kubectl", "-n", made.namespace, "exec", name, "-c", "agent", "--", "python", "-c", KILL)
     await made.api.until(
         "Pod",
         made.namespace,

@@ -34,17 +34,22 @@ class World:
         self.ended += 1
 
     async def add(self, origin: Origin = Origin.COLD, *, program: str = SERVER, patience: float = 20.0) -> Replica:
+        return self.takes(await self.engine(program, patience=patience), origin)
+
+    def takes(self, engine: Engine, origin: Origin) -> Replica:
+        return self.replicas.add("tiny", None, origin, engine, Phases())
+
+    async def engine(self, program: str, *words: str, patience: float) -> Engine:
         place = await Sandbox.create(self.kdat)
         record = EngineRecord(
-            command=(sys.executable, "-c", program),
+            command=(sys.executable, "-c", program, *words),
             env={"PATH": os.environ["PATH"]},
             directory="/srv",
             port=8000,
             health_path="/",
             ready_timeout_seconds=patience,
         )
-        engine = await Engine.start(record, place, place.output("tiny"), for_snapshot=False)
-        return self.replicas.add("tiny", None, origin, engine, Phases())
+        return await Engine.start(record, place, place.output("tiny"), for_snapshot=False)
 
     def kill(self, replica: Replica) -> None:
         os.kill(replica.engine.place.host_pids()[replica.engine.pid], 9)
@@ -110,6 +115,23 @@ async def test_a_restored_one_that_hangs_is_ended(world: World) -> None:
     await until(lambda: world.ended)
     assert "it was restored, and is ended: " in replica.detail
     assert "not healthy" in replica.detail
+
+
+async def test_a_restored_one_that_is_busy_with_an_answer_is_not_ended(world: World) -> None:
+    """It has one thread, and none for its health: for longer than the five seconds in which that is to be answered."""
+    program = (Path(__file__).parents[1] / "worlds/streaming_engine.py").read_text()
+    engine = await world.engine(program, "8000", "alone", patience=0.5)
+    while not await engine.is_healthy():
+        await asyncio.sleep(0.05)  # until it listens
+    async with engine.session() as session:
+        stream = asyncio.create_task(engine.ask(session, "/stream?n=90&every=0.1"))
+        await until(engine.clients)
+        replica = world.takes(engine, Origin.RESTORED)
+        await until(lambda: replica.state is State.FAILING)
+        assert (await stream).body.count("data: ") == 90
+        await until(lambda: replica.state is State.READY)
+    assert [state for _, state in world.heard] == [State.READY, State.FAILING, State.READY]
+    assert world.ended == 0
 
 
 async def test_closing_ends_them_all_at_once(world: World) -> None:

@@ -163,6 +163,27 @@ async def test_a_stream_ends_at_once_when_its_engine_is_gone(let_go: bool) -> No
         await f.until(lambda demand: demand.pending == 0)
 
 
+async def test_a_replica_that_fails_keeps_the_answers_that_it_has_begun() -> None:
+    async with Engine(held=True) as old, Engine() as new, front() as f:
+        f.dispatcher.add(old.replica("old"))
+        stream = f.ask("one two", stream=True)
+        await old.seen.get()
+        old.say()
+        await until(lambda: not any(each.waits for each in f.dispatcher._members["old"].upstream._connections))
+        waiting = f.ask("without a first byte")
+        await old.seen.get()
+        f.dispatcher.give_up("old")
+        f.dispatcher.give_up("unknown")
+        f.dispatcher.add(new.replica("new"))
+        refused = await waiting  # its engine may have worked on it: it is not executed once more
+        assert (refused.status, "does not answer its health check" in refused.error["message"]) == (502, True)
+        assert (await f.ask("later")).text == "later"
+        assert new.seen.get_nowait() == "later"
+        assert await old.left.get() == "without a first byte"
+        old.say()
+        assert b"[DONE]" in (await stream).body
+
+
 async def test_the_last_bytes_of_an_engine_that_ends_are_passed_on() -> None:
     """An engine that was told to end answers what it has, and is gone; its agent may be quicker than the client."""
     size = 1 << 20

@@ -190,6 +190,20 @@ async def test_a_replica_that_retires_finishes_what_it_has() -> None:
         assert member.gone
 
 
+async def test_another_replica_may_take_the_place_of_one_that_fails() -> None:
+    agent = Agent("n1", "a")
+    async with viewing(agent) as (view, _):
+        await view.until("a")
+        told = replica("a")
+        told.state = agent_pb2.REPLICA_FAILING
+        (node,) = view.nodes
+        view.nodes.learn(node.address, told)
+        assert (view.ready(), [list(each.replicas) for each in view.nodes]) == (set(), [[]])
+        told.state = agent_pb2.REPLICA_READY
+        view.nodes.learn(node.address, told)
+        assert (view.ready(), [list(each.replicas) for each in view.nodes]) == ({"a"}, [["a"]])
+
+
 async def test_one_agents_fault_costs_nothing_of_the_others(caplog: pytest.LogCaptureFixture) -> None:
     view = View()
     good, odd = Agent("n1", "a"), Agent("n2", "b")

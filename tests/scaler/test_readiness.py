@@ -30,7 +30,12 @@ class World:
         elif what == "ready":
             self.readiness.agent_ready(BACKEND)
         else:
-            {"retires": self.readiness.agent_retires, "ended": self.readiness.agent_ended, "silent": self.readiness.agent_silent}[what](ID)
+            {
+                "retires": self.readiness.agent_retires,
+                "fails": self.readiness.agent_finds_failing,
+                "ended": self.readiness.agent_ended,
+                "silent": self.readiness.agent_silent,
+            }[what](ID)
 
     @property
     def served(self) -> bool:
@@ -52,6 +57,8 @@ CASES = {
     ("pod ready", "agent ready", "agent silent"): (True, True),
     ("agent ready", "agent silent"): (False, False),
     ("agent ready", "pod unready"): (False, True),
+    ("agent ready", "agent fails"): (False, True),
+    ("pod ready", "agent ready", "agent fails", "agent ready"): (True, True),
     ("pod ready", "pod unready"): (False, True),
     ("pod ready", "pod unready", "pod ready"): (True, True),
     ("agent ready", "pod ready", "pod unready", "pod ready"): (True, True),
@@ -109,7 +116,15 @@ async def test_an_agents_endpoint_counts() -> None:
 
 
 @pytest.mark.parametrize(
-    ("last", "cut"), [("agent silent", False), ("agent retires", False), ("pod unready", False), ("agent ended", True), ("pod gone", True)]
+    ("last", "cut"),
+    [
+        ("agent silent", False),
+        ("agent retires", False),
+        ("agent fails", False),
+        ("pod unready", False),
+        ("agent ended", True),
+        ("pod gone", True),
+    ],
 )
 async def test_an_answer_is_cut_only_where_its_engine_is_gone(last: str, cut: bool) -> None:
     world = World()

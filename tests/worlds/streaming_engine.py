@@ -1,6 +1,8 @@
 """An engine as users write them: a threaded server of Python's own, whose answers take their time.
 
-    python streaming_engine.py PORT [handles]      `handles`: at SIGTERM it stops accepting, finishes its answers and exits with 5
+    python streaming_engine.py PORT [handles] [alone]
+
+`handles`: at SIGTERM it stops accepting, finishes its answers and exits with 5; `alone`: it has one thread, and does one thing at a time.
 
 GET /stream?n=N&every=SECONDS answers with N events, `data: 0` to `data: N-1`; /slow?seconds=S with one word after so long; /count with how
 often each of them was asked; all else is its health. It needs nothing but the standard library, and may be given as text to `python -c`.
@@ -13,7 +15,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 from urllib.parse import parse_qsl, urlsplit
 
 ASKED: Counter[str] = Counter()
@@ -64,8 +66,9 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def main() -> None:
-    server = ThreadingHTTPServer(("", int(sys.argv[1])), Handler)
-    server.daemon_threads = False
+    server = (HTTPServer if "alone" in sys.argv[2:] else ThreadingHTTPServer)(("", int(sys.argv[1])), Handler)
+    if isinstance(server, ThreadingHTTPServer):
+        server.daemon_threads = False
     if "handles" in sys.argv[2:]:
         signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=server.shutdown).start())
     print("serving", flush=True)
