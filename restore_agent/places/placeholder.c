@@ -383,6 +383,7 @@ static void hear(int signals)
 	while (read(signals, &signal, sizeof(signal)) > 0)
 		if (signal.ssi_signo != SIGCHLD)
 			pass_on(signal.ssi_signo);
+	reap(); /* after the signals were read: one that tells of a child's end comes once */
 }
 
 int main(int argc, char **argv)
@@ -421,7 +422,6 @@ int main(int argc, char **argv)
 		poll(watched, 2, asked ? LOOK_MILLISECONDS : agent < 0 ? RETRY_MILLISECONDS : -1);
 		if (!engine)
 			hear(signals); /* before it becomes something else */
-		reap();
 		if (agent >= 0 && watched[1].revents) {
 			ssize_t n = recv(agent, message, MAX_MESSAGE, MSG_DONTWAIT);
 			if (n > 0) {
