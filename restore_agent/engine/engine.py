@@ -22,6 +22,7 @@ from typing import TypeVar
 
 import aiohttp
 
+from restore_agent.engine.listening import listens_elsewhere
 from restore_agent.errors import AgentError
 from restore_agent.places.connections import accepted
 from restore_agent.places.place import CONTROL_DIRECTORY, Output, Place, describe_exit
@@ -45,6 +46,7 @@ _LAST_WORDS = 2.0  # seconds in which an engine that is ready for its snapshot e
 _STILL_WINDOW = 0.5  # seconds in which an engine does nothing at all: it is idle
 _IDLE_WINDOW = 2.0  # seconds with next to no work, as of one that polls: it is idle, too
 _IDLE_SHARE = 0.02  # of one core
+_MISPLACED_SECONDS = 10.0  # idle for so long, and listening elsewhere: it will not listen where it should
 _STOP_SECONDS = 5.0
 _CALLED_LENGTH = 80  # characters of a command in a message
 _LARGEST_ANSWER = 16 << 20  # bytes that are read of what an engine says
@@ -100,11 +102,13 @@ class Engine:
         """Until GET on the health path answers 2xx; with `or_ready`, also when it has written `ready-for-snapshot`.
 
         Raises:
-            EngineError: it ended, or the record's ready_timeout_seconds are over.
+            EngineError: it ended, the record's ready_timeout_seconds are over, or it listens elsewhere and does nothing more.
         """
         ended = self.place.exit_of(self.pid)
         deadline = time.monotonic() + self.record.ready_timeout_seconds
         probes, last = Backoff(_FIRST_PROBE, _LAST_PROBE, factor=1.5), "nothing listens"
+        began = since = time.monotonic()
+        used = self._cpu_seconds()
         async with self.session() as session:
             while True:
                 if ended.done():
@@ -118,11 +122,16 @@ class Engine:
                     last = f"{self.record.health_path} answers {answer.status}"
                 except EngineError as error:
                     last = str(error)
-                if time.monotonic() > deadline:
+                now = time.monotonic()
+                # Some listen for their own workers long before they serve: one that works is not given up.
+                idle = now - since >= _MISPLACED_SECONDS
+                elsewhere = self._elsewhere() if idle or now > deadline else ""
+                if now > deadline or elsewhere:
                     raise EngineError(
-                        f"the engine {self.called!r} was not healthy within {self.record.ready_timeout_seconds:.0f} s: "
-                        f"{last}{self.output.tail()}"
+                        f"the engine {self.called!r} was not healthy within {now - began:.0f} s: {elsewhere or last}{self.output.tail()}"
                     )
+                if idle or self._cpu_seconds() - used > _IDLE_SHARE * _MISPLACED_SECONDS:
+                    since, used = now, self._cpu_seconds()
                 await asyncio.wait([ended], timeout=probes.next())
 
     async def is_healthy(self) -> bool:
@@ -275,6 +284,13 @@ class Engine:
 
     def _hosts(self) -> list[int]:
         return [host for pid, host in self.place.host_pids().items() if pid != 1]
+
+    def _elsewhere(self) -> str:
+        """Where it listens instead, in words, or nothing. A network that is not its own is full of others'."""
+        host = self.place.host_pids().get(self.pid) if self.place.netns else None
+        if host is None or not (found := listens_elsewhere(host, self.record.port)):
+            return ""
+        return f"{found}; give zerowake the engine's port, or the engine an address that takes in 127.0.0.1"
 
     def _cpu_seconds(self) -> float:
         return cpu_seconds(self.place.host_pids().values())
