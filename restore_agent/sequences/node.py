@@ -183,7 +183,10 @@ class Node:
 
     async def _restore(self, snapshot: Snapshot, phases: Phases) -> tuple[Origin, Engine]:
         """By the standby where there is one. Raises RestoreFailed."""
-        if standby := self.standbys.take(snapshot.digest):
+        standby = self.standbys.take(snapshot.digest)
+        if standby and standby.has_overslept:
+            await standby.close()
+        elif standby:
             try:
                 return Origin.STANDBY, await self.restorer.wake(standby, phases)
             except RestoreFailed as error:

@@ -6,6 +6,12 @@ cost host memory and nothing else. A node has at most one of each snapshot.
 
 What follows is the same for both: CUDA's resume beside the weights, then restore-complete. Rejected: letting CRIU finish and stopping the
 tasks afterwards, since an engine without GPU state would have begun to run.
+
+Who sleeps sees no time pass and then all of it at once: watchdogs, leases and idle timers that go by the monotonic clock go off at the
+wake. A restore has no such jump, since CRIU makes a time namespace in which the clock goes on where it stood. A standby cannot get one: the
+kernel fixes a time namespace's offsets when the first process is in it, and lets no process with threads change to another. So an engine
+that is told of its wake (the control directory) is woken however long it slept. Any other is restored anew instead when it has slept for
+longer than a busy machine may stall it.
 """
 
 from __future__ import annotations
@@ -13,14 +19,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from restore_agent.engine.engine import Engine
 from restore_agent.snapshots.store import Snapshot
 from zerowake_shared.background import told
 
 _LOG = logging.getLogger("zerowake.agent")
+
+_STALL_SECONDS = 2.0  # by so much may the clock of an engine jump that is told nothing
 
 
 @dataclass(eq=False)
@@ -34,6 +43,12 @@ class Standby:
     gpu_pids: Sequence[int]  # on the host, of its processes with CUDA state
     gpus: Mapping[str, int]  # UUID → bytes that the suspend set free
     before: tuple[str, ...]  # UUIDs of all GPUs that the driver had at the suspend
+    since: float = field(default_factory=time.monotonic)  # asleep since then
+
+    @property
+    def has_overslept(self) -> bool:
+        """Whether its engine would take the time that it slept for time in which it hung."""
+        return not self.snapshot.manifest.quiesces and time.monotonic() - self.since > _STALL_SECONDS
 
     async def close(self) -> None:
         await self.undo.aclose()

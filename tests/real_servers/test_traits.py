@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import platform
 import re
 import sys
 
 import pytest
+from zerowake_proto import agent_pb2 as pb
 
 from restore_agent.snapshots.store import Catalog, NotFound
-from tests.worlds.agent import Agent
+from tests.worlds.agent import Agent, get
 from tests.worlds.device import ROOT
 from tests.worlds.served import snapshot, three_at_once
 
@@ -47,3 +49,20 @@ async def test_what_can_be_carried_is_the_same_in_three_replicas_at_once(agent: 
     }
     await snapshot(agent, "odd", engine(*traits), health="/health", canary="/look")
     await three_at_once(agent, "odd", "/look", traits, processes=2)
+
+
+async def test_no_engine_sees_the_time_that_its_standby_slept(agent: Agent) -> None:
+    """Neither that of a replica that was put to sleep nor that of one restored ahead; one that slept for a moment only is woken."""
+    await snapshot(agent, "watched", engine("watchdog"), health="/health", canary="/look")
+    first = (await agent.restore("watched")).replica
+    assert await agent.demote(first) == ""
+    await asyncio.sleep(4)  # it sleeps
+    second = (await agent.restore("watched")).replica
+    assert get(second, "/look") == {"watchdog": True}
+    await agent.release(second)
+    await agent.stage("watched", pb.RUNG_STANDBY)
+    await asyncio.sleep(4)
+    third = (await agent.restore("watched")).replica
+    assert get(third, "/look") == {"watchdog": True}
+    assert await agent.demote(third) == ""
+    assert (await agent.restore("watched")).replica.origin == pb.ORIGIN_STANDBY

@@ -152,6 +152,23 @@ def multipath() -> Look:
     return look
 
 
+def watchdog() -> Look:
+    """Looks at the monotonic clock all the time; whether it has ever jumped, as a supervisor sees it whose workers seem to hang."""
+    gaps = [0.0]
+
+    def watch() -> None:
+        last = time.monotonic()
+        while True:
+            time.sleep(0.05)
+            now = time.monotonic()
+            gaps.append(now - last)
+            del gaps[gaps.index(min(gaps))]
+            last = now
+
+    threading.Thread(target=watch, daemon=True).start()
+    return lambda: max(gaps) < 3.5
+
+
 TRAITS: dict[str, Callable[[], Look]] = {
     "nothing": nothing,
     "daemon": daemon,
@@ -168,6 +185,7 @@ TRAITS: dict[str, Callable[[], Look]] = {
     "signal-timer": signal_timer,
     "packets": packets,
     "multipath": multipath,
+    "watchdog": watchdog,
 }
 
 
