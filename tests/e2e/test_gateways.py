@@ -1,13 +1,10 @@
-"""Two gateways and one engine: what they send it together, and that they send it something whether its node has an agent or not."""
+"""Two gateways and one engine, on a cluster without any agent: that they send it something, and never more than it takes."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import subprocess
-import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 import aiohttp
@@ -15,7 +12,6 @@ import pytest
 import pytest_asyncio
 
 from tests.e2e.api import Api
-from tests.e2e.cluster.control import enter
 from tests.e2e.conftest import NAMESPACE
 from tests.e2e.release import ENGINE, MODEL, Release, deployment, own_namespace, scaled_object, snapshot, to_install
 
@@ -133,76 +129,3 @@ async def test_two_gateways_never_send_more_than_the_engine_takes(installed: Rel
     print("order:", "".join(str(there.index(gateway)) for gateway in order))
     first_half = Counter(order[:REQUESTS])
     assert max(first_half.values()) - min(first_half.get(gateway, 0) for gateway in there) <= 2  # and each in its turn
-
-
-async def test_agents_that_come_and_go_change_nothing_for_a_ready_pod(installed: Release, client: aiohttp.ClientSession) -> None:
-    await installed.run("kubectl", "-n", installed.namespace, "rollout", "status", "deployment/zerowake-scaler", "--timeout=2m")
-    stop = asyncio.Event()
-
-    async def asking() -> int:
-        number = 0
-        while not stop.is_set():
-            for gateway in await gateways(installed):
-                await ask(client, gateway, number)
-                assert await replicas(client, gateway) == "1.0"
-            number += 1
-        return number
-
-    task = asyncio.create_task(asking())
-    for options in ((), (NO_AGENT,)):
-        await installed.helm_upgrade("--set=agent.nodeSelector=null", *options)
-        async with asyncio.timeout(60):
-            while bool(await installed.pods("zerowake-agent")) is bool(options):
-                await asyncio.sleep(0.5)
-        if not options:
-            await installed.run("kubectl", "-n", installed.namespace, "rollout", "status", "daemonset/zerowake-agent", "--timeout=2m")
-            await installed.api.until(
-                "ModelSnapshot", installed.namespace, MODEL, lambda one: (one or {}).get("status", {}).get("phase") != "Pending"
-            )
-            (pod,) = await installed.pods("zerowake-agent")
-            await installed.run(
-                "kubectl", "-n", installed.namespace, "delete", "pod", pod["metadata"]["name"], "--grace-period=0", "--force"
-            )
-            await installed.run("kubectl", "-n", installed.namespace, "rollout", "status", "daemonset/zerowake-agent", "--timeout=2m")
-    stop.set()
-    assert await task > 5
-    assert (await engine(installed, client))["most"] == 1
-
-
-async def test_a_gateway_that_is_killed_keeps_no_place(installed: Release, client: aiohttp.ClientSession) -> None:
-    for going in range(2):
-        await installed.run("kubectl", "-n", installed.namespace, "rollout", "status", "deployment/zerowake-scaler", "--timeout=2m")
-        there = await gateways(installed)
-        pods = {pod["status"].get("podIP"): pod["metadata"]["name"] for pod in await installed.pods("zerowake-scaler")}
-        asked = {gateway: [asyncio.create_task(ask(client, gateway, number)) for number in range(REQUESTS)] for gateway in there}
-        await asyncio.gather(*(tasks[0] for tasks in asked.values()))
-        gone, stays = there[going], there[1 - going]
-        await installed.api.delete("Pod", installed.namespace, pods[gone], grace_seconds=0)
-        await asyncio.gather(*asked[stays])
-        await asyncio.gather(*asked[gone], return_exceptions=True)
-
-
-@contextlib.contextmanager
-def cut_off(address: str) -> Iterator[None]:
-    """Nothing that passes the node reaches the address, and nobody is told so; the kubelet still does."""
-    table = "inet zerowake-tests"
-    rules = f"table {table} {{ chain forward {{ type filter hook forward priority -10; ip daddr {address} drop; }} }}"
-    subprocess.run([*enter(), "nft", rules], check=True)
-    try:
-        yield
-    finally:
-        subprocess.run([*enter(), "nft", f"delete table {table}"], check=True)
-
-
-async def test_a_replica_at_which_nothing_answers_is_not_counted_on(installed: Release, client: aiohttp.ClientSession) -> None:
-    await installed.run("kubectl", "-n", installed.namespace, "rollout", "status", "deployment/zerowake-scaler", "--timeout=2m")
-    await installed.api.merge("ScaledObject", installed.namespace, MODEL, {"spec": {"maxReplicaCount": 2}})
-    (pod,) = await installed.api.list("Pod", installed.namespace, f"app={MODEL}")
-    gateway, *_ = await gateways(installed)
-    await asyncio.sleep(5)  # the gateway keeps an idle connection for four seconds
-    with cut_off(pod["status"]["podIP"]):
-        began = time.monotonic()
-        await ask(client, gateway, 0)
-        print(f"answered after {time.monotonic() - began:.1f} s")
-        assert len(await installed.api.list("Pod", installed.namespace, f"app={MODEL}")) == 2
-        await ask(client, gateway, 1)
