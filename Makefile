@@ -12,11 +12,13 @@ containers := .venv/.containers
 # Tests wait for other processes about half of their time.
 workers := $(shell echo $$(($$(nproc) + 1)))
 
-.PHONY: help demo test lint cluster cluster-down e2e bench wheel lock clean
+.PHONY: help demo test servers lint cluster cluster-down e2e bench wheel lock clean
 
 help:
 	@echo 'make demo   a chat model on this machine, from zero to an answer and back to zero'
 	@echo 'make test   the tests, in parallel; the slowest ten are named'
+	@echo 'make servers'
+	@echo '           Go, Node, Java, nginx, gunicorn and uvicorn, installed and tried as engines'
 	@echo 'make lint   formatting, types, and which part may import which'
 	@echo 'make e2e    the tests on Kubernetes with KEDA: on the cluster that KUBECONFIG names, else on one of its own'
 	@echo 'make cluster, make cluster-down'
@@ -30,6 +32,14 @@ demo: $(environment) $(criu)
 
 test: $(environment) $(criu) $(containers)
 	@$(bin)/pytest -r s --ignore=tests/e2e --durations=10 --numprocesses=$(workers) --dist=loadfile
+
+# A program that is there already, from wherever, will do.
+servers: $(environment) $(criu)
+	@bash -ec '. deploy/steps.sh; missing=(); \
+	    for each in go:golang-go node:nodejs javac:default-jdk-headless nginx:nginx-light; do \
+	        command -v "$${each%%:*}" >/dev/null || missing+=("$${each#*:}"); \
+	    done; (($${#missing[@]} == 0)) || need "$${missing[@]}"'
+	@$(bin)/pytest -r s tests/real_servers
 
 lint: $(environment)
 	@$(bin)/ruff check .
