@@ -18,7 +18,6 @@ import signal
 import socket
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import zerowake_native
@@ -37,24 +36,6 @@ _SO_SNDBUFFORCE = 32  # as SO_SNDBUF, for root beyond the machine's own bound; P
 _MAX_MESSAGE = 4 << 20  # as sandbox_init.c has it
 _told: set[str] = set()  # of what is so for every sandbox the log hears once
 _LOG = logging.getLogger("zerowake.agent")
-
-
-@dataclass(frozen=True)
-class Sandboxes:
-    """What the sandboxes of a node have in common."""
-
-    kdat: Path  # CRIU's kernel probe
-    layers: Path
-    gpumem: Path  # its socket
-    checkpoints: Path  # where engines put down the weights that gpumem is to read
-
-    async def create(self, shared: Sequence[str] = ()) -> Sandbox:
-        """See Sandbox.create; what engines and gpumem tell each other is shared always."""
-        socket_folder = self.gpumem.parent
-        # A folder of /run is empty otherwise; elsewhere it may be one as /tmp, in which replicas would meet.
-        ours = socket_folder if socket_folder.is_relative_to("/run") else self.gpumem
-        always = [str(path) for path in (ours, self.checkpoints) if path.exists()]
-        return await Sandbox.create(self.kdat, self.layers, [*shared, *always])
 
 
 class Sandbox:
@@ -123,6 +104,10 @@ class Sandbox:
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
+
+    @property
+    def has_ended(self) -> bool:
+        return self._ended.done()
 
     @property
     def root(self) -> Path:

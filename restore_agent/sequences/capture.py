@@ -27,7 +27,7 @@ from restore_agent.pages.images import mend_timers, split
 from restore_agent.places.left_behind import ipc_objects, refuse_left_behind
 from restore_agent.places.place import Place
 from restore_agent.places.processes import command_line, resident_bytes
-from restore_agent.places.sandbox import Sandboxes
+from restore_agent.places.sandboxes import Sandboxes
 from restore_agent.places.shared_folders import caches, resolved
 from restore_agent.sequences.phases import Phases
 from restore_agent.sequences.restore import OpenPlace, RestoreFailed, Restorer

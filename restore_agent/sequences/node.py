@@ -22,7 +22,7 @@ from restore_agent.engine.engine import Engine
 from restore_agent.places import layer
 from restore_agent.places.container import Container, ContainerError
 from restore_agent.places.place import PlaceError
-from restore_agent.places.sandbox import Sandboxes
+from restore_agent.places.sandboxes import Sandboxes
 from restore_agent.places.shared_folders import unshared
 from restore_agent.sequences.capture import Captured, Capturer, CaptureRequest, Progress
 from restore_agent.sequences.phases import Phases
@@ -90,7 +90,7 @@ class Node:
         self.store = store
         self.criu = criu if isinstance(criu, Criu) else None
         why = "" if isinstance(criu, Criu) else str(criu)
-        sandboxes = _sandboxes(store, memory, weights)
+        self._sandboxes = sandboxes = _sandboxes(store, memory, weights)
         self._listeners: set[asyncio.Queue[Change]] = set()
         try:
             cuda = Cuda.find()
@@ -134,6 +134,7 @@ class Node:
                     task.cancel()
                 await node.standbys.close()
                 await node.replicas.close()
+                await node._sandboxes.close()
                 await node.staging.close()
                 await node.headroom.close()
         finally:
@@ -290,6 +291,7 @@ class Node:
         except ExceptionGroup as failed:
             raise failed.exceptions[0] from None
 
+        self.restorer.make_ready(snapshot)
         if snapshot.manifest.weights:
             await self._look_at_weights()
 

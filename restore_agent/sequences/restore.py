@@ -28,7 +28,8 @@ from restore_agent.engine.engine import Engine, EngineError
 from restore_agent.errors import FAILURES, AgentError, reason_of
 from restore_agent.places.place import Output, Place
 from restore_agent.places.rootless import Rootless
-from restore_agent.places.sandbox import Sandbox, Sandboxes
+from restore_agent.places.sandbox import Sandbox
+from restore_agent.places.sandboxes import Sandboxes
 from restore_agent.places.shared_folders import caches
 from restore_agent.sequences.phases import Phases
 from restore_agent.sequences.placement import NoGpuMemory, choose_gpus
@@ -94,7 +95,14 @@ class Restorer:
             overhead = phases.total - sum(phases.seconds(moving) for moving in ("image.fill", "staged.pages", "weights"))
             before = self.overhead.get(snapshot.digest, overhead)
             self.overhead[snapshot.digest] = before + 0.3 * (overhead - before)
+            if open_place is None:
+                self.make_ready(snapshot)
             return engine
+
+    def make_ready(self, snapshot: Snapshot) -> None:
+        """For the next restore of it on this machine: a sandbox. Returns at once."""
+        if self._criu and not snapshot.manifest.is_of_container:
+            self._sandboxes.make_ready(snapshot.manifest.engine.shared)
 
     async def prepare(self, snapshot: Snapshot, open_place: OpenPlace | None = None) -> Standby:
         """Restores a replica as far as it costs no GPU memory. Raises RestoreFailed; then nothing is left of it."""

@@ -171,7 +171,7 @@ async def test_an_agent_that_is_killed_leaves_what_the_next_one_removes(tmp_path
         agent.kill()
         await agent.process.wait()
         await nothing_left(state)
-        assert len(list((state / "layers").iterdir())) == 2
+        assert len(list((state / "layers").iterdir())) >= 2, "and one may stand ready"
     async with running(state) as agent:
         assert list((state / "layers").iterdir()) == []
         await restored(agent, 1)
