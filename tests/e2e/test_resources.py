@@ -183,12 +183,13 @@ async def test_a_capture_from_the_template_to_its_removal(world: World, kubeconf
     await world.says(pod, captured=DIGEST)
     status = await world.status(lambda status: status.get("phase") == "Ready")
     assert status["nodes"] == [{"name": world.agent.name, "rung": "memory"}] and status["digest"] == DIGEST
-    assert {each["type"]: each["status"] for each in status["conditions"]} == {"Captured": "True", "Ready": "True"}
+    conditions = {each["type"]: each["status"] for each in status["conditions"]}
+    assert (conditions["Captured"], conditions["Ready"]) == ("True", "True")
     await world.api.until("Pod", world.namespace, pod["metadata"]["name"], lambda one: one is None)
 
     shown = await asyncio.to_thread(run, kubeconfig, "kubectl", "-n", world.namespace, "get", "msnap")
     head, row = shown.splitlines()
-    assert head.split() == ["NAME", "PHASE", "READY", "NODES", "RUNGS", "BYTES", "AGE"]
+    assert head.split() == ["NAME", "PHASE", "READY", "REASON", "NODES", "RUNGS", "BYTES", "AGE"]
     assert row.split()[:3] == ["chat", "Ready", "True"] and world.agent.name in row and "memory" in row and "229000000" in row
     events = [
         (each["reason"], each["type"])
