@@ -20,6 +20,7 @@ WAYS = {
         "--set=keda.tls=mutual,gpumem.enabled=true,gpumem.runtimeClassName=nvidia,agent.nodeSelector.gpu=yes,gateway.service.type=NodePort",
         "--set=networkPolicies.metricsFrom.matchLabels.team=a,scaler.nodeSelector.zone=b,scaler.image.digest=sha256:" + "0" * 64,
     ),
+    "private": ("--set=imagePullSecrets[0].name=registry,agent.priorityClassName=",),
     "little": ("--set=networkPolicies.enabled=false,scaler.replicas=1,keda.tls=server",),
 }
 
