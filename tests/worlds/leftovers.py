@@ -11,16 +11,29 @@ from tests.worlds.waiting import until
 _HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
-def left_behind(state: Path) -> list[str]:
-    """What an ended agent over this state folder must not leave: processes, namespaces (they live as long as those), mounts."""
+def left_behind(state: Path, *, but_ready: bool = False) -> list[str]:
+    """What an ended agent over this state folder must not leave: processes, namespaces (they live as long as those), mounts.
+
+    but_ready: an agent that runs has an empty sandbox ready for the next restore, which does not count.
+    """
     found = []
+    inits: dict[str, list[str]] = {}  # by their pid namespace; a sandbox has one outside of it, too
+    inside: dict[str, int] = {}
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
             with contextlib.suppress(OSError):
                 words = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                namespace = str((folder / "ns/pid").readlink())
+                inside[namespace] = inside.get(namespace, 0) + 1
                 # CRIU and the engines live in sandboxes: where no init is left, neither are they.
                 if "sandbox-init" in words and str(state) in words:
-                    found.append(f"process {folder.name}: {words}")
+                    inits.setdefault(namespace, []).append(f"process {folder.name}: {words}")
+    ours = str(Path("/proc/self/ns/pid").readlink())
+    empty = [namespace for namespace in inits if namespace != ours and inside[namespace] == 1]
+    if but_ready and len(empty) == len(inits.keys() - {ours}) == 1:
+        inits.clear()
+    for lines in inits.values():
+        found += lines
     found += [f"mount {line}" for line in Path("/proc/self/mounts").read_text().splitlines() if str(state) in line]
     return found
 

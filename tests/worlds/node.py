@@ -239,7 +239,7 @@ class Node:
         return time.monotonic() - began
 
     async def _left(self) -> str:
-        found = left_behind(self.state)
+        found = left_behind(self.state, but_ready=True)
         if self._agent is not None and self._agent.process.returncode is None:
             held = [link for link in descriptors(self._agent.process.pid) if link.startswith(("pid:[", "net:[", "mnt:["))]
             found += [f"the agent holds {link}" for link in held]

@@ -68,7 +68,7 @@ REFUSED = {
     Call("socket", (ALG, SEQPACKET, 0)): errno.EAFNOSUPPORT,
     Call("socket", (XDP, RAW, 0)): errno.EAFNOSUPPORT,
 }
-ALLOWED = {
+ALLOWED = (
     Call("timerfd_create", (1, 0)),
     Call("socket", (UNIX, STREAM, 0)),
     Call("socket", (INET, STREAM, 0)),
@@ -76,7 +76,7 @@ ALLOWED = {
     Call("socket", (INET6, DGRAM, 17)),
     Call("socket", (NETLINK, RAW, 0)),
     Call("socket", (PACKET, RAW, 0)),
-}
+)
 
 
 def main() -> None:
