@@ -26,6 +26,7 @@ from tests.worlds.agent import PORT
 from tests.worlds.captured import ADDRESS, IMAGE, a_node, answer_of, nothing, request, rights
 from tests.worlds.containers import CAPABILITIES, Callers, Running, answering, container
 from tests.worlds.image import MAPPED, PYTHON, SERVER
+from tests.worlds.waiting import until
 
 pytestmark = pytest.mark.usefixtures("needs_criu", "needs_runc")
 
@@ -202,7 +203,7 @@ async def test_a_restore_that_is_given_up_leaves_nothing(node: Node, callers: Ca
         done, _ = await asyncio.wait([restoring], timeout=20)
         assert done
         if restoring.cancelled():
-            assert place.host_pids().keys() == {1}
+            await until(lambda: place.host_pids().keys() == {1}, "the placeholder is alone: it reaps what was killed")
             await node.restore_into(place, "small", snapshot_of(node), Phases())
 
 

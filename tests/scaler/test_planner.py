@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
@@ -95,7 +96,8 @@ async def test_the_first_request_stages_in_the_same_turn_as_the_push() -> None:
 
 async def test_a_standby_is_made_when_nobody_asks() -> None:
     async with planning(Model("chat", NAME, stage=Rung.STANDBY), holding("a", DISK)) as system:
-        await until(lambda: system.staged() == [("a", MEMORY), ("a", STANDBY)])
+        # News of the first rung may come after the answer about the second: then the second is asked for once more, which changes nothing.
+        await until(lambda: [each for each, _ in itertools.groupby(system.staged())] == [("a", MEMORY), ("a", STANDBY)])
 
 
 async def test_a_refused_standby_is_asked_for_again_and_memory_all_the_while(monkeypatch: pytest.MonkeyPatch) -> None:
