@@ -15,6 +15,7 @@ EXCEPTIONS = {
     "scaler/kubernetes/capture_pod.py": "scaler/test_controller.py",
     "scaler/kubernetes/cold_starts.py": "scaler/test_controller.py",
     "scaler/kubernetes/engine_pod.py": "scaler/test_engine_pods.py",
+    "scaler/kubernetes/removal.py": "scaler/test_controller.py",
     "scaler/kubernetes/snapshot_writer.py": "scaler/test_controller.py",
     "scaler/kubernetes/pod_patch.py": "scaler/test_webhook.py",
     "scaler/kubernetes/scaled_object.py": "scaler/test_declarations.py",

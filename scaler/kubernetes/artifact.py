@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from scaler.books.snapshot_name import SnapshotName
-from scaler.kubernetes.resources import Holder, ModelSnapshot
+from scaler.kubernetes.resources import NODES, Holder, Meta, ModelSnapshot, Status
 from scaler.plan.world import Node, Residency
+from zerowake_shared.kubernetes.cluster import Cluster
+from zerowake_shared.kubernetes.errors import NotFound
+
+ABSENT_AGENT_SECONDS = 30.0  # until an agent that does not answer is looked for again
 
 
 class Artifact:
@@ -38,3 +42,20 @@ class Artifact:
                 return ""
             why = why or f"on node {holder.name}: {found.unusable}"
         return why
+
+
+async def holders_of(cluster: Cluster, status: Status, artifact: Artifact) -> tuple[Holder, ...]:
+    """Who has it by their own word, and who had it and can't be asked now, unless the node is gone. Raises: ClusterError."""
+    found = {name: each.rung.name.lower() for name, each in artifact.held.items()}
+    for listed in status.nodes:
+        if listed.name not in found and listed.name not in artifact.answering and await _exists(cluster, listed.name):
+            found[listed.name] = listed.rung
+    return tuple(Holder(name, rung) for name, rung in sorted(found.items()))
+
+
+async def _exists(cluster: Cluster, node: str) -> bool:
+    try:
+        await cluster.get(NODES, "", node, Meta)
+    except NotFound:
+        return False
+    return True

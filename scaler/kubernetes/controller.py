@@ -9,13 +9,10 @@ with old news finds the name taken, or its own earlier write (`SnapshotWriter.la
 before an agent is there to capture it. A holder whose agent does not answer stays listed until its agent denies having the artifact or the
 node itself is gone: agents are rolled, and that must not cost a capture. When all holders are gone so, a captured snapshot is captured
 again.
-Deletion: the finalizer goes when no node holds the artifact any more. Replicas that run do not need it; a restore that is under way keeps
-it, agent-side, until it has ended. Another object that names the same artifact keeps it.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 from dataclasses import dataclass
@@ -23,16 +20,16 @@ from dataclasses import dataclass
 import msgspec
 
 from scaler.books.snapshot_name import SnapshotName
-from scaler.fleet.agent import AgentError, HasNone
 from scaler.fleet.nodes import Nodes
 from scaler.kubernetes import capture_pod, environment, resources
-from scaler.kubernetes.artifact import Artifact
+from scaler.kubernetes.artifact import ABSENT_AGENT_SECONDS, Artifact, holders_of
 from scaler.kubernetes.cold_starts import ColdStarts
 from scaler.kubernetes.declarations import planned
 from scaler.kubernetes.election import lead
 from scaler.kubernetes.engine_pod import EnginePod
 from scaler.kubernetes.pod_patch import NodeSetup
-from scaler.kubernetes.resources import NODES, Condition, Holder, Meta, ModelSnapshot, Pod, Status
+from scaler.kubernetes.removal import Removal
+from scaler.kubernetes.resources import Condition, Holder, ModelSnapshot, Pod, Status, condition
 from scaler.kubernetes.snapshot_writer import SnapshotWriter
 from scaler.kubernetes.taken_names import REASON, TakenNames
 from scaler.kubernetes.unmatched import Unmatched
@@ -57,8 +54,6 @@ _NO_AGENT = (
 _MISSED_SECONDS = 1.0  # until another try, where the agent came too late for the first
 _FIRST_CAPTURE_RETRY_SECONDS, _LAST_CAPTURE_RETRY_SECONDS = 30.0, 1800.0
 _CONTENTS_SECONDS = 15.0  # between two looks at the ConfigMaps and Secrets behind an environment
-_UNSTAGE_SECONDS = 120.0
-_ABSENT_AGENT_SECONDS = 30.0  # until an agent that does not answer is looked for again
 
 
 async def run_controller(
@@ -123,6 +118,7 @@ class Controller:
         self._pods: Informer[Pod] | None = None
         self._queue: WorkQueue[Key] = WorkQueue()
         self._writer = SnapshotWriter(cluster, clock)
+        self._removal = Removal(cluster, self._writer, snapshots, nodes)
         self._failed: dict[tuple[Key, str], _FailedCapture] = {}
         self._healing: dict[Key, _FailedCapture] = {}  # when a damaged one may be captured again
         self._heard: dict[str, Node] = {}  # by address, as each was when it was heard of last
@@ -197,7 +193,7 @@ class Controller:
             self._failed = {each: failure for each, failure in self._failed.items() if each[0] != key}
             return None
         if snapshot.metadata.deletion_timestamp:
-            return await self._remove(snapshot)
+            return await self._removal.remove(snapshot, self._pods_of(snapshot).values())
         if resources.FINALIZER not in snapshot.metadata.finalizers:
             snapshot = await self._writer.finalizers(snapshot, (*snapshot.metadata.finalizers, resources.FINALIZER))
         if snapshot.spec.artifact is not None:
@@ -220,8 +216,8 @@ class Controller:
     async def _adopt(self, snapshot: ModelSnapshot, digest: str) -> float | None:
         artifact = Artifact(snapshot, digest, self._nodes)
         missing = f"no node's agent has {snapshot.metadata.namespace}/{snapshot.artifact_name}@{digest[:12]}"
-        holders = await self._holders(snapshot.status, artifact)
-        captured = _condition(snapshot, resources.CONDITION_CAPTURED, bool(holders), "Adopted", "NotFound", missing)
+        holders = await holders_of(self._cluster, snapshot.status, artifact)
+        captured = condition(snapshot, resources.CONDITION_CAPTURED, bool(holders), "Adopted", "NotFound", missing)
         return await self._resident(snapshot, artifact, digest, captured, holders, missing)
 
     async def _capture(self, snapshot: ModelSnapshot, contents: str) -> float | None:
@@ -236,7 +232,7 @@ class Controller:
         pod = pods.get(capture_pod.name_of(snapshot))
         if status.digest and current:
             artifact = Artifact(snapshot, status.digest, self._nodes)
-            holders = await self._holders(status, artifact)
+            holders = await holders_of(self._cluster, status, artifact)
             damaged = artifact.unusable(holders)
             if damaged and self._heals(snapshot):
                 note = f"{damaged}; it is captured again"
@@ -245,7 +241,7 @@ class Controller:
             elif holders or not status.nodes:
                 if pod is not None:
                     await self._cluster.delete(PODS, pod.metadata.namespace, pod.metadata.name, uid=pod.metadata.uid)
-                captured = _condition(snapshot, resources.CONDITION_CAPTURED, True, "Captured", "", "")
+                captured = condition(snapshot, resources.CONDITION_CAPTURED, True, "Captured", "", "")
                 missing = "captured; its node's agent has not reported it yet"
                 wait = await self._resident(snapshot, artifact, status.digest, captured, holders, missing)
                 return self._healing[snapshot.key].not_before - self._clock.now() if damaged else wait
@@ -313,8 +309,8 @@ class Controller:
         if progress.digest:
             self._failed.pop((snapshot.key, snapshot.template_hash), None)
             artifact = Artifact(snapshot, progress.digest, self._nodes)
-            captured = _condition(snapshot, resources.CONDITION_CAPTURED, True, "Captured", "", "")
-            holders = await self._holders(Status(), artifact)
+            captured = condition(snapshot, resources.CONDITION_CAPTURED, True, "Captured", "", "")
+            holders = await holders_of(self._cluster, Status(), artifact)
             missing = "captured; its node's agent has not reported it yet"
             status = msgspec.structs.replace(snapshot.status, contents_hash=pod.metadata.annotations.get(pod_contract.CONTENTS, ""))
             snapshot = msgspec.structs.replace(snapshot, status=status)
@@ -350,7 +346,7 @@ class Controller:
     async def _not_captured(self, snapshot: ModelSnapshot, phase: str, reason: str, message: str) -> None:
         """There is no snapshot of this template. One of an older template stays on its nodes until it is replaced, but is not used."""
         kinds = (resources.CONDITION_CAPTURED, resources.CONDITION_READY)
-        conditions = [_condition(snapshot, kind, False, "", reason, message) for kind in kinds]
+        conditions = [condition(snapshot, kind, False, "", reason, message) for kind in kinds]
         same = snapshot.status.template_hash == snapshot.template_hash
         old = msgspec.structs.replace(snapshot.status, digest="", nodes=(), image_bytes=0) if same else snapshot.status
         await self._writer.status(snapshot, msgspec.structs.replace(old, phase=phase), *conditions)
@@ -368,14 +364,14 @@ class Controller:
         unusable = {name: each.unusable for name, each in artifact.held.items() if each.unusable}
         usable = [each.name for each in holders if each.name not in unusable]
         if why := self._names.why(snapshot):
-            ready, usable = _condition(snapshot, resources.CONDITION_READY, False, "", REASON, why), []
+            ready, usable = condition(snapshot, resources.CONDITION_READY, False, "", REASON, why), []
         elif usable:
-            ready = _condition(snapshot, resources.CONDITION_READY, True, "Resident", "", f"on {len(usable)} node(s)")
+            ready = condition(snapshot, resources.CONDITION_READY, True, "Resident", "", f"on {len(usable)} node(s)")
         elif unusable:
             name, why = next(iter(unusable.items()))
-            ready = _condition(snapshot, resources.CONDITION_READY, False, "", "Unusable", f"on node {name}: {why}")
+            ready = condition(snapshot, resources.CONDITION_READY, False, "", "Unusable", f"on node {name}: {why}")
         else:
-            ready = _condition(snapshot, resources.CONDITION_READY, False, "", "NotResident", missing)
+            ready = condition(snapshot, resources.CONDITION_READY, False, "", "NotResident", missing)
         status = msgspec.structs.replace(
             snapshot.status,
             phase=resources.READY if usable else resources.PENDING,
@@ -390,69 +386,7 @@ class Controller:
         await self._writer.status(snapshot, status, captured, ready, *stale, *([restores] if restores else []))
         if restores and restores.status == "False" and (before is None or before.message != restores.message):
             await self._writer.event(snapshot, "Warning", restores.reason, restores.message, "Restore")
-        return _ABSENT_AGENT_SECONDS if any(each.name not in artifact.answering for each in holders) else None
-
-    async def _holders(self, status: Status, artifact: Artifact) -> tuple[Holder, ...]:
-        """Who has it by their own word, and who had it and can't be asked now, unless the node is gone."""
-        found = {name: each.rung.name.lower() for name, each in artifact.held.items()}
-        for listed in status.nodes:
-            if listed.name not in found and listed.name not in artifact.answering and await self._exists(listed.name):
-                found[listed.name] = listed.rung
-        return tuple(Holder(name, rung) for name, rung in sorted(found.items()))
-
-    async def _exists(self, node: str) -> bool:
-        try:
-            await self._cluster.get(NODES, "", node, Meta)
-        except NotFound:
-            return False
-        return True
-
-    # --- deletion
-
-    async def _remove(self, snapshot: ModelSnapshot) -> float | None:
-        if resources.FINALIZER not in snapshot.metadata.finalizers:
-            return None
-        if pods := self._pods_of(snapshot):
-            for pod in pods.values():
-                await self._cluster.delete(PODS, pod.metadata.namespace, pod.metadata.name, uid=pod.metadata.uid)
-            return None  # their end brings us here again: an agent may be publishing what we are about to remove
-        waits = "" if self._shared(snapshot) else await self._unstage(snapshot)
-        if waits:
-            ready = _condition(snapshot, resources.CONDITION_READY, False, "", "Deleting", waits)
-            await self._writer.status(snapshot, snapshot.status, ready)
-            return _ABSENT_AGENT_SECONDS
-        rest = tuple(each for each in snapshot.metadata.finalizers if each != resources.FINALIZER)
-        with contextlib.suppress(NotFound):
-            await self._writer.finalizers(snapshot, rest)
-        return None
-
-    def _shared(self, snapshot: ModelSnapshot) -> bool:
-        mine = (snapshot.metadata.namespace, snapshot.artifact_name)
-        return any(
-            (other.metadata.namespace, other.artifact_name) == mine and not other.metadata.deletion_timestamp
-            for other in self._snapshots
-            if other.key != snapshot.key
-        )
-
-    async def _unstage(self, snapshot: ModelSnapshot) -> str:
-        """Takes the artifact from every node. Returns what is still waited for; empty: it is gone everywhere."""
-        artifact = Artifact(snapshot, snapshot.spec.artifact.digest if snapshot.spec.artifact else "", self._nodes)
-        waits = [
-            f"node {each.name}, whose agent does not answer"
-            for each in await self._holders(snapshot.status, artifact)
-            if each.name not in artifact.answering
-        ]
-        for name, residency in artifact.held.items():
-            agent = self._nodes.agent(artifact.answering[name].address) if name in artifact.answering else None
-            if agent is None:
-                continue
-            try:
-                await agent.unstage(artifact.name, residency.digest, seconds=_UNSTAGE_SECONDS)
-            except HasNone:
-                continue
-            except AgentError as error:
-                waits.append(f"node {name}: {error}")
-        return f"the artifact is still to be removed from {'; '.join(waits)}" if waits else ""
+        return ABSENT_AGENT_SECONDS if any(each.name not in artifact.answering for each in holders) else None
 
     def _pods_of(self, snapshot: ModelSnapshot) -> dict[str, Pod]:
         """Its capture pods. The label is not enough: anybody can set one, and what they own is not ours to read or delete."""
@@ -464,9 +398,3 @@ class Controller:
             and pod.metadata.labels.get(pod_contract.CAPTURE) == name
             and any(owner.get("uid") == snapshot.metadata.uid for owner in pod.metadata.owner_references)
         }
-
-
-def _condition(snapshot: ModelSnapshot, kind: str, holds: bool, reason: str, reason_not: str, message: str) -> Condition:
-    status, why = ("True", reason) if holds else ("False", reason_not)
-    text = message if not holds or reason == "Resident" else ""
-    return Condition(kind, status, why, text, observed_generation=snapshot.metadata.generation)

@@ -217,3 +217,10 @@ def with_condition(conditions: tuple[Condition, ...], new: Condition, wall: floa
     old = next((each for each in conditions if each.type == new.type), None)
     time = old.last_transition_time if old and old.status == new.status else timestamp(wall)
     return (*(each for each in conditions if each.type != new.type), msgspec.structs.replace(new, last_transition_time=time))
+
+
+def condition(snapshot: ModelSnapshot, kind: str, holds: bool, reason: str, reason_not: str, message: str) -> Condition:
+    """A condition of the object as it is now. `message`: why it does not hold."""
+    status, why = ("True", reason) if holds else ("False", reason_not)
+    text = message if not holds or reason == "Resident" else ""
+    return Condition(kind, status, why, text, observed_generation=snapshot.metadata.generation)

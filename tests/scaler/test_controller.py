@@ -104,7 +104,8 @@ async def world(without_agents: World) -> World:
 @pytest.fixture
 async def without_agents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
     monkeypatch.setattr("scaler.kubernetes.controller._FIRST_CAPTURE_RETRY_SECONDS", 0.3)
-    monkeypatch.setattr("scaler.kubernetes.controller._ABSENT_AGENT_SECONDS", 0.2)
+    for file in ("controller", "removal"):
+        monkeypatch.setattr(f"scaler.kubernetes.{file}.ABSENT_AGENT_SECONDS", 0.2)
     api = Api()
     async with AsyncExitStack() as stack:
         monkeypatch.setenv("KUBECONFIG", str(await stack.enter_async_context(api.serve(tmp_path))))
