@@ -18,7 +18,7 @@ help:
 	@echo 'make demo   a chat model on this machine, from zero to an answer and back to zero'
 	@echo 'make test   the tests, in parallel; the slowest ten are named'
 	@echo 'make servers'
-	@echo '           Go, Node, Java, nginx, gunicorn and uvicorn, installed and tried as engines'
+	@echo '           Go, Node, Java, nginx, gunicorn, uvicorn and llama-cpp-python, installed (minutes) and tried as engines'
 	@echo 'make lint   formatting, types, and which part may import which'
 	@echo 'make e2e    the tests on Kubernetes with KEDA: on the cluster that KUBECONFIG names, else on one of its own'
 	@echo 'make cluster, make cluster-down'
@@ -36,9 +36,10 @@ test: $(environment) $(criu) $(containers)
 # A program that is there already, from wherever, will do.
 servers: $(environment) $(criu)
 	@bash -ec '. deploy/steps.sh; missing=(); \
-	    for each in go:golang-go node:nodejs javac:default-jdk-headless nginx:nginx-light; do \
+	    for each in g++:g++ go:golang-go node:nodejs javac:default-jdk-headless nginx:nginx-light; do \
 	        command -v "$${each%%:*}" >/dev/null || missing+=("$${each#*:}"); \
 	    done; (($${#missing[@]} == 0)) || need "$${missing[@]}"'
+	@$(bin)/uv pip install --quiet --python $(bin)/python --constraint requirements.lock 'llama-cpp-python[server]'
 	@$(bin)/pytest -r s tests/real_servers
 
 lint: $(environment)

@@ -139,17 +139,29 @@ async def running(state: Path, *options: str, program: str = "scaler.programs.cl
 
 def get(replica: pb.Replica, path: str) -> object:
     """GET of the engine in the replica's net namespace; raises OSError where it does not answer."""
+    return _asked(replica, "GET", path)
+
+
+def post(replica: pb.Replica, path: str, body: object) -> object:
+    """The same with JSON."""
+    return _asked(replica, "POST", path, json.dumps(body).encode())
+
+
+def _asked(replica: pb.Replica, method: str, path: str, body: bytes = b"") -> object:
     raw = b""
+    head = f"{method} {path} HTTP/1.1\r\nHost: engine\r\nConnection: close\r\n"
+    if body:
+        head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
     with NetworkNamespace(replica.endpoint.netns) as network, network.socket(socket.AF_INET, socket.SOCK_STREAM) as connection:
-        connection.settimeout(10)
+        connection.settimeout(60)
         connection.connect((replica.endpoint.host, replica.endpoint.port))
-        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: engine\r\nConnection: close\r\n\r\n".encode())
+        connection.sendall(head.encode() + b"\r\n" + body)
         while data := connection.recv(1 << 16):
             raw += data
-    head, _, body = raw.partition(b"\r\n\r\n")
-    if b" 200 " not in head.split(b"\r\n")[0]:
-        raise OSError(f"{path} answered {head[:80]!r}")
-    return json.loads(body)
+    said, _, content = raw.partition(b"\r\n\r\n")
+    if b" 200 " not in said.split(b"\r\n")[0]:
+        raise OSError(f"{path} answered {said[:80]!r}")
+    return json.loads(content)
 
 
 def copy_state(state: Path, target: Path) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from zerowake_proto import agent_pb2 as pb
@@ -25,6 +25,12 @@ async def snapshot(
 
 async def three_at_once(agent: Agent, name: str, path: str, expected: object, processes: int) -> None:
     """Each restored, with so many processes, and each gives `expected` to many requests at once. They are released again."""
+    answers = await answers_of_three(agent, name, lambda replica: get(replica, path), processes)
+    assert answers == [expected] * len(answers)
+
+
+async def answers_of_three(agent: Agent, name: str, ask: Callable[[pb.Replica], object], processes: int) -> list[object]:
+    """What three replicas, restored at once, say to many requests at once."""
     manifest = Catalog(agent.state).get("default", name).manifest
     assert len(manifest.processes) == processes, [process.command for process in manifest.processes]
     responses = await asyncio.gather(*(agent.restore(name) for _ in range(3)))
@@ -33,7 +39,6 @@ async def three_at_once(agent: Agent, name: str, path: str, expected: object, pr
         assert reasons == [], (agent.state.parent / "agent.log").read_text()[-3000:]
         replicas = [response.replica for response in responses]
         with ThreadPoolExecutor(len(replicas) * 4) as pool:
-            answers = list(pool.map(lambda replica: get(replica, path), replicas * _REQUESTS))
-        assert answers == [expected] * len(answers)
+            return list(pool.map(ask, replicas * _REQUESTS))
     finally:
         await asyncio.gather(*(agent.release(response.replica) for response in responses))
