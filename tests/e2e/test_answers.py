@@ -29,6 +29,7 @@ SERVER = (Path(__file__).parents[1] / "worlds/streaming_engine.py").read_text()
 RESTORED, COLD = "restored", "cold"
 EVENTS, EVERY_SECONDS = 120, 0.25
 GRACE_SECONDS = 60
+_CONNECTS = 5
 # It is in the agent's container, which sees the node's processes: of those the container's own.
 KILL = """
 import os, pathlib
@@ -114,6 +115,13 @@ class Stream:
         self.task = asyncio.create_task(self._read(f"{made.url}/models/{model}/stream?n={events}&every={EVERY_SECONDS}", client))
 
     async def _read(self, url: str, client: aiohttp.ClientSession) -> None:
+        # Of a Service that is a moment old a connection may lead nowhere, for as long as it is tried; the next one is made anew.
+        for _ in range(_CONNECTS - 1):
+            with contextlib.suppress(aiohttp.ConnectionTimeoutError):
+                return await self._read_once(url, client)
+        return await self._read_once(url, client)
+
+    async def _read_once(self, url: str, client: aiohttp.ClientSession) -> None:
         async with client.get(url) as response:
             assert response.status == 200, await response.text()
             async for line in response.content:
@@ -187,7 +195,7 @@ async def test_streams_are_whole(installed: Release, goes: Callable[[Release], A
     await serving(installed, 1)
     reasons = {each["reason"] for each in await installed.api.list("Event", installed.namespace)}
     assert "Restored" in reasons
-    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=120)) as client:
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=120, sock_connect=4)) as client:
         streams = [Stream(installed, client, model) for model in (RESTORED, COLD, RESTORED)]
         await asyncio.gather(*(asyncio.wait_for(stream.began.wait(), 30) for stream in streams))
         began = time.monotonic()

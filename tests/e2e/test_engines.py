@@ -119,7 +119,9 @@ async def restored(release: Release, name: str, template: Object, path: str) -> 
     await release.api.apply(deployment(name, template), namespace=release.namespace)
     answer = await asked(release, name, path)
     assert answer.get("digest") or len(answer["data"]) == 2, (name, answer)
-    found = await events(release.api, release.namespace, name)
+    async with asyncio.timeout(10):  # the answer may come before the event
+        while not (found := await events(release.api, release.namespace, name)).keys() & {"Restored", "ColdStarted"}:
+            await asyncio.sleep(0.1)
     assert "Restored" in found and "ColdStarted" not in found, (name, found)
     pods = await release.api.list("Pod", release.namespace, f"app={name}")
     return str(pods[0]["metadata"]["name"])
