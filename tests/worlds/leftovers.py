@@ -22,7 +22,7 @@ def left_behind(state: Path, *, but_ready: bool = False) -> list[str]:
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
             with contextlib.suppress(OSError):
-                words = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                words = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
                 namespace = str((folder / "ns/pid").readlink())
                 inside[namespace] = inside.get(namespace, 0) + 1
                 # CRIU and the engines live in sandboxes: where no init is left, neither are they.
