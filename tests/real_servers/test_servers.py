@@ -53,7 +53,8 @@ def python(module: str, *arguments: str) -> list[str]:
 
 
 def gunicorn(folder: Path) -> list[str]:
-    return python("gunicorn", "-w", "2", "-b", "127.0.0.1:8000", "--chdir", str(SERVERS), "applications:wsgi")
+    """Its control socket lies below HOME, over which replicas have no layer where the machine's root is an overlay."""
+    return ["env", "HOME=/tmp", *python("gunicorn", "-w", "2", "-b", "127.0.0.1:8000", "--chdir", str(SERVERS), "applications:wsgi")]
 
 
 def uvicorn(folder: Path, workers: int = 1) -> list[str]:
