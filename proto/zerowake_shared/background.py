@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from typing import Any
 
 from zerowake_shared.backoff import Backoff
@@ -47,11 +47,19 @@ async def kept(work: Callable[[], Coroutine[Any, Any, None]], name: str, log: lo
             return
 
 
+async def ended(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    """Cancels them and returns once they have ended. What any of them ended by is not raised: that is `told`'s."""
+    cancelled = list(tasks)
+    for task in cancelled:
+        task.cancel()
+    await asyncio.gather(*cancelled, return_exceptions=True)
+
+
 def told(task: asyncio.Task[Any], log: logging.Logger) -> None:
     """Logs an error that `task` ends by, under the task's name."""
 
-    def ended(task: asyncio.Task[Any]) -> None:
+    def tell(task: asyncio.Task[Any]) -> None:
         if not task.cancelled() and (error := task.exception()):
             log.error("%s: ended by a bug: %s", task.get_name(), error, exc_info=error)
 
-    task.add_done_callback(ended)
+    task.add_done_callback(tell)

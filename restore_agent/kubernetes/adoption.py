@@ -27,7 +27,7 @@ from restore_agent.sequences.phases import Phases
 from restore_agent.sequences.replicas import Origin
 from restore_agent.snapshots.manifest import EngineRecord, InvalidName
 from restore_agent.snapshots.store import Corrupt, NotFound, Snapshot, Store
-from zerowake_shared.background import told
+from zerowake_shared.background import ended, told
 from zerowake_shared.pod_contract import CAPTURE, SNAPSHOT
 
 _WHY = "it runs, and was not restored by this agent"
@@ -53,9 +53,7 @@ class Adoption:
         try:
             yield
         finally:
-            for task in (tasks := list(self._looking)):
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await ended(self._looking)
 
     def has_called(self, pod: Pod, container: str) -> None:
         """This container of the pod has a placeholder, and needs not be looked at."""

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from restore_agent.places.place import PlaceError
 from restore_agent.places.sandbox import Sandbox
+from zerowake_shared.background import ended
 
 _MOST = 4  # that stand ready: for as many models that share other folders
 _LOG = logging.getLogger("zerowake.agent")
@@ -52,9 +53,7 @@ class Sandboxes:
         task.add_done_callback(self._tasks.discard)
 
     async def close(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await ended(self._tasks)
         await asyncio.gather(*(sandbox.close() for sandbox in self._ready.values()))
         self._ready.clear()
 

@@ -24,7 +24,7 @@ from restore_agent.snapshots.chunks import Chunk, CorruptChunk
 from restore_agent.snapshots.compatibility import Incompatible, check_fits
 from restore_agent.snapshots.manifest import GpuRecord, WeightsRegion
 from restore_agent.snapshots.store import Corrupt, Snapshot, Store
-from zerowake_shared.background import told
+from zerowake_shared.background import ended, told
 
 SPARE_BYTES = 256 << 20  # of the node's memory that staging never takes
 _SMOOTHING = 0.3  # weight of the newest measurement
@@ -153,9 +153,7 @@ class Staging:
                 self._free(staged)
 
     async def close(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await ended(self._tasks)
         for digest, staged in list(self._staged.items()):
             staged.fail(RuntimeError("staging was cancelled"))  # of one whose task had not begun
             self.unstage(digest)

@@ -19,6 +19,7 @@ from scaler.fleet.nodes import Nodes
 from scaler.plan.actions import Action, Drop, End, Keep, Stage, Start
 from scaler.plan.policy import Plan
 from scaler.plan.rungs import Rung
+from zerowake_shared.background import ended
 from zerowake_shared.backoff import Backoff
 from zerowake_shared.clock import SYSTEM_CLOCK, Clock
 
@@ -102,11 +103,8 @@ class Executor:
 
     async def close(self) -> None:
         """Returns when nothing is under way any more."""
-        tasks = list(self._tasks.values())
         self._after = lambda model: None
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await ended(self._tasks.values())
 
     def _begin(self, action: Action, work: Coroutine[object, object, None], name: str) -> None:
         task = self._tasks[action] = asyncio.create_task(work, name=name)

@@ -31,7 +31,7 @@ from scaler.books.ledger import Ledger
 from scaler.fleet.addresses import Addresses
 from scaler.fleet.member import Hearing, Member
 from zerowake_shared.address import Address
-from zerowake_shared.background import kept
+from zerowake_shared.background import ended, kept
 from zerowake_shared.backoff import Backoff
 from zerowake_shared.clock import SYSTEM_CHANCE, SYSTEM_CLOCK, Clock, token
 from zerowake_shared.listening import PINGS_WELCOME, listen
@@ -261,10 +261,7 @@ class Peers(pb_grpc.PeersServicer):
             with addresses.told_to(listed):
                 yield
         finally:
-            tasks = [peer.task for peer in self._peers.values() if peer.task]
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await ended(peer.task for peer in self._peers.values() if peer.task)
             for peer in self._peers.values():
                 self._drop(peer)
 

@@ -27,7 +27,7 @@ from scaler.kubernetes.declarations import Models
 from scaler.kubernetes.engine_pod import EngineContainer, EnginePod
 from scaler.kubernetes.resources import ModelSnapshot
 from zerowake_shared import pod_contract
-from zerowake_shared.background import kept
+from zerowake_shared.background import ended, kept
 from zerowake_shared.backoff import Backoff
 
 log = logging.getLogger(__name__)
@@ -72,10 +72,7 @@ class EnginePods:
             yield
         finally:
             self._pods = None
-            tasks = list(self._looks.values())
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await ended(self._looks.values())
 
     def of_model(self, model: str) -> list[EnginePod]:
         """The pods that may serve the model, ready or not."""

@@ -26,7 +26,7 @@ from scaler.kubernetes.resources import SCALED_OBJECTS
 from scaler.kubernetes.scale import Api as ScaleApi
 from scaler.kubernetes.scale import read_scale, write_scale
 from scaler.kubernetes.scaled_object import ScaledObject
-from zerowake_shared.background import told
+from zerowake_shared.background import ended, told
 from zerowake_shared.backoff import Backoff
 from zerowake_shared.kubernetes.errors import ClusterError, Conflict
 from zerowake_shared.kubernetes.resource import Identity, Resource
@@ -58,10 +58,7 @@ class FirstReplica:
         ledger.on_first_demand(self._begin)
 
     async def close(self) -> None:
-        tasks = list(self._tasks.values())
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await ended(self._tasks.values())
 
     def _begin(self, model: str) -> None:
         if model in self._tasks:

@@ -31,6 +31,7 @@ from scaler.kubernetes.scaled_object import ScaledObject
 from scaler.plan.actions import Start
 from scaler.plan.policy import decide
 from scaler.plan.world import Model, ScaleTarget, World
+from zerowake_shared.background import ended
 from zerowake_shared.backoff import Backoff
 from zerowake_shared.kubernetes.errors import ClusterError, Conflict
 
@@ -53,10 +54,7 @@ class Surge:
         ledger.on_first_demand(self._begin)
 
     async def close(self) -> None:
-        tasks = list(self._tasks.values())
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await ended(self._tasks.values())
 
     def _begin(self, model: str) -> None:
         if before := self._tasks.get(model):

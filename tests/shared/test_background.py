@@ -7,7 +7,7 @@ import logging
 
 import pytest
 
-from zerowake_shared.background import beside, kept, told
+from zerowake_shared.background import beside, ended, kept, told
 
 
 class Broken(Exception):
@@ -87,3 +87,23 @@ async def test_what_is_kept_is_begun_again_after_a_bug_and_ends_when_it_returns(
     assert tries == 3
     assert [record.getMessage().partition(",")[0] for record in caplog.records] == ["following pods: ended by a bug"] * 2
     assert "Broken: try 2" in caplog.text
+
+
+async def test_tasks_are_waited_for_and_their_errors_kept_to_themselves() -> None:
+    done = []
+
+    async def slow_to_end() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0)
+            done.append("slow")
+
+    failing = asyncio.create_task(fails(at := asyncio.Event()))
+    slow = asyncio.create_task(slow_to_end())
+    at.set()
+    await asyncio.sleep(0)
+    running = {failing, slow}
+    slow.add_done_callback(running.discard)  # as owners do, so that the set changes while it is gone through
+    await ended(running)
+    assert done == ["slow"] and slow.cancelled() and running == {failing}
