@@ -11,7 +11,7 @@ import calendar
 import time
 
 from scaler.kubernetes.engine_pod import EnginePod
-from scaler.kubernetes.resources import CONDITION_READY, CONDITION_RESTORES, Condition, ModelSnapshot
+from scaler.kubernetes.resources import CONDITION_READY, CONDITION_RESTORES, Condition, ModelSnapshot, condition
 from zerowake_shared import pod_contract
 from zerowake_shared.clock import Clock
 from zerowake_shared.kubernetes.cluster import Cluster
@@ -53,10 +53,11 @@ class ColdStarts:
         newest = max(pods, key=lambda pod: (pod.metadata.creation_timestamp, pod.metadata.name))
         why = newest.metadata.annotations.get(pod_contract.COLD, "")
         if not why:
-            return _condition(snapshot, "True", "Restored", "")
+            return condition(snapshot, CONDITION_RESTORES, True, "Restored", "", "")
         cold = sum(pod_contract.COLD in pod.metadata.annotations for pod in pods)
         others = f", and {cold - 1} more did" if cold > 1 else ""
-        return _condition(snapshot, "False", "ColdStart", f"pod {newest.metadata.name} started cold{others}: {why}")
+        message = f"pod {newest.metadata.name} started cold{others}: {why}"
+        return condition(snapshot, CONDITION_RESTORES, False, "", "ColdStart", message)
 
     def _of(self, key: Key) -> list[EnginePod]:
         namespace, name = key
@@ -68,7 +69,3 @@ class ColdStarts:
             and not pod.metadata.deletion_timestamp
             and pod.metadata.annotations.get(pod_contract.RESTORE) != "false"
         ]
-
-
-def _condition(snapshot: ModelSnapshot, status: str, reason: str, message: str) -> Condition:
-    return Condition(CONDITION_RESTORES, status, reason, message, observed_generation=snapshot.metadata.generation)

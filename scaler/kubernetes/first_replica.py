@@ -17,11 +17,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable
-from typing import Literal, Protocol
+from typing import Protocol
 
 from prometheus_client import Counter
 
 from scaler.books.demand import DemandReader, UnknownModel
+from scaler.kubernetes.events import Events
 from scaler.kubernetes.resources import SCALED_OBJECTS
 from scaler.kubernetes.scale import Api as ScaleApi
 from scaler.kubernetes.scale import read_scale, write_scale
@@ -29,7 +30,6 @@ from scaler.kubernetes.scaled_object import ScaledObject
 from zerowake_shared.background import ended, told
 from zerowake_shared.backoff import Backoff
 from zerowake_shared.kubernetes.errors import ClusterError, Conflict
-from zerowake_shared.kubernetes.resource import Identity, Resource
 
 log = logging.getLogger(__name__)
 
@@ -39,12 +39,8 @@ _FIRST_LOOK_SECONDS, _LAST_LOOK_SECONDS = 0.5, 10.0
 ACTIVATED = Counter("zerowake_scaled_without_keda_total", "Targets taken from zero by the scaler since KEDA did not, by model.", ["model"])
 
 
-class Api(ScaleApi, Protocol):
+class Api(ScaleApi, Events, Protocol):
     """What is needed of a Cluster."""
-
-    async def event(
-        self, about: Resource, metadata: Identity, kind: Literal["Normal", "Warning"], reason: str, note: str, action: str
-    ) -> None: ...
 
 
 class FirstReplica:

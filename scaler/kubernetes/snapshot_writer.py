@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 import msgspec
 
+from scaler.kubernetes.events import Kind
 from scaler.kubernetes.resources import MODEL_SNAPSHOTS, Condition, ModelSnapshot, Status, with_condition
 from zerowake_shared.clock import Clock
 from zerowake_shared.kubernetes.cluster import Cluster
@@ -54,9 +55,9 @@ class SnapshotWriter:
             body["status"].setdefault(name, None)  # a merge patch leaves alone what it does not name
         return self._note(await self._cluster.patch(MODEL_SNAPSHOTS, *snapshot.key, body, subresource="status"))
 
-    async def event(self, snapshot: ModelSnapshot, kind: str, reason: str, note: str, action: str = "Capture") -> None:
-        """kind: Normal or Warning. Best effort."""
-        await self._cluster.event(MODEL_SNAPSHOTS, snapshot.metadata, "Normal" if kind == "Normal" else "Warning", reason, note, action)
+    async def event(self, snapshot: ModelSnapshot, kind: Kind, reason: str, note: str, action: str = "Capture") -> None:
+        """Best effort."""
+        await self._cluster.event(MODEL_SNAPSHOTS, snapshot.metadata, kind, reason, note, action)
 
     def _note(self, answer: bytes) -> ModelSnapshot:
         written = msgspec.json.decode(answer, type=ModelSnapshot)

@@ -7,28 +7,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Literal, Protocol
 
 from scaler.kubernetes.declarations import Models
+from scaler.kubernetes.events import Events
 from scaler.kubernetes.resources import MODEL_SNAPSHOTS, SCALED_OBJECTS, ModelSnapshot
-from zerowake_shared.kubernetes.resource import Identity, Resource
 
 REASON = "ModelNameTaken"
-
-
-class Api(Protocol):
-    """What is needed of a Cluster."""
-
-    async def event(
-        self, about: Resource, metadata: Identity, kind: Literal["Normal", "Warning"], reason: str, note: str, action: str
-    ) -> None: ...
 
 
 class TakenNames:
     """Tells while `run` runs."""
 
-    def __init__(self, api: Api, models: Models) -> None:
-        self._api = api
+    def __init__(self, events: Events, models: Models) -> None:
+        self._events = events
         self._models = models
         self._news = asyncio.Event()
         models.on_taken(lambda _: self._news.set())
@@ -55,4 +46,4 @@ class TakenNames:
                 told.add(key)
                 declaration = taken[key].declaration
                 kind = MODEL_SNAPSHOTS if isinstance(declaration, ModelSnapshot) else SCALED_OBJECTS
-                await self._api.event(kind, declaration.metadata, "Warning", REASON, f"it {taken[key].why}", "Declare")
+                await self._events.event(kind, declaration.metadata, "Warning", REASON, f"it {taken[key].why}", "Declare")

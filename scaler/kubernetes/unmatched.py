@@ -7,29 +7,20 @@ from __future__ import annotations
 
 import asyncio
 from difflib import get_close_matches
-from typing import Literal, Protocol
 
 from scaler.kubernetes.declarations import Models
+from scaler.kubernetes.events import Events
 from scaler.kubernetes.resources import SCALED_OBJECTS
-from zerowake_shared.kubernetes.resource import Identity, Resource
 
 REASON = "NoModelSnapshot"
 _LOOK_SECONDS = 10.0  # objects of one file are made one after the other: what is told was so at two looks
 
 
-class Api(Protocol):
-    """What is needed of a Cluster."""
-
-    async def event(
-        self, about: Resource, metadata: Identity, kind: Literal["Normal", "Warning"], reason: str, note: str, action: str
-    ) -> None: ...
-
-
 class Unmatched:
     """Tells while `run` runs: the leader's."""
 
-    def __init__(self, api: Api, models: Models) -> None:
-        self._api = api
+    def __init__(self, events: Events, models: Models) -> None:
+        self._events = events
         self._models = models
 
     async def run(self) -> None:
@@ -42,7 +33,7 @@ class Unmatched:
             for key in (found.keys() & before) - told:
                 told.add(key)
                 note = self._note(found[key].metadata.namespace, key[1])
-                await self._api.event(SCALED_OBJECTS, found[key].metadata, "Warning", REASON, note, "Declare")
+                await self._events.event(SCALED_OBJECTS, found[key].metadata, "Warning", REASON, note, "Declare")
             before = set(found)
             await asyncio.sleep(_LOOK_SECONDS)
 
