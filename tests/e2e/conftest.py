@@ -69,6 +69,12 @@ def images(kubeconfig: str) -> None:
 
 
 @pytest.fixture
+def reported(request: pytest.FixtureRequest, installed: Any) -> None:
+    """For tests that share their module's `installed`, a Release: a failing one's report has the logs of that namespace."""
+    request.node.stash[NAMESPACE] = installed.namespace
+
+
+@pytest.fixture
 async def api(kubeconfig: str) -> AsyncIterator[Api]:
     async with Api.connect(kubeconfig) as api:
         yield api

@@ -130,6 +130,11 @@ def is_ready(snapshot: Object | None) -> bool:
     return bool(snapshot) and ((snapshot or {}).get("status") or {}).get("phase") == "Ready"
 
 
+def is_scaled(scaled: Object | None) -> bool:
+    """Whether KEDA has looked at the ScaledObject."""
+    return "Ready" in str((scaled or {}).get("status", {}).get("conditions"))
+
+
 def snapshot() -> Object:
     # One request at a time: a backlog is shared among replicas.
     spec = {"port": 8000, "canary": {"path": "/sum"}, "limits": {"concurrency": 1}, "template": {"spec": {"containers": [ENGINE]}}}

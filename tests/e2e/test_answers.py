@@ -17,19 +17,18 @@ import pytest
 import pytest_asyncio
 
 from tests.e2e.api import Api, Object, condition, path
-from tests.e2e.conftest import NAMESPACE
 from tests.e2e.release import ENGINE, Release, is_ready, own_namespace, release
 
 pytestmark = [
     pytest.mark.own_cluster("kills the agent, and drains the node"),
-    pytest.mark.usefixtures("images"),
+    pytest.mark.usefixtures("images", "reported"),
     pytest.mark.asyncio(loop_scope="module"),
 ]
 SERVER = (Path(__file__).parents[1] / "worlds/streaming_engine.py").read_text()
 RESTORED, COLD = "restored", "cold"
 EVENTS, EVERY_SECONDS = 120, 0.25
 GRACE_SECONDS = 60
-_CONNECTS = 5
+_BEGIN_SECONDS = 30.0
 # It is in the agent's container, which sees the node's processes: of those the container's own.
 KILL = """
 import os, pathlib
@@ -52,12 +51,6 @@ async def installed(kubeconfig: str, images: None) -> AsyncIterator[Release]:
         for name in (RESTORED, COLD):
             await api.until("ModelSnapshot", namespace, name, is_ready, 150)
         yield made
-
-
-@pytest.fixture(autouse=True)
-def reported(request: pytest.FixtureRequest, installed: Release) -> None:
-    """A failing test's report has this namespace's logs."""
-    request.node.stash[NAMESPACE] = installed.namespace
 
 
 def snapshot(name: str) -> Object:
@@ -118,6 +111,7 @@ async def reachable(made: Release) -> None:
                     led += answer.status == 200
             except (aiohttp.ClientConnectionError, TimeoutError):
                 led = 0
+                await asyncio.sleep(0.2)  # no event tells of it
 
 
 class Stream:
@@ -130,19 +124,22 @@ class Stream:
         self.task = asyncio.create_task(self._read(f"{made.url}/models/{model}/stream?n={events}&every={EVERY_SECONDS}", client))
 
     async def _read(self, url: str, client: aiohttp.ClientSession) -> None:
-        # Of a Service that is a moment old a connection may lead nowhere, for as long as it is tried; the next one is made anew.
-        for _ in range(_CONNECTS - 1):
-            with contextlib.suppress(aiohttp.ConnectionTimeoutError):
-                return await self._read_once(url, client)
-        return await self._read_once(url, client)
-
-    async def _read_once(self, url: str, client: aiohttp.ClientSession) -> None:
         async with client.get(url) as response:
             assert response.status == 200, await response.text()
             async for line in response.content:
                 if line.startswith(b"data: "):
                     self.numbers.append(int(line[6:]))
                     self.began.set()
+
+    async def begun(self) -> None:
+        """Its first event has come. Raises what it has ended by, where it has ended before."""
+        first = asyncio.create_task(self.began.wait())
+        await asyncio.wait({first, self.task}, timeout=_BEGIN_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        first.cancel()
+        if not self.began.is_set():
+            assert self.task.done(), f"no event within {_BEGIN_SECONDS:g} s"
+            await self.task
+        assert self.began.is_set()
 
     async def whole(self) -> None:
         await self.task
@@ -213,7 +210,7 @@ async def test_streams_are_whole(installed: Release, goes: Callable[[Release], A
     assert "Restored" in reasons
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=120, sock_connect=4)) as client:
         streams = [Stream(installed, client, model) for model in (RESTORED, COLD, RESTORED)]
-        await asyncio.gather(*(asyncio.wait_for(stream.began.wait(), 30) for stream in streams))
+        await asyncio.gather(*(stream.begun() for stream in streams))
         began = time.monotonic()
         await asyncio.gather(goes(installed), *(stream.whole() for stream in streams))
         print(f"{goes.__name__}: three streams are whole, {time.monotonic() - began:.1f} s")

@@ -12,12 +12,11 @@ import pytest
 import pytest_asyncio
 
 from tests.e2e.api import Api
-from tests.e2e.conftest import NAMESPACE
-from tests.e2e.release import ENGINE, MODEL, Release, deployment, own_namespace, scaled_object, snapshot, to_install
+from tests.e2e.release import ENGINE, MODEL, Release, deployment, is_scaled, own_namespace, scaled_object, snapshot, to_install
 
 pytestmark = [
     pytest.mark.own_cluster("reaches pods by their addresses"),
-    pytest.mark.usefixtures("images"),
+    pytest.mark.usefixtures("images", "reported"),
     pytest.mark.asyncio(loop_scope="module"),
 ]
 REQUESTS = 10  # to each gateway
@@ -69,14 +68,8 @@ async def installed(kubeconfig: str, images: None) -> AsyncIterator[Release]:
         await made.find_gateway()
         await api.apply(model, workload, namespace=namespace)
         await api.apply(scaled_object(namespace, MODEL, cooldownPeriod=600), namespace=namespace)
-        await api.until("ScaledObject", namespace, MODEL, lambda one: "Ready" in str((one or {}).get("status", {}).get("conditions")))
+        await api.until("ScaledObject", namespace, MODEL, is_scaled)
         yield made
-
-
-@pytest.fixture(autouse=True)
-def reported(request: pytest.FixtureRequest, installed: Release) -> None:
-    """A failing test's report has this namespace's logs."""
-    request.node.stash[NAMESPACE] = installed.namespace
 
 
 @pytest_asyncio.fixture(loop_scope="module")

@@ -19,12 +19,11 @@ from kubernetes.aio.client.exceptions import ApiException
 
 from tests.e2e.api import Api, ApiError, Object, path
 from tests.e2e.cluster.control import tell
-from tests.e2e.conftest import NAMESPACE
-from tests.e2e.release import MODEL, Release, deployment, is_ready, own_namespace, release, scaled_object, snapshot
+from tests.e2e.release import MODEL, Release, deployment, is_ready, is_scaled, own_namespace, release, scaled_object, snapshot
 
 pytestmark = [
     pytest.mark.own_cluster("restarts parts of the cluster"),
-    pytest.mark.usefixtures("images"),
+    pytest.mark.usefixtures("images", "reported"),
     pytest.mark.asyncio(loop_scope="module"),
 ]
 GATE = "zerowake.dev/tests"
@@ -42,14 +41,8 @@ async def installed(kubeconfig: str, images: None) -> AsyncIterator[Release]:
         await api.apply(snapshot(), gated, namespace=namespace)
         await api.until("ModelSnapshot", namespace, MODEL, is_ready, 120)
         await api.apply(scaled_object(namespace, MODEL), namespace=namespace)
-        await api.until("ScaledObject", namespace, MODEL, lambda one: "Ready" in str((one or {}).get("status", {}).get("conditions")))
+        await api.until("ScaledObject", namespace, MODEL, is_scaled)
         yield made
-
-
-@pytest.fixture(autouse=True)
-def reported(request: pytest.FixtureRequest, installed: Release) -> None:
-    """A failing test's report has this namespace's logs."""
-    request.node.stash[NAMESPACE] = installed.namespace
 
 
 @pytest_asyncio.fixture(loop_scope="module")

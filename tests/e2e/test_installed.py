@@ -17,7 +17,7 @@ import yaml
 
 from tests.e2e.api import Api, Object
 from tests.e2e.chart import ROOT, everything, run, secrets_of
-from tests.e2e.release import MODEL, Release, deployment, is_ready, snapshot, to_install
+from tests.e2e.release import MODEL, Release, deployment, is_ready, is_scaled, snapshot, to_install
 
 pytestmark = [pytest.mark.own_cluster("installs the chart, from images of this checkout"), pytest.mark.usefixtures("images")]
 
@@ -45,7 +45,7 @@ async def test_a_snapshot_from_its_capture_to_the_uninstall(api: Api, release: R
     text = yaml.safe_dump_all([keda, scaled])
     await asyncio.to_thread(run, kubeconfig, "kubectl", "-n", namespace, "apply", "-f", "-", given=text)
     try:
-        await api.until("ScaledObject", namespace, MODEL, lambda one: "Ready" in str((one or {}).get("status", {}).get("conditions")))
+        await api.until("ScaledObject", namespace, MODEL, is_scaled)
         await release.find_gateway()
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=90)) as client:
             assert len((await release.ask(client))["digest"]) == 64
