@@ -26,12 +26,12 @@ from zerowake_proto import agent_pb2 as pb
 from gpumem.hardware.devices import devices
 from gpumem.hardware.memory import HOST
 from restore_agent.drivers import cuda as cuda_module
-from restore_agent.drivers.criu import Criu, CriuError
 from restore_agent.drivers.cuda import CudaError
 from restore_agent.sequences.placement import HEADROOM
 from restore_agent.snapshots.store import Catalog
 from tests.worlds.device import ROOT
 from tests.worlds.leftovers import nothing_left
+from tests.worlds.needs import missing_for_criu
 from tests.worlds.node import MIB, NAME, Node
 from tests.worlds.strike import DEMOTING, RESTORING, engine_pids, strike
 
@@ -85,12 +85,8 @@ async def _case(node: Node, body: Callable[[Node], Coroutine[Any, Any, None]]) -
 
 
 def _needs_criu() -> None:
-    try:
-        Criu.find()
-    except CriuError as error:
-        pytest.skip(f"needs CRIU: {error}")
-    if os.geteuid() != 0:
-        pytest.skip("needs root, for CRIU and namespaces")
+    if missing := missing_for_criu():
+        pytest.skip(missing)
 
 
 def _of_a_gpu(phase: str) -> bool:

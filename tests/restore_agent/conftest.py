@@ -8,22 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from restore_agent.drivers.criu import Criu, CriuError
 from tests.worlds.agent import Agent, copy_state, engine, running
 from tests.worlds.container_runtime import ContainerRuntime
 from tests.worlds.containers import Callers, answering, imaged
 from tests.worlds.kubelet import Kubelet
 from tests.worlds.kubernetes_api import Api
 from tests.worlds.leftovers import huge_pages_are_back, left_behind
+from tests.worlds.needs import missing_for_criu
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    try:
-        Criu.find()
-        missing = "" if os.geteuid() == 0 else "needs root, for CRIU and namespaces"
-    except CriuError as error:
-        missing = f"needs CRIU: {error}"
-    if missing:
+    if missing := missing_for_criu():
         for item in items:
             if Path(__file__).parent in item.path.parents and "needs_criu" in getattr(item, "fixturenames", ()):
                 item.add_marker(pytest.mark.skip(reason=missing))

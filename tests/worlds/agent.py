@@ -139,21 +139,21 @@ async def running(state: Path, *options: str, program: str = "scaler.programs.cl
 
 def get(replica: pb.Replica, path: str) -> object:
     """GET of the engine in the replica's net namespace; raises OSError where it does not answer."""
-    return _asked(replica, "GET", path)
+    return _asked(replica, "GET", path, seconds=10)
 
 
 def post(replica: pb.Replica, path: str, body: object) -> object:
-    """The same with JSON."""
-    return _asked(replica, "POST", path, json.dumps(body).encode())
+    """The same with JSON, of what an engine has to work for."""
+    return _asked(replica, "POST", path, json.dumps(body).encode(), seconds=60)
 
 
-def _asked(replica: pb.Replica, method: str, path: str, body: bytes = b"") -> object:
+def _asked(replica: pb.Replica, method: str, path: str, body: bytes = b"", *, seconds: float) -> object:
     raw = b""
     head = f"{method} {path} HTTP/1.1\r\nHost: engine\r\nConnection: close\r\n"
     if body:
         head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
     with NetworkNamespace(replica.endpoint.netns) as network, network.socket(socket.AF_INET, socket.SOCK_STREAM) as connection:
-        connection.settimeout(60)
+        connection.settimeout(seconds)
         connection.connect((replica.endpoint.host, replica.endpoint.port))
         connection.sendall(head.encode() + b"\r\n" + body)
         while data := connection.recv(1 << 16):
