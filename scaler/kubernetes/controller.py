@@ -51,6 +51,7 @@ _NO_AGENT = (
     "no restore agent is connected, and an agent is what captures it: one runs on every node that has the labels of the chart's value "
     "agent.nodeSelector; look at the pods of the DaemonSet zerowake-agent, and at the scaler's log"
 )
+_UNREPORTED = "captured; its node's agent has not reported it yet"
 _MISSED_SECONDS = 1.0  # until another try, where the agent came too late for the first
 _FIRST_CAPTURE_RETRY_SECONDS, _LAST_CAPTURE_RETRY_SECONDS = 30.0, 1800.0
 _CONTENTS_SECONDS = 15.0  # between two looks at the ConfigMaps and Secrets behind an environment
@@ -242,8 +243,7 @@ class Controller:
                 if pod is not None:
                     await self._cluster.delete(PODS, pod.metadata.namespace, pod.metadata.name, uid=pod.metadata.uid)
                 captured = condition(snapshot, resources.CONDITION_CAPTURED, True, "Captured", "", "")
-                missing = "captured; its node's agent has not reported it yet"
-                wait = await self._resident(snapshot, artifact, status.digest, captured, holders, missing)
+                wait = await self._resident(snapshot, artifact, status.digest, captured, holders, _UNREPORTED)
                 return self._healing[snapshot.key].not_before - self._clock.now() if damaged else wait
             else:
                 log.warning("%s/%s: no node has %s any more; it is captured again", *snapshot.key, status.digest)
@@ -311,10 +311,9 @@ class Controller:
             artifact = Artifact(snapshot, progress.digest, self._nodes)
             captured = condition(snapshot, resources.CONDITION_CAPTURED, True, "Captured", "", "")
             holders = await holders_of(self._cluster, Status(), artifact)
-            missing = "captured; its node's agent has not reported it yet"
             status = msgspec.structs.replace(snapshot.status, contents_hash=pod.metadata.annotations.get(pod_contract.CONTENTS, ""))
             snapshot = msgspec.structs.replace(snapshot, status=status)
-            await self._resident(snapshot, artifact, progress.digest, captured, holders, missing)
+            await self._resident(snapshot, artifact, progress.digest, captured, holders, _UNREPORTED)
             note = f"captured on node {pod.spec.node_name or '?'} as {progress.digest[:12]}"
             await self._writer.event(snapshot, "Normal", "Captured", note)
         elif progress.failure:
