@@ -45,11 +45,11 @@ M = TypeVar("M", pb.Ask, pb.Answer)
 
 
 class _Stream(Generic[M]):
-    """What is to be written on a stream; None ends it. granted: places that it brought so far."""
+    """What is to be written on a stream; None ends it. granted: places that it brought so far, by model."""
 
     def __init__(self) -> None:
         self._queue: asyncio.Queue[M | None] = asyncio.Queue()
-        self.granted = 0
+        self.granted: Counter[str] = Counter()
 
     def put(self, message: M) -> None:
         self._queue.put_nowait(message)
@@ -151,7 +151,7 @@ class SharedPlaces:
 
     def _granted(self, model: str, replica: str, count: int) -> None:
         if self._asks is not None:
-            self._asks.granted += count
+            self._asks.granted[model] += count
         self._held[replica] += count
         self._models[replica] = model
         self._wants.pop(model, None)  # it is told anew, even if nothing changes: some of it was answered
@@ -186,7 +186,7 @@ class SharedPlaces:
         return [(self._models[replica], replica, count) for replica, count in self._held.items() if count]
 
     def _want(self, model: str, count: int, replicas: frozenset[str]) -> pb.Want:
-        granted = self._asks.granted if self._asks is not None else 0
+        granted = self._asks.granted[model] if self._asks is not None else 0
         return pb.Want(model=model, count=count, replicas=sorted(replicas), granted=granted)
 
     # --- who keeps the book
@@ -325,7 +325,7 @@ class SharedPlaces:
                 for back in ask.returns:
                     self._book.give_back(gateway, back.replica, back.count)
                 for want in ask.wants:
-                    self._book.want(gateway, want.model, want.count - (stream.granted - want.granted), want.replicas)
+                    self._book.want(gateway, want.model, want.count - (stream.granted[want.model] - want.granted), want.replicas)
                 for model in models:
                     self._settle(model)
                 ask = await anext(aiter(asks))
@@ -352,7 +352,7 @@ class SharedPlaces:
                 answer.recalls.append(pb.Recall(model=model, replica=said.replica, count=1, firm=said.firm))
         for gateway, answer in answers.items():
             if stream := self._joined.get(gateway):
-                stream.granted += len(answer.grants)
+                stream.granted[model] += len(answer.grants)
                 stream.put(answer)
 
     def _capacity(self, model: str) -> int | None:

@@ -10,7 +10,7 @@ import pytest
 from zerowake_proto import peers_pb2 as pb
 
 from scaler.books.limits import ModelLimits
-from tests.worlds.gateways import Site, gateways
+from tests.worlds.gateways import MODELS, Site, gateways
 from tests.worlds.waiting import until
 
 
@@ -50,13 +50,27 @@ async def test_any_load(seed: int) -> None:
         engines, limit = sites[0].engines, sites[0].ledger.limits("m").concurrency
         asked: list[asyncio.Task[None]] = []
         for _ in range(60):
-            asked += [chance.choice(sites).ask() for _ in range(chance.choice([1, 1, 7]))]
+            asked += [chance.choice(sites).ask(chance.choice(MODELS)) for _ in range(chance.choice([1, 1, 7]))]
             if chance.random() < 0.3:
                 asked.pop(chance.randrange(len(asked))).cancel()  # a client that leaves
             await asyncio.sleep(chance.choice([0, 0, 0.002]))
         await all_of(*asked)
         assert max(engines.most.values()) <= limit
         await until(lambda: not any(works(site) for site in sites))
+
+
+async def test_requests_for_several_models_come_at_once() -> None:
+    """What is granted of one model, and is under way, answers nobody who asks for another."""
+    async with gateways(2, concurrency=4) as sites:
+        asking = max(sites, key=lambda site: site.peers.born)
+        for _ in range(20):
+            asked = []
+            for model in ("m", "n", "m", "o"):
+                asked.append(asking.ask(model))
+                await asyncio.sleep(0)
+            await all_of(*asked)
+            for replica in ("r0", "n.r0", "o.r0"):
+                asking.places.dropped(replica)  # its places go back, so that it has to ask for them again
 
 
 async def test_all_places_are_used_by_whoever_asks() -> None:

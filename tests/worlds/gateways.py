@@ -17,6 +17,7 @@ from scaler.gateway.dispatcher import Backend, Dispatcher, Endpoint
 from tests.worlds.waiting import until
 
 MODEL = "m"
+MODELS = MODEL, "n", "o"
 
 
 class Engines:
@@ -48,7 +49,7 @@ class Site:
     def __init__(self, name: str, engines: Engines, concurrency: int, take_seconds: float) -> None:
         self.name = name
         self.engines = engines
-        self.ledger = Ledger({MODEL: ModelLimits(concurrency=concurrency)})
+        self.ledger = Ledger({model: ModelLimits(concurrency=concurrency) for model in MODELS})
         self.peers = Peers(self.ledger, grace_seconds=0.2)
         self.places = SharedPlaces(self.ledger, self.peers, take_seconds)
         self.dispatcher = Dispatcher(self.ledger, self.places)
@@ -73,17 +74,17 @@ class Site:
         self.relay.cut()
         await self.end()
 
-    def replica(self, *names: str) -> None:
+    def replica(self, *names: str, model: str = MODEL) -> None:
         for name in names:
-            self.dispatcher.add(Backend(name, MODEL, Endpoint("127.0.0.1", 1)))
+            self.dispatcher.add(Backend(name, model, Endpoint("127.0.0.1", 1)))
 
-    def ask(self) -> asyncio.Task[None]:
-        return asyncio.create_task(self._ask())
+    def ask(self, model: str = MODEL) -> asyncio.Task[None]:
+        return asyncio.create_task(self._ask(model))
 
-    async def _ask(self) -> None:
-        member = self.dispatcher.take(MODEL)
+    async def _ask(self, model: str) -> None:
+        member = self.dispatcher.take(model)
         if member is None:
-            hold = self.dispatcher.hold(MODEL, "tenant", Priority.NORMAL, 0)
+            hold = self.dispatcher.hold(model, "tenant", Priority.NORMAL, 0)
             try:
                 member = await hold.future
             except BaseException:
@@ -150,7 +151,7 @@ class Relay:
 
 @asynccontextmanager
 async def gateways(count: int, *, concurrency: int = 1, replicas: int = 1, take_seconds: float = 10.0) -> AsyncIterator[list[Site]]:
-    """As many that all know each other, and all replicas, `r0` and on."""
+    """As many that all know each other, and all replicas: of MODEL `r0` and on, of the other models `n.r0` and on."""
     engines = Engines()
     made: list[Site] = []
     try:
@@ -165,7 +166,8 @@ async def gateways(count: int, *, concurrency: int = 1, replicas: int = 1, take_
         keeper = min(made, key=lambda site: site.peers.born)
         await until(lambda: len(keeper.places._joined) == count - 1)
         for site in made:
-            site.replica(*(f"r{number}" for number in range(replicas)))
+            for model in MODELS:
+                site.replica(*(f"{'' if model == MODEL else f'{model}.'}r{number}" for number in range(replicas)), model=model)
         yield made
     finally:
         for site in made:
