@@ -12,13 +12,15 @@ containers := .venv/.containers
 # Tests wait for other processes about half of their time.
 workers := $(shell echo $$(($$(nproc) + 1)))
 
-.PHONY: help demo test servers lint cluster cluster-down e2e bench wheel lock clean
+.PHONY: help demo test servers engines lint cluster cluster-down e2e bench wheel lock clean
 
 help:
 	@echo 'make demo   a chat model on this machine, from zero to an answer and back to zero'
 	@echo 'make test   the tests, in parallel; the slowest ten are named'
 	@echo 'make servers'
 	@echo '           Go, Node, Java, nginx, gunicorn, uvicorn and llama-cpp-python, installed (minutes) and tried as engines'
+	@echo 'make engines'
+	@echo '           the vLLM adapter and what engines are told, against the sources of every released version; reads them from PyPI'
 	@echo 'make lint   formatting, types, and which part may import which'
 	@echo 'make e2e    the tests on Kubernetes with KEDA: on the cluster that KUBECONFIG names, else on one of its own'
 	@echo 'make cluster, make cluster-down'
@@ -31,7 +33,7 @@ demo: $(environment) $(criu)
 	@$(bin)/python deploy/demo/demo.py
 
 test: $(environment) $(criu) $(containers)
-	@$(bin)/pytest -r s --ignore=tests/e2e --durations=10 --numprocesses=$(workers) --dist=loadfile
+	@$(bin)/pytest -r s --ignore=tests/e2e --ignore=tests/engines --durations=10 --numprocesses=$(workers) --dist=loadfile
 
 # A program that is there already, from wherever, will do.
 servers: $(environment) $(criu)
@@ -41,6 +43,10 @@ servers: $(environment) $(criu)
 	    done; (($${#missing[@]} == 0)) || need "$${missing[@]}"'
 	@$(bin)/uv pip install --quiet --python $(bin)/python --constraint requirements.lock 'llama-cpp-python[server]'
 	@$(bin)/pytest -r s tests/real_servers
+
+# Apart from the tests, since it needs PyPI. What it has read stays in .cache/engines/: a few MB.
+engines: $(environment)
+	@$(bin)/pytest -q --numprocesses=$(workers) tests/engines
 
 lint: $(environment)
 	@$(bin)/ruff check .

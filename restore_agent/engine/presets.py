@@ -60,7 +60,8 @@ class Kind:
 
 def _vllm(command: Sequence[str], setting: Setting) -> list[str]:
     rest, said = _without(command, "--load-format", "--model-loader-extra-config")
-    _one_of(rest, "--tensor-parallel-size", "-tp", "--pipeline-parallel-size", "-pp", "--api-server-count", "--data-parallel-size", "-dp")
+    parallel = ("--tensor-parallel-size", "-tp", "--pipeline-parallel-size", "-pp", "--data-parallel-size", "-dp")
+    _one_of(rest, *parallel, "--api-server-count", "-asc")
     if _value(rest, "--worker-cls") not in (None, "auto"):
         raise UnsuitableCommand(f"--worker-cls {_value(rest, '--worker-cls')}: the worker that lends its memory from gpumem is another")
     try:
@@ -76,9 +77,10 @@ def _vllm(command: Sequence[str], setting: Setting) -> list[str]:
         "restore_agent.workload.vllm.middleware.Snapshots",
     ]
     rest += ["--load-format", "gpumem", "--model-loader-extra-config", json.dumps(extra, sort_keys=True)]
-    return _with(
-        rest, {"--port": str(setting.port), "--kv-cache-memory-bytes": str(CACHE_BYTES), "--gpu-memory-utilization": str(_OUTSIDE)}
-    )
+    defaults = {"--port": str(setting.port), "--kv-cache-memory-bytes": str(CACHE_BYTES)}
+    if _value(rest, "--device-memory-utilization") is None:  # the same option's other name, from vLLM 0.31 on
+        defaults["--gpu-memory-utilization"] = str(_OUTSIDE)
+    return _with(rest, defaults)
 
 
 def _sglang(command: Sequence[str], setting: Setting) -> list[str]:

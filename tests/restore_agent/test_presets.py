@@ -55,6 +55,11 @@ def test_what_the_user_says_of_memory_and_port_is_kept() -> None:
     assert "--gpu-memory-utilization" not in said
 
 
+def test_an_option_is_known_by_its_other_name() -> None:
+    said = options(prepare("vllm", ["vllm", "serve", "m", "--device-memory-utilization", "0.1"], SETTING, {})[0])
+    assert said["--device-memory-utilization"] == "0.1" and "--gpu-memory-utilization" not in said
+
+
 @pytest.mark.parametrize(
     ("given", "why"),
     [
@@ -62,6 +67,7 @@ def test_what_the_user_says_of_memory_and_port_is_kept() -> None:
         (["--tensor-parallel-size", "2"], "one GPU"),
         (["-tp", "2"], "one GPU"),
         (["--api-server-count=4"], "one API server"),
+        (["-asc", "4"], "one API server"),
         (["--worker-cls", "mine.Worker"], "mine.Worker"),
         (["--model-loader-extra-config", "{"], "no JSON"),
     ],

@@ -1,4 +1,4 @@
-"""vLLM's API server in the control directory: `--middleware restore_agent.workload.vllm.middleware.Snapshots` (read against vLLM 0.23.0).
+"""vLLM's API server in the control directory: `--middleware restore_agent.workload.vllm.middleware.Snapshots`.
 
     API server   warm-up → sleep ──► EngineCore: its worker lets go of all that is lent (worker.py) → ready-for-snapshot
     agent        restore-complete

@@ -1,11 +1,12 @@
-"""vLLM on lent memory: its weights in a region, its KV cache and what its CUDA graphs compute in scratch (read against vLLM 0.23.0).
+"""vLLM on lent memory: its weights in a region, its KV cache and what its CUDA graphs compute in scratch.
 
     vllm serve MODEL --worker-cls restore_agent.workload.vllm.worker.Worker --load-format gpumem --kv-cache-memory-bytes 8G
         --gpu-memory-utilization 0.05
         --model-loader-extra-config '{"checkpoints": "/var/lib/zerowake/weights", "load_format": "auto"}'
 
 All through vLLM's own extension points: a worker class, a load format that this module registers, and (platform.py) a platform
-plugin. `/sleep` and `/wake_up`, or whoever calls them inside, then let go of all of it and take it back at the same addresses.
+plugin. tests/engines/ looks whether they are there, and what we take them for, in every released vLLM from 0.23 on. `/sleep` and
+`/wake_up`, or whoever calls them inside, then let go of all of it and take it back at the same addresses.
 
 vLLM fuses, pads and repacks what a checkpoint holds. What it ends up with is written once, per model, version and share, as a checkpoint
 directory of its own under `checkpoints`; a region of gpumem is filled from that, and each later process maps it. A model that is not
@@ -45,6 +46,7 @@ from vllm.v1.worker import gpu_worker
 from gpumem.checkpoint.safetensors import Checkpoint, byte_size, keep_reading, kept_reading, read_checkpoint, write_checkpoint
 from gpumem.client import Client, Region, StaleLayout
 from gpumem.client.torch import ScratchPool, bytes_at, dtype_name
+from restore_agent.workload.vllm.kv_cache import allocations
 
 LOAD_FORMAT = "gpumem"
 _EDITION = 1  # of what is written: another one is written anew
@@ -77,7 +79,7 @@ class Worker(gpu_worker.Worker):  # type: ignore[misc, unused-ignore]
         return int(super().determine_available_memory())
 
     def initialize_from_config(self, kv_cache_config: Any) -> None:
-        with _CacheMemory([tensor.size for tensor in kv_cache_config.kv_cache_tensors]):
+        with _CacheMemory(allocations(kv_cache_config.kv_cache_tensors)):
             super().initialize_from_config(kv_cache_config)
 
     def checkpoints(self) -> list[str]:
@@ -293,5 +295,6 @@ class _CacheMemory(TorchFunctionMode):  # type: ignore[misc, unused-ignore]
         super().__exit__(kind, error, trace)
         if kind is None and self._least and not self._taken:
             raise RuntimeError(
-                "this vLLM makes its KV cache in another way than 0.23.0: it would be in the image; see workload/vllm/worker.py"
+                f"vLLM {vllm.__version__} makes its KV cache in a way that zerowake's adapter does not know, and it would be in the image: "
+                "use a vLLM that it fits (restore_agent/README.md names them), or take the snapshot without --engine vllm"
             )

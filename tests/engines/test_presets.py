@@ -1,0 +1,64 @@
+"""What `--engine vllm` and `--engine sglang` say on the command line and in the environment, against every released version."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable
+from pathlib import Path
+
+from restore_agent.engine import presets
+from restore_agent.engine.presets import KINDS, Setting, prepare
+from tests.engines.options import Option, of_sglang, of_vllm
+from tests.engines.releases import Release
+
+SETTING = Setting(port=8000, gpumem=Path("/run/gpumem/gpumem.sock"), checkpoints=Path("/var/lib/zerowake/weights"))
+COMMANDS = {"vllm": ["vllm", "serve", "m"], "sglang": ["python", "-m", "sglang.launch_server", "--model-path", "m"]}
+# Not in every release: what SGLang's parser takes as the beginning of --tp-size and the like, and names that came later.
+NOT_EVERYWHERE = {"--tp", "--pp", "--dp", "--device-memory-utilization"}
+
+
+def added(engine: str) -> dict[str, str | None]:
+    """The options that a plain command gets, each with the word that follows."""
+    command, _, _ = prepare(engine, COMMANDS[engine], SETTING, {})
+    more = command[len(COMMANDS[engine]) :]
+    followed = zip(more, [*more[1:], "--"], strict=True)
+    return {word: None if following.startswith("--") else following for word, following in followed if word.startswith("--")}
+
+
+def named(engine: str) -> set[str]:
+    """Every option that the preset's source names: those that it adds, looks for and refuses."""
+    tree = ast.parse(Path(presets.__file__).read_text())
+    (function,) = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == f"_{engine}"]
+    words = [node.value for node in ast.walk(function) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    return {word for word in words if word.startswith("-") and " " not in word}
+
+
+def check(release: Release, options: Callable[[Release], dict[str, Option]]) -> None:
+    engine, there = release.project, options(release)
+    words = added(engine)
+    assert words and words.keys() <= named(engine), "else the preset's source was not understood"
+    for name, value in words.items():
+        assert name in there, f"{release} has no option {name}"
+        assert there[name].takes(value), f"{release}: {name} takes {there[name].type}, and is given {value!r}"
+    for name in named(engine):
+        assert name in there.keys() | NOT_EVERYWHERE, f"{release} has no option {name}: what it stands for is neither found nor refused"
+    for name in named(engine) & there.keys():
+        assert there[name].names <= named(engine), f"{release}: {name} has other names, {set(there[name].names)}, that are overlooked"
+
+
+def test_every_option_is_one_of_vllm_s_and_takes_what_it_is_given(vllm: Release) -> None:
+    check(vllm, of_vllm)
+
+
+def test_every_option_is_one_of_sglang_s_and_takes_what_it_is_given(sglang: Release) -> None:
+    check(sglang, of_sglang)
+
+
+def test_vllm_knows_its_variables(vllm: Release) -> None:
+    for name in (name for name in KINDS["vllm"].env if name.startswith("VLLM_")):
+        assert f"'{name}'" in ast.unparse(ast.parse(vllm.text("vllm/envs.py"))), name
+
+
+def test_sglang_knows_its_variables(sglang: Release) -> None:
+    for name in (name for name in KINDS["sglang"].env if name.startswith("SGLANG_")):
+        assert f"{name} = " in ast.unparse(ast.parse(sglang.text("sglang/srt/environ.py"))), name

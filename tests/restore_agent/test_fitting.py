@@ -1,0 +1,70 @@
+"""Whether a vLLM is one that the adapter fits, by its sources alone: one that does, and others that each lack something."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from restore_agent.workload.vllm.fitting import Definition, Outside, Sources, difference, installed, misfits
+from tests.worlds.vllm_sources import CHANGES, FILES, VERSION, changed, install
+
+
+def test_one_that_fits() -> None:
+    assert misfits(Sources(FILES.get)) == []
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_has_changed_is_named(change: str) -> None:
+    found = misfits(Sources(changed(change).get))
+    assert CHANGES[change][3] in "\n".join(found)
+
+
+def test_what_is_installed_is_read_without_being_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # One that is imported would end the test.
+    install(tmp_path, FILES | {"vllm/__init__.py": "from .version import __version__\nraise SystemExit"})
+    monkeypatch.syspath_prepend(tmp_path)
+    installed.cache_clear()
+    try:
+        assert installed() == (VERSION, [])
+    finally:
+        installed.cache_clear()
+
+
+def test_where_there_is_none_nothing_is_wrong() -> None:
+    installed.cache_clear()
+    assert installed() == ("", [])
+
+
+def test_names_are_followed_as_python_does() -> None:
+    sources = Sources(
+        {
+            "a/__init__.py": "from .b import *\nimport a.c as other\ndef __getattr__(name): ...",
+            "a/b.py": "from .c import deep as shown\nif True:\n    here = 1\nelse:\n    from json import loads as there",
+            "a/c.py": "def deep(): ...",
+        }.get,
+        package="a",
+    )
+    for name in ("shown", "here", "other", "c"):
+        assert isinstance(sources.find("a", name), Definition)
+    assert isinstance(sources.find("a", "there"), Outside), "it is defined in another package"
+    assert isinstance(sources.find("a", "made_up"), Outside), "the module makes names at run time"
+    assert sources.find("a.c", "shallow") is None
+
+
+@pytest.mark.parametrize(
+    ("passed", "taken", "why"),
+    [
+        ("self, a, b=1", "self, a, b=1", ""),
+        ("self, a, b=1", "self, a, b=1, c=2", ""),
+        ("self, a, *, b", "self, a, **more", ""),
+        ("self, a, b", "self, *many", ""),
+        ("self, a, b", "self, a", "passes (self, a, b)"),
+        ("self, a, b", "self, b, a", "passes (self, a, b)"),
+        ("self, a, b=1", "self, a, b", "may leave out"),
+        ("self, *, b", "self", "passes b by name"),
+        ("self, **more", "self", "more than it names"),
+    ],
+)
+def test_a_replaced_method_takes_what_is_passed(passed: str, taken: str, why: str) -> None:
+    arguments = [ast.parse(f"def f({each}): ...").body[0].args for each in (passed, taken)]
+    assert why in difference(*arguments) and bool(why) == bool(difference(*arguments))

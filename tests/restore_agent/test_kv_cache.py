@@ -1,0 +1,24 @@
+"""How much memory a KV cache takes, by what vLLM says of it in its versions; tests/engines/ asks vLLM's own code."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from restore_agent.workload.vllm.kv_cache import allocations
+
+
+def tensor(size: int, **more: int) -> SimpleNamespace:
+    return SimpleNamespace(size=size, **more)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "sizes"),
+    [
+        ([], []),
+        ([tensor(4), tensor(4)], [4, 4]),  # vLLM 0.23: each has a memory of its own
+        ([tensor(4, block_stride=0), tensor(6, block_stride=0)], [4, 6]),  # 0.24 to 0.28
+        ([tensor(10, block_stride=2), tensor(10, block_stride=2)], [10]),  # packed; every one from 0.29 on
+    ],
+)
+def test_what_is_shared_is_taken_once(tensors: list[SimpleNamespace], sizes: list[int]) -> None:
+    assert allocations(tensors) == sizes
