@@ -44,9 +44,9 @@ servers: $(environment) $(criu)
 	@$(bin)/uv pip install --quiet --python $(bin)/python --constraint requirements.lock 'llama-cpp-python[server]'
 	@$(bin)/pytest -r s tests/real_servers
 
-# Apart from the tests, since it needs PyPI. What it has read stays in .cache/engines/: a few MB.
+# Apart from the tests, since it needs PyPI. What it has read stays in .cache/engines/, some 35 MB.
 engines: $(environment)
-	@$(bin)/pytest -q --numprocesses=$(workers) tests/engines
+	@$(bin)/pytest -q tests/engines
 
 lint: $(environment)
 	@$(bin)/ruff check .

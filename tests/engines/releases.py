@@ -7,6 +7,7 @@ an error, which says so: what could not be looked at is not fine.
 from __future__ import annotations
 
 import json
+import os
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -74,7 +75,7 @@ class Release:
             except (RemoteIOError, requests.RequestException, zipfile.BadZipFile) as error:
                 raise NotReachable(f"{name} of {self.url} cannot be read: {error}") from error
             path.parent.mkdir(parents=True, exist_ok=True)
-            fresh = path.with_name(f".{path.name}")
+            fresh = path.with_name(f".{path.name}.{os.getpid()}")
             fresh.write_bytes(content)
             fresh.replace(path)
         return path.read_bytes()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import ast
 import tomllib
+from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 
 import pytest
 
 from restore_agent.workload.vllm import middleware
-from restore_agent.workload.vllm.fitting import Class, Function, Sources, misfits, told
+from restore_agent.workload.vllm.fitting import Class, Definition, Function, Sources, misfits, told
 from restore_agent.workload.vllm.kv_cache import allocations
 from tests.engines.allocation import FILES, RUNNERS, Allocator, allocators, caches
 from tests.engines.releases import Release
@@ -25,7 +26,11 @@ SERVERS = (
     "vllm/entrypoints/serve/middleware/register.py",
     "vllm/entrypoints/launchers/api_server/app_state.py",
 )
-GRAPHS = ("vllm/compilation/cuda_graph.py", "vllm/v1/worker/gpu/cudagraph_utils.py")
+LOADING = {
+    "vllm/v1/worker/gpu_model_runner.py": "get_model_loader(self.load_config)",
+    "vllm/v1/worker/gpu/model_runner.py": "get_model_loader(self.vllm_config.load_config)",
+}
+GRAPHS = ("vllm/compilation/cuda_graph.py", "vllm/compilation/breakable_cudagraph.py", "vllm/v1/worker/gpu/cudagraph_utils.py")
 
 
 @cache
@@ -50,15 +55,27 @@ def made_by(release: Release) -> list[Allocator]:
     return allocators({file: text for file, text in texts.items() if text is not None})
 
 
-def worker() -> ast.ClassDef:
-    (found,) = [
-        node for node in ast.parse((ADAPTER / "worker.py").read_text()).body if isinstance(node, ast.ClassDef) and node.name == "Worker"
-    ]
-    return found
+def plain(*texts: str | None) -> str:
+    """Source text in one form, whatever its spaces and quotes."""
+    return "\n".join(ast.unparse(ast.parse(text)) for text in texts if text is not None)
+
+
+def says(where: str, text: str, wanted: str) -> None:
+    """Fails with the line that comes nearest to what is wanted."""
+    lines = {line.strip() for line in text.splitlines()}
+    nearest = get_close_matches(wanted, sorted(lines, key=len), n=1, cutoff=0)
+    is_there = wanted in text  # apart, or the whole text would be shown
+    assert is_there, f"{where} does not say `{wanted}`; next to it comes `{nearest[0] if nearest else ''}`"
+
+
+def worker() -> dict[str, ast.FunctionDef]:
+    """The methods of ours."""
+    classes = {node.name: node for node in ast.parse((ADAPTER / "worker.py").read_text()).body if isinstance(node, ast.ClassDef)}
+    return {each.name: each for each in classes["Worker"].body if isinstance(each, ast.FunctionDef)}
 
 
 def test_what_the_engine_itself_looks_at_as_it_starts(vllm: Release) -> None:
-    assert misfits(of(vllm)) == []
+    assert misfits(of(vllm)) == [], vllm
 
 
 @pytest.mark.parametrize(
@@ -71,24 +88,23 @@ def test_what_the_engine_itself_looks_at_as_it_starts(vllm: Release) -> None:
 )
 def test_every_use_of_the_adapter(vllm: Release, file: str, some: set[str]) -> None:
     compared = uses(of(vllm), ADAPTER / file, {"Snapshots._engine": ENGINE_CLIENT})
-    assert compared.found == []
+    assert compared.found == [], vllm
     assert some <= compared.seen, "else the adapter's source was not understood, and nothing was compared"
 
 
 def test_the_kv_cache_takes_the_memory_that_is_reserved_for_it(vllm: Release) -> None:
     found = made_by(vllm)
-    assert found, f"nothing in {FILES} makes a KV cache of torch.int8: _CacheMemory of worker.py would not see it"
+    assert found, f"{vllm}: nothing in {FILES} makes a KV cache of torch.int8: _CacheMemory of worker.py would not see it"
     for each in found:
         for call in each.calls:
             form = ast.unparse(call.func), len(call.args), {keyword.arg for keyword in call.keywords}
-            assert form == ("torch.zeros", 1, {"dtype", "device"}), f"{each}: _CacheMemory would not know {ast.unparse(call)}"
+            assert form == ("torch.zeros", 1, {"dtype", "device"}), f"{vllm}, {each}: _CacheMemory would not know {ast.unparse(call)}"
         tensor = a_class(vllm, "vllm.v1.kv_cache_interface", "KVCacheTensor")
         fields = {node.target.id: node.value is not None for node in tensor.node.body if isinstance(node, ast.AnnAssign)}
-        assert "size" in fields
         for kind, tensors in caches(fields).items():
             asked = each.run(tensors)
             assert sorted(asked) == sorted(allocations(tensors)), (
-                f"{each}, {kind}: it asks for {asked}, and {allocations(tensors)} are reserved"
+                f"{vllm}, {each}, {kind}: it asks for {asked}, and {allocations(tensors)} are reserved"
             )
 
 
@@ -97,73 +113,92 @@ def test_both_model_runners_make_their_cache_so(vllm: Release, runner: str) -> N
     names = {each.node.name for each in made_by(vllm)}
     nodes = [node for node in ast.walk(ast.parse(vllm.text(runner))) if isinstance(node, ast.Name | ast.Attribute)]
     used = {node.id if isinstance(node, ast.Name) else node.attr for node in nodes}
-    assert names & used, f"{runner} calls none of {names}"
+    assert names & used, f"{vllm}: {runner} calls none of {names}"
 
 
 def test_the_cache_is_made_within_what_the_worker_replaces(vllm: Release) -> None:
     made = ast.unparse(method(vllm, "vllm.v1.worker.gpu_worker", "Worker", "initialize_from_config"))
-    assert "self.model_runner.initialize_kv_cache(" in made
+    says(f"{vllm}: gpu_worker.Worker.initialize_from_config", made, "self.model_runner.initialize_kv_cache(")
 
 
-def test_sleep_and_wake_up_reach_the_worker_by_what_it_takes(vllm: Release) -> None:
-    ours = {each.name: each.args for each in worker().body if isinstance(each, ast.FunctionDef)}
-    for name in ("sleep", "wake_up"):
-        executor = method(vllm, "vllm.v1.executor.abstract", "Executor", name)
-        calls = [node for node in ast.walk(executor) if isinstance(node, ast.Call) and ast.unparse(node.func) == "self.collective_rpc"]
-        assert [call.args[0].value for call in calls if isinstance(call.args[0], ast.Constant)] == [name]
-        (passed,) = [keyword.value for keyword in calls[0].keywords if keyword.arg == "kwargs"]
-        assert isinstance(passed, ast.Call)
-        assert {keyword.arg for keyword in passed.keywords} <= {each.arg for each in ours[name].args}
-        core = ast.unparse(method(vllm, "vllm.v1.engine.core", "EngineCore", name))
-        assert f"model_executor.{name}(" in core
-        for way in (ast.unparse(executor), core, ast.unparse(method(vllm, *ENGINE_CLIENT, name))):
-            assert "enable_sleep_mode" not in way, "it would refuse, since the engine was not started with sleep mode"
+def test_where_the_cache_s_size_is_given_nothing_is_measured(vllm: Release) -> None:
+    """Measuring captures graphs and throws them away, and scratch is not given back."""
+    body = method(vllm, "vllm.v1.worker.gpu_worker", "Worker", "determine_available_memory").body
+    given = [node for node in body if isinstance(node, ast.If) and "self.cache_config.kv_cache_memory_bytes" in ast.unparse(node.test)]
+    assert given and isinstance(given[0].body[-1], ast.Return), f"{vllm}: determine_available_memory does not end where the size is given"
+    captures = [node for node in body[: body.index(given[0]) + 1] if "profile_cudagraph_memory" in ast.unparse(node)]
+    assert not captures, f"{vllm}: determine_available_memory captures graphs though the size is given"
+
+
+@pytest.mark.parametrize("name", ["sleep", "wake_up"])
+def test_the_worker_is_told_to_sleep_and_to_wake_up_by_what_it_takes(vllm: Release, name: str) -> None:
+    executor = method(vllm, "vllm.v1.executor.abstract", "Executor", name)
+    calls = [node for node in ast.walk(executor) if isinstance(node, ast.Call) and ast.unparse(node.func) == "self.collective_rpc"]
+    assert len(calls) == 1, f"{vllm}: Executor.{name} tells the workers {[ast.unparse(call) for call in calls]}, and not one thing"
+    passed = {each.arg for keyword in calls[0].keywords if isinstance(keyword.value, ast.Call) for each in keyword.value.keywords}
+    assert ast.unparse(calls[0].args[0]) == repr(name) and passed, f"{vllm}: Executor.{name} tells the workers {ast.unparse(calls[0])}"
+    taken = {each.arg for each in worker()[name].args.args}
+    assert passed <= taken, f"{vllm}: Executor.{name} passes {passed}, and our Worker.{name} takes {taken}"
+    core = ast.unparse(method(vllm, "vllm.v1.engine.core", "EngineCore", name))
+    says(f"{vllm}: EngineCore.{name}", core, f"model_executor.{name}(")
+    for way in (ast.unparse(executor), core, ast.unparse(method(vllm, *ENGINE_CLIENT, name))):
+        refuses = "enable_sleep_mode" in way
+        assert not refuses, f"{vllm}: {name} asks for sleep mode, which our engines are not started with"
 
 
 def test_falling_asleep_forgets_what_the_cache_held(vllm: Release) -> None:
-    sleeping = method(vllm, "vllm.v1.engine.core", "EngineCore", "sleep")
-    paused = [node for node in ast.walk(sleeping) if isinstance(node, ast.Call) and ast.unparse(node.func) == "self.pause_scheduler"]
-    assert len(paused) == 1 and "clear_cache" in {keyword.arg for keyword in paused[0].keywords}
+    sleeping = ast.unparse(method(vllm, "vllm.v1.engine.core", "EngineCore", "sleep"))
+    says(f"{vllm}: EngineCore.sleep", sleeping, "clear_prefix_cache = level >= 1")
+    says(f"{vllm}: EngineCore.sleep", sleeping, "self.pause_scheduler(mode=mode, clear_cache=clear_prefix_cache)")
 
 
 def test_the_platform_is_found_by_our_entry_point(vllm: Release) -> None:
-    group = ast.unparse(of(vllm).module("vllm.plugins").names["PLATFORM_PLUGINS_GROUP"])
+    group = of(vllm).find("vllm.plugins", "PLATFORM_PLUGINS_GROUP")
+    assert isinstance(group, Definition) and isinstance(group.node, ast.Constant), f"{vllm}: vllm.plugins names no group of platforms"
     entry_points = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]
-    assert ast.literal_eval(group) in entry_points
-    resolving = of(vllm).module("vllm.platforms").names["resolve_current_platform_cls_qualname"]
-    assert isinstance(resolving, Function)
-    caught = {ast.unparse(node.type) for node in ast.walk(resolving) if isinstance(node, ast.ExceptHandler) and node.type}
-    assert caught == {"Exception"}, "the plugin's SystemExit would not end the engine"
+    assert group.node.value in entry_points, f"{vllm} looks for platforms in {group.node.value}, and we are in {list(entry_points)}"
+
+
+def test_the_plugin_can_end_an_engine_that_it_does_not_fit(vllm: Release) -> None:
+    resolving = of(vllm).find("vllm.platforms", "resolve_current_platform_cls_qualname")
+    assert isinstance(resolving, Definition) and resolving.node, f"{vllm}: platforms are looked for by another function"
+    caught = {ast.unparse(node.type or ast.Name("all")) for node in ast.walk(resolving.node) if isinstance(node, ast.ExceptHandler)}
+    assert caught <= {"Exception"}, f"{vllm} catches {caught} of a plugin's, SystemExit too"
 
 
 @pytest.mark.parametrize("file", GRAPHS)
 def test_graphs_are_captured_in_the_platform_s_pool(vllm: Release, file: str) -> None:
-    assert "current_platform.get_global_graph_pool()" in ast.unparse(ast.parse(vllm.text(file)))
+    says(f"{vllm}: {file}", plain(vllm.text(file)), "current_platform.get_global_graph_pool()")
 
 
 def test_the_worker_is_made_of_the_class_that_is_named(vllm: Release) -> None:
-    assert "resolve_obj_by_qualname(parallel_config.worker_cls)" in ast.unparse(ast.parse(vllm.text("vllm/v1/worker/worker_base.py")))
+    file = "vllm/v1/worker/worker_base.py"
+    says(f"{vllm}: {file}", plain(vllm.text(file)), "resolve_obj_by_qualname(parallel_config.worker_cls)")
 
 
-def test_both_model_runners_load_by_the_registered_format(vllm: Release) -> None:
-    for runner in ("vllm/v1/worker/gpu_model_runner.py", "vllm/v1/worker/gpu/model_runner.py"):
-        assert "get_model_loader(" in vllm.text(runner), runner
+@pytest.mark.parametrize("file", LOADING)
+def test_both_model_runners_load_by_the_registered_format(vllm: Release, file: str) -> None:
+    says(f"{vllm}: {file}", plain(vllm.text(file)), LOADING[file])
 
 
-def test_the_api_server_has_our_middleware_and_an_engine_client(vllm: Release) -> None:
-    server = "\n".join(ast.unparse(ast.parse(text)) for file in SERVERS if (text := vllm.read(file)) is not None)
-    assert "for middleware in args.middleware:" in server, f"none of {SERVERS} takes --middleware"
-    assert "app.add_middleware(imported)" in server
-    assert "state.engine_client = engine_client" in server
+@pytest.mark.parametrize(
+    "wanted", ["for middleware in args.middleware:", "app.add_middleware(imported)", "state.engine_client = engine_client"]
+)
+def test_the_api_server_has_our_middleware_and_an_engine_client(vllm: Release, wanted: str) -> None:
+    says(f"{vllm}: the API server, in {', '.join(SERVERS)},", plain(*(vllm.read(file) for file in SERVERS)), wanted)
+
+
+def test_the_api_server_is_the_one_in_python(vllm: Release) -> None:
+    says(f"{vllm}: vllm/envs.py", plain(vllm.text("vllm/envs.py")), "VLLM_USE_RUST_FRONTEND: bool = False")
 
 
 def test_what_the_warm_up_asks_is_served(vllm: Release) -> None:
     routes = [file for file in vllm.files if file.startswith("vllm/entrypoints/") and file.endswith(("api_router.py", "health.py"))]
-    served = "\n".join(ast.unparse(ast.parse(vllm.text(file))) for file in sorted(routes))
-    assert f"router.get('{middleware._HEALTH}'" in served
+    served = plain(*(vllm.text(file) for file in sorted(routes)))
+    says(f"{vllm}: the API server", served, f"router.get('{middleware._HEALTH}'")
     for path in sorted({path for path, _ in middleware._WARM_UP}):
-        assert f"router.post('{path}'" in served, path
+        says(f"{vllm}: the API server", served, f"router.post('{path}'")
 
 
 def test_what_the_middleware_tells_the_worker_the_worker_does() -> None:
-    assert told() and told() <= {each.name for each in worker().body if isinstance(each, ast.FunctionDef)}
+    assert told() and told() <= worker().keys()
