@@ -12,4 +12,4 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         try:
             metafunc.parametrize(project, released(project), ids=str)
         except NotReachable as error:
-            pytest.exit(str(error), returncode=1)
+            raise pytest.Collector.CollectError(str(error)) from error

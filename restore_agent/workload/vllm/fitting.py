@@ -189,10 +189,10 @@ class Class:
                     case ast.Assign(targets=targets) if name in {target.id for target in targets if isinstance(target, ast.Name)}:
                         return each, node.value
         for each in self._lineage[0]:
-            for node in ast.walk(each.node):
-                match node:
+            for inner in ast.walk(each.node):
+                match inner:
                     case ast.AnnAssign(target=ast.Attribute(value=ast.Name(id="self"), attr=assigned)) if assigned == name:
-                        return each, node
+                        return each, inner
                     case ast.Assign(targets=[ast.Attribute(value=ast.Name(id="self"), attr=assigned)], value=value) if assigned == name:
                         return each, value
         return None
