@@ -6,6 +6,8 @@ import ast
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from restore_agent.engine import presets
 from restore_agent.engine.presets import KINDS, Setting, prepare
 from tests.engines.options import Option, of_sglang, of_vllm
@@ -56,9 +58,23 @@ def test_every_option_is_one_of_sglang_s_and_takes_what_it_is_given(sglang: Rele
 
 def test_vllm_knows_its_variables(vllm: Release) -> None:
     for name in (name for name in KINDS["vllm"].env if name.startswith("VLLM_")):
-        assert f"'{name}'" in ast.unparse(ast.parse(vllm.text("vllm/envs.py"))), name
+        is_known = f"'{name}'" in ast.unparse(ast.parse(vllm.text("vllm/envs.py")))
+        assert is_known, f"{vllm} knows no variable {name}"
 
 
 def test_sglang_knows_its_variables(sglang: Release) -> None:
     for name in (name for name in KINDS["sglang"].env if name.startswith("SGLANG_")):
-        assert f"{name} = " in ast.unparse(ast.parse(sglang.text("sglang/srt/environ.py"))), name
+        is_known = f"{name} = " in ast.unparse(ast.parse(sglang.text("sglang/srt/environ.py")))
+        assert is_known, f"{sglang} knows no variable {name}"
+
+
+@pytest.mark.parametrize(
+    ("file", "wanted"),
+    [
+        ("sglang/srt/managers/scheduler.py", "get_device().sleep_on_idle"),
+        ("sglang/srt/entrypoints/http_server.py", "not envs.SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION.get()"),
+    ],
+)
+def test_sglang_does_what_it_is_told(sglang: Release, file: str, wanted: str) -> None:
+    obeys = wanted in ast.unparse(ast.parse(sglang.text(file)))
+    assert obeys, f"{sglang}: {file} does not ask `{wanted}`"
