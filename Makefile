@@ -46,7 +46,7 @@ servers: $(environment) $(criu)
 
 # Apart from the tests, since it needs PyPI. What it has read stays in .cache/engines/, some 35 MB.
 engines: $(environment)
-	@$(bin)/pytest -q tests/engines
+	@$(bin)/pytest -q -r sx tests/engines
 
 lint: $(environment)
 	@$(bin)/ruff check .
