@@ -21,12 +21,13 @@ _KEPT = 100
 
 
 class Activation:
-    """One scale-up. id: 12 hex digits; total and phases in seconds; outcome: "open", "served", or "abandoned" (nobody waits any more).
+    """One scale-up. id: 12 hex digits; total and phases in seconds; outcome: "open", "served", or "abandoned" (nobody waits any more);
+    origin: how its replica was made, as its agent says ("restored", "standby", "parked", "cold", …); empty: no agent has said it.
 
     Moments are those of the clock that it was made with.
     """
 
-    __slots__ = ("_begun", "_clock", "_latest", "_phases", "began", "id", "model", "outcome", "reason", "total")
+    __slots__ = ("_begun", "_clock", "_latest", "_phases", "began", "id", "model", "origin", "outcome", "reason", "total")
 
     def __init__(self, name: str, model: str, at: float, clock: Clock) -> None:
         self.id = name
@@ -34,6 +35,7 @@ class Activation:
         self.began = clock.wall() - (clock.now() - at)  # for people
         self.outcome = "open"
         self.reason = ""
+        self.origin = ""
         self.total = 0.0
         self._begun = self._latest = at
         self._phases: dict[str, float] = {}
@@ -54,6 +56,11 @@ class Activation:
         Raises: ValueError for a phase that PHASES does not have.
         """
         self._record(phase, seconds)
+
+    def made(self, origin: str) -> None:
+        """A replica is there that was made so. Of several the first one's origin counts, as its phases do."""
+        if not self.origin and self.outcome == "open":
+            self.origin = origin
 
     def _record(self, phase: str, seconds: float) -> bool:
         if phase not in PHASES:

@@ -24,6 +24,8 @@ from scaler.plan.world import Node, Replica, Residency
 from zerowake_shared.clock import SYSTEM_CHANCE, token
 
 _REMEMBERED = 1000  # ids of replicas that have ended: later news of them is old
+_NEW_SHARE = 0.3  # of what was measured last in what is smoothed
+_AT_ONCE = 1e-3  # seconds; 0 has another meaning
 
 
 class AgentError(Exception):
@@ -71,6 +73,7 @@ class Agent:
         self.gone: deque[str] = deque(maxlen=_REMEMBERED)
         self._restoring: Counter[str] = Counter()  # restores that are not answered yet, by model
         self._early: dict[str, tuple[Replica, Endpoint]] = {}  # replicas that the stream has named while one was
+        self._parked_overheads: dict[str, float] = {}  # by digest: seconds of waking a parked one beside its weights, smoothed
         self._told = Node(address)
         self._shown: Node | None = None
 
@@ -110,8 +113,17 @@ class Agent:
         if residency is None:
             self.residencies.pop(snapshot, None)
         else:
-            self.residencies[snapshot] = residency
+            overhead = self._parked_overheads.get(residency.digest, 0.0)
+            self.residencies[snapshot] = replace(residency, parked_overhead_seconds=overhead)
         self._shown = None
+
+    def note_wake(self, told: agent_pb2.Replica) -> None:
+        """Of a replica that is new: takes from its phases how long waking a parked one takes here. What a restore takes, the agent says."""
+        if told.origin != agent_pb2.ORIGIN_PARKED or not told.snapshot.digest:
+            return
+        seconds = messages.seconds_beside_weights(told)
+        before = self._parked_overheads.get(told.snapshot.digest, seconds)
+        self._parked_overheads[told.snapshot.digest] = before + _NEW_SHARE * (seconds - before)
 
     def add(self, replica: Replica, endpoint: Endpoint) -> None:
         self._early.pop(replica.id, None)
@@ -196,13 +208,30 @@ class Agent:
         for replica, endpoint in [each for each in self._early.values() if each[0].model == model]:
             self.add(replica, endpoint)
 
-    async def release(self, replica_id: str, keep_seconds: float | None) -> None:
-        """The replica ends. keep_seconds: it is kept as a standby for so long (0: until it is used); None: it is not. Raises AgentError."""
+    async def release(self, replica_id: str) -> None:
+        """The replica ends. Raises AgentError."""
         try:
-            if keep_seconds is None:
-                await self.stub.Release(agent_pb2.ReleaseRequest(request_id=self._id(), replica_id=replica_id))
-            else:
-                await self.stub.Demote(agent_pb2.DemoteRequest(request_id=self._id(), replica_id=replica_id, keep_seconds=keep_seconds))
+            await self.stub.Release(agent_pb2.ReleaseRequest(request_id=self._id(), replica_id=replica_id))
+        except grpc.aio.AioRpcError as error:
+            raise _said(error) from None
+
+    async def stand_by(self, replica_id: str, seconds: float) -> None:
+        """The replica is kept as a standby for so long (0: until it is used), or ends where it cannot be. Raises AgentError."""
+        await self._demote(agent_pb2.DemoteRequest(replica_id=replica_id, rung=agent_pb2.RUNG_STANDBY, keep_seconds=seconds))
+
+    async def park(self, replica_id: str, seconds: float, standby_seconds: float | None) -> None:
+        """The replica is kept parked for so long (0: until it is used, or its room is wanted), and then as a standby for so long (0: until
+        it is used; None: not at all). Raises AgentError: it cannot be, and goes on.
+        """
+        # 0 is for ever there: one that is not to be a standby is one for the shortest time.
+        then = _AT_ONCE if standby_seconds is None else standby_seconds
+        request = agent_pb2.DemoteRequest(replica_id=replica_id, rung=agent_pb2.RUNG_PARKED, keep_seconds=seconds, standby_seconds=then)
+        await self._demote(request)
+
+    async def _demote(self, request: agent_pb2.DemoteRequest) -> None:
+        request.request_id = self._id()
+        try:
+            await self.stub.Demote(request)
         except grpc.aio.AioRpcError as error:
             raise _said(error) from None
 

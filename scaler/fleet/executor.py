@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 _FIRST_START_RETRY_SECONDS, _LAST_START_RETRY_SECONDS = 0.2, 30.0
 _FIRST_STAGE_RETRY_SECONDS, _LAST_STAGE_RETRY_SECONDS = 30.0, 1800.0
-_WHERE = {Rung.MEMORY: "memory", Rung.STANDBY: "a standby"}
+_STANDS = {Rung.MEMORY: "in memory", Rung.STANDBY: "as a standby", Rung.PARKED: "parked"}
 
 
 class ReplicaMaker(Protocol):
@@ -67,6 +67,7 @@ class Executor:
         self._tasks: dict[Action, asyncio.Task[None]] = {}
         self._starts: dict[str, tuple[Backoff, float]] = {}  # by model: since its last start failed, and when the next may begin
         self._stages: dict[tuple[str, str, Rung], tuple[Backoff, float]] = {}
+        self._refusals: dict[tuple[str, str, Rung], str] = {}  # why an agent did not take a snapshot to the rung when it was asked last
 
     def on_end(self, callback: Callable[[str], None]) -> None:
         self._after = callback
@@ -79,6 +80,14 @@ class Executor:
     def put_off(self) -> dict[tuple[str, str, Rung], float]:
         """(node's address, digest, rung) → the moment at which it may be asked for again."""
         return {key: until for key, (_, until) in self._stages.items()}
+
+    def refusal(self, node: str, digest: str, rung: Rung) -> str:
+        """Why the node's agent did not take the snapshot to that rung when it was asked last; empty: it did, or was not asked."""
+        return self._refusals.get((node, digest, rung), "")
+
+    def taken_down(self, node: str, digest: str, rung: Rung) -> None:
+        """The agent took the snapshot down from that rung for somebody who wanted the room: it is left in peace as after a refusal."""
+        self._stages[node, digest, rung] = self._later(None, _FIRST_STAGE_RETRY_SECONDS, _LAST_STAGE_RETRY_SECONDS)
 
     def not_before(self, model: str) -> float:
         """The moment at which the model's next start may begin, after one that failed."""
@@ -132,10 +141,12 @@ class Executor:
         except AgentError as error:
             if not isinstance(error, AgentUnreachable):
                 self._put_off(action)
+                self._refusals[action.node, action.digest, action.rung] = str(error)
             log.warning("%s could not be staged on %s: %s", action.model, agent.name, error)
             return
         self._stages.pop((action.node, action.digest, action.rung), None)
-        log.info("%s stands in %s on %s after %.2f s: %s", action.model, _WHERE[action.rung], agent.name, seconds, action.reason)
+        self._refusals.pop((action.node, action.digest, action.rung), None)
+        log.info("%s stands %s on %s after %.2f s: %s", action.model, _STANDS[action.rung], agent.name, seconds, action.reason)
 
     async def _start(self, maker: ReplicaMaker, action: Start) -> None:
         try:

@@ -14,6 +14,7 @@ _ORIGINS = {
     agent_pb2.ORIGIN_COLD: "cold",
     agent_pb2.ORIGIN_CAPTURED: "captured",
     agent_pb2.ORIGIN_STANDBY: "standby",
+    agent_pb2.ORIGIN_PARKED: "parked",
 }
 
 
@@ -28,11 +29,12 @@ def reference(snapshot: SnapshotName, digest: str = "") -> agent_pb2.SnapshotRef
 def residency(told: agent_pb2.Residency) -> Residency:
     return Residency(
         digest=told.snapshot.digest,
-        rung=Rung(max(told.rung, Rung.ABSENT)),
+        rung=Rung(min(max(told.rung, Rung.ABSENT), max(Rung))),
         image_bytes=told.image_bytes,
         weights_bytes=told.weights_bytes,
         weights_rung=WeightsRung(max(told.weights_rung, WeightsRung.ABSENT)),
         gpu_bytes=tuple(told.gpu_bytes),
+        parked_bytes=tuple(told.parked_bytes),
         overhead_seconds=told.restore_overhead_seconds,
         unusable=told.unusable_reason,
     )
@@ -48,6 +50,11 @@ def gpus(told: agent_pb2.Node) -> tuple[Gpu, ...]:
 
 def replica(told: agent_pb2.Replica) -> Replica:
     return Replica(told.id, told.model, told.snapshot.namespace, _ORIGINS.get(told.origin, "unknown"), told.detail)
+
+
+def seconds_beside_weights(told: agent_pb2.Replica) -> float:
+    """What making the replica took beside moving its weights."""
+    return sum(phase.seconds for phase in told.phases if phase.name.partition(".")[0] != "weights")
 
 
 def endpoint(told: agent_pb2.Endpoint) -> Endpoint:

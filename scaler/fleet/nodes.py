@@ -204,9 +204,12 @@ class Nodes:
 
     def _apply_replica(self, agent: Agent, told: agent_pb2.Replica, take: Callable[[Replica, Endpoint], None]) -> None:
         if told.state == agent_pb2.REPLICA_READY and told.id not in agent.gone:
-            if not agent.knows(told.id) and (activation := self._activations.current(told.model)):
-                _account(activation, told.phases, self._clock.now())  # before a held request can end the activation
             replica, endpoint = messages.replica(told), messages.endpoint(told.endpoint)
+            if not agent.knows(told.id):
+                agent.note_wake(told)
+                if activation := self._activations.current(told.model):
+                    activation.made(replica.origin)
+                    _account(activation, told.phases, self._clock.now())  # before a held request can end the activation
             take(replica, endpoint)
             if self._admits(replica):
                 self._readiness.agent_ready(Backend(replica.id, replica.model, endpoint, agent.name))

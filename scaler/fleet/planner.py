@@ -18,8 +18,11 @@ from scaler.books.trigger import Trigger
 from scaler.fleet.executor import Executor
 from scaler.fleet.nodes import Nodes
 from scaler.plan.policy import decide
-from scaler.plan.world import Model, Node, World
+from scaler.plan.rungs import Rung
+from scaler.plan.world import Model, Node, Residency, World
 from zerowake_shared.clock import SYSTEM_CLOCK, Clock
+
+_AS = {Rung.DISK: "on disk", Rung.MEMORY: "in memory", Rung.STANDBY: "a standby", Rung.PARKED: "parked", Rung.ABSENT: "absent"}
 
 
 class Planner:
@@ -46,6 +49,7 @@ class Planner:
         self._wanted: dict[str, int] = {}  # replicas, of models whose replicas are made here
         self._longest_staging: dict[str, float] = {}
         self._due: dict[str, asyncio.TimerHandle] = {}
+        self._parked: set[tuple[str, str]] = set()  # (node's address, digest) of what stood parked at the last look
         ledger.on_first_demand(lambda model: self.consider([model]))
         nodes.on_change(self._heard)
         executor.on_end(lambda model: self.consider([model]))
@@ -63,6 +67,10 @@ class Planner:
 
     def consider(self, models: Iterable[str]) -> None:
         """Decides for these models, as far as they are declared, and has it done."""
+        models = list(models)
+        for name in models:
+            if name in self._models:
+                self._note_taken_down(self._models[name])
         world = self.world(models)
         plan = decide(world)
         for model, why in plan.unmet.items():
@@ -84,6 +92,13 @@ class Planner:
             put_off=self._executor.put_off,
         )
 
+    def why_no_higher(self, node: Node, residency: Residency) -> str:
+        """Why the snapshot does not stand one rung higher on the node, where its agent was asked for that and refused; else empty."""
+        for rung in Rung:
+            if rung == residency.rung + 1 and (why := self._executor.refusal(node.address, residency.digest, rung)):
+                return f"not {_AS[rung]}: {why}"
+        return ""
+
     async def close(self) -> None:
         for timer in self._due.values():
             timer.cancel()
@@ -96,6 +111,23 @@ class Planner:
             longest_staging=self._longest_staging.get(declared.name, declared.longest_staging),
             not_before=self._executor.not_before(declared.name),
         )
+
+    def _note_taken_down(self, model: Model) -> None:
+        """What stood parked at the last look, and does so no more, was woken, or its agent made room on a GPU. To ask for it again in that
+        same moment would take the room from those who wanted it.
+        """
+        if model.snapshot is None or model.stage < Rung.PARKED:
+            return
+        for node in self._nodes:
+            if (residency := node.residencies.get(model.snapshot)) is None:
+                continue
+            key = node.address, residency.digest
+            if node.synced and residency.rung is Rung.PARKED:
+                self._parked.add(key)
+            elif key in self._parked:
+                self._parked.remove(key)
+                if node.synced:  # else its agent has gone, and what it kept with it
+                    self._executor.taken_down(*key, Rung.PARKED)
 
     def _heard(self, node: Node) -> None:
         """Models whose snapshot or replicas the node has, and those that wait for any node at all."""

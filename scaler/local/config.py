@@ -88,8 +88,9 @@ class ModelSection(Section):
     directory: Path = Path()
     shared: tuple[Path, ...] = ()  # folders that stay the machine's own; what is written elsewhere is each replica's
     ready_seconds: Seconds = 600.0
-    stage: Literal["disk", "memory", "standby"] = "memory"  # the rung on which the snapshot waits for the first request
-    standby_seconds: Annotated[float, Field(ge=0)] = 0.0  # an idle replica is kept as a standby for so long before it is dropped
+    stage: Literal["disk", "memory", "standby", "parked"] = "memory"  # the rung on which the snapshot waits for the first request
+    parked_seconds: Annotated[float, Field(ge=0)] = 0.0  # an idle replica is kept parked for so long, and then
+    standby_seconds: Annotated[float, Field(ge=0)] = 0.0  # as a standby for so long before it is dropped
     max_stage_seconds: Annotated[float, Field(ge=0)] | None = None
     concurrency: Count = 8
     max_requests: Count = 10_000
@@ -107,10 +108,17 @@ class ModelSection(Section):
     def _startable(self) -> ModelSection:
         if not self.snapshot and not self.command:
             raise ValueError("give a snapshot, a command, or both")
-        if self.standby_seconds and self.stage == "standby":
+        if self.standby_seconds and self.stage in ("standby", "parked"):
             raise ValueError(
-                "standby_seconds is for stage: disk or memory; with stage: standby an idle replica is kept for as long as it takes"
+                f"standby_seconds is for stage: disk or memory; with stage: {self.stage} an idle replica is kept for as long as it takes"
             )
+        if self.parked_seconds and self.stage == "parked":
+            raise ValueError(
+                "parked_seconds is for stage: disk, memory or standby; with stage: parked an idle replica is parked for as long as it takes"
+            )
+        if (self.parked_seconds or self.stage == "parked") and not self.snapshot:
+            what = "parked_seconds" if self.parked_seconds else "stage: parked"
+            raise ValueError(f"{what} goes with a snapshot: an engine that was started without one cannot be parked")
         if self.command and self.port is None:
             raise ValueError("port is missing: the one that the command listens on")
         if self.shared and not self.command:
@@ -130,7 +138,8 @@ class ModelSection(Section):
             name,
             snapshot=self.snapshot_name,
             stage=Rung[self.stage.upper()],
-            keep_seconds=0.0 if self.stage == "standby" else self.standby_seconds or None,
+            parked_seconds=0.0 if self.stage == "parked" else self.parked_seconds or None,
+            standby_seconds=0.0 if self.stage in ("standby", "parked") else self.standby_seconds or None,
             replicas=self.min_replicas,
         )
 

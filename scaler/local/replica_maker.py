@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable, Mapping
 
 from scaler.books.activation import Activations
-from scaler.fleet.agent import AgentError, AgentUnreachable, Engine, HasNone
+from scaler.fleet.agent import Agent, AgentError, AgentUnreachable, Engine, HasNone
 from scaler.fleet.nodes import Nodes
 from scaler.gateway.dispatcher import Dispatcher
 from scaler.local.config import ModelSection
@@ -64,13 +64,30 @@ class LocalReplicas:
         if agent is None:
             return
         try:
-            await agent.release(action.replica, action.keep_seconds)
+            if action.parked_seconds is not None and await _parked(agent, action, action.parked_seconds):
+                pass
+            elif action.standby_seconds is not None:
+                await agent.stand_by(action.replica, action.standby_seconds)
+            else:
+                await agent.release(action.replica)
         except (HasNone, AgentUnreachable):
             return  # it has ended by itself, or with its agent
         except AgentError as error:
             log.warning("replica %s could not be ended: %s", action.replica, error)
             return
         self._nodes.ended(action.node, action.replica)
+
+
+async def _parked(agent: Agent, action: End, seconds: float) -> bool:
+    """Whether it is parked. One that cannot be goes on, so that it can be kept as a standby, or end. Raises HasNone, AgentUnreachable."""
+    try:
+        await agent.park(action.replica, seconds, action.standby_seconds)
+    except (HasNone, AgentUnreachable):
+        raise
+    except AgentError as error:
+        log.warning("replica %s of %s could not be parked: %s", action.replica, action.model, error)
+        return False
+    return True
 
 
 def _engine(section: ModelSection) -> Engine:

@@ -52,15 +52,16 @@ class Start:
 class End:
     """A replica ends when it has finished what it has, or a start is given up.
 
-    replica: its id; empty: the start `number` of the model. keep_seconds: it is kept as a standby for so long (0: until it is used);
-    None: it is not kept.
+    replica: its id; empty: the start `number` of the model. parked_seconds: it is kept parked for so long (0: until it is used or its
+    room is wanted; None: it is not parked); standby_seconds: then as a standby for so long (0: until it is used; None: it is not).
     """
 
     model: str
     node: str
     replica: str
     reason: str = field(compare=False)
-    keep_seconds: float | None = None
+    parked_seconds: float | None = None
+    standby_seconds: float | None = None
     number: int = 0
 
 

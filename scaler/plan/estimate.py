@@ -1,12 +1,13 @@
 """The one estimate: seconds until a node serves a model. Every choice of a node uses it, and nothing else.
 
     from a snapshot:  overhead + max(image, weights)
-        image         standby: 0; in memory: bytes / fill rate; on disk: the same, after bytes / staging rate
+        overhead      parked: a wake-up's own, which has nothing of CUDA in it; else a restore's
+        image         parked, standby: 0; in memory: bytes / fill rate; on disk: the same, after bytes / staging rate
         weights       on the GPU: 0; in host memory: bytes / pinned rate; on disk: bytes / the disk's rate, which image and weights share
     without one:      a cold start's time, the longer the less of the node's memory is free
-    no room on GPUs:  never
+    no room on GPUs:  never; what parked engines hold counts as free, since they make room by themselves
 
-Image and weights move at the same time, so the longer one counts; CUDA's resume is part of the overhead, which the node measures. Until
+Image and weights move at the same time, so the longer one counts; CUDA's resume is part of a restore's overhead, which is measured. Until
 a node has measured anything the numbers below stand in: rough ones of a small machine, good enough to prefer memory over disk and disk
 over nothing.
 """
@@ -14,7 +15,8 @@ over nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from itertools import zip_longest
 from typing import TypeVar
 
 from scaler.plan.rungs import Rung, WeightsRung
@@ -25,16 +27,19 @@ _FILL_RATE = 4e9  # bytes a second
 _DISK_RATE = 1e9
 _PINNED_RATE = 10e9
 _OVERHEAD_SECONDS = 0.05
+_PARKED_OVERHEAD_SECONDS = 0.01
 _COLD_SECONDS = 60.0
 _GPU_HEADROOM = 64 << 20  # bytes that a resume needs beside what the suspend gave back (restore_agent/sequences/placement.py)
 
 
 def seconds_to_serve(node: Node, residency: Residency | None) -> float:
     """From that snapshot. Infinite where it is absent, cannot be restored, or finds no room on the node's GPUs."""
-    if residency is None or residency.unusable or residency.rung < Rung.DISK or not has_room(node, residency.gpu_bytes):
+    if residency is None or residency.unusable or residency.rung < Rung.DISK or not has_room(node, residency):
         return math.inf
     overhead = residency.overhead_seconds or _OVERHEAD_SECONDS
     weights = _seconds_of_weights(node, residency)
+    if residency.rung >= Rung.PARKED:
+        return (residency.parked_overhead_seconds or min(_PARKED_OVERHEAD_SECONDS, overhead)) + weights
     if residency.rung >= Rung.STANDBY:
         return overhead + weights
     fill = residency.image_bytes / (node.rates.memory_to_process or _FILL_RATE)
@@ -64,11 +69,19 @@ def seconds_to_start(node: Node) -> float:
     return _COLD_SECONDS * max(1.0, node.memory_total_bytes / node.memory_free_bytes)
 
 
-def has_room(node: Node, gpu_bytes: Sequence[int]) -> bool:
-    """Whether each of these finds a GPU of its own with so many bytes free, and a resume's headroom."""
+def has_room(node: Node, residency: Residency) -> bool:
+    """Whether each of its GPU shares finds a GPU of its own with so many bytes free, and a resume's headroom.
+
+    A parked one resumes nothing. It has its GPUs, and lacks no more than what it does not hold of them yet; they are free by what it holds,
+    too, since free bytes count all that parked engines would give up.
+    """
     free = sorted((gpu.free_bytes for gpu in node.gpus), reverse=True)
-    needed = sorted(gpu_bytes, reverse=True)
-    return len(needed) <= len(free) and all(has >= needs + _GPU_HEADROOM for has, needs in zip(free, needed, strict=False))
+    needed = sorted((share + _GPU_HEADROOM for share in residency.gpu_bytes), reverse=True)
+    if residency.rung >= Rung.PARKED:
+        holds = sorted(residency.parked_bytes or residency.gpu_bytes, reverse=True)
+        shares = sorted(residency.gpu_bytes, reverse=True)
+        needed = [share for share, held in zip_longest(shares, holds, fillvalue=0) if share > held]
+    return len(needed) <= len(free) and all(has >= needs for has, needs in zip(free, needed, strict=False))
 
 
 def ranked(estimates: Mapping[_K, float] | Iterable[tuple[_K, float]]) -> list[_K]:

@@ -3,8 +3,10 @@
     replicas   as many as are wanted here, on the nodes that serve soonest; what is too much ends, the least busy and youngest first,
                and what has not ended yet when more are wanted is kept
     demand     a model with requests and no replica has its best node stage at once, beside the push that brings the replica
-    waiting    every snapshot stands on the rung that its owner names, on every node that has it; a standby is made while nobody asks and
-               no replica lives, and given up half-made when somebody does: the request's own restore is sooner
+    waiting    every snapshot stands on the rung that its owner names, on every node that has it, and goes there one rung at a time; a
+               standby is made while nobody asks and no replica lives, and given up half-made when somebody does: the request's own restore
+               is sooner. One that is being parked is not given up: that is most of what the request needs. What an agent took down from
+               there, to make room on its GPU, is left there for a while
     pods       nodes are preferred by the estimate, for replicas and for captures alike; Kubernetes places
 
 Actions under way are not asked for again. What an agent refused is put off, not forgotten. Each action says why. A forecast will move the
@@ -107,7 +109,7 @@ def _replicas(world: World, model: Model) -> tuple[list[Action], str]:
     ends: list[Action] = [End(model.name, start.node, "", too_many, number=start.number) for start in starting[: max(0, -missing)]]
     surplus = sorted(reversed(live), key=lambda pair: world.in_flight.get(pair[1].id, 0))
     for node, replica in surplus[: max(0, -missing - len(ends))]:
-        ends.append(End(model.name, node.address, replica.id, too_many, model.keep_seconds))
+        ends.append(End(model.name, node.address, replica.id, too_many, model.parked_seconds, model.standby_seconds))
     return ends, ""
 
 
@@ -135,10 +137,14 @@ def _best(nodes: Mapping[str, Node], model: Model) -> tuple[Node, str]:
 
 
 def _with_one_more(node: Node, model: Model) -> Node:
-    """The node once another replica of the model has taken its GPU memory, as the agent places it: where most is free."""
+    """The node once another replica of the model is made there. It wakes the standby, or the parked one, of which there is one alone, and
+    takes its GPU memory as the agent places it: where most is free.
+    """
     residency = _residency(node, model)
-    if residency is None or not residency.gpu_bytes:
+    if residency is None or model.snapshot is None:
         return node
+    if residency.rung > Rung.MEMORY:
+        node = replace(node, residencies={**node.residencies, model.snapshot: replace(residency, rung=Rung.MEMORY)})
     gpus = sorted(node.gpus, key=lambda gpu: -gpu.free_bytes)
     taken = dict(zip((gpu.uuid for gpu in gpus), residency.gpu_bytes, strict=False))
     return replace(node, gpus=tuple(Gpu(gpu.uuid, gpu.total_bytes, gpu.free_bytes - taken.get(gpu.uuid, 0)) for gpu in node.gpus))
@@ -180,8 +186,12 @@ def _staged(world: World, model: Model, later: list[float]) -> Iterator[Action]:
             yield from _up(world, model, node, residency, Rung.MEMORY, "requests wait for it", later)
         elif model.stage >= Rung.MEMORY:
             yield from _up(world, model, node, residency, Rung.MEMORY, "its snapshot waits in memory", later)
-        if model.stage >= Rung.STANDBY and not (asked or live or demand.replicas):
+        if asked or live or demand.replicas:
+            continue
+        if model.stage >= Rung.STANDBY:
             yield from _up(world, model, node, residency, Rung.STANDBY, "its snapshot waits as a standby", later)
+        if model.stage >= Rung.PARKED:
+            yield from _up(world, model, node, residency, Rung.PARKED, "its snapshot waits parked", later)
 
 
 def _up(world: World, model: Model, node: Node, residency: Residency, rung: Rung, reason: str, later: list[float]) -> Iterator[Stage]:

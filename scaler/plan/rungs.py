@@ -6,12 +6,14 @@ import enum
 
 
 class Rung(enum.IntEnum):
-    """Where the image stands. STANDBY: a replica whose memory is there and whose tasks stand still."""
+    """Where the image stands. STANDBY: a replica whose memory is there and whose tasks stand still. PARKED: one whose GPU state is on the
+    GPU, too, without weights or anything else that it was lent."""
 
     ABSENT = 1
     DISK = 2
     MEMORY = 3
     STANDBY = 4
+    PARKED = 5
 
 
 class WeightsRung(enum.IntEnum):

@@ -29,7 +29,7 @@ class Rates:
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One GPU of a node. free_bytes: free now, with what gpumem would give up of its pool."""
+    """One GPU of a node. free_bytes: free now, with what gpumem would give up of its pool, and parked engines of theirs."""
 
     uuid: str
     total_bytes: int
@@ -41,8 +41,9 @@ class Residency:
     """One snapshot on one node.
 
     weights_rung: the lowest of its regions' rungs. gpu_bytes: what a restore takes of each GPU that it uses; empty: it uses none.
-    overhead_seconds: what a restore took there beside moving image and weights, smoothed; 0: none was made. unusable: why it cannot be
-    restored there; empty: it can.
+    parked_bytes: what it holds of each GPU while it is parked; empty: not known, or none. overhead_seconds: what a restore took there
+    beside moving image and weights, smoothed; 0: none was made. parked_overhead_seconds: the same of waking a parked one. unusable: why it
+    cannot be restored there; empty: it can.
     """
 
     digest: str
@@ -53,11 +54,13 @@ class Residency:
     gpu_bytes: tuple[int, ...] = ()
     overhead_seconds: float = 0.0
     unusable: str = ""
+    parked_bytes: tuple[int, ...] = ()
+    parked_overhead_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Replica:
-    """One engine that serves. namespace: its pod's, or its snapshot's; origin: "restored", "standby", "cold" or "captured"."""
+    """One engine that serves. namespace: its pod's, or its snapshot's; origin: "restored", "standby", "parked", "cold" or "captured"."""
 
     id: str
     model: str
@@ -87,16 +90,17 @@ class Node:
 class Model:
     """What its owner wishes of one model.
 
-    snapshot: None: it is started, not restored. stage: the rung on which its snapshot waits. keep_seconds: how long a replica that is not
-    needed any more is kept as a standby (0: until it is used; None: it is ended). longest_staging: seconds; no node is chosen to stage on
-    that would take longer. replicas: how many are wanted here; None: somebody else makes them. not_before: no start before that moment,
-    since the last one failed.
+    snapshot: None: it is started, not restored. stage: the rung on which its snapshot waits. parked_seconds: how long a replica that is
+    not needed any more is kept parked, and standby_seconds: how long as a standby, then (0: until it is used; None: not at all).
+    longest_staging: seconds; no node is chosen to stage on that would take longer. replicas: how many are wanted here; None: somebody else
+    makes them. not_before: no start before that moment, since the last one failed.
     """
 
     name: str
     snapshot: SnapshotName | None = None
     stage: Rung = Rung.MEMORY
-    keep_seconds: float | None = None
+    parked_seconds: float | None = None
+    standby_seconds: float | None = None
     longest_staging: float = math.inf
     replicas: int | None = None
     not_before: float = -math.inf
@@ -116,8 +120,8 @@ class World:
     """All that a plan is made from, at one moment.
 
     now: seconds of the one clock. demand: of all gateways. in_flight: requests by replica. under_way: actions that are being carried out.
-    put_off: (node's address, digest, rung) that an agent refused, until when it is not asked again. targets: what is scaled by
-    Kubernetes, by model.
+    put_off: (node's address, digest, rung) that an agent refused, or took it down from, until when it is not asked again. targets: what is
+    scaled by Kubernetes, by model.
     """
 
     now: float

@@ -84,7 +84,8 @@ def _print(found: Any) -> None:
     models = Table("MODEL", "SNAPSHOT", "RUNG", "WANTED", "READY", "HELD", "IN FLIGHT", "NOTE", box=None, pad_edge=False)
     for each in found["models"]:
         numbers = [str(each[key]) for key in ("wanted", "ready", "held", "in_flight")]
-        models.add_row(each["name"], each["snapshot"] or "-", each["rung"] or "-", *numbers, each["failure"] or each["unusable"])
+        note = each["failure"] or each["unusable"] or each["refused"]
+        models.add_row(each["name"], each["snapshot"] or "-", each["rung"] or "-", *numbers, note)
     console.print(models)
     if found["replicas"]:
         replicas = Table("REPLICA", "NODE", "ORIGIN", "IN FLIGHT", "NOTE", box=None, pad_edge=False)
@@ -93,10 +94,11 @@ def _print(found: Any) -> None:
         console.print()
         console.print(replicas)
     if found["activations"]:
-        last = Table("ACTIVATION", "MODEL", "AT", "OUTCOME", "SECONDS", "PHASES (ms)", box=None, pad_edge=False)
+        last = Table("ACTIVATION", "MODEL", "AT", "OUTCOME", "ORIGIN", "SECONDS", "PHASES (ms)", box=None, pad_edge=False)
         for each in found["activations"]:
             at = datetime.datetime.fromtimestamp(each["began"], datetime.UTC).astimezone().strftime("%H:%M:%S")
             phases = " ".join(f"{name} {seconds * 1000:.0f}" for name, seconds in each["phases"].items())
-            last.add_row(each["id"], each["model"], at, each["outcome"], f"{each['seconds']:.3f}", phases or each["reason"])
+            how = each["outcome"], each["origin"] or "-"
+            last.add_row(each["id"], each["model"], at, *how, f"{each['seconds']:.3f}", phases or each["reason"])
         console.print()
         console.print(last)

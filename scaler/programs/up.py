@@ -96,7 +96,8 @@ async def _up(config: Config) -> None:
         autoscaler = await stack.enter_async_context(Autoscaler(await stack.enter_async_context(dial(scaler))))
         for name, model in config.models.items():
             autoscaler.add(name, model.trigger(name), model.rules, deployments[name])
-        await stack.enter_async_context(serve_status(config.state, config.models, deployments, ledger, dispatcher, nodes, activations))
+        page = serve_status(config.state, config.models, deployments, ledger, dispatcher, nodes, planner, activations)
+        await stack.enter_async_context(page)
         REGISTRY.register(LedgerCollector(ledger))
         if config.metrics:
             await stack.enter_async_context(serve_metrics(*Address.to_listen(config.metrics), lambda: _not_ready(nodes, gateway)))

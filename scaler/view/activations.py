@@ -13,7 +13,11 @@ log = logging.getLogger(__name__)
 
 ACTIVATIONS = Counter("zerowake_activations_total", "Scale-ups from zero, by outcome (served, abandoned).", ["model", "outcome"])
 ACTIVATION_SECONDS = Histogram(
-    "zerowake_activation_seconds", "Scale-ups from zero, first byte in to first byte out.", ["model"], buckets=WAITS
+    "zerowake_activation_seconds",
+    "Scale-ups from zero, first byte in to first byte out, by how their replica was made (restored, standby, parked, cold, captured, or "
+    "unknown where no agent said it).",
+    ["model", "origin"],
+    buckets=WAITS,
 )
 ACTIVATION_PHASE_SECONDS = Histogram(
     "zerowake_activation_phase_seconds", "What scale-ups from zero spent their time on.", ["model", "phase"], buckets=WAITS
@@ -24,7 +28,7 @@ def record_activation(activation: Activation) -> None:
     """Logs and counts an activation that has ended. How long those took that nobody was served by is not observed."""
     ACTIVATIONS.labels(activation.model, activation.outcome).inc()
     if activation.outcome == "served":
-        ACTIVATION_SECONDS.labels(activation.model).observe(activation.total)
+        ACTIVATION_SECONDS.labels(activation.model, activation.origin or "unknown").observe(activation.total)
         for phase, seconds in activation.phases.items():
             ACTIVATION_PHASE_SECONDS.labels(activation.model, phase).observe(seconds)
     log.info(
@@ -35,6 +39,7 @@ def record_activation(activation: Activation) -> None:
                 "model": activation.model,
                 "outcome": activation.outcome,
                 "reason": activation.reason,
+                "origin": activation.origin,
                 "seconds": round(activation.total, 6),
                 "phases": {phase: round(seconds, 6) for phase, seconds in activation.phases.items()},
             }

@@ -13,6 +13,7 @@ from aiohttp import web
 from scaler.books.activation import Activations
 from scaler.books.demand import DemandReader
 from scaler.fleet.nodes import Nodes
+from scaler.fleet.planner import Planner
 from scaler.gateway.dispatcher import Dispatcher
 from scaler.local.config import ModelSection
 from scaler.local.deployment import Deployment
@@ -34,6 +35,7 @@ async def serve_status(
     ledger: DemandReader,
     dispatcher: Dispatcher,
     nodes: Nodes,
+    planner: Planner,
     activations: Activations,
 ) -> AsyncIterator[None]:
     """Serves GET / until the block ends. The state folder is ours. Raises: CannotListen."""
@@ -41,7 +43,7 @@ async def serve_status(
     async def show(_: web.Request) -> web.Response:
         return web.json_response(
             {
-                "models": [_model(name, models[name], deployments[name], ledger, nodes) for name in sorted(models)],
+                "models": [_model(name, models[name], deployments[name], ledger, nodes, planner) for name in sorted(models)],
                 "replicas": [
                     {
                         "id": replica.id,
@@ -61,6 +63,7 @@ async def serve_status(
                         "began": each.began,
                         "outcome": each.outcome,
                         "reason": each.reason,
+                        "origin": each.origin,
                         "seconds": each.total,
                         "phases": dict(each.phases),
                     }
@@ -84,19 +87,23 @@ async def serve_status(
         path.unlink(missing_ok=True)
 
 
-def _model(name: str, section: ModelSection, deployment: Deployment, ledger: DemandReader, nodes: Nodes) -> dict[str, Any]:
+def _model(
+    name: str, section: ModelSection, deployment: Deployment, ledger: DemandReader, nodes: Nodes, planner: Planner
+) -> dict[str, Any]:
     demand = ledger.demand(name)
-    rungs, why = [], []
+    rungs, why, refused = [], [], []
     if snapshot := section.snapshot_name:
         for node in nodes:
             residency = node.residencies.get(snapshot)
             rungs.append((residency.rung if residency else Rung.ABSENT).name.lower())
             why += [residency.unusable] if residency and residency.unusable else []
+            refused += [said] if residency and (said := planner.why_no_higher(node, residency)) else []
     return {
         "name": name,
         "snapshot": section.snapshot,
         "rung": ", ".join(rungs),
         "unusable": "; ".join(why),
+        "refused": "; ".join(refused),
         "wanted": deployment.replicas(),
         "ready": demand.replicas,
         "held": demand.held,

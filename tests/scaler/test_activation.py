@@ -23,6 +23,8 @@ def test_phases_and_what_none_of_them_accounts_for(caplog: pytest.LogCaptureFixt
     activation.add("image", 2.0)
     activation.add("weights", 3.0)  # beside the image
     activation.add("image", 50.0)  # another replica's
+    activation.made("parked")
+    activation.made("restored")  # another replica's
     activation.add("first_byte", 0.25)
     with pytest.raises(ValueError, match="'waiting' is not a phase of an activation; the phases are held, pushed"):
         activation.mark("waiting")
@@ -37,10 +39,12 @@ def test_phases_and_what_none_of_them_accounts_for(caplog: pytest.LogCaptureFixt
     }
     assert activation.total == 5.0
     activation.add("cuda", 1.0)  # too late
+    activation.made("cold")
     assert "cuda" not in activation.phases
     line = json.loads(JsonFormatter().format(caplog.records[-1]))
     assert (line["activation"], line["model"], line["outcome"], line["seconds"]) == (activation.id, "phases", "served", 5.0)
-    assert line["phases"]["unaccounted"] == 0.75
+    assert (line["phases"]["unaccounted"], line["origin"]) == (0.75, "parked")
+    assert REGISTRY.get_sample_value("zerowake_activation_seconds_sum", {"model": "phases", "origin": "parked"}) == 5.0
     labels = {"model": "phases", "phase": "image"}
     assert REGISTRY.get_sample_value("zerowake_activation_phase_seconds_sum", labels) == 2.0
 

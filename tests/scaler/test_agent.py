@@ -38,6 +38,25 @@ async def test_calls_name_the_snapshot_and_each_its_request(there: tuple[Agent, 
     assert [each.rung for each in other.unstaged] == [agent_pb2.RUNG_ABSENT]
 
 
+async def test_a_replica_is_kept_parked_and_then_as_a_standby(there: tuple[Agent, fake_agent.Agent]) -> None:
+    agent, other = there
+    await agent.stand_by("r1", 60.0)
+    await agent.park("r2", 0.0, 0.0)
+    await agent.park("r3", 300.0, 3600.0)
+    asked = [(each.replica_id, each.rung, each.keep_seconds, each.standby_seconds) for each in other.demoted]
+    assert asked == [
+        ("r1", agent_pb2.RUNG_STANDBY, 60.0, 0.0),
+        ("r2", agent_pb2.RUNG_PARKED, 0.0, 0.0),
+        ("r3", agent_pb2.RUNG_PARKED, 300.0, 3600.0),
+    ]
+    await agent.park("r4", 300.0, None)
+    assert 0 < other.demoted[-1].standby_seconds < 1, "0 would keep it for ever"
+    assert len({each.request_id for each in other.demoted}) == 4
+    other.refuse_above = agent_pb2.RUNG_STANDBY
+    with pytest.raises(NoRoom, match="no room for it"):
+        await agent.park("r5", 0.0, 0.0)
+
+
 async def test_errors_say_what_the_agent_said(there: tuple[Agent, fake_agent.Agent]) -> None:
     agent, other = there
     with pytest.raises(HasNone, match="no such snapshot"):
@@ -53,9 +72,29 @@ async def test_an_agent_that_is_not_there() -> None:
         with pytest.raises(AgentUnreachable):
             await agent.stage(NAME, "d", Rung.MEMORY)
         with pytest.raises(AgentUnreachable):
-            await agent.release("r", None)
+            await agent.release("r")
+        with pytest.raises(AgentUnreachable):
+            await agent.stand_by("r", 0.0)
+        with pytest.raises(AgentUnreachable):
+            await agent.park("r", 0.0, None)
         with pytest.raises(AgentUnreachable):
             await agent.restore("chat", NAME, None, "")
+
+
+def test_what_waking_a_parked_one_takes_is_smoothed_and_stands_beside_its_rung() -> None:
+    agent = Agent("a:1", None)  # type: ignore[arg-type]  # nothing is asked of it
+
+    def woken(origin: agent_pb2.Origin, seconds: float, digest: str = "d") -> float:
+        told = agent_pb2.Replica(snapshot=agent_pb2.SnapshotRef(digest=digest), origin=origin)
+        told.phases.add(name="image.wake", seconds=seconds)
+        told.phases.add(name="weights", seconds=9.0)
+        agent.note_wake(told)
+        agent.settle(NAME, Residency("d", Rung.PARKED, 7))
+        return agent.node.residencies[NAME].parked_overhead_seconds
+
+    assert woken(agent_pb2.ORIGIN_STANDBY, 5.0) == woken(agent_pb2.ORIGIN_PARKED, 5.0, "another") == 0.0
+    assert woken(agent_pb2.ORIGIN_PARKED, 0.02) == pytest.approx(0.02)
+    assert woken(agent_pb2.ORIGIN_PARKED, 0.12) == pytest.approx(0.05)
 
 
 def test_a_node_is_a_value_that_does_not_change_with_later_news() -> None:

@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from scaler.local.config import BadConfig, load
+from scaler.plan.rungs import Rung
 
 
 @pytest.mark.parametrize(
@@ -37,6 +38,16 @@ from scaler.local.config import BadConfig, load
         ),
         ("models: {a: {snapshot: s, cooldown_seconds: .inf}}", "models.a.cooldown_seconds"),
         ("models: {a: {snapshot: s, max_stage_seconds: .nan}}", "models.a.max_stage_seconds"),
+        ("models: {a: {snapshot: s, stage: gpu}}", "models.a.stage: Input should be 'disk', 'memory', 'standby' or 'parked'"),
+        (
+            "models: {a: {snapshot: s, stage: standby, standby_seconds: 9}}",
+            "a: standby_seconds is for stage: disk or memory; with stage",
+        ),
+        ("models: {a: {snapshot: s, stage: parked, standby_seconds: 9}}", "models.a: standby_seconds is .* with stage: parked an idle"),
+        ("models: {a: {snapshot: s, stage: parked, parked_seconds: 9}}", "a: parked_seconds is for stage: disk, memory or standby; "),
+        ("models: {a: {snapshot: s, parked_seconds: -1}}", "models.a.parked_seconds"),
+        ("models: {a: {command: [x], port: 1, stage: parked}}", "models.a: stage: parked goes with a snapshot"),
+        ("models: {a: {command: [x], port: 1, parked_seconds: 9}}", "models.a: parked_seconds goes with a snapshot"),
         ("listen: 8080\nmodels: {a: {snapshot: s}}", "listen: "),
         ("listen: http://localhost:8080\nmodels: {a: {snapshot: s}}", "listen: 'http://localhost:8080' is not HOST:PORT"),
         ("metrics: '*:9090'\nmodels: {a: {snapshot: s}}", "metrics: '[*]:9090' is not HOST:PORT"),
@@ -52,6 +63,26 @@ def test_a_bad_file_is_refused_by_name(tmp_path: Path, content: str, word: str) 
     with pytest.raises(BadConfig, match=word) as refused:
         load(file)
     assert "\n" not in str(refused.value) and len(str(refused.value)) < 400
+
+
+@pytest.mark.parametrize(
+    ("written", "stage", "parked", "standby"),
+    [
+        ("", Rung.MEMORY, None, None),
+        ("standby_seconds: 9", Rung.MEMORY, None, 9.0),
+        ("stage: standby", Rung.STANDBY, None, 0.0),
+        ("parked_seconds: 5", Rung.MEMORY, 5.0, None),
+        ("parked_seconds: 5, standby_seconds: 9", Rung.MEMORY, 5.0, 9.0),
+        ("stage: standby, parked_seconds: 5", Rung.STANDBY, 5.0, 0.0),
+        ("stage: parked", Rung.PARKED, 0.0, 0.0),
+    ],
+)
+def test_how_a_model_waits(tmp_path: Path, written: str, stage: Rung, parked: float | None, standby: float | None) -> None:
+    """None: an idle replica is not kept so; 0: until it is used."""
+    file = tmp_path / "up.yaml"
+    file.write_text(f"models: {{a: {{snapshot: s, {written}}}}}")
+    model = load(file).models["a"].model("a")
+    assert (model.stage, model.parked_seconds, model.standby_seconds) == (stage, parked, standby)
 
 
 @pytest.mark.parametrize("address", ["[::1]:8080", ":8080", "localhost:8080", "0.0.0.0:0"])

@@ -39,20 +39,28 @@ IMAGE, CUDA, HEALTH = 0.25, 0.1, 0.05  # seconds of one restore
 RESTORE = IMAGE + CUDA + HEALTH
 FIRST_BYTE = 0.05
 STAGING, FAILING = 3.0, 0.5
+WAKE = {agent_pb2.RUNG_STANDBY: (agent_pb2.ORIGIN_STANDBY, 0.2), agent_pb2.RUNG_PARKED: (agent_pb2.ORIGIN_PARKED, 0.03)}
 
 
 class NodeAgent(agent_pb2_grpc.AgentServicer):
-    """One node with one snapshot, on disk at first. `fails`: so many restores that come fail. Replicas are told by the stream first."""
+    """One node with one snapshot, on disk at first. `fails`: so many restores that come fail. `parks`: whether its engine can be parked.
+    Replicas are told by the stream first.
+    """
 
     def __init__(self, clock: LoopClock) -> None:
         self.fails = 0
+        self.parks = True
+        self.refused: list[float] = []  # when it was asked to park in vain
+        self.demoted: list[tuple[float, agent_pb2.Rung]] = []
+        self.stood: list[tuple[float, agent_pb2.Rung]] = []  # since when, on which rung
         self.slow: list[float] = []  # seconds by which the next restores take longer
         self.asked = 0  # for restores
         self.staged: list[float] = []
         self.restored: list[float] = []  # when each replica was ready
         self.released: list[float] = []
         self._clock = clock
-        self._rung = agent_pb2.RUNG_DISK
+        self._rung: agent_pb2.Rung = agent_pb2.RUNG_DISK
+        self._going_down: asyncio.TimerHandle | None = None
         self._news: asyncio.Queue[agent_pb2.NodeUpdate] = asyncio.Queue()
 
     async def Watch(self, request: agent_pb2.WatchRequest, context: Any) -> AsyncIterator[agent_pb2.NodeUpdate]:
@@ -69,11 +77,12 @@ class NodeAgent(agent_pb2_grpc.AgentServicer):
             yield update
 
     async def Stage(self, request: agent_pb2.StageRequest, context: Any) -> agent_pb2.StageResponse:
+        await self._check_parking(request.rung, context)
         await asyncio.sleep(STAGING)
         self.staged.append(self._clock.now())
-        self._rung = request.rung
-        self._news.put_nowait(self._residency())
-        return agent_pb2.StageResponse(seconds=STAGING)
+        if request.rung > self._rung:
+            self.stands(request.rung)
+        return agent_pb2.StageResponse(residency=self._residency().residency, seconds=STAGING)
 
     async def Restore(self, request: agent_pb2.RestoreRequest, context: Any) -> agent_pb2.RestoreResponse:
         self.asked += 1
@@ -81,16 +90,19 @@ class NodeAgent(agent_pb2_grpc.AgentServicer):
             self.fails -= 1
             await asyncio.sleep(FAILING)
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "no room")
-        await asyncio.sleep(RESTORE + (self.slow.pop() if self.slow else 0.0))
+        origin, wake = WAKE.get(self._rung, (agent_pb2.ORIGIN_RESTORED, 0.0))
+        if wake:
+            self.stands(agent_pb2.RUNG_MEMORY)
+        await asyncio.sleep(wake or RESTORE + (self.slow.pop() if self.slow else 0.0))
         self.restored.append(self._clock.now())
         replica = agent_pb2.Replica(
             id=f"r{len(self.restored)}",
             model=request.model,
             state=agent_pb2.REPLICA_READY,
-            origin=agent_pb2.ORIGIN_RESTORED,
+            origin=origin,
             endpoint=agent_pb2.Endpoint(host="127.0.0.1", port=1),
         )
-        for name, seconds in (("image", IMAGE), ("cuda", CUDA), ("health", HEALTH)):
+        for name, seconds in (("image.wake", wake),) if wake else (("image", IMAGE), ("cuda", CUDA), ("health", HEALTH)):
             replica.phases.add(name=name, seconds=seconds)
         self._news.put_nowait(agent_pb2.NodeUpdate(replica=replica))  # whoever reads the stream may hear of it before the answer
         await asyncio.sleep(0.001)
@@ -98,9 +110,45 @@ class NodeAgent(agent_pb2_grpc.AgentServicer):
 
     async def Release(self, request: agent_pb2.ReleaseRequest, context: Any) -> agent_pb2.ReleaseResponse:
         self.released.append(self._clock.now())
-        gone = agent_pb2.Replica(id=request.replica_id, model="chat", state=agent_pb2.REPLICA_GONE)
-        self._news.put_nowait(agent_pb2.NodeUpdate(replica=gone))
+        self._gone(request.replica_id)
         return agent_pb2.ReleaseResponse()
+
+    async def Demote(self, request: agent_pb2.DemoteRequest, context: Any) -> agent_pb2.DemoteResponse:
+        await self._check_parking(request.rung, context)
+        self.demoted.append((self._clock.now(), request.rung))
+        self._gone(request.replica_id)
+        kept = {request.rung: request.keep_seconds}
+        if request.rung == agent_pb2.RUNG_PARKED:
+            kept[agent_pb2.RUNG_STANDBY] = request.standby_seconds
+        self._go_down(kept)
+        return agent_pb2.DemoteResponse()
+
+    def stands(self, rung: agent_pb2.Rung) -> None:
+        """Its snapshot stands on the rung from now on, until something else is asked."""
+        if self._going_down:
+            self._going_down.cancel()
+        self._rung = rung
+        self.stood.append((self._clock.now(), rung))
+        self._news.put_nowait(self._residency())
+
+    def _go_down(self, kept: dict[agent_pb2.Rung, float]) -> None:
+        """Through these rungs, on each for so many seconds."""
+        if not kept:
+            self.stands(agent_pb2.RUNG_MEMORY)
+            return
+        rung, seconds = max(kept), kept.pop(max(kept))
+        self.stands(rung)
+        if seconds:
+            self._going_down = asyncio.get_running_loop().call_later(seconds, self._go_down, kept)
+
+    def _gone(self, replica_id: str) -> None:
+        gone = agent_pb2.Replica(id=replica_id, model="chat", state=agent_pb2.REPLICA_GONE)
+        self._news.put_nowait(agent_pb2.NodeUpdate(replica=gone))
+
+    async def _check_parking(self, rung: agent_pb2.Rung, context: Any) -> None:
+        if rung == agent_pb2.RUNG_PARKED and not self.parks:
+            self.refused.append(self._clock.now())
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "so much is parked already")
 
     def _residency(self) -> agent_pb2.NodeUpdate:
         snapshot = agent_pb2.SnapshotRef(namespace="default", name="chat", digest="d")
@@ -120,7 +168,7 @@ class Day:
         self.ledger = Ledger({"chat": MODEL.limits}, activations)
         self.parts = wire(
             self.ledger,
-            {"chat": MODEL.model("chat")},
+            {"chat": model.model("chat")},
             maker=lambda nodes, dispatcher: LocalReplicas({"chat": model}, nodes, dispatcher, activations),
             dial=lambda address, tls: InProcessChannel(self.agent, agent_pb2_grpc.add_AgentServicer_to_server),  # type: ignore[return-value]
             clock=self.clock,
@@ -366,3 +414,92 @@ def test_a_start_is_not_given_up_for_a_later_one_that_was_faster() -> None:
     day = run(burst())
     assert day.agent.asked == 3
     assert day.agent.restored == [exactly(10.0 + RESTORE)] * 2 + [exactly(11.0 + RESTORE)]
+
+
+def waiting(**keys: object) -> ModelSection:
+    """The model, waiting in another way. The replica of a request in the first seconds ends at 330 s: at the poll after the cooldown."""
+    return ModelSection.model_validate(MODEL.model_dump() | keys)
+
+
+def test_an_idle_replica_goes_down_rung_by_rung_and_nothing_pushes_it_up() -> None:
+    """Parked for ten minutes, then a standby for an hour. A request on the way finds what is there, and everything begins anew."""
+
+    async def live() -> Day:
+        async with Day(1, waiting(parked_seconds=10 * MINUTE, standby_seconds=HOUR)) as day:
+            for moment in (10.0, 500.0, 30 * MINUTE):
+                await day.until(moment)
+                await day.ask(1.0)
+            await day.until(3 * HOUR)
+        return day
+
+    day = run(live())
+    ends = [330.0, 810.0, 30 * MINUTE + 330.0]
+    assert day.agent.demoted == [(each, agent_pb2.RUNG_PARKED) for each in ends] and day.agent.released == []
+    assert day.agent.staged == [STAGING], "and never again: it stands higher all the while"
+    assert day.agent.stood == [
+        (STAGING, agent_pb2.RUNG_MEMORY),
+        (330.0, agent_pb2.RUNG_PARKED),
+        (500.0, agent_pb2.RUNG_MEMORY),  # woken
+        (810.0, agent_pb2.RUNG_PARKED),
+        (810.0 + 10 * MINUTE, agent_pb2.RUNG_STANDBY),
+        (30 * MINUTE, agent_pb2.RUNG_MEMORY),  # woken
+        (ends[2], agent_pb2.RUNG_PARKED),
+        (ends[2] + 10 * MINUTE, agent_pb2.RUNG_STANDBY),
+        (ends[2] + 10 * MINUTE + HOUR, agent_pb2.RUNG_MEMORY),
+    ]
+    waited = {"restored": RESTORE, "parked": 0.03, "standby": 0.2}
+    assert [each.origin for each in day.ended] == list(waited)
+    assert [each.total for each in day.ended] == [exactly(seconds + FIRST_BYTE) for seconds in waited.values()]
+
+
+def test_what_cannot_be_parked_is_kept_as_a_standby_and_asked_for_less_and_less_often() -> None:
+    async def live() -> Day:
+        async with Day(1, waiting(stage="parked")) as day:
+            day.agent.parks = False
+            await day.until(1000.0)
+            assert day.agent.stood == [(STAGING, agent_pb2.RUNG_MEMORY), (2 * STAGING, agent_pb2.RUNG_STANDBY)]
+            await day.ask(1.0)
+            await day.until(1500.0)
+        return day
+
+    day = run(live())
+    first = 2 * STAGING
+    assert day.agent.refused[:5] == [exactly(first + since) for since in (0.0, 30.0, 90.0, 210.0, 450.0)]
+    ((ended, rung),) = day.agent.demoted
+    assert rung == agent_pb2.RUNG_STANDBY and day.agent.stood[-1] == (ended, rung) and day.agent.released == []
+    assert ended in day.agent.refused and [each.origin for each in day.ended] == ["standby"]
+
+
+@pytest.mark.parametrize(("keys", "stands"), [({}, None), ({"standby_seconds": 60}, agent_pb2.RUNG_STANDBY)])
+def test_an_idle_replica_that_cannot_be_parked_is_kept_as_is_asked_for_after_that(keys: dict[str, float], stands: int | None) -> None:
+    async def live() -> Day:
+        async with Day(1, waiting(parked_seconds=60, **keys)) as day:
+            day.agent.parks = False
+            await day.until(10.0)
+            await day.ask(1.0)
+            await day.until(1000.0)
+        return day
+
+    day = run(live())
+    assert day.agent.refused == [330.0], "once: its end is not begun again and again"
+    assert (day.agent.released, day.agent.demoted) == (([], [(330.0, stands)]) if stands else ([330.0], []))
+
+
+def test_one_that_is_to_be_parked_comes_back_there_when_the_room_that_others_wanted_is_free() -> None:
+    """It goes up, rung by rung; its agent takes it down; half a minute later it goes up again, and as a standby it waits meanwhile."""
+
+    async def live() -> Day:
+        async with Day(1, waiting(stage="parked")) as day:
+            await day.until(100.0)
+            day.agent.stands(agent_pb2.RUNG_STANDBY)
+            await day.until(200.0)
+        return day
+
+    day = run(live())
+    assert day.agent.stood == [
+        (STAGING, agent_pb2.RUNG_MEMORY),
+        (2 * STAGING, agent_pb2.RUNG_STANDBY),
+        (3 * STAGING, agent_pb2.RUNG_PARKED),
+        (100.0, agent_pb2.RUNG_STANDBY),
+        (exactly(130.0 + STAGING), agent_pb2.RUNG_PARKED),
+    ]

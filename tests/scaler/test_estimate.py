@@ -17,6 +17,7 @@ GB = 10**9
 RATES = Rates(disk_to_memory=2e9, memory_to_process=10e9, disk_to_gpu=4e9, memory_to_gpu=50e9)
 NODE = Node("a", "a", synced=True, memory_total_bytes=100 * GB, memory_free_bytes=50 * GB, rates=RATES)
 IMAGE = Residency("d", Rung.MEMORY, image_bytes=2 * GB, overhead_seconds=0.1)
+PARKED = replace(IMAGE, rung=Rung.PARKED, parked_overhead_seconds=0.03)
 WEIGHTS = replace(IMAGE, weights_bytes=16 * GB)
 
 
@@ -24,6 +25,9 @@ WEIGHTS = replace(IMAGE, weights_bytes=16 * GB)
     ("residency", "seconds"),
     [
         (replace(IMAGE, rung=Rung.STANDBY), 0.1),
+        (PARKED, 0.03),
+        (replace(PARKED, weights_bytes=16 * GB, weights_rung=WeightsRung.GPU), 0.03),
+        (replace(PARKED, weights_bytes=16 * GB, weights_rung=WeightsRung.MEMORY), 0.03 + 0.32),
         (IMAGE, 0.1 + 0.2),
         (replace(IMAGE, rung=Rung.DISK), 0.1 + 1.0 + 0.2),
         (replace(WEIGHTS, weights_rung=WeightsRung.GPU), 0.1 + 0.2),
@@ -42,9 +46,9 @@ def test_seconds_to_serve(residency: Residency | None, seconds: float) -> None:
 
 def test_a_node_that_has_measured_nothing_is_still_ordered() -> None:
     fresh = replace(NODE, rates=Rates())
-    rungs = [replace(IMAGE, rung=rung, overhead_seconds=0.0) for rung in (Rung.STANDBY, Rung.MEMORY, Rung.DISK)]
+    rungs = [replace(IMAGE, rung=rung, overhead_seconds=0.0) for rung in (Rung.PARKED, Rung.STANDBY, Rung.MEMORY, Rung.DISK)]
     estimates = [seconds_to_serve(fresh, residency) for residency in rungs]
-    assert estimates == sorted(estimates) and len(set(estimates)) == 3 and not math.isinf(estimates[-1])
+    assert estimates == sorted(estimates) and len(set(estimates)) == 4 and not math.isinf(estimates[-1])
 
 
 @pytest.mark.parametrize(
@@ -63,8 +67,28 @@ def test_a_node_that_has_measured_nothing_is_still_ordered() -> None:
 )
 def test_room_on_gpus(free: list[int], needed: list[int], room: bool) -> None:
     node = replace(NODE, gpus=tuple(Gpu(f"gpu-{index}", 80 * GB, size * GB) for index, size in enumerate(free)))
-    assert has_room(node, [size * GB for size in needed]) is room
-    assert math.isinf(seconds_to_serve(node, replace(IMAGE, gpu_bytes=tuple(size * GB for size in needed)))) is not room
+    residency = replace(IMAGE, gpu_bytes=tuple(size * GB for size in needed))
+    assert has_room(node, residency) is room
+    assert math.isinf(seconds_to_serve(node, residency)) is not room
+
+
+@pytest.mark.parametrize(
+    ("free", "needed", "holds", "room"),
+    [
+        ([2], [2], [2], True),  # what it holds is all that is free, and all that it needs: it resumes nothing
+        ([2], [2], [], True),  # how much it holds is not known: what a restore would have taken
+        ([2], [3], [2], False),  # it lacks one more, and nobody has it
+        ([3], [3], [2], True),  # another one that is parked would give it up
+        ([2, 2], [2, 2], [2, 2], True),
+        ([], [], [], True),  # of an engine that uses no GPU
+    ],
+)
+def test_a_parked_one_needs_what_it_does_not_hold_yet(free: list[int], needed: list[int], holds: list[int], room: bool) -> None:
+    """Its own bytes count among the free ones, since it would give them up to others."""
+    node = replace(NODE, gpus=tuple(Gpu(f"gpu-{index}", 80 * GB, size * GB) for index, size in enumerate(free)))
+    parked = replace(PARKED, gpu_bytes=tuple(size * GB for size in needed), parked_bytes=tuple(size * GB for size in holds))
+    assert has_room(node, parked) is room
+    assert math.isinf(seconds_to_serve(node, parked)) is not room
 
 
 def test_staging_counts_what_lies_on_disk() -> None:
@@ -85,13 +109,14 @@ def test_ranked_leaves_out_what_is_never() -> None:
 
 
 @given(
-    rung=st.sampled_from([Rung.DISK, Rung.MEMORY]),
+    rung=st.sampled_from([Rung.DISK, Rung.MEMORY, Rung.STANDBY]),
     weights=st.sampled_from([WeightsRung.DISK, WeightsRung.MEMORY]),
     image=st.integers(0, 10**12),
     size=st.integers(0, 10**12),
+    overhead=st.floats(0.0, 10.0),
 )
-def test_a_rung_up_is_never_later(rung: Rung, weights: WeightsRung, image: int, size: int) -> None:
-    residency = Residency("d", rung, image, size, weights)
+def test_a_rung_up_is_never_later(rung: Rung, weights: WeightsRung, image: int, size: int, overhead: float) -> None:
+    residency = Residency("d", rung, image, size, weights, overhead_seconds=overhead)
     here = seconds_to_serve(NODE, residency)
     assert seconds_to_serve(NODE, replace(residency, rung=Rung(rung + 1))) <= here
     assert seconds_to_serve(NODE, replace(residency, weights_rung=WeightsRung(weights + 1))) <= here

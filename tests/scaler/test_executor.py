@@ -20,6 +20,7 @@ from tests.worlds.waiting import until
 NAME = SnapshotName("ns", "chat")
 MEMORY = Stage("a", "chat", NAME, "d", Rung.MEMORY, "it waits in memory")
 STANDBY = Stage("a", "chat", NAME, "d", Rung.STANDBY, "it waits as a standby")
+PARKED = Stage("a", "chat", NAME, "d", Rung.PARKED, "it waits parked")
 
 
 class StandIn:
@@ -123,16 +124,35 @@ async def test_a_refusal_puts_its_rung_off_for_longer_each_time(world: World) ->
         await world.does(STANDBY)
         await world.answer("STANDBY d", AgentError("no memory"))
         assert world.executor.put_off == {key: world.clock.moment + pause}
+        assert (world.executor.refusal(*key), world.executor.refusal("a", "d", Rung.PARKED)) == ("no memory", "")
         world.clock.moment += pause
     await world.does(STANDBY)
     await world.answer("STANDBY d")
     assert world.executor.put_off == {}, "it stands there: whatever comes next is a first failure"
+    assert world.executor.refusal(*key) == ""
+
+
+async def test_what_an_agent_has_taken_down_is_left_in_peace_for_a_while(world: World) -> None:
+    """As after a first refusal, however often it was taken down, or refused, before."""
+    key = ("a", "d", Rung.PARKED)
+    await world.does(PARKED)
+    await world.answer("PARKED d")
+    for _ in range(3):
+        world.executor.taken_down(*key)
+        assert world.executor.put_off == {key: world.clock.moment + 30.0}
+        world.clock.moment += 100.0
+    for pause in (60.0, 120.0):
+        await world.does(PARKED)
+        await world.answer("PARKED d", AgentError("no room"))
+        assert world.executor.put_off == {key: world.clock.moment + pause}, "what it wanted the room for is still there"
+    world.executor.taken_down(*key)
+    assert world.executor.put_off == {key: world.clock.moment + 30.0}
 
 
 async def test_an_agent_that_does_not_answer_has_refused_nothing(world: World) -> None:
     await world.does(MEMORY)
     await world.answer("MEMORY d", AgentUnreachable("connection refused"))
-    assert world.executor.put_off == {}
+    assert world.executor.put_off == {} and world.executor.refusal("a", "d", Rung.MEMORY) == ""
 
 
 async def test_starts_that_fail_are_told_and_wait_longer_each_time(world: World) -> None:

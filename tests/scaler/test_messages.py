@@ -16,19 +16,29 @@ def test_a_residency() -> None:
         weights_bytes=20,
         weights_rung=agent_pb2.WEIGHTS_RUNG_GPU,
         gpu_bytes=[30, 40],
+        parked_bytes=[20, 25],
         restore_overhead_seconds=0.5,
         unusable_reason="another kernel",
     )
     found = messages.residency(told)
     assert (found.digest, found.rung, found.weights_rung) == ("ab", Rung.MEMORY, WeightsRung.GPU)
-    assert (found.image_bytes, found.weights_bytes, found.gpu_bytes) == (10, 20, (30, 40))
+    assert (found.image_bytes, found.weights_bytes, found.gpu_bytes, found.parked_bytes) == (10, 20, (30, 40), (20, 25))
     assert (found.overhead_seconds, found.unusable) == (0.5, "another kernel")
     assert messages.name_of(told.snapshot) == SnapshotName("team", "chat")
 
 
 def test_what_is_not_said_is_absent() -> None:
     found = messages.residency(agent_pb2.Residency())
-    assert (found.rung, found.weights_rung, found.gpu_bytes) == (Rung.ABSENT, WeightsRung.ABSENT, ())
+    assert (found.rung, found.weights_rung, found.gpu_bytes, found.parked_bytes) == (Rung.ABSENT, WeightsRung.ABSENT, (), ())
+
+
+def test_every_rung() -> None:
+    known = [agent_pb2.RUNG_ABSENT, agent_pb2.RUNG_DISK, agent_pb2.RUNG_MEMORY, agent_pb2.RUNG_STANDBY, agent_pb2.RUNG_PARKED]
+    assert [messages.residency(agent_pb2.Residency(rung=rung)).rung for rung in known] == list(Rung)
+    assert sorted(known) == sorted(agent_pb2.Rung.values())[1:]
+    newer = agent_pb2.Residency()
+    newer.ParseFromString(b"\x10\x09")  # rung: 9
+    assert messages.residency(newer).rung is Rung.PARKED, "a higher rung includes the lower ones"
 
 
 def test_a_node_s_rates_and_gpus() -> None:
@@ -46,8 +56,17 @@ def test_a_replica_and_where_it_is() -> None:
     assert (found.id, found.model, found.namespace, found.origin, found.detail) == ("r1", "chat", "team", "standby", "why")
     told.origin = 99  # of an agent that is newer
     assert messages.replica(told).origin == "unknown"
+    told.origin = agent_pb2.ORIGIN_PARKED
+    assert messages.replica(told).origin == "parked"
     endpoint = messages.endpoint(agent_pb2.Endpoint(host="10.0.0.1", port=80, netns="/proc/1/ns/net"))
     assert (endpoint.host, endpoint.port, endpoint.netns) == ("10.0.0.1", 80, "/proc/1/ns/net")
+
+
+def test_what_a_wake_took_beside_its_weights() -> None:
+    told = agent_pb2.Replica()
+    for name, seconds in (("image.wake", 0.25), ("weights", 4.0), ("weights.more", 2.0), ("unaccounted", 0.5)):
+        told.phases.add(name=name, seconds=seconds)
+    assert messages.seconds_beside_weights(told) == 0.75
 
 
 def test_a_reference_goes_there_and_back() -> None:

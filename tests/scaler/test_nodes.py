@@ -15,12 +15,14 @@ from zerowake_proto import agent_pb2, agent_pb2_grpc
 from scaler.books.activation import Activations
 from scaler.books.ledger import Ledger
 from scaler.books.limits import ModelLimits
+from scaler.books.snapshot_name import SnapshotName
 from scaler.fleet import nodes as module
 from scaler.fleet.addresses import Addresses
 from scaler.fleet.nodes import Nodes
 from scaler.fleet.readiness import Readiness
 from scaler.gateway.dispatcher import Dispatcher
-from scaler.plan.world import Node
+from scaler.plan.rungs import Rung
+from scaler.plan.world import Node, Residency
 from tests.worlds.certificates import Authority
 from tests.worlds.echo_engine import Engine
 from tests.worlds.front import front
@@ -171,6 +173,23 @@ async def test_the_replicas_of_an_agent_that_is_lost_are_looked_at(monkeypatch: 
         await view.until("a")
         await until(lambda: not view.dispatcher._members["a"].takes_requests)  # nothing listens at its port
         assert view.dispatcher._members["a"].backend.node == "n1"
+
+
+async def test_how_its_replica_was_made_stands_in_the_activation_and_in_the_next_estimate() -> None:
+    agent = Agent("n1")
+    async with viewing(agent) as (view, addresses):
+        await until(lambda: all(node.synced for node in view.nodes))
+        activation = view.activations.begin("m")
+        told = replica("a")
+        told.origin, told.snapshot.digest = agent_pb2.ORIGIN_PARKED, "d"
+        told.phases.add(name="image.wake", seconds=0.25)
+        for _ in range(2):  # by the answer and by the stream
+            view.nodes.learn(addresses[0], told)
+        assert (activation.origin, dict(activation.phases)["image"]) == ("parked", 0.25)
+        there = view.nodes.agent(addresses[0])
+        assert there is not None
+        there.settle(SnapshotName("ns", "m"), Residency("d", Rung.PARKED, 1))
+        assert there.node.residencies[SnapshotName("ns", "m")].parked_overhead_seconds == 0.25
 
 
 async def test_a_replica_that_retires_finishes_what_it_has() -> None:

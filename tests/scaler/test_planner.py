@@ -30,7 +30,7 @@ from tests.worlds.fake_agent import Agent
 from tests.worlds.waiting import until
 
 NAME = SnapshotName("ns", "chat")
-DISK, MEMORY, STANDBY = agent_pb2.RUNG_DISK, agent_pb2.RUNG_MEMORY, agent_pb2.RUNG_STANDBY
+DISK, MEMORY, STANDBY, PARKED = agent_pb2.RUNG_DISK, agent_pb2.RUNG_MEMORY, agent_pb2.RUNG_STANDBY, agent_pb2.RUNG_PARKED
 
 
 class Maker:
@@ -112,6 +112,34 @@ async def test_a_refused_standby_is_asked_for_again_and_memory_all_the_while(mon
         asked = len(agent.staged)
         agent.has("ns", "chat", "d", rung=DISK)
         await until(lambda: [each.rung for each in agent.staged[asked:]] == [MEMORY, STANDBY])
+
+
+async def test_it_is_parked_rung_by_rung_and_what_is_refused_stays_a_standby_and_says_why() -> None:
+    agent = holding("a", DISK)
+    agent.refuse_above = STANDBY
+    async with planning(Model("chat", NAME, stage=Rung.PARKED), agent) as system:
+        await until(lambda: system.planner.world(["chat"]).put_off)
+        await until(lambda: next(iter(system.nodes)).residencies[NAME].rung is Rung.STANDBY)
+        assert list(dict.fromkeys(system.staged())) == [("a", MEMORY), ("a", STANDBY), ("a", PARKED)]
+        (node,) = system.nodes
+        assert system.planner.why_no_higher(node, node.residencies[NAME]) == "not parked: no room for it"
+        assert list(system.planner.world(["chat"]).put_off) == [(node.address, "d", Rung.PARKED)]
+
+
+async def test_what_its_agent_has_taken_down_is_not_parked_again_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The agent made room on a GPU for somebody who has not taken it yet."""
+    agent = holding("a", PARKED)
+    async with planning(Model("chat", NAME, stage=Rung.PARKED), agent) as system:
+        await until(lambda: next(iter(system.nodes)).residencies[NAME].rung is Rung.PARKED)
+        agent.has("ns", "chat", "d", rung=STANDBY)
+        await until(lambda: next(iter(system.nodes)).residencies[NAME].rung is Rung.STANDBY)
+        system.planner.consider(["chat"])
+        assert system.staged() == [] and list(system.planner.world(["chat"]).put_off) == [(address_of(system, "a"), "d", Rung.PARKED)]
+        monkeypatch.setattr(executor_module, "_FIRST_STAGE_RETRY_SECONDS", 0.05)
+        agent.has("ns", "chat", "d", rung=PARKED)
+        await until(lambda: next(iter(system.nodes)).residencies[NAME].rung is Rung.PARKED)
+        agent.has("ns", "chat", "d", rung=STANDBY)
+        await until(lambda: system.staged() == [("a", PARKED)], "it is asked for again by itself")
 
 
 async def test_the_bound_on_staging_is_its_triggers() -> None:

@@ -51,6 +51,9 @@ def test_a_snapshot_waits_where_its_owner_says_on_every_node_that_has_it() -> No
     assert stages(world(*nodes)) == [("a", Rung.MEMORY)]
     assert stages(world(*nodes, model=replace(CHAT, stage=Rung.DISK))) == []
     assert stages(world(*nodes, model=replace(CHAT, stage=Rung.STANDBY))) == [("a", Rung.MEMORY), ("b", Rung.STANDBY)]
+    nodes = (*nodes, node("e", Rung.STANDBY), node("f", Rung.PARKED))
+    parked = [("a", Rung.MEMORY), ("b", Rung.STANDBY), ("e", Rung.PARKED)]
+    assert stages(world(*nodes, model=replace(CHAT, stage=Rung.PARKED))) == parked, "one rung at a time"
 
 
 def test_requests_that_wait_have_the_best_node_stage() -> None:
@@ -86,6 +89,33 @@ def test_what_an_agent_refused_is_put_off_and_not_forgotten() -> None:
     assert stages(world(node("a"), model=model, put_off=refused, now=130.0)) == [("a", Rung.STANDBY)]
 
 
+def test_what_cannot_be_parked_stays_a_standby() -> None:
+    model = replace(CHAT, stage=Rung.PARKED)
+    refused = {("a", "d" * 64, Rung.PARKED): 130.0}
+    plan = decide(world(node("a", Rung.STANDBY), model=model, put_off=refused))
+    assert (plan.actions, plan.look_again) == ((), 130.0)
+    assert stages(world(node("a"), model=model, put_off=refused)) == [("a", Rung.STANDBY)]
+    assert stages(world(node("a", Rung.STANDBY), model=model, put_off=refused, now=130.0)) == [("a", Rung.PARKED)]
+    assert stages(world(node("b", Rung.STANDBY), model=model, put_off=refused)) == [("b", Rung.PARKED)], "another node has room"
+
+
+def test_one_is_parked_while_nobody_asks_and_not_given_up_when_somebody_does() -> None:
+    """What is left of the parking is sooner than a restore from the beginning."""
+    model = replace(CHAT, stage=Rung.PARKED)
+    (parking,) = decide(world(node("a", Rung.STANDBY), model=model)).actions
+    assert isinstance(parking, Stage) and parking.rung is Rung.PARKED
+    assert stages(world(serving(node("a", Rung.STANDBY), "r"), model=model)) == []
+    assert decide(world(node("a", Rung.STANDBY), model=model, under_way=(parking,))).actions == ()
+    assert decide(world(node("a", Rung.STANDBY), model=model, under_way=(parking,), demand=WAITS)).actions == ()
+
+
+def test_what_goes_down_by_itself_is_not_pushed_up_again() -> None:
+    """An idle replica that is kept parked for a while, then as a standby: its snapshot waits lower than both, or as a standby."""
+    for stage in (Rung.MEMORY, Rung.STANDBY):
+        model = replace(CHAT, stage=stage, parked_seconds=300.0, standby_seconds=3600.0)
+        assert [stages(world(node("a", rung), model=model)) for rung in (Rung.PARKED, Rung.STANDBY)] == [[], []]
+
+
 def test_an_unusable_snapshot_is_left_where_it_is() -> None:
     broken = replace(node("a", Rung.DISK), residencies={NAME: Residency("d", Rung.DISK, 1, unusable="corrupt")})
     assert decide(world(broken, demand=WAITS)).actions == ()
@@ -112,6 +142,26 @@ def test_replicas_spread_when_a_gpu_is_full() -> None:
     assert starts == ["a", "a", "b", "b"]
 
 
+def test_a_request_goes_where_its_engine_is_parked_and_the_next_one_elsewhere() -> None:
+    """Each node has one that waits, so a second replica on it would be restored from the image."""
+    nodes = (node("memory"), node("standby", Rung.STANDBY), node("parked", Rung.PARKED), node("disk", Rung.DISK))
+    wanted = replace(CHAT, replicas=3, stage=Rung.DISK)
+    starts = [action for action in decide(world(*nodes, model=wanted)).actions if isinstance(action, Start)]
+    assert [start.node for start in starts] == ["parked", "standby", "memory"]
+    more = decide(world(*nodes, model=wanted, under_way=tuple(starts[:1]))).actions
+    assert [action.node for action in more if isinstance(action, Start)] == ["standby", "memory"]
+
+
+def test_a_parked_one_is_woken_on_a_gpu_that_is_full() -> None:
+    """Full of what others hold: what parked ones hold counts as free, its own too."""
+    full = (Gpu("gpu", 80 * GB, 2 * GB),)
+    residency = Residency("d" * 64, Rung.PARKED, GB, gpu_bytes=(2 * GB,), parked_bytes=(2 * GB,))
+    parked = replace(node("parked"), gpus=full, residencies={NAME: residency})
+    standby = replace(node("standby"), gpus=full, residencies={NAME: replace(residency, rung=Rung.STANDBY, parked_bytes=())})
+    (start,) = decide(world(standby, parked, model=replace(CHAT, replicas=1))).actions
+    assert isinstance(start, Start) and start.node == "parked"
+
+
 def test_without_a_snapshot_the_node_with_the_most_room_starts_it() -> None:
     bare = Model("chat", replicas=1)
     (start,) = decide(world(node("full", None, free=GB), node("free", None, free=50 * GB), model=bare)).actions
@@ -127,10 +177,11 @@ def test_no_node_is_said_and_a_failed_start_is_waited_for() -> None:
 
 
 def test_what_is_too_much_ends_the_least_busy_and_youngest_first() -> None:
-    wanted = replace(CHAT, replicas=1, keep_seconds=60.0)
+    wanted = replace(CHAT, replicas=1, parked_seconds=60.0, standby_seconds=600.0)
     here = serving(node("a"), "old", "busy", "young")
     plan = decide(world(here, model=wanted, in_flight={"busy": 2}))
-    assert [(each.replica, each.keep_seconds) for each in plan.actions if isinstance(each, End)] == [("young", 60.0), ("old", 60.0)]
+    ends = [(each.replica, each.parked_seconds, each.standby_seconds) for each in plan.actions if isinstance(each, End)]
+    assert ends == [("young", 60.0, 600.0), ("old", 60.0, 600.0)]
 
 
 def test_starts_under_way_are_given_up_before_a_replica_ends() -> None:
@@ -231,6 +282,29 @@ def test_what_is_under_way_is_not_decided_again(found: World) -> None:
 def test_nothing_is_asked_of_a_node_that_is_not_there(found: World) -> None:
     synced = {each.address for each in found.nodes if each.synced}
     assert all(action.node in synced for action in decide(found).actions if isinstance(action, Stage | Start))
+
+
+@given(worlds)
+def test_a_snapshot_goes_up_one_rung_at_a_time_and_never_above_its_owner_s_wish(found: World) -> None:
+    model = found.models["chat"]
+    asked = found.demand_of("chat").pending > 0
+    stands = {each.address: each.residencies[NAME].rung for each in found.nodes}
+    for action in decide(found).actions:
+        if isinstance(action, Stage):
+            assert action.rung == stands[action.node] + 1
+            assert action.rung <= max(model.stage, Rung.MEMORY if asked else Rung.DISK)
+            assert action.rung <= Rung.MEMORY or not (asked or any(each.replicas for each in found.nodes))
+
+
+@given(worlds, st.sets(st.tuples(st.sampled_from("abcdef"), st.sampled_from([Rung.MEMORY, Rung.STANDBY, Rung.PARKED]))))
+def test_what_is_put_off_is_asked_for_when_its_moment_has_come(found: World, keys: set[tuple[str, Rung]]) -> None:
+    """And not before, and nothing else waits for it."""
+    free = stages(found)
+    held = replace(found, put_off={(address, "d" * 64, rung): found.now + 30.0 for address, rung in keys})
+    assert stages(held) == [each for each in free if each not in keys]
+    if keys & set(free):
+        assert found.now < decide(held).look_again <= found.now + 30.0
+    assert stages(replace(held, now=found.now + 30.0)) == free
 
 
 @given(worlds)

@@ -19,7 +19,7 @@ from tests.worlds.in_process import InProcessChannel
 from tests.worlds.virtual_time import StandingClock
 from tests.worlds.waiting import until
 
-CHAT = ModelSection(snapshot="team/chat", stage="disk")
+CHAT = ModelSection(snapshot="team/chat", stage="parked")
 COLD = ModelSection(command=("serve",), port=80, min_replicas=2, max_replicas=2)
 
 
@@ -48,7 +48,7 @@ async def test_the_page(tmp_path: Path) -> None:
     deployments = {name: Deployment(name, parts.planner, section.min_replicas) for name, section in models.items()}
     async with (
         parts.nodes.follow("agent"),
-        serve_status(tmp_path, models, deployments, ledger, parts.dispatcher, parts.nodes, activations),
+        serve_status(tmp_path, models, deployments, ledger, parts.dispatcher, parts.nodes, parts.planner, activations),
     ):
         await until(lambda: any(node.synced for node in parts.nodes))
         ledger.report_failure("chat", "no room")
@@ -62,6 +62,7 @@ async def test_the_page(tmp_path: Path) -> None:
                     "snapshot": "team/chat",
                     "rung": "disk",
                     "unusable": "it is of another driver",
+                    "refused": "",
                     "wanted": 0,
                     "ready": 0,
                     "held": 1,
@@ -73,6 +74,7 @@ async def test_the_page(tmp_path: Path) -> None:
                     "snapshot": "",
                     "rung": "",
                     "unusable": "",
+                    "refused": "",
                     "wanted": 2,
                     "ready": 0,
                     "held": 0,
@@ -87,15 +89,16 @@ async def test_the_page(tmp_path: Path) -> None:
         endpoint = agent_pb2.Endpoint(host="127.0.0.1", port=1)
         snapshot = agent_pb2.SnapshotRef(namespace="team", name="chat")
         replica = agent_pb2.Replica(
-            id="r1", model="chat", snapshot=snapshot, state=agent_pb2.REPLICA_READY, origin=agent_pb2.ORIGIN_STANDBY, endpoint=endpoint
+            id="r1", model="chat", snapshot=snapshot, state=agent_pb2.REPLICA_READY, origin=agent_pb2.ORIGIN_PARKED, endpoint=endpoint
         )
         ledger.leave("chat", 10)
         parts.nodes.learn("agent", replica)
-        assert parts.dispatcher.take("chat") is not None
+        member = parts.dispatcher.take("chat")
+        assert member is not None
         clock.moment = 101.0
         activations.answered("chat", 100.75, clock.now())
         told = await _asked(tmp_path)
-        assert told["replicas"] == [{"id": "r1", "model": "chat", "node": "node-1", "origin": "standby", "in_flight": 1, "detail": ""}]
+        assert told["replicas"] == [{"id": "r1", "model": "chat", "node": "node-1", "origin": "parked", "in_flight": 1, "detail": ""}]
         assert (told["models"][0]["ready"], told["models"][0]["in_flight"], told["models"][0]["failure"]) == (1, 1, "")
         assert told["activations"] == [
             {
@@ -104,10 +107,19 @@ async def test_the_page(tmp_path: Path) -> None:
                 "began": 99.5,
                 "outcome": "served",
                 "reason": "",
+                "origin": "parked",
                 "seconds": 1.5,
                 "phases": {"held": 0.5, "scheduled": 0.0, "first_byte": 0.25, "unaccounted": 0.75},
             }
         ]
+
+        agent.refuse_above = agent_pb2.RUNG_STANDBY
+        agent.has("team", "chat", "d1", rung=agent_pb2.RUNG_STANDBY)
+        parts.dispatcher.release(member)
+        parts.nodes.ended("agent", "r1")
+        await until(lambda: parts.planner.world(["chat"]).put_off)
+        told = await _asked(tmp_path)
+        assert (told["models"][0]["rung"], told["models"][0]["refused"]) == ("standby", "not parked: no room for it")
         await parts.planner.close()
         await parts.dispatcher.close()
     assert not socket_of(tmp_path).exists()

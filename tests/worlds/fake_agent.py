@@ -12,14 +12,16 @@ from zerowake_proto import agent_pb2, agent_pb2_grpc
 
 
 class Agent(agent_pb2_grpc.AgentServicer):
-    """One that does at once what it is asked, or refuses with `refuse`."""
+    """One that does at once what it is asked, or refuses with `refuse`. refuse_above: whatever is higher it has no room for."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.residencies: dict[tuple[str, str], agent_pb2.Residency] = {}
         self.staged: list[agent_pb2.StageRequest] = []
         self.unstaged: list[agent_pb2.UnstageRequest] = []
+        self.demoted: list[agent_pb2.DemoteRequest] = []
         self.refuse: grpc.StatusCode | None = None
+        self.refuse_above: agent_pb2.Rung = agent_pb2.RUNG_PARKED
         self._streams: list[asyncio.Queue[agent_pb2.NodeUpdate]] = []
 
     @asynccontextmanager
@@ -67,9 +69,19 @@ class Agent(agent_pb2_grpc.AgentServicer):
         self.staged.append(request)
         if self.refuse is not None:
             await context.abort(self.refuse, "no room for it")
+        await self._check_room(request.rung, context)
         name = request.snapshot
         self.has(name.namespace, name.name, name.digest, rung=request.rung)
         return agent_pb2.StageResponse(residency=self.residencies[name.namespace, name.name], seconds=0.1)
+
+    async def Demote(self, request: agent_pb2.DemoteRequest, context: Any) -> agent_pb2.DemoteResponse:
+        self.demoted.append(request)
+        await self._check_room(request.rung, context)
+        return agent_pb2.DemoteResponse()
+
+    async def _check_room(self, rung: agent_pb2.Rung, context: Any) -> None:
+        if rung > self.refuse_above:
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "no room for it")
 
     async def Unstage(self, request: agent_pb2.UnstageRequest, context: Any) -> agent_pb2.UnstageResponse:
         self.unstaged.append(request)
