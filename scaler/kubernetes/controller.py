@@ -24,7 +24,7 @@ from scaler.fleet.nodes import Nodes
 from scaler.kubernetes import capture_pod, environment, resources
 from scaler.kubernetes.artifact import ABSENT_AGENT_SECONDS, Artifact, holders_of
 from scaler.kubernetes.cold_starts import ColdStarts
-from scaler.kubernetes.declarations import planned
+from scaler.kubernetes.declarations import in_memory_all_the_same, planned
 from scaler.kubernetes.election import lead
 from scaler.kubernetes.engine_pod import EnginePod
 from scaler.kubernetes.pod_patch import NodeSetup
@@ -365,7 +365,8 @@ class Controller:
         if why := self._names.why(snapshot):
             ready, usable = condition(snapshot, resources.CONDITION_READY, False, "", REASON, why), []
         elif usable:
-            ready = condition(snapshot, resources.CONDITION_READY, True, "Resident", "", f"on {len(usable)} node(s)")
+            where = f"on {len(usable)} node(s){in_memory_all_the_same(snapshot)}"
+            ready = condition(snapshot, resources.CONDITION_READY, True, "Resident", "", where)
         elif unusable:
             name, why = next(iter(unusable.items()))
             ready = condition(snapshot, resources.CONDITION_READY, False, "", "Unusable", f"on node {name}: {why}")

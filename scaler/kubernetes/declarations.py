@@ -185,11 +185,21 @@ class Models:
 
 
 def planned(snapshot: ModelSnapshot) -> Model:
-    """What the plan is told of a ModelSnapshot."""
+    """What the plan is told of a ModelSnapshot. It waits in memory at most: what stands higher is a process, which no pod can take over."""
     return Model(
         snapshot.model,
         snapshot=SnapshotName(snapshot.metadata.namespace, snapshot.artifact_name),
-        stage=Rung[snapshot.spec.stage.upper()],
+        stage=min(Rung[snapshot.spec.stage.upper()], Rung.MEMORY),
+    )
+
+
+def in_memory_all_the_same(snapshot: ModelSnapshot) -> str:
+    """What its owner is told, behind where it is, if he asks for a rung above memory; else empty."""
+    if Rung[snapshot.spec.stage.upper()] <= Rung.MEMORY:
+        return ""
+    return (
+        f"; spec.stage: {snapshot.spec.stage} counts as memory, since Kubernetes makes each pod anew, and no pod can take over a process "
+        "that waits on its node"
     )
 
 

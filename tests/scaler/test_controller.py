@@ -343,6 +343,9 @@ async def test_an_artifact_is_adopted(world: World) -> None:
     agent.has("tenant", "chat", DIGEST)
     await until(lambda: world.status("mine")["phase"] == "Ready")
     assert world.status("mine")["digest"] == DIGEST and not world.pods()
+    assert world.condition("Ready", "mine") == ("True", "Resident", "on 1 node(s)")
+    await world.api.change("modelsnapshots", "tenant", "mine", {"spec": {"stage": "parked"}})
+    await until(lambda: "on 1 node(s); spec.stage: parked counts as memory" in world.condition("Ready", "mine")[2])
     agent.has("tenant", "chat", DIGEST, unusable="another kernel")
     await until(lambda: world.condition("Ready", "mine") == ("False", "Unusable", "on node n1: another kernel"))
 

@@ -11,7 +11,7 @@ from scaler.books.ledger import Ledger
 from scaler.books.limits import ModelLimits
 from scaler.books.snapshot_name import SnapshotName
 from scaler.books.trigger import Trigger
-from scaler.kubernetes.declarations import Models
+from scaler.kubernetes.declarations import Models, in_memory_all_the_same, planned
 from scaler.plan.rungs import Rung
 from scaler.plan.world import Model
 from tests.worlds.declared import Informer, declared_object, declared_snapshot
@@ -46,6 +46,13 @@ def test_a_snapshot_declares_its_model_with_its_limits(world: World) -> None:
     assert world.models.planned["m"] == Model("m", SnapshotName("ns", "a"), stage=Rung.DISK)
     world.snapshots.drop("ns/a")
     assert (list(world.ledger.models()), world.models.planned, world.models.owner("m")) == ([], {}, "")
+
+
+@pytest.mark.parametrize("stage", ["standby", "parked"])
+def test_a_rung_that_no_pod_could_take_over_counts_as_memory_and_is_said(stage: str) -> None:
+    asked, memory = (declared_snapshot("ns/a", 1, "m", stage=each) for each in (stage, "memory"))
+    assert planned(asked) == planned(memory) == Model("m", SnapshotName("ns", "a"), stage=Rung.MEMORY)
+    assert f"spec.stage: {stage} counts as memory" in in_memory_all_the_same(asked) and in_memory_all_the_same(memory) == ""
 
 
 def test_a_trigger_declares_its_model_too(world: World) -> None:
