@@ -26,6 +26,7 @@ from gpumem.wire.errors import Cancelled, Exists, Forbidden, GpumemError, Invali
 from gpumem.wire.frames import VERSION, Channel, Frame, ProtocolViolation, close_all
 
 _OUTSTANDING = 64  # requests that one connection may have open
+_MOST_AT_ONCE = 256  # scratches that one request may ask for
 _LONGEST_WAIT = 3600.0  # seconds that an attach may wait for its region
 
 logger = logging.getLogger(__name__)
@@ -207,11 +208,25 @@ class Connection:
         return self._done()
 
     async def _scratch(self, request: pb.Request, _: Frame, descriptors: list[int]) -> pb.Reply:
-        size = request.scratch.size
-        if not 0 < size < 1 << 60:
-            raise Invalid(f"scratch.size: {size} bytes; ask for 1 byte or more, and for less than 2**60")
-        lease = await self._device(request.scratch.device).lend_scratch(size, self._owner)
-        return pb.Reply(granted=self._grant(lease, descriptors))
+        sizes = [request.scratch.size, *request.scratch.more]
+        if wrong := [size for size in sizes if not 0 < size < 1 << 60]:
+            raise Invalid(f"scratch.size: {wrong[0]} bytes; ask for 1 byte or more, and for less than 2**60")
+        if len(sizes) > _MOST_AT_ONCE:
+            raise Invalid(f"scratch.more: {len(sizes)} at once; {_MOST_AT_ONCE} are the most, ask for the others by another request")
+        device = self._device(request.scratch.device)
+        leases: list[Lease] = []
+        try:
+            for size in sizes:
+                leases.append(await device.lend_scratch(size, self._owner))
+            granted, *more = [self._grant(lease, descriptors) for lease in leases]
+        except BaseException:
+            for lease in leases:
+                self._leases.pop(lease.number, None)
+                device.end(lease)
+            close_all(descriptors)
+            raise
+        granted.more.extend(more)
+        return pb.Reply(granted=granted)
 
     async def _fill(self, request: pb.Request, frame: Frame, _: list[int]) -> pb.Reply:
         files, frame.descriptors = frame.descriptors, []

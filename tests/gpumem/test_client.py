@@ -9,6 +9,7 @@ import os
 import resource
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from zerowake_proto import gpumem_pb2 as pb
@@ -93,6 +94,39 @@ def test_a_snapshot_finds_nothing_mapped_and_the_replica_everything_where_it_was
     assert (region.address, scratch.address) == before
     assert region.view() == weights.data
     assert not any(scratch.view())
+
+
+@pytest.mark.parametrize("grants", ["all at once", "one at a time"])
+def test_a_resume_asks_once_for_all_scratch(
+    client: Client, server: Served, weights: Weights, monkeypatch: pytest.MonkeyPatch, grants: str
+) -> None:
+    """And as often as it takes of a server of before, which knows of one at a time."""
+    client.fill(weights.layout, weights.sources)
+    scratches = [client.scratch(2 * MIB)]
+    region = client.attach(weights.id)
+    scratches += [client.scratch(size * MIB) for size in (4, 2, 6)]
+    before = [scratch.address for scratch in scratches]
+    asked: list[str] = []
+    ask = BlockingConnection.ask
+
+    def counted(connection: BlockingConnection, request: pb.Request, *rest: Any, **named: Any) -> Any:
+        asked.append(str(request.WhichOneof("request")))
+        if grants == "one at a time" and request.HasField("scratch"):
+            request.scratch.ClearField("more")
+        return ask(connection, request, *rest, **named)
+
+    client.quiesce()
+    monkeypatch.setattr(BlockingConnection, "ask", counted)
+    client.resume()
+    assert asked == ["hello", "attach"] + ["scratch"] * (1 if grants == "all at once" else 4)
+    assert [scratch.address for scratch in scratches] == before
+    for number, scratch in enumerate(scratches, 1):
+        assert not any(scratch.view())
+        scratch.view()[:] = bytes([number]) * scratch.size
+    assert [set(scratch.view()) for scratch in scratches] == [{1}, {2}, {3}, {4}], "each its own"
+    assert region.view() == weights.data
+    scratches[1].close()
+    assert sorted(lease.size for lease in server.status().leases if not lease.region) == [2 * MIB, 2 * MIB, 6 * MIB]
 
 
 def test_resume_waits_for_a_region_that_is_being_filled(client: Client, server: Served, weights: Weights) -> None:

@@ -223,6 +223,23 @@ async def test_a_lease_that_is_granted_as_it_ends_is_not_lost(backend: FakeBacke
         await backend.host.pool.resize(16 * MIB)
 
 
+async def test_several_scratches_are_granted_by_one_request_or_none(peer: Peer, backend: FakeBackend) -> None:
+    await peer.send(2, pb.Request(scratch=pb.Scratch(device="host", size=4 * MIB, more=[2 * MIB, 6 * MIB])))
+    reply, frame = await peer.receive()
+    granted = [reply.granted, *reply.granted.more]
+    assert [sum(each.pieces) for each in granted] == [4 * MIB, 2 * MIB, 6 * MIB]
+    assert len({each.lease for each in granted}) == 3 and all(each.writable for each in granted)
+    sizes = [os.fstat(fd).st_size for fd in frame.descriptors]
+    assert sizes == [piece for each in granted for piece in each.pieces], "the descriptors of one behind those of the other"
+    frame.close()
+    await peer.ask(3, pb.Request(release=pb.Release(lease=granted[1].lease)))
+    assert sorted(lease.size for lease in backend.host.leases) == [4 * MIB, 6 * MIB]
+    reply = await peer.ask(4, pb.Request(scratch=pb.Scratch(device="host", size=MIB, more=[MIB, 1 << 40])))
+    assert reply.error.reason == pb.Error.OUT_OF_MEMORY
+    assert len(backend.host.leases) == 2, "nothing of it is kept"
+    assert (await peer.ask(5, pb.Request(scratch=pb.Scratch(device="host", size=MIB)))).HasField("granted")
+
+
 async def test_a_fill_is_stopped_by_its_number(peer: Peer, backend: FakeBackend) -> None:
     await peer.send(2, pb.Request(fill=pb.Fill()))
     await until(lambda: backend.filling.under_way, "the fill is under way")
@@ -313,6 +330,8 @@ async def test_sets_of_chunks_in_the_arena(tenant: Peer, backend: FakeBackend) -
         (pb.Request(scratch=pb.Scratch(size=1)), "an unnamed device"),
         (pb.Request(scratch=pb.Scratch(device="host", size=0)), "scratch.size: 0 bytes"),
         (pb.Request(scratch=pb.Scratch(device="host", size=1 << 60)), "scratch.size"),
+        (pb.Request(scratch=pb.Scratch(device="host", size=1, more=[1, 0])), "scratch.size: 0 bytes"),
+        (pb.Request(scratch=pb.Scratch(device="host", size=1, more=[1] * 256)), "scratch.more: 257 at once"),
         (pb.Request(reserve=pb.Reserve(device="host", size=1 << 60)), "reserve.size"),
         (pb.Request(attach=pb.Attach(region=pb.RegionRef(device="host", id=b"short"))), "an id of 5 bytes"),
         (pb.Request(begin=pb.Begin(device="host", id=KEY, layout=b"\xff")), "layout"),
