@@ -22,6 +22,7 @@ from typing import TypeVar
 
 import aiohttp
 
+from restore_agent.engine.control import Control
 from restore_agent.engine.listening import listens_elsewhere
 from restore_agent.errors import AgentError
 from restore_agent.places.connections import accepted
@@ -75,12 +76,15 @@ class Engine:
         self.place = place
         self.output = output
         self.pid = pid
+        self.gpu_bytes: Mapping[str, int] = {}  # UUID of each GPU that it is on → what its last resume took there
+        self._control = Control(place, pid)
 
     @classmethod
     async def start(cls, record: EngineRecord, place: Place, output: Output, *, for_snapshot: bool) -> Engine:
         """Raises PlaceError."""
         env = dict(record.env)
         if for_snapshot:
+            Control.make_doors(place)
             env[VARIABLE] = str(CONTROL_DIRECTORY)
         with output.writers() as fds:
             pid = await place.spawn(record.command, env, record.directory, fds, engine=True)
@@ -179,15 +183,14 @@ class Engine:
         Raises:
             EngineError: it ended.
         """
-        for word in (READY, SNAPSHOT_COMPLETE, RESTORE_COMPLETE):
-            (self.place.control_directory / word).unlink(missing_ok=True)
+        self._control.take_back(READY, SNAPSHOT_COMPLETE, RESTORE_COMPLETE)
         self.tell(QUIESCE_REQUESTED)
         ended = self.place.exit_of(self.pid)
         while not self.is_ready:
             if ended.done():
                 raise self.end_error()
             await asyncio.wait([ended], timeout=_FIRST_PROBE)
-        (self.place.control_directory / QUIESCE_REQUESTED).unlink()
+        self._control.take_back(QUIESCE_REQUESTED)
 
     def named_weights(self) -> list[Path]:
         """Checkpoint directories whose regions it attached by itself (`weights.json`, ours).
@@ -224,7 +227,7 @@ class Engine:
     def woken(self, moved: Mapping[str, str]) -> None:
         """Tells a restored engine to go on. `moved`: UUID of a GPU that it ran on → of the other one that has taken its place."""
         if moved:
-            self._write(GPUS, json.dumps(moved))
+            self._control.write(GPUS, json.dumps(moved))
         self.tell(RESTORE_COMPLETE)
 
     async def unless_ready(self, work: Awaitable[_T]) -> _T | None:
@@ -241,18 +244,11 @@ class Engine:
 
     @property
     def is_ready(self) -> bool:
-        return (self.place.control_directory / READY).exists()
+        return self._control.is_ready
 
     def tell(self, word: str) -> None:
-        """Writes one of the agent's words into the control directory."""
-        self._write(word, "")
-
-    def _write(self, word: str, content: str) -> None:
-        fresh = self.place.control_directory / f".{word}"
-        fresh.unlink(missing_ok=True)
-        with fresh.open("x") as file:  # made here: no pipe and no link that another has put there
-            file.write(content)
-        fresh.rename(fresh.with_name(word))
+        """Says one of the agent's words in the control directory."""
+        self._control.say(word)
 
     def session(self) -> aiohttp.ClientSession:
         """HTTP into the place's network. A connection never outlives its request, so that none is in an image."""

@@ -13,8 +13,13 @@ A process that was restored in another pod finds `environment.json` there, the v
 memory is the capture pod's.
 Files appear whole: a temporary name, then renamed.
 
-It is polled, every millisecond while an answer is due, since an inotify descriptor would be one more thing in the image. This file runs
-inside engines and imports the standard library alone; the agent takes the words from here.
+Waiting costs nothing: the engine's thread stands in `open` of a FIFO, a door, which the agent opens when it has said the word. While it
+stands there it has no descriptor that would be in an image, a stopped process stands there again when it goes on, and so does a restored
+one, by a door of the same name where it is now: CRIU begins the call anew. A door stands open for as long as its word stands, so that no
+word is missed by who comes late, and there is one for each wait, so that nobody runs through one that is still open. Rejected: inotify,
+whose descriptor would be one more thing in the image; a FIFO that is read, for the same reason. An agent that makes no doors (NVIDIA's) is
+polled, every millisecond while an answer is due. This file runs inside engines and imports the standard library alone; the agent takes the
+words from here.
 """
 
 from __future__ import annotations
@@ -25,7 +30,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 VARIABLE = "SNAPSHOT_CONTROL_DIR"
@@ -33,7 +38,9 @@ READY = "ready-for-snapshot"
 SNAPSHOT_COMPLETE, RESTORE_COMPLETE = "snapshot-complete", "restore-complete"
 ANSWERS = (RESTORE_COMPLETE, SNAPSHOT_COMPLETE)
 QUIESCE_REQUESTED, GPUS, WEIGHTS, ENVIRONMENT = "quiesce-requested", "gpus.json", "weights.json", "environment.json"  # ours
-ASLEEP_POLL_SECONDS = 0.001  # part of every restore
+ANSWER_DOOR, REQUEST_DOOR = "answer.fifo", "request.fifo"  # ours: one for the two answers, one for `quiesce-requested`
+DOORS = {RESTORE_COMPLETE: ANSWER_DOOR, SNAPSHOT_COMPLETE: ANSWER_DOOR, QUIESCE_REQUESTED: REQUEST_DOOR}
+ASLEEP_POLL_SECONDS = 0.001  # where there is no door; part of every restore there
 AWAKE_POLL_SECONDS = 0.05
 FAILED = 70  # exit code of an engine that could not quiesce or resume
 
@@ -75,11 +82,9 @@ class ControlDirectory:
         while True:
             quiesce()
             self._write(READY, "")
-            while not any(self._has(word) for word in ANSWERS):
-                time.sleep(ASLEEP_POLL_SECONDS)
+            self._wait(ANSWERS, ANSWER_DOOR, ASLEEP_POLL_SECONDS)
             resume(self._moved())
-            while not self._has(QUIESCE_REQUESTED):
-                time.sleep(AWAKE_POLL_SECONDS)
+            self._wait([QUIESCE_REQUESTED], REQUEST_DOOR, AWAKE_POLL_SECONDS)
 
     def name_weights(self, directory: Path | str) -> None:
         """Adds a checkpoint directory whose region this engine has attached."""
@@ -95,6 +100,14 @@ class ControlDirectory:
         except FileNotFoundError:
             return dict(os.environ)
         return found
+
+    def _wait(self, words: Iterable[str], door: str, poll_seconds: float) -> None:
+        """Until one of the words is there. Whatever is wrong with the door, it is polled."""
+        while not any(self._has(word) for word in words):
+            try:
+                os.close(os.open(self._folder / door, os.O_RDONLY))  # until somebody opens it for writing
+            except OSError:
+                time.sleep(poll_seconds)
 
     def _has(self, word: str) -> bool:
         return os.access(self._folder / word, os.F_OK)

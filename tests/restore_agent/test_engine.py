@@ -15,7 +15,7 @@ from restore_agent.engine.engine import Engine, EngineError
 from restore_agent.places.processes import is_stopped
 from restore_agent.places.sandbox import Sandbox
 from restore_agent.snapshots.manifest import EngineRecord
-from restore_agent.workload.control_directory import GPUS, QUIESCE_REQUESTED, READY, RESTORE_COMPLETE, SNAPSHOT_COMPLETE, WEIGHTS
+from restore_agent.workload.control_directory import DOORS, GPUS, QUIESCE_REQUESTED, READY, RESTORE_COMPLETE, SNAPSHOT_COMPLETE, WEIGHTS
 from tests.worlds.waiting import until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for namespaces")
@@ -144,11 +144,11 @@ async def test_asked_to_quiesce_it_has_a_clean_directory_and_is_waited_for(engin
         (control / word).touch()
     quiescing = asyncio.create_task(engine.quiesce())
     await until((control / QUIESCE_REQUESTED).exists)
-    assert [path.name for path in control.iterdir()] == [QUIESCE_REQUESTED]
+    assert {path.name for path in control.iterdir()} == {QUIESCE_REQUESTED, *DOORS.values()}
     assert not quiescing.done()
     (control / READY).touch()
     await asyncio.wait_for(quiescing, 5)
-    assert [path.name for path in control.iterdir()] == [READY]
+    assert {path.name for path in control.iterdir()} == {READY, *DOORS.values()}
 
 
 async def test_woken_on_other_gpus_it_finds_them_before_the_word(engine: Engine) -> None:

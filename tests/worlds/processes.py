@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -25,6 +26,17 @@ def below(pid: int) -> Iterator[tuple[int, int, str]]:
 def alive(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+_OPENAT = {"x86_64": 257, "aarch64": 56}[platform.machine()]
+
+
+def stands_in_open(pid: int, thread: int) -> bool:
+    """Whether a thread of it waits in the kernel for a file to be opened."""
+    try:
+        return Path(f"/proc/{pid}/task/{thread}/syscall").read_text().split()[0] == str(_OPENAT)
     except OSError:
         return False
 

@@ -1,0 +1,73 @@
+"""The agent's side of the control directory: words said, taken back and heard, and the doors that engines wait at (control_directory.py).
+
+A door is a FIFO. It is open while a descriptor of ours writes to it, which nobody ever does: opening it is what lets the engine go. It is
+opened after its word was written and closed before the word is taken back, so an engine that finds it open finds the word. It is closed,
+too, when the engine has ended, or nobody knows the engine any more. In a pod the directory is the tenant's as well: nothing that lies there
+is followed or waited for, and where a door cannot be made or opened the engine polls.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import weakref
+from typing import Any
+
+from restore_agent.places.place import Place
+from restore_agent.workload.control_directory import DOORS, READY
+
+_OPEN = os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC  # to read as well: without that it needs somebody who reads
+
+
+class Control:
+    """The control directory of one engine, as the agent uses it."""
+
+    def __init__(self, place: Place, pid: int) -> None:
+        """`pid`: of the engine's root process in the place."""
+        self._place = place
+        self._pid = pid
+        self._open: dict[str, weakref.finalize[..., Any]] = {}  # doors, by name, and what closes them
+        self._is_watched = False  # the engine's end closes them
+
+    @staticmethod
+    def make_doors(place: Place) -> None:
+        """Before an engine runs there. Raises PlaceError."""
+        for name in set(DOORS.values()):
+            with contextlib.suppress(OSError):  # it is there, or there is no room for it
+                os.mkfifo(place.control_directory / name, 0o644)  # an engine in a pod may be another user
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the engine has said `ready-for-snapshot`."""
+        return (self._place.control_directory / READY).exists()
+
+    def say(self, word: str) -> None:
+        """Writes one of the agent's words, and opens its door. Raises OSError."""
+        self.write(word, "")
+        door = DOORS[word]
+        if door not in self._open:
+            with contextlib.suppress(OSError):
+                self._open[door] = weakref.finalize(self, os.close, os.open(self._place.control_directory / door, _OPEN))
+        if self._open and not self._is_watched:
+            self._is_watched = True
+            self._place.exit_of(self._pid).add_done_callback(lambda _: self._close(*DOORS.values()))
+
+    def take_back(self, *words: str) -> None:
+        """Removes words, the engine's own among them, and shuts their doors. Raises OSError."""
+        for word in words:
+            if word in DOORS:
+                self._close(DOORS[word])
+            (self._place.control_directory / word).unlink(missing_ok=True)
+
+    def write(self, name: str, content: str) -> None:
+        """A file that appears whole. Raises OSError."""
+        fresh = self._place.control_directory / f".{name}"
+        fresh.unlink(missing_ok=True)
+        with fresh.open("x") as file:  # made here: no pipe and no link that another has put there
+            file.write(content)
+        fresh.rename(fresh.with_name(name))
+
+    def _close(self, *doors: str) -> None:
+        for door in doors:
+            if close := self._open.pop(door, None):
+                close()
