@@ -1,10 +1,10 @@
 """A GPU that the kubelet gives to somebody else's pod is given back by gpumem at once, and held again when that pod has gone.
 
-gpumem holds memory of GPUs that no pod has asked for. Which pod has which is known to the kubelet alone, by its pod-resources API, which
-can be asked and tells nothing by itself. So it is asked when the API server says that a pod which wants a device was sent to this node,
-again every few milliseconds until that pod has its devices (its container is made only afterwards), when a pod goes, and now and then in
-any case: that also brings a gpumem that was started anew back into line. A device plugin of our own was rejected: the GPUs would be ours
-to advertise, and every other one would have to go.
+gpumem holds memory of GPUs that no pod has asked for, and so do parked engines, which become standbys then. Which pod has which is known to
+the kubelet alone, by its pod-resources API, which can be asked and tells nothing by itself. So it is asked when the API server says that a
+pod which wants a device was sent to this node, again every few milliseconds until that pod has its devices (its container is made only
+afterwards), when a pod goes, and now and then in any case: that also brings a gpumem that was started anew back into line. A device plugin
+of our own was rejected: the GPUs would be ours to advertise, and every other one would have to go.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine
 from pathlib import Path
+from typing import Any
 
 import grpc
 from prometheus_client import Gauge
@@ -39,11 +40,19 @@ _YIELDED = Gauge("zerowake_yielded_devices", "GPUs that were given back because 
 class GpuYielding:
     """Which of gpumem's devices are another's now, and what is to be held of them again. Use `async with GpuYielding.watching(…)`."""
 
-    def __init__(self, node_pods: NodePods, kubelet: podresources_pb2_grpc.PodResourcesListerAsyncStub, gpumem: Path, note: Path) -> None:
+    def __init__(
+        self,
+        node_pods: NodePods,
+        kubelet: podresources_pb2_grpc.PodResourcesListerAsyncStub,
+        gpumem: Path,
+        note: Path,
+        others_have: Callable[[Collection[str]], Coroutine[Any, Any, None]],
+    ) -> None:
         self._node_pods = node_pods
         self._kubelet = kubelet
         self._gpumem = gpumem
         self._note = note
+        self._others_have = others_have
         self._before: dict[str, int] = json.loads(note.read_text()) if note.exists() else {}  # device → bytes that it held
         self._look = asyncio.Event()
         self._waiting: dict[str, float] = {}  # uid of a pod that has no devices yet → until when it is looked for
@@ -51,12 +60,20 @@ class GpuYielding:
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def watching(cls, node_pods: NodePods, kubelet: Path, gpumem: Path, state: Path) -> AsyncIterator[None]:
-        """`kubelet`: its folder. `gpumem`: its socket. `state`: the agent's folder."""
+    async def watching(
+        cls,
+        node_pods: NodePods,
+        kubelet: Path,
+        gpumem: Path,
+        state: Path,
+        others_have: Callable[[Collection[str]], Coroutine[Any, Any, None]],
+    ) -> AsyncIterator[None]:
+        """`kubelet`: its folder. `gpumem`: its socket. `state`: the agent's folder. `others_have`: told of all GPUs of others' pods, each
+        time that they were looked at; what it cannot have given back, it says itself."""
         options = [("grpc.default_authority", "localhost")]
         async with grpc.aio.insecure_channel(f"unix:{kubelet / SOCKET}", options=options) as channel:
             stub = podresources_pb2_grpc.PodResourcesListerStub(channel)
-            yielding = cls(node_pods, stub, gpumem, state / "yielded.json")
+            yielding = cls(node_pods, stub, gpumem, state / "yielded.json", others_have)
             node_pods.on_change(yielding._changed)
             async with beside(yielding._run(), "GPU yielding"):
                 yield
@@ -75,7 +92,12 @@ class GpuYielding:
         while True:
             self._look.clear()
             try:
-                await self._align(await self._devices())
+                foreign = await self._devices()
+                vacating = asyncio.create_task(self._others_have(foreign), name="parked engines give way")
+                try:
+                    await self._align(foreign)
+                finally:
+                    await vacating
                 self._troubled = ""
             except (grpc.aio.AioRpcError, GpumemError, OSError) as error:
                 said = error.details() or error.code().name if isinstance(error, grpc.aio.AioRpcError) else str(error)

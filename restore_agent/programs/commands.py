@@ -1,4 +1,4 @@
-"""`zerowake agent` and `zerowake snapshot …`.
+"""`zerowake agent`, `zerowake snapshot …`, `zerowake standby` and `zerowake park`.
 
 The snapshot commands speak gRPC to the agent that owns the state folder. Where none runs, one lives in the command's own process for as
 long as the command does: there is one way to take a snapshot, not two.
@@ -24,12 +24,14 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from rich.table import Table
 from zerowake_proto import agent_pb2, agent_pb2_grpc
 
+from gpumem.programs.commands import parse_reserve
 from restore_agent.drivers.weights import DEFAULT_SOCKET
 from restore_agent.engine.presets import KINDS, Setting, prepare
 from restore_agent.errors import AgentError
 from restore_agent.kubernetes.nri import SOCKET as NRI_SOCKET
 from restore_agent.places.placeholder import DEFAULT_FOLDER
 from restore_agent.programs.main import DEFAULT_STATE, CannotRun, Listen, die_with_parent, enter_own_mounts, run, serving, socket_of
+from restore_agent.sequences.parked_budget import Share
 from restore_agent.snapshots.store import Catalog, Snapshot
 from zerowake_shared import log
 from zerowake_shared.address import Address
@@ -80,6 +82,14 @@ def agent(
     nri: Annotated[Path, typer.Option(help="The container runtime's socket for plugins.")] = NRI_SOCKET,
     placeholder: Annotated[Path, typer.Option(help="Folder of the node that is mounted into containers.")] = DEFAULT_FOLDER,
     kubelet: Annotated[Path, typer.Option(help="The kubelet's folder.")] = Path("/var/lib/kubelet"),
+    parked_bytes: Annotated[
+        str,
+        typer.Option(
+            help="What parked replicas may hold of each GPU: a size (8GiB) or a fraction (0.1).",
+            envvar="ZEROWAKE_PARKED_BYTES",
+            metavar="SIZE",
+        ),
+    ] = "0.1",
 ) -> None:
     """Runs the restore agent of this node, until it is told to stop."""
     log.configure()
@@ -87,7 +97,7 @@ def agent(
     with _errors(), contextlib.ExitStack() as stack:
         if bool(listen) != bool(tls):
             raise CannotRun("--listen and --tls belong together: whoever reaches the agent may start programs as root")
-        shows = _metrics_address(metrics)
+        shows, parked = _metrics_address(metrics), _share(parked_bytes)
         if stack.enter_context(used(state)):
             die_with_parent(parent)
         enter_own_mounts(state)
@@ -97,7 +107,7 @@ def agent(
             from restore_agent.programs.on_kubernetes import Kubernetes, serve_pods  # noqa: PLC0415  (only here is the API's client needed)
 
             beside = functools.partial(serve_pods, Kubernetes(cri, nri, placeholder, kubelet))
-        asyncio.run(run(node, state, gpumem, shows, serves, beside))
+        asyncio.run(run(node, state, gpumem, shows, serves, beside, parked))
 
 
 @snapshots.command()
@@ -224,22 +234,62 @@ def standby(
 ) -> None:
     """Restores a replica ahead of need, without GPU memory, in the running agent: the next request only has to wake it."""
     reference = agent_pb2.SnapshotRef(namespace=namespace, name=name)
-    asked = secrets.token_hex(8)
+    if drop:
+        _unstage(state, reference, agent_pb2.RUNG_MEMORY, "no standby, the image stays in memory")
+    else:
+        _stage(state, agent_pb2.StageRequest(snapshot=reference, rung=agent_pb2.RUNG_STANDBY, keep_seconds=keep), "standby")
 
-    async def move() -> None:
-        if not _listens(socket_of(state)):
-            raise CannotRun(f"no agent runs on {state}, and a standby lives in one: start `zerowake up` or `zerowake agent`")
-        async with _agent(state) as stub:
-            if drop:
-                await stub.Unstage(agent_pb2.UnstageRequest(request_id=asked, snapshot=reference, rung=agent_pb2.RUNG_MEMORY))
-                typer.echo(f"{namespace}/{name}: no standby, the image stays in memory")
-                return
-            request = agent_pb2.StageRequest(request_id=asked, snapshot=reference, rung=agent_pb2.RUNG_STANDBY, keep_seconds=keep)
+
+@app.command()
+def park(
+    name: Name,
+    back: Annotated[bool, typer.Option("--back", help="Make it a standby again instead.")] = False,
+    keep: Annotated[float, typer.Option(help="Seconds until it becomes a standby unless it was used; 0: kept.", min=0)] = 0.0,
+    standby_seconds: Annotated[float, typer.Option(help="Seconds for which it is kept as a standby then; 0: kept.", min=0)] = 0.0,
+    namespace: Namespace = "default",
+    state: State = DEFAULT_STATE,
+) -> None:
+    """Makes a standby, and gives it its GPU state back: the next request finds it on the GPU and only waits for its weights."""
+    reference = agent_pb2.SnapshotRef(namespace=namespace, name=name)
+    if back:
+        _unstage(state, reference, agent_pb2.RUNG_STANDBY, "nothing of it is parked")
+    else:
+        request = agent_pb2.StageRequest(snapshot=reference, rung=agent_pb2.RUNG_PARKED, keep_seconds=keep, standby_seconds=standby_seconds)
+        _stage(state, request, "parked")
+
+
+def _stage(state: Path, request: agent_pb2.StageRequest, rung: str) -> None:
+    async def stage() -> None:
+        async with _running_agent(state) as stub:
             answer = await stub.Stage(request)
-            typer.echo(f"{namespace}/{name}@{answer.residency.snapshot.digest[:12]}: standby after {answer.seconds:.2f} s")
+        found = answer.residency
+        held = f", holding {found.parked_bytes[0] / 1e9:.2f} GB of its GPU" if rung == "parked" and found.parked_bytes else ""
+        typer.echo(
+            f"{found.snapshot.namespace}/{found.snapshot.name}@{found.snapshot.digest[:12]}: {rung} after {answer.seconds:.2f} s{held}"
+        )
+
+    request.request_id = secrets.token_hex(8)
+    with _errors():
+        asyncio.run(stage())
+
+
+def _unstage(state: Path, reference: agent_pb2.SnapshotRef, rung: agent_pb2.Rung, done: str) -> None:
+    async def unstage() -> None:
+        async with _running_agent(state) as stub:
+            await stub.Unstage(agent_pb2.UnstageRequest(request_id=secrets.token_hex(8), snapshot=reference, rung=rung))
+        typer.echo(f"{reference.namespace}/{reference.name}: {done}")
 
     with _errors():
-        asyncio.run(move())
+        asyncio.run(unstage())
+
+
+@contextlib.asynccontextmanager
+async def _running_agent(state: Path) -> AsyncIterator[agent_pb2_grpc.AgentAsyncStub]:
+    """Raises CannotRun: there is none."""
+    if not _listens(socket_of(state)):
+        raise CannotRun(f"no agent runs on {state}, and a standby lives in one: start `zerowake up` or `zerowake agent`")
+    async with _agent(state) as stub:
+        yield stub
 
 
 async def _create(request: agent_pb2.SnapshotRequest, state: Path, gpumem: Path) -> None:
@@ -296,6 +346,14 @@ def _run(work: Coroutine[Any, Any, None], state: Path) -> None:
             stack.enter_context(used(state))
             enter_own_mounts(state)
         asyncio.run(work)
+
+
+def _share(text: str) -> Share:
+    """Raises CannotRun."""
+    try:
+        return parse_reserve(text)
+    except typer.BadParameter as error:
+        raise CannotRun(f"--parked-bytes {error}") from None
 
 
 def _metrics_address(text: str) -> Address | None:

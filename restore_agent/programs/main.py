@@ -23,6 +23,7 @@ from zerowake_proto import agent_pb2_grpc
 
 from restore_agent.errors import AgentError
 from restore_agent.sequences.node import Node
+from restore_agent.sequences.parked_budget import Share, a_tenth
 from restore_agent.service import metrics
 from restore_agent.service.authorization import OnlyTheScaler
 from restore_agent.service.service import AgentService
@@ -80,13 +81,13 @@ class Listen:
 
 
 @contextlib.asynccontextmanager
-async def serving(name: str, state: Path, gpumem: Path, listen: Listen | None = None) -> AsyncIterator[Node]:
+async def serving(name: str, state: Path, gpumem: Path, listen: Listen | None = None, parked: Share = a_tenth) -> AsyncIterator[Node]:
     """Serves an agent's gRPC on its socket, which only root may open, and where others reach it. `enter_own_mounts` comes first.
 
     Raises StoreBusy, BadCertificate, CannotListen, CannotRun, OSError.
     """
     path = socket_of(state)
-    async with Node.open(name, state, _memory(state), gpumem, metrics) as node:
+    async with Node.open(name, state, _memory(state), gpumem, metrics, parked) as node:
         listening.make_way(path, "the agent")  # of one that was killed: the store's lock says that none is alive
         server = grpc.aio.server(interceptors=[OnlyTheScaler()], options=listening.PINGS_WELCOME)
         agent_pb2_grpc.add_AgentServicer_to_server(AgentService(node), server)
@@ -109,6 +110,7 @@ async def run(
     metrics_address: tuple[str, int] | None,
     listen: Listen | None = None,
     beside: Callable[[Node], Coroutine[Any, Any, None]] | None = None,
+    parked: Share = a_tenth,
 ) -> None:
     """Until SIGTERM or SIGINT, and with it what runs `beside`, for ever. Raises what `serving` and `beside` do."""
     stop = asyncio.Event()
@@ -120,7 +122,7 @@ async def run(
     async with contextlib.AsyncExitStack() as stack:
         if metrics_address:
             await stack.enter_async_context(metrics.serve(*metrics_address))
-        node = await stack.enter_async_context(serving(name, state, gpumem, listen))
+        node = await stack.enter_async_context(serving(name, state, gpumem, listen, parked))
         _LOG.info("agent of node %s serves on %s", name, socket_of(state))
         if beside:
             await stack.enter_async_context(background.beside(beside(node), "beside the node"))

@@ -44,7 +44,7 @@ async def serve_pods(kubernetes: Kubernetes, node: Node) -> None:
         async with (
             pods_served(node, kubernetes.placeholder, kubernetes.cri) as node_pods,
             nri.plugged(kubernetes.nri, injected(kubernetes.placeholder, gpumem)),
-            GpuYielding.watching(node_pods, kubernetes.kubelet, gpumem, node.store.state),
+            GpuYielding.watching(node_pods, kubernetes.kubelet, gpumem, node.store.state, node.rungs.others_have),
         ):
             _LOG.info("pods of node %s are restored into", node.name)
             await asyncio.Event().wait()

@@ -195,6 +195,7 @@ class Capturer:
                         await asyncio.shield(self._cuda.resume(holders))
             finally:
                 source.tell(SNAPSHOT_COMPLETE)
+        source.gpu_bytes = freed or {}
         gpus = self._cuda.gpus() if self._cuda and holders else None
         if canary is None:
             await source.wait_healthy()

@@ -8,7 +8,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -25,14 +25,16 @@ from restore_agent.places.place import PlaceError
 from restore_agent.places.sandboxes import Sandboxes
 from restore_agent.places.shared_folders import unshared
 from restore_agent.sequences.capture import Captured, Capturer, CaptureRequest, Progress
+from restore_agent.sequences.parked_budget import Share, a_tenth
 from restore_agent.sequences.phases import Phases
 from restore_agent.sequences.replicas import Origin, Replica, Replicas, State
 from restore_agent.sequences.restore import OpenPlace, RestoreFailed, Restorer
+from restore_agent.sequences.rungs import Rungs
 from restore_agent.sequences.staging import NoMemory, Staging
-from restore_agent.sequences.standby import Standbys
+from restore_agent.sequences.standby import Rung, Standbys
 from restore_agent.snapshots.damage import DamageWatch
 from restore_agent.snapshots.manifest import EngineRecord
-from restore_agent.snapshots.store import Corrupt, NotFound, Snapshot, Store, Unreadable
+from restore_agent.snapshots.store import Snapshot, Store, Unreadable
 from zerowake_shared.background import kept
 from zerowake_shared.huge_pages import HugePages
 
@@ -57,7 +59,7 @@ Change = Snapshot | Removed | Replica | Unreadable
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One GPU of the node. free_bytes: free now, with what gpumem would give up of its pool."""
+    """One GPU of the node. free_bytes: free now, with what gpumem would give up of its pool, and parked engines would give back."""
 
     uuid: str
     total_bytes: int
@@ -68,7 +70,7 @@ class Observer(Protocol):
     """Hears of replicas as they are made, and of snapshots that were asked for in vain."""
 
     def restored(self, model: str, origin: Origin, phases: Iterable[tuple[str, float]]) -> None:
-        """From a snapshot, or by waking its standby; `phases`: where the seconds went."""
+        """From a snapshot, or by waking its standby, parked or not; `phases`: where the seconds went."""
 
     def started_cold(self, model: str) -> None:
         """By its own command."""
@@ -79,11 +81,23 @@ class Observer(Protocol):
     def replicas_are(self, count: int) -> None:
         """So many live on the node."""
 
+    def standbys_are(self, counts: Mapping[Rung, int], parked: Mapping[str, int]) -> None:
+        """So many stand on each rung, and the parked ones hold so many bytes of each GPU."""
+
 
 class Node:
     """Use `async with Node.open(name, state, memory, gpumem, observer)`."""
 
-    def __init__(self, name: str, store: Store, memory: Path, weights: Weights, criu: Criu | CriuError, observer: Observer) -> None:
+    def __init__(
+        self,
+        name: str,
+        store: Store,
+        memory: Path,
+        weights: Weights,
+        criu: Criu | CriuError,
+        observer: Observer,
+        parked: Share = a_tenth,
+    ) -> None:
         self.name = name
         self.observer = observer
         self.weights = weights
@@ -102,10 +116,10 @@ class Node:
         self.headroom = Headroom()
         self.staging = Staging(store, memory, self.criu.version if self.criu else "0", gpus, self.headroom, self._changed)
         huge = HugePages.of_processes(store.state)
-        self.restorer = Restorer(self.criu, why, sandboxes, self.staging, huge, self.headroom, cuda, self.weights)
+        self.restorer = Restorer(self.criu, why, sandboxes, self.staging, huge, self.headroom, cuda, self.weights, self._give_way)
         self.replicas = Replicas(self._changed, self._give_room_back)
-        self.standbys = Standbys(self._changed)
-        self._preparing: dict[str, asyncio.Lock] = {}
+        self.standbys = Standbys(self._changed, self.restorer.unpark)
+        self.rungs = Rungs(self.restorer, self.standbys, self.replicas, store, cuda, weights.view, parked)
         self.gpus: list[Gpu] = []  # that snapshots can be restored to, as they were seen last
         self._restoring = 0  # restores under way: each may have been promised memory that gpumem gave up
         self._why_no_criu = why
@@ -113,14 +127,19 @@ class Node:
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def open(cls, name: str, state: Path, memory: Path, gpumem: Path, observer: Observer) -> AsyncIterator[Node]:
-        """`state`: the snapshots' folder; `memory`: a tmpfs; `gpumem`: its server's socket. Raises StoreBusy, OSError."""
+    async def open(
+        cls, name: str, state: Path, memory: Path, gpumem: Path, observer: Observer, parked: Share = a_tenth
+    ) -> AsyncIterator[Node]:
+        """`state`: the snapshots' folder; `memory`: a tmpfs; `gpumem`: its server's socket; `parked`: what parked engines may hold.
+
+        Raises StoreBusy, OSError.
+        """
         store = await asyncio.to_thread(Store, state)
         try:
             weights = Weights(gpumem)
             sandboxes = _sandboxes(store, memory, weights)
             await asyncio.to_thread(_prepare, sandboxes)
-            node = cls(name, store, memory, weights, await _working_criu(sandboxes, store.state / _CRIU_LOG), observer)
+            node = cls(name, store, memory, weights, await _working_criu(sandboxes, store.state / _CRIU_LOG), observer, parked)
             await node._look_at_gpus()
             watching = [
                 asyncio.create_task(kept(node._yield_to_pressure, "memory pressure", _LOG), name="memory pressure"),
@@ -184,14 +203,15 @@ class Node:
 
     async def _restore(self, snapshot: Snapshot, phases: Phases) -> tuple[Origin, Engine]:
         """By the standby where there is one. Raises RestoreFailed."""
-        standby = self.standbys.take(snapshot.digest)
+        standby = await self.standbys.take(snapshot.digest)
         if standby and standby.has_overslept:
             await standby.close()
         elif standby:
+            origin = Origin.PARKED if standby.rung is Rung.PARKED else Origin.STANDBY
             try:
-                return Origin.STANDBY, await self.restorer.wake(standby, phases)
+                return origin, await self.restorer.wake(standby, phases)
             except RestoreFailed as error:
-                _LOG.warning("the standby of %s did not wake (%s), restoring another replica: %s", snapshot, error.reason, error)
+                _LOG.warning("what waited of %s did not wake (%s), restoring another replica: %s", snapshot, error.reason, error)
         return Origin.RESTORED, await self.restorer.restore(snapshot, phases)
 
     async def restore_into(self, container: Container, model: str, snapshot: Snapshot, phases: Phases, replica_id: str = "") -> Replica:
@@ -215,43 +235,25 @@ class Node:
         """Image, weights and a standby; returns the seconds. Raises what `stage` does, RestoreFailed."""
         begin = time.monotonic()
         await self.stage(snapshot)
-        async with self._making(snapshot):
-            if snapshot.digest not in self.standbys:
-                self.standbys.add(await self.restorer.prepare(snapshot), keep_seconds)
+        await self.rungs.stand_by(snapshot, keep_seconds)
         return time.monotonic() - begin
 
-    def _making(self, snapshot: Snapshot) -> asyncio.Lock:
-        """Held by whoever makes a standby of it."""
-        return self._preparing.setdefault(snapshot.digest, asyncio.Lock())
+    async def park(self, snapshot: Snapshot, keep_seconds: float, standby_seconds: float) -> float:
+        """Image, weights and a parked replica; returns the seconds. Raises what `stage` and `Rungs.park` do."""
+        begin = time.monotonic()
+        self.rungs.check_parkable(snapshot)
+        await self.stage(snapshot)
+        await self.rungs.park(snapshot, keep_seconds, standby_seconds)
+        return time.monotonic() - begin
 
-    async def demote(self, replica_id: str, keep_seconds: float) -> str:
-        """Makes a replica the standby of its snapshot; where that cannot be, ends it and says why. Raises NoReplica."""
-        snapshot = self.replicas.get(replica_id).snapshot
-        # Held before anybody hears that the replica is gone: who then asks for a standby gets this one.
-        async with self._making(snapshot) if snapshot else contextlib.nullcontext():
-            replica = self.replicas.detach(replica_id)
-            why = await self._demote(replica, keep_seconds)
-        if why:
-            await replica.engine.place.close()
-            replica.engine.output.close()
-            _LOG.info("replica %s ended and is no standby: %s", replica.id, why)
+    async def demote(self, replica_id: str, keep_seconds: float, rung: Rung = Rung.STANDBY, standby_seconds: float = 0.0) -> str:
+        """Makes a replica the standby of its snapshot; where that cannot be, ends it and says why. Raises what `Rungs.demote` does."""
+        why = await self.rungs.demote(replica_id, rung, keep_seconds, standby_seconds)
         await self._give_room_back()
         return why
 
-    async def _demote(self, replica: Replica, keep_seconds: float) -> str:
-        snapshot = replica.snapshot
-        if snapshot is None:
-            return "it was started without a snapshot"
-        if snapshot.digest in self.standbys:
-            return "its snapshot has a standby"
-        try:
-            manifest = snapshot.manifest
-            await asyncio.to_thread(self.store.get, manifest.namespace, manifest.name, snapshot.digest)
-            standby = await self.restorer.demote(replica.engine, snapshot)
-        except (RestoreFailed, NotFound, Corrupt) as error:
-            return str(error)
-        self.standbys.add(standby, keep_seconds)
-        return ""
+    async def _give_way(self, lacking: Mapping[str, int]) -> bool:
+        return await self.rungs.give_way(lacking)
 
     async def release(self, replica_id: str) -> None:
         """Ends a replica and gives everything back. Raises NoReplica."""
@@ -332,7 +334,8 @@ class Node:
         if self._cuda is None or self._restoring:
             return
         free, total = await asyncio.to_thread(self._cuda.free), await asyncio.to_thread(self._cuda.total)
-        self.gpus = [Gpu(uuid, total[uuid], free[uuid] + self.weights.view.free_bytes(uuid)) for uuid in self._cuda.gpus().uuids]
+        given, uuids = self.rungs.held(), self._cuda.gpus().uuids
+        self.gpus = [Gpu(each, total[each], free[each] + self.weights.view.free_bytes(each) + given.get(each, 0)) for each in uuids]
 
     def _devices(self, snapshot: Snapshot) -> list[str]:
         """GPUs that its weights may be staged to, the one that it was taken on first."""
@@ -367,6 +370,7 @@ class Node:
 
     def _changed(self, change: Change) -> None:
         self.observer.replicas_are(sum(replica.state is not State.GONE for replica in self.replicas))
+        self.observer.standbys_are({rung: sum(each.rung is rung for each in self.standbys) for rung in Rung}, self.rungs.held())
         for queue in self._listeners:
             queue.put_nowait(change)
 

@@ -26,7 +26,12 @@ class NoGpuMemory(AgentError):
 
 
 def choose_gpus(
-    needed: Mapping[str, int], before: Sequence[str], here: Sequence[str], free: Mapping[str, int], resident: Collection[str]
+    needed: Mapping[str, int],
+    before: Sequence[str],
+    here: Sequence[str],
+    free: Mapping[str, int],
+    resident: Collection[str],
+    barred: Collection[str] = (),
 ) -> dict[str, str]:
     """Pairs each GPU of the suspend with one of this node.
 
@@ -35,13 +40,14 @@ def choose_gpus(
         before, here: UUIDs of all GPUs of the driver, then and now, equally many.
         free: bytes of each GPU here.
         resident: GPUs here that hold the weights.
+        barred: GPUs here that are for none of the used ones.
 
     Raises:
         NoGpuMemory: one of them finds no GPU.
     """
     pairs: dict[str, str] = {}
     for old, size in sorted(needed.items(), key=lambda each: -each[1]):
-        candidates = [new for new in here if new not in pairs.values()]
+        candidates = [new for new in here if new not in pairs.values() and new not in barred]
         roomy = [new for new in candidates if free[new] >= size + HEADROOM]
         if not roomy:
             most = max((free[new] for new in candidates), default=0)

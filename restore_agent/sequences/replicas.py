@@ -37,6 +37,7 @@ class Origin(enum.Enum):
     COLD = "cold"
     CAPTURED = "captured"
     STANDBY = "standby"
+    PARKED = "parked"
 
 
 class NoReplica(AgentError):
@@ -148,7 +149,7 @@ class Replicas:
         # Not awaited itself: a cancelled watcher would cancel the news for everybody.
         ended = replica.engine.place.exit_of(replica.engine.pid)
         hangs = ""
-        if replica.origin in (Origin.RESTORED, Origin.STANDBY):
+        if replica.origin in (Origin.RESTORED, Origin.STANDBY, Origin.PARKED):
             # A restore does not wait for health. An engine that hangs as it wakes would hold its requests for ever.
             await asyncio.wait([ended], timeout=_HEALTH_PAUSE)
             hangs = await self._hangs(replica, ended)

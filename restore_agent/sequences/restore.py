@@ -1,8 +1,9 @@
-"""From a snapshot to a serving replica, at once or in two parts with a standby between them.
+"""From a snapshot to a serving replica, at once or in parts with a standby between them, which may be parked.
 
-    place    →  CRIU: skeleton  →  (it holds every task)  →  fill pages  ┃  CRIU lets go  →  CUDA  →  restore-complete
-       staging into memory, where it does not stand there yet,           ┃     weights into lent memory run beside all of it
-       runs beside all of it                                          standby
+    place    →  CRIU: skeleton  →  (it holds every task)  →  fill pages  ┃  CRIU lets go  →  CUDA  ┃  restore-complete
+       staging into memory, where it does not stand there yet,           ┃                          ┃
+       runs beside all of it                                          standby                    parked
+                                                        weights into lent memory run beside what is left to do
 
 Restoring is an optimisation, never a new way to fail: whatever goes wrong names a reason, and the engine is started cold where the caller
 gave its command. The first held request is a restored replica's proof, so it is not asked for its health here.
@@ -15,7 +16,7 @@ import contextlib
 import functools
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from restore_agent.drivers.cuda import Cuda, CudaError
 from restore_agent.drivers.headroom import Headroom
 from restore_agent.drivers.meminfo import available_memory
 from restore_agent.drivers.weights import Weights
+from restore_agent.engine.control import Control
 from restore_agent.engine.engine import Engine, EngineError
 from restore_agent.errors import FAILURES, AgentError, reason_of
 from restore_agent.places.place import Output, Place
@@ -31,10 +33,11 @@ from restore_agent.places.rootless import Rootless
 from restore_agent.places.sandbox import Sandbox
 from restore_agent.places.sandboxes import Sandboxes
 from restore_agent.places.shared_folders import caches
+from restore_agent.sequences.parked_budget import ParkedBudget
 from restore_agent.sequences.phases import Phases
 from restore_agent.sequences.placement import NoGpuMemory, choose_gpus
 from restore_agent.sequences.staging import SPARE_BYTES, Bandwidth, NoMemory, Staged, Staging
-from restore_agent.sequences.standby import Standby
+from restore_agent.sequences.standby import Rung, Standby
 from restore_agent.snapshots.manifest import EngineRecord, Manifest
 from restore_agent.snapshots.store import Snapshot
 from zerowake_shared.huge_pages import HugePages
@@ -42,6 +45,7 @@ from zerowake_shared.huge_pages import HugePages
 _DEMOTE_SECONDS = 10.0  # an engine that does not let go in this time is ended
 _LET_GO_SECONDS = 10.0  # CRIU's last step takes milliseconds
 OpenPlace = Callable[[], Awaitable[Place]]  # makes, or opens, what a replica is restored into
+GiveWay = Callable[[Mapping[str, int]], Awaitable[bool]]  # by the bytes that GPUs lack; whether any has more now
 
 
 class RestoreFailed(AgentError):
@@ -65,8 +69,9 @@ class Restorer:
         headroom: Headroom,
         cuda: Cuda | None,
         weights: Weights,
+        give_way: GiveWay,
     ) -> None:
-        """Without `criu`, every restore fails with `why_no_criu`."""
+        """Without `criu`, every restore fails with `why_no_criu`. `give_way`: asked where GPU memory is short and gpumem has none."""
         self._criu = criu
         self._why_no_criu = why_no_criu
         self._sandboxes = sandboxes
@@ -75,6 +80,7 @@ class Restorer:
         self._headroom = headroom
         self._cuda = cuda
         self._weights = weights
+        self._give_way = give_way
         self.memory_to_process = Bandwidth()
         self.overhead: dict[str, float] = {}  # digest → seconds of a restore beside its fill, smoothed
 
@@ -88,8 +94,10 @@ class Restorer:
                         device = _device(pairs, snapshot.manifest.gpus)
                         weights = asyncio.create_task(self._bring_weights(snapshot, device), name="weights")
                         try:
-                            standby = await self._hold(criu, staged, phases, open_place or self._sandbox(snapshot))
-                            engine = await self._wake(standby, pairs, weights, phases)
+                            standby = await self._hold(criu, snapshot, staged, phases, open_place or self._sandbox(snapshot))
+                            async with _closed_unless_done(standby):
+                                await self._resume(standby, pairs, phases)
+                                engine = await self._serve(standby, weights, phases)
                         finally:
                             await _ended(weights)
             overhead = phases.total - sum(phases.seconds(moving) for moving in ("image.fill", "staged.pages", "weights"))
@@ -113,26 +121,53 @@ class Restorer:
                 raise NoMemory(f"a standby needs {needed} MiB of memory and {free >> 20} MiB are free: drop another, or end replicas")
             async with asyncio.timeout(_deadline(snapshot)):
                 with self._staging.hold(snapshot) as staged:
-                    return await self._hold(criu, staged, Phases(), open_place or self._sandbox(snapshot))
+                    return await self._hold(criu, snapshot, staged, Phases(), open_place or self._sandbox(snapshot))
 
     async def wake(self, standby: Standby, phases: Phases) -> Engine:
-        """Raises RestoreFailed; then nothing is left of it."""
-        with self._named(standby.snapshot):
-            self._headroom.give()  # CUDA takes memory of the host's, too
-            try:
-                async with asyncio.timeout(_deadline(standby.snapshot)):
-                    async with self._gpus(standby.snapshot.manifest, standby.gpus, standby.before) as pairs:
-                        weights = asyncio.create_task(self._bring_weights(standby.snapshot, _device(pairs, standby.gpus)))
-                        try:
-                            return await self._wake(standby, pairs, weights, phases)
-                        finally:
-                            await _ended(weights)
-            except BaseException:
-                await standby.close()
-                raise
+        """From either rung. Raises RestoreFailed; then nothing is left of it."""
+        snapshot = standby.snapshot
+        async with _closed_unless_done(standby):
+            with self._named(snapshot):
+                async with asyncio.timeout(_deadline(snapshot)), contextlib.AsyncExitStack() as stack:
+                    pairs: Mapping[str, str] = {gpu: gpu for gpu in standby.gpus}
+                    if standby.rung is Rung.STANDBY:
+                        self._headroom.give()  # CUDA takes memory of the host's, too
+                        pairs = await stack.enter_async_context(self._gpus(snapshot.manifest, standby.gpus, standby.before))
+                    weights = asyncio.create_task(self._bring_weights(snapshot, _device(pairs, standby.gpus)), name="weights")
+                    stack.push_async_callback(_ended, weights)
+                    if standby.rung is Rung.STANDBY:
+                        await self._resume(standby, pairs, phases)
+                    return await self._serve(standby, weights, phases)
 
-    async def demote(self, engine: Engine, snapshot: Snapshot) -> Standby:
-        """A running engine that works on nothing, as a standby: it lets go of what is lent to it, is suspended on the GPU, and is stopped.
+    async def park(self, standby: Standby, budget: ParkedBudget) -> None:
+        """A standby's GPU state onto a GPU on which there is room for it by the budget, too. Where that is refused, it is a standby still.
+
+        Raises:
+            NoGpuMemory: nothing was begun.
+            RestoreFailed: nothing is left of it.
+        """
+        snapshot = standby.snapshot
+        barred = {gpu for gpu, room in budget.left().items() if room < max(standby.gpus.values(), default=0)}
+        async with contextlib.AsyncExitStack() as stack:
+            pairs = await stack.enter_async_context(self._gpus(snapshot.manifest, standby.gpus, standby.before, barred, give_way=False))
+            stack.enter_context(budget.counted({pairs[old]: size for old, size in standby.gpus.items()}))
+            async with _closed_unless_done(standby):
+                with self._named(snapshot):
+                    async with asyncio.timeout(_deadline(snapshot)):
+                        self._headroom.give()
+                        await self._resume(standby, pairs, Phases())
+                    if standby.engine.place.exit_of(standby.engine.pid).done():
+                        raise standby.engine.end_error()
+
+    async def unpark(self, standby: Standby) -> None:
+        """Gives back what a parked one holds of its GPUs. Raises RestoreFailed; then nothing is left of it."""
+        async with _closed_unless_done(standby):
+            with self._named(standby.snapshot):
+                async with asyncio.timeout(_deadline(standby.snapshot)):
+                    await self._suspend(standby)
+
+    async def demote(self, engine: Engine, snapshot: Snapshot, rung: Rung) -> Standby:
+        """A running engine that works on nothing, on that rung: it lets go of what is lent, and for a standby is suspended and stopped.
 
         Raises RestoreFailed; the engine is of no more use, and is the caller's to close.
         """
@@ -146,19 +181,33 @@ class Restorer:
                 gpus: Mapping[str, int] = {}
                 if self._cuda:
                     gpu_pids = self._cuda.holders(host for pid, host in engine.place.host_pids().items() if pid != 1)
-                    # CUDA maps now what it keeps the state in, and reads it at the resume, which huge pages make 10-17 % faster.
-                    with self._huge.on():
-                        gpus = await self._cuda.suspend(gpu_pids)
-                await asyncio.to_thread(engine.stop)
+                    gpus = self._cuda.held(gpu_pids) or engine.gpu_bytes
+                undo = contextlib.AsyncExitStack()
+                undo.callback(engine.output.close)
+                undo.push_async_callback(engine.place.close)
+                here = self._cuda.gpus().uuids if self._cuda else ()
+                standby = Standby(snapshot, engine, _nothing, undo, gpu_pids, gpus, here, Rung.PARKED)
+                if rung is Rung.STANDBY:
+                    await self._suspend(standby)
+                return standby
 
-            async def wake() -> None:
-                engine.go_on()
+    async def _suspend(self, standby: Standby) -> None:
+        """Off the GPU, and stopped: from parked to standby."""
+        engine = standby.engine
+        gpus: Mapping[str, int] = {}
+        if self._cuda:
+            # CUDA maps now what it keeps the state in, and reads it at the resume, which huge pages make 10-17 % faster.
+            with self._huge.on():
+                gpus = await self._cuda.suspend(standby.gpu_pids)
+        await asyncio.to_thread(engine.stop)
+        if engine.place.exit_of(engine.pid).done():
+            raise engine.end_error()
 
-            undo = contextlib.AsyncExitStack()
-            undo.callback(engine.output.close)
-            undo.push_async_callback(engine.place.close)
-            here = self._cuda.gpus().uuids if self._cuda else ()
-            return Standby(snapshot, engine, wake, undo, gpu_pids, gpus, here)
+        async def let_go() -> None:
+            engine.go_on()
+
+        standby.let_go, standby.gpus, standby.before = let_go, gpus, self._cuda.gpus().uuids if self._cuda else ()
+        standby.rung = Rung.STANDBY
 
     def _usable(self, snapshot: Snapshot) -> Criu:
         if os.geteuid() != 0:
@@ -183,9 +232,12 @@ class Restorer:
     def _sandbox(self, snapshot: Snapshot) -> Callable[[], Awaitable[Sandbox]]:
         return functools.partial(self._sandboxes.create, snapshot.manifest.engine.shared)
 
-    async def _hold(self, criu: Criu, staged: Staged, phases: Phases, open_place: OpenPlace) -> Standby:
-        """CRIU's part and the fill, up to the moment at which every page is there and every task waits."""
-        snapshot, manifest = staged.snapshot, staged.snapshot.manifest
+    async def _hold(self, criu: Criu, snapshot: Snapshot, staged: Staged, phases: Phases, open_place: OpenPlace) -> Standby:
+        """CRIU's part and the fill, up to the moment at which every page is there and every task waits.
+
+        snapshot: as it was asked for: `staged` may know it by the folder that it was proved in, which is gone.
+        """
+        manifest = snapshot.manifest
         self._headroom.give()
         async with contextlib.AsyncExitStack() as undo:
             with phases.phase("image.sandbox"):
@@ -220,9 +272,10 @@ class Restorer:
                 raise CriuError("CRIU ended without asking for the pages")
             phases.add("image.criu", time.monotonic() - begin - phases.seconds("staged.pages") - phases.seconds("image.fill"))
             hosts = place.host_pids()
+            Control.make_doors(place)
             engine = Engine(manifest.engine, place, output, manifest.root_pid)
 
-            async def wake() -> None:
+            async def let_go() -> None:
                 go.set()
                 ended = place.exit_of(manifest.root_pid)
                 await asyncio.wait([restoring, ended], timeout=_LET_GO_SECONDS, return_when=asyncio.FIRST_COMPLETED)
@@ -231,36 +284,45 @@ class Restorer:
                 await restoring
 
             return Standby(
-                snapshot, engine, wake, undo.pop_all(), [hosts[pid] for pid in manifest.gpu_pids], manifest.gpus, _uuids(snapshot)
+                snapshot, engine, let_go, undo.pop_all(), [hosts[pid] for pid in manifest.gpu_pids], manifest.gpus, _uuids(snapshot)
             )
 
-    async def _wake(self, standby: Standby, pairs: Mapping[str, str], weights: asyncio.Task[None], phases: Phases) -> Engine:
-        """Lets the held processes go and gives back to them what was suspended or lent. Where that fails, they are ended."""
+    async def _resume(self, standby: Standby, pairs: Mapping[str, str], phases: Phases) -> None:
+        """Lets the held processes go and gives them back what was suspended: from standby to parked."""
+        with phases.phase("image.wake"):
+            await standby.let_go()
+        if standby.gpu_pids:
+            if self._cuda is None:
+                raise CudaError("the snapshot holds GPU state and this node has no usable GPU")
+            # CUDA reads all of its state, also the zeros that were left out: with huge pages on those are one page of zeros for 2 MiB.
+            with self._huge.on():
+                took = await self._cuda.resume(standby.gpu_pids, pairs)
+            phases.add("cuda.restore", took.restore)
+            phases.add("cuda.unlock", took.unlock)
+        standby.stands_on(pairs)
+
+    async def _serve(self, standby: Standby, weights: asyncio.Task[None], phases: Phases) -> Engine:
+        """Gives a parked one back what was lent, and takes it out of the standby, whose end it outlives."""
         engine = standby.engine
-        async with standby.undo as undo:
-            with phases.phase("image.wake"):
-                await standby.wake()
-            if standby.gpu_pids:
-                if self._cuda is None:
-                    raise CudaError("the snapshot holds GPU state and this node has no usable GPU")
-                # CUDA reads all of its state, also the zeros that were left out: with huge pages on those are one page of zeros for 2 MiB.
-                with self._huge.on():
-                    took = await self._cuda.resume(standby.gpu_pids, pairs)
-                phases.add("cuda.restore", took.restore)
-                phases.add("cuda.unlock", took.unlock)
-            if standby.snapshot.manifest.weights:
-                # They were on their way all the while; what is waited for here is what they took longer.
-                with phases.phase("weights"):
-                    await weights
-            engine.woken({old: new for old, new in pairs.items() if old != new})
-            if engine.place.exit_of(engine.pid).done():
-                raise CriuError(str(engine.end_error()))
-            undo.pop_all()
+        if standby.snapshot.manifest.weights:
+            # They were on their way all the while; what is waited for here is what they took longer.
+            with phases.phase("weights"):
+                await weights
+        engine.gpu_bytes = standby.gpus
+        engine.woken({old: new for old, new in standby.moved.items() if old != new})
+        if engine.place.exit_of(engine.pid).done():
+            raise CriuError(str(engine.end_error()))
+        standby.undo.pop_all()
         return engine
 
     @contextlib.asynccontextmanager
-    async def _gpus(self, manifest: Manifest, needed: Mapping[str, int], before: Sequence[str]) -> AsyncIterator[dict[str, str]]:
-        """Chooses the GPUs, and counts what will be used of them as taken until the block ends."""
+    async def _gpus(
+        self, manifest: Manifest, needed: Mapping[str, int], before: Sequence[str], barred: Collection[str] = (), *, give_way: bool = True
+    ) -> AsyncIterator[dict[str, str]]:
+        """Chooses the GPUs, and counts what will be used of them as taken until the block ends.
+
+        Where none has the memory, gpumem gives up what it has not lent, and then, with `give_way`, parked engines what they hold.
+        """
         if not needed:
             yield {}
             return
@@ -268,12 +330,18 @@ class Restorer:
             raise CudaError("the snapshot holds GPU state and this node has no usable GPU")
         here = self._cuda.gpus().uuids
         resident = await self._weights.resident(manifest) if len(here) > 1 else ()
-        try:
-            pairs = choose_gpus(needed, before, here, self._cuda.free(), resident)
-        except NoGpuMemory as error:
-            if not await self._weights.make_room(error.lacking):
-                raise
-            pairs = choose_gpus(needed, before, here, self._cuda.free(), resident)
+        pairs: dict[str, str] | None = None
+        asked = False
+        while pairs is None:
+            try:
+                pairs = choose_gpus(needed, before, here, self._cuda.free(), resident, barred)
+            except NoGpuMemory as error:
+                if not asked and await self._weights.make_room(error.lacking):
+                    asked = True
+                elif give_way and await self._give_way(error.lacking):
+                    asked = False
+                else:
+                    raise
         with self._cuda.promised({pairs[old]: size for old, size in needed.items()}):
             yield pairs
 
@@ -312,6 +380,19 @@ class Restorer:
                 await engine.wait_healthy()
             undo.pop_all()
             return engine
+
+
+@contextlib.asynccontextmanager
+async def _closed_unless_done(standby: Standby) -> AsyncIterator[None]:
+    try:
+        yield
+    except BaseException:
+        await standby.close()
+        raise
+
+
+async def _nothing() -> None:
+    """Lets go of tasks that nothing holds."""
 
 
 def _deadline(snapshot: Snapshot) -> float:

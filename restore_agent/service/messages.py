@@ -14,6 +14,7 @@ from restore_agent.errors import AgentError, ErrorKind
 from restore_agent.sequences.capture import CaptureRequest
 from restore_agent.sequences.node import Node
 from restore_agent.sequences.replicas import Origin, Replica, State
+from restore_agent.sequences.standby import Rung
 from restore_agent.snapshots.manifest import EngineRecord, check_name
 from restore_agent.snapshots.store import Snapshot, Unreadable
 
@@ -30,7 +31,9 @@ _ORIGINS = {
     Origin.COLD: agent_pb2.ORIGIN_COLD,
     Origin.CAPTURED: agent_pb2.ORIGIN_CAPTURED,
     Origin.STANDBY: agent_pb2.ORIGIN_STANDBY,
+    Origin.PARKED: agent_pb2.ORIGIN_PARKED,
 }
+_RUNGS = {Rung.STANDBY: agent_pb2.RUNG_STANDBY, Rung.PARKED: agent_pb2.RUNG_PARKED}
 _STATES = {
     State.READY: agent_pb2.REPLICA_READY,
     State.RETIRING: agent_pb2.REPLICA_RETIRING,
@@ -77,6 +80,14 @@ def _text(field: str, value: bytes) -> str:
         raise InvalidField(f"{field}: {error}") from None
 
 
+def demoted_to(rung: agent_pb2.Rung) -> Rung:
+    """Raises InvalidField."""
+    found = {agent_pb2.RUNG_UNSPECIFIED: Rung.STANDBY, agent_pb2.RUNG_STANDBY: Rung.STANDBY, agent_pb2.RUNG_PARKED: Rung.PARKED}.get(rung)
+    if found is None:
+        raise InvalidField("rung: a replica can be demoted to RUNG_STANDBY and RUNG_PARKED")
+    return found
+
+
 def check_model(model: str) -> str:
     if not model:
         raise InvalidField("model: it is empty")
@@ -97,12 +108,13 @@ def residency(node: Node, snapshot: Snapshot) -> agent_pb2.Residency:
         weights_bytes=sum(record.size for record in snapshot.manifest.weights),
         weights_rung=agent_pb2.WeightsRung.Name(node.weights.view.rung(snapshot.manifest.weights)),
         gpu_bytes=sorted(snapshot.manifest.gpus.values(), reverse=True),
+        parked_bytes=node.rungs.parked_bytes(snapshot),
     )
 
 
 def _rung(node: Node, digest: str) -> agent_pb2.Rung:
-    if digest in node.standbys:
-        return agent_pb2.RUNG_STANDBY
+    if standby := node.standbys.get(digest):
+        return _RUNGS[standby.rung]
     return agent_pb2.RUNG_MEMORY if node.staging.in_memory(digest) else agent_pb2.RUNG_DISK
 
 

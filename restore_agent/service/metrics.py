@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping
 
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, Counter, Gauge, Histogram, generate_latest
 
 from restore_agent.sequences.replicas import Origin
+from restore_agent.sequences.standby import Rung
 from zerowake_shared.address import Address
 from zerowake_shared.listening import started
 
 _BUCKETS = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 2, 5, 10, 30, 60, 120, 300)
-_RESTORES = Counter("zerowake_restores_total", "Replicas made, by how: restored, standby (it was woken) or cold", ["model", "origin"])
+_RESTORES = Counter(
+    "zerowake_restores_total", "Replicas made, by how: restored, standby and parked (it was woken) or cold", ["model", "origin"]
+)
 _FALLBACKS = Counter("zerowake_restore_fallbacks_total", "Snapshots that were asked for and not restored, by reason", ["model", "reason"])
 _PHASES = Histogram("zerowake_restore_phase_seconds", "Where a restore's time goes", ["model", "origin", "phase"], buckets=_BUCKETS)
 _REPLICAS = Gauge("zerowake_node_replicas", "Replicas that live on this node")
+_STANDBYS = Gauge("zerowake_node_standbys", "Replicas that only have to be woken, by rung: standby or parked", ["rung"])
+_PARKED = Gauge("zerowake_node_parked_bytes", "GPU memory that parked replicas hold", ["gpu"])
 
 
 def restored(model: str, origin: Origin, phases: Iterable[tuple[str, float]]) -> None:
@@ -35,6 +40,14 @@ def fell_back(model: str, reason: str) -> None:
 
 def replicas_are(count: int) -> None:
     _REPLICAS.set(count)
+
+
+def standbys_are(counts: Mapping[Rung, int], parked: Mapping[str, int]) -> None:
+    for rung, count in counts.items():
+        _STANDBYS.labels(rung.value).set(count)
+    _PARKED.clear()
+    for gpu, size in parked.items():
+        _PARKED.labels(gpu).set(size)
 
 
 @contextlib.asynccontextmanager

@@ -49,12 +49,14 @@ class AgentService(agent_pb2_grpc.AgentServicer):
         async def stage() -> agent_pb2.StageResponse:
             snapshot = await self._snapshot(request.snapshot)
             seconds = 0.0
-            if request.rung == agent_pb2.RUNG_STANDBY:
+            if request.rung == agent_pb2.RUNG_PARKED:
+                seconds = await self._node.park(snapshot, request.keep_seconds, request.standby_seconds)
+            elif request.rung == agent_pb2.RUNG_STANDBY:
                 seconds = await self._node.stand_by(snapshot, request.keep_seconds)
             elif request.rung == agent_pb2.RUNG_MEMORY:
                 seconds = await self._node.stage(snapshot)
             elif request.rung != agent_pb2.RUNG_DISK:
-                raise messages.InvalidField("rung: a snapshot can be staged to RUNG_DISK, RUNG_MEMORY and RUNG_STANDBY")
+                raise messages.InvalidField("rung: a snapshot can be staged to RUNG_DISK, RUNG_MEMORY, RUNG_STANDBY and RUNG_PARKED")
             return agent_pb2.StageResponse(residency=messages.residency(self._node, snapshot), seconds=seconds)
 
         return await self._once("stage", request.request_id, stage, context)
@@ -62,6 +64,9 @@ class AgentService(agent_pb2_grpc.AgentServicer):
     async def Unstage(self, request: agent_pb2.UnstageRequest, context: _Context) -> agent_pb2.UnstageResponse:
         async def unstage() -> agent_pb2.UnstageResponse:
             snapshot = await self._snapshot(request.snapshot)
+            if request.rung == agent_pb2.RUNG_STANDBY:
+                await self._node.rungs.unpark(snapshot)
+                return agent_pb2.UnstageResponse(residency=messages.residency(self._node, snapshot))
             if request.rung in (agent_pb2.RUNG_DISK, agent_pb2.RUNG_MEMORY):
                 await self._node.standbys.drop(snapshot.digest)
                 if request.rung == agent_pb2.RUNG_DISK:
@@ -70,7 +75,7 @@ class AgentService(agent_pb2_grpc.AgentServicer):
             if request.rung == agent_pb2.RUNG_ABSENT:
                 await self._node.remove(snapshot)
                 return agent_pb2.UnstageResponse(residency=messages.removed(snapshot))
-            raise messages.InvalidField("rung: a snapshot can be unstaged to RUNG_MEMORY, RUNG_DISK and RUNG_ABSENT")
+            raise messages.InvalidField("rung: a snapshot can be unstaged to RUNG_STANDBY, RUNG_MEMORY, RUNG_DISK and RUNG_ABSENT")
 
         return await self._once("unstage", request.request_id, unstage, context)
 
@@ -105,7 +110,9 @@ class AgentService(agent_pb2_grpc.AgentServicer):
 
     async def Demote(self, request: agent_pb2.DemoteRequest, context: _Context) -> agent_pb2.DemoteResponse:
         async def demote() -> agent_pb2.DemoteResponse:
-            return agent_pb2.DemoteResponse(released_reason=await self._node.demote(request.replica_id, request.keep_seconds))
+            rung = messages.demoted_to(request.rung)
+            why = await self._node.demote(request.replica_id, request.keep_seconds, rung, request.standby_seconds)
+            return agent_pb2.DemoteResponse(released_reason=why)
 
         return await self._once("demote", request.request_id, demote, context)
 

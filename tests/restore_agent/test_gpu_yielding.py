@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -86,10 +86,16 @@ async def kubelet(tmp_path: Path) -> AsyncIterator[Kubelet]:
 
 
 @contextlib.asynccontextmanager
-async def yielding(pods: Pods, gpumem: Served, folder: Path) -> AsyncIterator[None]:
+async def yielding(pods: Pods, gpumem: Served, folder: Path) -> AsyncIterator[list[set[str]]]:
+    """Yields what was told of GPUs that others have, each time."""
     watched: Any = pods
-    async with GpuYielding.watching(watched, folder / "kubelet", gpumem.socket, folder):
-        yield
+    told: list[set[str]] = []
+
+    async def others_have(gpus: Collection[str]) -> None:
+        told.append(set(gpus))
+
+    async with GpuYielding.watching(watched, folder / "kubelet", gpumem.socket, folder, others_have):
+        yield told
 
 
 def wanted(gpumem: Served) -> int:
@@ -100,17 +106,20 @@ async def test_a_device_of_another_s_pod_is_given_back_until_that_pod_goes(kubel
     pods = Pods()
     before = wanted(gpumem)
     assert before >= RESERVE
-    async with yielding(pods, gpumem, tmp_path):
+    async with yielding(pods, gpumem, tmp_path) as told:
         pods.comes("stranger", {})
         await until(lambda: kubelet.asked > 2)
         assert wanted(gpumem) == before, "it has no devices yet"
+        assert told[-1] == set()
         kubelet.devices["other", "stranger"] = "host"
         await until(lambda: wanted(gpumem) == 0)
+        assert told[-1] == {"host"}, "and whoever parks engines there hears of it"
         await until(lambda: json.loads((tmp_path / "yielded.json").read_text()) == {"host": before})
         kubelet.devices.clear()
         pods.goes("stranger")
         await until(lambda: wanted(gpumem) == before)
         await until(lambda: json.loads((tmp_path / "yielded.json").read_text()) == {})
+        assert told[-1] == set()
 
 
 @pytest.mark.parametrize("label", ["zerowake.dev/snapshot", "zerowake.dev/capture"])

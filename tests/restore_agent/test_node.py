@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +16,7 @@ from restore_agent.sequences.node import Change, Node, Removed
 from restore_agent.sequences.phases import Phases
 from restore_agent.sequences.replicas import NoReplica, Origin, Replica, State
 from restore_agent.sequences.restore import RestoreFailed
+from restore_agent.sequences.standby import Rung
 from restore_agent.service import messages
 from restore_agent.snapshots.manifest import EngineRecord
 from restore_agent.snapshots.store import NotFound
@@ -34,6 +35,7 @@ class Heard:
     def __init__(self) -> None:
         self.words: list[tuple[str, ...]] = []
         self.live = 0
+        self.waiting: dict[Rung, int] = {}
 
     def restored(self, model: str, origin: Origin, phases: Iterable[tuple[str, float]]) -> None:
         assert dict(phases)["image.wake" if origin is Origin.STANDBY else "image.fill"] > 0
@@ -47,6 +49,9 @@ class Heard:
 
     def replicas_are(self, count: int) -> None:
         self.live = count
+
+    def standbys_are(self, counts: Mapping[Rung, int], parked: Mapping[str, int]) -> None:
+        self.waiting = dict(counts)
 
 
 @pytest.fixture
@@ -115,7 +120,7 @@ async def test_captured_staged_restored_demoted_and_removed(node: Node, heard: H
         assert (replica.origin, heard.words) == (Origin.RESTORED, [("restored", "tiny")])
         assert await node.demote(replica.id, 0.0) == ""
         assert snapshot.digest in node.standbys
-        assert heard.live == 0
+        assert (heard.live, heard.waiting) == (0, {Rung.STANDBY: 1, Rung.PARKED: 0})
         replica, _ = await node.restore("tiny", snapshot, None, "", Phases())
         assert (replica.origin, heard.words[1:]) == (Origin.STANDBY, [("standby", "tiny")]), "its wake is no restore"
         await node.release(replica.id)

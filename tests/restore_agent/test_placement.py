@@ -111,3 +111,10 @@ async def test_gpumem_gives_up_what_is_free_and_gets_it_back(tmp_path: Path) -> 
 async def test_room_is_made_on_the_gpu_that_lacks_least(tmp_path: Path) -> None:
     assert not await Weights(tmp_path / "nothing.sock").make_room({HOST: MIB}), "where there is no gpumem there is no room"
     await Weights(tmp_path / "nothing.sock").return_room()
+
+
+def test_a_barred_gpu_is_for_none_of_the_used_ones() -> None:
+    free = {"a": 9 * MIB * 1024, "b": 2 * MIB * 1024}
+    assert choose_gpus({"a": MIB}, ["a", "b"], ["a", "b"], free, (), {"a"}) == {"a": "b", "b": "a"}
+    with pytest.raises(NoGpuMemory):
+        choose_gpus({"a": MIB}, ["a", "b"], ["a", "b"], free, (), {"a", "b"})

@@ -11,6 +11,7 @@ from typing import Any
 
 import grpc
 import pytest
+from prometheus_client import generate_latest
 from zerowake_proto import agent_pb2 as pb
 from zerowake_proto import agent_pb2_grpc
 
@@ -18,9 +19,13 @@ from restore_agent.drivers.criu import CriuError
 from restore_agent.drivers.weights import Weights
 from restore_agent.errors import AgentError
 from restore_agent.sequences.node import Node
+from restore_agent.sequences.parked_budget import ParkedFull
+from restore_agent.sequences.placement import NoGpuMemory
 from restore_agent.sequences.replicas import NoReplica
 from restore_agent.sequences.restore import RestoreFailed
+from restore_agent.sequences.rungs import CannotPark
 from restore_agent.sequences.staging import NoMemory
+from restore_agent.sequences.standby import Rung
 from restore_agent.service import metrics
 from restore_agent.service.service import AgentService
 from restore_agent.snapshots.compatibility import Incompatible
@@ -68,6 +73,9 @@ async def refused(call: Any) -> tuple[grpc.StatusCode, str, str]:
         (NameTaken("why"), grpc.StatusCode.ALREADY_EXISTS, ""),
         (NoMemory("why"), grpc.StatusCode.RESOURCE_EXHAUSTED, ""),
         (OSError("why"), grpc.StatusCode.RESOURCE_EXHAUSTED, ""),
+        (ParkedFull("why"), grpc.StatusCode.RESOURCE_EXHAUSTED, ""),
+        (NoGpuMemory("why", {}), grpc.StatusCode.RESOURCE_EXHAUSTED, ""),
+        (CannotPark("why"), grpc.StatusCode.FAILED_PRECONDITION, "cannot-park"),
         (Incompatible("why"), grpc.StatusCode.FAILED_PRECONDITION, "incompatible"),
         (Corrupt("why"), grpc.StatusCode.FAILED_PRECONDITION, "corrupt"),
         (CriuError("why"), grpc.StatusCode.FAILED_PRECONDITION, "criu-failed"),
@@ -90,7 +98,11 @@ async def test_an_error_is_its_status_and_its_reason(
     [
         (lambda stub, ref: stub.Release(pb.ReleaseRequest(replica_id="x")), "request_id is empty"),
         (lambda stub, ref: stub.Stage(pb.StageRequest(request_id="1", snapshot=ref)), "rung: a snapshot can be staged to"),
-        (lambda stub, ref: stub.Unstage(pb.UnstageRequest(request_id="1", snapshot=ref, rung=pb.RUNG_STANDBY)), "can be unstaged to"),
+        (lambda stub, ref: stub.Unstage(pb.UnstageRequest(request_id="1", snapshot=ref, rung=pb.RUNG_PARKED)), "can be unstaged to"),
+        (
+            lambda stub, ref: stub.Demote(pb.DemoteRequest(request_id="1", replica_id="x", rung=pb.RUNG_DISK)),
+            "rung: a replica can be demoted to",
+        ),
         (lambda stub, ref: stub.Restore(pb.RestoreRequest(request_id="1", snapshot=ref)), "model: it is empty"),
         (lambda stub, ref: stub.Restore(pb.RestoreRequest(request_id="1", model="m")), "snapshot and cold are both absent"),
         (lambda stub, ref: stub.Restore(pb.RestoreRequest(request_id="1", model="m", cold=pb.Engine(port=1))), "engine.command: "),
@@ -116,6 +128,15 @@ async def test_a_snapshot_goes_up_and_down_its_rungs(world: World) -> None:
     gone = await world.stub.Unstage(pb.UnstageRequest(request_id="1", snapshot=reference(snapshot), rung=pb.RUNG_ABSENT))
     assert gone.residency.rung == pb.RUNG_ABSENT
     assert not world.node.store.list()
+
+
+def test_what_waits_and_what_it_holds_is_shown() -> None:
+    metrics.standbys_are({Rung.STANDBY: 2, Rung.PARKED: 1}, {"GPU-1": 3 << 30})
+    shown = generate_latest().decode()
+    assert 'zerowake_node_standbys{rung="standby"} 2.0' in shown and 'zerowake_node_standbys{rung="parked"} 1.0' in shown
+    assert 'zerowake_node_parked_bytes{gpu="GPU-1"} 3.221225472e+09' in shown
+    metrics.standbys_are({Rung.STANDBY: 0, Rung.PARKED: 0}, {})
+    assert "GPU-1" not in generate_latest().decode(), "nothing is parked there any more"
 
 
 class Work:

@@ -13,7 +13,7 @@ import pytest
 from zerowake_proto import agent_pb2 as pb
 
 from restore_agent.places.processes import cpu_seconds
-from tests.worlds.agent import Agent, engine, get, reference, running
+from tests.worlds.agent import Agent, engine, get, running
 from tests.worlds.leftovers import nothing_left
 from tests.worlds.processes import below
 
@@ -21,13 +21,6 @@ from tests.worlds.processes import below
 def engines(agent: Agent) -> list[int]:
     """Host pids of the servers (not their sandboxes' init) that live under this agent."""
     return sorted(pid for _, pid, words in below(agent.process.pid) if "hashing_engine.py" in words and "sandbox-init" not in words)
-
-
-async def until_rung(agent: Agent, rung: pb.Rung) -> None:
-    async with asyncio.timeout(10):
-        async for update in agent.stub.Watch(pb.WatchRequest()):
-            if update.HasField("residency") and update.residency.rung == rung:
-                return
 
 
 async def test_a_standby_is_woken_by_the_next_restore(agent: Agent) -> None:
@@ -98,6 +91,22 @@ async def test_a_replica_without_a_snapshot_is_released(agent: Agent, mapped: Pa
     assert engines(agent) == []
 
 
+async def test_an_engine_that_is_told_of_nothing_cannot_be_parked_and_stays_where_it_stands(agent: Agent) -> None:
+    replica = (await agent.restore("small")).replica
+    await agent.stage("small")
+    for refused in (agent.demote(replica, pb.RUNG_PARKED), agent.stage("small", pb.RUNG_PARKED)):
+        with pytest.raises(grpc.aio.AioRpcError, match="cannot be parked: it does not take part in the control directory") as said:
+            await refused
+        assert said.value.code() == grpc.StatusCode.FAILED_PRECONDITION
+        assert ("zerowake-reason", "cannot-park") in list(said.value.trailing_metadata() or ())
+    assert await agent.rung("small") == pb.RUNG_MEMORY
+    assert get(replica, "/sum") == agent.recorded_answer(), "the replica serves on"
+    await agent.stage("small", pb.RUNG_STANDBY)
+    with pytest.raises(grpc.aio.AioRpcError, match="cannot be parked"):
+        await agent.stage("small", pb.RUNG_PARKED)
+    assert (await agent.unstage("small", pb.RUNG_STANDBY)).residency.rung == pb.RUNG_STANDBY
+
+
 async def test_a_standby_of_a_removed_snapshot_goes_with_it(agent: Agent) -> None:
     replica = (await agent.restore("small")).replica
     await agent.stage("small", pb.RUNG_STANDBY)
@@ -107,11 +116,10 @@ async def test_a_standby_of_a_removed_snapshot_goes_with_it(agent: Agent) -> Non
 
 
 async def test_a_standby_expires(agent: Agent) -> None:
-    request = pb.StageRequest(request_id="s", snapshot=reference("small"), rung=pb.RUNG_STANDBY, keep_seconds=0.3)
-    watching = asyncio.create_task(until_rung(agent, pb.RUNG_STANDBY))
-    await agent.stub.Stage(request)
+    watching = asyncio.create_task(agent.until_rung("small", pb.RUNG_STANDBY))
+    await agent.stage("small", pb.RUNG_STANDBY, keep_seconds=0.3)
     await watching
-    await until_rung(agent, pb.RUNG_MEMORY)
+    await agent.until_rung("small", pb.RUNG_MEMORY)
     async with asyncio.timeout(5):
         while engines(agent):
             await asyncio.sleep(0.02)  # the kernel is taking the pid namespace down
@@ -133,7 +141,7 @@ async def test_a_killed_standby_is_not_offered(agent: Agent, made: str) -> None:
     for pid in engines(agent):
         with contextlib.suppress(ProcessLookupError):  # the first of them may take the others with it
             os.kill(pid, signal.SIGKILL)
-    await until_rung(agent, pb.RUNG_MEMORY)
+    await agent.until_rung("small", pb.RUNG_MEMORY)
     answer = await agent.restore("small")
     assert answer.replica.origin == pb.ORIGIN_RESTORED
     assert get(answer.replica, "/sum") == agent.recorded_answer()

@@ -156,9 +156,26 @@ async def test_a_demoted_engine_lets_go_of_what_is_lent(agent: Agent, pool: Pool
     assert [region.leases for region in (await pool.status()).regions] == [1]
 
 
+async def test_an_engine_that_polls_its_control_directory_is_parked(agent: Agent, pool: Pool, checkpoint: Path, mapped: Path) -> None:
+    """As those do that came before doors, and those of others."""
+    await agent.snapshot("lent", engine(mapped, 8), weights=str(checkpoint))
+    assert (await agent.stage("lent", pb.RUNG_PARKED)).residency.rung == pb.RUNG_PARKED
+    assert [region.leases for region in (await pool.status()).regions] == [0]
+    replica = (await agent.restore("lent")).replica
+    assert replica.origin == pb.ORIGIN_PARKED
+    expected = get(replica, "/sum")
+    assert await agent.demote(replica, pb.RUNG_PARKED) == ""
+    assert [region.leases for region in (await pool.status()).regions] == [0]
+    woken = (await agent.restore("lent")).replica
+    assert (woken.origin, get(woken, "/sum")) == (pb.ORIGIN_PARKED, expected)
+    assert [region.leases for region in (await pool.status()).regions] == [1]
+
+
 async def test_an_engine_that_does_not_let_go_is_released(tmp_path: Path, pool: Pool, checkpoint: Path, mapped: Path) -> None:
     async with running(tmp_path / "state", "--gpumem", str(pool.socket), program="tests.worlds.impatient") as agent:
         await agent.snapshot("deaf", engine(mapped, 8, "--deaf"), weights=str(checkpoint))
-        replica = (await agent.restore("deaf")).replica
-        assert "took too long" in await agent.demote(replica)
-        assert [region.leases for region in (await pool.status()).regions] == [0]
+        for rung in (pb.RUNG_STANDBY, pb.RUNG_PARKED):
+            replica = (await agent.restore("deaf")).replica
+            assert "took too long" in await agent.demote(replica, rung)
+            assert [region.leases for region in (await pool.status()).regions] == [0]
+            assert await agent.rung("deaf") == pb.RUNG_MEMORY

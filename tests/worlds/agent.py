@@ -66,14 +66,15 @@ class Agent:
         fields.setdefault("request_id", secrets.token_hex(4))
         return await self.stub.Restore(pb.RestoreRequest(model=name, snapshot=reference(name), **fields))
 
-    async def stage(self, name: str, rung: pb.Rung = pb.RUNG_MEMORY) -> pb.StageResponse:
-        return await self.stub.Stage(pb.StageRequest(request_id=secrets.token_hex(4), snapshot=reference(name), rung=rung))
+    async def stage(self, name: str, rung: pb.Rung = pb.RUNG_MEMORY, **fields: float) -> pb.StageResponse:
+        request = pb.StageRequest(request_id=secrets.token_hex(4), snapshot=reference(name), rung=rung, **fields)
+        return await self.stub.Stage(request)
 
     async def unstage(self, name: str, rung: pb.Rung = pb.RUNG_DISK) -> pb.UnstageResponse:
         return await self.stub.Unstage(pb.UnstageRequest(request_id=secrets.token_hex(4), snapshot=reference(name), rung=rung))
 
-    async def demote(self, replica: pb.Replica, keep_seconds: float = 0.0) -> str:
-        request = pb.DemoteRequest(request_id=secrets.token_hex(4), replica_id=replica.id, keep_seconds=keep_seconds)
+    async def demote(self, replica: pb.Replica, rung: pb.Rung = pb.RUNG_STANDBY, **fields: float) -> str:
+        request = pb.DemoteRequest(request_id=secrets.token_hex(4), replica_id=replica.id, rung=rung, **fields)
         return (await self.stub.Demote(request)).released_reason
 
     async def rung(self, name: str) -> pb.Rung:
@@ -83,6 +84,13 @@ class Agent:
             if update.synced:
                 break
         raise AssertionError(f"no snapshot {name}")
+
+    async def until_rung(self, name: str, rung: pb.Rung) -> None:
+        """Waits, with a deadline, until it stands there."""
+        async with asyncio.timeout(10):
+            async for update in self.stub.Watch(pb.WatchRequest()):
+                if update.residency.snapshot.name == name and update.residency.rung == rung:
+                    return
 
     async def live_replicas(self) -> set[str]:
         """Ids of the replicas that it has."""
