@@ -101,8 +101,6 @@ async def test_what_it_takes_and_fills_in(api: Api, namespace: str) -> None:
     assert spec["limits"] == {"concurrency": 8, "maxWaitSeconds": 300, "maxRequests": 10000}
     with pytest.raises(ApiError, match="nothing"):
         await api.ask("POST", path("ModelSnapshot", namespace), {"fieldValidation": "Strict"}, snapshot("b", nothing=1))
-    for stage in ("disk", "standby", "parked"):
-        await api.apply(snapshot("b", artifact=ARTIFACT, stage=stage), namespace=namespace, dry_run=True)
     await api.delete("ModelSnapshot", namespace, "chat")
 
 
@@ -203,14 +201,6 @@ async def test_a_capture_from_the_template_to_its_removal(world: World, kubeconf
     await world.api.delete("ModelSnapshot", world.namespace, "chat")
     await world.api.until("ModelSnapshot", world.namespace, "chat", lambda one: one is None)
     assert not world.agent.residencies and world.agent.unstaged[0].snapshot.digest == DIGEST
-
-
-async def test_a_rung_that_no_pod_could_take_over_counts_as_memory_and_is_said(world: World) -> None:
-    world.agent.has(world.namespace, "chat", DIGEST)
-    await world.api.apply(snapshot(artifact={"name": "chat", "digest": DIGEST}, stage="parked"), namespace=world.namespace)
-    status = await world.status(lambda status: status.get("phase") == "Ready")
-    (ready,) = [each for each in status["conditions"] if each["type"] == "Ready"]
-    assert ready["status"] == "True" and "spec.stage: parked counts as memory" in ready["message"]
 
 
 async def test_a_failed_capture(world: World) -> None:

@@ -12,81 +12,21 @@ import os
 import re
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
 from zerowake_proto import agent_pb2 as pb
 
-from gpumem.hardware.devices import devices
-from gpumem.hardware.memory import HOST
 from restore_agent.drivers import cuda as cuda_module
 from restore_agent.drivers.cuda import CudaError
 from restore_agent.sequences.placement import HEADROOM
 from restore_agent.snapshots.store import Catalog
 from tests.worlds.device import ROOT
 from tests.worlds.leftovers import nothing_left
-from tests.worlds.needs import missing_for_criu
 from tests.worlds.node import MIB, NAME, Node
-from tests.worlds.strike import DEMOTING, RESTORING, engine_pids, strike
-
-CASE_SECONDS = 90.0
-Case = Callable[[Callable[[Node], Coroutine[Any, Any, None]]], None]
-
-
-@pytest.fixture(scope="module", params=[HOST, pytest.param("gpu", marks=pytest.mark.gpu)])
-def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
-    """Runs a case on the node, all of them in one event loop, each with a deadline."""
-    _needs_criu()
-    device = HOST if request.param == HOST else devices()[0]
-    folder = tmp_path_factory.mktemp("faults")
-    pool = (256 if device == HOST else 3072) * MIB
-    with asyncio.Runner() as runner:
-        started = Node.started(folder, (device,), pool)
-        node = runner.run(_within(started.__aenter__()))
-
-        def run(body: Callable[[Node], Coroutine[Any, Any, None]]) -> None:
-            try:
-                runner.run(_within(_case(node, body)))
-            except BaseException:
-                print(node.logs())
-                raise
-
-        yield run
-        runner.run(started.__aexit__(None, None, None))
-
-
-@pytest.fixture
-def gpu_only(case: Case, request: pytest.FixtureRequest) -> None:
-    """The case is about the GPU: there is nothing of it to be seen on the host's memory."""
-    if request.node.callspec.params["case"] == HOST:
-        pytest.skip("about a GPU's memory or driver")
-
-
-async def _within(work: Coroutine[Any, Any, Any]) -> Any:
-    async with asyncio.timeout(CASE_SECONDS):
-        return await work
-
-
-async def _case(node: Node, body: Callable[[Node], Coroutine[Any, Any, None]]) -> None:
-    node.fault.unlink(missing_ok=True)
-    try:
-        async with node.unharmed():
-            await body(node)
-    finally:
-        node.fault.unlink(missing_ok=True)
-    await node.restored()  # and what comes after it works
-    await node.zero()
-
-
-def _needs_criu() -> None:
-    if missing := missing_for_criu():
-        pytest.skip(missing)
+from tests.worlds.strike import DEMOTING, RESTORING, Case, engine_pids, killing
 
 
 def _of_a_gpu(phase: str) -> bool:
@@ -125,22 +65,6 @@ def test_killed_while_it_is_restored(case: Case, request: pytest.FixtureRequest,
         assert took < 20
 
     case(body)
-
-
-@asynccontextmanager
-async def killing(node: Node, victim: str, phase: str) -> AsyncIterator[Callable[[asyncio.Task[Any]], None]]:
-    """Strikes in a phase of the call that is begun in the block; ends with the call, however that ends."""
-    over = threading.Event()
-    striking = asyncio.create_task(asyncio.to_thread(strike, node, await node.agent(), phase, victim, over))
-    calls: list[asyncio.Task[Any]] = []
-    try:
-        yield calls.append
-        await asyncio.wait(calls)
-    finally:
-        over.set()
-        seen = await striking
-    print(f"  {seen or f'{phase}: not seen before the call ended'}")
-    assert seen, f"{phase}: not seen before the call ended with {calls[0]}"
 
 
 @pytest.mark.parametrize("victim", ["engine", "agent"])

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any
 
 from restore_agent.snapshots.store import Catalog
 from tests.worlds.agent import Agent
 from tests.worlds.node import MIB, NAME, Node
 from tests.worlds.processes import below, resident
 
+Case = Callable[[Callable[[Node], Coroutine[Any, Any, None]]], None]  # runs one, with a deadline, and looks at what it leaves
 RESTORING = ("CRIU makes the processes", "their pages are filled", "CUDA resumes", "CUDA resumes, 100 ms on")
 DEMOTING = ("at once", "CUDA has suspended")
 
@@ -36,6 +39,22 @@ def strike(node: Node, agent: Agent, phase: str, victim: str, over: threading.Ev
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     return f"{phase}: seen after {time.monotonic() - began:.3f} s, killed {victim} {pids}"
+
+
+@contextlib.asynccontextmanager
+async def killing(node: Node, victim: str, phase: str) -> AsyncIterator[Callable[[asyncio.Task[Any]], None]]:
+    """Strikes in a phase of the call that is begun in the block; ends with the call, however that ends."""
+    over = threading.Event()
+    striking = asyncio.create_task(asyncio.to_thread(strike, node, await node.agent(), phase, victim, over))
+    calls: list[asyncio.Task[Any]] = []
+    try:
+        yield calls.append
+        await asyncio.wait(calls)
+    finally:
+        over.set()
+        seen = await striking
+    print(f"  {seen or f'{phase}: not seen before the call ended'}")
+    assert seen, f"{phase}: not seen before the call ended with {calls[0]}"
 
 
 def _phase(node: Node, agent: Agent, phase: str) -> Callable[[], bool]:
