@@ -66,7 +66,7 @@ def free_port() -> int:
         return port
 
 
-SERVER = Path(__file__).parents[1] / "worlds" / "hashing_engine.py"
+SERVER, QUIESCING = (Path(__file__).parents[1] / "worlds" / name for name in ("hashing_engine.py", "quiescing_engine.py"))
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +78,18 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
     command = [sys.executable, str(SERVER), str(PORT), "8", str(folder / "weights.bin")]
     said = asyncio.run(
         zerowake("snapshot", "create", "tiny", "--state", str(state), "--port", str(PORT), "--canary", "/sum", "--", *command)
+    )
+    assert "proved" in said
+    return state
+
+
+@pytest.fixture(scope="module")
+def parkable(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One of an engine that takes part in the control directory."""
+    state = tmp_path_factory.mktemp("parkable") / "state"
+    command = [sys.executable, str(QUIESCING), str(PORT)]
+    said = asyncio.run(
+        zerowake("snapshot", "create", "tiny", "--state", str(state), "--port", str(PORT), "--canary", "/well", "--", *command)
     )
     assert "proved" in said
     return state
@@ -255,3 +267,45 @@ async def test_an_idle_replica_is_kept_for_a_while(state: Path) -> None:
         await made.ask()
         await made.until(rung="standby", ready=0)
         await made.until(rung="memory", ready=0)
+
+
+async def test_a_model_waits_parked_and_an_idle_replica_is_parked_again(parkable: Path) -> None:
+    async with system(parkable, {"stage": "parked"}) as made:
+        await made.until(rung="parked", ready=0)
+        first = (await made.ask())["count"]
+        found = await made.status()
+        (activation,) = found["activations"]
+        assert activation["origin"] == "parked" and [each["origin"] for each in found["replicas"]] == ["parked"]
+        assert not {"cuda", "staged"} & activation["phases"].keys()
+        await made.until(rung="parked", ready=0, wanted=0)
+        assert (await made.ask())["count"] == first + 1, "the process that answered before"
+        async with made.session.get(f"{made.metrics}/metrics") as response:
+            assert 'zerowake_activation_seconds_count{model="tiny",origin="parked"} 2.0' in await response.text()
+
+
+async def test_an_idle_replica_goes_down_from_parked_by_itself(parkable: Path) -> None:
+    async with system(parkable, {"parked_seconds": 2, "standby_seconds": 2}) as made:
+        await made.until(rung="memory", ready=0)
+        await made.ask()
+        for rung in ("parked", "standby", "memory"):
+            await made.until(rung=rung, ready=0)
+    async with system(parkable, {"parked_seconds": 2}) as made:
+        await made.until(rung="memory", ready=0)
+        await made.ask()
+        for rung in ("parked", "memory"):
+            await made.until(rung=rung, ready=0)
+
+
+async def test_what_cannot_be_parked_waits_as_a_standby_and_the_status_says_why(state: Path) -> None:
+    async with system(state, {"stage": "parked"}) as made:
+        await made.until(rung="standby", ready=0)
+        await until_refused(made)
+        assert "not parked" in await zerowake("status", "--state", str(state))
+        await made.ask()
+        await made.until(rung="standby", ready=0, wanted=0)
+
+
+async def until_refused(made: System) -> None:
+    async with asyncio.timeout(20):
+        while "does not take part in the control directory" not in (await made.status())["models"][0]["refused"]:
+            await asyncio.sleep(0.05)  # status has no stream
