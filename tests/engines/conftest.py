@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.engines.releases import SERIES, NotReachable, Release, released
-from tests.engines.test_versions import is_new
+from tests.engines.version_table import is_new
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
