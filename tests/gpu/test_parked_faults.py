@@ -6,6 +6,7 @@ The same cases run on the host's memory where they need no GPU. Every case print
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 
 import pytest
@@ -13,6 +14,8 @@ from zerowake_proto import agent_pb2 as pb
 
 from restore_agent.sequences.placement import HEADROOM
 from restore_agent.snapshots.store import Catalog
+from tests.bench.gpu.resume import until_rung
+from tests.bench.restore import at_zero, status
 from tests.worlds.agent import Agent
 from tests.worlds.leftovers import nothing_left
 from tests.worlds.node import MIB, NAME, SAME, Node
@@ -104,6 +107,23 @@ def test_weights_that_cannot_be_brought_end_the_parked_one(case: Case) -> None:
             left = [words for _, _, words in below(agent.process.pid) if "faulty_engine" in words and "sandbox-init" not in words]
             assert left == [], "neither it nor the one that was restored in its place"
             await agent.release(answer.replica)
+
+    case(body)
+
+
+def test_a_model_that_is_kept_parked_is_woken_by_each_request(case: Case) -> None:
+    """The whole system: raised from memory to standby to parked, woken, idle, parked, woken again."""
+
+    async def body(node: Node) -> None:
+        async with node.gateway(stage="parked", cooldown_seconds=0.2) as ask:
+            for _ in range(3):
+                await until_rung(node.state, "parked")
+                await at_zero(node.state)
+                status_, text, seconds = await ask()
+                activation = (await status(node.state))["activations"][0]
+                print(f"  {status_} after {seconds:.3f} s: {activation}")
+                assert (status_, json.loads(text)) == (200, node.expected)
+                assert (activation["outcome"], activation["origin"]) == ("served", "parked")
 
     case(body)
 

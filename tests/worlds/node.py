@@ -251,11 +251,11 @@ class Node:
     # The gateway
 
     @contextlib.asynccontextmanager
-    async def gateway(self) -> AsyncIterator[Callable[[], Any]]:
-        """`zerowake up` in the agent's place. Yields what asks it for an answer: (status, body, seconds)."""
+    async def gateway(self, **declared: object) -> AsyncIterator[Callable[[], Any]]:
+        """`zerowake up` in the agent's place. Yields what asks it for an answer: (status, body, seconds). `declared`: of the model."""
         await self.stop()
         file = self.state.parent / "up.yaml"
-        model = {"snapshot": NAME, "cooldown_seconds": 60, "polling_seconds": 0.2}
+        model = {"snapshot": NAME, "cooldown_seconds": 60, "polling_seconds": 0.2, **declared}
         file.write_text(yaml.safe_dump({"state": str(self.state), "listen": f"127.0.0.1:{GATEWAY}", "models": {NAME: model}}))
 
         async def ask() -> tuple[int, str, float]:
