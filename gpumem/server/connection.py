@@ -188,7 +188,7 @@ class Connection:
             raise Exists(f"{before} is there already on {device.identity}: attach to it")
         if before is not None and before.state is State.PAUSED:
             device.evict(before)
-        region = await device.create(begin.id, begin.layout, chunks, self._owner, private=True, pinned=begin.pinned)
+        region = await device.create(begin.id, begin.layout, chunks, self._owner, private=True, pinned=begin.pinned, written=True)
         granted = self._grant(device.lend(region, self._owner, writable=True), descriptors)
         granted.capability = region.capability
         return pb.Reply(granted=granted)

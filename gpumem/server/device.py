@@ -118,7 +118,7 @@ class Device:
         own = self.regions.get((namespace, region_id))
         candidates = [own] if own is not None else []
         candidates += [region for region in self.regions.values() if region.id == region_id and region is not own]
-        return next((region for region in candidates if region.opens_with(capability)), None)
+        return next((region for region in candidates if region.opens_to(namespace, capability)), None)
 
     async def wait_sealed(self, namespace: str, region_id: bytes, capability: bytes, seconds: float) -> Region:
         """Waits until it is sealed.
@@ -146,15 +146,17 @@ class Device:
             f"{name}: not filled after {seconds:.1f} s ({region.filled_bytes} of {region.chunks.size} bytes); attach with a longer wait"
         )
 
-    async def create(self, region_id: bytes, layout: bytes, chunks: Chunks, owner: Owner, *, private: bool, pinned: bool) -> Region:
-        """A new region, to be filled. Raises OutOfMemory; NotSealed: somebody else is making it."""
+    async def create(
+        self, region_id: bytes, layout: bytes, chunks: Chunks, owner: Owner, *, private: bool, pinned: bool, written: bool = False
+    ) -> Region:
+        """A new region, to be filled, or `written` by its owner. Raises OutOfMemory; NotSealed: somebody else is making it."""
         key = (owner.namespace, region_id)
         if key in self.regions or key in self._made:
             raise NotSealed(f"region {region_id.hex()[:12]} on {self.identity} has a writer already: attach to it, with a wait")
         self._made.add(key)
         try:
             slabs = await self.allocate(chunks.size, owner.namespace)
-            region = Region(region_id, owner.namespace, self.identity, layout, chunks, slabs, private, pinned)
+            region = Region(region_id, owner.namespace, self.identity, layout, chunks, slabs, private, pinned, written)
             self.regions[key] = region
         finally:
             self._made.discard(key)

@@ -71,6 +71,7 @@ class Region:
     slabs: list[Slab]
     private: bool
     pinned: bool
+    written: bool = False  # by its client, and not filled by the server, which compares every chunk with its hash
     state: State = State.FILLING
     readers: int = 0
     used: float = field(default_factory=time.monotonic)  # when it was last lent, given back or sealed
@@ -86,8 +87,11 @@ class Region:
     def filled_bytes(self) -> int:
         return self.chunks.size if self.state is State.SEALED else sum(self.chunks.sizes[index] for index in self.filled)
 
-    def opens_with(self, capability: bytes) -> bool:
-        return not self.private or secrets.compare_digest(self.capability, capability)
+    def opens_to(self, namespace: str, capability: bytes) -> bool:
+        """To everybody where it is public. What the server filled is what its id says, and so its whole namespace's, who need to know
+        that alone. What a process wrote by itself could be anything: it is for those whom the process has told its capability."""
+        own = namespace == self.namespace and not self.written
+        return not self.private or own or secrets.compare_digest(self.capability, capability)
 
     def __str__(self) -> str:
         return f"region {self.id.hex()[:12]}"

@@ -1,4 +1,4 @@
-"""Regions: a layout that contradicts itself is refused, and a private one opens with its capability alone."""
+"""Regions: a layout that contradicts itself is refused, and who may use a private one."""
 
 from __future__ import annotations
 
@@ -51,9 +51,17 @@ def test_the_id_names_content_and_layout() -> None:
 
 def test_a_private_region_opens_with_its_capability() -> None:
     public, private = region(10), region(10, private=True)
-    assert public.opens_with(b"")
-    assert private.opens_with(private.capability)
-    assert not any(private.opens_with(wrong) for wrong in (b"", private.capability[:-1], region(10, private=True).capability))
+    assert public.opens_to("blue", b"")
+    assert private.opens_to("blue", private.capability)
+    assert not any(private.opens_to("blue", wrong) for wrong in (b"", private.capability[:-1], region(10, private=True).capability))
+
+
+def test_what_was_filled_opens_to_its_namespace_and_what_was_written_does_not() -> None:
+    """A fill is verified against the id; what a process wrote under an id of its choice is not."""
+    filled, written = region(10, private=True), region(10, private=True)
+    written.written = True
+    assert filled.opens_to("red", b"") and not filled.opens_to("blue", b"") and not filled.opens_to("", b"")
+    assert not written.opens_to("red", b"") and written.opens_to("red", written.capability)
 
 
 def test_how_much_is_filled() -> None:

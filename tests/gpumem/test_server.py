@@ -81,6 +81,8 @@ def test_a_namespace_has_its_own_and_only_that(server: Served, client: Client, w
         with pytest.raises(NotFound):
             blue.attach(filled.id)
         assert blue.attach(filled.id, filled.capability).view() == weights.data  # red told it
+        with Client(tenant("red")) as other:
+            assert other.attach(filled.id).view() == weights.data  # of the same namespace
         for request in (
             pb.Request(reserve=pb.Reserve(device="host", size=0)),
             pb.Request(quota=pb.Quota(namespace="red", size=0)),
