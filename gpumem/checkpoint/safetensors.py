@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from blake3 import blake3
 from zerowake_proto import gpumem_pb2
 
 from gpumem.wire.sources import Source
@@ -59,6 +58,7 @@ def read_checkpoint(directory: Path) -> Checkpoint:
     Raises:
         InvalidCheckpoint: no safetensors there, or a file that is none.
         OSError: a file cannot be read.
+        ImportError: it is called in an engine whose image is without blake3.
     """
     layout, parts = gpumem_pb2.Layout(), []
     pieces: list[tuple[Path, int, int]] = []
@@ -75,6 +75,7 @@ def read_checkpoint(directory: Path) -> Checkpoint:
     seen = Counter(tensor.name for tensor in layout.tensors)
     if seen and (most := seen.most_common(1)[0])[1] > 1:
         raise InvalidCheckpoint(f"{directory} has two tensors of the name {most[0]!r}; which files belong to the model?")
+    _need_blake3()
     with ThreadPoolExecutor(os.cpu_count(), "hash") as pool:
         hashes = pool.map(_hash, *zip(*pieces, strict=True)) if pieces else ()
         layout.chunks.extend(gpumem_pb2.Chunk(hash=digest, size=piece[2]) for digest, piece in zip(hashes, pieces, strict=True))
@@ -198,7 +199,17 @@ def byte_size(tensor: gpumem_pb2.Tensor) -> int:
     return count * BITS[tensor.dtype] // 8
 
 
+def _need_blake3() -> None:
+    """All the rest is of use without it, to an engine whose checkpoint another has read. Raises ImportError."""
+    try:
+        import blake3  # noqa: F401, PLC0415
+    except ImportError as error:
+        raise ImportError("weights are hashed with blake3, which is not installed here: pip install blake3") from error
+
+
 def _hash(path: Path, offset: int, size: int) -> bytes:
+    from blake3 import blake3  # noqa: PLC0415
+
     buffer = bytearray(size)
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:

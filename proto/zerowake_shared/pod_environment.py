@@ -19,8 +19,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from zerowake_shared.pod_contract import ZEROWAKE_FOLDER
+
 ALLOWED = "allowed"  # spec.staleEnvironment: own variables may be old ones
 _OURS = frozenset({"SNAPSHOT_CONTROL_DIR", "GPUMEM_SOCKET"})
+_PYTHON_PATH = "PYTHONPATH"  # to which the agent adds a folder
 _EACH_POD = {"metadata.name", "metadata.uid", "status.podIP", "status.podIPs"}
 _NAMED = re.compile(r"\$\$|\$\(([-._a-zA-Z][-._a-zA-Z0-9]*)\)")  # `$$` is a dollar
 _OF_SERVICE = re.compile(r"[A-Z0-9_]+_(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)")
@@ -87,9 +90,19 @@ def digests(environment: Mapping[str, str]) -> dict[str, str]:
     """What to remember of an environment so that another can be compared with it: no value can be read from it."""
     return {
         name: hashlib.blake2b(f"{name}={value}".encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
-        for name, value in environment.items()
-        if name not in _OURS
+        for name, value in _without_ours(environment).items()
     }
+
+
+def _without_ours(environment: Mapping[str, str]) -> dict[str, str]:
+    """As it would be without the agent, which may have been upgraded since the capture."""
+    found = {name: value for name, value in environment.items() if name not in _OURS}
+    if ours := [part for part in found.get(_PYTHON_PATH, "").split(":") if part.startswith(f"{ZEROWAKE_FOLDER}/")]:
+        theirs = [part for part in found[_PYTHON_PATH].split(":") if part not in ours]
+        found[_PYTHON_PATH] = ":".join(theirs)
+        if not theirs:
+            del found[_PYTHON_PATH]
+    return found
 
 
 def differences(

@@ -1,7 +1,12 @@
-"""What a container whose engine is restored gets as it is made: the placeholder before its command, and the control directory.
+"""What a container whose engine is restored gets as it is made: the placeholder before its command, the control directory, the packages
+that engines may import (engine_packages.py), and the socket of gpumem where that lends to it.
 
-It is given on the node, by the container runtime's own plugin interface (nri.py), and not in the pod's template: the pod stays as its owner
-wrote it, needs no volume for it, and starts as it always did where no agent is there to restore it.
+It is given on the node, by the container runtime's own plugin interface (nri.py), and not in the pod's template: the pod and its image stay
+as their owner made them, need no volume for it, and start as they always did where no agent is there to restore them.
+
+What its owner set stays: folders are added behind those of their own PYTHONPATH, and their GPUMEM_SOCKET counts. To a program that is not
+Python, and to one that imports nothing of it, all this is one variable and one folder that it does not look at. So no image is asked what
+it runs, and no pod has to say that it wants it.
 """
 
 from __future__ import annotations
@@ -11,6 +16,7 @@ from pathlib import Path
 
 from zerowake_proto import nri_pb2
 
+from restore_agent.kubernetes.engine_packages import INSIDE, EnginePackages
 from restore_agent.kubernetes.nri import Adjust
 from restore_agent.places.place import CONTROL_DIRECTORY
 from restore_agent.places.placeholder import PROGRAM
@@ -21,11 +27,17 @@ from zerowake_shared.pod_contract import CAPTURE, CONTAINER, GPUMEM, GPUMEM_FOLD
 _FOLDER = Path(ZEROWAKE_FOLDER) / "bin"  # inside
 _GPUMEM = Path(GPUMEM_FOLDER)  # inside
 _CONTROL_BYTES = 16 << 20
+_PYTHON_PATH = "PYTHONPATH"
 
 
-def injected(folder: Path, gpumem: Path) -> Adjust:
+def injected(folder: Path, packages: EnginePackages, gpumem: Path) -> Adjust:
     """`folder`: of the placeholder. `gpumem`: its socket."""
-    return functools.partial(_adjustment, folder, gpumem)
+    return functools.partial(_adjustment, folder, packages, gpumem)
+
+
+def gpumem_socket(gpumem: Path) -> Path:
+    """Where a container finds the socket of its namespace."""
+    return _GPUMEM / gpumem.name
 
 
 def has_placeholder(pid: int) -> bool:
@@ -34,28 +46,36 @@ def has_placeholder(pid: int) -> bool:
     return program.removesuffix(" (deleted)") == str(_FOLDER / PROGRAM)  # a newer agent brings a newer file
 
 
-def _adjustment(folder: Path, gpumem: Path, pod: nri_pb2.PodSandbox, container: nri_pb2.Container) -> nri_pb2.ContainerAdjustment | None:
+def _adjustment(
+    folder: Path, packages: EnginePackages, gpumem: Path, pod: nri_pb2.PodSandbox, container: nri_pb2.Container
+) -> nri_pb2.ContainerAdjustment | None:
     program = str(_FOLDER / PROGRAM)
     if not (pod.labels.get(CAPTURE) or pod.labels.get(SNAPSHOT)) or pod.annotations.get(CONTAINER) != container.name:
         return None
     if not container.args or container.args[0] == program:  # an agent that is just being replaced was asked before
         return None
+    given = dict(each.partition("=")[::2] for each in container.env)
+    env = {
+        VARIABLE: str(CONTROL_DIRECTORY),
+        _PYTHON_PATH: ":".join(part for part in (given.get(_PYTHON_PATH), packages.path) if part),
+    }
     control = [f"size={_CONTROL_BYTES}", "mode=1777", "nosuid", "nodev", "noexec"]
-    adjustment = nri_pb2.ContainerAdjustment(
-        args=["", program, "--", *container.args],
-        env=[nri_pb2.KeyValue(key=VARIABLE, value=str(CONTROL_DIRECTORY))],
-        mounts=[
-            _folder(folder, _FOLDER),
-            nri_pb2.Mount(destination=str(CONTROL_DIRECTORY), type="tmpfs", source="tmpfs", options=control),
-        ],
-    )
-    if pod.annotations.get(GPUMEM):
+    mounts = [
+        _folder(folder, _FOLDER),
+        nri_pb2.Mount(destination=str(CONTROL_DIRECTORY), type="tmpfs", source="tmpfs", options=control),
+        _folder(packages.folder, INSIDE),
+    ]
+    if pod.annotations.get(GPUMEM) == "true":
         # The namespace's own socket: by the operator's one tenant would reach another's memory. gpumem opens it when the agent asks.
         tenant = gpumem.parent / "tenants" / check_name("namespace", pod.namespace)
         tenant.mkdir(parents=True, exist_ok=True)
-        adjustment.mounts.append(_folder(tenant, _GPUMEM))
-        adjustment.env.append(nri_pb2.KeyValue(key="GPUMEM_SOCKET", value=str(_GPUMEM / gpumem.name)))
-    return adjustment
+        mounts.append(_folder(tenant, _GPUMEM))
+        env["GPUMEM_SOCKET"] = given.get("GPUMEM_SOCKET") or str(gpumem_socket(gpumem))
+    return nri_pb2.ContainerAdjustment(
+        args=["", program, "--", *container.args],
+        env=[nri_pb2.KeyValue(key=key, value=value) for key, value in env.items()],
+        mounts=mounts,
+    )
 
 
 def _folder(source: Path, destination: Path) -> nri_pb2.Mount:

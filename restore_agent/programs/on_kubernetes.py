@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from restore_agent.kubernetes import nri, seccomp
+from restore_agent.kubernetes import engine_packages, nri, seccomp
 from restore_agent.kubernetes.adoption import Adoption
 from restore_agent.kubernetes.cri import Cri
 from restore_agent.kubernetes.gpu_yielding import GpuYielding
@@ -39,11 +39,12 @@ class Kubernetes:
 async def serve_pods(kubernetes: Kubernetes, node: Node) -> None:
     """For ever. Raises CannotRun, CriError, NriError, OSError."""
     await asyncio.to_thread(seccomp.install, kubernetes.kubelet / "seccomp")
+    packages = await asyncio.to_thread(engine_packages.lay_out, node.store.state)
     gpumem = node.weights.socket
     try:
         async with (
             pods_served(node, kubernetes.placeholder, kubernetes.cri) as node_pods,
-            nri.plugged(kubernetes.nri, injected(kubernetes.placeholder, gpumem)),
+            nri.plugged(kubernetes.nri, injected(kubernetes.placeholder, packages, gpumem)),
             GpuYielding.watching(node_pods, kubernetes.kubelet, gpumem, node.store.state, node.rungs.others_have),
         ):
             _LOG.info("pods of node %s are restored into", node.name)

@@ -9,12 +9,13 @@ import asyncio
 import contextlib
 import socket
 import struct
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
 import pytest
 from zerowake_proto import nri_pb2, ttrpc_pb2
 
+from restore_agent.kubernetes.engine_packages import EnginePackages
 from restore_agent.kubernetes.injection import injected
 from restore_agent.kubernetes.nri import NriError, plugged
 
@@ -70,9 +71,11 @@ class Runtime:
         assert (kind, number, stream) == (RESPONSE, PLUGIN, self.stream)
         return ttrpc_pb2.Response.FromString(answer)
 
-    async def create(self, labels: dict[str, str], annotations: dict[str, str], pieces: bool = False) -> nri_pb2.CreateContainerResponse:
+    async def create(
+        self, labels: dict[str, str], annotations: dict[str, str], pieces: bool = False, env: Sequence[str] = ()
+    ) -> nri_pb2.CreateContainerResponse:
         pod = nri_pb2.PodSandbox(name="one", namespace="tenant", uid="u", labels=labels, annotations=annotations)
-        request = nri_pb2.CreateContainerRequest(pod=pod, container=nri_pb2.Container(id="c", name="engine", args=COMMAND))
+        request = nri_pb2.CreateContainerRequest(pod=pod, container=nri_pb2.Container(id="c", name="engine", args=COMMAND, env=env))
         answer = await self.call("CreateContainer", request.SerializeToString(), pieces)
         assert not answer.status.code
         return nri_pb2.CreateContainerResponse.FromString(answer.payload)
@@ -100,7 +103,8 @@ async def runtime(tmp_path: Path) -> AsyncIterator[Runtime]:
 @contextlib.asynccontextmanager
 async def connected(runtime: Runtime, folder: Path) -> AsyncIterator[None]:
     taking = asyncio.create_task(runtime.takes())
-    async with plugged(runtime.path, injected(folder, folder / "gpumem/gpumem.sock")):
+    packages = EnginePackages(folder / "packages", "/run/zerowake/python/abc")
+    async with plugged(runtime.path, injected(folder, packages, folder / "gpumem/gpumem.sock")):
         await taking
         yield
 
@@ -113,10 +117,28 @@ async def test_a_marked_container_gets_a_placeholder_before_its_command(runtime:
         for label in ("zerowake.dev/snapshot", "zerowake.dev/capture"):
             adjust = (await runtime.create({label: "chat"}, MARKED, pieces=True)).adjust
             assert list(adjust.args) == ["", "/run/zerowake/bin/zerowake-placeholder", "--", *COMMAND]
-            assert [(each.key, each.value) for each in adjust.env] == [("SNAPSHOT_CONTROL_DIR", "/run/zerowake/control")]
-            program, control = adjust.mounts
+            assert environment(adjust) == {"SNAPSHOT_CONTROL_DIR": "/run/zerowake/control", "PYTHONPATH": "/run/zerowake/python/abc"}
+            program, control, python = adjust.mounts
             assert (program.source, program.destination, "ro" in program.options) == (str(tmp_path), "/run/zerowake/bin", True)
             assert (control.type, control.destination) == ("tmpfs", "/run/zerowake/control")
+            mounted = (python.source, python.destination, "ro" in python.options)
+            assert mounted == (str(tmp_path / "packages"), "/run/zerowake/python", True), "all versions of them"
+
+
+def environment(adjust: nri_pb2.ContainerAdjustment) -> dict[str, str]:
+    return {each.key: each.value for each in adjust.env}
+
+
+async def test_what_its_owner_set_is_kept(runtime: Runtime, tmp_path: Path) -> None:
+    own = ["PYTHONPATH=/opt/mine:/opt/more", "GPUMEM_SOCKET=/run/other.sock", "PATH=/bin"]
+    async with connected(runtime, tmp_path):
+        lent = {**MARKED, "zerowake.dev/gpumem": "true"}
+        found = environment((await runtime.create({"zerowake.dev/snapshot": "chat"}, lent, env=own)).adjust)
+    assert found == {
+        "SNAPSHOT_CONTROL_DIR": "/run/zerowake/control",
+        "PYTHONPATH": "/opt/mine:/opt/more:/run/zerowake/python/abc",
+        "GPUMEM_SOCKET": "/run/other.sock",
+    }
 
 
 async def test_gpumem_is_the_namespace_s_own(runtime: Runtime, tmp_path: Path) -> None:
@@ -125,7 +147,7 @@ async def test_gpumem_is_the_namespace_s_own(runtime: Runtime, tmp_path: Path) -
     mount = adjust.mounts[-1]
     assert (mount.source, mount.destination) == (str(tmp_path / "gpumem/tenants/tenant"), "/run/gpumem")
     assert Path(mount.source).is_dir(), "there when it is mounted"
-    assert {each.key: each.value for each in adjust.env}["GPUMEM_SOCKET"] == "/run/gpumem/gpumem.sock"
+    assert environment(adjust)["GPUMEM_SOCKET"] == "/run/gpumem/gpumem.sock"
 
 
 @pytest.mark.parametrize(

@@ -83,3 +83,11 @@ def test_other_contents_are_another_engine_whatever_is_allowed() -> None:
 def test_no_value_can_be_read_from_what_is_remembered() -> None:
     assert "hunter2" not in str(digests({"PASSWORD": "hunter2"}))
     assert digests({"A": "x"})["A"] != digests({"B": "x"})["B"], "nor that two are alike"
+
+
+def test_what_the_agent_adds_to_a_python_path_is_not_the_engine_s() -> None:
+    """Another agent may have another version there, and one of before added nothing."""
+    found = digests({"PYTHONPATH": "/opt/mine:/run/zerowake/python/1"})
+    assert found == digests({"PYTHONPATH": "/opt/mine:/run/zerowake/python/2"}) == digests({"PYTHONPATH": "/opt/mine"})
+    assert digests({"PYTHONPATH": "/run/zerowake/python/1"}) == digests({})
+    assert digests({"PYTHONPATH": "/opt/other:/run/zerowake/python/1"}) != found
