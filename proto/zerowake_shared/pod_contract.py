@@ -25,7 +25,7 @@ HEALTH: Final = f"{GROUP}/health"  # path of its health
 MODEL: Final = f"{GROUP}/model"
 DIGEST: Final = f"{GROUP}/digest"  # which of the snapshots of that name; empty or absent: whichever the name stands for
 CANARY: Final = f"{GROUP}/canary"  # {"path": …, "body": …}: the request that proves a replica
-GPUMEM: Final = f"{GROUP}/gpumem"  # "true": gpumem lends to it
+GPUMEM: Final = f"{GROUP}/gpumem"  # "true": gpumem lends to it; "false", written by the owner of a ModelSnapshot's template: never
 STALE_ENVIRONMENT: Final = f"{GROUP}/stale-environment"  # "allowed": its engine may keep what the capture pod was called
 
 # Annotation of the controller on a capture pod, for itself.

@@ -3,6 +3,9 @@
 A snapshot names its weights as a region: a layout (kept in the snapshot) and the files that its chunks lie in. Staging has gpumem fill the
 region ahead of need, or its arena where the pool has no room; a restore fills what is missing beside CRIU's work. gpumem verifies every
 chunk on the way. The engine attaches by itself and its connection is its lease, so releasing a replica gives it back.
+
+Engines on the machine are the operator's, and so are their regions. Those in pods have regions of their own namespace, which the agent
+fills over that namespace's socket: no tenant has a mapping of another's weights.
 """
 
 from __future__ import annotations
@@ -60,20 +63,23 @@ class Weights:
         )
         return WeightsRegion(WeightsRecord(region=identify(layout).hex(), size=found.layout.size, parts=parts), layout)
 
-    async def fill(self, region: WeightsRegion, device: str = "") -> float:
-        """Until the region is sealed in lent memory, of the device or of the only one. Returns the seconds it took. Raises WeightsError."""
-        begin, source = time.monotonic(), self.view.rung([region.record])
-        async with self._control(region.record) as control:
+    async def fill(self, region: WeightsRegion, device: str = "", tenant: str = "") -> float:
+        """Until the region is sealed in lent memory, of the device or of the only one. Returns the seconds it took. Raises WeightsError.
+
+        tenant: the namespace whose region it is to be; empty: the operator's.
+        """
+        begin, source = time.monotonic(), self.view.rung([region.record], tenant)
+        async with self._control(region.record, tenant) as control:
             await control.fill(region.layout, _sources(region.record), device or _only_device(control, region.record))
         seconds = time.monotonic() - begin
         if seconds > 0.1:  # it was not there already
             self.rates[WeightsRung.MEMORY if source is WeightsRung.MEMORY else WeightsRung.DISK] = region.record.size / seconds
         return seconds
 
-    async def stage(self, region: WeightsRegion, devices: Sequence[str] = ()) -> None:
+    async def stage(self, region: WeightsRegion, devices: Sequence[str] = (), tenant: str = "") -> None:
         """Into lent memory of the first of the devices that has room, else into the arena. No device: the only one. Raises WeightsError."""
         sources = _sources(region.record)
-        async with self._control(region.record) as control:
+        async with self._control(region.record, tenant) as control:
             for device in devices or [_only_device(control, region.record)]:
                 with contextlib.suppress(OutOfMemory):
                     await control.fill(region.layout, sources, device)
@@ -85,7 +91,8 @@ class Weights:
         if not manifest.weights:
             return set()
         async with self._control(manifest.weights[0]) as control:
-            sealed = {(region.device, region.id.hex()) for region in (await control.status()).regions if region.sealed}
+            regions = [region for region in (await control.status()).regions if region.namespace in ("", manifest.tenant)]
+            sealed = {(region.device, region.id.hex()) for region in regions if region.sealed}
         devices = {device for device, _ in sealed}
         return {device for device in devices if all((device, record.region) in sealed for record in manifest.weights)}
 
@@ -129,9 +136,13 @@ class Weights:
         self._borrowed[device] = self._borrowed.get(device, 0) + before - now
 
     @contextlib.asynccontextmanager
-    async def _control(self, record: WeightsRecord) -> AsyncIterator[Control]:
+    async def _control(self, record: WeightsRecord, tenant: str = "") -> AsyncIterator[Control]:
         try:
-            async with Control.connected(self.socket, "restore agent") as control:
+            async with contextlib.AsyncExitStack() as stack:
+                control = await stack.enter_async_context(Control.connected(self.socket, "restore agent"))
+                if tenant:
+                    path = Path(await control.tenant(tenant))
+                    control = await stack.enter_async_context(Control.connected(path, "restore agent"))
                 yield control
         except (GpumemError, OSError) as error:
             raise WeightsError(f"weights {record.region[:12]}: {error}") from error

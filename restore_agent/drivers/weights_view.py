@@ -26,9 +26,9 @@ class WeightsRung(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """rungs: of each region that gpumem has whole, by its id in hex. free: bytes that it could give up, by device."""
+    """rungs: of each region that gpumem has whole, by its namespace and its id in hex. free: bytes that it could give up, by device."""
 
-    rungs: Mapping[str, WeightsRung] = field(default_factory=dict)
+    rungs: Mapping[tuple[str, str], WeightsRung] = field(default_factory=dict)
     free: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -39,9 +39,12 @@ class WeightsView:
         self._socket = socket
         self._seen = _Seen()
 
-    def rung(self, records: Iterable[WeightsRecord]) -> WeightsRung:
-        """The lowest of these regions; ABSENT: there are none."""
-        return min((self._seen.rungs.get(record.region, WeightsRung.DISK) for record in records), default=WeightsRung.ABSENT)
+    def rung(self, records: Iterable[WeightsRecord], tenant: str = "") -> WeightsRung:
+        """The lowest of these regions, the namespace's or the operator's; ABSENT: there are none."""
+        return min((self._rung(record.region, tenant) for record in records), default=WeightsRung.ABSENT)
+
+    def _rung(self, region: str, tenant: str) -> WeightsRung:
+        return max(self._seen.rungs.get((namespace, region), WeightsRung.DISK) for namespace in ("", tenant))
 
     def free_bytes(self, device: str) -> int:
         """Of the device's memory, what gpumem holds and has not lent."""
@@ -51,7 +54,7 @@ class WeightsView:
         """Asks gpumem; returns the regions that stand elsewhere than before."""
         before, self._seen = self._seen, await self._ask()
         regions = before.rungs.keys() | self._seen.rungs.keys()
-        return {region for region in regions if before.rungs.get(region) != self._seen.rungs.get(region)}
+        return {key[1] for key in regions if before.rungs.get(key) != self._seen.rungs.get(key)}
 
     async def _ask(self) -> _Seen:
         if not self._socket.exists():
@@ -62,9 +65,10 @@ class WeightsView:
         except (GpumemError, OSError) as error:
             _LOG.debug("gpumem does not say what it holds: %s", error)
             return _Seen()
-        rungs: dict[str, WeightsRung] = {}
+        rungs: dict[tuple[str, str], WeightsRung] = {}
         for region in status.regions:
             if region.sealed:
                 rung = WeightsRung.GPU if region.device else WeightsRung.MEMORY
-                rungs[region.id.hex()] = max(rung, rungs.get(region.id.hex(), rung))
+                key = region.namespace, region.id.hex()
+                rungs[key] = max(rung, rungs.get(key, rung))
         return _Seen(rungs, {device.identity: device.free_bytes for device in status.devices})

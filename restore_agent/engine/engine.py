@@ -193,18 +193,14 @@ class Engine:
         self._control.take_back(QUIESCE_REQUESTED)
 
     def named_weights(self) -> list[Path]:
-        """Checkpoint directories whose regions it attached by itself (`weights.json`, ours).
-
-        Raises:
-            EngineError: it is no list of them, or it is in a pod: what a tenant says is no path of the node's.
+        """Checkpoint directories whose regions it attached by itself (`weights.json`, ours), as it sees them: `Place.checkpoint` knows
+        where they are. Raises EngineError: it is no list of them.
         """
         path = self.place.control_directory / WEIGHTS
         if not path.exists():
             return []
-        if not self.place.names_weights:
-            raise EngineError(f"the engine {self.called!r} names weights on the node, which no engine in a pod may")
         try:
-            return [Path(directory) for directory in json.loads(path.read_text())["directories"]]
+            return [Path(directory) for directory in dict.fromkeys(json.loads(path.read_text())["directories"])]
         except (ValueError, LookupError, TypeError) as error:
             raise EngineError(f"the engine {self.called!r} wrote a {WEIGHTS} that is none: {error!r}") from None
 

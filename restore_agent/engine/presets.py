@@ -9,18 +9,21 @@ then travel in the image. What stands here is what an engine has to be told besi
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from restore_agent.errors import AgentError, ErrorKind
+from restore_agent.workload.vllm.plugin import VLLM_ADAPTER
 
 CACHE_BYTES = 4 << 30  # of KV cache, where the command names none
 CACHE_TOKENS = 16384  # the same for SGLang, which counts it in tokens: 2.4 GB for Qwen3-8B, all of which travels in the image
+_VLLM_SERVER = "vllm.entrypoints.openai.api_server"  # what `vllm serve` is, as a module of Python
 _OUTSIDE = 0.02  # of the GPU: what vLLM wants to find free beside gpumem's pool
-# A snapshot is dumped and restored by task and by mapping: fewer threads and one malloc arena are less of both. And a sandbox has no
-# network but its own loopback, so that nothing is to be looked for outside of it.
+# A snapshot is dumped and restored by task and by mapping: fewer threads and one malloc arena are less of both. A sandbox has no network
+# but its own loopback, so that nothing is to be looked for outside of it; a pod has.
 _SMALL = {
     "MALLOC_ARENA_MAX": "1",
     "MKL_NUM_THREADS": "1",
@@ -28,8 +31,8 @@ _SMALL = {
     "OPENBLAS_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "DO_NOT_TRACK": "1",
-    "HF_HUB_OFFLINE": "1",
 }
+_OFFLINE = {"HF_HUB_OFFLINE": "1"}
 
 
 class UnsuitableCommand(AgentError):
@@ -46,6 +49,7 @@ class Setting:
     port: int
     gpumem: Path  # its socket
     checkpoints: Path  # where weights are kept as engines map them
+    has_network: bool = False  # beyond its own loopback
 
 
 @dataclass(frozen=True)
@@ -98,7 +102,7 @@ KINDS: dict[str, Kind] = {
     "vllm": Kind(
         _vllm,
         # Of eight hardware queues each takes CUDA 6 ms to make anew when a process wakes (H200, driver 580); one GPU's worker needs one.
-        _SMALL | {"CUDA_DEVICE_MAX_CONNECTIONS": "1", "VLLM_HOST_IP": "127.0.0.1", "VLLM_NO_USAGE_STATS": "1"},
+        _SMALL | {"CUDA_DEVICE_MAX_CONNECTIONS": "1", "VLLM_HOST_IP": "127.0.0.1", "VLLM_NO_USAGE_STATS": "1", VLLM_ADAPTER: "1"},
         ("CUDA_", "HF_", "TORCH", "TRITON_", "VLLM_"),
     ),
     "sglang": Kind(
@@ -120,7 +124,15 @@ def prepare(name: str, command: Sequence[str], setting: Setting, caller: Mapping
     if kind is None:
         raise UnsuitableCommand(f"no engine {name!r} is known; there are {', '.join(sorted(KINDS))}, and any engine works without --engine")
     passed_on = {key: value for key, value in caller.items() if key.startswith(kind.passed_on)}
-    return kind.options(command, setting), {**kind.env, "GPUMEM_SOCKET": str(setting.gpumem), **passed_on}, kind.health
+    env = {**kind.env, **({} if setting.has_network else _OFFLINE), "GPUMEM_SOCKET": str(setting.gpumem), **passed_on}
+    return kind.options(command, setting), env, kind.health
+
+
+def adapted(command: Sequence[str]) -> str:
+    """Which engine with an adapter a container's command starts, as its image and people write it; empty: none that is known."""
+    words = [word.rpartition("/")[2] for word in command]
+    serves = any(pair == ("vllm", "serve") for pair in itertools.pairwise(words))
+    return "vllm" if serves or _VLLM_SERVER in command else ""
 
 
 def _one_of(command: Sequence[str], *options: str) -> None:

@@ -22,6 +22,7 @@ from zerowake_shared.pod_contract import (
     CAPTURE,
     CONTAINER,
     DIGEST,
+    GPUMEM,
     GROUP,
     HEALTH,
     MODEL,
@@ -71,6 +72,11 @@ class CallingPod:
     def replica_id(self) -> str:
         """Of the engine in its container."""
         return replica_id(self.pod.metadata.name, self.about.id)
+
+    @property
+    def is_lent_to(self) -> bool:
+        """Whether gpumem lends to it."""
+        return self.annotation(GPUMEM) == "true"
 
     def annotation(self, key: str) -> str:
         return self.pod.metadata.annotations.get(key, "")

@@ -1,6 +1,9 @@
 """Snapshots of pods: taken of a pod that the controller made for it, and answered in the pod's annotations, which the controller waits for.
 
 a placeholder calls  →  may it?  →  start, dump, prove in place, publish  →  annotation with the digest, or with why not
+
+An engine that we have an adapter for is started with it here, and only here, where gpumem lends to its pod: what is restored later is what
+was started here. So its pods say what a stock image wants to hear, and start by that alone wherever nothing can be restored.
 """
 
 from __future__ import annotations
@@ -8,16 +11,19 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 from types import MappingProxyType
 
+from restore_agent.engine.presets import Setting, adapted, prepare
 from restore_agent.errors import FAILURES, ErrorKind, kind_of
 from restore_agent.kubernetes.calling_pod import CallingPod
+from restore_agent.kubernetes.injection import gpumem_socket
 from restore_agent.kubernetes.node_pods import NodePods
 from restore_agent.kubernetes.pod import Pod
 from restore_agent.sequences.capture import CaptureRequest
 from restore_agent.sequences.node import Node
 from restore_agent.sequences.phases import Phases
-from restore_agent.snapshots.manifest import check_name
+from restore_agent.snapshots.manifest import EngineRecord, check_name
 from zerowake_shared.backoff import Backoff
 from zerowake_shared.kubernetes.errors import ClusterError
 from zerowake_shared.kubernetes.note import fitted
@@ -25,6 +31,7 @@ from zerowake_shared.pod_contract import CAPTURE, CAPTURE_FAILED, CAPTURE_MISSED
 
 _FIRST_PAUSE, _LAST_PAUSE = 1.0, 30.0  # between two tries to annotate a pod
 _EXIT_SECONDS = 1.0
+_CHECKPOINTS = Path("/tmp/zerowake-weights")  # in the container; what an adapter writes there becomes a part of the snapshot
 _LOG = logging.getLogger("zerowake.agent")
 
 
@@ -54,7 +61,7 @@ class PodCaptures:
                 namespace=check_name("namespace", pod.metadata.namespace),
                 name=check_name("name", name),
                 model=caller.model,
-                engine=caller.record(caller.placeholder.command),
+                engine=self._engine(caller),
                 canary_path=path,
                 canary_body=body,
                 replace=True,
@@ -69,6 +76,8 @@ class PodCaptures:
         else:
             manifest = captured.snapshot.manifest
             sizes = f"{manifest.image_bytes / 1e6:.0f} MB, of which CRIU restores {manifest.skeleton_bytes / 1e6:.1f} MB"
+            if manifest.weights:
+                sizes += f"; {sum(each.size for each in manifest.weights) / 1e6:.0f} MB of weights are lent by gpumem"
             if caller.container.left_behind:
                 sizes += f"; not carried, since it is too much, and empty in other pods: {', '.join(caller.container.left_behind)}"
             await self._annotate(pod, {CAPTURED: captured.snapshot.digest})
@@ -77,6 +86,18 @@ class PodCaptures:
         if not caller.placeholder.ended.done():
             caller.placeholder.exit(code)
             await asyncio.wait([caller.placeholder.ended], timeout=_EXIT_SECONDS)
+
+    def _engine(self, caller: CallingPod) -> EngineRecord:
+        """Raises Refused, UnsuitableCommand, ContainerError."""
+        record = caller.record(caller.placeholder.command)
+        kind = adapted(record.command)
+        if not kind or not caller.is_lent_to:
+            return record
+        setting = Setting(record.port, gpumem_socket(self._node.weights.socket), _CHECKPOINTS, has_network=True)
+        command, env, _ = prepare(kind, record.command, setting, {})
+        own = caller.container.environment()
+        env = {name: value for name, value in env.items() if name not in own}
+        return record.model_copy(update={"command": tuple(command), "env": env})
 
     async def missed(self, pod: Pod) -> None:
         """Its container runs the command itself, so that no snapshot can be taken of it."""

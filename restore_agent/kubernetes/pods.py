@@ -19,6 +19,7 @@ import time
 from gpumem.client.control import Control
 from gpumem.wire.errors import GpumemError
 from restore_agent.engine.engine import Engine, EngineError
+from restore_agent.engine.presets import adapted
 from restore_agent.errors import AgentError, ErrorKind
 from restore_agent.kubernetes.adoption import Adoption
 from restore_agent.kubernetes.calling_pod import CallingPod, Refused
@@ -66,7 +67,7 @@ class Pods:
         self._adoption.has_called(pod, about.id)
         caller = CallingPod(placeholder, about, pod)
         try:
-            if caller.annotation(GPUMEM):
+            if caller.is_lent_to:
                 await self._open_gpumem(pod)
             if pod.metadata.labels.get(CAPTURE):
                 await self._captures.capture(caller)
@@ -149,8 +150,10 @@ class Pods:
         finally:
             await telling
         await self._node_pods.event(pod, "Normal", "ColdStarted", f"{fitted(' '.join(command), 200)}: {why}", "Restore")
+        # Its own command knows nothing of memory that is lent, and takes the GPU's own: gpumem gives that back (gpu_yielding.py).
+        own = {GPUMEM: "false"} if caller.is_lent_to and adapted(command) else {}
         with contextlib.suppress(ClusterError):  # the events have said it
-            await self._node_pods.annotate(pod, {COLD: fitted(why, 1000)})
+            await self._node_pods.annotate(pod, {COLD: fitted(why, 1000), **own})
         try:
             record = caller.record(command, snapshot.manifest.engine if snapshot else None)
             engine = Engine(record, container, container.output(caller.model), 1)

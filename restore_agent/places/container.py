@@ -25,7 +25,7 @@ from typing import Any
 
 from restore_agent.errors import ErrorKind
 from restore_agent.pages import images
-from restore_agent.places import joining, overlay
+from restore_agent.places import checkpoints, joining, overlay
 from restore_agent.places.cgroups import OutOfSight, cgroup_files, node_process
 from restore_agent.places.isolation import NotIsolated, check_isolated, rights_of
 from restore_agent.places.place import CONTROL_DIRECTORY, PlaceError, Route
@@ -95,7 +95,6 @@ class ContainerOutput:
 class Container:
     """The Place of a replica in a pod. `open` it, then use it with `async with`, and `keep` it where the engine shall outlive the block."""
 
-    names_weights = False
     is_ours = False
 
     def __init__(
@@ -174,7 +173,7 @@ class Container:
             changes = await asyncio.to_thread(archive)
         except overlay.OverlayError as error:
             raise ContainerError(str(error)) from None
-        environment = pod_environment.digests(self._environment())
+        environment = pod_environment.digests(self.environment())
         about = json.dumps({"image": self._image, "environment": environment}).encode()
         return {CONTAINER_FILE: about, **({overlay.CHANGES_FILE: changes} if changes else {})}
 
@@ -184,6 +183,13 @@ class Container:
 
     def written(self) -> str:
         return ""  # that it goes with the container is how Kubernetes does it
+
+    async def checkpoint(self, directory: Path, folder: Path) -> Path:
+        mounts, node = overlay.Mounts.of(self.pid).with_volumes(self._own()), Path(node_process(), "root")
+        try:
+            return await asyncio.to_thread(checkpoints.take, self.root, directory, folder, lambda path: mounts.has_changed(path, node))
+        except checkpoints.CheckpointError as error:
+            raise ContainerError(str(error)) from None
 
     async def lay_out(self, snapshot: Path, fits: Fits) -> None:
         """Writes what `carried` saved into this container; `close` undoes it unless the container was kept.
@@ -212,7 +218,7 @@ class Container:
             raise ContainerError(str(error)) from None
         check_files(fits, self.root)
 
-    def _environment(self) -> dict[str, str]:
+    def environment(self) -> dict[str, str]:
         """Of its first process, which the runtime gave it. Raises ContainerError."""
         try:
             data = Path(f"/proc/{self.pid}/environ").read_bytes()
@@ -223,7 +229,7 @@ class Container:
 
     def _check_environment(self, captured: Mapping[str, str] | None) -> None:
         """Leaves word of what is otherwise here for an engine that asks. Raises Incompatible."""
-        environment = self._environment()
+        environment = self.environment()
         if captured is not None:  # else of a snapshot that knows nothing of it
             found = pod_environment.differences(captured, environment, self._asked, allowed=self._stale_allowed)
             own = pod_environment.fields(self._asked)

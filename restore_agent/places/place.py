@@ -5,7 +5,7 @@
     rootless.py    the machine itself, where the agent is not root: for engines that are started, not restored
 
 Whoever starts, dumps, restores or ends an engine knows a `Place` only. Which kind it is follows from what the node is and who asked, and
-what differs between them is asked of the place itself (`names_weights`, `is_ours`). Pids are the place's own unless called `host`.
+what differs between them is asked of the place itself (`checkpoint`, `is_ours`). Pids are the place's own unless called `host`.
 """
 
 from __future__ import annotations
@@ -82,15 +82,16 @@ class Place(Protocol):
     def route(self) -> Route: ...
 
     @property
-    def names_weights(self) -> bool:
-        """Whether its engine may name checkpoint directories of the node: what a tenant says is no path of the node's."""
-
-    @property
     def is_ours(self) -> bool:
         """Whether the agent may end it when asked to; else its end is Kubernetes'."""
 
     def written(self) -> str:
         """Files, in words, that its engine has written since it was started or restored, and that go with it. Blocks while it lives."""
+
+    async def checkpoint(self, directory: Path, folder: Path) -> Path:
+        """Where a checkpoint directory that its engine names can be read for as long as there is a snapshot of it: where it is, or, where
+        that goes with the place, a copy that is made at `folder`. Raises PlaceError: it cannot be read, or copied.
+        """
 
     def output(self, name: str) -> Output:
         """Where an engine prints that is to be started or restored in it."""

@@ -13,10 +13,10 @@ import dataclasses
 import datetime
 import functools
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from restore_agent.drivers.criu import Criu
 from restore_agent.drivers.cuda import Cuda
@@ -35,6 +35,7 @@ from restore_agent.sequences.staging import Staging
 from restore_agent.snapshots.chunks import Lease, write_chunks
 from restore_agent.snapshots.compatibility import node_fits
 from restore_agent.snapshots.manifest import (
+    CHECKPOINTS,
     CanaryRecord,
     ChunkRecord,
     EngineRecord,
@@ -136,12 +137,12 @@ class Capturer:
             with _step("quiesce", phases, progress):
                 quiesces = await source.wait_quiet()
                 await asyncio.to_thread(refuse_left_behind, source.pid, place.host_pids(), before)
-            with _step("weights", phases, progress):
-                lent += [await self._weights.read(directory) for directory in source.named_weights()]
             undo.push_async_callback(asyncio.to_thread, self._store.sweep)  # once the lease has ended
             with self._store.chunks.lease() as lease:
                 workspace = await asyncio.to_thread(self._store.workspace)
                 undo.push_async_callback(asyncio.to_thread, shutil.rmtree, workspace, True)
+                with _step("weights", phases, progress):
+                    lent += await self._published(source, workspace)
                 for region in lent:
                     await asyncio.to_thread(_keep_layout, workspace, region)
                 draft = await self._dump(request, place, source, canary, quiesces, workspace, lease, progress, phases)
@@ -158,6 +159,14 @@ class Capturer:
             undo.pop_all()
             written = await asyncio.to_thread(place.written)
             return Captured(snapshot, source, (_WRITTEN.format(written),) if written else ())
+
+    async def _published(self, source: Engine, workspace: Path) -> list[WeightsRegion]:
+        """The weights that the engine has brought into gpumem by itself. Raises EngineError, PlaceError, WeightsError."""
+        found, folder = [], await asyncio.to_thread(workspace.resolve)
+        for number, named in enumerate(source.named_weights()):
+            directory = await _to_its_end(source.place.checkpoint(named, workspace / CHECKPOINTS / str(number)))
+            found.append((await self._weights.read(directory)).within(folder))
+        return found
 
     async def _dump(
         self,
@@ -204,7 +213,7 @@ class Capturer:
             await asyncio.to_thread(mend_timers, images)
             total = sum(pages.stat().st_size for pages in images.glob("pages-*.img"))
             counted = _count(split(images), lambda done: progress("split", done, total))
-            chunks, index = await _in_thread(write_chunks, lease, counted)
+            chunks, index = await _to_its_end(asyncio.to_thread(write_chunks, lease, counted))
             write_index(workspace / "pages.index", index)
             for name, content in carried.items():
                 await asyncio.to_thread((workspace / name).write_bytes, content)
@@ -276,9 +285,9 @@ def _count(runs: Iterable[Pages], report: Callable[[int], None]) -> Iterator[Pag
             reported = done
 
 
-async def _in_thread(function: Callable[..., _R], *args: object) -> _R:
-    """A thread whose end is awaited even when the caller is cancelled: it writes into a folder that is then removed."""
-    work = asyncio.create_task(asyncio.to_thread(function, *args))
+async def _to_its_end(writing: Coroutine[Any, Any, _R]) -> _R:
+    """Its end is awaited even when the caller is cancelled: a thread of it writes into a folder that is then removed."""
+    work = asyncio.create_task(writing)
     try:
         return await asyncio.shield(work)
     except asyncio.CancelledError:
@@ -302,4 +311,6 @@ def _keep_layout(workspace: Path, region: WeightsRegion) -> None:
 
 
 def _records(folder: Path) -> dict[str, FileRecord]:
-    return {str(path.relative_to(folder)): record_file(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+    """All but weights, whose chunks gpumem verifies wherever it reads them."""
+    found = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file())
+    return {str(name): record_file(folder / name) for name in found if name.parts[0] != CHECKPOINTS}

@@ -289,7 +289,7 @@ class Node:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self.staging.stage(snapshot))
                 for region in await self.staging.regions(snapshot):
-                    group.create_task(self.weights.stage(region, devices))
+                    group.create_task(self.weights.stage(region, devices, snapshot.manifest.tenant))
         except ExceptionGroup as failed:
             raise failed.exceptions[0] from None
 

@@ -347,7 +347,7 @@ class Restorer:
 
     async def _bring_weights(self, snapshot: Snapshot, device: str) -> None:
         for region in await self._staging.regions(snapshot):
-            await self._weights.fill(region, device)
+            await self._weights.fill(region, device, snapshot.manifest.tenant)
 
     @contextlib.asynccontextmanager
     async def _worker(self, criu: Criu, place: Place, output: Output, keys: tuple[str, str], images: Path) -> AsyncIterator[Worker]:

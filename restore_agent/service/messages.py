@@ -106,7 +106,7 @@ def residency(node: Node, snapshot: Snapshot) -> agent_pb2.Residency:
         restore_overhead_seconds=node.restorer.overhead.get(snapshot.digest, 0.0),
         unusable_reason=node.staging.damaged.get(snapshot.digest) or node.staging.unusable.get(snapshot.digest, ""),
         weights_bytes=sum(record.size for record in snapshot.manifest.weights),
-        weights_rung=agent_pb2.WeightsRung.Name(node.weights.view.rung(snapshot.manifest.weights)),
+        weights_rung=agent_pb2.WeightsRung.Name(node.weights.view.rung(snapshot.manifest.weights, snapshot.manifest.tenant)),
         gpu_bytes=sorted(snapshot.manifest.gpus.values(), reverse=True),
         parked_bytes=node.rungs.parked_bytes(snapshot),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -88,7 +89,7 @@ class ChunkRecord(_Record):
 
 
 class PartRecord(_Record):
-    """Chunks that lie one behind the other in a file."""
+    """Chunks that lie one behind the other in a file. Where its path is not absolute, the file is the snapshot's own."""
 
     path: str
     offset: int
@@ -109,6 +110,21 @@ class WeightsRegion(NamedTuple):
 
     record: WeightsRecord
     layout: bytes
+
+    def within(self, folder: Path) -> WeightsRegion:
+        """With the paths of files that lie in a snapshot's folder, as its manifest names them."""
+        return self._moved(lambda path: str(path.relative_to(folder)) if path.is_relative_to(folder) else str(path))
+
+    def found_in(self, folder: Path) -> WeightsRegion:
+        """With the paths at which the files of a snapshot in that folder are."""
+        return self._moved(lambda path: str(folder / path))
+
+    def _moved(self, where: Callable[[Path], str]) -> WeightsRegion:
+        parts = tuple(part.model_copy(update={"path": where(Path(part.path))}) for part in self.record.parts)
+        return self._replace(record=self.record.model_copy(update={"parts": parts}))
+
+
+CHECKPOINTS = "checkpoints"  # folder of a snapshot: weights that no other file of the node holds
 
 
 def layout_file(record: WeightsRecord) -> str:
@@ -182,6 +198,11 @@ class Manifest(_Record):
     def is_of_container(self) -> bool:
         """It was taken in a container, and is restored into containers only."""
         return CONTAINER_FILE in self.files
+
+    @property
+    def tenant(self) -> str:
+        """The namespace whose memory its weights are lent from; empty: they are the operator's."""
+        return self.namespace if self.is_of_container else ""
 
     @property
     def gpu_pids(self) -> list[int]:

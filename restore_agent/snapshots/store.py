@@ -2,7 +2,8 @@
 
     chunks/ab/<hash>                       pages, by content (chunks.py)
     snapshots/<digest>/manifest.json       and seal, pages.index, images/ (CRIU's skeleton), weights/ (layouts), and what the engine
-                                           had changed in its file system (changes.tar; of a container container.json, too)
+                                           had changed in its file system (changes.tar; of a container container.json, too);
+                                           checkpoints/: weights that an engine published in its container, which gpumem verifies
     names/<namespace>/<name>               a link to ../../snapshots/<digest>
     tmp/                                   what is being made; emptied at start
     key, lock
@@ -166,7 +167,10 @@ class Catalog:
     def regions(self, snapshot: Snapshot) -> Sequence[WeightsRegion]:
         """Of a snapshot's weights, verified. Raises Corrupt, NotFound: it was removed meanwhile."""
         files = [(record, layout_file(record)) for record in snapshot.manifest.weights]
-        return [WeightsRegion(record, self.read_file(snapshot, name, snapshot.manifest.files[name])) for record, name in files]
+        return [
+            WeightsRegion(record, self.read_file(snapshot, name, snapshot.manifest.files[name])).found_in(snapshot.directory)
+            for record, name in files
+        ]
 
     def _open(self, directory: Path) -> Snapshot:
         advice = "take the snapshot again"

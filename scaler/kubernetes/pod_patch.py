@@ -172,6 +172,8 @@ def prepare(pod: Patch, snapshot: ModelSnapshot, setup: NodeSetup, nodes: Prefer
     container = spec["containers"][index]
     here = ("spec", "containers", index)
     on_gpu = "nvidia.com/gpu" in ((container.get("resources") or {}).get("limits") or {})
+    of_template = ((snapshot.spec.template or {}).get("metadata") or {}).get("annotations") or {}
+    never = of_template.get(pod_contract.GPUMEM) == "false"
     annotations = {
         pod_contract.CONTAINER: container["name"],
         pod_contract.PORT: str(snapshot.spec.port),
@@ -180,7 +182,7 @@ def prepare(pod: Patch, snapshot: ModelSnapshot, setup: NodeSetup, nodes: Prefer
         pod_contract.DIGEST: digest,
         pod_contract.COLD: "",
         pod_contract.STALE_ENVIRONMENT: snapshot.spec.stale_environment,
-        pod_contract.GPUMEM: "true" if setup.gpumem and on_gpu else "",
+        pod_contract.GPUMEM: "false" if never else "true" if setup.gpumem and on_gpu else "",
     }
     for name, value in annotations.items():
         if value:

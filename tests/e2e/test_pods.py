@@ -21,11 +21,14 @@ import aiohttp
 import grpc
 import pytest
 from zerowake_proto import agent_pb2 as pb
-from zerowake_proto import agent_pb2_grpc
+from zerowake_proto import agent_pb2_grpc, gpumem_pb2
 
+from gpumem.client.control import Control
 from tests.e2e.api import Api, ApiError, Object, condition
 from tests.e2e.cluster.control import enter, import_archives
 from tests.e2e.cluster.images import IMAGES, build
+from tests.worlds.pool import Pool
+from tests.worlds.published import BYTES, FOLDER, publishing
 
 pytestmark = pytest.mark.own_cluster("runs an agent of its own on the node")
 IMAGE = "zerowake.test/engine:1"
@@ -140,6 +143,11 @@ def restored(agent: Agent, name: str, **spec: Any) -> Object:
 async def capture(api: Api, agent: Agent, namespace: str, command: str = SERVER, name: str = "small") -> dict[str, str]:
     """The annotations of the capture pod when it has ended."""
     await api.apply(pod(agent, f"capture-{name}", {"zerowake.dev/capture": name}, ["sh", "-c", command]), namespace=namespace)
+    return await captured_or_not(api, namespace, name)
+
+
+async def captured_or_not(api: Api, namespace: str, name: str) -> dict[str, str]:
+    """The annotations of a capture pod when it has ended."""
     done = await api.until("Pod", namespace, f"capture-{name}", lambda one: one and one["status"]["phase"] in ("Succeeded", "Failed"), 120)
     assert done
     found: dict[str, str] = done["metadata"]["annotations"]
@@ -400,6 +408,41 @@ async def test_a_capture_that_fails_says_why(api: Api, namespace: str, running: 
     assert words in dict(await events(api, namespace, "capture-small", "CaptureFailed"))["CaptureFailed"]
 
 
+async def test_lent_weights(api: Api, namespace: str, running: Agent, tmp_path: Path) -> None:
+    """An engine in an image without any of ours publishes its weights by what is put into its container; they are in no image, and two
+    pods have one region. What its owner wrote into PYTHONPATH is still there."""
+    server = publishing("python3", ["python3", "-u", "/server.py", str(PORT), "16", "/mapped"], tmp_path / "weights")
+    shows = 'echo "modules: $PYTHONPATH"; exec "$@"'
+    lends = {"name": "OWN_WEIGHTS", "value": FOLDER}
+    own = {"name": "PYTHONPATH", "value": "/opt/mine"}
+    container = {"command": ["sh", "-c", shows, "sh", *server], "env": [lends, own]}
+
+    def lent(name: str, labels: dict[str, str]) -> Object:
+        made = pod(running, name, labels, [], container=container)
+        made["metadata"]["annotations"]["zerowake.dev/gpumem"] = "true"
+        return made
+
+    async with Pool(running.folder / "gpumem.sock") as pool:
+        await api.apply(lent("capture-small", {"zerowake.dev/capture": "small"}), namespace=namespace)
+        assert (await captured_or_not(api, namespace, "small")).get("zerowake.dev/captured")
+        assert "modules: /opt/mine:/run/zerowake/python/" in await api.log_of(namespace, "capture-small")
+        assert "101 MB of weights are lent" in dict(await events(api, namespace, "capture-small", "Captured"))["Captured"]
+        kept = manifest(running, namespace)
+        assert [record["size"] for record in kept["weights"]] == [BYTES]
+        assert sum(chunk["size"] for chunk in kept["chunks"]) + sum(file["size"] for file in kept["files"].values()) < BYTES
+        async with Control.connected(pool.socket) as control:
+            for region in (await control.status()).regions:
+                await control.evict(gpumem_pb2.RegionRef(device=region.device, id=region.id))
+        for name in ("one", "two"):
+            await api.apply(lent(name, {"zerowake.dev/snapshot": "small"}), namespace=namespace)
+        for name in ("one", "two"):
+            ready = await api.until("Pod", namespace, name, lambda one: one and condition(one, "Ready"))
+            assert ready and await answer(ready["status"]["podIP"]) == json.loads(kept["canary"]["answer"])
+            assert "Restored" in dict(await events(api, namespace, name, "Restored"))
+        (region,) = (await pool.status()).regions
+        assert (region.namespace, region.leases, region.sealed) == (namespace, 2, True)
+
+
 async def test_a_gpu_that_another_pod_is_given_is_given_back(api: Api, namespace: str, running: Agent, tmp_path: Path) -> None:
     """gpumem on the host's memory, whose device is called `host`; the kubelet hands out a device of that name."""
     resource = f"zerowake.test/{secrets.token_hex(3)}"
@@ -453,7 +496,6 @@ async def test_a_gpu_that_another_pod_is_given_is_given_back(api: Api, namespace
 
 
 async def wanted_bytes(gpumem: list[str], agent: Agent) -> int:
-    from gpumem.client.control import Control  # noqa: PLC0415
     from gpumem.wire.errors import PeerGone  # noqa: PLC0415
 
     for _ in range(100):

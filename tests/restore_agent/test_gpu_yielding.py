@@ -50,10 +50,10 @@ class Pods:
     def on_change(self, heard: Callable[[Pod, bool], None]) -> None:
         self._heard.append(heard)
 
-    def comes(self, name: str, labels: dict[str, str]) -> None:
+    def comes(self, name: str, labels: dict[str, str], gpumem: str = "") -> None:
         limits = {"resources": {"limits": {"nvidia.com/gpu": "1", "memory": "1Gi"}}}
         made = {
-            "metadata": {"name": name, "namespace": "other", "uid": name, "labels": labels},
+            "metadata": {"name": name, "namespace": "other", "uid": name, "labels": labels, "annotations": {"zerowake.dev/gpumem": gpumem}},
             "spec": {"containers": [{"name": "engine", **limits}]},
         }
         self.pods[name] = msgspec.convert(made, Pod)
@@ -127,12 +127,28 @@ async def test_a_pod_of_ours_lends_from_gpumem_and_takes_nothing(kubelet: Kubele
     pods = Pods()
     before = wanted(gpumem)
     kubelet.devices["other", "ours"] = "host"
-    pods.comes("ours", {label: "chat"})
+    pods.comes("ours", {label: "chat"}, gpumem="true")
     async with yielding(pods, gpumem, tmp_path):
         await until(lambda: kubelet.asked)
         pods.comes("stranger", {})
         await until(lambda: kubelet.asked > 3)
         assert wanted(gpumem) == before
+
+
+async def test_one_of_ours_that_nothing_is_lent_to_takes_it_as_any_other(kubelet: Kubelet, gpumem: Served, tmp_path: Path) -> None:
+    """The webhook left it as it is; or its engine is started cold, which is said of it later."""
+    pods = Pods()
+    before = wanted(gpumem)
+    kubelet.devices["other", "ours"] = "host"
+    pods.comes("ours", {"zerowake.dev/snapshot": "chat"}, gpumem="true")
+    async with yielding(pods, gpumem, tmp_path):
+        await until(lambda: kubelet.asked)
+        assert wanted(gpumem) == before
+        pods.comes("ours", {"zerowake.dev/snapshot": "chat"}, gpumem="false")
+        await until(lambda: wanted(gpumem) == 0)
+        kubelet.devices.clear()
+        pods.goes("ours")
+        await until(lambda: wanted(gpumem) == before)
 
 
 async def test_a_gpu_that_is_shared_in_time_is_the_gpu(kubelet: Kubelet, gpumem: Served, tmp_path: Path) -> None:

@@ -7,17 +7,20 @@ from pathlib import Path
 
 import pytest
 
-from restore_agent.workload.vllm.plugin import platform
+from restore_agent.workload.vllm.plugin import VLLM_ADAPTER, platform
 from tests.worlds.vllm_sources import VERSION, changed, install
 
+ALL = ("GPUMEM_SOCKET", "SNAPSHOT_CONTROL_DIR", VLLM_ADAPTER)
 
-@pytest.mark.parametrize("given", [(), ("GPUMEM_SOCKET",), ("SNAPSHOT_CONTROL_DIR",), ("GPUMEM_SOCKET", "SNAPSHOT_CONTROL_DIR")])
-def test_both_must_be_given(given: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("GPUMEM_SOCKET", "SNAPSHOT_CONTROL_DIR"):
+
+@pytest.mark.parametrize("given", [(), *((name,) for name in ALL), ALL[:2], ALL[1:], ALL])
+def test_all_must_be_given(given: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first two are in every pod that gpumem lends to, also in one whose vLLM is started by its own command."""
+    for name in ALL:
         monkeypatch.delenv(name, raising=False)
     for name in given:
         monkeypatch.setenv(name, "/run/x")
-    assert platform() == ("restore_agent.workload.vllm.platform.Platform" if len(given) == 2 else None)
+    assert platform() == ("restore_agent.workload.vllm.platform.Platform" if given == ALL else None)
 
 
 def test_a_vllm_that_does_not_fit_ends_with_one_line(tmp_path: Path) -> None:
@@ -26,7 +29,7 @@ def test_a_vllm_that_does_not_fit_ends_with_one_line(tmp_path: Path) -> None:
     program = (
         "from restore_agent.workload.vllm.plugin import platform\ntry:\n    platform()\nexcept Exception:\n    pass\nprint('it goes on')\n"
     )
-    env = os.environ | {"PYTHONPATH": str(tmp_path), "GPUMEM_SOCKET": "/run/x", "SNAPSHOT_CONTROL_DIR": "/run/x"}
+    env = os.environ | {"PYTHONPATH": str(tmp_path), **dict.fromkeys(ALL, "/run/x")}
     ended = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, check=False, timeout=60)
     assert (ended.returncode, ended.stdout) == (1, "")
     (line,) = ended.stderr.splitlines()

@@ -17,6 +17,7 @@ from restore_agent.programs.on_kubernetes import pods_served
 from restore_agent.sequences.node import Node
 from restore_agent.sequences.replicas import Origin, Replica, State
 from restore_agent.service import metrics
+from restore_agent.workload.vllm.plugin import VLLM_ADAPTER
 from tests.worlds.agent import PORT
 from tests.worlds.image import PYTHON
 from tests.worlds.kubelet import COMMAND, NAMESPACE, Kubelet
@@ -25,6 +26,18 @@ from zerowake_shared import pod_contract
 
 pytestmark = pytest.mark.usefixtures("needs_criu", "needs_runc")
 STREAMING = (str(PYTHON), "-u", "-c", (Path(__file__).parents[1] / "worlds/streaming_engine.py").read_text(), str(PORT))
+# It answers with what it was started with. To the agent it is vLLM, by the words after the script.
+TELLS = """
+import http.server, json, os, sys
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        data = json.dumps({"command": sys.argv[1:], "env": dict(os.environ)}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+http.server.ThreadingHTTPServer(("", 8000), Handler).serve_forever()
+"""
 RESTORED, CAPTURE = {"zerowake.dev/snapshot": "small"}, {"zerowake.dev/capture": "small"}
 TOLD = {
     f"zerowake.dev/{key}": value for key, value in {"container": "engine", "port": "8000", "health": "/health", "model": "small"}.items()
@@ -195,6 +208,48 @@ async def test_a_capture_that_fails_says_why_and_is_not_tried_again(node: Node, 
         async with kubelet.pod("capture", CAPTURE, {**TOLD, "zerowake.dev/capture-failed": failed}) as pod:
             assert await pod.exit_code() == 1
         assert len(kubelet.events()) == events
+
+
+async def started_with(node: Node, kubelet: Kubelet, **more: str) -> tuple[list[str], dict[str, str]]:
+    """Command and environment of an engine that is captured; `more`: annotations of its pod."""
+    told = {**TOLD, "zerowake.dev/canary": '{"path": "/"}', **{f"zerowake.dev/{key}": value for key, value in more.items()}}
+    command, env = [str(PYTHON), "-c", TELLS, "vllm", "serve", "m"], ["VLLM_HOST_IP=10.0.0.9"]
+    async with kubelet.pod("capture", CAPTURE, told, command=command, env=env) as pod:
+        assert await pod.exit_code() == 0, kubelet.events()
+    canary = node.store.get(NAMESPACE, "small").manifest.canary
+    assert canary
+    said = json.loads(canary.answer)
+    return said["command"], said["env"]
+
+
+async def test_an_engine_with_an_adapter_is_captured_with_it_where_gpumem_lends(node: Node, kubelet: Kubelet) -> None:
+    async with served(node, kubelet):
+        command, env = await started_with(node, kubelet, gpumem="true")
+        assert command[:3] == ["vllm", "serve", "m"]
+        assert "restore_agent.workload.vllm.worker.Worker" in command and '"/tmp/zerowake-weights"' in " ".join(command)
+        assert (env["VLLM_HOST_IP"], env[VLLM_ADAPTER]) == ("10.0.0.9", "1"), "what its pod says counts"
+        for more in ({}, {"gpumem": "false"}):
+            command, env = await started_with(node, kubelet, **more)
+            assert command == ["vllm", "serve", "m"] and VLLM_ADAPTER not in env, more
+
+
+async def test_an_engine_with_an_adapter_that_is_started_cold_takes_memory_as_any_other(node: Node, kubelet: Kubelet) -> None:
+    """By its own command. That gpumem gives the GPU's memory back for it hangs on the annotation: test_gpu_yielding.py."""
+    command = [str(PYTHON), "-c", TELLS, "vllm", "serve", "m"]
+    async with served(node, kubelet), kubelet.pod("one", RESTORED, {**TOLD, "zerowake.dev/gpumem": "true"}, command=command):
+        await until(lambda: annotations(kubelet, "one").get("zerowake.dev/cold"))
+        assert annotations(kubelet, "one")["zerowake.dev/gpumem"] == "false"
+        cold = await replica(node)
+        told = json.loads(await said(cold, "/"))
+        assert (told["command"], cold.origin) == (["vllm", "serve", "m"], Origin.COLD) and VLLM_ADAPTER not in told["env"]
+
+
+async def test_an_engine_whose_adapter_cannot_do_what_it_is_to_do_is_refused(node: Node, kubelet: Kubelet) -> None:
+    command = [str(PYTHON), "-c", TELLS, "vllm", "serve", "m", "--tensor-parallel-size", "2"]
+    async with served(node, kubelet):
+        async with kubelet.pod("capture", CAPTURE, {**TOLD, **CANARY, "zerowake.dev/gpumem": "true"}, command=command) as pod:
+            assert await pod.exit_code() == 1
+        assert "--tensor-parallel-size 2: a snapshot holds one GPU's process" in await kubelet.event("capture", "CaptureFailed")
 
 
 async def test_a_bug_in_one_pod_s_call_is_told_and_ends_nothing_else(

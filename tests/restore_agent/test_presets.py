@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from restore_agent.engine.presets import CACHE_BYTES, CACHE_TOKENS, KINDS, Setting, UnsuitableCommand, prepare
+from restore_agent.engine.presets import CACHE_BYTES, CACHE_TOKENS, KINDS, Setting, UnsuitableCommand, adapted, prepare
 
 SETTING = Setting(port=8123, gpumem=Path("/run/gpumem/gpumem.sock"), checkpoints=Path("/var/lib/zerowake/weights"))
 
@@ -112,3 +112,25 @@ def test_sglang_on_several_gpus_is_refused(given: list[str]) -> None:
 def test_an_unknown_engine_is_refused_with_those_that_are_known() -> None:
     with pytest.raises(UnsuitableCommand, match="there are " + ", ".join(sorted(KINDS))):
         prepare("vlm", ["x"], SETTING, {})
+
+
+@pytest.mark.parametrize(
+    ("command", "kind"),
+    [
+        (["vllm", "serve", "/models/m", "--port", "8000"], "vllm"),
+        (["/usr/bin/python3", "/usr/local/bin/vllm", "serve", "--model=m"], "vllm"),
+        (["python3", "-m", "vllm.entrypoints.openai.api_server", "--model", "m"], "vllm"),
+        (["vllm", "bench", "serve"], ""),
+        (["sh", "-c", "vllm serve m"], ""),  # options cannot be added to it
+        (["python", "server.py", "--model", "vllm"], ""),
+        (SGLANG, ""),
+    ],
+)
+def test_engines_with_an_adapter_are_known_by_their_commands(command: list[str], kind: str) -> None:
+    assert adapted(command) == kind
+
+
+def test_an_engine_in_a_pod_may_look_outside_and_one_in_a_sandbox_is_told_that_it_cannot() -> None:
+    in_pod = Setting(8000, Path("/run/gpumem/gpumem.sock"), Path("/tmp/w"), has_network=True)
+    assert "HF_HUB_OFFLINE" not in prepare("vllm", ["vllm", "serve", "m"], in_pod, {})[1]
+    assert prepare("vllm", ["vllm", "serve", "m"], SETTING, {})[1]["HF_HUB_OFFLINE"] == "1"

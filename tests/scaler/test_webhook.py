@@ -158,6 +158,14 @@ def test_an_image_s_own_entrypoint_and_a_gpu() -> None:
     assert changed["metadata"]["annotations"]["zerowake.dev/gpumem"] == "true"
 
 
+def test_the_owner_of_a_snapshot_may_want_nothing_of_gpumem() -> None:
+    engine = {"name": "engine", "image": "engine:1", "args": ["x"], "resources": {"limits": {"nvidia.com/gpu": 1}}}
+    template = {"metadata": {"annotations": {"zerowake.dev/gpumem": "false"}}, "spec": {"containers": [engine]}}
+    hook = webhook(of=snapshot(template=template), setup=NodeSetup(gpumem=True))
+    found = pod(containers=[engine])
+    assert applied(found, answer(hook, found))["metadata"]["annotations"]["zerowake.dev/gpumem"] == "false"
+
+
 def test_a_profile_that_the_user_chose_stays() -> None:
     own = {"seccompProfile": {"type": "Localhost", "localhostProfile": "mine.json"}}
     for found in (pod(securityContext=own), pod(containers=[{**ENGINE, "securityContext": own}])):

@@ -95,6 +95,7 @@ class Asked:
     read_only: bool = False  # its root
     empty_dirs: Sequence[str] = ()  # where a fresh one is mounted
     env: Sequence[str] = ()  # beside what every container has
+    mounts: Sequence[dict[str, Any]] = ()  # the same; as runc takes them
 
 
 @contextlib.asynccontextmanager
@@ -219,6 +220,7 @@ def _specification(name: str, folder: Path, placeholder: Path, command: Sequence
                 {"destination": path, "type": "bind", "source": str(folder / "volumes" / path.strip("/")), "options": ["bind", "rw"]}
                 for path in asked.empty_dirs
             ),
+            *asked.mounts,
         ],
         "linux": {
             "namespaces": [{"type": kind} for kind in kinds],

@@ -8,6 +8,9 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from zerowake_proto import nri_pb2
+
+from restore_agent.kubernetes.nri import Adjust
 from tests.worlds.agent import PORT
 from tests.worlds.container_runtime import ContainerRuntime
 from tests.worlds.containers import Running, container
@@ -26,6 +29,7 @@ class Kubelet:
         self._folder = folder
         self._running: dict[str, Running] = {}
         self.placeholder = folder / "bin"  # the agent's folder
+        self.adjust: Adjust | None = None  # the agent's plugin, whose mounts and variables containers get, too
 
     @contextlib.asynccontextmanager
     async def pod(
@@ -36,6 +40,7 @@ class Kubelet:
         *,
         command: Sequence[str] = COMMAND,
         bare: bool = False,
+        env: Sequence[str] = (),
         **spec: Any,
     ) -> AsyncIterator[Running]:
         """A pod of one container that runs. `bare`: no placeholder was put before its command."""
@@ -45,7 +50,8 @@ class Kubelet:
         }
         found = await self.api.put("pods", made)
         identity = secrets.token_hex(32)
-        async with container(self._folder / name, self.placeholder, command, name=identity, bare=bare) as running:
+        given = self._given(made["metadata"], command, env)
+        async with container(self._folder / name, self.placeholder, command, name=identity, bare=bare, **given) as running:
             self._runtime.add(identity, running.pid(), NAMESPACE, name, found["metadata"]["uid"])
             status = {"name": "engine", "containerID": f"containerd://{identity}", "state": {"running": {}}}
             await self.api.change("pods", NAMESPACE, name, {"status": {"phase": "Running", "containerStatuses": [status]}})
@@ -53,6 +59,22 @@ class Kubelet:
             yield running
         if self.api.get("pods", NAMESPACE, name):
             await self.api.remove("pods", NAMESPACE, name)
+
+    def _given(self, metadata: dict[str, Any], command: Sequence[str], env: Sequence[str]) -> dict[str, Any]:
+        """What a container is made with, beside what the container world gives to every one."""
+        if self.adjust is None:
+            return {"env": env}
+        about = nri_pb2.PodSandbox(**{key: metadata[key] for key in ("name", "namespace", "labels", "annotations")})
+        adjusted = self.adjust(about, nri_pb2.Container(name="engine", args=command, env=env))
+        assert adjusted
+        variables = dict(each.split("=", 1) for each in env) | {each.key: each.value for each in adjusted.env}
+        known = ("/run/zerowake/bin", "/run/zerowake/control")
+        mounts = [
+            {"destination": each.destination, "type": each.type, "source": each.source, "options": list(each.options)}
+            for each in adjusted.mounts
+            if each.destination not in known
+        ]
+        return {"env": [f"{key}={value}" for key, value in variables.items()], "mounts": mounts}
 
     def container_of(self, name: str) -> str:
         """The runtime's id of the pod's container, as the pod's status has it."""
