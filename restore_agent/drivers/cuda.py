@@ -94,7 +94,12 @@ class Cuda:
         """UUID → bytes that these processes hold there. Empty: the driver does not say, as where it sees other pids than ours."""
         found: dict[str, int] = {}
         for identity in self._uuids:
-            for process in self._nvml.nvmlDeviceGetComputeRunningProcesses(self._handle(identity)):
+            try:
+                processes = self._nvml.nvmlDeviceGetComputeRunningProcesses(self._handle(identity))
+            except self._nvml.NVMLError as error:
+                _LOG.debug("what processes hold of %s is not known: %s", identity, error)
+                continue
+            for process in processes:
                 if process.pid in pids and process.usedGpuMemory:
                     found[identity] = found.get(identity, 0) + int(process.usedGpuMemory)
         return found
