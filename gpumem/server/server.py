@@ -168,11 +168,13 @@ class Server:
         return await device.resize(min(wanted, possible))
 
     def open_tenant(self, namespace: str) -> str:
-        """Raises Invalid for what is no namespace's name."""
+        """Raises Invalid: it is no namespace's name, or too long beside this server's own path."""
         if not _NAMESPACE.fullmatch(namespace):
             raise Invalid(f"namespace {namespace!r}: lower-case letters, digits and dashes, 63 at most, as in Kubernetes")
         tenants = self._path.parent / "tenants"
         path = tenants / namespace / SOCKET
+        if too_long := _too_long(path):
+            raise Invalid(f"{path} would be {too_long}: start gpumem with a --socket in a shorter folder")
         if namespace not in self._listeners:
             tenants.mkdir(mode=0o700, exist_ok=True)
             path.parent.mkdir(mode=0o755, exist_ok=True)
@@ -218,8 +220,8 @@ def _only_server(path: Path) -> Iterator[None]:
 
 def _not_ours(path: Path) -> str:
     """Why a server cannot be there; empty: nothing is, or what a killed one left."""
-    if (size := len(os.fsencode(_fresh(path)))) > _LONGEST_PATH:
-        return f"too long for a socket by {size - _LONGEST_PATH} bytes"
+    if too_long := _too_long(path):
+        return too_long
     try:
         if not stat.S_ISSOCK(path.stat().st_mode):
             return "no socket"
@@ -228,6 +230,12 @@ def _not_ours(path: Path) -> str:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
         refused = probe.connect_ex(str(path))
     return "" if refused == errno.ECONNREFUSED else "another program's socket, which listens"
+
+
+def _too_long(path: Path) -> str:
+    """By how much; empty: it is not."""
+    over = len(os.fsencode(_fresh(path))) - _LONGEST_PATH
+    return f"too long for a socket by {over} bytes" if over > 0 else ""
 
 
 async def _end(tasks: list[asyncio.Task[None]]) -> None:

@@ -103,6 +103,8 @@ def test_a_namespace_has_its_own_and_only_that(server: Served, client: Client, w
         connection.ask(pb.Request(quota=pb.Quota(namespace="red", size=0)))
     with pytest.raises(Invalid, match="Kubernetes"):
         tenant("../etc")
+    with pytest.raises(Invalid, match=r"too long for a socket by .*shorter folder"):
+        tenant("a" * 63)  # below a test's own folder
     connection.close()
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -22,6 +23,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if Path(__file__).parent in item.path.parents and "needs_criu" in getattr(item, "fixturenames", ()):
                 item.add_marker(pytest.mark.skip(reason=missing))
+
+
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """For sockets: the path of one has 107 bytes at most, and a test's own folder takes most of them."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
 
 
 @pytest.fixture(scope="session")

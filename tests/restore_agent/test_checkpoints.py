@@ -90,15 +90,14 @@ def test_a_file_for_which_the_disk_has_no_room_is_not_begun(tmp_path: Path) -> N
 
 
 @pytest.fixture
-async def node(tmp_path: Path, needs_criu: None, needs_runc: None) -> AsyncIterator[Node]:
-    async with Node.open("node", tmp_path / "state", tmp_path / "memory", tmp_path / "pool/gpumem.sock", metrics) as node:
+async def node(tmp_path: Path, short_folder: Path, needs_criu: None, needs_runc: None) -> AsyncIterator[Node]:
+    async with Node.open("node", tmp_path / "state", tmp_path / "memory", short_folder / "gpumem.sock", metrics) as node:
         yield node
 
 
 @pytest.fixture
-async def pool(tmp_path: Path) -> AsyncIterator[Pool]:
-    (tmp_path / "pool").mkdir()
-    async with Pool(tmp_path / "pool/gpumem.sock") as started:
+async def pool(short_folder: Path) -> AsyncIterator[Pool]:
+    async with Pool(short_folder / "gpumem.sock") as started:
         yield started
 
 

@@ -50,8 +50,8 @@ async def test_the_lowest_of_several_counts_and_none_is_absent(tmp_path: Path, w
         assert view.rung([record(weights.id), record(b"o" * 32)]) == WeightsRung.DISK
 
 
-async def test_a_region_of_another_namespace_is_not_there(tmp_path: Path, weights: Weights) -> None:
-    with served(tmp_path / "server", reserve=64 * MIB) as server:
+async def test_a_region_of_another_namespace_is_not_there(short_folder: Path, weights: Weights) -> None:
+    with served(short_folder / "server", reserve=64 * MIB) as server:
         view = WeightsView(server.socket)
         async with Control.connected(server.socket) as control, Control.connected(Path(await control.tenant("red"))) as red:
             await red.fill(weights.layout, weights.sources, "host")
