@@ -65,12 +65,19 @@ class Release:
         return await self.api.list("Pod", self.namespace, f"app.kubernetes.io/name={app}")
 
     async def at_zero(self, model: str = MODEL) -> None:
-        """Until KEDA has scaled it down, and its pods are gone: Kubernetes' own controllers may look again a minute after the API server
-        is back."""
-        await self.api.until("Deployment", self.namespace, model, lambda one: one and not one["spec"].get("replicas"), within=120)
-        for pod in await self.api.list("Pod", self.namespace, f"app={model}"):
-            name = pod["metadata"]["name"]
-            await self.api.until("Pod", self.namespace, name, lambda found: found is None, within=120)
+        """Until KEDA has scaled it down, its pods are gone, and it stayed so meanwhile.
+
+        With a cooldown below the three seconds between two pushes, KEDA may scale it down in the moment in which it is told that it was
+        in use, and makes one pod more. Kubernetes' own controllers may look again a minute after the API server is back.
+        """
+        async with asyncio.timeout(240):
+            while True:
+                await self.api.until("Deployment", self.namespace, model, lambda one: one and not one["spec"].get("replicas"), within=120)
+                for pod in await self.api.list("Pod", self.namespace, f"app={model}"):
+                    await self.api.until("Pod", self.namespace, pod["metadata"]["name"], lambda one: one is None, within=120)
+                found = await self.api.get("Deployment", self.namespace, model)
+                if not found["spec"].get("replicas") and not await self.api.list("Pod", self.namespace, f"app={model}"):
+                    return
 
     async def model(self, *options: str, **rules: Any) -> None:
         """The ModelSnapshot, captured, and its Deployment, which KEDA scales by `rules`."""
