@@ -139,7 +139,7 @@ class Node:
     async def gone(self, replica: pb.Replica) -> str:
         """Waits until the agent has said that the replica ended; returns why."""
         async with asyncio.timeout(60):
-            while self._heard[replica.id].state != pb.REPLICA_GONE:
+            while self._heard.get(replica.id, replica).state != pb.REPLICA_GONE:  # the answer may be here before the news
                 await asyncio.sleep(0.02)
         return self._heard[replica.id].detail
 
