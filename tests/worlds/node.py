@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -36,7 +37,6 @@ MIB = 1 << 20
 SAME = 64 * MIB  # bytes of GPU memory by which two looks at an unchanged GPU may differ
 ARENA = 1 << 30  # bytes of host memory that a GPU is filled through
 PATIENCE = 20.0  # seconds until what has ended is gone
-GATEWAY = 18083
 _PASSED_ON = ("PATH", "HOME", "PYTHONPATH", "LD_LIBRARY_PATH", "NCCL_NVLS_ENABLE")
 
 
@@ -254,13 +254,13 @@ class Node:
     async def gateway(self, **declared: object) -> AsyncIterator[Callable[[], Any]]:
         """`zerowake up` in the agent's place. Yields what asks it for an answer: (status, body, seconds). `declared`: of the model."""
         await self.stop()
-        file = self.state.parent / "up.yaml"
+        file, port = self.state.parent / "up.yaml", _free_port()
         model = {"snapshot": NAME, "cooldown_seconds": 60, "polling_seconds": 0.2, **declared}
-        file.write_text(yaml.safe_dump({"state": str(self.state), "listen": f"127.0.0.1:{GATEWAY}", "models": {NAME: model}}))
+        file.write_text(yaml.safe_dump({"state": str(self.state), "listen": f"127.0.0.1:{port}", "models": {NAME: model}}))
 
         async def ask() -> tuple[int, str, float]:
             began = time.monotonic()
-            url = f"http://127.0.0.1:{GATEWAY}/models/{NAME}/sum"
+            url = f"http://127.0.0.1:{port}/models/{NAME}/sum"
             async with asyncio.timeout(90), aiohttp.ClientSession() as session, session.get(url) as response:
                 return response.status, await response.text(), time.monotonic() - began
 
@@ -273,7 +273,7 @@ class Node:
             )
         try:
             async with asyncio.timeout(30):
-                while not await _listens(GATEWAY):
+                while not await _listens(port):
                     check(process.returncode is None, f"zerowake up ended: {(self.state.parent / 'up.log').read_text()[-3000:]}")
                     await asyncio.sleep(0.05)
             yield ask
@@ -286,6 +286,14 @@ class Node:
         """The end of what was logged, for a case that failed."""
         found = [self.state.parent / name for name in ("agent.log", "up.log", "server.log")]
         return "\n".join(f"--- {path.name}\n{path.read_text(errors='replace')[-3000:]}" for path in found if path.exists())
+
+
+def _free_port() -> int:
+    """Cases run beside each other, each with its gateway."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        number: int = found.getsockname()[1]
+        return number
 
 
 async def _listens(port: int) -> bool:
