@@ -7,7 +7,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ import yaml
 from openai import AsyncOpenAI
 
 from tests.worlds.command import zerowake
+from tests.worlds.ports import free_port
 
 PORT = 8000
 """Every replica listens here, in a net namespace of its own."""
@@ -57,13 +57,6 @@ class System:
     def agent_pid(self) -> int:
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
         return next(int(pid) for pid in children if b"agent" in Path(f"/proc/{pid}/cmdline").read_bytes())
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 SERVER, QUIESCING = (Path(__file__).parents[1] / "worlds" / name for name in ("hashing_engine.py", "quiescing_engine.py"))

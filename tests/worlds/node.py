@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import json
 import os
-import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -30,6 +29,7 @@ from tests.worlds.agent import PORT, Agent, get, running
 from tests.worlds.checkpoints import SIZES, write_checkpoint
 from tests.worlds.device import ROOT, Failed, World, check
 from tests.worlds.leftovers import left_behind
+from tests.worlds.ports import free_port
 from tests.worlds.processes import descriptors
 
 NAME = "faulty"
@@ -254,7 +254,7 @@ class Node:
     async def gateway(self, **declared: object) -> AsyncIterator[Callable[[], Any]]:
         """`zerowake up` in the agent's place. Yields what asks it for an answer: (status, body, seconds). `declared`: of the model."""
         await self.stop()
-        file, port = self.state.parent / "up.yaml", _free_port()
+        file, port = self.state.parent / "up.yaml", free_port()
         model = {"snapshot": NAME, "cooldown_seconds": 60, "polling_seconds": 0.2, **declared}
         file.write_text(yaml.safe_dump({"state": str(self.state), "listen": f"127.0.0.1:{port}", "models": {NAME: model}}))
 
@@ -286,14 +286,6 @@ class Node:
         """The end of what was logged, for a case that failed."""
         found = [self.state.parent / name for name in ("agent.log", "up.log", "server.log")]
         return "\n".join(f"--- {path.name}\n{path.read_text(errors='replace')[-3000:]}" for path in found if path.exists())
-
-
-def _free_port() -> int:
-    """Cases run beside each other, each with its gateway."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        number: int = found.getsockname()[1]
-        return number
 
 
 async def _listens(port: int) -> bool:
