@@ -71,11 +71,7 @@ class Rungs:
 
     def check_parkable(self, snapshot: Snapshot) -> None:
         """Raises CannotPark, ParkedFull."""
-        if not snapshot.manifest.quiesces:
-            raise CannotPark(
-                f"an engine of snapshot {snapshot} cannot be parked: it does not take part in the control directory, so it cannot let go "
-                "of what is lent to it and wait; keep it as a standby"
-            )
+        _check_quiesces(snapshot)
         standby = self._standbys.get(snapshot.digest)
         if standby is None or standby.rung is not Rung.PARKED:
             self.budget.check((standby.gpus if standby else snapshot.manifest.gpus).values())
@@ -119,8 +115,7 @@ class Rungs:
         if rung is Rung.PARKED:
             if snapshot is None:
                 raise CannotPark(f"replica {replica_id} cannot be parked: it was started without a snapshot")
-            if not snapshot.manifest.quiesces:
-                self.check_parkable(snapshot)
+            _check_quiesces(snapshot)
             self.budget.check_there(replica.engine.gpu_bytes)
         # Held before anybody hears that the replica is gone: who then asks for a standby gets this one.
         async with self._made(snapshot) if snapshot else contextlib.nullcontext():
@@ -179,3 +174,12 @@ class Rungs:
     def _made(self, snapshot: Snapshot) -> asyncio.Lock:
         """Held by whoever makes a standby of it."""
         return self._making.setdefault(snapshot.digest, asyncio.Lock())
+
+
+def _check_quiesces(snapshot: Snapshot) -> None:
+    """Raises CannotPark."""
+    if not snapshot.manifest.quiesces:
+        raise CannotPark(
+            f"an engine of snapshot {snapshot} cannot be parked: it does not take part in the control directory, so it cannot let go "
+            "of what is lent to it and wait; keep it as a standby"
+        )
