@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 
 import pytest
 from zerowake_proto import agent_pb2 as pb
@@ -20,7 +19,7 @@ from tests.worlds.agent import Agent
 from tests.worlds.leftovers import nothing_left
 from tests.worlds.node import MIB, NAME, SAME, Node
 from tests.worlds.processes import below
-from tests.worlds.strike import Case, engine_pids, killing
+from tests.worlds.strike import Case, another_in_its_place, engine_pids, killing
 
 
 async def parked(node: Node, agent: Agent, made: str) -> None:
@@ -36,21 +35,13 @@ def test_killed_when_it_is_parked(case: Case, victim: str, made: str) -> None:
     async def body(node: Node) -> None:
         agent = await node.agent()
         await parked(node, agent, made)
-        pids = engine_pids(node, agent)
-        assert pids
+        assert engine_pids(node, agent)
         if victim == "agent":
             agent.kill()
             await agent.process.wait()
             await nothing_left(node.state)
             return
-        for pid in pids:
-            os.kill(pid, 9)
-        async with asyncio.timeout(10):
-            while await agent.rung(NAME) == pb.RUNG_PARKED:
-                await asyncio.sleep(0.02)
-        answer = await agent.restore(NAME)
-        assert answer.replica.origin == pb.ORIGIN_RESTORED, answer.fallback_detail
-        await node.answers(answer.replica, node.expected)
+        await another_in_its_place(node, agent, pb.RUNG_PARKED)
 
     case(body)
 

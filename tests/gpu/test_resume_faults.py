@@ -26,7 +26,7 @@ from restore_agent.snapshots.store import Catalog
 from tests.worlds.device import ROOT
 from tests.worlds.leftovers import nothing_left
 from tests.worlds.node import MIB, NAME, Node
-from tests.worlds.strike import DEMOTING, RESTORING, Case, engine_pids, killing
+from tests.worlds.strike import DEMOTING, RESTORING, Case, another_in_its_place, engine_pids, killing
 
 
 def _of_a_gpu(phase: str) -> bool:
@@ -100,15 +100,7 @@ def test_killed_as_a_standby(case: Case, victim: str, made: str) -> None:
             await agent.process.wait()
             await nothing_left(node.state)
             return
-        assert engine_pids(node, agent)
-        for pid in engine_pids(node, agent):
-            os.kill(pid, 9)
-        async with asyncio.timeout(10):
-            while await agent.rung(NAME) == pb.RUNG_STANDBY:
-                await asyncio.sleep(0.02)
-        answer = await agent.restore(NAME)
-        assert answer.replica.origin == pb.ORIGIN_RESTORED, answer.fallback_detail
-        await node.answers(answer.replica, node.expected)
+        await another_in_its_place(node, agent, pb.RUNG_STANDBY)
 
     case(body)
 

@@ -11,6 +11,8 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
+from zerowake_proto import agent_pb2 as pb
+
 from restore_agent.snapshots.store import Catalog
 from tests.worlds.agent import Agent
 from tests.worlds.node import MIB, NAME, Node
@@ -25,6 +27,20 @@ def engine_pids(node: Node, agent: Agent) -> list[int]:
     """Host pids of the snapshot's processes, of the replica that is being made or lives."""
     inside = {process.pid for process in Catalog(node.state).get("default", NAME).manifest.processes}
     return [pid for inner, pid, words in below(agent.process.pid) if inner in inside and "sandbox-init" not in words]
+
+
+async def another_in_its_place(node: Node, agent: Agent, rung: pb.Rung) -> None:
+    """Kills the engine that waits on the rung. Once the agent has seen that, a restore makes another one, which answers."""
+    pids = engine_pids(node, agent)
+    assert pids
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    async with asyncio.timeout(10):
+        while await agent.rung(NAME) == rung:
+            await asyncio.sleep(0.02)
+    answer = await agent.restore(NAME)
+    assert answer.replica.origin == pb.ORIGIN_RESTORED, answer.fallback_detail
+    await node.answers(answer.replica, node.expected)
 
 
 def strike(node: Node, agent: Agent, phase: str, victim: str, over: threading.Event) -> str:
