@@ -191,6 +191,7 @@ async def test_a_models_name_in_two_namespaces(api: Api, namespace: str, address
     ):
         await api.apply(lease(), snapshot(), labelled(), scaled_object(NAME, zerowake.keda), namespace=namespace)
         await api.until("ScaledObject", namespace, NAME, lambda one: condition(one, "Ready") and _activity(one))
+        await asyncio.sleep(1)  # ages are whole seconds: of two objects of one second either may count as the older
         await api.apply(labelled(), scaled_object(NAME, zerowake.keda), namespace=other)
         await api.until("ScaledObject", other, NAME, lambda one: condition(one, "Ready") and _activity(one))
         theirs: list[int] = []
