@@ -1,46 +1,37 @@
-"""vLLM parked, through the whole system: `python -m tests.bench.gpu.parked MODEL [SECONDS]`.
+"""vLLM parked, through the whole system: `python -m tests.bench.gpu.parked MODEL [--seconds S] [OPTION…]`.
 
-As vllm.py: random weights of a fixed seed, each figure from the gateway's first request, at zero replicas, to the first token of its
-streamed answer, and every answer that of the engine before it was dumped. Here the engine is parked when the request comes: made so ahead,
-or kept so when it became idle; its weights in the pool, or in host memory. Beside it, in the same run, a standby. Then what a parked engine
-costs: GPU memory, host memory, processor; and what parking takes. None of its parts is begun after SECONDS (420). Writes
-`tests/bench/results/parked-GPU.json`. Needs root, CRIU, a GPU with its driver, vLLM (ZEROWAKE_VLLM_SITE: its folder, where it is not
-installed). Logs are copied into the folder OUT, where that is set.
+As vllm.py: each figure from the gateway's first request, at zero replicas, to the first token of its streamed answer, and every answer that
+of the engine before it was dumped. Here the engine is parked when the request comes: made so ahead, or kept so when it became idle; its
+weights in the pool, or in host memory. Beside it, in the same run, a standby, one that is staged, and last a vLLM without zerowake. Then
+what a parked engine costs: GPU memory, host memory, processor; and what parking takes. Writes
+`tests/bench/results/parked-GPU-MODEL.json`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
-import os
 import secrets
-import shutil
 import statistics
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import ClassVar
 
 import grpc
-from rich.console import Console
 from zerowake_proto import agent_pb2 as pb
 from zerowake_proto import agent_pb2_grpc
 
-from restore_agent.drivers.cuda import Cuda
 from restore_agent.places.processes import cpu_seconds
-from tests.bench.figures import Figure, table
-from tests.bench.gpu.results import keep
-from tests.bench.gpu.resume import SNAPSHOT, pool, stage, until_rung
-from tests.bench.gpu.vllm import ARENA, RESERVE
+from tests.bench.figures import Figure
+from tests.bench.gpu.resume import SNAPSHOT, nothing, stage, until_rung
+from tests.bench.gpu.run import begun
+from tests.bench.gpu.sizes import room
 from tests.bench.gpu.vllm import Bench as VllmBench
 from tests.bench.restore import at_zero, spread
-from tests.worlds.checkpoints import Qwen3, write_checkpoint
 
+SECONDS = 540.0
 ROUNDS = 10
-LEFT = 64  # MB of the GPU that may be in use after everything has ended
 WATCHED_SECONDS = 10.0  # in which a parked engine's processor time is counted
-console = Console(width=220)
 
 
 class Bench(VllmBench):
@@ -49,14 +40,12 @@ class Bench(VllmBench):
         "parked, kept when idle": 0.035,
         "parked, weights in host memory": 0.34,
         "standby, made ahead": 0.38,
+        "staged": 0.60,
     }
-
-    def __init__(self, work: Path, model: Path, until: float, cuda: Cuda) -> None:
-        super().__init__(work, model, until)
-        self.cuda = cuda
 
     async def ahead(self) -> None:
         async with self.serving("memory"):
+            await self.step("staged", lambda: self.case("staged", nothing), 20)
             await self.step("standby", lambda: self.case("standby, made ahead", lambda: stage(self.state, pb.RUNG_STANDBY)), 20)
             await self.step("costs", self.costs, 20)
             await self.step("parked", lambda: self.case("parked, made ahead", self.park, ROUNDS), 20)
@@ -81,10 +70,10 @@ class Bench(VllmBench):
         async with grpc.aio.insecure_channel(f"unix:{self.state / 'agent.sock'}") as channel:
             stub = agent_pb2_grpc.AgentStub(channel)
             for _ in range(5):
-                before, began = self.cuda.used(), time.monotonic()
+                before, began = self.run.gpus.used(), time.monotonic()
                 await self.park()
                 ups.append(time.monotonic() - began)
-                held.append((self.cuda.used() - before) / 1e6)
+                held.append((self.run.gpus.used() - before) / 1e6)
                 began = time.monotonic()
                 await stub.Unstage(pb.UnstageRequest(request_id=secrets.token_hex(4), snapshot=SNAPSHOT, rung=pb.RUNG_STANDBY))
                 downs.append(time.monotonic() - began)
@@ -122,33 +111,12 @@ def private_bytes(pid: int) -> int:
 
 
 async def main() -> int:
-    model, seconds = Path(sys.argv[1]).resolve(), float(sys.argv[2]) if len(sys.argv) > 2 else 420.0
-    begin = time.monotonic()
-    cuda = Cuda.find()
-    if cuda is None:
-        raise SystemExit("needs an NVIDIA GPU")
-    gpu = cuda.gpus()
-    with tempfile.TemporaryDirectory(prefix="zerowake-parked-", dir=os.environ.get("ZEROWAKE_GPU_WORK", "/var/tmp")) as folder:
-        os.environ["GPUMEM_SOCKET"] = f"{folder}/gpumem.sock"
-        weights = Path(folder) / "model"
-        shutil.copytree(model, weights)
-        config = json.loads((model / "config.json").read_text())
-        await asyncio.to_thread(write_checkpoint, weights, Qwen3(config))
-        bench = Bench(Path(folder), weights, begin + seconds, cuda)
-        before = cuda.used()
-        async with pool(RESERVE, ARENA):
-            if await bench.step("snapshot", bench.create, 60):
-                await bench.step("made ahead", bench.ahead, 30)
-                await bench.step("kept when idle", bench.kept, 30)
-        if kept := os.environ.get("OUT"):
-            for log in Path(folder).glob("*.log"):
-                shutil.copy(log, kept)
-        left = (cuda.used() - before) / 1e6
-        bench.figures.append(Figure("GPU memory left over", left, "MB", at_most=LEFT, detail="after everything has ended"))
-    console.print(table(bench.figures))
-    machine = {"gpus": gpu.names, "driver": gpu.driver}
-    path = keep("parked-GPU", "python -m tests.bench.gpu.parked MODEL", machine, bench.figures, model=config)
-    console.print(f"kept in {path}")
+    async with begun("parked", seconds=SECONDS, room=room) as run:
+        bench = Bench(run)
+        if await run.step("snapshot", bench.create, 60):
+            await run.step("made ahead", bench.ahead, 30)
+            await run.step("kept when idle", bench.kept, 30)
+        await run.step("plain vLLM", bench.plain, 75)
     return 0
 
 

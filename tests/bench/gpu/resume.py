@@ -28,13 +28,13 @@ from zerowake_proto import agent_pb2 as pb
 from zerowake_proto import agent_pb2_grpc, gpumem_pb2
 
 from gpumem.client.control import Control
-from gpumem.wire.errors import PeerGone
 from restore_agent.drivers.criu import Criu
 from restore_agent.drivers.cuda import Cuda
 from restore_agent.snapshots.store import Catalog
 from tests.bench.figures import Figure, table
 from tests.bench.gpu.plain import plain
 from tests.bench.gpu.results import keep
+from tests.bench.gpu.run import control, pool
 from tests.bench.pages import disk_seconds, touched, uncache
 from tests.bench.restore import ZEROWAKE, at_zero, rungs, spread, status
 from tests.worlds.checkpoints import SIZES, write_checkpoint
@@ -268,34 +268,6 @@ async def system(state: Path, waits_on: str) -> AsyncIterator[None]:
     finally:
         process.terminate()
         await process.wait()
-
-
-@contextlib.asynccontextmanager
-async def pool(reserve: int, arena: int) -> AsyncIterator[None]:
-    """gpumem with so many GiB of the GPU and of the host."""
-    command = ["-c", "from gpumem.programs.commands import app; app()", "serve", "--reserve", f"{reserve}G", "--arena", f"{arena}G"]
-    process = await asyncio.create_subprocess_exec(sys.executable, *command)
-    try:
-        async with asyncio.timeout(120):
-            while not await answers():
-                await asyncio.sleep(0.1)  # until it listens
-        yield
-    finally:
-        process.terminate()
-        await process.wait()
-
-
-async def answers() -> bool:
-    try:
-        await control(lambda c: c.status())
-    except PeerGone:
-        return False
-    return True
-
-
-async def control(call: Any) -> Any:
-    async with Control.connected(Path(os.environ["GPUMEM_SOCKET"])) as connected:
-        return await call(connected)
 
 
 async def fill_device(connected: Control, work: Path) -> gpumem_pb2.Filled:

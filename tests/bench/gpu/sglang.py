@@ -1,42 +1,34 @@
-"""SGLang from nothing to its first token, through the whole system: `python -m tests.bench.gpu.sglang MODEL [OPTION…]`.
+"""SGLang from nothing to its first token, through the whole system: `python -m tests.bench.gpu.sglang MODEL [--seconds S] [OPTION…]`.
 
-Like vllm.py: random weights of a fixed seed, every page of the proving replica compared with the image, and each answer, token by token,
+Like vllm.py: every page of the proving replica compared with the image, and each answer, token by token,
 that of an SGLang without zerowake. No adapter takes part: the engine is taken when it is idle, weights and KV cache travel in the
-image. OPTIONs go to both SGLangs. Writes `tests/bench/results/sglang-GPU.json`. Needs root, CRIU, a GPU with its driver, SGLang
-(ZEROWAKE_SGLANG_SITE: its folder, where it is not installed). Logs are copied into the folder OUT, where that is set.
+image. OPTIONs go to both SGLangs. Writes `tests/bench/results/sglang-GPU-MODEL.json`. Needs root, CRIU, a GPU with its driver, SGLang
+(ZEROWAKE_SGLANG_SITE: its folder, where it is not installed).
 """
 
 from __future__ import annotations
 
 import asyncio
 import importlib.metadata
-import json
 import os
-import shutil
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import ClassVar
 
 import aiohttp
-from rich.console import Console
 from zerowake_proto import agent_pb2 as pb
 
-from restore_agent.drivers.cuda import Cuda
 from restore_agent.snapshots.store import Catalog
-from tests.bench.figures import Figure, table
-from tests.bench.gpu.results import keep
-from tests.bench.gpu.resume import nothing, pool, stage
+from tests.bench.figures import Figure
+from tests.bench.gpu.resume import nothing, stage
+from tests.bench.gpu.run import LEFT, Room, Run, begun, console
 from tests.bench.gpu.vllm import PORT, QUESTION, background
 from tests.bench.gpu.vllm import Bench as VllmBench
-from tests.worlds.checkpoints import Qwen3, write_checkpoint
 
 SECONDS = 420.0  # none of its parts is begun after that
 ROUNDS = 5
-LEFT = 64  # MB of the GPU that may be in use after everything has ended
 RESERVE, ARENA = 1, 1  # GiB: nothing is lent, but an agent asks gpumem for room
-console = Console(width=220)
 
 
 class Bench(VllmBench):
@@ -48,15 +40,14 @@ class Bench(VllmBench):
     question = QUESTION | {"prompt": "Seven, eight, nine,"}
     asked_before = False
 
-    def __init__(self, work: Path, model: Path, until: float, cuda: Cuda, options: list[str]) -> None:
-        super().__init__(work, model, until)
-        self.cuda = cuda
+    def __init__(self, run: Run) -> None:
+        super().__init__(run)
         site = [os.environ["ZEROWAKE_SGLANG_SITE"]] if "ZEROWAKE_SGLANG_SITE" in os.environ else []
         path = [*site, *filter(None, os.environ.get("PYTHONPATH", "").split(":")), str(Path(__file__).parents[3])]
         kernels = {key: value for key, value in os.environ.items() if key == "TVM_FFI_CACHE_DIR"}
         self.env = {"PYTHONPATH": ":".join(path), "HF_HUB_OFFLINE": "1", **kernels}
-        self.command = [sys.executable, "-m", "sglang.launch_server", "--model-path", str(model), "--served-model-name", "model"]
-        self.command += ["--context-length", "8192", *options]
+        self.command = [sys.executable, "-m", "sglang.launch_server", "--model-path", str(run.model), "--served-model-name", "model"]
+        self.command += ["--context-length", "8192", *run.options]
 
     def anatomy_of_image(self) -> None:
         manifest = Catalog(self.state).get("default", "model").manifest
@@ -72,7 +63,7 @@ class Bench(VllmBench):
     async def start(self, cache: str, detail: str) -> None:
         """SGLang without zerowake: seconds until it is healthy and has given its whole answer."""
         log = self.work / f"plain-{cache}.log"
-        before = self.cuda.used()
+        before = self.run.gpus.used()
         began = time.monotonic()
         async with background(log, *self.command, "--port", str(PORT), "--mem-fraction-static", "0.5", env=os.environ | self.env):
             try:
@@ -84,7 +75,7 @@ class Bench(VllmBench):
                 raise
             self.cold = time.monotonic() - began
         async with asyncio.timeout(60):
-            while self.cuda.used() > before + LEFT * 1e6:
+            while self.run.gpus.used() > before + LEFT * 1e6:
                 await asyncio.sleep(0.1)  # its scheduler ends after it
         self.figures.append(Figure(f"cold start to the whole answer, {cache} compile cache", self.cold, "s", detail=detail))
 
@@ -108,40 +99,17 @@ async def healthy(url: str) -> None:
 
 
 async def main() -> int:
-    model, options = Path(sys.argv[1]).resolve(), sys.argv[2:]
-    begin = time.monotonic()
-    cuda = Cuda.find()
-    if cuda is None:
-        raise SystemExit("needs an NVIDIA GPU")
-    gpu = cuda.gpus()
-    with tempfile.TemporaryDirectory(prefix="zerowake-sglang-", dir=os.environ.get("ZEROWAKE_GPU_WORK", "/var/tmp")) as folder:
-        work = Path(folder)
-        os.environ["GPUMEM_SOCKET"] = f"{folder}/gpumem.sock"
-        weights = work / "model"
-        shutil.copytree(model, weights)
-        config = json.loads((model / "config.json").read_text())
-        await asyncio.to_thread(write_checkpoint, weights, Qwen3(config))
-        bench = Bench(work, weights, begin + SECONDS, cuda, options)
-        before = cuda.used()
-        if await bench.step("plain SGLang", lambda: bench.start("empty", "plain SGLang, one run"), 60):
-            async with pool(RESERVE, ARENA):
-                if await bench.step("snapshot", bench.create, 60):
-                    await bench.step("from memory", bench.from_zero, 30)
-            await bench.step("plain again", lambda: bench.start("warm", "plain SGLang, weights in the page cache, one run"), 45)
-        if kept := os.environ.get("OUT"):
-            for log in work.glob("*.log"):
-                shutil.copy(log, kept)
-        left = (cuda.used() - before) / 1e6
-        bench.figures.append(Figure("GPU memory left over", left, "MB", at_most=LEFT, detail="after everything has ended"))
-    if bench.cold and "staged" in bench.medians:
-        bench.figures.append(Figure("cold start ÷ staged", bench.cold / bench.medians["staged"], "×"))
-    console.print(table(bench.figures))
-    site = [os.environ["ZEROWAKE_SGLANG_SITE"]] if "ZEROWAKE_SGLANG_SITE" in os.environ else sys.path
-    versions = {each.metadata["Name"]: each.version for each in importlib.metadata.distributions(path=site)}
-    machine = {"gpus": gpu.names, "driver": gpu.driver, "sglang": versions.get("sglang")}
-    command = " ".join(["python -m tests.bench.gpu.sglang MODEL", *options])
-    path = keep("sglang-GPU", command, machine, bench.figures, model=config)
-    console.print(f"kept in {path}")
+    async with begun("sglang", seconds=SECONDS, room=lambda _: Room(RESERVE, ARENA)) as run:
+        bench = Bench(run)
+        if await run.step("plain SGLang", lambda: bench.start("empty", "plain SGLang, one run"), 60):
+            if await run.step("snapshot", bench.create, 60):
+                await run.step("from memory", bench.from_zero, 30)
+            await run.step("plain again", lambda: bench.start("warm", "plain SGLang, weights in the page cache, one run"), 45)
+        if bench.cold and "staged" in bench.medians:
+            run.add(Figure("cold start ÷ staged", bench.cold / bench.medians["staged"], "×"))
+        site = [os.environ["ZEROWAKE_SGLANG_SITE"]] if "ZEROWAKE_SGLANG_SITE" in os.environ else sys.path
+        versions = {each.metadata["Name"]: each.version for each in importlib.metadata.distributions(path=site)}
+        run.told["sglang"] = versions.get("sglang")
     return 0
 
 

@@ -1,13 +1,12 @@
-"""vLLM from nothing to its first byte, through the whole system: `python -m tests.bench.gpu.vllm MODEL [SECONDS]`.
+"""vLLM from nothing to its first byte, through the whole system: `python -m tests.bench.gpu.vllm MODEL [--seconds S] [OPTION…]`.
 
-MODEL is a directory with a Qwen3 config and a tokenizer; its weights are written here, random ones of a fixed seed. `zerowake snapshot
-create --engine vllm` starts, publishes the weights into gpumem and dumps, and its proof compares every page with the image; each figure is
-from the gateway's first request, at zero replicas, to the first token of its streamed answer. Every answer must be that of the engine
-before it was dumped. A vLLM without zerowake is started last, its compile cache warm then; whether it answers the same is said, and no more
-than said: from one start of its own to the next vLLM answers in one of two ways. A case that fails is named, and the next one is tried;
-none is begun after SECONDS (540). Prints what the image is made of, the phases and the engine's own words; writes
-`tests/bench/results/vllm-GPU.json`. Needs root, CRIU, a GPU with its driver, vLLM (ZEROWAKE_VLLM_SITE: its folder, where it is not
-installed). Logs are copied into the folder OUT, where that is set.
+MODEL is a shape (run.py); OPTIONs go to every vLLM. `zerowake snapshot create --engine vllm` starts, publishes the weights into gpumem and
+dumps, and its proof compares every page with the image; each figure is from the gateway's first request, at zero replicas, to the first
+token of its streamed answer. Every answer must be that of the engine before it was dumped. A vLLM without zerowake is started last, its
+compile cache warm then; whether it answers the same is said, and no more than said: from one start of its own to the next vLLM answers in
+one of two ways. A case that fails is named, and the next one is tried. Prints what the image is made of, the phases and the engine's own
+words; writes `tests/bench/results/vllm-GPU-MODEL.json`. Needs root, CRIU, a GPU with its driver, and vLLM (ZEROWAKE_VLLM_SITE: its folder,
+where it is not installed).
 """
 
 from __future__ import annotations
@@ -17,44 +16,38 @@ import contextlib
 import json
 import os
 import re
-import shutil
 import statistics
 import sys
-import tempfile
 import time
-import traceback
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
 import aiohttp
-from rich.console import Console
 from zerowake_proto import agent_pb2 as pb
 from zerowake_proto import gpumem_pb2
 
 from gpumem.checkpoint.safetensors import kept_reading
 from gpumem.client.control import Control
-from restore_agent.drivers.cuda import Cuda
 from restore_agent.snapshots.store import Catalog
-from tests.bench.figures import Figure, table
-from tests.bench.gpu.results import keep
-from tests.bench.gpu.resume import control, nothing, pool, stage, system, until_rung
+from tests.bench.figures import Figure
+from tests.bench.gpu.resume import nothing, stage, system, until_rung
+from tests.bench.gpu.run import Run, begun, console, control
+from tests.bench.gpu.sizes import room
 from tests.bench.restore import ZEROWAKE, at_zero, spread, status
-from tests.worlds.checkpoints import Qwen3, write_checkpoint
 
 PORT, GATEWAY = 8000, 18081
+SECONDS = 540.0
 ROUNDS = 6
-RESERVE, ARENA = 28, 18  # GiB: weights, and twice (source and proof) a KV cache of 4 and the graphs; the weights in host memory
 QUESTION = {"model": "model", "prompt": "One, two, three,", "max_tokens": 16, "temperature": 0, "seed": 1, "logprobs": 1, "stream": True}
-GOALS = {"standby, made ahead": 0.45, "standby, kept when idle": 0.45, "staged": 0.75}
+GOALS = {"standby, made ahead": 0.38, "standby, kept when idle": 0.38, "staged": 0.60}
 TOLD = re.compile(
     r"asleep|awake|attached|lent by gpumem|warm-up|own memory|to wake up|fall asleep|Traceback|Error|Graph capturing|init engine"
 )
 COLOUR = re.compile("\x1b\\[[0-9;]*m")
 Answer = tuple[str, list[float]]  # text, log-probabilities
 COMPARED = (sys.executable, "-m", "tests.worlds.compared")
-console = Console(width=220)
 
 
 class Bench:
@@ -64,10 +57,9 @@ class Bench:
     question = QUESTION
     asked_before = True  # the dump: else the first answer is what all others are compared with
 
-    def __init__(self, work: Path, model: Path, until: float) -> None:
-        self.work, self.state = work, work / "state"
-        self.until = until
-        self.figures: list[Figure] = []
+    def __init__(self, run: Run) -> None:
+        self.run, self.step, self.figures = run, run.step, run.figures
+        self.work, self.state = run.folder, run.folder / "state"
         self.answer: Answer | None = None  # all must be alike
         self.cold = 0.0
         self.medians: dict[str, float] = {}
@@ -77,26 +69,8 @@ class Bench:
             "VLLM_USE_FLASHINFER_SAMPLER": "0",
             "HF_HUB_OFFLINE": "1",
         }
-        self.command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(model)]
-        self.command += ["--served-model-name", "model", "--max-model-len", "8192"]
-
-    async def step(self, name: str, work: Callable[[], Awaitable[None]], seconds: float) -> bool:
-        """Runs a part of the benchmark; says how it ended. Nothing that may take longer than the time that is left is begun."""
-        left = self.until - time.monotonic()
-        if left < seconds:
-            console.print(f"\n=== {name}: not begun, {left:.0f} s are left")
-            return False
-        console.print(f"\n=== {name} ({left:.0f} s left)")
-        begin = time.monotonic()
-        try:
-            async with asyncio.timeout(left + 30):
-                await work()
-        except Exception:
-            console.print(traceback.format_exc()[-6000:], markup=False)
-            self.figures.append(Figure(f"{name}: failed", 1, "", at_most=0))
-            return False
-        console.print(f"=== {name}: {time.monotonic() - begin:.1f} s")
-        return True
+        self.command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(run.model)]
+        self.command += ["--served-model-name", "model", "--max-model-len", "8192", *run.options]
 
     async def create(self) -> None:
         log = self.work / "agent.log"
@@ -312,38 +286,15 @@ async def background(log: Path, *command: str, env: dict[str, str] | None = None
 
 
 async def main() -> int:
-    model, seconds = Path(sys.argv[1]).resolve(), float(sys.argv[2]) if len(sys.argv) > 2 else 540.0
-    begin = time.monotonic()
-    cuda = Cuda.find()
-    if cuda is None:
-        raise SystemExit("needs an NVIDIA GPU")
-    gpu = cuda.gpus()
-    with tempfile.TemporaryDirectory(prefix="zerowake-vllm-", dir=os.environ.get("ZEROWAKE_GPU_WORK", "/var/tmp")) as folder:
-        os.environ["GPUMEM_SOCKET"] = f"{folder}/gpumem.sock"
-        weights = Path(folder) / "model"
-        shutil.copytree(model, weights)
-        config = json.loads((model / "config.json").read_text())
-        await asyncio.to_thread(write_checkpoint, weights, Qwen3(config))
-        bench = Bench(Path(folder), weights, begin + seconds)
-        before = cuda.used()
-        async with pool(RESERVE, ARENA):
-            if await bench.step("snapshot", bench.create, 60):
-                await bench.step("from memory", bench.staged, 30)
-                await bench.step("kept as a standby", bench.kept, 30)
-                await bench.step("from disk", bench.from_disk, 30)
-            await bench.step("plain vLLM", bench.plain, 75)
-        if kept := os.environ.get("OUT"):
-            for log in Path(folder).glob("*.log"):
-                shutil.copy(log, kept)
-        bench.figures.append(
-            Figure("GPU memory left over", (cuda.used() - before) / 1e6, "MB", at_most=64, detail="after everything has ended")
-        )
-    if bench.cold and "staged" in bench.medians:
-        bench.figures.append(Figure("cold start ÷ staged", bench.cold / bench.medians["staged"], "×", at_least=80))
-    console.print(table(bench.figures))
-    machine = {"gpus": gpu.names, "driver": gpu.driver}
-    path = keep("vllm-GPU", "python -m tests.bench.gpu.vllm MODEL", machine, bench.figures, model=config)
-    console.print(f"kept in {path}")
+    async with begun("vllm", seconds=SECONDS, room=room) as run:
+        bench = Bench(run)
+        if await run.step("snapshot", bench.create, 60):
+            await run.step("from memory", bench.staged, 30)
+            await run.step("kept as a standby", bench.kept, 30)
+            await run.step("from disk", bench.from_disk, 30)
+        await run.step("plain vLLM", bench.plain, 75)
+        if bench.cold and "staged" in bench.medians:
+            run.add(Figure("cold start ÷ staged", bench.cold / bench.medians["staged"], "×", at_least=80))
     return 0
 
 
