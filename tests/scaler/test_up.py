@@ -268,7 +268,7 @@ async def test_a_model_waits_parked_and_an_idle_replica_is_parked_again(parkable
         first = (await made.ask())["count"]
         found = await made.status()
         (activation,) = found["activations"]
-        assert activation["origin"] == "parked" and [each["origin"] for each in found["replicas"]] == ["parked"]
+        assert activation["origin"] == "parked" and all(each["origin"] == "parked" for each in found["replicas"])  # or it idles again
         assert not {"cuda", "staged"} & activation["phases"].keys()
         await made.until(rung="parked", ready=0, wanted=0)
         assert (await made.ask())["count"] == first + 1, "the process that answered before"
