@@ -37,7 +37,6 @@ EXCEPTIONS = {
     # Needs a GPU, its driver, or vLLM: there every page and every answer is compared.
     "restore_agent/workload/vllm/platform.py": "bench/gpu/vllm.py",
     "restore_agent/workload/vllm/worker.py": "bench/gpu/vllm.py",
-    "restore_agent/drivers/cuda.py": "gpu/test_resume_faults.py",
     "gpumem/hardware/cuda.py": "gpu/test_memory.py",
 }
 

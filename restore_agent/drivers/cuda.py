@@ -3,9 +3,11 @@
     RUNNING → lock → LOCKED → checkpoint → CHECKPOINTED → restore → LOCKED → unlock → RUNNING
 
 All processes are locked before the first is checkpointed, and all are restored before the first is unlocked, so that none works against a
-sibling that stands still. A step that fails for one is undone for all: the tree goes on running, with its GPU memory. The driver takes the
-pids of this process's own pid namespace. `cuInit` is called once, at the start, so that no restore pays for it; no context is made, so it
-costs no GPU memory. A process wakes on other GPUs by a list of pairs, which must name every GPU of the driver, used or not.
+sibling that stands still. Each step is done to all of them at once, with one deadline. A suspend that fails for one is undone for all: the
+tree goes on running, with its GPU memory. A resume that fails for one is the end of all: ranks that compute together are of no use alone.
+The driver takes the pids of this process's own pid namespace. `cuInit` is called once, at the start, so that no restore pays for it; no
+context is made, so it costs no GPU memory. A process wakes on other GPUs by a list of pairs, which must name every GPU of the driver, used
+or not.
 Source: CUDA driver API, "Checkpointing" (driver 570 and later); needs no `cuda-checkpoint` binary.
 """
 
@@ -25,6 +27,7 @@ from restore_agent.errors import AgentError
 from restore_agent.snapshots.manifest import GpuRecord
 
 _LOCK_MILLISECONDS = 10_000
+_STEP_SECONDS = 60.0  # a driver that has not done one step to all processes by then hangs
 _DRIVER = Path("/dev/nvidiactl")
 _REMEDIES = {
     ("lock", "CUDA_ERROR_NOT_READY"): "its GPU was still at work: have the engine quiesce before (the control directory), or end its work",
@@ -32,6 +35,8 @@ _REMEDIES = {
     "the engine must unmap all of it as it quiesces (gpumem's client does)",
     ("restore", "CUDA_ERROR_OUT_OF_MEMORY"): "the GPU's memory was taken meanwhile, and the process is lost: end what took it",
 }
+# NVML's levels of what two GPUs have in common, as `nvidia-smi topo -m` calls them.
+_PCIE = {0: "PSB", 10: "PIX", 20: "PXB", 30: "PHB", 40: "NODE", 50: "SYS"}
 _LOG = logging.getLogger("zerowake.agent")
 
 
@@ -60,7 +65,9 @@ class Cuda:
         self._uuids = {f"GPU-{uuid.UUID(bytes=bytes(raw.bytes)[:16])}": raw for raw in self._driver_uuids()}
         names = [nvml.nvmlDeviceGetName(self._handle(identity)) for identity in self._uuids]
         driver_version = nvml.nvmlSystemGetDriverVersion()
-        self._gpus = GpuRecord(driver=driver_version, names=tuple(names), uuids=tuple(self._uuids))  # asked once: every restore wants it
+        links = tuple(tuple(self._link(one, other) for other in self._uuids) for one in self._uuids)
+        # Asked once: every restore wants it.
+        self._gpus = GpuRecord(driver=driver_version, names=tuple(names), uuids=tuple(self._uuids), links=links)
 
     @classmethod
     def find(cls) -> Cuda | None:
@@ -137,14 +144,11 @@ class Cuda:
         if not pids:
             return {}
         before = self._used()
-        locked: list[int] = []
         try:
-            for pid in pids:
-                await asyncio.to_thread(self._lock, pid)
-                locked.append(pid)
-            await _all(self._checkpoint, pids)
+            await _all("lock", self._lock, pids)
+            await _all("checkpoint", self._checkpoint, pids)
         except BaseException:
-            await asyncio.shield(self._undo(locked))
+            await asyncio.shield(self._undo(pids))
             raise
         after = self._used()
         return {identity: size - after[identity] for identity, size in before.items() if size > after[identity]}
@@ -162,19 +166,24 @@ class Cuda:
             return ResumeSeconds(0.0, 0.0)
         arguments = self._pairs(moves) if moves and any(old != new for old, new in moves.items()) else None
         begin = time.monotonic()
-        await _all(lambda pid: self._restore(pid, arguments), pids)
-        restored = time.monotonic()
-        await _all(self._unlock, pids)
+        try:
+            await _all("restore", lambda pid: self._restore(pid, arguments), pids)
+            restored = time.monotonic()
+            await _all("unlock", self._unlock, pids)
+        except CudaError as error:
+            if len(pids) == 1:
+                raise
+            raise CudaError(f"{error}; all {len(pids)} processes of the engine that hold GPU state are lost with it") from error
         return ResumeSeconds(restored - begin, time.monotonic() - restored)
 
     async def _undo(self, pids: Sequence[int]) -> None:
-        steps: list[Callable[[int], None]] = [lambda pid: self._restore(pid, None), self._unlock]
-        for pid in pids:
-            for step in steps:
-                try:
-                    await asyncio.to_thread(step, pid)
-                except CudaError as error:
-                    _LOG.debug("undoing a suspend: %s", error)  # it was not that far
+        """Brings each back from wherever it has got to. None is unlocked while another has no GPU state yet."""
+        steps: dict[str, Callable[[int], None]] = {"restore": lambda pid: self._restore(pid, None), "unlock": self._unlock}
+        for name, step in steps.items():
+            try:
+                await _all(name, step, pids)
+            except CudaError as error:
+                _LOG.debug("undoing a suspend: %s", error)  # it was not that far
 
     def _lock(self, pid: int) -> None:
         arguments = self._driver.CUcheckpointLockArgs()
@@ -226,6 +235,27 @@ class Cuda:
             self._check(found, f"name GPU {ordinal}")
             yield found[1]
 
+    def _link(self, one: str, other: str) -> str:
+        """As `nvidia-smi topo -m` calls it. Empty: NVML does not say, as on some virtual machines."""
+        if one == other:
+            return "X"
+        nvml, handles = self._nvml, [self._handle(one), self._handle(other)]
+        try:
+            if nvml.nvmlDeviceGetP2PStatus(*handles, nvml.NVML_P2P_CAPS_INDEX_NVLINK) == nvml.NVML_P2P_STATUS_OK:
+                return f"NV{min(map(self._nvlinks, handles))}"
+            return _PCIE.get(nvml.nvmlDeviceGetTopologyCommonAncestor(*handles), "")
+        except nvml.NVMLError as error:
+            _LOG.debug("how %s reaches %s is not known: %s", one, other, error)
+            return ""
+
+    def _nvlinks(self, handle: Any) -> int:
+        """Of a GPU, those that are up."""
+        count = 0
+        for number in range(self._nvml.NVML_NVLINK_MAX_LINKS):
+            with contextlib.suppress(self._nvml.NVMLError):  # it has fewer
+                count += self._nvml.nvmlDeviceGetNvLinkState(handle, number) == self._nvml.NVML_FEATURE_ENABLED
+        return count
+
     def _used(self) -> dict[str, int]:
         return {identity: int(self._nvml.nvmlDeviceGetMemoryInfo(self._handle(identity)).used) for identity in self._uuids}
 
@@ -233,12 +263,29 @@ class Cuda:
         return self._nvml.nvmlDeviceGetHandleByUUID(identity)
 
 
-async def _all(step: Callable[[int], None], pids: Sequence[int]) -> None:
-    """In parallel; waits for all of them, whatever one of them raises."""
-    done = await asyncio.shield(asyncio.gather(*(asyncio.to_thread(step, pid) for pid in pids), return_exceptions=True))
-    for result in done:
-        if isinstance(result, BaseException):
-            raise result
+async def _all(name: str, step: Callable[[int], None], pids: Sequence[int]) -> None:
+    """In parallel; waits for all of them, whatever one of them raises, but not for ever. Raises what the first of them raised."""
+    work = {pid: asyncio.create_task(asyncio.to_thread(step, pid), name=f"CUDA: {name} pid {pid}") for pid in pids}
+    for each in work.values():
+        each.add_done_callback(_looked_at)
+    waiting = asyncio.ensure_future(asyncio.wait(work.values(), timeout=_STEP_SECONDS))
+    try:
+        _, late = await asyncio.shield(waiting)
+    except asyncio.CancelledError:
+        await asyncio.wait([waiting])  # whoever undoes it finds all of them at rest
+        raise
+    failed = [error for each in work.values() if each.done() and (error := each.exception())]
+    if late:
+        hung = ", ".join(str(pid) for pid, each in work.items() if each in late)
+        failed.append(CudaError(f"CUDA does not {name} pid {hung} within {_STEP_SECONDS:.0f} s: look for Xid errors in the kernel's log"))
+    if failed:
+        raise failed[0]
+
+
+def _looked_at(task: asyncio.Task[None]) -> None:
+    """It may end when nobody waits for it any more."""
+    if not task.cancelled() and (error := task.exception()):
+        _LOG.debug("%s: %s", task.get_name(), error)
 
 
 def _has_gpu_open(pid: int) -> bool:

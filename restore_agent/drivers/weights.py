@@ -86,15 +86,18 @@ class Weights:
                     return
             await control.fill(region.layout, sources, "")
 
-    async def resident(self, manifest: Manifest) -> set[str]:
-        """Devices that hold all the weights of a snapshot. Raises WeightsError."""
+    async def resident(self, manifest: Manifest) -> dict[str, set[str]]:
+        """Devices that hold all that was lent on one GPU, by that GPU (`WeightsRecord.gpu`). Raises WeightsError."""
         if not manifest.weights:
-            return set()
+            return {}
         async with self._control(manifest.weights[0]) as control:
             regions = [region for region in (await control.status()).regions if region.namespace in ("", manifest.tenant)]
             sealed = {(region.device, region.id.hex()) for region in regions if region.sealed}
-        devices = {device for device, _ in sealed}
-        return {device for device in devices if all((device, record.region) in sealed for record in manifest.weights)}
+        found: dict[str, set[str]] = {}
+        for record in manifest.weights:
+            there = {device for device, region in sealed if region == record.region}
+            found[record.gpu] = found.get(record.gpu, there) & there
+        return found
 
     async def make_room(self, lacking: Mapping[str, int]) -> bool:
         """Has gpumem hold less, by what is free in its pool, until one of these GPUs has that many bytes more. False: none can.

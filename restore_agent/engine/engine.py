@@ -77,6 +77,7 @@ class Engine:
         self.output = output
         self.pid = pid
         self.gpu_bytes: Mapping[str, int] = {}  # UUID of each GPU that it is on → what its last resume took there
+        self.gpu_places: Mapping[str, str] = {}  # UUID of each GPU of its snapshot → of the one in its place; none: each is itself
         self._control = Control(place, pid)
 
     @classmethod
@@ -192,16 +193,18 @@ class Engine:
             await asyncio.wait([ended], timeout=_FIRST_PROBE)
         self._control.take_back(QUIESCE_REQUESTED)
 
-    def named_weights(self) -> list[Path]:
+    def named_weights(self) -> dict[Path, str]:
         """Checkpoint directories whose regions it attached by itself (`weights.json`, ours), as it sees them: `Place.checkpoint` knows
-        where they are. Raises EngineError: it is no list of them.
+        where they are; each with the UUID of the GPU that it is lent on, where it says so. Raises EngineError: it is no list of them.
         """
         path = self.place.control_directory / WEIGHTS
         if not path.exists():
-            return []
+            return {}
         try:
-            return [Path(directory) for directory in dict.fromkeys(json.loads(path.read_text())["directories"])]
-        except (ValueError, LookupError, TypeError) as error:
+            said = json.loads(path.read_text())
+            gpus = dict(said.get("gpus", {}))
+            return {Path(directory): str(gpus.get(directory, "")) for directory in said["directories"]}
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise EngineError(f"the engine {self.called!r} wrote a {WEIGHTS} that is none: {error!r}") from None
 
     def stop(self) -> None:

@@ -3,7 +3,8 @@
 Any engine works without: one that speaks the control directory is told when to sleep, another is taken when it is idle, and its weights
 then travel in the image. What stands here is what an engine has to be told beside that. A variable of the caller's wins over one from here.
 
-    vllm      weights, KV cache and graphs on gpumem's memory; its API server speaks the control directory (workload/vllm/middleware.py)
+    vllm      weights, KV cache and graphs on gpumem's memory; its API server speaks the control directory (workload/vllm/middleware.py);
+              its ranks, where it has several, talk in a way that comes through a dump (workload/vllm/collectives.py)
     sglang    no adapter: weights and KV cache travel in the image, unless it speaks the control directory (NVIDIA's Dynamo brings that)
 """
 
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from restore_agent.errors import AgentError, ErrorKind
+from restore_agent.workload.vllm import collectives
 from restore_agent.workload.vllm.plugin import VLLM_ADAPTER
 
 CACHE_BYTES = 4 << 30  # of KV cache, where the command names none
@@ -57,15 +59,22 @@ class Kind:
     """What one engine has to be told."""
 
     options: Callable[[Sequence[str], Setting], list[str]]  # the whole command, with what is added
-    env: Mapping[str, str]
+    env: Callable[[Sequence[str]], Mapping[str, str]]  # by the command
     passed_on: tuple[str, ...]  # beginnings of variables that it takes from the caller
     health: str = "/health"
 
 
 def _vllm(command: Sequence[str], setting: Setting) -> list[str]:
     rest, said = _without(command, "--load-format", "--model-loader-extra-config")
-    parallel = ("--tensor-parallel-size", "-tp", "--pipeline-parallel-size", "-pp", "--data-parallel-size", "-dp")
-    _one_of(rest, *parallel, "--api-server-count", "-asc")
+    _one_of(rest, "a snapshot holds one API server", "--api-server-count", "-asc")
+    others = ("--pipeline-parallel-size", "-pp", "--data-parallel-size", "-dp", "--data-parallel-size-local", "-dpl", "--nnodes", "-n")
+    contexts = ("--decode-context-parallel-size", "-dcp", "--prefill-context-parallel-size", "-pcp")
+    _one_of(rest, "a snapshot's ranks are tensor parallel alone", *others, *contexts)
+    for word in rest:
+        if any(_same(word.partition("=")[0], option) for option in ("--enable-expert-parallel", "-ep")):
+            raise UnsuitableCommand(f"{word}: a snapshot's ranks are tensor parallel alone, experts too")
+    if _vllm_ranks(rest) > 1 and _value(rest, "--distributed-executor-backend") not in (None, "mp"):
+        raise UnsuitableCommand("--distributed-executor-backend: a snapshot's ranks are processes of one machine, which `mp` makes")
     if _value(rest, "--worker-cls") not in (None, "auto"):
         raise UnsuitableCommand(f"--worker-cls {_value(rest, '--worker-cls')}: the worker that lends its memory from gpumem is another")
     try:
@@ -89,7 +98,7 @@ def _vllm(command: Sequence[str], setting: Setting) -> list[str]:
 
 def _sglang(command: Sequence[str], setting: Setting) -> list[str]:
     parallel = ("--tensor-parallel-size", "--tp-size", "--tp", "--pipeline-parallel-size", "--pp-size", "--pp")
-    _one_of(command, *parallel, "--data-parallel-size", "--dp-size", "--dp", "--nnodes")
+    _one_of(command, "a snapshot of SGLang holds one GPU's process", *parallel, "--data-parallel-size", "--dp-size", "--dp", "--nnodes")
     defaults = {"--port": str(setting.port)}
     if _value(command, "--mem-fraction-static") is None:  # else its KV cache takes what is left of the GPU, and the image with it
         defaults["--max-total-tokens"] = str(CACHE_TOKENS)
@@ -98,17 +107,26 @@ def _sglang(command: Sequence[str], setting: Setting) -> list[str]:
     return _with([*command, *idle], defaults)
 
 
+def _vllm_env(command: Sequence[str]) -> dict[str, str]:
+    # Of eight hardware queues each takes CUDA 6 ms to make anew when a process wakes (H200, driver 580); one GPU's worker needs one.
+    env = {"CUDA_DEVICE_MAX_CONNECTIONS": "1", "VLLM_HOST_IP": "127.0.0.1", "VLLM_NO_USAGE_STATS": "1", VLLM_ADAPTER: "1"}
+    return {**_SMALL, **env, **(collectives.ENVIRONMENT if _vllm_ranks(command) > 1 else {})}
+
+
+def _sglang_env(command: Sequence[str]) -> dict[str, str]:
+    # Its health path asks the model for a token and waits a whole second for it; a restored replica would wait as long.
+    return {**_SMALL, "SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION": "false"}
+
+
 KINDS: dict[str, Kind] = {
     "vllm": Kind(
         _vllm,
-        # Of eight hardware queues each takes CUDA 6 ms to make anew when a process wakes (H200, driver 580); one GPU's worker needs one.
-        _SMALL | {"CUDA_DEVICE_MAX_CONNECTIONS": "1", "VLLM_HOST_IP": "127.0.0.1", "VLLM_NO_USAGE_STATS": "1", VLLM_ADAPTER: "1"},
+        _vllm_env,
         ("CUDA_", "HF_", "TORCH", "TRITON_", "VLLM_"),
     ),
     "sglang": Kind(
         _sglang,
-        # Its health path asks the model for a token and waits a whole second for it; a restored replica would wait as long.
-        _SMALL | {"SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION": "false"},
+        _sglang_env,
         ("CUDA_", "HF_", "TORCH", "TRITON_", "TVM_FFI_", "SGLANG_"),
     ),
 }
@@ -124,8 +142,11 @@ def prepare(name: str, command: Sequence[str], setting: Setting, caller: Mapping
     if kind is None:
         raise UnsuitableCommand(f"no engine {name!r} is known; there are {', '.join(sorted(KINDS))}, and any engine works without --engine")
     passed_on = {key: value for key, value in caller.items() if key.startswith(kind.passed_on)}
-    env = {**kind.env, **({} if setting.has_network else _OFFLINE), "GPUMEM_SOCKET": str(setting.gpumem), **passed_on}
-    return kind.options(command, setting), env, kind.health
+    env = {**kind.env(command), **({} if setting.has_network else _OFFLINE), "GPUMEM_SOCKET": str(setting.gpumem), **passed_on}
+    prepared = kind.options(command, setting)
+    if name == "vllm" and _vllm_ranks(command) > 1 and (wrong := collectives.unlike(env)):
+        raise UnsuitableCommand(f"{wrong} has to be in the environment of several ranks, and yours says {env[wrong.partition('=')[0]]}")
+    return prepared, env, kind.health
 
 
 def adapted(command: Sequence[str]) -> str:
@@ -135,10 +156,19 @@ def adapted(command: Sequence[str]) -> str:
     return "vllm" if serves or _VLLM_SERVER in command else ""
 
 
-def _one_of(command: Sequence[str], *options: str) -> None:
+def _vllm_ranks(command: Sequence[str]) -> int:
+    """How many GPUs vLLM is to divide the model between. Raises UnsuitableCommand."""
+    said = [value for option in ("--tensor-parallel-size", "-tp") if (value := _value(command, option)) is not None]
+    try:
+        return int(said[-1]) if said else 1
+    except ValueError:
+        raise UnsuitableCommand(f"--tensor-parallel-size {said[-1]}: that is no number of GPUs") from None
+
+
+def _one_of(command: Sequence[str], why: str, *options: str) -> None:
     for option in options:
         if _value(command, option) not in (None, "1"):
-            raise UnsuitableCommand(f"{option} {_value(command, option)}: a snapshot holds one GPU's process and one API server")
+            raise UnsuitableCommand(f"{option} {_value(command, option)}: {why}")
 
 
 def _value(command: Sequence[str], option: str) -> str | None:

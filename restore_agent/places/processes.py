@@ -62,6 +62,14 @@ def is_stopped(pid: int) -> bool:
         return False  # a task ended meanwhile: look again
 
 
+def has_ended(pid: int) -> bool:
+    """Whether nothing runs any more, be it reaped or not."""
+    try:
+        return _stat(Path(f"/proc/{pid}"))[_STATE] in "ZX"
+    except OSError:
+        return True
+
+
 def _stat(folder: Path) -> list[str]:
     """The program's name before these fields may hold anything, also blanks and brackets."""
     return (folder / "stat").read_text().rpartition(")")[2].split()

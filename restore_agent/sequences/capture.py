@@ -163,9 +163,9 @@ class Capturer:
     async def _published(self, source: Engine, workspace: Path) -> list[WeightsRegion]:
         """The weights that the engine has brought into gpumem by itself. Raises EngineError, PlaceError, WeightsError."""
         found, folder = [], await asyncio.to_thread(workspace.resolve)
-        for number, named in enumerate(source.named_weights()):
+        for number, (named, gpu) in enumerate(source.named_weights().items()):
             directory = await _to_its_end(source.place.checkpoint(named, workspace / CHECKPOINTS / str(number)))
-            found.append((await self._weights.read(directory)).within(folder))
+            found.append((await self._weights.read(directory)).within(folder).on(gpu))
         return found
 
     async def _dump(

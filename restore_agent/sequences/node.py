@@ -25,6 +25,7 @@ from restore_agent.places.place import PlaceError
 from restore_agent.places.sandboxes import Sandboxes
 from restore_agent.places.shared_folders import unshared
 from restore_agent.sequences.capture import Captured, Capturer, CaptureRequest, Progress
+from restore_agent.sequences.gpu_choice import staging_devices
 from restore_agent.sequences.parked_budget import Share, a_tenth
 from restore_agent.sequences.phases import Phases
 from restore_agent.sequences.replicas import Origin, Replica, Replicas, State
@@ -284,11 +285,12 @@ class Node:
         return time.monotonic() - begin
 
     async def _stage(self, snapshot: Snapshot) -> None:
-        devices = self._devices(snapshot)
+        here = self._cuda.gpus().uuids if self._cuda else ()
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self.staging.stage(snapshot))
                 for region in await self.staging.regions(snapshot):
+                    devices = staging_devices(snapshot.manifest, region.record, here)
                     group.create_task(self.weights.stage(region, devices, snapshot.manifest.tenant))
         except ExceptionGroup as failed:
             raise failed.exceptions[0] from None
@@ -336,13 +338,6 @@ class Node:
         free, total = await asyncio.to_thread(self._cuda.free), await asyncio.to_thread(self._cuda.total)
         given, uuids = self.rungs.held(), self._cuda.gpus().uuids
         self.gpus = [Gpu(each, total[each], free[each] + self.weights.view.free_bytes(each) + given.get(each, 0)) for each in uuids]
-
-    def _devices(self, snapshot: Snapshot) -> list[str]:
-        """GPUs that its weights may be staged to, the one that it was taken on first."""
-        if self._cuda is None or not snapshot.manifest.gpus:
-            return []
-        used = snapshot.manifest.gpus
-        return sorted(self._cuda.gpus().uuids, key=lambda each: used.get(each, 0), reverse=True)
 
     async def remove(self, snapshot: Snapshot) -> None:
         """absent: out of memory, off the disk. Raises NotFound."""

@@ -47,9 +47,10 @@ class ParkedBudget:
 
     def check(self, sizes: Collection[int]) -> None:
         """Whether as much could be parked on some GPU each. Raises ParkedFull."""
-        left = self.left()
-        if left and (largest := max(sizes, default=0)) > (most := max(left.values())):
-            raise _full(largest, most)
+        if left := sorted(self.left().values(), reverse=True):
+            for number, size in enumerate(sorted(sizes, reverse=True)):
+                if size > (most := left[number] if number < len(left) else 0):
+                    raise _full(size, most)
 
     def check_there(self, needed: Mapping[str, int]) -> None:
         """Whether as much could be parked on each of just these GPUs. Raises ParkedFull."""

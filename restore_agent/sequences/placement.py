@@ -2,12 +2,14 @@
 
 It may wake on any GPUs of the model that it was suspended on, one for one. Those that hold its weights come first (weights read over NVLink
 are a third as fast), then the ones it had, then those with the most free memory: so replicas stay together while they fit and spread when
-they do not.
+they do not. One that has several GPUs wakes on such as reach each other in the same way: its ranks chose how they talk by that. The first
+choice that leads to a whole one is taken; there are few GPUs, so that trying them in turn takes no time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 from restore_agent.errors import AgentError, ErrorKind
 
@@ -25,13 +27,23 @@ class NoGpuMemory(AgentError):
         self.lacking = lacking
 
 
+class OtherLinks(AgentError):
+    """The GPUs here do not reach each other as those of the suspend did; nothing was begun."""
+
+    reason = "incompatible"
+
+
+Link = Callable[[str, str], str]  # how two GPUs reach each other; empty: not known
+
+
 def choose_gpus(
     needed: Mapping[str, int],
     before: Sequence[str],
     here: Sequence[str],
     free: Mapping[str, int],
-    resident: Collection[str],
+    resident: Mapping[str, Collection[str]],
     barred: Collection[str] = (),
+    link: Link = lambda one, other: "",
 ) -> dict[str, str]:
     """Pairs each GPU of the suspend with one of this node.
 
@@ -39,24 +51,29 @@ def choose_gpus(
         needed: bytes of each GPU that was used, by its UUID then.
         before, here: UUIDs of all GPUs of the driver, then and now, equally many.
         free: bytes of each GPU here.
-        resident: GPUs here that hold the weights.
+        resident: GPUs here that hold the weights of a used one, all that there are of it.
         barred: GPUs here that are for none of the used ones.
+        link: of GPUs then, and of GPUs now.
 
     Raises:
         NoGpuMemory: one of them finds no GPU.
+        OtherLinks: each would find one.
     """
-    pairs: dict[str, str] = {}
-    for old, size in sorted(needed.items(), key=lambda each: -each[1]):
-        candidates = [new for new in here if new not in pairs.values() and new not in barred]
-        roomy = [new for new in candidates if free[new] >= size + HEADROOM]
-        if not roomy:
-            most = max((free[new] for new in candidates), default=0)
-            raise NoGpuMemory(
-                f"resuming needs {(size + HEADROOM) >> 20} MiB of a GPU and {most >> 20} MiB are free at most; end a replica, or give the "
-                "pool less",
-                {new: size + HEADROOM - free[new] for new in candidates},
+    wanted = sorted(needed.items(), key=lambda each: -each[1])
+    there = [new for new in here if new not in barred]
+
+    def liked(old: str, size: int) -> list[str]:
+        roomy = [new for new in there if free[new] >= size + HEADROOM]
+        return sorted(roomy, key=lambda new: (new in resident.get(old, ()), new == old, free[new]), reverse=True)
+
+    choices = [(old, liked(old, size)) for old, size in wanted]
+    pairs = next(_whole({}, choices, link), None)
+    if pairs is None:
+        if next(_whole({}, choices, lambda one, other: ""), None) is not None:
+            raise OtherLinks(
+                f"its {len(wanted)} GPUs reach each other by {_links(list(needed), link)}, and no {len(wanted)} with room do here"
             )
-        pairs[old] = max(roomy, key=lambda new: (new in resident, new == old, free[new]))
+        raise _short(wanted, choices, there, free)
     # The unused ones are paired as well: each with itself where it is here and left over.
     rest = [new for new in here if new not in pairs.values()]
     for old in before:
@@ -64,3 +81,36 @@ def choose_gpus(
             pairs[old] = old if old in rest else rest[-1]
             rest.remove(pairs[old])
     return pairs
+
+
+def _whole(pairs: dict[str, str], choices: Sequence[tuple[str, Sequence[str]]], link: Link) -> Iterator[dict[str, str]]:
+    """Each way to give every old one a new one, the most liked first."""
+    if not choices:
+        yield dict(pairs)
+        return
+    (old, liked), *rest = choices
+    for new in liked:
+        if new not in pairs.values() and all(link(old, each) in ("", link(new, pairs[each])) for each in pairs):
+            yield from _whole({**pairs, old: new}, rest, link)
+
+
+def _short(
+    wanted: Sequence[tuple[str, int]], choices: Sequence[tuple[str, Sequence[str]]], there: Sequence[str], free: Mapping[str, int]
+) -> NoGpuMemory:
+    """Of the first that finds nothing, where those before it have what they like most."""
+    taken: list[str] = []
+    for (_, needed), (_, liked) in zip(wanted, choices, strict=True):
+        size, candidates = needed + HEADROOM, [new for new in there if new not in taken]
+        found = next((new for new in liked if new not in taken), None)
+        if found is None:
+            break
+        taken.append(found)
+    most = max((free[new] for new in candidates), default=0)
+    return NoGpuMemory(
+        f"resuming needs {size >> 20} MiB of a GPU and {most >> 20} MiB are free at most; end a replica, or give the pool less",
+        {new: size - free[new] for new in candidates},
+    )
+
+
+def _links(gpus: Sequence[str], link: Link) -> str:
+    return " and ".join(sorted({link(*pair) or "ways unknown" for pair in itertools.combinations(gpus, 2)}))

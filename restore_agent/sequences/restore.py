@@ -16,7 +16,7 @@ import contextlib
 import functools
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,19 +33,18 @@ from restore_agent.places.rootless import Rootless
 from restore_agent.places.sandbox import Sandbox
 from restore_agent.places.sandboxes import Sandboxes
 from restore_agent.places.shared_folders import caches
+from restore_agent.sequences.gpu_choice import GiveWay, GpuChoice, Suspended
 from restore_agent.sequences.parked_budget import ParkedBudget
 from restore_agent.sequences.phases import Phases
-from restore_agent.sequences.placement import NoGpuMemory, choose_gpus
 from restore_agent.sequences.staging import SPARE_BYTES, Bandwidth, NoMemory, Staged, Staging
 from restore_agent.sequences.standby import Rung, Standby
-from restore_agent.snapshots.manifest import EngineRecord, Manifest
+from restore_agent.snapshots.manifest import EngineRecord
 from restore_agent.snapshots.store import Snapshot
 from zerowake_shared.huge_pages import HugePages
 
 _DEMOTE_SECONDS = 10.0  # an engine that does not let go in this time is ended
 _LET_GO_SECONDS = 10.0  # CRIU's last step takes milliseconds
 OpenPlace = Callable[[], Awaitable[Place]]  # makes, or opens, what a replica is restored into
-GiveWay = Callable[[Mapping[str, int]], Awaitable[bool]]  # by the bytes that GPUs lack; whether any has more now
 
 
 class RestoreFailed(AgentError):
@@ -80,7 +79,7 @@ class Restorer:
         self._headroom = headroom
         self._cuda = cuda
         self._weights = weights
-        self._give_way = give_way
+        self._gpus = GpuChoice(cuda, weights, give_way)
         self.memory_to_process = Bandwidth()
         self.overhead: dict[str, float] = {}  # digest → seconds of a restore beside its fill, smoothed
 
@@ -90,9 +89,9 @@ class Restorer:
             criu = self._usable(snapshot)
             async with asyncio.timeout(_deadline(snapshot)):
                 with self._staging.hold(snapshot) as staged:
-                    async with self._gpus(snapshot.manifest, snapshot.manifest.gpus, _uuids(snapshot)) as pairs:
-                        device = _device(pairs, snapshot.manifest.gpus)
-                        weights = asyncio.create_task(self._bring_weights(snapshot, device), name="weights")
+                    tree = _dumped(snapshot)
+                    async with self._gpus.chosen(tree) as pairs:
+                        weights = asyncio.create_task(self._bring_weights(snapshot, tree, pairs), name="weights")
                         try:
                             standby = await self._hold(criu, snapshot, staged, phases, open_place or self._sandbox(snapshot))
                             async with _closed_unless_done(standby):
@@ -129,11 +128,13 @@ class Restorer:
         async with _closed_unless_done(standby):
             with self._named(snapshot):
                 async with asyncio.timeout(_deadline(snapshot)), contextlib.AsyncExitStack() as stack:
+                    standby.check_whole()
+                    tree = _waiting(standby)
                     pairs: Mapping[str, str] = {gpu: gpu for gpu in standby.gpus}
                     if standby.rung is Rung.STANDBY:
                         self._headroom.give()  # CUDA takes memory of the host's, too
-                        pairs = await stack.enter_async_context(self._gpus(snapshot.manifest, standby.gpus, standby.before))
-                    weights = asyncio.create_task(self._bring_weights(snapshot, _device(pairs, standby.gpus)), name="weights")
+                        pairs = await stack.enter_async_context(self._gpus.chosen(tree))
+                    weights = asyncio.create_task(self._bring_weights(snapshot, tree, pairs), name="weights")
                     stack.push_async_callback(_ended, weights)
                     if standby.rung is Rung.STANDBY:
                         await self._resume(standby, pairs, phases)
@@ -149,11 +150,12 @@ class Restorer:
         snapshot = standby.snapshot
         barred = {gpu for gpu, room in budget.left().items() if room < max(standby.gpus.values(), default=0)}
         async with contextlib.AsyncExitStack() as stack:
-            pairs = await stack.enter_async_context(self._gpus(snapshot.manifest, standby.gpus, standby.before, barred, give_way=False))
+            pairs = await stack.enter_async_context(self._gpus.chosen(_waiting(standby), barred, give_way=False))
             stack.enter_context(budget.counted({pairs[old]: size for old, size in standby.gpus.items()}))
             async with _closed_unless_done(standby):
                 with self._named(snapshot):
                     async with asyncio.timeout(_deadline(snapshot)):
+                        standby.check_whole()
                         self._headroom.give()
                         await self._resume(standby, pairs, Phases())
                     if standby.engine.place.exit_of(standby.engine.pid).done():
@@ -164,6 +166,7 @@ class Restorer:
         async with _closed_unless_done(standby):
             with self._named(standby.snapshot):
                 async with asyncio.timeout(_deadline(standby.snapshot)):
+                    standby.check_whole()
                     await self._suspend(standby)
 
     async def demote(self, engine: Engine, snapshot: Snapshot, rung: Rung) -> Standby:
@@ -179,14 +182,17 @@ class Restorer:
                     raise EngineError("the engine does not take part in the control directory, so it cannot let go of its weights")
                 gpu_pids: list[int] = []
                 gpus: Mapping[str, int] = {}
+                processes = [host for pid, host in engine.place.host_pids().items() if pid != 1]
                 if self._cuda:
-                    gpu_pids = self._cuda.holders(host for pid, host in engine.place.host_pids().items() if pid != 1)
+                    gpu_pids = self._cuda.holders(processes)
                     gpus = self._cuda.held(gpu_pids) or engine.gpu_bytes
                 undo = contextlib.AsyncExitStack()
                 undo.callback(engine.output.close)
                 undo.push_async_callback(engine.place.close)
                 here = self._cuda.gpus().uuids if self._cuda else ()
-                standby = Standby(snapshot, engine, _nothing, undo, gpu_pids, gpus, here, Rung.PARKED)
+                standby = Standby(
+                    *(snapshot, engine, _nothing, undo, gpu_pids, gpus, here, Rung.PARKED), processes=processes, places=engine.gpu_places
+                )
                 if rung is Rung.STANDBY:
                     await self._suspend(standby)
                 return standby
@@ -283,9 +289,8 @@ class Restorer:
                     raise engine.end_error() if ended.done() else CriuError("CRIU did not let the engine go")
                 await restoring
 
-            return Standby(
-                snapshot, engine, let_go, undo.pop_all(), [hosts[pid] for pid in manifest.gpu_pids], manifest.gpus, _uuids(snapshot)
-            )
+            gpu_pids, whole = [hosts[pid] for pid in manifest.gpu_pids], [hosts[process.pid] for process in manifest.processes]
+            return Standby(snapshot, engine, let_go, undo.pop_all(), gpu_pids, manifest.gpus, _uuids(snapshot), processes=whole)
 
     async def _resume(self, standby: Standby, pairs: Mapping[str, str], phases: Phases) -> None:
         """Lets the held processes go and gives them back what was suspended: from standby to parked."""
@@ -309,45 +314,21 @@ class Restorer:
             with phases.phase("weights"):
                 await weights
         engine.gpu_bytes = standby.gpus
+        engine.gpu_places = standby.places
         engine.woken({old: new for old, new in standby.moved.items() if old != new})
         if engine.place.exit_of(engine.pid).done():
             raise CriuError(str(engine.end_error()))
         standby.undo.pop_all()
         return engine
 
-    @contextlib.asynccontextmanager
-    async def _gpus(
-        self, manifest: Manifest, needed: Mapping[str, int], before: Sequence[str], barred: Collection[str] = (), *, give_way: bool = True
-    ) -> AsyncIterator[dict[str, str]]:
-        """Chooses the GPUs, and counts what will be used of them as taken until the block ends.
-
-        Where none has the memory, gpumem gives up what it has not lent, and then, with `give_way`, parked engines what they hold.
-        """
-        if not needed:
-            yield {}
-            return
-        if self._cuda is None:
-            raise CudaError("the snapshot holds GPU state and this node has no usable GPU")
-        here = self._cuda.gpus().uuids
-        resident = await self._weights.resident(manifest) if len(here) > 1 else ()
-        pairs: dict[str, str] | None = None
-        asked = False
-        while pairs is None:
-            try:
-                pairs = choose_gpus(needed, before, here, self._cuda.free(), resident, barred)
-            except NoGpuMemory as error:
-                if not asked and await self._weights.make_room(error.lacking):
-                    asked = True
-                elif give_way and await self._give_way(error.lacking):
-                    asked = False
-                else:
-                    raise
-        with self._cuda.promised({pairs[old]: size for old, size in needed.items()}):
-            yield pairs
-
-    async def _bring_weights(self, snapshot: Snapshot, device: str) -> None:
-        for region in await self._staging.regions(snapshot):
-            await self._weights.fill(region, device, snapshot.manifest.tenant)
+    async def _bring_weights(self, snapshot: Snapshot, tree: Suspended, pairs: Mapping[str, str]) -> None:
+        """Each GPU's, all of them at once. Raises WeightsError."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                for region in await self._staging.regions(snapshot):
+                    group.create_task(self._weights.fill(region, tree.device(region.record, pairs), snapshot.manifest.tenant))
+        except ExceptionGroup as failed:
+            raise failed.exceptions[0] from None
 
     @contextlib.asynccontextmanager
     async def _worker(self, criu: Criu, place: Place, output: Output, keys: tuple[str, str], images: Path) -> AsyncIterator[Worker]:
@@ -404,9 +385,14 @@ def _uuids(snapshot: Snapshot) -> tuple[str, ...]:
     return snapshot.manifest.fits.gpus.uuids if snapshot.manifest.fits.gpus else ()
 
 
-def _device(pairs: Mapping[str, str], used: Mapping[str, int]) -> str:
-    """Where the weights belong: on the GPU that the processes use most; empty: they use none."""
-    return pairs[max(used, key=lambda each: used[each])] if used else ""
+def _dumped(snapshot: Snapshot) -> Suspended:
+    """As its image has it."""
+    uuids = _uuids(snapshot)
+    return Suspended(snapshot.manifest, snapshot.manifest.gpus, uuids, {identity: identity for identity in uuids})
+
+
+def _waiting(standby: Standby) -> Suspended:
+    return Suspended(standby.snapshot.manifest, standby.gpus, standby.before, standby.places)
 
 
 async def _ended(task: asyncio.Task[Any]) -> None:

@@ -26,11 +26,12 @@ import contextlib
 import enum
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from restore_agent.engine.engine import Engine
+from restore_agent.engine.engine import Engine, EngineError
 from restore_agent.errors import FAILURES
+from restore_agent.places.processes import has_ended
 from restore_agent.snapshots.store import Snapshot
 from zerowake_shared.background import told
 
@@ -61,21 +62,30 @@ class Standby:
     standby_seconds: float = 0.0  # of a parked one: as a standby it is kept for so long more; 0: kept
     since: float = field(default_factory=time.monotonic)  # it serves nobody since then
     moving: asyncio.Lock = field(default_factory=asyncio.Lock)  # held by whoever moves it or takes it
+    processes: Collection[int] = ()  # on the host: all that it is of
+    places: Mapping[str, str] = field(default_factory=dict)  # UUID of each GPU of the snapshot → of the one in its place, in `before`
     moved: Mapping[str, str] = field(init=False)  # UUID of each GPU as its engine knows it → of the one in its place
     is_closed: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         self.moved = {identity: identity for identity in self.before}
+        self.places = self.places or self.moved
 
     @property
     def has_overslept(self) -> bool:
         """Whether its engine would take the time that it slept for time in which it hung."""
         return not self.snapshot.manifest.quiesces and time.monotonic() - self.since > _STALL_SECONDS
 
+    def check_whole(self) -> None:
+        """Where one of several ranks was killed meanwhile, the others would wait for it. Raises EngineError."""
+        if ended := [pid for pid in self.processes if has_ended(pid)]:
+            raise EngineError(f"of the {len(self.processes)} processes of an engine that waited, pid {ended[0]} has ended")
+
     def stands_on(self, pairs: Mapping[str, str]) -> None:
         """It is parked now. `pairs`: each GPU of the suspend → the one on which its state is."""
         self.gpus = {pairs.get(old, old): size for old, size in self.gpus.items()}
         self.moved = {known: pairs.get(now, now) for known, now in self.moved.items()}
+        self.places = {captured: pairs.get(now, now) for captured, now in self.places.items()}
         self.rung = Rung.PARKED
 
     async def close(self) -> None:

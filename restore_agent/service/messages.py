@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -105,11 +106,19 @@ def residency(node: Node, snapshot: Snapshot) -> agent_pb2.Residency:
         image_bytes=snapshot.manifest.image_bytes,
         restore_overhead_seconds=node.restorer.overhead.get(snapshot.digest, 0.0),
         unusable_reason=node.staging.damaged.get(snapshot.digest) or node.staging.unusable.get(snapshot.digest, ""),
-        weights_bytes=sum(record.size for record in snapshot.manifest.weights),
+        weights_bytes=_weights_bytes(snapshot),
         weights_rung=agent_pb2.WeightsRung.Name(node.weights.view.rung(snapshot.manifest.weights, snapshot.manifest.tenant)),
         gpu_bytes=sorted(snapshot.manifest.gpus.values(), reverse=True),
         parked_bytes=node.rungs.parked_bytes(snapshot),
     )
+
+
+def _weights_bytes(snapshot: Snapshot) -> int:
+    """What one GPU gets at most: those of several are filled beside each other, each over a link of its own."""
+    sizes: Counter[str] = Counter()
+    for record in snapshot.manifest.weights:
+        sizes[record.gpu] += record.size
+    return max(sizes.values(), default=0)
 
 
 def _rung(node: Node, digest: str) -> agent_pb2.Rung:

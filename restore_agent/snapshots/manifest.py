@@ -98,11 +98,12 @@ class PartRecord(_Record):
 
 
 class WeightsRecord(_Record):
-    """A region of gpumem: its id (BLAKE3 of the layout, hex), its bytes, and the files that hold its chunks."""
+    """A region of gpumem: its id (BLAKE3 of the layout, hex), its bytes, the files that hold its chunks, the GPU that it was lent on."""
 
     region: str
     size: int
     parts: tuple[PartRecord, ...]
+    gpu: str = ""  # UUID; empty: the one that the processes use most
 
 
 class WeightsRegion(NamedTuple):
@@ -114,6 +115,10 @@ class WeightsRegion(NamedTuple):
     def within(self, folder: Path) -> WeightsRegion:
         """With the paths of files that lie in a snapshot's folder, as its manifest names them."""
         return self._moved(lambda path: str(path.relative_to(folder)) if path.is_relative_to(folder) else str(path))
+
+    def on(self, gpu: str) -> WeightsRegion:
+        """Lent on that GPU when the snapshot was taken."""
+        return self._replace(record=self.record.model_copy(update={"gpu": gpu}))
 
     def found_in(self, folder: Path) -> WeightsRegion:
         """With the paths at which the files of a snapshot in that folder are."""
@@ -147,6 +152,13 @@ class GpuRecord(_Record):
     driver: str  # its version
     names: tuple[str, ...]  # of their models
     uuids: tuple[str, ...]  # "GPU-…", in the driver's order, as `names`
+    links: tuple[tuple[str, ...], ...] = ()  # how each reaches each, in the same order: "NV18" (NVLinks), "PIX", "SYS", …
+
+    def link(self, one: str, other: str) -> str:
+        """How these two reach each other; empty: not known, or one of them is not here."""
+        if not self.links or not {one, other} <= set(self.uuids):
+            return ""
+        return self.links[self.uuids.index(one)][self.uuids.index(other)]
 
 
 class Fits(_Record):

@@ -8,7 +8,8 @@ An engine that finds SNAPSHOT_CONTROL_DIR in its environment is about to be dump
     agent    wants it as a standby: removes those words                       → writes `quiesce-requested` (ours); the engine begins anew
 
 A process that woke on other GPUs finds `gpus.json` ({"GPU-old": "GPU-new"}) beside `restore-complete`. An engine whose weights lie in a
-region that it published itself names the checkpoint directory in `weights.json`, before it is ready, so that the snapshot knows them.
+region that it published itself names the checkpoint directory in `weights.json`, before it is ready, so that the snapshot knows them; one
+that has several GPUs says on which of them each lies.
 A process that was restored in another pod finds `environment.json` there, the variables as they are in its own pod: what it has in its
 memory is the capture pod's.
 Files appear whole: a temporary name, then renamed.
@@ -32,6 +33,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 VARIABLE = "SNAPSHOT_CONTROL_DIR"
 READY = "ready-for-snapshot"
@@ -86,12 +88,15 @@ class ControlDirectory:
             resume(self._moved())
             self._wait([QUIESCE_REQUESTED], REQUEST_DOOR, AWAKE_POLL_SECONDS)
 
-    def name_weights(self, directory: Path | str) -> None:
-        """Adds a checkpoint directory whose region this engine has attached."""
+    def name_weights(self, directory: Path | str, gpu: str = "") -> None:
+        """Adds a checkpoint directory whose region this engine has attached, on the GPU of that UUID; empty: on its only one."""
         path = self._folder / WEIGHTS
-        known: list[str] = json.loads(path.read_text())["directories"] if path.exists() else []
-        if str(directory) not in known:
-            self._write(WEIGHTS, json.dumps({"directories": [*known, str(directory)]}))
+        known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"directories": []}
+        if str(directory) not in known["directories"]:
+            known["directories"].append(str(directory))
+            if gpu:
+                known.setdefault("gpus", {})[str(directory)] = gpu
+            self._write(WEIGHTS, json.dumps(known))
 
     def environment(self) -> dict[str, str]:
         """The environment as it is where this process runs now; before it was restored in another pod, its own."""

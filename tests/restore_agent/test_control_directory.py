@@ -152,6 +152,8 @@ def test_weights_are_named_each_once(tmp_path: Path) -> None:
     for name in ("/model", "/draft", "/model"):
         directory.name_weights(Path(name))
     assert json.loads((tmp_path / WEIGHTS).read_text()) == {"directories": ["/model", "/draft"]}
+    directory.name_weights("/rank-1", "GPU-b")
+    assert json.loads((tmp_path / WEIGHTS).read_text()) == {"directories": ["/model", "/draft", "/rank-1"], "gpus": {"/rank-1": "GPU-b"}}
     assert [path.name for path in tmp_path.iterdir()] == [WEIGHTS]
 
 

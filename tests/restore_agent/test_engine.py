@@ -159,11 +159,13 @@ async def test_woken_on_other_gpus_it_finds_them_before_the_word(engine: Engine)
 
 
 async def test_weights_that_it_names_are_paths_and_nonsense_is_an_error(engine: Engine) -> None:
-    assert engine.named_weights() == []
+    assert engine.named_weights() == {}
     path = engine.place.control_directory / WEIGHTS
     path.write_text('{"directories": ["/models/one"]}')
-    assert engine.named_weights() == [Path("/models/one")]
-    for nonsense in ("{", "[]", '{"directories": 3}'):
+    assert engine.named_weights() == {Path("/models/one"): ""}
+    path.write_text('{"directories": ["/models/one", "/models/two"], "gpus": {"/models/two": "GPU-b"}}')
+    assert engine.named_weights() == {Path("/models/one"): "", Path("/models/two"): "GPU-b"}
+    for nonsense in ("{", "[]", '{"directories": 3}', '{"directories": [], "gpus": 3}'):
         path.write_text(nonsense)
         with pytest.raises(EngineError, match=r"weights\.json that is none"):
             engine.named_weights()

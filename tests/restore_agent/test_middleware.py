@@ -26,7 +26,8 @@ class Engine:
 
     async def collective_rpc(self, method: str, *, args: tuple[object, ...] = ()) -> list[Any]:
         self.calls.append((method, *args))
-        return [["/weights/model-1"]] if method == "checkpoints" else [None]
+        ranks = [{"/weights/model-1": "GPU-a"}, {"/weights/model-2": "GPU-b"}]
+        return ranks if method == "checkpoints" else [None] * len(ranks)
 
     async def sleep(self, level: int = 1, mode: str = "abort") -> None:
         self.calls.append(("sleep", level, mode))
@@ -105,7 +106,10 @@ async def test_warm_asleep_awake_and_asleep_again(tmp_path: Path, monkeypatch: p
         # The warm-up has asked each path whole and streamed, and has survived what the model cannot.
         assert {("/v1/completions", False), ("/v1/completions", True), ("/v1/chat/completions", True)} <= set(server.asked)
         assert server.engine.calls == [("checkpoints",), ("sleep", 2, "wait")]
-        assert json.loads((tmp_path / WEIGHTS).read_text()) == {"directories": ["/weights/model-1"]}
+        assert json.loads((tmp_path / WEIGHTS).read_text()) == {
+            "directories": ["/weights/model-1", "/weights/model-2"],
+            "gpus": {"/weights/model-1": "GPU-a", "/weights/model-2": "GPU-b"},
+        }
         assert await server.get("/health") == 503
         assert await server.get("/v1/models") == 200  # the engine queues what comes while it is asleep
 

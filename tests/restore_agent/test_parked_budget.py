@@ -31,6 +31,15 @@ def test_what_is_larger_than_any_gpu_has_left_is_refused_with_both_figures() -> 
         gpus.budget.check([GIB, 8 * GIB + (1 << 20)])
 
 
+def test_each_of_several_ranks_needs_room_on_a_gpu_of_its_own() -> None:
+    gpus = Gpus()
+    gpus.budget.check([4 * GIB, 8 * GIB])
+    with pytest.raises(ParkedFull, match=r"holds 5120 MiB of a GPU, and parked engines may hold 4096 MiB more"):
+        gpus.budget.check([5 * GIB, 5 * GIB])
+    with pytest.raises(ParkedFull, match=r"may hold 0 MiB more"):
+        gpus.budget.check([GIB, GIB, GIB])
+
+
 def test_an_engine_that_runs_must_find_its_room_where_it_is() -> None:
     gpus = Gpus()
     gpus.budget.check_there({"GPU-1": 5 * GIB})

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from restore_agent.engine.presets import CACHE_BYTES, CACHE_TOKENS, KINDS, Setting, UnsuitableCommand, adapted, prepare
+from restore_agent.workload.vllm import collectives
 
 SETTING = Setting(port=8123, gpumem=Path("/run/gpumem/gpumem.sock"), checkpoints=Path("/var/lib/zerowake/weights"))
 
@@ -64,8 +65,13 @@ def test_an_option_is_known_by_its_other_name() -> None:
     ("given", "why"),
     [
         (["--port", "9000"], "port 9000"),
-        (["--tensor-parallel-size", "2"], "one GPU"),
-        (["-tp", "2"], "one GPU"),
+        (["--pipeline-parallel-size", "2"], "tensor parallel alone"),
+        (["-tp", "2", "-dp=2"], "tensor parallel alone"),
+        (["--data_parallel_size_local", "2"], "tensor parallel alone"),
+        (["-tp", "2", "--enable-expert-parallel"], "tensor parallel alone"),
+        (["-dcp", "2"], "tensor parallel alone"),
+        (["-tp", "2", "--distributed-executor-backend", "ray"], "processes of one machine"),
+        (["-tp", "two"], "no number of GPUs"),
         (["--api-server-count=4"], "one API server"),
         (["-asc", "4"], "one API server"),
         (["--worker-cls", "mine.Worker"], "mine.Worker"),
@@ -79,6 +85,21 @@ def test_what_cannot_be_snapshotted_is_refused(given: list[str], why: str) -> No
 
 def test_one_of_anything_is_no_contradiction() -> None:
     prepare("vllm", ["vllm", "serve", "m", "-tp", "1", "--api-server-count", "1", "--worker-cls", "auto"], SETTING, {})
+
+
+@pytest.mark.parametrize("given", [["--tensor-parallel-size", "2"], ["--tensor_parallel_size=4"], ["-tp", "2"], ["-tp=4"]])
+def test_several_ranks_talk_in_a_way_that_comes_through_a_dump(given: list[str]) -> None:
+    command, env, _ = prepare("vllm", ["vllm", "serve", "m", *given], SETTING, {})
+    assert command[3 : 3 + len(given)] == given
+    assert collectives.ENVIRONMENT.items() <= env.items()
+    assert collectives.ENVIRONMENT.keys().isdisjoint(prepare("vllm", ["vllm", "serve", "m", "-tp", "1"], SETTING, {})[1])
+
+
+def test_a_caller_who_wants_ranks_to_talk_otherwise_is_told_that_it_cannot_be() -> None:
+    caller = {"VLLM_ALLREDUCE_USE_SYMM_MEM": "1"}
+    with pytest.raises(UnsuitableCommand, match=r"VLLM_ALLREDUCE_USE_SYMM_MEM=0 has to be in the environment .* yours says 1"):
+        prepare("vllm", ["vllm", "serve", "m", "-tp", "2"], SETTING, caller)
+    prepare("vllm", ["vllm", "serve", "m"], SETTING, caller)
 
 
 def test_variables_of_the_caller_win() -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from restore_agent.drivers.cuda import CudaError
+from restore_agent.sequences.gpu_choice import Suspended
 from restore_agent.sequences.parked_budget import ParkedBudget, ParkedFull
 from restore_agent.sequences.phases import Phases
 from restore_agent.sequences.placement import NoGpuMemory
@@ -310,7 +311,7 @@ async def test_gpu_memory_that_lacks_is_asked_of_gpumem_and_then_of_parked_ones(
 
     restorer = lacking_restorer(tmp_path, driver, make_room, give_way)
     snapshot = world.snapshot("one", 3 * GIB)
-    choosing = restorer._gpus(snapshot.manifest, snapshot.manifest.gpus, (ONE,))
+    choosing = restorer._gpus.chosen(Suspended(snapshot.manifest, snapshot.manifest.gpus, (ONE,), {}))
     with contextlib.nullcontext() if found else pytest.raises(NoGpuMemory):
         async with choosing as pairs:
             assert pairs == {ONE: ONE}

@@ -61,12 +61,14 @@ class KVCacheConfig:
 from vllm.config import VllmConfig
 class WorkerBase:
     def __init__(self, vllm_config: VllmConfig, local_rank: int):
+        self.vllm_config = vllm_config
         self.cache_config = vllm_config.cache_config
 """,
     "vllm/v1/worker/gpu_worker.py": """
 from vllm.v1.kv_cache_interface import KVCacheConfig
 from .worker_base import WorkerBase
 class Worker(WorkerBase):
+    def init_device(self) -> None: ...
     def determine_available_memory(self) -> int: ...
     def initialize_from_config(self, kv_cache_config: KVCacheConfig) -> None: ...
     def sleep(self, level: int = 1) -> None: ...

@@ -87,9 +87,9 @@ class Snapshots:
         if not self._offered:
             for path, body in _WARM_UP:
                 await self._ask(path, body)
-            for directories in await self._engine.collective_rpc("checkpoints"):
-                for directory in directories:
-                    control.name_weights(directory)
+            for rank in await self._engine.collective_rpc("checkpoints"):
+                for directory, gpu in rank.items():
+                    control.name_weights(directory, gpu)
         self._awake = False
         begin = time.perf_counter()
         await self._engine.sleep(level=2, mode="wait")

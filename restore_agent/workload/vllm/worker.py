@@ -25,6 +25,7 @@ import ctypes
 import gc
 import hashlib
 import json
+import os
 import time
 from collections.abc import Iterator, Mapping
 from copy import copy
@@ -46,6 +47,7 @@ from vllm.v1.worker import gpu_worker
 from gpumem.checkpoint.safetensors import Checkpoint, byte_size, keep_reading, kept_reading, read_checkpoint, write_checkpoint
 from gpumem.client import Client, Region, StaleLayout
 from gpumem.client.torch import ScratchPool, bytes_at, dtype_name
+from restore_agent.workload.vllm.collectives import restrict
 from restore_agent.workload.vllm.kv_cache import allocations
 
 LOAD_FORMAT = "gpumem"
@@ -73,6 +75,10 @@ class Worker(gpu_worker.Worker):  # type: ignore[misc, unused-ignore]
 
     _moved: Mapping[str, str] | None = None
 
+    def init_device(self) -> None:
+        restrict(self.vllm_config, os.environ)
+        super().init_device()
+
     def determine_available_memory(self) -> int:
         if not self.cache_config.kv_cache_memory_bytes:
             raise ValueError("the KV cache lies in gpumem's memory, which vLLM cannot measure: say how much with --kv-cache-memory-bytes")
@@ -82,9 +88,9 @@ class Worker(gpu_worker.Worker):  # type: ignore[misc, unused-ignore]
         with _CacheMemory(allocations(kv_cache_config.kv_cache_tensors)):
             super().initialize_from_config(kv_cache_config)
 
-    def checkpoints(self) -> list[str]:
-        """The directories whose regions hold this worker's weights."""
-        return [str(directory) for directory in _directories]
+    def checkpoints(self) -> dict[str, str]:
+        """The directories whose regions hold this worker's weights, each with the GPU that they are lent on."""
+        return {str(directory): client().device for directory in _directories}
 
     def move(self, moved: Mapping[str, str]) -> None:
         """The next wake-up is on other GPUs: old UUID → new one."""

@@ -1,0 +1,165 @@
+"""A model server of several ranks, each a process with weights of its own, that sum up over memory that they share.
+
+`python -m tests.worlds.ranked_engine PORT WEIGHTS RANKS`. WEIGHTS has a checkpoint directory `rank-N` for each, with kept readings.
+
+It is made as vLLM's tensor parallel engines are: the first process serves and tells the ranks what to do; they share a file of /dev/shm
+that has a name (vLLM's ring of messages) and one whose name is gone (NCCL's segments); and when a rank dies, all of it ends. `/sum` is the
+digest of all the ranks' digests, found by every rank for itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import mmap
+import os
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+from gpumem.checkpoint.safetensors import kept_reading
+from gpumem.client import Client
+from restore_agent.workload.control_directory import ControlDirectory
+from tests.worlds.json_answers import json_server
+
+SIZE = 1 << 20  # of each shared file
+SLOT = 64  # bytes of it for each rank: the round that it has come to, and its digest
+PATIENCE = 20.0
+
+
+def opened(path: Path) -> mmap.mmap:
+    with path.open("r+b") as file:
+        return mmap.mmap(file.fileno(), SIZE)
+
+
+class Board:
+    """What ranks put down for each other."""
+
+    def __init__(self, memory: mmap.mmap, rank: int, ranks: int) -> None:
+        self._memory, self._rank, self._ranks = memory, rank, ranks
+        self._round = 0
+
+    def exchanged(self, digest: bytes) -> list[bytes]:
+        """Every rank's, once all have come here as often as this one."""
+        self._round += 1
+        self._memory[self._rank * SLOT + 8 : self._rank * SLOT + 40] = digest
+        struct.pack_into("<Q", self._memory, self._rank * SLOT, self._round)
+        deadline = time.monotonic() + PATIENCE
+        while min(struct.unpack_from("<Q", self._memory, each * SLOT)[0] for each in range(self._ranks)) < self._round:
+            if time.monotonic() > deadline:
+                raise TimeoutError("a rank does not come")
+            time.sleep(0.001)
+        return [self._memory[each * SLOT + 8 : each * SLOT + 40] for each in range(self._ranks)]
+
+
+def rank_main(number: int, ranks: int, weights: Path, named: Path, nameless: Path) -> None:
+    found = kept_reading(weights)
+    assert found
+    client = Client(label=f"rank {number}")
+    lent = client.attach(client.fill(found.layout, found.parts).id)
+    boards = [Board(opened(path), number, ranks) for path in (named, nameless)]
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    answers.write(json.dumps(client.device) + "\n")
+    for line in sys.stdin:
+        order = json.loads(line)
+        said: Any = None
+        if order == "sum":
+            digest = hashlib.sha256(lent.view()).digest()
+            everyone = {b"".join(board.exchanged(digest)) for board in boards}
+            said = [hashlib.sha256(each).hexdigest() for each in everyone]
+        elif order == "quiesce":
+            client.quiesce()
+        else:
+            client.resume(moved=order)
+        answers.write(json.dumps(said) + "\n")
+
+
+class Ranks:
+    """The ranks, as the first process has them."""
+
+    def __init__(self, weights: Path, count: int) -> None:
+        self._files = [Path(f"/dev/shm/{name}-{os.getpid()}") for name in ("ring", "segment")]
+        for path in self._files:
+            path.write_bytes(bytes(SIZE))
+        module = [sys.executable, "-m", "tests.worlds.ranked_engine", "rank"]
+        self.directories = [weights / f"rank-{number}" for number in range(count)]
+        self._all = [
+            subprocess.Popen(
+                [*module, str(number), str(count), str(directory), *map(str, self._files)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for number, directory in enumerate(self.directories)
+        ]
+        self.devices = self._answers()
+        self._files[1].unlink()
+        for rank in self._all:
+            threading.Thread(target=self._ends_with, args=(rank,), daemon=True).start()
+
+    def ask(self, order: object) -> list[Any]:
+        for rank in self._all:
+            assert rank.stdin
+            with contextlib.suppress(BrokenPipeError):  # it has ended, and so does all of it
+                rank.stdin.write(json.dumps(order) + "\n")
+                rank.stdin.flush()
+        return self._answers()
+
+    def _answers(self) -> list[Any]:
+        lines = [rank.stdout.readline() for rank in self._all if rank.stdout]
+        if not all(lines):
+            os._exit(1)
+        return [json.loads(line) for line in lines]
+
+    def _ends_with(self, rank: subprocess.Popen[str]) -> None:
+        rank.wait()
+        os._exit(1)
+
+
+def main(port: int, weights: Path, count: int) -> None:
+    ranks, working = Ranks(weights, count), threading.Lock()
+    awake = False
+
+    def answer(path: str) -> tuple[HTTPStatus, object]:
+        if path == "/health":
+            return HTTPStatus.OK if awake else HTTPStatus.SERVICE_UNAVAILABLE, {}
+        with working:
+            said = ranks.ask("sum")
+        return HTTPStatus.OK, {"sums": sorted({each for rank in said for each in rank}), "ranks": len(said)}
+
+    def quiesce() -> None:
+        nonlocal awake
+        if awake:
+            working.acquire()
+        awake = False
+        ranks.ask("quiesce")
+
+    def resume(moved: Mapping[str, str]) -> None:
+        nonlocal awake
+        ranks.ask(dict(moved))
+        awake = True
+        working.release()
+
+    server = json_server(port, answer)
+    if control := ControlDirectory.from_environment():
+        for directory, device in zip(ranks.directories, ranks.devices, strict=True):
+            control.name_weights(directory, device)
+        working.acquire()  # before anybody can ask
+        control.start(quiesce, resume)
+    else:
+        awake = True
+    server.serve_forever()
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "rank":
+        rank_main(int(sys.argv[2]), int(sys.argv[3]), *map(Path, sys.argv[4:7]))
+    else:
+        main(int(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))
