@@ -47,7 +47,7 @@ class Allocator:
         world["torch"] = SimpleNamespace(zeros=zeros, int8="int8")
         world["current_platform"] = MagicMock(is_rocm=lambda: False)
         exec(compile(ast.Module([self._bare()], type_ignores=[]), self.file, "exec"), world)
-        layers = [tensor.layers[0] for tensor in tensors]
+        layers = [name for tensor in tensors for name in tensor.layers]
         config = MagicMock(kv_cache_tensors=tensors, kv_cache_groups=[MagicMock(layer_names=layers)])
         given = {"kv_cache_config": config, "shared_layers": {}}
         parameters = self.node.args.args[: len(self.node.args.args) - len(self.node.args.defaults)]
@@ -84,12 +84,16 @@ def allocators(texts: dict[str, str]) -> list[Allocator]:
 def caches(fields: dict[str, bool]) -> dict[str, list[SimpleNamespace]]:
     """Caches such as a version makes them. `fields`: those of its KVCacheTensor, and whether each has a default."""
     own = [SimpleNamespace(size=size, block_stride=0, layers=[str(size)], shared_by=[str(size)]) for size in (4 << 20, 6 << 20)]
+    # Of a model that has a state space beside attention, or a window beside all: a memory is a layer's of each kind.
+    kinds = {size: [str(size), f"{size} too"] for size in (4 << 20, 6 << 20)}
+    mixed = [SimpleNamespace(size=size, block_stride=0, layers=names, shared_by=names) for size, names in kinds.items()]
     shared = [
         SimpleNamespace(size=10 << 20, block_stride=64, layer_stride=64, offset=at, layers=[str(at)], shared_by=[str(at)]) for at in (0, 64)
     ]
     if "block_stride" not in fields:
-        return {"each with memory of its own": own}
-    return {"all in one memory": shared} | ({"each with memory of its own": own} if fields["block_stride"] else {})
+        return {"each with memory of its own": own, "of two kinds of layers": mixed}
+    alone = {"each with memory of its own": own, "of two kinds of layers": mixed} if fields["block_stride"] else {}
+    return {"all in one memory": shared} | alone
 
 
 def _is_of_bytes(call: ast.Call) -> bool:

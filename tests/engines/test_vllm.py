@@ -13,6 +13,7 @@ import pytest
 from restore_agent.workload.vllm import middleware
 from restore_agent.workload.vllm.fitting import Class, Definition, Function, Sources, misfits, told
 from restore_agent.workload.vllm.kv_cache import allocations
+from restore_agent.workload.vllm.sampler_tables import TABLES
 from tests.engines.allocation import FILES, RUNNERS, Allocator, allocators, caches
 from tests.engines.releases import Release
 from tests.engines.uses import uses
@@ -30,6 +31,8 @@ LOADING = {
     "vllm/v1/worker/gpu_model_runner.py": "get_model_loader(self.load_config)",
     "vllm/v1/worker/gpu/model_runner.py": "get_model_loader(self.vllm_config.load_config)",
 }
+PENALTIES = "vllm.v1.worker.gpu.sample.penalties"
+V2 = "vllm.v1.worker.gpu.model_runner"
 GRAPHS = ("vllm/compilation/cuda_graph.py", "vllm/compilation/breakable_cudagraph.py", "vllm/v1/worker/gpu/cudagraph_utils.py")
 
 
@@ -119,6 +122,59 @@ def test_both_model_runners_make_their_cache_so(vllm: Release, runner: str) -> N
 def test_the_cache_is_made_within_what_the_worker_replaces(vllm: Release) -> None:
     made = ast.unparse(method(vllm, "vllm.v1.worker.gpu_worker", "Worker", "initialize_from_config"))
     says(f"{vllm}: gpu_worker.Worker.initialize_from_config", made, "self.model_runner.initialize_kv_cache(")
+
+
+def test_a_state_space_s_state_lies_in_the_kv_cache(vllm: Release) -> None:
+    """Its pages are asked for like those of attention, and so are the ones that are reserved."""
+    spec = a_class(vllm, "vllm.v1.kv_cache_interface", "MambaSpec")
+    assert any(each.node.name == "KVCacheSpec" for each in spec.lineage), f"{vllm}: what a state space keeps is no KV cache"
+    assert spec.member("page_size_bytes"), f"{vllm}: a state has no pages"
+
+
+def set_in(body: Function) -> dict[str, ast.expr]:
+    """What a method puts into its object."""
+    found = {}
+    for node in ast.walk(body):
+        match node:
+            case ast.Assign(targets=[ast.Attribute(value=ast.Name(id="self"), attr=name)], value=value):
+                found[name] = value
+    return found
+
+
+def test_the_sampler_s_tables_are_those_that_become_scratch(vllm: Release) -> None:
+    made = {
+        name: value
+        for name, value in set_in(method(vllm, PENALTIES, "PenaltiesState", "__init__")).items()
+        if isinstance(value, ast.Call) and ast.unparse(value.func).startswith("torch.")
+    }
+    assert made.keys() == set(TABLES), f"{vllm}: PenaltiesState makes {sorted(made)} on the GPU"
+    for name, call in made.items():
+        form = ast.unparse(call.func), len(call.args), {each.arg: ast.unparse(each.value) for each in call.keywords}
+        assert form == ("torch.zeros", 2, {"dtype": "torch.int32", "device": "self.device"}), f"{vllm}: {name} is {ast.unparse(call)}"
+
+
+def test_the_tables_are_found_where_they_are_looked_for(vllm: Release) -> None:
+    sampler = set_in(method(vllm, "vllm.v1.worker.gpu.sample.sampler", "Sampler", "__init__"))
+    assert ast.unparse(sampler["penalties_state"]).startswith("PenaltiesState("), f"{vllm}: {ast.unparse(sampler['penalties_state'])}"
+    before = [set_in(method(vllm, V2, "GPUModelRunner", name)) for name in ("__init__", "load_model")]
+    assert any("sampler" in each for each in before), f"{vllm}: the sampler is made after the model is loaded"
+
+
+def test_a_row_is_cleared_as_a_request_takes_it(vllm: Release) -> None:
+    """So nothing of the tables has to outlive a sleep."""
+    counting = of(vllm).find(PENALTIES, "bincount")
+    assert isinstance(counting, Definition) and counting.node
+    for name in TABLES:
+        says(f"{vllm}: {PENALTIES}.bincount", ast.unparse(counting.node), f"{name}.index_fill_(0, ")
+
+
+@pytest.mark.parametrize("file", [f"{V2.replace('.', '/')}.py", "vllm/v1/worker/gpu/sample/sampler.py"])
+def test_nobody_else_keeps_a_table(vllm: Release, file: str) -> None:
+    """It would be the one that was there before."""
+    assigned = [node for node in ast.walk(ast.parse(vllm.text(file))) if isinstance(node, ast.Assign)]
+    to_objects = [ast.unparse(node) for node in assigned if isinstance(node.targets[0], ast.Attribute)]
+    kept = [text for text in to_objects if any(name in text for name in TABLES)]
+    assert kept == [], f"{vllm}: {file} keeps {kept}"
 
 
 def test_where_the_cache_s_size_is_given_nothing_is_measured(vllm: Release) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,13 @@ class NoGpu:
 
     def described(self) -> dict[str, Any]:
         return {"gpus": ["NVIDIA T0"]}
+
+
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """A folder whose path leaves room for a socket's name."""
+    with tempfile.TemporaryDirectory(prefix="zw-") as folder:
+        yield Path(folder)
 
 
 @pytest.fixture(autouse=True)
@@ -66,9 +75,7 @@ async def test_a_part_that_may_take_too_long_is_not_begun(tmp_path: Path) -> Non
     assert kept(tmp_path / "results") == kept(tmp_path / "out") == {"seconds": 0.5}
 
 
-async def test_a_part_that_fails_is_a_figure_and_what_was_measured_before_is_kept(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+async def test_a_part_that_fails_is_a_figure_and_the_others_are_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = a_run(until=asyncio.get_running_loop().time() + 60)
     assert await run.step("one", lambda: work(run), 1)
     assert not await run.step("other", fault, 1)

@@ -18,7 +18,7 @@ from tests.worlds.model_shapes import Shape, Tensor
 DEVIATION = 0.02
 _ONE = 0x3F80  # in bf16
 _SCALE = 127 - 6  # as a power of two: numbers of 4 bits are up to 6
-POOL = (64 << 20) + 12345  # random numbers made once; a tensor is a stretch of them that begins where the last one's ended
+POOL = (64 << 20) + 12345  # random numbers made once, at most; a tensor is a stretch of them that begins where the last one's ended
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,8 @@ def write_checkpoint(directory: Path, size: Size | Shape, shards: int = 4, seed:
     ones. Two seeds make two models.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    content = Content(seed)
     tensors = [Tensor(*each) for each in size.tensors()]
+    content = Content(seed, min(POOL, sum(math.prod(tensor.shape) for tensor in tensors)))
     share = -(-len(tensors) // shards)
     groups = [tensors[at : at + share] for at in range(0, len(tensors), share)]
     names = [f"model-{i + 1:05}-of-{len(groups):05}.safetensors" for i in range(len(groups))]
@@ -72,8 +72,9 @@ def write_checkpoint(directory: Path, size: Size | Shape, shards: int = 4, seed:
 class Content:
     """The numbers that tensors are made of: of each type so many, made once."""
 
-    def __init__(self, seed: int) -> None:
-        self._random = np.random.default_rng(seed)
+    def __init__(self, seed: int, size: int) -> None:
+        self.size = size
+        self._seed = seed
         self._making = threading.Lock()
         self._pools: dict[str, NDArray[Any]] = {}
 
@@ -97,11 +98,12 @@ class Content:
             return self._pools[dtype]
 
     def _made(self, dtype: str) -> NDArray[Any]:
+        random = np.random.default_rng([self._seed, *dtype.encode()])  # whichever shard asks for its type first
         if dtype == "BF16":
-            numbers = self._random.standard_normal(POOL, dtype=np.float32)
+            numbers = random.standard_normal(self.size, dtype=np.float32)
             numbers *= DEVIATION
             return _bf16(numbers)
-        made = self._random.integers(0, 256, POOL, dtype=np.uint8)
+        made = random.integers(0, 256, self.size, dtype=np.uint8)
         # Of 8 bits: a sign, an exponent of -2 to 0, a fraction. None is an infinity or no number.
         return (made & 0x87) | (5 + (made >> 3) % 3 << 3) if dtype == "F8_E4M3" else made
 
@@ -127,8 +129,9 @@ def _write_shard(path: Path, tensors: list[Tensor], begin: int, content: Content
             pool = content.pool(tensor.dtype)
             left = math.prod(tensor.shape)
             while left:
-                count = min(left, POOL - begin % POOL)
-                _write_all(file, pool[begin % POOL : begin % POOL + count])
+                at = begin % content.size
+                count = min(left, content.size - at)
+                _write_all(file, pool[at : at + count])
                 left -= count
                 begin += count
 

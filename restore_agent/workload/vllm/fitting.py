@@ -173,6 +173,11 @@ class Class:
         return found, known
 
     @property
+    def lineage(self) -> list[Class]:
+        """Itself, and what it inherits of."""
+        return self._lineage[0]
+
+    @property
     def is_known(self) -> bool:
         """Whether every base is in the package, so that what is not found is not there."""
         return self._lineage[1]

@@ -14,8 +14,9 @@ quantized is then not loaded at all: its parameters are made with dummy content,
 are loaded as always, since numbers of Python's (scales) come out of their processing too, and dropped for the region afterwards. Either
 takes the room of the weights twice for a moment, before there is a KV cache.
 
-Parameters are replaced by their storages, so that tensors which share one (ties, transposed views) go on sharing it. Weights that are kept
-where no module knows of them would be missed: then the process keeps its own, says so, and they travel in its image.
+Parameters are replaced by their storages, so that tensors which share one (ties, transposed views, buffers that show a parameter in another
+shape) go on sharing it. Weights that are kept where no module knows of them would be missed: then the process keeps its own, says so, and
+they travel in its image. Dummy content reaches buffers, too, since a checkpoint may name some: what they held is kept beside the weights.
 Rejected: vLLM's sleep mode, which copies 16 GB to the host and back; its allocator for the KV cache, a piece a layer instead of one.
 """
 
@@ -47,13 +48,15 @@ from vllm.v1.worker import gpu_worker
 from gpumem.checkpoint.safetensors import Checkpoint, byte_size, keep_reading, kept_reading, read_checkpoint, write_checkpoint
 from gpumem.client import Client, Region, StaleLayout
 from gpumem.client.torch import ScratchPool, bytes_at, dtype_name
+from restore_agent.workload.vllm import sampler_tables
 from restore_agent.workload.vllm.collectives import restrict
 from restore_agent.workload.vllm.kv_cache import allocations
 
 LOAD_FORMAT = "gpumem"
-_EDITION = 1  # of what is written: another one is written anew
+_EDITION = 2  # of what is written: another one is written anew
 _SMALL = 64 << 10  # bytes; tensors below it that are no parameters are constants, and stay where they are
 _PIECE = 64 << 20  # bytes
+_BUFFERS = "buffers.pt"  # a file beside the weights
 _log = init_logger("vllm.gpumem")  # below vLLM's own, so that it is shown
 _directories: list[Path] = []  # whose regions this process has attached
 
@@ -71,7 +74,7 @@ def graph_pool() -> ScratchPool:
 
 
 class Worker(gpu_worker.Worker):  # type: ignore[misc, unused-ignore]
-    """vLLM's own, with the KV cache in scratch; asleep it holds nothing of gpumem's."""
+    """vLLM's own, with the KV cache and the sampler's tables in scratch; asleep it holds nothing of gpumem's."""
 
     _moved: Mapping[str, str] | None = None
 
@@ -85,7 +88,13 @@ class Worker(gpu_worker.Worker):  # type: ignore[misc, unused-ignore]
         return int(super().determine_available_memory())
 
     def initialize_from_config(self, kv_cache_config: Any) -> None:
-        with _CacheMemory(allocations(kv_cache_config.kv_cache_tensors)):
+        sizes = allocations(kv_cache_config.kv_cache_tensors)
+        tables = [table.nbytes for table in sampler_tables.tables(self.model_runner)]
+        memory = ScratchPool(client(), sum(map(ScratchPool.rounded, [*sizes, *tables])))
+        sampler_tables.move(self.model_runner, lambda table: _piece(memory, table.nbytes).view(table.dtype).view(table.shape))
+        torch.cuda.empty_cache()
+        _log.info("%d MiB of KV cache and %d MiB of the sampler's tables are scratch", sum(sizes) >> 20, sum(tables) >> 20)
+        with _CacheMemory(sizes, memory):
             super().initialize_from_config(kv_cache_config)
 
     def checkpoints(self) -> dict[str, str]:
@@ -150,6 +159,8 @@ class Loader(BaseModelLoader):  # type: ignore[misc, unused-ignore]
         before = {tensor.untyped_storage().data_ptr() for tensor in _live()}
         begin = time.perf_counter()
         model = get_model_loader(original).load_model(vllm_config=vllm_config, model_config=model_config, prefix=prefix)
+        if known and original.load_format == "dummy":
+            _fill_buffers(model, directory)
         loaded = time.perf_counter()
         try:
             held = _held(model, before)
@@ -158,7 +169,7 @@ class Loader(BaseModelLoader):  # type: ignore[misc, unused-ignore]
                 raise
             _log.warning("the weights stay in this process's own memory: %s", error)
             return model
-        checkpoint = known or _publish(directory, held)
+        checkpoint = known or _publish(directory, held, _buffers(model))
         lent = client().fill(checkpoint.layout, checkpoint.parts)
         filled = time.perf_counter()
         region = client().attach(lent.id, lent.capability)
@@ -201,7 +212,8 @@ def _held(model: Any, before: set[int]) -> list[_Held]:
     """The storages of a model's weights. Raises StaleLayout: memory was taken for tensors that no module knows."""
     gc.collect()
     found: dict[int, _Held] = {}
-    buffers = {buffer.untyped_storage().data_ptr() for buffer in model.buffers() if buffer.is_cuda}
+    parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters() if parameter.is_cuda}
+    buffers = {buffer.untyped_storage().data_ptr() for buffer in model.buffers() if buffer.is_cuda} - parameters
     for name, tensor in (*model.named_parameters(remove_duplicate=False), *_attributes(model)):
         storage = tensor.untyped_storage()
         if tensor.is_cuda and storage.nbytes() and storage.data_ptr() not in buffers:
@@ -221,11 +233,37 @@ def _attributes(model: Any) -> Iterator[tuple[str, Any]]:
     """Tensors that modules keep beside parameters and buffers, such as what latent attention makes of its projections."""
     for prefix, module in model.named_modules():
         for name, value in vars(module).items():
-            if isinstance(value, torch.Tensor) and value.is_cuda and value.untyped_storage().nbytes() >= _SMALL:
-                yield f"{prefix}.{name}", value
+            yield from _inside(f"{prefix}.{name}", value)
+        for name, value in getattr(getattr(module, "quant_method", None), "__dict__", {}).items():
+            yield from _inside(f"{prefix}.quant_method.{name}", value)
 
 
-def _publish(directory: Path, held: list[_Held]) -> Checkpoint:
+def _inside(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """A tensor, or those that Triton's kernels wrap: experts of 4 bits and their scales."""
+    if isinstance(value, torch.Tensor):
+        if value.is_cuda and value.untyped_storage().nbytes() >= _SMALL:
+            yield name, value
+    elif "triton_kernels" in type(value).__module__ and not isinstance(value, type):
+        for inner, wrapped in getattr(value, "__dict__", {}).items():
+            yield from _inside(f"{name}.{inner}", wrapped)
+
+
+def _buffers(model: Any) -> dict[str, Any]:
+    """Those that a checkpoint may name; others are computed."""
+    named = model.state_dict().keys()
+    return {name: buffer for name, buffer in model.named_buffers() if name in named}
+
+
+def _fill_buffers(model: Any, directory: Path) -> None:
+    """Raises StaleLayout: the model has other ones."""
+    kept, buffers = torch.load(directory / _BUFFERS, weights_only=True), _buffers(model)
+    if kept.keys() != buffers.keys():
+        raise StaleLayout(f"{directory} has other buffers than the model: remove it, and it is written anew")
+    for name, buffer in buffers.items():
+        buffer.copy_(kept[name])
+
+
+def _publish(directory: Path, held: list[_Held], buffers: Mapping[str, Any]) -> Checkpoint:
     """Writes the weights as they are now. Where another process was faster, its are taken: they are the same."""
     storages = {each.name: each.storage for each in held}
     stage = torch.empty(_PIECE, dtype=torch.uint8)
@@ -244,6 +282,7 @@ def _publish(directory: Path, held: list[_Held]) -> Checkpoint:
         if not directory.exists():
             raise
     checkpoint = read_checkpoint(directory)
+    torch.save({name: buffer.cpu() for name, buffer in buffers.items()}, directory / _BUFFERS)
     keep_reading(directory, checkpoint)
     return checkpoint
 
@@ -280,13 +319,18 @@ def _name(vllm_config: Any, model_config: Any, original: Any) -> str:
     return f"{''.join(letter if letter.isalnum() else '-' for letter in model.name.lower())}-{digest}"
 
 
+def _piece(memory: ScratchPool, size: int) -> Any:
+    """So many bytes of it."""
+    return bytes_at(memory.allocate(size), size, client().device)
+
+
 class _CacheMemory(TorchFunctionMode):  # type: ignore[misc, unused-ignore]
     """Within it, the KV cache's tensors, which are known by their type and size, are pieces of one scratch."""
 
-    def __init__(self, sizes: list[int]) -> None:
+    def __init__(self, sizes: list[int], memory: ScratchPool) -> None:
         super().__init__()
         self._least = min(sizes, default=0)
-        self._memory = ScratchPool(client(), sum(map(ScratchPool.rounded, sizes)))
+        self._memory = memory
         self._taken = 0
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -295,7 +339,7 @@ class _CacheMemory(TorchFunctionMode):  # type: ignore[misc, unused-ignore]
         if not bytes_of_cache or not 0 < self._least <= args[0]:
             return function(*args, **kwargs)
         self._taken += args[0]
-        return bytes_at(self._memory.allocate(args[0]), args[0], client().device).view(torch.int8)
+        return _piece(self._memory, args[0]).view(torch.int8)
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         super().__exit__(kind, error, trace)
