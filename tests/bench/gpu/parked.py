@@ -78,7 +78,7 @@ class Bench(VllmBench):
                 await stub.Unstage(pb.UnstageRequest(request_id=secrets.token_hex(4), snapshot=SNAPSHOT, rung=pb.RUNG_STANDBY))
                 downs.append(time.monotonic() - began)
         await self.park()
-        processes = engines()
+        processes = [pid for pid, _ in self.engines()]
         used = cpu_seconds(processes)
         await asyncio.sleep(WATCHED_SECONDS)
         share = (cpu_seconds(processes) - used) / WATCHED_SECONDS * 100
@@ -90,19 +90,6 @@ class Bench(VllmBench):
             Figure("from standby to parked", statistics.median(ups), "s", detail=spread(ups)),
             Figure("from parked to standby", statistics.median(downs), "s", detail=spread(downs)),
         ]
-
-
-def engines() -> list[int]:
-    """Pids of vLLM's processes."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            command = (folder / "cmdline").read_text().replace("\0", " ")
-        except OSError:
-            continue
-        if "vllm" in command.lower() and "tests.bench" not in command and "scaler" not in command and "sandbox" not in command:
-            found.append(int(folder.name))
-    return found
 
 
 def private_bytes(pid: int) -> int:

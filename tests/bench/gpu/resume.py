@@ -250,23 +250,26 @@ async def cold_start(server: list[str], work: Path) -> tuple[float, Any]:
 
 
 @contextlib.asynccontextmanager
-async def system(state: Path, waits_on: str) -> AsyncIterator[None]:
-    """`waits_on`: the rung of the model's `stage`."""
+async def system(state: Path, waits_on: str, port: int = GATEWAY) -> AsyncIterator[int]:
+    """`zerowake up`; yields its pid. `waits_on`: the rung of the model's `stage`. `port`: the gateway's."""
     file = state.parent / "up.yaml"
     model = {"snapshot": "model", "cooldown_seconds": 0.2, "polling_seconds": 0.2, "stage": waits_on}
-    file.write_text(yaml.safe_dump({"state": str(state), "listen": f"127.0.0.1:{GATEWAY}", "models": {"model": model}}))
+    file.write_text(yaml.safe_dump({"state": str(state), "listen": f"127.0.0.1:{port}", "models": {"model": model}}))
     with (state.parent / "up.log").open("wb") as log:
         process = await asyncio.create_subprocess_exec(*ZEROWAKE, "up", str(file), stdout=log, stderr=log)
     try:
         async with asyncio.timeout(60):
             while not (state / "status.sock").exists() or waits_on not in await rungs(state):
+                if process.returncode is not None:
+                    raise RuntimeError(f"zerowake up ended with {process.returncode}")
                 await asyncio.sleep(0.1)  # until the image is staged
-        yield
+        yield process.pid
     except BaseException:
         console.print((state.parent / "up.log").read_text()[-6000:], markup=False)
         raise
     finally:
-        process.terminate()
+        if process.returncode is None:
+            process.terminate()
         await process.wait()
 
 

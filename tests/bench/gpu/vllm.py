@@ -36,6 +36,7 @@ from tests.bench.gpu.resume import nothing, stage, system, until_rung
 from tests.bench.gpu.run import Run, begun, console, control
 from tests.bench.gpu.sizes import room
 from tests.bench.restore import ZEROWAKE, at_zero, spread, status
+from tests.worlds.processes import below
 
 PORT, GATEWAY = 8000, 18081
 SECONDS = 540.0
@@ -52,6 +53,8 @@ COMPARED = (sys.executable, "-m", "tests.worlds.compared")
 
 class Bench:
     engine = "vllm"
+    program: ClassVar[tuple[str, ...]] = ("-m", "vllm.entrypoints.cli.main")
+    gateway = GATEWAY  # its port
     compiled = "empty compile cache"
     goals: ClassVar[dict[str, float]] = GOALS
     question = QUESTION
@@ -62,6 +65,7 @@ class Bench:
         self.work, self.state = run.folder, run.folder / "state"
         self.answer: Answer | None = None  # all must be alike
         self.cold = 0.0
+        self.server = 0  # pid of `zerowake up`
         self.medians: dict[str, float] = {}
         site = [os.environ["ZEROWAKE_VLLM_SITE"]] if "ZEROWAKE_VLLM_SITE" in os.environ else []
         self.env = {
@@ -69,7 +73,7 @@ class Bench:
             "VLLM_USE_FLASHINFER_SAMPLER": "0",
             "HF_HUB_OFFLINE": "1",
         }
-        self.command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(run.model)]
+        self.command = [sys.executable, *self.program, "serve", str(run.model)]
         self.command += ["--served-model-name", "model", "--max-model-len", "8192", *run.options]
 
     async def create(self) -> None:
@@ -119,18 +123,19 @@ class Bench:
         """Of the engine's processes, as they stand still in a standby."""
         await at_zero(self.state)
         await stage(self.state, pb.RUNG_STANDBY)
-        for folder in sorted(Path("/proc").glob("[0-9]*"), key=lambda path: int(path.name)):
-            with contextlib.suppress(OSError):
-                command = (folder / "cmdline").read_text().replace("\0", " ").strip()
-                if "vllm" in command.lower() and "tests.bench" not in command and "scaler" not in command:
-                    describe(folder, command)
+        for pid, command in self.engines():
+            describe(Path(f"/proc/{pid}"), command)
+
+    def engines(self) -> list[tuple[int, str]]:
+        """Pids and commands of the engine's processes below `zerowake up`."""
+        return [(pid, words) for _, pid, words in below(self.server) if "vllm" in words.lower() and "sandbox" not in words]
 
     async def case(self, case: str, prepare: Callable[[], Awaitable[None]], rounds: int = ROUNDS) -> None:
         taken, whole = [], []
         for i in range(rounds):
             await at_zero(self.state)
             await prepare()
-            first, last = await self.ask(f"http://127.0.0.1:{GATEWAY}")
+            first, last = await self.ask(f"http://127.0.0.1:{self.gateway}")
             taken.append(first)
             whole.append(last)
             latest = (await status(self.state))["activations"][0]
@@ -195,7 +200,7 @@ class Bench:
     @contextlib.asynccontextmanager
     async def serving(self, rung: str) -> AsyncIterator[None]:
         try:
-            async with system(self.state, rung):
+            async with system(self.state, rung, self.gateway) as self.server:
                 yield
         finally:
             self.told(self.work / "up.log")

@@ -1,0 +1,80 @@
+"""The GPU benchmarks as they are run, on a machine without a GPU: gpumem lends the host's memory, and a stand-in is in vLLM's place.
+
+All else is the real thing: the command line, the model's files, snapshots, restores, standbys and parked ones, the gateway, the tables. So
+a mistake in them is found here, and not on the first of the few minutes that there are on a GPU.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.bench.gpu import parked, results, run, vllm
+from tests.worlds.needs import missing_for_criu
+from tests.worlds.ports import free_port
+
+STAND_IN = ("-m", "tests.worlds.vllm_stand_in")
+
+
+class NoGpu:
+    """In the place of a GPU that nobody uses."""
+
+    def used(self) -> int:
+        return 0
+
+    def described(self) -> dict[str, Any]:
+        return {"gpus": ["NVIDIA T0"], "driver": "none"}
+
+
+@pytest.fixture(autouse=True)
+def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    if missing := missing_for_criu():
+        pytest.skip(missing)
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr(results, "RESULTS", tmp_path)
+    monkeypatch.setattr(run, "_nvidia", lambda count: NoGpu())
+    monkeypatch.setenv("OUT", str(tmp_path / "out"))
+    monkeypatch.setattr(vllm.Bench, "program", STAND_IN)
+    monkeypatch.setattr(vllm.Bench, "gateway", free_port())
+    with tempfile.TemporaryDirectory(prefix="zw-") as short:
+        monkeypatch.setenv("ZEROWAKE_GPU_WORK", short)
+        yield
+        assert list(Path(short).iterdir()) == []
+
+
+def kept(tmp_path: Path, name: str) -> dict[str, float]:
+    """Figures by name; none says that a part has failed."""
+    content = json.loads((tmp_path / f"{name}-t0-small.json").read_text())
+    figures = {figure["name"]: figure["value"] for figure in content["figures"]}
+    assert not [each for each in figures if each.endswith(": failed")]
+    return figures
+
+
+async def test_vllm_parked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parked, "ROUNDS", 2)
+    monkeypatch.setattr(vllm, "ROUNDS", 2)
+    monkeypatch.setattr(parked, "WATCHED_SECONDS", 0.1)
+    monkeypatch.setattr(sys, "argv", ["parked", "small", "--max-num-seqs", "4"])
+    assert await parked.main() == 0
+    figures = kept(tmp_path, "parked")
+    cases = ("parked, made ahead", "parked, kept when idle", "parked, weights in host memory", "standby, made ahead", "staged")
+    assert {f"from zero, {case}" for case in cases} < figures.keys()
+    assert figures["parked: host memory, private"] > 0 and figures["plain vLLM's answer is the same"] == 1
+    assert figures["pages of the restored processes compared"] > 0
+    assert "compared" in (tmp_path / "out/agent.log").read_text()
+
+
+async def test_vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vllm, "ROUNDS", 2)
+    monkeypatch.setattr(sys, "argv", ["vllm", "small"])
+    assert await vllm.main() == 0
+    figures = kept(tmp_path, "vllm")
+    cases = ("staged", "standby, made ahead", "standby, kept when idle", "weights in host memory", "weights in host memory, image on disk")
+    assert {f"from zero, {case}" for case in cases} < figures.keys()
+    assert figures["plain vLLM's answer is the same"] == 1 and "cold start ÷ staged" in figures
