@@ -42,6 +42,9 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("OUT", str(tmp_path / "out"))
     monkeypatch.setattr(vllm.Bench, "program", STAND_IN)
     monkeypatch.setattr(vllm.Bench, "gateway", free_port())
+    monkeypatch.setattr(vllm.Bench, "rounds", 1)
+    for program in (parked, vllm):
+        monkeypatch.setattr(program, "room", lambda shape: run.Room(1, 1))  # the host's memory, which is not as large as a GPU's
     with tempfile.TemporaryDirectory(prefix="zw-") as short:
         monkeypatch.setenv("ZEROWAKE_GPU_WORK", short)
         yield
@@ -58,7 +61,6 @@ def kept(tmp_path: Path, name: str) -> dict[str, float]:
 
 async def test_vllm_parked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parked, "ROUNDS", 2)
-    monkeypatch.setattr(vllm, "ROUNDS", 2)
     monkeypatch.setattr(parked, "WATCHED_SECONDS", 0.1)
     monkeypatch.setattr(sys, "argv", ["parked", "small", "--max-num-seqs", "4"])
     assert await parked.main() == 0
@@ -71,7 +73,6 @@ async def test_vllm_parked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 async def test_vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vllm, "ROUNDS", 2)
     monkeypatch.setattr(sys, "argv", ["vllm", "small"])
     assert await vllm.main() == 0
     figures = kept(tmp_path, "vllm")

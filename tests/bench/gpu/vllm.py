@@ -55,6 +55,7 @@ class Bench:
     engine = "vllm"
     program: ClassVar[tuple[str, ...]] = ("-m", "vllm.entrypoints.cli.main")
     gateway = GATEWAY  # its port
+    rounds: ClassVar[int] = ROUNDS
     compiled = "empty compile cache"
     goals: ClassVar[dict[str, float]] = GOALS
     question = QUESTION
@@ -130,9 +131,9 @@ class Bench:
         """Pids and commands of the engine's processes below `zerowake up`."""
         return [(pid, words) for _, pid, words in below(self.server) if "vllm" in words.lower() and "sandbox" not in words]
 
-    async def case(self, case: str, prepare: Callable[[], Awaitable[None]], rounds: int = ROUNDS) -> None:
+    async def case(self, case: str, prepare: Callable[[], Awaitable[None]], rounds: int | None = None) -> None:
         taken, whole = [], []
-        for i in range(rounds):
+        for i in range(rounds or self.rounds):
             await at_zero(self.state)
             await prepare()
             first, last = await self.ask(f"http://127.0.0.1:{self.gateway}")
