@@ -77,7 +77,7 @@ def cache_for(shape: Shape, tokens: int = TOKENS) -> int:
     """
     config = shape.config
     blocks = -(-tokens // BLOCK) + 1  # one of them is nobody's
-    attention = 2 * 2 * config["num_key_value_heads"] * shape.head * BLOCK * blocks * shape.layers
+    attention: int = 2 * 2 * config["num_key_value_heads"] * shape.head * BLOCK * blocks * shape.layers
     return attention + state_of(shape) * shape.layers * 2
 
 
@@ -87,4 +87,5 @@ def state_of(shape: Shape) -> int:
     if "mamba_d_ssm" not in config:
         return 0
     width = config["mamba_d_ssm"] + 2 * config["mamba_n_groups"] * config["mamba_d_state"]
-    return 2 * (width * (config["mamba_d_conv"] - 1) + config["mamba_n_heads"] * config["mamba_d_head"] * config["mamba_d_state"])
+    heads = config["mamba_n_heads"] * config["mamba_d_head"] * config["mamba_d_state"]
+    return int(2 * (width * (config["mamba_d_conv"] - 1) + heads))
