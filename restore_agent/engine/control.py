@@ -2,8 +2,9 @@
 
 A door is a FIFO. It is open while a descriptor of ours writes to it, which nobody ever does: opening it is what lets the engine go. It is
 opened after its word was written and closed before the word is taken back, so an engine that finds it open finds the word. It is closed,
-too, when the engine has ended, or nobody knows the engine any more. In a pod the directory is the tenant's as well: nothing that lies there
-is followed or waited for, and where a door cannot be made or opened the engine polls.
+too, when the engine has ended, or nobody knows the engine any more. An agent that ends shuts all of its doors, perhaps before the engine
+came through: whoever takes the engine over opens them again (`reopen`). In a pod the directory is the tenant's as well: nothing that lies
+there is followed or waited for, and where a door cannot be made or opened the engine polls.
 """
 
 from __future__ import annotations
@@ -44,13 +45,13 @@ class Control:
     def say(self, word: str) -> None:
         """Writes one of the agent's words, and opens its door. Raises OSError."""
         self.write(word, "")
-        door = DOORS[word]
-        if door not in self._open:
-            with contextlib.suppress(OSError):
-                self._open[door] = weakref.finalize(self, os.close, os.open(self._place.control_directory / door, _OPEN))
-        if self._open and not self._is_watched:
-            self._is_watched = True
-            self._place.exit_of(self._pid).add_done_callback(lambda _: self._close(*DOORS.values()))
+        self._open_door(DOORS[word])
+
+    def reopen(self) -> None:
+        """Opens the doors of the words that stand, whoever said them."""
+        for word, door in DOORS.items():
+            if (self._place.control_directory / word).exists():
+                self._open_door(door)
 
     def take_back(self, *words: str) -> None:
         """Removes words, the engine's own among them, and shuts their doors. Raises OSError."""
@@ -66,6 +67,14 @@ class Control:
         with fresh.open("x") as file:  # made here: no pipe and no link that another has put there
             file.write(content)
         fresh.rename(fresh.with_name(name))
+
+    def _open_door(self, door: str) -> None:
+        if door not in self._open:
+            with contextlib.suppress(OSError):
+                self._open[door] = weakref.finalize(self, os.close, os.open(self._place.control_directory / door, _OPEN))
+        if self._open and not self._is_watched:
+            self._is_watched = True
+            self._place.exit_of(self._pid).add_done_callback(lambda _: self._close(*DOORS.values()))
 
     def _close(self, *doors: str) -> None:
         for door in doors:

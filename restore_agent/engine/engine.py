@@ -249,6 +249,10 @@ class Engine:
         """Says one of the agent's words in the control directory."""
         self._control.say(word)
 
+    def taken_over(self) -> None:
+        """By this agent, from one that ended: what that one has said is heard by an engine that had not got there yet."""
+        self._control.reopen()
+
     def session(self) -> aiohttp.ClientSession:
         """HTTP into the place's network. A connection never outlives its request, so that none is in an image."""
         return aiohttp.ClientSession(

@@ -22,6 +22,7 @@ from restore_agent.kubernetes.node_pods import NodePods
 from restore_agent.kubernetes.pod import Pod
 from restore_agent.kubernetes.pod_captures import PodCaptures
 from restore_agent.kubernetes.pod_replicas import PodReplicas
+from restore_agent.places.container import ContainerError
 from restore_agent.places.placeholder import Placeholder
 from restore_agent.sequences.phases import Phases
 from restore_agent.sequences.replicas import Origin
@@ -67,7 +68,13 @@ class Adoption:
         except Refused as error:
             _takes_no_part(caller.pod, error)
             return
-        self._take(caller, record, snapshot, Origin.RESTORED, caller.placeholder.engine)
+        try:
+            await caller.container.take_over()
+        except ContainerError as error:  # it may serve all the same
+            _LOG.warning("pod %s: its engine cannot be told anything: %s", caller.pod, error)
+            self._take(caller, record, snapshot, Origin.RESTORED, caller.placeholder.engine)
+        else:
+            self._take(caller, record, snapshot, Origin.RESTORED, caller.placeholder.engine).taken_over()
 
     def _changed(self, pod: Pod, gone: bool) -> None:
         if gone:
@@ -119,13 +126,14 @@ class Adoption:
         except (Refused, InvalidName, NotFound, Corrupt):
             return None
 
-    def _take(self, caller: CallingPod, record: EngineRecord, snapshot: Snapshot | None, origin: Origin, pid: int) -> None:
+    def _take(self, caller: CallingPod, record: EngineRecord, snapshot: Snapshot | None, origin: Origin, pid: int) -> Engine:
         container = caller.container
         container.take()
         self._replicas.hold(caller.pod, container)
         engine = Engine(record, container, container.output(caller.model), pid)
         replica = self._replicas.started(caller, snapshot, origin, engine, Phases(), _WHY)
         _LOG.info("pod %s goes on as replica %s", caller.pod, replica.id)
+        return engine
 
 
 def _takes_no_part(pod: Pod, error: AgentError | OSError) -> None:

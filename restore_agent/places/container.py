@@ -322,6 +322,11 @@ class Container:
         self._kept = True
         self._close_views(but=1)  # the control directory's; the root's would keep its file system busy
 
+    async def take_over(self) -> None:
+        """The same for an engine that another agent has put there; it can be told by the control directory then. Raises ContainerError."""
+        self.control_directory = await self._view(str(CONTROL_DIRECTORY), "one")
+        self.take()
+
     def let_go(self) -> None:
         """For an agent that ends: whatever is in it goes on, and another agent takes over."""
         self.take()

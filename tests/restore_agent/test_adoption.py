@@ -2,20 +2,44 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
+from restore_agent.engine.control import Control
+from restore_agent.places.container import Container
 from restore_agent.programs.on_kubernetes import pods_served
 from restore_agent.sequences.node import Node
 from restore_agent.sequences.replicas import Origin, State
 from restore_agent.service import metrics
+from restore_agent.workload import control_directory
+from tests.worlds.agent import PORT
+from tests.worlds.captured import ADDRESS, IMAGE
+from tests.worlds.containers import answering
+from tests.worlds.image import PYTHON
 from tests.worlds.kubelet import NAMESPACE, Kubelet
+from tests.worlds.processes import stands_in_open
 from tests.worlds.waiting import until
 
 pytestmark = pytest.mark.usefixtures("needs_runc")
 TOLD = {"zerowake.dev/container": "engine", "zerowake.dev/port": "8000", "zerowake.dev/health": "/health"}
+
+# It serves once the agent's word has reached it.
+ASLEEP = (
+    Path(control_directory.__file__).read_text()
+    + """
+from http.server import BaseHTTPRequestHandler, HTTPServer
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+ControlDirectory.from_environment().take_part(lambda: None, lambda moved: HTTPServer(("", 8000), Handler).serve_forever())
+"""
+)
 
 
 @pytest.fixture
@@ -34,6 +58,31 @@ async def test_a_labelled_pod_that_runs_its_own_command_is_a_replica(node: Node,
         assert (replica.origin, replica.namespace, replica.model) == (Origin.COLD, NAMESPACE, "small")
         await kubelet.api.remove("pods", NAMESPACE, "one")
         await until(lambda: replica.state is State.RETIRING)
+
+
+async def test_an_engine_whose_agent_was_killed_before_it_stood_at_the_door_is_let_through_by_the_next_one(
+    kubelet: Kubelet, tmp_path: Path
+) -> None:
+    async with contextlib.AsyncExitStack() as pods:
+        async with answering(kubelet.placeholder) as callers:
+            await pods.enter_async_context(kubelet.pod("one", {"zerowake.dev/snapshot": "small"}, TOLD))
+            place = await Container(await callers.next(), IMAGE, ADDRESS).open()
+            Control.make_doors(place)
+            pid = await place.placeholder.start([str(PYTHON), "-c", ASLEEP], {})
+            control, here = Control(place, pid), place.host_pids()[pid]
+            await until(lambda: control.is_ready and stands_in_open(here, here))
+            control.write(control_directory.RESTORE_COMPLETE, "")
+            place.keep(pid, PORT)
+            place.let_go()
+        async with (
+            Node.open("node", tmp_path / "state", tmp_path / "memory", tmp_path / "gpumem.sock", metrics) as node,
+            pods_served(node, kubelet.placeholder, tmp_path / "cri.sock"),
+        ):
+            await until(lambda: len(node.replicas))
+            (replica,) = node.replicas
+            assert replica.origin is Origin.RESTORED
+            async with asyncio.timeout(20):
+                await replica.engine.wait_healthy()
 
 
 async def test_a_capture_pod_without_a_placeholder_has_failed(node: Node, kubelet: Kubelet) -> None:

@@ -156,6 +156,30 @@ async def test_an_engine_that_nobody_knows_any_more_leaves_none_either(world: Wo
     assert world.open_doors() == set()
 
 
+@pytest.mark.parametrize("word", [RESTORE_COMPLETE, SNAPSHOT_COMPLETE])
+async def test_whoever_takes_an_engine_over_opens_the_doors_of_words_that_stand(world: World, word: str) -> None:
+    """An agent that was killed has shut its doors, perhaps before the engine stood at them."""
+    world.starts()
+    await until(world.waits)
+    world.control.write(word, "")
+    world.control = Control(world.place, PID)
+    assert world.waits() and world.open_doors() == set()
+    world.control.reopen()
+    await until(lambda: world.said == ["quiesce", "resume"])
+    await until(world.waits)
+    assert world.open_doors() == {ANSWER_DOOR}, "nobody has said anything else"
+    world.control.take_back(READY, word)
+    world.control.write(QUIESCE_REQUESTED, "")
+    world.control.reopen()
+    await until(lambda: world.control.is_ready)
+    assert world.open_doors() == {REQUEST_DOOR}
+    world.control.take_back(QUIESCE_REQUESTED)
+    world.control.say(RESTORE_COMPLETE)
+    await until(lambda: world.said == ["quiesce", "resume"] * 2)
+    await until(world.waits)
+    await world.ends()
+
+
 async def test_what_a_tenant_has_put_there_is_not_followed(world: World, tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_text("the node's")
