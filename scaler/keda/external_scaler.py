@@ -32,11 +32,11 @@ from zerowake_proto import externalscaler_pb2 as pb
 from zerowake_proto import externalscaler_pb2_grpc as pb_grpc
 
 from scaler.books.activation import Activations
-from scaler.books.activity import Activity
+from scaler.books.activity import REPEAT_SECONDS, Activity
 from scaler.books.demand import DemandReader, UnknownModel
 from scaler.books.trigger import BadTrigger, Trigger, parse_trigger
 from scaler.keda.metrics import REFUSED, STREAMS_OPEN, STREAMS_ROTATED
-from scaler.keda.push import REPEAT_SECONDS, Push, Stream
+from scaler.keda.push import Push, Stream
 from zerowake_shared.clock import SYSTEM_CHANCE, SYSTEM_CLOCK, Clock
 from zerowake_shared.listening import PINGS_WELCOME, listen
 from zerowake_shared.tls import TlsFiles, server_credentials
@@ -80,7 +80,7 @@ class ExternalScaler(pb_grpc.ExternalScalerServicer):
     ) -> None:
         self._chance = chance
         self._demand = demand
-        self._activity = activity or Activity(demand)
+        self._activity = activity or Activity(demand, clock, repeat_seconds)
         self._push = Push(demand, self._activity, activations, on_pushed, repeat_seconds, clock)
         self._owner = owner
         self._why_not = why_not

@@ -4,10 +4,10 @@ Streams carry `true` only, since KEDA ignores `false`. One `true` may be lost (t
 each one makes KEDA write the object's status, and with it the time from which its cooldown counts. So it goes out
 - at once when the first request comes that has no replica;
 - when a stream opens while there is demand;
-- every 3 s while there is demand and no replica;
+- every 3 s (REPEAT_SECONDS) while there is demand and no replica;
 - when requests begin or end while there are replicas, but within 3 s of the last push not at once: then when those are over, so that the
   cooldown counts from the end of the last request, and from 3 s later at most. A model without a replica is not told of requests that
-  have ended: nobody would be there for the replica.
+  have ended: nobody would be there for the replica. Until a push that is due is out, whoever asks hears the same (books/activity.py).
 A waiting stream costs no task and no timer that ticks: the ledger calls at first demand, and one task a model watches the rest.
 Rejected: a subscription and a timer for every stream.
 """
@@ -22,15 +22,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from scaler.books.activation import Activations
-from scaler.books.activity import Activity
+from scaler.books.activity import REPEAT_SECONDS, Activity
 from scaler.books.demand import DemandReader, Subscription, UnknownModel
 from scaler.keda.metrics import PUSH_SECONDS, PUSHES
 from zerowake_shared.background import kept
 from zerowake_shared.clock import SYSTEM_CLOCK, Clock
 
 log = logging.getLogger(__name__)
-
-REPEAT_SECONDS = 3.0
 
 
 class Stream:

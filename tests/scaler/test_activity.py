@@ -2,10 +2,11 @@
 
 import pytest
 
-from scaler.books.activity import Activity
+from scaler.books.activity import REPEAT_SECONDS, Activity
 from scaler.books.demand import UnknownModel
 from scaler.books.ledger import Ledger
 from scaler.books.limits import ModelLimits
+from tests.worlds.virtual_time import StandingClock
 
 
 @pytest.fixture
@@ -44,15 +45,40 @@ def test_the_end_of_a_request_counts(ledger: Ledger) -> None:
 
 
 def test_what_was_pushed_is_known(ledger: Ledger) -> None:
-    activity = Activity(ledger)
+    clock = StandingClock(100.0)
+    activity = Activity(ledger, clock)
     request(ledger)
     assert activity.untold("chat")
     activity.tell("chat")
     assert not activity.untold("chat")
+    assert activity.look("chat", "KEDA"), "it may be taking it in"
+    clock.moment += 1
     assert not activity.look("chat", "KEDA")
     ledger.add_remote("chat", 1, 0)
     ledger.add_remote("chat", -1, 0)
     assert activity.untold("chat"), "another gateway's request counts as well"
+
+
+def test_while_a_push_is_due_every_look_hears_what_it_will_say(ledger: Ledger) -> None:
+    clock = StandingClock(100.0)
+    activity = Activity(ledger, clock)
+    activity.tell("chat")
+    request(ledger)
+    clock.moment += REPEAT_SECONDS
+    assert [activity.look("chat", "KEDA") for _ in range(9)] == [True] * 9
+    activity.tell("chat")
+    clock.moment += 1
+    assert not activity.look("chat", "KEDA")
+
+
+def test_a_push_that_does_not_come_is_not_waited_for(ledger: Ledger) -> None:
+    """Its stream has ended, and nobody is told of anything."""
+    clock = StandingClock(100.0)
+    activity = Activity(ledger, clock)
+    activity.tell("chat")
+    request(ledger)
+    clock.moment += REPEAT_SECONDS + 1
+    assert [activity.look("chat", "KEDA") for _ in range(4)] == [True, True, True, False]
 
 
 def test_nobody_is_there_for_a_replica(ledger: Ledger) -> None:
