@@ -58,6 +58,11 @@ FORBIDDEN_CAPABILITIES: Final[Mapping[str, int]] = {
 }
 
 
+def is_lent_to(annotations: Mapping[str, str]) -> bool:
+    """Whether gpumem lends to the pod that has these annotations: whoever is asked, the runtime or the API server, has them as text."""
+    return annotations.get(GPUMEM) == "true"
+
+
 def replica_id(pod: str, container: str) -> str:
     """The id of the replica that an engine in a pod is, for as long as it lives, whoever names it: one agent, the next one, or the pod's
     status. A container's engine ends with the container, so that a container is one replica.

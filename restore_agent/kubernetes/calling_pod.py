@@ -22,13 +22,13 @@ from zerowake_shared.pod_contract import (
     CAPTURE,
     CONTAINER,
     DIGEST,
-    GPUMEM,
     GROUP,
     HEALTH,
     MODEL,
     PORT,
     SNAPSHOT,
     STALE_ENVIRONMENT,
+    is_lent_to,
     replica_id,
 )
 
@@ -76,7 +76,7 @@ class CallingPod:
     @property
     def is_lent_to(self) -> bool:
         """Whether gpumem lends to it."""
-        return self.annotation(GPUMEM) == "true"
+        return is_lent_to(self.pod.metadata.annotations)
 
     def annotation(self, key: str) -> str:
         return self.pod.metadata.annotations.get(key, "")

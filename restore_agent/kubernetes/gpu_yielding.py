@@ -26,7 +26,7 @@ from gpumem.wire.errors import GpumemError
 from restore_agent.kubernetes.node_pods import NodePods
 from restore_agent.kubernetes.pod import Pod
 from zerowake_shared.background import beside
-from zerowake_shared.pod_contract import CAPTURE, GPUMEM, SNAPSHOT
+from zerowake_shared.pod_contract import CAPTURE, SNAPSHOT, is_lent_to
 
 SOCKET = Path("pod-resources/kubelet.sock")  # in the kubelet's folder
 _FAST_SECONDS = 0.02  # between two looks while a pod waits for its devices
@@ -156,7 +156,7 @@ def _is_ours(pod: Pod) -> bool:
     """One that gpumem lends to: its engine is restored, or started to be captured, for which it has the other label in that one's place.
     One that the webhook left as it is, or whose engine was started by a command that knows nothing of gpumem, takes memory as any other."""
     metadata = pod.metadata
-    return metadata.annotations.get(GPUMEM) == "true" and any(metadata.labels.get(label) for label in (SNAPSHOT, CAPTURE))
+    return is_lent_to(metadata.annotations) and any(metadata.labels.get(label) for label in (SNAPSHOT, CAPTURE))
 
 
 def _wants_devices(pod: Pod) -> bool:

@@ -22,7 +22,7 @@ from restore_agent.places.place import CONTROL_DIRECTORY
 from restore_agent.places.placeholder import PROGRAM
 from restore_agent.snapshots.manifest import check_name
 from restore_agent.workload.control_directory import VARIABLE
-from zerowake_shared.pod_contract import CAPTURE, CONTAINER, GPUMEM, GPUMEM_FOLDER, SNAPSHOT, ZEROWAKE_FOLDER
+from zerowake_shared.pod_contract import CAPTURE, CONTAINER, GPUMEM_FOLDER, SNAPSHOT, ZEROWAKE_FOLDER, is_lent_to
 
 _FOLDER = Path(ZEROWAKE_FOLDER) / "bin"  # inside
 _GPUMEM = Path(GPUMEM_FOLDER)  # inside
@@ -65,7 +65,7 @@ def _adjustment(
         nri_pb2.Mount(destination=str(CONTROL_DIRECTORY), type="tmpfs", source="tmpfs", options=control),
         _folder(packages.folder, INSIDE),
     ]
-    if pod.annotations.get(GPUMEM) == "true":
+    if is_lent_to(pod.annotations):
         # The namespace's own socket: by the operator's one tenant would reach another's memory. gpumem opens it when the agent asks.
         tenant = gpumem.parent / "tenants" / check_name("namespace", pod.namespace)
         tenant.mkdir(parents=True, exist_ok=True)
