@@ -1,7 +1,9 @@
 """Weights that an engine has published in its container, taken into its snapshot: the container goes, and they are lent to the next ones.
 
-What a tenant names is data. It is a path within its container, reached through a view on which no link is followed; what is there is read
-once, into a copy of the agent's, and only as plain files whose size was seen before. The copy is what is hashed, and what gpumem reads.
+What a tenant names is data. It is a path within its container, in which links are followed as far as they stay there (inner_path.py), and
+those of the checkpoint's own files as far as they stay in their volume: a Hugging Face cache has its files apart, and links to them. What
+is there is read once, into a copy of the agent's, and only as plain files whose size was seen before. The copy is what is hashed, and what
+gpumem reads.
 
 A copy that is taken of the engine's own layer takes the place of what is there: else the weights would be carried a second time, among
 the files that the engine has written, and be too large for it. Rejected: a folder of the node that capture pods may write into, which no
@@ -14,10 +16,11 @@ import contextlib
 import os
 import shutil
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 from restore_agent.errors import AgentError
+from restore_agent.places.inner_path import InnerPath
 
 _ENDS = (".safetensors", ".safetensors.index.json")  # what a checkpoint's files are called
 _PIECE = 16 << 20
@@ -39,54 +42,60 @@ def take(root: Path, directory: Path, folder: Path, is_own: Callable[[Path], boo
         is_own: whether a file is of what the engine has written, so that it is removed there.
 
     Raises:
-        CheckpointError: it holds no checkpoint, something else than files, or more than the node's disk has room for.
+        CheckpointError: it holds no checkpoint, something else than files, a link out of its volume, or more than the node's disk has room
+            for.
     """
-    inside = PurePosixPath(os.path.normpath("/" + str(directory).lstrip("/")))
+    inside = PurePosixPath("/" + str(directory).lstrip("/"))
     try:
-        files = _files(root, inside)
-        sizes = {name: (root / name.relative_to("/")).lstat().st_size for name in files}
-        folder.mkdir(parents=True)
-        if (free := shutil.disk_usage(folder).free) < (needed := sum(sizes.values())) + _SPARE_BYTES:
-            raise CheckpointError(f"the weights in {inside} have {needed >> 20} MiB, and {free >> 20} are free in the agent's state folder")
-        for name, size in sizes.items():
-            _copy(root / name.relative_to("/"), folder / name.name, size)
-        for name in files:
-            if is_own(Path(name)):
-                (root / name.relative_to("/")).unlink()
+        with contextlib.ExitStack() as opened:
+            named = opened.enter_context(InnerPath.found(root, inside))
+            alone = stat.S_ISREG(named.status.st_mode)
+            there = opened.enter_context(InnerPath.found(root, inside.parent)) if alone else named
+            names = [inside.name] if alone else sorted(name for name in there.names() if name.endswith(_ENDS))
+            if not names:
+                raise CheckpointError(f"{inside} of the container, which its engine names as weights, holds no *.safetensors")
+            files = {name: opened.enter_context(InnerPath.found(root, there.path / name)) for name in names}
+            for name, file in files.items():
+                if file.mount != there.mount:
+                    raise CheckpointError(
+                        f"{there.path / name} of the container, which its engine names as weights, leads to {file.path} in another volume;"
+                        " have all files of a checkpoint in one"
+                    )
+            sizes = {name: file.status.st_size for name, file in files.items()}
+            folder.mkdir(parents=True)
+            if (free := shutil.disk_usage(folder).free) < (needed := sum(sizes.values())) + _SPARE_BYTES:
+                raise CheckpointError(
+                    f"the weights in {inside} have {needed >> 20} MiB, and {free >> 20} are free in the agent's state folder"
+                )
+            for name, file in files.items():
+                _copy(file, folder / name, sizes[name])
+            for name, file in files.items():
+                _remove(there, name, file, is_own)
     except OSError as error:
         raise CheckpointError(f"the weights in {inside} of the container cannot be read: {error.strerror}") from None
-    return folder / inside.name if files == [inside] else folder
+    return folder / inside.name if alone else folder
 
 
-def _files(root: Path, inside: PurePosixPath) -> list[PurePosixPath]:
-    """Of the checkpoint. Raises CheckpointError, OSError."""
-    there = root / inside.relative_to("/")
-    if stat.S_ISREG(there.lstat().st_mode):
-        return [inside]
-    found = sorted(inside / entry.name for entry in there.iterdir() if entry.name.endswith(_ENDS))
-    if not found:
-        raise CheckpointError(f"{inside} of the container, which its engine names as weights, holds no *.safetensors")
-    return found
-
-
-def _copy(source: Path, target: Path, size: int) -> None:
+def _copy(source: InnerPath, target: Path, size: int) -> None:
     """So many bytes of a file, on the disk when it returns. Raises CheckpointError, OSError."""
-    with _plain(source) as reading, target.open("xb") as writing:
+    if not stat.S_ISREG(source.status.st_mode):
+        raise CheckpointError(f"{source.path} of the container, which its engine names as weights, is no file")
+    with source.reading() as reading, target.open("xb") as writing:
         left = size
         while left:
             sent = os.sendfile(writing.fileno(), reading, None, min(left, _PIECE))
             if not sent:
-                raise CheckpointError(f"{source.name} became shorter while it was copied")
+                raise CheckpointError(f"{source.path} became shorter while it was copied")
             left -= sent
         os.fsync(writing.fileno())
 
 
-@contextlib.contextmanager
-def _plain(path: Path) -> Iterator[int]:
-    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise CheckpointError(f"{path.name} of the container, which its engine names as weights, is no file")
-        yield fd
-    finally:
-        os.close(fd)
+def _remove(directory: InnerPath, name: str, file: InnerPath, is_own: Callable[[Path], bool]) -> None:
+    """What the engine has written of it: a file, or a link and what it leads to."""
+    link = directory.path / name
+    own, file_is_own = is_own(Path(link)), is_own(Path(file.path))
+    with contextlib.suppress(FileNotFoundError):  # two links to one file
+        if own:
+            directory.remove(name)
+        if file_is_own and file.path != link:
+            file.remove_itself()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import AsyncIterator
+import subprocess
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from zerowake_proto import gpumem_pb2
@@ -13,6 +15,7 @@ from zerowake_proto import gpumem_pb2
 from gpumem.client.control import Control
 from restore_agent.kubernetes.engine_packages import lay_out
 from restore_agent.kubernetes.injection import injected
+from restore_agent.places import checkpoints
 from restore_agent.places.checkpoints import CheckpointError, take
 from restore_agent.programs.on_kubernetes import pods_served
 from restore_agent.sequences.node import Node
@@ -74,10 +77,94 @@ def test_names_lead_nowhere_else(tmp_path: Path) -> None:
         take(root, Path("/own"), tmp_path / "1", never)
     (root / "own/model.safetensors").unlink()
     (root / "own/model.safetensors").symlink_to(tmp_path / "models/one/model-1.safetensors")
-    with pytest.raises(CheckpointError, match="cannot be read: Too many levels of symbolic links"):
+    with pytest.raises(CheckpointError, match="cannot be read: No such file"):
         take(root, Path("/own"), tmp_path / "2", never)
     with pytest.raises(CheckpointError, match=r"holds no \*\.safetensors"):
         take(root, Path("/"), tmp_path / "3", never)
+
+
+def as_cached(root: Path) -> Path:
+    """As a Hugging Face cache has it."""
+    (root / "hub/blobs").mkdir(parents=True)
+    (root / "hub/snapshots/main").mkdir(parents=True)
+    for number in (1, 2):
+        (root / f"hub/blobs/{number}").write_bytes(b"%d" % number * 1000)
+        (root / f"hub/snapshots/main/model-{number}.safetensors").symlink_to(f"../../blobs/{number}")
+    return root
+
+
+def test_links_of_a_checkpoint_are_followed_within_its_volume(tmp_path: Path) -> None:
+    root = as_cached(tmp_path / "root")
+    folder = take(root, Path("/hub/snapshots/main"), tmp_path / "0", never)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == {
+        "model-1.safetensors": b"1" * 1000,
+        "model-2.safetensors": b"2" * 1000,
+    }
+    assert not any(path.is_symlink() for path in folder.iterdir())
+    one = take(root, Path("/hub/snapshots/main/model-2.safetensors"), tmp_path / "1", never)
+    assert (one.name, one.read_bytes()) == ("model-2.safetensors", b"2" * 1000)
+
+
+def test_what_the_engine_has_written_behind_a_link_is_removed_too(tmp_path: Path) -> None:
+    root = as_cached(tmp_path / "root")
+    (root / "hub/snapshots/main/model-3.safetensors").symlink_to("../../blobs/1")
+    take(root, Path("/hub/snapshots/main"), tmp_path / "0", lambda path: path.name not in ("2", "model-2.safetensors"))
+    assert names(root / "hub/snapshots/main") == ["model-2.safetensors"]
+    assert names(root / "hub/blobs") == ["2"], "which its image holds"
+
+
+@pytest.fixture
+def volumes(tmp_path: Path, needs_criu: None) -> Iterator[Path]:
+    """A container's root with two volumes, and the second once more at another place."""
+    root = tmp_path / "root"
+    for name in ("one", "two", "again"):
+        (root / name).mkdir(parents=True)
+    for source, name, *how in (("tmpfs", "one", "-t", "tmpfs"), ("tmpfs", "two", "-t", "tmpfs"), (root / "two", "again", "--bind")):
+        subprocess.run(["mount", *how, str(source), str(root / name)], check=True)
+    yield root
+    for name in ("again", "two", "one"):
+        subprocess.run(["umount", str(root / name)], check=True)
+
+
+@pytest.mark.parametrize(
+    ("at", "leads"),
+    [
+        ("one/cache", "../../two/secret"),
+        ("one/cache", "/two/secret"),
+        ("one/cache", "hop"),
+        ("one/cache", "../../../../../../../../two/secret"),
+        ("one/cache", "/root-secret"),
+        ("again/cache", "/two/secret"),
+        ("here", "/two/secret"),
+    ],
+)
+def test_a_link_of_a_checkpoint_leads_into_no_other_volume(volumes: Path, tmp_path: Path, at: str, leads: str) -> None:
+    for secret in ("two/secret", "root-secret"):
+        (volumes / secret).write_bytes(b"another's")
+    folder = volumes / at
+    folder.mkdir(parents=True)
+    (folder / "hop").symlink_to("/two/secret")
+    (folder / "model.safetensors").symlink_to(leads)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors of the container, .* leads to /(two/|root-)secret in another volume"):
+        take(volumes, Path("/", at), tmp_path / "0", never)
+    assert not (tmp_path / "0").exists()
+
+
+def test_what_takes_a_file_s_place_while_it_is_copied_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = as_cached(tmp_path / "root")
+    (root / "secret").write_bytes(b"s" * 1000)
+
+    def exchanged(folder: Path) -> object:
+        """Between the look and the copy."""
+        (root / "hub/blobs/1").unlink()
+        (root / "hub/blobs/1").symlink_to("../../secret")
+        (root / "hub").rename(root / "before")
+        (root / "hub").symlink_to("/")
+        return SimpleNamespace(free=1 << 40)
+
+    monkeypatch.setattr(checkpoints.shutil, "disk_usage", exchanged)
+    folder = take(root, Path("/hub/snapshots/main"), tmp_path / "0", never)
+    assert (folder / "model-1.safetensors").read_bytes() == b"1" * 1000
 
 
 def test_a_file_for_which_the_disk_has_no_room_is_not_begun(tmp_path: Path) -> None:

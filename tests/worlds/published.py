@@ -1,6 +1,7 @@
 """An engine that publishes its weights itself: the tests' server, after a program that writes them as a checkpoint into its container.
 
-Weights are made from a seed, here and there alike, and are hashed here alone: an image need not have what hashes them.
+They lie there as in a Hugging Face cache: the file apart, and a link to it. They are made from a seed, here and there alike, and are hashed
+here alone: an image need not have what hashes them.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ folder, size = pathlib.Path(sys.argv[1]), int(sys.argv[2])
 folder.mkdir(parents=True)
 header = json.dumps({"weights": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}).encode()
 header += b" " * (-len(header) % 8)
+(folder / "blobs").mkdir()
+(folder / "model.safetensors").symlink_to("blobs/0")
 (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + random.Random(5).randbytes(size))
 if len(sys.argv) > 3:
     (folder / "reading.json").write_text(sys.argv[3])
