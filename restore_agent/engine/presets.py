@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from restore_agent.engine.shell_command import ShellCommand, UnclearCommand, script_of
 from restore_agent.errors import AgentError, ErrorKind
 from restore_agent.workload.vllm import collectives
 from restore_agent.workload.vllm.plugin import VLLM_ADAPTER
@@ -23,6 +25,8 @@ from restore_agent.workload.vllm.plugin import VLLM_ADAPTER
 CACHE_BYTES = 4 << 30  # of KV cache, where the command names none
 CACHE_TOKENS = 16384  # the same for SGLang, which counts it in tokens: 2.4 GB for Qwen3-8B, all of which travels in the image
 _VLLM_SERVER = "vllm.entrypoints.openai.api_server"  # what `vllm serve` is, as a module of Python
+_MENTIONED = re.compile(rf"\bvllm\s+serve\b|\b{re.escape(_VLLM_SERVER)}\b")
+_WITHOUT_SHELL = "give the engine's command as a list of words, without a shell; in a pod $(NAME) in it is a variable"
 _OUTSIDE = 0.02  # of the GPU: what vLLM wants to find free beside gpumem's pool
 # A snapshot is dumped and restored by task and by mapping: fewer threads and one malloc arena are less of both. A sandbox has no network
 # but its own loopback, so that nothing is to be looked for outside of it; a pod has.
@@ -136,24 +140,47 @@ def prepare(name: str, command: Sequence[str], setting: Setting, caller: Mapping
     """The command, the environment to add and the health path. `caller`: the environment that the user is in.
 
     Raises:
-        UnsuitableCommand: no such engine, or it cannot be snapshotted as it is asked for.
+        UnsuitableCommand: no such engine, or it cannot be snapshotted as it is asked for; of a shell's script, also where it is not clear
+            how it is asked for.
     """
     kind = KINDS.get(name)
     if kind is None:
         raise UnsuitableCommand(f"no engine {name!r} is known; there are {', '.join(sorted(KINDS))}, and any engine works without --engine")
     passed_on = {key: value for key, value in caller.items() if key.startswith(kind.passed_on)}
-    env = {**kind.env(command), **({} if setting.has_network else _OFFLINE), "GPUMEM_SOCKET": str(setting.gpumem), **passed_on}
-    prepared = kind.options(command, setting)
-    if name == "vllm" and _vllm_ranks(command) > 1 and (wrong := collectives.unlike(env)):
+    try:
+        shell = ShellCommand.read(command)
+    except UnclearCommand as error:
+        raise UnsuitableCommand(f"{error}: {_WITHOUT_SHELL}") from None
+    words = shell.words if shell else command
+    env = {**kind.env(words), **({} if setting.has_network else _OFFLINE), "GPUMEM_SOCKET": str(setting.gpumem), **passed_on}
+    prepared = kind.options(words, setting)
+    if name == "vllm" and _vllm_ranks(words) > 1 and (wrong := collectives.unlike(env)):
         raise UnsuitableCommand(f"{wrong} has to be in the environment of several ranks, and yours says {env[wrong.partition('=')[0]]}")
-    return prepared, env, kind.health
+    return shell.saying(prepared) if shell else prepared, env, kind.health
 
 
 def adapted(command: Sequence[str]) -> str:
     """Which engine with an adapter a container's command starts, as its image and people write it; empty: none that is known."""
-    words = [word.rpartition("/")[2] for word in command]
+    try:
+        shell = ShellCommand.read(command)
+    except UnclearCommand:
+        return ""
+    said = shell.words if shell else command
+    words = [word.rpartition("/")[2] for word in said]
     serves = any(pair == ("vllm", "serve") for pair in itertools.pairwise(words))
-    return "vllm" if serves or _VLLM_SERVER in command else ""
+    return "vllm" if serves or _VLLM_SERVER in said else ""
+
+
+def unadapted(command: Sequence[str]) -> str:
+    """Why a command that seems to start an engine with an adapter cannot be given it, and what to do; empty: there is no such thing."""
+    if adapted(command) or not _MENTIONED.search(script_of(command)):
+        return ""
+    try:
+        ShellCommand.read(command)
+        why = "its script is not seen to start it"
+    except UnclearCommand as error:
+        why = str(error)
+    return f"{why}: {_WITHOUT_SHELL}"
 
 
 def _vllm_ranks(command: Sequence[str]) -> int:

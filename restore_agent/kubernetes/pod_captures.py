@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from restore_agent.engine.presets import Setting, adapted, prepare
+from restore_agent.engine.presets import Setting, adapted, prepare, unadapted
 from restore_agent.errors import FAILURES, ErrorKind, kind_of
 from restore_agent.kubernetes.calling_pod import CallingPod
 from restore_agent.kubernetes.injection import gpumem_socket
@@ -27,7 +27,7 @@ from restore_agent.snapshots.manifest import EngineRecord, check_name
 from zerowake_shared.backoff import Backoff
 from zerowake_shared.kubernetes.errors import ClusterError
 from zerowake_shared.kubernetes.note import fitted
-from zerowake_shared.pod_contract import CAPTURE, CAPTURE_FAILED, CAPTURE_MISSED, CAPTURE_REFUSED, CAPTURED
+from zerowake_shared.pod_contract import CAPTURE, CAPTURE_FAILED, CAPTURE_MISSED, CAPTURE_REFUSED, CAPTURED, GPUMEM
 
 _FIRST_PAUSE, _LAST_PAUSE = 1.0, 30.0  # between two tries to annotate a pod
 _EXIT_SECONDS = 1.0
@@ -61,7 +61,7 @@ class PodCaptures:
                 namespace=check_name("namespace", pod.metadata.namespace),
                 name=check_name("name", name),
                 model=caller.model,
-                engine=self._engine(caller),
+                engine=await self._engine(caller),
                 canary_path=path,
                 canary_body=body,
                 replace=True,
@@ -87,11 +87,18 @@ class PodCaptures:
             caller.placeholder.exit(code)
             await asyncio.wait([caller.placeholder.ended], timeout=_EXIT_SECONDS)
 
-    def _engine(self, caller: CallingPod) -> EngineRecord:
+    async def _engine(self, caller: CallingPod) -> EngineRecord:
         """Raises Refused, UnsuitableCommand, ContainerError."""
         record = caller.record(caller.placeholder.command)
+        if not caller.is_lent_to:
+            return record
         kind = adapted(record.command)
-        if not kind or not caller.is_lent_to:
+        if not kind:
+            if why := unadapted(record.command):
+                note = f"it is captured without what lends its weights from gpumem, and they are in its image: {why}"
+                _LOG.warning("pod %s: %s", caller.pod, note)
+                await self._node_pods.event(caller.pod, "Warning", "NotAdapted", note, "Capture")
+                await self._annotate(caller.pod, {GPUMEM: "false"})  # it takes the GPU's own memory: gpu_yielding.py
             return record
         setting = Setting(record.port, gpumem_socket(self._node.weights.socket), _CHECKPOINTS, has_network=True)
         command, env, _ = prepare(kind, record.command, setting, {})

@@ -19,7 +19,7 @@ import time
 from gpumem.client.control import Control
 from gpumem.wire.errors import GpumemError
 from restore_agent.engine.engine import Engine, EngineError
-from restore_agent.engine.presets import adapted
+from restore_agent.engine.presets import adapted, unadapted
 from restore_agent.errors import AgentError, ErrorKind
 from restore_agent.kubernetes.adoption import Adoption
 from restore_agent.kubernetes.calling_pod import CallingPod, Refused
@@ -151,7 +151,7 @@ class Pods:
             await telling
         await self._node_pods.event(pod, "Normal", "ColdStarted", f"{fitted(' '.join(command), 200)}: {why}", "Restore")
         # Its own command knows nothing of memory that is lent, and takes the GPU's own: gpumem gives that back (gpu_yielding.py).
-        own = {GPUMEM: "false"} if caller.is_lent_to and adapted(command) else {}
+        own = {GPUMEM: "false"} if caller.is_lent_to and (adapted(command) or unadapted(command)) else {}
         with contextlib.suppress(ClusterError):  # the events have said it
             await self._node_pods.annotate(pod, {COLD: fitted(why, 1000), **own})
         try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import shlex
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
@@ -210,11 +211,12 @@ async def test_a_capture_that_fails_says_why_and_is_not_tried_again(node: Node, 
         assert len(kubelet.events()) == events
 
 
-async def started_with(node: Node, kubelet: Kubelet, **more: str) -> tuple[list[str], dict[str, str]]:
+async def started_with(
+    node: Node, kubelet: Kubelet, command: Sequence[str] = (str(PYTHON), "-c", TELLS, "vllm", "serve", "m"), **more: str
+) -> tuple[list[str], dict[str, str]]:
     """Command and environment of an engine that is captured; `more`: annotations of its pod."""
     told = {**TOLD, "zerowake.dev/canary": '{"path": "/"}', **{f"zerowake.dev/{key}": value for key, value in more.items()}}
-    command, env = [str(PYTHON), "-c", TELLS, "vllm", "serve", "m"], ["VLLM_HOST_IP=10.0.0.9"]
-    async with kubelet.pod("capture", CAPTURE, told, command=command, env=env) as pod:
+    async with kubelet.pod("capture", CAPTURE, told, command=command, env=["VLLM_HOST_IP=10.0.0.9"]) as pod:
         assert await pod.exit_code() == 0, kubelet.events()
     canary = node.store.get(NAMESPACE, "small").manifest.canary
     assert canary
@@ -231,6 +233,17 @@ async def test_an_engine_with_an_adapter_is_captured_with_it_where_gpumem_lends(
         for more in ({}, {"gpumem": "false"}):
             command, env = await started_with(node, kubelet, **more)
             assert command == ["vllm", "serve", "m"] and VLLM_ADAPTER not in env, more
+
+
+async def test_an_engine_behind_a_shell_is_captured_with_its_adapter_where_its_script_is_clear(node: Node, kubelet: Kubelet) -> None:
+    started = f"exec {PYTHON} -c {shlex.quote(TELLS)}"
+    async with served(node, kubelet):
+        command, env = await started_with(node, kubelet, ["sh", "-c", f"A=1 {started} vllm serve m"], gpumem="true")
+        assert "restore_agent.workload.vllm.worker.Worker" in command and (env["A"], env[VLLM_ADAPTER]) == ("1", "1")
+        assert not [note for pod, reason, note in kubelet.events() if reason == "NotAdapted"]
+        command, env = await started_with(node, kubelet, ["sh", "-c", f"{started} vllm serve $VLLM_HOST_IP"], gpumem="true")
+        assert command == ["vllm", "serve", "10.0.0.9"] and VLLM_ADAPTER not in env
+        assert "looked up ($): give the engine's command as a list" in await kubelet.event("capture", "NotAdapted")
 
 
 async def test_an_engine_with_an_adapter_that_is_started_cold_takes_memory_as_any_other(node: Node, kubelet: Kubelet) -> None:

@@ -1,11 +1,12 @@
 """What is added to an engine's command: by vLLM's own argument parser's rules, and never against what the user said."""
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
 
-from restore_agent.engine.presets import CACHE_BYTES, CACHE_TOKENS, KINDS, Setting, UnsuitableCommand, adapted, prepare
+from restore_agent.engine.presets import CACHE_BYTES, CACHE_TOKENS, KINDS, Setting, UnsuitableCommand, adapted, prepare, unadapted
 from restore_agent.workload.vllm import collectives
 
 SETTING = Setting(port=8123, gpumem=Path("/run/gpumem/gpumem.sock"), checkpoints=Path("/var/lib/zerowake/weights"))
@@ -142,13 +143,47 @@ def test_an_unknown_engine_is_refused_with_those_that_are_known() -> None:
         (["/usr/bin/python3", "/usr/local/bin/vllm", "serve", "--model=m"], "vllm"),
         (["python3", "-m", "vllm.entrypoints.openai.api_server", "--model", "m"], "vllm"),
         (["vllm", "bench", "serve"], ""),
-        (["sh", "-c", "vllm serve m"], ""),  # options cannot be added to it
+        (["sh", "-c", "exec vllm serve m"], "vllm"),
+        (["/bin/bash", "-lc", "cd /srv && A=1 exec python3 -m vllm.entrypoints.openai.api_server --model m"], "vllm"),
+        (["env", "A=1", "vllm", "serve", "m"], "vllm"),
+        (["sh", "-c", "vllm serve $MODEL"], ""),  # which words there are only the shell knows
+        (["sh", "-c", "echo 'vllm serve m'"], ""),
         (["python", "server.py", "--model", "vllm"], ""),
         (SGLANG, ""),
     ],
 )
 def test_engines_with_an_adapter_are_known_by_their_commands(command: list[str], kind: str) -> None:
     assert adapted(command) == kind
+
+
+def test_what_is_added_goes_to_the_engine_in_a_shell_s_script() -> None:
+    given = ["bash", "-lc", "cd /srv && A='1 2' exec vllm serve 'my model' --load-format dummy"]
+    command, _, _ = prepare("vllm", given, SETTING, {})
+    plain, _, _ = prepare("vllm", ["exec", "vllm", "serve", "my model", "--load-format", "dummy"], SETTING, {})
+    assert command == ["bash", "-lc", f"cd /srv && A='1 2' {shlex.join(plain)}"]
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+def test_a_script_that_is_not_clear_is_refused_with_the_way_out(engine: str) -> None:
+    with pytest.raises(UnsuitableCommand, match=r"to be looked up \(\$\): give the engine's command as a list of words, without a shell"):
+        prepare(engine, ["sh", "-c", "exec serve $MODEL"], SETTING, {})
+
+
+@pytest.mark.parametrize(
+    ("command", "why"),
+    [
+        (["sh", "-c", "exec vllm serve $MODEL"], "looked up ($)"),
+        (["sh", "-c", "python -m vllm.entrypoints.openai.api_server --model m | tee log"], "a pipe"),
+        (["sh", "-c", "bash -c 'vllm serve m'"], "not seen to start it"),
+        (["sh", "-c", "exec vllm serve m"], ""),
+        (["vllm", "serve", "m"], ""),
+        (["sh", "-c", "exec server $MODEL"], ""),
+        (["python", "server.py", "--about", "vllm serve $MODEL"], ""),
+    ],
+)
+def test_why_an_engine_s_adapter_is_not_used_is_said_where_there_is_one(command: list[str], why: str) -> None:
+    said = unadapted(command)
+    assert why in said and bool(why) is bool(said)
 
 
 def test_an_engine_in_a_pod_may_look_outside_and_one_in_a_sandbox_is_told_that_it_cannot() -> None:
