@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import base64
 import ssl
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 from cryptography import x509
 
+from scaler.programs.serve_config import load
 from tests.e2e.api import Api
 from tests.e2e.chart import CHART, ROOT, definition, render, run, secrets_of
 
@@ -54,6 +56,28 @@ async def test_every_example_is_taken(api: Api, namespace: str, kubeconfig: str,
 def test_values_are_checked(kubeconfig: str, wrong: str) -> None:
     with pytest.raises(AssertionError, match="values don't meet the specifications"):
         render(kubeconfig, "zerowake", "--set", wrong)
+
+
+def values(below: object, *path: str) -> Iterator[str]:
+    """The names of all values, of those that hold others, too."""
+    if path:
+        yield ".".join(path)
+    if isinstance(below, dict):
+        for name, value in below.items():
+            yield from values(value, *path, name)
+
+
+@pytest.mark.parametrize("taken_away", values(yaml.safe_load((CHART / "values.yaml").read_text())))
+def test_a_value_that_is_taken_away_is_none_or_is_missed(kubeconfig: str, tmp_path: Path, taken_away: str) -> None:
+    """Helm removes what is set to null, and the chart's own default with it."""
+    try:
+        objects = render(kubeconfig, "zerowake", "--set", f"{taken_away}=null")
+    except AssertionError as refused:
+        assert "values don't meet the specifications" in str(refused) and taken_away.rpartition(".")[2] in str(refused)
+        return
+    (text,) = (one["data"]["zerowake.yaml"] for one in objects if one["kind"] == "ConfigMap" and "zerowake.yaml" in one["data"])
+    (tmp_path / "zerowake.yaml").write_text(text)
+    load(tmp_path / "zerowake.yaml")
 
 
 def test_cert_manager_s_way(kubeconfig: str) -> None:
