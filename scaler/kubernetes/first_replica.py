@@ -23,13 +23,13 @@ from prometheus_client import Counter
 
 from scaler.books.demand import DemandReader, UnknownModel
 from scaler.kubernetes.events import Events
+from scaler.kubernetes.first_demand import FirstDemand
 from scaler.kubernetes.resources import SCALED_OBJECTS
 from scaler.kubernetes.scale import Api as ScaleApi
-from scaler.kubernetes.scale import read_scale, write_scale
+from scaler.kubernetes.scale import raise_scale
 from scaler.kubernetes.scaled_object import ScaledObject
-from zerowake_shared.background import ended, told
 from zerowake_shared.backoff import Backoff
-from zerowake_shared.kubernetes.errors import ClusterError, Conflict
+from zerowake_shared.kubernetes.errors import ClusterError
 
 log = logging.getLogger(__name__)
 
@@ -50,18 +50,11 @@ class FirstReplica:
         self._ledger = ledger
         self._api = api
         self._objects = objects
-        self._tasks: dict[str, asyncio.Task[None]] = {}
-        ledger.on_first_demand(self._begin)
+        # Of an earlier request, too: its client may have left, and asks again before two seconds are over.
+        self._first = FirstDemand(ledger, self._run, "first replica", anew=False)
 
     async def close(self) -> None:
-        await ended(self._tasks.values())
-
-    def _begin(self, model: str) -> None:
-        if model in self._tasks:
-            return  # since an earlier request: its client may have left, and asks again before two seconds are over
-        task = self._tasks[model] = asyncio.create_task(self._run(model), name=f"first replica of {model}")
-        told(task, log)
-        task.add_done_callback(lambda _: self._tasks.pop(model))
+        await self._first.close()
 
     async def _run(self, model: str) -> None:
         looks = Backoff(_FIRST_LOOK_SECONDS, _LAST_LOOK_SECONDS)
@@ -79,23 +72,19 @@ class FirstReplica:
         return demand.pending > 0 and demand.replicas == 0
 
     async def _see_to(self, model: str, found: ScaledObject) -> None:
-        target = found.target
-        if target is None or found.paused or found.max_replicas < 1 or found.metadata.deletion_timestamp:
+        if found.paused or found.max_replicas < 1 or found.metadata.deletion_timestamp:
             return
         try:
-            scale = await read_scale(self._api, found, target)
-            if scale.spec.replicas > 0:
-                return  # it is on its way
-            await write_scale(self._api, found, target, scale, found.first_replicas)
-        except Conflict:
-            return  # somebody wrote in between
+            done = await raise_scale(self._api, found, lambda current: current or found.first_replicas)
         except ClusterError as error:
             log.warning("requests for %s wait, KEDA does not scale ScaledObject %s/%s, nor can the scaler: %s", model, *found.key, error)
             return
+        if done is None or done.before > 0:
+            return  # it is on its way
         ACTIVATED.labels(model).inc()
         note = (
-            f"requests for the model {model} waited for {PATIENCE_SECONDS:g} s and KEDA did not scale {target.kind}"
-            f" {found.spec.scale_target_ref.name} from zero: the scaler did. See whether KEDA's operator runs and reaches the scaler"
+            f"requests for the model {model} waited for {PATIENCE_SECONDS:g} s and KEDA did not scale {found.target_name} from zero:"
+            " the scaler did. See whether KEDA's operator runs and reaches the scaler"
         )
         log.warning("ScaledObject %s/%s: %s", *found.key, note)
         await self._api.event(SCALED_OBJECTS, found.metadata, "Warning", "ScaledWithoutKeda", note, "Scale")

@@ -109,6 +109,11 @@ class ScaledObject(_Part, frozen=True):
         return max(self.spec.min_replica_count or 0, 1)
 
     @property
+    def target_name(self) -> str:
+        """What is scaled, in a message: its kind and its name."""
+        return f"{self.target.kind if self.target else 'target'} {self.spec.scale_target_ref.name}"
+
+    @property
     def target(self) -> Resource | None:
         """What is scaled; None: KEDA has not said under which name the API has it, and it is none that everybody knows."""
         if kind := self.status.target:

@@ -26,14 +26,14 @@ from prometheus_client import Counter
 
 from scaler.books.demand import DemandReader, UnknownModel
 from scaler.books.hpa import SYNC_SECONDS
-from scaler.kubernetes.scale import Api, read_scale, write_scale
+from scaler.kubernetes.first_demand import FirstDemand
+from scaler.kubernetes.scale import Api, raise_scale
 from scaler.kubernetes.scaled_object import ScaledObject
 from scaler.plan.actions import Start
 from scaler.plan.policy import decide
 from scaler.plan.world import Model, ScaleTarget, World
-from zerowake_shared.background import ended
 from zerowake_shared.backoff import Backoff
-from zerowake_shared.kubernetes.errors import ClusterError, Conflict
+from zerowake_shared.kubernetes.errors import ClusterError
 
 log = logging.getLogger(__name__)
 
@@ -50,30 +50,20 @@ class Surge:
         self._ledger = ledger
         self._api = api
         self._objects = objects
-        self._tasks: dict[str, asyncio.Task[None]] = {}
-        ledger.on_first_demand(self._begin)
+        self._first = FirstDemand(ledger, self._run, "surge", anew=True)  # each activation has its whole time
 
     async def close(self) -> None:
-        await ended(self._tasks.values())
-
-    def _begin(self, model: str) -> None:
-        if before := self._tasks.get(model):
-            before.cancel()  # of an earlier activation: this one has its whole time
-        task = self._tasks[model] = asyncio.create_task(self._run(model), name=f"surge of {model}")
-        task.add_done_callback(lambda done: self._tasks.pop(model) if self._tasks.get(model) is done else None)
+        await self._first.close()
 
     async def _run(self, model: str) -> None:
         """Until the HPA has looked once."""
-        try:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(SYNC_SECONDS), asyncio.TaskGroup() as group:
-                    for found in self._objects(model):
-                        if why := found.reserved:
-                            log.info("ScaledObject %s/%s is left to the HPA: %s", *found.key, why)
-                        else:
-                            group.create_task(self._follow(model, found), name=f"surge of {'/'.join(found.key)}")
-        except Exception:
-            log.exception("the surge of %s is given up, the HPA brings its replicas", model)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(SYNC_SECONDS), asyncio.TaskGroup() as group:
+                for found in self._objects(model):
+                    if why := found.reserved:
+                        log.info("ScaledObject %s/%s is left to the HPA: %s", *found.key, why)
+                    else:
+                        group.create_task(self._follow(model, found), name=f"surge of {'/'.join(found.key)}")
 
     async def _follow(self, model: str, found: ScaledObject) -> None:
         looks = Backoff(_FIRST_LOOK_SECONDS, _LAST_LOOK_SECONDS)
@@ -113,22 +103,15 @@ class Surge:
 
     async def _raise(self, model: str, found: ScaledObject) -> int:
         """What the target is set to, then; 0: KEDA has not activated it, or it could not be asked."""
-        target = found.target
-        if target is None:
-            return 0
         try:
-            scale = await read_scale(self._api, found, target)
-            current = scale.spec.replicas
-            wanted = self._wanted(model, found, current)
-            if wanted <= current:
-                return current
-            await write_scale(self._api, found, target, scale, wanted)
-        except Conflict:
-            return 0  # somebody wrote in between
+            done = await raise_scale(self._api, found, lambda current: self._wanted(model, found, current))
         except ClusterError as error:
             log.warning("ScaledObject %s/%s cannot be scaled ahead of the HPA: %s", *found.key, error)
             return 0
-        RAISED.labels(model).inc(wanted - current)
-        name = found.spec.scale_target_ref.name
-        log.info("%s %s/%s scaled from %d to %d ahead of the HPA", target.kind, found.metadata.namespace, name, current, wanted)
-        return wanted
+        if done is None:
+            return 0
+        if done.after > done.before:
+            RAISED.labels(model).inc(done.after - done.before)
+            said = (*found.key, found.target_name, done.before, done.after)
+            log.info("ScaledObject %s/%s: %s scaled from %d to %d ahead of the HPA", *said)
+        return done.after
