@@ -20,7 +20,7 @@ help:
 	@echo 'make servers'
 	@echo '           Go, Node, Java, nginx, gunicorn, uvicorn and llama-cpp-python, installed (minutes) and tried as engines'
 	@echo 'make engines'
-	@echo '           the vLLM adapter and what engines are told, against the sources of every released version; reads them from PyPI'
+	@echo '           the adapters and what engines are told, against the sources of every released version; reads them from PyPI'
 	@echo 'make lint   formatting, types, and which part may import which'
 	@echo 'make e2e    the tests on Kubernetes with KEDA: on the cluster that KUBECONFIG names, else on one of its own'
 	@echo 'make cluster, make cluster-down'

@@ -16,7 +16,14 @@ ROOT = Path(__file__).parent.parent
 UV = Path(sys.executable).with_name("uv")
 BASE = {"blake3", "protobuf", "typing-extensions", "zerowake"}  # typing-extensions: blake3's, before Python 3.12
 # What an engine's image brings itself, by the modules of `workload` that need it.
-OF_THE_ENGINE = {"restore_agent.workload.vllm.platform": "vllm", "restore_agent.workload.vllm.worker": "torch"}
+OF_THE_ENGINE = {
+    "restore_agent.workload.lent_memory": "torch",
+    "restore_agent.workload.lent_weights": "torch",
+    "restore_agent.workload.sglang.middleware": "sglang",
+    "restore_agent.workload.sglang.scheduler": "sglang",
+    "restore_agent.workload.vllm.platform": "vllm",
+    "restore_agent.workload.vllm.worker": "torch",
+}
 
 
 def zerowake(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:

@@ -5,7 +5,8 @@ then travel in the image. What stands here is what an engine has to be told besi
 
     vllm      weights, KV cache and graphs on gpumem's memory; its API server speaks the control directory (workload/vllm/middleware.py);
               its ranks, where it has several, talk in a way that comes through a dump (workload/vllm/collectives.py)
-    sglang    no adapter: weights and KV cache travel in the image, unless it speaks the control directory (NVIDIA's Dynamo brings that)
+    sglang    the same, where zerowake is installed beside it and gpumem runs (workload/sglang/plugin.py); else its weights and KV cache
+              travel in the image, and it is taken when it is idle
 """
 
 from __future__ import annotations
@@ -19,13 +20,14 @@ from pathlib import Path
 
 from restore_agent.engine.shell_command import ShellCommand, UnclearCommand, script_of
 from restore_agent.errors import AgentError, ErrorKind
+from restore_agent.workload.sglang.plugin import SGLANG_WEIGHTS
 from restore_agent.workload.vllm import collectives
 from restore_agent.workload.vllm.plugin import VLLM_ADAPTER
 
 CACHE_BYTES = 4 << 30  # of KV cache, where the command names none
-CACHE_TOKENS = 16384  # the same for SGLang, which counts it in tokens: 2.4 GB for Qwen3-8B, all of which travels in the image
-_VLLM_SERVER = "vllm.entrypoints.openai.api_server"  # what `vllm serve` is, as a module of Python
-_MENTIONED = re.compile(rf"\bvllm\s+serve\b|\b{re.escape(_VLLM_SERVER)}\b")
+CACHE_TOKENS = 16384  # the same for SGLang, which counts it in tokens: 2.4 GB for Qwen3-8B
+_SERVERS = {"vllm.entrypoints.openai.api_server": "vllm", "sglang.launch_server": "sglang"}  # what `vllm serve` and the like are
+_MENTIONED = re.compile(rf"\b(vllm|sglang)\s+serve\b|\b({'|'.join(map(re.escape, _SERVERS))})\b")
 _WITHOUT_SHELL = "give the engine's command as a list of words, without a shell; in a pod $(NAME) in it is a variable"
 _OUTSIDE = 0.02  # of the GPU: what vLLM wants to find free beside gpumem's pool
 # A snapshot is dumped and restored by task and by mapping: fewer threads and one malloc arena are less of both. A sandbox has no network
@@ -38,6 +40,8 @@ _SMALL = {
     "TOKENIZERS_PARALLELISM": "false",
     "DO_NOT_TRACK": "1",
 }
+# Of eight hardware queues each takes CUDA 6 ms to make anew when a process wakes (H200, driver 580); one GPU's process needs one.
+_ONE_QUEUE = {"CUDA_DEVICE_MAX_CONNECTIONS": "1"}
 _OFFLINE = {"HF_HUB_OFFLINE": "1"}
 
 
@@ -65,6 +69,7 @@ class Kind:
     options: Callable[[Sequence[str], Setting], list[str]]  # the whole command, with what is added
     env: Callable[[Sequence[str]], Mapping[str, str]]  # by the command
     passed_on: tuple[str, ...]  # beginnings of variables that it takes from the caller
+    checkpoints: str = ""  # the variable that names where weights are kept
     health: str = "/health"
 
 
@@ -103,8 +108,9 @@ def _vllm(command: Sequence[str], setting: Setting) -> list[str]:
 def _sglang(command: Sequence[str], setting: Setting) -> list[str]:
     parallel = ("--tensor-parallel-size", "--tp-size", "--tp", "--pipeline-parallel-size", "--pp-size", "--pp")
     _one_of(command, "a snapshot of SGLang holds one GPU's process", *parallel, "--data-parallel-size", "--dp-size", "--dp", "--nnodes")
+    _one_of(command, "a snapshot holds one API server", "--tokenizer-worker-num")
     defaults = {"--port": str(setting.port)}
-    if _value(command, "--mem-fraction-static") is None:  # else its KV cache takes what is left of the GPU, and the image with it
+    if _value(command, "--mem-fraction-static") is None:  # else its KV cache takes what is left of the GPU
         defaults["--max-total-tokens"] = str(CACHE_TOKENS)
     # Its scheduler polls without a pause otherwise: it would never be idle, and idle is when an engine without an adapter is taken.
     idle = [] if _value(command, "--sleep-on-idle") is not None else ["--sleep-on-idle"]
@@ -112,14 +118,13 @@ def _sglang(command: Sequence[str], setting: Setting) -> list[str]:
 
 
 def _vllm_env(command: Sequence[str]) -> dict[str, str]:
-    # Of eight hardware queues each takes CUDA 6 ms to make anew when a process wakes (H200, driver 580); one GPU's worker needs one.
-    env = {"CUDA_DEVICE_MAX_CONNECTIONS": "1", "VLLM_HOST_IP": "127.0.0.1", "VLLM_NO_USAGE_STATS": "1", VLLM_ADAPTER: "1"}
+    env = {**_ONE_QUEUE, "VLLM_HOST_IP": "127.0.0.1", "VLLM_NO_USAGE_STATS": "1", VLLM_ADAPTER: "1"}
     return {**_SMALL, **env, **(collectives.ENVIRONMENT if _vllm_ranks(command) > 1 else {})}
 
 
 def _sglang_env(command: Sequence[str]) -> dict[str, str]:
     # Its health path asks the model for a token and waits a whole second for it; a restored replica would wait as long.
-    return {**_SMALL, "SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION": "false"}
+    return {**_SMALL, **_ONE_QUEUE, "SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION": "false"}
 
 
 KINDS: dict[str, Kind] = {
@@ -132,6 +137,7 @@ KINDS: dict[str, Kind] = {
         _sglang,
         _sglang_env,
         ("CUDA_", "HF_", "TORCH", "TRITON_", "TVM_FFI_", "SGLANG_"),
+        checkpoints=SGLANG_WEIGHTS,
     ),
 }
 
@@ -152,7 +158,8 @@ def prepare(name: str, command: Sequence[str], setting: Setting, caller: Mapping
     except UnclearCommand as error:
         raise UnsuitableCommand(f"{error}: {_WITHOUT_SHELL}") from None
     words = shell.words if shell else command
-    env = {**kind.env(words), **({} if setting.has_network else _OFFLINE), "GPUMEM_SOCKET": str(setting.gpumem), **passed_on}
+    where = {kind.checkpoints: str(setting.checkpoints)} if kind.checkpoints else {}
+    env = {**kind.env(words), **({} if setting.has_network else _OFFLINE), "GPUMEM_SOCKET": str(setting.gpumem), **where, **passed_on}
     prepared = kind.options(words, setting)
     if name == "vllm" and _vllm_ranks(words) > 1 and (wrong := collectives.unlike(env)):
         raise UnsuitableCommand(f"{wrong} has to be in the environment of several ranks, and yours says {env[wrong.partition('=')[0]]}")
@@ -167,8 +174,8 @@ def adapted(command: Sequence[str]) -> str:
         return ""
     said = shell.words if shell else command
     words = [word.rpartition("/")[2] for word in said]
-    serves = any(pair == ("vllm", "serve") for pair in itertools.pairwise(words))
-    return "vllm" if serves or _VLLM_SERVER in said else ""
+    serving = [program for program, word in itertools.pairwise(words) if word == "serve" and program in KINDS]
+    return next(iter([*serving, *(_SERVERS[word] for word in said if word in _SERVERS)]), "")
 
 
 def unadapted(command: Sequence[str]) -> str:

@@ -41,7 +41,7 @@ globals().update(defined(
 {enums},
 ))
 '''
-_ENTRY_POINTS = "vllm.platform_plugins"  # what engines look for
+_ENTRY_POINTS = ("vllm.platform_plugins", "sglang.srt.plugins")  # what engines look for
 
 
 @dataclass(frozen=True)
@@ -95,8 +95,10 @@ def _files() -> Iterator[tuple[str, bytes]]:
     about = distribution("zerowake")
     described = f"zerowake-{about.version}.dist-info"
     yield f"{described}/METADATA", f"Metadata-Version: 2.1\nName: zerowake\nVersion: {about.version}\n".encode()
-    points = [f"{point.name} = {point.value}\n" for point in about.entry_points if point.group == _ENTRY_POINTS]
-    yield f"{described}/entry_points.txt", "".join([f"[{_ENTRY_POINTS}]\n", *points]).encode()
+    points = ""
+    for group in _ENTRY_POINTS:
+        points += "".join([f"[{group}]\n", *(f"{point.name} = {point.value}\n" for point in about.entry_points if point.group == group)])
+    yield f"{described}/entry_points.txt", points.encode()
 
 
 def _modules(folder: Traversable, name: str) -> Iterator[tuple[str, bytes]]:

@@ -85,7 +85,8 @@ class ControlDirectory:
             quiesce()
             self._write(READY, "")
             self._wait(ANSWERS, ANSWER_DOOR, ASLEEP_POLL_SECONDS)
-            resume(self._moved())
+            resume(self.moved())
+            (self._folder / GPUS).unlink(missing_ok=True)  # the next time that it wakes, other GPUs may have moved
             self._wait([QUIESCE_REQUESTED], REQUEST_DOOR, AWAKE_POLL_SECONDS)
 
     def name_weights(self, directory: Path | str, gpu: str = "") -> None:
@@ -97,6 +98,15 @@ class ControlDirectory:
             if gpu:
                 known.setdefault("gpus", {})[str(directory)] = gpu
             self._write(WEIGHTS, json.dumps(known))
+
+    def moved(self) -> dict[str, str]:
+        """The GPUs that have others in their place, old UUID → new one: there from before the engine wakes until `resume` has returned, for
+        every process of the engine."""
+        try:
+            found: dict[str, str] = json.loads((self._folder / GPUS).read_text())
+        except FileNotFoundError:
+            return {}
+        return found
 
     def environment(self) -> dict[str, str]:
         """The environment as it is where this process runs now; before it was restored in another pod, its own."""
@@ -121,13 +131,3 @@ class ControlDirectory:
         fresh = self._folder / f".{word}"
         fresh.write_text(content)
         fresh.rename(self._folder / word)
-
-    def _moved(self) -> dict[str, str]:
-        """Read once: the next time that it wakes, other GPUs may have moved."""
-        path = self._folder / GPUS
-        try:
-            moved: dict[str, str] = json.loads(path.read_text())
-        except FileNotFoundError:
-            return {}
-        path.unlink()
-        return moved

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
 
-from restore_agent.workload.vllm.fitting import Function
+from restore_agent.workload.fitting import Function
 
 RUNNERS = ("vllm/v1/worker/gpu_model_runner.py", "vllm/v1/worker/gpu/attn_utils.py")  # of vLLM's two model runners
 FILES = (*RUNNERS, "vllm/v1/worker/utils.py")  # the last for both of them, from 0.29 on

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from restore_agent.workload.vllm.fitting import Sources
+from restore_agent.workload.fitting import Sources
 from tests.engines.uses import uses
 from tests.worlds.vllm_sources import FILES
 
@@ -14,7 +14,7 @@ LOADERS, CLIENT = "vllm/model_executor/model_loader/__init__.py", "vllm/v1/engin
 
 
 def found(file: str, files: dict[str, str]) -> str:
-    return "\n".join(uses(Sources(files.get), ADAPTER / file, ENGINE_CLIENT).found)
+    return "\n".join(uses(Sources(files.get, "vllm"), ADAPTER / file, ENGINE_CLIENT).found)
 
 
 @pytest.mark.parametrize("file", ["worker.py", "platform.py", "middleware.py"])

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from restore_agent.workload.vllm import middleware
-from restore_agent.workload.vllm.fitting import Class, Definition, Function, Sources, misfits, told
+from restore_agent.workload import middleware
+from restore_agent.workload.fitting import Class, Definition, Function, Sources, misfits
 from restore_agent.workload.vllm.kv_cache import allocations
+from restore_agent.workload.vllm.plugin import TOLD, adapter
 from restore_agent.workload.vllm.sampler_tables import TABLES
 from tests.engines.allocation import FILES, RUNNERS, Allocator, allocators, caches
 from tests.engines.releases import Release
@@ -38,7 +39,7 @@ GRAPHS = ("vllm/compilation/cuda_graph.py", "vllm/compilation/breakable_cudagrap
 
 @cache
 def of(release: Release) -> Sources:
-    return Sources(release.read)
+    return Sources(release.read, "vllm")
 
 
 def a_class(release: Release, module: str, name: str) -> Class:
@@ -78,7 +79,7 @@ def worker() -> dict[str, ast.FunctionDef]:
 
 
 def test_what_the_engine_itself_looks_at_as_it_starts(vllm: Release) -> None:
-    assert misfits(of(vllm)) == [], vllm
+    assert misfits(of(vllm), adapter()) == [], vllm
 
 
 @pytest.mark.parametrize(
@@ -251,10 +252,16 @@ def test_the_api_server_is_the_one_in_python(vllm: Release) -> None:
 def test_what_the_warm_up_asks_is_served(vllm: Release) -> None:
     routes = [file for file in vllm.files if file.startswith("vllm/entrypoints/") and file.endswith(("api_router.py", "health.py"))]
     served = plain(*(vllm.text(file) for file in sorted(routes)))
-    says(f"{vllm}: the API server", served, f"router.get('{middleware._HEALTH}'")
-    for path in sorted({path for path, _ in middleware._WARM_UP}):
+    says(f"{vllm}: the API server", served, f"router.get('{middleware.HEALTH}'")
+    for path in sorted({path for path, _ in middleware.WARM_UP}):
         says(f"{vllm}: the API server", served, f"router.post('{path}'")
 
 
 def test_what_the_middleware_tells_the_worker_the_worker_does() -> None:
-    assert told() and told() <= worker().keys()
+    calls = (node for node in ast.walk(ast.parse((ADAPTER / "middleware.py").read_text())) if isinstance(node, ast.Call))
+    told = {
+        call.args[0].value
+        for call in calls
+        if isinstance(call.func, ast.Attribute) and call.func.attr == "collective_rpc" and isinstance(call.args[0], ast.Constant)
+    }
+    assert told == TOLD <= worker().keys()

@@ -1,10 +1,11 @@
-"""What the adapter does with vLLM, read from its own source, and compared with what a release of vLLM defines.
+"""What an adapter does with its engine, read from its own source, and compared with what a release of the engine defines.
 
-The adapter's code is walked as it would run, with types in the place of values: imports and annotations of vLLM's say what a name is, the
-base class's method says what its override is passed, and a call of a function of ours says what that is passed. So every attribute that is
-read or set on something of vLLM's must be there, every call must fit what is called, and what is awaited must be asynchronous; a new use
-is looked at without anybody listing it. What vLLM's source does not say (`Any`, what torch and transformers define) is not judged.
-What nothing says at all is given: `known`, the types of attributes of ours, as "Class.attribute".
+The adapter's code is walked as it would run, with types in the place of values: imports and annotations of the engine's say what a name is,
+the base class's method says what its override is passed, what is hooked says what the hook is passed, and a call of a function of ours says
+what that is passed. So every attribute that is read or set on something of the engine's must be there, every call must fit what is called,
+and what is awaited must be asynchronous; a new use is looked at without anybody listing it. What the engine's source does not say (`Any`,
+what torch and transformers define) is not judged. What nothing says at all is given: `known`, the types of attributes of ours, as
+"Class.attribute", and `hooks`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import ast
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from restore_agent.workload.vllm.fitting import Class, Definition, Function, Imported, Module, Sources
+from restore_agent.workload.fitting import Class, Definition, Function, Hook, Imported, Module, Sources, hooked
 
 _COPIES = {"copy", "deepcopy"}
 _WRAPPERS = {"Optional", "Final", "ClassVar", "Annotated", "Awaitable"}
@@ -22,7 +23,7 @@ _LISTS = {"list", "List", "Sequence", "Iterable", "tuple", "set", "frozenset"}
 
 @dataclass(frozen=True)
 class Of:
-    """An instance of a class of vLLM's."""
+    """An instance of a class of the engine's."""
 
     type: Class
 
@@ -36,7 +37,7 @@ class Many:
 
 @dataclass(frozen=True)
 class Method:
-    """A function of vLLM's; bound: it gets its first argument by itself."""
+    """A function of the engine's; bound: it gets its first argument by itself."""
 
     name: str
     module: Module
@@ -65,6 +66,7 @@ class Uses:
     sources: Sources
     module: Module
     known: dict[str, tuple[str, str]] = field(default_factory=dict)
+    hooks: tuple[Hook, ...] = ()
     found: list[str] = field(default_factory=list)
     seen: set[str] = field(default_factory=set)
     _attributes: dict[tuple[str, str], object] = field(default_factory=dict)
@@ -80,7 +82,25 @@ class Uses:
                 for method in node.body:
                     if isinstance(method, Function):
                         self._method(node, method)
+        for hook in self.hooks:
+            self._hook(hook)
         return self
+
+    def _hook(self, hook: Hook) -> None:
+        """A function of ours, with the types that the hooked one is passed and returns."""
+        ours, theirs = self.module.names[hook.function], hooked(self.sources, hook.target)
+        self._compare(theirs is not None, hook.target)
+        if theirs is None or not isinstance(ours, Function):
+            return
+        module, node = theirs
+        types = {each.arg: self._annotated(module, each.annotation) for each in node.args.args}
+        owner, _, name = hook.target.rpartition(".")[0].rpartition(".")
+        for each in self.sources.classes(self.sources.find(owner, name)):
+            types["self"] = Of(each)
+        passed = list(types.values())
+        if hook.kind == "AFTER":
+            passed.insert(0, self._annotated(module, node.returns))
+        self._block(ours.body, dict(zip((each.arg for each in ours.args.args), passed, strict=False)))
 
     def _method(self, node: ast.ClassDef, method: Function) -> None:
         environment: dict[str, object] = {"self": Self(node), "cls": Self(node)}
@@ -237,7 +257,7 @@ class Uses:
         return None
 
     def _assigned(self, owner: Class, node: ast.AST) -> object:
-        """What vLLM gives an attribute in its __init__: of a parameter's, or of a parameter's attribute."""
+        """What the engine gives an attribute in its __init__: of a parameter's, or of a parameter's attribute."""
         if (made := owner.member("__init__")) is None or not isinstance(made[1], Function):
             return None
         parameters = {each.arg: self._annotated(made[0].module, each.annotation) for each in made[1].args.args[1:]}
@@ -246,6 +266,8 @@ class Uses:
                 return parameters.get(name)
             case ast.Attribute(value=ast.Name(id=name), attr=attribute) if name in parameters:
                 return self._attribute(parameters[name], attribute)
+            case ast.Call(func=made_of) if found := self.sources.classes(self.sources.evaluate(owner.module, made_of)):
+                return Of(found[0])
         return None
 
     # Calls
@@ -321,6 +343,6 @@ class Uses:
             self.found.append(line)
 
 
-def uses(sources: Sources, path: Path, known: dict[str, tuple[str, str]] | None = None) -> Uses:
-    """What a file of ours does with a package."""
-    return Uses(sources, Module(f"ours.{path.stem}", path.read_text(), is_package=False), known or {}).walk()
+def uses(sources: Sources, path: Path, known: dict[str, tuple[str, str]] | None = None, hooks: tuple[Hook, ...] = ()) -> Uses:
+    """What a file of ours does with a package. `hooks`: those of this file."""
+    return Uses(sources, Module(f"ours.{path.stem}", path.read_text(), is_package=False), known or {}, hooks).walk()

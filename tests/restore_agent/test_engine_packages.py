@@ -58,15 +58,16 @@ for package in (gpumem, restore_agent):
 print(json.dumps([missing, sorted(sys.modules)]))
 """
     missing, loaded = json.loads(run(folder, program))
-    assert set(missing.values()) <= {"torch", "vllm"}
+    assert set(missing.values()) <= {"sglang", "torch", "vllm"}
     assert {"gpumem.client.client", "gpumem.checkpoint.safetensors", "restore_agent.workload.control_directory"} <= set(loaded)
     assert not any(name.startswith(("google", "blake3")) for name in loaded)
 
 
-def test_vllm_finds_its_plugin_there(folder: Path) -> None:
-    program = """
+@pytest.mark.parametrize("group", ["vllm.platform_plugins", "sglang.srt.plugins"])
+def test_engines_find_their_plugins_there(folder: Path, group: str) -> None:
+    program = f"""
 from importlib.metadata import entry_points
-(point,) = entry_points(group="vllm.platform_plugins")
+(point,) = entry_points(group="{group}")
 print(point.load()())
 """
     assert run(folder, program) == "None\n", "it stays as it is where its command is not the adapter's"

@@ -117,6 +117,8 @@ def test_sglang_is_made_to_rest_to_take_little_memory_and_to_be_healthy_at_once(
     command, env, health = prepare("sglang", SGLANG, SETTING, {})
     assert command == [*SGLANG, "--sleep-on-idle", "--port", "8123", "--max-total-tokens", str(CACHE_TOKENS)]
     assert env["SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION"] == "false" and health == "/health"
+    # Nothing of its command needs the adapter, which is turned on by variables where it is there.
+    assert env["ZEROWAKE_SGLANG_WEIGHTS"] == "/var/lib/zerowake/weights" and env["GPUMEM_SOCKET"] == "/run/gpumem/gpumem.sock"
 
 
 @pytest.mark.parametrize("memory", [["--max-total-tokens", "4096"], ["--mem_fraction_static=0.2"]])
@@ -129,6 +131,11 @@ def test_what_the_user_says_of_sglang_s_memory_is_kept(memory: list[str]) -> Non
 def test_sglang_on_several_gpus_is_refused(given: list[str]) -> None:
     with pytest.raises(UnsuitableCommand, match="one GPU"):
         prepare("sglang", [*SGLANG, *given], SETTING, {})
+
+
+def test_several_api_servers_of_sglang_are_refused() -> None:
+    with pytest.raises(UnsuitableCommand, match="one API server"):
+        prepare("sglang", [*SGLANG, "--tokenizer-worker-num", "2"], SETTING, {})
 
 
 def test_an_unknown_engine_is_refused_with_those_that_are_known() -> None:
@@ -149,7 +156,9 @@ def test_an_unknown_engine_is_refused_with_those_that_are_known() -> None:
         (["sh", "-c", "vllm serve $MODEL"], ""),  # which words there are only the shell knows
         (["sh", "-c", "echo 'vllm serve m'"], ""),
         (["python", "server.py", "--model", "vllm"], ""),
-        (SGLANG, ""),
+        (SGLANG, "sglang"),
+        (["sglang", "serve", "--model-path", "m"], "sglang"),
+        (["python", "-m", "sglang.bench_serving"], ""),
     ],
 )
 def test_engines_with_an_adapter_are_known_by_their_commands(command: list[str], kind: str) -> None:

@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from restore_agent.workload.fitting import Adapter
 
 VLLM_ADAPTER = "ZEROWAKE_VLLM"  # its command has the adapter's options, which a vLLM that is started cold in a pod has not
+FILES = ("worker.py", "platform.py")
+TOLD = frozenset({"checkpoints", "move"})  # what middleware.py has the worker do, which are vLLM's words nowhere
 
 
 def platform() -> str | None:
@@ -15,14 +22,18 @@ def platform() -> str | None:
     """
     if not {"GPUMEM_SOCKET", "SNAPSHOT_CONTROL_DIR", VLLM_ADAPTER} <= os.environ.keys():
         return None
-    from restore_agent.workload.vllm import fitting  # noqa: PLC0415 - of no use to any other vLLM
+    from restore_agent.workload.fitting import refusal  # noqa: PLC0415 - of no use to any other vLLM
 
-    version, misfits = fitting.installed()
-    if misfits:
-        more = f" (and {len(misfits) - 1} more)" if misfits[1:] else ""
-        raise SystemExit(
-            f"zerowake's adapter does not fit vLLM {version}: {misfits[0]}{more}. Use a vLLM that it fits "
-            f"(restore_agent/README.md names them), or take the snapshot without --engine vllm; of a pod, with the annotation "
-            f'zerowake.dev/gpumem: "false" in its template.'
-        )
+    if refused := refusal(
+        adapter(),
+        'take the snapshot without --engine vllm; of a pod, with the annotation zerowake.dev/gpumem: "false" in its template',
+    ):
+        raise SystemExit(refused)
     return "restore_agent.workload.vllm.platform.Platform"
+
+
+def adapter() -> Adapter:
+    """What is compared with vLLM's sources."""
+    from restore_agent.workload.fitting import Adapter  # noqa: PLC0415 - of no use to any other vLLM
+
+    return Adapter("vLLM", "vllm", Path(__file__).parent, FILES, TOLD)

@@ -1,11 +1,12 @@
-"""Whether the vLLM beside us is one that the adapter fits: found in its sources, before anything of it is imported.
+"""Whether the engine beside us is one that an adapter fits: found in its sources, before anything of it is imported.
 
-vLLM's extension points move between its releases. An import that fails in a worker is two processes' tracebacks, with the reason far
-above the end. So the plugin, which vLLM asks before all else, compares what worker.py and platform.py import and override with what vLLM's
-files define, and ends the engine with one line. tests/engines/ asks the same, and more, of every released version (`make engines`).
+An engine's extension points move between its releases. An import that fails in a worker is two processes' tracebacks, with the reason far
+above the end. So each adapter's plugin, which its engine asks before all else, compares what the adapter's files import, override and hook
+with what the engine's files define, and ends the engine with one line. tests/engines/ asks the same, and more, of every released version
+(`make engines`).
 
-Rejected: a list of versions, which is wrong about the next one and about forks; `inspect`, which imports half of vLLM into a process that
-needs none of it. Names are followed as Python does, through re-exports and base classes; what leads out of the package is not judged.
+Rejected: a list of versions, which is wrong about the next one and about forks; `inspect`, which imports half of an engine into a process
+that needs none of it. Names are followed as Python does, through re-exports and base classes; what leads out of the package is not judged.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import ast
 import builtins
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,8 +23,35 @@ from pathlib import Path
 Read = Callable[[str], str | None]  # a file of a package, by its path from where packages lie; None: there is none
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 _HARMLESS = {"object", "ABC", "Generic", "Protocol"}  # bases that have no attributes of interest
-_FOLDER = Path(__file__).parent
-OURS = ("worker.py", "platform.py")
+
+
+@dataclass(frozen=True)
+class Hook:
+    """A function of ours that the engine calls with, or in place of, one of its own.
+
+    `target`: the engine's, with dots. `kind`: "BEFORE" is passed what the engine's is, "AFTER" what it has returned before that,
+    "REPLACE" is called in its place. `function`: ours, in `file`.
+    """
+
+    target: str
+    kind: str
+    file: str
+    function: str
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """What is looked at for one engine. `told`: methods of ours that we call by name, which must not be the engine's."""
+
+    engine: str  # as people write it
+    package: str
+    folder: Path
+    files: tuple[str, ...]
+    told: frozenset[str] = frozenset()
+    hooks: tuple[Hook, ...] = ()
+
+    def module(self, file: str) -> Module:
+        return Module(f"ours.{Path(file).stem}", (self.folder / file).read_text(encoding="utf-8"), is_package=False)
 
 
 @dataclass(frozen=True)
@@ -91,7 +119,7 @@ class Sources:
     """The modules of one package, read when they are asked for."""
 
     read: Read
-    package: str = "vllm"
+    package: str
     _modules: dict[str, Module | None] = field(default_factory=dict)
 
     def module(self, name: str) -> Module | None:
@@ -107,8 +135,8 @@ class Sources:
         """What a module's name stands for. None: there is no such module, or it has no such name."""
         if module.partition(".")[0] != self.package:
             return Outside()
-        if (there := self.module(module)) is None:
-            return None
+        if (there := self.module(module)) is None:  # or a folder without a file of its own
+            return self.find(f"{module}.{name}", None) if name else None
         if name is None:
             return Definition(there, None)
         match there.names.get(name):
@@ -207,51 +235,53 @@ class Class:
         return {name for name, each in methods.items() if "abstractmethod" in _decorators(each.member(name))}
 
 
-def misfits(sources: Sources, ours: tuple[str, ...] = OURS) -> list[str]:
-    """What the adapter's files import and override that is not there, or is something else there; a line each."""
+def misfits(sources: Sources, adapter: Adapter) -> list[str]:
+    """What the adapter's files import, override and hook that is not there, or is something else there; a line each."""
     found: list[str] = []
-    for file in ours:
-        module = Module(f"restore_agent.workload.vllm.{Path(file).stem}", (_FOLDER / file).read_text(encoding="utf-8"), is_package=False)
+    for file in adapter.files:
+        module = adapter.module(file)
         found += _imports(sources, module)
         for node in module.tree.body:
             if isinstance(node, ast.ClassDef):
                 for base in node.bases:
                     for above in sources.classes(_ours(sources, module, base)):
-                        found += _overrides(node, above)
-    return found
+                        found += _overrides(node, above, adapter)
+    return [*found, *(why for hook in adapter.hooks if (why := _hooked(sources, hook, adapter)))]
 
 
-@cache
-def told() -> set[str]:
-    """The methods of our worker that our middleware calls by name, which are vLLM's nowhere."""
-    calls = (node for node in ast.walk(ast.parse((_FOLDER / "middleware.py").read_text(encoding="utf-8"))) if isinstance(node, ast.Call))
-    return {
-        str(call.args[0].value)
-        for call in calls
-        if isinstance(call.func, ast.Attribute) and call.func.attr == "collective_rpc" and isinstance(call.args[0], ast.Constant)
-    }
+def hooked(sources: Sources, target: str) -> tuple[Module, Function] | None:
+    """The engine's function that a hook's target names. None: there is none."""
+    owner, _, name = target.rpartition(".")
+    match sources.find(owner, name):
+        case Definition(module=module, node=(ast.FunctionDef() | ast.AsyncFunctionDef()) as node):
+            return module, node
+    module_name, _, class_name = owner.rpartition(".")
+    for each in sources.classes(sources.find(module_name, class_name)):
+        match each.member(name):
+            case (found, (ast.FunctionDef() | ast.AsyncFunctionDef()) as node):
+                return found.module, node
+    return None
 
 
-def difference(passed: ast.arguments, taken: ast.arguments) -> str:
+def difference(passed: ast.arguments, taken: ast.arguments, engine: str) -> str:
     """Why a method that takes the one cannot be called as its base class's, which takes the other; empty: it can."""
     given, own = [each.arg for each in (*passed.posonlyargs, *passed.args)], [each.arg for each in (*taken.posonlyargs, *taken.args)]
     if taken.vararg is None and own[: len(given)] != given:
-        return f"vLLM passes ({', '.join(given)}), and it takes ({', '.join(own)})"
+        return f"{engine} passes ({', '.join(given)}), and it takes ({', '.join(own)})"
     if len(own) - len(taken.defaults) > len(given) - len(passed.defaults):
-        return f"vLLM may leave out what it wants of ({', '.join(own)})"
+        return f"{engine} may leave out what it wants of ({', '.join(own)})"
     by_name = {each.arg for each in passed.kwonlyargs} - {each.arg for each in taken.kwonlyargs} - set(own)
     if by_name and taken.kwarg is None:
-        return f"vLLM passes {', '.join(sorted(by_name))} by name, which it does not take"
+        return f"{engine} passes {', '.join(sorted(by_name))} by name, which it does not take"
     if (passed.vararg and not taken.vararg) or (passed.kwarg and not taken.kwarg):
-        return "vLLM passes more than it names, and it takes no more than it names"
+        return f"{engine} passes more than it names, and it takes no more than it names"
     return ""
 
 
-@cache
-def installed() -> tuple[str, list[str]]:
-    """vLLM's version, and what does not fit; nothing where there is no vLLM, or none whose sources can be read."""
+def installed(adapter: Adapter) -> tuple[str, list[str]]:
+    """The engine's version, and what does not fit; nothing where there is no such engine, or none whose sources can be read."""
     try:
-        spec, number = find_spec("vllm"), version("vllm")
+        spec, number = find_spec(adapter.package), version(adapter.package)
     except (ImportError, ValueError, PackageNotFoundError):
         return "", []
     places = [Path(place).parent for place in (spec.submodule_search_locations or [] if spec else [])]
@@ -259,7 +289,20 @@ def installed() -> tuple[str, list[str]]:
     def read(path: str) -> str | None:
         return next((file.read_text(encoding="utf-8") for place in places if (file := place / path).is_file()), None)
 
-    return number, misfits(Sources(read)) if any((place / "vllm/__init__.py").is_file() for place in places) else []
+    is_there = any((place / adapter.package / "__init__.py").is_file() for place in places)
+    return number, misfits(Sources(read, adapter.package), adapter) if is_there else []
+
+
+def refusal(adapter: Adapter, otherwise: str) -> str:
+    """One line for an engine that the adapter does not fit; empty: it fits. `otherwise`: what else the user can do."""
+    number, found = installed(adapter)
+    if not found:
+        return ""
+    more = f" (and {len(found) - 1} more)" if found[1:] else ""
+    return (
+        f"zerowake's adapter does not fit {adapter.engine} {number}: {found[0]}{more}. Use one that it fits "
+        f"(restore_agent/README.md names them), or {otherwise}."
+    )
 
 
 def _imports(sources: Sources, module: Module) -> list[str]:
@@ -286,11 +329,11 @@ def _ours(sources: Sources, module: Module, expression: ast.AST) -> Definition |
     return Outside()
 
 
-def _overrides(node: ast.ClassDef, above: Class) -> list[str]:
+def _overrides(node: ast.ClassDef, above: Class, adapter: Adapter) -> list[str]:
     found, ours = [], {each.name: each for each in node.body if isinstance(each, Function)}
     for name, method in ours.items():
         there = above.member(name)
-        if name in told() or (name.startswith("_") and not name.startswith("__")):
+        if name in adapter.told or (name.startswith("_") and not name.startswith("__")):
             if there is not None:
                 found.append(f"{above.name} has a {name} of its own, which ours would replace")
         elif there is None:
@@ -300,9 +343,26 @@ def _overrides(node: ast.ClassDef, above: Class) -> list[str]:
             found.append(f"{above.name}.{name} is no method")
         elif isinstance(there[1], ast.AsyncFunctionDef) != isinstance(method, ast.AsyncFunctionDef):
             found.append(f"{above.name}.{name} is {'' if isinstance(there[1], ast.AsyncFunctionDef) else 'not '}asynchronous")
-        elif why := difference(there[1].args, method.args):
+        elif why := difference(there[1].args, method.args, adapter.engine):
             found.append(f"{above.name}.{name}: {why}")
     return [*found, *(f"{above.name} wants a {name}, which ours does not have" for name in sorted(above.abstract() - ours.keys()))]
+
+
+def _hooked(sources: Sources, hook: Hook, adapter: Adapter) -> str:
+    """Why a hook does not fit; empty: it does."""
+    if (theirs := hooked(sources, hook.target)) is None:
+        return f"there is no {hook.target}, which ours is to hook"
+    ours = adapter.module(hook.file).names[hook.function]
+    assert isinstance(ours, ast.FunctionDef), f"{hook.function} of {hook.file} is no function"
+    if isinstance(theirs[1], ast.AsyncFunctionDef):
+        return f"{hook.target} is asynchronous"
+    passed, taken = (ast.arguments(**dict(ast.iter_fields(each.args))) for each in (theirs[1], ours))
+    if hook.kind == "AFTER":  # the first is what was returned
+        taken.args = taken.args[1:]
+    if [each.arg for each in passed.args[:1]] == ["self"]:  # ours may name it otherwise
+        passed.args, taken.args = passed.args[1:], taken.args[1:]
+    why = difference(passed, taken, adapter.engine)
+    return f"{hook.target}: {why}" if why else ""
 
 
 def _defined(node: ast.stmt) -> dict[str, ast.AST]:

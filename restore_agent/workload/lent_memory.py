@@ -1,0 +1,63 @@
+"""The memory that gpumem lends to an engine's process on a GPU: one client, the scratch that its CUDA graphs compute in, and the way to
+sleep and back. All of it is torch's and gpumem's; what an engine calls it for is in its adapter."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+
+from gpumem.client import Client
+from gpumem.client.torch import ScratchPool
+
+
+@dataclass(frozen=True)
+class Reserved:
+    """What torch has taken of the GPU for itself, in bytes. `used`: that tensors lie in."""
+
+    size: int
+    used: int
+
+    def __str__(self) -> str:
+        return f"{self.size >> 20} MiB, {self.used >> 20} of them in use"
+
+
+@cache
+def client(label: str) -> Client:
+    """This process's, for the GPU that torch uses; without one, for the host's memory. Raises PeerGone, WrongDevice."""
+    if not torch.cuda.is_available():
+        return Client(label=label)
+    return Client(device=f"GPU-{torch.cuda.get_device_properties(torch.cuda.current_device()).uuid}", label=label)
+
+
+@cache
+def graph_pool(client: Client) -> ScratchPool:
+    """Where CUDA graphs keep what they compute. Its memory has no content that would have to outlive a replay."""
+    return ScratchPool(client)
+
+
+def let_go(client: Client) -> tuple[Reserved, Reserved]:
+    """Of all that is lent, and of what torch keeps in reserve; what that was before and is after. Raises what `quiesce` does."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    before = _reserved()
+    gc.collect()
+    torch.cuda.empty_cache()
+    if hasattr(torch._C, "_host_emptyCache"):
+        torch._C._host_emptyCache()
+    client.quiesce()
+    ctypes.CDLL(None).malloc_trim(0)
+    return before, _reserved()
+
+
+def take_back(client: Client, moved: Mapping[str, str]) -> None:
+    """The same memory at the same addresses; scratch is zeros. `moved`: as `Client.resume` takes it, and raises."""
+    client.resume(moved=moved)
+
+
+def _reserved() -> Reserved:
+    return Reserved(torch.cuda.memory_reserved(), torch.cuda.memory_allocated())
