@@ -3,37 +3,46 @@
 Whoever leaves such a pod as it is writes the reason on it (annotation `cold`): the webhook, which alone knows it when the pod is made, and
 whose warnings nobody reads where a ReplicaSet makes pods; or the agent, where a restore failed. The leader makes of it a condition of the
 ModelSnapshot, and an event of the pod. The newest pod counts: what stands in the way of that one stands in the way of the next.
+A snapshot is looked at whenever one of its pods comes, so its pods are kept by it: a look costs as much as the snapshot has pods, however
+many there are of others.
 """
 
 from __future__ import annotations
 
 import calendar
 import time
+from collections.abc import Callable
+from typing import Protocol
 
 from scaler.kubernetes.engine_pod import EnginePod
+from scaler.kubernetes.events import Events
 from scaler.kubernetes.resources import CONDITION_READY, CONDITION_RESTORES, Condition, ModelSnapshot, condition
 from zerowake_shared import pod_contract
 from zerowake_shared.clock import Clock
-from zerowake_shared.kubernetes.cluster import Cluster
-from zerowake_shared.kubernetes.informer import Informer, Key
+from zerowake_shared.kubernetes.informer import Key
 from zerowake_shared.kubernetes.resource import PODS
 
 _NEW_SECONDS = 300.0  # an older pod's event was told by whoever led then
 
 
+class Pods(Protocol):
+    """An Informer of pods with the label, which tells of each that is there already, too."""
+
+    def on_change(self, callback: Callable[[EnginePod | None, EnginePod | None], None]) -> None: ...
+
+
 class ColdStarts:
     """What the labelled pods' annotations say. `pods`: the running informer of all pods with the label."""
 
-    def __init__(self, cluster: Cluster, pods: Informer[EnginePod], clock: Clock) -> None:
-        self._cluster = cluster
-        self._pods = pods
+    def __init__(self, events: Events, pods: Pods, clock: Clock) -> None:
+        self._events = events
         self._clock = clock
         self._told: set[str] = set()  # uids
+        self._by_snapshot: dict[Key, dict[str, EnginePod]] = {}  # snapshot → its pods by name
+        pods.on_change(self._changed)
 
     async def tell(self, key: Key) -> None:
         """An event for each pod of this snapshot that the webhook left as it is. Failed restores are told by the agent."""
-        present = {pod.metadata.uid for pod in self._pods}
-        self._told &= present
         for pod in self._of(key):
             why = pod.metadata.annotations.get(pod_contract.COLD, "")
             made = calendar.timegm(time.strptime(pod.metadata.creation_timestamp, "%Y-%m-%dT%H:%M:%SZ"))
@@ -41,7 +50,7 @@ class ColdStarts:
                 continue
             if pod.metadata.uid not in self._told:
                 self._told.add(pod.metadata.uid)
-                await self._cluster.event(PODS, pod.metadata, "Warning", "ColdStart", f"its engine starts cold: {why}", "Restore")
+                await self._events.event(PODS, pod.metadata, "Warning", "ColdStart", f"its engine starts cold: {why}", "Restore")
 
     def condition(self, snapshot: ModelSnapshot) -> Condition | None:
         """Whether pods are restored from this snapshot, which is Ready; None: there was no pod since, and nothing is known anew."""
@@ -60,12 +69,23 @@ class ColdStarts:
         return condition(snapshot, CONDITION_RESTORES, False, "", "ColdStart", message)
 
     def _of(self, key: Key) -> list[EnginePod]:
-        namespace, name = key
         return [
             pod
-            for pod in self._pods
-            if pod.metadata.namespace == namespace
-            and pod.metadata.labels.get(pod_contract.SNAPSHOT) == name
-            and not pod.metadata.deletion_timestamp
-            and pod.metadata.annotations.get(pod_contract.RESTORE) != "false"
+            for pod in self._by_snapshot.get(key, {}).values()
+            if not pod.metadata.deletion_timestamp and pod.metadata.annotations.get(pod_contract.RESTORE) != "false"
         ]
+
+    def _changed(self, old: EnginePod | None, new: EnginePod | None) -> None:
+        if old is not None:
+            pods = self._by_snapshot.get(_snapshot_of(old), {})
+            pods.pop(old.metadata.name, None)
+            if not pods:
+                self._by_snapshot.pop(_snapshot_of(old), None)
+            if new is None or new.metadata.uid != old.metadata.uid:
+                self._told.discard(old.metadata.uid)
+        if new is not None:
+            self._by_snapshot.setdefault(_snapshot_of(new), {})[new.metadata.name] = new
+
+
+def _snapshot_of(pod: EnginePod) -> Key:
+    return pod.metadata.namespace, pod.metadata.labels.get(pod_contract.SNAPSHOT, "")
