@@ -31,6 +31,7 @@ class AgentError(Exception):
     reason: str = "internal"
 
 
+REASON = "zerowake-reason"  # in the trailing metadata of a call that failed
 FAILURES = (AgentError, OSError)  # for `except`: all that a caller is told of; the rest are bugs
 
 

@@ -27,12 +27,12 @@ from zerowake_proto import agent_pb2, agent_pb2_grpc
 from gpumem.programs.commands import parse_reserve
 from restore_agent.drivers.weights import DEFAULT_SOCKET
 from restore_agent.engine.presets import KINDS, Setting, prepare
-from restore_agent.errors import AgentError
+from restore_agent.errors import REASON, AgentError
 from restore_agent.kubernetes.nri import SOCKET as NRI_SOCKET
 from restore_agent.places.placeholder import DEFAULT_FOLDER
 from restore_agent.programs.main import DEFAULT_STATE, CannotRun, Listen, die_with_parent, enter_own_mounts, run, serving, socket_of
 from restore_agent.sequences.parked_budget import Share
-from restore_agent.snapshots.store import Catalog, Snapshot
+from restore_agent.snapshots.store import Catalog, NameTaken, NotFound, Snapshot
 from zerowake_shared import log
 from zerowake_shared.address import Address
 from zerowake_shared.command_limits import flaw_of_command, flaw_of_environment
@@ -371,15 +371,22 @@ def _errors() -> Any:
         try:
             yield
         except (grpc.aio.AioRpcError, AgentError) as error:
-            said = str(error) if isinstance(error, AgentError) else error.details() or error.code().name
-            typer.secho(f"zerowake: {_with_remedy(said)}", err=True, fg="red")
+            typer.secho(f"zerowake: {_with_remedy(error)}", err=True, fg="red")
             raise typer.Exit(1) from None
 
 
-def _with_remedy(message: str) -> str:
-    """What an agent says is the same on Kubernetes, where none of these commands is the way out."""
-    if message.startswith("no snapshot "):
-        return f"{message}; `zerowake snapshot create` makes one"
-    if message.startswith("snapshot ") and message.endswith(" exists already"):
-        return f"{message}; choose another name, --replace it, or `zerowake snapshot rm` it"
-    return message
+# By an error's reason. What an agent says is the same on Kubernetes, where none of these commands is the way out.
+_REMEDIES = {
+    NotFound.reason: "`zerowake snapshot create` makes one",
+    NameTaken.reason: "choose another name, --replace it, or `zerowake snapshot rm` it",
+}
+
+
+def _with_remedy(error: grpc.aio.AioRpcError | AgentError) -> str:
+    """What happened, here or in an agent that was asked, and what to do where a command of ours does it."""
+    if isinstance(error, AgentError):
+        said, reason = str(error), error.reason
+    else:
+        trailing: dict[str, object] = dict(error.trailing_metadata() or ())
+        said, reason = error.details() or error.code().name, str(trailing.get(REASON, ""))
+    return f"{said}; {_REMEDIES[reason]}" if reason in _REMEDIES else said

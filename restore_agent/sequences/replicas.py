@@ -44,7 +44,7 @@ class NoReplica(AgentError):
     """No replica of that id lives here."""
 
     kind = ErrorKind.NOT_FOUND
-    reason = "not-found"
+    reason = "no-replica"
 
 
 @dataclass

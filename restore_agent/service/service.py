@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import grpc
 from zerowake_proto import agent_pb2, agent_pb2_grpc
 
-from restore_agent.errors import FAILURES, ErrorKind, kind_of, reason_of
+from restore_agent.errors import FAILURES, REASON, ErrorKind, kind_of, reason_of
 from restore_agent.sequences.node import Node, Removed
 from restore_agent.sequences.phases import Phases
 from restore_agent.sequences.replicas import Origin, Replica, State
@@ -209,8 +209,7 @@ class AgentService(agent_pb2_grpc.AgentServicer):
         except FAILURES as error:
             # A failure is not remembered: the caller may have mended its cause.
             self._requests.pop(key, None)
-            if kind_of(error) is ErrorKind.PRECONDITION:
-                context.set_trailing_metadata((("zerowake-reason", reason_of(error)),))
+            context.set_trailing_metadata(((REASON, reason_of(error)),))
             await context.abort(_STATUS[kind_of(error)], str(error))
             raise
 

@@ -27,7 +27,7 @@ from restore_agent.snapshots.store import Corrupt, NameTaken, NotFound
     ("error", "reason", "kind"),
     [
         (NotFound(), "not-found", ErrorKind.NOT_FOUND),
-        (NoReplica(), "not-found", ErrorKind.NOT_FOUND),
+        (NoReplica(), "no-replica", ErrorKind.NOT_FOUND),
         (NameTaken(), "exists", ErrorKind.EXISTS),
         (InvalidName(), "invalid", ErrorKind.INVALID),
         (InvalidField(), "invalid", ErrorKind.INVALID),

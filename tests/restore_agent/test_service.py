@@ -69,12 +69,12 @@ async def refused(call: Any) -> tuple[grpc.StatusCode, str, str]:
 @pytest.mark.parametrize(
     ("error", "code", "reason"),
     [
-        (NoReplica("why"), grpc.StatusCode.NOT_FOUND, ""),
-        (NameTaken("why"), grpc.StatusCode.ALREADY_EXISTS, ""),
-        (NoMemory("why"), grpc.StatusCode.RESOURCE_EXHAUSTED, ""),
-        (OSError("why"), grpc.StatusCode.RESOURCE_EXHAUSTED, ""),
-        (ParkedFull("why"), grpc.StatusCode.RESOURCE_EXHAUSTED, ""),
-        (NoGpuMemory("why", {}), grpc.StatusCode.RESOURCE_EXHAUSTED, ""),
+        (NoReplica("why"), grpc.StatusCode.NOT_FOUND, "no-replica"),
+        (NameTaken("why"), grpc.StatusCode.ALREADY_EXISTS, "exists"),
+        (NoMemory("why"), grpc.StatusCode.RESOURCE_EXHAUSTED, "no-memory"),
+        (OSError("why"), grpc.StatusCode.RESOURCE_EXHAUSTED, "io-error"),
+        (ParkedFull("why"), grpc.StatusCode.RESOURCE_EXHAUSTED, "parked-full"),
+        (NoGpuMemory("why", {}), grpc.StatusCode.RESOURCE_EXHAUSTED, "no-gpu-memory"),
         (CannotPark("why"), grpc.StatusCode.FAILED_PRECONDITION, "cannot-park"),
         (Incompatible("why"), grpc.StatusCode.FAILED_PRECONDITION, "incompatible"),
         (Corrupt("why"), grpc.StatusCode.FAILED_PRECONDITION, "corrupt"),
@@ -117,8 +117,8 @@ async def test_a_snapshot_that_is_not_there_fails_a_restore_with_its_reason(worl
     missing = pb.SnapshotRef(namespace="default", name="none")
     code, text, reason = await refused(world.stub.Restore(pb.RestoreRequest(request_id="1", model="m", snapshot=missing)))
     assert (code, reason) == (grpc.StatusCode.FAILED_PRECONDITION, "not-found") and "no snapshot default/none" in text
-    code, text, _ = await refused(world.stub.Stage(pb.StageRequest(request_id="1", snapshot=missing, rung=pb.RUNG_DISK)))
-    assert code is grpc.StatusCode.NOT_FOUND and "no snapshot default/none" in text
+    code, text, reason = await refused(world.stub.Stage(pb.StageRequest(request_id="1", snapshot=missing, rung=pb.RUNG_DISK)))
+    assert (code, reason) == (grpc.StatusCode.NOT_FOUND, "not-found") and "no snapshot default/none" in text
 
 
 async def test_a_snapshot_goes_up_and_down_its_rungs(world: World) -> None:
