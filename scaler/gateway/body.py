@@ -1,8 +1,9 @@
 """Bodies that are read before anything is passed on, because they name the model. All others stream through unread.
 
 JSON is read whole, and waits in memory; a form is read until its field `model` has passed, and waits in a file if that comes late (upload).
-There are bounds on each body and on all that are being read at a time, on what compressed ones unpack to as well. A client that stops in
-the middle is given up. One that waits to be told to send its body (`Expect: 100-continue`) is told so when no bound speaks against it.
+There are bounds on each body and on all that are being read at a time, on what compressed ones unpack to as well, and on what their
+decoders keep. A client that stops in the middle is given up. One that waits to be told to send its body (`Expect: 100-continue`) is told
+so when no bound speaks against it.
 """
 
 from __future__ import annotations
@@ -51,10 +52,14 @@ class BodyReader:
             raise self._too_large()
         if not form and self._reading + length > READING_BYTES:
             raise _too_many()
-        if form:
-            await self._form(request, upload, decoder)
-        else:
-            await self._json(request, upload, decoder)
+        kept = self._count(decoder.memory) if decoder else 0
+        try:
+            if form:
+                await self._form(request, upload, decoder)
+            else:
+                await self._json(request, upload, decoder)
+        finally:
+            self._reading -= kept
 
     async def _json(self, request: web.BaseRequest, upload: Upload, decoder: coding.Decoder | None) -> None:
         unpacked: list[bytes] = []

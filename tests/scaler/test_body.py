@@ -8,7 +8,9 @@ import zlib
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
+import brotli
 import pytest
+from backports import zstd
 
 from scaler.gateway import body
 from tests.worlds.echo_engine import Engine
@@ -27,7 +29,7 @@ async def test_expect_continue_is_answered() -> None:
     ("head", "status", "code"),
     [
         (b"POST /v1/x HTTP/1.1\r\nHost: x\r\nContent-Length: 1001\r\n", 413, "body_too_large"),
-        (b"POST /v1/x HTTP/1.1\r\nHost: x\r\nContent-Encoding: br\r\nContent-Length: 10\r\n", 415, "unsupported_encoding"),
+        (b"POST /v1/x HTTP/1.1\r\nHost: x\r\nContent-Encoding: lzma\r\nContent-Length: 10\r\n", 415, "unsupported_encoding"),
         (b"PUT /models/nope/x HTTP/1.1\r\nHost: x\r\nContent-Length: 1001\r\n", 413, "body_too_large"),
         (b"POST /v1/x HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data\r\nContent-Length: 10\r\n", 400, "bad_form"),
         (b"PUT /models/m/x HTTP/1.1\r\nHost: x\r\nContent-Length: 1001\r\n", 429, "too_many_requests"),
@@ -189,7 +191,10 @@ async def test_a_form_that_names_no_model() -> None:
                 assert message in error["message"]
 
 
-@pytest.mark.parametrize(("coding", "pack"), [("gzip", gzip.compress), ("deflate", zlib.compress), ("X-GZIP", gzip.compress)])
+PACKED = [("gzip", gzip.compress), ("deflate", zlib.compress), ("br", brotli.compress), ("zstd", zstd.compress)]
+
+
+@pytest.mark.parametrize(("coding", "pack"), [*PACKED, ("X-GZIP", gzip.compress)])
 async def test_a_compressed_body_is_looked_into_and_passed_on_as_it_came(coding: str, pack: Callable[[bytes], bytes]) -> None:
     packed = pack(json.dumps({"model": "m", "x": "y" * 5000}).encode())
     async with Engine() as engine, front() as f:
@@ -204,7 +209,7 @@ async def test_a_compressed_body_is_looked_into_and_passed_on_as_it_came(coding:
 async def test_a_coding_that_is_not_unpacked_is_named_or_passed_on() -> None:
     async with Engine() as engine, front() as f:
         f.dispatcher.add(engine.replica())
-        for coding in ("br", "zstd"):
+        for coding in ("lzma", "br, gzip"):
             async with f.client.post(f"{f.url}/x", data=b"packed", headers={"Content-Encoding": coding}) as response:
                 error = (await response.json())["error"]
                 assert (response.status, error["code"]) == (415, "unsupported_encoding")
@@ -213,12 +218,33 @@ async def test_a_coding_that_is_not_unpacked_is_named_or_passed_on() -> None:
                 assert bytes.fromhex((await response.json())["body"]) == b"packed"
 
 
-async def test_a_bomb_is_refused() -> None:
+@pytest.mark.parametrize(("coding", "pack"), PACKED)
+async def test_a_bomb_is_refused(coding: str, pack: Callable[[bytes], bytes]) -> None:
     async with front(body_bytes=2**20) as f:
-        bomb = gzip.compress(b'{"model": "m", "x": "' + b"y" * 2**26)
+        bomb = pack(b'{"model": "m", "x": "' + b"y" * 2**26)
         for headers in ({}, {"Content-Type": "multipart/form-data; boundary=b"}):
-            async with f.client.post(f"{f.url}/x", data=bomb, headers={"Content-Encoding": "gzip", **headers}) as response:
+            async with f.client.post(f"{f.url}/x", data=bomb, headers={"Content-Encoding": coding, **headers}) as response:
                 assert (response.status, (await response.json())["error"]["code"]) in ((413, "body_too_large"), (400, "bad_form"))
+
+
+async def test_what_a_decoder_keeps_counts_among_the_bodies_that_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few bytes are enough to have it kept, for as long as the rest does not come."""
+    monkeypatch.setattr(body, "READING_BYTES", 20 * 2**20)
+    async with Engine() as engine, front() as f:
+        f.dispatcher.add(engine.replica())
+
+        async def asked() -> int:
+            packed = brotli.compress(b'{"model": "m"}')
+            async with f.client.post(f"{f.url}/x", data=packed, headers={"Content-Encoding": "br"}) as response:
+                return response.status
+
+        async with asyncio.timeout(10):
+            async with raw_client(f.url) as client:
+                client.send(b"POST /x HTTP/1.1\r\nHost: x\r\nContent-Encoding: br\r\nContent-Length: 10\r\n\r\nx")
+                while await asked() != 429:
+                    pass
+            while await asked() != 200:
+                pass
 
 
 @pytest.mark.parametrize(
