@@ -15,7 +15,9 @@ from typing import Any
 
 import pytest
 
-from tests.bench.gpu import parked, results, run, vllm
+from tests.bench.gpu import parked, results, run, ten, vllm
+from tests.bench.gpu.run import pool
+from tests.bench.gpu.sizes import GIB
 from tests.worlds.needs import missing_for_criu
 from tests.worlds.ports import free_port
 
@@ -27,6 +29,9 @@ class NoGpu:
 
     def used(self) -> int:
         return 0
+
+    def total(self) -> int:
+        return 80 * GIB
 
     def described(self) -> dict[str, Any]:
         return {"gpus": ["NVIDIA T0"], "driver": "none"}
@@ -43,17 +48,16 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(vllm.Bench, "program", STAND_IN)
     monkeypatch.setattr(vllm.Bench, "gateway", free_port())
     monkeypatch.setattr(vllm.Bench, "rounds", 1)
-    for program in (parked, vllm):
-        monkeypatch.setattr(program, "room", lambda shape: run.Room(1, 1))  # the host's memory, which is not as large as a GPU's
+    monkeypatch.setattr(run, "pool", lambda reserve, arena: pool(1, 1))  # of the host, which has less memory than a GPU
     with tempfile.TemporaryDirectory(prefix="zw-") as short:
         monkeypatch.setenv("ZEROWAKE_GPU_WORK", short)
         yield
         assert list(Path(short).iterdir()) == []
 
 
-def kept(tmp_path: Path, name: str) -> dict[str, float]:
+def kept(tmp_path: Path, name: str, of: str = "small") -> dict[str, float]:
     """Figures by name; none says that a part has failed."""
-    content = json.loads((tmp_path / f"{name}-t0-small.json").read_text())
+    content = json.loads((tmp_path / f"{name}-t0-{of}.json").read_text())
     figures = {figure["name"]: figure["value"] for figure in content["figures"]}
     assert not [each for each in figures if each.endswith(": failed")]
     return figures
@@ -79,3 +83,19 @@ async def test_vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cases = ("staged", "standby, made ahead", "standby, kept when idle", "weights in host memory", "weights in host memory, image on disk")
     assert {f"from zero, {case}" for case in cases} < figures.keys()
     assert figures["plain vLLM's answer is the same"] == 1 and "cold start ÷ staged" in figures
+
+
+async def test_several_models_parked_and_woken_in_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In two commands, as where the time of one is not enough: the second captures what is missing."""
+    monkeypatch.setattr(ten, "ROUNDS", 1)
+    with tempfile.TemporaryDirectory(prefix="zw-") as folder:
+        for models in ("small", "small,small-llama"):
+            monkeypatch.setattr(sys, "argv", ["ten", models, "--work", folder])
+            assert await ten.main() == 0
+        assert list(Path(folder, "models").iterdir()) == [Path(folder, "models/small")], "of the last plain start"
+    figures = kept(tmp_path, "ten", "2")
+    slowest = figures["the slowest of 2, median"]
+    assert slowest == max(figures["from zero, parked, small"], figures["from zero, parked, small-llama"])
+    captured = [name for name in figures if name.startswith("zerowake snapshot create")]
+    assert captured == ["zerowake snapshot create --engine vllm, small-llama"]
+    assert figures["plain vLLM's answer is the same"] == 1

@@ -14,7 +14,8 @@ import pytest
 
 from tests.bench.figures import Figure
 from tests.bench.gpu import results
-from tests.bench.gpu.run import Room, Run, begun, control
+from tests.bench.gpu.run import Run, begun, control
+from tests.bench.gpu.sizes import GIB, Room
 from tests.worlds.model_shapes import shape_named
 
 
@@ -27,6 +28,9 @@ class NoGpu:
     def used(self) -> int:
         self._used += self._more
         return self._used
+
+    def total(self) -> int:
+        return 80 * GIB
 
     def described(self) -> dict[str, Any]:
         return {"gpus": ["NVIDIA T0"]}

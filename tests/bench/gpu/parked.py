@@ -25,7 +25,6 @@ from restore_agent.places.processes import cpu_seconds
 from tests.bench.figures import Figure
 from tests.bench.gpu.resume import SNAPSHOT, nothing, stage, until_rung
 from tests.bench.gpu.run import begun
-from tests.bench.gpu.sizes import room
 from tests.bench.gpu.vllm import Bench as VllmBench
 from tests.bench.restore import at_zero, spread
 
@@ -98,7 +97,7 @@ def private_bytes(pid: int) -> int:
 
 
 async def main() -> int:
-    async with begun("parked", seconds=SECONDS, room=room) as run:
+    async with begun("parked", seconds=SECONDS) as run:
         bench = Bench(run)
         if await run.step("snapshot", bench.create, 60):
             await run.step("made ahead", bench.ahead, 30)

@@ -1,17 +1,17 @@
 """One run of a benchmark on a GPU, as all of them begin and end it: a folder, a model's weights, a pool of gpumem, a budget of seconds.
 
-    async with begun("parked", seconds=420, room=lambda shape: Room(28, 18)) as run:
+    async with begun("parked", seconds=420) as run:
         bench = Bench(run)
         if await run.step("snapshot", bench.create, 60):
             …
 
 A command is `python -m tests.bench.gpu.NAME MODEL [--seconds S] [--work FOLDER] [OPTION…]`. MODEL is a file of `shapes/`; its weights and
-its tokenizer are written on this machine, from a seed. OPTIONs are the engine's. After each part all figures are kept, in
-`tests/bench/results/NAME-GPU-MODEL.json` and in the folder OUT, where that is set; logs go there, too. A part that has failed is a figure
-that says so, and makes the exit status 1.
+its tokenizer are written on this machine, from a seed. OPTIONs are the engine's. What does not fit is refused at once (sizes.py).
+After each part all figures are kept, in `tests/bench/results/NAME-GPU-MODEL.json` and in the folder OUT, where that is set; logs go there,
+too. A part that has failed is a figure that says so, and makes the exit status 1.
 
 A folder is made below ZEROWAKE_GPU_WORK and removed at the end, but for `--work`, which keeps it: the next command takes the weights, and
-whatever else it looks for, from there.
+whatever else it looks for, from there. `--models FOLDER` is a place of their own for models, such as /dev/shm.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from gpumem.wire.errors import PeerGone
 from restore_agent.drivers.cuda import Cuda
 from tests.bench.figures import Figure, table
 from tests.bench.gpu.results import keep
+from tests.bench.gpu.sizes import Needs, Room, needs, refusal, together
 from tests.worlds.model_files import write_model
 from tests.worlds.model_shapes import SHAPES, Shape, shape_named
 
@@ -51,6 +52,9 @@ class Gpus(Protocol):
     def used(self) -> int:
         """Bytes, of all of them together."""
 
+    def total(self) -> int:
+        """Bytes that the smallest of them has."""
+
     def described(self) -> dict[str, Any]:
         """`gpus`, their names, and whatever else bears on a figure."""
 
@@ -64,17 +68,12 @@ class Nvidia:
     def used(self) -> int:
         return self._cuda.used()
 
+    def total(self) -> int:
+        return min(self._cuda.total().values())
+
     def described(self) -> dict[str, Any]:
         gpu = self._cuda.gpus()
         return {"gpus": gpu.names, "driver": gpu.driver}
-
-
-@dataclass(frozen=True)
-class Room:
-    """GiB that gpumem holds: of each GPU, and of the host."""
-
-    reserve: int
-    arena: int
 
 
 @dataclass
@@ -86,6 +85,7 @@ class Run:
     folder: Path
     shape: Shape
     model: Path
+    shapes: list[Shape]  # all of them, where a benchmark is of several
     options: list[str]
     until: float  # time.monotonic()
     figures: list[Figure] = field(default_factory=list)
@@ -136,36 +136,48 @@ async def begun(
     name: str,
     *,
     seconds: float,
-    room: Callable[[Shape], Room],
+    room: Callable[[Needs], Room] = Needs.room,
     words: Sequence[str] | None = None,
     gpus: Gpus | None = None,
-    count: int = 1,
+    count: int = 0,
+    several: Sequence[str] = (),
+    at_once: int = 1,
 ) -> AsyncIterator[Run]:
     """Yields within the pool, and ends with what is kept.
 
     Args:
         seconds: after which no part is begun, unless the command says --seconds.
-        room: what gpumem holds for a shape.
+        room: what gpumem holds for a model.
         words: the command line behind the program's name; None: this process's.
         gpus: None: NVIDIA's.
-        count: of GPUs that there must be.
+        count: of GPUs that there must be; 0: as many as the options name.
+        several: the models of a benchmark of several, where the command names none; then MODEL is a list with commas between, and who
+            benches them writes their files. None: MODEL is one, and written.
+        at_once: how many of several are captured at once.
 
     Raises:
-        SystemExit: there are fewer GPUs; or, at the end, a part has failed.
+        SystemExit: there are fewer GPUs; the model does not fit; or, at the end, a part has failed.
     """
     begin = time.monotonic()
-    asked, options = _parser(name, seconds).parse_known_args(sys.argv[1:] if words is None else words)
-    gpus = gpus or _nvidia(count)
-    command = " ".join([f"python -m tests.bench.gpu.{name}", asked.model, *options])
+    asked, options = _parser(name, seconds, several).parse_known_args(sys.argv[1:] if words is None else words)
+    shapes = [shape_named(each) for each in (asked.model if several else [asked.model])]
+    shape = Shape(str(len(shapes)), {"models": [each.name for each in shapes]}) if several else shapes[0]
+    wanted = together([needs(each, options) for each in shapes], at_once) if several else needs(shape, options)
+    gpus = gpus or _nvidia(count or wanted.ranks)
+    command = " ".join([f"python -m tests.bench.gpu.{name}", ",".join(each.name for each in shapes), *options])
     with contextlib.ExitStack() as stack:
         stack.callback(os.environ.pop, "GPUMEM_SOCKET", None)
         folder = _folder(name, asked.work, stack)
-        shape = shape_named(asked.model)
-        run = Run(command, gpus, folder, shape, folder / "models" / shape.name, options, begin + asked.seconds)
+        models = asked.models or folder / "models"
+        models.mkdir(parents=True, exist_ok=True)
+        if why := refusal(wanted, gpus.total(), models, folder):
+            raise SystemExit(f"{', '.join(each.name for each in shapes)}: {why}")
+        run = Run(command, gpus, folder, shape, models / shape.name, shapes, options, begin + asked.seconds)
         os.environ["GPUMEM_SOCKET"] = str(folder / "gpumem.sock")
-        await asyncio.to_thread(write_model, run.model, shape)
-        console.print(f"{shape}; {time.monotonic() - begin:.0f} s until its files stand")
-        before, held = gpus.used(), room(shape)
+        if not several:
+            await asyncio.to_thread(write_model, run.model, shape)
+            console.print(f"{shape}; {time.monotonic() - begin:.0f} s until its files stand")
+        before, held = gpus.used(), room(wanted)
         try:
             async with pool(held.reserve, held.arena):
                 yield run
@@ -212,12 +224,22 @@ async def _answers() -> bool:
     return True
 
 
-def _parser(name: str, seconds: float) -> argparse.ArgumentParser:
+def _parser(name: str, seconds: float, several: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=f"python -m tests.bench.gpu.{name}", allow_abbrev=False)
-    parser.add_argument("model", metavar="MODEL", choices=SHAPES, help=f"one of {', '.join(SHAPES)}")
+    if several:
+        parser.add_argument("model", metavar="MODEL,…", nargs="?", type=_list, default=list(several), help=f"of {', '.join(SHAPES)}")
+    else:
+        parser.add_argument("model", metavar="MODEL", choices=SHAPES, help=f"one of {', '.join(SHAPES)}")
     parser.add_argument("--seconds", type=float, default=seconds, help="after which no part is begun (%(default).0f)")
+    parser.add_argument("--models", type=Path, help="a folder for models that is kept, such as one in memory")
     parser.add_argument("--work", type=Path, help="a folder that is kept, and used again by the next command")
     return parser
+
+
+def _list(names: str) -> list[str]:
+    if unknown := set(names.split(",")) - set(SHAPES):
+        raise argparse.ArgumentTypeError(f"there is no {', '.join(sorted(unknown))}, but {', '.join(SHAPES)}")
+    return names.split(",")
 
 
 def _nvidia(count: int) -> Nvidia:

@@ -34,7 +34,6 @@ from restore_agent.snapshots.store import Catalog
 from tests.bench.figures import Figure
 from tests.bench.gpu.resume import nothing, stage, system, until_rung
 from tests.bench.gpu.run import Run, begun, console, control
-from tests.bench.gpu.sizes import room
 from tests.bench.restore import ZEROWAKE, at_zero, spread, status
 from tests.worlds.processes import below
 
@@ -58,6 +57,8 @@ class Bench:
     rounds: ClassVar[int] = ROUNDS
     compiled = "empty compile cache"
     goals: ClassVar[dict[str, float]] = GOALS
+    name = "model"  # the snapshot's, and the model's for whoever asks
+    of = ""  # which of several models, in the names of figures
     question = QUESTION
     asked_before = True  # the dump: else the first answer is what all others are compared with
 
@@ -75,40 +76,50 @@ class Bench:
             "HF_HUB_OFFLINE": "1",
         }
         self.command = [sys.executable, *self.program, "serve", str(run.model)]
-        self.command += ["--served-model-name", "model", "--max-model-len", "8192", *run.options]
+        self.command += ["--served-model-name", self.name, "--max-model-len", "8192", *run.options]
 
     async def create(self) -> None:
         log = self.work / "agent.log"
-        async with background(log, *COMPARED, "agent", "--state", str(self.state), "--gpumem", os.environ["GPUMEM_SOCKET"]):
-            async with asyncio.timeout(30):
-                while not (self.state / "agent.sock").exists():
-                    await asyncio.sleep(0.1)  # until it listens
-            env = [word for key, value in self.env.items() for word in ("--env", f"{key}={value}")]
-            canary = {key: value for key, value in self.question.items() if key != "stream"}
-            asked = ["--canary", f"/v1/completions={json.dumps(canary)}"] if self.asked_before else []
-            words = ["--engine", self.engine, "--port", str(PORT), "--state", str(self.state), *asked, *env, "--", *self.command]
-            began = time.monotonic()
-            process = await asyncio.create_subprocess_exec(*ZEROWAKE, "snapshot", "create", "model", *words)
-            code = await process.wait()
-            self.told(log)
-            if code:
+        async with agent(self.work, self.state):
+            try:
+                await self.capture()
+            except RuntimeError:
                 console.print(log.read_text()[-12000:], markup=False)
-                raise RuntimeError(f"zerowake snapshot create ended with {code}")
-            took = time.monotonic() - began
-            self.figures.append(Figure(f"zerowake snapshot create --engine {self.engine}", took, "s", detail=self.compiled))
-        compared = re.findall(r"^compared (\d+) filled, (\d+) kept, (\d+) zeros", log.read_text(), re.MULTILINE)
-        pages = sum(int(number) for numbers in compared for number in numbers)
-        self.figures.append(
-            Figure("pages of the restored processes compared", pages, "", at_least=1, detail="with the image; none differs")
-        )
+                raise
+            finally:
+                self.told(log)
+        self.figures.append(compared(log))
         self.anatomy_of_image()
-        if self.asked_before and (before := Catalog(self.state).get("default", "model").manifest.canary):
+
+    async def capture(self) -> None:
+        """By the agent that runs. Raises RuntimeError: the command ended otherwise than well."""
+        env = [word for key, value in self.env.items() for word in ("--env", f"{key}={value}")]
+        canary = {key: value for key, value in self.question.items() if key != "stream"}
+        asked = ["--canary", f"/v1/completions={json.dumps(canary)}"] if self.asked_before else []
+        words = ["--engine", self.engine, "--port", str(PORT), "--state", str(self.state), *asked, *env, "--", *self.command]
+        began = time.monotonic()
+        process = await asyncio.create_subprocess_exec(*ZEROWAKE, "snapshot", "create", self.name, *words)
+        try:
+            code = await process.wait()
+        finally:
+            if process.returncode is None:
+                process.terminate()
+                await process.wait()
+        if code:
+            raise RuntimeError(f"zerowake snapshot create {self.name} ended with {code}")
+        took = time.monotonic() - began
+        self.figures.append(Figure(f"zerowake snapshot create --engine {self.engine}{self.of}", took, "s", detail=self.compiled))
+        self.know_answer()
+
+    def know_answer(self) -> None:
+        """That of the engine before the dump."""
+        if self.asked_before and (before := Catalog(self.state).get("default", self.name).manifest.canary):
             choice = json.loads(before.answer)["choices"][0]
             self.answer = choice["text"], [round(each, 2) for each in choice["logprobs"]["token_logprobs"]]
-            console.print(f"  the answer before the dump: {self.answer}", markup=False)
+            console.print(f"  the answer before the dump{self.of}: {self.answer}", markup=False)
 
     def anatomy_of_image(self) -> None:
-        manifest = Catalog(self.state).get("default", "model").manifest
+        manifest = Catalog(self.state).get("default", self.name).manifest
         gpu = sum(manifest.gpus.values())
         skeleton = f"{len(manifest.chunks)} chunks; CRIU restores {manifest.skeleton_bytes / 1e6:.1f} MB"
         lent = sum(record.size for record in manifest.weights)
@@ -275,6 +286,24 @@ def describe(folder: Path, command: str) -> None:
 
 
 @contextlib.asynccontextmanager
+async def agent(work: Path, state: Path) -> AsyncIterator[None]:
+    """One that compares every page of what it restores; its words are in agent.log."""
+    command = (*COMPARED, "agent", "--state", str(state), "--gpumem", os.environ["GPUMEM_SOCKET"])
+    async with background(work / "agent.log", *command):
+        async with asyncio.timeout(30):
+            while not (state / "agent.sock").exists():
+                await asyncio.sleep(0.1)  # until it listens
+        yield
+
+
+def compared(log: Path) -> Figure:
+    """Of the processes that were restored as proofs."""
+    found = re.findall(r"^compared (\d+) filled, (\d+) kept, (\d+) zeros", log.read_text(), re.MULTILINE)
+    pages = sum(int(number) for numbers in found for number in numbers)
+    return Figure("pages of the restored processes compared", pages, "", at_least=1, detail="with the image; none differs")
+
+
+@contextlib.asynccontextmanager
 async def background(log: Path, *command: str, env: dict[str, str] | None = None) -> AsyncIterator[None]:
     """A program that runs meanwhile, and all its children."""
     with log.open("wb") as file:
@@ -292,7 +321,7 @@ async def background(log: Path, *command: str, env: dict[str, str] | None = None
 
 
 async def main() -> int:
-    async with begun("vllm", seconds=SECONDS, room=room) as run:
+    async with begun("vllm", seconds=SECONDS) as run:
         bench = Bench(run)
         if await run.step("snapshot", bench.create, 60):
             await run.step("from memory", bench.staged, 30)
