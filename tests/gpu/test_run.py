@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.bench.figures import Figure
-from tests.bench.gpu import results
+from tests.bench.gpu import results, sizes
 from tests.bench.gpu.run import Run, begun, control
 from tests.bench.gpu.sizes import GIB, Room
 from tests.worlds.model_shapes import shape_named
@@ -49,6 +49,7 @@ def places(tmp_path: Path, short_folder: Path, monkeypatch: pytest.MonkeyPatch) 
     for name in ("results", "out"):
         (tmp_path / name).mkdir()
     monkeypatch.setattr(results, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr("tests.bench.gpu.run.refusal", lambda *_: "")  # an engine is larger than this machine may be
     monkeypatch.setenv("OUT", str(tmp_path / "out"))
     monkeypatch.setenv("ZEROWAKE_GPU_WORK", str(short_folder))
 
@@ -60,7 +61,7 @@ def kept(folder: Path) -> dict[str, float]:
 
 
 def a_run(until: float) -> Run:
-    return Run("python -m tests.bench.gpu.trial small", NoGpu(), Path(), shape_named("small"), Path(), [], until)
+    return Run("python -m tests.bench.gpu.trial small", NoGpu(), Path(), shape_named("small"), Path(), [], [], until)
 
 
 async def work(run: Run) -> None:
@@ -89,6 +90,15 @@ async def test_a_part_that_fails_is_a_figure_and_the_others_are_kept(tmp_path: P
 
 def begin(*words: str, gpus: NoGpu | None = None) -> Any:
     return begun("trial", seconds=60, room=lambda _: Room(1, 1), words=words, gpus=gpus or NoGpu())
+
+
+async def test_what_does_not_fit_is_refused_before_anything_is_made(short_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.bench.gpu.run.refusal", sizes.refusal)
+    monkeypatch.setattr(NoGpu, "total", lambda self: GIB)
+    with pytest.raises(SystemExit, match=r"small: its snapshot takes \d+ GiB of a GPU that has 1"):
+        async with begin("small"):
+            pass
+    assert list(short_folder.iterdir()) == []
 
 
 async def test_a_run_works_within_a_pool_and_leaves_nothing(tmp_path: Path, short_folder: Path) -> None:

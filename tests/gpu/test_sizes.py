@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from restore_agent.engine.presets import CACHE_BYTES
-from tests.bench.gpu.sizes import GIB, Needs, Room, cache_for, needs, refusal, state_of, tables
+from tests.bench.gpu.sizes import CONTEXT, GIB, Needs, Room, cache_for, needs, refusal, state_of, tables, together
+from tests.bench.gpu.ten import AT_ONCE, CACHE, MODELS
 from tests.worlds.model_shapes import SHAPES, shape_named
 
 H100, H200 = 79 * GIB, 139 * GIB
@@ -57,12 +58,22 @@ def test_what_fits_and_what_does_not(name: str, options: list[str], gpu: int, sa
     assert said in answer and bool(said) == bool(answer)
 
 
+def test_ten_models_fit_one_gpu_parked_and_not_all_captured_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: type("Usage", (), {"free": 60 * GIB}))
+    monkeypatch.setattr("os.sysconf", {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": 128 * GIB}.get)
+    each = [needs(shape_named(name), CACHE) for name in MODELS]
+    wanted = together(each, AT_ONCE)
+    assert len(each) == 10 and refusal(wanted, H100, Path("/dev/shm"), Path("/var/tmp")) == ""
+    assert wanted.pool + 10 * CONTEXT <= wanted.gpu, "when all are parked, and as many as can be awake are"
+    assert refusal(together(each, 10), H100, Path("/dev/shm"), Path("/var/tmp")) != ""
+
+
 def test_a_disk_and_a_memory_that_are_too_small_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = Needs(weights=60 * GIB, sampler=0, cache=GIB, least=0)
     free = {"free": 100 * GIB}
     monkeypatch.setattr("shutil.disk_usage", lambda folder: type("Usage", (), free))
     monkeypatch.setattr("os.sysconf", {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": 128 * GIB}.get)
-    assert f"124 GiB below {tmp_path}, where 100 are free: --models" in refusal(wanted, H200, tmp_path, tmp_path)
+    assert f"123 GiB below {tmp_path}, where 100 are free: --models" in refusal(wanted, H200, tmp_path, tmp_path)
     free["free"] = 200 * GIB
     assert refusal(wanted, H200, tmp_path, tmp_path) == ""
-    assert "192 GiB of the host's memory, of 128" in refusal(wanted, H200, Path("/dev/shm"), Path("/dev/shm"))
+    assert "193 GiB of the host's memory, of 128" in refusal(wanted, H200, Path("/dev/shm"), Path("/dev/shm"))

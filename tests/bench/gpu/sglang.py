@@ -22,7 +22,8 @@ from zerowake_proto import agent_pb2 as pb
 from restore_agent.snapshots.store import Catalog
 from tests.bench.figures import Figure
 from tests.bench.gpu.resume import nothing, stage
-from tests.bench.gpu.run import LEFT, Room, Run, begun, console
+from tests.bench.gpu.run import LEFT, Run, begun, console
+from tests.bench.gpu.sizes import Room
 from tests.bench.gpu.vllm import PORT, QUESTION, background
 from tests.bench.gpu.vllm import Bench as VllmBench
 

@@ -61,8 +61,9 @@ class Needs:
 
     @property
     def gpu(self) -> int:
-        """Loaded weights and one engine beside the pool; the one that proves comes when they are gone."""
-        return self.pool + (self.loaded or self.weights) + LOADING + CONTEXT * self.contexts
+        """The pool, and beside it weights that are being loaded, and their engines (the proof comes later); or all that wait."""
+        captured = self.engines // AWAKE
+        return self.pool + max((self.loaded or self.weights) + captured * (LOADING + CONTEXT), self.contexts * CONTEXT)
 
     @property
     def whole(self) -> int:
