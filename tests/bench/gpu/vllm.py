@@ -34,6 +34,7 @@ from restore_agent.snapshots.store import Catalog
 from tests.bench.figures import Figure
 from tests.bench.gpu.resume import nothing, stage, system, until_rung
 from tests.bench.gpu.run import Run, begun, console, control
+from tests.bench.pages import uncache
 from tests.bench.restore import ZEROWAKE, at_zero, spread, status
 from tests.worlds.processes import below
 
@@ -203,8 +204,9 @@ class Bench:
         async def prepare() -> None:
             await stage(self.state, pb.RUNG_DISK)
             await self.lose_weights(arena=True)
-            with contextlib.suppress(OSError):
-                Path("/proc/sys/vm/drop_caches").write_text("1")
+            catalog = Catalog(self.state)
+            chunks = [catalog.chunks.path(chunk.hash) for chunk in catalog.get("default", self.name).chunks]
+            await asyncio.to_thread(uncache, chunks)
 
         async with self.serving("disk"):
             await self.case("weights in host memory, image on disk", prepare)
