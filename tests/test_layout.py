@@ -20,6 +20,7 @@ EXCEPTIONS = {
     "scaler/kubernetes/scaled_object.py": "scaler/test_declarations.py",
     "scaler/local/replica_maker.py": "scaler/test_day.py",
     "scaler/view/activations.py": "scaler/test_activation.py",
+    "gpumem/client/ranges.py": "gpumem/test_client.py",
     "restore_agent/drivers/criu.py": "restore_agent/test_restore.py",
     "restore_agent/kubernetes/injection.py": "restore_agent/test_nri.py",
     "restore_agent/kubernetes/pod_captures.py": "restore_agent/test_pods.py",

@@ -8,10 +8,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from gpumem.client.client import Client, Region, Scratch
+    from gpumem.client.client import Client
+    from gpumem.client.ranges import Joined, Region, Scratch
     from gpumem.wire.errors import StaleLayout
 
-__all__ = ["Client", "Region", "Scratch", "StaleLayout"]
+__all__ = ["Client", "Joined", "Region", "Scratch", "StaleLayout"]
 
 
 def __getattr__(name: str) -> object:

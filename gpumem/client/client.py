@@ -7,6 +7,10 @@
         ...                                    the process is dumped, and restored, once or many times
         client.resume(wait=60)                 the same bytes at the same addresses (scratch: zeros again)
 
+Processes of one engine can share scratch, each device's with the others: `scratch(size, shared_as="a name")` in one, `join("a name",
+device)` in the others. What they have in common beside the name is a `meeting`, bytes that they agree on, and agree on anew for each
+resume: engines that were restored from one image know the same names, and must not meet.
+
 Its address ranges are reserved once and kept through all of this: pointers and CUDA graphs into them stay good. An imported GPU
 allocation that is still mapped when a process is checkpointed loses that process, so quiesce asks the system whether each address is
 free, and the server whether it still counts a lease, before it says yes.
@@ -19,6 +23,7 @@ or look, `gpumem.client.control`.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import threading
 from collections.abc import Mapping, Sequence
@@ -28,116 +33,15 @@ from typing import TypeVar
 
 from zerowake_proto import gpumem_pb2 as pb
 
-from gpumem.hardware import host
+from gpumem.client.ranges import Joined, Range, Region, Scratch
 from gpumem.hardware.devices import open_memory
-from gpumem.hardware.memory import Mapped, Memory
+from gpumem.hardware.memory import Memory
 from gpumem.wire.blocking_connection import ANSWER_SECONDS, DEFAULT_SOCKET, BlockingConnection
 from gpumem.wire.errors import Invalid, NotFound, PeerGone, StaleLayout, StillMapped, WrongDevice
 from gpumem.wire.frames import Frame
 from gpumem.wire.sources import Source, close_files, fill_request
 
-
-class _Range:
-    """Lent memory, mapped one piece behind the other at an address that stays."""
-
-    def __init__(self, client: Client, device: str) -> None:
-        self._client = client
-        self.device = device
-        self.address = 0
-        self.mapped_size = 0  # bytes; what is asked for, rounded up
-        self.writable = False
-        self._lease = 0
-        self._mapped: list[Mapped] = []
-
-    def view(self) -> memoryview:
-        """The bytes, where the processor can see them (the host's memory). To read them after quiesce kills the process."""
-        if not self._client.memory.addressable:
-            raise Invalid(f"memory of {self.device} is not the processor's to read: give its address to CUDA")
-        if not self._mapped:
-            raise Invalid(f"this memory of {self.device} is not mapped: resume() first")
-        found = host.view(self.address, self.size)
-        return found if self.writable else found.toreadonly()
-
-    @property
-    def size(self) -> int:
-        return self.mapped_size
-
-    def close(self) -> None:
-        """Unmaps it, gives its addresses up and ends its lease. Twice does nothing."""
-        with self._client._lock:
-            if self.address:
-                self._unmap()
-                self._client.memory.unreserve(self.address, self.mapped_size)
-                self.address = 0
-                self._client._forget(self, self._lease)
-
-    def _map(self, granted: pb.Granted, frame: Frame) -> None:
-        """Maps what was granted, at the address it had. Takes the descriptors. Raises MemoryFailed, StaleLayout."""
-        memory = self._client.memory
-        self._lease, self.writable = granted.lease, granted.writable
-        try:
-            size = sum(granted.pieces)
-            if len(frame.descriptors) != len(granted.pieces) or (self.address and size != self.mapped_size):
-                raise StaleLayout(f"{size} bytes in {len(frame.descriptors)} pieces were lent, where {self.mapped_size} were before")
-            if not self.address:
-                self.address, self.mapped_size = memory.reserve(size), size
-            address = self.address
-            for piece, fd in zip(granted.pieces, frame.descriptors, strict=True):
-                self._mapped.append(memory.map(address, fd, piece, granted.writable))
-                address += piece
-        except BaseException:
-            self._unmap()
-            raise
-        finally:
-            frame.close()
-
-    def _unmap(self) -> None:
-        for mapped in self._mapped:
-            mapped.close()
-        self._mapped = []
-
-    def __enter__(self) -> _Range:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-class Region(_Range):
-    """Weights: read-only, once sealed."""
-
-    def __init__(self, client: Client, device: str, region_id: bytes, layout: bytes, capability: bytes) -> None:
-        super().__init__(client, device)
-        self.id = region_id
-        self.serialized_layout = layout
-        self.layout = pb.Layout.FromString(layout)
-        self.capability = capability  # what others need to attach to a private region
-
-    @property
-    def size(self) -> int:
-        return self.layout.size
-
-    def seal(self) -> None:
-        """Ends writing: from now on it is read-only, here too, at the same address, and others may attach.
-
-        Raises:
-            StillMapped: another mapping of it, in whichever process, could still write; end that and call this again.
-        """
-        with self._client._lock:
-            if not self.writable:
-                raise Invalid(f"region {self.id.hex()[:12]} is sealed already, and is read-only")
-            self._unmap()
-            written = self._lease
-            self._client._ask(pb.Request(seal=pb.Seal(lease=written)))
-            self._map(*self._client._attached(self, 0.0))
-            self._client._ask(pb.Request(release=pb.Release(lease=written)))
-
-
-class Scratch(_Range):
-    """Memory that is nobody else's; zeros at first, and after every resume."""
-
-
-_R = TypeVar("_R", Region, Scratch)
+_R = TypeVar("_R", Region, Scratch, Joined)
 
 
 class Client:
@@ -157,7 +61,8 @@ class Client:
         self._path = Path(path or os.environ.get("GPUMEM_SOCKET") or DEFAULT_SOCKET)
         self._label = label or Path("/proc/self/exe").readlink().name
         self._lock = threading.RLock()
-        self._ranges: list[Region | Scratch] = []
+        self._ranges: list[Region | Scratch | Joined] = []
+        self._meeting = b""
         self._quiesced = False
         self._connection = BlockingConnection(self._path, self._label)
         self.device = self._choose(device or os.environ.get("GPUMEM_DEVICE", ""))
@@ -194,11 +99,31 @@ class Client:
             region = Region(self, self.device, region_id, serialized, reply.granted.capability)
             return self._map_granted(region, reply.granted, frame)
 
-    def scratch(self, size: int) -> Scratch:
-        """Exclusive memory of at least `size` bytes, zeros. Raises OutOfMemory, PeerGone, MemoryFailed."""
+    def meet(self, meeting: bytes) -> None:
+        """From now on names of shared memory are of this meeting: random bytes that all who share it were told."""
+        self._meeting = meeting
+
+    def scratch(self, size: int, shared_as: str = "") -> Scratch:
+        """Exclusive memory of at least `size` bytes, zeros. Raises OutOfMemory, PeerGone, MemoryFailed.
+
+        shared_as: the name by which others of the same meeting join it; empty: nobody does.
+        """
         with self._lock:
-            reply, frame = self._ask(pb.Request(scratch=pb.Scratch(device=self.device, size=size)))
-            return self._map_granted(Scratch(self, self.device), reply.granted, frame)
+            found = Scratch(self, self.device, shared_as)
+            reply, frame = self._ask(pb.Request(scratch=pb.Scratch(device=self.device, size=size, secrets=_said([self._secret(shared_as)]))))
+            return self._map_granted(found, reply.granted, frame)
+
+    def join(self, name: str, device: str, wait: float = 60.0) -> Joined:
+        """Maps the scratch that another process of the same meeting shares by that name, waiting up to `wait` seconds for it.
+
+        Raises:
+            NotFound: it was not there in time. MemoryFailed: this process cannot reach memory of that device.
+            PeerGone.
+        """
+        with self._lock:
+            found = Joined(self, device, name)
+            granted, frame = self._joined(found, wait)
+            return self._map_granted(found, granted, frame)
 
     def fill(
         self,
@@ -255,7 +180,7 @@ class Client:
             self._connection.close()
             self._quiesced = True
 
-    def resume(self, wait: float = 60.0, moved: Mapping[str, str] | None = None) -> None:
+    def resume(self, wait: float = 60.0, moved: Mapping[str, str] | None = None, meeting: bytes = b"") -> None:
         """Connects again and maps everything where it was. Raises what `attach` and `scratch` do; then nothing is mapped, and it may be
         called again.
 
@@ -263,15 +188,21 @@ class Client:
             wait: seconds that each region may take to be filled.
             moved: UUIDs of GPUs that have others in their place since, such as a process restored elsewhere finds them. What was mapped
                 of one is then taken from the other.
+            meeting: another one for what is shared with other processes, whose resumes run at the same time with the same; wanted
+                wherever anything is.
         """
         with self._lock:
             if self._connection.open and not self._quiesced:
                 return
             self.quiesce()
+            shared = [found for found in self._ranges if isinstance(found, Joined) or (isinstance(found, Scratch) and found.shared_as)]
+            if shared and (not meeting or meeting == self._meeting):
+                raise Invalid("memory is shared with other processes: resume them together, with a new meeting that all are told")
+            self._meeting = meeting
             self._connection = BlockingConnection(self._path, self._label)
-            before = self.device
+            before = {id(found): found.device for found in self._ranges}, self.device
             try:
-                self._move((moved or {}).get(before, before))
+                self._move(moved or {})
                 self._choose(self.device)
                 for found in self._ranges:
                     if isinstance(found, Region):
@@ -282,11 +213,17 @@ class Client:
                         found._map(granted, frame)
                 # Last: where memory is short, it is regions without a lease that go for it.
                 self._map_scratch([found for found in self._ranges if isinstance(found, Scratch)])
+                # Each has its own by now or soon, so that none waits for one who waits for it.
+                for found in self._ranges:
+                    if isinstance(found, Joined):
+                        found._map(*self._joined(found, wait))
             except BaseException:
                 for found in self._ranges:
                     found._unmap()
+                    found.device = before[0][id(found)]
                 self._connection.close()
-                self._move(before)
+                self.device = before[1]
+                self.memory.move(self.device)
                 raise
             finally:
                 self._quiesced = not self._connection.open
@@ -304,11 +241,11 @@ class Client:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
-    def _move(self, device: str) -> None:
-        self.device = device
-        self.memory.move(device)
+    def _move(self, moved: Mapping[str, str]) -> None:
+        self.device = moved.get(self.device, self.device)
+        self.memory.move(self.device)
         for found in self._ranges:
-            found.device = device
+            found.device = moved.get(found.device, found.device)
 
     def _choose(self, device: str) -> str:
         there = [found.identity for found in self._connection.welcome.devices]
@@ -327,8 +264,9 @@ class Client:
         """New memory for all of them by one request, since each takes a millisecond of a wake; by more where the server grants one at a
         time, as it did before."""
         while ranges:
-            sizes = [found.mapped_size for found in ranges]
-            reply, frame = self._ask(pb.Request(scratch=pb.Scratch(device=self.device, size=sizes[0], more=sizes[1:])))
+            sizes, secrets = [found.mapped_size for found in ranges], [self._secret(found.shared_as) for found in ranges]
+            wanted = pb.Scratch(device=self.device, size=sizes[0], more=sizes[1:], secrets=_said(secrets))
+            reply, frame = self._ask(pb.Request(scratch=wanted))
             try:
                 granted = [reply.granted, *reply.granted.more]
                 for found, each in zip(ranges, granted, strict=False):
@@ -344,6 +282,17 @@ class Client:
         reply, frame = self._connection.ask(pb.Request(attach=pb.Attach(region=ref, wait_seconds=wait)), seconds=ANSWER_SECONDS + wait)
         return reply.granted, frame
 
+    def _joined(self, found: Joined, wait: float) -> tuple[pb.Granted, Frame]:
+        join = pb.Join(device=found.device, secret=self._secret(found.name), wait_seconds=wait)
+        reply, frame = self._connection.ask(pb.Request(join=join), seconds=ANSWER_SECONDS + wait)
+        return reply.granted, frame
+
+    def _secret(self, name: str) -> bytes:
+        """Of shared memory of that name, in this meeting."""
+        if name and not self._meeting:
+            raise Invalid(f"memory is to be shared as {name!r} before there is a meeting: call meet() with bytes that the others are told")
+        return hashlib.blake2b(name.encode(), key=self._meeting[:64], digest_size=32).digest() if name else b""
+
     def _map_granted(self, found: _R, granted: pb.Granted, frame: Frame) -> _R:
         """Maps what was lent for the first time, and keeps it for `quiesce` and `resume`. What cannot be mapped is given back."""
         try:
@@ -355,9 +304,14 @@ class Client:
         self._ranges.append(found)
         return found
 
-    def _forget(self, found: _Range, lease: int) -> None:
+    def _forget(self, found: Range, lease: int) -> None:
         """Drops a range and ends its lease, where there is still a server to tell."""
         self._ranges = [kept for kept in self._ranges if kept is not found]
         if self._connection.open:
             with contextlib.suppress(PeerGone, NotFound):
                 self._connection.ask(pb.Request(release=pb.Release(lease=lease)))
+
+
+def _said(secrets: list[bytes]) -> list[bytes]:
+    """Nothing where there is none."""
+    return secrets if any(secrets) else []

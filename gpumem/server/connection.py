@@ -213,11 +213,14 @@ class Connection:
             raise Invalid(f"scratch.size: {wrong[0]} bytes; ask for 1 byte or more, and for less than 2**60")
         if len(sizes) > _MOST_AT_ONCE:
             raise Invalid(f"scratch.more: {len(sizes)} at once; {_MOST_AT_ONCE} are the most, ask for the others by another request")
+        secrets = [*request.scratch.secrets, *[b""] * (len(sizes) - len(request.scratch.secrets))]
+        if len(secrets) > len(sizes) or any(secret and len(secret) != ID for secret in secrets):
+            raise Invalid(f"scratch.secrets: there is one of {ID} bytes, or an empty one, for each size")
         device = self._device(request.scratch.device)
         leases: list[Lease] = []
         try:
-            for size in sizes:
-                leases.append(await device.lend_scratch(size, self._owner))
+            for size, secret in zip(sizes, secrets, strict=True):
+                leases.append(await device.lend_scratch(size, self._owner, secret))
             granted, *more = [self._grant(lease, descriptors) for lease in leases]
         except BaseException:
             for lease in leases:
@@ -227,6 +230,12 @@ class Connection:
             raise
         granted.more.extend(more)
         return pb.Reply(granted=granted)
+
+    async def _join(self, request: pb.Request, _: Frame, descriptors: list[int]) -> pb.Reply:
+        join = request.join
+        seconds = min(max(0.0, join.wait_seconds), _LONGEST_WAIT)
+        lease = await self._device(join.device).join(_id(join.secret), self._owner, seconds)
+        return pb.Reply(granted=self._grant(lease, descriptors))
 
     async def _fill(self, request: pb.Request, frame: Frame, _: list[int]) -> pb.Reply:
         files, frame.descriptors = frame.descriptors, []
@@ -280,6 +289,7 @@ class Connection:
         "seal": _seal,
         "release": _release,
         "scratch": _scratch,
+        "join": _join,
         "fill": _fill,
         "cancel": _cancel,
         "pin": _pin,

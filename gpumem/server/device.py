@@ -11,7 +11,7 @@ from gpumem.hardware.memory import Memory, MemoryFailed, StillWritable
 from gpumem.server.leases import Lease, Owner
 from gpumem.server.pool import Pool, Short, Slab
 from gpumem.server.regions import Chunks, Region, State
-from gpumem.wire.errors import Forbidden, GpumemError, NotFound, NotSealed, OutOfMemory, StillMapped
+from gpumem.wire.errors import Exists, Forbidden, GpumemError, NotFound, NotSealed, OutOfMemory, StillMapped
 
 _RETURN_SECONDS = 2.0  # how long a request waits for memory that was given back to be free again
 
@@ -24,6 +24,7 @@ class Device:
         self.pool = Pool(memory)
         self.regions: dict[tuple[str, bytes], Region] = {}  # by namespace and id
         self.leases: set[Lease] = set()
+        self._shared: dict[tuple[str, bytes], Lease] = {}  # scratch that can be joined, by namespace and secret
         self.quotas: dict[str, int] = {}
         self._asked: Counter[str] = Counter()  # bytes being allocated, by namespace: they count against its quota
         self._made: set[tuple[str, bytes]] = set()  # keys of regions whose memory is being allocated
@@ -36,7 +37,7 @@ class Device:
     def used_by(self, namespace: str) -> int:
         """Bytes of this device that count against the namespace's quota."""
         regions = sum(region.size for region in self.regions.values() if region.namespace == namespace)
-        scratch = sum(lease.size for lease in self.leases if lease.region is None and lease.owner.namespace == namespace)
+        scratch = sum(lease.size for lease in self.scratch() if lease.owner.namespace == namespace)
         return regions + scratch + self._asked[namespace]
 
     async def allocate(self, size: int, namespace: str) -> list[Slab]:
@@ -101,7 +102,7 @@ class Device:
 
     def _holders(self) -> str:
         """The largest of what is in use, in words."""
-        parts = [(lease.size, f"scratch of {lease.owner}") for lease in self.leases if lease.region is None]
+        parts = [(lease.size, f"scratch of {lease.owner}") for lease in self.scratch()]
         for region in self.regions.values():
             owners = ", ".join(sorted(str(lease.owner) for lease in self.leases if lease.region is region)[:3])
             why = f"used by {owners}" if owners else "pinned" if region.pinned else region.state.value
@@ -214,9 +215,34 @@ class Device:
         self.leases.add(lease)
         return lease
 
-    async def lend_scratch(self, size: int, owner: Owner) -> Lease:
-        """A lease of memory that is zeros and nobody else's. Raises OutOfMemory."""
-        lease = Lease(owner, self.identity, await self.allocate(size, owner.namespace), writable=True)
+    async def lend_scratch(self, size: int, owner: Owner, secret: bytes = b"") -> Lease:
+        """A lease of memory that is zeros and nobody else's, but for those of the namespace who show the secret.
+
+        Raises:
+            OutOfMemory.
+            Exists: the secret is another's already.
+        """
+        lease = Lease(owner, self.identity, await self.allocate(size, owner.namespace), writable=True, secret=secret)
+        if secret and self._shared.setdefault((owner.namespace, secret), lease) is not lease:
+            self.pool.retire(lease.slabs)
+            raise Exists(f"a scratch of {self._shared[owner.namespace, secret].owner} has that secret already: make a new one each time")
+        self.leases.add(lease)
+        self.changed()
+        return lease
+
+    async def join(self, secret: bytes, owner: Owner, seconds: float) -> Lease:
+        """A lease of another's scratch, once it is there. Raises NotFound: it was not within that time."""
+        deadline = time.monotonic() + seconds
+        while (found := self._shared.get((owner.namespace, secret))) is None:
+            changed = self._changed
+            try:
+                async with asyncio.timeout(deadline - time.monotonic()):
+                    await changed.wait()
+            except TimeoutError:
+                raise NotFound(
+                    f"no scratch on {self.identity} has that secret after {seconds:.1f} s: whoever is to lend it is not there, or has ended"
+                ) from None
+        lease = Lease(owner, self.identity, found.slabs, writable=True, joined=True)
         self.leases.add(lease)
         return lease
 
@@ -225,7 +251,10 @@ class Device:
         if lease not in self.leases:
             return
         self.leases.remove(lease)
+        if lease.joined:
+            return
         if lease.region is None:
+            self._shared.pop((lease.owner.namespace, lease.secret), None)
             self.pool.retire(lease.slabs)
             self.changed()
             return
@@ -247,4 +276,4 @@ class Device:
         return self.pool.free + self.pool.lent
 
     def scratch(self) -> Iterator[Lease]:
-        return (lease for lease in self.leases if lease.region is None)
+        return (lease for lease in self.leases if lease.region is None and not lease.joined)

@@ -25,13 +25,15 @@ class Owner:
 
 @dataclass(eq=False)
 class Lease:
-    """Memory in use by one connection: a region that it reads or writes, or scratch."""
+    """Memory in use by one connection: a region that it reads or writes, scratch, or another's scratch."""
 
     owner: Owner
     device: str
     slabs: list[Slab]
     region: Region | None = None  # None: scratch
     writable: bool = False
+    secret: bytes = b""  # of scratch: lets others of the namespace join it; empty: nobody
+    joined: bool = False  # it is another lease's scratch
     number: int = field(default_factory=lambda: next(_numbers))
 
     @property

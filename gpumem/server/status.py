@@ -81,6 +81,7 @@ def _lease(lease: Lease) -> pb.LeaseStatus:
         size=lease.size,
         region=lease.region.id if lease.region is not None else b"",
         writable=lease.writable,
+        joined=lease.joined,
     )
 
 

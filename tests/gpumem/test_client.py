@@ -8,13 +8,15 @@ import mmap
 import os
 import resource
 import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from zerowake_proto import gpumem_pb2 as pb
 
-from gpumem.client import Client
+from gpumem.client import Client, Joined, Scratch
 from gpumem.hardware.memory import MemoryFailed
 from gpumem.wire.blocking_connection import BlockingConnection
 from gpumem.wire.errors import (
@@ -288,3 +290,95 @@ def test_what_cannot_be_mapped_is_given_back(client: Client, server: Served) -> 
         resource.setrlimit(resource.RLIMIT_AS, limits)
     kept.view()[:4] = b"kept"
     assert [lease.size for lease in server.status().leases] == [2 * MIB]
+
+
+# Memory that processes of one engine share
+
+
+@pytest.fixture
+def ranks(server: Served) -> Iterator[tuple[Client, Client]]:
+    with Client(server.socket, label="rank 0") as one, Client(server.socket, label="rank 1") as two:
+        for rank in (one, two):
+            rank.meet(b"first meeting")
+        yield one, two
+
+
+def joined(one: Client, two: Client) -> tuple[Scratch, Scratch, Joined, Joined]:
+    """Each rank's own, and each rank's view of the other's."""
+    own = one.scratch(2 * MIB, "rank 0"), two.scratch(4 * MIB, "rank 1")
+    return *own, one.join("rank 1", "host"), two.join("rank 0", "host")
+
+
+def test_ranks_write_into_each_other_s_memory(ranks: tuple[Client, Client], server: Served) -> None:
+    mine, theirs, far, near = joined(*ranks)
+    mine.view()[:5] = b"hello"
+    assert near.view()[:5] == b"hello"
+    far.view()[-5:] = b"there"
+    assert theirs.view()[-5:] == b"there"
+    assert server.host.scratch_bytes == 6 * MIB, "what is joined is counted once"
+    assert sorted(lease.joined for lease in server.status().leases) == [False, False, True, True]
+
+
+def test_after_a_resume_they_meet_again_at_the_same_addresses(ranks: tuple[Client, Client], server: Served) -> None:
+    mine, theirs, far, near = joined(*ranks)
+    before = [found.address for found in (mine, theirs, far, near)]
+    mine.view()[:5] = b"hello"
+    for rank in ranks:
+        rank.quiesce()
+    assert ours() == [] and not server.status().leases
+    with ThreadPoolExecutor(2) as both:
+        list(both.map(lambda rank: rank.resume(meeting=b"second meeting"), ranks))
+    assert [found.address for found in (mine, theirs, far, near)] == before
+    assert not any(near.view()), "it is new memory"
+    theirs.view()[:5] = b"again"
+    assert far.view()[:5] == b"again"
+
+
+def test_two_engines_of_one_image_do_not_meet(ranks: tuple[Client, Client], server: Served) -> None:
+    """They know the same names; each has a meeting of its own."""
+    joined(*ranks)
+    with Client(server.socket, label="another rank 1") as stranger:
+        stranger.meet(b"another meeting")
+        with pytest.raises(NotFound, match="has that secret"):
+            stranger.join("rank 0", "host", wait=0.05)
+        own = stranger.scratch(6 * MIB, "rank 0")
+        assert stranger.join("rank 0", "host", wait=0.05).mapped_size == own.mapped_size == 6 * MIB
+
+
+def test_what_is_shared_is_resumed_in_another_meeting_only(ranks: tuple[Client, Client]) -> None:
+    one, _ = ranks
+    mine = one.scratch(MIB, "rank 0")
+    with pytest.raises(Exists, match="has that secret already"):
+        one.scratch(MIB, "rank 0")
+    one.quiesce()
+    for meeting in (b"", b"first meeting"):
+        with pytest.raises(Invalid, match="with a new meeting"):
+            one.resume(meeting=meeting)
+    one.resume(meeting=b"second meeting")
+    mine.view()[:1] = b"x"
+
+
+def test_memory_cannot_be_shared_before_there_is_a_meeting(server: Served) -> None:
+    with Client(server.socket) as alone, pytest.raises(Invalid, match=r"before there is a meeting: call meet"):
+        alone.scratch(MIB, "rank 0")
+
+
+def test_a_rank_that_ends_takes_nothing_from_the_others(ranks: tuple[Client, Client], server: Served) -> None:
+    mine, _, _, near = joined(*ranks)
+    mine.view()[:5] = b"still"
+    ranks[0].close()
+    assert near.view()[:5] == b"still", "who has mapped it keeps it"
+    ranks[1].close()
+    until(lambda: not server.status().leases and server.host.free_bytes + server.host.regions_bytes >= server.host.wanted_bytes)
+
+
+def test_a_rank_that_does_not_come_is_not_waited_for_without_end(ranks: tuple[Client, Client]) -> None:
+    one, two = ranks
+    joined(one, two)
+    for rank in ranks:
+        rank.quiesce()
+    with pytest.raises(NotFound, match=r"after 0\.1 s"):
+        one.resume(wait=0.1, meeting=b"second meeting")
+    assert ours() == []
+    with ThreadPoolExecutor(2) as both:
+        list(both.map(lambda rank: rank.resume(meeting=b"third meeting"), ranks))

@@ -15,7 +15,7 @@ from gpumem.server import device as module
 from gpumem.server.device import Device
 from gpumem.server.leases import Owner
 from gpumem.server.regions import Chunks, Region, State
-from gpumem.wire.errors import Forbidden, NotFound, NotSealed, OutOfMemory, StillMapped
+from gpumem.wire.errors import Exists, Forbidden, NotFound, NotSealed, OutOfMemory, StillMapped
 from tests.worlds.gpumem_server import MIB
 from tests.worlds.waiting import until
 
@@ -199,3 +199,39 @@ async def test_a_smaller_device_keeps_what_is_pinned_for_last_and_what_is_used(d
     assert there(device) == {b"p", b"r"}
     assert await device.resize(0) == 16 * MIB
     assert there(device) == {b"r"}
+
+
+# Scratch that others join
+
+
+async def test_scratch_is_joined_by_those_of_its_namespace_who_know_the_secret(device: Device) -> None:
+    own = await device.lend_scratch(4 * MIB, RED, b"s" * 32)
+    other = await device.join(b"s" * 32, RED, 0.0)
+    assert other.slabs == own.slabs and other.writable
+    assert device.used_by("red") == 4 * MIB, "counted once"
+    for secret, owner in ((b"t" * 32, RED), (b"s" * 32, BLUE), (b"s" * 32, OPERATOR)):
+        with pytest.raises(NotFound, match="has that secret"):
+            await device.join(secret, owner, 0.0)
+
+
+async def test_who_joins_waits_for_it_to_be_there(device: Device) -> None:
+    joining = asyncio.create_task(device.join(b"s" * 32, RED, 10.0))
+    await asyncio.sleep(0)
+    own = await device.lend_scratch(4 * MIB, RED, b"s" * 32)
+    assert (await joining).slabs == own.slabs
+
+
+async def test_shared_scratch_goes_with_its_owner_s_lease_and_can_be_shared_anew(device: Device) -> None:
+    own = await device.lend_scratch(4 * MIB, RED, b"s" * 32)
+    joined = await device.join(b"s" * 32, RED, 0.0)
+    with pytest.raises(Exists, match="has that secret already"):
+        await device.lend_scratch(4 * MIB, RED, b"s" * 32)
+    assert device.pool.lent == 4 * MIB, "what was refused is given back"
+    device.end(joined)
+    assert device.pool.lent == 4 * MIB, "who joined gives nothing back"
+    await device.join(b"s" * 32, RED, 0.0)
+    device.end(own)
+    assert device.pool.lent == 0 and device.used_by("red") == 0
+    with pytest.raises(NotFound):
+        await device.join(b"s" * 32, RED, 0.0)
+    await device.lend_scratch(4 * MIB, RED, b"s" * 32)
