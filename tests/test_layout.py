@@ -35,6 +35,7 @@ EXCEPTIONS = {
     "gpumem/programs/entry.py": "test_packaging.py",
     "proto/zerowake_shared/server_extra.py": "test_packaging.py",
     # Needs a GPU, its driver, or vLLM: there every page and every answer is compared.
+    "restore_agent/workload/vllm/all_reduce.py": "bench/gpu/ranks.py",
     "restore_agent/workload/vllm/platform.py": "bench/gpu/vllm.py",
     "restore_agent/workload/vllm/worker.py": "bench/gpu/vllm.py",
     "gpumem/hardware/cuda.py": "gpu/test_memory.py",

@@ -10,14 +10,17 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from gpumem.client.client import Client
     from gpumem.client.ranges import Joined, Region, Scratch
-    from gpumem.wire.errors import StaleLayout
+    from gpumem.hardware.memory import MemoryFailed
+    from gpumem.wire.errors import GpumemError, StaleLayout
 
-__all__ = ["Client", "Joined", "Region", "Scratch", "StaleLayout"]
+__all__ = ["Client", "GpumemError", "Joined", "MemoryFailed", "Region", "Scratch", "StaleLayout"]
 
 
 def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from gpumem.client import client  # noqa: PLC0415
+    from gpumem.client import client, ranges  # noqa: PLC0415
+    from gpumem.hardware import memory  # noqa: PLC0415
+    from gpumem.wire import errors  # noqa: PLC0415
 
-    return getattr(client, name)
+    return next(getattr(module, name) for module in (client, ranges, memory, errors) if hasattr(module, name))

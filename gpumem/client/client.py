@@ -110,7 +110,9 @@ class Client:
         """
         with self._lock:
             found = Scratch(self, self.device, shared_as)
-            reply, frame = self._ask(pb.Request(scratch=pb.Scratch(device=self.device, size=size, secrets=_said([self._secret(shared_as)]))))
+            reply, frame = self._ask(
+                pb.Request(scratch=pb.Scratch(device=self.device, size=size, secrets=_said([self._secret(shared_as)])))
+            )
             return self._map_granted(found, reply.granted, frame)
 
     def join(self, name: str, device: str, wait: float = 60.0) -> Joined:

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import threading
+from typing import Protocol
 
 from zerowake_proto import gpumem_pb2 as pb
 
 from gpumem.hardware import host
-from gpumem.hardware.memory import Mapped
+from gpumem.hardware.memory import Mapped, Memory
 from gpumem.wire.errors import Invalid, StaleLayout
 from gpumem.wire.frames import Frame
 
-if TYPE_CHECKING:
-    from gpumem.client.client import Client
+
+class Holder(Protocol):
+    """The client that has a range."""
+
+    memory: Memory
+    _lock: threading.RLock
+
+    def _ask(self, request: pb.Request) -> tuple[pb.Reply, Frame]: ...
+    def _attached(self, region: Region, wait: float) -> tuple[pb.Granted, Frame]: ...
+    def _forget(self, found: Range, lease: int) -> None: ...
 
 
 class Range:
     """Lent memory, mapped one piece behind the other at an address that stays."""
 
-    def __init__(self, client: Client, device: str) -> None:
+    def __init__(self, client: Holder, device: str) -> None:
         self._client = client
         self.device = device
         self.address = 0
@@ -84,7 +93,7 @@ class Range:
 class Region(Range):
     """Weights: read-only, once sealed."""
 
-    def __init__(self, client: Client, device: str, region_id: bytes, layout: bytes, capability: bytes) -> None:
+    def __init__(self, client: Holder, device: str, region_id: bytes, layout: bytes, capability: bytes) -> None:
         super().__init__(client, device)
         self.id = region_id
         self.serialized_layout = layout
@@ -114,7 +123,7 @@ class Region(Range):
 class Scratch(Range):
     """Memory that is nobody else's, but for those who join it; zeros at first, and after every resume."""
 
-    def __init__(self, client: Client, device: str, shared_as: str = "") -> None:
+    def __init__(self, client: Holder, device: str, shared_as: str = "") -> None:
         super().__init__(client, device)
         self.shared_as = shared_as
 
@@ -122,6 +131,6 @@ class Scratch(Range):
 class Joined(Range):
     """Scratch of another process, which may be on another device: writable here, too."""
 
-    def __init__(self, client: Client, device: str, name: str) -> None:
+    def __init__(self, client: Holder, device: str, name: str) -> None:
         super().__init__(client, device)
         self.name = name

@@ -105,7 +105,7 @@ def _modules(folder: Traversable, name: str) -> Iterator[tuple[str, bytes]]:
     for entry in folder.iterdir():
         if entry.is_dir():
             yield from _modules(entry, f"{name}/{entry.name}")
-        elif entry.name.endswith(".py"):
+        elif entry.name.endswith((".py", ".cu")):
             yield f"{name}/{entry.name}", entry.read_bytes()
 
 

@@ -54,9 +54,9 @@ def let_go(client: Client) -> tuple[Reserved, Reserved]:
     return before, _reserved()
 
 
-def take_back(client: Client, moved: Mapping[str, str]) -> None:
-    """The same memory at the same addresses; scratch is zeros. `moved`: as `Client.resume` takes it, and raises."""
-    client.resume(moved=moved)
+def take_back(client: Client, moved: Mapping[str, str], meeting: bytes = b"") -> None:
+    """The same memory at the same addresses; scratch is zeros. `moved`, `meeting`: as `Client.resume` takes them, and raises."""
+    client.resume(moved=moved, meeting=meeting)
 
 
 def _reserved() -> Reserved:

@@ -25,6 +25,10 @@ def plain(release: Release, file: str) -> str:
         ("vllm/config/parallel.py", "def world_size_across_dp("),
         ("vllm/config/parallel.py", "tensor_parallel_size: int"),
         ("vllm/config/compilation.py", "pass_config: PassConfig"),
+        # Ours is in the place of these two methods of the communicator's.
+        ("vllm/distributed/parallel_state.py", "return self.device_communicator.all_reduce(input_)"),
+        ("vllm/distributed/parallel_state.py", "return self.device_communicator.all_gather(input_, dim)"),
+        ("vllm/distributed/device_communicators/base_device_communicator.py", "def all_gather(self, input_: torch.Tensor, dim: int=-1)"),
         # Passes are taken from the worker's configuration when it compiles.
         ("vllm/compilation/passes/pass_manager.py", "self.pass_config.fuse_allreduce_rms"),
     ],

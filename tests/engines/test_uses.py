@@ -17,7 +17,7 @@ def found(file: str, files: dict[str, str]) -> str:
     return "\n".join(uses(Sources(files.get, "vllm"), ADAPTER / file, ENGINE_CLIENT).found)
 
 
-@pytest.mark.parametrize("file", ["worker.py", "platform.py", "middleware.py"])
+@pytest.mark.parametrize("file", ["worker.py", "platform.py", "middleware.py", "all_reduce.py"])
 def test_what_is_there_is_found_to_be_there(file: str) -> None:
     assert found(file, FILES) == ""
 
@@ -41,7 +41,13 @@ def test_what_is_there_is_found_to_be_there(file: str) -> None:
         ("worker.py", LOADERS, "register_model_loader(load_format: str)", "register_model_loader()", "(LOAD_FORMAT) takes ()"),
         ("middleware.py", CLIENT, '"wait"', '"keep"', "mode='wait') takes ['abort', 'keep'] as mode"),
         ("middleware.py", CLIENT, "async def wake_up", "def wake_up", "wake_up() is not asynchronous"),
-        ("middleware.py", CLIENT, "args: tuple = (), ", "", "collective_rpc('move', args=(dict(moved),)) takes (self, method"),
+        (
+            "middleware.py",
+            CLIENT,
+            "args: tuple = (), ",
+            "",
+            "collective_rpc('move', args=(dict(moved), secrets.token_hex(32))) takes (self, method",
+        ),
         ("middleware.py", CLIENT, "class AsyncLLM", "class Engine", "vllm.v1.engine.async_llm.AsyncLLM is not there"),
     ],
 )

@@ -87,6 +87,7 @@ def test_what_the_engine_itself_looks_at_as_it_starts(vllm: Release) -> None:
     [
         ("worker.py", {"vllm.config.cache.CacheConfig.kv_cache_memory_bytes", "vllm.v1.worker.gpu_worker.Worker.sleep, replaced"}),
         ("platform.py", {"vllm.platforms.interface.Platform.get_global_graph_pool, replaced"}),
+        ("all_reduce.py", {"vllm.distributed.parallel_state.GroupCoordinator.cpu_group"}),
         ("middleware.py", {"vllm.v1.engine.async_llm.AsyncLLM.sleep(level=2, mode='wait')"}),
     ],
 )

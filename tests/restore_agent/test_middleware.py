@@ -22,11 +22,12 @@ class Engine:
     """As AsyncLLM is called."""
 
     def __init__(self) -> None:
-        self.calls: list[tuple[object, ...]] = []
+        self.calls: list[tuple[Any, ...]] = []
+        self.ranks = 2
 
     async def collective_rpc(self, method: str, *, args: tuple[object, ...] = ()) -> list[Any]:
         self.calls.append((method, *args))
-        ranks = [{"/weights/model-1": "GPU-a"}, {"/weights/model-2": "GPU-b"}]
+        ranks = [{"/weights/model-1": "GPU-a"}, {"/weights/model-2": "GPU-b"}][: self.ranks]
         return ranks if method == "checkpoints" else [None] * len(ranks)
 
     async def sleep(self, level: int = 1, mode: str = "abort") -> None:
@@ -116,7 +117,8 @@ async def test_warm_asleep_awake_and_asleep_again(tmp_path: Path, monkeypatch: p
         tell(tmp_path, GPUS, json.dumps({"GPU-a": "GPU-b"}))
         tell(tmp_path, "restore-complete")
         await until(lambda: server.engine.calls[-1] == ("wake_up",))
-        assert server.engine.calls[2:] == [("move", {"GPU-a": "GPU-b"}), ("wake_up",)]
+        move, woken = server.engine.calls[2:]
+        assert (move[:2], woken) == (("move", {"GPU-a": "GPU-b"}), ("wake_up",))
         assert await server.get("/health") == 200
 
         asked = len(server.asked)
@@ -128,8 +130,22 @@ async def test_warm_asleep_awake_and_asleep_again(tmp_path: Path, monkeypatch: p
         assert len(server.asked) == asked, "warmed up once"
         assert await server.get("/health") == 503
         tell(tmp_path, "restore-complete")
-        await until(lambda: len(server.engine.calls) == 6)
-        assert server.engine.calls[4:] == [("sleep", 2, "wait"), ("wake_up",)]
+        await until(lambda: len(server.engine.calls) == 7)
+        asleep, again, woken = server.engine.calls[4:]
+        assert (asleep, again[:2], woken) == (("sleep", 2, "wait"), ("move", {}), ("wake_up",))
+        meetings = {move[2], again[2]}
+        assert len(meetings) == 2 and all(isinstance(each, str) and len(each) >= 32 for each in meetings), "ranks meet anew each time"
+
+
+async def test_one_rank_that_has_not_moved_is_told_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, str(tmp_path))
+    server = Server()
+    server.engine.ranks = 1
+    async with server:
+        await until((tmp_path / READY).exists)
+        tell(tmp_path, "restore-complete")
+        await until(lambda: server.engine.calls[-1] == ("wake_up",))
+        assert server.engine.calls[2:] == [("wake_up",)]
 
 
 async def test_without_a_control_directory_it_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:

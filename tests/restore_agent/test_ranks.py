@@ -1,4 +1,5 @@
-"""An engine of two ranks, restored by CRIU: each with weights of its own, talking over shared memory, on every rung; and one rank killed.
+"""An engine of two ranks, restored by CRIU: each with weights of its own, talking over shared memory of the host's and over memory lent by
+gpumem, in launches captured once; on every rung; and one rank killed.
 
 Without a GPU: what CUDA has to do with it is in test_cuda.py and test_gpu_choice.py, and with GPUs in tests/bench/gpu/ranks.py.
 """
@@ -20,6 +21,7 @@ from gpumem.checkpoint.safetensors import keep_reading, read_checkpoint
 from restore_agent.snapshots.store import Catalog
 from tests.worlds.agent import PORT, Agent, copy_state, get, running
 from tests.worlds.checkpoints import SIZES, write_checkpoint
+from tests.worlds.collective_on_processor import build
 from tests.worlds.device import ROOT
 from tests.worlds.gpumem_server import MIB, Served, served
 from tests.worlds.leftovers import left_behind, nothing_left
@@ -45,7 +47,7 @@ def taken(tmp_path_factory: pytest.TempPathFactory, lender: Served) -> Path:
         write_checkpoint(weights, SIZES["small"], shards=number + 1)  # each holds something else
         keep_reading(weights, read_checkpoint(weights))
     env = {key: os.environ[key] for key in ("PATH", "HOME", "PYTHONPATH") if key in os.environ} | {"GPUMEM_SOCKET": str(lender.socket)}
-    command = [sys.executable, "-m", "tests.worlds.ranked_engine", str(PORT), str(folder / "weights"), str(RANKS)]
+    command = [sys.executable, "-m", "tests.worlds.ranked_engine", str(PORT), str(folder / "weights"), str(RANKS), str(build(folder))]
     engine = pb.Engine(command=command, env=env, directory=str(ROOT), port=PORT, health_path="/health", ready_timeout_seconds=30)
 
     async def capture() -> None:
@@ -98,13 +100,16 @@ def test_the_snapshot_knows_each_rank_s_weights_and_where_they_were_lent(taken: 
     manifest = Catalog(taken).get("default", NAME).manifest
     assert [record.gpu for record in manifest.weights] == ["host"] * RANKS
     assert len({record.region for record in manifest.weights}) == RANKS
-    assert len(json.loads(manifest.canary.answer)["sums"] if manifest.canary else ()) == 1, "all ranks came to one sum"
+    assert manifest.canary
+    answer = json.loads(manifest.canary.answer)
+    assert (len(answer["digests"]), len(answer["totals"])) == (1, 1), "all ranks came to the same, by each way"
     assert len([process for process in manifest.processes if "rank" in process.command.split()]) == RANKS
 
 
 async def test_a_restored_engine_s_ranks_talk_on_over_the_memory_that_they_shared(agent: Agent, lender: Served) -> None:
     one, two = [await answers_as_before(agent, pb.ORIGIN_RESTORED) for _ in range(2)]
     assert lent(lender) == 2 * RANKS
+    assert len([lease for lease in lender.status().leases if lease.joined]) == 2 * RANKS, "each has the other's memory, of its own engine"
     assert get(one, "/sum") == get(two, "/sum") == expected(agent), "and each over its own"
 
 
@@ -130,7 +135,7 @@ async def test_an_engine_that_has_lost_a_rank_while_it_waited_is_not_woken(agent
     if how == "restored ahead":
         await agent.stage(NAME, pb.RUNG_STANDBY)
     else:
-        replica = (await agent.restore(NAME)).replica
+        replica = await answers_as_before(agent, pb.ORIGIN_RESTORED)
         assert await agent.demote(replica, pb.RUNG_PARKED if "parked" in how else pb.RUNG_STANDBY) == ""
     before = processes(agent)
     os.kill(before[rank], signal.SIGKILL)

@@ -1,19 +1,23 @@
 """A model server of several ranks, each a process with weights of its own, that sum up over memory that they share.
 
-`python -m tests.worlds.ranked_engine PORT WEIGHTS RANKS`. WEIGHTS has a checkpoint directory `rank-N` for each, with kept readings.
+`python -m tests.worlds.ranked_engine PORT WEIGHTS RANKS KERNEL`. WEIGHTS has a checkpoint directory `rank-N` for each, with kept readings;
+KERNEL is the library of collective_on_processor.py.
 
 It is made as vLLM's tensor parallel engines are: the first process serves and tells the ranks what to do; they share a file of /dev/shm
-that has a name (vLLM's ring of messages) and one whose name is gone (NCCL's segments); and when a rank dies, all of it ends. `/sum` is the
-digest of all the ranks' digests, found by every rank for itself.
+that has a name (vLLM's ring of messages), one whose name is gone (NCCL's segments), and memory lent by gpumem, in which the adapter's
+kernel sums and gathers by launches that were captured once; and when a rank dies, all of it ends. `/sum` has what each rank has found by
+each way: the digest of all the ranks' digests, and of the sum of their last weights.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import hashlib
 import json
 import mmap
 import os
+import secrets
 import struct
 import subprocess
 import sys
@@ -27,11 +31,14 @@ from typing import Any
 from gpumem.checkpoint.safetensors import kept_reading
 from gpumem.client import Client
 from restore_agent.workload.control_directory import ControlDirectory
+from restore_agent.workload.vllm.peer_memory import Collectives, PeerMemory
+from tests.worlds.collective_on_processor import Graph, Processor
 from tests.worlds.json_answers import json_server
 
 SIZE = 1 << 20  # of each shared file
 SLOT = 64  # bytes of it for each rank: the round that it has come to, and its digest
 PATIENCE = 20.0
+DIGEST, SUMMED = 32, 4096  # bytes
 
 
 def opened(path: Path) -> mmap.mmap:
@@ -59,11 +66,32 @@ class Board:
         return [self._memory[each * SLOT + 8 : each * SLOT + 40] for each in range(self._ranks)]
 
 
-def rank_main(number: int, ranks: int, weights: Path, named: Path, nameless: Path) -> None:
+class Captured:
+    """A gather of the ranks' digests and a sum of their last weights, over memory that gpumem lends."""
+
+    def __init__(self, client: Client, number: int, ranks: int, library: Path) -> None:
+        memory = PeerMemory(client, number)
+        memory.join([client.device] * ranks)
+        self._graph = Graph(Processor(library))
+        collectives = Collectives(memory.addresses, number, self._graph.capture)
+        self._digest, self._digests = ctypes.create_string_buffer(DIGEST), ctypes.create_string_buffer(DIGEST * ranks)
+        self._part, self._total = ctypes.create_string_buffer(SUMMED), ctypes.create_string_buffer(SUMMED)
+        assert collectives.gather(ctypes.addressof(self._digest), ctypes.addressof(self._digests), DIGEST)
+        assert collectives.sum(ctypes.addressof(self._part), ctypes.addressof(self._total), SUMMED, "bfloat16")
+
+    def replay(self, digest: bytes, part: bytes) -> tuple[bytes, bytes]:
+        self._digest.raw, self._part.raw = digest, part
+        self._graph.replay()
+        return self._digests.raw, self._total.raw
+
+
+def rank_main(number: int, ranks: int, weights: Path, named: Path, nameless: Path, library: Path, meeting: str) -> None:
     found = kept_reading(weights)
     assert found
     client = Client(label=f"rank {number}")
     lent = client.attach(client.fill(found.layout, found.parts).id)
+    client.meet(meeting.encode())
+    captured = Captured(client, number, ranks, library)
     boards = [Board(opened(path), number, ranks) for path in (named, nameless)]
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     answers.write(json.dumps(client.device) + "\n")
@@ -73,26 +101,31 @@ def rank_main(number: int, ranks: int, weights: Path, named: Path, nameless: Pat
         if order == "sum":
             digest = hashlib.sha256(lent.view()).digest()
             everyone = {b"".join(board.exchanged(digest)) for board in boards}
-            said = [hashlib.sha256(each).hexdigest() for each in everyone]
+            gathered, total = captured.replay(digest, bytes(lent.view()[-SUMMED:]))
+            said = {
+                "digests": [hashlib.sha256(each).hexdigest() for each in {*everyone, gathered}],
+                "total": hashlib.sha256(total).hexdigest(),
+            }
         elif order == "quiesce":
             client.quiesce()
         else:
-            client.resume(moved=order)
+            client.resume(moved=order["moved"], meeting=order["meeting"].encode())
         answers.write(json.dumps(said) + "\n")
 
 
 class Ranks:
     """The ranks, as the first process has them."""
 
-    def __init__(self, weights: Path, count: int) -> None:
+    def __init__(self, weights: Path, count: int, library: Path) -> None:
         self._files = [Path(f"/dev/shm/{name}-{os.getpid()}") for name in ("ring", "segment")]
         for path in self._files:
             path.write_bytes(bytes(SIZE))
         module = [sys.executable, "-m", "tests.worlds.ranked_engine", "rank"]
+        meeting = secrets.token_hex(32)
         self.directories = [weights / f"rank-{number}" for number in range(count)]
         self._all = [
             subprocess.Popen(
-                [*module, str(number), str(count), str(directory), *map(str, self._files)],
+                [*module, str(number), str(count), str(directory), *map(str, self._files), str(library), meeting],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
@@ -123,8 +156,8 @@ class Ranks:
         os._exit(1)
 
 
-def main(port: int, weights: Path, count: int) -> None:
-    ranks, working = Ranks(weights, count), threading.Lock()
+def main(port: int, weights: Path, count: int, library: Path) -> None:
+    ranks, working = Ranks(weights, count, library), threading.Lock()
     awake = False
 
     def answer(path: str) -> tuple[HTTPStatus, object]:
@@ -132,7 +165,8 @@ def main(port: int, weights: Path, count: int) -> None:
             return HTTPStatus.OK if awake else HTTPStatus.SERVICE_UNAVAILABLE, {}
         with working:
             said = ranks.ask("sum")
-        return HTTPStatus.OK, {"sums": sorted({each for rank in said for each in rank}), "ranks": len(said)}
+        digests = sorted({each for rank in said for each in rank["digests"]})
+        return HTTPStatus.OK, {"digests": digests, "totals": sorted({rank["total"] for rank in said}), "ranks": len(said)}
 
     def quiesce() -> None:
         nonlocal awake
@@ -143,7 +177,7 @@ def main(port: int, weights: Path, count: int) -> None:
 
     def resume(moved: Mapping[str, str]) -> None:
         nonlocal awake
-        ranks.ask(dict(moved))
+        ranks.ask({"moved": dict(moved), "meeting": secrets.token_hex(32)})
         awake = True
         working.release()
 
@@ -160,6 +194,6 @@ def main(port: int, weights: Path, count: int) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1] == "rank":
-        rank_main(int(sys.argv[2]), int(sys.argv[3]), *map(Path, sys.argv[4:7]))
+        rank_main(int(sys.argv[2]), int(sys.argv[3]), *map(Path, sys.argv[4:8]), sys.argv[8])
     else:
-        main(int(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))
+        main(int(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]))

@@ -12,8 +12,11 @@ FILES = {
     "vllm/distributed/__init__.py": "from .parallel_state import *",
     "vllm/distributed/parallel_state.py": """
 class GroupCoordinator:
+    ranks: list[int]
     rank_in_group: int
     world_size: int
+    cpu_group: ProcessGroup
+    device_communicator: DeviceCommunicatorBase | None
 def get_tp_group() -> GroupCoordinator: ...
 def get_pp_group() -> GroupCoordinator: ...
 """,
@@ -30,9 +33,13 @@ class ModelConfig:
     dtype: "torch.dtype"
     quantization: str | None
     hf_config: PretrainedConfig
+class ParallelConfig:
+    tensor_parallel_size: int = 1
+    disable_custom_all_reduce: bool = False
 class VllmConfig:
     cache_config: CacheConfig
     model_config: ModelConfig
+    parallel_config: ParallelConfig
 """,
     "vllm/model_executor/model_loader/__init__.py": """
 from vllm.config import LoadConfig

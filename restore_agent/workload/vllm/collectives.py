@@ -2,9 +2,9 @@
 
 CUDA's checkpoint takes no memory that another process lends by CUDA's own means: IPC handles, peer mappings, multicast. NCCL over plain
 shared memory of the host has none of it, and came through suspend, dump and restore (tests/bench/README.md, "Two H200s"); so all that NCCL
-or vLLM would rather use is turned off. Its sockets are between addresses that every place has, since a restored rank goes on with them.
-Rejected: destroying NCCL before a dump and making it anew after. CUDA graphs have its kernels in them, with its addresses, and to capture
-them anew takes longer than all the rest of a restore.
+or vLLM would rather use is turned off, and what has to be fast is ours (all_reduce.py). NCCL's sockets are between addresses that every
+place has, since a restored rank goes on with them. Rejected: destroying NCCL before a dump and making it anew after. CUDA graphs have its
+kernels in them, with its addresses, and to capture them anew takes longer than all the rest of a restore.
 
 This file is read by the agent as well, and imports nothing of vLLM's.
 """

@@ -6,6 +6,7 @@ Rejected: `/sleep` and `/wake_up` over HTTP, which only a development mode serve
 from __future__ import annotations
 
 import logging
+import secrets
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,7 @@ class Snapshots(middleware.Snapshots):
     """The middleware, with vLLM's engine client: what it is told reaches the worker by EngineCore."""
 
     log = logging.getLogger("vllm.zerowake")
+    _ranks = 1
 
     @property
     def _engine(self) -> Any:
@@ -23,12 +25,14 @@ class Snapshots(middleware.Snapshots):
 
     async def checkpoints(self) -> list[dict[str, str]]:
         found: list[dict[str, str]] = await self._engine.collective_rpc("checkpoints")
+        self._ranks = len(found)
         return found
 
     async def fall_asleep(self) -> None:
         await self._engine.sleep(level=2, mode="wait")
 
     async def wake(self, moved: Mapping[str, str]) -> None:
-        if moved:
-            await self._engine.collective_rpc("move", args=(dict(moved),))
+        if moved or self._ranks > 1:
+            # Ranks find each other's memory by what those of no other replica are told, were it restored from the same image.
+            await self._engine.collective_rpc("move", args=(dict(moved), secrets.token_hex(32)))
         await self._engine.wake_up()

@@ -44,6 +44,7 @@ from gpumem.client.torch import ScratchPool, bytes_at
 from restore_agent.workload import lent_memory
 from restore_agent.workload.lent_weights import addresses, adopt, directory_name, fill_buffers, held, publish, weight_files
 from restore_agent.workload.vllm import sampler_tables
+from restore_agent.workload.vllm.all_reduce import AllReduce
 from restore_agent.workload.vllm.collectives import restrict
 from restore_agent.workload.vllm.kv_cache import allocations
 
@@ -67,10 +68,15 @@ class Worker(gpu_worker.Worker):  # type: ignore[misc, unused-ignore]
     """vLLM's own, with the KV cache and the sampler's tables in scratch; asleep it holds nothing of gpumem's."""
 
     _moved: Mapping[str, str] | None = None
+    _meeting = b""
 
     def init_device(self) -> None:
+        parallel = self.vllm_config.parallel_config
+        over_peer_memory = parallel.tensor_parallel_size > 1 and not parallel.disable_custom_all_reduce
         restrict(self.vllm_config, os.environ)
         super().init_device()
+        if over_peer_memory:
+            AllReduce.install(client())
 
     def determine_available_memory(self) -> int:
         if not self.cache_config.kv_cache_memory_bytes:
@@ -91,9 +97,9 @@ class Worker(gpu_worker.Worker):  # type: ignore[misc, unused-ignore]
         """The directories whose regions hold this worker's weights, each with the GPU that they are lent on."""
         return {str(directory): client().device for directory in _directories}
 
-    def move(self, moved: Mapping[str, str]) -> None:
-        """The next wake-up is on other GPUs: old UUID → new one."""
-        self._moved = moved
+    def move(self, moved: Mapping[str, str], meeting: str) -> None:
+        """Of the next wake-up: GPUs that have others in their place (old UUID → new one), and what all ranks that share memory are told."""
+        self._moved, self._meeting = moved, meeting.encode()
 
     def sleep(self, level: int = 1) -> None:
         """Whatever the level: weights and KV cache are lent, and there is nothing that would be copied to the host."""
@@ -103,8 +109,8 @@ class Worker(gpu_worker.Worker):  # type: ignore[misc, unused-ignore]
     def wake_up(self, tags: list[str] | None = None) -> None:
         """All of it, whatever the tags. The KV cache is empty; its books in the scheduler were cleared when it fell asleep."""
         begin = time.perf_counter()
-        lent_memory.take_back(client(), self._moved or {})
-        self._moved = None
+        lent_memory.take_back(client(), self._moved or {}, self._meeting)
+        self._moved, self._meeting = None, b""
         _log.info("attached again in %.1f ms", (time.perf_counter() - begin) * 1000)
 
 
