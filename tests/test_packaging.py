@@ -21,6 +21,7 @@ OF_THE_ENGINE = {
     "restore_agent.workload.lent_weights": "torch",
     "restore_agent.workload.sglang.middleware": "sglang",
     "restore_agent.workload.sglang.scheduler": "sglang",
+    "restore_agent.workload.vllm.all_reduce": "torch",
     "restore_agent.workload.vllm.platform": "vllm",
     "restore_agent.workload.vllm.worker": "torch",
 }
@@ -89,7 +90,7 @@ def test_the_wheel_carries_what_is_made_at_build(wheel: Path) -> None:
         assert {f"zerowake_proto/{proto.stem}{end}" for end in ("_pb2.py", "_pb2.pyi", "_pb2_grpc.py", "_pb2_grpc.pyi")} <= files.keys()
     assert "zerowake_native/libpage_fill.so" in files
     assert files["zerowake_native/sandbox-init"].external_attr >> 16 & 0o111, "it cannot be run"
-    assert {"scaler/programs/cli.py", "restore_agent/drivers/criu.py", "gpumem/__init__.py"} <= files.keys()
+    assert {"scaler/programs/cli.py", "restore_agent/workload/vllm/all_reduce.cu", "gpumem/__init__.py"} <= files.keys()
     assert not list(ROOT.glob("[!.]*/**/*_pb2.py")), "generated code lies in the source tree"
 
 

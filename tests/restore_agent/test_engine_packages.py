@@ -58,6 +58,7 @@ for package in (gpumem, restore_agent):
 print(json.dumps([missing, sorted(sys.modules)]))
 """
     missing, loaded = json.loads(run(folder, program))
+    assert (folder / "restore_agent/workload/vllm/all_reduce.cu").is_file(), "which the adapter compiles there"
     assert set(missing.values()) <= {"sglang", "torch", "vllm"}
     assert {"gpumem.client.client", "gpumem.checkpoint.safetensors", "restore_agent.workload.control_directory"} <= set(loaded)
     assert not any(name.startswith(("google", "blake3")) for name in loaded)

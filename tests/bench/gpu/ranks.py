@@ -1,9 +1,10 @@
 """vLLM over several GPUs, through the whole system: `python -m tests.bench.gpu.ranks MODEL [--tensor-parallel-size N] [--seconds S]`.
 
-N is 2 unless said; other options go to vLLM. As parked.py, whose cases these are, with one engine of N ranks; beside that the rate of its tokens, restored and as
-vLLM has it: one request at a time, its first token not counted. Last vLLM is started as it is anywhere, and, where time is left, with NCCL
-over the host's shared memory alone, which is what ranks fall back to. Writes `tests/bench/results/ranks-GPU-MODEL.json`. Needs what vllm.py
-needs, and N GPUs. What GPUs do with the kernel alone is seen before, in seconds, by `pytest -s tests/gpu/test_peer_ranks.py`.
+N is 2 unless said; other options go to vLLM. As parked.py, whose cases these are, with one engine of N ranks; beside that the rate of its
+tokens, restored and as vLLM has it: one request at a time, its first token not counted. Last vLLM is started as it is anywhere, and, where
+time is left, with NCCL over the host's shared memory alone, which is what ranks fall back to. Writes
+`tests/bench/results/ranks-GPU-MODEL.json`. Needs what vllm.py needs, and N GPUs. What GPUs do with the kernel alone is seen before, in
+seconds, by `pytest -s tests/gpu/test_peer_ranks.py`.
 """
 
 from __future__ import annotations
