@@ -17,9 +17,8 @@ import asyncio
 import contextlib
 import functools
 import logging
-import math
 import random
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -30,6 +29,7 @@ from zerowake_proto import peers_pb2_grpc as pb_grpc
 from scaler.books.ledger import Ledger
 from scaler.fleet.addresses import Addresses
 from scaler.fleet.member import Hearing, Member
+from scaler.fleet.subscriber import Subscriber
 from zerowake_shared.address import Address
 from zerowake_shared.background import ended, kept
 from zerowake_shared.backoff import Backoff
@@ -44,7 +44,6 @@ log = logging.getLogger(__name__)
 
 SERVER_NAME = "zerowake-scaler"  # in every replica's certificate: peers are known by their addresses only
 GRACE_SECONDS = 3.0
-_GATHER_SECONDS = 0.02
 _FIRST_RETRY_SECONDS, _LAST_RETRY_SECONDS = 0.05, 1.0
 _TWIN_SECONDS = 2.0
 _REFUSAL_SECONDS = 1.0
@@ -54,55 +53,6 @@ _KEEPALIVE_MS = 2000  # a peer whose machine vanished says nothing: it is given 
 PEERS = Gauge("zerowake_peers_connected", "Other replicas of the scaler whose numbers are known.")
 MESSAGES = Counter("zerowake_peer_messages_total", "Messages of other replicas of the scaler that were read.")
 LOST = Counter("zerowake_peers_lost_total", "Other replicas whose numbers were dropped because nothing was heard of them.")
-
-
-class _Subscriber:
-    """One peer that listens: what it has not been told yet."""
-
-    def __init__(self, now: Callable[[], float]) -> None:
-        self._now = now
-        self._changed: dict[str, None] = {}
-        self._pushed: list[str] = []
-        self._wanting: set[str] = set()  # models of which it was told that they have requests
-        self._news = asyncio.Event()
-        self._urgent = asyncio.Event()
-        self._sent = -math.inf
-
-    def note(self, model: str, pending: bool) -> None:
-        self._changed[model] = None
-        self._news.set()
-        if pending and model not in self._wanting:
-            self._urgent.set()
-
-    def pushed(self, model: str) -> None:
-        self._pushed.append(model)
-        self._news.set()
-        self._urgent.set()  # an activation may be over in less than the time that news are gathered
-
-    def end(self) -> None:
-        self._news.set()
-        self._urgent.set()
-
-    async def due(self) -> tuple[Iterable[str], Iterable[str]]:
-        """The models that changed, and those pushed, when it is time to tell."""
-        await self._news.wait()
-        if not self._urgent.is_set():
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._sent + _GATHER_SECONDS - self._now()):
-                    await self._urgent.wait()
-        self._news.clear()
-        self._urgent.clear()
-        self._sent = self._now()
-        changed, self._changed = self._changed, {}
-        pushed, self._pushed = self._pushed, []
-        return changed, pushed
-
-    def told(self, demands: Iterable[pb.Demand]) -> None:
-        for demand in demands:
-            if demand.held or demand.in_flight:
-                self._wanting.add(demand.model)
-            else:
-                self._wanting.discard(demand.model)
 
 
 class _Peer:
@@ -145,7 +95,7 @@ class Peers(pb_grpc.PeersServicer):
         self._tls = tls
         self._on_pushed = on_pushed
         self._grace = grace_seconds
-        self._subscribers: set[_Subscriber] = set()
+        self._subscribers: set[Subscriber] = set()
         self._peers: dict[str, _Peer] = {}
         self._closing = False
         ledger.on_change(self._changed)
@@ -210,7 +160,7 @@ class Peers(pb_grpc.PeersServicer):
 
     async def Watch(self, request: pb.WatchRequest, context: Context) -> AsyncIterator[pb.Update]:
         await self._check(context)
-        subscriber = _Subscriber(self._now)
+        subscriber = Subscriber(self._now)
         demands = [pb.Demand(model=model, held=each.held, in_flight=each.in_flight) for model, each in self._ledger.demands().items()]
         subscriber.told(demands)
         self._subscribers.add(subscriber)

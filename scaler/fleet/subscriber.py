@@ -1,0 +1,68 @@
+"""One replica of the scaler that listens to this one's numbers: what it has not been told yet, and when it is told.
+
+What is urgent is told at once: that a model has come to have requests, and that KEDA was told of it. All else is gathered for 20 ms.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+from collections.abc import Callable, Iterable
+
+from zerowake_proto import peers_pb2 as pb
+
+GATHER_SECONDS = 0.02
+
+
+class Subscriber:
+    """`now`: the clock, in seconds."""
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        self._now = now
+        self._changed: dict[str, None] = {}
+        self._pushed: list[str] = []
+        self._wanting: set[str] = set()  # models of which it was told that they have requests
+        self._news = asyncio.Event()
+        self._urgent = asyncio.Event()
+        self._sent = -math.inf
+
+    def note(self, model: str, pending: bool) -> None:
+        """The model's numbers have changed. pending: it has requests."""
+        self._changed[model] = None
+        self._news.set()
+        if pending and model not in self._wanting:
+            self._urgent.set()
+
+    def pushed(self, model: str) -> None:
+        """KEDA was told that the model is in use."""
+        self._pushed.append(model)
+        self._news.set()
+        self._urgent.set()  # an activation may be over in less than the time that news are gathered
+
+    def end(self) -> None:
+        """Whoever waits for news looks again."""
+        self._news.set()
+        self._urgent.set()
+
+    async def due(self) -> tuple[Iterable[str], Iterable[str]]:
+        """The models that changed, and those pushed, when it is time to tell."""
+        await self._news.wait()
+        if not self._urgent.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._sent + GATHER_SECONDS - self._now()):
+                    await self._urgent.wait()
+        self._news.clear()
+        self._urgent.clear()
+        self._sent = self._now()
+        changed, self._changed = self._changed, {}
+        pushed, self._pushed = self._pushed, []
+        return changed, pushed
+
+    def told(self, demands: Iterable[pb.Demand]) -> None:
+        """These numbers are on their way."""
+        for demand in demands:
+            if demand.held or demand.in_flight:
+                self._wanting.add(demand.model)
+            else:
+                self._wanting.discard(demand.model)
