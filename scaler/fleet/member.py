@@ -23,3 +23,8 @@ class Member:
     instance: str
     born: float
     hearing: Hearing
+
+    @property
+    def shares_none(self) -> bool:
+        """It is of a version that knows nothing of places that gateways share."""
+        return bool(self.instance) and not self.born

@@ -6,7 +6,7 @@ stays with its gateway, so most requests take one without asking, and a gateway 
 Who is the eldest, each finds out from whom it hears. Two cannot grant at the same time: a new keeper grants nothing before every gateway
 that may hold places has told it what it has, and each tells one only. A gateway that has ended (its stream ended well, its port refuses, it
 is not listed any more) leaves its places at once: its connections to engines ended with it. One that is silent may live. Each side then
-takes no more than its share of a replica (`_share`: by rank, the same on both sides, so that all shares together are the concurrency), and
+takes no more than its share of a replica (`share`: by rank, the same on both sides, so that all shares together are the concurrency), and
 for `TAKE_SECONDS`, in which the other side gets down to its own, no more than it has. What runs is never cut: only requests that have run
 since before the break can make it more than the concurrency for a while. A silent one that Kubernetes says is not ready has ended, too.
 Rejected: an owner for each replica by a hash (each gateway that comes or goes moves places), a lease in Kubernetes' API as the keeper's
@@ -16,7 +16,6 @@ Rejected: an owner for each replica by a hash (each gateway that comes or goes m
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -30,6 +29,7 @@ from scaler.books.ledger import Ledger
 from scaler.books.places import Granted, PlaceBook
 from scaler.fleet.member import Hearing, Member
 from scaler.fleet.peers import Peers
+from scaler.fleet.silence import Silence, share
 from zerowake_shared.background import kept, told
 from zerowake_shared.backoff import Backoff
 from zerowake_shared.clock import SYSTEM_CLOCK, Clock
@@ -68,8 +68,6 @@ class SharedPlaces:
     def __init__(self, ledger: Ledger, peers: Peers, take_seconds: float = TAKE_SECONDS, clock: Clock = SYSTEM_CLOCK) -> None:
         self._ledger = ledger
         self._peers = peers
-        self._take = take_seconds
-        self._now = clock.now
         self._me = peers.instance
         self._room: Callable[[str], None] = lambda model: None
         self._alone = True
@@ -86,9 +84,8 @@ class SharedPlaces:
         self._book: PlaceBook | None = None  # while this is the keeper
         self._joined: dict[str, _Stream[pb.Answer]] = {}
         self._unknown: set[str] = set()  # addresses of those that have not told this keeper what they have
-        self._quiet: dict[str, tuple[Hearing, float]] = {}  # addresses of those that do not say what they have: how they stand since when
         self._given_up: set[str] = set()  # addresses of those whose places were given up
-        self._timer: asyncio.TimerHandle | None = None
+        self._silence = Silence(take_seconds, clock.now, self._review)
         self._closed = False
         peers.on_members(self._review)
         peers.share = self._share
@@ -195,11 +192,11 @@ class SharedPlaces:
         """Who is there has changed, or time has passed."""
         if self._closed:
             return
-        members = [each for each in self._peers.members() if each.hearing is not Hearing.GONE and not _shares_none(each)]
+        members = [each for each in self._peers.members() if each.hearing is not Hearing.GONE and not each.shares_none]
         heard = [each for each in members if each.hearing is Hearing.HEARD]
         alone = not members and not self._joined
         keeper = min([(self._peers.born, self._me), *((each.born, each.instance) for each in heard)])[1]
-        self._time(members)
+        self._silence.look(members, self._unknown)
         if alone:
             self._become_alone()
         elif keeper != self._keeper or self._alone or (self._book is None and self._link is None):
@@ -207,13 +204,13 @@ class SharedPlaces:
         self._known = self._known or not any(each.hearing is Hearing.UNASKED for each in members)
         if self._book is not None:
             back = {each.address for each in heard if each.address in self._given_up}  # with what it took meanwhile
-            self._given_up = {each.address for each in members if self._is_overdue(each)}
+            self._given_up = {each.address for each in members if self._silence.is_overdue(each)}
             self._unknown = (self._unknown | back) & {each.address for each in members} - self._given_up
             self._unknown -= {each.address for each in members if each.instance in self._book.gateways()}
             there = {each.instance for each in members if each.address not in self._given_up}
             for gateway in self._book.gateways() - there - self._joined.keys() - {self._me}:
                 self._book.leave(gateway)
-            self._time(members)
+            self._silence.look(members, self._unknown)
             for model in self._book.models():
                 self._settle(model)
 
@@ -263,8 +260,7 @@ class SharedPlaces:
         """Asks nobody any more, and hands out nothing."""
         self._closed = True
         self._leave_role()
-        if self._timer is not None:
-            self._timer.cancel()
+        self._silence.close()
 
     # --- as the one that asks
 
@@ -360,42 +356,15 @@ class SharedPlaces:
 
     # --- those that are silent
 
-    def _time(self, members: list[Member]) -> None:
-        """Since when nothing was heard of whom, or it did not say what it has."""
-        now = self._now()
-        before, self._quiet = self._quiet, {}
-        for each in members:
-            if each.hearing is Hearing.SILENT or each.address in self._unknown:
-                hearing, since = before.get(each.address, (each.hearing, now))
-                self._quiet[each.address] = each.hearing, since if hearing is each.hearing else now
-        due = min((since + self._take for _, since in self._quiet.values() if since + self._take > now), default=None)
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if due is not None:
-            self._timer = asyncio.get_running_loop().call_later(due - now, self._review)
-
-    def _is_overdue(self, member: Member) -> bool:
-        """It has had its time to get down to its share, and so has this side."""
-        hearing, since = self._quiet.get(member.address, (None, 0.0))
-        return hearing is member.hearing and self._now() >= since + self._take
-
     def _withheld(self, replica: str, places: int) -> tuple[int, int]:
         assert self._book is not None
-        share = 0
+        theirs = 0
         for member in self._peers.members():
-            if member.hearing is Hearing.SILENT and not _shares_none(member):
+            if member.hearing is Hearing.SILENT and not member.shares_none:
                 has = self._book.held(member.instance).get(replica, 0)
-                share += max(0, self._share_of(member.address, replica, places) - has)
-        return (places if self._unknown else share), share
+                theirs += max(0, self._share_of(member.address, replica, places) - has)
+        return (places if self._unknown else theirs), theirs
 
     def _share_of(self, address: str, replica: str, places: int) -> int:
-        """The part of a replica's places that is this gateway's while nothing is heard of others."""
-        there = [each.address for each in self._peers.members() if each.hearing is not Hearing.GONE and not _shares_none(each)]
-        ranked = sorted([self._peers.address, *there], key=lambda each: hashlib.blake2b(f"{each} {replica}".encode()).digest())
-        return places // len(ranked) + (ranked.index(address) < places % len(ranked))
-
-
-def _shares_none(member: Member) -> bool:
-    """It is of a version that knows nothing of this."""
-    return bool(member.instance) and not member.born
+        there = [each.address for each in self._peers.members() if each.hearing is not Hearing.GONE and not each.shares_none]
+        return share(address, replica, places, [self._peers.address, *there])

@@ -159,7 +159,7 @@ async def test_a_break_between_gateways_leaves_each_side_its_share(monkeypatch: 
         await until(lambda: held(b) == 8)
         for site in (a, b):
             site.relay.silence(True)
-        await until(lambda: a.places._quiet and b.places._quiet, within=20)
+        await until(lambda: a.places._silence.addresses and b.places._silence.addresses, within=20)
         asked += [a.ask() for _ in range(8)]
         await until(lambda: works(b) == 4)  # its share of both, while what ran goes on
         for member in asked[:6]:
@@ -187,7 +187,7 @@ async def test_a_break_that_ends_soon_moves_nothing(monkeypatch: pytest.MonkeyPa
         await until(lambda: held(other) == 1)
         for site in (a, b):
             site.relay.silence(True)
-        await until(lambda: a.places._quiet and b.places._quiet, within=20)
+        await until(lambda: a.places._silence.addresses and b.places._silence.addresses, within=20)
         assert works(other) == 0
         for site in (a, b):
             site.relay.silence(False)
@@ -204,7 +204,7 @@ async def test_a_silent_gateway_that_kubernetes_says_is_not_ready_has_ended(monk
             await all_of(b.ask(), b.ask())
         for site in (a, b):
             site.relay.silence(True)  # its node has lost its power
-        await until(lambda: a.places._quiet, within=20)
+        await until(lambda: a.places._silence.addresses, within=20)
         a.addresses.set([a.relay.address, b.relay.address], unserving=[b.relay.address])
         a.engines.open.clear()
         asked = [a.ask() for _ in range(2)]
