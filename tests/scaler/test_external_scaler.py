@@ -4,8 +4,6 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -24,41 +22,16 @@ from scaler.books.trigger import Trigger
 from scaler.keda import external_scaler
 from scaler.keda.external_scaler import METRIC, SERVICE, serve_external_scaler
 from scaler.keda.metrics import STREAMS_OPEN, STREAMS_ROTATED
-from tests.worlds.keda_client import Keda, Watched, ref
+from tests.worlds.external_scaler import QUIET, REPEAT, nothing_more, opened, serving
+from tests.worlds.keda_client import Keda, ref
 from tests.worlds.waiting import until
 from zerowake_shared.address import Address
 from zerowake_shared.listening import CannotListen
-
-QUIET = 0.3  # seconds in which nothing may come: longer than REPEAT
-REPEAT = 0.1
 
 
 @pytest.fixture
 def ledger() -> Ledger:
     return Ledger({"chat": ModelLimits(), "embed": ModelLimits()})
-
-
-@asynccontextmanager
-async def serving(ledger: Ledger, repeat_seconds: float = 60, **options: object) -> AsyncIterator[Keda]:
-    """A scaler and a KEDA that knows it; without repeats unless asked for."""
-    address = "127.0.0.1:0"
-    async with (
-        serve_external_scaler(ledger, address=address, repeat_seconds=repeat_seconds, **options) as bound,  # type: ignore[arg-type]
-        Keda(bound, backoff=(0.05, 1.0)) as keda,
-    ):
-        yield keda
-
-
-async def opened(watched: Watched) -> Watched:
-    """Both streams are known to the scaler: it answered the second, opened after the first on the same connection."""
-    async with asyncio.timeout(10):
-        await watched.specs.get()
-    return watched
-
-
-async def nothing_more(watched: Watched) -> None:
-    with pytest.raises(TimeoutError):
-        await watched.true(within=QUIET)
 
 
 def open_streams() -> float:

@@ -1,173 +1,21 @@
-"""`zerowake serve` as processes: two replicas of it, an API server, an agent and KEDA's client, over real connections.
-
-The replicas have addresses of their own on the loopback interface, as pods have, and the same ports.
-"""
+"""`zerowake serve` as processes: two replicas of it, an API server, an agent and KEDA's client, over real connections."""
 
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
-import socket
-import sys
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 import yaml
-from zerowake_proto import agent_pb2
 
 from tests.worlds.echo_engine import Engine
-from tests.worlds.fake_agent import Agent
 from tests.worlds.keda_client import Keda, ref
 from tests.worlds.kubernetes_api import Api
+from tests.worlds.scalers import ADDRESSES, TRIGGER, Replica, World, endpoint_slice, free_ports, serving, world
 from zerowake_shared.pod_contract import replica_id
-
-ADDRESSES = ("127.0.0.2", "127.0.0.3")
-TRIGGER = {"type": "external-push", "metadata": {"scalerAddress": "zerowake-scaler.zerowake:9443", "model": "m", "targetPending": "8"}}
-
-
-class Node(Agent):
-    """An agent that tells of replicas, too."""
-
-    def __init__(self) -> None:
-        super().__init__("n1")
-        self.replicas: dict[str, agent_pb2.Replica] = {}
-
-    async def Watch(self, request: agent_pb2.WatchRequest, context: Any) -> AsyncIterator[agent_pb2.NodeUpdate]:
-        async for update in super().Watch(request, context):
-            if update.synced:
-                for replica in list(self.replicas.values()):
-                    yield agent_pb2.NodeUpdate(replica=replica)
-            yield update
-
-    def runs(self, engine: Engine, name: str = "r1", namespace: str = "tenant") -> None:
-        self.replicas[name] = agent_pb2.Replica(
-            id=name,
-            model="m",
-            snapshot=agent_pb2.SnapshotRef(namespace=namespace),
-            state=agent_pb2.REPLICA_READY,
-            origin=agent_pb2.ORIGIN_RESTORED,
-            endpoint=agent_pb2.Endpoint(host="127.0.0.1", port=engine.port),
-        )
-        for queue in self._streams:
-            queue.put_nowait(agent_pb2.NodeUpdate(replica=self.replicas[name]))
-
-
-class Replica:
-    """One process of `zerowake serve`."""
-
-    def __init__(self, process: asyncio.subprocess.Process, address: str, ports: dict[str, int], client: aiohttp.ClientSession) -> None:
-        self.process = process
-        self.keda = f"{address}:{ports['keda']}"
-        self._url = f"http://{address}:{ports['listen']}"
-        self._metrics = f"http://{address}:{ports['metrics']}"
-        self._client = client
-
-    def ask(self, text: str = "hello") -> asyncio.Task[tuple[int, dict[str, Any], dict[str, str]]]:
-        async def asking() -> tuple[int, dict[str, Any], dict[str, str]]:
-            body = {"model": "m", "messages": [{"role": "user", "content": text}]}
-            async with self._client.post(f"{self._url}/v1/chat/completions", json=body) as response:
-                return response.status, await response.json(), dict(response.headers)
-
-        return asyncio.create_task(asking())
-
-    async def reads(self, path: str, expected: str, within: float = 20.0) -> None:
-        """Waits until the page of metrics and probes says so."""
-        found = ""
-        try:
-            async with asyncio.timeout(within):
-                while expected not in found:
-                    await asyncio.sleep(0.02)
-                    try:
-                        async with self._client.get(f"{self._metrics}/{path}") as response:
-                            found = await response.text()
-                    except aiohttp.ClientConnectionError as error:
-                        found = str(error)
-        except TimeoutError:
-            raise AssertionError(f"{path} never said {expected!r} but: {found}") from None
-
-    async def held(self, count: int) -> None:
-        await self.reads("metrics", f'zerowake_held_requests{{model="m"}} {count}.0')
-
-    async def stop(self) -> int:
-        self.process.send_signal(signal.SIGTERM)
-        async with asyncio.timeout(20):
-            return await self.process.wait()
-
-
-@dataclass
-class World:
-    api: Api
-    node: Node
-    replicas: list[Replica]
-
-
-@asynccontextmanager
-async def world(folder: Path, *, drain_seconds: float = 20.0, replicas: int = 2) -> AsyncIterator[World]:
-    api, node = Api(), Node()
-    ports = _free_ports("listen", "metrics", "keda", "peers")
-    async with AsyncExitStack() as stack:
-        kubeconfig = await stack.enter_async_context(api.serve(folder))
-        agent = await stack.enter_async_context(node.serve())
-        client = await stack.enter_async_context(aiohttp.ClientSession())
-        host, _, agent_port = agent.rpartition(":")
-        await api.put("endpointslices", _slice("zerowake-peers", *ADDRESSES[:replicas]))
-        await api.put("endpointslices", _slice("zerowake-agent", host))
-        found = []
-        for address in ADDRESSES[:replicas]:
-            config = {
-                "namespace": "zerowake",
-                "listen": f"{address}:{ports['listen']}",
-                "metrics": f"{address}:{ports['metrics']}",
-                "keda": {"listen": f"{address}:{ports['keda']}"},
-                "peers": {"listen": f"{address}:{ports['peers']}", "service": "zerowake-peers"},
-                "agents": {"service": "zerowake-agent", "port": int(agent_port)},
-                "drain_seconds": drain_seconds,
-            }
-            path = folder / f"{address}.yaml"
-            path.write_text(yaml.safe_dump(config))
-            found.append(await stack.enter_async_context(_replica(path, kubeconfig, address, ports, client)))
-        for each in found:
-            await each.reads("readyz", "ok")
-            # One that was refused by a peer is ready, and tries again later: what the peer pushes until then is not heard of.
-            await each.reads("metrics", f"zerowake_peers_connected {replicas - 1}.0")
-        yield World(api, node, found)
-
-
-@asynccontextmanager
-async def _replica(
-    config: Path, kubeconfig: Path, address: str, ports: dict[str, int], client: aiohttp.ClientSession
-) -> AsyncIterator[Replica]:
-    environment = os.environ | {"KUBECONFIG": str(kubeconfig), "POD_NAME": f"zerowake-scaler-{address}"}
-    program = (sys.executable, "-c", "from scaler.programs.commands import app; app()")  # the room's own commands: no other is needed
-    process = await asyncio.create_subprocess_exec(*program, "serve", str(config), env=environment)
-    try:
-        yield Replica(process, address, ports, client)
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.wait()
-
-
-def _slice(service: str, *addresses: str) -> dict[str, Any]:
-    labels = {"kubernetes.io/service-name": service}
-    return {
-        "metadata": {"name": f"{service}-abc", "namespace": "zerowake", "labels": labels},
-        "endpoints": [{"addresses": [address], "conditions": {"ready": False}} for address in addresses],
-    }
-
-
-def _free_ports(*names: str) -> dict[str, int]:
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in names]
-        for each in sockets:
-            each.bind(("0.0.0.0", 0))
-        return {name: each.getsockname()[1] for name, each in zip(names, sockets, strict=True)}
 
 
 async def declare(made: World) -> None:
@@ -304,7 +152,7 @@ async def test_a_killed_replica_is_not_counted_for_long(tmp_path: Path) -> None:
 async def test_not_ready_before_it_knows_the_models(tmp_path: Path) -> None:
     api = Api()
     api.refuse = [("GET", "scaledobjects", 404, "the server could not find the requested resource")] * 50
-    ports = _free_ports("listen", "metrics", "keda")
+    ports = free_ports("listen", "metrics", "keda")
     config = {
         "namespace": "zerowake",
         "listen": f"127.0.0.1:{ports['listen']}",
@@ -316,7 +164,7 @@ async def test_not_ready_before_it_knows_the_models(tmp_path: Path) -> None:
     async with (
         api.serve(tmp_path) as kubeconfig,
         aiohttp.ClientSession() as client,
-        _replica(tmp_path / "serve.yaml", kubeconfig, "127.0.0.1", ports, client) as replica,
+        serving(tmp_path / "serve.yaml", kubeconfig, "127.0.0.1", ports, client) as replica,
     ):
         await replica.reads("readyz", "not ready: ScaledObjects could not be listed so far")
         api.refuse.clear()
@@ -341,7 +189,7 @@ def _pod(engine: Engine, ready: bool = True, **metadata: str) -> dict[str, Any]:
 async def test_a_ready_pod_is_served_whether_its_node_has_an_agent_or_not(tmp_path: Path) -> None:
     async with world(tmp_path) as made, Engine() as engine:
         await declare(made)
-        await made.api.put("endpointslices", _slice("zerowake-agent"))
+        await made.api.put("endpointslices", endpoint_slice("zerowake-agent"))
         asked = [each.ask() for each in made.replicas]
         for each in made.replicas:
             await each.held(1)
@@ -350,7 +198,7 @@ async def test_a_ready_pod_is_served_whether_its_node_has_an_agent_or_not(tmp_pa
         await made.api.put("pods", _pod(engine, ready=False))  # it answers, but does not want to be asked
         asked = [await _held(each) for each in made.replicas]
         made.node.runs(engine, replica_id("p", "0123456789abcdef"))  # its agent comes
-        await made.api.put("endpointslices", _slice("zerowake-agent", "127.0.0.1"))
+        await made.api.put("endpointslices", endpoint_slice("zerowake-agent", "127.0.0.1"))
         await made.api.put("pods", _pod(engine))
         assert [status for status, _, _ in await asyncio.gather(*asked)] == [200, 200]
         for each in made.replicas:
@@ -406,7 +254,7 @@ async def test_a_gateway_that_ends_or_hangs_does_not_keep_a_place_for_ever(tmp_p
         going.process.send_signal(kind)
         if kind is signal.SIGSTOP:  # its connections stand, so that it may live: until it is not listed any more
             address = ADDRESSES[1 - first]
-            await made.api.put("endpointslices", _slice("zerowake-peers", address))
+            await made.api.put("endpointslices", endpoint_slice("zerowake-peers", address))
         async with asyncio.timeout(20):
             assert "asked" in await engine.seen.get()
         engine.say(100)
