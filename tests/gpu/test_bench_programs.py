@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.bench.gpu import parked, results, run, ten, vllm
+from tests.bench.gpu import parked, ranks, results, run, ten, vllm
 from tests.bench.gpu.run import pool
 from tests.bench.gpu.sizes import GIB
 from tests.worlds.needs import missing_for_criu
@@ -84,6 +84,20 @@ async def test_vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cases = ("staged", "standby, made ahead", "standby, kept when idle", "weights in host memory", "weights in host memory, image on disk")
     assert {f"from zero, {case}" for case in cases} < figures.keys()
     assert figures["plain vLLM's answer is the same"] == 1 and "cold start ÷ staged" in figures
+
+
+async def test_vllm_of_several_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All but the ranks, which the stand-in does not have."""
+    monkeypatch.setattr(ranks, "ROUNDS", 1)
+    monkeypatch.setattr(ranks, "TOKENS", 17)
+    monkeypatch.setattr(sys, "argv", ["ranks", "small"])
+    assert await ranks.main() == 0
+    figures = kept(tmp_path, "ranks")
+    cases = ("staged", "standby, made ahead", "parked, made ahead", "parked, weights in host memory")
+    assert {f"from zero, {case}" for case in cases} < figures.keys()
+    assert {f"a token, {how}" for how in ("restored", "plain", "NCCL over the host's memory")} < figures.keys()
+    assert figures["token rate of a restored engine ÷ vLLM as it is"] > 0
+    assert figures[ranks.OURS] == 0, "the stand-in says nothing of it"
 
 
 async def test_several_models_parked_and_woken_in_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

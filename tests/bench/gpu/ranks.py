@@ -25,12 +25,11 @@ from restore_agent.workload.vllm.collectives import ENVIRONMENT
 from tests.bench.figures import Figure
 from tests.bench.gpu.parked import Bench as ParkedBench
 from tests.bench.gpu.resume import nothing, stage
-from tests.bench.gpu.run import Run, begun, console
-from tests.bench.gpu.sizes import room
-from tests.bench.gpu.vllm import GATEWAY, PORT, background
-from tests.bench.restore import at_zero, spread
+from tests.bench.gpu.run import Run, begun, console, control
+from tests.bench.gpu.vllm import PORT, background, give_up
+from tests.bench.restore import spread
 
-SECONDS = 570.0
+SECONDS = 540.0
 ROUNDS = 5
 TOKENS = 257  # of each request whose rate is measured
 OPTION = "--tensor-parallel-size"
@@ -60,11 +59,10 @@ class Bench(ParkedBench):
         """Staged, standby, parked; and the rate of an engine that was restored."""
         async with self.serving("memory"):
             await self.step("staged", lambda: self.case("staged", nothing, ROUNDS), 20)
-            await self.step("rate, restored", lambda: self.rate("restored", f"http://127.0.0.1:{GATEWAY}"), 20)
+            await self.step("rate, restored", lambda: self.rate("restored", f"http://127.0.0.1:{self.gateway}"), 20)
             await self.step("standby", lambda: self.case("standby, made ahead", lambda: stage(self.state, pb.RUNG_STANDBY), ROUNDS), 20)
             await self.step("parked", lambda: self.case("parked, made ahead", self.park, ROUNDS), 20)
             await self.step("host memory", lambda: self.case("parked, weights in host memory", self.park_without_weights, ROUNDS), 30)
-            await at_zero(self.state)
 
     async def rate(self, name: str, url: str) -> None:
         """Milliseconds a token of one request, once it is warm."""
@@ -98,17 +96,19 @@ class Bench(ParkedBench):
         await self.started("NCCL over the host's memory", ["--disable-custom-all-reduce"], ENVIRONMENT)
 
     async def started(self, name: str, options: Sequence[str], env: Mapping[str, str]) -> None:
-        command = [*self.command, *options, "--port", str(PORT), "--gpu-memory-utilization", "0.5"]
+        """With the whole GPUs, which gpumem gives up. So this comes last."""
+        await control(give_up)
         log, url, began = self.work / f"{name.split(maxsplit=1)[0]}.log", f"http://127.0.0.1:{PORT}", time.monotonic()
-        async with background(log, *command, env={**os.environ, **self.env, **env}):
+        command = [*self.command, *options, "--port", str(PORT)]
+        async with background(log, *command, env={**os.environ, **self.env, **env}) as process:
             while True:
                 try:
                     _, _, answer = await self.answered(url)
                     break
                 except aiohttp.ClientConnectionError:
-                    if time.monotonic() - began > 200:
+                    if process.returncode is not None:
                         console.print(log.read_text()[-6000:], markup=False)
-                        raise
+                        raise RuntimeError(f"vLLM ended with {process.returncode}") from None
                     await asyncio.sleep(0.1)  # until it listens
             cold = time.monotonic() - began
             detail = f"warm compile cache, weights in the page cache, one run; the answer is the same: {answer == self.answer}"
@@ -120,9 +120,7 @@ async def main() -> int:
     words = sys.argv[1:]
     if not any(word.partition("=")[0] == OPTION for word in words):
         words += [OPTION, "2"]
-    joined = " ".join(words).replace(f"{OPTION}=", f"{OPTION} ").split()
-    count = int(joined[joined.index(OPTION) + 1])
-    async with begun("ranks", seconds=SECONDS, room=room, words=words, count=count) as run:
+    async with begun("ranks", seconds=SECONDS, words=words) as run:
         bench = Bench(run)
         if await run.step("snapshot", bench.create, 60):
             await run.step("restored", bench.restored, 60)
