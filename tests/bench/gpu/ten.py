@@ -25,6 +25,7 @@ import yaml
 
 from restore_agent.snapshots.store import Catalog, Snapshot
 from tests.bench.figures import Figure
+from tests.bench.gpu.results import parts
 from tests.bench.gpu.run import Run, begun, console
 from tests.bench.gpu.vllm import Bench as VllmBench
 from tests.bench.gpu.vllm import agent, background, compared
@@ -53,6 +54,7 @@ class Model(VllmBench):
         self.question = self.question | {"model": self.name}
         super().__init__(replace(run, shape=shape, model=run.model.parent / shape.name, options=[*CACHE, *run.options]))
         self.taken: list[float] = []
+        self.phases: list[dict[str, float]] = []  # of each
 
     @property
     def is_captured(self) -> bool:
@@ -102,8 +104,9 @@ class Ten:
             for turn, model in itertools.product(range(ROUNDS), self.models):
                 first, whole = await model.ask(f"http://127.0.0.1:{self.gateway}")
                 latest = next(each for each in (await status(self.state))["activations"] if each["model"] == model.name)
-                parts = ", ".join(f"{phase} {took * 1000:.0f}" for phase, took in latest["phases"].items())
-                console.print(f"  {turn + 1} {model.name}: first {first:.3f} s, whole {whole:.3f}; {latest['origin']}; ms: {parts}")
+                model.phases.append(latest["phases"])
+                where = parts(model.phases[-1:])
+                console.print(f"  {turn + 1} {model.name}: first {first:.3f} s, whole {whole:.3f}; {latest['origin']}; ms: {where}")
                 if latest["origin"] != "parked":
                     raise AssertionError(f"{model.name} was {latest['origin']} when its request came, and not parked: {latest['reason']}")
                 model.taken.append(first)
@@ -118,7 +121,7 @@ class Ten:
     def told(self) -> list[Figure]:
         medians = {model.run.shape.name: statistics.median(model.taken) for model in self.models}
         worst = max(medians, key=lambda name: medians[name])
-        details = [spread(model.taken) for model in self.models]
+        details = [f"{spread(model.taken)}; ms, medians: {parts(model.phases)}" for model in self.models]
         single = [
             Figure(f"from zero, parked, {name}", median, "s", detail=detail)
             for (name, median), detail in zip(medians.items(), details, strict=True)

@@ -32,6 +32,7 @@ from gpumem.checkpoint.safetensors import kept_reading
 from gpumem.client.control import Control
 from restore_agent.snapshots.store import Catalog
 from tests.bench.figures import Figure
+from tests.bench.gpu.results import parts
 from tests.bench.gpu.resume import nothing, stage, system, until_rung
 from tests.bench.gpu.run import Run, begun, console, control
 from tests.bench.pages import uncache
@@ -144,7 +145,7 @@ class Bench:
         return [(pid, words) for _, pid, words in below(self.server) if "vllm" in words.lower() and "sandbox" not in words]
 
     async def case(self, case: str, prepare: Callable[[], Awaitable[None]], rounds: int | None = None) -> None:
-        taken, whole = [], []
+        taken, whole, phases = [], [], []
         for i in range(rounds or self.rounds):
             await at_zero(self.state)
             await prepare()
@@ -152,10 +153,11 @@ class Bench:
             taken.append(first)
             whole.append(last)
             latest = (await status(self.state))["activations"][0]
-            parts = ", ".join(f"{phase} {took * 1000:.0f}" for phase, took in latest["phases"].items())
-            console.print(f"  {case} {i + 1}: first {first:.3f} s, whole {last:.3f} s; {latest['outcome']} {latest['reason']}; ms: {parts}")
+            phases.append(latest["phases"])
+            said = f"{latest['outcome']} {latest['reason']}; ms: {parts(phases[-1:])}"
+            console.print(f"  {case} {i + 1}: first {first:.3f} s, whole {last:.3f} s; {said}")
         self.medians[case] = statistics.median(taken)
-        detail = f"{spread(taken)}; the whole answer {statistics.median(whole):.3f}; last one's ms: {parts}"
+        detail = f"{spread(taken)}; the whole answer {statistics.median(whole):.3f}; ms, medians: {parts(phases)}"
         self.figures.append(Figure(f"from zero, {case}", self.medians[case], "s", at_most=self.goals.get(case), detail=detail))
 
     async def ask(self, url: str) -> tuple[float, float]:
