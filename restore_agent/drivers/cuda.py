@@ -80,7 +80,11 @@ class Cuda:
         except ImportError as error:
             extra = "install zerowake with its extra `gpu`: pip install '.[gpu]' in a checkout of it"
             raise CudaError(f"this node has a GPU but {error.name} is missing; {extra}") from error
-        return cls(driver, pynvml)
+        try:
+            return cls(driver, pynvml)
+        except (RuntimeError, pynvml.NVMLError) as error:  # how the two say that there is no library of the driver's
+            remedy = "a container has it by NVIDIA's container runtime (on Kubernetes: the chart's gpumem.runtimeClassName)"
+            raise CudaError(f"this node has a GPU, and its driver cannot be used from here: {error}; {remedy}") from error
 
     def gpus(self) -> GpuRecord:
         return self._gpus

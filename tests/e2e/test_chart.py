@@ -80,6 +80,16 @@ def test_a_value_that_is_taken_away_is_none_or_is_missed(kubeconfig: str, tmp_pa
     load(tmp_path / "zerowake.yaml")
 
 
+def test_agent_and_gpumem_ask_for_the_driver(kubeconfig: str) -> None:
+    """Both use it, and NVIDIA's container runtime gives it to a container that asks, however privileged it is."""
+    objects = render(kubeconfig, "zerowake", *WAYS["everything"])
+    (pod,) = [one["spec"]["template"]["spec"] for one in objects if one["kind"] == "DaemonSet"]
+    assert pod["runtimeClassName"] == "nvidia"
+    for container in pod["containers"]:
+        env = {each["name"]: each.get("value") for each in container["env"]}
+        assert (env["NVIDIA_VISIBLE_DEVICES"], env["NVIDIA_DRIVER_CAPABILITIES"]) == ("all", "compute,utility"), container["name"]
+
+
 def test_cert_manager_s_way(kubeconfig: str) -> None:
     """Its kinds are not in this cluster, so no API server is asked: each issuer and Secret that is named is made."""
     objects = render(kubeconfig, "zerowake", "--set=certificates.from=cert-manager,keda.tls=mutual")
