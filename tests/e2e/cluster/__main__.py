@@ -26,7 +26,7 @@ from pathlib import Path
 from tests.e2e.cluster import images
 from tests.e2e.cluster.control import LOCK, ControlError, current, enter, import_archives, running, tell
 from tests.e2e.cluster.layout import ADDRESSES, BIN, KUBECONFIG, LOGS, MOST_CLUSTERS, PID, STATE, Addresses
-from tests.e2e.cluster.node import cgroups
+from tests.e2e.cluster.node import CGROUPS, cgroups, give_controllers
 
 GONE_SECONDS = 30.0
 
@@ -60,6 +60,7 @@ def up() -> None:
         return
     began = time.monotonic()
     down()
+    give_controllers(CGROUPS)
     STATE.mkdir(parents=True)
     # Held by process 1 for as long as it lives: a pid alone may be somebody else's by now.
     lock = os.open(LOCK, os.O_CREAT | os.O_RDWR, 0o600)

@@ -7,14 +7,17 @@ what is written for a cluster finds them.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.e2e.cluster import gpu_runtime
 from tests.e2e.cluster.authority import Authority
 from tests.e2e.cluster.layout import BIN, KUBECONFIG, NODE, PAUSE_IMAGE, SECRETS, Addresses
 
 CONTAINERD_SOCKET = Path("/run/containerd/containerd.sock")
+GPU_RUNTIME = Path("/etc/containerd/nvidia-runtime")
 MASTERS = ("system:masters",)
 KEDA_USER = "system:serviceaccount:keda:keda-operator"  # what KEDA's own role bindings name
 
@@ -83,7 +86,8 @@ def _write_node_configuration(addresses: Addresses) -> None:
     }
     files = {
         "/etc/cni/net.d/10-zerowake.conflist": json.dumps(cni),
-        "/etc/containerd/config.toml": CONTAINERD.format(pause=PAUSE_IMAGE),
+        "/etc/containerd/config.toml": CONTAINERD.format(pause=PAUSE_IMAGE, gpu_runtime=GPU_RUNTIME),
+        str(GPU_RUNTIME): f'#!/bin/sh\nexec "{sys.executable}" "{gpu_runtime.__file__}" "$@"\n',
         "/etc/hosts": f"127.0.0.1 localhost\n{addresses.node} {NODE}\n",
         "/etc/resolv.conf": f"nameserver {addresses.node}\nsearch svc.cluster.local cluster.local\noptions ndots:5\n",
         "/etc/coredns/Corefile": COREFILE.format(address=addresses.node, kubeconfig=SECRETS / "coredns.kubeconfig"),
@@ -93,6 +97,7 @@ def _write_node_configuration(addresses: Addresses) -> None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).unlink(missing_ok=True)  # /etc/resolv.conf is often a link into /run
         Path(path).write_text(content)
+    GPU_RUNTIME.chmod(0o755)
     if not Path("/etc/machine-id").exists():
         Path("/etc/machine-id").write_text("0" * 32 + "\n")
 
@@ -120,6 +125,13 @@ conf_dir = "/etc/cni/net.d"
 runtime_type = "io.containerd.runc.v2"
 
 [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc.options]
+SystemdCgroup = false
+
+[plugins."io.containerd.cri.v1.runtime".containerd.runtimes.nvidia]
+runtime_type = "io.containerd.runc.v2"
+
+[plugins."io.containerd.cri.v1.runtime".containerd.runtimes.nvidia.options]
+BinaryName = "{gpu_runtime}"
 SystemdCgroup = false
 """
 

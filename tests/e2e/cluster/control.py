@@ -37,11 +37,13 @@ def current() -> Addresses:
     return Addresses(json.loads(ADDRESSES.read_text())["number"])
 
 
-def enter() -> list[str]:
-    """The beginning of a command that runs on the node."""
+def enter(*, own_processes: bool = True) -> list[str]:
+    """The beginning of a command that runs on the node. With `own_processes` it is a child, in the node's numbering; without, the command
+    is the very process that is started, so that whoever ends it has ended it."""
     if not running():
         raise ControlError(NOT_RUNNING)
-    inside = ["nsenter", f"--target={PID.read_text()}", "--mount", "--net", "--uts", "--ipc", "--pid", f"--wdns={Path.cwd()}"]
+    namespaces = ["--mount", "--net", "--uts", "--ipc", *(["--pid"] if own_processes else [])]
+    inside = ["nsenter", f"--target={PID.read_text()}", *namespaces, f"--wdns={Path.cwd()}"]
     return [*inside, "env", f"PATH={BIN}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", f"KUBECONFIG={KUBECONFIG}"]
 
 

@@ -14,6 +14,7 @@ started again, as systemd or the kubelet would.
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import socket
@@ -43,6 +44,8 @@ SYSCTLS = {
     "kernel/keys/root_maxkeys": "1000000",
     "kernel/keys/root_maxbytes": "25000000",
 }
+CGROUPS = Path("/sys/fs/cgroup")
+NEEDED_CONTROLLERS = ("cpu", "cpuset", "memory", "pids")  # by a kubelet
 PATIENCE_SECONDS = 90.0
 MOST_ENDS = 5  # of a program before it was ever up
 RESTART_SECONDS = 1.0
@@ -103,10 +106,46 @@ def make_file_systems(addresses: Addresses) -> None:
         hierarchy.mkdir(exist_ok=True)
 
 
+def give_controllers(root: Path) -> None:
+    """cgroup v2: a group has those controllers that its parent gives to all of its children, and a kubelet wants all that there are.
+
+    The kernel refuses it where processes are in the parent itself, as in a container that is its own machine. There they move into a child
+    before; Docker's image for Docker in Docker does the same. Called outside of the node: inside it sees none of these processes.
+    """
+    if not (root / "cgroup.controllers").exists():
+        return
+    given = (root / "cgroup.subtree_control").read_text().split()
+    for name in (root / "cgroup.controllers").read_text().split():
+        if name not in given:
+            try:
+                give_controller(root, name)
+            except OSError as error:
+                if name in NEEDED_CONTROLLERS:
+                    raise SystemExit(f"the cluster cannot start: {root} does not give {name} to the groups below it: {error}") from None
+
+
+def give_controller(root: Path, name: str) -> None:
+    try:
+        append(root / "cgroup.subtree_control", f"+{name}")
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        aside = root / "zerowake-machine"
+        aside.mkdir(exist_ok=True)
+        for pid in (root / "cgroup.procs").read_text().split():
+            with suppress(ProcessLookupError):  # it has just ended
+                append(aside / "cgroup.procs", pid)
+        append(root / "cgroup.subtree_control", f"+{name}")
+
+
+def append(file: Path, words: str) -> None:
+    with file.open("a") as opened:
+        opened.write(words)
+
+
 def cgroups(addresses: Addresses) -> list[Path]:
     """The cluster's own group in each hierarchy: one with version 2, a dozen with version 1."""
-    root = Path("/sys/fs/cgroup")
-    roots = [root] if (root / "cgroup.procs").exists() else [path for path in root.iterdir() if not path.is_symlink()]
+    roots = [CGROUPS] if (CGROUPS / "cgroup.procs").exists() else [path for path in CGROUPS.iterdir() if not path.is_symlink()]
     return [path / addresses.cgroup.strip("/") for path in roots]
 
 
