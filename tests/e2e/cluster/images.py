@@ -39,6 +39,7 @@ class Image:
     context: Path
     sources: tuple[str, ...]  # below the context: what a change of makes a new image
     target: str | None = None
+    base: Image | None = None  # one of ours that it is made from
 
     @property
     def archive(self) -> Path:
@@ -54,7 +55,7 @@ class Image:
 
     def key(self) -> str:
         files = [self.dockerfile, *(path for source in self.sources for path in files_below(self.context / source))]
-        whole = hashlib.sha256(base_key().encode())
+        whole = hashlib.sha256((self.base.key() if self.base else base_key()).encode())
         for path in files:
             whole.update(f"{path.relative_to(REPOSITORY)}\0".encode())
             whole.update(path.read_bytes())
@@ -82,6 +83,11 @@ IMAGES = (
     # The one that the examples name.
     Image("registry.example/chat:1.0.0", CHAT / "Dockerfile", CHAT, ("server.py",)),
 )
+# Of a packed cluster (pack.py).
+ROOT_IMAGE = Image(
+    "zerowake.test/cluster:1", REPOSITORY / "tests/e2e/images/cluster/Dockerfile", REPOSITORY, ("requirements.lock",), base=IMAGES[1]
+)
+PACKED = CACHE / "packed"  # this cache came in a pack: its machine cannot build, and has the images that came with it
 
 
 def files_below(path: Path) -> Iterator[Path]:
@@ -93,29 +99,35 @@ def files_below(path: Path) -> Iterator[Path]:
             yield inner
 
 
-def build() -> list[Path]:
+def build(*more: Image) -> list[Path]:
     """Every image's archive, built if it is not there or its sources have changed.
 
     In a process of its own: where the cache is on an overlay (this machine is itself a container), no overlay can be made on top of it, and
     buildah's store, which needs them, is then a memory file system that only that process sees and that ends with it.
     """
+    if PACKED.exists():
+        return [image.archive for image in IMAGES if image.archive.exists()]
+    wanted = (*IMAGES, *more)
     with (CACHE / ".images").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # builds share a store
-        if any(not image.built() for image in IMAGES):
+        if any(not image.built() for image in wanted):
             need_tools()
             STORE.mkdir(exist_ok=True)
+            names = [image.name for image in wanted]
             overlaid = run("stat", "--file-system", "--format=%t", str(STORE)).strip() == OVERLAYFS_MAGIC
             private = ["unshare", "--mount", "sh", "-c", f'mount -t tmpfs zerowake-images "{STORE}" && exec "$@"', "sh"] if overlaid else []
-            done = subprocess.run([*private, sys.executable, "-m", "tests.e2e.cluster.images"], check=False, cwd=REPOSITORY)
+            done = subprocess.run([*private, sys.executable, "-m", "tests.e2e.cluster.images", *names], check=False, cwd=REPOSITORY)
             if done.returncode:
                 raise SystemExit("An image could not be built; the reason is above.")
-    return [image.archive for image in IMAGES]
+    return [image.archive for image in wanted]
 
 
-def build_missing() -> None:
+def build_missing(names: list[str]) -> None:
     make_base()
-    for image in IMAGES:
-        if not image.built():
+    for image in (*IMAGES, ROOT_IMAGE):
+        if image.name in names and not image.built():
+            if image.base and not buildah("images", "--quiet", image.base.name, check=False).strip():
+                step(f"building {image.base.name}", partial(build_one, image.base))  # its archive outlived the store that it was made in
             key = image.key()
             step(f"building {image.name}", partial(build_one, image))
             image.kept.write_text(key)
@@ -221,4 +233,4 @@ def step(label: str, work: Callable[[], object]) -> None:
 
 
 if __name__ == "__main__":
-    build_missing()
+    build_missing(sys.argv[1:])
