@@ -12,7 +12,7 @@ containers := .venv/.containers
 # Tests wait for other processes about half of their time.
 workers := $(shell echo $$(($$(nproc) + 1)))
 
-.PHONY: help demo test servers engines lint cluster cluster-down e2e bench wheel lock clean
+.PHONY: help demo test servers engines lint cluster cluster-down gpu-cluster gpu-cluster-pack e2e bench wheel lock clean
 
 help:
 	@echo 'make demo   a chat model on this machine, from zero to an answer and back to zero'
@@ -25,6 +25,10 @@ help:
 	@echo 'make e2e    the tests on Kubernetes with KEDA: on the cluster that KUBECONFIG names, else on one of its own'
 	@echo 'make cluster, make cluster-down'
 	@echo '            that cluster: its programs built (once, a quarter of an hour), started (seconds); and all of it ended and removed'
+	@echo 'make gpu-cluster MODEL=NAME [PYTHON=PATH] [PACKAGES=FOLDER] | STAND_IN=yes'
+	@echo '            vLLM in pods of that cluster on a GPU of this machine, scaled from zero; tests/bench/gpu/README.md'
+	@echo 'make gpu-cluster-pack PACK=FOLDER [WITH="NAME=FOLDER…"]'
+	@echo '            all that this needs, in parts, for a machine that reaches no registry'
 	@echo 'make bench  the benchmarks: one table, kept in tests/bench/results/'
 	@echo 'make wheel  the wheel, in dist/: for this platform and every Python from 3.11 on'
 	@echo 'make lock   requirements.lock brought up to pyproject.toml'
@@ -60,6 +64,16 @@ cluster: $(environment)
 
 cluster-down: $(environment)
 	@$(bin)/python -m tests.e2e.cluster down
+
+gpu-cluster: $(environment)
+	@tests/e2e/cluster/build.sh
+	@$(bin)/python -m tests.bench.gpu.pods $(if $(STAND_IN),--stand-in --python /usr/bin/python3) $(MODEL) \
+	    $(if $(PYTHON),--python $(PYTHON)) $(if $(PACKAGES),--packages $(PACKAGES))
+
+gpu-cluster-pack: $(environment)
+	@test -n "$(PACK)" || { echo 'Say where the parts are to be: make gpu-cluster-pack PACK=FOLDER' >&2; exit 1; }
+	@tests/e2e/cluster/build.sh
+	@$(bin)/python -m tests.e2e.cluster.pack $(PACK) $(WITH)
 
 e2e: $(environment) $(criu) $(if $(KUBECONFIG),,cluster)
 	@$(bin)/pytest -r s tests/e2e
