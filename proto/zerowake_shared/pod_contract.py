@@ -25,6 +25,7 @@ HEALTH: Final = f"{GROUP}/health"  # path of its health
 MODEL: Final = f"{GROUP}/model"
 DIGEST: Final = f"{GROUP}/digest"  # which of the snapshots of that name; empty or absent: whichever the name stands for
 CANARY: Final = f"{GROUP}/canary"  # {"path": …, "body": …}: the request that proves a replica
+NAMES: Final = f"{GROUP}/names"  # JSON list, on a capture pod: what else the engine answers to, LoRA adapters above all
 GPUMEM: Final = f"{GROUP}/gpumem"  # "true": gpumem lends to it; "false", written by the owner of a ModelSnapshot's template: never
 STALE_ENVIRONMENT: Final = f"{GROUP}/stale-environment"  # "allowed": its engine may keep what the capture pod was called
 

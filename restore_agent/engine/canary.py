@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 
 import aiohttp
 
@@ -18,7 +19,8 @@ from restore_agent.errors import AgentError
 from restore_agent.snapshots.manifest import CanaryRecord
 
 TOLERANCE = 1e-3
-_PASSING = frozenset({"id", "created", "created_at", "request_id", "system_fingerprint", "timestamp"})
+_PASSING = frozenset({"id", "created", "created_at", "request_id", "system_fingerprint", "timestamp", "timings"})
+_NOTHING: Mapping[str, object] = MappingProxyType({})
 
 
 class Unproved(AgentError):
@@ -27,8 +29,10 @@ class Unproved(AgentError):
     reason = "unproved"
 
 
-async def record_canary(engine: Engine, path: str, body: str) -> CanaryRecord:
+async def record_canary(engine: Engine, path: str, body: str, asks: Mapping[str, object] = _NOTHING) -> CanaryRecord:
     """Asks the engine that will be, or has been, dumped. With no path, the first of the usual ones that it answers.
+
+    asks: members for the bodies of the usual ones, such as another name that the engine answers to.
 
     Raises:
         EngineError: no 200.
@@ -39,14 +43,14 @@ async def record_canary(engine: Engine, path: str, body: str) -> CanaryRecord:
         refused = []
         for candidate, question in await _usual(engine, session):
             try:
-                return await _ask(engine, session, candidate, question)
+                return await _ask(engine, session, candidate, json.dumps({**question, **asks}))
             except EngineError as error:
                 refused.append(str(error))
     raise EngineError("no real request was answered; name one with --canary PATH=JSON: " + "; ".join(refused))
 
 
-async def prove_canary(engine: Engine, canary: CanaryRecord) -> None:
-    """Asks a restored engine.
+async def prove_canary(engine: Engine, canary: CanaryRecord, whose: str = "the restored engine") -> None:
+    """Asks a restored engine. `whose`: the answer is, in words.
 
     Raises:
         Unproved: it answers otherwise, or not at all.
@@ -55,9 +59,9 @@ async def prove_canary(engine: Engine, canary: CanaryRecord) -> None:
         async with engine.session() as session:
             answer = await _ask(engine, session, canary.path, canary.body)
     except EngineError as error:
-        raise Unproved(f"the restored engine did not answer the recorded request: {error}{engine.output.tail()}") from None
+        raise Unproved(f"{whose} did not answer the recorded request: {error}{engine.output.tail()}") from None
     if difference := next(_differences(_parsed(canary.answer), _parsed(answer.answer)), None):
-        raise Unproved(f"the restored engine answers the recorded request ({canary.path}) otherwise: {difference}")
+        raise Unproved(f"{whose} answers the recorded request ({canary.path}) otherwise: {difference}")
 
 
 async def _ask(engine: Engine, session: aiohttp.ClientSession, path: str, body: str) -> CanaryRecord:
@@ -67,17 +71,17 @@ async def _ask(engine: Engine, session: aiohttp.ClientSession, path: str, body: 
     return CanaryRecord(path=path, body=body, answer=answer.body)
 
 
-async def _usual(engine: Engine, session: aiohttp.ClientSession) -> Iterator[tuple[str, str]]:
+async def _usual(engine: Engine, session: aiohttp.ClientSession) -> Iterator[tuple[str, dict[str, object]]]:
     model = "default"
     with contextlib.suppress(EngineError, ValueError, LookupError, TypeError):  # no such list: the name may not matter
         model = str(json.loads((await engine.ask(session, "/v1/models")).body)["data"][0]["id"])
     chat = {"model": model, "messages": [{"role": "user", "content": "Name a colour."}], "max_tokens": 4, "temperature": 0, "seed": 1}
     return iter(
         [
-            ("/v1/chat/completions", json.dumps({**chat, "logprobs": True})),
-            ("/v1/chat/completions", json.dumps(chat)),
-            ("/v1/completions", json.dumps({"model": model, "prompt": "One, two,", "max_tokens": 4, "temperature": 0, "seed": 1})),
-            ("/v1/embeddings", json.dumps({"model": model, "input": "Name a colour."})),
+            ("/v1/chat/completions", {**chat, "logprobs": True}),
+            ("/v1/chat/completions", chat),
+            ("/v1/completions", {"model": model, "prompt": "One, two,", "max_tokens": 4, "temperature": 0, "seed": 1}),
+            ("/v1/embeddings", {"model": model, "input": "Name a colour."}),
         ]
     )
 

@@ -7,15 +7,18 @@ then travel in the image. What stands here is what an engine has to be told besi
               its ranks, where it has several, talk in a way that comes through a dump (workload/vllm/collectives.py)
     sglang    the same, where zerowake is installed beside it and gpumem runs (workload/sglang/plugin.py); else its weights and KV cache
               travel in the image, and it is taken when it is idle
+    llama-cpp llama-server, or llama-cpp-python's: no adapter; the GGUF is mapped, stays a file, and is shared by all replicas
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from restore_agent.engine.shell_command import ShellCommand, UnclearCommand, script_of
@@ -43,6 +46,29 @@ _SMALL = {
 # Of eight hardware queues each takes CUDA 6 ms to make anew when a process wakes (H200, driver 580); one GPU's process needs one.
 _ONE_QUEUE = {"CUDA_DEVICE_MAX_CONNECTIONS": "1"}
 _OFFLINE = {"HF_HUB_OFFLINE": "1"}
+_LLAMA_CPP_PYTHON = "llama_cpp.server"  # llama-cpp-python's own server, as a module of Python
+_OWN = "it makes the weights memory of each replica's own, which goes into the image; leave it out, and all replicas share the mapped GGUF"
+_PINNED = "it pins the GGUF, so that each restore reads and maps all of it first; leave it out: mapped, it is in the page cache, and shared"
+_YES, _NO = ("1", "on", "enabled", "true", "yes"), ("0", "off", "disabled", "false", "no")
+_Unshared = tuple[str, str, tuple[str, ...], str]
+# Option, the variable that says the same, the values that are meant (none: any), and what is wrong with it.
+_NOT_SHARED: tuple[_Unshared, ...] = (
+    ("--no-mmap", "LLAMA_ARG_NO_MMAP", (), _OWN),
+    ("", "LLAMA_ARG_MMAP", _NO, _OWN),
+    ("--direct-io", "", (), _OWN),
+    ("-dio", "", (), _OWN),
+    ("", "LLAMA_ARG_DIO", _YES, _OWN),
+    ("--load-mode", "LLAMA_ARG_LOAD_MODE", ("none", "dio"), _OWN),
+    ("-lm", "", ("none", "dio"), _OWN),
+    ("--mlock", "", (), _PINNED),
+    ("", "LLAMA_ARG_MLOCK", _YES, _PINNED),
+    ("--load-mode", "LLAMA_ARG_LOAD_MODE", ("mlock", "mmap+mlock"), _PINNED),
+    ("-lm", "", ("mlock", "mmap+mlock"), _PINNED),
+)
+_NOT_SHARED_PYTHON: tuple[_Unshared, ...] = (("--use-mmap", "USE_MMAP", _NO, _OWN), ("--use-mlock", "USE_MLOCK", _YES, _PINNED))
+# With their other names.
+_THREADS = (("--threads", "-t"), ("--threads-batch", "-tb"))
+_THREADS_PYTHON = (("--n_threads", "--n-threads"), ("--n_threads_batch", "--n-threads-batch"))
 
 
 class UnsuitableCommand(AgentError):
@@ -60,6 +86,8 @@ class Setting:
     gpumem: Path  # its socket
     checkpoints: Path  # where weights are kept as engines map them
     has_network: bool = False  # beyond its own loopback
+    cpus: int = 0  # that the engine may run on, where they are fewer than the machine's; 0: it may run on all
+    env: Mapping[str, str] = field(default_factory=dict)  # what the engine will have
 
 
 @dataclass(frozen=True)
@@ -70,7 +98,7 @@ class Kind:
     env: Callable[[Sequence[str]], Mapping[str, str]]  # by the command
     passed_on: tuple[str, ...]  # beginnings of variables that it takes from the caller
     checkpoints: str = ""  # the variable that names where weights are kept
-    health: str = "/health"
+    health: Callable[[Sequence[str]], str] = lambda _: "/health"  # its path, by the command
 
 
 def _vllm(command: Sequence[str], setting: Setting) -> list[str]:
@@ -127,6 +155,42 @@ def _sglang_env(command: Sequence[str]) -> dict[str, str]:
     return {**_SMALL, **_ONE_QUEUE, "SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION": "false"}
 
 
+def _llama_cpp(command: Sequence[str], setting: Setting) -> list[str]:
+    python = _LLAMA_CPP_PYTHON in command
+    for option, variable, values, why in _NOT_SHARED_PYTHON if python else _NOT_SHARED:
+        for called, said in ((option, _value(command, option) if option else None), (variable, setting.env.get(variable))):
+            if said is not None and (not values or said.lower() in values):
+                raise UnsuitableCommand(f"{called}{f' {said}' if values else ''}: {why}")
+    defaults = {"--port": str(setting.port)}
+    for option, *others in _THREADS_PYTHON if python else _THREADS:
+        said = next((value for name in (option, *others) if (value := _value(command, name)) is not None), None)
+        most = setting.cpus or os.cpu_count() or 1
+        if said is not None and said.isdecimal() and int(said) > most:
+            raise UnsuitableCommand(
+                f"{option} {said}: the engine has {most} processors here, and llama.cpp's threads wait for each other without a pause: "
+                "leave it out, or say fewer"
+            )
+        if said is None and setting.cpus:  # by itself it counts the machine's
+            defaults[option] = str(setting.cpus)
+    return _with(list(command), defaults)
+
+
+def _llama_cpp_env(_: Sequence[str]) -> dict[str, str]:
+    return {
+        "MALLOC_ARENA_MAX": "1",
+        "MKL_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",  # numpy's, in llama-cpp-python
+        # Repacked weights are faster to multiply many tokens by, and memory of each replica's own. `--repack` takes it back.
+        "LLAMA_ARG_NO_REPACK": "1",
+        "LLAMA_ARG_OFFLINE": "1",
+        "USE_MLOCK": "false",  # llama-cpp-python pins unless it is told not to
+    }
+
+
+def _llama_cpp_health(command: Sequence[str]) -> str:
+    return "/v1/models" if _LLAMA_CPP_PYTHON in command else f"{_value(command, '--api-prefix') or ''}/health"
+
+
 KINDS: dict[str, Kind] = {
     "vllm": Kind(
         _vllm,
@@ -138,6 +202,12 @@ KINDS: dict[str, Kind] = {
         _sglang_env,
         ("CUDA_", "HF_", "TORCH", "TRITON_", "TVM_FFI_", "SGLANG_"),
         checkpoints=SGLANG_WEIGHTS,
+    ),
+    "llama-cpp": Kind(
+        _llama_cpp,
+        _llama_cpp_env,
+        ("CUDA_", "GGML_", "HF_", "LLAMA_", "OMP_", "USE_MLOCK", "USE_MMAP"),
+        health=_llama_cpp_health,
     ),
 }
 
@@ -160,10 +230,16 @@ def prepare(name: str, command: Sequence[str], setting: Setting, caller: Mapping
     words = shell.words if shell else command
     where = {kind.checkpoints: str(setting.checkpoints)} if kind.checkpoints else {}
     env = {**kind.env(words), **({} if setting.has_network else _OFFLINE), "GPUMEM_SOCKET": str(setting.gpumem), **where, **passed_on}
-    prepared = kind.options(words, setting)
+    prepared = kind.options(words, dataclasses.replace(setting, env=env))
     if name == "vllm" and _vllm_ranks(words) > 1 and (wrong := collectives.unlike(env)):
         raise UnsuitableCommand(f"{wrong} has to be in the environment of several ranks, and yours says {env[wrong.partition('=')[0]]}")
-    return shell.saying(prepared) if shell else prepared, env, kind.health
+    return shell.saying(prepared) if shell else prepared, env, kind.health(words)
+
+
+def fewer_cpus() -> int:
+    """How many processors an engine may run on that is started from here; 0: all of the machine's."""
+    mine = len(os.sched_getaffinity(0))
+    return mine if mine < (os.cpu_count() or 1) else 0
 
 
 def adapted(command: Sequence[str]) -> str:

@@ -25,6 +25,7 @@ from zerowake_shared.pod_contract import (
     GROUP,
     HEALTH,
     MODEL,
+    NAMES,
     PORT,
     SNAPSHOT,
     STALE_ENVIRONMENT,
@@ -134,6 +135,17 @@ class CallingPod:
         if not isinstance(path, str) or not path.startswith("/"):
             raise Refused(f"annotation {CANARY}: the path {path!r} does not begin with /")
         return path, body if isinstance(body, str) else json.dumps(body)
+
+    def names(self) -> tuple[str, ...]:
+        """What else the engine answers to. Raises Refused."""
+        text = self.annotation(NAMES)
+        try:
+            found = json.loads(text) if text else []
+        except ValueError:
+            found = None
+        if not isinstance(found, list) or not all(isinstance(name, str) and name for name in found):
+            raise Refused(f"annotation {NAMES} is no list of names: {text[:100]}")
+        return tuple(found)
 
 
 def engine_container(pod: Pod) -> str:

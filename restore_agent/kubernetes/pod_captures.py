@@ -64,6 +64,7 @@ class PodCaptures:
                 engine=await self._engine(caller),
                 canary_path=path,
                 canary_body=body,
+                adapters=caller.names(),
                 replace=True,
             )
             captured = await self._node.capture(request, progress, phases, caller.container.open)
@@ -78,6 +79,8 @@ class PodCaptures:
             sizes = f"{manifest.image_bytes / 1e6:.0f} MB, of which CRIU restores {manifest.skeleton_bytes / 1e6:.1f} MB"
             if manifest.weights:
                 sizes += f"; {sum(each.size for each in manifest.weights) / 1e6:.0f} MB of weights are lent by gpumem"
+            if manifest.adapters:
+                sizes += f"; proved with its adapters {', '.join(adapter.name for adapter in manifest.adapters)}"
             if caller.container.left_behind:
                 sizes += f"; not carried, since it is too much, and empty in other pods: {', '.join(caller.container.left_behind)}"
             await self._annotate(pod, {CAPTURED: captured.snapshot.digest})

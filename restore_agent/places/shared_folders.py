@@ -20,6 +20,7 @@ _CACHES: Mapping[str, str] = {
     _HUB: "~/.cache/huggingface",
     "HF_HUB_CACHE": "",
     "MODELSCOPE_CACHE": "~/.cache/modelscope",
+    "LLAMA_CACHE": "~/.cache/llama.cpp",
     "TORCH_HOME": "~/.cache/torch",
     "TORCHINDUCTOR_CACHE_DIR": "",
     "TRITON_CACHE_DIR": "~/.triton/cache",

@@ -26,7 +26,7 @@ from zerowake_proto import agent_pb2, agent_pb2_grpc
 
 from gpumem.programs.commands import parse_reserve
 from restore_agent.drivers.weights import DEFAULT_SOCKET
-from restore_agent.engine.presets import KINDS, Setting, prepare
+from restore_agent.engine.presets import KINDS, Setting, fewer_cpus, prepare
 from restore_agent.errors import REASON, AgentError
 from restore_agent.kubernetes.nri import SOCKET as NRI_SOCKET
 from restore_agent.places.placeholder import DEFAULT_FOLDER
@@ -121,6 +121,9 @@ def create(
     canary: Annotated[
         str, typer.Option(help="PATH=JSON of the request that proves a replica; found by itself for OpenAI-compatible servers.")
     ] = "",
+    adapter: Annotated[
+        list[str], typer.Option(help="LoRA adapter, by the name that the server answers to; those that it lists are found by themselves.")
+    ] = [],  # noqa: B006
     env: Annotated[list[str], typer.Option(help="KEY=VALUE for the server.")] = [],  # noqa: B006
     directory: Annotated[Path, typer.Option(help="Working directory of the server.")] = Path(),
     shared: Annotated[
@@ -150,7 +153,8 @@ def create(
         if weights:
             raise typer.BadParameter(f"--weights is for engines that attach what they are told; {engine} brings its own")
         with _errors():
-            command, more, health = prepare(engine, command, Setting(port, gpumem, state / "weights"), os.environ)
+            setting = Setting(port, gpumem, state / "weights", cpus=fewer_cpus())
+            command, more, health = prepare(engine, command, setting, {**os.environ, **pairs})
         pairs = more | pairs
     with _errors():
         if why := flaw_of_command(command) or flaw_of_environment(pairs, command):
@@ -169,6 +173,7 @@ def create(
                 shared=[str(folder.expanduser().resolve()) for folder in shared],
             ),
             canary=agent_pb2.Canary(path=path, body=body.encode()),
+            adapters=adapter,
             keep_serving=keep_serving,
             replace=replace,
             weights=str(weights.resolve()) if weights else "",
@@ -206,7 +211,9 @@ def verify(name: Name, namespace: Namespace = "default", state: State = DEFAULT_
         catalog = Catalog(state)
         snapshot = catalog.get(namespace, name)
         catalog.verify(snapshot)
-    typer.echo(f"{snapshot}: {len(snapshot.chunks)} chunks and {len(snapshot.manifest.files)} files are whole")
+    adapters = ", ".join(adapter.name for adapter in snapshot.manifest.adapters)
+    proved = f"; it was proved with its adapters {adapters}" if adapters else ""
+    typer.echo(f"{snapshot}: {len(snapshot.chunks)} chunks and {len(snapshot.manifest.files)} files are whole{proved}")
 
 
 @snapshots.command()
@@ -311,9 +318,10 @@ async def _create(request: agent_pb2.SnapshotRequest, state: Path, gpumem: Path)
     for phase in result.phases:
         console.print(f"  {_STEPS.get(phase.name, phase.name):<36} {phase.seconds:7.2f} s", highlight=False)
     reference = result.snapshot
+    adapters = f", with its adapters {', '.join(result.adapters)}" if result.adapters else ""
     typer.echo(
         f"snapshot {reference.namespace}/{reference.name}@{reference.digest[:12]}: {result.image_bytes / 1e6:.0f} MB, "
-        f"of which CRIU restores {result.skeleton_bytes / 1e6:.1f} MB; proved"
+        f"of which CRIU restores {result.skeleton_bytes / 1e6:.1f} MB; proved{adapters}"
     )
     for note in result.notes:
         typer.echo(f"note: {note}")

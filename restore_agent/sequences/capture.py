@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 from restore_agent.drivers.criu import Criu
 from restore_agent.drivers.cuda import Cuda
 from restore_agent.drivers.weights import Weights
+from restore_agent.engine.adapters import prove_adapters, record_adapters
 from restore_agent.engine.canary import prove_canary, record_canary
 from restore_agent.engine.engine import Engine
 from restore_agent.pages.images import mend_timers, split
@@ -36,6 +37,7 @@ from restore_agent.snapshots.chunks import Lease, write_chunks
 from restore_agent.snapshots.compatibility import node_fits
 from restore_agent.snapshots.manifest import (
     CHECKPOINTS,
+    AdapterRecord,
     CanaryRecord,
     ChunkRecord,
     EngineRecord,
@@ -51,6 +53,7 @@ from restore_agent.snapshots.store import NameTaken, NotFound, Snapshot, Store, 
 from restore_agent.workload.control_directory import SNAPSHOT_COMPLETE
 
 _R = TypeVar("_R")
+_Answers = tuple[CanaryRecord, tuple[AdapterRecord, ...]]
 _DUMP_SECONDS = 600.0
 _WRITTEN = (
     "the engine wrote {}: that is in the snapshot, and each replica goes on with a copy of its own, which ends with it. "
@@ -69,6 +72,7 @@ class CaptureRequest:
     engine: EngineRecord
     canary_path: str = ""
     canary_body: str = ""
+    adapters: tuple[str, ...] = ()  # names that the server answers to besides, where it does not list them itself
     replace: bool = False
     weights: Path | None = None
 
@@ -129,11 +133,11 @@ class Capturer:
                 await source.wait_healthy(or_ready=True)
             # An engine that quiesces may not answer from here to the end of the dump, and is asked then; others warm up by the request.
             with _step("request", phases, progress):
-                canary = None
+                answers = None
                 # The second answer stands: what the first leaves behind (a cached prefix, and sums in another order) is in the image.
                 for _ in range(2):
                     if not source.is_ready:
-                        canary = await source.unless_ready(record_canary(source, request.canary_path, request.canary_body))
+                        answers = await source.unless_ready(_answers(source, request))
             with _step("quiesce", phases, progress):
                 quiesces = await source.wait_quiet()
                 await asyncio.to_thread(refuse_left_behind, source.pid, place.host_pids(), before)
@@ -145,7 +149,7 @@ class Capturer:
                     lent += await self._published(source, workspace)
                 for region in lent:
                     await asyncio.to_thread(_keep_layout, workspace, region)
-                draft = await self._dump(request, place, source, canary, quiesces, workspace, lease, progress, phases)
+                draft = await self._dump(request, place, source, answers, quiesces, workspace, lease, progress, phases)
                 if lent:
                     records = tuple(region.record for region in lent)
                     draft = _draft(draft.manifest.model_copy(update={"weights": records}), workspace)
@@ -173,7 +177,7 @@ class Capturer:
         request: CaptureRequest,
         place: Place,
         source: Engine,
-        canary: CanaryRecord | None,
+        answers: _Answers | None,
         quiesces: bool,
         workspace: Path,
         lease: Lease,
@@ -206,9 +210,10 @@ class Capturer:
                 source.tell(SNAPSHOT_COMPLETE)
         source.gpu_bytes = freed or {}
         gpus = self._cuda.gpus() if self._cuda and holders else None
-        if canary is None:
+        if answers is None:
             await source.wait_healthy()
-            canary = await record_canary(source, request.canary_path, request.canary_body)
+            answers = await _answers(source, request)
+        canary, adapters = answers
         with _step("split", phases, progress):
             await asyncio.to_thread(mend_timers, images)
             total = sum(pages.stat().st_size for pages in images.glob("pages-*.img"))
@@ -226,6 +231,7 @@ class Capturer:
                 created=datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
                 engine=request.engine,
                 canary=canary,
+                adapters=adapters,
                 processes=tuple(
                     ProcessRecord(pid=pid, command=command_line(host), gpu=host in holders) for pid, host in sorted(inside.items())
                 ),
@@ -260,12 +266,19 @@ class Capturer:
         try:
             assert draft.manifest.canary is not None
             await prove_canary(engine, draft.manifest.canary)
+            await prove_adapters(engine, draft.manifest.adapters)
         except BaseException:
             self._staging.unstage(draft.digest)
             raise
         finally:
             await engine.place.close()
             engine.output.close()
+
+
+async def _answers(source: Engine, request: CaptureRequest) -> _Answers:
+    """The model's, then its adapters', in the order in which they are asked for again. Raises EngineError."""
+    canary = await record_canary(source, request.canary_path, request.canary_body)
+    return canary, await record_adapters(source, canary, request.adapters)
 
 
 @contextlib.contextmanager

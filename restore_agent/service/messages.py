@@ -69,6 +69,7 @@ def capture_request(request: agent_pb2.SnapshotRequest) -> CaptureRequest:
         engine=engine_record(request.engine),
         canary_path=request.canary.path,
         canary_body=_text("canary.body", request.canary.body),
+        adapters=tuple(request.adapters),
         replace=request.replace,
         weights=Path(request.weights) if request.weights else None,
     )

@@ -143,6 +143,7 @@ class AgentService(agent_pb2_grpc.AgentServicer):
                     phases=messages.phases(phases.done()),
                     replica_id=replica_id,
                     notes=captured.notes,
+                    adapters=[adapter.name for adapter in manifest.adapters],
                 )
             )
 

@@ -66,6 +66,12 @@ class CanaryRecord(_Record):
     answer: str  # the body of the 200
 
 
+class AdapterRecord(CanaryRecord):
+    """The same for one LoRA adapter, which the server has beside its model."""
+
+    name: str
+
+
 class ProcessRecord(_Record):
     """One process of the image."""
 
@@ -182,6 +188,7 @@ class Manifest(_Record):
     created: str  # ISO 8601, UTC
     engine: EngineRecord
     canary: CanaryRecord | None  # None only in a draft: what is published has been proved
+    adapters: tuple[AdapterRecord, ...] = ()  # in the order in which they are asked, after the canary
     processes: tuple[ProcessRecord, ...]
     root_pid: int
     stdio: tuple[str, str]  # CRIU's keys of stdout and stderr

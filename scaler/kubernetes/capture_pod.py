@@ -83,11 +83,13 @@ def pod_for(snapshot: ModelSnapshot, setup: NodeSetup, nodes: Prefer, contents: 
         "spec": spec,
     }
     of_agent = (pod_contract.CAPTURED, pod_contract.CAPTURE_FAILED, pod_contract.CAPTURE_MISSED, pod_contract.CAPTURE_REFUSED)
-    for result in (*of_agent, pod_contract.CANARY):
+    for result in (*of_agent, pod_contract.CANARY, pod_contract.NAMES):
         pod["metadata"]["annotations"].pop(result, None)  # the agent's to write, not the template's
     pod["metadata"]["annotations"][pod_contract.CONTENTS] = contents
     if snapshot.spec.canary is not None:
         pod["metadata"]["annotations"][pod_contract.CANARY] = json.dumps(msgspec.to_builtins(snapshot.spec.canary))
+    if snapshot.spec.names:
+        pod["metadata"]["annotations"][pod_contract.NAMES] = json.dumps(snapshot.spec.names)
     index = engine_of(spec, snapshot)
     assert index is not None
     for probe in ("livenessProbe", "readinessProbe", "startupProbe", "lifecycle"):

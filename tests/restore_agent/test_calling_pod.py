@@ -118,3 +118,11 @@ async def test_its_snapshot_is_one_of_its_own_namespace(tmp_path: Path) -> None:
             await caller(namespace="other").snapshot(store)
     finally:
         store.close()
+
+
+def test_what_else_an_engine_answers_to_is_a_list_of_names() -> None:
+    assert caller().names() == ()
+    assert caller({"names": '["sql", "poet"]'}).names() == ("sql", "poet")
+    for wrong in ("sql", '{"sql": 1}', '[""]', "[1]"):
+        with pytest.raises(Refused, match=r"annotation zerowake\.dev/names is no list of names"):
+            caller({"names": wrong}).names()

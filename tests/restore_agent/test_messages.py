@@ -47,10 +47,10 @@ def test_a_capture_is_named_after_its_snapshot_where_nothing_else_is_said() -> N
     canary = pb.Canary(path="/ask", body=b'{"a": 1}')
     reference = pb.SnapshotRef(namespace="team", name="chat")
     wanted = messages.capture_request(
-        pb.SnapshotRequest(snapshot=reference, model="m", engine=ENGINE, canary=canary, weights="/w", replace=True)
+        pb.SnapshotRequest(snapshot=reference, model="m", engine=ENGINE, canary=canary, weights="/w", replace=True, adapters=["sql"])
     )
     assert (wanted.namespace, wanted.model, wanted.weights, wanted.replace) == ("team", "m", Path("/w"), True)
-    assert (wanted.canary_path, wanted.canary_body) == ("/ask", '{"a": 1}')
+    assert (wanted.canary_path, wanted.canary_body, wanted.adapters) == ("/ask", '{"a": 1}', ("sql",))
 
 
 def test_a_capture_that_cannot_be_meant_is_refused() -> None:

@@ -211,6 +211,24 @@ async def test_a_capture_that_fails_says_why_and_is_not_tried_again(node: Node, 
         assert len(kubelet.events()) == events
 
 
+async def test_what_else_an_engine_answers_to_is_proved_with_it(node: Node, kubelet: Kubelet) -> None:
+    """LoRA adapters above all: one that breaks fails the capture by its name, and another try may end otherwise."""
+    code = (Path(__file__).parents[1] / "worlds/adapter_engine.py").read_text()
+    told = {**TOLD, "zerowake.dev/names": '["hidden"]'}
+    async with served(node, kubelet):
+        command = [str(PYTHON), "-c", code, str(PORT), "poet", "hidden"]
+        async with kubelet.pod("capture", CAPTURE, told, command=command) as pod:
+            assert await pod.exit_code() == 0, kubelet.events()
+        assert [adapter.name for adapter in node.store.get(NAMESPACE, "small").manifest.adapters] == ["poet", "hidden"]
+        assert "; proved with its adapters poet, hidden" in await kubelet.event("capture", "Captured")
+        of_restored = "adapter 'dies' of the restored engine did not answer"
+        for broken, why in (("dies", of_restored), ("broken", "adapter 'broken' does not answer")):
+            async with kubelet.pod(broken, CAPTURE, told, command=[*command, broken]) as pod:
+                assert await pod.exit_code() == 1
+                assert why in await kubelet.event(broken, "CaptureFailed")
+                assert "zerowake.dev/capture-refused" not in annotations(kubelet, broken)
+
+
 async def started_with(
     node: Node, kubelet: Kubelet, command: Sequence[str] = (str(PYTHON), "-c", TELLS, "vllm", "serve", "m"), **more: str
 ) -> tuple[list[str], dict[str, str]]:

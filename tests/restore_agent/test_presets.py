@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -138,6 +139,81 @@ def test_several_api_servers_of_sglang_are_refused() -> None:
         prepare("sglang", [*SGLANG, "--tokenizer-worker-num", "2"], SETTING, {})
 
 
+LLAMA = ["llama-server", "--model", "/models/m.gguf"]
+LLAMA_PYTHON = ["python", "-m", "llama_cpp.server", "--model", "/models/m.gguf"]
+
+
+def test_one_line_is_enough_for_llama_server_whose_weights_stay_in_their_file() -> None:
+    command, env, health = prepare("llama-cpp", LLAMA, SETTING, {"LLAMA_ARG_CTX_SIZE": "4096", "OMP_NUM_THREADS": "2", "SECRET": "x"})
+    assert command == [*LLAMA, "--port", "8123"] and health == "/health"
+    assert env["LLAMA_ARG_NO_REPACK"] == "1", "repacked weights are memory of each replica's own"
+    assert env["LLAMA_ARG_CTX_SIZE"] == "4096" and env["OMP_NUM_THREADS"] == "2" and "SECRET" not in env
+    assert prepare("llama-cpp", [*LLAMA, "--api-prefix", "/llm"], SETTING, {})[2] == "/llm/health"
+
+
+def test_llama_cpp_python_is_told_not_to_pin_and_is_asked_for_its_models() -> None:
+    command, env, health = prepare("llama-cpp", LLAMA_PYTHON, SETTING, {})
+    assert command == [*LLAMA_PYTHON, "--port", "8123"] and health == "/v1/models"
+    assert env["USE_MLOCK"] == "false" and "OMP_NUM_THREADS" not in env
+
+
+@pytest.mark.parametrize(
+    ("given", "env", "why"),
+    [
+        (["--no-mmap"], {}, r"^--no-mmap: it makes the weights memory of each replica's own"),
+        (["-dio"], {}, r"^-dio: it makes"),
+        (["--direct-io"], {}, r"^--direct-io: it makes"),
+        (["--load-mode", "none"], {}, r"^--load-mode none: it makes"),
+        (["-lm", "dio"], {}, r"^-lm dio: it makes"),
+        (["--load-mode=mmap+mlock"], {}, r"^--load-mode mmap\+mlock: it pins the GGUF"),
+        (["--mlock"], {}, r"^--mlock: it pins the GGUF, so that each restore reads"),
+        ([], {"LLAMA_ARG_MLOCK": "1"}, r"^LLAMA_ARG_MLOCK 1: it pins"),
+        ([], {"LLAMA_ARG_MMAP": "off"}, r"^LLAMA_ARG_MMAP off: it makes"),
+        ([], {"LLAMA_ARG_NO_MMAP": "1"}, r"^LLAMA_ARG_NO_MMAP: it makes"),
+        ([], {"LLAMA_ARG_LOAD_MODE": "mlock"}, r"^LLAMA_ARG_LOAD_MODE mlock: it pins"),
+        (["--threads", "100000"], {}, r"^--threads 100000: the engine has \d+ processors here"),
+        (["-tb", "100000"], {}, r"^--threads-batch 100000: "),
+        (["--port", "9000"], {}, r"port 9000"),
+    ],
+)
+def test_what_llama_server_could_not_share_or_run_is_refused(given: list[str], env: dict[str, str], why: str) -> None:
+    with pytest.raises(UnsuitableCommand, match=why):
+        prepare("llama-cpp", [*LLAMA, *given], SETTING, env)
+
+
+@pytest.mark.parametrize(
+    ("given", "env", "why"),
+    [
+        (["--use_mmap", "False"], {}, r"^--use-mmap False: it makes"),
+        (["--use_mlock=true"], {}, r"^--use-mlock true: it pins"),
+        ([], {"USE_MLOCK": "1"}, r"^USE_MLOCK 1: it pins"),
+        (["--n_threads", "100000"], {}, r"^--n_threads 100000: "),
+    ],
+)
+def test_what_llama_cpp_python_could_not_share_or_run_is_refused(given: list[str], env: dict[str, str], why: str) -> None:
+    with pytest.raises(UnsuitableCommand, match=why):
+        prepare("llama-cpp", [*LLAMA_PYTHON, *given], SETTING, env)
+
+
+@pytest.mark.parametrize(
+    ("command", "more"),
+    [
+        (LLAMA, ["--threads", "3", "--threads-batch", "3"]),
+        (LLAMA_PYTHON, ["--n_threads", "3", "--n_threads_batch", "3"]),
+        ([*LLAMA, "-t", "2", "--threads-batch", "1"], []),
+    ],
+)
+def test_llama_cpp_which_counts_the_machine_s_processors_is_told_how_many_are_its_own(command: list[str], more: list[str]) -> None:
+    assert prepare("llama-cpp", command, replace(SETTING, cpus=3), {})[0] == [*command, "--port", "8123", *more]
+    with pytest.raises(UnsuitableCommand, match=r"has 3 processors"):
+        prepare("llama-cpp", [*LLAMA, "-t", "4"], replace(SETTING, cpus=3), {})
+
+
+def test_what_llama_cpp_is_told_of_mapping_that_changes_nothing_is_kept() -> None:
+    given = [*LLAMA, "--mmap", "--load-mode", "mmap", "--repack", "-t", "1", "--port", "8123"]
+    assert prepare("llama-cpp", given, SETTING, {"LLAMA_ARG_MMAP": "1", "LLAMA_ARG_MLOCK": "0"})[0] == given
+
+
 def test_an_unknown_engine_is_refused_with_those_that_are_known() -> None:
     with pytest.raises(UnsuitableCommand, match="there are " + ", ".join(sorted(KINDS))):
         prepare("vlm", ["x"], SETTING, {})
@@ -159,6 +235,7 @@ def test_an_unknown_engine_is_refused_with_those_that_are_known() -> None:
         (SGLANG, "sglang"),
         (["sglang", "serve", "--model-path", "m"], "sglang"),
         (["python", "-m", "sglang.bench_serving"], ""),
+        (["llama-server", "--model", "/m.gguf"], ""),  # which needs no adapter: its pod is captured as it stands
     ],
 )
 def test_engines_with_an_adapter_are_known_by_their_commands(command: list[str], kind: str) -> None:

@@ -28,7 +28,7 @@ from tests.worlds.kubernetes_api import Api
 from tests.worlds.waiting import until
 from zerowake_shared.kubernetes.cluster import Cluster
 from zerowake_shared.kubernetes.resource import PODS
-from zerowake_shared.pod_contract import CAPTURE_FAILED, CAPTURE_MISSED, CAPTURE_REFUSED, CAPTURED, COLD, SNAPSHOT
+from zerowake_shared.pod_contract import CAPTURE_FAILED, CAPTURE_MISSED, CAPTURE_REFUSED, CAPTURED, COLD, NAMES, SNAPSHOT
 
 DIGEST, OTHER = "ab" * 32, "cd" * 32
 TEMPLATE = {
@@ -151,6 +151,16 @@ async def test_a_template_is_captured(world: World) -> None:
     assert not world.pods() and world.reasons() == ["Captured"], "and not once more"
     found = world.api.get("modelsnapshots", "tenant", "chat")
     assert found and found["metadata"]["finalizers"] == [FINALIZER] and found["status"]["observedGeneration"] == 1
+
+
+async def test_the_agent_is_told_what_else_the_engine_answers_to(world: World) -> None:
+    """By the object, and not by its template, which is its owner's."""
+    of_template = {"metadata": {**TEMPLATE["metadata"], "annotations": {NAMES: '["forged"]'}}, "spec": TEMPLATE["spec"]}
+    await world.snapshot("plain", template=of_template)
+    await world.snapshot("tuned", template=of_template, names=["sql", "poet"])
+    await until(lambda: len(world.pods()) == 2)
+    told = {pod["metadata"]["labels"]["zerowake.dev/capture"]: pod["metadata"]["annotations"].get(NAMES) for pod in world.pods()}
+    assert told == {"plain": None, "tuned": '["sql", "poet"]'}
 
 
 async def test_a_failed_capture_is_told_and_tried_again(world: World) -> None:

@@ -16,11 +16,18 @@ _REQUESTS = 12  # at once to each replica: every worker of a server answers some
 
 
 async def snapshot(
-    agent: Agent, name: str, command: Sequence[str], *, health: str, canary: str, code: int = 0, patience: float = 60
+    agent: Agent,
+    name: str,
+    command: Sequence[str],
+    *more: str,
+    health: str = "/health",
+    canary: str = "",
+    code: int = 0,
+    patience: float = 60,
 ) -> str:
-    """`zerowake snapshot create`; what it printed. `code`: its expected exit status; `patience`: seconds to be ready."""
+    """`zerowake snapshot create`; what it printed. `more`: options. `code`: its exit status; `patience`: seconds to be ready."""
     options = ["--port", str(PORT), "--health", health, "--canary", canary, "--timeout", str(patience), "--state", str(agent.state)]
-    return await zerowake("snapshot", "create", name, *options, "--", *command, code=code)
+    return await zerowake("snapshot", "create", name, *options, *more, "--", *command, code=code)
 
 
 async def three_at_once(agent: Agent, name: str, path: str, expected: object, processes: int) -> None:
@@ -29,8 +36,10 @@ async def three_at_once(agent: Agent, name: str, path: str, expected: object, pr
     assert answers == [expected] * len(answers)
 
 
-async def answers_of_three(agent: Agent, name: str, ask: Callable[[pb.Replica], object], processes: int) -> list[object]:
-    """What three replicas, restored at once, say to many requests at once."""
+async def answers_of_three(
+    agent: Agent, name: str, ask: Callable[[pb.Replica], object], processes: int, look: Callable[[], None] | None = None
+) -> list[object]:
+    """What three replicas, restored at once, say to many requests at once. `look`: called while they are there."""
     manifest = Catalog(agent.state).get("default", name).manifest
     assert len(manifest.processes) == processes, [process.command for process in manifest.processes]
     responses = await asyncio.gather(*(agent.restore(name) for _ in range(3)))
@@ -39,6 +48,9 @@ async def answers_of_three(agent: Agent, name: str, ask: Callable[[pb.Replica], 
         assert reasons == [], (agent.state.parent / "agent.log").read_text()[-3000:]
         replicas = [response.replica for response in responses]
         with ThreadPoolExecutor(len(replicas) * 4) as pool:
-            return list(pool.map(ask, replicas * _REQUESTS))
+            answers = list(pool.map(ask, replicas * _REQUESTS))
+        if look:
+            look()
+        return answers
     finally:
         await asyncio.gather(*(agent.release(response.replica) for response in responses))
