@@ -8,7 +8,16 @@ from pathlib import Path
 import pytest
 
 from restore_agent.snapshots.chunks import Lease
-from restore_agent.snapshots.manifest import CONTAINER_FILE, FileRecord, InvalidManifest, InvalidName, Manifest, check_name, digest_of
+from restore_agent.snapshots.manifest import (
+    CONTAINER_FILE,
+    AdapterRecord,
+    FileRecord,
+    InvalidManifest,
+    InvalidName,
+    Manifest,
+    check_name,
+    digest_of,
+)
 from restore_agent.snapshots.store import Store
 from tests.worlds.snapshots import draft
 
@@ -43,6 +52,14 @@ def test_one_that_was_taken_in_a_container_has_that_file(manifest: Manifest) -> 
     assert not manifest.is_of_container
     files = manifest.files | {CONTAINER_FILE: FileRecord(size=1, hash="0")}
     assert manifest.model_copy(update={"files": files}).is_of_container
+
+
+def test_adapters_stay_in_the_order_in_which_they_are_asked_and_older_manifests_have_none(manifest: Manifest) -> None:
+    adapters = tuple(AdapterRecord(name=name, path="/ask", answer=name) for name in ("sql", "poet"))
+    again = Manifest.decode(manifest.model_copy(update={"adapters": adapters}).encode())
+    assert again.adapters == adapters
+    before = {key: value for key, value in json.loads(manifest.encode()).items() if key != "adapters"}
+    assert Manifest.decode(json.dumps(before).encode()).adapters == ()
 
 
 @pytest.mark.parametrize(("data", "why"), [(b"{", "no JSON object"), (b"[]", "no JSON object"), (b"{}", "version None")])
