@@ -33,9 +33,9 @@ def text(answer: object) -> str:
     return said
 
 
-def alone(number: int) -> dict[str, object]:
-    """Asks llama-server for one adapter."""
-    return {**ASKED, "lora": [{"id": number, "scale": 1.0}]}
+def by(*adapters: int) -> dict[str, object]:
+    """Asks llama-server for these adapters of two; by itself it takes both."""
+    return {**ASKED, "lora": [{"id": number, "scale": float(number in adapters)} for number in (0, 1)]}
 
 
 def is_shared() -> None:
@@ -51,7 +51,7 @@ def is_shared() -> None:
 async def test_llama_server_shares_its_model_and_each_adapter_answers_as_it_did(agent: Agent, tmp_path: Path, llama_server: str) -> None:
     adapters = [lora(tmp_path / f"{name}.gguf", seed) for seed, name in enumerate(("sql", "poet"))]
     command = [llama_server, "--model", str(model()), "--ctx-size", "1024", "--lora", ",".join(map(str, adapters))]
-    said = await snapshot(agent, "llama", [*command, "--lora-init-without-apply"], *PRESET)
+    said = await snapshot(agent, "llama", command, *PRESET)
     assert "; proved, with its adapters sql, poet\n" in said
     manifest = Catalog(agent.state).get("default", "llama").manifest
     assert manifest.canary and manifest.canary.path == "/v1/chat/completions"
@@ -60,11 +60,11 @@ async def test_llama_server_shares_its_model_and_each_adapter_answers_as_it_did(
     assert manifest.image_bytes < model().stat().st_size, "which is not in it"
     assert any(file.path == str(model()) for file in manifest.fits.mapped_files)
 
-    answers = await answers_of_three(agent, "llama", lambda replica: post(replica, "/v1/completions", ASKED), 1, is_shared)
+    answers = await answers_of_three(agent, "llama", lambda replica: post(replica, "/v1/completions", by()), 1, is_shared)
     assert all("Paris" in text(answer) for answer in answers)
-    tuned = [await answers_of_three(agent, "llama", lambda replica, i=i: post(replica, "/v1/completions", alone(i)), 1) for i in (0, 1)]
-    of_adapter = [{text(answer) for answer in each} for each in tuned]
-    assert [len(each) for each in of_adapter] == [1, 1] and of_adapter[0] != of_adapter[1]
+    replica = (await agent.restore("llama")).replica
+    tuned = {text(post(replica, "/v1/completions", by(number))) for number in (0, 1)}
+    assert len(tuned | {text(answers[0])}) == 3
 
 
 async def test_llama_cpp_python_shares_its_model_and_is_proved_with_the_adapter_that_is_named(agent: Agent, tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def lora(path: Path, seed: int) -> Path:
         if tensor.name.endswith(("attn_q.weight", "attn_v.weight", "ffn_down.weight")):
             into, out = (int(size) for size in tensor.shape)
             for half, shape in (("a", (RANK, into)), ("b", (out, RANK))):
-                writer.add_tensor(f"{tensor.name}.lora_{half}", random.normal(0, 0.05, shape).astype(numpy.float32))
+                writer.add_tensor(f"{tensor.name}.lora_{half}", random.normal(0, 0.2, shape).astype(numpy.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
