@@ -87,12 +87,12 @@ async def _adapters(engine: Engine, canary: CanaryRecord, named: Sequence[str]) 
     if _question(canary) is not None:
         async with engine.session() as session:
             for each in _list(await _said(engine, session, "/v1/models"), "data"):
-                if isinstance(each.get("id"), str) and each.get("parent"):
-                    found[each["id"]] = {"model": each["id"]}
+                if isinstance(name := each.get("id"), str) and each.get("parent"):
+                    found[name] = {"model": name}
             for each in _list(await _said(engine, session, "/lora-adapters")):
                 if isinstance(each.get("id"), int):
-                    name = PurePath(str(each.get("path", ""))).stem or str(each["id"])
-                    found[name if name not in found else f"{name}#{each['id']}"] = {"lora": [{"id": each["id"], "scale": 1.0}]}
+                    file = PurePath(str(each.get("path", ""))).stem or str(each["id"])
+                    found[file if file not in found else f"{file}#{each['id']}"] = {"lora": [{"id": each["id"], "scale": 1.0}]}
     return {**found, **{name: {"model": name} for name in named if name not in found}}
 
 

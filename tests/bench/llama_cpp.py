@@ -55,7 +55,9 @@ async def measured(work: Path, name: str, command: Sequence[str], health: str) -
     await run(*ZEROWAKE, "snapshot", "create", "chat", *options, "--", *command)
     created = time.monotonic() - began
     manifest = Catalog(state).get("default", "chat").manifest
-    cold, restored, texts = [], [], set()
+    cold: list[float] = []
+    restored: list[float] = []
+    texts = set()
     async with system(state) as url:
         for _ in range(ROUNDS + 1):  # the first is left out of both
             for into, took, text in ((cold, *await from_cold(command, health)), (restored, *await from_zero(state, url))):
