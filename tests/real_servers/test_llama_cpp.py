@@ -92,7 +92,7 @@ async def test_a_model_that_would_not_be_shared_is_refused_before_anything_start
 def test_llama_server_knows_what_it_is_told_and_refused(llama_server: str) -> None:
     there = subprocess.run([llama_server, "--help"], capture_output=True, text=True, check=True).stdout
     options = [name for names in presets._THREADS for name in names] + [row[0] for row in presets._NOT_SHARED]
-    variables = [row[1] for row in presets._NOT_SHARED] + [name for name in presets.KINDS["llama-cpp"].env if name.startswith("LLAMA_")]
+    variables = [row[1] for row in presets._NOT_SHARED] + [name for name in presets.KINDS["llama-cpp"].env(()) if name.startswith("LLAMA_")]
     for name in filter(None, [*options, "--port", "--api-prefix", "--repack"]):
         assert any(name in line.replace(",", " ").split() for line in there.splitlines()), name
     for name in filter(None, variables):
