@@ -276,11 +276,11 @@ async def test_an_engine_with_an_adapter_that_is_started_cold_takes_memory_as_an
 
 
 async def test_an_engine_whose_adapter_cannot_do_what_it_is_to_do_is_refused(node: Node, kubelet: Kubelet) -> None:
-    command = [str(PYTHON), "-c", TELLS, "vllm", "serve", "m", "--tensor-parallel-size", "2"]
+    command = [str(PYTHON), "-c", TELLS, "vllm", "serve", "m", "--pipeline-parallel-size", "2"]
     async with served(node, kubelet):
         async with kubelet.pod("capture", CAPTURE, {**TOLD, **CANARY, "zerowake.dev/gpumem": "true"}, command=command) as pod:
             assert await pod.exit_code() == 1
-        assert "--tensor-parallel-size 2: a snapshot holds one GPU's process" in await kubelet.event("capture", "CaptureFailed")
+        assert "--pipeline-parallel-size 2: a snapshot's ranks are tensor parallel alone" in await kubelet.event("capture", "CaptureFailed")
 
 
 async def test_a_bug_in_one_pod_s_call_is_told_and_ends_nothing_else(
