@@ -15,9 +15,10 @@ from typing import Any
 
 import pytest
 
-from tests.bench.gpu import parked, ranks, results, run, ten, vllm
+from tests.bench.gpu import parked, ranks, results, run, sglang, ten, vllm
 from tests.bench.gpu.run import pool
 from tests.bench.gpu.sizes import GIB
+from tests.worlds import sglang_sources
 from tests.worlds.needs import missing_for_criu
 from tests.worlds.ports import free_port
 
@@ -114,3 +115,18 @@ async def test_several_models_parked_and_woken_in_turn(tmp_path: Path, monkeypat
     captured = [name for name in figures if name.startswith("zerowake snapshot create")]
     assert captured == ["zerowake snapshot create --engine vllm, small-llama"]
     assert figures["plain vLLM's answer is the same"] == 1
+
+
+async def test_sglang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the adapter itself, on an SGLang of a few lines."""
+    pytest.importorskip("torch")
+    sglang_sources.install(tmp_path / "site")
+    monkeypatch.setenv("ZEROWAKE_SGLANG_SITE", str(tmp_path / "site"))
+    monkeypatch.setattr(sglang.Bench, "rounds", 1)
+    monkeypatch.setattr(sys, "argv", ["sglang", "small", "--attention-backend", "triton"])
+    assert await sglang.main() == 0
+    figures = kept(tmp_path, "sglang")
+    cases = ("staged", "standby, made ahead", "parked, made ahead", "weights in host memory")
+    assert {f"from zero, {case}" for case in cases} < figures.keys()
+    weights = 2048 * 4096 * 4 / 1e6
+    assert figures["weights, lent"] >= weights and "cold start ÷ staged" in figures

@@ -116,8 +116,10 @@ class App:
         while message.get("more_body"):
             message = await receive()
             body += message.get("body", b"")
-        status, content = await self._answer(scope["path"], json.loads(body or b"{}"))
-        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(content)).encode())]
+        asked = json.loads(body or b"{}")
+        status, content = await self._answer(scope["path"], asked)
+        kind = b"text/event-stream" if asked.get("stream") else b"application/json"
+        headers = [(b"content-type", kind), (b"content-length", str(len(content)).encode())]
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": content})
     async def _answer(self, path, body):
@@ -129,8 +131,12 @@ class App:
         if path != "/v1/completions":
             return 404, b"{}"
         answer = await manager.generate_request(body["prompt"])
-        choice = {"index": 0, "text": " ".join(map(str, answer)), "finish_reason": "length"}
-        return 200, json.dumps({"object": "text_completion", "choices": [choice]}).encode()
+        def said(*words):
+            choice = {"index": 0, "text": " ".join(map(str, words)), "finish_reason": "length", "logprobs": None}
+            return json.dumps({"object": "text_completion", "choices": [choice]})
+        if body.get("stream"):
+            return 200, "".join(f"data: {said(word)}\\n\\n" for word in answer).encode() + b"data: [DONE]\\n\\n"
+        return 200, said(*answer).encode()
 app = App()
 def _execute_server_warmup(server_args) -> bool:
     get_global_state().tokenizer_manager.server_status = ServerStatus.Up
