@@ -51,21 +51,23 @@ def test_a_state_space_has_a_state_and_attention_none() -> None:
         ("qwen3-8b", ["--max-model-len", "40000"], H200, "KV cache of 4 GiB has no room for one request: 6 GiB"),
     ],
 )
-def test_what_fits_and_what_does_not(name: str, options: list[str], gpu: int, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_fits_and_what_does_not(
+    name: str, options: list[str], gpu: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda folder: type("Usage", (), {"free": 1 << 40}))
     monkeypatch.setattr("os.sysconf", lambda name: 1 << 20)
-    answer = refusal(needs(shape_named(name), options), gpu, Path("/var/tmp"), Path("/var/tmp"))
+    answer = refusal(needs(shape_named(name), options), gpu, tmp_path, tmp_path)
     assert said in answer and bool(said) == bool(answer)
 
 
-def test_ten_models_fit_one_gpu_parked_and_not_all_captured_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shutil.disk_usage", lambda folder: type("Usage", (), {"free": 60 * GIB}))
+def test_ten_models_fit_one_gpu_parked_and_not_all_captured_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: type("Usage", (), {"free": 70 * GIB}))
     monkeypatch.setattr("os.sysconf", {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": 128 * GIB}.get)
     each = [needs(shape_named(name), CACHE) for name in MODELS]
     wanted = together(each, AT_ONCE)
-    assert len(each) == 10 and refusal(wanted, H100, Path("/dev/shm"), Path("/var/tmp")) == ""
+    assert len(each) == 10 and refusal(wanted, H100, tmp_path, tmp_path) == ""
     assert wanted.pool + 10 * CONTEXT <= wanted.gpu, "when all are parked, and as many as can be awake are"
-    assert refusal(together(each, 10), H100, Path("/dev/shm"), Path("/var/tmp")) != ""
+    assert refusal(together(each, 10), H100, tmp_path, tmp_path) != ""
 
 
 def test_a_disk_and_a_memory_that_are_too_small_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,4 +78,22 @@ def test_a_disk_and_a_memory_that_are_too_small_are_named(tmp_path: Path, monkey
     assert f"123 GiB below {tmp_path}, where 100 are free: --models" in refusal(wanted, H200, tmp_path, tmp_path)
     free["free"] = 200 * GIB
     assert refusal(wanted, H200, tmp_path, tmp_path) == ""
-    assert "193 GiB of the host's memory, of 128" in refusal(wanted, H200, Path("/dev/shm"), Path("/dev/shm"))
+    monkeypatch.setattr("tests.bench.gpu.sizes._is_memory", lambda folder: True)
+    assert "193 GiB of the host's memory, of 128" in refusal(wanted, H200, tmp_path, tmp_path)
+
+
+def test_what_a_command_before_has_left_is_not_counted_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: type("Usage", (), {"free": 4 * GIB}))
+    monkeypatch.setattr("os.sysconf", lambda name: 1 << 20)
+    wanted, models, work = Needs(weights=GIB, sampler=0, cache=GIB, least=0), tmp_path / "models", tmp_path / "work"
+    for folder in (models, work):
+        folder.mkdir()
+    assert "its files take 5 GiB" in refusal(wanted, H100, models, work)
+    with (models / "model.safetensors").open("wb") as file:
+        file.truncate(GIB)
+    assert refusal(wanted, H100, models, work) == ""
+
+
+def test_a_folder_that_a_replica_does_not_see_is_refused(tmp_path: Path) -> None:
+    wanted = Needs(weights=GIB, sampler=0, cache=GIB, least=0)
+    assert "/dev/shm is not seen by an engine" in refusal(wanted, H100, Path("/dev/shm"), tmp_path)

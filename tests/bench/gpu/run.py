@@ -11,7 +11,7 @@ After each part all figures are kept, in `tests/bench/results/NAME-GPU-MODEL.jso
 too. A part that has failed is a figure that says so, and makes the exit status 1.
 
 A folder is made below ZEROWAKE_GPU_WORK and removed at the end, but for `--work`, which keeps it: the next command takes the weights, and
-whatever else it looks for, from there. `--models FOLDER` is a place of their own for models, such as /dev/shm.
+whatever else it looks for, from there. `--models FOLDER` is a place of their own for models, such as a tmpfs.
 """
 
 from __future__ import annotations

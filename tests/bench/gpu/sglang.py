@@ -48,7 +48,7 @@ class Bench(VllmBench):
         ours = str(beside.folder / Path(beside.path).relative_to(INSIDE))
         path = [ours, *site, *filter(None, os.environ.get("PYTHONPATH", "").split(":"))]
         kernels = {key: value for key, value in os.environ.items() if key == "TVM_FFI_CACHE_DIR"}
-        self.env = {"PYTHONPATH": ":".join(path), "HF_HUB_OFFLINE": "1", **kernels}
+        self.env = {"PYTHONPATH": ":".join(path), "HF_HUB_OFFLINE": "1", **self.caches, **kernels}
         self.command = [sys.executable, "-m", "sglang.launch_server", "--model-path", str(run.model), "--served-model-name", "model"]
         self.command += ["--context-length", "8192", *run.options]
 

@@ -26,6 +26,7 @@ AWAKE = 2  # engines at once: the one that the snapshot is taken of, and the one
 BLOCK = 16  # tokens
 TOKENS = 8192  # of the longest request, unless told
 IMAGE = 5 << 29  # bytes: 2.53 GB were measured
+OWN = ("/dev/shm", "/run")  # a sandbox has these to itself
 PROCESS = 5 << 30  # bytes of the host that an engine takes: 2.4 GB were measured, and as many for its staged image
 
 
@@ -107,11 +108,15 @@ def refusal(wanted: Needs, gpu: int, models: Path, work: Path) -> str:
         return f"its KV cache of {_gib(wanted.cache)} GiB has no room for one request: {_gib(wanted.least)} GiB, by --kv-cache-memory-bytes"
     if wanted.gpu > gpu:
         return f"its snapshot takes {_gib(wanted.gpu)} GiB of a GPU that has {gpu // GIB}: the weights are there twice for a moment"
+    for folder in (models, work):
+        if any(folder.resolve().is_relative_to(each) for each in OWN):
+            own = " and ".join(OWN)
+            return f"{folder} is not seen by an engine, whose {own} are its own: mount -t tmpfs tmpfs FOLDER makes another in memory"
     in_memory = wanted.whole + PROCESS * (wanted.contexts + 1)  # the arena, and processes
     places: dict[int, tuple[Path, int]] = {}
     for folder, size in zip((models, work), wanted.files, strict=True):
         device = folder.stat().st_dev
-        places[device] = folder, size + places.get(device, (folder, 0))[1]
+        places[device] = folder, max(0, size - _there(folder, but=models)) + places.get(device, (folder, 0))[1]
         in_memory += size if _is_memory(folder) else 0
     for folder, size in places.values():
         if size > (free := shutil.disk_usage(folder).free):
@@ -159,6 +164,12 @@ def _said(options: Sequence[str], name: str, otherwise: int) -> int:
 
 def _gib(size: int) -> int:
     return -(-size // GIB)
+
+
+def _there(folder: Path, but: Path) -> int:
+    """Bytes of files that a command before has left, as it was told to; without those of a folder within."""
+    files = (path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+    return sum(path.stat().st_size for path in files if folder == but or not path.is_relative_to(but))
 
 
 def _is_memory(folder: Path) -> bool:

@@ -71,11 +71,15 @@ class Bench:
         self.cold = 0.0
         self.server = 0  # pid of `zerowake up`
         self.medians: dict[str, float] = {}
+        # A cache is shared with the replicas only where it is there, or named; else what is compiled is in the image, and compiled again.
+        folders = {"VLLM_CACHE_ROOT": "vllm", "TRITON_CACHE_DIR": "triton", "CUDA_CACHE_PATH": "cuda"}
+        self.caches = {variable: str(run.folder / "compiled" / folder) for variable, folder in folders.items()}
         site = [os.environ["ZEROWAKE_VLLM_SITE"]] if "ZEROWAKE_VLLM_SITE" in os.environ else []
         self.env = {
             "PYTHONPATH": ":".join([*site, *filter(None, os.environ.get("PYTHONPATH", "").split(":")), str(Path(__file__).parents[3])]),
             "VLLM_USE_FLASHINFER_SAMPLER": "0",
             "HF_HUB_OFFLINE": "1",
+            **self.caches,
         }
         self.command = [sys.executable, *self.program, "serve", str(run.model)]
         self.command += ["--served-model-name", self.name, "--max-model-len", "8192", *run.options]
