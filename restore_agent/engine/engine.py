@@ -260,6 +260,17 @@ class Engine:
             connector=aiohttp.TCPConnector(socket_factory=self._socket, happy_eyeballs_delay=None, force_close=True),
         )
 
+    async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """A connection to it. Raises OSError."""
+        ours = self._socket((socket.AF_INET, socket.SOCK_STREAM, 0, "", None))
+        try:
+            ours.setblocking(False)
+            await asyncio.get_running_loop().sock_connect(ours, ("127.0.0.1", self.record.port))
+            return await asyncio.open_connection(sock=ours)
+        except BaseException:
+            ours.close()
+            raise
+
     async def ask(self, session: aiohttp.ClientSession, path: str, body: str = "", *, seconds: float = 60.0) -> Answer:
         """POST of JSON, or GET without a body. Raises EngineError: no answer."""
         try:

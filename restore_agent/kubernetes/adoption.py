@@ -68,6 +68,11 @@ class Adoption:
         except Refused as error:
             _takes_no_part(caller.pod, error)
             return
+        if self._replicas.was_moving(caller):
+            why = "an agent ended as it put the engine to sleep or woke it, and nobody knows how far it was: its container begins anew"
+            await self._node_pods.event(caller.pod, "Warning", "WakeFailed", why, "Wake")
+            caller.placeholder.exit(1)
+            return
         try:
             await caller.container.take_over()
         except ContainerError as error:  # it may serve all the same
@@ -128,6 +133,7 @@ class Adoption:
 
     def _take(self, caller: CallingPod, record: EngineRecord, snapshot: Snapshot | None, origin: Origin, pid: int) -> Engine:
         container = caller.container
+        container.unanswerable = caller.unanswerable(record.port)
         container.take()
         self._replicas.hold(caller.pod, container)
         engine = Engine(record, container, container.output(caller.model), pid)

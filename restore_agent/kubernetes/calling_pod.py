@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from restore_agent.errors import AgentError, ErrorKind
 from restore_agent.kubernetes.cri import Described
-from restore_agent.kubernetes.pod import Pod, PodContainer
+from restore_agent.kubernetes.pod import Pod, PodContainer, Probe
 from restore_agent.places.container import Container
 from restore_agent.places.placeholder import Placeholder
 from restore_agent.snapshots.manifest import EngineRecord, check_name
@@ -63,7 +63,20 @@ class CallingPod:
         allowed = self.annotation(STALE_ENVIRONMENT) == pod_environment.ALLOWED
         made = Container(self.placeholder, self.about.image, self.about.address, paths, shared, asked=asked, stale_allowed=allowed)
         made.grace = spec.termination_grace_period_seconds
+        made.probed = frozenset(probe.http_get.path or "/" for probe in _probes(own).values() if probe.http_get)
         return made
+
+    def unanswerable(self, port: int) -> str:
+        """Why its probes would find an engine that sleeps dead, though others answer at its port; empty: they do not."""
+        own = next((each for each in self.pod.spec.containers if each.name == self.about.name), PodContainer(self.about.name))
+        for name, probe in _probes(own).items():
+            asks = probe.http_get or probe.tcp_socket or probe.grpc
+            if probe.grpc or (probe.http_get and probe.http_get.scheme == "HTTPS"):
+                return f"its {name} asks by {'gRPC' if probe.grpc else 'HTTPS'}, which nobody can answer for it; use httpGet or tcpSocket"
+            named = {each.name: each.container_port for each in own.ports if each.name}
+            if asks and named.get(str(asks.port), asks.port) != port:
+                return f"its {name} asks at port {asks.port}, and its engine's is {port}: nobody answers there while it stands still"
+        return ""
 
     @property
     def model(self) -> str:
@@ -146,6 +159,12 @@ class CallingPod:
         if not isinstance(found, list) or not all(isinstance(name, str) and name for name in found):
             raise Refused(f"annotation {NAMES} is no list of names: {text[:100]}")
         return tuple(found)
+
+
+def _probes(container: PodContainer) -> dict[str, Probe]:
+    """Those that go on as long as it runs, by their names in the pod."""
+    found = {"readinessProbe": container.readiness_probe, "livenessProbe": container.liveness_probe}
+    return {name: probe for name, probe in found.items() if probe}
 
 
 def engine_container(pod: Pod) -> str:

@@ -34,6 +34,29 @@ class ContainerPort(msgspec.Struct, rename="camel"):
     """A port that a container says it listens on."""
 
     container_port: int
+    name: str = ""
+
+
+class HttpGet(msgspec.Struct):
+    """A request of a probe."""
+
+    port: int | str = 0  # a number, or a port's name
+    path: str = "/"
+    scheme: str = "HTTP"
+
+
+class ProbedPort(msgspec.Struct):
+    """Where a probe of another kind asks."""
+
+    port: int | str = 0
+
+
+class Probe(msgspec.Struct, rename="camel"):
+    """How the kubelet finds out how a container is; a command of the container asks where it likes."""
+
+    http_get: HttpGet | None = None
+    tcp_socket: ProbedPort | None = None
+    grpc: ProbedPort | None = None
 
 
 class Resources(msgspec.Struct):
@@ -53,6 +76,8 @@ class PodContainer(msgspec.Struct, rename="camel"):
     env: list[dict[str, Any]] = []
     env_from: list[dict[str, Any]] = []
     resources: Resources = msgspec.field(default_factory=Resources)
+    readiness_probe: Probe | None = None
+    liveness_probe: Probe | None = None
 
 
 class HostPath(msgspec.Struct):

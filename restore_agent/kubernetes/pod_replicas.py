@@ -36,6 +36,7 @@ class PodReplicas:
         try:
             yield
         finally:
+            await self._node.idling.wake_all()
             for container in self._containers.values():
                 container.let_go()
 
@@ -56,12 +57,23 @@ class PodReplicas:
         self._replicas[uid] = replica
         if (container := self._containers.get(uid)) is not None:
             # Also while its pod stays: the kubelet ends a container whose liveness probe fails.
-            container.placeholder.asked_to_end.add_done_callback(lambda _: self._node.replicas.retire(replica.id, _IS_ASKED))
+            container.placeholder.asked_to_end.add_done_callback(lambda _: self._is_asked(replica))
         if (now := self._node_pods.pods.get(uid)) is None or now.is_leaving:
             self._node.replicas.retire(replica.id, _LEAVES)
 
+    def was_moving(self, caller: CallingPod) -> bool:
+        """Whether an agent was killed as it put the engine in its container to sleep, or woke it; said once."""
+        if moving := self._node.idling.was_moving(caller.replica_id):
+            self._node.idling.notes.forget(caller.replica_id)
+        return moving
+
+    def _is_asked(self, replica: Replica) -> None:
+        self._node.replicas.retire(replica.id, _IS_ASKED)
+        self._node.idling.end(replica)
+
     def started(self, caller: CallingPod, snapshot: Snapshot | None, origin: Origin, engine: Engine, phases: Phases, why: str) -> Replica:
-        """The same for an engine that was not restored here; `why` not."""
+        """The same for an engine that was not restored here; `why` not. It may sleep."""
+        asleep = self._node.idling.asleep(caller.replica_id) if snapshot and caller.placeholder.engine else None
         replica = self._node.replicas.add(
             caller.model,
             snapshot,
@@ -71,7 +83,10 @@ class PodReplicas:
             detail=why,
             namespace=caller.pod.metadata.namespace,
             replica_id=caller.replica_id,
+            asleep=asleep,
         )
+        if asleep:
+            self._node.idling.take_over(replica)
         self.restored(caller.pod, replica)
         return replica
 

@@ -119,6 +119,7 @@ class Pods:
                 if time.monotonic() - self._restored.pop(pod.metadata.uid, -_SOON_SECONDS) < _SOON_SECONDS:
                     raise RestoreFailed("engine-failed", f"snapshot {snapshot}: its engine ended within a minute of the restore before")
             self._replicas.hold(pod, caller.container)
+            caller.container.unanswerable = caller.unanswerable(snapshot.manifest.engine.port)
             replica = await self._node.restore_into(caller.container, caller.model, snapshot, phases, caller.replica_id)
         except (Refused, InvalidName, RestoreFailed, NotFound, Corrupt) as error:
             if caller.placeholder.ended.done():

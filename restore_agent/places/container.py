@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import json
 import os
 import signal
@@ -30,7 +29,7 @@ from restore_agent.places.cgroups import OutOfSight, cgroup_files, node_process
 from restore_agent.places.isolation import NotIsolated, check_isolated, rights_of
 from restore_agent.places.place import CONTROL_DIRECTORY, PlaceError, Route
 from restore_agent.places.placeholder import Placeholder, PlaceholderError
-from restore_agent.places.processes import descendants, status
+from restore_agent.places.processes import descendants, status, taken_over
 from restore_agent.snapshots.compatibility import Incompatible, check_files, mapped_files, used_files
 from restore_agent.snapshots.manifest import CONTAINER_FILE, Fits
 from restore_agent.workload.control_directory import ENVIRONMENT
@@ -40,8 +39,6 @@ _END_SECONDS = 10.0
 _GOING_SECONDS = 1.0
 _LAST_WORDS_SECONDS = 2.0
 _PAUSE = 0.002
-_PIDFD_GETFD = 438
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class ContainerError(PlaceError):
@@ -76,10 +73,10 @@ class ContainerOutput:
         fds: list[int] = []
         try:
             for fd in (1, 2):
-                copy = _libc.syscall(_PIDFD_GETFD, self._placeholder.pidfd, fd, 0)
-                if copy < 0:
-                    raise ContainerError(f"cannot take over the container's output: {os.strerror(ctypes.get_errno())}")
-                fds.append(copy)
+                try:
+                    fds.append(taken_over(self._placeholder.pidfd, fd))
+                except OSError as error:
+                    raise ContainerError(f"cannot take over the container's output: {error.strerror}") from None
             yield fds
         finally:
             for fd in fds:
@@ -122,6 +119,8 @@ class Container:
         self._asked = asked
         self._stale_allowed = stale_allowed
         self.stale: list[str] = []  # variables of which the engine that was restored keeps another pod's values
+        self.probed: frozenset[str] = frozenset()  # what the kubelet's probes ask its port for; to be answered while its engine sleeps
+        self.unanswerable = ""  # why its probes cannot be answered then; empty: they can
         self.left_behind: list[str] = []  # volumes that were too large to be carried, which are empty in the next pod
         self._views: list[int] = []
         self._kept = False
@@ -316,6 +315,13 @@ class Container:
         """It is being ended, and killed so many seconds from now."""
         with contextlib.suppress(PlaceholderError):  # it has ended, or is none any more
             self.placeholder.hold_until(_last_words(seconds))
+
+    def end(self) -> None:
+        """It was asked to end, and the engine in it sleeps: it ends at once, as if that had heard SIGTERM. Raises ContainerError."""
+        try:
+            self.placeholder.exit(128 + signal.SIGTERM)
+        except PlaceholderError as error:
+            raise ContainerError(str(error)) from None
 
     def take(self) -> None:
         """The container belongs to the engine in it from now on: `close` ends both."""

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 from collections.abc import Iterable
 from pathlib import Path
 
+_PIDFD_GETFD = 438
+_libc = ctypes.CDLL(None, use_errno=True)
 _STATE, _USER_TICKS, _SYSTEM_TICKS = 0, 11, 12  # fields of `stat`, counted from the one behind the program's name
 
 
@@ -68,6 +71,14 @@ def has_ended(pid: int) -> bool:
         return _stat(Path(f"/proc/{pid}"))[_STATE] in "ZX"
     except OSError:
         return True
+
+
+def taken_over(pidfd: int, fd: int) -> int:
+    """What another process has open as `fd`, open here as well: a descriptor that the caller closes. Raises OSError."""
+    copy = int(_libc.syscall(_PIDFD_GETFD, pidfd, fd, 0))
+    if copy < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return copy
 
 
 def _stat(folder: Path) -> list[str]:

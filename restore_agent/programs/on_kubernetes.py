@@ -13,6 +13,7 @@ from restore_agent.kubernetes import engine_packages, nri, seccomp
 from restore_agent.kubernetes.adoption import Adoption
 from restore_agent.kubernetes.cri import Cri
 from restore_agent.kubernetes.gpu_yielding import GpuYielding
+from restore_agent.kubernetes.idle_pods import IdlePods
 from restore_agent.kubernetes.injection import injected
 from restore_agent.kubernetes.node_pods import NodePods
 from restore_agent.kubernetes.pod_captures import PodCaptures
@@ -61,5 +62,11 @@ async def pods_served(node: Node, placeholder: Path, cri: Path | None) -> AsyncI
         captures = PodCaptures(node, node_pods)
         adoption = Adoption(node.store, node_pods, runtime, replicas, captures)
         pods = Pods(node, node_pods, runtime, replicas, captures, adoption)
-        async with listening(placeholder, pods.called), replicas.followed(), adoption.following():
+        await asyncio.to_thread(node.idling.notes.prune)
+        async with (
+            IdlePods(node_pods).followed(node.idling),
+            listening(placeholder, pods.called),
+            replicas.followed(),
+            adoption.following(),
+        ):
             yield node_pods

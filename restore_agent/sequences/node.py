@@ -26,11 +26,13 @@ from restore_agent.places.sandboxes import Sandboxes
 from restore_agent.places.shared_folders import unshared
 from restore_agent.sequences.capture import Captured, Capturer, CaptureRequest, Progress
 from restore_agent.sequences.gpu_choice import staging_devices
+from restore_agent.sequences.idling import Idling
 from restore_agent.sequences.parked_budget import Share, a_tenth
 from restore_agent.sequences.phases import Phases
 from restore_agent.sequences.replicas import Origin, Replica, Replicas, State
 from restore_agent.sequences.restore import OpenPlace, RestoreFailed, Restorer
 from restore_agent.sequences.rungs import Rungs
+from restore_agent.sequences.sleep_notes import SleepNotes
 from restore_agent.sequences.staging import NoMemory, Staging
 from restore_agent.sequences.standby import Rung, Standbys
 from restore_agent.snapshots.damage import DamageWatch
@@ -83,7 +85,10 @@ class Observer(Protocol):
         """So many live on the node."""
 
     def standbys_are(self, counts: Mapping[Rung, int], parked: Mapping[str, int]) -> None:
-        """So many stand on each rung, and the parked ones hold so many bytes of each GPU."""
+        """So many stand on each rung, and all that are parked, in pods as well, hold so many bytes of each GPU."""
+
+    def sleepers_are(self, counts: Mapping[Rung, int]) -> None:
+        """So many sleep in pods, on each rung."""
 
 
 class Node:
@@ -120,7 +125,8 @@ class Node:
         self.restorer = Restorer(self.criu, why, sandboxes, self.staging, huge, self.headroom, cuda, self.weights, self._give_way)
         self.replicas = Replicas(self._changed, self._give_room_back)
         self.standbys = Standbys(self._changed, self.restorer.unpark)
-        self.rungs = Rungs(self.restorer, self.standbys, self.replicas, store, cuda, weights.view, parked)
+        self.idling = Idling(self.restorer, self.replicas, SleepNotes(store.state / "sleepers"))
+        self.rungs = Rungs(self.restorer, self.standbys, self.replicas, store, cuda, weights.view, parked, self.idling)
         self.gpus: list[Gpu] = []  # that snapshots can be restored to, as they were seen last
         self._restoring = 0  # restores under way: each may have been promised memory that gpumem gave up
         self._why_no_criu = why
@@ -248,10 +254,25 @@ class Node:
         return time.monotonic() - begin
 
     async def demote(self, replica_id: str, keep_seconds: float, rung: Rung = Rung.STANDBY, standby_seconds: float = 0.0) -> str:
-        """Makes a replica the standby of its snapshot; where that cannot be, ends it and says why. Raises what `Rungs.demote` does."""
+        """Makes a replica the standby of its snapshot; where that cannot be, ends it and says why; one in a pod sleeps there. Raises what
+        `Rungs.demote` does."""
         why = await self.rungs.demote(replica_id, rung, keep_seconds, standby_seconds)
         await self._give_room_back()
         return why
+
+    async def wake(self, replica_id: str, activation: str) -> Replica:
+        """One that sleeps in its pod serves again; one that is awake does. Raises what `Idling.wake` does."""
+        phases = Phases()
+        self._restoring += 1
+        try:
+            slept = self.replicas.get(replica_id) in self.idling
+            replica = await self.idling.wake(replica_id, phases)
+        finally:
+            self._restoring -= 1
+        if slept:
+            self.observer.restored(replica.model, replica.origin, replica.phases)
+            self._log(activation, replica, phases)
+        return replica
 
     async def _give_way(self, lacking: Mapping[str, int]) -> bool:
         return await self.rungs.give_way(lacking)
@@ -261,7 +282,7 @@ class Node:
         await self.replicas.release(replica_id)
 
     async def _give_room_back(self) -> None:
-        if not len(self.replicas) and not self._restoring:
+        if all(replica in self.idling for replica in self.replicas) and not self._restoring:
             await self.weights.return_room()
 
     async def capture(self, request: CaptureRequest, progress: Progress, phases: Phases, open_place: OpenPlace | None = None) -> Captured:
@@ -366,6 +387,7 @@ class Node:
     def _changed(self, change: Change) -> None:
         self.observer.replicas_are(sum(replica.state is not State.GONE for replica in self.replicas))
         self.observer.standbys_are({rung: sum(each.rung is rung for each in self.standbys) for rung in Rung}, self.rungs.held())
+        self.observer.sleepers_are({rung: sum(each.rung is rung for each in self.idling) for rung in Rung})
         for queue in self._listeners:
             queue.put_nowait(change)
 

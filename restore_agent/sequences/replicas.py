@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from restore_agent.engine.engine import Engine, EngineError
 from restore_agent.errors import AgentError, ErrorKind
 from restore_agent.sequences.phases import Phases
+from restore_agent.sequences.standby import Rung
 from restore_agent.snapshots.store import Snapshot
 from zerowake_shared.background import told
 
@@ -27,6 +28,7 @@ class State(enum.Enum):
     READY = "ready"
     RETIRING = "retiring"  # it finishes what it has
     FAILING = "failing"  # it is not healthy, and may finish what it has begun to answer
+    IDLE = "idle"  # it sleeps in its pod, or is about to, and is to be woken first (idling.py)
     GONE = "gone"
 
 
@@ -60,6 +62,7 @@ class Replica:
     detail: str = ""  # why it ended, or why it was started cold
     phases: Sequence[tuple[str, float]] = ()  # of how it was made, in seconds
     namespace: str = ""  # of its pod
+    rung: Rung | None = None  # on which it sleeps, or will in a moment
 
 
 class Replicas:
@@ -88,13 +91,17 @@ class Replicas:
         detail: str = "",
         namespace: str = "",
         replica_id: str = "",
+        asleep: Rung | None = None,
     ) -> Replica:
         """Takes over the engine's place and output; the replica is ready from now on.
 
         replica_id: of an engine that may outlive this agent, so that the next one names it the same; empty: a new one.
+        asleep: the rung on which it sleeps already.
         """
         name = replica_id or f"{model}-{secrets.token_hex(4)}"
         replica = Replica(name, model, snapshot, origin, engine, detail=detail, phases=phases.done(), namespace=namespace)
+        if asleep:
+            replica.state, replica.rung = State.IDLE, asleep
         engine.output.name = replica.id
         self._live[replica.id] = replica
         self._watchers[replica.id] = asyncio.create_task(self._watch(replica), name=f"replica {replica.id}")
@@ -117,8 +124,20 @@ class Replicas:
     def retire(self, replica_id: str, why: str) -> None:
         """Nobody sends it anything new from now on; it ends by itself."""
         replica = self._live.get(replica_id)
-        if replica and replica.state in (State.READY, State.FAILING):
+        if replica and replica.state in (State.READY, State.FAILING, State.IDLE):
             self._becomes(replica, State.RETIRING, why)
+
+    def sleeps(self, replica: Replica, rung: Rung) -> None:
+        """Nobody sends it anything before it is woken."""
+        if replica.state in (State.READY, State.IDLE):
+            replica.rung = rung
+            self._becomes(replica, State.IDLE, "")
+
+    def wakes(self, replica: Replica) -> None:
+        """It serves again, unless its pod has begun to go meanwhile."""
+        replica.rung = None
+        if replica.state is State.IDLE:
+            self._becomes(replica, State.READY, "")
 
     def detach(self, replica_id: str) -> Replica:
         """Out of the list, its engine left running, to be a standby: for everybody else it has ended. Raises NoReplica."""
@@ -155,7 +174,7 @@ class Replicas:
             hangs = await self._hangs(replica, ended)
         if not hangs:
             await asyncio.wait([ended])
-        if replica.state in (State.READY, State.FAILING):
+        if replica.state in (State.READY, State.FAILING, State.IDLE):
             replica.detail = str(replica.engine.end_error()) if ended.done() else f"it was restored, and is ended: {hangs}"
             _LOG.warning("replica %s ended by itself: %s", replica.id, replica.detail)
             await self._end(replica)

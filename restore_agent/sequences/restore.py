@@ -124,21 +124,41 @@ class Restorer:
 
     async def wake(self, standby: Standby, phases: Phases) -> Engine:
         """From either rung. Raises RestoreFailed; then nothing is left of it."""
+        async with _closed_unless_done(standby):
+            with self._named(standby.snapshot):
+                async with asyncio.timeout(_deadline(standby.snapshot)), self.room_for(standby) as pairs:
+                    return await self.wake_on(standby, pairs, phases)
+
+    @contextlib.asynccontextmanager
+    async def room_for(self, standby: Standby) -> AsyncIterator[Mapping[str, str]]:
+        """The GPUs on which it wakes, whose memory is its until the block ends; one in a pod has its pod's alone.
+
+        Raises what `GpuChoice.chosen` does: nothing was begun, and it stands where it stood.
+        """
+        if standby.rung is Rung.PARKED:
+            yield {gpu: gpu for gpu in standby.gpus}
+            return
+        self._headroom.give()  # CUDA takes memory of the host's, too
+        barred = (
+            () if standby.engine.place.is_ours or not self._cuda else [gpu for gpu in self._cuda.gpus().uuids if gpu not in standby.gpus]
+        )
+        async with self._gpus.chosen(_waiting(standby), barred) as pairs:
+            yield pairs
+
+    async def wake_on(self, standby: Standby, pairs: Mapping[str, str], phases: Phases) -> Engine:
+        """From either rung, on these GPUs. Raises RestoreFailed; then nothing is left of it."""
         snapshot = standby.snapshot
         async with _closed_unless_done(standby):
             with self._named(snapshot):
-                async with asyncio.timeout(_deadline(snapshot)), contextlib.AsyncExitStack() as stack:
+                async with asyncio.timeout(_deadline(snapshot)):
                     standby.check_whole()
-                    tree = _waiting(standby)
-                    pairs: Mapping[str, str] = {gpu: gpu for gpu in standby.gpus}
-                    if standby.rung is Rung.STANDBY:
-                        self._headroom.give()  # CUDA takes memory of the host's, too
-                        pairs = await stack.enter_async_context(self._gpus.chosen(tree))
-                    weights = asyncio.create_task(self._bring_weights(snapshot, tree, pairs), name="weights")
-                    stack.push_async_callback(_ended, weights)
-                    if standby.rung is Rung.STANDBY:
-                        await self._resume(standby, pairs, phases)
-                    return await self._serve(standby, weights, phases)
+                    weights = asyncio.create_task(self._bring_weights(snapshot, _waiting(standby), pairs), name="weights")
+                    try:
+                        if standby.rung is Rung.STANDBY:
+                            await self._resume(standby, pairs, phases)
+                        return await self._serve(standby, weights, phases)
+                    finally:
+                        await _ended(weights)
 
     async def park(self, standby: Standby, budget: ParkedBudget) -> None:
         """A standby's GPU state onto a GPU on which there is room for it by the budget, too. Where that is refused, it is a standby still.

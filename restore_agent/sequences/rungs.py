@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping
 from restore_agent.drivers.cuda import Cuda
 from restore_agent.drivers.weights_view import WeightsView
 from restore_agent.errors import FAILURES, AgentError
+from restore_agent.sequences.idling import Idling
 from restore_agent.sequences.parked_budget import ParkedBudget, Share
 from restore_agent.sequences.replicas import Replica, Replicas
 from restore_agent.sequences.restore import RestoreFailed, Restorer
@@ -36,25 +37,37 @@ class Rungs:
     """Moves what a node has restored between running, parked and standby."""
 
     def __init__(
-        self, restorer: Restorer, standbys: Standbys, replicas: Replicas, store: Store, cuda: Cuda | None, view: WeightsView, share: Share
+        self,
+        restorer: Restorer,
+        standbys: Standbys,
+        replicas: Replicas,
+        store: Store,
+        cuda: Cuda | None,
+        view: WeightsView,
+        share: Share,
+        idling: Idling,
     ) -> None:
-        """`share`: of each GPU, for parked engines."""
+        """`share`: of each GPU, for parked engines. `idling`: those that are kept in their pods."""
         self._restorer = restorer
         self._standbys = standbys
         self._replicas = replicas
         self._store = store
         self._view = view
+        self._idling = idling
         self._making: dict[str, asyncio.Lock] = {}
         self.budget = ParkedBudget(share, cuda.total if cuda else dict, self.held)
 
     def held(self) -> dict[str, int]:
         """UUID → bytes of each GPU that parked engines hold."""
         found: dict[str, int] = {}
-        for standby in self._standbys:
+        for standby in self._all():
             if standby.rung is Rung.PARKED:
                 for gpu, size in standby.gpus.items():
                     found[gpu] = found.get(gpu, 0) + size
         return found
+
+    def _all(self) -> list[Standby]:
+        return [*self._standbys, *self._idling]
 
     def parked_bytes(self, snapshot: Snapshot) -> list[int]:
         """What a parked engine of it holds of each GPU that it uses, the most first. Empty: of none, or it cannot be parked."""
@@ -101,16 +114,24 @@ class Rungs:
             await self._unpark(standby)
 
     async def _unpark(self, standby: Standby) -> None:
-        await self._standbys.move(standby, Rung.STANDBY, self._restorer.unpark, standby.standby_seconds)
+        if standby.engine.place.is_ours:
+            await self._standbys.move(standby, Rung.STANDBY, self._restorer.unpark, standby.standby_seconds)
+        else:
+            await self._idling.unpark(standby)
 
     async def demote(self, replica_id: str, rung: Rung, keep_seconds: float, standby_seconds: float) -> str:
-        """Makes a replica that works on nothing the standby of its snapshot; where that cannot be, ends it and says why.
+        """Makes a replica that works on nothing the standby of its snapshot; where that cannot be, ends it and says why. One in a pod
+        sleeps there, on that rung, until it is woken.
 
         Raises:
             NoReplica.
             CannotPark, ParkedFull: it was to be parked, and goes on.
+            CannotSleep, StillUsed, RestoreFailed: what `Idling.sleep` does.
         """
         replica = self._replicas.get(replica_id)
+        if not replica.engine.place.is_ours:
+            await self._idling.sleep(replica, rung, self.budget)
+            return ""
         snapshot = replica.snapshot
         if rung is Rung.PARKED:
             if snapshot is None:
@@ -161,7 +182,7 @@ class Rungs:
             await self._gives_way(standby, "its GPU is another pod's now")
 
     def _parked_on(self, gpus: Collection[str]) -> list[Standby]:
-        return [each for each in self._standbys if each.rung is Rung.PARKED and not each.gpus.keys().isdisjoint(gpus)]
+        return [each for each in self._all() if each.rung is Rung.PARKED and not each.gpus.keys().isdisjoint(gpus)]
 
     async def _gives_way(self, standby: Standby, why: str) -> None:
         """To standby; where that fails it is gone, and its memory is free, too."""

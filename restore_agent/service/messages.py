@@ -39,6 +39,7 @@ _STATES = {
     State.READY: agent_pb2.REPLICA_READY,
     State.RETIRING: agent_pb2.REPLICA_RETIRING,
     State.FAILING: agent_pb2.REPLICA_FAILING,
+    State.IDLE: agent_pb2.REPLICA_IDLE,
     State.GONE: agent_pb2.REPLICA_GONE,
 }
 
@@ -152,6 +153,7 @@ def replica(value: Replica) -> agent_pb2.Replica:
         endpoint=_endpoint(value),
         detail=value.detail,
         phases=phases(value.phases),
+        rung=_RUNGS[value.rung] if value.rung else agent_pb2.RUNG_UNSPECIFIED,
     )
 
 

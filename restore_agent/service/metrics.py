@@ -21,7 +21,8 @@ _FALLBACKS = Counter("zerowake_restore_fallbacks_total", "Snapshots that were as
 _PHASES = Histogram("zerowake_restore_phase_seconds", "Where a restore's time goes", ["model", "origin", "phase"], buckets=_BUCKETS)
 _REPLICAS = Gauge("zerowake_node_replicas", "Replicas that live on this node")
 _STANDBYS = Gauge("zerowake_node_standbys", "Replicas that only have to be woken, by rung: standby or parked", ["rung"])
-_PARKED = Gauge("zerowake_node_parked_bytes", "GPU memory that parked replicas hold", ["gpu"])
+_SLEEPERS = Gauge("zerowake_node_sleeping_pods", "Replicas that sleep in their pods, by rung: standby or parked", ["rung"])
+_PARKED = Gauge("zerowake_node_parked_bytes", "GPU memory that parked replicas hold, in pods as well", ["gpu"])
 
 
 def restored(model: str, origin: Origin, phases: Iterable[tuple[str, float]]) -> None:
@@ -48,6 +49,11 @@ def standbys_are(counts: Mapping[Rung, int], parked: Mapping[str, int]) -> None:
     _PARKED.clear()
     for gpu, size in parked.items():
         _PARKED.labels(gpu).set(size)
+
+
+def sleepers_are(counts: Mapping[Rung, int]) -> None:
+    for rung, count in counts.items():
+        _SLEEPERS.labels(rung.value).set(count)
 
 
 @contextlib.asynccontextmanager

@@ -116,6 +116,13 @@ class AgentService(agent_pb2_grpc.AgentServicer):
 
         return await self._once("demote", request.request_id, demote, context)
 
+    async def Wake(self, request: agent_pb2.WakeRequest, context: _Context) -> agent_pb2.WakeResponse:
+        async def wake() -> agent_pb2.WakeResponse:
+            replica = await self._node.wake(request.replica_id, request.activation_id)
+            return agent_pb2.WakeResponse(replica=messages.replica(replica))
+
+        return await self._once("wake", request.request_id, wake, context)
+
     async def Snapshot(self, request: agent_pb2.SnapshotRequest, context: _Context) -> AsyncIterator[agent_pb2.SnapshotUpdate]:
         queue: asyncio.Queue[agent_pb2.SnapshotUpdate] = asyncio.Queue()
         loop = asyncio.get_running_loop()

@@ -126,3 +126,25 @@ def test_what_else_an_engine_answers_to_is_a_list_of_names() -> None:
     for wrong in ("sql", '{"sql": 1}', '[""]', "[1]"):
         with pytest.raises(Refused, match=r"annotation zerowake\.dev/names is no list of names"):
             caller({"names": wrong}).names()
+
+
+PROBES = {
+    "none": ({}, ""),
+    "by number": ({"readinessProbe": {"httpGet": {"path": "/well", "port": 81}}, "livenessProbe": {"tcpSocket": {"port": 81}}}, ""),
+    "by name": ({"readinessProbe": {"httpGet": {"path": "/well", "port": "http"}}}, ""),
+    "command": ({"livenessProbe": {"exec": {"command": ["true"]}}}, ""),
+    "gRPC": ({"livenessProbe": {"grpc": {"port": 81}}}, "its livenessProbe asks by gRPC, which nobody can answer for it"),
+    "HTTPS": ({"readinessProbe": {"httpGet": {"port": 81, "scheme": "HTTPS"}}}, "its readinessProbe asks by HTTPS"),
+    "elsewhere": ({"livenessProbe": {"tcpSocket": {"port": "other"}}}, "its livenessProbe asks at port other, and its engine's is 81"),
+}
+
+
+@pytest.mark.parametrize(("probes", "why"), PROBES.values(), ids=PROBES.keys())
+def test_whether_others_can_answer_its_probes(probes: dict[str, Any], why: str) -> None:
+    ports = [{"containerPort": 81, "name": "http"}, {"containerPort": 9, "name": "other"}]
+    found = caller(containers=[{"name": "engine", "ports": ports, **probes}]).unanswerable(81)
+    assert found.startswith(why) and bool(found) is bool(why)
+
+
+def test_a_container_of_another_name_has_no_probes() -> None:
+    assert caller(container="gone").unanswerable(81) == ""

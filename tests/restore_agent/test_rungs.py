@@ -16,12 +16,14 @@ import pytest
 
 from restore_agent.drivers.cuda import CudaError
 from restore_agent.sequences.gpu_choice import Suspended
+from restore_agent.sequences.idling import Idling
 from restore_agent.sequences.parked_budget import ParkedBudget, ParkedFull
 from restore_agent.sequences.phases import Phases
 from restore_agent.sequences.placement import NoGpuMemory
 from restore_agent.sequences.replicas import Origin, Replica, Replicas
 from restore_agent.sequences.restore import RestoreFailed, Restorer
 from restore_agent.sequences.rungs import CannotPark, Rungs
+from restore_agent.sequences.sleep_notes import SleepNotes
 from restore_agent.sequences.standby import Rung, Standby, Standbys
 from restore_agent.snapshots.store import Snapshot, Store
 from tests.worlds.snapshots import publish
@@ -101,7 +103,8 @@ class World:
         view: Any = SimpleNamespace(free_bytes=lambda gpu: self.pool[gpu])
         self.standbys = Standbys(self._changed, self.restorer.unpark)
         self.replicas = Replicas(lambda replica: None, ended)
-        self.rungs = Rungs(restorer, self.standbys, self.replicas, self.store, cuda, view, lambda total: 4 * GIB)
+        idling = Idling(restorer, self.replicas, SleepNotes(folder / "sleepers"))
+        self.rungs = Rungs(restorer, self.standbys, self.replicas, self.store, cuda, view, lambda total: 4 * GIB, idling)
 
     def _changed(self, snapshot: Snapshot) -> None:
         standby = self.standbys.get(snapshot.digest)
@@ -332,3 +335,31 @@ async def test_a_standby_that_is_parked_asks_nobody_to_give_way(world: World, tm
     with pytest.raises(NoGpuMemory):
         await restorer.park(standby, world.rungs.budget)
     assert standby.rung is Rung.STANDBY and not standby.is_closed
+
+
+class TwoGpus(Driver):
+    """The first is full, and nobody gives way."""
+
+    def gpus(self) -> Any:
+        return SimpleNamespace(uuids=(ONE, TWO), link=lambda one, other: "")
+
+    def free(self) -> dict[str, int]:
+        return {ONE: 0, TWO: 10 * GIB}
+
+
+@pytest.mark.parametrize("is_ours", [True, False], ids=["on a machine", "in a pod"])
+async def test_one_that_sleeps_in_a_pod_wakes_on_the_pod_s_gpus_alone(world: World, tmp_path: Path, is_ours: bool) -> None:
+    async def no_room(lacking: dict[str, int]) -> bool:
+        return False
+
+    async def resident(manifest: Any) -> dict[str, list[str]]:
+        return {}
+
+    restorer = lacking_restorer(tmp_path, TwoGpus(0), no_room, no_room)
+    found: Any = restorer
+    found._headroom, found._weights.resident = SimpleNamespace(give=lambda: None), resident
+    standby = waiting(world.snapshot("one", GIB), Rung.STANDBY, {ONE: GIB})
+    standby.engine.place.is_ours = is_ours  # type: ignore[misc]
+    with contextlib.nullcontext() if is_ours else pytest.raises(NoGpuMemory, match="0 MiB are free"):
+        async with restorer.room_for(standby) as pairs:
+            assert pairs[ONE] == TWO

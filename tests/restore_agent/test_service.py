@@ -18,6 +18,7 @@ from zerowake_proto import agent_pb2_grpc
 from restore_agent.drivers.criu import CriuError
 from restore_agent.drivers.weights import Weights
 from restore_agent.errors import AgentError
+from restore_agent.sequences.idling import NoRoomToWake
 from restore_agent.sequences.node import Node
 from restore_agent.sequences.parked_budget import ParkedFull
 from restore_agent.sequences.placement import NoGpuMemory
@@ -236,3 +237,15 @@ async def test_a_watch_says_all_that_there_is_and_then_what_changes(world: World
                 break
     assert (update.residency.snapshot.name, update.residency.rung) == ("one", pb.RUNG_ABSENT)
     stream.cancel()
+
+
+async def test_waking_says_what_is_there_and_what_the_caller_can_do(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    code, text, _ = await refused(world.stub.Wake(pb.WakeRequest(request_id="1", replica_id="one")))
+    assert (code, text) == (grpc.StatusCode.NOT_FOUND, "no replica one on this node; it has ended or never was")
+
+    async def no_room(replica_id: str, activation: str) -> Any:
+        raise NoRoomToWake(f"replica {replica_id} sleeps on: its GPU is full")
+
+    monkeypatch.setattr(world.node, "wake", no_room)
+    code, text, _ = await refused(world.stub.Wake(pb.WakeRequest(request_id="2", replica_id="one")))
+    assert (code, text) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "replica one sleeps on: its GPU is full")
