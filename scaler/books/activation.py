@@ -89,7 +89,7 @@ class Activations:
     """The open activation of every model, and the last ones that ended."""
 
     def __init__(self, clock: Clock = SYSTEM_CLOCK, chance: random.Random = SYSTEM_CHANCE) -> None:
-        self._clock = clock
+        self.clock = clock
         self._chance = chance
         self._open: dict[str, Activation] = {}
         self._recent: deque[Activation] = deque(maxlen=_KEPT)
@@ -103,8 +103,8 @@ class Activations:
         """The model's open activation, or a new one that began at `at` (default now)."""
         activation = self._open.get(model)
         if activation is None:
-            began = self._clock.now() if at is None else at
-            activation = self._open[model] = Activation(token(self._chance, 6), model, began, self._clock)
+            began = self.clock.now() if at is None else at
+            activation = self._open[model] = Activation(token(self._chance, 6), model, began, self.clock)
         return activation
 
     def current(self, model: str) -> Activation | None:
@@ -133,7 +133,7 @@ class Activations:
         activation = self._open.pop(model, None)
         if activation is None:
             return
-        activation.end(outcome, reason, self._clock.now() if at is None else at)
+        activation.end(outcome, reason, self.clock.now() if at is None else at)
         self._recent.append(activation)
         for callback in self._callbacks:
             callback(activation)

@@ -46,6 +46,7 @@ class _Account(Watched):
         "limits",
         "name",
         "names",
+        "quiet_since",
         "ready",
         "remote_held",
         "remote_in_flight",
@@ -56,7 +57,7 @@ class _Account(Watched):
         "wanting_anywhere",
     )
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, now: float) -> None:
         super().__init__()
         self.name = name
         self.names: tuple[str, ...] = ()
@@ -66,6 +67,7 @@ class _Account(Watched):
         self.wanting = False  # there is demand and no ready replica
         self.wanting_anywhere = False  # the same, with the demand of all gateways
         self.turns = 0  # odd: there is demand at some gateway
+        self.quiet_since = now  # there has been no demand since then, if there is none
         self.failure = ""
 
 
@@ -79,6 +81,7 @@ class Ledger:
         self.activations = activations or Activations()
         self.on_first_demand = Signal()  # a model comes to have demand here and no ready replica
         self.on_first_demand_anywhere = Signal()  # the same for the demand of all gateways
+        self.on_quiet = Signal()  # the demand of all gateways has ended; it is on the way of requests: keep it short
         self.on_declaration = Signal()  # a model was declared, declared anew or withdrawn
         self.on_change = Signal()  # this gateway's own demand changed; it is on the way of every request: keep it short
         self._accounts: dict[str, _Account] = {}
@@ -119,6 +122,11 @@ class Ledger:
         account = self._accounts.get(model)
         return account.turns if account is not None else 0
 
+    def quiet_since(self, model: str) -> float:
+        """The moment, by the activations' clock, since which no gateway has a request; before the first one, when the model came up."""
+        account = self._accounts.get(model)
+        return account.quiet_since if account is not None else self.activations.clock.now()
+
     def held_bytes(self, model: str) -> int:
         return self._account(model).held_bytes
 
@@ -135,7 +143,7 @@ class Ledger:
         """Makes the model known, or gives a known one new limits. names: what else its server answers to. Raises: BadModelName."""
         for name in (model, *names):
             check_model_name(name)
-        account = self._accounts.setdefault(model, _Account(model))
+        account = self._accounts.setdefault(model, _Account(model, self.activations.clock.now()))
         account.limits = limits
         self._rename(account, tuple(names))
         self._changed(account)
@@ -194,7 +202,7 @@ class Ledger:
 
     def set_replicas(self, model: str, ready: int, replicas: int, unreachable: int = 0) -> None:
         """The model's number of ready replicas, of all that still work (ready or draining), and of those at which nothing answers."""
-        account = self._accounts.setdefault(model, _Account(model))
+        account = self._accounts.setdefault(model, _Account(model, self.activations.clock.now()))
         if ready > account.ready:
             account.failure = ""
         account.ready, account.replicas, account.unreachable = ready, replicas, unreachable
@@ -213,7 +221,7 @@ class Ledger:
 
     def add_remote(self, model: str, held: int, in_flight: int) -> None:
         """Other gateways have so many requests more (less, where negative). The model need not be known here yet."""
-        account = self._accounts.setdefault(model, _Account(model))
+        account = self._accounts.setdefault(model, _Account(model, self.activations.clock.now()))
         account.remote_held += held
         account.remote_in_flight += in_flight
         self._changed(account)
@@ -244,8 +252,10 @@ class Ledger:
         account.changed()
         pending = account.held + account.in_flight
         remote = account.remote_held + account.remote_in_flight
-        if (pending + remote > 0) != account.turns % 2:
+        turned = (pending + remote > 0) != account.turns % 2
+        if turned:
             account.turns += 1
+            account.quiet_since = self.activations.clock.now()
         unserved = account.ready == 0 and account.limits is not None
         wanting, wanting_anywhere = unserved and pending > 0, unserved and pending + remote > 0
         edge, edge_anywhere = wanting and not account.wanting, wanting_anywhere and not account.wanting_anywhere
@@ -259,3 +269,5 @@ class Ledger:
             self.on_first_demand.tell(account.name)
         if edge_anywhere:
             self.on_first_demand_anywhere.tell(account.name)
+        if turned and not account.turns % 2:
+            self.on_quiet.tell(account.name)

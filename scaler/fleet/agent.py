@@ -40,6 +40,10 @@ class NoRoom(AgentError):
     """What it was asked for needs more than the node has free."""
 
 
+class Wanted(AgentError):
+    """What it was asked to put to sleep is in use just now."""
+
+
 class HasNone(AgentError):
     """The agent has no snapshot or replica of that name."""
 
@@ -228,6 +232,18 @@ class Agent:
         request = agent_pb2.DemoteRequest(replica_id=replica_id, rung=agent_pb2.RUNG_PARKED, keep_seconds=seconds, standby_seconds=then)
         await self._demote(request)
 
+    async def sleep(self, replica_id: str, rung: Rung) -> None:
+        """The replica sleeps in its pod, on the rung. Raises AgentError: it goes on, or is gone, which its stream says."""
+        await self._demote(agent_pb2.DemoteRequest(replica_id=replica_id, rung=agent_pb2.Rung.Name(rung)))
+
+    async def wake(self, replica_id: str, activation: str) -> agent_pb2.Replica:
+        """One that sleeps in its pod serves again. Raises AgentError: NoRoom, AgentUnreachable: it sleeps on; else it is gone."""
+        try:
+            answer = await self.stub.Wake(agent_pb2.WakeRequest(request_id=self._id(), replica_id=replica_id, activation_id=activation))
+        except grpc.aio.AioRpcError as error:
+            raise _said(error) from None
+        return answer.replica
+
     async def _demote(self, request: agent_pb2.DemoteRequest) -> None:
         request.request_id = self._id()
         try:
@@ -246,5 +262,6 @@ def _said(error: grpc.aio.AioRpcError) -> AgentError:
         grpc.StatusCode.NOT_FOUND: HasNone,
         grpc.StatusCode.RESOURCE_EXHAUSTED: NoRoom,
     }
-    kind = kinds.get(error.code(), AgentError)
+    reasons = {value for key, value in error.trailing_metadata() or () if key == "zerowake-reason"}
+    kind = Wanted if "wanted" in reasons else kinds.get(error.code(), AgentError)
     return kind(error.details() or error.code().name)

@@ -14,9 +14,9 @@ import math
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Protocol
 
-from scaler.fleet.agent import AgentError, AgentUnreachable, NoRoom
+from scaler.fleet.agent import AgentError, AgentUnreachable, NoRoom, Wanted
 from scaler.fleet.nodes import Nodes
-from scaler.plan.actions import Action, Drop, End, Keep, Stage, Start
+from scaler.plan.actions import Action, Drop, End, Keep, Sleep, Stage, Start
 from scaler.plan.policy import Plan
 from scaler.plan.rungs import Rung
 from zerowake_shared.background import ended
@@ -44,7 +44,7 @@ class ReplicaMaker(Protocol):
 
 
 class Executor:
-    """Carries out stages, drops, starts and ends. `close` cancels what is under way.
+    """Carries out stages, drops, starts, ends and sleeps. `close` cancels what is under way.
 
     failed: is told why a start failed; broken: the same, where it was no matter of room or of an agent. after: is told of a model when an
     action of it has ended.
@@ -67,6 +67,7 @@ class Executor:
         self._tasks: dict[Action, asyncio.Task[None]] = {}
         self._starts: dict[str, tuple[Backoff, float]] = {}  # by model: since its last start failed, and when the next may begin
         self._stages: dict[tuple[str, str, Rung], tuple[Backoff, float]] = {}
+        self._sleeps: dict[tuple[str, str, Rung], tuple[Backoff, float]] = {}  # of replicas in pods, by id
         self._refusals: dict[tuple[str, str, Rung], str] = {}  # why an agent did not take a snapshot to the rung when it was asked last
 
     def on_end(self, callback: Callable[[str], None]) -> None:
@@ -78,8 +79,8 @@ class Executor:
 
     @property
     def put_off(self) -> dict[tuple[str, str, Rung], float]:
-        """(node's address, digest, rung) → the moment at which it may be asked for again."""
-        return {key: until for key, (_, until) in self._stages.items()}
+        """(node's address, digest or replica's id, rung) → the moment at which it may be asked for again."""
+        return {key: until for key, (_, until) in (*self._stages.items(), *self._sleeps.items())}
 
     def refusal(self, node: str, digest: str, rung: Rung) -> str:
         """Why the node's agent did not take the snapshot to that rung when it was asked last; empty: it did, or was not asked."""
@@ -105,6 +106,8 @@ class Executor:
                 self._give_up([other for other in self._tasks if isinstance(other, Start) and (other.model, other.number) == same])
             elif isinstance(action, Keep):
                 self._give_up([other for other in self._tasks if isinstance(other, End) and other.replica == action.replica])
+            elif isinstance(action, Sleep):
+                self._begin(action, self._sleep(action), f"{action.rung.name.lower()} of {action.replica}")
             elif self._maker is not None and isinstance(action, Start):
                 self._begin(action, self._start(self._maker, action), f"starting {action.model}")
             elif self._maker is not None and isinstance(action, End):
@@ -148,6 +151,21 @@ class Executor:
         self._refusals.pop((action.node, action.digest, action.rung), None)
         log.info("%s stands %s on %s after %.2f s: %s", action.model, _STANDS[action.rung], agent.name, seconds, action.reason)
 
+    async def _sleep(self, action: Sleep) -> None:
+        """What its agent refuses the agent says, too, where the pod's owner looks."""
+        agent = self._nodes.agent(action.node)
+        if agent is None:
+            return
+        try:
+            await agent.sleep(action.replica, action.rung)
+        except AgentError as error:
+            if not isinstance(error, AgentUnreachable | Wanted):  # one that is wanted is not idle any more
+                self._put_off(action)
+            log.info("replica %s of %s stays awake: %s", action.replica, action.model, error)
+            return
+        self._sleeps.pop((action.node, action.replica, action.rung), None)
+        log.info("replica %s of %s sleeps %s: %s", action.replica, action.model, _STANDS[action.rung], action.reason)
+
     async def _start(self, maker: ReplicaMaker, action: Start) -> None:
         try:
             make_known = await maker.start(action)
@@ -175,6 +193,12 @@ class Executor:
             key = (action.node, action.digest, action.rung)
             stages = self._stages[key] = self._later(self._stages.get(key), _FIRST_STAGE_RETRY_SECONDS, _LAST_STAGE_RETRY_SECONDS)
             return stages[1] - self._clock.now()
+        if isinstance(action, Sleep):
+            there = {replica for node in self._nodes for replica in node.replicas}
+            self._sleeps = {key: kept for key, kept in self._sleeps.items() if key[1] in there}
+            of = (action.node, action.replica, action.rung)
+            sleeps = self._sleeps[of] = self._later(self._sleeps.get(of), _FIRST_STAGE_RETRY_SECONDS, _LAST_STAGE_RETRY_SECONDS)
+            return sleeps[1] - self._clock.now()
         return 0.0
 
     def _later(self, before: tuple[Backoff, float] | None, first: float, last: float) -> tuple[Backoff, float]:

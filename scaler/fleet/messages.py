@@ -49,7 +49,8 @@ def gpus(told: agent_pb2.Node) -> tuple[Gpu, ...]:
 
 
 def replica(told: agent_pb2.Replica) -> Replica:
-    return Replica(told.id, told.model, told.snapshot.namespace, _ORIGINS.get(told.origin, "unknown"), told.detail)
+    sleeps = Rung(max(told.rung, Rung.STANDBY)) if told.state == agent_pb2.REPLICA_IDLE else None
+    return Replica(told.id, told.model, told.snapshot.namespace, _ORIGINS.get(told.origin, "unknown"), told.detail, sleeps)
 
 
 def seconds_beside_weights(told: agent_pb2.Replica) -> float:

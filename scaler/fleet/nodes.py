@@ -13,6 +13,7 @@ import contextlib
 import logging
 import random
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import replace
 
 import grpc
 from zerowake_proto import agent_pb2, agent_pb2_grpc
@@ -71,6 +72,10 @@ class Nodes:
         """The agent of a node, by `Node.address`; None: it is not listed any more."""
         return self._agents.get(address)
 
+    def agent_of(self, replica_id: str) -> Agent | None:
+        """The one that has named the replica last, if any does."""
+        return next((agent for agent in self._agents.values() if replica_id in agent.replicas), None)
+
     def on_change(self, callback: Callable[[Node], None]) -> None:
         """Calls `callback(node)` after a replica or a snapshot of the node changed, or its stream synced or broke."""
         self._listeners.append(callback)
@@ -91,9 +96,16 @@ class Nodes:
         for agent in self._agents.values():
             for replica in [each for each in agent.replicas.values() if each.model == model]:
                 if self._admits(replica):
-                    self._readiness.agent_ready(Backend(replica.id, replica.model, agent.endpoints[replica.id], agent.name))
+                    self._vouch(agent, replica, agent.endpoints[replica.id])
                 else:
                     self._readiness.agent_silent(replica.id)
+
+    def _vouch(self, agent: Agent, replica: Replica, endpoint: Endpoint) -> None:
+        backend = Backend(replica.id, replica.model, endpoint, agent.name)
+        if replica.sleeps is None:
+            self._readiness.agent_ready(backend)
+        else:
+            self._readiness.agent_finds_asleep(backend)
 
     def doubt(self, node: str) -> None:
         """Nothing answers at a replica of the node: its agent has three seconds to say something, or the node is not counted on."""
@@ -203,16 +215,20 @@ class Nodes:
         self._tell(agent)
 
     def _apply_replica(self, agent: Agent, told: agent_pb2.Replica, take: Callable[[Replica, Endpoint], None]) -> None:
-        if told.state == agent_pb2.REPLICA_READY and told.id not in agent.gone:
+        if told.state in (agent_pb2.REPLICA_READY, agent_pb2.REPLICA_IDLE) and told.id not in agent.gone:
             replica, endpoint = messages.replica(told), messages.endpoint(told.endpoint)
-            if not agent.knows(told.id):
+            before = agent.replicas.get(told.id)
+            goes_on = before is not None and before.sleeps is None
+            replica = replace(replica, since=before.since if before is not None and goes_on else self._clock.now())
+            is_new = not agent.knows(told.id) or (before is not None and not goes_on)
+            if is_new and replica.sleeps is None:
                 agent.note_wake(told)
                 if activation := self._activations.current(told.model):
                     activation.made(replica.origin)
                     _account(activation, told.phases, self._clock.now())  # before a held request can end the activation
             take(replica, endpoint)
             if self._admits(replica):
-                self._readiness.agent_ready(Backend(replica.id, replica.model, endpoint, agent.name))
+                self._vouch(agent, replica, endpoint)
         elif told.state == agent_pb2.REPLICA_RETIRING:
             self._readiness.agent_retires(told.id)
         elif told.state == agent_pb2.REPLICA_FAILING:

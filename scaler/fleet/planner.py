@@ -3,7 +3,8 @@
     ledger, nodes, owners' wishes  ──►  World  ──►  decide (plan/policy.py)  ──►  executor
 
 It decides when a model comes to have demand, when a node's news concern it, when its owner's wishes change, when an action of it has ended,
-and when what was put off is due. The decision is made in the same turn of the loop as the news: staging runs beside the push to KEDA.
+and when what was put off is due, or a model has had no demand for so long that its replicas may sleep. The decision is made in the same
+turn of the loop as the news: staging runs beside the push to KEDA.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ class Planner:
         self._longest_staging: dict[str, float] = {}
         self._due: dict[str, asyncio.TimerHandle] = {}
         self._parked: set[tuple[str, str]] = set()  # (node's address, digest) of what stood parked at the last look
+        ledger.on_quiet(self._quiet)
         ledger.on_first_demand(lambda model: self.consider([model]))
         nodes.on_change(self._heard)
         executor.on_end(lambda model: self.consider([model]))
@@ -90,6 +92,7 @@ class Planner:
             in_flight={each.id: self._in_flight(each.id) for node in nodes for each in node.replicas.values() if each.model in found},
             under_way=self._executor.under_way,
             put_off=self._executor.put_off,
+            quiet_since={name: self._ledger.quiet_since(name) for name, model in found.items() if model.idle is not None},
         )
 
     def why_no_higher(self, node: Node, residency: Residency) -> str:
@@ -128,6 +131,12 @@ class Planner:
                 self._parked.remove(key)
                 if node.synced:  # else its agent has gone, and what it kept with it
                     self._executor.taken_down(*key, Rung.PARKED)
+
+    def _quiet(self, model: str) -> None:
+        """Its last request has ended. A look that is due anyway will see to it: requests come and go all the time."""
+        declared = self._models.get(model)
+        if declared is not None and declared.idle is not None and model not in self._due:
+            self._due[model] = asyncio.get_running_loop().call_later(declared.idle_seconds, self.consider, [model])
 
     def _heard(self, node: Node) -> None:
         """Models whose snapshot or replicas the node has, and those that wait for any node at all."""

@@ -5,7 +5,9 @@ Kubernetes goes on saying which pods are ready. Both name a replica by the same 
 engine are one replica, whichever came first. The rules, the first that applies:
 
 - the agent has said that it ended: it is gone, whatever the pod's status says, which is older;
-- either says that it leaves, or the pod was ready and is not any more: nothing new, and what runs ends by itself;
+- either says that it leaves: nothing new, and what runs ends by itself;
+- the agent says that it sleeps: it has to be woken first, whatever the kubelet's probes make of that;
+- the pod was ready and is not any more: nothing new either;
 - the agent says that it is ready: it serves, before the kubelet has asked it for the first time;
 - no agent speaks of it: the pod's own readiness decides. One that is not ready yet, but served by an agent's word, is left alone;
 - nobody speaks of it, and nobody has said that it ended: it is lost, gets nothing new, and what runs there goes on to its end.
@@ -26,6 +28,7 @@ class AgentWord(enum.Enum):
     """The last that an agent said of a replica."""
 
     READY = "ready"
+    IDLE = "idle"
     RETIRING = "retiring"
     FAILING = "failing"
     ENDED = "ended"
@@ -42,10 +45,11 @@ class PodWord(enum.Enum):
 
 
 class Standing(enum.Enum):
-    """What follows from both words. RESTS: nothing new is sent to it for now. FAILS: and what has no answer so far is ended. LOST:
-    nothing new, and it is not counted; it may live, though. UNKNOWN: it is left as it is, served or not."""
+    """What follows from both words. SLEEPS: it serves once it was woken. RESTS: nothing new is sent to it for now. FAILS: and what has no
+    answer so far is ended. LOST: nothing new, and it is not counted; it may live, though. UNKNOWN: it is left as it is, served or not."""
 
     SERVES = "serves"
+    SLEEPS = "sleeps"
     RESTS = "rests"
     FAILS = "fails"
     LOST = "lost"
@@ -75,6 +79,12 @@ class Readiness:
         """The replica serves. Where its pod's status led somewhere else, the agent is right."""
         words = self._words.setdefault(backend.id, _Words())
         words.backend, words.agent = backend, AgentWord.READY
+        self._settle(backend.id, words)
+
+    def agent_finds_asleep(self, backend: Backend) -> None:
+        """The replica sleeps in its pod, or is about to."""
+        words = self._words.setdefault(backend.id, _Words())
+        words.backend, words.agent = backend, AgentWord.IDLE
         self._settle(backend.id, words)
 
     def agent_retires(self, replica_id: str) -> None:
@@ -133,8 +143,8 @@ class Readiness:
 
     def _settle(self, replica_id: str, words: _Words) -> None:
         standing = _standing(words)
-        if standing is Standing.SERVES and words.backend is not None:
-            self._dispatcher.add(words.backend)
+        if standing in (Standing.SERVES, Standing.SLEEPS) and words.backend is not None:
+            self._dispatcher.add(words.backend, asleep=standing is Standing.SLEEPS)
             self._dispatcher.resume(replica_id)
         elif standing is Standing.RESTS:
             self._dispatcher.retire(replica_id)
@@ -149,14 +159,24 @@ class Readiness:
             del self._words[replica_id]
 
 
+_FIRST = {AgentWord.ENDED: Standing.GONE, AgentWord.FAILING: Standing.FAILS}  # whatever the pod's status says
+
+
 def _standing(words: _Words) -> Standing:
-    if words.agent is AgentWord.ENDED:
-        return Standing.GONE
-    if words.pod is PodWord.GONE:
+    if words.pod is PodWord.GONE and words.agent is not AgentWord.ENDED:
         return Standing.GONE if words.agent is None else Standing.RESTS
-    if words.agent is AgentWord.FAILING:
-        return Standing.FAILS
-    if words.agent is AgentWord.RETIRING or words.pod in (PodWord.LEAVING, PodWord.UNREADY):
+    if words.agent in _FIRST:
+        return _FIRST[words.agent]
+    if words.agent is AgentWord.RETIRING or words.pod is PodWord.LEAVING:
+        return Standing.RESTS
+    if words.agent is AgentWord.IDLE:
+        return Standing.SLEEPS
+    return _by_pod(words)
+
+
+def _by_pod(words: _Words) -> Standing:
+    """Where its agent says no more than that it is ready, if that."""
+    if words.pod is PodWord.UNREADY:
         return Standing.RESTS
     if words.agent is AgentWord.READY or words.pod is PodWord.READY:
         return Standing.SERVES

@@ -21,11 +21,13 @@ import contextlib
 import logging
 from collections.abc import Callable, Coroutine, Sequence
 
-from scaler.books.fairness import FairQueue, Priority
+from scaler.books.fairness import Priority
 from scaler.books.ledger import Ledger, QueueFull
 from scaler.gateway.failed_starts import CannotStart, FailedStarts
 from scaler.gateway.member import Backend, Member
 from scaler.gateway.places import Places, WholeReplicas
+from scaler.gateway.pool import Hold, Pool
+from scaler.gateway.sleepers import Sleepers
 from scaler.gateway.suspects import Suspects
 from scaler.gateway.upstream import Endpoint
 from zerowake_shared.background import told
@@ -41,32 +43,6 @@ class NoReplica(Exception):
     """A held request was not served: no replica in time, the model was withdrawn, or the gateway is closing."""
 
 
-class Hold:
-    """A held request's place in the line. `future` gives the member that serves it, or NoReplica."""
-
-    __slots__ = ("future", "pool", "priority", "size", "tenant", "timer", "waiting")
-
-    def __init__(self, pool: Pool, tenant: str, priority: Priority, size: int) -> None:
-        self.pool = pool
-        self.tenant = tenant
-        self.priority = priority
-        self.size = size
-        self.future: asyncio.Future[Member] = asyncio.get_running_loop().create_future()
-        self.timer: asyncio.TimerHandle | None = None
-        self.waiting = True
-
-
-class Pool:
-    """One model's replicas, and the line of requests that none of them has a place for."""
-
-    __slots__ = ("line", "members", "model")
-
-    def __init__(self, model: str) -> None:
-        self.model = model
-        self.members: dict[str, Member] = {}
-        self.line: FairQueue[Hold] = FairQueue()
-
-
 class Dispatcher:
     """Gives every request its replica, or its place in the line: all pools. One event loop; only `drain` and `close` wait."""
 
@@ -79,6 +55,7 @@ class Dispatcher:
         self._let_go: set[Member] = set()  # that have requests still
         self._closing: set[asyncio.Task[None]] = set()
         self.suspects = Suspects(self._members.values, self._tried, self._background)
+        self._sleepers = Sleepers(self._line)
         self._explain: Callable[[str], str] = lambda _: ""
         self._failed_starts = FailedStarts()
         ledger.on_declaration(self._declared)
@@ -88,6 +65,23 @@ class Dispatcher:
         """Asks `explain(model)` why there is no replica, for whoever waited for one in vain; its answer is empty where nothing is odd."""
         self._explain = explain
 
+    def woken_by(self, wake: Callable[[Backend], None]) -> None:
+        """Calls `wake(backend)` for each replica that sleeps and is wanted for a request."""
+        self._sleepers.woken_by(wake)
+
+    def wake_failed(self, replica_id: str) -> None:
+        """It could not be woken: another one is. An unknown id changes nothing."""
+        if (member := self._members.get(replica_id)) is not None:
+            self._sleepers.failed(member)
+
+    def wake_again(self, replica_id: str) -> None:
+        """One that could not be woken has its turn again, if it sleeps still."""
+        if (member := self._members.get(replica_id)) is not None:
+            self._sleepers.forgiven(member)
+
+    def has(self, replica_id: str) -> bool:
+        return replica_id in self._members
+
     def start_failed(self, model: str, reason: str) -> None:
         """A replica of the model could not be started, by a fault of the model. Where that is so again and again, nobody is held for it."""
         self._failed_starts.failed(model, reason, asyncio.get_running_loop().time())
@@ -95,11 +89,16 @@ class Dispatcher:
         if pool is not None and not pool.members and (why := self._failed_starts.hopeless(model)):
             self._refuse(pool, CannotStart(why))
 
-    def add(self, backend: Backend) -> None:
-        """The replica is ready: held requests go to it at once. The same one again changes nothing; another of its id replaces it."""
+    def add(self, backend: Backend, *, asleep: bool = False) -> None:
+        """The replica is ready: held requests go to it at once. The same one again changes nothing; another of its id replaces it.
+
+        asleep: it has to be woken first, which is asked for as requests wait.
+        """
         known = self._members.get(backend.id)
         if known is not None:
             if known.backend == backend:
+                if known.asleep is not asleep:
+                    self._set(known, rests=known.rests, ending=known.ending, asleep=asleep)
                 return
             self.let_go(backend.id)
         pool = self._pool(backend.model)
@@ -107,6 +106,7 @@ class Dispatcher:
         goes_on = next((each for each in self._let_go if each.backend == backend), None)
         member = goes_on or Member(backend, pool)
         self._let_go.discard(member)
+        self._sleepers.is_awake(member, not asleep)
         pool.members[backend.id] = self._members[backend.id] = member
         self._count(pool)
         self._serve(pool)
@@ -256,15 +256,18 @@ class Dispatcher:
 
     async def close(self) -> None:
         """Removes every replica, cuts what is in flight, and returns when all connections are closed."""
+        self._sleepers.close()
         for member in [*self._members.values(), *self._let_go]:
             self._taken_out(member.backend.id)
             self._end(member, seconds=0.0)
         if self._closing:
             await asyncio.gather(*self._closing, return_exceptions=True)
 
-    def _set(self, member: Member, *, rests: bool, ending: bool) -> None:
+    def _set(self, member: Member, *, rests: bool, ending: bool, asleep: bool | None = None) -> None:
         before = member.draining
         member.rests, member.ending = rests, ending
+        if asleep is not None:
+            self._sleepers.is_awake(member, not asleep)
         if member.draining == before or self._members.get(member.backend.id) is not member:
             return
         self._count(member.pool)
@@ -308,6 +311,7 @@ class Dispatcher:
         ready = sum(not (member.draining or member.unready) for member in pool.members.values())
         unreachable = sum(member.unreachable and not member.draining for member in pool.members.values())
         self._ledger.set_replicas(pool.model, ready, len(pool.members), unreachable)
+        self._sleepers.count(pool)
 
     def _tried(self, member: Member) -> None:
         """A suspect did not accept a connection, or did."""
@@ -342,10 +346,15 @@ class Dispatcher:
         member.in_flight += 1
         self._places.taken(member.backend.id, member.pool.model)
 
+    def _line(self, pool: Pool) -> tuple[int, int]:
+        """How many requests wait, and on how many a replica works."""
+        return (len(pool.line), self._ledger.limits(pool.model).concurrency) if self._ledger.knows(pool.model) else (0, 1)
+
     def _want(self, pool: Pool, requests: int) -> None:
         """So many have no place."""
         replicas = [each.backend.id for each in pool.members.values() if each.takes_requests] if requests else ()
         self._places.wanted(pool.model, requests, replicas)
+        self._sleepers.wanted(pool, requests)
 
     def _free(self, pool: Pool, concurrency: int) -> Member | None:
         """The least busy member with a free place."""

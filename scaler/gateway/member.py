@@ -6,10 +6,11 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from scaler.gateway.sleepers import Slumber
 from scaler.gateway.upstream import Endpoint, Upstream
 
 if TYPE_CHECKING:
-    from scaler.gateway.dispatcher import Pool
+    from scaler.gateway.pool import Pool
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +26,20 @@ class Backend:
 class Member:
     """A replica in its pool, with the connections to it."""
 
-    __slots__ = ("backend", "ending", "gone", "idle", "in_flight", "pool", "probe", "rests", "unreachable", "unready", "upstream")
+    __slots__ = (
+        "backend",
+        "ending",
+        "gone",
+        "idle",
+        "in_flight",
+        "pool",
+        "probe",
+        "rests",
+        "slumber",
+        "unreachable",
+        "unready",
+        "upstream",
+    )
 
     def __init__(self, backend: Backend, pool: Pool) -> None:
         self.backend = backend
@@ -34,6 +48,7 @@ class Member:
         self.in_flight = 0
         self.rests = False  # nothing new is to be sent to it, whoever makes replicas wants it or not
         self.ending = False  # it is not wanted any more, and ends when it has no request
+        self.slumber = Slumber.AWAKE
         self.gone = False
         self.probe: asyncio.Task[None] | None = None  # there is one while the replica is suspect
         self.unready = False  # a suspect that was tried, and accepted no connection
@@ -41,9 +56,14 @@ class Member:
         self.idle = asyncio.Event()  # set when it came to have no request, or is gone: look again
 
     @property
+    def asleep(self) -> bool:
+        """Whether it has to be woken before it is sent anything."""
+        return self.slumber is not Slumber.AWAKE
+
+    @property
     def draining(self) -> bool:
         """Whether it only finishes what it has."""
-        return self.rests or self.ending
+        return self.rests or self.ending or self.asleep
 
     @property
     def takes_requests(self) -> bool:

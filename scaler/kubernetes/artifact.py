@@ -16,16 +16,19 @@ ABSENT_AGENT_SECONDS = 30.0  # until an agent that does not answer is looked for
 class Artifact:
     """What the agents say about one snapshot's artifact.
 
-    held: where it stands, by node's name. answering: nodes whose agents can be asked, by name.
+    held: where it stands, by node's name. answering: nodes whose agents can be asked, by name. asleep: ids of replicas that sleep in pods.
     """
 
     def __init__(self, snapshot: ModelSnapshot, digest: str, nodes: Iterable[Node]) -> None:
         self.name = SnapshotName(snapshot.metadata.namespace, snapshot.artifact_name)
         self.held: dict[str, Residency] = {}  # by node's name
         self.answering: dict[str, Node] = {}
+        self.asleep: set[str] = set()
+        of = (snapshot.metadata.namespace, snapshot.model)
         for node in nodes:
             if not node.name:
                 continue
+            self.asleep |= sleepers_of(node).get(of, frozenset())
             if node.synced:
                 self.answering[node.name] = node
             residency = node.residencies.get(self.name)
@@ -42,6 +45,16 @@ class Artifact:
                 return ""
             why = why or f"on node {holder.name}: {found.unusable}"
         return why
+
+
+def sleepers_of(node: Node) -> dict[tuple[str, str], frozenset[str]]:
+    """Namespace and model → ids of its replicas that sleep in pods of the node."""
+    found: dict[tuple[str, str], frozenset[str]] = {}
+    for replica in node.replicas.values():
+        if replica.sleeps is not None:
+            of = (replica.namespace, replica.model)
+            found[of] = found.get(of, frozenset()) | {replica.id}
+    return found
 
 
 async def holders_of(cluster: Cluster, status: Status, artifact: Artifact) -> tuple[Holder, ...]:

@@ -22,7 +22,7 @@ import msgspec
 from scaler.books.snapshot_name import SnapshotName
 from scaler.fleet.nodes import Nodes
 from scaler.kubernetes import capture_pod, environment, resources
-from scaler.kubernetes.artifact import ABSENT_AGENT_SECONDS, Artifact, holders_of
+from scaler.kubernetes.artifact import ABSENT_AGENT_SECONDS, Artifact, holders_of, sleepers_of
 from scaler.kubernetes.cold_starts import ColdStarts
 from scaler.kubernetes.declarations import in_memory_all_the_same, planned
 from scaler.kubernetes.election import lead
@@ -177,13 +177,16 @@ class Controller:
         self._heard[node.address] = node
         names = before.residencies.keys() | node.residencies.keys()
         changed = {name for name in names if before.residencies.get(name) != node.residencies.get(name)}
+        slept, sleep = sleepers_of(before), sleepers_of(node)
+        moved = {of for of in slept.keys() | sleep.keys() if slept.get(of) != sleep.get(of)}
         came_or_went = before.synced is not node.synced
-        if not (changed or came_or_went) or self._pods is None:
+        if not (changed or moved or came_or_went) or self._pods is None:
             return
         for snapshot in self._snapshots:
             listed = came_or_went and any(each.name == node.name for each in snapshot.status.nodes)
             waits = came_or_went and not snapshot.status.holds(resources.CONDITION_CAPTURED)
-            if listed or waits or SnapshotName(snapshot.metadata.namespace, snapshot.artifact_name) in changed:
+            dozes = (snapshot.metadata.namespace, snapshot.model) in moved
+            if listed or waits or dozes or SnapshotName(snapshot.metadata.namespace, snapshot.artifact_name) in changed:
                 self._queue.add_after(snapshot.key, 0.1)  # news of a node come in bursts
 
     # --- one look
@@ -381,6 +384,7 @@ class Controller:
             digest=digest,
             image_bytes=max((each.image_bytes for each in artifact.held.values()), default=snapshot.status.image_bytes),
             nodes=holders,
+            asleep=len(artifact.asleep),
             template_hash=snapshot.template_hash if snapshot.spec.template is not None else "",
         )
         restores = self._cold_starts.condition(snapshot) if usable else None

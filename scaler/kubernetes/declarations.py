@@ -25,6 +25,7 @@ from scaler.plan.world import Model
 log = logging.getLogger(__name__)
 
 Declaration = ModelSnapshot | ScaledObject
+_IDLE = {"drop": None, "standby": Rung.STANDBY, "parked": Rung.PARKED}
 _Key = tuple[str, str, str]  # kind, namespace, name
 
 
@@ -190,6 +191,8 @@ def planned(snapshot: ModelSnapshot) -> Model:
         snapshot.model,
         snapshot=SnapshotName(snapshot.metadata.namespace, snapshot.artifact_name),
         stage=min(Rung[snapshot.spec.stage.upper()], Rung.MEMORY),
+        idle=_IDLE[snapshot.spec.idle],
+        idle_seconds=snapshot.spec.idle_seconds,
     )
 
 

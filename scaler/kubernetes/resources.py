@@ -91,6 +91,8 @@ class Spec(_Object, frozen=True):
     node_selector: dict[str, str] = {}
     limits: Limits = Limits()
     stage: str = "memory"
+    idle: str = "drop"
+    idle_seconds: float = 300.0
     stale_environment: str = ""
 
 
@@ -120,6 +122,7 @@ class Status(_Object, frozen=True):
     digest: str = ""
     image_bytes: int = 0
     nodes: tuple[Holder, ...] = ()
+    asleep: int = 0
     conditions: tuple[Condition, ...] = ()
     observed_generation: int = 0
     template_hash: str = ""

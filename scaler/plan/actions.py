@@ -76,6 +76,17 @@ class Keep:
 
 
 @dataclass(frozen=True, slots=True)
+class Sleep:
+    """A replica that nobody asks stays in its pod, and sleeps there on the rung."""
+
+    node: str
+    model: str
+    replica: str
+    rung: Rung
+    reason: str = field(compare=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Prefer:
     """Where a pod of the model should run. seconds: the estimate, by node's name; a node that is not named cannot serve it.
 
@@ -88,4 +99,4 @@ class Prefer:
     avoid: tuple[str, ...] = ()
 
 
-Action = Stage | Drop | Start | End | Keep | Prefer
+Action = Stage | Drop | Start | End | Keep | Sleep | Prefer

@@ -7,6 +7,8 @@
                standby is made while nobody asks and no replica lives, and given up half-made when somebody does: the request's own restore
                is sooner. One that is being parked is not given up: that is most of what the request needs. What an agent took down from
                there, to make room on its GPU, is left there for a while
+    sleep      where its owner wants it, replicas in pods sleep when their model had no request at any gateway for so long; a request wakes
+               them at once, which is the gateway's to ask for, and no plan's
     pods       nodes are preferred by the estimate, for replicas and for captures alike; Kubernetes places
 
 Actions under way are not asked for again. What an agent refused is put off, not forgotten. Each action says why. A forecast will move the
@@ -20,7 +22,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from scaler.books.hpa import proportional
-from scaler.plan.actions import Action, Drop, End, Keep, Prefer, Stage, Start
+from scaler.plan.actions import Action, Drop, End, Keep, Prefer, Sleep, Stage, Start
 from scaler.plan.estimate import ranked, seconds_to_serve, seconds_to_stage, seconds_to_start
 from scaler.plan.rungs import Rung
 from scaler.plan.world import Gpu, Model, Node, Residency, World
@@ -54,6 +56,7 @@ def decide(world: World) -> Plan:
         if model.name in world.targets:
             actions += _scaled(world, model)
         actions += _staged(world, model, later)
+        actions += _asleep(world, model, later)
     return Plan(tuple(actions), unmet, min(later, default=math.inf))
 
 
@@ -164,6 +167,24 @@ def _scaled(world: World, model: Model) -> Iterator[Start]:
         cut_off = f", and nothing answers at {demand.unreachable} replicas" if demand.unreachable else ""
         reason = f"{demand.pending} requests wait, and one replica is meant for {target.target_pending:g}{cut_off}"
         yield Start(model.name, "", reason, worth)
+
+
+def _asleep(world: World, model: Model, later: list[float]) -> Iterator[Sleep]:
+    """Those that are awake, and nobody has asked for long enough; one that its agent refused is put off."""
+    if model.idle is None or world.demand_of(model.name).pending:
+        return
+    for node in _synced(world):
+        for replica in node.replicas.values():
+            if replica.model != model.name or replica.sleeps is not None:
+                continue
+            put_off = world.put_off.get((node.address, replica.id, model.idle), -math.inf)
+            due = max(world.quiet_since.get(model.name, -math.inf), replica.since) + model.idle_seconds
+            if max(due, put_off) > world.now:
+                later.append(max(due, put_off))
+                continue
+            action = Sleep(node.address, model.name, replica.id, model.idle, f"nobody has asked it for {model.idle_seconds:g} s")
+            if action not in world.under_way:
+                yield action
 
 
 # Snapshots.

@@ -60,13 +60,18 @@ class Residency:
 
 @dataclass(frozen=True, slots=True)
 class Replica:
-    """One engine that serves. namespace: its pod's, or its snapshot's; origin: "restored", "standby", "parked", "cold" or "captured"."""
+    """One engine that serves. namespace: its pod's, or its snapshot's; origin: "restored", "standby", "parked", "cold" or "captured".
+
+    sleeps: the rung on which it sleeps in its pod; None: it is awake, for all that is known since the moment `since`.
+    """
 
     id: str
     model: str
     namespace: str = ""
     origin: str = ""
     detail: str = ""
+    sleeps: Rung | None = None
+    since: float = field(default=-math.inf, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +98,8 @@ class Model:
     snapshot: None: it is started, not restored. stage: the rung on which its snapshot waits. parked_seconds: how long a replica that is
     not needed any more is kept parked, and standby_seconds: how long as a standby, then (0: until it is used; None: not at all).
     longest_staging: seconds; no node is chosen to stage on that would take longer. replicas: how many are wanted here; None: somebody else
-    makes them. not_before: no start before that moment, since the last one failed.
+    makes them. not_before: no start before that moment, since the last one failed. idle: the rung on which replicas in pods sleep that
+    nobody has asked for `idle_seconds`; None: they stay awake.
     """
 
     name: str
@@ -104,6 +110,8 @@ class Model:
     longest_staging: float = math.inf
     replicas: int | None = None
     not_before: float = -math.inf
+    idle: Rung | None = None
+    idle_seconds: float = 300.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +129,7 @@ class World:
 
     now: seconds of the one clock. demand: of all gateways. in_flight: requests by replica. under_way: actions that are being carried out.
     put_off: (node's address, digest, rung) that an agent refused, or took it down from, until when it is not asked again. targets: what is
-    scaled by Kubernetes, by model.
+    scaled by Kubernetes, by model. quiet_since: the moment since which a model has no demand.
     """
 
     now: float
@@ -132,6 +140,7 @@ class World:
     under_way: tuple[Action, ...] = ()
     put_off: Mapping[tuple[str, str, Rung], float] = field(default_factory=dict)
     targets: Mapping[str, ScaleTarget] = field(default_factory=dict)
+    quiet_since: Mapping[str, float] = field(default_factory=dict)
 
     def demand_of(self, model: str) -> Demand:
         return self.demand.get(model, _NO_DEMAND)

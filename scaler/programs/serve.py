@@ -96,6 +96,7 @@ async def serve(config: ServeConfig) -> None:
         cluster = await begin(Cluster.connect(reporter=REPORTER, instance=identity))
         stack.push_async_callback(dispatcher.close)
         stack.push_async_callback(planner.close)
+        stack.push_async_callback(parts.waker.close)
         stack.push_async_callback(Surge(ledger, cluster, models.objects).close)
         stack.push_async_callback(FirstReplica(ledger, cluster, models.objects).close)
         snapshots, objects, engines = await begin(_objects(cluster, models, parts, readiness, activations))

@@ -88,6 +88,7 @@ async def _up(config: Config) -> None:
         await stack.enter_async_context(background.beside(_keep_agent(config, served), "restore agent"))
         await stack.enter_async_context(nodes.follow(f"unix:{config.state / 'agent.sock'}"))
         stack.push_async_callback(planner.close)
+        stack.push_async_callback(parts.waker.close)
         serve_scaler = functools.partial(serve_external_scaler, ledger, activations=activations, on_trigger=planner.triggered)
         scaler = await stack.enter_async_context(serve_scaler(address=f"unix:{config.state / 'scaler.sock'}"))
         if config.keda:

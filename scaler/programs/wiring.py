@@ -7,6 +7,8 @@ planner     which decides what the nodes do about it, beside whoever scales (KED
 executor    asks the agents for it, whose streams tell
 nodes       of the replica that is ready, and they
 readiness   which joins it with what the replica's pod says, and tells the dispatcher, which hands it to the request: the exchange begins
+
+Where a replica sleeps in its pod, the dispatcher has the waker wake it instead, and nodes and readiness tell of it as of a new one.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from scaler.fleet.executor import Executor, ReplicaMaker
 from scaler.fleet.nodes import Dial, Nodes
 from scaler.fleet.planner import Planner
 from scaler.fleet.readiness import Readiness
+from scaler.fleet.waker import Waker
 from scaler.gateway.dispatcher import Dispatcher
 from scaler.gateway.gateway import Gateway
 from scaler.gateway.places import Places
@@ -38,6 +41,7 @@ class Parts:
     readiness: Readiness
     nodes: Nodes
     planner: Planner
+    waker: Waker
 
 
 def wire(
@@ -65,4 +69,4 @@ def wire(
     dispatcher.suspects.on_unreachable(nodes.doubt)
     executor = Executor(nodes, maker(nodes, dispatcher) if maker else None, ledger.report_failure, clock, dispatcher.start_failed)
     planner = Planner(ledger, nodes, models, executor, dispatcher.in_flight, clock)
-    return Parts(ledger, dispatcher, gateway, readiness, nodes, planner)
+    return Parts(ledger, dispatcher, gateway, readiness, nodes, planner, Waker(ledger, nodes, dispatcher))

@@ -9,7 +9,7 @@ import pytest
 from zerowake_proto import agent_pb2, agent_pb2_grpc
 
 from scaler.books.snapshot_name import SnapshotName
-from scaler.fleet.agent import Agent, AgentUnreachable, HasNone, NoRoom
+from scaler.fleet.agent import Agent, AgentUnreachable, HasNone, NoRoom, Wanted
 from scaler.gateway.upstream import Endpoint
 from scaler.plan.rungs import Rung, WeightsRung
 from scaler.plan.world import Gpu, Rates, Replica, Residency
@@ -55,6 +55,21 @@ async def test_a_replica_is_kept_parked_and_then_as_a_standby(there: tuple[Agent
     other.refuse_above = agent_pb2.RUNG_STANDBY
     with pytest.raises(NoRoom, match="no room for it"):
         await agent.park("r5", 0.0, 0.0)
+
+
+async def test_a_replica_sleeps_in_its_pod_and_is_woken(there: tuple[Agent, fake_agent.Agent]) -> None:
+    agent, other = there
+    other.runs("r1", "m")
+    await agent.sleep("r1", Rung.PARKED)
+    assert (other.demoted[0].replica_id, other.demoted[0].rung) == ("r1", agent_pb2.RUNG_PARKED)
+    assert (await agent.wake("r1", "a1")).state == agent_pb2.REPLICA_READY
+    assert [(each.replica_id, each.activation_id) for each in other.woken] == [("r1", "a1")]
+    other.wanted = True
+    with pytest.raises(Wanted, match="a request has just come"):
+        await agent.sleep("r1", Rung.PARKED)
+    other.asleep_on["r1"] = grpc.StatusCode.RESOURCE_EXHAUSTED
+    with pytest.raises(NoRoom, match="its GPU is full"):
+        await agent.wake("r1", "a2")
 
 
 async def test_errors_say_what_the_agent_said(there: tuple[Agent, fake_agent.Agent]) -> None:

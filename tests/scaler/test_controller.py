@@ -547,3 +547,19 @@ async def test_a_damaged_snapshot_that_was_adopted_says_so(world: World) -> None
     world.agents["n0"].has("tenant", "theirs", "", unusable="its manifest was changed")
     await until(lambda: world.condition("Ready") == ("False", "Unusable", "on node n0: its manifest was changed"))
     assert not world.pods()
+
+
+async def test_how_many_of_its_pods_sleep_is_in_its_status(world: World) -> None:
+    agent = await world.node("n1")
+    agent.has("tenant", "chat", DIGEST)
+    await world.snapshot(artifact={"name": "chat", "digest": DIGEST})
+    await until(lambda: world.status().get("phase") == "Ready")
+    assert not world.status().get("asleep")
+    agent.runs("one", "chat", "tenant", agent_pb2.RUNG_PARKED)
+    agent.runs("two", "chat", "tenant", agent_pb2.RUNG_STANDBY)
+    agent.runs("three", "chat", "tenant")
+    agent.runs("four", "chat", "another", agent_pb2.RUNG_STANDBY)
+    await until(lambda: world.status().get("asleep") == 2)
+    agent.runs("one", "chat", "tenant")
+    agent.runs("two", "chat", "tenant")
+    await until(lambda: not world.status().get("asleep"))

@@ -126,6 +126,13 @@ def test_an_object_that_names_another_namespaces_model_is_told_of_once(world: Wo
     assert world.models.taken_by(world.scaled.objects["other/so"]) is None
 
 
+@pytest.mark.parametrize(("idle", "rung"), [("drop", None), ("standby", Rung.STANDBY), ("parked", Rung.PARKED)])
+def test_what_becomes_of_replicas_that_nobody_asks(idle: str, rung: Rung | None) -> None:
+    found = planned(declared_snapshot("ns/a", 1, "m", idle=idle, idleSeconds=7))
+    assert (found.idle, found.idle_seconds) == (rung, 7.0)
+    assert planned(declared_snapshot("ns/a", 1, "m")).idle is None, "unless it is asked for they keep what they have"
+
+
 def test_a_snapshot_that_is_being_deleted_is_not_staged_any_more(world: World) -> None:
     world.snapshot("ns/a", 1)
     deleting = world.snapshots.objects["ns/a"]

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from typing import cast
 
 import pytest
 
 from scaler.books.snapshot_name import SnapshotName
-from scaler.fleet.agent import AgentError, AgentUnreachable
+from scaler.fleet.agent import AgentError, AgentUnreachable, Wanted
 from scaler.fleet.executor import Executor
 from scaler.fleet.nodes import Nodes
-from scaler.plan.actions import Drop, End, Keep, Stage, Start
+from scaler.plan.actions import Drop, End, Keep, Sleep, Stage, Start
 from scaler.plan.policy import Plan
 from scaler.plan.rungs import Rung
+from scaler.plan.world import Node, Replica
 from tests.worlds.virtual_time import StandingClock
 from tests.worlds.waiting import until
 
@@ -31,6 +33,7 @@ class StandIn:
     def __init__(self) -> None:
         self.calls: list[str] = []
         self.given_up: list[str] = []
+        self.replicas: list[str] = []
         self.answers: dict[str, asyncio.Future[None]] = {}
 
     async def _call(self, what: str) -> None:
@@ -46,11 +49,17 @@ class StandIn:
         await self._call(f"{rung.name} {digest}")
         return 0.5
 
+    async def sleep(self, replica: str, rung: Rung) -> None:
+        await self._call(f"{rung.name} {replica}")
+
     async def start(self, action: Start) -> None:
         await self._call(f"start {action.number}")
 
     async def end(self, action: End) -> None:
         await self._call(f"end {action.replica}")
+
+    def __iter__(self) -> Iterator[Node]:
+        yield Node("a", replicas={name: Replica(name, "chat") for name in self.replicas})
 
     def agent(self, address: str) -> StandIn | None:
         return self if address == "a" else None
@@ -65,7 +74,7 @@ class World:
         self.executor = Executor(cast(Nodes, self.there), self.there, lambda *failure: self.failures.append(failure), self.clock)
         self.executor.on_end(self.ended.append)
 
-    async def does(self, *actions: Stage | Drop | Start | End | Keep) -> None:
+    async def does(self, *actions: Stage | Drop | Start | End | Keep | Sleep) -> None:
         self.executor.carry_out(Plan(actions))
         await asyncio.sleep(0)  # one turn: what was begun makes its call
 
@@ -186,3 +195,26 @@ async def test_close_gives_up_everything_and_decides_nothing(world: World) -> No
     await world.does(MEMORY, Start("chat", "a", "", number=1))
     await world.executor.close()
     assert sorted(world.there.given_up) == ["MEMORY d", "start 1"] and world.ended == []
+
+
+async def test_a_replica_that_is_not_to_sleep_is_asked_again_later_and_forgotten_when_it_is_gone(world: World) -> None:
+    sleep = Sleep("a", "chat", "one", Rung.PARKED, "nobody asks it")
+    world.there.replicas = ["one"]
+    await world.does(sleep)
+    assert world.executor.under_way == (sleep,)
+    await world.answer("PARKED one", AgentError("a client is connected"))
+    assert world.executor.put_off == {("a", "one", Rung.PARKED): 130.0}
+    await world.does(sleep)
+    await world.answer("PARKED one", AgentUnreachable("it is away"))
+    assert world.executor.put_off == {("a", "one", Rung.PARKED): 130.0}, "which has refused nothing"
+    await world.does(sleep)
+    await world.answer("PARKED one", Wanted("a request has just come"))
+    assert world.executor.put_off == {("a", "one", Rung.PARKED): 130.0}, "it is not idle any more"
+    await world.does(sleep)
+    await world.answer("PARKED one")
+    assert world.executor.put_off == {}
+    world.there.replicas = ["two"]
+    for name in ("one", "two"):
+        await world.does(Sleep("a", "chat", name, Rung.PARKED, "nobody asks it"))
+        await world.answer(f"PARKED {name}", AgentError("a client is connected"))
+    assert list(world.executor.put_off) == [("a", "two", Rung.PARKED)]

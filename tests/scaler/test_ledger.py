@@ -201,3 +201,21 @@ def test_the_demand_of_other_gateways() -> None:
     book.withdraw("other")
     book.add_remote("other", -1, 0)
     assert list(book.models()) == ["m"]
+
+
+def test_since_when_nobody_asks() -> None:
+    clock = StandingClock(100.0)
+    book = Ledger(activations=Activations(clock))
+    quiet: list[str] = []
+    book.on_quiet(quiet.append)
+    book.declare("m", ModelLimits())
+    clock.moment = 110.0
+    assert (book.quiet_since("m"), book.quiet_since("other")) == (100.0, 110.0)
+    book.start("m")
+    book.add_remote("m", 1, 0)
+    clock.moment = 120.0
+    book.end("m")
+    assert quiet == [], "another gateway has one still"
+    clock.moment = 130.0
+    book.add_remote("m", -1, 0)
+    assert (quiet, book.quiet_since("m")) == (["m"], 130.0)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from scaler.books.demand import Demand
 from scaler.books.snapshot_name import SnapshotName
-from scaler.plan.actions import Action, Drop, End, Keep, Stage, Start
+from scaler.plan.actions import Action, Drop, End, Keep, Sleep, Stage, Start
 from scaler.plan.policy import decide, prefer, prefer_for_capture
 from scaler.plan.rungs import Rung
 from scaler.plan.world import Gpu, Model, Node, Replica, Residency, ScaleTarget, World
@@ -319,3 +319,31 @@ def test_starts_and_ends_bring_the_wish(found: World) -> None:
         assert live + len(starts) - len(ends) == model.replicas
     else:
         assert live == model.replicas or "chat" in plan.unmet or model.not_before > found.now
+
+
+# Replicas that nobody asks
+
+
+def test_a_replica_that_nobody_asks_sleeps_when_its_time_has_come() -> None:
+    idle = replace(CHAT, idle=Rung.STANDBY, idle_seconds=10.0)
+    where = replace(node("a"), replicas={"old": Replica("old", "chat", since=0.0), "young": Replica("young", "chat", since=95.0)})
+    quiet = world(where, model=idle, quiet_since={"chat": 89.0})
+    plan = decide(quiet)
+    assert plan.actions == (Sleep("a", "chat", "old", Rung.STANDBY, ""),)
+    assert plan.look_again == 105.0, "the young one has had ten seconds then"
+    assert decide(world(where, model=replace(idle, idle=None), quiet_since={"chat": 89.0})).actions == ()
+    recent = decide(replace(quiet, quiet_since={"chat": 92.0}))
+    assert (recent.actions, recent.look_again) == ((), 102.0)
+    assert decide(replace(quiet, under_way=plan.actions)).actions == (), "it is on its way"
+    assert decide(replace(quiet, demand={"chat": Demand(0, 1, 2)})).actions == (), "somebody asks, a stream for one"
+
+
+def test_one_that_sleeps_or_was_refused_or_is_cut_off_is_left_alone() -> None:
+    idle = replace(CHAT, idle=Rung.PARKED, idle_seconds=1.0)
+    asleep = replace(node("a"), replicas={"one": Replica("one", "chat", sleeps=Rung.STANDBY), "other": Replica("other", "mine")})
+    assert decide(world(asleep, model=idle)).actions == ()
+    awake = serving(node("a"), "one")
+    refused = decide(world(awake, model=idle, put_off={("a", "one", Rung.PARKED): 130.0}))
+    assert (refused.actions, refused.look_again) == ((), 130.0)
+    assert kinds(decide(world(awake, model=idle, put_off={("a", "one", Rung.PARKED): 99.0})).actions) == [("Sleep", "a")]
+    assert decide(world(replace(awake, synced=False), model=idle)).actions == ()

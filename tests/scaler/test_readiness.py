@@ -6,6 +6,7 @@ import itertools
 
 import pytest
 
+from scaler.books.fairness import Priority
 from scaler.books.ledger import Ledger
 from scaler.books.limits import ModelLimits
 from scaler.fleet.readiness import PodWord, Readiness
@@ -27,8 +28,8 @@ class World:
             self.readiness.pod_is(BACKEND, PodWord(what))
         elif who == "pod":
             self.readiness.pod_gone(ID)
-        elif what == "ready":
-            self.readiness.agent_ready(BACKEND)
+        elif what in ("ready", "idles"):
+            (self.readiness.agent_ready if what == "ready" else self.readiness.agent_finds_asleep)(BACKEND)
         else:
             {
                 "retires": self.readiness.agent_retires,
@@ -97,6 +98,28 @@ async def test_never_two_replicas_and_never_one_that_is_said_to_leave() -> None:
             assert not world.served, said
         if said[-1] == "pod ready" and "agent retires" not in said:
             assert world.served, said
+
+
+@pytest.mark.parametrize(
+    ("said", "sleeps"),
+    [
+        (("agent ready", "agent idles"), True),
+        (("agent idles", "pod ready"), True),
+        (("pod ready", "agent idles", "pod unready"), True),  # whatever its probes make of it, it can be woken
+        (("agent idles", "agent ready"), False),
+        (("agent idles", "pod leaving"), False),
+        (("agent idles", "agent retires"), False),
+        (("pod ready", "agent idles", "agent silent"), False),  # nobody could wake it: whoever asks there does
+    ],
+)
+async def test_one_that_sleeps_is_woken_for_whoever_waits(said: tuple[str, ...], sleeps: bool) -> None:
+    world, wanted = World(), list[str]()
+    world.dispatcher.woken_by(lambda backend: wanted.append(backend.id))
+    for word in said:
+        world.say(word)
+    if world.dispatcher.take("m") is None:
+        world.dispatcher.hold("m", "tenant", Priority.NORMAL, 0)
+    assert bool(wanted) is sleeps
 
 
 async def test_what_is_gone_is_forgotten() -> None:

@@ -20,6 +20,10 @@ class Agent(agent_pb2_grpc.AgentServicer):
         self.staged: list[agent_pb2.StageRequest] = []
         self.unstaged: list[agent_pb2.UnstageRequest] = []
         self.demoted: list[agent_pb2.DemoteRequest] = []
+        self.wanted = False  # what is to sleep is in use just now
+        self.woken: list[agent_pb2.WakeRequest] = []
+        self.replicas: dict[str, agent_pb2.Replica] = {}
+        self.asleep_on: dict[str, grpc.StatusCode] = {}  # replicas that are not woken, and how that is said
         self.refuse: grpc.StatusCode | None = None
         self.refuse_above: agent_pb2.Rung = agent_pb2.RUNG_PARKED
         self._streams: list[asyncio.Queue[agent_pb2.NodeUpdate]] = []
@@ -48,6 +52,21 @@ class Agent(agent_pb2_grpc.AgentServicer):
         lost = self.residencies.pop((namespace, name))
         self._tell(agent_pb2.Residency(snapshot=lost.snapshot, rung=agent_pb2.RUNG_ABSENT))
 
+    def runs(self, name: str, model: str, namespace: str = "ns", asleep: agent_pb2.Rung = agent_pb2.RUNG_UNSPECIFIED) -> None:
+        """A replica, in a pod; `asleep`: the rung on which it sleeps there."""
+        self.replicas[name] = agent_pb2.Replica(
+            id=name,
+            model=model,
+            snapshot=agent_pb2.SnapshotRef(namespace=namespace),
+            state=agent_pb2.REPLICA_IDLE if asleep else agent_pb2.REPLICA_READY,
+            origin=agent_pb2.ORIGIN_PARKED,
+            endpoint=agent_pb2.Endpoint(host="127.0.0.1", port=1),
+            rung=asleep,
+            phases=[agent_pb2.Phase(name="image.wake", seconds=0.25)],
+        )
+        for queue in self._streams:
+            queue.put_nowait(agent_pb2.NodeUpdate(replica=self.replicas[name]))
+
     async def Watch(self, request: agent_pb2.WatchRequest, context: Any) -> AsyncIterator[agent_pb2.NodeUpdate]:
         queue: asyncio.Queue[agent_pb2.NodeUpdate] = asyncio.Queue()
         self._streams.append(queue)  # before the first part: nothing falls between it and the changes
@@ -55,6 +74,8 @@ class Agent(agent_pb2_grpc.AgentServicer):
         yield here
         for residency in list(self.residencies.values()):
             yield agent_pb2.NodeUpdate(residency=residency)
+        for replica in list(self.replicas.values()):
+            yield agent_pb2.NodeUpdate(replica=replica)
         yield agent_pb2.NodeUpdate(synced=True)
         try:
             while True:
@@ -76,8 +97,21 @@ class Agent(agent_pb2_grpc.AgentServicer):
 
     async def Demote(self, request: agent_pb2.DemoteRequest, context: Any) -> agent_pb2.DemoteResponse:
         self.demoted.append(request)
+        if self.wanted:
+            context.set_trailing_metadata((("zerowake-reason", "wanted"),))
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "a request has just come")
         await self._check_room(request.rung, context)
+        if replica := self.replicas.get(request.replica_id):
+            self.runs(replica.id, replica.model, replica.snapshot.namespace, request.rung)
         return agent_pb2.DemoteResponse()
+
+    async def Wake(self, request: agent_pb2.WakeRequest, context: Any) -> agent_pb2.WakeResponse:
+        self.woken.append(request)
+        if code := self.asleep_on.get(request.replica_id):
+            await context.abort(code, "its GPU is full")
+        replica = self.replicas[request.replica_id]
+        self.runs(replica.id, replica.model, replica.snapshot.namespace)
+        return agent_pb2.WakeResponse(replica=self.replicas[replica.id])
 
     async def _check_room(self, rung: agent_pb2.Rung, context: Any) -> None:
         if rung > self.refuse_above:
