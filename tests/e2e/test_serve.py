@@ -13,7 +13,7 @@ import socket
 import statistics
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -36,9 +36,10 @@ HPA_SYNC_SECONDS = 15
 
 
 class Scaler:
-    """Two replicas: `url` is the gateway of one, `keda` the other's address."""
+    """Two replicas: `url` is the gateway of one, `keda` the other's address, and `other_url` its gateway."""
 
-    def __init__(self, url: str, keda: str, client: aiohttp.ClientSession) -> None:
+    def __init__(self, url: str, keda: str, client: aiohttp.ClientSession, other_url: str) -> None:
+        self.other_url = other_url
         self.url = url
         self.keda = keda
         self._client = client
@@ -59,7 +60,10 @@ class Scaler:
 
 
 @asynccontextmanager
-async def scaler(folder: Path, namespace: str, kubeconfig: str, machine: str) -> AsyncIterator[Scaler]:
+async def scaler(
+    folder: Path, namespace: str, kubeconfig: str, machine: str, agents: Sequence[str] = ("127.0.0.1:1",)
+) -> AsyncIterator[Scaler]:
+    """`agents`: addresses of theirs; by default nobody listens there."""
     with ExitStack() as bound:
         sockets = [bound.enter_context(socket.socket()) for _ in range(8)]
         for each in sockets:
@@ -76,7 +80,7 @@ async def scaler(folder: Path, namespace: str, kubeconfig: str, machine: str) ->
                 "metrics": f"{machine}:{each['metrics']}",
                 "keda": {"listen": f"{machine}:{each['keda']}"},
                 "peers": {"listen": f"{machine}:{each['peers']}", "addresses": peers},
-                "agents": {"addresses": ["127.0.0.1:1"]},
+                "agents": {"addresses": list(agents)},
                 "drain_seconds": 0,
             }
             path = folder / f"{number}.yaml"
@@ -86,7 +90,8 @@ async def scaler(folder: Path, namespace: str, kubeconfig: str, machine: str) ->
             async with asyncio.timeout(30):
                 while not await _ready(client, f"http://{machine}:{each['metrics']}/readyz"):
                     await asyncio.sleep(0.1)
-        yield Scaler(f"http://{machine}:{replicas[0]['listen']}", f"{machine}:{replicas[1]['keda']}", client)
+        urls = [f"http://{machine}:{each['listen']}" for each in replicas]
+        yield Scaler(urls[0], f"{machine}:{replicas[1]['keda']}", client, urls[1])
 
 
 @asynccontextmanager
