@@ -36,7 +36,7 @@ HASHES = "parts.sha256"
 PROGRAMS = ["--threads=0", "--x86", "--lzma2=preset=5,dict=64MiB"]
 FOLDERS = ["--threads=0", "-5"]
 # Images and root share most of their files, half a gigabyte apart.
-SYSTEM = ["--threads=1", "--lzma2=preset=3,mf=hc4,dict=512MiB"]  # 4 GB of memory
+SYSTEM = ["--threads=1", "--lzma2=preset=1,mf=hc4,dict=512MiB"]  # 4 GB of memory
 
 
 def main(out: Path, folders: dict[str, Path]) -> None:
