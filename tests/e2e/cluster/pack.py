@@ -27,7 +27,7 @@ from tests.e2e.cluster.images import IMAGES, PACKED, REPOSITORY, ROOT_IMAGE, bui
 from tests.e2e.cluster.layout import ARCHIVES, BIN, KEDA_MANIFESTS
 from tests.e2e.cluster.layout import CACHE as CLUSTER_CACHE
 
-PART_BYTES = 58 << 20
+PART_BYTES = 59_900_000
 CACHE = "cluster"  # in the root
 LEFT_OUT = ("usr/share/doc", "usr/share/man", "usr/share/locale", "var/lib/apt", "var/cache")
 SCRIPTS = ("unpack.sh", "enter.sh")
