@@ -90,6 +90,7 @@ def lay_out(archive: Path, root: Path) -> None:
         assert manifest
         for name in json.load(manifest)[0]["Layers"]:
             with tarfile.open(fileobj=image.extractfile(name)) as layer:
+                layer.extraction_filter = getattr(tarfile, "fully_trusted_filter", None)  # Debian 12's Python has no other
                 for member in layer:
                     path = Path(member.name)
                     if path.name == ".wh..wh..opq":
@@ -97,7 +98,7 @@ def lay_out(archive: Path, root: Path) -> None:
                     elif path.name.startswith(".wh."):
                         remove(root / path.with_name(path.name.removeprefix(".wh.")))
                     else:
-                        layer.extract(member, root, filter="fully_trusted")
+                        layer.extract(member, root)
 
 
 def remove(path: Path) -> None:
