@@ -78,6 +78,8 @@ ARTIFACT = {"name": "chat", "digest": DIGEST}
         (snapshot(artifact=ARTIFACT, port=0), "spec.port"),
         (snapshot(artifact=ARTIFACT, healthPath="health"), "spec.healthPath"),
         (snapshot(artifact=ARTIFACT, stage="gpu"), "spec.stage"),
+        (snapshot(artifact=ARTIFACT, idle="memory"), "spec.idle"),
+        (snapshot(artifact=ARTIFACT, idleSeconds=0), "spec.idleSeconds"),
         (snapshot(artifact=ARTIFACT, limits={"maxWaitSeconds": 0}), "maxWaitSeconds"),
         (snapshot(artifact=ARTIFACT, limits={"concurrency": 0}), "concurrency"),
         (snapshot(artifact=ARTIFACT, canary={"body": {}}), "spec.canary.path: Required"),
@@ -98,6 +100,7 @@ async def test_what_it_takes_and_fills_in(api: Api, namespace: str) -> None:
     assert spec["template"]["spec"]["runtimeClassName"] == "nvidia", "a pod's fields are kept, whatever they are"
     assert spec["canary"] == canary
     assert spec["port"] == 8000 and spec["healthPath"] == "/health" and spec["stage"] == "memory"
+    assert (spec["idle"], spec["idleSeconds"]) == ("drop", 300)
     assert spec["limits"] == {"concurrency": 8, "maxWaitSeconds": 300, "maxRequests": 10000}
     with pytest.raises(ApiError, match="nothing"):
         await api.ask("POST", path("ModelSnapshot", namespace), {"fieldValidation": "Strict"}, snapshot("b", nothing=1))
@@ -189,7 +192,7 @@ async def test_a_capture_from_the_template_to_its_removal(world: World, kubeconf
 
     shown = await asyncio.to_thread(run, kubeconfig, "kubectl", "-n", world.namespace, "get", "msnap")
     head, row = shown.splitlines()
-    assert head.split() == ["NAME", "PHASE", "READY", "REASON", "NODES", "RUNGS", "BYTES", "AGE"]
+    assert head.split() == ["NAME", "PHASE", "READY", "REASON", "NODES", "RUNGS", "ASLEEP", "BYTES", "AGE"]
     assert row.split()[:3] == ["chat", "Ready", "True"] and world.agent.name in row and "memory" in row and "229000000" in row
     events = [
         (each["reason"], each["type"])
