@@ -4,7 +4,8 @@ MODEL is a file of `shapes/`; its weights and its tokenizer are written on this 
 of `make cluster`, started here if none runs, and zerowake is installed by its chart, with gpumem. The image is made of this machine's own
 Python and its packages, under the name that deploy/examples/gpu-engine.yaml has, and that file is applied as it stands; only afterwards is
 KEDA told to wait less long before it scales down. Each figure is from the gateway's first request, at zero replicas, to the first token of
-its streamed answer. The same pod without zerowake is started cold in the same run.
+its streamed answer. In the same run the same pod is started cold without zerowake, and a pod that stays sleeps and is woken in its place
+(`spec.idle`).
 
     --python PATH      the Python that vLLM is installed for (this one's own)
     --packages FOLDER  a folder of packages beside it, which is on the image's PYTHONPATH
@@ -70,7 +71,8 @@ ROUNDS = 5
 CAPTURE_SECONDS, COLD_SECONDS = 480, 300
 GRACE_SECONDS = 20.0  # that a part may take beyond the time that is left
 GIB = 1 << 30
-GOAL = 1.0
+GOAL, IDLE_GOALS = 1.0, {"parked": 0.06, "standby": 0.42}
+IDLE_SECONDS = 2
 OURS = ("docker.io/library/zerowake-scaler:0.1.0", "docker.io/library/zerowake-agent:0.1.0")
 QUESTION = {"prompt": "One, two, three,", "max_tokens": 16, "temperature": 0, "seed": 1, "logprobs": 1, "stream": True}
 console = Console(width=220)
@@ -120,6 +122,35 @@ class Bench:
         self.tell("staged", starts, None if self.machine.gpus is None else GOAL)
         grown = (max(used) - min(used)) / 1e6
         self.figures.append(Figure("GPU memory at zero replicas, most less least", grown, "MB", at_most=64, detail=f"{len(used)} looks"))
+
+    async def idle(self, rung: str) -> None:
+        """A pod that KEDA keeps, whose engine sleeps in it and is woken in its place."""
+        await self.api.merge("ScaledObject", MODELS, self.name, {"spec": {"minReplicaCount": 1}})
+        await self.api.merge("ModelSnapshot", MODELS, self.name, {"spec": {"idle": rung, "idleSeconds": IDLE_SECONDS}})
+        taken, used, answers = [], 0, []
+        for number in range(ROUNDS + 1):  # the first makes the pod
+            begun, answered, answer = await self.asked(self.name)
+            answers.append(answer)
+            if number:
+                taken.append(answered - begun)
+                console.print(f"  {rung} {number}: first token {taken[-1]:.3f} s")
+            await self.asleep(False)
+            await self.asleep(True)
+            used = self.machine.used()
+        case = f"pod idle, {rung}"
+        self.medians[case] = statistics.median(taken)
+        detail = f"{spread(taken)}; asleep, {used / 1e6:.0f} MB are in use on the GPUs, gpumem's own in it"
+        goal = None if self.machine.gpus is None else IDLE_GOALS[rung]
+        self.figures.append(Figure(f"{case}: request → first token", self.medians[case], "s", at_most=goal, detail=detail))
+        if any(answer != self.answers[0] for answer in answers):
+            raise AssertionError(f"woken, it answers {answers}, and restored {self.answers[0]}")
+        await self.api.merge("ModelSnapshot", MODELS, self.name, {"spec": {"idle": "drop"}})
+        await self.api.merge("ScaledObject", MODELS, self.name, {"spec": {"minReplicaCount": 0}})
+
+    async def asleep(self, whether: bool) -> None:
+        await self.api.until(
+            "ModelSnapshot", MODELS, self.name, lambda one: one and bool(one["status"].get("asleep")) == whether, CAPTURE_SECONDS
+        )
 
     async def cold(self, deployment: Object, scaled: Object) -> None:
         """The same pod, which the agent leaves alone: the engine as it is in its image, with GPU memory of its own."""
@@ -237,6 +268,7 @@ async def measure(machine: Machine, prepared: Prepared, until: float, keep: Call
             parts: list[tuple[str, Callable[[], Awaitable[None]], float]] = [
                 ("staged", bench.staged, 40),
                 ("plain engine", lambda: bench.cold(deployment, scaled), 20 if stand_in else 130),
+                *((f"idle: {rung}", functools.partial(bench.idle, rung), 40) for rung in IDLE_GOALS),
             ]
             for name, part, seconds in parts:
                 await bench.step(name, part, seconds)
