@@ -121,6 +121,7 @@ class MemorySaver(TorchMemorySaverAdapter):  # type: ignore[misc, unused-ignore]
                 "image: use one that it fits (restore_agent/README.md names them), or take the snapshot without zerowake beside SGLang"
             )
         before, after = lent_memory.let_go(client())
+        gc.freeze()  # what is there now is not looked through again, which took a second each time
         _log.info("torch held %s; asleep %s, and %d MiB of KV cache are gone", before, after, self._cache.taken >> 20)
 
     def resume(self, tag: str) -> None:
