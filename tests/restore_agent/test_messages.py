@@ -8,7 +8,7 @@ import pytest
 from zerowake_proto import agent_pb2 as pb
 
 from restore_agent.service import messages
-from restore_agent.snapshots.manifest import EngineRecord, InvalidName
+from restore_agent.snapshots.manifest import EngineRecord, InvalidName, WeightsRecord
 from restore_agent.snapshots.store import Store
 from tests.worlds.snapshots import publish
 
@@ -67,4 +67,15 @@ def test_a_snapshot_that_is_gone_is_absent_by_its_whole_name(tmp_path: Path) -> 
     snapshot = publish(store, b"x" * 8192, "one")
     gone = messages.removed(snapshot)
     assert (gone.rung, gone.snapshot) == (pb.RUNG_ABSENT, pb.SnapshotRef(namespace="default", name="one", digest=snapshot.digest))
+    store.close()
+
+
+def test_weights_of_several_ranks_count_as_what_one_gpu_gets(tmp_path: Path) -> None:
+    """They are filled at once: what the estimate counts is the largest share."""
+    store = Store(tmp_path)
+    records = [("a", 5, "GPU-1"), ("b", 3, "GPU-2"), ("c", 4, "GPU-2")]
+    weights = tuple(WeightsRecord(region=region, size=size, parts=(), gpu=gpu) for region, size, gpu in records)
+    ranks, alone = publish(store, b"x" * 8192, "ranks", weights=weights), publish(store, b"y" * 8192, "alone")
+    assert messages._weights_bytes(ranks) == 7
+    assert messages._weights_bytes(alone) == 0
     store.close()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from restore_agent.places.processes import cpu_seconds, descendants, is_stopped, pid_inside, resident_bytes, status
+from restore_agent.places.processes import cpu_seconds, descendants, has_ended, is_stopped, pid_inside, resident_bytes, status
 from tests.worlds.waiting import PATIENCE, blocking_until
 
 # Its name has what the fields of `stat` are parted by; its child waits as long as it does.
@@ -102,3 +102,15 @@ def test_every_task_stands_still_or_not(parent: int) -> None:
     os.kill(parent, signal.SIGCONT)
     blocking_until(lambda: not is_stopped(parent))
     assert not is_stopped(gone())
+
+
+def test_who_is_dead_has_ended_whether_it_was_reaped_or_not(parent: int) -> None:
+    assert not has_ended(parent)
+    os.kill(parent, signal.SIGSTOP)
+    blocking_until(lambda: is_stopped(parent))
+    assert not has_ended(parent), "who stands still is there"
+    process = subprocess.Popen(["true"])
+    blocking_until(lambda: has_ended(process.pid))
+    assert process.returncode is None, "nobody has reaped it"
+    process.wait()
+    assert has_ended(gone())

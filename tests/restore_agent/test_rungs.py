@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import subprocess
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +17,7 @@ from typing import Any
 import pytest
 
 from restore_agent.drivers.cuda import CudaError
+from restore_agent.engine.engine import EngineError
 from restore_agent.sequences.gpu_choice import Suspended
 from restore_agent.sequences.idling import Idling
 from restore_agent.sequences.parked_budget import ParkedBudget, ParkedFull
@@ -363,3 +366,31 @@ async def test_one_that_sleeps_in_a_pod_wakes_on_the_pod_s_gpus_alone(world: Wor
     with contextlib.nullcontext() if is_ours else pytest.raises(NoGpuMemory, match="0 MiB are free"):
         async with restorer.room_for(standby) as pairs:
             assert pairs[ONE] == TWO
+
+
+# Where an engine of several ranks stands
+
+
+async def test_where_each_gpu_of_the_snapshot_has_gone_is_known_on_every_rung(world: World) -> None:
+    """Restored with its GPUs exchanged, demoted there, and exchanged again at the next wake."""
+    snapshot = publish(world.store, b"pair" * 2048, "pair", gpus={ONE: GIB, TWO: 2 * GIB}, quiesces=True)
+    standby = waiting(snapshot, Rung.STANDBY, snapshot.manifest.gpus)
+    standby.stands_on({ONE: TWO, TWO: ONE})
+    assert (standby.places, standby.moved, standby.gpus) == ({ONE: TWO, TWO: ONE}, {ONE: TWO, TWO: ONE}, {TWO: GIB, ONE: 2 * GIB})
+    engine = standby.engine
+    again = Standby(snapshot, engine, standby.let_go, standby.undo, [], standby.gpus, (ONE, TWO), places=standby.places)
+    assert again.moved == {ONE: ONE, TWO: TWO}, "its engine knows by now where it is"
+    again.stands_on({ONE: TWO, TWO: ONE})
+    assert again.places == {ONE: ONE, TWO: TWO}, "where its weights were lent at first"
+    assert again.gpus == {ONE: GIB, TWO: 2 * GIB}
+
+
+async def test_an_engine_of_which_a_process_has_ended_is_not_whole(world: World) -> None:
+    standby = waiting(world.snapshot("one"), Rung.STANDBY, {})
+    standby.processes = [os.getpid()]
+    standby.check_whole()
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    standby.processes = [os.getpid(), ended.pid]
+    with pytest.raises(EngineError, match=rf"of the 2 processes of an engine that waited, pid {ended.pid} has ended"):
+        standby.check_whole()

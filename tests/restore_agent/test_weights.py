@@ -14,8 +14,12 @@ from zerowake_proto import agent_pb2 as pb
 
 from gpumem.checkpoint.safetensors import keep_reading, read_checkpoint
 from gpumem.client.control import Control
+from gpumem.hardware.memory import HOST
+from restore_agent.drivers.weights import Weights
+from restore_agent.snapshots.store import Store
 from tests.worlds.agent import Agent, engine, get, running
 from tests.worlds.pool import Pool
+from tests.worlds.snapshots import publish
 
 WEIGHTS_BYTES = 48 << 20
 
@@ -179,3 +183,16 @@ async def test_an_engine_that_does_not_let_go_is_released(tmp_path: Path, pool: 
             assert "took too long" in await agent.demote(replica, rung)
             assert [region.leases for region in (await pool.status()).regions] == [0]
             assert await agent.rung("deaf") == pb.RUNG_MEMORY
+
+
+async def test_which_devices_hold_all_that_each_gpu_was_lent_is_asked_of_gpumem(pool: Pool, checkpoint: Path, tmp_path: Path) -> None:
+    weights, store = Weights(pool.socket), Store(tmp_path / "store")
+    one = await weights.read(checkpoint)
+    missing = one.record.model_copy(update={"region": "ab" * 32, "gpu": "GPU-2"})
+    records = (one.on("GPU-1").record, one.on("GPU-2").record, missing)
+    manifest = publish(store, b"x" * 8192, "ranks", weights=records).manifest
+    assert await weights.resident(manifest) == {"GPU-1": set(), "GPU-2": set()}
+    await weights.fill(one)
+    assert await weights.resident(manifest) == {"GPU-1": {HOST}, "GPU-2": set()}, "of the second one there is a region that is nowhere"
+    assert await weights.resident(publish(store, b"y" * 8192, "none").manifest) == {}
+    store.close()
