@@ -95,6 +95,7 @@ class Restorer:
                         try:
                             standby = await self._hold(criu, snapshot, staged, phases, open_place or self._sandbox(snapshot))
                             async with _closed_unless_done(standby):
+                                standby.check_whole()
                                 await self._resume(standby, pairs, phases)
                                 engine = await self._serve(standby, weights, phases)
                         finally:
@@ -309,6 +310,8 @@ class Restorer:
                     raise engine.end_error() if ended.done() else CriuError("CRIU did not let the engine go")
                 await restoring
 
+            if gone := [process.pid for process in manifest.processes if process.pid not in hosts]:
+                raise CriuError(f"pid {gone[0]} of the engine ended while it was restored")
             gpu_pids, whole = [hosts[pid] for pid in manifest.gpu_pids], [hosts[process.pid] for process in manifest.processes]
             return Standby(snapshot, engine, let_go, undo.pop_all(), gpu_pids, manifest.gpus, _uuids(snapshot), processes=whole)
 
