@@ -53,6 +53,9 @@ class Heard:
     def standbys_are(self, counts: Mapping[Rung, int], parked: Mapping[str, int]) -> None:
         self.waiting = dict(counts)
 
+    def sleepers_are(self, counts: Mapping[Rung, int]) -> None:
+        assert not any(counts.values()), "there are no pods"
+
 
 @pytest.fixture
 def heard() -> Heard:

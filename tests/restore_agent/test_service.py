@@ -136,6 +136,8 @@ def test_what_waits_and_what_it_holds_is_shown() -> None:
     shown = generate_latest().decode()
     assert 'zerowake_node_standbys{rung="standby"} 2.0' in shown and 'zerowake_node_standbys{rung="parked"} 1.0' in shown
     assert 'zerowake_node_parked_bytes{gpu="GPU-1"} 3.221225472e+09' in shown
+    metrics.sleepers_are({Rung.STANDBY: 3, Rung.PARKED: 0})
+    assert 'zerowake_node_sleeping_pods{rung="standby"} 3.0' in generate_latest().decode()
     metrics.standbys_are({Rung.STANDBY: 0, Rung.PARKED: 0}, {})
     assert "GPU-1" not in generate_latest().decode(), "nothing is parked there any more"
 
