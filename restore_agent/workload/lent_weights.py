@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch._subclasses import FakeTensor
 
-from gpumem.checkpoint.safetensors import Checkpoint, byte_size, keep_reading, read_checkpoint, write_checkpoint
+from gpumem.checkpoint.safetensors import PADDING, Checkpoint, byte_size, keep_reading, read_checkpoint, write_checkpoint
 from gpumem.client import Client, Region, StaleLayout
 from gpumem.client.torch import bytes_at, dtype_name, torch_device
 
@@ -76,7 +76,7 @@ def held(client: Client, model: Any, before: set[int]) -> list[Held]:
 
 def fits(checkpoint: Checkpoint, weights: list[Held]) -> bool:
     """Whether a model that was made without its weights has room for exactly these."""
-    there = {tensor.name: byte_size(tensor) for tensor in checkpoint.layout.tensors}
+    there = {tensor.name: byte_size(tensor) for tensor in checkpoint.layout.tensors if not tensor.name.startswith(PADDING)}
     return there == {each.name: each.storage.nbytes() for each in weights}
 
 

@@ -37,12 +37,13 @@ class Engine(torch.nn.Module):
         self.head.weight = self.embed.weight
         self.fused = torch.nn.Parameter(torch.randn(128, 200).t(), requires_grad=False)
         self.absorbed = torch.randn(200, 128)
+        self.scale = torch.nn.Parameter(torch.ones(1))  # so short that what comes next is aligned
         self.register_buffer("count", torch.zeros(40000))
         self.requires_grad_(False)
 
     def forward(self, tokens: Any) -> Any:
         self.count += 1
-        return self.head(self.embed(tokens) @ self.fused.t() @ self.absorbed)
+        return self.head(self.embed(tokens) @ self.fused.t() @ self.absorbed) * self.scale
 
 
 def lend(client: Client, directory: Path, model: Any, before: set[int]) -> Any:
