@@ -6,8 +6,8 @@ All processes are locked before the first is checkpointed, and all are restored 
 sibling that stands still. Each step is done to all of them at once, with one deadline. A suspend that fails for one is undone for all: the
 tree goes on running, with its GPU memory. A resume that fails for one is the end of all: ranks that compute together are of no use alone.
 The driver takes the pids of this process's own pid namespace. `cuInit` is called once, at the start, so that no restore pays for it; no
-context is made, so it costs no GPU memory. A process wakes on other GPUs by a list of pairs, which must name every GPU of the driver, used
-or not.
+context is made, so it costs no GPU memory. A process wakes on other GPUs by a list of pairs, which must name every GPU that the driver
+shows it, used or not: on one machine all, in a container those whose device files it has.
 Source: CUDA driver API, "Checkpointing" (driver 570 and later); needs no `cuda-checkpoint` binary.
 """
 
@@ -20,6 +20,7 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,6 +54,15 @@ class ResumeSeconds(NamedTuple):
     unlock: float
 
 
+@dataclass(frozen=True)
+class NodeGpu:
+    """A GPU, by what it is called."""
+
+    uuid: str  # "GPU-…"
+    index: int  # in the order of the PCI bus
+    minor: int  # of its device file, /dev/nvidiaMINOR
+
+
 class Cuda:
     """Use `Cuda.find`."""
 
@@ -63,10 +73,14 @@ class Cuda:
         nvml.nvmlInit()
         self._promised: dict[str, int] = {}  # UUID → bytes that resumes under way will take
         self._uuids = {f"GPU-{uuid.UUID(bytes=bytes(raw.bytes)[:16])}": raw for raw in self._driver_uuids()}
-        names = [nvml.nvmlDeviceGetName(self._handle(identity)) for identity in self._uuids]
+        try:
+            names = [nvml.nvmlDeviceGetName(self._handle(identity)) for identity in self._uuids]
+        except nvml.NVMLError as error:
+            raise CudaError(f"a GPU of this node is not known by its UUID ({error}); is it partitioned (MIG)? Use whole GPUs") from None
         driver_version = nvml.nvmlSystemGetDriverVersion()
         links = tuple(tuple(self._link(one, other) for other in self._uuids) for one in self._uuids)
         # Asked once: every restore wants it.
+        self.known = tuple(self._known(identity) for identity in self._uuids)  # in CUDA's order
         self._gpus = GpuRecord(driver=driver_version, names=tuple(names), uuids=tuple(self._uuids), links=links)
 
     @classmethod
@@ -86,8 +100,9 @@ class Cuda:
             remedy = "a container has it by NVIDIA's container runtime (on Kubernetes: the chart's gpumem.runtimeClassName)"
             raise CudaError(f"this node has a GPU, and its driver cannot be used from here: {error}; {remedy}") from error
 
-    def gpus(self) -> GpuRecord:
-        return self._gpus
+    def gpus(self, of: Collection[str] | None = None) -> GpuRecord:
+        """All of the node, or those of these UUIDs that are here; in CUDA's order."""
+        return self._gpus if of is None else self._gpus.only(of)
 
     def chosen(self, env: Mapping[str, str]) -> str:
         """UUID of the GPU that a process with this environment uses first; empty: it sees none."""
@@ -139,8 +154,11 @@ class Cuda:
             for identity, size in needed.items():
                 self._promised[identity] -= size
 
-    async def suspend(self, pids: Sequence[int]) -> dict[str, int]:
+    async def suspend(self, pids: Sequence[int], among: Collection[str] | None = None) -> dict[str, int]:
         """RUNNING → CHECKPOINTED, all of them. Returns the bytes that came free, of each GPU that they used.
+
+        Args:
+            among: UUIDs of the GPUs that they may have used; None: any. What others give back on the rest meanwhile does not count.
 
         Raises:
             CudaError: one refused; all run again.
@@ -155,7 +173,8 @@ class Cuda:
             await asyncio.shield(self._undo(pids))
             raise
         after = self._used()
-        return {identity: size - after[identity] for identity, size in before.items() if size > after[identity]}
+        freed = {identity: size - after[identity] for identity, size in before.items() if size > after[identity]}
+        return {identity: size for identity, size in freed.items() if among is None or identity in among}
 
     async def resume(self, pids: Sequence[int], moves: Mapping[str, str] | None = None) -> ResumeSeconds:
         """CHECKPOINTED → RUNNING, all of them. Their memory must be free: a process that runs out of it here is stranded.
@@ -211,9 +230,9 @@ class Cuda:
             raise CudaError(f"CUDA cannot {what}: {name}{f'; {remedy}' if remedy else ''}")
 
     def _pairs(self, moves: Mapping[str, str]) -> Any:
-        if len(moves) != len(self._uuids) or set(moves.values()) != set(self._uuids):
+        if len(set(moves.values())) != len(moves) or not set(moves.values()) <= self._uuids.keys():
             raise CudaError(
-                f"the processes ran among {len(moves)} GPUs and {len(self._uuids)} are here: the driver wants each paired with one"
+                f"the processes' {len(moves)} GPUs cannot be these: {', '.join(moves.values())}; each needs one of this node's own"
             )
         pairs = []
         for old, new in moves.items():
@@ -262,6 +281,10 @@ class Cuda:
 
     def _used(self) -> dict[str, int]:
         return {identity: int(self._nvml.nvmlDeviceGetMemoryInfo(self._handle(identity)).used) for identity in self._uuids}
+
+    def _known(self, identity: str) -> NodeGpu:
+        handle = self._handle(identity)
+        return NodeGpu(identity, int(self._nvml.nvmlDeviceGetIndex(handle)), int(self._nvml.nvmlDeviceGetMinorNumber(handle)))
 
     def _handle(self, identity: str) -> Any:
         return self._nvml.nvmlDeviceGetHandleByUUID(identity)

@@ -21,6 +21,7 @@ from restore_agent.kubernetes.injection import has_placeholder
 from restore_agent.kubernetes.node_pods import NodePods
 from restore_agent.kubernetes.pod import Pod
 from restore_agent.kubernetes.pod_captures import PodCaptures
+from restore_agent.kubernetes.pod_gpus import PodGpus
 from restore_agent.kubernetes.pod_replicas import PodReplicas
 from restore_agent.places.container import ContainerError
 from restore_agent.places.placeholder import Placeholder
@@ -38,10 +39,11 @@ _LOG = logging.getLogger("zerowake.agent")
 class Adoption:
     """Looks for engines that run already. Use `async with adoption.following()`."""
 
-    def __init__(self, store: Store, node_pods: NodePods, cri: Cri, replicas: PodReplicas, captures: PodCaptures) -> None:
+    def __init__(self, store: Store, node_pods: NodePods, cri: Cri, gpus: PodGpus, replicas: PodReplicas, captures: PodCaptures) -> None:
         self._store = store
         self._node_pods = node_pods
         self._cri = cri
+        self._gpus = gpus
         self._replicas = replicas
         self._captures = captures
         self._called: dict[str, str] = {}  # uid of a pod → its container whose placeholder has called
@@ -65,6 +67,7 @@ class Adoption:
         snapshot = await self._snapshot(caller)
         try:
             record = caller.record(caller.placeholder.command, snapshot.manifest.engine if snapshot else None)
+            caller.container.gpus = await self._gpus.of(caller)
         except Refused as error:
             _takes_no_part(caller.pod, error)
             return

@@ -1,10 +1,10 @@
 """A GPU that the kubelet gives to somebody else's pod is given back by gpumem at once, and held again when that pod has gone.
 
 gpumem holds memory of GPUs that no pod has asked for, and so do parked engines, which become standbys then. Which pod has which is known to
-the kubelet alone, by its pod-resources API, which can be asked and tells nothing by itself. So it is asked when the API server says that a
-pod which wants a device was sent to this node, again every few milliseconds until that pod has its devices (its container is made only
-afterwards), when a pod goes, and now and then in any case: that also brings a gpumem that was started anew back into line. A device plugin
-of our own was rejected: the GPUs would be ours to advertise, and every other one would have to go.
+the kubelet alone (pod_gpus.py), which can be asked and tells nothing by itself. So it is asked when the API server says that a pod which
+wants a device, or has a claim, was sent to this node, again every few milliseconds until that pod has its devices (its container is made
+only afterwards), when a pod goes, and now and then in any case: that also brings a gpumem that was started anew back into line. A device
+plugin of our own was rejected: the GPUs would be ours to advertise, and every other one would have to go.
 """
 
 from __future__ import annotations
@@ -17,22 +17,20 @@ from collections.abc import AsyncIterator, Callable, Collection, Coroutine
 from pathlib import Path
 from typing import Any
 
-import grpc
 from prometheus_client import Gauge
-from zerowake_proto import podresources_pb2, podresources_pb2_grpc
 
 from gpumem.client.control import Control
 from gpumem.wire.errors import GpumemError
 from restore_agent.kubernetes.node_pods import NodePods
 from restore_agent.kubernetes.pod import Pod
+from restore_agent.kubernetes.pod_gpus import PodGpus, wants_devices
+from restore_agent.kubernetes.pod_resources import KubeletError
 from zerowake_shared.background import beside
 from zerowake_shared.pod_contract import CAPTURE, SNAPSHOT, is_lent_to
 
-SOCKET = Path("pod-resources/kubelet.sock")  # in the kubelet's folder
 _FAST_SECONDS = 0.02  # between two looks while a pod waits for its devices
 _PATIENCE_SECONDS = 60.0  # for which that goes on
 _SLOW_SECONDS = 5.0
-_ANSWER_SECONDS = 5.0
 _LOG = logging.getLogger("zerowake.agent")
 _YIELDED = Gauge("zerowake_yielded_devices", "GPUs that were given back because the kubelet gave them to another's pod")
 
@@ -43,13 +41,13 @@ class GpuYielding:
     def __init__(
         self,
         node_pods: NodePods,
-        kubelet: podresources_pb2_grpc.PodResourcesListerAsyncStub,
+        gpus: PodGpus,
         gpumem: Path,
         note: Path,
         others_have: Callable[[Collection[str]], Coroutine[Any, Any, None]],
     ) -> None:
         self._node_pods = node_pods
-        self._kubelet = kubelet
+        self._gpus = gpus
         self._gpumem = gpumem
         self._note = note
         self._others_have = others_have
@@ -63,20 +61,17 @@ class GpuYielding:
     async def watching(
         cls,
         node_pods: NodePods,
-        kubelet: Path,
+        gpus: PodGpus,
         gpumem: Path,
         state: Path,
         others_have: Callable[[Collection[str]], Coroutine[Any, Any, None]],
     ) -> AsyncIterator[None]:
-        """`kubelet`: its folder. `gpumem`: its socket. `state`: the agent's folder. `others_have`: told of all GPUs of others' pods, each
-        time that they were looked at; what it cannot have given back, it says itself."""
-        options = [("grpc.default_authority", "localhost")]
-        async with grpc.aio.insecure_channel(f"unix:{kubelet / SOCKET}", options=options) as channel:
-            stub = podresources_pb2_grpc.PodResourcesListerStub(channel)
-            yielding = cls(node_pods, stub, gpumem, state / "yielded.json", others_have)
-            node_pods.on_change(yielding._changed)
-            async with beside(yielding._run(), "GPU yielding"):
-                yield
+        """`gpumem`: its socket. `state`: the agent's folder. `others_have`: told of all GPUs of others' pods, each time that they were
+        looked at; what it cannot have given back, it says itself."""
+        yielding = cls(node_pods, gpus, gpumem, state / "yielded.json", others_have)
+        node_pods.on_change(yielding._changed)
+        async with beside(yielding._run(), "GPU yielding"):
+            yield
 
     def _changed(self, pod: Pod, gone: bool) -> None:
         uid = pod.metadata.uid
@@ -99,8 +94,8 @@ class GpuYielding:
                 finally:
                     await vacating
                 self._troubled = ""
-            except (grpc.aio.AioRpcError, GpumemError, OSError) as error:
-                said = error.details() or error.code().name if isinstance(error, grpc.aio.AioRpcError) else str(error)
+            except (KubeletError, GpumemError, OSError) as error:
+                said = str(error)
                 if said != self._troubled:  # where there is no gpumem, once is enough
                     _LOG.info("GPUs are not yielded to other pods: %s", said)
                 self._troubled = said
@@ -110,15 +105,13 @@ class GpuYielding:
                     await self._look.wait()
 
     async def _devices(self) -> set[str]:
-        """Those of pods that are not ours. Raises AioRpcError."""
-        answer = await self._kubelet.List(podresources_pb2.ListPodResourcesRequest(), timeout=_ANSWER_SECONDS)
+        """Those of pods that are not ours. Raises KubeletError."""
+        held = await self._gpus.held()
         pods = {(pod.metadata.namespace, pod.metadata.name): pod for pod in self._node_pods.pods.values()}
         found: set[str] = set()
-        for entry in answer.pod_resources:
-            # One that shares a GPU in time has an identity of its own behind the GPU's.
-            devices = {name.partition("::")[0] for one in entry.containers for each in one.devices for name in each.device_ids}
-            pod = pods.get((entry.namespace, entry.name))
-            if devices and pod:
+        for name, devices in held.items():
+            pod = pods.get(name)
+            if pod and (pod.status.phase == "Running" or not _has_claims(pod)):  # claims are prepared after it has the other devices
                 self._waiting[pod.metadata.uid] = 0.0
             if pod is None or not _is_ours(pod):
                 found |= devices
@@ -160,5 +153,8 @@ def _is_ours(pod: Pod) -> bool:
 
 
 def _wants_devices(pod: Pod) -> bool:
-    """Extended resources have a domain in their name."""
-    return any("/" in name for container in pod.spec.containers for name in container.resources.limits)
+    return any(map(wants_devices, pod.spec.containers))
+
+
+def _has_claims(pod: Pod) -> bool:
+    return any(container.resources.claims for container in pod.spec.containers)

@@ -17,7 +17,7 @@ class NodePods:
 
     def __init__(self, cluster: Cluster, node: str) -> None:
         self.pods: dict[str, Pod] = {}  # of this node, by uid: one that took another's name is another one
-        self._cluster = cluster
+        self.cluster = cluster
         self._informer = cluster.follow(PODS, Pod, fields=f"spec.nodeName={node}")
         self._listeners: list[Callable[[Pod, bool], None]] = []
         self._informer.on_change(self._changed)
@@ -50,7 +50,7 @@ class NodePods:
         if pod := self.pods.get(uid):
             return pod
         try:
-            found = await self._cluster.get(PODS, namespace, name, Pod)
+            found = await self.cluster.get(PODS, namespace, name, Pod)
         except NotFound:
             return None
         if found.metadata.uid != uid:
@@ -63,11 +63,11 @@ class NodePods:
         """Raises ClusterError."""
         # The uid makes it this pod and no later one of its name.
         body = {"metadata": {"uid": pod.metadata.uid, "annotations": dict(annotations)}}
-        await self._cluster.patch(PODS, pod.metadata.namespace, pod.metadata.name, body)
+        await self.cluster.patch(PODS, pod.metadata.namespace, pod.metadata.name, body)
 
     async def event(self, pod: Pod, kind: Literal["Normal", "Warning"], reason: str, note: str, action: str) -> None:
         """Writes an event about a pod. Best effort: a failure is logged, since nothing may depend on events."""
-        await self._cluster.event(PODS, pod.metadata, kind, reason, note, action)
+        await self.cluster.event(PODS, pod.metadata, kind, reason, note, action)
 
     def _changed(self, old: Pod | None, new: Pod | None) -> None:
         if old and (new is None or new.metadata.uid != old.metadata.uid):

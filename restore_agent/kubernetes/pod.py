@@ -60,9 +60,10 @@ class Probe(msgspec.Struct, rename="camel"):
 
 
 class Resources(msgspec.Struct):
-    """What a container may use at most; extended resources have a domain in their name."""
+    """What a container may use at most, where extended resources have a domain in their name; and its claims (DRA)."""
 
     limits: dict[str, str | int] = {}
+    claims: list[dict[str, Any]] = []
 
 
 class PodContainer(msgspec.Struct, rename="camel"):

@@ -20,6 +20,7 @@ from restore_agent.kubernetes.calling_pod import CallingPod
 from restore_agent.kubernetes.injection import gpumem_socket
 from restore_agent.kubernetes.node_pods import NodePods
 from restore_agent.kubernetes.pod import Pod
+from restore_agent.kubernetes.pod_gpus import PodGpus
 from restore_agent.sequences.capture import CaptureRequest
 from restore_agent.sequences.node import Node
 from restore_agent.sequences.phases import Phases
@@ -38,9 +39,10 @@ _LOG = logging.getLogger("zerowake.agent")
 class PodCaptures:
     """Takes snapshots of pods; each pod of them ends with its answer."""
 
-    def __init__(self, node: Node, node_pods: NodePods) -> None:
+    def __init__(self, node: Node, node_pods: NodePods, gpus: PodGpus) -> None:
         self._node = node
         self._node_pods = node_pods
+        self._gpus = gpus
 
     async def capture(self, caller: CallingPod) -> None:
         """The container exits with 0 where there is a snapshot, else with 1. Raises PlaceholderError: it is gone."""
@@ -56,6 +58,7 @@ class PodCaptures:
 
         try:
             caller.check_allowed()
+            caller.container.gpus = await self._gpus.of(caller)
             path, body = caller.canary()
             request = CaptureRequest(
                 namespace=check_name("namespace", pod.metadata.namespace),

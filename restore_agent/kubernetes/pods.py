@@ -27,6 +27,7 @@ from restore_agent.kubernetes.cri import Cri, CriError, Described
 from restore_agent.kubernetes.node_pods import NodePods
 from restore_agent.kubernetes.pod import Pod
 from restore_agent.kubernetes.pod_captures import PodCaptures
+from restore_agent.kubernetes.pod_gpus import PodGpus
 from restore_agent.kubernetes.pod_replicas import PodReplicas
 from restore_agent.places.container import ContainerError
 from restore_agent.places.placeholder import Placeholder, PlaceholderError
@@ -49,10 +50,20 @@ _LOG = logging.getLogger("zerowake.agent")
 class Pods:
     """Answers the calls of placeholders: `called` is for `placeholder.listening`."""
 
-    def __init__(self, node: Node, node_pods: NodePods, cri: Cri, replicas: PodReplicas, captures: PodCaptures, adoption: Adoption) -> None:
+    def __init__(
+        self,
+        node: Node,
+        node_pods: NodePods,
+        cri: Cri,
+        gpus: PodGpus,
+        replicas: PodReplicas,
+        captures: PodCaptures,
+        adoption: Adoption,
+    ) -> None:
         self._node = node
         self._node_pods = node_pods
         self._cri = cri
+        self._gpus = gpus
         self._replicas = replicas
         self._captures = captures
         self._adoption = adoption
@@ -118,6 +129,7 @@ class Pods:
                 caller.check_allowed()
                 if time.monotonic() - self._restored.pop(pod.metadata.uid, -_SOON_SECONDS) < _SOON_SECONDS:
                     raise RestoreFailed("engine-failed", f"snapshot {snapshot}: its engine ended within a minute of the restore before")
+                caller.container.gpus = await self._gpus.of(caller)
             self._replicas.hold(pod, caller.container)
             caller.container.unanswerable = caller.unanswerable(snapshot.manifest.engine.port)
             replica = await self._node.restore_into(caller.container, caller.model, snapshot, phases, caller.replica_id)
@@ -133,7 +145,8 @@ class Pods:
             self._restored[pod.metadata.uid] = time.monotonic()
             parts = ", ".join(f"{name} {seconds * 1000:.0f} ms" for name, seconds in replica.phases)
             kept = f"; it keeps the capture pod's {', '.join(stale)}" if (stale := caller.container.stale) else ""
-            await self._node_pods.event(pod, "Normal", "Restored", f"{snapshot} in {phases.total:.3f} s ({parts}){kept}", "Restore")
+            on = f" on {', '.join(caller.container.gpus)}" if snapshot.manifest.gpus and caller.container.gpus else ""
+            await self._node_pods.event(pod, "Normal", "Restored", f"{snapshot} in {phases.total:.3f} s{on} ({parts}){kept}", "Restore")
 
     async def _start_cold(self, caller: CallingPod, snapshot: Snapshot | None, failure: AgentError, phases: Phases) -> None:
         """The container becomes what it would have been; an event says why."""

@@ -121,6 +121,7 @@ class Container:
         self.stale: list[str] = []  # variables of which the engine that was restored keeps another pod's values
         self.probed: frozenset[str] = frozenset()  # what the kubelet's probes ask its port for; to be answered while its engine sleeps
         self.unanswerable = ""  # why its probes cannot be answered then; empty: they can
+        self.gpus: tuple[str, ...] | None = None  # that it was given, once that is known
         self.left_behind: list[str] = []  # volumes that were too large to be carried, which are empty in the next pod
         self._views: list[int] = []
         self._kept = False

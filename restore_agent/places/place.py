@@ -85,6 +85,10 @@ class Place(Protocol):
     def is_ours(self) -> bool:
         """Whether the agent may end it when asked to; else its end is Kubernetes'."""
 
+    @property
+    def gpus(self) -> tuple[str, ...] | None:
+        """UUIDs of the GPUs that are in it, in CUDA's order; None: all of the machine's."""
+
     def written(self) -> str:
         """Files, in words, that its engine has written since it was started or restored, and that go with it. Blocks while it lives."""
 

@@ -33,6 +33,7 @@ class Rootless:
     route = Route("127.0.0.1")
     root = files = Path("/")
     is_ours = True
+    gpus = None
 
     _ports: ClassVar[set[int]] = set()  # in use: a second engine's health check would reach the first
 

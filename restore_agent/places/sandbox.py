@@ -43,6 +43,7 @@ class Sandbox:
 
     files = Path("/")  # it shows the node's file system, but for what it writes
     is_ours = True
+    gpus = None
 
     def __init__(self, process: subprocess.Popen[bytes], control: socket.socket, layer: Layer) -> None:
         self._process = process

@@ -17,8 +17,11 @@ from restore_agent.kubernetes.idle_pods import IdlePods
 from restore_agent.kubernetes.injection import injected
 from restore_agent.kubernetes.node_pods import NodePods
 from restore_agent.kubernetes.pod_captures import PodCaptures
+from restore_agent.kubernetes.pod_gpus import PodGpus
 from restore_agent.kubernetes.pod_replicas import PodReplicas
+from restore_agent.kubernetes.pod_resources import PodResources
 from restore_agent.kubernetes.pods import Pods
+from restore_agent.kubernetes.resource_slices import ResourceSlices
 from restore_agent.places.placeholder import listening
 from restore_agent.programs.main import CannotRun
 from restore_agent.sequences.node import Node
@@ -44,9 +47,9 @@ async def serve_pods(kubernetes: Kubernetes, node: Node) -> None:
     gpumem = node.weights.socket
     try:
         async with (
-            pods_served(node, kubernetes.placeholder, kubernetes.cri) as node_pods,
+            pods_served(node, kubernetes.placeholder, kubernetes.cri, kubernetes.kubelet) as (node_pods, gpus),
             nri.plugged(kubernetes.nri, injected(kubernetes.placeholder, packages, gpumem)),
-            GpuYielding.watching(node_pods, kubernetes.kubelet, gpumem, node.store.state, node.rungs.others_have),
+            GpuYielding.watching(node_pods, gpus, gpumem, node.store.state, node.rungs.others_have),
         ):
             _LOG.info("pods of node %s are restored into", node.name)
             await asyncio.Event().wait()
@@ -55,13 +58,18 @@ async def serve_pods(kubernetes: Kubernetes, node: Node) -> None:
 
 
 @contextlib.asynccontextmanager
-async def pods_served(node: Node, placeholder: Path, cri: Path | None) -> AsyncIterator[NodePods]:
+async def pods_served(node: Node, placeholder: Path, cri: Path | None, kubelet: Path) -> AsyncIterator[tuple[NodePods, PodGpus]]:
     """Placeholders are answered, and engines that run already adopted. Raises ClusterError, CriError, OSError."""
-    async with NodePods.followed(node.name) as node_pods, Cri.connected(cri) as runtime:
+    async with (
+        NodePods.followed(node.name) as node_pods,
+        Cri.connected(cri) as runtime,
+        PodResources.connected(kubelet) as resources,
+    ):
+        gpus = PodGpus(resources, ResourceSlices(node_pods.cluster, node.name), node.known_gpus)
         replicas = PodReplicas(node, node_pods)
-        captures = PodCaptures(node, node_pods)
-        adoption = Adoption(node.store, node_pods, runtime, replicas, captures)
-        pods = Pods(node, node_pods, runtime, replicas, captures, adoption)
+        captures = PodCaptures(node, node_pods, gpus)
+        adoption = Adoption(node.store, node_pods, runtime, gpus, replicas, captures)
+        pods = Pods(node, node_pods, runtime, gpus, replicas, captures, adoption)
         await asyncio.to_thread(node.idling.notes.prune)
         async with (
             IdlePods(node_pods).followed(node.idling),
@@ -69,4 +77,4 @@ async def pods_served(node: Node, placeholder: Path, cri: Path | None) -> AsyncI
             replicas.followed(),
             adoption.following(),
         ):
-            yield node_pods
+            yield node_pods, gpus

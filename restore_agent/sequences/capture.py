@@ -13,7 +13,7 @@ import dataclasses
 import datetime
 import functools
 import shutil
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -154,7 +154,7 @@ class Capturer:
                     records = tuple(region.record for region in lent)
                     draft = _draft(draft.manifest.model_copy(update={"weights": records}), workspace)
                 with _step("prove", phases, progress):
-                    await self._prove(draft, open_place)
+                    await self._prove(draft, open_place, place.gpus)
                 with _step("publish", phases, progress):
                     published = asyncio.create_task(
                         asyncio.to_thread(self._store.publish, workspace, draft.manifest, lease, replace=request.replace)
@@ -197,7 +197,7 @@ class Capturer:
         try:
             if self._cuda and holders:
                 with _step("suspend", phases, progress):
-                    freed = await self._cuda.suspend(holders)
+                    freed = await self._cuda.suspend(holders, place.gpus)
             with _step("dump", phases, progress):
                 used = await asyncio.to_thread(place.mapped_files, inside.values())
                 await self._criu.dump(place, source.pid, images, _DUMP_SECONDS, carry)
@@ -209,7 +209,7 @@ class Capturer:
             finally:
                 source.tell(SNAPSHOT_COMPLETE)
         source.gpu_bytes = freed or {}
-        gpus = self._cuda.gpus() if self._cuda and holders else None
+        gpus = self._cuda.gpus(place.gpus) if self._cuda and holders else None
         if answers is None:
             await source.wait_healthy()
             answers = await _answers(source, request)
@@ -246,15 +246,15 @@ class Capturer:
             )
         return _draft(manifest, workspace)
 
-    async def _prove(self, draft: Snapshot, open_place: OpenPlace | None) -> None:
-        await self._prove_once(draft, open_place)
+    async def _prove(self, draft: Snapshot, open_place: OpenPlace | None, given: Sequence[str] | None) -> None:
+        await self._prove_once(draft, open_place, given)
         if open_place is None:  # it has a layer of its own each time
             # What the first replica left in shared folders, and what the source did meanwhile, must not matter to another.
-            await self._prove_once(draft, open_place)
+            await self._prove_once(draft, open_place, given)
 
-    async def _prove_once(self, draft: Snapshot, open_place: OpenPlace | None) -> None:
+    async def _prove_once(self, draft: Snapshot, open_place: OpenPlace | None, given: Sequence[str] | None) -> None:
         try:
-            engine = await self._restorer.restore(draft, Phases(), open_place)
+            engine = await self._restorer.restore(draft, Phases(), open_place, given)
         except RestoreFailed as error:
             if folder := next((folder for folder in draft.manifest.engine.shared if f"{folder[1:]}/" in str(error)), ""):
                 raise RestoreFailed(

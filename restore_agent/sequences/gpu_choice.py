@@ -1,4 +1,5 @@
-"""The GPUs of one wake: chosen among those that are there, with room made where it is short, and counted as taken until it is done.
+"""The GPUs of one wake: those that a pod was given, or else chosen among all that are there, with room made where it is short, and counted
+as taken until it is done.
 
 Where no GPU has the memory, gpumem gives up what it has not lent, and then parked engines what they hold. What a snapshot's ranks had each
 on a GPU of its own follows them: their weights come to the GPU that takes that one's place.
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 
 from restore_agent.drivers.cuda import Cuda, CudaError
 from restore_agent.drivers.weights import Weights
-from restore_agent.sequences.placement import NoGpuMemory, choose_gpus
+from restore_agent.sequences.placement import NoGpuMemory, choose_gpus, keep_order
 from restore_agent.snapshots.manifest import Manifest, WeightsRecord
 
 GiveWay = Callable[[Mapping[str, int]], Awaitable[bool]]  # by the bytes that GPUs lack; whether any has more now
@@ -26,6 +27,7 @@ class Suspended:
     needed: Mapping[str, int]  # UUID of each that it used → bytes
     before: Sequence[str]  # UUIDs of all that the driver had
     places: Mapping[str, str]  # UUID of each GPU of the snapshot → of the one among these that was in its place
+    given: Sequence[str] | None = None  # UUIDs of its place's own (`Place.gpus`); None: all of the node will do
 
     def device(self, record: WeightsRecord, pairs: Mapping[str, str]) -> str:
         """Where weights belong: in the place of the GPU that they were lent on, or of the one that the processes use most; empty: none.
@@ -69,7 +71,8 @@ class GpuChoice:
         if self._cuda is None:
             raise CudaError("the snapshot holds GPU state and this node has no usable GPU")
         here, then = self._cuda.gpus(), tree.manifest.fits.gpus
-        resident = tree.resident(await self._weights.resident(tree.manifest)) if len(here.uuids) > 1 else {}
+        chooses = len(here.uuids) > 1 and tree.given is None
+        resident = tree.resident(await self._weights.resident(tree.manifest)) if chooses else {}
 
         def link(one: str, other: str) -> str:
             return here.link(one, other) or (then.link(one, other) if then else "")
@@ -78,7 +81,10 @@ class GpuChoice:
         asked = 0
         while pairs is None:
             try:
-                pairs = choose_gpus(tree.needed, tree.before, here.uuids, self._cuda.free(), resident, barred, link)
+                if tree.given is None:
+                    pairs = choose_gpus(tree.needed, tree.before, here.uuids, self._cuda.free(), resident, barred, link)
+                else:
+                    pairs = keep_order(tree.needed, tree.before, tree.given, self._cuda.free(), barred, link)
             except NoGpuMemory as error:
                 if asked < len(tree.needed) and await self._weights.make_room(error.lacking):  # on each of them at most once
                     asked += 1

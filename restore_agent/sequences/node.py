@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 from restore_agent.drivers.criu import Criu, CriuError
-from restore_agent.drivers.cuda import Cuda, CudaError
+from restore_agent.drivers.cuda import Cuda, CudaError, NodeGpu
 from restore_agent.drivers.headroom import Headroom
 from restore_agent.drivers.meminfo import available_memory, total_memory
 from restore_agent.drivers.weights import Weights
@@ -225,7 +225,7 @@ class Node:
         """A replica of this id (empty: a new one) in a container that waits. Raises RestoreFailed; then it waits again."""
         self._restoring += 1
         try:
-            engine = await self.restorer.restore(snapshot, phases, container.open)
+            engine = await self.restorer.restore(snapshot, phases, container.open, container.gpus)
             container.keep(engine.pid, engine.record.port)
             replica = self.replicas.add(model, snapshot, Origin.RESTORED, engine, phases, replica_id=replica_id)
         except (RestoreFailed, ContainerError) as error:
@@ -276,6 +276,11 @@ class Node:
 
     async def _give_way(self, lacking: Mapping[str, int]) -> bool:
         return await self.rungs.give_way(lacking)
+
+    @property
+    def known_gpus(self) -> tuple[NodeGpu, ...]:
+        """Of this node, in CUDA's order."""
+        return self._cuda.known if self._cuda else ()
 
     async def release(self, replica_id: str) -> None:
         """Ends a replica and gives everything back. Raises NoReplica."""

@@ -4,6 +4,9 @@ It may wake on any GPUs of the model that it was suspended on, one for one. Thos
 are a third as fast), then the ones it had, then those with the most free memory: so replicas stay together while they fit and spread when
 they do not. One that has several GPUs wakes on such as reach each other in the same way: its ranks chose how they talk by that. The first
 choice that leads to a whole one is taken; there are few GPUs, so that trying them in turn takes no time.
+
+In a pod there is nothing to choose: it wakes on the GPUs that the kubelet gave to the pod. The first in CUDA's order takes the place of
+what was the first, and so on, so that what its processes know as GPU 0 is GPU 0 to every process that they start.
 """
 
 from __future__ import annotations
@@ -34,6 +37,40 @@ class OtherLinks(AgentError):
 
 
 Link = Callable[[str, str], str]  # how two GPUs reach each other; empty: not known
+
+
+def keep_order(
+    needed: Mapping[str, int],
+    before: Sequence[str],
+    given: Sequence[str],
+    free: Mapping[str, int],
+    barred: Collection[str] = (),
+    link: Link = lambda one, other: "",
+) -> dict[str, str]:
+    """Pairs the GPUs of the suspend with those of a pod, in their order.
+
+    Args:
+        needed, free, barred, link: as for `choose_gpus`.
+        before, given: UUIDs in CUDA's order, equally many.
+
+    Raises:
+        NoGpuMemory: one of them has too little.
+        OtherLinks.
+    """
+    pairs = dict(zip(before, given, strict=True))
+    for one, other in itertools.combinations(needed, 2):
+        if link(one, other) not in ("", link(pairs[one], pairs[other])):
+            given_links = _links([pairs[old] for old in needed], link)
+            raise OtherLinks(f"its GPUs reach each other by {_links(list(needed), link)}, and those of this pod by {given_links}")
+    lacking = {}
+    for old, size in needed.items():
+        new = pairs[old]
+        if (room := 0 if new in barred else free[new]) < size + HEADROOM:
+            lacking[new] = size + HEADROOM - room
+    if lacking:
+        short = ", ".join(f"{size >> 20} MiB more of {new}" for new, size in lacking.items())
+        raise NoGpuMemory(f"resuming needs {short}, which this pod was given; end what uses it, or give the pool less", lacking)
+    return pairs
 
 
 def choose_gpus(

@@ -16,7 +16,7 @@ import contextlib
 import functools
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ from restore_agent.sequences.parked_budget import ParkedBudget
 from restore_agent.sequences.phases import Phases
 from restore_agent.sequences.staging import SPARE_BYTES, Bandwidth, NoMemory, Staged, Staging
 from restore_agent.sequences.standby import Rung, Standby
+from restore_agent.snapshots.compatibility import check_gpus
 from restore_agent.snapshots.manifest import EngineRecord
 from restore_agent.snapshots.store import Snapshot
 from zerowake_shared.huge_pages import HugePages
@@ -83,13 +84,17 @@ class Restorer:
         self.memory_to_process = Bandwidth()
         self.overhead: dict[str, float] = {}  # digest → seconds of a restore beside its fill, smoothed
 
-    async def restore(self, snapshot: Snapshot, phases: Phases, open_place: OpenPlace | None = None) -> Engine:
-        """Raises RestoreFailed; then nothing is left of it."""
+    async def restore(
+        self, snapshot: Snapshot, phases: Phases, open_place: OpenPlace | None = None, given: Sequence[str] | None = None
+    ) -> Engine:
+        """`given`: the place's own GPUs (`Place.gpus`). Raises RestoreFailed; then nothing is left of it."""
         with self._named(snapshot):
             criu = self._usable(snapshot)
+            if given is not None and self._cuda:
+                check_gpus(snapshot.manifest.fits.gpus, self._cuda.gpus(given))
             async with asyncio.timeout(_deadline(snapshot)):
                 with self._staging.hold(snapshot) as staged:
-                    tree = _dumped(snapshot)
+                    tree = _dumped(snapshot, given)
                     async with self._gpus.chosen(tree) as pairs:
                         weights = asyncio.create_task(self._bring_weights(snapshot, tree, pairs), name="weights")
                         try:
@@ -210,7 +215,7 @@ class Restorer:
                 undo = contextlib.AsyncExitStack()
                 undo.callback(engine.output.close)
                 undo.push_async_callback(engine.place.close)
-                here = self._cuda.gpus().uuids if self._cuda else ()
+                here = self._cuda.gpus(engine.place.gpus).uuids if self._cuda else ()
                 standby = Standby(
                     *(snapshot, engine, _nothing, undo, gpu_pids, gpus, here, Rung.PARKED), processes=processes, places=engine.gpu_places
                 )
@@ -225,7 +230,7 @@ class Restorer:
         if self._cuda:
             # CUDA maps now what it keeps the state in, and reads it at the resume, which huge pages make 10-17 % faster.
             with self._huge.on():
-                gpus = await self._cuda.suspend(standby.gpu_pids)
+                gpus = await self._cuda.suspend(standby.gpu_pids, engine.place.gpus)
         await asyncio.to_thread(engine.stop)
         if engine.place.exit_of(engine.pid).done():
             raise engine.end_error()
@@ -233,7 +238,8 @@ class Restorer:
         async def let_go() -> None:
             engine.go_on()
 
-        standby.let_go, standby.gpus, standby.before = let_go, gpus, self._cuda.gpus().uuids if self._cuda else ()
+        standby.let_go, standby.gpus = let_go, gpus
+        standby.before = self._cuda.gpus(engine.place.gpus).uuids if self._cuda else ()
         standby.rung = Rung.STANDBY
 
     def _usable(self, snapshot: Snapshot) -> Criu:
@@ -408,14 +414,14 @@ def _uuids(snapshot: Snapshot) -> tuple[str, ...]:
     return snapshot.manifest.fits.gpus.uuids if snapshot.manifest.fits.gpus else ()
 
 
-def _dumped(snapshot: Snapshot) -> Suspended:
+def _dumped(snapshot: Snapshot, given: Sequence[str] | None) -> Suspended:
     """As its image has it."""
     uuids = _uuids(snapshot)
-    return Suspended(snapshot.manifest, snapshot.manifest.gpus, uuids, {identity: identity for identity in uuids})
+    return Suspended(snapshot.manifest, snapshot.manifest.gpus, uuids, {identity: identity for identity in uuids}, given)
 
 
 def _waiting(standby: Standby) -> Suspended:
-    return Suspended(standby.snapshot.manifest, standby.gpus, standby.before, standby.places)
+    return Suspended(standby.snapshot.manifest, standby.gpus, standby.before, standby.places, standby.engine.place.gpus)
 
 
 async def _ended(task: asyncio.Task[Any]) -> None:

@@ -203,7 +203,7 @@ class Staging:
     def _stage_skeleton(self, staged: Staged) -> bytes:
         """Verifies and copies the small files; returns the index of pages."""
         snapshot = staged.snapshot
-        check_fits(snapshot.manifest.fits, self._criu_version, self._gpus, files=not snapshot.manifest.is_of_container)
+        check_fits(snapshot.manifest.fits, self._criu_version, self._gpus, in_pod=snapshot.manifest.is_of_container)
         free = available_memory()
         if free < snapshot.manifest.page_bytes + SPARE_BYTES:
             raise NoMemory(

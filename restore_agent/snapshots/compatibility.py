@@ -7,7 +7,7 @@ import contextlib
 import functools
 import os
 import platform
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -40,12 +40,12 @@ def node_fits(criu_version: str, mapped: Iterable[Path], gpus: GpuRecord | None,
     )
 
 
-def check_fits(fits: Fits, criu_version: str, gpus: GpuRecord | None, *, files: bool = True) -> None:
+def check_fits(fits: Fits, criu_version: str, gpus: GpuRecord | None, *, in_pod: bool = False) -> None:
     """Raises Incompatible with everything that differs.
 
     Args:
         gpus: this node's.
-        files: also check mapped files, against the node's file system.
+        in_pod: it is restored into pods. Files and GPUs are then theirs (`check_files`, `check_gpus`): the node only has to have such GPUs.
     """
     problems = []
     if fits.architecture != platform.machine():
@@ -57,12 +57,28 @@ def check_fits(fits: Fits, criu_version: str, gpus: GpuRecord | None, *, files: 
     if _minor(fits.criu) > _minor(criu_version):
         problems.append(f"it was taken with CRIU {fits.criu}, this node has {criu_version}")
     # Any GPUs of the same models will do: a restore says which takes which one's place.
-    if fits.gpus is not None and (gpus is None or (fits.gpus.driver, fits.gpus.names) != (gpus.driver, gpus.names)):
+    if fits.gpus is not None and (gpus is None or fits.gpus.driver != gpus.driver or not _has_models(gpus, fits.gpus, alone=not in_pod)):
         ours = f"{', '.join(gpus.names)} under driver {gpus.driver}" if gpus else "none"
         problems.append(f"it was taken on {', '.join(fits.gpus.names)} under driver {fits.gpus.driver}, this node has {ours}")
-    if files:
+    if not in_pod:
         problems += _differences(fits, _NODE)
     _refuse(problems, "take the snapshot again here")
+
+
+def check_gpus(needed: GpuRecord | None, given: GpuRecord) -> None:
+    """The GPUs that a pod was given, in CUDA's order. Raises Incompatible: they are others than a snapshot's processes hold."""
+    if needed is not None and needed.names != given.names:
+        advice = "ask for the same GPUs in both pods' templates, or take the snapshot again"
+        raise Incompatible(f"it was taken on {counted(needed.names)}, and this pod was given {counted(given.names)}; {advice}")
+
+
+def counted(models: Sequence[str]) -> str:
+    """Models of GPUs in words, as `2 × NVIDIA H100`."""
+    return " and ".join(f"{number} × {model}" for model, number in Counter(models).items()) or "no GPU"
+
+
+def _has_models(here: GpuRecord, needed: GpuRecord, *, alone: bool) -> bool:
+    return here.names == needed.names if alone else Counter(needed.names) <= Counter(here.names)
 
 
 def check_files(fits: Fits, root: Path) -> None:

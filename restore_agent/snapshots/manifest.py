@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -165,6 +165,16 @@ class GpuRecord(_Record):
         if not self.links or not {one, other} <= set(self.uuids):
             return ""
         return self.links[self.uuids.index(one)][self.uuids.index(other)]
+
+    def only(self, uuids: Collection[str]) -> GpuRecord:
+        """Those of them that are here."""
+        kept = [at for at, identity in enumerate(self.uuids) if identity in uuids]
+        return GpuRecord(
+            driver=self.driver,
+            names=tuple(self.names[at] for at in kept),
+            uuids=tuple(self.uuids[at] for at in kept),
+            links=tuple(tuple(self.links[at][other] for other in kept) for at in kept) if self.links else (),
+        )
 
 
 class Fits(_Record):

@@ -171,7 +171,9 @@ def prepare(pod: Patch, snapshot: ModelSnapshot, setup: NodeSetup, nodes: Prefer
     assert index is not None
     container = spec["containers"][index]
     here = ("spec", "containers", index)
-    on_gpu = "nvidia.com/gpu" in ((container.get("resources") or {}).get("limits") or {})
+    resources = container.get("resources") or {}
+    # A claim may be of anything; gpumem's socket harms no engine that has no GPU.
+    on_gpu = bool(resources.get("claims")) or any(name.startswith("nvidia.com/gpu") for name in resources.get("limits") or {})
     of_template = ((snapshot.spec.template or {}).get("metadata") or {}).get("annotations") or {}
     never = of_template.get(pod_contract.GPUMEM) == "false"
     annotations = {

@@ -46,7 +46,7 @@ ControlDirectory.from_environment().take_part(lambda: None, lambda moved: HTTPSe
 async def node(kubelet: Kubelet, tmp_path: Path) -> AsyncIterator[Node]:
     async with (
         Node.open("node", tmp_path / "state", tmp_path / "memory", tmp_path / "gpumem.sock", metrics) as node,
-        pods_served(node, kubelet.placeholder, tmp_path / "cri.sock"),
+        pods_served(node, kubelet.placeholder, tmp_path / "cri.sock", tmp_path),
     ):
         yield node
 
@@ -76,7 +76,7 @@ async def test_an_engine_whose_agent_was_killed_before_it_stood_at_the_door_is_l
             place.let_go()
         async with (
             Node.open("node", tmp_path / "state", tmp_path / "memory", tmp_path / "gpumem.sock", metrics) as node,
-            pods_served(node, kubelet.placeholder, tmp_path / "cri.sock"),
+            pods_served(node, kubelet.placeholder, tmp_path / "cri.sock", tmp_path),
         ):
             await until(lambda: len(node.replicas))
             (replica,) = node.replicas

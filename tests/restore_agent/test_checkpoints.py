@@ -202,7 +202,7 @@ async def test_weights_that_a_pod_published_are_lent_to_the_next_ones(node: Node
     """The image has Python and nothing else: no zerowake, no protobuf, no blake3."""
     command = publishing(str(PYTHON), COMMAND, tmp_path / "weights")
     kubelet.adjust = injected(kubelet.placeholder, lay_out(node.store.state), pool.socket)
-    async with pods_served(node, kubelet.placeholder, kubelet.placeholder.with_name("cri.sock")):
+    async with pods_served(node, kubelet.placeholder, kubelet.placeholder.with_name("cri.sock"), kubelet.folder):
         async with kubelet.pod("capture", {"zerowake.dev/capture": "small"}, TOLD, command=command, env=ENV) as pod:
             assert await pod.exit_code() == 0, f"{pod.log()}{kubelet.events()}"
         assert "101 MB of weights are lent by gpumem" in await kubelet.event("capture", "Captured")
@@ -235,7 +235,7 @@ async def test_what_an_engine_names_and_is_not_there_is_said(node: Node, kubelet
     says = 'echo \'{"directories": ["/nowhere"]}\' >/run/zerowake/control/weights.json && exec "$@"'
     command = ["sh", "-c", says, "sh", *COMMAND]
     async with (
-        pods_served(node, kubelet.placeholder, kubelet.placeholder.with_name("cri.sock")),
+        pods_served(node, kubelet.placeholder, kubelet.placeholder.with_name("cri.sock"), kubelet.folder),
         kubelet.pod("capture", {"zerowake.dev/capture": "small"}, TOLD, command=command) as pod,
     ):
         assert await pod.exit_code() == 1

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from restore_agent.snapshots.compatibility import Incompatible, check_files, check_fits, mapped_files, node_fits
+from restore_agent.snapshots.compatibility import Incompatible, check_files, check_fits, check_gpus, mapped_files, node_fits
 from restore_agent.snapshots.manifest import Fits, GpuRecord
 from tests.worlds.snapshots import CRIU, another_kernel
 
@@ -58,6 +58,33 @@ def test_another_driver_model_or_number_of_gpus_does_not_fit(driver: str, names:
         check_fits(node_fits(CRIU, [], GPUS), CRIU, here)
 
 
+def of(*names: str) -> GpuRecord:
+    return GpuRecord(driver="580.1", names=names, uuids=tuple(f"GPU-{number}" for number in range(len(names))))
+
+
+def test_for_pods_a_node_only_has_to_have_such_gpus() -> None:
+    two = node_fits(CRIU, [], of("H100", "H100"))
+    check_fits(two, CRIU, of("L4", "H100", "H100", "H100"), in_pod=True)
+    for here in (of("H100", "L4"), of("H100"), None):
+        with pytest.raises(Incompatible, match=r"taken on H100, H100 under driver 580\.1, this node has"):
+            check_fits(two, CRIU, here, in_pod=True)
+    with pytest.raises(Incompatible, match=r"this node has H100, H100 under driver 590"):
+        check_fits(two, CRIU, of("H100", "H100").model_copy(update={"driver": "590"}), in_pod=True)
+
+
+def test_a_pod_s_gpus_are_those_that_a_snapshot_was_taken_on_in_number_model_and_order() -> None:
+    check_gpus(None, of("H100"))
+    check_gpus(of("H100", "L4"), of("H100", "L4"))
+    for given, words in (
+        (of("L4"), "1 × L4"),
+        (of("H100", "H100"), "2 × H100"),
+        (of("L4", "H100"), "1 × L4 and 1 × H100"),
+        (of(), "no GPU"),
+    ):
+        with pytest.raises(Incompatible, match=rf"taken on 1 × H100, and this pod was given {words}; ask for the same GPUs"):
+            check_gpus(of("H100"), given)
+
+
 def test_everything_that_differs_is_said_at_once_up_to_three() -> None:
     change = {"architecture": "sparc", "kernel": another_kernel(), "criu": "9.9", "gpus": GPUS}
     with pytest.raises(Incompatible, match=r"sparc.*kernel.*9\.9 *.*\(and 1 more\)"):
@@ -73,7 +100,7 @@ def test_a_mapped_file_of_other_content_is_found_and_one_that_was_rewritten_will
     file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(Incompatible, match=f"{file}, which its processes use, has changed"):
         check_fits(fits, CRIU, None)
-    check_fits(fits, CRIU, None, files=False)
+    check_fits(fits, CRIU, None, in_pod=True)
     file.unlink()
     with pytest.raises(Incompatible, match="No such file"):
         check_fits(fits, CRIU, None)

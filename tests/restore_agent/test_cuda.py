@@ -6,14 +6,24 @@ The driver itself: tests/gpu/.
 from __future__ import annotations
 
 import asyncio
+import json
+import os
+import subprocess
+import sys
 import threading
+import urllib.request
 import uuid
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from restore_agent.drivers import cuda as module
-from restore_agent.drivers.cuda import Cuda, CudaError
+from restore_agent.drivers.cuda import Cuda, CudaError, NodeGpu
+from tests.worlds import stand_in_driver
 from tests.worlds.cuda_driver import CHECKPOINTED, LOCKED, NOT_READY, OK, OUT_OF_MEMORY, RUNNING, Driver, Nvml
+from tests.worlds.ports import free_port
+from tests.worlds.waiting import until
 
 UUIDS = [f"GPU-{uuid.UUID(int=number)}" for number in range(1, 5)]
 RANKS = [101, 102, 103]
@@ -138,3 +148,97 @@ def test_how_gpus_reach_each_other_is_said_as_nvidia_smi_says_it(world: World) -
     assert gpus.link(UUIDS[0], UUIDS[3]) == "NODE"
     assert gpus.link(UUIDS[2], UUIDS[3]) == "", "NVML does not say"
     assert gpus.link(UUIDS[0], "GPU-elsewhere") == ""
+
+
+def test_some_of_the_gpus_are_in_cuda_s_order_and_linked_as_they_are(world: World) -> None:
+    some = world.cuda.gpus({UUIDS[2], UUIDS[0], "GPU-elsewhere"})
+    assert (some.uuids, len(some.names), some.driver) == ((UUIDS[0], UUIDS[2]), 2, world.cuda.gpus().driver)
+    assert some.link(UUIDS[0], UUIDS[2]) == "PXB" and some.link(UUIDS[0], UUIDS[1]) == ""
+    assert world.cuda.gpus(()).uuids == ()
+
+
+def test_gpus_that_are_partitioned_are_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA shows a slice of one as if it were a GPU, by an UUID that nobody else knows."""
+
+    def unknown(self: Nvml, identity: str) -> int:
+        raise Nvml.NVMLError("Not Found")
+
+    monkeypatch.setattr(Nvml, "nvmlDeviceGetHandleByUUID", unknown)
+    with pytest.raises(CudaError, match=r"not known by its UUID \(Not Found\); is it partitioned \(MIG\)\? Use whole GPUs"):
+        World()
+
+
+@pytest.mark.parametrize("moves", [{UUIDS[0]: UUIDS[1], UUIDS[1]: UUIDS[1]}, {UUIDS[0]: "GPU-elsewhere"}])
+async def test_each_gpu_needs_one_of_its_own(world: World, moves: dict[str, str]) -> None:
+    with pytest.raises(CudaError, match=r"GPUs cannot be these: .*; each needs one of this node's own"):
+        await world.cuda.resume(RANKS, moves)
+
+
+# Processes of their own, on GPUs of a driver that does with their device files as CUDA does.
+FILES = [
+    {"uuid": UUIDS[0], "name": "H100", "minor": 1},
+    {"uuid": UUIDS[1], "name": "L4", "minor": 0},
+    {"uuid": UUIDS[2], "name": "H100", "minor": 2},
+]
+
+
+@pytest.fixture
+def cuda() -> Cuda:
+    return Cuda(stand_in_driver.Driver(FILES), stand_in_driver.Nvml(FILES))
+
+
+def test_each_is_known_by_the_numbers_that_it_goes_by(cuda: Cuda) -> None:
+    assert cuda.known == (NodeGpu(UUIDS[0], 0, 1), NodeGpu(UUIDS[1], 1, 0), NodeGpu(UUIDS[2], 2, 2))
+
+
+@pytest.fixture
+def engine() -> Iterator[tuple[int, int]]:
+    """Pid and port of a process in whose /dev are the GPUs 0 and 1."""
+    port = free_port()
+    script = (Path(__file__).parents[1] / "worlds/stand_in_engine.py").read_text()
+    files = "mount -t tmpfs tmpfs /dev && mknod /dev/nvidia0 c 1 3 && mknod /dev/nvidia1 c 1 3 && mount -t tmpfs tmpfs /tmp"
+    command = ["unshare", "--mount", "sh", "-c", f'{files} && exec "$@"', "sh", sys.executable, "-c", script, str(port)]
+    with subprocess.Popen(command) as process:
+        try:
+            yield process.pid, port
+        finally:
+            process.kill()
+
+
+async def held(engine: tuple[int, int]) -> list[str]:
+    found: list[list[str]] = []
+
+    def answers() -> bool:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{engine[1]}/gpu", timeout=5) as answer:
+                found[:] = [json.loads(answer.read())["holds"]]
+        except OSError:
+            return False
+        return True
+
+    await until(answers)
+    return found[0]
+
+
+@pytest.mark.usefixtures("needs_criu")  # root, for the /dev of its own
+async def test_a_process_is_resumed_on_the_gpu_of_its_pair(cuda: Cuda, engine: tuple[int, int]) -> None:
+    pid, _ = engine
+    assert await held(engine) == ["/dev/nvidia0"]
+    assert cuda.holders([pid, os.getpid()]) == [pid]
+    assert cuda.held([pid]) == {UUIDS[1]: 64 << 20}
+    freed = await cuda.suspend([pid], {UUIDS[1]})
+    assert freed == {UUIDS[1]: 64 << 20} and await held(engine) == []
+    await cuda.resume([pid], {UUIDS[1]: UUIDS[0]})
+    assert await held(engine) == ["/dev/nvidia1"]
+    assert await cuda.suspend([pid], {UUIDS[1]}) == {}, "what comes free on others' GPUs is not this process's"
+    await cuda.resume([pid], {UUIDS[0]: UUIDS[0]})
+    assert await held(engine) == ["/dev/nvidia1"]
+
+
+@pytest.mark.usefixtures("needs_criu")
+async def test_a_gpu_that_is_not_in_its_container_strands_it(cuda: Cuda, engine: tuple[int, int]) -> None:
+    """Which is why that is looked at before anything is restored."""
+    await held(engine)
+    await cuda.suspend([engine[0]])
+    with pytest.raises(CudaError, match=rf"cannot restore pid {engine[0]}"):
+        await cuda.resume([engine[0]], {UUIDS[1]: UUIDS[2]})

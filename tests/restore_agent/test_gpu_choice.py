@@ -71,7 +71,7 @@ class Node:
 
     def __init__(self, free: int, pools: Mapping[str, int], way: str = "NV18") -> None:
         self._free = dict.fromkeys(HERE, free)
-        self._pools = dict(pools)
+        self.pools = dict(pools)
         self.promised: dict[str, int] = {}
         self.parked: list[str] = []
         cuda: Any = SimpleNamespace(gpus=lambda: gpus(HERE, way), free=lambda: self._free, promised=self._promise)
@@ -87,8 +87,8 @@ class Node:
 
     async def _make_room(self, lacking: Mapping[str, int]) -> bool:
         for gpu, size in lacking.items():
-            if self._pools.get(gpu, 0) >= size:
-                self._pools[gpu] -= size
+            if self.pools.get(gpu, 0) >= size:
+                self.pools[gpu] -= size
                 self._free[gpu] += size
                 return True
         return False
@@ -105,6 +105,20 @@ async def test_the_gpus_of_both_ranks_are_counted_as_taken(manifest: Manifest) -
     async with node.choice.chosen(tree(manifest)) as pairs:
         assert pairs == {"GPU-a": "GPU-1", "GPU-b": "GPU-0"}, "the first rank's weights are on the second GPU here"
         assert node.promised == {"GPU-1": GIB, "GPU-0": 2 * GIB}
+
+
+async def test_in_a_pod_nothing_is_chosen_and_room_is_made_on_its_own_gpu(manifest: Manifest) -> None:
+    """Whatever is lent elsewhere, and wherever there is more room."""
+    alone = manifest.model_copy(update={"gpus": {"GPU-a": 2 * GIB}, "fits": manifest.fits.model_copy(update={"gpus": gpus(("GPU-a",))})})
+    suspended = Suspended(alone, alone.gpus, ("GPU-a",), {"GPU-a": "GPU-a"}, given=("GPU-0",))
+    node = Node(2 * GIB, {"GPU-0": GIB, "GPU-1": 40 * GIB})
+    async with node.choice.chosen(suspended) as pairs:
+        assert pairs == {"GPU-a": "GPU-0"}
+        assert node.promised == {"GPU-0": 2 * GIB}
+    assert node.pools["GPU-1"] == 40 * GIB
+    with pytest.raises(NoGpuMemory, match=r"more of GPU-0, which this pod was given"):
+        async with Node(GIB, {"GPU-1": 40 * GIB}).choice.chosen(suspended):
+            pytest.fail("another GPU was taken")
 
 
 async def test_gpumem_makes_room_on_both_gpus(manifest: Manifest) -> None:

@@ -1,6 +1,7 @@
 """A device that the kubelet gives to somebody else's pod: a real gpumem gives its memory back, and holds it again afterwards.
 
-The kubelet's pod-resources API is a gRPC server of the test's own; the device is the host's memory.
+The kubelet's pod-resources API is a gRPC server of the test's own; the device is the host's memory. What a claim's device is called, and
+which GPU that is, is test_pod_gpus.py's.
 """
 
 from __future__ import annotations
@@ -11,33 +12,18 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-import grpc
 import msgspec
 import pytest
-from zerowake_proto import podresources_pb2, podresources_pb2_grpc
 
 from restore_agent.kubernetes.gpu_yielding import GpuYielding
 from restore_agent.kubernetes.pod import Pod
+from restore_agent.kubernetes.pod_gpus import PodGpus
+from restore_agent.kubernetes.pod_resources import Device, PodResources
 from tests.worlds.gpumem_server import Served, served
+from tests.worlds.pod_resources import KubeletDevices
 from tests.worlds.waiting import until
 
 RESERVE = 64 << 20
-
-
-class Kubelet(podresources_pb2_grpc.PodResourcesListerServicer):
-    """Says which pod has which device."""
-
-    def __init__(self) -> None:
-        self.devices: dict[tuple[str, str], str] = {}  # namespace and name → device
-        self.asked = 0
-
-    async def List(self, request: object, context: object) -> podresources_pb2.ListPodResourcesResponse:
-        self.asked += 1
-        answer = podresources_pb2.ListPodResourcesResponse()
-        for (namespace, name), device in self.devices.items():
-            container = podresources_pb2.ContainerResources(devices=[podresources_pb2.ContainerDevices(device_ids=[device])])
-            answer.pod_resources.append(podresources_pb2.PodResources(namespace=namespace, name=name, containers=[container]))
-        return answer
 
 
 class Pods:
@@ -50,11 +36,12 @@ class Pods:
     def on_change(self, heard: Callable[[Pod, bool], None]) -> None:
         self._heard.append(heard)
 
-    def comes(self, name: str, labels: dict[str, str], gpumem: str = "") -> None:
-        limits = {"resources": {"limits": {"nvidia.com/gpu": "1", "memory": "1Gi"}}}
+    def comes(self, name: str, labels: dict[str, str], gpumem: str = "", phase: str = "Pending", *, claims: bool = False) -> None:
+        limits = {"resources": {"claims": [{"name": "gpu"}]} if claims else {"limits": {"nvidia.com/gpu": "1", "memory": "1Gi"}}}
         made = {
             "metadata": {"name": name, "namespace": "other", "uid": name, "labels": labels, "annotations": {"zerowake.dev/gpumem": gpumem}},
             "spec": {"containers": [{"name": "engine", **limits}]},
+            "status": {"phase": phase},
         }
         self.pods[name] = msgspec.convert(made, Pod)
         self._tell(self.pods[name], False)
@@ -74,19 +61,28 @@ def gpumem(tmp_path: Path) -> Iterator[Served]:
 
 
 @pytest.fixture
-async def kubelet(tmp_path: Path) -> AsyncIterator[Kubelet]:
-    kubelet = Kubelet()
-    (tmp_path / "kubelet/pod-resources").mkdir(parents=True)
-    server = grpc.aio.server()
-    podresources_pb2_grpc.add_PodResourcesListerServicer_to_server(kubelet, server)
-    server.add_insecure_port(f"unix:{tmp_path}/kubelet/pod-resources/kubelet.sock")
-    await server.start()
-    yield kubelet
-    await server.stop(None)
+async def kubelet(short_folder: Path) -> AsyncIterator[KubeletDevices]:
+    kubelet = KubeletDevices()
+    async with kubelet.serve(short_folder):
+        yield kubelet
+
+
+class Slices:
+    """A driver of claims whose device is the host's memory."""
+
+    async def uuids(self, devices: Any) -> dict[Device, str]:
+        return {each: "host" for each in devices if each.pool}
+
+
+@pytest.fixture
+async def gpus(short_folder: Path) -> AsyncIterator[PodGpus]:
+    slices: Any = Slices()
+    async with PodResources.connected(short_folder) as resources:
+        yield PodGpus(resources, slices, ())
 
 
 @contextlib.asynccontextmanager
-async def yielding(pods: Pods, gpumem: Served, folder: Path) -> AsyncIterator[list[set[str]]]:
+async def yielding(pods: Pods, gpus: PodGpus, gpumem: Served, folder: Path) -> AsyncIterator[list[set[str]]]:
     """Yields what was told of GPUs that others have, each time."""
     watched: Any = pods
     told: list[set[str]] = []
@@ -94,7 +90,7 @@ async def yielding(pods: Pods, gpumem: Served, folder: Path) -> AsyncIterator[li
     async def others_have(gpus: Collection[str]) -> None:
         told.append(set(gpus))
 
-    async with GpuYielding.watching(watched, folder / "kubelet", gpumem.socket, folder, others_have):
+    async with GpuYielding.watching(watched, gpus, gpumem.socket, folder, others_have):
         yield told
 
 
@@ -102,16 +98,18 @@ def wanted(gpumem: Served) -> int:
     return gpumem.host.wanted_bytes
 
 
-async def test_a_device_of_another_s_pod_is_given_back_until_that_pod_goes(kubelet: Kubelet, gpumem: Served, tmp_path: Path) -> None:
+async def test_a_device_of_another_s_pod_is_given_back_until_that_pod_goes(
+    kubelet: KubeletDevices, gpus: PodGpus, gpumem: Served, tmp_path: Path
+) -> None:
     pods = Pods()
     before = wanted(gpumem)
     assert before >= RESERVE
-    async with yielding(pods, gpumem, tmp_path) as told:
+    async with yielding(pods, gpus, gpumem, tmp_path) as told:
         pods.comes("stranger", {})
         await until(lambda: kubelet.asked > 2)
         assert wanted(gpumem) == before, "it has no devices yet"
         assert told[-1] == set()
-        kubelet.devices["other", "stranger"] = "host"
+        kubelet.gives("other", "stranger", "host")
         await until(lambda: wanted(gpumem) == 0)
         assert told[-1] == {"host"}, "and whoever parks engines there hears of it"
         await until(lambda: json.loads((tmp_path / "yielded.json").read_text()) == {"host": before})
@@ -123,25 +121,29 @@ async def test_a_device_of_another_s_pod_is_given_back_until_that_pod_goes(kubel
 
 
 @pytest.mark.parametrize("label", ["zerowake.dev/snapshot", "zerowake.dev/capture"])
-async def test_a_pod_of_ours_lends_from_gpumem_and_takes_nothing(kubelet: Kubelet, gpumem: Served, tmp_path: Path, label: str) -> None:
+async def test_a_pod_of_ours_lends_from_gpumem_and_takes_nothing(
+    kubelet: KubeletDevices, gpus: PodGpus, gpumem: Served, tmp_path: Path, label: str
+) -> None:
     pods = Pods()
     before = wanted(gpumem)
-    kubelet.devices["other", "ours"] = "host"
+    kubelet.gives("other", "ours", "host")
     pods.comes("ours", {label: "chat"}, gpumem="true")
-    async with yielding(pods, gpumem, tmp_path):
+    async with yielding(pods, gpus, gpumem, tmp_path):
         await until(lambda: kubelet.asked)
         pods.comes("stranger", {})
         await until(lambda: kubelet.asked > 3)
         assert wanted(gpumem) == before
 
 
-async def test_one_of_ours_that_nothing_is_lent_to_takes_it_as_any_other(kubelet: Kubelet, gpumem: Served, tmp_path: Path) -> None:
+async def test_one_of_ours_that_nothing_is_lent_to_takes_it_as_any_other(
+    kubelet: KubeletDevices, gpus: PodGpus, gpumem: Served, tmp_path: Path
+) -> None:
     """The webhook left it as it is; or its engine is started cold, which is said of it later."""
     pods = Pods()
     before = wanted(gpumem)
-    kubelet.devices["other", "ours"] = "host"
+    kubelet.gives("other", "ours", "host")
     pods.comes("ours", {"zerowake.dev/snapshot": "chat"}, gpumem="true")
-    async with yielding(pods, gpumem, tmp_path):
+    async with yielding(pods, gpus, gpumem, tmp_path):
         await until(lambda: kubelet.asked)
         assert wanted(gpumem) == before
         pods.comes("ours", {"zerowake.dev/snapshot": "chat"}, gpumem="false")
@@ -151,22 +153,56 @@ async def test_one_of_ours_that_nothing_is_lent_to_takes_it_as_any_other(kubelet
         await until(lambda: wanted(gpumem) == before)
 
 
-async def test_a_gpu_that_is_shared_in_time_is_the_gpu(kubelet: Kubelet, gpumem: Served, tmp_path: Path) -> None:
+async def test_a_claim_is_looked_for_until_its_pod_runs(kubelet: KubeletDevices, gpus: PodGpus, gpumem: Served, tmp_path: Path) -> None:
+    """It is prepared after the pod was given its other devices."""
     pods = Pods()
-    kubelet.devices["other", "stranger"] = "host::3"
-    async with yielding(pods, gpumem, tmp_path):
+    before = wanted(gpumem)
+    kubelet.gives("other", "stranger", "mlx5_0", resource="rdma/hca")
+    async with yielding(pods, gpus, gpumem, tmp_path) as told:
+        pods.comes("stranger", {}, claims=True)
+        await until(lambda: len(told) > 5)
+        assert wanted(gpumem) == before
+        kubelet.grants("other", "stranger", "gpu-0")
+        await until(lambda: wanted(gpumem) == 0)
+        pods.comes("stranger", {}, claims=True, phase="Running")
+        await until(lambda: json.loads((tmp_path / "yielded.json").read_text()) == {"host": before})
+        kubelet.devices.clear()
+        pods.goes("stranger")
+        await until(lambda: wanted(gpumem) == before)
+
+
+async def test_a_kubelet_that_is_away_for_a_while_is_asked_again(
+    gpus: PodGpus, gpumem: Served, tmp_path: Path, short_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "zerowake.agent")
+    pods, kubelet = Pods(), KubeletDevices()
+    kubelet.gives("other", "stranger", "host")
+    async with yielding(pods, gpus, gpumem, tmp_path):
+        pods.comes("stranger", {})
+        await until(lambda: "GPUs are not yielded to other pods: the kubelet does not listen" in caplog.text)
+        async with kubelet.serve(short_folder):
+            pods.goes("stranger")  # whatever is heard makes it look again
+            await until(lambda: wanted(gpumem) == 0)
+
+
+async def test_a_gpu_that_is_shared_in_time_is_the_gpu(kubelet: KubeletDevices, gpus: PodGpus, gpumem: Served, tmp_path: Path) -> None:
+    pods = Pods()
+    kubelet.gives("other", "stranger", "host::3")
+    async with yielding(pods, gpus, gpumem, tmp_path):
         pods.comes("stranger", {})
         await until(lambda: wanted(gpumem) == 0)
 
 
-async def test_an_agent_that_comes_anew_knows_what_to_hold_again(kubelet: Kubelet, gpumem: Served, tmp_path: Path) -> None:
+async def test_an_agent_that_comes_anew_knows_what_to_hold_again(
+    kubelet: KubeletDevices, gpus: PodGpus, gpumem: Served, tmp_path: Path
+) -> None:
     pods = Pods()
     before = wanted(gpumem)
-    kubelet.devices["other", "stranger"] = "host"
-    async with yielding(pods, gpumem, tmp_path):
+    kubelet.gives("other", "stranger", "host")
+    async with yielding(pods, gpus, gpumem, tmp_path):
         pods.comes("stranger", {})
         await until(lambda: wanted(gpumem) == 0)
     pods.goes("stranger")
     kubelet.devices.clear()
-    async with yielding(pods, gpumem, tmp_path):
+    async with yielding(pods, gpus, gpumem, tmp_path):
         await until(lambda: wanted(gpumem) == before)

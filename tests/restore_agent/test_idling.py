@@ -59,7 +59,7 @@ async def node(tmp_path: Path, short_folder: Path) -> AsyncIterator[Node]:
 async def served(node: Node, kubelet: Kubelet) -> AsyncIterator[None]:
     if kubelet.adjust is None:
         kubelet.adjust = injected(kubelet.placeholder, lay_out(node.store.state), node.weights.socket)
-    async with pods_served(node, kubelet.placeholder, kubelet.placeholder.with_name("cri.sock")):
+    async with pods_served(node, kubelet.placeholder, kubelet.placeholder.with_name("cri.sock"), kubelet.folder):
         yield
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from gpumem.hardware.memory import HOST
 from restore_agent.drivers.weights import Weights
-from restore_agent.sequences.placement import HEADROOM, NoGpuMemory, OtherLinks, choose_gpus
+from restore_agent.sequences.placement import HEADROOM, NoGpuMemory, OtherLinks, choose_gpus, keep_order
 from tests.worlds.pool import Pool
 
 GIB, MIB = 1 << 30, 1 << 20
@@ -58,6 +58,37 @@ def test_without_room_it_says_what_is_lacking_where() -> None:
     with pytest.raises(NoGpuMemory, match=r"1088 MiB of a GPU and 512 MiB are free at most; end a replica, or give the pool less") as none:
         choose_gpus({"GPU-a": GIB}, TWO, TWO, free(a=512 * MIB, b=256 * MIB), {"GPU-a": {"GPU-b"}})
     assert none.value.lacking == {"GPU-a": GIB + HEADROOM - 512 * MIB, "GPU-b": GIB + HEADROOM - 256 * MIB}
+
+
+def test_in_a_pod_the_first_takes_the_place_of_the_first() -> None:
+    """Wherever there is more room, and whichever it had: every process of the pod counts its GPUs in that order."""
+    given = ("GPU-b", "GPU-c")
+    needed = {"GPU-a": GIB, "GPU-b": GIB}
+    assert keep_order(needed, TWO, given, free(a=90 * GIB, b=2 * GIB, c=90 * GIB)) == {"GPU-a": "GPU-b", "GPU-b": "GPU-c"}
+    assert keep_order({"GPU-b": GIB}, TWO, given, free(b=0, c=2 * GIB)) == {"GPU-a": "GPU-b", "GPU-b": "GPU-c"}, (
+        "one is used, both are paired"
+    )
+
+
+def test_in_a_pod_no_other_gpu_will_do() -> None:
+    with pytest.raises(NoGpuMemory, match=r"needs 576 MiB more of GPU-b, which this pod was given; end what uses it") as none:
+        keep_order({"GPU-a": GIB}, ("GPU-a",), ("GPU-b",), free(a=90 * GIB, b=512 * MIB))
+    assert none.value.lacking == {"GPU-b": GIB + HEADROOM - 512 * MIB}
+    with pytest.raises(NoGpuMemory):
+        keep_order({"GPU-a": GIB}, ("GPU-a",), ("GPU-b",), free(b=90 * GIB), barred={"GPU-b"})
+
+
+def test_in_a_pod_ranks_find_their_gpus_linked_as_before_or_not_at_all() -> None:
+    links = {("GPU-a", "GPU-b"): "NV18", ("GPU-b", "GPU-c"): "NV18", ("GPU-c", "GPU-d"): "SYS"}
+    needed = {"GPU-a": GIB, "GPU-b": GIB}
+    room = free(b=2 * GIB, c=2 * GIB, d=2 * GIB)
+
+    def link(one: str, other: str) -> str:
+        return links.get((one, other), "")
+
+    assert keep_order(needed, TWO, ("GPU-b", "GPU-c"), room, link=link) == {"GPU-a": "GPU-b", "GPU-b": "GPU-c"}
+    with pytest.raises(OtherLinks, match=r"its GPUs reach each other by NV18, and those of this pod by SYS"):
+        keep_order(needed, TWO, ("GPU-c", "GPU-d"), room, link=link)
 
 
 def test_two_parts_do_not_share_a_gpu() -> None:

@@ -54,7 +54,7 @@ async def node(tmp_path: Path) -> AsyncIterator[Node]:
 
 @contextlib.asynccontextmanager
 async def served(node: Node, kubelet: Kubelet) -> AsyncIterator[None]:
-    async with pods_served(node, kubelet.placeholder, kubelet.placeholder.with_name("cri.sock")):
+    async with pods_served(node, kubelet.placeholder, kubelet.placeholder.with_name("cri.sock"), kubelet.folder):
         yield
 
 

@@ -76,7 +76,7 @@ def stood_engine(gpu_bytes: Any = None) -> Any:
         if not exit_.done():
             exit_.set_result(9)
 
-    place = SimpleNamespace(exit_of=lambda pid: exit_, close=close, is_ours=True, written=lambda: "")
+    place = SimpleNamespace(exit_of=lambda pid: exit_, close=close, is_ours=True, gpus=None, written=lambda: "")
     return SimpleNamespace(place=place, pid=1, gpu_bytes=gpu_bytes or {}, output=SimpleNamespace(name="", close=lambda: None))
 
 

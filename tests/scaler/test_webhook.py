@@ -149,8 +149,11 @@ def test_what_the_pod_has_stays() -> None:
     assert changed["spec"]["nodeSelector"] == {"zone": "a", "gpu": "yes"} and changed["spec"]["securityContext"] == {"fsGroup": 5}
 
 
-def test_an_image_s_own_entrypoint_and_a_gpu() -> None:
-    engine = {"name": "engine", "image": "engine:1", "args": ["x"], "resources": {"limits": {"nvidia.com/gpu": 1}}}
+@pytest.mark.parametrize(
+    "resources", [{"limits": {"nvidia.com/gpu": 1}}, {"limits": {"nvidia.com/gpu.shared": 1}}, {"claims": [{"name": "gpu"}]}]
+)
+def test_an_image_s_own_entrypoint_and_a_gpu(resources: dict[str, object]) -> None:
+    engine = {"name": "engine", "image": "engine:1", "args": ["x"], "resources": resources}
     hook = webhook(of=snapshot(template={"spec": {"containers": [engine]}}), setup=NodeSetup(gpumem=True))
     found = pod(containers=[engine])
     changed = applied(found, answer(hook, found))

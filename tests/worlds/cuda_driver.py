@@ -118,6 +118,12 @@ class Nvml:
     def nvmlDeviceGetName(self, handle: int) -> str:
         return "NVIDIA H100 80GB HBM3"
 
+    def nvmlDeviceGetIndex(self, handle: int) -> int:
+        return handle
+
+    def nvmlDeviceGetMinorNumber(self, handle: int) -> int:
+        return handle
+
     def nvmlSystemGetDriverVersion(self) -> str:
         return "580.159"
 

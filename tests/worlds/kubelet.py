@@ -26,7 +26,7 @@ class Kubelet:
     def __init__(self, api: Api, runtime: ContainerRuntime, folder: Path) -> None:
         self.api = api
         self._runtime = runtime
-        self._folder = folder
+        self.folder = folder
         self._running: dict[str, Running] = {}
         self.placeholder = folder / "bin"  # the agent's folder
         self.adjust: Adjust | None = None  # the agent's plugin, whose mounts and variables containers get, too
@@ -51,7 +51,7 @@ class Kubelet:
         found = await self.api.put("pods", made)
         identity = secrets.token_hex(32)
         given = self._given(made["metadata"], command, env)
-        async with container(self._folder / name, self.placeholder, command, name=identity, bare=bare, **given) as running:
+        async with container(self.folder / name, self.placeholder, command, name=identity, bare=bare, **given) as running:
             self._runtime.add(identity, running.pid(), NAMESPACE, name, found["metadata"]["uid"])
             status = {"name": "engine", "containerID": f"containerd://{identity}", "state": {"running": {}}}
             await self.api.change("pods", NAMESPACE, name, {"status": {"phase": "Running", "containerStatuses": [status]}})
