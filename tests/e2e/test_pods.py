@@ -44,6 +44,7 @@ class Agent:
 
     folder: Path
     placeholder: Path  # on the node
+    program: str = "-m scaler.programs.cli"  # Python's words for it
     begun: int = 0  # where in its log the one that runs began
 
     @property
@@ -54,7 +55,7 @@ class Agent:
     def running(self) -> Iterator[subprocess.Popen[bytes]]:
         """The process is nsenter's; `pid` is written by the agent's shell, as the node sees it."""
         options = f"--node zerowake-node --state {self.state} --placeholder {self.placeholder} --gpumem {self.folder}/gpumem.sock"
-        script = f"echo $$ >{self.folder}/pid && exec {sys.executable} -m scaler.programs.cli agent --kubernetes {options}"
+        script = f"echo $$ >{self.folder}/pid && exec {sys.executable} {self.program} agent --kubernetes {options}"
         self.begun = len(self.log())
         with (self.folder / "log").open("ab") as log:
             process = subprocess.Popen([*enter(), "sh", "-c", script], stdout=log, stderr=log)
