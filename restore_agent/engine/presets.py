@@ -184,11 +184,13 @@ def _llama_cpp_env(_: Sequence[str]) -> dict[str, str]:
         "LLAMA_ARG_NO_REPACK": "1",
         "LLAMA_ARG_OFFLINE": "1",
         "USE_MLOCK": "false",  # llama-cpp-python pins unless it is told not to
+        "INTERRUPT_REQUESTS": "false",  # nor does one request end another's stream
     }
 
 
 def _llama_cpp_health(command: Sequence[str]) -> str:
-    return "/v1/models" if _LLAMA_CPP_PYTHON in command else f"{_value(command, '--api-prefix') or ''}/health"
+    # Its list of models waits for the model, and whoever waits for the model ends the stream that is under way.
+    return "/openapi.json" if _LLAMA_CPP_PYTHON in command else f"{_value(command, '--api-prefix') or ''}/health"
 
 
 KINDS: dict[str, Kind] = {

@@ -39,7 +39,7 @@ async def main() -> list[Figure]:
     servers = {"llama-server": ([found, "--model", str(model()), "--ctx-size", CONTEXT], "/health")}
     if importlib.util.find_spec("llama_cpp"):
         python = [sys.executable, "-m", "llama_cpp.server", "--model", str(model()), "--n_ctx", CONTEXT]
-        servers["llama-cpp-python"] = (python, "/v1/models")
+        servers["llama-cpp-python"] = (python, "/openapi.json")
     figures = []
     async with prepared() as bench:
         for name, (command, health) in servers.items():

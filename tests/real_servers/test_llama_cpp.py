@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from zerowake_proto import agent_pb2 as pb
 
 from restore_agent.engine import presets
 from restore_agent.snapshots.store import Catalog
 from tests.worlds.agent import Agent, post
 from tests.worlds.llama_cpp import lora, mappings, model, server
 from tests.worlds.served import answers_of_three, snapshot
+from zerowake_shared.network_namespace import NetworkNamespace
 
 ASKED = {"prompt": "The capital of France is", "max_tokens": 8, "temperature": 0, "seed": 1}
 PRESET = ("--engine", "llama-cpp")
@@ -36,6 +40,17 @@ def text(answer: object) -> str:
 def by(*adapters: int) -> dict[str, object]:
     """Asks llama-server for these adapters of two; by itself it takes both."""
     return {**ASKED, "lora": [{"id": number, "scale": float(number in adapters)} for number in (0, 1)]}
+
+
+def stream(replica: pb.Replica, body: object) -> bytes:
+    """All that it streams."""
+    content = json.dumps(body).encode()
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: engine\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n"
+    with NetworkNamespace(replica.endpoint.netns) as network, network.socket(socket.AF_INET, socket.SOCK_STREAM) as connection:
+        connection.settimeout(60)
+        connection.connect((replica.endpoint.host, replica.endpoint.port))
+        connection.sendall(head.encode() + b"Connection: close\r\n\r\n" + content)
+        return b"".join(iter(lambda: connection.recv(1 << 16), b""))
 
 
 def is_shared() -> None:
@@ -82,6 +97,10 @@ async def test_llama_cpp_python_shares_its_model_and_is_proved_with_the_adapter_
     asked = {**ASKED, "model": "base"}
     answers = await answers_of_three(agent, "llama", lambda replica: post(replica, "/v1/completions", asked), 1, is_shared)
     assert {text(answer) for answer in answers} and all("Paris" in text(answer) for answer in answers)
+
+    response = await agent.restore("llama")
+    streamed = await asyncio.to_thread(stream, response.replica, {**asked, "max_tokens": 150, "stream": True})
+    assert streamed.count(b"data: {") >= 100 and b"data: [DONE]" in streamed, "the probe of its health, a second later, did not end it"
 
 
 async def test_a_model_that_would_not_be_shared_is_refused_before_anything_starts(agent: Agent, llama_server: str) -> None:

@@ -151,10 +151,10 @@ def test_one_line_is_enough_for_llama_server_whose_weights_stay_in_their_file() 
     assert prepare("llama-cpp", [*LLAMA, "--api-prefix", "/llm"], SETTING, {})[2] == "/llm/health"
 
 
-def test_llama_cpp_python_is_told_not_to_pin_and_is_asked_for_its_models() -> None:
+def test_llama_cpp_python_is_told_not_to_pin_and_no_probe_nor_request_ends_a_stream_of_it() -> None:
     command, env, health = prepare("llama-cpp", LLAMA_PYTHON, SETTING, {})
-    assert command == [*LLAMA_PYTHON, "--port", "8123"] and health == "/v1/models"
-    assert env["USE_MLOCK"] == "false" and "OMP_NUM_THREADS" not in env
+    assert command == [*LLAMA_PYTHON, "--port", "8123"] and health == "/openapi.json"
+    assert (env["USE_MLOCK"], env["INTERRUPT_REQUESTS"]) == ("false", "false") and "OMP_NUM_THREADS" not in env
 
 
 @pytest.mark.parametrize(
