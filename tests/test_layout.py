@@ -12,9 +12,7 @@ TOP = ("scaler", "restore_agent", "gpumem", "proto", "deploy", "tests")
 
 EXCEPTIONS = {
     # Seen only from outside, in what the whole does.
-    "scaler/kubernetes/capture_pod.py": "scaler/test_controller.py",
     "scaler/kubernetes/engine_pod.py": "scaler/test_engine_pods.py",
-    "scaler/kubernetes/removal.py": "scaler/test_controller.py",
     "scaler/kubernetes/snapshot_writer.py": "scaler/test_controller.py",
     "scaler/kubernetes/pod_patch.py": "scaler/test_webhook.py",
     "scaler/kubernetes/scaled_object.py": "scaler/test_declarations.py",

@@ -26,7 +26,7 @@ from scaler.books.ledger import Ledger, QueueFull
 from scaler.gateway.failed_starts import CannotStart, FailedStarts
 from scaler.gateway.member import Backend, Member
 from scaler.gateway.places import Places, WholeReplicas
-from scaler.gateway.pool import Hold, Pool
+from scaler.gateway.pool import Hold, NoReplica, Pool
 from scaler.gateway.sleepers import Sleepers
 from scaler.gateway.suspects import Suspects
 from scaler.gateway.upstream import Endpoint
@@ -37,10 +37,6 @@ __all__ = ["Backend", "CannotStart", "Dispatcher", "Endpoint", "Hold", "Member",
 log = logging.getLogger(__name__)
 
 _LAST_BYTES_SECONDS = 0.5  # in which the last bytes of an engine that has ended are read, and the kernel's word of its end
-
-
-class NoReplica(Exception):
-    """A held request was not served: no replica in time, the model was withdrawn, or the gateway is closing."""
 
 
 class Dispatcher:
@@ -185,10 +181,10 @@ class Dispatcher:
         pool = self._pools.get(model)
         if pool is None or pool.line:
             return None
-        member = self._free(pool, concurrency)
+        member = pool.free(self._places, concurrency)
         if member is None and pool.members:
             self._want(pool, 1)
-            member = self._free(pool, concurrency)
+            member = pool.free(self._places, concurrency)
         if member is not None:
             self._take(member)
             self._ledger.start(model)
@@ -221,7 +217,7 @@ class Dispatcher:
         """The held request no longer waits: its client left. A place that it was handed meanwhile goes to the next one."""
         if hold.waiting:
             hold.pool.line.remove(hold, hold.tenant, hold.priority)
-            self._settle(hold)
+            hold.settle()
             self._ledger.leave(hold.pool.model, hold.size)
             self._want(hold.pool, len(hold.pool.line))
         elif hold.future.done() and not hold.future.cancelled() and hold.future.exception() is None:
@@ -308,9 +304,7 @@ class Dispatcher:
         return pool
 
     def _count(self, pool: Pool) -> None:
-        ready = sum(not (member.draining or member.unready) for member in pool.members.values())
-        unreachable = sum(member.unreachable and not member.draining for member in pool.members.values())
-        self._ledger.set_replicas(pool.model, ready, len(pool.members), unreachable)
+        self._ledger.set_replicas(pool.model, pool.ready, len(pool.members), pool.unreachable)
         self._sleepers.count(pool)
 
     def _tried(self, member: Member) -> None:
@@ -325,11 +319,11 @@ class Dispatcher:
             return
         concurrency = self._ledger.limits(pool.model).concurrency
         while pool.line:
-            member = self._free(pool, concurrency)
+            member = pool.free(self._places, concurrency)
             if member is None:
                 break
             hold = pool.line.pop()
-            self._settle(hold)
+            hold.settle()
             if hold.future.done():  # cancelled in this very turn of the loop; its task has not run yet
                 self._ledger.leave(pool.model, hold.size)
                 continue
@@ -356,22 +350,6 @@ class Dispatcher:
         self._places.wanted(pool.model, requests, replicas)
         self._sleepers.wanted(pool, requests)
 
-    def _free(self, pool: Pool, concurrency: int) -> Member | None:
-        """The least busy member with a free place."""
-        best: Member | None = None
-        for member in pool.members.values():
-            if (best is not None and member.in_flight >= best.in_flight) or not member.takes_requests:
-                continue
-            if self._places.room(member.backend.id, concurrency, member.in_flight) > 0:
-                best = member
-        return best
-
-    def _settle(self, hold: Hold) -> None:
-        hold.waiting = False
-        if hold.timer is not None:
-            hold.timer.cancel()
-            hold.timer = None
-
     def _expire(self, hold: Hold, seconds: float) -> None:
         if not hold.waiting:
             return
@@ -388,7 +366,7 @@ class Dispatcher:
     def _refuse(self, pool: Pool, reason: Exception) -> None:
         while pool.line:
             hold = pool.line.pop()
-            self._settle(hold)
+            hold.settle()
             self._ledger.leave(pool.model, hold.size)
             if not hold.future.done():
                 hold.future.set_exception(reason)

@@ -1,4 +1,4 @@
-"""One model's replicas as the gateway has them, and the requests that wait for a place on one: what the dispatcher keeps."""
+"""One model's pool: its replicas, and the line of requests that none of them has a place for."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ import asyncio
 
 from scaler.books.fairness import FairQueue, Priority
 from scaler.gateway.member import Member
+from scaler.gateway.places import Places
+
+
+class NoReplica(Exception):
+    """A held request was not served: no replica in time, the model was withdrawn, or the gateway is closing."""
 
 
 class Hold:
@@ -22,9 +27,16 @@ class Hold:
         self.timer: asyncio.TimerHandle | None = None
         self.waiting = True
 
+    def settle(self) -> None:
+        """It is in the line no more."""
+        self.waiting = False
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+
 
 class Pool:
-    """One model's replicas, and the line of requests that none of them has a place for."""
+    """The members of a model, by id, and its line."""
 
     __slots__ = ("has_slept", "line", "members", "model")
 
@@ -33,3 +45,23 @@ class Pool:
         self.has_slept = False  # a replica of it has slept once
         self.members: dict[str, Member] = {}
         self.line: FairQueue[Hold] = FairQueue()
+
+    @property
+    def ready(self) -> int:
+        """Members that may be counted on for requests."""
+        return sum(not (member.draining or member.unready) for member in self.members.values())
+
+    @property
+    def unreachable(self) -> int:
+        """Members at which nothing answers, of those that are wanted."""
+        return sum(member.unreachable and not member.draining for member in self.members.values())
+
+    def free(self, places: Places, concurrency: int) -> Member | None:
+        """The least busy member with a free place."""
+        best: Member | None = None
+        for member in self.members.values():
+            if (best is not None and member.in_flight >= best.in_flight) or not member.takes_requests:
+                continue
+            if places.room(member.backend.id, concurrency, member.in_flight) > 0:
+                best = member
+        return best

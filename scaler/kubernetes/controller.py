@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass
 
 import msgspec
 
@@ -27,6 +26,7 @@ from scaler.kubernetes.cold_starts import ColdStarts
 from scaler.kubernetes.declarations import in_memory_all_the_same, planned
 from scaler.kubernetes.election import lead
 from scaler.kubernetes.engine_pod import EnginePod
+from scaler.kubernetes.failed_capture import FailedCapture
 from scaler.kubernetes.pod_patch import NodeSetup
 from scaler.kubernetes.removal import Removal
 from scaler.kubernetes.resources import Condition, Holder, ModelSnapshot, Pod, Status, condition
@@ -38,7 +38,6 @@ from scaler.kubernetes.workqueue import WorkQueue
 from scaler.plan.policy import prefer_for_capture
 from scaler.plan.world import Node, World
 from zerowake_shared import background, pod_contract
-from zerowake_shared.backoff import Backoff
 from zerowake_shared.clock import SYSTEM_CLOCK, Clock
 from zerowake_shared.kubernetes.cluster import Cluster
 from zerowake_shared.kubernetes.errors import ClusterError, Conflict, NotFound
@@ -54,7 +53,6 @@ _NO_AGENT = (
 )
 _UNREPORTED = "captured; its node's agent has not reported it yet"
 _MISSED_SECONDS = 1.0  # until another try, where the agent came too late for the first
-_FIRST_CAPTURE_RETRY_SECONDS, _LAST_CAPTURE_RETRY_SECONDS = 30.0, 1800.0
 _CONTENTS_SECONDS = 15.0  # between two looks at the ConfigMaps and Secrets behind an environment
 
 
@@ -87,18 +85,6 @@ async def run_controller(
     await lead(cluster, namespace, lease, identity, work)
 
 
-@dataclass(slots=True)
-class _FailedCapture:
-    """When a template's capture is tried again, why the last one failed, and which pod's that was: old news bring it up again."""
-
-    backoff: Backoff
-    not_before: float = 0.0
-    reason: str = "CaptureFailed"
-    why: str = ""
-    pod: str = ""
-    contents: str | None = None  # that stood behind the environment then; None: not looked at since
-
-
 class Controller:
     """Brings every ModelSnapshot's status to what pods and agents say, and captures what is not there. Only the leader runs it."""
 
@@ -121,8 +107,8 @@ class Controller:
         self._queue: WorkQueue[Key] = WorkQueue()
         self._writer = SnapshotWriter(cluster, clock)
         self._removal = Removal(cluster, self._writer, snapshots, nodes)
-        self._failed: dict[tuple[Key, str], _FailedCapture] = {}
-        self._healing: dict[Key, _FailedCapture] = {}  # when a damaged one may be captured again
+        self._failed: dict[tuple[Key, str], FailedCapture] = {}
+        self._healing: dict[Key, FailedCapture] = {}  # when a damaged one may be captured again
         self._heard: dict[str, Node] = {}  # by address, as each was when it was heard of last
         self._labelled = labelled
         self._cold_starts = ColdStarts(cluster, labelled, clock)
@@ -263,7 +249,7 @@ class Controller:
 
     def _heals(self, snapshot: ModelSnapshot) -> bool:
         """Whether a damaged one is captured again now: at once, and then less and less often, since something damages it."""
-        healing = self._healing.setdefault(snapshot.key, _FailedCapture(Backoff(_FIRST_CAPTURE_RETRY_SECONDS, _LAST_CAPTURE_RETRY_SECONDS)))
+        healing = self._healing.setdefault(snapshot.key, FailedCapture())
         if self._clock.now() < healing.not_before:
             return False
         healing.not_before = self._clock.now() + healing.backoff.next()
@@ -334,7 +320,7 @@ class Controller:
         self, snapshot: ModelSnapshot, reason: str, pod: str = "", *, missed: bool = False, for_good: bool = False
     ) -> float | None:
         key = (snapshot.key, snapshot.template_hash)
-        failed = self._failed.setdefault(key, _FailedCapture(Backoff(_FIRST_CAPTURE_RETRY_SECONDS, _LAST_CAPTURE_RETRY_SECONDS)))
+        failed = self._failed.setdefault(key, FailedCapture())
         if pod and failed.pod == pod:
             return None if failed.not_before == math.inf else failed.not_before - self._clock.now()
         failed.pod, failed.contents = pod, None

@@ -3,96 +3,15 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
 
-import grpc
 import pytest
 from zerowake_proto import agent_pb2
 
-from scaler.books.activation import Activations
-from scaler.books.ledger import Ledger
-from scaler.fleet.nodes import Nodes
-from scaler.fleet.readiness import Readiness
-from scaler.gateway.dispatcher import Dispatcher
-from scaler.kubernetes.controller import Controller
-from scaler.kubernetes.declarations import Models
-from scaler.kubernetes.engine_pod import EnginePod
-from scaler.kubernetes.pod_patch import NodeSetup
-from scaler.kubernetes.resources import FINALIZER, MODEL_SNAPSHOTS, REPORTER, SCALED_OBJECTS, ModelSnapshot
-from scaler.kubernetes.scaled_object import ScaledObject
-from scaler.kubernetes.taken_names import TakenNames
-from tests.worlds.fake_agent import Agent
-from tests.worlds.kubernetes_api import Api
+from scaler.kubernetes.resources import MODEL_SNAPSHOTS
+from tests.worlds.controlled import DIGEST, OTHER, TEMPLATE, World, controlled
 from tests.worlds.waiting import until
-from zerowake_shared.kubernetes.cluster import Cluster
-from zerowake_shared.kubernetes.resource import PODS
 from zerowake_shared.pod_contract import CAPTURE_FAILED, CAPTURE_MISSED, CAPTURE_REFUSED, CAPTURED, COLD, NAMES, SNAPSHOT
-
-DIGEST, OTHER = "ab" * 32, "cd" * 32
-TEMPLATE = {
-    "metadata": {"labels": {"app": "chat"}},
-    "spec": {
-        "containers": [
-            {"name": "engine", "image": "engine:1", "command": ["serve"], "args": ["$(PORT)"], "livenessProbe": {"httpGet": {"port": 80}}}
-        ]
-    },
-}
-
-
-class World:
-    def __init__(self, api: Api, cluster: Cluster, stack: AsyncExitStack) -> None:
-        self.api = api
-        self.cluster = cluster
-        self.agents: dict[str, Agent] = {}
-        self._stack = stack
-        ledger = Ledger()
-        self.nodes = Nodes(Readiness(Dispatcher(ledger)), Activations())
-        self.informer = cluster.follow(MODEL_SNAPSHOTS, ModelSnapshot)
-        self.labelled = cluster.follow(PODS, EnginePod, labels=SNAPSHOT)
-        self.models = Models(ledger)
-        self.models.follow(self.informer, cluster.follow(SCALED_OBJECTS, ScaledObject))
-        self.names = TakenNames(cluster, self.models)
-        self.controller = Controller(cluster, self.informer, self.nodes, NodeSetup({"zerowake": "yes"}), self.labelled, self.names)
-        self._task: asyncio.Task[None] | None = None
-
-    async def node(self, name: str) -> Agent:
-        agent = self.agents[name] = Agent(name)
-        await self.api.put("nodes", {"metadata": {"name": name}})
-        await self._stack.enter_async_context(self.nodes.follow(await self._stack.enter_async_context(agent.serve())))
-        return agent
-
-    async def lead(self) -> None:
-        self._task = asyncio.create_task(self.controller.run())
-
-    async def step_down(self) -> None:
-        assert self._task
-        self._task.cancel()
-        await asyncio.wait([self._task])
-
-    async def snapshot(self, name: str = "chat", **spec: Any) -> None:
-        await self.api.put("modelsnapshots", {"metadata": {"name": name, "namespace": "tenant"}, "spec": spec or {"template": TEMPLATE}})
-
-    def status(self, name: str = "chat") -> dict[str, Any]:
-        found = self.api.get("modelsnapshots", "tenant", name)
-        return (found or {}).get("status") or {}
-
-    def condition(self, kind: str, name: str = "chat") -> tuple[str, str, str]:
-        found = next((each for each in self.status(name).get("conditions", []) if each["type"] == kind), {})
-        return found.get("status", ""), found.get("reason", ""), found.get("message", "")
-
-    def pods(self) -> list[dict[str, Any]]:
-        return self.api.all("pods")
-
-    async def says(self, annotation: str, value: str) -> None:
-        """What the agent writes on the capture pod."""
-        await until(self.pods)
-        pod = self.pods()[0]["metadata"]
-        await self.api.change("pods", "tenant", pod["name"], {"metadata": {"annotations": {annotation: value}}, "spec": {"nodeName": "n1"}})
-
-    def reasons(self) -> list[str]:
-        return [each["reason"] for each in self.api.all("events")]
 
 
 @pytest.fixture
@@ -103,54 +22,8 @@ async def world(without_agents: World) -> World:
 
 @pytest.fixture
 async def without_agents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
-    monkeypatch.setattr("scaler.kubernetes.controller._FIRST_CAPTURE_RETRY_SECONDS", 0.3)
-    for file in ("controller", "removal"):
-        monkeypatch.setattr(f"scaler.kubernetes.{file}.ABSENT_AGENT_SECONDS", 0.2)
-    api = Api()
-    async with AsyncExitStack() as stack:
-        monkeypatch.setenv("KUBECONFIG", str(await stack.enter_async_context(api.serve(tmp_path))))
-        cluster = await stack.enter_async_context(Cluster.connect(reporter=REPORTER, instance="test"))
-        world = World(api, cluster, stack)
-        await stack.enter_async_context(world.informer)
-        await stack.enter_async_context(world.labelled)
-        await world.lead()
+    async with controlled(tmp_path, monkeypatch) as world:
         yield world
-        await world.step_down()
-
-
-async def test_a_template_is_captured(world: World) -> None:
-    agent = await world.node("n1")
-    await until(lambda: any(node.synced for node in world.nodes))
-    await world.snapshot()
-    await until(world.pods)
-    pod = world.pods()[0]
-    engine = pod["spec"]["containers"][0]
-    assert pod["metadata"]["ownerReferences"][0]["name"] == "chat"
-    assert pod["metadata"]["labels"] == {
-        "app": "chat",
-        "zerowake.dev/capture": "chat",
-    }
-    assert engine["command"] == ["serve"] and engine["args"] == ["$(PORT)"]
-    assert pod["metadata"]["annotations"]["zerowake.dev/container"] == engine["name"]
-    assert "livenessProbe" not in engine and pod["spec"]["restartPolicy"] == "Never"
-    assert pod["spec"]["terminationGracePeriodSeconds"] == 1, "what has been captured holds its CPUs no longer than it must"
-    assert pod["spec"]["nodeSelector"] == {"zerowake": "yes"}
-    assert pod["spec"]["readinessGates"], "no Service may route to it"
-    await until(lambda: world.status().get("phase") == "Capturing")
-
-    await world.says(CAPTURED, DIGEST)
-    await until(lambda: world.status().get("digest") == DIGEST)
-    assert world.condition("Captured")[0] == "True" and world.condition("Ready")[:2] == ("False", "NotResident")
-    agent.has("tenant", "chat", DIGEST, size=7)
-    await until(lambda: world.status().get("phase") == "Ready")
-    assert world.status()["nodes"] == [{"name": "n1", "rung": "memory"}] and world.status()["imageBytes"] == 7
-    await until(lambda: not world.pods())
-    agent.has("tenant", "chat", DIGEST, rung=agent_pb2.RUNG_DISK)
-    await until(lambda: world.status()["nodes"] == [{"name": "n1", "rung": "disk"}])
-    await asyncio.sleep(0.3)
-    assert not world.pods() and world.reasons() == ["Captured"], "and not once more"
-    found = world.api.get("modelsnapshots", "tenant", "chat")
-    assert found and found["metadata"]["finalizers"] == [FINALIZER] and found["status"]["observedGeneration"] == 1
 
 
 async def test_the_agent_is_told_what_else_the_engine_answers_to(world: World) -> None:
@@ -185,7 +58,7 @@ async def test_nothing_is_captured_before_there_is_an_agent(without_agents: Worl
 
 
 async def test_a_pod_that_came_before_its_agent_is_followed_by_another_at_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("scaler.kubernetes.controller._FIRST_CAPTURE_RETRY_SECONDS", 600.0)
+    monkeypatch.setattr("scaler.kubernetes.failed_capture.FIRST_RETRY_SECONDS", 600.0)
     monkeypatch.setattr("scaler.kubernetes.controller._MISSED_SECONDS", 0.1)
     missed = {CAPTURE_FAILED: "its container was made while this node's agent was not connected", CAPTURE_MISSED: "true"}
     await world.snapshot()
@@ -277,35 +150,6 @@ async def test_a_pod_that_ends_or_is_refused_is_a_failure(world: World) -> None:
     await until(world.pods)
 
 
-async def test_what_a_capture_waits_for_is_shown(world: World) -> None:
-    await world.snapshot()
-    await until(world.pods)
-    name = world.pods()[0]["metadata"]["name"]
-    unscheduled = {"type": "PodScheduled", "status": "False", "message": "0/1 nodes: no GPU"}
-    await world.api.change("pods", "tenant", name, {"status": {"phase": "Pending", "conditions": [unscheduled]}})
-    await until(lambda: "no GPU" in world.condition("Captured")[2])
-    waiting = {"conditions": None, "containerStatuses": [{"name": "engine", "state": {"waiting": {"reason": "ImagePullBackOff"}}}]}
-    await world.api.change("pods", "tenant", name, {"status": waiting})
-    await until(lambda: "ImagePullBackOff" in world.condition("Captured")[2])
-
-
-@pytest.mark.parametrize(
-    ("pod", "message"),
-    [
-        ({"hostPID": True}, "hostPID"),
-        ({"volumes": [{"name": "root", "hostPath": {"path": "/"}}]}, "hostPath"),
-        ({"containers": [{"name": "engine", "image": "i", "securityContext": {"privileged": True}}]}, "privileged"),
-        ({"containers": []}, "no container"),
-    ],
-)
-async def test_a_template_that_wants_the_host_is_refused(world: World, pod: dict[str, Any], message: str) -> None:
-    await world.snapshot(template={"spec": {**TEMPLATE["spec"], **pod}})
-    await until(lambda: world.status().get("phase") == "Failed")
-    assert world.condition("Captured")[1] == "TemplateRefused" and message in world.condition("Captured")[2]
-    await until(lambda: world.reasons() == ["SnapshotRefused"])
-    assert not world.pods()
-
-
 async def test_a_changed_template_is_captured_anew_and_the_old_one_is_not_used(world: World) -> None:
     agent = await world.node("n1")
     await world.snapshot()
@@ -370,38 +214,6 @@ async def test_an_artifact_is_adopted(world: World) -> None:
     await until(lambda: world.condition("Ready", "mine") == ("False", "Unusable", "on node n1: another kernel"))
 
 
-async def test_deletion_removes_the_artifact_first(world: World) -> None:
-    one, two = await world.node("n1"), await world.node("n2")
-    await world.snapshot()
-    await world.says(CAPTURED, DIGEST)
-    for agent in (one, two):
-        agent.has("tenant", "chat", DIGEST)
-        agent.has("other", "chat", DIGEST)
-    await until(lambda: len(world.status().get("nodes", [])) == 2)
-    two.refuse = grpc.StatusCode.FAILED_PRECONDITION
-    await world.cluster.delete(MODEL_SNAPSHOTS, "tenant", "chat")
-    await until(lambda: world.condition("Ready")[1] == "Deleting")
-    assert "node n2: a restore is under way" in world.condition("Ready")[2]
-    assert ("tenant", "chat") not in one.residencies and ("tenant", "chat") in two.residencies
-    two.refuse = None
-    await until(lambda: not world.api.all("modelsnapshots"))
-    assert ("tenant", "chat") not in two.residencies
-    assert ("other", "chat") in one.residencies and ("other", "chat") in two.residencies
-    assert all(request.rung == agent_pb2.RUNG_ABSENT and request.snapshot.digest == DIGEST for request in one.unstaged + two.unstaged)
-
-
-async def test_deletion_during_a_capture_ends_it_first(world: World) -> None:
-    await world.snapshot()
-    await until(world.pods)
-    await world.api.change("pods", "tenant", world.pods()[0]["metadata"]["name"], {"metadata": {"finalizers": ["test/holds"]}})
-    await world.cluster.delete(MODEL_SNAPSHOTS, "tenant", "chat")
-    await until(lambda: world.pods()[0]["metadata"].get("deletionTimestamp"))
-    await asyncio.sleep(0.2)
-    assert world.api.all("modelsnapshots"), "its agent may still be publishing"
-    await world.api.remove("pods", "tenant", world.pods()[0]["metadata"]["name"])
-    await until(lambda: not world.api.all("modelsnapshots"))
-
-
 async def test_a_name_that_is_another_namespaces(world: World) -> None:
     """It is not Ready for as long as that is so, and says why."""
     agent = await world.node("n1")
@@ -416,26 +228,6 @@ async def test_a_name_that_is_another_namespaces(world: World) -> None:
     await until(lambda: world.condition("Ready")[:2] == ("True", "Resident"))
 
 
-async def test_deletion_waits_for_an_agent_that_is_away_unless_its_node_is_gone(world: World) -> None:
-    found = {"template": TEMPLATE}
-    await world.snapshot(**found)
-    await world.says(CAPTURED, DIGEST)
-    agent = await world.node("n1")
-    agent.has("tenant", "chat", DIGEST)
-    await until(lambda: world.status().get("phase") == "Ready" and not world.pods())
-    await world.step_down()
-    # A new leader that no agent has spoken to yet.
-    world.nodes = Nodes(Readiness(Dispatcher(Ledger())), Activations())
-    world.controller = Controller(world.cluster, world.informer, world.nodes, NodeSetup(), world.labelled, world.names)
-    await world.lead()
-    await asyncio.sleep(0.3)
-    assert world.status()["phase"] == "Ready" and not world.pods(), "a holder that can't be asked has it still"
-    await world.cluster.delete(MODEL_SNAPSHOTS, "tenant", "chat")
-    await until(lambda: "n1, whose agent does not answer" in world.condition("Ready")[2])
-    await world.api.remove("nodes", "", "n1")
-    await until(lambda: not world.api.all("modelsnapshots"))
-
-
 async def test_a_snapshot_that_all_nodes_lost_is_captured_again(world: World) -> None:
     agent = await world.node("n1")
     await world.snapshot()
@@ -446,37 +238,6 @@ async def test_a_snapshot_that_all_nodes_lost_is_captured_again(world: World) ->
     await until(world.pods)
     await until(lambda: world.status().get("phase") == "Capturing")
     assert not world.status().get("digest")
-
-
-async def test_two_objects_of_one_artifact_keep_it_for_each_other(world: World) -> None:
-    agent = await world.node("n1")
-    agent.has("tenant", "chat", DIGEST)
-    for name in ("one", "two"):
-        await world.snapshot(name, artifact={"name": "chat", "digest": DIGEST})
-        await until(lambda name=name: world.status(name).get("phase") == "Ready")
-    await world.cluster.delete(MODEL_SNAPSHOTS, "tenant", "one")
-    await until(lambda: not world.api.get("modelsnapshots", "tenant", "one"))
-    assert ("tenant", "chat") in agent.residencies
-    await world.cluster.delete(MODEL_SNAPSHOTS, "tenant", "two")
-    await until(lambda: not world.api.get("modelsnapshots", "tenant", "two"))
-    assert ("tenant", "chat") not in agent.residencies
-
-
-async def test_a_forged_capture_pod_is_neither_believed_nor_deleted(world: World) -> None:
-    forged = {
-        "metadata": {
-            "name": "forged",
-            "namespace": "tenant",
-            "labels": {"zerowake.dev/capture": "chat"},
-            "annotations": {CAPTURED: OTHER},
-        }
-    }
-    await world.api.put("pods", forged)
-    await world.snapshot()
-    await until(lambda: len(world.pods()) == 2)
-    await asyncio.sleep(0.2)
-    assert not world.status().get("digest")
-    assert world.api.get("pods", "tenant", "forged")
 
 
 async def test_a_conflict_is_looked_at_again(world: World) -> None:
