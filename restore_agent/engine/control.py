@@ -10,6 +10,7 @@ there is followed or waited for, and where a door cannot be made or opened the e
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import weakref
 from typing import Any
@@ -18,6 +19,7 @@ from restore_agent.places.place import Place
 from restore_agent.workload.control_directory import DOORS, READY
 
 _OPEN = os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC  # to read as well: without that it needs somebody who reads
+_TRIED = os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC  # ENXIO: nobody is there to read
 
 
 class Control:
@@ -46,6 +48,14 @@ class Control:
         """Writes one of the agent's words, and opens its door. Raises OSError."""
         self.write(word, "")
         self._open_door(DOORS[word])
+
+    def is_awaited(self, word: str) -> bool:
+        """Whether an engine stands at the word's door; it looks for the word then, and stands there again. True, too, without a door."""
+        try:
+            os.close(os.open(self._place.control_directory / DOORS[word], _TRIED))
+        except OSError as error:
+            return error.errno != errno.ENXIO
+        return True
 
     def reopen(self) -> None:
         """Opens the doors of the words that stand, whoever said them."""

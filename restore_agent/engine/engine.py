@@ -48,6 +48,7 @@ _STILL_WINDOW = 0.5  # seconds in which an engine does nothing at all: it is idl
 _IDLE_WINDOW = 2.0  # seconds with next to no work, as of one that polls: it is idle, too
 _IDLE_SHARE = 0.02  # of one core
 _MISPLACED_SECONDS = 10.0  # idle for so long, and listening elsewhere: it will not listen where it should
+_HEARS_SECONDS = 2.0  # in which an engine that was woken has come to wait for the next word
 _STOP_SECONDS = 5.0
 _CALLED_LENGTH = 80  # characters of a command in a message
 _LARGEST_ANSWER = 16 << 20  # bytes that are read of what an engine says
@@ -181,12 +182,18 @@ class Engine:
     async def quiesce(self) -> None:
         """Asks a running engine to let go of what is lent to it; returns when it has. The caller sets the deadline.
 
+        One that was woken a moment ago may not have heard of it yet: the word that wakes it is taken back when it waits for the next one.
+
         Raises:
             EngineError: it ended.
         """
+        ended = self.place.exit_of(self.pid)
+        with contextlib.suppress(TimeoutError):  # it does not wait at doors
+            async with asyncio.timeout(_HEARS_SECONDS):
+                while not ended.done() and not self._control.is_awaited(QUIESCE_REQUESTED):
+                    await asyncio.wait([ended], timeout=_FIRST_PROBE)
         self._control.take_back(READY, SNAPSHOT_COMPLETE, RESTORE_COMPLETE)
         self.tell(QUIESCE_REQUESTED)
-        ended = self.place.exit_of(self.pid)
         while not self.is_ready:
             if ended.done():
                 raise self.end_error()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import sys
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,16 @@ from restore_agent.engine.engine import Engine, EngineError
 from restore_agent.places.processes import is_stopped
 from restore_agent.places.sandbox import Sandbox
 from restore_agent.snapshots.manifest import EngineRecord
-from restore_agent.workload.control_directory import DOORS, GPUS, QUIESCE_REQUESTED, READY, RESTORE_COMPLETE, SNAPSHOT_COMPLETE, WEIGHTS
+from restore_agent.workload.control_directory import (
+    DOORS,
+    GPUS,
+    QUIESCE_REQUESTED,
+    READY,
+    RESTORE_COMPLETE,
+    SNAPSHOT_COMPLETE,
+    WEIGHTS,
+    ControlDirectory,
+)
 from tests.worlds.waiting import until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for namespaces")
@@ -149,6 +160,36 @@ async def test_asked_to_quiesce_it_has_a_clean_directory_and_is_waited_for(engin
     (control / READY).touch()
     await asyncio.wait_for(quiescing, 5)
     assert {path.name for path in control.iterdir()} == {READY, *DOORS.values()}
+
+
+async def test_one_that_has_not_heard_yet_that_it_is_woken_wakes_before_it_quiesces(engine: Engine) -> None:
+    control, said = engine.place.control_directory, list[str]()
+    goes_on, over = threading.Event(), threading.Event()
+
+    class Slow(ControlDirectory):
+        """It is not scheduled between its word and the wait for the answer."""
+
+        def _wait(self, words: Iterable[str], door: str, poll_seconds: float) -> None:
+            if over.is_set() or not goes_on.wait(20):
+                raise EOFError
+            super()._wait(words, door, poll_seconds)
+
+    def take_part() -> None:
+        with contextlib.suppress(EOFError):
+            Slow(control).take_part(lambda: said.append("quiesce"), lambda moved: said.append("resume"))
+
+    thread = threading.Thread(target=take_part, daemon=True)
+    thread.start()
+    await until((control / READY).exists)
+    engine.woken({})
+    quiescing = asyncio.create_task(engine.quiesce())
+    await asyncio.sleep(0)  # it has begun
+    goes_on.set()
+    await asyncio.wait_for(quiescing, 5)
+    assert said == ["quiesce", "resume", "quiesce"]
+    over.set()
+    engine.woken({})
+    await asyncio.to_thread(thread.join)
 
 
 async def test_woken_on_other_gpus_it_finds_them_before_the_word(engine: Engine) -> None:
