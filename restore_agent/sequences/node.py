@@ -8,10 +8,9 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from restore_agent.drivers.criu import Criu, CriuError
 from restore_agent.drivers.cuda import Cuda, CudaError, NodeGpu
@@ -25,8 +24,10 @@ from restore_agent.places.place import PlaceError
 from restore_agent.places.sandboxes import Sandboxes
 from restore_agent.places.shared_folders import unshared
 from restore_agent.sequences.capture import Captured, Capturer, CaptureRequest, Progress
+from restore_agent.sequences.changes import Change, Changes, Removed
 from restore_agent.sequences.gpu_choice import staging_devices
 from restore_agent.sequences.idling import Idling
+from restore_agent.sequences.observer import Observer
 from restore_agent.sequences.parked_budget import Share, a_tenth
 from restore_agent.sequences.phases import Phases
 from restore_agent.sequences.replicas import Origin, Replica, Replicas, State
@@ -50,16 +51,6 @@ _PRESSURE_SHARE = 20  # under a twentieth of the memory available, standbys go
 _LOG = logging.getLogger("zerowake.agent")
 
 
-class Removed:
-    """A snapshot that is no longer on this node."""
-
-    def __init__(self, snapshot: Snapshot) -> None:
-        self.snapshot = snapshot
-
-
-Change = Snapshot | Removed | Replica | Unreadable
-
-
 @dataclass(frozen=True, slots=True)
 class Gpu:
     """One GPU of the node. free_bytes: free now, with what gpumem would give up of its pool, and parked engines would give back."""
@@ -67,28 +58,6 @@ class Gpu:
     uuid: str
     total_bytes: int
     free_bytes: int
-
-
-class Observer(Protocol):
-    """Hears of replicas as they are made, and of snapshots that were asked for in vain."""
-
-    def restored(self, model: str, origin: Origin, phases: Iterable[tuple[str, float]]) -> None:
-        """From a snapshot, or by waking its standby, parked or not; `phases`: where the seconds went."""
-
-    def started_cold(self, model: str) -> None:
-        """By its own command."""
-
-    def fell_back(self, model: str, reason: str) -> None:
-        """It was not restored; `reason` is one of a few keys."""
-
-    def replicas_are(self, count: int) -> None:
-        """So many live on the node."""
-
-    def standbys_are(self, counts: Mapping[Rung, int], parked: Mapping[str, int]) -> None:
-        """So many stand on each rung, and all that are parked, in pods as well, hold so many bytes of each GPU."""
-
-    def sleepers_are(self, counts: Mapping[Rung, int]) -> None:
-        """So many sleep in pods, on each rung."""
 
 
 class Node:
@@ -111,7 +80,7 @@ class Node:
         self.criu = criu if isinstance(criu, Criu) else None
         why = "" if isinstance(criu, Criu) else str(criu)
         self._sandboxes = sandboxes = _sandboxes(store, memory, weights)
-        self._listeners: set[asyncio.Queue[Change]] = set()
+        self.changes = Changes()
         try:
             cuda = Cuda.find()
         except CudaError as error:
@@ -379,22 +348,11 @@ class Node:
             if available_memory() < total_memory() // _PRESSURE_SHARE and await self.standbys.drop_oldest():
                 _LOG.warning("memory runs short: the oldest standby was dropped")
 
-    @contextlib.contextmanager
-    def changes(self) -> Iterator[asyncio.Queue[Change]]:
-        """A queue that hears of every change from now on."""
-        queue: asyncio.Queue[Change] = asyncio.Queue()
-        self._listeners.add(queue)
-        try:
-            yield queue
-        finally:
-            self._listeners.discard(queue)
-
     def _changed(self, change: Change) -> None:
         self.observer.replicas_are(sum(replica.state is not State.GONE for replica in self.replicas))
         self.observer.standbys_are({rung: sum(each.rung is rung for each in self.standbys) for rung in Rung}, self.rungs.held())
         self.observer.sleepers_are({rung: sum(each.rung is rung for each in self.idling) for rung in Rung})
-        for queue in self._listeners:
-            queue.put_nowait(change)
+        self.changes.tell(change)
 
     def _log(self, activation: str, replica: Replica, phases: Phases) -> None:
         parts = ", ".join(f"{name} {seconds * 1000:.0f} ms" for name, seconds in replica.phases)

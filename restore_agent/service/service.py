@@ -16,7 +16,8 @@ import grpc
 from zerowake_proto import agent_pb2, agent_pb2_grpc
 
 from restore_agent.errors import FAILURES, REASON, ErrorKind, kind_of, reason_of
-from restore_agent.sequences.node import Node, Removed
+from restore_agent.sequences.changes import Removed
+from restore_agent.sequences.node import Node
 from restore_agent.sequences.phases import Phases
 from restore_agent.sequences.replicas import Origin, Replica, State
 from restore_agent.sequences.restore import RestoreFailed
@@ -171,7 +172,7 @@ class AgentService(agent_pb2_grpc.AgentServicer):
 
     async def Watch(self, request: agent_pb2.WatchRequest, context: _Context) -> AsyncIterator[agent_pb2.NodeUpdate]:
         node = self._node
-        with node.changes() as changes:
+        with node.changes.heard() as changes:
             yield agent_pb2.NodeUpdate(node=messages.node(node))
             for found in await asyncio.to_thread(node.store.list):
                 yield agent_pb2.NodeUpdate(residency=messages.listed(node, found))

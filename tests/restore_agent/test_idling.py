@@ -101,7 +101,7 @@ async def test_an_engine_nobody_asks_sleeps_in_its_pod_and_is_woken_there(node: 
         async with restored(node, kubelet) as (replica, pod):
             before, pids = await said(replica, "/sum"), processes(replica)
             for times in (1, 2):
-                with node.changes() as heard:
+                with node.changes.heard() as heard:
                     await node.demote(replica.id, 0.0, rung)
                     told = heard.get_nowait()
                     assert isinstance(told, Replica) and told.id == replica.id, "gateways hear of it before it lets go"
@@ -225,7 +225,7 @@ async def test_an_agent_that_is_killed_leaves_it_asleep_and_the_next_one_wakes_i
             node.idling._sleepers.clear()
         await node.replicas.close()
         killed.undo()
-        with node.changes() as heard:
+        with node.changes.heard() as heard:
             async with served(node, kubelet):
                 await until(lambda: len(node.replicas), "the next agent has it")
                 first = heard.get_nowait()

@@ -12,7 +12,8 @@ from types import SimpleNamespace
 import pytest
 
 from restore_agent.sequences.capture import CaptureRequest
-from restore_agent.sequences.node import Change, Node, Removed
+from restore_agent.sequences.changes import Change, Removed
+from restore_agent.sequences.node import Node
 from restore_agent.sequences.phases import Phases
 from restore_agent.sequences.replicas import NoReplica, Origin, Replica, State
 from restore_agent.sequences.restore import RestoreFailed
@@ -75,7 +76,7 @@ def drained(changes: asyncio.Queue[Change]) -> list[Change]:
 
 
 async def test_a_replica_without_a_snapshot_is_started_and_heard_of(node: Node, heard: Heard) -> None:
-    with node.changes() as changes:
+    with node.changes.heard() as changes:
         replica, failure = await node.restore("tiny", None, ENGINE, "", Phases())
         assert failure is None
         assert (replica.origin, heard.words, heard.live) == (Origin.COLD, [("cold", "tiny")], 1)
@@ -110,7 +111,7 @@ async def test_a_snapshot_that_cannot_be_restored_starts_by_its_manifest(node: N
 
 async def test_captured_staged_restored_demoted_and_removed(node: Node, heard: Heard) -> None:
     request = CaptureRequest("default", "tiny", "tiny", ENGINE, canary_path="/")
-    with node.changes() as changes:
+    with node.changes.heard() as changes:
         captured = await node.capture(request, lambda phase, done, total: None, Phases())
         snapshot = captured.snapshot
         assert snapshot in drained(changes)
@@ -137,7 +138,7 @@ async def test_captured_staged_restored_demoted_and_removed(node: Node, heard: H
 
 
 async def test_listeners_that_have_left_hear_nothing(node: Node) -> None:
-    with node.changes() as changes:
+    with node.changes.heard() as changes:
         pass
     snapshot = publish(node.store, b"x" * 8192)
     await node.stage(snapshot)

@@ -120,7 +120,7 @@ async def test_an_engine_outlives_the_agent_and_is_the_next_one_s_replica(node: 
             before = await answer(first)
             await kubelet.event("one", "Restored")
         # The agent's part is over: nobody is told that the engine has ended. The same node hears of the pod anew.
-        with node.changes() as heard:
+        with node.changes.heard() as heard:
             await node.replicas.close()
             assert (heard.empty(), first.state, len(node.replicas)) == (True, State.READY, 0)
         async with served(node, kubelet):
