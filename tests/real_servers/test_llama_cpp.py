@@ -14,7 +14,7 @@ from zerowake_proto import agent_pb2 as pb
 
 from restore_agent.engine import presets
 from restore_agent.snapshots.store import Catalog
-from tests.worlds.agent import Agent, post
+from tests.worlds.agent import Agent, get, post
 from tests.worlds.llama_cpp import lora, mappings, model, server
 from tests.worlds.served import answers_of_three, snapshot
 from zerowake_shared.network_namespace import NetworkNamespace
@@ -42,15 +42,17 @@ def by(*adapters: int) -> dict[str, object]:
     return {**ASKED, "lora": [{"id": number, "scale": float(number in adapters)} for number in (0, 1)]}
 
 
-def stream(replica: pb.Replica, body: object) -> bytes:
-    """All that it streams."""
+def stream(replica: pb.Replica, body: object, health: str) -> bytes:
+    """All that it streams, while its health is asked in the middle."""
     content = json.dumps(body).encode()
     head = f"POST /v1/completions HTTP/1.1\r\nHost: engine\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n"
     with NetworkNamespace(replica.endpoint.netns) as network, network.socket(socket.AF_INET, socket.SOCK_STREAM) as connection:
         connection.settimeout(60)
         connection.connect((replica.endpoint.host, replica.endpoint.port))
         connection.sendall(head.encode() + b"Connection: close\r\n\r\n" + content)
-        return b"".join(iter(lambda: connection.recv(1 << 16), b""))
+        begun = connection.recv(1 << 16)
+        assert get(replica, health)
+        return begun + b"".join(iter(lambda: connection.recv(1 << 16), b""))
 
 
 def is_shared() -> None:
@@ -99,8 +101,9 @@ async def test_llama_cpp_python_shares_its_model_and_is_proved_with_the_adapter_
     assert {text(answer) for answer in answers} and all("Paris" in text(answer) for answer in answers)
 
     response = await agent.restore("llama")
-    streamed = await asyncio.to_thread(stream, response.replica, {**asked, "max_tokens": 150, "stream": True})
-    assert streamed.count(b"data: {") >= 100 and b"data: [DONE]" in streamed, "the probe of its health, a second later, did not end it"
+    long = {**asked, "max_tokens": 150, "stream": True}
+    streamed = await asyncio.to_thread(stream, response.replica, long, manifest.engine.health_path)
+    assert streamed.count(b"data: {") >= 100 and b"data: [DONE]" in streamed, "the probe of its health did not end it"
 
 
 async def test_a_model_that_would_not_be_shared_is_refused_before_anything_starts(agent: Agent, llama_server: str) -> None:
