@@ -102,7 +102,7 @@ def test_a_controller_that_a_kubelet_needs_and_that_is_not_given_is_named(tmp_pa
 @pytest.fixture
 async def described(api: Api, tmp_path: Path) -> AsyncIterator[str]:
     """The node has a resource with one device, and its description. Yields the resource."""
-    resource = f"zerowake.test/{secrets.token_hex(3)}"
+    resource = f"zerowake.test/gpu-{secrets.token_hex(3)}"  # CDI knows no class that begins with a digit
     library = tmp_path / "libcuda.so.1"
     library.write_text(WORDS)
     describe_to_node(description(library, resource))
