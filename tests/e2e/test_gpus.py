@@ -8,7 +8,6 @@ import contextlib
 import json
 import secrets
 import shlex
-import shutil
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -18,9 +17,8 @@ from typing import Any
 import pytest
 
 from tests.e2e.api import Api, Object, condition
-from tests.e2e.cluster.control import enter, import_archives
-from tests.e2e.cluster.images import IMAGES, build
-from tests.e2e.test_pods import IMAGE, PORT, Agent, answer, captured_or_not, events, pod, run_in, wanted_bytes
+from tests.e2e.cluster.control import enter
+from tests.e2e.test_pods import IMAGE, PORT, Agent, answer, captured_or_not, events, node_agent, pod, run_in, wanted_bytes
 
 pytestmark = pytest.mark.own_cluster("runs an agent and GPUs of its own on the node")
 NODE = "zerowake-node"
@@ -35,18 +33,12 @@ FILES = {str(gpu["uuid"]): f"/dev/nvidia{gpu['minor']}" for gpu in GPUS}
 
 @pytest.fixture(scope="module")
 def agent(kubeconfig: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
-    (image,) = (each for each in IMAGES if each.name == IMAGE)
-    if not image.built():
-        build()
-    import_archives([image.archive])
-    name = f"zerowake-{secrets.token_hex(3)}"
     program = f"-m tests.worlds.stand_in_driver {shlex.quote(json.dumps(GPUS))}"
-    agent = Agent(tmp_path_factory.mktemp("agent"), Path(f"/run/{name}/placeholder"), program)
-    files = " && ".join(f"mknod {file_of(agent, uuid)} c 1 3" for uuid in FILES)
-    subprocess.run([*enter(), "sh", "-c", f"mkdir -p /run/{name}/gpus && {files}"], check=True)
-    yield agent
-    subprocess.run([*enter(), "rm", "-rf", f"/run/{name}"], check=True)
-    shutil.rmtree(agent.folder)
+    with node_agent(tmp_path_factory.mktemp("agent"), program) as agent:
+        folder = agent.placeholder.parent
+        files = " && ".join(f"mknod {file_of(agent, uuid)} c 1 3" for uuid in FILES)
+        subprocess.run([*enter(), "sh", "-c", f"mkdir -p {folder}/gpus && {files}"], check=True)
+        yield agent
 
 
 @pytest.fixture

@@ -88,18 +88,25 @@ class Agent:
         return path.read_text() if path.exists() else ""
 
 
-@pytest.fixture(scope="module")
-def agent(kubeconfig: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
-    """One for all tests; those that end it start another."""
+@contextlib.contextmanager
+def node_agent(folder: Path, program: str = Agent.program) -> Iterator[Agent]:
+    """One that does not run yet; the node has the image of its pods."""
     (image,) = (each for each in IMAGES if each.name == IMAGE)
     if not image.built():
         build()
     import_archives([image.archive])  # zerowake's own are not needed: the agent is this checkout's
     name = f"zerowake-{secrets.token_hex(3)}"
-    agent = Agent(tmp_path_factory.mktemp("agent"), Path(f"/run/{name}/placeholder"))
+    agent = Agent(folder, Path(f"/run/{name}/placeholder"), program)
     yield agent
     subprocess.run([*enter(), "rm", "-rf", f"/run/{name}"], check=True)
     shutil.rmtree(agent.folder)
+
+
+@pytest.fixture(scope="module")
+def agent(kubeconfig: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
+    """One for all tests; those that end it start another."""
+    with node_agent(tmp_path_factory.mktemp("agent")) as agent:
+        yield agent
 
 
 @pytest.fixture
