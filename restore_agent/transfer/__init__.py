@@ -1,0 +1,1 @@
+"""Snapshots on their way between this node and stores: folders, buckets, other agents."""

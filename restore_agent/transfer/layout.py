@@ -1,0 +1,29 @@
+"""Where what is in a store: the same keys in a folder, a bucket and an agent, below whatever prefix the store has.
+
+    chunks/ab/<BLAKE3>                    all bytes: pages, small files, weights
+    snapshots/<digest>/manifest.json      and signature.json
+    names/<namespace>/<name>.json         which digest a name stands for: a signed record
+
+Writers put the chunks first, then the manifest, then the name. So what is named is whole, wherever a writer was ended.
+"""
+
+from __future__ import annotations
+
+CHUNKS, SNAPSHOTS, NAMES = "chunks", "snapshots", "names"
+LIMIT = 64 << 20  # bytes that a manifest, a signature or a name may have: they are read before anything says how large they are
+
+
+def chunk_key(chunk_hash: str) -> str:
+    return f"{CHUNKS}/{chunk_hash[:2]}/{chunk_hash}"
+
+
+def manifest_key(digest: str) -> str:
+    return f"{SNAPSHOTS}/{digest}/manifest.json"
+
+
+def signature_key(digest: str) -> str:
+    return f"{SNAPSHOTS}/{digest}/signature.json"
+
+
+def name_key(namespace: str, name: str) -> str:
+    return f"{NAMES}/{namespace}/{name}.json"
