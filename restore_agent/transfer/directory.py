@@ -17,7 +17,7 @@ import functools
 import mmap
 import os
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -49,7 +49,7 @@ class Directory:
         """Does not wait for calls that hang."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def read(self, key: str, offset: int, length: int) -> AsyncIterator[Piece]:
+    async def read(self, key: str, offset: int, length: int) -> AsyncGenerator[Piece, None]:
         """See Source."""
         path, end = self._path(key), offset + length
         memory = self._spare.pop() if self._spare else memoryview(mmap.mmap(-1, _PIECE))

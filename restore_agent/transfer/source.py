@@ -11,7 +11,7 @@ memory (a bucket's library and gRPC bring memory of their own, and would copy tw
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
@@ -70,7 +70,7 @@ class Stored:
 class Source(Protocol):
     """Objects by key. Any number of tasks may read at once. `str()` of it is its name in messages: never a credential."""
 
-    def read(self, key: str, offset: int, length: int) -> AsyncIterator[Piece]:
+    def read(self, key: str, offset: int, length: int) -> AsyncGenerator[Piece, None]:
         """The bytes from `offset` on, at most `length` of them, in pieces of any size; fewer where the object ends before.
 
         A piece is the reader's until it asks for the next one. Ending the iteration ends the transfer.
@@ -82,11 +82,15 @@ class Source(Protocol):
     async def size(self, key: str) -> int:
         """Of an object, bytes. Raises Absent, Denied, Unreachable."""
 
+
+class Listed(Source, Protocol):
+    """A source that says what it has. An agent does not: it is asked for what a snapshot names."""
+
     def objects(self, prefix: str) -> AsyncIterator[Stored]:
         """Every object whose key begins with the folders `prefix` (empty: all), in no order. Raises Denied, Unreachable."""
 
 
-class Destination(Source, Protocol):
+class Destination(Listed, Protocol):
     """A source that can be written to."""
 
     async def put(self, key: str, data: Piece) -> None:
