@@ -39,6 +39,7 @@ demo: $(environment) $(criu)
 	@$(bin)/python deploy/demo/demo.py
 
 test: $(environment) $(criu) $(containers)
+	@tests/worlds/s3/build.sh
 	@$(bin)/pytest -r s --ignore=tests/e2e --ignore=tests/engines --durations=10 --numprocesses=$(workers) --dist=loadfile
 
 # A program that is there already, from wherever, will do.
