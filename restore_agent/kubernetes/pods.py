@@ -31,10 +31,10 @@ from restore_agent.kubernetes.pod_gpus import PodGpus
 from restore_agent.kubernetes.pod_replicas import PodReplicas
 from restore_agent.places.container import ContainerError
 from restore_agent.places.placeholder import Placeholder, PlaceholderError
+from restore_agent.sequences.attempt import RestoreFailed
 from restore_agent.sequences.node import Node
 from restore_agent.sequences.phases import Phases
 from restore_agent.sequences.replicas import Origin
-from restore_agent.sequences.restore import RestoreFailed
 from restore_agent.snapshots.manifest import InvalidName
 from restore_agent.snapshots.store import Corrupt, NotFound, Snapshot
 from zerowake_shared.backoff import Backoff

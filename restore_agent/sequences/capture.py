@@ -30,8 +30,9 @@ from restore_agent.places.place import Place
 from restore_agent.places.processes import command_line, resident_bytes
 from restore_agent.places.sandboxes import Sandboxes
 from restore_agent.places.shared_folders import caches, resolved
+from restore_agent.sequences.attempt import RestoreFailed
 from restore_agent.sequences.phases import Phases
-from restore_agent.sequences.restore import OpenPlace, RestoreFailed, Restorer
+from restore_agent.sequences.restore import OpenPlace, Restorer
 from restore_agent.sequences.staging import Staging
 from restore_agent.snapshots.chunks import Lease, write_chunks
 from restore_agent.snapshots.compatibility import node_fits

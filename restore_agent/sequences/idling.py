@@ -30,12 +30,13 @@ from restore_agent.engine.doorkeeper import Doorkeeper
 from restore_agent.engine.engine import Engine
 from restore_agent.errors import FAILURES, AgentError, ErrorKind
 from restore_agent.places.container import Container
+from restore_agent.sequences.attempt import RestoreFailed
 from restore_agent.sequences.parked_budget import ParkedBudget, ParkedFull
 from restore_agent.sequences.phases import Phases
 from restore_agent.sequences.replicas import Origin, Replica, Replicas, State
-from restore_agent.sequences.restore import RestoreFailed, Restorer
 from restore_agent.sequences.sleep_notes import SleepNotes
 from restore_agent.sequences.standby import Rung, Standby
+from restore_agent.sequences.transitions import Transitions
 from restore_agent.snapshots.store import Snapshot
 from zerowake_shared.background import ended
 
@@ -105,8 +106,8 @@ class _Sleeper:
 class Idling:
     """The engines of a node that sleep in their pods. Iterating gives the Standby of each."""
 
-    def __init__(self, restorer: Restorer, replicas: Replicas, notes: SleepNotes) -> None:
-        self._restorer = restorer
+    def __init__(self, transitions: Transitions, replicas: Replicas, notes: SleepNotes) -> None:
+        self._transitions = transitions
         self._replicas = replicas
         self.notes = notes  # of the engines that sleep, for the next agent
         self._sleepers: dict[str, _Sleeper] = {}
@@ -271,7 +272,7 @@ class Idling:
 
     async def _stopped(self, sleeper: _Sleeper, rung: Rung) -> Standby:
         """Raises RestoreFailed."""
-        standby = await self._restorer.demote(sleeper.engine, sleeper.snapshot, rung)
+        standby = await self._transitions.demote(sleeper.engine, sleeper.snapshot, rung)
         if rung is Rung.PARKED:
             await asyncio.to_thread(sleeper.engine.stop)
         return standby
@@ -286,7 +287,7 @@ class Idling:
             with contextlib.ExitStack() as until_begun:
                 until_begun.callback(sleeper.wanted.clear)
                 try:
-                    async with asyncio.timeout(_ROOM_SECONDS) as patience, self._restorer.room_for(standby) as pairs:
+                    async with asyncio.timeout(_ROOM_SECONDS) as patience, self._transitions.room_for(standby) as pairs:
                         patience.reschedule(None)
                         until_begun.pop_all()
                         await self._wake_on(sleeper, standby, pairs, phases)
@@ -313,7 +314,7 @@ class Idling:
             if standby.rung is Rung.PARKED:
                 with phases.phase("image.wake"):
                     sleeper.engine.go_on()
-            await self._restorer.wake_on(standby, pairs, phases)
+            await self._transitions.wake_on(standby, pairs, phases)
         except BaseException as error:
             await self._lost(sleeper, str(error) or "it took too long")
             raise RestoreFailed("engine-failed", str(error)) if isinstance(error, OSError) else error from None
@@ -326,7 +327,7 @@ class Idling:
             try:
                 await asyncio.to_thread(self.notes.moves, replica.id, sleeper.container.pid)
                 sleeper.engine.go_on()  # CUDA suspends nothing that stands still
-                await self._restorer.unpark(standby)
+                await self._transitions.unpark(standby)
                 await asyncio.to_thread(self.notes.stands, replica.id, sleeper.container.pid, standby)
             except BaseException as error:
                 await self._lost(sleeper, str(error) or "it took too long")

@@ -23,6 +23,7 @@ from restore_agent.places.container import Container, ContainerError
 from restore_agent.places.place import PlaceError
 from restore_agent.places.sandboxes import Sandboxes
 from restore_agent.places.shared_folders import unshared
+from restore_agent.sequences.attempt import RestoreFailed
 from restore_agent.sequences.capture import Captured, Capturer, CaptureRequest, Progress
 from restore_agent.sequences.changes import Change, Changes, Removed
 from restore_agent.sequences.gpu_choice import staging_devices
@@ -31,11 +32,12 @@ from restore_agent.sequences.observer import Observer
 from restore_agent.sequences.parked_budget import Share, a_tenth
 from restore_agent.sequences.phases import Phases
 from restore_agent.sequences.replicas import Origin, Replica, Replicas, State
-from restore_agent.sequences.restore import OpenPlace, RestoreFailed, Restorer
+from restore_agent.sequences.restore import OpenPlace, Restorer
 from restore_agent.sequences.rungs import Rungs
 from restore_agent.sequences.sleep_notes import SleepNotes
 from restore_agent.sequences.staging import NoMemory, Staging
 from restore_agent.sequences.standby import Rung, Standbys
+from restore_agent.sequences.transitions import Transitions
 from restore_agent.snapshots.damage import DamageWatch
 from restore_agent.snapshots.manifest import EngineRecord
 from restore_agent.snapshots.store import Snapshot, Store, Unreadable
@@ -91,11 +93,13 @@ class Node:
         self.headroom = Headroom()
         self.staging = Staging(store, memory, self.criu.version if self.criu else "0", gpus, self.headroom, self._changed)
         huge = HugePages.of_processes(store.state)
-        self.restorer = Restorer(self.criu, why, sandboxes, self.staging, huge, self.headroom, cuda, self.weights, self._give_way)
+        transitions = Transitions(self.staging, huge, self.headroom, cuda, self.weights, self._give_way)
+        self.transitions = transitions
+        self.restorer = Restorer(self.criu, why, sandboxes, self.staging, huge, self.headroom, cuda, transitions)
         self.replicas = Replicas(self._changed, self._give_room_back)
-        self.standbys = Standbys(self._changed, self.restorer.unpark)
-        self.idling = Idling(self.restorer, self.replicas, SleepNotes(store.state / "sleepers"))
-        self.rungs = Rungs(self.restorer, self.standbys, self.replicas, store, cuda, weights.view, parked, self.idling)
+        self.standbys = Standbys(self._changed, transitions.unpark)
+        self.idling = Idling(transitions, self.replicas, SleepNotes(store.state / "sleepers"))
+        self.rungs = Rungs(self.restorer, transitions, self.standbys, self.replicas, store, cuda, weights.view, parked, self.idling)
         self.gpus: list[Gpu] = []  # that snapshots can be restored to, as they were seen last
         self._restoring = 0  # restores under way: each may have been promised memory that gpumem gave up
         self._why_no_criu = why
@@ -185,7 +189,7 @@ class Node:
         elif standby:
             origin = Origin.PARKED if standby.rung is Rung.PARKED else Origin.STANDBY
             try:
-                return origin, await self.restorer.wake(standby, phases)
+                return origin, await self.transitions.wake(standby, phases)
             except RestoreFailed as error:
                 _LOG.warning("what waited of %s did not wake (%s), restoring another replica: %s", snapshot, error.reason, error)
         return Origin.RESTORED, await self.restorer.restore(snapshot, phases)

@@ -17,11 +17,13 @@ from collections.abc import Awaitable, Callable, Collection, Mapping
 from restore_agent.drivers.cuda import Cuda
 from restore_agent.drivers.weights_view import WeightsView
 from restore_agent.errors import FAILURES, AgentError
+from restore_agent.sequences.attempt import RestoreFailed
 from restore_agent.sequences.idling import Idling
 from restore_agent.sequences.parked_budget import ParkedBudget, Share
 from restore_agent.sequences.replicas import Replica, Replicas
-from restore_agent.sequences.restore import RestoreFailed, Restorer
+from restore_agent.sequences.restore import Restorer
 from restore_agent.sequences.standby import Rung, Standby, Standbys
+from restore_agent.sequences.transitions import Transitions
 from restore_agent.snapshots.store import Corrupt, NotFound, Snapshot, Store
 
 _LOG = logging.getLogger("zerowake.agent")
@@ -39,6 +41,7 @@ class Rungs:
     def __init__(
         self,
         restorer: Restorer,
+        transitions: Transitions,
         standbys: Standbys,
         replicas: Replicas,
         store: Store,
@@ -49,6 +52,7 @@ class Rungs:
     ) -> None:
         """`share`: of each GPU, for parked engines. `idling`: those that are kept in their pods."""
         self._restorer = restorer
+        self._transitions = transitions
         self._standbys = standbys
         self._replicas = replicas
         self._store = store
@@ -103,7 +107,7 @@ class Rungs:
     def _park(self, standby_seconds: float) -> Callable[[Standby], Awaitable[None]]:
         async def step(standby: Standby) -> None:
             self.budget.check(standby.gpus.values())
-            await self._restorer.park(standby, self.budget)
+            await self._transitions.park(standby, self.budget)
             standby.standby_seconds = standby_seconds
 
         return step
@@ -115,7 +119,7 @@ class Rungs:
 
     async def _unpark(self, standby: Standby) -> None:
         if standby.engine.place.is_ours:
-            await self._standbys.move(standby, Rung.STANDBY, self._restorer.unpark, standby.standby_seconds)
+            await self._standbys.move(standby, Rung.STANDBY, self._transitions.unpark, standby.standby_seconds)
         else:
             await self._idling.unpark(standby)
 
@@ -159,7 +163,7 @@ class Rungs:
         try:
             manifest = snapshot.manifest
             await asyncio.to_thread(self._store.get, manifest.namespace, manifest.name, snapshot.digest)
-            standby = await self._restorer.demote(replica.engine, snapshot, rung)
+            standby = await self._transitions.demote(replica.engine, snapshot, rung)
         except (RestoreFailed, NotFound, Corrupt) as error:
             return str(error)
         standby.standby_seconds = standby_seconds

@@ -16,11 +16,11 @@ import grpc
 from zerowake_proto import agent_pb2, agent_pb2_grpc
 
 from restore_agent.errors import FAILURES, REASON, ErrorKind, kind_of, reason_of
+from restore_agent.sequences.attempt import RestoreFailed
 from restore_agent.sequences.changes import Removed
 from restore_agent.sequences.node import Node
 from restore_agent.sequences.phases import Phases
 from restore_agent.sequences.replicas import Origin, Replica, State
-from restore_agent.sequences.restore import RestoreFailed
 from restore_agent.service import messages
 from restore_agent.snapshots.store import Corrupt, NotFound
 from restore_agent.snapshots.store import Snapshot as StoredSnapshot

@@ -17,10 +17,10 @@ from restore_agent.engine.engine import Engine
 from restore_agent.places.container import Container, ContainerError
 from restore_agent.places.place import Route
 from restore_agent.places.placeholder import SOCKET
+from restore_agent.sequences.attempt import RestoreFailed
 from restore_agent.sequences.node import Node
 from restore_agent.sequences.phases import Phases
 from restore_agent.sequences.replicas import NoReplica, State
-from restore_agent.sequences.restore import RestoreFailed
 from restore_agent.snapshots.store import Snapshot
 from tests.worlds.agent import PORT
 from tests.worlds.captured import ADDRESS, IMAGE, a_node, answer_of, nothing, request, rights

@@ -13,9 +13,9 @@ import pytest
 from restore_agent.drivers.criu import CriuError
 from restore_agent.places import overlay
 from restore_agent.places.container import Container, ContainerError
+from restore_agent.sequences.attempt import RestoreFailed
 from restore_agent.sequences.node import Node
 from restore_agent.sequences.phases import Phases
-from restore_agent.sequences.restore import RestoreFailed
 from tests.worlds.agent import PORT
 from tests.worlds.captured import ADDRESS, IMAGE, a_node, answer_of, nothing, request, rights
 from tests.worlds.containers import Callers, container

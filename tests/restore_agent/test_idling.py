@@ -20,10 +20,10 @@ from restore_agent.kubernetes.injection import injected
 from restore_agent.places.container import Container
 from restore_agent.places.processes import is_stopped
 from restore_agent.programs.on_kubernetes import pods_served
+from restore_agent.sequences.attempt import RestoreFailed
 from restore_agent.sequences.idling import CannotSleep, NoRoomToWake, StillUsed
 from restore_agent.sequences.node import Node
 from restore_agent.sequences.replicas import Origin, Replica, State
-from restore_agent.sequences.restore import RestoreFailed
 from restore_agent.sequences.standby import Rung
 from restore_agent.service import metrics
 from tests.worlds.agent import PORT
@@ -295,7 +295,7 @@ async def test_one_for_which_there_is_no_memory_sleeps_on(node: Node, kubelet: K
             before = await said(replica, "/sum")
             await node.demote(replica.id, 0.0, Rung.STANDBY)
             with monkeypatch.context() as patched:
-                patched.setattr(node.restorer, "room_for", full)
+                patched.setattr(node.transitions, "room_for", full)
                 with pytest.raises(NoRoomToWake, match=r"sleeps on: the GPU is full"):
                     await node.wake(replica.id, "")
                 assert (replica.state, stands_still(replica)) == (State.IDLE, True)
@@ -314,7 +314,7 @@ async def test_one_that_does_not_wake_is_gone_and_its_container_begins_anew(
         await capture(kubelet)
         async with restored(node, kubelet) as (replica, pod):
             await node.demote(replica.id, 0.0, Rung.STANDBY)
-            monkeypatch.setattr(node.restorer, "_resume", fails)
+            monkeypatch.setattr(node.transitions, "_resume", fails)
             with pytest.raises(RestoreFailed, match="it is stranded"):
                 await node.wake(replica.id, "")
             assert "its container begins anew: " in await kubelet.event("one", "WakeFailed")

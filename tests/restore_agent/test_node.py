@@ -11,12 +11,12 @@ from types import SimpleNamespace
 
 import pytest
 
+from restore_agent.sequences.attempt import RestoreFailed
 from restore_agent.sequences.capture import CaptureRequest
 from restore_agent.sequences.changes import Change, Removed
 from restore_agent.sequences.node import Node
 from restore_agent.sequences.phases import Phases
 from restore_agent.sequences.replicas import NoReplica, Origin, Replica, State
-from restore_agent.sequences.restore import RestoreFailed
 from restore_agent.sequences.standby import Rung
 from restore_agent.service import messages
 from restore_agent.snapshots.manifest import EngineRecord

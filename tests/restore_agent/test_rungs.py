@@ -6,10 +6,9 @@ The same with real engines, without a GPU: test_parked.py; with one: tests/gpu/.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import subprocess
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,26 +17,25 @@ import pytest
 
 from restore_agent.drivers.cuda import CudaError
 from restore_agent.engine.engine import EngineError
-from restore_agent.sequences.gpu_choice import Suspended
+from restore_agent.sequences.attempt import RestoreFailed
 from restore_agent.sequences.idling import Idling
 from restore_agent.sequences.parked_budget import ParkedBudget, ParkedFull
 from restore_agent.sequences.phases import Phases
 from restore_agent.sequences.placement import NoGpuMemory
 from restore_agent.sequences.replicas import Origin, Replica, Replicas
-from restore_agent.sequences.restore import RestoreFailed, Restorer
 from restore_agent.sequences.rungs import CannotPark, Rungs
 from restore_agent.sequences.sleep_notes import SleepNotes
 from restore_agent.sequences.standby import Rung, Standby, Standbys
 from restore_agent.snapshots.store import Snapshot, Store
 from tests.worlds.snapshots import publish
+from tests.worlds.stood_standby import ONE, TWO, stood_engine, waiting
 from tests.worlds.waiting import until
 
 GIB = 1 << 30
-ONE, TWO = "GPU-1", "GPU-2"
 
 
 class Stood:
-    """In for the restorer: it moves nothing, and says what it was asked to."""
+    """In for the restorer and the transitions: it moves nothing, and says what it was asked to."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []
@@ -69,28 +67,6 @@ class Stood:
             raise self.fails
 
 
-def stood_engine(gpu_bytes: Any = None) -> Any:
-    exit_ = asyncio.get_running_loop().create_future()
-
-    async def close() -> None:
-        if not exit_.done():
-            exit_.set_result(9)
-
-    place = SimpleNamespace(exit_of=lambda pid: exit_, close=close, is_ours=True, gpus=None, written=lambda: "")
-    return SimpleNamespace(place=place, pid=1, gpu_bytes=gpu_bytes or {}, output=SimpleNamespace(name="", close=lambda: None))
-
-
-def waiting(snapshot: Snapshot, rung: Rung, gpus: Any, engine: Any = None) -> Standby:
-    engine = engine or stood_engine()
-    undo = contextlib.AsyncExitStack()
-    undo.push_async_callback(engine.place.close)
-
-    async def let_go() -> None:
-        """Nothing holds it."""
-
-    return Standby(snapshot, engine, let_go, undo, [], gpus, (ONE, TWO), rung)
-
-
 class World:
     def __init__(self, folder: Path) -> None:
         self.store = Store(folder)
@@ -107,7 +83,7 @@ class World:
         self.standbys = Standbys(self._changed, self.restorer.unpark)
         self.replicas = Replicas(lambda replica: None, ended)
         idling = Idling(restorer, self.replicas, SleepNotes(folder / "sleepers"))
-        self.rungs = Rungs(restorer, self.standbys, self.replicas, self.store, cuda, view, lambda total: 4 * GIB, idling)
+        self.rungs = Rungs(restorer, restorer, self.standbys, self.replicas, self.store, cuda, view, lambda total: 4 * GIB, idling)
 
     def _changed(self, snapshot: Snapshot) -> None:
         standby = self.standbys.get(snapshot.digest)
@@ -259,113 +235,6 @@ async def test_what_a_parked_one_holds_is_said_before_and_while_it_does(world: W
     assert world.rungs.parked_bytes(world.snapshot("deaf", quiesces=False)) == []
     assert await world.rungs.demote(world.runs(snapshot, size=GIB + 7).id, Rung.PARKED, 0.0, 0.0) == ""
     assert world.rungs.parked_bytes(snapshot) == [GIB + 7]
-
-
-class Driver:
-    """In for CUDA: so much is free, and more after each one that gave way."""
-
-    def __init__(self, free: int) -> None:
-        self.now = free
-        self.taken: list[dict[str, int]] = []
-
-    def gpus(self) -> Any:
-        return SimpleNamespace(uuids=(ONE,))
-
-    def free(self) -> dict[str, int]:
-        return {ONE: self.now}
-
-    @contextlib.contextmanager
-    def promised(self, needed: dict[str, int]) -> Any:
-        self.taken.append(needed)
-        yield
-
-
-def lacking_restorer(folder: Path, driver: Driver, make_room: Callable[[Any], Any], give_way: Callable[[Any], Any]) -> Restorer:
-    weights: Any = SimpleNamespace(make_room=make_room)
-    nothing: Any = None
-    stood: Any = driver
-    return Restorer(None, "", nothing, nothing, nothing, nothing, stood, weights, give_way)
-
-
-@pytest.mark.parametrize(
-    ("pool", "parked", "asks", "found"),
-    [
-        ([0], [0], [], True),
-        ([2], [0], ["gpumem"], True),
-        ([0], [2], ["gpumem", "parked"], True),
-        ([0, 1], [1], ["gpumem", "parked", "gpumem"], True),
-        ([0, 0, 0], [1, 1], ["gpumem", "parked", "gpumem", "parked"], True),
-        ([0, 0], [1, 0], ["gpumem", "parked", "gpumem", "parked"], False),
-    ],
-)
-async def test_gpu_memory_that_lacks_is_asked_of_gpumem_and_then_of_parked_ones(
-    world: World, tmp_path: Path, pool: list[int], parked: list[int], asks: list[str], found: bool
-) -> None:
-    """`pool`, `parked`: GiB that each of their answers sets free."""
-    asked: list[str] = []
-    driver = Driver(free=4 * GIB if not asks else 2 * GIB)
-
-    async def make_room(lacking: dict[str, int]) -> bool:
-        asked.append("gpumem")
-        driver.now += (given := pool.pop(0)) * GIB
-        return bool(given)
-
-    async def give_way(lacking: dict[str, int]) -> bool:
-        asked.append("parked")
-        driver.now += (given := parked.pop(0)) * GIB
-        return bool(given)
-
-    restorer = lacking_restorer(tmp_path, driver, make_room, give_way)
-    snapshot = world.snapshot("one", 3 * GIB)
-    choosing = restorer._gpus.chosen(Suspended(snapshot.manifest, snapshot.manifest.gpus, (ONE,), {}))
-    with contextlib.nullcontext() if found else pytest.raises(NoGpuMemory):
-        async with choosing as pairs:
-            assert pairs == {ONE: ONE}
-            assert driver.taken == [{ONE: 3 * GIB}]
-    assert asked == asks
-
-
-async def test_a_standby_that_is_parked_asks_nobody_to_give_way(world: World, tmp_path: Path) -> None:
-    async def no_room(lacking: dict[str, int]) -> bool:
-        return False
-
-    async def gives_way(lacking: dict[str, int]) -> bool:
-        raise AssertionError("one parked engine is not worth another")
-
-    restorer = lacking_restorer(tmp_path, Driver(GIB), no_room, gives_way)
-    snapshot = world.snapshot("one", 3 * GIB)
-    standby = waiting(snapshot, Rung.STANDBY, snapshot.manifest.gpus)
-    with pytest.raises(NoGpuMemory):
-        await restorer.park(standby, world.rungs.budget)
-    assert standby.rung is Rung.STANDBY and not standby.is_closed
-
-
-class TwoGpus(Driver):
-    """The first is full, and nobody gives way."""
-
-    def gpus(self) -> Any:
-        return SimpleNamespace(uuids=(ONE, TWO), link=lambda one, other: "")
-
-    def free(self) -> dict[str, int]:
-        return {ONE: 0, TWO: 10 * GIB}
-
-
-@pytest.mark.parametrize("is_ours", [True, False], ids=["on a machine", "in a pod"])
-async def test_one_that_sleeps_in_a_pod_wakes_on_the_pod_s_gpus_alone(world: World, tmp_path: Path, is_ours: bool) -> None:
-    async def no_room(lacking: dict[str, int]) -> bool:
-        return False
-
-    async def resident(manifest: Any) -> dict[str, list[str]]:
-        return {}
-
-    restorer = lacking_restorer(tmp_path, TwoGpus(0), no_room, no_room)
-    found: Any = restorer
-    found._headroom, found._weights.resident = SimpleNamespace(give=lambda: None), resident
-    standby = waiting(world.snapshot("one", GIB), Rung.STANDBY, {ONE: GIB})
-    standby.engine.place.is_ours = is_ours  # type: ignore[misc]
-    with contextlib.nullcontext() if is_ours else pytest.raises(NoGpuMemory, match="0 MiB are free"):
-        async with restorer.room_for(standby) as pairs:
-            assert pairs[ONE] == TWO
 
 
 # Where an engine of several ranks stands

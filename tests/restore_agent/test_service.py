@@ -18,12 +18,12 @@ from zerowake_proto import agent_pb2_grpc
 from restore_agent.drivers.criu import CriuError
 from restore_agent.drivers.weights import Weights
 from restore_agent.errors import AgentError
+from restore_agent.sequences.attempt import RestoreFailed
 from restore_agent.sequences.idling import NoRoomToWake
 from restore_agent.sequences.node import Node
 from restore_agent.sequences.parked_budget import ParkedFull
 from restore_agent.sequences.placement import NoGpuMemory
 from restore_agent.sequences.replicas import NoReplica
-from restore_agent.sequences.restore import RestoreFailed
 from restore_agent.sequences.rungs import CannotPark
 from restore_agent.sequences.staging import NoMemory
 from restore_agent.sequences.standby import Rung

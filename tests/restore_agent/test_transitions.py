@@ -1,0 +1,136 @@
+"""What a move between the rungs asks the node's GPUs for, and when it is refused; GPUs and engines are stood in for.
+
+Moves of real engines, without a GPU: test_parked.py; with one: tests/gpu/.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from restore_agent.sequences.gpu_choice import GiveWay, Suspended
+from restore_agent.sequences.parked_budget import ParkedBudget
+from restore_agent.sequences.placement import NoGpuMemory
+from restore_agent.sequences.standby import Rung
+from restore_agent.sequences.transitions import Transitions
+from restore_agent.snapshots.store import Snapshot, Store
+from tests.worlds.snapshots import publish
+from tests.worlds.stood_standby import ONE, TWO, waiting
+
+GIB = 1 << 30
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with contextlib.closing(Store(tmp_path)) as store:
+        yield store
+
+
+def published(store: Store, size: int) -> Snapshot:
+    return publish(store, b"one" * 8192, "one", gpus={ONE: size}, quiesces=True)
+
+
+class Driver:
+    """In for CUDA: so much is free, and more after each one that gave way."""
+
+    def __init__(self, free: int) -> None:
+        self.now = free
+        self.taken: list[dict[str, int]] = []
+
+    def gpus(self) -> Any:
+        return SimpleNamespace(uuids=(ONE,))
+
+    def free(self) -> dict[str, int]:
+        return {ONE: self.now}
+
+    @contextlib.contextmanager
+    def promised(self, needed: dict[str, int]) -> Any:
+        self.taken.append(needed)
+        yield
+
+
+def transitions(driver: Driver, make_room: GiveWay, give_way: GiveWay) -> Transitions:
+    async def resident(manifest: Any) -> dict[str, list[str]]:
+        return {}
+
+    stood: Any = driver
+    weights: Any = SimpleNamespace(make_room=make_room, resident=resident)
+    headroom: Any = SimpleNamespace(give=lambda: None)
+    nothing: Any = None
+    return Transitions(nothing, nothing, headroom, stood, weights, give_way)
+
+
+async def no_room(lacking: Mapping[str, int]) -> bool:
+    return False
+
+
+@pytest.mark.parametrize(
+    ("pool", "parked", "asks", "found"),
+    [
+        ([0], [0], [], True),
+        ([2], [0], ["gpumem"], True),
+        ([0], [2], ["gpumem", "parked"], True),
+        ([0, 1], [1], ["gpumem", "parked", "gpumem"], True),
+        ([0, 0, 0], [1, 1], ["gpumem", "parked", "gpumem", "parked"], True),
+        ([0, 0], [1, 0], ["gpumem", "parked", "gpumem", "parked"], False),
+    ],
+)
+async def test_gpu_memory_that_lacks_is_asked_of_gpumem_and_then_of_parked_ones(
+    store: Store, pool: list[int], parked: list[int], asks: list[str], found: bool
+) -> None:
+    """`pool`, `parked`: GiB that each of their answers sets free."""
+    asked: list[str] = []
+    driver = Driver(free=4 * GIB if not asks else 2 * GIB)
+
+    async def make_room(lacking: Mapping[str, int]) -> bool:
+        asked.append("gpumem")
+        driver.now += (given := pool.pop(0)) * GIB
+        return bool(given)
+
+    async def give_way(lacking: Mapping[str, int]) -> bool:
+        asked.append("parked")
+        driver.now += (given := parked.pop(0)) * GIB
+        return bool(given)
+
+    snapshot = published(store, 3 * GIB)
+    choosing = transitions(driver, make_room, give_way).gpus.chosen(Suspended(snapshot.manifest, snapshot.manifest.gpus, (ONE,), {}))
+    with contextlib.nullcontext() if found else pytest.raises(NoGpuMemory):
+        async with choosing as pairs:
+            assert pairs == {ONE: ONE}
+            assert driver.taken == [{ONE: 3 * GIB}]
+    assert asked == asks
+
+
+async def test_a_standby_that_is_parked_asks_nobody_to_give_way(store: Store) -> None:
+    async def gives_way(lacking: Mapping[str, int]) -> bool:
+        raise AssertionError("one parked engine is not worth another")
+
+    snapshot = published(store, 3 * GIB)
+    standby = waiting(snapshot, Rung.STANDBY, snapshot.manifest.gpus)
+    with pytest.raises(NoGpuMemory):
+        await transitions(Driver(GIB), no_room, gives_way).park(standby, ParkedBudget(lambda total: 4 * GIB, lambda: {ONE: 80 * GIB}, dict))
+    assert standby.rung is Rung.STANDBY and not standby.is_closed
+
+
+class TwoGpus(Driver):
+    """The first is full, and nobody gives way."""
+
+    def gpus(self) -> Any:
+        return SimpleNamespace(uuids=(ONE, TWO), link=lambda one, other: "")
+
+    def free(self) -> dict[str, int]:
+        return {ONE: 0, TWO: 10 * GIB}
+
+
+@pytest.mark.parametrize("is_ours", [True, False], ids=["on a machine", "in a pod"])
+async def test_one_that_sleeps_in_a_pod_wakes_on_the_pod_s_gpus_alone(store: Store, is_ours: bool) -> None:
+    standby = waiting(published(store, GIB), Rung.STANDBY, {ONE: GIB})
+    standby.engine.place.is_ours = is_ours  # type: ignore[misc]
+    with contextlib.nullcontext() if is_ours else pytest.raises(NoGpuMemory, match="0 MiB are free"):
+        async with transitions(TwoGpus(0), no_room, no_room).room_for(standby) as pairs:
+            assert pairs[ONE] == TWO
