@@ -20,12 +20,12 @@ from dataclasses import dataclass
 
 from blake3 import blake3
 
-from restore_agent.snapshots.chunks import CHUNK, Chunk
+from restore_agent.snapshots.chunks import Chunk
 from restore_agent.transfer.layout import chunk_key
 from restore_agent.transfer.source import Absent, Altered, Denied, Piece, Source, TransferError, Unreachable
+from restore_agent.transfer.streams import STREAMS, Room, in_streams, to_its_end
 from zerowake_shared.clock import SYSTEM_CLOCK, Clock
 
-STREAMS = 16
 _INLINE = 64 << 10  # bytes; what is hashed and copied sooner than a thread is found for it
 
 
@@ -87,7 +87,7 @@ class Fetch:
             if not left:
                 break
         arriving.forget()
-        raise _none_had(chunk, failures)
+        raise gravest(failures.values(), f"chunk {chunk.hash} is on no source")
 
     async def bring_all(
         self, chunks: Iterable[Chunk], keep: Callable[[Chunk, memoryview], None], arrived: Callable[[Chunk], None] = lambda chunk: None
@@ -98,25 +98,16 @@ class Fetch:
         Raises:
             TransferError: as `bring`, of the first chunk that no source gave. OSError: what `keep` raised.
         """
-        todo = iter(chunks)
+        loop = asyncio.get_running_loop()
         with ThreadPoolExecutor(self._streams, "keep") as threads:
 
-            async def stream() -> None:
-                memory = bytearray(CHUNK)
-                for chunk in todo:
-                    if len(memory) < chunk.size:
-                        memory = bytearray(chunk.size)
-                    target = memoryview(memory)[: chunk.size]
-                    await self.bring(chunk, target)
-                    await _to_its_end(asyncio.get_running_loop().run_in_executor(threads, keep, chunk, target))
-                    arrived(chunk)
+            async def bring_one(chunk: Chunk, room: Room) -> None:
+                target = room.of(chunk.size)
+                await self.bring(chunk, target)
+                await to_its_end(loop.run_in_executor(threads, keep, chunk, target))
+                arrived(chunk)
 
-            try:
-                async with asyncio.TaskGroup() as group:
-                    for _ in range(self._streams):
-                        group.create_task(stream(), name="stream of chunks")
-            except BaseExceptionGroup as failed:
-                raise failed.exceptions[0] from None
+            await in_streams(chunks, self._streams, bring_one)
 
     def _is_aside(self, source: Source) -> bool:
         failed = self._failed.get(source)
@@ -173,7 +164,7 @@ class _Arriving:
         if len(piece) <= _INLINE:
             self._take(piece, target)
         else:
-            await _to_its_end(asyncio.get_running_loop().run_in_executor(None, self._take, piece, target))
+            await to_its_end(asyncio.get_running_loop().run_in_executor(None, self._take, piece, target))
         self.done = end
         self._moved(len(piece))
 
@@ -191,22 +182,11 @@ class _Arriving:
         self._hasher.update(target)  # of the copy: the piece may be memory that its sender still writes to
 
 
-async def _to_its_end(work: asyncio.Future[None]) -> None:
-    """Waits for it also where the caller is cancelled meanwhile: it uses the caller's memory."""
-    try:
-        await asyncio.shield(work)
-    except asyncio.CancelledError:
-        await asyncio.wait([work])
-        raise
-
-
-def _none_had(chunk: Chunk, failures: dict[str, TransferError]) -> TransferError:
-    """What is told: the gravest first, for it is what somebody can mend."""
-    if not failures:
-        return Absent(f"chunk {chunk.hash} is on no source")
+def gravest(errors: Iterable[TransferError], nobody: str) -> TransferError:
+    """What is told where several sources failed: first what somebody can mend, then what the others did. `nobody`: there was no source."""
+    told = list(dict.fromkeys(errors))
     for word in (Denied, Altered, Unreachable, Absent):
-        of_it = [error for error in failures.values() if isinstance(error, word)]
-        if of_it:
-            others = [str(error) for error in failures.values() if error is not of_it[0]]
-            return word("; and ".join([str(of_it[0]), *others]))
-    return next(iter(failures.values()))
+        for first in told:
+            if isinstance(first, word):
+                return word("; and ".join(dict.fromkeys([str(first), *map(str, told)])))
+    return Absent(nobody)

@@ -10,6 +10,7 @@ Writers put the chunks first, then the manifest, then the name. So what is named
 from __future__ import annotations
 
 CHUNKS, SNAPSHOTS, NAMES = "chunks", "snapshots", "names"
+MANIFEST, SIGNATURE = "manifest.json", "signature.json"
 LIMIT = 64 << 20  # bytes that a manifest, a signature or a name may have: they are read before anything says how large they are
 
 
@@ -18,11 +19,11 @@ def chunk_key(chunk_hash: str) -> str:
 
 
 def manifest_key(digest: str) -> str:
-    return f"{SNAPSHOTS}/{digest}/manifest.json"
+    return f"{SNAPSHOTS}/{digest}/{MANIFEST}"
 
 
 def signature_key(digest: str) -> str:
-    return f"{SNAPSHOTS}/{digest}/signature.json"
+    return f"{SNAPSHOTS}/{digest}/{SIGNATURE}"
 
 
 def name_key(namespace: str, name: str) -> str:

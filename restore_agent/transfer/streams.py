@@ -1,0 +1,54 @@
+"""Many pieces of work beside each other, each stream with memory of its own that it uses again.
+
+New memory costs the kernel as much as reading into it, and a bound on the streams is a bound on the memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+from typing import TypeVar
+
+from restore_agent.snapshots.chunks import CHUNK
+
+STREAMS = 16  # what reaches a network's rate where one connection reaches a part of it
+_T = TypeVar("_T")
+
+
+class Room:
+    """Memory of one stream."""
+
+    def __init__(self) -> None:
+        self._memory = bytearray(0)
+
+    def of(self, size: int) -> memoryview:
+        """So many bytes of anything; those that were given before are these."""
+        if len(self._memory) < size:
+            self._memory = bytearray(max(size, CHUNK))
+        return memoryview(self._memory)[:size]
+
+
+async def in_streams(items: Iterable[_T], streams: int, work: Callable[[_T, Room], Awaitable[None]]) -> None:
+    """Does the work of each item, so many at once, in their order. Raises the first error, once all others have ended."""
+    todo = iter(items)
+
+    async def stream() -> None:
+        room = Room()
+        for item in todo:
+            await work(item, room)
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(streams):
+                group.create_task(stream(), name="stream of chunks")
+    except BaseExceptionGroup as failed:
+        raise failed.exceptions[0] from None
+
+
+async def to_its_end(work: asyncio.Future[None]) -> None:
+    """Waits for it also where the caller is cancelled meanwhile: a thread uses the caller's memory."""
+    try:
+        await asyncio.shield(work)
+    except asyncio.CancelledError:
+        await asyncio.wait([work])
+        raise
