@@ -57,11 +57,12 @@ class Weights:
         except (InvalidCheckpoint, OSError) as error:
             raise WeightsError(f"weights in {directory}: {error}") from error
         layout = found.layout.SerializeToString(deterministic=True)
+        folder = await asyncio.to_thread(_folder, directory)
         parts = tuple(
-            PartRecord(path=str(part.path.resolve()), offset=part.offset, first_chunk=part.first_chunk, chunks=part.chunks)
-            for part in found.parts
+            PartRecord(path=part.path.name, offset=part.offset, first_chunk=part.first_chunk, chunks=part.chunks) for part in found.parts
         )
-        return WeightsRegion(WeightsRecord(region=identify(layout).hex(), size=found.layout.size, parts=parts), layout)
+        record = WeightsRecord(region=identify(layout).hex(), size=found.layout.size, parts=parts, folder=str(folder))
+        return WeightsRegion(record, layout, folder)
 
     async def fill(self, region: WeightsRegion, device: str = "", tenant: str = "") -> float:
         """Until the region is sealed in lent memory, of the device or of the only one. Returns the seconds it took. Raises WeightsError.
@@ -70,7 +71,7 @@ class Weights:
         """
         begin, source = time.monotonic(), self.view.rung([region.record], tenant)
         async with self._control(region.record, tenant) as control:
-            await control.fill(region.layout, _sources(region.record), device or _only_device(control, region.record))
+            await control.fill(region.layout, _sources(region), device or _only_device(control, region.record))
         seconds = time.monotonic() - begin
         if seconds > 0.1:  # it was not there already
             self.rates[WeightsRung.MEMORY if source is WeightsRung.MEMORY else WeightsRung.DISK] = region.record.size / seconds
@@ -78,7 +79,7 @@ class Weights:
 
     async def stage(self, region: WeightsRegion, devices: Sequence[str] = (), tenant: str = "") -> None:
         """Into lent memory of the first of the devices that has room, else into the arena. No device: the only one. Raises WeightsError."""
-        sources = _sources(region.record)
+        sources = _sources(region)
         async with self._control(region.record, tenant) as control:
             for device in devices or [_only_device(control, region.record)]:
                 with contextlib.suppress(OutOfMemory):
@@ -151,8 +152,13 @@ class Weights:
             raise WeightsError(f"weights {record.region[:12]}: {error}") from error
 
 
-def _sources(record: WeightsRecord) -> list[Source]:
-    return [Source(Path(part.path), part.offset, part.first_chunk, part.chunks) for part in record.parts]
+def _folder(directory: Path) -> Path:
+    """Of a checkpoint's files, also where one of them was named alone."""
+    return (directory.parent if directory.is_file() else directory).absolute()
+
+
+def _sources(region: WeightsRegion) -> list[Source]:
+    return [Source(region.folder / part.path, part.offset, part.first_chunk, part.chunks) for part in region.record.parts]
 
 
 def _only_device(control: Control, record: WeightsRecord) -> str:

@@ -28,7 +28,8 @@ from restore_agent.places.placeholder import Placeholder
 from restore_agent.sequences.phases import Phases
 from restore_agent.sequences.replicas import Origin
 from restore_agent.snapshots.manifest import EngineRecord, InvalidName
-from restore_agent.snapshots.store import Corrupt, NotFound, Snapshot, Store
+from restore_agent.snapshots.store import NotFound, Snapshot, Store
+from restore_agent.snapshots.unusable import Unusable
 from zerowake_shared.background import ended, told
 from zerowake_shared.pod_contract import CAPTURE, SNAPSHOT
 
@@ -131,7 +132,7 @@ class Adoption:
         """For how its engine is reached; None: it has none, or one that cannot be used."""
         try:
             return await caller.snapshot(self._store)
-        except (Refused, InvalidName, NotFound, Corrupt):
+        except (Refused, InvalidName, NotFound, Unusable):
             return None
 
     def _take(self, caller: CallingPod, record: EngineRecord, snapshot: Snapshot | None, origin: Origin, pid: int) -> Engine:

@@ -96,7 +96,7 @@ class CallingPod:
         return self.pod.metadata.annotations.get(key, "")
 
     async def snapshot(self, store: Store) -> Snapshot:
-        """The one that its label names, in its own namespace. Raises Refused, InvalidName, NotFound, Corrupt."""
+        """The one that its label names, in its own namespace. Raises Refused, InvalidName, NotFound, Corrupt, Untrusted."""
         metadata = self.pod.metadata
         if not metadata.labels.get(SNAPSHOT):
             raise Refused(f"the pod has no label {SNAPSHOT}")

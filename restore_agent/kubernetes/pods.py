@@ -36,7 +36,8 @@ from restore_agent.sequences.node import Node
 from restore_agent.sequences.phases import Phases
 from restore_agent.sequences.replicas import Origin
 from restore_agent.snapshots.manifest import InvalidName
-from restore_agent.snapshots.store import Corrupt, NotFound, Snapshot
+from restore_agent.snapshots.store import NotFound, Snapshot
+from restore_agent.snapshots.unusable import Unusable
 from zerowake_shared.backoff import Backoff
 from zerowake_shared.kubernetes.errors import ClusterError
 from zerowake_shared.kubernetes.note import fitted
@@ -133,7 +134,7 @@ class Pods:
             self._replicas.hold(pod, caller.container)
             caller.container.unanswerable = caller.unanswerable(snapshot.manifest.engine.port)
             replica = await self._node.restore_into(caller.container, caller.model, snapshot, phases, caller.replica_id)
-        except (Refused, InvalidName, RestoreFailed, NotFound, Corrupt) as error:
+        except (Refused, InvalidName, RestoreFailed, NotFound, Unusable) as error:
             if caller.placeholder.ended.done():
                 return  # the pod went meanwhile
             await self._start_cold(caller, snapshot, error, phases)

@@ -31,6 +31,7 @@ from restore_agent.places.place import CONTROL_DIRECTORY, PlaceError, Route
 from restore_agent.places.placeholder import Placeholder, PlaceholderError
 from restore_agent.places.processes import descendants, status, taken_over
 from restore_agent.snapshots.compatibility import Incompatible, check_files, mapped_files, used_files
+from restore_agent.snapshots.file_hashes import FileHashes
 from restore_agent.snapshots.manifest import CONTAINER_FILE, Fits
 from restore_agent.workload.control_directory import ENVIRONMENT
 from zerowake_shared import pod_environment
@@ -191,16 +192,16 @@ class Container:
         except checkpoints.CheckpointError as error:
             raise ContainerError(str(error)) from None
 
-    async def lay_out(self, snapshot: Path, fits: Fits) -> None:
+    async def lay_out(self, snapshot: Path, fits: Fits, hashes: FileHashes) -> None:
         """Writes what `carried` saved into this container; `close` undoes it unless the container was kept.
 
         Raises:
             Incompatible: its image or a file that the engine maps is another one here, or it may less.
             ContainerError: the changes cannot be laid out.
         """
-        await asyncio.to_thread(self._lay_out, snapshot, fits)
+        await asyncio.to_thread(self._lay_out, snapshot, fits, hashes)
 
-    def _lay_out(self, snapshot: Path, fits: Fits) -> None:
+    def _lay_out(self, snapshot: Path, fits: Fits, hashes: FileHashes) -> None:
         about = json.loads((snapshot / CONTAINER_FILE).read_bytes()) if (snapshot / CONTAINER_FILE).exists() else {}
         if (image := about.get("image", self._image)) != self._image:
             raise Incompatible(f"it was taken of image {image}, and the pod's is {self._image}; take the snapshot again")
@@ -216,7 +217,7 @@ class Container:
                 self._undo = overlay.lay_out(snapshot / overlay.CHANGES_FILE, self.root, own, volumes)
         except (overlay.OverlayError, images.ImageError) as error:
             raise ContainerError(str(error)) from None
-        check_files(fits, self.root)
+        check_files(fits, self.root, hashes)
 
     def environment(self) -> dict[str, str]:
         """Of its first process, which the runtime gave it. Raises ContainerError."""

@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from restore_agent.errors import AgentError
+from restore_agent.snapshots.file_hashes import FileHashes
 from restore_agent.snapshots.manifest import Fits
 
 CONTROL_DIRECTORY = Path("/run/zerowake/control")  # inside a place: the engine's SNAPSHOT_CONTROL_DIR
@@ -103,8 +104,8 @@ class Place(Protocol):
     async def carried(self) -> dict[str, bytes]:
         """What its engine has changed in its file system: files for a snapshot, by name. Raises PlaceError."""
 
-    async def lay_out(self, snapshot: Path, fits: Fits) -> None:
-        """Writes what `carried` gave, which lies in a snapshot's folder, into this place.
+    async def lay_out(self, snapshot: Path, fits: Fits, hashes: FileHashes) -> None:
+        """Writes what `carried` gave, which lies in a snapshot's folder, into this place. `hashes`: of files that the node knows.
 
         Raises:
             Incompatible: the place is another one than the snapshot needs.

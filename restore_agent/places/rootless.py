@@ -19,6 +19,7 @@ from typing import ClassVar
 
 from restore_agent.places.output import Pipes
 from restore_agent.places.place import PlaceError, Route
+from restore_agent.snapshots.file_hashes import FileHashes
 from restore_agent.snapshots.manifest import Fits
 
 _PR_SET_PDEATHSIG = 1
@@ -74,7 +75,7 @@ class Rootless:
     def written(self) -> str:
         return ""  # it was written into the machine's own file system
 
-    async def lay_out(self, snapshot: Path, fits: Fits) -> None:
+    async def lay_out(self, snapshot: Path, fits: Fits, hashes: FileHashes) -> None:
         raise _no_snapshots()
 
     def mapped_files(self, host_pids: Iterable[int]) -> set[Path]:

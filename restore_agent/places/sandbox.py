@@ -28,6 +28,7 @@ from restore_agent.places.output import Pipes
 from restore_agent.places.place import CONTROL_DIRECTORY, PlaceError, Route
 from restore_agent.places.processes import descendants
 from restore_agent.snapshots.compatibility import mapped_files
+from restore_agent.snapshots.file_hashes import FileHashes
 from restore_agent.snapshots.manifest import CONTAINER_FILE, Fits
 
 _START_SECONDS = 10.0
@@ -143,7 +144,7 @@ class Sandbox:
         """Of those that outlive the sandbox: what is in its layer travels with the snapshot."""
         return {path for path in mapped_files(self.root, host_pids) if not self._layer.has_changed(path)}
 
-    async def lay_out(self, snapshot: Path, fits: Fits) -> None:
+    async def lay_out(self, snapshot: Path, fits: Fits, hashes: FileHashes) -> None:
         """That the node has what `fits` names was found as the snapshot was staged. Raises PlaceError: the snapshot needs a container."""
         if (snapshot / CONTAINER_FILE).exists():
             raise PlaceError("it was taken in a container, and can be restored into pods only")

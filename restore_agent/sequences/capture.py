@@ -51,6 +51,7 @@ from restore_agent.snapshots.manifest import (
 )
 from restore_agent.snapshots.page_runs import Pages, write_index
 from restore_agent.snapshots.store import NameTaken, NotFound, Snapshot, Store, record_file
+from restore_agent.snapshots.unusable import Unusable
 from restore_agent.workload.control_directory import SNAPSHOT_COMPLETE
 
 _R = TypeVar("_R")
@@ -106,12 +107,9 @@ class Capturer:
 
         Raises:
             EngineError, PlaceError, LeftBehind, CriuError, CudaError, WeightsError, ImageError, NameTaken, Unproved, RestoreFailed,
-            OSError.
+            NoSigningKey, Untrusted: before anything is done; OSError.
         """
-        if not request.replace:
-            with contextlib.suppress(NotFound):
-                await asyncio.to_thread(self._store.get, request.namespace, request.name)
-                raise NameTaken(f"snapshot {request.namespace}/{request.name} exists already")
+        await asyncio.to_thread(self._check_may_publish, request)
         async with contextlib.AsyncExitStack() as undo:
             lent: list[WeightsRegion] = []
             if request.weights:
@@ -164,6 +162,17 @@ class Capturer:
             undo.pop_all()
             written = await asyncio.to_thread(place.written)
             return Captured(snapshot, source, (_WRITTEN.format(written),) if written else ())
+
+    def _check_may_publish(self, request: CaptureRequest) -> None:
+        """Before an engine is started for nothing. Raises NoSigningKey, NameTaken."""
+        self._store.keyring.check_signs()
+        if not request.replace:
+            with contextlib.suppress(NotFound):
+                try:
+                    self._store.get(request.namespace, request.name)
+                except Unusable as error:
+                    raise NameTaken(f"snapshot {request.namespace}/{request.name} exists already, and cannot be used: {error}") from None
+                raise NameTaken(f"snapshot {request.namespace}/{request.name} exists already")
 
     async def _published(self, source: Engine, workspace: Path) -> list[WeightsRegion]:
         """The weights that the engine has brought into gpumem by itself. Raises EngineError, PlaceError, WeightsError."""
@@ -243,7 +252,7 @@ class Capturer:
                 host_bytes=sum(resident_bytes(host) for host in inside.values()),
                 gpus=freed or {},
                 quiesces=quiesces,
-                fits=await asyncio.to_thread(node_fits, self._criu.version, used, gpus, place.files),
+                fits=await asyncio.to_thread(node_fits, self._criu.version, used, gpus, place.files, self._store.hashes),
             )
         return _draft(manifest, workspace)
 

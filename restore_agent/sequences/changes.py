@@ -11,9 +11,9 @@ from restore_agent.snapshots.store import Snapshot, Unreadable
 
 
 class Removed:
-    """A snapshot that is no longer on this node."""
+    """A snapshot that is no longer on this node, or a name behind which none could be used."""
 
-    def __init__(self, snapshot: Snapshot) -> None:
+    def __init__(self, snapshot: Snapshot | Unreadable) -> None:
         self.snapshot = snapshot
 
 

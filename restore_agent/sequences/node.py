@@ -108,13 +108,14 @@ class Node:
     @classmethod
     @contextlib.asynccontextmanager
     async def open(
-        cls, name: str, state: Path, memory: Path, gpumem: Path, observer: Observer, parked: Share = a_tenth
+        cls, name: str, state: Path, memory: Path, gpumem: Path, observer: Observer, parked: Share = a_tenth, keys: Path | None = None
     ) -> AsyncIterator[Node]:
-        """`state`: the snapshots' folder; `memory`: a tmpfs; `gpumem`: its server's socket; `parked`: what parked engines may hold.
+        """`state`: the snapshots' folder; `memory`: a tmpfs; `gpumem`: its server's socket; `parked`: what parked engines may hold;
+        `keys`: the keyring's folder, if it is not the state folder's own.
 
-        Raises StoreBusy, OSError.
+        Raises StoreBusy, UnusableKey, OSError.
         """
-        store = await asyncio.to_thread(Store, state)
+        store = await asyncio.to_thread(Store, state, keys)
         try:
             weights = Weights(gpumem)
             sandboxes = _sandboxes(store, memory, weights)
@@ -338,11 +339,14 @@ class Node:
         given, uuids = self.rungs.held(), self._cuda.gpus().uuids
         self.gpus = [Gpu(each, total[each], free[each] + self.weights.view.free_bytes(each) + given.get(each, 0)) for each in uuids]
 
-    async def remove(self, snapshot: Snapshot) -> None:
+    async def remove(self, snapshot: Snapshot | Unreadable) -> None:
         """absent: out of memory, off the disk. Raises NotFound."""
-        await self.standbys.drop(snapshot.digest)
-        self.staging.unstage(snapshot.digest)
-        await asyncio.to_thread(self.store.remove, snapshot.manifest.namespace, snapshot.manifest.name)
+        if isinstance(snapshot, Unreadable):
+            await asyncio.to_thread(self.store.remove, snapshot.namespace, snapshot.name)
+        else:
+            await self.standbys.drop(snapshot.digest)
+            self.staging.unstage(snapshot.digest)
+            await asyncio.to_thread(self.store.remove, snapshot.manifest.namespace, snapshot.manifest.name)
         self._changed(Removed(snapshot))
 
     async def _yield_to_pressure(self) -> None:

@@ -149,7 +149,7 @@ class Restorer:
 
             async def restore() -> int:
                 async with self._worker(criu, place, output, manifest.stdio, images) as worker:
-                    await place.lay_out(staged.directory, manifest.fits)  # while CRIU starts, which then waits for its request
+                    await place.lay_out(staged.directory, manifest.fits, self._staging.hashes)  # while CRIU starts, which then waits
                     return await worker.restore(hold)
 
             restoring = asyncio.create_task(restore(), name=f"CRIU of {snapshot}")

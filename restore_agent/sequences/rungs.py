@@ -24,7 +24,8 @@ from restore_agent.sequences.replicas import Replica, Replicas
 from restore_agent.sequences.restore import Restorer
 from restore_agent.sequences.standby import Rung, Standby, Standbys
 from restore_agent.sequences.transitions import Transitions
-from restore_agent.snapshots.store import Corrupt, NotFound, Snapshot, Store
+from restore_agent.snapshots.store import NotFound, Snapshot, Store
+from restore_agent.snapshots.unusable import Unusable
 
 _LOG = logging.getLogger("zerowake.agent")
 
@@ -164,7 +165,7 @@ class Rungs:
             manifest = snapshot.manifest
             await asyncio.to_thread(self._store.get, manifest.namespace, manifest.name, snapshot.digest)
             standby = await self._transitions.demote(replica.engine, snapshot, rung)
-        except (RestoreFailed, NotFound, Corrupt) as error:
+        except (RestoreFailed, NotFound, Unusable) as error:
             return str(error)
         standby.standby_seconds = standby_seconds
         await self._standbys.drop(snapshot.digest)  # of a lower rung

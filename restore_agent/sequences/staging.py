@@ -87,6 +87,7 @@ class Staging:
         self._staged: dict[str, Staged] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._sweeps: set[asyncio.Task[None]] = set()
+        self.hashes = store.hashes
         self.disk_to_memory = Bandwidth()
         self.unusable: dict[str, str] = {}  # digest → why it cannot be restored here
         self.damaged: dict[str, str] = {}  # digest → what is wrong with it on the disk
@@ -203,7 +204,8 @@ class Staging:
     def _stage_skeleton(self, staged: Staged) -> bytes:
         """Verifies and copies the small files; returns the index of pages."""
         snapshot = staged.snapshot
-        check_fits(snapshot.manifest.fits, self._criu_version, self._gpus, in_pod=snapshot.manifest.is_of_container)
+        in_pod = snapshot.manifest.is_of_container
+        check_fits(snapshot.manifest.fits, self._criu_version, self._gpus, in_pod=in_pod, hashes=self.hashes)
         free = available_memory()
         if free < snapshot.manifest.page_bytes + SPARE_BYTES:
             raise NoMemory(

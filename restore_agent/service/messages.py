@@ -139,8 +139,9 @@ def listed(node: Node, found: Snapshot | Unreadable) -> agent_pb2.Residency:
     )
 
 
-def removed(snapshot: Snapshot) -> agent_pb2.Residency:
-    return agent_pb2.Residency(snapshot=reference(snapshot), rung=agent_pb2.RUNG_ABSENT)
+def removed(found: Snapshot | Unreadable) -> agent_pb2.Residency:
+    named = reference(found) if isinstance(found, Snapshot) else agent_pb2.SnapshotRef(namespace=found.namespace, name=found.name)
+    return agent_pb2.Residency(snapshot=named, rung=agent_pb2.RUNG_ABSENT)
 
 
 def replica(value: Replica) -> agent_pb2.Replica:

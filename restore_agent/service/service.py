@@ -22,8 +22,9 @@ from restore_agent.sequences.node import Node
 from restore_agent.sequences.phases import Phases
 from restore_agent.sequences.replicas import Origin, Replica, State
 from restore_agent.service import messages
-from restore_agent.snapshots.store import Corrupt, NotFound
+from restore_agent.snapshots.store import NotFound, Unreadable
 from restore_agent.snapshots.store import Snapshot as StoredSnapshot
+from restore_agent.snapshots.unusable import Unusable
 
 _REMEMBERED = 4096  # finished requests whose answer is kept
 _NODE_SECONDS = 2.0  # between two looks at the node's free memory
@@ -64,6 +65,8 @@ class AgentService(agent_pb2_grpc.AgentServicer):
 
     async def Unstage(self, request: agent_pb2.UnstageRequest, context: _Context) -> agent_pb2.UnstageResponse:
         async def unstage() -> agent_pb2.UnstageResponse:
+            if request.rung == agent_pb2.RUNG_ABSENT:
+                return agent_pb2.UnstageResponse(residency=await self._remove(request.snapshot))
             snapshot = await self._snapshot(request.snapshot)
             if request.rung == agent_pb2.RUNG_STANDBY:
                 await self._node.rungs.unpark(snapshot)
@@ -73,9 +76,6 @@ class AgentService(agent_pb2_grpc.AgentServicer):
                 if request.rung == agent_pb2.RUNG_DISK:
                     self._node.staging.unstage(snapshot.digest)
                 return agent_pb2.UnstageResponse(residency=messages.residency(self._node, snapshot))
-            if request.rung == agent_pb2.RUNG_ABSENT:
-                await self._node.remove(snapshot)
-                return agent_pb2.UnstageResponse(residency=messages.removed(snapshot))
             raise messages.InvalidField("rung: a snapshot can be unstaged to RUNG_STANDBY, RUNG_MEMORY, RUNG_DISK and RUNG_ABSENT")
 
         return await self._once("unstage", request.request_id, unstage, context)
@@ -89,7 +89,7 @@ class AgentService(agent_pb2_grpc.AgentServicer):
             if request.snapshot.name:
                 try:
                     snapshot = await self._snapshot(request.snapshot)
-                except (NotFound, Corrupt) as error:
+                except (NotFound, Unusable) as error:
                     snapshot = RestoreFailed(error.reason, str(error))
             elif cold is None:
                 raise messages.InvalidField("snapshot and cold are both absent: one of them says what to start")
@@ -193,6 +193,16 @@ class AgentService(agent_pb2_grpc.AgentServicer):
                     yield agent_pb2.NodeUpdate(residency=messages.removed(change.snapshot))
                 else:
                     yield agent_pb2.NodeUpdate(residency=messages.listed(node, change))
+
+    async def _remove(self, named: agent_pb2.SnapshotRef) -> agent_pb2.Residency:
+        """Also what cannot be used, which is whichever snapshot had the name. Raises NotFound, InvalidName."""
+        found: StoredSnapshot | Unreadable
+        try:
+            found = await self._snapshot(named)
+        except Unusable as error:
+            found = Unreadable(named.namespace or "default", named.name, error)
+        await self._node.remove(found)
+        return messages.removed(found)
 
     async def _snapshot(self, reference: agent_pb2.SnapshotRef) -> StoredSnapshot:
         return await asyncio.to_thread(self._node.store.get, reference.namespace or "default", reference.name, reference.digest)

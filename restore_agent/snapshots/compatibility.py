@@ -7,19 +7,15 @@ import contextlib
 import functools
 import os
 import platform
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from blake3 import blake3
-
 from restore_agent.errors import AgentError
+from restore_agent.snapshots.file_hashes import FileHashes
 from restore_agent.snapshots.manifest import Fits, GpuRecord, MappedFile
 
 _NODE = Path("/")
-_LARGE = 64 << 20
-_PIECE = 4 << 20
-_HASHES_KEPT = 4096
 
 
 class Incompatible(AgentError):
@@ -28,24 +24,33 @@ class Incompatible(AgentError):
     reason = "incompatible"
 
 
-def node_fits(criu_version: str, mapped: Iterable[Path], gpus: GpuRecord | None, root: Path = _NODE) -> Fits:
-    """What a snapshot taken here, now, of processes that map these files of `root` and hold these GPUs, needs. Hashes the files."""
+def node_fits(
+    criu_version: str, mapped: Iterable[Path], gpus: GpuRecord | None, root: Path = _NODE, hashes: FileHashes | None = None
+) -> Fits:
+    """What a snapshot taken here, now, of processes that map these files of `root` and hold these GPUs, needs.
+
+    Hashes the files, but for those whose `hashes` are known already.
+    """
+    known = hashes or FileHashes()
+    files = tuple(_mapped_file(root, path, known) for path in sorted(mapped))
+    known.keep()
     return Fits(
         architecture=platform.machine(),
         kernel=platform.release(),
         cpu_features=tuple(sorted(_cpu_features())),
         criu=criu_version,
-        mapped_files=tuple(_mapped_file(root, path) for path in sorted(mapped)),
+        mapped_files=files,
         gpus=gpus,
     )
 
 
-def check_fits(fits: Fits, criu_version: str, gpus: GpuRecord | None, *, in_pod: bool = False) -> None:
+def check_fits(fits: Fits, criu_version: str, gpus: GpuRecord | None, *, in_pod: bool = False, hashes: FileHashes | None = None) -> None:
     """Raises Incompatible with everything that differs.
 
     Args:
         gpus: this node's.
         in_pod: it is restored into pods. Files and GPUs are then theirs (`check_files`, `check_gpus`): the node only has to have such GPUs.
+        hashes: of files, as far as the node knows them.
     """
     problems = []
     if fits.architecture != platform.machine():
@@ -61,7 +66,7 @@ def check_fits(fits: Fits, criu_version: str, gpus: GpuRecord | None, *, in_pod:
         ours = f"{', '.join(gpus.names)} under driver {gpus.driver}" if gpus else "none"
         problems.append(f"it was taken on {', '.join(fits.gpus.names)} under driver {fits.gpus.driver}, this node has {ours}")
     if not in_pod:
-        problems += _differences(fits, _NODE)
+        problems += _differences(fits, _NODE, hashes or FileHashes())
     _refuse(problems, "take the snapshot again here")
 
 
@@ -81,9 +86,9 @@ def _has_models(here: GpuRecord, needed: GpuRecord, *, alone: bool) -> bool:
     return here.names == needed.names if alone else Counter(needed.names) <= Counter(here.names)
 
 
-def check_files(fits: Fits, root: Path) -> None:
+def check_files(fits: Fits, root: Path, hashes: FileHashes) -> None:
     """The files that its processes map, in a container's file system. Raises Incompatible."""
-    _refuse(_differences(fits, root), "start it from the image, and with the volumes, that the snapshot was taken with")
+    _refuse(_differences(fits, root, hashes), "start it from the image, and with the volumes, that the snapshot was taken with")
 
 
 def _refuse(problems: Sequence[str], advice: str) -> None:
@@ -132,53 +137,24 @@ def _within(root: Path, path: Path | str) -> Path:
     return root / str(path).lstrip("/")
 
 
-def _mapped_file(root: Path, path: Path) -> MappedFile:
-    stat = _within(root, path).stat()
-    return MappedFile(path=str(path), size=stat.st_size, hash=_hash(_within(root, path), root == _NODE), stat=_identity(stat))
+def _mapped_file(root: Path, path: Path, hashes: FileHashes) -> MappedFile:
+    size, found = hashes.of(root, path)
+    return MappedFile(path=str(path), size=size, hash=found)
 
 
-def _differences(fits: Fits, root: Path) -> list[str]:
-    return [problem for mapped in fits.mapped_files if (problem := _difference(mapped, root))]
+def _differences(fits: Fits, root: Path, hashes: FileHashes) -> list[str]:
+    found = [problem for mapped in fits.mapped_files if (problem := _difference(mapped, root, hashes))]
+    hashes.keep()
+    return found
 
 
-def _difference(mapped: MappedFile, root: Path) -> str | None:
-    path = _within(root, mapped.path)
+def _difference(mapped: MappedFile, root: Path, hashes: FileHashes) -> str | None:
     try:
-        stat = path.stat()
-        if stat.st_size == mapped.size and (_identity(stat) == mapped.stat or _hash_of(root, mapped.path, _identity(stat)) == mapped.hash):
+        if hashes.match(root, mapped.path, mapped.size, mapped.hash):
             return None
     except OSError as error:
         return f"{mapped.path}, which its processes use, cannot be read: {error.strerror}"
     return f"{mapped.path}, which its processes use, has changed"
-
-
-def _identity(stat: os.stat_result) -> tuple[int, int, int]:
-    # ctime: unlike mtime nobody can set it back.
-    return (stat.st_ino, stat.st_ctime_ns, stat.st_size)
-
-
-_hashes: OrderedDict[tuple[str, tuple[int, int, int]], str] = OrderedDict()  # a container's root has another path each time
-
-
-def _hash_of(root: Path, path: str, identity: tuple[int, int, int]) -> str:
-    key = (path, identity)
-    if key not in _hashes:
-        _hashes[key] = _hash(_within(root, path), root == _NODE)
-        if len(_hashes) > _HASHES_KEPT:
-            _hashes.popitem(last=False)
-    return _hashes[key]
-
-
-def _hash(path: Path, trusted: bool) -> str:
-    """`trusted`: nobody will truncate the file while it is hashed, so that it can be mapped (a truncated mapping kills its reader)."""
-    hasher = blake3(max_threads=blake3.AUTO) if path.stat().st_size > _LARGE else blake3()
-    if trusted:
-        return hasher.update_mmap(path).hexdigest()
-    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(fd, "rb", buffering=0) as file:
-        while data := file.read(_PIECE):
-            hasher.update(data)
-    return hasher.hexdigest()
 
 
 def _minor(version: str) -> tuple[int, ...]:

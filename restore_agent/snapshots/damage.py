@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from restore_agent.snapshots.chunks import Chunk, CorruptChunk
+from restore_agent.snapshots.keyring import SIGNATURE
 from restore_agent.snapshots.store import Catalog, Corrupt, NotFound, Snapshot, Unreadable
+from restore_agent.snapshots.unusable import Unusable
 
 _Identity = tuple[int, int, int]
 
@@ -30,7 +32,7 @@ class _Known:
     """A snapshot as it was at the last look."""
 
     snapshot: Snapshot
-    head: tuple[_Identity | None, ...]  # of its manifest and its seal
+    head: tuple[object, ...]  # of its manifest, its signature, and the keys that count
     files: dict[Path, _Identity | None] = field(default_factory=dict)
     why: str = ""
 
@@ -60,11 +62,11 @@ class DamageWatch:
     def _look_at(self, name: tuple[str, str]) -> Found | Unreadable | None:
         before = self._known.get(name)
         directory = (self._store.state / "names" / name[0] / name[1]).resolve()
-        head = _identity(directory / "manifest.json"), _identity(directory / "seal")
+        head = _identity(directory / "manifest.json"), _identity(directory / SIGNATURE), self._store.keyring.identity
         if not isinstance(before, _Known) or before.head != head or before.snapshot.directory.name != directory.name:
             try:
                 snapshot = self._store.get(*name)
-            except Corrupt as error:
+            except Unusable as error:
                 unreadable = Unreadable(*name, error)
                 self._known[name] = unreadable
                 same = isinstance(before, Unreadable) and str(before.why) == str(error)

@@ -19,8 +19,6 @@ import base64
 import binascii
 import contextlib
 import json
-import os
-import secrets
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +29,8 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from restore_agent.errors import AgentError, ErrorKind
+from restore_agent.snapshots import durable
+from restore_agent.snapshots.unusable import Unusable
 
 SIGNATURE = "signature.json"  # beside what it signs
 _SIGNING, _TRUSTED, _REVOKED = "signing.pem", "trusted", "revoked"
@@ -39,7 +39,7 @@ _ID_DIGITS = 16
 _Identity = tuple[tuple[str, int, int, int], ...]
 
 
-class Untrusted(AgentError):
+class Untrusted(Unusable):
     """Bytes bear no signature that counts here."""
 
     reason = "untrusted"
@@ -154,7 +154,7 @@ class Keyring:
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         identity = self._add(_TRUSTED, key.public_key())
         pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-        _write(self.folder / _SIGNING, pem, 0o600)
+        durable.replace(self.folder / _SIGNING, pem, 0o600)
         return identity
 
     def trust(self, pem: bytes) -> str:
@@ -233,7 +233,7 @@ class Keyring:
         identity = key_id(public)
         (self.folder / kind).mkdir(exist_ok=True, mode=0o700)
         pem = public.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
-        _write(self.folder / kind / f"{identity}.pem", pem, 0o644)
+        durable.replace(self.folder / kind / f"{identity}.pem", pem, 0o644)
         return identity
 
 
@@ -265,18 +265,3 @@ def _stat(path: Path) -> tuple[int, int, int]:
         stat = path.stat()
         return stat.st_ino, stat.st_ctime_ns, stat.st_size
     return 0, 0, 0
-
-
-def _write(path: Path, data: bytes, mode: int) -> None:
-    """Whole or not at all, and nobody else reads it meanwhile."""
-    fresh = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-    try:
-        with os.fdopen(fd, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.replace(path)
-    except BaseException:
-        fresh.unlink(missing_ok=True)
-        raise

@@ -1,10 +1,14 @@
-"""The manifest of a snapshot: what it is, what it is made of, and what it fits on. Canonical JSON, versioned; its BLAKE3 is the digest."""
+"""The manifest of a snapshot: what it is, what it is made of, and what it fits on. Canonical JSON, versioned; its BLAKE3 is the digest.
+
+Nothing in it is true of one node only, so that it can be signed once and taken to others: files are known by their content, and by where
+an engine has them. What a node finds out of its own disk, it keeps for itself (file_hashes.py).
+"""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -13,8 +17,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from restore_agent.errors import AgentError, ErrorKind
 
-VERSION = 3
+VERSION = 4
 CONTAINER_FILE = "container.json"  # a snapshot that was taken in a container has it: what it must find again there
+_REGION = re.compile(r"[0-9A-Za-z]+")
 _NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
 
 
@@ -95,7 +100,7 @@ class ChunkRecord(_Record):
 
 
 class PartRecord(_Record):
-    """Chunks that lie one behind the other in a file. Where its path is not absolute, the file is the snapshot's own."""
+    """Chunks that lie one behind the other in a file, which is named within the region's folder."""
 
     path: str
     offset: int
@@ -104,38 +109,59 @@ class PartRecord(_Record):
 
 
 class WeightsRecord(_Record):
-    """A region of gpumem: its id (BLAKE3 of the layout, hex), its bytes, the files that hold its chunks, the GPU that it was lent on."""
+    """A region of gpumem: its id (BLAKE3 of the layout, hex), its bytes, the files that hold its chunks, the GPU that it was lent on.
+
+    `folder` is where those files are, as the engine has them; empty: they are the snapshot's own. A node that has them elsewhere
+    looks there first (`Catalog.regions`). Whoever reads a chunk compares it with its hash, wherever it was found.
+    """
 
     region: str
     size: int
     parts: tuple[PartRecord, ...]
     gpu: str = ""  # UUID; empty: the one that the processes use most
+    folder: str = ""
+
+    @field_validator("region")
+    @classmethod
+    def _identified(cls, region: str) -> str:
+        if not _REGION.fullmatch(region):
+            raise ValueError(f"region {region!r} is none")
+        return region
+
+    @field_validator("parts")
+    @classmethod
+    def _inside(cls, parts: tuple[PartRecord, ...]) -> tuple[PartRecord, ...]:
+        for part in parts:
+            _check_inside(part.path)
+        return parts
 
 
 class WeightsRegion(NamedTuple):
-    """A region with its layout, as gpumem takes it: what is where in it (protobuf, serialized)."""
+    """A region with its layout, as gpumem takes it: what is where in it (protobuf, serialized). `folder`: where its files are here."""
 
     record: WeightsRecord
     layout: bytes
+    folder: Path
 
-    def within(self, folder: Path) -> WeightsRegion:
-        """With the paths of files that lie in a snapshot's folder, as its manifest names them."""
-        return self._moved(lambda path: str(path.relative_to(folder)) if path.is_relative_to(folder) else str(path))
+    def within(self, snapshot: Path) -> WeightsRegion:
+        """The snapshot's own, where its files lie in the folder of one."""
+        if not self.folder.is_relative_to(snapshot):
+            return self
+        inner = self.folder.relative_to(snapshot)
+        parts = tuple(part.model_copy(update={"path": str(inner / part.path)}) for part in self.record.parts)
+        return self._replace(record=self.record.model_copy(update={"parts": parts, "folder": ""}), folder=snapshot)
 
     def on(self, gpu: str) -> WeightsRegion:
         """Lent on that GPU when the snapshot was taken."""
         return self._replace(record=self.record.model_copy(update={"gpu": gpu}))
 
-    def found_in(self, folder: Path) -> WeightsRegion:
-        """With the paths at which the files of a snapshot in that folder are."""
-        return self._moved(lambda path: str(folder / path))
-
-    def _moved(self, where: Callable[[Path], str]) -> WeightsRegion:
-        parts = tuple(part.model_copy(update={"path": where(Path(part.path))}) for part in self.record.parts)
-        return self._replace(record=self.record.model_copy(update={"parts": parts}))
-
 
 CHECKPOINTS = "checkpoints"  # folder of a snapshot: weights that no other file of the node holds
+
+
+def _check_inside(path: str) -> None:
+    if Path(path).is_absolute() or ".." in Path(path).parts:
+        raise ValueError(f"file {path!r} is not within the snapshot")
 
 
 def layout_file(record: WeightsRecord) -> str:
@@ -144,12 +170,11 @@ def layout_file(record: WeightsRecord) -> str:
 
 
 class MappedFile(_Record):
-    """A file outside the image that the processes map or hold open. `stat` (inode, ctime, size) saves hashing it again."""
+    """A file outside the image that the processes map or hold open, at this path in their file system."""
 
     path: str
     size: int
     hash: str
-    stat: tuple[int, int, int]
 
 
 class GpuRecord(_Record):
@@ -191,7 +216,7 @@ class Fits(_Record):
 class Manifest(_Record):
     """All that is known of a snapshot."""
 
-    version: Literal[3] = 3
+    version: Literal[4] = 4
     namespace: str
     name: str
     model: str
@@ -219,8 +244,7 @@ class Manifest(_Record):
     @classmethod
     def _inside(cls, files: dict[str, FileRecord]) -> dict[str, FileRecord]:
         for path in files:
-            if Path(path).is_absolute() or ".." in Path(path).parts:
-                raise ValueError(f"file {path!r} is not within the snapshot")
+            _check_inside(path)
         return files
 
     @property
@@ -260,7 +284,7 @@ class Manifest(_Record):
         except (ValueError, AttributeError) as error:
             raise InvalidManifest(f"the manifest is no JSON object: {error}") from None
         if version != VERSION:
-            raise InvalidManifest(f"the manifest has version {version!r}; this zerowake reads {VERSION}: take the snapshot again")
+            raise InvalidManifest(f"the manifest has version {version!r}; this zerowake reads {VERSION}")
         try:
             return cls.model_validate_json(data)
         except ValidationError as error:

@@ -1,16 +1,19 @@
 """The snapshots on this node's disk.
 
     chunks/ab/<hash>                       pages, by content (chunks.py)
-    snapshots/<digest>/manifest.json       and seal, pages.index, images/ (CRIU's skeleton), weights/ (layouts), and what the engine
-                                           had changed in its file system (changes.tar; of a container container.json, too);
+    snapshots/<digest>/manifest.json       and signature.json, pages.index, images/ (CRIU's skeleton), weights/ (layouts), and what the
+                                           engine had changed in its file system (changes.tar; of a container container.json, too);
                                            checkpoints/: weights that an engine published in its container, which gpumem verifies
     names/<namespace>/<name>               a link to ../../snapshots/<digest>
+    weights/<region>/                      files of a region that came from elsewhere, under their names in the model's folder
+    keys/                                  whose signatures count (keyring.py)
+    node/                                  what this node found out of its own files; it may be lost
     tmp/                                   what is being made; emptied at start
-    key, lock
+    lock
 
 A snapshot is published by renaming its finished folder into place and then its link over the old one: there is no moment without one or
-the other, and a crash leaves at most a folder without a name, which the next start removes. The seal is a keyed BLAKE3 of the manifest:
-a manifest that was edited by hand is refused, and through it every byte that it names.
+the other, and a crash leaves at most a folder without a name, which the next start removes. Its manifest is signed: one that was edited
+by hand, or comes from a node that is not trusted, is refused before another byte of it is read, and through it every byte that it names.
 
 What no name needs is removed (a sweep), by any publication or removal, while others write and read. Whoever does holds a lease
 (chunks.py): on the chunks of a draft from before they are written until its name stands, on a snapshot's folder and chunks while they are
@@ -20,7 +23,6 @@ read. A sweep leaves what is leased to the next one.
 from __future__ import annotations
 
 import contextlib
-import os
 import secrets
 import shutil
 import threading
@@ -31,19 +33,26 @@ from pathlib import Path
 from blake3 import blake3
 
 from restore_agent.errors import AgentError, ErrorKind
+from restore_agent.snapshots import durable
 from restore_agent.snapshots.chunks import Chunk, ChunkStore, CorruptChunk, Lease
+from restore_agent.snapshots.file_hashes import FileHashes
+from restore_agent.snapshots.keyring import SIGNATURE, Keyring, Signature, Untrusted, UnusableKey
 from restore_agent.snapshots.manifest import (
     FileRecord,
     InvalidManifest,
     Manifest,
+    WeightsRecord,
     WeightsRegion,
     check_name,
     digest_of,
     layout_file,
 )
+from restore_agent.snapshots.unusable import Unusable
 from zerowake_shared.state_folder import STORE_LOCK, Lock, store_holder
 
-_MANIFEST, _SEAL = "manifest.json", "seal"
+_MANIFEST = "manifest.json"
+_SEAL = "seal"  # what versions before 4 had instead of a signature
+_WEIGHTS = "weights"
 
 
 class NotFound(AgentError):
@@ -60,7 +69,7 @@ class NameTaken(AgentError):
     reason = "exists"
 
 
-class Corrupt(AgentError):
+class Corrupt(Unusable):
     """A snapshot's bytes are not those that were published."""
 
     reason = "corrupt"
@@ -98,13 +107,11 @@ class Unreadable:
 class Catalog:
     """The store as anybody may read it, also beside the agent that owns it. Its calls block on the disk: use them in threads."""
 
-    def __init__(self, state: Path) -> None:
+    def __init__(self, state: Path, keys: Path | None = None) -> None:
+        """`keys`: the folder of the keyring; None: the state folder's own."""
         self.state = state
         self.chunks = ChunkStore(state / "chunks")
-        try:
-            self._key = (state / "key").read_bytes()
-        except FileNotFoundError:
-            self._key = b""  # nothing was ever published here
+        self.keyring = Keyring(keys_of(state, keys))
 
     def list(self) -> list[Snapshot | Unreadable]:
         """Every named snapshot, and every name of none."""
@@ -114,12 +121,12 @@ class Catalog:
                 found.append(self.get(link.parent.name, link.name))
             except NotFound:
                 continue  # it was removed since it was seen
-            except Corrupt as error:
+            except Unusable as error:
                 found.append(Unreadable(link.parent.name, link.name, error))
         return found
 
     def get(self, namespace: str, name: str, digest: str = "") -> Snapshot:
-        """The snapshot of that name; with `digest`, only if it is that one. Raises NotFound, Corrupt, InvalidName."""
+        """The snapshot of that name; with `digest`, only if it is that one. Raises NotFound, Corrupt, Untrusted, InvalidName."""
         check_name("namespace", namespace)
         check_name("name", name)
         link = self._link(namespace, name)
@@ -131,8 +138,11 @@ class Catalog:
             if digest and directory.name != digest:
                 raise NotFound(f"snapshot {namespace}/{name} on this node is {directory.name[:12]}, not {digest[:12]}")
             try:
-                return self._open(directory)
-            except Corrupt:
+                snapshot = self._open(directory)
+                if (snapshot.manifest.namespace, snapshot.manifest.name) != (namespace, name):
+                    raise Corrupt(f"snapshot {namespace}/{name}: what is there under its name is {snapshot}; take the snapshot again")
+                return snapshot
+            except Unusable:
                 if _leads_to(link, directory):
                     raise  # else it was replaced or removed as it was read
 
@@ -165,25 +175,64 @@ class Catalog:
         return data
 
     def regions(self, snapshot: Snapshot) -> Sequence[WeightsRegion]:
-        """Of a snapshot's weights, verified. Raises Corrupt, NotFound: it was removed meanwhile."""
+        """Of a snapshot's weights, and where they are on this node. Raises Corrupt, NotFound: it was removed meanwhile."""
         files = [(record, layout_file(record)) for record in snapshot.manifest.weights]
         return [
-            WeightsRegion(record, self.read_file(snapshot, name, snapshot.manifest.files[name])).found_in(snapshot.directory)
+            WeightsRegion(record, self.read_file(snapshot, name, snapshot.manifest.files[name]), self._folder_of(snapshot, record))
             for record, name in files
         ]
 
+    def fetched_weights(self, record: WeightsRecord) -> Path:
+        """Where this node puts the files of a region that came from elsewhere."""
+        return self.state / _WEIGHTS / record.region
+
+    def _folder_of(self, snapshot: Snapshot, record: WeightsRecord) -> Path:
+        if not record.folder:
+            return snapshot.directory
+        fetched = self.fetched_weights(record)
+        return fetched if all((fetched / part.path).is_file() for part in record.parts) else Path(record.folder)
+
+    def signature(self, snapshot: Snapshot) -> Signature:
+        """Raises Untrusted: it has none that could be read."""
+        return Signature.decode(durable.content(snapshot.directory / SIGNATURE))
+
+    def sign(self, namespace: str, name: str) -> Snapshot:
+        """Signs a snapshot by this node's key, whoever signed it before: all that it names has to be whole.
+
+        Raises:
+            NoSigningKey, NotFound, InvalidName.
+            Corrupt: its bytes are others than it names.
+        """
+        self.keyring.check_signs()
+        link = self._link(check_name("namespace", namespace), check_name("name", name))
+        if not link.is_symlink():
+            raise NotFound(f"no snapshot {namespace}/{name} on this node")
+        directory = self.state / "snapshots" / link.readlink().name
+        data = self._manifest(directory)
+        snapshot = _decoded(directory, data)
+        self.verify(snapshot)
+        durable.replace(directory / SIGNATURE, self.keyring.sign(data).encode())
+        return snapshot
+
     def _open(self, directory: Path) -> Snapshot:
-        advice = "take the snapshot again"
+        data = self._manifest(directory)
         try:
-            data, seal = (directory / _MANIFEST).read_bytes(), (directory / _SEAL).read_text()
-        except FileNotFoundError as error:
-            raise Corrupt(f"snapshot {directory.name[:12]}: {error.filename} is missing; {advice}") from None
-        if digest_of(data) != directory.name or not secrets.compare_digest(self._seal(data), seal):
-            raise Corrupt(f"snapshot {directory.name[:12]}: its manifest was changed after it was published; {advice}")
-        try:
-            return Snapshot(directory.name, Manifest.decode(data), directory)
-        except InvalidManifest as error:
-            raise Corrupt(f"snapshot {directory.name[:12]}: {error}; {advice}") from None
+            self.keyring.verify(data, Signature.decode(durable.content(directory / SIGNATURE)))
+        except Untrusted as error:
+            also = ", or" if ";" in str(error) else ";"
+            raise Untrusted(f"snapshot {directory.name[:12]}: {error}{also} take the snapshot again") from None
+        return _decoded(directory, data)
+
+    def _manifest(self, directory: Path) -> bytes:
+        """As it was published, by whomever. Raises Corrupt."""
+        data = durable.content(directory / _MANIFEST)
+        if data is None:
+            raise Corrupt(f"snapshot {directory.name[:12]}: {directory / _MANIFEST} is missing; take the snapshot again")
+        if digest_of(data) != directory.name:
+            raise Corrupt(f"snapshot {directory.name[:12]}: its manifest was changed after it was published; take the snapshot again")
+        if (directory / _SEAL).exists():
+            raise Corrupt(f"snapshot {directory.name[:12]}: it was taken by an older zerowake, which did not sign; take the snapshot again")
+        return data
 
     def _names(self) -> Iterator[Path]:
         """Every name's link. A namespace's folder goes with its last name, while others look."""
@@ -194,15 +243,22 @@ class Catalog:
     def _link(self, namespace: str, name: str) -> Path:
         return self.state / "names" / namespace / name
 
-    def _seal(self, data: bytes) -> str:
-        return blake3(data, key=self._key).hexdigest()
-
 
 class Store(Catalog):
     """Owned by one agent at a time (`lock`)."""
 
-    def __init__(self, state: Path) -> None:
-        """Raises StoreBusy, or OSError where the folder cannot be written."""
+    def __init__(self, state: Path, keys: Path | None = None) -> None:
+        """`keys`: the folder of the keyring; None: the state folder's own, which gets a pair of its own where it has none.
+
+        Raises:
+            StoreBusy.
+            UnusableKey: the folder that was named holds no key.
+            OSError: the folder cannot be written.
+        """
+        if keys is not None and Keyring(keys).is_empty():
+            raise UnusableKey(
+                f"{keys} holds no key, so no snapshot would count; bring the keys there, or `zerowake key make --keys {keys}`"
+            )
         state.mkdir(parents=True, exist_ok=True, mode=0o700)
         try:
             self._lock = Lock.take(state / STORE_LOCK)
@@ -212,8 +268,10 @@ class Store(Catalog):
         shutil.rmtree(state / "tmp", ignore_errors=True)
         for folder in ("tmp", "snapshots", "names"):
             (state / folder).mkdir(exist_ok=True)
-        _make_key(state)
-        super().__init__(state)
+        super().__init__(state, keys)
+        if self.keyring.is_empty():
+            self.keyring.make()
+        self.hashes = FileHashes(state / "node" / "files.json")
         self._changing = threading.Lock()  # over the moment at which names and folders do not agree
         self.postponed = False  # the last sweep left something to the next one
         self.sweep()
@@ -239,32 +297,51 @@ class Store(Catalog):
 
         Raises:
             NameTaken: and not `replace`.
+            NoSigningKey: this node signs nothing; nothing has changed.
             Corrupt: not every file and chunk of the manifest is there; nothing has changed.
             OSError: no space; nothing has changed.
         """
+        data = manifest.encode()
+        return self._name(workspace, manifest, data, self.keyring.sign(data), lease, replace=replace)
+
+    def adopt(self, workspace: Path, data: bytes, signature: Signature, lease: Lease, *, replace: bool) -> Snapshot:
+        """The same for a manifest that came from elsewhere with its signature; its files and chunks were verified as they came.
+
+        Raises what `publish` does, and Untrusted: the signature does not count here; nothing has changed.
+        """
+        self.keyring.verify(data, signature)
+        try:
+            manifest = Manifest.decode(data)
+        except InvalidManifest as error:
+            raise Corrupt(f"snapshot {digest_of(data)[:12]}: {error}; take the snapshot again") from None
+        return self._name(workspace, manifest, data, signature, lease, replace=replace)
+
+    def _name(self, workspace: Path, manifest: Manifest, data: bytes, signature: Signature, lease: Lease, *, replace: bool) -> Snapshot:
         lease.hold(chunk.hash for chunk in manifest.chunks)
         with self._changing:
-            snapshot = self._publish(workspace, manifest, replace=replace)
+            snapshot = self._publish(workspace, manifest, data, signature, replace=replace)
             self._sweep()
         return snapshot
 
-    def _publish(self, workspace: Path, manifest: Manifest, *, replace: bool) -> Snapshot:
+    def _publish(self, workspace: Path, manifest: Manifest, data: bytes, signature: Signature, *, replace: bool) -> Snapshot:
         link = self._link(manifest.namespace, manifest.name)
         if link.is_symlink() and not replace:
             raise NameTaken(f"snapshot {manifest.namespace}/{manifest.name} exists already")
         self._check_whole(workspace, manifest)
-        data = manifest.encode()
-        _write_synced(workspace / _MANIFEST, data)
-        _write_synced(workspace / _SEAL, self._seal(data).encode())
-        _sync_folder(workspace)
+        durable.write(workspace / _MANIFEST, data)
+        durable.write(workspace / SIGNATURE, signature.encode())
+        durable.sync_folder(workspace)
         directory = self.state / "snapshots" / digest_of(data)
-        workspace.replace(directory)
-        _sync_folder(directory.parent)
+        if directory.exists():
+            _mend(directory, workspace)
+        else:
+            workspace.replace(directory)
+            durable.sync_folder(directory.parent)
         link.parent.mkdir(exist_ok=True)
         fresh = self.state / "tmp" / secrets.token_hex(8)
         fresh.symlink_to(Path("../../snapshots") / directory.name)
         fresh.replace(link)
-        _sync_folder(link.parent)
+        durable.sync_folder(link.parent)
         return Snapshot(directory.name, manifest, directory)
 
     def _check_whole(self, workspace: Path, manifest: Manifest) -> None:
@@ -302,7 +379,8 @@ class Store(Catalog):
                 self._remove_folder(directory)
                 continue
             try:
-                used |= {chunk.hash for chunk in self._open(directory).chunks}
+                # Whoever signed it: what is not trusted today may be so tomorrow, and may be signed again.
+                used |= {chunk.hash for chunk in _decoded(directory, self._manifest(directory)).chunks}
             except Corrupt:
                 return
         if not self.chunks.collect(used):
@@ -319,6 +397,11 @@ class Store(Catalog):
         shutil.rmtree(gone)
 
 
+def keys_of(state: Path, keys: Path | None) -> Path:
+    """The folder of the keyring: the one that was named, else the state folder's own."""
+    return keys or state / "keys"
+
+
 def _leads_to(link: Path, directory: Path) -> bool:
     with contextlib.suppress(OSError):
         return link.readlink().name == directory.name
@@ -331,31 +414,23 @@ def _has_size(path: Path, size: int) -> bool:
     return False
 
 
-def _make_key(state: Path) -> None:
-    path = state / "key"
-    if path.exists():
-        return
-    fresh = state / "tmp" / "key"
-    fresh.touch(mode=0o600)
-    fresh.write_bytes(secrets.token_bytes(32))
-    fresh.replace(path)
+def _decoded(directory: Path, data: bytes) -> Snapshot:
+    """Raises Corrupt."""
+    try:
+        return Snapshot(directory.name, Manifest.decode(data), directory)
+    except InvalidManifest as error:
+        raise Corrupt(f"snapshot {directory.name[:12]}: {error}; take the snapshot again") from None
+
+
+def _mend(directory: Path, workspace: Path) -> None:
+    """The same snapshot came once more: each file takes the place of its twin, which others may be reading."""
+    for path in [path for path in workspace.rglob("*") if path.is_file()]:
+        target = directory / path.relative_to(workspace)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path.replace(target)
+    shutil.rmtree(workspace)
 
 
 def record_file(path: Path) -> FileRecord:
     data = path.read_bytes()
     return FileRecord(size=len(data), hash=blake3(data).hexdigest())
-
-
-def _write_synced(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

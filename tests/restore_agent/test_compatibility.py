@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from restore_agent.snapshots import file_hashes
 from restore_agent.snapshots.compatibility import Incompatible, check_files, check_fits, check_gpus, mapped_files, node_fits
-from restore_agent.snapshots.manifest import Fits, GpuRecord
+from restore_agent.snapshots.file_hashes import FileHashes
+from restore_agent.snapshots.manifest import GpuRecord
 from tests.worlds.snapshots import CRIU, another_kernel
 
 GPUS = GpuRecord(driver="580.1", names=("H100",), uuids=("GPU-a",))
@@ -113,10 +115,10 @@ def test_files_of_a_container_are_looked_for_in_its_root(file: Path, tmp_path: P
     inside.write_bytes(file.read_bytes())
     fits = node_fits(CRIU, [Path("/lib/library.so")], None, root)
     assert [mapped.path for mapped in fits.mapped_files] == ["/lib/library.so"]
-    check_files(fits, root)
+    check_files(fits, root, FileHashes())
     inside.write_bytes(os.urandom(10_000))
     with pytest.raises(Incompatible, match="start it from the image"):
-        check_files(fits, root)
+        check_files(fits, root, FileHashes())
 
 
 @pytest.fixture
@@ -150,11 +152,11 @@ def test_files_that_a_process_maps_or_reads_and_that_outlive_it(reader: int, fil
     assert not [path for path in found if str(path).startswith(("/dev", "/proc", "/run", "/sys"))]
 
 
-def test_the_manifest_s_identity_of_a_file_saves_hashing(file: Path) -> None:
-    (mapped,) = node_fits(CRIU, [file], None).mapped_files
-    forged = mapped.model_copy(update={"hash": "0" * 64})
-    fits: Fits = node_fits(CRIU, [], None).model_copy(update={"mapped_files": (forged,)})
-    check_fits(fits, CRIU, None)  # same inode, ctime and size: it is not read at all
-    os.utime(file)
-    with pytest.raises(Incompatible):
-        check_fits(fits, CRIU, None)
+def test_files_that_the_node_knows_are_not_read_again(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashes = FileHashes()
+    fits = node_fits(CRIU, [file], None, hashes=hashes)
+    monkeypatch.setattr(file_hashes, "_hash", pytest.fail)
+    check_fits(fits, CRIU, None, hashes=hashes)
+    file.write_bytes(b"?")
+    with pytest.raises(Incompatible, match="has changed"):
+        check_fits(fits, CRIU, None, hashes=hashes)  # of another size: for that it need not be read

@@ -66,8 +66,10 @@ def test_damage_is_told_once_and_so_is_its_end(store: Store, tmp_path: Path, dam
     assert watch.look() == []
 
 
-@pytest.mark.parametrize("file", ["manifest.json", "seal"])
-def test_a_manifest_that_was_changed_is_a_name_of_nothing(store: Store, file: str) -> None:
+@pytest.mark.parametrize(
+    ("file", "words"), [("manifest.json", "its manifest was changed after it was published"), ("signature.json", "take the snapshot again")]
+)
+def test_a_manifest_that_was_changed_is_a_name_of_nothing(store: Store, file: str, words: str) -> None:
     snapshot = publish(store, CONTENT)
     watch = DamageWatch(store)
     watch.look()
@@ -75,9 +77,22 @@ def test_a_manifest_that_was_changed_is_a_name_of_nothing(store: Store, file: st
     flip(snapshot.directory / file)
     (found,) = watch.look()
     assert isinstance(found, Unreadable)
-    assert "its manifest was changed after it was published" in str(found.why)
+    assert words in str(found.why)
     assert watch.look() == []
     (snapshot.directory / file).write_bytes(whole)
+    assert watch.look() == [Found(snapshot, "")]
+
+
+def test_a_key_that_is_revoked_takes_its_snapshots_along_and_another_brings_them_back(store: Store) -> None:
+    snapshot = publish(store, CONTENT)
+    watch = DamageWatch(store)
+    assert watch.look() == []
+    store.keyring.revoke(store.keyring.signing)
+    (found,) = watch.look()
+    assert isinstance(found, Unreadable) and "was revoked" in str(found.why)
+    store.keyring.make()
+    assert watch.look() == []
+    store.sign("default", "small")
     assert watch.look() == [Found(snapshot, "")]
 
 

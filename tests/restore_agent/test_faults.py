@@ -55,7 +55,8 @@ SPOILED: dict[str, tuple[Callable[[Path], None], str]] = {
         ),
         "corrupt",
     ),
-    "a missing seal": (lambda state: (snapshot_folder(state) / "seal").unlink(), "corrupt"),
+    "a missing signature": (lambda state: (snapshot_folder(state) / "signature.json").unlink(), "untrusted"),
+    "a revoked key": (lambda state: Catalog(state).keyring.revoke(Catalog(state).keyring.signing), "untrusted"),
     "no such name": (lambda state: (state / "names/default/small").unlink(), "not-found"),
 }
 
@@ -77,7 +78,7 @@ async def test_a_spoiled_snapshot_is_a_cold_start(how: str, state: Path, mapped:
     assert folder.exists() or reason == "not-found", "a spoiled snapshot stays for a look at it"
 
 
-@pytest.mark.parametrize("how", ["a flipped bit in pages", "missing pages", "an edited manifest", "a missing seal", "a missing index"])
+@pytest.mark.parametrize("how", ["a flipped bit in pages", "missing pages", "an edited manifest", "a revoked key", "a missing index"])
 async def test_damage_is_told_while_the_agent_runs(how: str, state: Path) -> None:
     """To whoever listens, before anybody wants to restore it."""
     async with running(state) as agent, asyncio.timeout(30):
@@ -104,12 +105,12 @@ async def test_without_a_command_the_manifest_names_the_engine(state: Path) -> N
 
 
 async def test_without_any_command_the_reason_is_the_answer(state: Path) -> None:
-    (snapshot_folder(state) / "seal").write_text("forged")
+    (snapshot_folder(state) / "signature.json").write_text("forged")
     async with running(state) as agent:
-        with pytest.raises(grpc.aio.AioRpcError, match="changed after it was published") as refused:
+        with pytest.raises(grpc.aio.AioRpcError, match="its signature is torn; take the snapshot again") as refused:
             await agent.restore("small")
         assert refused.value.code() == grpc.StatusCode.FAILED_PRECONDITION
-        assert ("zerowake-reason", "corrupt") in list(refused.value.trailing_metadata() or ())
+        assert ("zerowake-reason", "untrusted") in list(refused.value.trailing_metadata() or ())
 
 
 async def test_a_changed_library_is_found(agent: Agent, captured: Path, mapped: Path, tmp_path: Path) -> None:
@@ -139,6 +140,20 @@ async def test_a_taken_name_costs_nothing(agent: Agent, mapped: Path) -> None:
     await agent.snapshot("small", engine(mapped), replace=True)
     assert Catalog(agent.state).get("default", "small").digest != before
     assert len(list((agent.state / "snapshots").iterdir())) == 1, "the replaced one is gone, and its chunks"
+
+
+async def test_what_cannot_be_used_is_removed_or_replaced_like_anything_else(agent: Agent, mapped: Path) -> None:
+    folder = snapshot_folder(agent.state)
+    (folder / "signature.json").rename(folder / "seal")
+    with pytest.raises(grpc.aio.AioRpcError, match=r"exists already, and cannot be used: .* an older zerowake") as taken:
+        await agent.snapshot("small", engine(mapped))
+    assert taken.value.code() == grpc.StatusCode.ALREADY_EXISTS
+    await agent.snapshot("small", engine(mapped), replace=True)
+    assert (await agent.restore("small")).replica.origin == pb.ORIGIN_RESTORED
+    (snapshot_folder(agent.state) / "manifest.json").write_text("{}")
+    gone = (await agent.unstage("small", pb.RUNG_ABSENT)).residency
+    assert (gone.snapshot.namespace, gone.snapshot.name, gone.rung) == ("default", "small", pb.RUNG_ABSENT)
+    assert list((agent.state / "chunks").glob("*/*")) == list((agent.state / "snapshots").iterdir()) == []
 
 
 async def test_a_removed_snapshot_leaves_no_bytes(agent: Agent) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from restore_agent.snapshots.chunks import Lease
+from restore_agent.snapshots.compatibility import node_fits
 from restore_agent.snapshots.manifest import (
     CONTAINER_FILE,
     AdapterRecord,
@@ -15,11 +16,13 @@ from restore_agent.snapshots.manifest import (
     InvalidManifest,
     InvalidName,
     Manifest,
+    WeightsRecord,
+    WeightsRegion,
     check_name,
     digest_of,
 )
 from restore_agent.snapshots.store import Store
-from tests.worlds.snapshots import draft
+from tests.worlds.snapshots import CRIU, draft
 
 
 @pytest.fixture
@@ -62,6 +65,10 @@ def test_adapters_stay_in_the_order_in_which_they_are_asked_and_older_manifests_
     assert Manifest.decode(json.dumps(before).encode()).adapters == ()
 
 
+def weights(path: str, region: str = "ab") -> dict[str, object]:
+    return {"region": region, "size": 1, "parts": [{"path": path, "offset": 0, "first_chunk": 0, "chunks": 1}]}
+
+
 @pytest.mark.parametrize(("data", "why"), [(b"{", "no JSON object"), (b"[]", "no JSON object"), (b"{}", "version None")])
 def test_what_is_no_manifest(data: bytes, why: str) -> None:
     with pytest.raises(InvalidManifest, match=why):
@@ -71,17 +78,43 @@ def test_what_is_no_manifest(data: bytes, why: str) -> None:
 @pytest.mark.parametrize(
     ("fields", "why"),
     [
-        ({"version": 1}, "version 1; this zerowake reads 3"),
+        ({"version": 1}, "version 1; this zerowake reads 4"),
         ({"unheard_of": 1}, "unheard_of"),
         ({"root_pid": "first"}, "root_pid"),
         ({"name": "../up"}, "is not allowed"),
         ({"files": {"../../etc/passwd": {"size": 1, "hash": "0"}}}, "is not within the snapshot"),
         ({"files": {"/etc/passwd": {"size": 1, "hash": "0"}}}, "is not within the snapshot"),
+        ({"weights": [weights("/models/a.safetensors")]}, "is not within the snapshot"),
+        ({"weights": [weights("../../a.safetensors")]}, "is not within the snapshot"),
+        ({"weights": [weights("a.safetensors", region="../up")]}, "region '../up' is none"),
     ],
 )
 def test_a_manifest_that_says_something_else_is_refused(manifest: Manifest, fields: dict[str, object], why: str) -> None:
     with pytest.raises(InvalidManifest, match=why):
         Manifest.decode(changed(manifest, **fields))
+
+
+def test_nothing_in_it_is_true_of_one_node_only(tmp_path: Path) -> None:
+    """Two nodes that have the same file, each on its own disk, take the same snapshot."""
+    made = []
+    for node in ("one", "other"):
+        root = tmp_path / node / "root"
+        (root / "lib").mkdir(parents=True)
+        (root / "lib" / "library.so").write_bytes(b"library")
+        store = Store(tmp_path / node / "state")
+        fits = node_fits(CRIU, [Path("/lib/library.so")], None, root, store.hashes)
+        made.append(draft(Lease(store.chunks), store.workspace(), b"x" * 8192, fits=fits).encode())
+        store.close()
+    assert made[0] == made[1]
+
+
+def test_weights_within_a_snapshot_are_named_by_where_they_are_in_it(tmp_path: Path) -> None:
+    record = WeightsRecord.model_validate(weights("model.safetensors") | {"folder": str(tmp_path / "checkpoints/0")})
+    region = WeightsRegion(record, b"layout", tmp_path / "checkpoints/0").within(tmp_path)
+    assert ([part.path for part in region.record.parts], region.record.folder) == (["checkpoints/0/model.safetensors"], "")
+    assert region.folder == tmp_path
+    elsewhere = WeightsRegion(record, b"layout", Path("/models"))
+    assert elsewhere.within(tmp_path) == elsewhere
 
 
 @pytest.mark.parametrize("name", ["a", "a-b.c_d", "0" * 63])

@@ -15,6 +15,7 @@ from restore_agent.engine.engine import Engine
 from restore_agent.places.place import Place, PlaceError
 from restore_agent.places.rootless import Rootless
 from restore_agent.snapshots.compatibility import node_fits
+from restore_agent.snapshots.file_hashes import FileHashes
 from restore_agent.snapshots.manifest import EngineRecord
 from tests.worlds.processes import alive
 from tests.worlds.waiting import until
@@ -92,6 +93,6 @@ async def test_it_takes_no_part_in_snapshots(port: int, tmp_path: Path) -> None:
         with pytest.raises(PlaceError, match="as root"):
             await place.carried()
         with pytest.raises(PlaceError, match="as root"):
-            await place.lay_out(tmp_path, node_fits("4.2.1", [], None))
+            await place.lay_out(tmp_path, node_fits("4.2.1", [], None), FileHashes())
         with pytest.raises(PlaceError, match="as root"):
             place.mapped_files([])

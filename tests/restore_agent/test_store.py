@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from restore_agent.snapshots.chunks import Lease
-from restore_agent.snapshots.manifest import InvalidName
+from restore_agent.snapshots.chunks import ChunkStore, Lease
+from restore_agent.snapshots.keyring import Keyring, NoSigningKey, Signature, Untrusted, UnusableKey
+from restore_agent.snapshots.manifest import InvalidName, Manifest, PartRecord, WeightsRecord, layout_file
 from restore_agent.snapshots.page_runs import PAGE
 from restore_agent.snapshots.store import Catalog, Corrupt, NameTaken, NotFound, Snapshot, Store, StoreBusy, Unreadable
+from restore_agent.snapshots.unusable import Unusable
 from tests.worlds.snapshots import draft, publish
 
 CONTENT = random.Random(5).randbytes(64 * PAGE)
@@ -94,39 +97,190 @@ def test_a_removed_snapshot_leaves_what_others_share(store: Store, state: Path) 
 
 def spoil_manifest(snapshot: Snapshot) -> None:
     path = snapshot.directory / "manifest.json"
-    path.write_text(path.read_text().replace('"model":"small"', '"model":"other"'))
+    path.write_text(path.read_text().replace(f'"model":"{snapshot.manifest.model}"', '"model":"another"'))
 
 
-def spoil_seal(snapshot: Snapshot) -> None:
-    (snapshot.directory / "seal").write_text("0" * 64)
+def sign_something_else(snapshot: Snapshot) -> None:
+    keyring = Keyring(snapshot.directory.parent.parent / "keys")
+    (snapshot.directory / "signature.json").write_bytes(keyring.sign(b"another manifest").encode())
 
 
-def remove_seal(snapshot: Snapshot) -> None:
-    (snapshot.directory / "seal").unlink()
+def tear_signature(snapshot: Snapshot) -> None:
+    os.truncate(snapshot.directory / "signature.json", 20)
 
 
-@pytest.mark.parametrize("spoil", [spoil_manifest, spoil_seal, remove_seal])
-def test_a_manifest_that_is_not_the_published_one_is_refused_and_listed_with_why(store: Store, spoil: object) -> None:
+def remove_signature(snapshot: Snapshot) -> None:
+    (snapshot.directory / "signature.json").unlink()
+
+
+def be_of_an_older_version(snapshot: Snapshot) -> None:
+    (snapshot.directory / "signature.json").rename(snapshot.directory / "seal")
+
+
+SPOILED: dict[str, tuple[Callable[[Snapshot], None], type[Unusable], str]] = {
+    "an edited manifest": (spoil_manifest, Corrupt, "its manifest was changed after it was published; take the snapshot again"),
+    "a signature of something else": (
+        sign_something_else,
+        Untrusted,
+        "is not what key [0-9a-f]{16} has signed; take the snapshot again",
+    ),
+    "a torn signature": (tear_signature, Untrusted, "its signature is torn; take the snapshot again"),
+    "no signature": (remove_signature, Untrusted, "it is not signed; take the snapshot again"),
+    "an older version": (be_of_an_older_version, Corrupt, "was taken by an older zerowake, which did not sign; take the snapshot again"),
+}
+
+
+@pytest.mark.parametrize("how", SPOILED)
+def test_a_manifest_that_is_not_the_published_one_is_refused_and_listed_with_why(store: Store, how: str) -> None:
     snapshot = publish(store, CONTENT)
-    spoil(snapshot)  # type: ignore[operator]
-    with pytest.raises(Corrupt, match=snapshot.digest[:12]):
+    spoil, error, words = SPOILED[how]
+    spoil(snapshot)
+    with pytest.raises(error, match=rf"{snapshot.digest[:12]}: .*{words}"):
         store.get("default", "small")
     (found,) = store.list()
     assert isinstance(found, Unreadable)
     assert (found.namespace, found.name) == ("default", "small")
-    assert isinstance(found.why, Corrupt)
+    assert isinstance(found.why, error)
 
 
-def test_a_manifest_of_another_store_s_key_is_refused(store: Store, tmp_path: Path) -> None:
+def test_a_manifest_that_another_node_signed_counts_once_its_key_is_trusted_and_until_it_is_revoked(store: Store, tmp_path: Path) -> None:
     """Whoever can write the folder cannot make a snapshot that the agent takes for its own."""
     other = Store(tmp_path / "other")
-    foreign = publish(other, CONTENT)
+    foreign, key = publish(other, CONTENT), other.keyring.signing
+    pem = (other.state / "keys" / "trusted" / f"{key}.pem").read_bytes()
     other.close()
     ours = publish(store, CONTENT)
     assert foreign.digest == ours.digest
-    (ours.directory / "seal").write_text((foreign.directory / "seal").read_text())
-    with pytest.raises(Corrupt):
+    (ours.directory / "signature.json").write_bytes((foreign.directory / "signature.json").read_bytes())
+    with pytest.raises(Untrusted, match=f"key {key}, which is not trusted here; `zerowake key trust` adds one, or take the snapshot again"):
         store.get("default", "small")
+    store.keyring.trust(pem)
+    assert store.get("default", "small") == ours
+    store.keyring.revoke(key)
+    with pytest.raises(Untrusted, match=f"key {key}, which was revoked; take the snapshot again"):
+        store.get("default", "small")
+    assert store.sign("default", "small") == ours
+    assert store.signature(store.get("default", "small")).key == store.keyring.signing
+
+
+def test_nothing_else_is_read_of_a_snapshot_that_is_not_trusted(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    snapshot = publish(store, CONTENT)
+    tear_signature(snapshot)
+    monkeypatch.setattr(Manifest, "decode", pytest.fail)
+    with pytest.raises(Untrusted):
+        store.get("default", "small")
+
+
+def test_a_name_that_leads_to_another_s_snapshot_is_refused(store: Store, state: Path) -> None:
+    """It is whole and signed, and was published under another name, by another namespace perhaps."""
+    publish(store, CONTENT, "theirs")
+    (state / "names" / "tenant").mkdir()
+    (state / "names" / "default" / "theirs").rename(state / "names" / "tenant" / "ours")
+    with pytest.raises(Corrupt, match="snapshot tenant/ours: what is there under its name is default/theirs@"):
+        store.get("tenant", "ours")
+
+
+@pytest.mark.parametrize("what", ["a chunk", "a manifest"])
+def test_only_what_is_whole_is_signed_again(store: Store, what: str) -> None:
+    snapshot = publish(store, CONTENT)
+    before = (snapshot.directory / "signature.json").read_bytes()
+    if what == "a chunk":
+        store.chunks.path(snapshot.chunks[0].hash).write_bytes(b"?")
+    else:
+        spoil_manifest(snapshot)
+    with pytest.raises(Corrupt):
+        store.sign("default", "small")
+    assert (snapshot.directory / "signature.json").read_bytes() == before
+    with pytest.raises(NotFound):
+        store.sign("default", "nothing")
+
+
+def test_a_node_that_only_restores_publishes_nothing(store: Store, tmp_path: Path) -> None:
+    publish(store, CONTENT)
+    keys = tmp_path / "public"
+    (keys / "trusted").mkdir(parents=True)
+    key = store.keyring.signing
+    (keys / "trusted" / "fleet.pem").write_bytes((store.state / "keys" / "trusted" / f"{key}.pem").read_bytes())
+    store.close()
+    restores = Store(store.state, keys)
+    restores.verify(restores.get("default", "small"))
+    with pytest.raises(NoSigningKey, match="only restores"):
+        publish(restores, OTHER, "other")
+    assert [found.manifest.name for found in restores.list() if isinstance(found, Snapshot)] == ["small"]
+    restores.close()
+
+
+def test_a_folder_of_keys_that_was_named_and_has_none_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(UnusableKey, match=f"{tmp_path / 'none'} holds no key"):
+        Store(tmp_path / "state", tmp_path / "none")
+    Store(tmp_path / "state").close()
+
+
+def copied(snapshot: Snapshot, store: Store, lease: Lease) -> tuple[Path, bytes, Signature]:
+    """As from another node: its small files in a workspace, its chunks in the store, its manifest and its signature in hand."""
+    workspace = store.workspace()
+    for name in snapshot.manifest.files:
+        (workspace / name).parent.mkdir(exist_ok=True)
+        (workspace / name).write_bytes((snapshot.directory / name).read_bytes())
+    there = ChunkStore(snapshot.directory.parent.parent / "chunks")
+    for chunk in snapshot.chunks:
+        lease.put(there.path(chunk.hash).read_bytes())
+    signature = Signature.decode((snapshot.directory / "signature.json").read_bytes())
+    return workspace, (snapshot.directory / "manifest.json").read_bytes(), signature
+
+
+@pytest.fixture
+def foreign(tmp_path: Path) -> Iterator[tuple[Snapshot, bytes]]:
+    """A snapshot of another node, and the public key that it was signed by."""
+    other = Store(tmp_path / "other")
+    snapshot = publish(other, CONTENT)
+    yield snapshot, (other.state / "keys" / "trusted" / f"{other.keyring.signing}.pem").read_bytes()
+    other.close()
+
+
+def test_what_comes_from_another_node_is_adopted_with_its_signature(store: Store, foreign: tuple[Snapshot, bytes]) -> None:
+    snapshot, pem = foreign
+    with store.chunks.lease() as lease:
+        with pytest.raises(Untrusted, match="not trusted here"):
+            store.adopt(*copied(snapshot, store, lease), lease, replace=False)
+        assert store.list() == []
+        key = store.keyring.trust(pem)
+        adopted = store.adopt(*copied(snapshot, store, lease), lease, replace=False)
+    assert (adopted.digest, adopted.manifest) == (snapshot.digest, snapshot.manifest)
+    store.verify(store.get("default", "small"))
+    assert store.signature(adopted).key == key
+
+
+def test_what_comes_once_more_mends_what_is_there(store: Store, foreign: tuple[Snapshot, bytes], state: Path) -> None:
+    snapshot, pem = foreign
+    store.keyring.trust(pem)
+    with store.chunks.lease() as lease:
+        adopted = store.adopt(*copied(snapshot, store, lease), lease, replace=False)
+    (adopted.directory / "pages.index").write_bytes(b"?")
+    with store.chunks.lease() as lease:
+        with pytest.raises(NameTaken):
+            store.adopt(*copied(snapshot, store, lease), lease, replace=False)
+        store.adopt(*copied(snapshot, store, lease), lease, replace=True)
+    store.verify(store.get("default", "small"))
+    assert [folder.name for folder in (state / "snapshots").iterdir()] == [snapshot.digest]
+
+
+def test_weights_are_looked_for_where_this_node_put_them_then_where_the_engine_has_them(store: Store, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    part = PartRecord(path="model.safetensors", offset=0, first_chunk=0, chunks=1)
+    named = WeightsRecord(region="ab", size=1, parts=(part,), folder=str(model))
+    own = WeightsRecord(region="cd", size=1, parts=(part.model_copy(update={"path": "checkpoints/0/model.safetensors"}),))
+    workspace = store.workspace()
+    (workspace / "weights").mkdir()
+    for record in (named, own):
+        (workspace / layout_file(record)).write_bytes(b"the layout")
+    with store.chunks.lease() as lease:
+        snapshot = store.publish(workspace, draft(lease, workspace, CONTENT, weights=(named, own)), lease, replace=False)
+    assert [region.folder for region in store.regions(snapshot)] == [model, snapshot.directory]
+    store.fetched_weights(named).mkdir(parents=True)
+    assert store.regions(snapshot)[0].folder == model, "not all of it has come"
+    (store.fetched_weights(named) / "model.safetensors").touch()
+    assert store.regions(snapshot)[0].folder == store.state / "weights" / "ab"
 
 
 def test_verifying_names_the_first_file_or_chunk_that_is_wrong(store: Store) -> None:
@@ -169,7 +323,7 @@ def test_what_a_crash_left_goes_at_the_next_start(store: Store, state: Path) -> 
 def test_a_corrupt_manifest_keeps_every_chunk(store: Store, state: Path) -> None:
     """It cannot be told which are its own."""
     spoiled, other = publish(store, CONTENT, "spoiled"), publish(store, OTHER, "other")
-    spoil_seal(spoiled)
+    spoil_manifest(spoiled)
     store.remove("default", "other")
     assert {chunk.hash for chunk in [*spoiled.chunks, *other.chunks]} == chunks(state)
     assert spoiled.directory.exists(), "it stays for a look at it"
@@ -261,6 +415,19 @@ def test_captures_removals_and_readers_at_once_lose_nothing(store: Store, state:
         store.verify(found)
 
 
-def test_the_key_is_the_agent_s_alone(store: Store, state: Path) -> None:
-    assert (state / "key").stat().st_mode & 0o777 == 0o600
+def test_what_nobody_trusts_any_more_loses_nothing_by_a_sweep_and_keeps_no_others_bytes(store: Store, state: Path) -> None:
+    distrusted, other = publish(store, CONTENT, "distrusted"), publish(store, OTHER, "other")
+    remove_signature(distrusted)
+    store.remove("default", "other")
+    assert chunks(state) == {chunk.hash for chunk in distrusted.chunks} != {chunk.hash for chunk in other.chunks}
+    store.verify(store.sign("default", "distrusted"))
+
+
+def test_the_state_folder_and_its_pair_of_keys_are_the_agent_s_alone(store: Store, state: Path) -> None:
+    key = store.keyring.signing
+    assert (state / "keys" / "signing.pem").stat().st_mode & 0o777 == 0o600
     assert state.stat().st_mode & 0o077 == 0
+    store.close()
+    again = Store(state)
+    assert again.keyring.signing == key
+    again.close()
