@@ -1,4 +1,4 @@
-"""`zerowake agent`, `zerowake snapshot …`, `zerowake standby` and `zerowake park`.
+"""`zerowake agent`, `zerowake snapshot …`, `zerowake standby` and `zerowake park`; keys.py has `zerowake key …`.
 
 The snapshot commands speak gRPC to the agent that owns the state folder. Where none runs, one lives in the command's own process for as
 long as the command does: there is one way to take a snapshot, not two.
@@ -27,30 +27,26 @@ from zerowake_proto import agent_pb2, agent_pb2_grpc
 from gpumem.programs.commands import parse_reserve
 from restore_agent.drivers.weights import DEFAULT_SOCKET
 from restore_agent.engine.presets import KINDS, Setting, fewer_cpus, prepare
-from restore_agent.errors import REASON, AgentError
 from restore_agent.kubernetes.nri import SOCKET as NRI_SOCKET
 from restore_agent.places.placeholder import DEFAULT_FOLDER
+from restore_agent.programs import keys as key_commands
+from restore_agent.programs.command_line import Keys, Name, Namespace, State, failures_told
 from restore_agent.programs.main import DEFAULT_STATE, CannotRun, Listen, die_with_parent, enter_own_mounts, run, serving, socket_of
 from restore_agent.sequences.parked_budget import Share
-from restore_agent.snapshots.store import Catalog, NameTaken, NotFound, Snapshot
+from restore_agent.snapshots.store import Catalog, Snapshot
 from zerowake_shared import log
 from zerowake_shared.address import Address
 from zerowake_shared.command_limits import flaw_of_command, flaw_of_environment
-from zerowake_shared.listening import CannotListen
-from zerowake_shared.one_line import errors_in_one_line
-from zerowake_shared.state_folder import FolderInUse, UnusableFolder, used
-from zerowake_shared.tls import BadCertificate
+from zerowake_shared.state_folder import used
 
 app = typer.Typer(no_args_is_help=True)
-snapshots = typer.Typer(no_args_is_help=True, help="Takes, lists, verifies and removes snapshots of model servers.")
+snapshots = typer.Typer(no_args_is_help=True, help="Takes, lists, verifies, signs and removes snapshots of model servers.")
 app.add_typer(snapshots, name="snapshot")
+app.add_typer(key_commands.app, name="key")
 
-State = Annotated[Path, typer.Option(help="The agent's folder: snapshots and its socket.", envvar="ZEROWAKE_STATE", resolve_path=True)]
 Gpumem = Annotated[
     Path, typer.Option(help="Socket of gpumem, for engines whose weights it lends.", envvar="GPUMEM_SOCKET", resolve_path=True)
 ]
-Namespace = Annotated[str, typer.Option(help="Namespace of the snapshot.")]
-Name = Annotated[str, typer.Argument(help="Name of the snapshot.")]
 _PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "VIRTUAL_ENV", "PYTHONPATH", "LD_LIBRARY_PATH")
 _STEPS = {
     "weights": "filling gpumem with its weights",
@@ -90,11 +86,12 @@ def agent(
             metavar="SIZE",
         ),
     ] = "0.1",
+    keys: Keys = None,
 ) -> None:
     """Runs the restore agent of this node, until it is told to stop."""
     log.configure()
     parent = os.getppid()
-    with _errors(), contextlib.ExitStack() as stack:
+    with failures_told(), contextlib.ExitStack() as stack:
         if bool(listen) != bool(tls):
             raise CannotRun("--listen and --tls belong together: whoever reaches the agent may start programs as root")
         shows, parked = _metrics_address(metrics), _share(parked_bytes)
@@ -107,7 +104,7 @@ def agent(
             from restore_agent.programs.on_kubernetes import Kubernetes, serve_pods  # noqa: PLC0415  (only here is the API's client needed)
 
             beside = functools.partial(serve_pods, Kubernetes(cri, nri, placeholder, kubelet))
-        asyncio.run(run(node, state, gpumem, shows, serves, beside, parked))
+        asyncio.run(run(node, state, gpumem, shows, serves, beside, parked, keys))
 
 
 @snapshots.command()
@@ -140,6 +137,7 @@ def create(
     gpumem: Gpumem = DEFAULT_SOCKET,
     namespace: Namespace = "default",
     state: State = DEFAULT_STATE,
+    keys: Keys = None,
 ) -> None:
     """Starts a server, takes a snapshot of it when it is ready, and proves that a restored replica answers the same."""
     path, _, body = canary.partition("=")
@@ -152,11 +150,11 @@ def create(
     if engine:
         if weights:
             raise typer.BadParameter(f"--weights is for engines that attach what they are told; {engine} brings its own")
-        with _errors():
+        with failures_told():
             setting = Setting(port, gpumem, state / "weights", cpus=fewer_cpus())
             command, more, health = prepare(engine, command, setting, {**os.environ, **pairs})
         pairs = more | pairs
-    with _errors():
+    with failures_told():
         if why := flaw_of_command(command) or flaw_of_environment(pairs, command):
             raise CannotRun(f"the server cannot be started: {why}")
         request = agent_pb2.SnapshotRequest(
@@ -178,15 +176,15 @@ def create(
             replace=replace,
             weights=str(weights.resolve()) if weights else "",
         )
-    _run(_create(request, state, gpumem), state)
+    _run(_create(request, state, gpumem, keys), state)
 
 
 @snapshots.command("list")
-def list_snapshots(state: State = DEFAULT_STATE) -> None:
+def list_snapshots(state: State = DEFAULT_STATE, keys: Keys = None) -> None:
     """Lists the snapshots on this node."""
     table = Table("NAMESPACE", "NAME", "DIGEST", "MODEL", "PAGES", "CRIU", "TAKEN", box=None, pad_edge=False)
-    with _errors():
-        for found in Catalog(state).list():
+    with failures_told():
+        for found in Catalog(state, keys).list():
             if isinstance(found, Snapshot):
                 manifest = found.manifest
                 sizes = f"{manifest.page_bytes / 1e6:.0f} MB", f"{manifest.skeleton_bytes / 1e6:.1f} MB"
@@ -197,27 +195,38 @@ def list_snapshots(state: State = DEFAULT_STATE) -> None:
 
 
 @snapshots.command()
-def show(name: Name, namespace: Namespace = "default", state: State = DEFAULT_STATE) -> None:
+def show(name: Name, namespace: Namespace = "default", state: State = DEFAULT_STATE, keys: Keys = None) -> None:
     """Prints a snapshot's manifest."""
-    with _errors():
-        snapshot = Catalog(state).get(namespace, name)
+    with failures_told():
+        snapshot = Catalog(state, keys).get(namespace, name)
     typer.echo(json.dumps({"digest": snapshot.digest, **snapshot.manifest.model_dump(mode="json")}, indent=2))
 
 
 @snapshots.command()
-def verify(name: Name, namespace: Namespace = "default", state: State = DEFAULT_STATE) -> None:
-    """Reads every byte of a snapshot and compares it with its hash."""
-    with _errors():
-        catalog = Catalog(state)
+def verify(name: Name, namespace: Namespace = "default", state: State = DEFAULT_STATE, keys: Keys = None) -> None:
+    """Verifies a snapshot's signature, reads every byte of it, and compares it with its hash."""
+    with failures_told():
+        catalog = Catalog(state, keys)
         snapshot = catalog.get(namespace, name)
+        signature = catalog.signature(snapshot)
         catalog.verify(snapshot)
     adapters = ", ".join(adapter.name for adapter in snapshot.manifest.adapters)
     proved = f"; it was proved with its adapters {adapters}" if adapters else ""
-    typer.echo(f"{snapshot}: {len(snapshot.chunks)} chunks and {len(snapshot.manifest.files)} files are whole{proved}")
+    whole = f"{len(snapshot.chunks)} chunks and {len(snapshot.manifest.files)} files are whole"
+    typer.echo(f"{snapshot}: {whole}, signed by key {signature.key}{proved}")
 
 
 @snapshots.command()
-def rm(name: Name, namespace: Namespace = "default", state: State = DEFAULT_STATE) -> None:
+def sign(name: Name, namespace: Namespace = "default", state: State = DEFAULT_STATE, keys: Keys = None) -> None:
+    """Reads every byte of a snapshot and, where all are what it says, signs it by this node's key, whoever signed it before."""
+    with failures_told():
+        catalog = Catalog(state, keys)
+        snapshot = catalog.sign(namespace, name)
+        typer.echo(f"{snapshot}: signed by key {catalog.signature(snapshot).key}")
+
+
+@snapshots.command()
+def rm(name: Name, namespace: Namespace = "default", state: State = DEFAULT_STATE, keys: Keys = None) -> None:
     """Removes a snapshot from this node."""
 
     async def remove(stub: agent_pb2_grpc.AgentAsyncStub) -> None:
@@ -225,7 +234,7 @@ def rm(name: Name, namespace: Namespace = "default", state: State = DEFAULT_STAT
         await stub.Unstage(agent_pb2.UnstageRequest(request_id=secrets.token_hex(8), snapshot=reference, rung=agent_pb2.RUNG_ABSENT))
 
     async def connected() -> None:
-        async with _agent(state) as stub:
+        async with _agent(state, keys=keys) as stub:
             await remove(stub)
 
     _run(connected(), state)
@@ -276,7 +285,7 @@ def _stage(state: Path, request: agent_pb2.StageRequest, rung: str) -> None:
         )
 
     request.request_id = secrets.token_hex(8)
-    with _errors():
+    with failures_told():
         asyncio.run(stage())
 
 
@@ -286,7 +295,7 @@ def _unstage(state: Path, reference: agent_pb2.SnapshotRef, rung: agent_pb2.Rung
             await stub.Unstage(agent_pb2.UnstageRequest(request_id=secrets.token_hex(8), snapshot=reference, rung=rung))
         typer.echo(f"{reference.namespace}/{reference.name}: {done}")
 
-    with _errors():
+    with failures_told():
         asyncio.run(unstage())
 
 
@@ -299,10 +308,10 @@ async def _running_agent(state: Path) -> AsyncIterator[agent_pb2_grpc.AgentAsync
         yield stub
 
 
-async def _create(request: agent_pb2.SnapshotRequest, state: Path, gpumem: Path) -> None:
+async def _create(request: agent_pb2.SnapshotRequest, state: Path, gpumem: Path, keys: Path | None) -> None:
     console = Console(stderr=True)
     columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
-    async with _agent(state, gpumem) as stub:
+    async with _agent(state, gpumem, keys) as stub:
         result = None
         with Progress(*columns, console=console, transient=True) as bars:
             task = bars.add_task("", total=None)
@@ -328,12 +337,12 @@ async def _create(request: agent_pb2.SnapshotRequest, state: Path, gpumem: Path)
 
 
 @contextlib.asynccontextmanager
-async def _agent(state: Path, gpumem: Path = DEFAULT_SOCKET) -> AsyncIterator[agent_pb2_grpc.AgentAsyncStub]:
+async def _agent(state: Path, gpumem: Path = DEFAULT_SOCKET, keys: Path | None = None) -> AsyncIterator[agent_pb2_grpc.AgentAsyncStub]:
     """The agent that runs on this state folder, or one in this process."""
     async with contextlib.AsyncExitStack() as stack:
         path = socket_of(state)
         if not _listens(path):
-            await stack.enter_async_context(serving(socket.gethostname(), state, gpumem))
+            await stack.enter_async_context(serving(socket.gethostname(), state, gpumem, keys=keys))
         channel = await stack.enter_async_context(grpc.aio.insecure_channel(f"unix:{path}"))
         yield agent_pb2_grpc.AgentStub(channel)
 
@@ -348,7 +357,7 @@ def _listens(path: Path) -> bool:
 
 
 def _run(work: Coroutine[Any, Any, None], state: Path) -> None:
-    with _errors(), contextlib.ExitStack() as stack:
+    with failures_told(), contextlib.ExitStack() as stack:
         stack.callback(work.close)
         if not _listens(socket_of(state)):
             stack.enter_context(used(state))
@@ -370,31 +379,3 @@ def _metrics_address(text: str) -> Address | None:
         return Address.to_listen(text) if text else None
     except ValueError as error:
         raise CannotRun(f"--metrics {error}") from None
-
-
-@contextlib.contextmanager
-def _errors() -> Any:
-    """Every failure that has a name is told on stderr, with exit code 1: in one line, below which stands what an engine printed."""
-    with errors_in_one_line("zerowake", AgentError, BadCertificate, CannotListen, FolderInUse, UnusableFolder):
-        try:
-            yield
-        except (grpc.aio.AioRpcError, AgentError) as error:
-            typer.secho(f"zerowake: {_with_remedy(error)}", err=True, fg="red")
-            raise typer.Exit(1) from None
-
-
-# By an error's reason. What an agent says is the same on Kubernetes, where none of these commands is the way out.
-_REMEDIES = {
-    NotFound.reason: "`zerowake snapshot create` makes one",
-    NameTaken.reason: "choose another name, --replace it, or `zerowake snapshot rm` it",
-}
-
-
-def _with_remedy(error: grpc.aio.AioRpcError | AgentError) -> str:
-    """What happened, here or in an agent that was asked, and what to do where a command of ours does it."""
-    if isinstance(error, AgentError):
-        said, reason = str(error), error.reason
-    else:
-        trailing: dict[str, object] = dict(error.trailing_metadata() or ())
-        said, reason = error.details() or error.code().name, str(trailing.get(REASON, ""))
-    return f"{said}; {_REMEDIES[reason]}" if reason in _REMEDIES else said

@@ -81,13 +81,15 @@ class Listen:
 
 
 @contextlib.asynccontextmanager
-async def serving(name: str, state: Path, gpumem: Path, listen: Listen | None = None, parked: Share = a_tenth) -> AsyncIterator[Node]:
+async def serving(
+    name: str, state: Path, gpumem: Path, listen: Listen | None = None, parked: Share = a_tenth, keys: Path | None = None
+) -> AsyncIterator[Node]:
     """Serves an agent's gRPC on its socket, which only root may open, and where others reach it. `enter_own_mounts` comes first.
 
-    Raises StoreBusy, BadCertificate, CannotListen, CannotRun, OSError.
+    Raises StoreBusy, UnusableKey, BadCertificate, CannotListen, CannotRun, OSError.
     """
     path = socket_of(state)
-    async with Node.open(name, state, _memory(state), gpumem, metrics, parked) as node:
+    async with Node.open(name, state, _memory(state), gpumem, metrics, parked, keys) as node:
         listening.make_way(path, "the agent")  # of one that was killed: the store's lock says that none is alive
         server = grpc.aio.server(interceptors=[OnlyTheScaler()], options=listening.PINGS_WELCOME)
         agent_pb2_grpc.add_AgentServicer_to_server(AgentService(node), server)
@@ -111,6 +113,7 @@ async def run(
     listen: Listen | None = None,
     beside: Callable[[Node], Coroutine[Any, Any, None]] | None = None,
     parked: Share = a_tenth,
+    keys: Path | None = None,
 ) -> None:
     """Until SIGTERM or SIGINT, and with it what runs `beside`, for ever. Raises what `serving` and `beside` do."""
     stop = asyncio.Event()
@@ -122,7 +125,7 @@ async def run(
     async with contextlib.AsyncExitStack() as stack:
         if metrics_address:
             await stack.enter_async_context(metrics.serve(*metrics_address))
-        node = await stack.enter_async_context(serving(name, state, gpumem, listen, parked))
+        node = await stack.enter_async_context(serving(name, state, gpumem, listen, parked, keys))
         _LOG.info("agent of node %s serves on %s", name, socket_of(state))
         if beside:
             await stack.enter_async_context(background.beside(beside(node), "beside the node"))

@@ -19,7 +19,7 @@ EXAMPLES = sorted((ROOT / "deploy/examples").glob("*.yaml"))
 WAYS = {
     "default": (),
     "everything": (
-        "--set=keda.tls=mutual,gpumem.enabled=true,gpumem.runtimeClassName=nvidia,agent.nodeSelector.gpu=yes,gateway.service.type=NodePort",
+        "--set=keda.tls=mutual,gpumem.enabled=true,gpumem.runtimeClassName=nvidia,agent.nodeSelector.gpu=yes,agent.keysSecret=fleet,gateway.service.type=NodePort",
         "--set=networkPolicies.metricsFrom.matchLabels.team=a,scaler.nodeSelector.zone=b,scaler.image.digest=sha256:" + "0" * 64,
     ),
     "private": ("--set=imagePullSecrets[0].name=registry,agent.priorityClassName=",),
@@ -88,6 +88,17 @@ def test_agent_and_gpumem_ask_for_the_driver(kubeconfig: str) -> None:
     for container in pod["containers"]:
         env = {each["name"]: each.get("value") for each in container["env"]}
         assert (env["NVIDIA_VISIBLE_DEVICES"], env["NVIDIA_DRIVER_CAPABILITIES"]) == ("all", "compute,utility"), container["name"]
+
+
+def test_the_agent_alone_has_the_keys_that_snapshots_are_signed_by(kubeconfig: str) -> None:
+    objects = render(kubeconfig, "zerowake", *WAYS["everything"])
+    (pod,) = [one["spec"]["template"]["spec"] for one in objects if one["kind"] == "DaemonSet"]
+    assert [each["secret"]["secretName"] for each in pod["volumes"] if each["name"] == "keys"] == ["fleet"]
+    mounted = {each["name"]: [one["mountPath"] for one in each["volumeMounts"] if one["name"] == "keys"] for each in pod["containers"]}
+    assert mounted == {"agent": ["/etc/zerowake/keys"], "gpumem": []}
+    agent = next(each for each in pod["containers"] if each["name"] == "agent")
+    assert {"name": "ZEROWAKE_KEYS", "value": "/etc/zerowake/keys"} in agent["env"]
+    assert "ZEROWAKE_KEYS" not in yaml.safe_dump_all(render(kubeconfig, "zerowake"))
 
 
 def test_cert_manager_s_way(kubeconfig: str) -> None:

@@ -15,6 +15,7 @@ import aiohttp
 import pytest
 import yaml
 
+from restore_agent.snapshots.keyring import Keyring
 from tests.e2e.api import Api, Object
 from tests.e2e.chart import ROOT, everything, run, secrets_of
 from tests.e2e.release import MODEL, Release, deployment, is_ready, is_scaled, snapshot, to_install
@@ -29,15 +30,20 @@ async def release(api: Api, namespace: str, kubeconfig: str) -> AsyncIterator[Re
         yield made
 
 
-async def test_a_snapshot_from_its_capture_to_the_uninstall(api: Api, release: Release, kubeconfig: str) -> None:
+async def test_a_snapshot_from_its_capture_to_the_uninstall(api: Api, release: Release, kubeconfig: str, tmp_path: Path) -> None:
     namespace = release.namespace
+    key = Keyring(tmp_path / "keys").make()
+    content = {"signing.pem": (tmp_path / "keys" / "signing.pem").read_text()}
+    await api.apply({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "fleet"}, "stringData": content}, namespace=namespace)
     before = await everything(kubeconfig, namespace)
-    await release.helm_upgrade("--set=keda.tls=mutual")
+    await release.helm_upgrade("--set=keda.tls=mutual,agent.keysSecret=fleet")
     await api.apply(snapshot(), deployment(), namespace=namespace)
     ready = await api.until("ModelSnapshot", namespace, MODEL, is_ready, 120)
     assert ready
     assert [each["rung"] for each in ready["status"]["nodes"]] in (["disk"], ["memory"]) and len(ready["status"]["digest"]) == 64
     print(await release.run("kubectl", "-n", namespace, "get", "modelsnapshots"))
+    inside = ("kubectl", "-n", namespace, "exec", "daemonset/zerowake-agent", "--container", "agent", "--")
+    assert f"signed by key {key}" in await release.run(*inside, "zerowake", "snapshot", "verify", MODEL, "--namespace", namespace)
 
     (keda,) = yaml_of("scaledobject-tls.yaml", namespace, "ClusterTriggerAuthentication")
     (scaled,) = yaml_of("scaledobject-tls.yaml", namespace, "ScaledObject")

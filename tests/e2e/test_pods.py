@@ -24,6 +24,7 @@ from zerowake_proto import agent_pb2 as pb
 from zerowake_proto import agent_pb2_grpc, gpumem_pb2
 
 from gpumem.client.control import Control
+from restore_agent.snapshots.keyring import Keyring
 from tests.e2e.api import Api, ApiError, Object, condition
 from tests.e2e.cluster.control import enter, import_archives
 from tests.e2e.cluster.images import IMAGES, build
@@ -295,13 +296,28 @@ async def test_names_that_belong_to_others_or_to_nobody(api: Api, namespace: str
         await api.delete("Namespace", "", stranger)
 
 
-async def test_an_edited_manifest_is_found(api: Api, namespace: str, running: Agent) -> None:
+async def test_an_edited_manifest_and_a_foreign_signature_are_found(api: Api, namespace: str, running: Agent, tmp_path: Path) -> None:
     assert (await capture(api, running, namespace)).get("zerowake.dev/captured")
-    path = (running.state / f"names/{namespace}/small").resolve() / "manifest.json"
-    path.write_text(path.read_text().replace('"port":8000', '"port":8001'))
-    await api.apply(pod(running, "one", {"zerowake.dev/snapshot": "small"}, ["sh", "-c", WAITS]), namespace=namespace)
-    found = dict(await events(api, namespace, "one", "RestoreFailed", "ColdStarted"))
-    assert "changed after it was published" in found["RestoreFailed"]
+    folder = (running.state / f"names/{namespace}/small").resolve()
+    manifest, whole = folder / "manifest.json", (folder / "manifest.json").read_bytes()
+    foreign = Keyring(tmp_path / "foreign")
+    foreign.make()
+
+    def edit() -> None:
+        manifest.write_bytes(whole.replace(b'"port":8000', b'"port":8001'))
+
+    def sign() -> None:
+        manifest.write_bytes(whole)
+        (folder / "signature.json").write_bytes(foreign.sign(whole).encode())
+
+    for name, spoil, words in (
+        ("edited", edit, "changed after it was published"),
+        ("foreign", sign, f"it is signed by key {foreign.signing}, which is not trusted here"),
+    ):
+        spoil()
+        await api.apply(pod(running, name, {"zerowake.dev/snapshot": "small"}, ["sh", "-c", WAITS]), namespace=namespace)
+        found = dict(await events(api, namespace, name, "RestoreFailed", "ColdStarted"))
+        assert words in found["RestoreFailed"], found
 
 
 async def test_a_cold_pod_serves_and_is_known(api: Api, namespace: str, running: Agent) -> None:

@@ -7,7 +7,8 @@ import json
 import sys
 from pathlib import Path
 
-from tests.worlds.agent import ENGINE, Agent
+from restore_agent.snapshots.keyring import Keyring
+from tests.worlds.agent import ENGINE, Agent, engine
 from tests.worlds.command import zerowake
 
 
@@ -27,6 +28,39 @@ async def test_a_spoiled_snapshot_is_listed_with_its_fault(state: Path) -> None:
     (manifest,) = (state / "snapshots").glob("*/manifest.json")
     manifest.write_text(manifest.read_text() + " ")
     assert "unusable" in await zerowake("snapshot", "list", "--state", str(state))
+
+
+async def test_a_snapshot_is_signed_by_another_key_after_its_own_was_revoked(agent: Agent, mapped: Path) -> None:
+    """While the agent runs: it refuses at once what is revoked, and restores what is signed again."""
+    state = ("--state", str(agent.state))
+    old = Keyring(agent.state / "keys").signing
+    assert f"signed by key {old}" in await zerowake("snapshot", "verify", *state, "small")
+    assert f"key {old}, which signed before, stays trusted" in await zerowake("key", "make", *state)
+    await zerowake("key", "revoke", *state, old)
+    refused = await zerowake("snapshot", "verify", *state, "small", code=1)
+    assert f"it is signed by key {old}, which was revoked; take the snapshot again" in refused
+    assert (await agent.restore("small", cold=engine(mapped))).fallback_reason == "untrusted"
+    new = Keyring(agent.state / "keys").signing
+    assert f"signed by key {new}" in await zerowake("snapshot", "sign", *state, "small")
+    assert f"signed by key {new}" in await zerowake("snapshot", "verify", *state, "small")
+    assert (await agent.restore("small")).fallback_reason == ""
+
+
+async def test_a_node_without_a_signing_key_says_so_before_it_starts_anything(state: Path, tmp_path: Path) -> None:
+    own = Keyring(state / "keys")
+    fleet = Keyring(tmp_path / "fleet")
+    public = own.public_file(own.signing)
+    assert public is not None
+    fleet.trust(public.read_bytes())
+    there = ("--state", str(state), "--keys", str(fleet.folder))
+    assert "are whole" in await zerowake("snapshot", "verify", *there, "small")
+    touch = ("--port", "8000", "--", "touch", str(tmp_path / "started"))
+    refused = await zerowake("snapshot", "create", *there, "other", *touch, code=1)
+    assert f"{fleet.folder} has no signing.pem, so this node only restores; take snapshots on one that has it" in refused
+    assert not (tmp_path / "started").exists()
+    nobody = ("--state", str(state), "--keys", str(tmp_path / "nobody"))
+    assert "holds no key, so no snapshot would count" in await zerowake("snapshot", "create", *nobody, "other", *touch, code=1)
+    assert "not trusted here" in await zerowake("snapshot", "verify", *nobody, "small", code=1)
 
 
 async def test_removing_without_an_agent(state: Path) -> None:

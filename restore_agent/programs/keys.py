@@ -1,0 +1,73 @@
+"""`zerowake key …`: by which keys snapshots are signed, and whose signatures count. An agent that runs follows at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from restore_agent.programs.command_line import Keys, State, failures_told
+from restore_agent.programs.main import DEFAULT_STATE, CannotRun
+from restore_agent.snapshots.keyring import Keyring
+from restore_agent.snapshots.store import keys_of
+
+app = typer.Typer(no_args_is_help=True, help="Makes, lists, trusts and revokes the keys that snapshots are signed by.")
+
+
+@app.command()
+def make(state: State = DEFAULT_STATE, keys: Keys = None) -> None:
+    """Makes a pair of keys to sign snapshots with from now on. The key that signed before stays trusted until it is revoked."""
+    with failures_told():
+        keyring = _keyring(state, keys)
+        before = keyring.signing
+        fresh = keyring.make()
+        typer.echo(f"key {fresh} signs from now on; other nodes take its snapshots by `zerowake key trust {keyring.public_file(fresh)}`")
+        if before:
+            typer.echo(f"key {before}, which signed before, stays trusted until `zerowake key revoke {before}`")
+
+
+@app.command("list")
+def list_keys(state: State = DEFAULT_STATE, keys: Keys = None) -> None:
+    """Lists the keys whose signatures count, and those that were revoked."""
+    table = Table("KEY", "STATUS", "FILE", box=None, pad_edge=False)
+    with failures_told():
+        keyring = _keyring(state, keys)
+        for each in keyring.trusted:
+            table.add_row(each, "signs" if each == keyring.signing else "trusted", str(keyring.public_file(each) or ""))
+        for each in keyring.revoked:
+            table.add_row(each, "[red]revoked[/]", "")
+    Console().print(table, soft_wrap=True)
+
+
+@app.command()
+def trust(
+    file: Annotated[Path, typer.Argument(help="The other node's public key, in PEM.", metavar="FILE")],
+    state: State = DEFAULT_STATE,
+    keys: Keys = None,
+) -> None:
+    """Takes another node's public key: from now on its snapshots count here."""
+    with failures_told():
+        try:
+            pem = file.read_bytes()
+        except OSError as error:
+            raise CannotRun(f"{file} cannot be read: {error.strerror}") from None
+        typer.echo(f"key {_keyring(state, keys).trust(pem)} is trusted")
+
+
+@app.command()
+def revoke(
+    key: Annotated[str, typer.Argument(help="ID of the key, as `zerowake key list` has it.", metavar="KEY")],
+    state: State = DEFAULT_STATE,
+    keys: Keys = None,
+) -> None:
+    """Takes the trust in a key back: what it has signed is restored no more. `zerowake snapshot sign` signs by another."""
+    with failures_told():
+        _keyring(state, keys).revoke(key)
+        typer.echo(f"key {key} is revoked")
+
+
+def _keyring(state: Path, keys: Path | None) -> Keyring:
+    return Keyring(keys_of(state, keys))
