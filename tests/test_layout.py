@@ -23,6 +23,7 @@ EXCEPTIONS = {
     "restore_agent/kubernetes/injection.py": "restore_agent/test_nri.py",
     "restore_agent/kubernetes/pod_captures.py": "restore_agent/test_pods.py",
     "restore_agent/kubernetes/pod_replicas.py": "restore_agent/test_pods.py",
+    "restore_agent/programs/connection.py": "restore_agent/test_commands.py",
     "restore_agent/programs/on_kubernetes.py": "restore_agent/test_pods.py",
     "restore_agent/sequences/capture.py": "restore_agent/test_node.py",
     "restore_agent/service/metrics.py": "restore_agent/test_service.py",

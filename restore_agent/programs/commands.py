@@ -1,7 +1,6 @@
 """`zerowake agent`, `zerowake snapshot …`, `zerowake standby` and `zerowake park`; keys.py has `zerowake key …`.
 
-The snapshot commands speak gRPC to the agent that owns the state folder. Where none runs, one lives in the command's own process for as
-long as the command does: there is one way to take a snapshot, not two.
+connection.py has how they reach an agent.
 """
 
 from __future__ import annotations
@@ -13,11 +12,9 @@ import json
 import os
 import secrets
 import socket
-from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import grpc
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -31,7 +28,8 @@ from restore_agent.kubernetes.nri import SOCKET as NRI_SOCKET
 from restore_agent.places.placeholder import DEFAULT_FOLDER
 from restore_agent.programs import keys as key_commands
 from restore_agent.programs.command_line import Keys, Name, Namespace, State, failures_told
-from restore_agent.programs.main import DEFAULT_STATE, CannotRun, Listen, die_with_parent, enter_own_mounts, run, serving, socket_of
+from restore_agent.programs.connection import Gpumem, connected, run_command, running_agent
+from restore_agent.programs.main import DEFAULT_STATE, CannotRun, Listen, die_with_parent, enter_own_mounts, run
 from restore_agent.sequences.parked_budget import Share
 from restore_agent.snapshots.store import Catalog, Snapshot
 from zerowake_shared import log
@@ -44,9 +42,6 @@ snapshots = typer.Typer(no_args_is_help=True, help="Takes, lists, verifies, sign
 app.add_typer(snapshots, name="snapshot")
 app.add_typer(key_commands.app, name="key")
 
-Gpumem = Annotated[
-    Path, typer.Option(help="Socket of gpumem, for engines whose weights it lends.", envvar="GPUMEM_SOCKET", resolve_path=True)
-]
 _PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "VIRTUAL_ENV", "PYTHONPATH", "LD_LIBRARY_PATH")
 _STEPS = {
     "weights": "filling gpumem with its weights",
@@ -176,7 +171,7 @@ def create(
             replace=replace,
             weights=str(weights.resolve()) if weights else "",
         )
-    _run(_create(request, state, gpumem, keys), state)
+    run_command(_create(request, state, gpumem, keys), state)
 
 
 @snapshots.command("list")
@@ -233,11 +228,11 @@ def rm(name: Name, namespace: Namespace = "default", state: State = DEFAULT_STAT
         reference = agent_pb2.SnapshotRef(namespace=namespace, name=name)
         await stub.Unstage(agent_pb2.UnstageRequest(request_id=secrets.token_hex(8), snapshot=reference, rung=agent_pb2.RUNG_ABSENT))
 
-    async def connected() -> None:
-        async with _agent(state, keys=keys) as stub:
+    async def asked() -> None:
+        async with connected(state, keys=keys) as stub:
             await remove(stub)
 
-    _run(connected(), state)
+    run_command(asked(), state)
 
 
 @app.command()
@@ -276,7 +271,7 @@ def park(
 
 def _stage(state: Path, request: agent_pb2.StageRequest, rung: str) -> None:
     async def stage() -> None:
-        async with _running_agent(state) as stub:
+        async with running_agent(state) as stub:
             answer = await stub.Stage(request)
         found = answer.residency
         held = f", holding {found.parked_bytes[0] / 1e9:.2f} GB of its GPU" if rung == "parked" and found.parked_bytes else ""
@@ -291,7 +286,7 @@ def _stage(state: Path, request: agent_pb2.StageRequest, rung: str) -> None:
 
 def _unstage(state: Path, reference: agent_pb2.SnapshotRef, rung: agent_pb2.Rung, done: str) -> None:
     async def unstage() -> None:
-        async with _running_agent(state) as stub:
+        async with running_agent(state) as stub:
             await stub.Unstage(agent_pb2.UnstageRequest(request_id=secrets.token_hex(8), snapshot=reference, rung=rung))
         typer.echo(f"{reference.namespace}/{reference.name}: {done}")
 
@@ -299,19 +294,10 @@ def _unstage(state: Path, reference: agent_pb2.SnapshotRef, rung: agent_pb2.Rung
         asyncio.run(unstage())
 
 
-@contextlib.asynccontextmanager
-async def _running_agent(state: Path) -> AsyncIterator[agent_pb2_grpc.AgentAsyncStub]:
-    """Raises CannotRun: there is none."""
-    if not _listens(socket_of(state)):
-        raise CannotRun(f"no agent runs on {state}, and a standby lives in one: start `zerowake up` or `zerowake agent`")
-    async with _agent(state) as stub:
-        yield stub
-
-
 async def _create(request: agent_pb2.SnapshotRequest, state: Path, gpumem: Path, keys: Path | None) -> None:
     console = Console(stderr=True)
     columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
-    async with _agent(state, gpumem, keys) as stub:
+    async with connected(state, gpumem, keys) as stub:
         result = None
         with Progress(*columns, console=console, transient=True) as bars:
             task = bars.add_task("", total=None)
@@ -334,35 +320,6 @@ async def _create(request: agent_pb2.SnapshotRequest, state: Path, gpumem: Path,
     )
     for note in result.notes:
         typer.echo(f"note: {note}")
-
-
-@contextlib.asynccontextmanager
-async def _agent(state: Path, gpumem: Path = DEFAULT_SOCKET, keys: Path | None = None) -> AsyncIterator[agent_pb2_grpc.AgentAsyncStub]:
-    """The agent that runs on this state folder, or one in this process."""
-    async with contextlib.AsyncExitStack() as stack:
-        path = socket_of(state)
-        if not _listens(path):
-            await stack.enter_async_context(serving(socket.gethostname(), state, gpumem, keys=keys))
-        channel = await stack.enter_async_context(grpc.aio.insecure_channel(f"unix:{path}"))
-        yield agent_pb2_grpc.AgentStub(channel)
-
-
-def _listens(path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX) as probe:
-        try:
-            probe.connect(str(path))
-        except OSError:
-            return False
-        return True
-
-
-def _run(work: Coroutine[Any, Any, None], state: Path) -> None:
-    with failures_told(), contextlib.ExitStack() as stack:
-        stack.callback(work.close)
-        if not _listens(socket_of(state)):
-            stack.enter_context(used(state))
-            enter_own_mounts(state)
-        asyncio.run(work)
 
 
 def _share(text: str) -> Share:
