@@ -69,6 +69,23 @@ def client_credentials(files: TlsFiles) -> grpc.ChannelCredentials:
     return grpc.ssl_channel_credentials(roots, files.key.read_bytes(), files.certificate.read_bytes())
 
 
+def client_contexts(files: TlsFiles) -> Callable[[], ssl.SSLContext]:
+    """The same for sockets of Python's: what makes the context of the next connection, by the files as they are then.
+
+    Raises:
+        BadCertificate: the files cannot be used as they are now.
+    """
+    follower = _Follower(files, _for_clients)
+    current = follower.load()
+
+    def context() -> ssl.SSLContext:
+        nonlocal current
+        current = follower.changed() or current
+        return current
+
+    return context
+
+
 def server_context(files: TlsFiles) -> ssl.SSLContext:
     """The same for a server of asyncio's.
 
@@ -134,8 +151,12 @@ def _for_grpc(files: TlsFiles) -> grpc.ServerCertificateConfiguration:
     return grpc.ssl_server_certificate_configuration([pair], files.client_ca.read_bytes() if files.client_ca else None)
 
 
-def _for_openssl(files: TlsFiles) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+def _for_clients(files: TlsFiles) -> ssl.SSLContext:
+    return _for_openssl(files, ssl.PROTOCOL_TLS_CLIENT)
+
+
+def _for_openssl(files: TlsFiles, protocol: ssl._SSLMethod = ssl.PROTOCOL_TLS_SERVER) -> ssl.SSLContext:
+    context = ssl.SSLContext(protocol)
 
     def refuse() -> NoReturn:
         raise BadCertificate(f"{files.key} is encrypted; store the key without a passphrase (openssl pkey -in … -out …)")
