@@ -47,7 +47,12 @@ class Offered:
             self._arrivals.notify_all()
 
     def get(self, key: str, seconds: float) -> Bytes:
-        """What is behind a key of the snapshot; it may be waited for so long. Raises Absent, Denied, Unreachable: it has not come yet."""
+        """What is behind a key of the snapshot; it may be waited for so long.
+
+        Raises:
+            Absent: it is not here. Unreachable: nor has it come meanwhile.
+            Denied: it is no part of the snapshot.
+        """
         if key in self.small:
             return memoryview(self.small[key])
         chunk = self.chunks.get(key)
@@ -55,7 +60,8 @@ class Offered:
             raise Denied(f"snapshot {self.digest[:12]} of namespace {self.namespace} has no {key}")
         with self._arrivals:
             if not self._arrivals.wait_for(lambda: self.find(chunk) is not None, seconds):
-                raise Unreachable(f"{key} of snapshot {self.digest[:12]} has not come to this node yet")
+                kind = Unreachable if seconds else Absent
+                raise kind(f"{key} of snapshot {self.digest[:12]} has not come to this node yet")
         found = self.find(chunk)
         if found is None:
             raise Absent(f"{key} of snapshot {self.digest[:12]} is not on this node any more")

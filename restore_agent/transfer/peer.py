@@ -1,8 +1,7 @@
 """Another agent as a source: what peer_server.py serves there, read by blocking sockets in threads (that file says why).
 
-A peer is asked for one snapshot. A chunk that has not come to it yet it may wait for, as long as `patience` says. One that fails, or whose
-transfer is given up by the reader, is set back: for a while `is_set_back` says so, each time for longer, and whoever has a choice asks
-others first. Without that each of a thousand chunks would wait for a node that is gone.
+A peer is asked for one snapshot. For a chunk that has not come to it yet it is waited as long as `patience` says. A connection serves one
+read at a time and is kept for the next; one whose read was given up in the middle is cut, since what is still on its way nobody wants.
 """
 
 from __future__ import annotations
@@ -21,24 +20,20 @@ from typing import Any, TypeVar
 from restore_agent.transfer.peer_server import AGENT
 from restore_agent.transfer.source import Absent, Denied, Piece, TransferError, Unreachable
 from zerowake_shared.address import Address
-from zerowake_shared.backoff import Backoff
-from zerowake_shared.clock import SYSTEM_CLOCK, Clock
 
 _THREADS = 64  # reads at the same time, of all peers: many of them wait for chunks to come
 _PIECE = 1 << 20  # bytes: a hop between threads for each of them costs nothing
 _CONNECT_SECONDS = 3.0
 _SILENT_SECONDS = 10.0  # nothing comes for so long
-_FIRST_SETBACK_SECONDS, _LAST_SETBACK_SECONDS = 1.0, 30.0
 _T = TypeVar("_T")
 
 
 class Peers:
     """Other agents, with their connections. Use `with Peers(…)`; leaving it blocks until no thread is left, which is a moment."""
 
-    def __init__(self, contexts: Callable[[], ssl.SSLContext], clock: Clock = SYSTEM_CLOCK) -> None:
+    def __init__(self, contexts: Callable[[], ssl.SSLContext]) -> None:
         """`contexts`: makes the context of the next connection (zerowake_shared.tls.client_contexts)."""
         self._contexts = contexts
-        self._clock = clock
         self._threads = ThreadPoolExecutor(_THREADS, "peers")
         self._lines: dict[str, _Line] = {}  # by address
 
@@ -54,7 +49,7 @@ class Peers:
         """The agent at HOST:PORT, for this snapshot. Raises ValueError: that is no address."""
         line = self._lines.get(address)
         if line is None:
-            line = self._lines[address] = _Line(Address.parse(address), self._contexts, self._clock)
+            line = self._lines[address] = _Line(Address.parse(address), self._contexts)
         return Peer(line, self._threads, f"/{namespace}/{digest}/", patience)
 
 
@@ -69,11 +64,6 @@ class Peer:
 
     def __str__(self) -> str:
         return f"agent {self._line.address}"
-
-    @property
-    def is_set_back(self) -> bool:
-        """It failed a while ago."""
-        return self._line.is_set_back
 
     async def read(self, key: str, offset: int, length: int) -> AsyncIterator[Piece]:
         async with self._connection() as connection:
@@ -95,15 +85,8 @@ class Peer:
         connection = self._line.take()
         try:
             yield connection
-        except (Absent, Denied):
-            raise
-        except BaseException:  # it failed, or was given up: too slow
-            self._line.set_back()
-            raise
-        else:
-            self._line.does_well()
         finally:
-            if connection.is_idle:
+            if connection.is_done:
                 self._line.keep(connection)
             else:
                 connection.interrupt()
@@ -117,34 +100,22 @@ class Peer:
 
 
 class _Line:
-    """What is shared by all who ask one agent: its connections, and how it does."""
+    """The connections to one agent."""
 
-    def __init__(self, address: Address, contexts: Callable[[], ssl.SSLContext], clock: Clock) -> None:
+    def __init__(self, address: Address, contexts: Callable[[], ssl.SSLContext]) -> None:
         self.address = address
         self._contexts = contexts
-        self._clock = clock
-        self._backoff = Backoff(_FIRST_SETBACK_SECONDS, _LAST_SETBACK_SECONDS)
-        self._set_back_until = clock.now()
         self._all: set[_Connection] = set()
         self._idle: list[_Connection] = []
 
-    @property
-    def is_set_back(self) -> bool:
-        return self._clock.now() < self._set_back_until
-
-    def set_back(self) -> None:
-        if not self.is_set_back:  # many reads fail by one fault
-            self._set_back_until = self._clock.now() + self._backoff.next()
-
-    def does_well(self) -> None:
-        self._set_back_until = self._clock.now()
-        self._backoff.reset()
-
     def take(self) -> _Connection:
+        """One that nobody uses, for one read."""
         if self._idle:
-            return self._idle.pop()
-        connection = _Connection(self.address, self._contexts, self._all.discard)
-        self._all.add(connection)
+            connection = self._idle.pop()
+        else:
+            connection = _Connection(self.address, self._contexts, self._all.discard)
+            self._all.add(connection)
+        connection.is_done = False  # from here on, not from when a thread gets to it: it may be given up before that
         return connection
 
     def keep(self, connection: _Connection) -> None:
@@ -166,13 +137,9 @@ class _Connection:
         self._closed = closed
         self._busy = threading.Lock()
         self._interrupted = False
+        self.is_done = True  # all that was asked for has come, and the other side keeps the connection
         self._http: http.client.HTTPConnection | None = None
         self._answer: http.client.HTTPResponse | None = None
-
-    @property
-    def is_idle(self) -> bool:
-        """What was asked last has been read to its end, and the other side keeps the connection."""
-        return not self._interrupted and self._http is not None and self._http.sock is not None and (not self._answer or self._answer.isclosed())
 
     def ask(self, method: str, path: str, headers: dict[str, str], patience: float) -> int:
         """Returns how many bytes follow (GET), or there are (HEAD). Raises Absent, Denied, Unreachable."""
@@ -181,8 +148,10 @@ class _Connection:
         with self._in_use():
             answer = self._answer = self._asked(method, path, headers, patience)
             if answer.status in (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT):
+                self.is_done = answer.isclosed()
                 return int(answer.headers["Content-Length"])
             said = answer.read(4096).decode(errors="replace").strip()
+            self.is_done = answer.isclosed()
             if answer.status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
                 return 0
             if answer.status == HTTPStatus.NOT_FOUND:
@@ -232,6 +201,7 @@ class _Connection:
                 if not (read := self._answer.readinto(buffer[done:])):
                     raise Unreachable("it ended in the middle of an object")
                 done += read
+            self.is_done = self._answer.isclosed()
             return done
 
     @contextlib.contextmanager

@@ -25,7 +25,7 @@ import threading
 from collections.abc import Callable, Iterator
 from http import HTTPStatus
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import httptools
 
@@ -64,6 +64,7 @@ class PeerServer:
 
     def __init__(self, listener: socket.socket, context: ssl.SSLContext, offers: Offers, egress: Egress) -> None:
         self._listener = listener
+        self.port: int = listener.getsockname()[1]
         self._context = context
         self._offers = offers
         self._egress = egress
@@ -90,11 +91,6 @@ class PeerServer:
         finally:
             server._close()
             accepting.join()
-
-    @property
-    def port(self) -> int:
-        port: int = self._listener.getsockname()[1]
-        return port
 
     def _close(self) -> None:
         self._egress.close()
@@ -222,9 +218,9 @@ class PeerServer:
 
 def _stranger(connection: ssl.SSLSocket) -> str:
     """Why who is there is not served; empty: it is an agent."""
-    certificate = connection.getpeercert() or {}
-    names = [value for part in certificate.get("subject", ()) for key, value in part if key == "commonName"]  # type: ignore[misc,union-attr]
-    return "" if AGENT in names else f"agents are served here ({AGENT}); the certificate's name is {', '.join(map(str, names)) or 'none'}"
+    certificate: dict[str, Any] = dict(connection.getpeercert() or {})
+    names = [value for part in certificate.get("subject", ()) for key, value in part if key == "commonName"]
+    return "" if AGENT in names else f"agents are served here ({AGENT}); the certificate's name is {', '.join(names) or 'none'}"
 
 
 def _wait(asked: _Asked) -> float:

@@ -44,9 +44,8 @@ def test_who_waits_goes_on_when_the_time_has_come() -> None:
 
 def test_more_readers_than_may_be_are_refused_until_one_has_ended() -> None:
     egress = Egress(1e9, 2)
-    with egress.stream(0) as first, egress.stream(0) as second:
-        with egress.stream(0) as third:
-            assert (first, second, third) == (True, True, False)
+    with egress.stream(0) as first, egress.stream(0) as second, egress.stream(0) as third:
+        assert (first, second, third) == (True, True, False)
     with egress.stream(0) as again:
         assert again
 

@@ -61,8 +61,10 @@ def test_a_chunk_on_its_way_is_given_to_who_waits_in_the_moment_it_arrives(tmp_p
     offers = Offers(lambda _: None)
     got: list[object] = []
     with offers.on_its_way(one):
-        with pytest.raises(Unreachable, match="has not come to this node yet"):
+        with pytest.raises(Absent, match="has not come to this node yet"):
             offers.get(NAMESPACE, DIGEST).get(chunk_key(chunk.hash), 0)
+        with pytest.raises(Unreachable, match="has not come to this node yet"):
+            offers.get(NAMESPACE, DIGEST).get(chunk_key(chunk.hash), 0.01)
         waiting = threading.Thread(target=lambda: got.append(offers.get(NAMESPACE, DIGEST).get(chunk_key(chunk.hash), PATIENCE)))
         waiting.start()
         (tmp_path / "elsewhere" / chunk.hash).rename(tmp_path / chunk.hash)

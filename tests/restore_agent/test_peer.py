@@ -14,7 +14,6 @@ from restore_agent.transfer.peer import Peers
 from restore_agent.transfer.source import Absent, Denied, Unreachable
 from tests.worlds.certificates import Authority
 from tests.worlds.peers import DIGEST, MANIFEST, NAMESPACE, fleet_files, make_chunks, offered, read, read_key, served
-from tests.worlds.virtual_time import StandingClock
 from tests.worlds.waiting import until
 from zerowake_shared.tls import TlsFiles, client_contexts
 
@@ -40,7 +39,6 @@ async def test_many_chunks_at_a_time(tmp_path: Path, tls: TlsFiles, peers: Peers
         got = await asyncio.gather(*(read(peer, chunk) for chunk in chunks))
         assert got == [(tmp_path / chunk.hash).read_bytes() for chunk in chunks]
         assert await peer.size(chunk_key(chunks[0].hash)) == (3 << 20) + 7
-        assert not peer.is_set_back
 
 
 async def test_a_range_and_what_is_behind_the_end(tmp_path: Path, tls: TlsFiles, peers: Peers) -> None:
@@ -67,7 +65,6 @@ async def test_denied_and_absent_are_two_words_and_no_fault_of_the_peer(tmp_path
             await read(peers.peer(one.address, "others", DIGEST), chunks[0])
         with pytest.raises(Absent, match=r"this node has no snapshot 0000"):
             await read(peers.peer(one.address, NAMESPACE, "0" * 64), chunks[0])
-        assert not peer.is_set_back
         assert await read(peer, chunks[0])
 
 
@@ -76,7 +73,7 @@ async def test_a_chunk_on_its_way_there_is_waited_for(tmp_path: Path, tls: TlsFi
     one = offered(tmp_path, [chunk])
     with served(tls, one) as there:
         impatient = peers.peer(there.address, NAMESPACE, DIGEST)
-        with pytest.raises(Unreachable, match=r"has not come to this node yet"):
+        with pytest.raises(Absent, match=r"has not come to this node yet"):
             await read(impatient, chunk)
         reading = asyncio.create_task(read(peers.peer(there.address, NAMESPACE, DIGEST, patience=19), chunk))
         await until(lambda: any(thread.name == "peer" for thread in threading.enumerate()), "the request")
@@ -85,20 +82,13 @@ async def test_a_chunk_on_its_way_there_is_waited_for(tmp_path: Path, tls: TlsFi
         assert await reading == (tmp_path / chunk.hash).read_bytes()
 
 
-async def test_one_that_is_gone_is_asked_later_again_each_time_after_longer(tmp_path: Path, tls: TlsFiles) -> None:
+async def test_one_that_is_gone_is_named(tmp_path: Path, tls: TlsFiles, peers: Peers) -> None:
     [chunk] = make_chunks(tmp_path, 1)
-    clock = StandingClock()
-    with Peers(client_contexts(tls), clock) as peers:
-        with served(tls, offered(tmp_path, [chunk])) as one:
-            peer = peers.peer(one.address, NAMESPACE, DIGEST)
-            assert await read(peer, chunk)
-        for _ in range(2):
-            with pytest.raises(Unreachable, match=f"agent {one.address}: Connection refused"):
-                await read(peer, chunk)
-            assert peer.is_set_back
-            assert peers.peer(str(peer).removeprefix("agent "), NAMESPACE, "another").is_set_back
-            clock.moment += 60
-            assert not peer.is_set_back
+    with served(tls, offered(tmp_path, [chunk])) as one:
+        peer = peers.peer(one.address, NAMESPACE, DIGEST)
+        assert await read(peer, chunk)
+    with pytest.raises(Unreachable, match=f"{peer}: Connection refused"):
+        await read(peer, chunk)
 
 
 async def test_a_kept_connection_that_the_other_side_has_closed_is_made_anew(tmp_path: Path, tls: TlsFiles, peers: Peers) -> None:
@@ -112,7 +102,6 @@ async def test_a_kept_connection_that_the_other_side_has_closed_is_made_anew(tmp
         for connection in connections:
             connection.shutdown(socket.SHUT_RDWR)
         assert await read(peer, chunk)
-        assert not peer.is_set_back
 
 
 async def test_one_that_ends_in_the_middle(tmp_path: Path, tls: TlsFiles, peers: Peers) -> None:
@@ -129,7 +118,7 @@ async def test_one_that_ends_in_the_middle(tmp_path: Path, tls: TlsFiles, peers:
         closing.join()
 
 
-async def test_one_that_is_given_up_ends_at_once_and_is_set_back(tmp_path: Path, tls: TlsFiles, peers: Peers) -> None:
+async def test_one_that_is_given_up_ends_at_once(tmp_path: Path, tls: TlsFiles, peers: Peers) -> None:
     [chunk] = make_chunks(tmp_path, 1, 3 << 20)
     with served(tls, offered(tmp_path, [chunk]), rate=1.0) as one:
         peer = peers.peer(one.address, NAMESPACE, DIGEST)
@@ -138,42 +127,39 @@ async def test_one_that_is_given_up_ends_at_once_and_is_set_back(tmp_path: Path,
         reading.cancel()
         with pytest.raises(asyncio.CancelledError):
             await reading
-        assert peer.is_set_back
         await until(lambda: not peer._line._all, "its connection is gone")
 
 
 async def test_an_agent_of_another_fleet_is_not_taken_for_one(tmp_path: Path, tls: TlsFiles, peers: Peers) -> None:
     strangers = Authority("strangers")
     strange = fleet_files(tmp_path / "strange", strangers)
-    with served(strange, offered(tmp_path, [])) as one:
-        with pytest.raises(Denied, match=r"its certificate is none of the fleet's"):
-            await read_key(peers.peer(one.address, NAMESPACE, DIGEST), manifest_key(DIGEST))
+    with served(strange, offered(tmp_path, [])) as one, pytest.raises(Denied, match=r"its certificate is none of the fleet's"):
+        await read_key(peers.peer(one.address, NAMESPACE, DIGEST), manifest_key(DIGEST))
 
 
 async def test_an_agent_that_does_not_take_our_certificate_has_denied_us(tmp_path: Path, tls: TlsFiles) -> None:
     ours = fleet_files(tmp_path / "ours", Authority("strangers"))
     (tmp_path / "ours/ca.crt").write_bytes(FLEET.certificate)
-    with served(tls, offered(tmp_path, [])) as one, Peers(client_contexts(ours)) as peers:
-        with pytest.raises((Denied, Unreachable), match=r"does not take our certificate|reset|broke off|[Bb]roken"):
-            await read_key(peers.peer(one.address, NAMESPACE, DIGEST), manifest_key(DIGEST))
+    refused = pytest.raises((Denied, Unreachable), match=r"does not take our certificate|reset|broke off|[Bb]roken")
+    with served(tls, offered(tmp_path, [])) as one, Peers(client_contexts(ours)) as peers, refused:
+        await read_key(peers.peer(one.address, NAMESPACE, DIGEST), manifest_key(DIGEST))
 
 
 async def test_one_that_says_nothing_is_left_when_the_block_ends(tls: TlsFiles) -> None:
     """A handshake that is never answered holds a thread until it is interrupted."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        with Peers(client_contexts(tls)) as peers:
-            reading = asyncio.create_task(read_key(peers.peer(f"127.0.0.1:{listener.getsockname()[1]}", NAMESPACE, DIGEST), "x"))
-            with contextlib.closing((await asyncio.to_thread(listener.accept))[0]):
-                reading.cancel()
-                with pytest.raises(asyncio.CancelledError):
-                    await reading
+    with socket.create_server(("127.0.0.1", 0)) as listener, Peers(client_contexts(tls)) as peers:
+        reading = asyncio.create_task(read_key(peers.peer(f"127.0.0.1:{listener.getsockname()[1]}", NAMESPACE, DIGEST), "x"))
+        with contextlib.closing((await asyncio.to_thread(listener.accept))[0]):
+            reading.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await reading
 
 
 def test_a_server_of_the_wrong_name_is_refused(tmp_path: Path, tls: TlsFiles) -> None:
     scaler = fleet_files(tmp_path / "scaler", FLEET, "zerowake-scaler")
-    with served(scaler, offered(tmp_path, [])) as one, Peers(client_contexts(tls)) as peers:
-        with pytest.raises(Denied, match=r"none of the fleet's"):
-            asyncio.run(read_key(peers.peer(one.address, NAMESPACE, DIGEST), manifest_key(DIGEST)))
+    refused = pytest.raises(Denied, match=r"none of the fleet's")
+    with served(scaler, offered(tmp_path, [])) as one, Peers(client_contexts(tls)) as peers, refused:
+        asyncio.run(read_key(peers.peer(one.address, NAMESPACE, DIGEST), manifest_key(DIGEST)))
 
 
 def test_what_is_no_address_is_said_to_be_none(tls: TlsFiles) -> None:

@@ -74,11 +74,12 @@ def test_what_may_not_be_had_is_forbidden_and_what_is_not_here_not_found(tmp_pat
         connection.request("GET", f"/{NAMESPACE}/{'0' * 64}/{chunk_key(chunks[0].hash)}")
         assert connection.getresponse().read() == b"this node has no snapshot 000000000000\n"
         connection.request("GET", f"/others/{DIGEST}/{chunk_key(chunks[0].hash)}")
-        assert (answer := connection.getresponse()).status == 403
+        answer = connection.getresponse()
+        assert answer.status == 403
         answer.read()
         (tmp_path / chunks[0].hash).unlink()
         assert ask(connection, chunk_key(chunks[0].hash)) == (
-            503,
+            404,
             f"{chunk_key(chunks[0].hash)} of snapshot {DIGEST[:12]} has not come to this node yet\n".encode(),
         )
 
@@ -115,11 +116,10 @@ def test_a_reader_beyond_the_bound_is_told_so_and_one_that_can_wait_is_served(tm
 
 @pytest.mark.parametrize("sent", [b"\x16\x03", b"GET / HTTP/1.1\r\n\r\n", b""])
 def test_who_does_not_speak_tls_disturbs_nobody(tmp_path: Path, tls: TlsFiles, sent: bytes) -> None:
-    with served(tls, offered(tmp_path, [])) as one:
-        with socket.create_connection(("127.0.0.1", one.server.port)) as stranger:
-            stranger.sendall(sent)
-            with connected(one, tls) as connection:
-                assert ask(connection, manifest_key(DIGEST)) == (200, MANIFEST)
+    with served(tls, offered(tmp_path, [])) as one, socket.create_connection(("127.0.0.1", one.server.port)) as stranger:
+        stranger.sendall(sent)
+        with connected(one, tls) as connection:
+            assert ask(connection, manifest_key(DIGEST)) == (200, MANIFEST)
 
 
 @pytest.mark.parametrize("sent", [b"nonsense\r\n\r\n", b"GET /" + b"a" * 70_000, b"GET / HTTP/1.1\r\nA: b\r\n" * 3000])
@@ -146,6 +146,6 @@ def test_its_end_ends_those_who_wait_and_leaves_no_thread(tmp_path: Path, tls: T
 
 
 def test_a_port_that_is_taken_is_named(tmp_path: Path, tls: TlsFiles) -> None:
-    with served(tls) as one, pytest.raises(CannotListen, match=r"the server for other agents cannot listen on .*in use"):
-        with PeerServer.listening(one.address, server_context(tls), one.offers, one.egress):
-            pass
+    taken = pytest.raises(CannotListen, match=r"the server for other agents cannot listen on .*in use")
+    with served(tls) as one, taken, PeerServer.listening(one.address, server_context(tls), one.offers, one.egress):
+        pass

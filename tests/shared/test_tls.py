@@ -16,7 +16,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from prometheus_client import REGISTRY
 
 from tests.worlds.certificates import Authority, Pair
-from zerowake_shared.tls import BadCertificate, TlsFiles, client_credentials, server_context, server_credentials
+from zerowake_shared.tls import BadCertificate, TlsFiles, client_contexts, client_credentials, server_context, server_credentials
 
 Served: TypeAlias = Callable[[TlsFiles], contextlib.AbstractAsyncContextManager[int]]
 
@@ -166,3 +166,34 @@ def test_bad_files_are_named_at_the_start(read: Callable[[TlsFiles], object], au
             read(files)
         for word in words:
             assert word in str(bad.value)
+
+
+def test_a_client_shows_the_certificate_that_its_files_hold_when_it_connects(tmp_path: Path, authority: Authority) -> None:
+    def renew(name: str) -> TlsFiles:
+        certificate, key = authority.issue(name).write(tmp_path, "tls")
+        (tmp_path / "ca.crt").write_bytes(authority.certificate)
+        return TlsFiles(certificate, key, tmp_path / "ca.crt")
+
+    def shown(context: ssl.SSLContext) -> object:
+        """What a server sees of who connects, without a network."""
+        to_client, to_server = ssl.MemoryBIO(), ssl.MemoryBIO()
+        server = serving.wrap_bio(to_server, to_client, server_side=True)
+        client = context.wrap_bio(to_client, to_server, server_hostname="localhost")
+        for _ in range(3):
+            for side in (client, server):
+                with contextlib.suppress(ssl.SSLWantReadError):
+                    side.do_handshake()
+        certificate: dict[str, Any] = dict(server.getpeercert() or {})
+        return certificate["subject"][-1][0][1]
+
+    files = renew("agent")
+    serving = server_context(files)
+    contexts = client_contexts(files)
+    assert contexts() is contexts()
+    assert shown(contexts()) == "agent"
+    renew("renewed")
+    assert shown(contexts()) == "renewed"
+    files.key.write_text("torn")
+    assert shown(contexts()) == "renewed"
+    with pytest.raises(BadCertificate):
+        client_contexts(files)
