@@ -148,6 +148,10 @@ class Weights:
                     path = Path(await control.tenant(tenant))
                     control = await stack.enter_async_context(Control.connected(path, "restore agent"))
                 yield control
+        except FileNotFoundError as error:
+            raise WeightsError(
+                f"weights {record.region[:12]}: {error.filename} is not on this node; bring the model there, or take the snapshot again"
+            ) from error
         except (GpumemError, OSError) as error:
             raise WeightsError(f"weights {record.region[:12]}: {error}") from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from gpumem.checkpoint.safetensors import keep_reading, read_checkpoint
 from gpumem.client.control import Control
 from gpumem.hardware.memory import HOST
 from restore_agent.drivers.weights import Weights
-from restore_agent.snapshots.store import Store
+from restore_agent.snapshots.store import Catalog, Store
 from tests.worlds.agent import Agent, engine, get, running
 from tests.worlds.pool import Pool
 from tests.worlds.snapshots import publish
@@ -116,6 +117,28 @@ async def test_changed_weights_are_found(agent: Agent, pool: Pool, checkpoint: P
     answer = await agent.restore("lent", cold=engine(mapped, 8))
     assert answer.fallback_reason == "weights-failed", answer.fallback_detail
     assert answer.replica.origin == pb.ORIGIN_COLD
+
+
+async def test_weights_that_have_moved_are_found_where_the_node_puts_those_from_elsewhere(
+    agent: Agent, pool: Pool, checkpoint: Path, mapped: Path
+) -> None:
+    """The manifest names files within the model's folder: where that is, is the node's to know."""
+    await agent.snapshot("lent", engine(mapped, 8), weights=str(checkpoint))
+    store = Catalog(agent.state)
+    (record,) = store.get("default", "lent").manifest.weights
+    assert [part.path for part in record.parts] == ["model.safetensors"]
+    async with Control.connected(pool.socket) as control:
+        await control.evict(reference((await pool.status()).regions[0]))
+    elsewhere = store.fetched_weights(record)
+    elsewhere.parent.mkdir(exist_ok=True)
+    checkpoint.rename(elsewhere)
+    await agent.stage("lent")
+    assert [found.sealed for found in (await pool.status()).regions] == [True]
+    async with Control.connected(pool.socket) as control:
+        await control.evict(reference((await pool.status()).regions[0]))
+    shutil.rmtree(elsewhere)
+    with pytest.raises(grpc.aio.AioRpcError, match=rf"{checkpoint}/model\.safetensors is not on this node; bring the model there"):
+        await agent.stage("lent")
 
 
 async def test_without_gpumem_the_reason_says_so(tmp_path: Path, checkpoint: Path, mapped: Path) -> None:
