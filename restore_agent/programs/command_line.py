@@ -12,6 +12,7 @@ import typer
 
 from restore_agent.errors import REASON, AgentError
 from restore_agent.snapshots.store import NameTaken, NotFound
+from restore_agent.transfer.pull import NotElsewhere
 from zerowake_shared.listening import CannotListen
 from zerowake_shared.one_line import errors_in_one_line
 from zerowake_shared.state_folder import FolderInUse, UnusableFolder
@@ -32,6 +33,7 @@ Name = Annotated[str, typer.Argument(help="Name of the snapshot.")]
 # By an error's reason. What an agent says is the same on Kubernetes, where none of these commands is the way out.
 _REMEDIES = {
     NotFound.reason: "`zerowake snapshot create` makes one",
+    NotElsewhere.reason: "`zerowake snapshot push` puts one there",
     NameTaken.reason: "choose another name, --replace it, or `zerowake snapshot rm` it",
 }
 

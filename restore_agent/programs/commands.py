@@ -1,6 +1,6 @@
 """`zerowake agent`, `zerowake snapshot …`, `zerowake standby` and `zerowake park`; keys.py has `zerowake key …`.
 
-connection.py has how they reach an agent.
+transfers.py has `snapshot push` and `snapshot pull`, connection.py how all of them reach an agent.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from restore_agent.engine.presets import KINDS, Setting, fewer_cpus, prepare
 from restore_agent.kubernetes.nri import SOCKET as NRI_SOCKET
 from restore_agent.places.placeholder import DEFAULT_FOLDER
 from restore_agent.programs import keys as key_commands
+from restore_agent.programs import transfers
 from restore_agent.programs.command_line import Keys, Name, Namespace, State, failures_told
 from restore_agent.programs.connection import Gpumem, connected, run_command, running_agent
 from restore_agent.programs.main import DEFAULT_STATE, CannotRun, Listen, die_with_parent, enter_own_mounts, run
@@ -41,6 +42,7 @@ app = typer.Typer(no_args_is_help=True)
 snapshots = typer.Typer(no_args_is_help=True, help="Takes, lists, verifies, signs and removes snapshots of model servers.")
 app.add_typer(snapshots, name="snapshot")
 app.add_typer(key_commands.app, name="key")
+transfers.add_to(snapshots)
 
 _PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "VIRTUAL_ENV", "PYTHONPATH", "LD_LIBRARY_PATH")
 _STEPS = {

@@ -38,6 +38,7 @@ from restore_agent.sequences.sleep_notes import SleepNotes
 from restore_agent.sequences.staging import NoMemory, Staging
 from restore_agent.sequences.standby import Rung, Standbys
 from restore_agent.sequences.transitions import Transitions
+from restore_agent.sequences.travel import Travel
 from restore_agent.snapshots.damage import DamageWatch
 from restore_agent.snapshots.manifest import EngineRecord
 from restore_agent.snapshots.store import Snapshot, Store, Unreadable
@@ -100,6 +101,7 @@ class Node:
         self.standbys = Standbys(self._changed, transitions.unpark)
         self.idling = Idling(transitions, self.replicas, SleepNotes(store.state / "sleepers"))
         self.rungs = Rungs(self.restorer, transitions, self.standbys, self.replicas, store, cuda, weights.view, parked, self.idling)
+        self.travel = Travel(store, self._changed)
         self.gpus: list[Gpu] = []  # that snapshots can be restored to, as they were seen last
         self._restoring = 0  # restores under way: each may have been promised memory that gpumem gave up
         self._why_no_criu = why

@@ -18,6 +18,7 @@ from restore_agent.sequences.replicas import Origin, Replica, State
 from restore_agent.sequences.standby import Rung
 from restore_agent.snapshots.manifest import EngineRecord, check_name
 from restore_agent.snapshots.store import Snapshot, Unreadable
+from restore_agent.transfer.progress import Progress
 
 
 class InvalidField(AgentError, ValueError):
@@ -184,3 +185,7 @@ def node(value: Node) -> agent_pb2.Node:
 
 def phases(value: Iterable[tuple[str, float]]) -> list[agent_pb2.Phase]:
     return [agent_pb2.Phase(name=name, seconds=seconds) for name, seconds in value]
+
+
+def progress(value: Progress) -> agent_pb2.TransferProgress:
+    return agent_pb2.TransferProgress(done_bytes=value.done, moved_bytes=value.moved, total_bytes=value.total)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
 import grpc
@@ -25,9 +26,11 @@ from restore_agent.service import messages
 from restore_agent.snapshots.store import NotFound, Unreadable
 from restore_agent.snapshots.store import Snapshot as StoredSnapshot
 from restore_agent.snapshots.unusable import Unusable
+from restore_agent.transfer.progress import Progress
 
 _REMEMBERED = 4096  # finished requests whose answer is kept
 _NODE_SECONDS = 2.0  # between two looks at the node's free memory
+_TELL_SECONDS = 0.2  # between two words about a transfer
 _Context = grpc.aio.ServicerContext[Any, Any]
 _T = TypeVar("_T")
 
@@ -155,8 +158,7 @@ class AgentService(agent_pb2_grpc.AgentServicer):
                 )
             )
 
-        result = asyncio.ensure_future(self._once("snapshot", request.request_id, snapshot, context))
-        try:
+        async with _ended(self._once("snapshot", request.request_id, snapshot, context)) as result:
             while not result.done():
                 arrived = asyncio.ensure_future(queue.get())
                 await asyncio.wait([arrived, result], return_when=asyncio.FIRST_COMPLETED)
@@ -165,10 +167,47 @@ class AgentService(agent_pb2_grpc.AgentServicer):
                 else:
                     arrived.cancel()
             yield result.result()
-        finally:
-            result.cancel()
-            with contextlib.suppress(asyncio.CancelledError, grpc.aio.AbortError):
-                await result
+
+    async def Push(self, request: agent_pb2.PushRequest, context: _Context) -> AsyncIterator[agent_pb2.TransferUpdate]:
+        async def push(progress: Callable[[Progress], None]) -> StoredSnapshot:
+            snapshot = await self._snapshot(request.snapshot)
+            await self._node.travel.push(snapshot, request.store, progress)
+            return snapshot
+
+        async for update in self._transfer("push", request.request_id, push, context):
+            yield update
+
+    async def Pull(self, request: agent_pb2.PullRequest, context: _Context) -> AsyncIterator[agent_pb2.TransferUpdate]:
+        async def pull(progress: Callable[[Progress], None]) -> StoredSnapshot:
+            wanted = request.snapshot
+            return await self._node.travel.pull(
+                wanted.namespace or "default", wanted.name, wanted.digest, request.stores, progress, replace=request.replace
+            )
+
+        async for update in self._transfer("pull", request.request_id, pull, context):
+            yield update
+
+    async def _transfer(
+        self, kind: str, request_id: str, work: Callable[[Callable[[Progress], None]], Awaitable[StoredSnapshot]], context: _Context
+    ) -> AsyncIterator[agent_pb2.TransferUpdate]:
+        """Tells how far it is now and again, not of each piece; then the result."""
+        begin = time.monotonic()
+        latest = Progress(0, 0, 0)
+
+        def progress(now: Progress) -> None:
+            nonlocal latest
+            latest = now
+
+        async def transfer() -> agent_pb2.TransferUpdate:
+            snapshot = await work(progress)
+            seconds = time.monotonic() - begin
+            result = agent_pb2.TransferResult(snapshot=messages.reference(snapshot), progress=messages.progress(latest), seconds=seconds)
+            return agent_pb2.TransferUpdate(result=result)
+
+        async with _ended(self._once(kind, request_id, transfer, context)) as result:
+            while not (await asyncio.wait([result], timeout=_TELL_SECONDS))[0]:
+                yield agent_pb2.TransferUpdate(progress=messages.progress(latest))
+            yield result.result()
 
     async def Watch(self, request: agent_pb2.WatchRequest, context: _Context) -> AsyncIterator[agent_pb2.NodeUpdate]:
         node = self._node
@@ -231,6 +270,18 @@ class AgentService(agent_pb2_grpc.AgentServicer):
             context.set_trailing_metadata(((REASON, reason_of(error)),))
             await context.abort(_STATUS[kind_of(error)], str(error))
             raise
+
+
+@contextlib.asynccontextmanager
+async def _ended(work: Coroutine[Any, Any, _T]) -> AsyncIterator[asyncio.Task[_T]]:
+    """Runs it beside the block, and ends it with that."""
+    task = asyncio.create_task(work)
+    try:
+        yield task
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError, grpc.aio.AbortError):
+            await task
 
 
 class _Work:

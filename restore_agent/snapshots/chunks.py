@@ -104,7 +104,7 @@ class ChunkStore:
             return self.path(chunk.hash).stat().st_size == chunk.size
         return False
 
-    def write(self, chunk: Chunk, data: bytes | bytearray) -> None:
+    def write(self, chunk: Chunk, data: bytes | bytearray | memoryview) -> None:
         """For `Lease.put`: a chunk that nobody holds may be removed as it is written."""
         if self.has(chunk):
             return

@@ -5,9 +5,10 @@
                                            engine had changed in its file system (changes.tar; of a container container.json, too);
                                            checkpoints/: weights that an engine published in its container, which gpumem verifies
     names/<namespace>/<name>               a link to ../../snapshots/<digest>
-    weights/<region>/                      files of a region that came from elsewhere, under their names in the model's folder
+    fetched/<region>/                      files of a region that came from elsewhere, under their names in the model's folder
     keys/                                  whose signatures count (keyring.py)
     node/                                  what this node found out of its own files; it may be lost
+    arriving/                              snapshots that are on their way here (arrivals.py)
     tmp/                                   what is being made; emptied at start
     lock
 
@@ -34,6 +35,7 @@ from blake3 import blake3
 
 from restore_agent.errors import AgentError, ErrorKind
 from restore_agent.snapshots import durable
+from restore_agent.snapshots.arrivals import Arrivals
 from restore_agent.snapshots.chunks import Chunk, ChunkStore, CorruptChunk, Lease
 from restore_agent.snapshots.file_hashes import FileHashes
 from restore_agent.snapshots.keyring import SIGNATURE, Keyring, Signature, Untrusted, UnusableKey
@@ -52,7 +54,7 @@ from zerowake_shared.state_folder import STORE_LOCK, Lock, store_holder
 
 _MANIFEST = "manifest.json"
 _SEAL = "seal"  # what versions before 4 had instead of a signature
-_WEIGHTS = "weights"
+_FETCHED = "fetched"
 
 
 class NotFound(AgentError):
@@ -184,7 +186,7 @@ class Catalog:
 
     def fetched_weights(self, record: WeightsRecord) -> Path:
         """Where this node puts the files of a region that came from elsewhere."""
-        return self.state / _WEIGHTS / record.region
+        return self.state / _FETCHED / record.region
 
     def _folder_of(self, snapshot: Snapshot, record: WeightsRecord) -> Path:
         if not record.folder:
@@ -271,6 +273,7 @@ class Store(Catalog):
         super().__init__(state, keys)
         if self.keyring.is_empty():
             self.keyring.make()
+        self.arrivals = Arrivals(state)
         self.hashes = FileHashes(state / "node" / "files.json")
         self._changing = threading.Lock()  # over the moment at which names and folders do not agree
         self.postponed = False  # the last sweep left something to the next one
@@ -314,7 +317,13 @@ class Store(Catalog):
             manifest = Manifest.decode(data)
         except InvalidManifest as error:
             raise Corrupt(f"snapshot {digest_of(data)[:12]}: {error}; take the snapshot again") from None
-        return self._name(workspace, manifest, data, signature, lease, replace=replace)
+        snapshot = self._name(workspace, manifest, data, signature, lease, replace=replace)
+        self.arrivals.ended(snapshot.digest)
+        return snapshot
+
+    def has_name(self, namespace: str, name: str) -> bool:
+        """Whether a snapshot of that name is here, whole or not."""
+        return self._link(namespace, name).is_symlink()
 
     def _name(self, workspace: Path, manifest: Manifest, data: bytes, signature: Signature, lease: Lease, *, replace: bool) -> Snapshot:
         lease.hold(chunk.hash for chunk in manifest.chunks)
@@ -373,16 +382,21 @@ class Store(Catalog):
         """A corrupt manifest keeps every chunk where it is."""
         self.postponed = False
         named = {link.readlink().name for link in self._names()}
-        used: set[str] = set()
+        used, regions = self.arrivals.kept()
         for directory in (self.state / "snapshots").iterdir():
             if directory.name not in named:
                 self._remove_folder(directory)
                 continue
             try:
                 # Whoever signed it: what is not trusted today may be so tomorrow, and may be signed again.
-                used |= {chunk.hash for chunk in _decoded(directory, self._manifest(directory)).chunks}
+                manifest = _decoded(directory, self._manifest(directory)).manifest
             except Corrupt:
                 return
+            used |= {chunk.hash for chunk in manifest.chunks}
+            regions |= {record.region for record in manifest.weights}
+        for folder in (self.state / _FETCHED).glob("*"):
+            if folder.name.partition(".")[0] not in regions:
+                shutil.rmtree(folder)
         if not self.chunks.collect(used):
             self.postponed = True
 

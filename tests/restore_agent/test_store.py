@@ -280,7 +280,7 @@ def test_weights_are_looked_for_where_this_node_put_them_then_where_the_engine_h
     store.fetched_weights(named).mkdir(parents=True)
     assert store.regions(snapshot)[0].folder == model, "not all of it has come"
     (store.fetched_weights(named) / "model.safetensors").touch()
-    assert store.regions(snapshot)[0].folder == store.state / "weights" / "ab"
+    assert store.regions(snapshot)[0].folder == store.fetched_weights(named)
 
 
 def test_verifying_names_the_first_file_or_chunk_that_is_wrong(store: Store) -> None:

@@ -1,0 +1,272 @@
+"""A snapshot on its way onto this node's disk, from any number of stores.
+
+Nothing is believed before it was verified: the record of the name (signed, and not older than one that was seen), then the manifest
+(signed), then every byte by the hash that the manifest names, as it streams. The name stands on this node last, when all of it is there.
+
+What has arrived stays when a pull is ended, also by the end of the agent, and the next one of the same snapshot fetches the rest: chunks
+are in the store already, small files in the folder that will be the snapshot's, weights in a folder beside the one that will be theirs,
+where they are hashed again before they count.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from blake3 import blake3
+
+from restore_agent.snapshots import durable
+from restore_agent.snapshots.chunks import Chunk, Lease
+from restore_agent.snapshots.keyring import Signature, Untrusted
+from restore_agent.snapshots.manifest import InvalidManifest, Manifest, WeightsRecord, check_name, digest_of, layout_file
+from restore_agent.snapshots.names import NameRecord, SeenNames
+from restore_agent.snapshots.store import Corrupt, NameTaken, NotFound, Snapshot, Store
+from restore_agent.transfer.contents import InFile, in_files
+from restore_agent.transfer.fetch import Fetch, gravest
+from restore_agent.transfer.layout import LIMIT, manifest_key, name_key, signature_key
+from restore_agent.transfer.progress import Progress
+from restore_agent.transfer.source import Absent, Altered, Full, Source, TransferError, read_whole
+
+_SPARE = 64 << 20  # bytes of the disk that a pull leaves free
+
+
+class NotElsewhere(NotFound):
+    """No store has it."""
+
+    reason = "not-in-store"
+
+
+class Puller:
+    """Brings snapshots from these stores, the best first."""
+
+    def __init__(self, store: Store, seen: SeenNames, sources: Sequence[Source]) -> None:
+        self._store = store
+        self._seen = seen
+        self._sources = sources
+
+    async def pull(
+        self,
+        namespace: str,
+        name: str,
+        digest: str = "",
+        *,
+        replace: bool = False,
+        progress: Callable[[Progress], None] = lambda progress: None,
+    ) -> Snapshot:
+        """The snapshot of that name; with `digest` that one, whatever the name stands for. One that is here already costs nothing.
+
+        Raises:
+            NotElsewhere: no store has it. Denied, Unreachable, Altered: what the gravest of the stores did, and what the others did.
+            Untrusted, Replayed: what the stores have is not to be believed here.
+            NameTaken: another one has the name on this node, and not `replace`.
+            Full, OSError: this node's disk. Nothing of these has changed what the name stands for here.
+        """
+        check_name("namespace", namespace)
+        check_name("name", name)
+        if not digest:
+            digest = (await self._record(namespace, name)).digest
+        with contextlib.suppress(NotFound, Corrupt, Untrusted):
+            return await asyncio.to_thread(self._store.get, namespace, name, digest)
+        if not replace and await asyncio.to_thread(self._store.has_name, namespace, name):
+            raise NameTaken(f"snapshot {namespace}/{name} exists already, and is another one than the stores have")
+        data, signature = await self._manifest(digest)
+        manifest = _decoded(data, digest)
+        if (manifest.namespace, manifest.name) != (namespace, name):
+            raise Untrusted(
+                f"the snapshot {digest[:12]} that the stores have as {namespace}/{name} is {manifest.namespace}/{manifest.name}: "
+                "somebody has moved the name; publish it again"
+            )
+        with self._store.chunks.lease() as lease:
+            arrival = _Arrival(self._store, manifest, digest, data, lease, progress)
+            await arrival.bring(self._sources)
+            return await asyncio.to_thread(self._store.adopt, arrival.workspace, data, signature, lease, replace=replace)
+
+    async def _record(self, namespace: str, name: str) -> NameRecord:
+        """The newest that the stores have of the name."""
+        found: list[NameRecord] = []
+        refused: Untrusted | None = None
+        failures: dict[str, TransferError] = {}
+        for source in self._sources:
+            try:
+                data = await read_whole(source, name_key(namespace, name), LIMIT)
+                found.append(await asyncio.to_thread(NameRecord.decode_signed, data, self._store.keyring, namespace, name))
+            except TransferError as error:
+                failures[str(source)] = error
+            except Untrusted as error:
+                refused = Untrusted(f"{source}: {error}")
+        if found:
+            newest = max(found, key=lambda record: record.sequence)
+            await asyncio.to_thread(self._seen.accept, newest)
+            return newest
+        if refused:
+            raise refused
+        raise _nowhere(f"{namespace}/{name}", failures)
+
+    async def _manifest(self, digest: str) -> tuple[bytes, Signature]:
+        """From the first store whose copy is what it should be."""
+        refused: Untrusted | None = None
+        failures: dict[str, TransferError] = {}
+        for source in self._sources:
+            try:
+                data = await read_whole(source, manifest_key(digest), LIMIT)
+                if digest_of(data) != digest:
+                    raise Altered(f"{source} has another manifest under {digest[:12]}: publish the snapshot again")
+                signature = await self._signature(source, digest)
+                await asyncio.to_thread(self._store.keyring.verify, data, signature)
+                return data, signature
+            except TransferError as error:
+                failures[str(source)] = error
+            except Untrusted as error:
+                refused = Untrusted(f"{source}: snapshot {digest[:12]}: {error}")
+        if refused:
+            raise refused
+        raise _nowhere(digest[:12], failures)
+
+    async def _signature(self, source: Source, digest: str) -> Signature:
+        try:
+            return Signature.decode(await read_whole(source, signature_key(digest), LIMIT))
+        except Absent:
+            return Signature.decode(None)
+
+
+class _Arrival:
+    """One snapshot while it comes."""
+
+    def __init__(
+        self, store: Store, manifest: Manifest, digest: str, data: bytes, lease: Lease, progress: Callable[[Progress], None]
+    ) -> None:
+        self._store = store
+        self._manifest = manifest
+        self._lease = lease
+        self._tell = progress
+        self._data, self._digest = data, digest
+        self._done, self._moved, self._total = 0, 0, 0
+        self.workspace = Path()
+
+    async def bring(self, sources: Sequence[Source]) -> None:
+        """Everything but the name."""
+        manifest, chunks = self._manifest, self._store.chunks
+        pages = {chunk.hash: Chunk(chunk.hash, chunk.size) for chunk in manifest.chunks}
+        self._lease.hold([self._digest, *pages])
+        self.workspace = await asyncio.to_thread(self._store.arrivals.begin, self._digest, self._data)
+        names: dict[Chunk, list[str]] = defaultdict(list)
+        for name, record in manifest.files.items():
+            names[Chunk(record.hash, record.size)].append(name)
+        files = await asyncio.to_thread(lambda: [chunk for chunk in names if not all(self._has_file(name, chunk) for name in names[chunk])])
+        missing = await asyncio.to_thread(lambda: [chunk for chunk in pages.values() if not chunks.has(chunk)])
+        weights = sum({record.region: record.size for record in manifest.weights}.values())
+        self._total = sum(chunk.size for chunk in [*names, *pages.values()]) + weights
+        self._done = self._total - weights - sum(chunk.size for chunk in [*files, *missing])
+        await asyncio.to_thread(self._check_room, self._total - self._done)
+        self._tell(Progress(self._done, 0, self._total))
+        fetch = Fetch(lambda chunk: sources, moved=self._came)
+        await fetch.bring_all(files, lambda chunk, data: self._keep_file(names[chunk], data))
+        for region in {record.region: record for record in manifest.weights}.values():
+            await self._bring_weights(region, fetch)
+        await fetch.bring_all(missing, chunks.write)
+
+    async def _bring_weights(self, record: WeightsRecord, fetch: Fetch) -> None:
+        layout = await asyncio.to_thread(Path.read_bytes, self.workspace / layout_file(record))
+        parts = list(in_files(record, layout))
+        size = sum(part.chunk.size for part in parts)
+        self._total += size - record.size  # which has padding
+        whole = self.workspace if not record.folder else self._store.fetched_weights(record)
+        if await asyncio.to_thread(_are_here, record, parts, whole):
+            self._counted(size)
+            return
+        folder = self.workspace if not record.folder else whole.with_name(f"{whole.name}.arriving")
+        lacking = await asyncio.to_thread(lambda: [part for part in parts if not _has_part(folder, part)])
+        there: dict[Chunk, list[InFile]] = defaultdict(list)
+        for each in lacking:
+            there[each.chunk].append(each)
+        self._counted(size - sum(chunk.size for chunk in there))
+
+        def keep(chunk: Chunk, data: memoryview) -> None:
+            for part in there[chunk]:
+                _write_part(folder, part, data)
+
+        await fetch.bring_all(there, keep)
+        await asyncio.to_thread(_sync_files, folder, {part.path for part in parts})
+        if folder != whole:
+            await asyncio.to_thread(folder.replace, whole)
+            await asyncio.to_thread(durable.sync_folder, whole.parent)
+
+    def _came(self, count: int) -> None:
+        self._moved += count
+        self._counted(count)
+
+    def _counted(self, count: int) -> None:
+        self._done += count
+        self._tell(Progress(self._done, self._moved, self._total))
+
+    def _check_room(self, size: int) -> None:
+        free = shutil.disk_usage(self._store.state).free
+        if free < size + _SPARE:
+            raise Full(
+                f"{self._store.state} has {free >> 20} MiB free, and {size >> 20} MiB of the snapshot have to come: remove another "
+                "(`zerowake snapshot rm`), or make room"
+            )
+
+    def _has_file(self, name: str, chunk: Chunk) -> bool:
+        data = durable.content(self.workspace / name)
+        return data is not None and len(data) == chunk.size and blake3(data).hexdigest() == chunk.hash
+
+    def _keep_file(self, names: Iterable[str], data: memoryview) -> None:
+        for name in names:
+            path = self.workspace / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            durable.replace(path, bytes(data))
+
+
+def _decoded(data: bytes, digest: str) -> Manifest:
+    try:
+        return Manifest.decode(data)
+    except InvalidManifest as error:
+        raise Corrupt(f"snapshot {digest[:12]}: {error}") from None
+
+
+def _are_here(record: WeightsRecord, parts: Sequence[InFile], whole: Path) -> bool:
+    """Whether nothing of the region has to come: it came before, or the model's own folder is on this node, too."""
+    if not record.folder:
+        return False
+    return whole.is_dir() or all(_has_part(Path(record.folder), part) for part in parts)
+
+
+def _has_part(folder: Path, part: InFile) -> bool:
+    try:
+        with (folder / part.path).open("rb") as file:
+            file.seek(part.offset)
+            return blake3(file.read(part.chunk.size)).hexdigest() == part.chunk.hash
+    except FileNotFoundError:
+        return False
+
+
+def _write_part(folder: Path, part: InFile, data: memoryview) -> None:
+    path = folder / part.path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        done = 0
+        while done < len(data):
+            done += os.pwrite(fd, data[done:], part.offset + done)
+    finally:
+        os.close(fd)
+
+
+def _sync_files(folder: Path, paths: Iterable[str]) -> None:
+    for path in paths:
+        fd = os.open(folder / path, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+def _nowhere(what: str, failures: dict[str, TransferError]) -> TransferError | NotFound:
+    error = gravest(failures.values(), f"{what} is on no store")
+    return NotElsewhere(f"no snapshot {what} on {', '.join(failures) or 'any store'}") if isinstance(error, Absent) else error

@@ -1,0 +1,83 @@
+"""`zerowake snapshot push` and `pull` as a user types them, by an agent that runs and without one, over a real bucket."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import shutil
+from pathlib import Path
+
+import grpc
+import pytest
+from zerowake_proto import agent_pb2 as pb
+
+from restore_agent.snapshots.store import Catalog
+from tests.worlds.agent import reference, running
+from tests.worlds.command import zerowake
+from tests.worlds.travelling import node, take
+
+pytestmark = pytest.mark.usefixtures("needs_criu")  # a command without an agent has one in its own process, which mounts
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    """Of a node that has a snapshot."""
+    with node(tmp_path / "state") as store:
+        take(store, tmp_path / "model")
+    return tmp_path / "state"
+
+
+@pytest.fixture
+def fresh(state: Path, short_folder: Path) -> Path:
+    """Of a node with the same keys and no snapshot."""
+    shutil.copytree(state / "keys", short_folder / "fresh/keys")
+    return short_folder / "fresh"
+
+
+async def test_a_snapshot_goes_by_a_bucket_from_one_machine_to_another(state: Path, fresh: Path, bucket: str, tmp_path: Path) -> None:
+    url = f"s3://{bucket}/fleet"
+    said = await zerowake("snapshot", "push", "small", "--to", url, "--state", str(state))
+    assert re.search(rf"snapshot default/small@\w{{12}} is in {url}: 10\.8 of 10\.8 MB sent in [\d.]+ s at \d+ MB/s", said)
+    assert "0.0 of 10.8 MB sent" in await zerowake("snapshot", "push", "small", "--to", url, "--state", str(state))
+    shutil.rmtree(tmp_path / "model")
+    said = await zerowake("snapshot", "pull", "small", "--from", url, "--state", str(fresh))
+    assert re.search(r"snapshot default/small@\w{12} is on this node: 10\.8 of 10\.8 MB fetched in", said)
+    assert "are whole" in await zerowake("snapshot", "verify", "small", "--state", str(fresh))
+
+
+async def test_what_is_wrong_is_said_in_one_line(
+    state: Path, fresh: Path, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"s3://{bucket}"
+    said = await zerowake("snapshot", "pull", "small", "--from", url, "--state", str(fresh), code=1)
+    assert said.strip() == f"zerowake: no snapshot default/small on {url}; `zerowake snapshot push` puts one there"
+    assert "is no URL of a store" in await zerowake("snapshot", "push", "small", "--to", "models", "--state", str(state), code=1)
+    assert "no snapshot default/other on this node" in await zerowake(
+        "snapshot", "push", "other", "--to", url, "--state", str(state), code=1
+    )
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    said = await zerowake("snapshot", "push", "small", "--to", url, "--state", str(state), code=1)
+    assert said.startswith(f"zerowake: {url} does not let us (SignatureDoesNotMatch): ") and said.count("\n") == 1
+
+
+async def test_a_running_agent_is_asked_and_tells_of_what_has_come(fresh: Path, state: Path, tmp_path: Path) -> None:
+    (tmp_path / "remote").mkdir()
+    url = f"file://{tmp_path}/remote"
+    await zerowake("snapshot", "push", "small", "--to", url, "--state", str(state))
+    shutil.rmtree(tmp_path / "model")
+    async with running(fresh) as agent:
+        request = pb.PullRequest(request_id=secrets.token_hex(4), snapshot=reference("small"), stores=[url])
+        *_, last = [update async for update in agent.stub.Pull(request)]
+        assert last.result.snapshot.digest == Catalog(fresh).get("default", "small").digest
+        assert last.result.progress.moved_bytes == last.result.progress.total_bytes > 0
+        assert await agent.rung("small") == pb.RUNG_DISK
+        assert [update async for update in agent.stub.Pull(request)][-1] == last, "the same request has the same answer"
+        said = await zerowake("snapshot", "push", "small", "--to", url, "--state", str(fresh))
+        assert "0.0 of" in said
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            _ = [update async for update in agent.stub.Pull(pb.PullRequest(request_id="none", snapshot=reference("small")))]
+        assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        wanted = pb.PullRequest(request_id="other", snapshot=reference("other"), stores=[url])
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            _ = [update async for update in agent.stub.Pull(wanted)]
+        assert raised.value.code() is grpc.StatusCode.NOT_FOUND

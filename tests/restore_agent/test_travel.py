@@ -1,0 +1,60 @@
+"""A node's snapshots that leave for a store and come from one: leased while they are read, and told of when they have come."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from restore_agent.sequences.travel import NoStore, Travel
+from restore_agent.snapshots.store import NotFound, Snapshot
+from restore_agent.transfer.progress import Progress
+from restore_agent.transfer.store_url import InvalidUrl
+from tests.worlds.travelling import node, take
+
+
+def _ignored(progress: Progress) -> None:
+    """Nobody looks at it."""
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    (tmp_path / "remote").mkdir()
+    return f"file://{tmp_path}/remote"
+
+
+async def test_a_snapshot_goes_by_a_folder_from_one_node_to_another(tmp_path: Path, url: str) -> None:
+    with node(tmp_path / "one") as one, node(tmp_path / "two", one) as two:
+        snapshot = take(one, tmp_path / "model")
+        await Travel(one, lambda snapshot: None).push(snapshot, url, _ignored)
+        shutil.rmtree(tmp_path / "model")
+        heard: list[Snapshot] = []
+        pulled = await Travel(two, heard.append).pull("default", "small", "", [f"file://{tmp_path}", url], _ignored, replace=False)
+        assert heard == [pulled] == [two.get("default", "small")]
+        two.verify(pulled)
+
+
+async def test_what_is_removed_while_it_is_sent_is_sent_whole(tmp_path: Path, url: str) -> None:
+    with node(tmp_path / "one") as one, node(tmp_path / "two", one) as two:
+        snapshot = take(one, tmp_path / "model")
+
+        def remove(progress: Progress) -> None:
+            if not progress.done:
+                one.remove("default", "small")
+
+        await Travel(one, lambda snapshot: None).push(snapshot, url, remove)
+        with pytest.raises(NotFound):
+            one.get("default", "small")
+        two.verify(await Travel(two, lambda snapshot: None).pull("default", "small", "", [url], _ignored, replace=False))
+        one.sweep()
+        assert not list((one.state / "chunks").glob("*/*"))
+
+
+async def test_a_url_that_is_none_is_said(tmp_path: Path) -> None:
+    with node(tmp_path / "one") as one:
+        travel = Travel(one, lambda snapshot: None)
+        with pytest.raises(NoStore, match="say where from"):
+            await travel.pull("default", "small", "", [], _ignored, replace=False)
+        with pytest.raises(InvalidUrl, match="ftp"):
+            await travel.push(take(one, tmp_path / "model"), "ftp://models", _ignored)

@@ -1,0 +1,53 @@
+"""Nodes that trust each other, and a snapshot with pages, small files and weights that can go from one to the other."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+from blake3 import blake3
+from zerowake_proto import gpumem_pb2
+
+from restore_agent.snapshots.manifest import PartRecord, WeightsRecord, layout_file
+from restore_agent.snapshots.page_runs import PAGE
+from restore_agent.snapshots.store import Snapshot, Store
+from tests.worlds.snapshots import draft
+
+CONTENT = random.Random(8).randbytes(2560 * PAGE)  # three chunks
+WEIGHTS = random.Random(9).randbytes(300_000)
+HEADER = 100  # bytes of the file before its weights
+_CHUNK = 100_000
+
+
+@contextlib.contextmanager
+def node(folder: Path, *trusts: Store) -> Iterator[Store]:
+    """A node's store; it takes what those have signed for true."""
+    store = Store(folder)
+    try:
+        for other in trusts:
+            public = other.keyring.public_file(other.keyring.signing)
+            assert public is not None
+            store.keyring.trust(public.read_bytes())
+        yield store
+    finally:
+        store.close()
+
+
+def take(store: Store, model: Path, content: bytes = CONTENT, name: str = "small", **fields: object) -> Snapshot:
+    """A snapshot of an engine whose weights are in a folder `model`, which is made."""
+    model.mkdir(exist_ok=True)
+    (model / "model.safetensors").write_bytes(b"h" * HEADER + WEIGHTS)
+    pieces = [WEIGHTS[at : at + _CHUNK] for at in range(0, len(WEIGHTS), _CHUNK)]
+    layout = gpumem_pb2.Layout(size=len(WEIGHTS) + 4096)
+    layout.chunks.extend(gpumem_pb2.Chunk(hash=blake3(piece).digest(), size=len(piece)) for piece in pieces)
+    data = layout.SerializeToString(deterministic=True)
+    part = PartRecord(path="model.safetensors", offset=HEADER, first_chunk=0, chunks=len(pieces))
+    record = WeightsRecord(region=blake3(data).hexdigest(), size=layout.size, parts=(part,), folder=str(model))
+    workspace = store.workspace()
+    path = workspace / layout_file(record)
+    path.parent.mkdir()
+    path.write_bytes(data)
+    with store.chunks.lease() as lease:
+        return store.publish(workspace, draft(lease, workspace, content, name, weights=(record,), **fields), lease, replace=True)
