@@ -26,6 +26,7 @@ _CACHES: Mapping[str, str] = {
     "TRITON_CACHE_DIR": "~/.triton/cache",
     "VLLM_CACHE_ROOT": "~/.cache/vllm",
     "FLASHINFER_WORKSPACE_BASE": "~/.cache/flashinfer",
+    "TVM_FFI_CACHE_DIR": "~/.cache/tvm-ffi",  # SGLang's kernels
     "CUDA_CACHE_PATH": "~/.nv/ComputeCache",
 }
 _NEVER = ("/", "/proc", "/sys", "/dev", "/dev/shm", "/run", "/run/zerowake")

@@ -130,3 +130,4 @@ async def test_sglang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert {f"from zero, {case}" for case in cases} < figures.keys()
     weights = 2048 * 4096 * 4 / 1e6
     assert figures["weights, lent"] >= weights and "cold start ÷ staged" in figures
+    assert figures["plain SGLang's answer is the same"] == 1

@@ -17,6 +17,8 @@ def test_the_hub_is_shared_always_and_other_caches_where_they_are(tmp_path: Path
     (tmp_path / ".cache/other").mkdir(parents=True)
     assert caches(env) == [f"{tmp_path}/.cache/huggingface", f"{tmp_path}/.triton/cache"]
     assert caches(env | {"HF_HOME": "/models", "VLLM_CACHE_ROOT": "/compiled"}) == ["/models", f"{tmp_path}/.triton/cache", "/compiled"]
+    kernels = {"HF_HOME": "/models", "TVM_FFI_CACHE_DIR": "/tvm", "FLASHINFER_WORKSPACE_BASE": "/flashinfer"}
+    assert caches(kernels) == ["/models", "/flashinfer", "/tvm"], "SGLang compiles kernels as it starts"
     assert caches({}) == []
 
 

@@ -62,6 +62,7 @@ class Bench:
     name = "model"  # the snapshot's, and the model's for whoever asks
     of = ""  # which of several models, in the names of figures
     question = QUESTION
+    telling = TOLD  # which lines of its log are shown
     asked_before = True  # the dump: else the first answer is what all others are compared with
 
     def __init__(self, run: Run) -> None:
@@ -267,7 +268,7 @@ class Bench:
         """What the engine said of itself."""
         for line in log.read_text(errors="replace").splitlines() if log.exists() else ():
             message = COLOUR.sub("", line.rpartition('"message":"')[2].removesuffix('"}'))
-            if TOLD.search(message):
+            if self.telling.search(message):
                 console.print(f"  | {message[:230]}", markup=False, highlight=False)
 
 
