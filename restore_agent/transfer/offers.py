@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
@@ -21,29 +21,45 @@ from restore_agent.snapshots.chunks import Chunk
 from restore_agent.transfer.layout import chunk_key, manifest_key, signature_key
 from restore_agent.transfer.source import Absent, Denied, Unreachable
 
-Bytes: TypeAlias = "memoryview | Path"  # in memory, or a file
-Find = Callable[[Chunk], "Bytes | None"]
+
+@dataclass(frozen=True, slots=True)
+class InFile:
+    """Bytes of a file of this node."""
+
+    path: Path
+    offset: int
+    size: int
 
 
-@dataclass(frozen=True)
+Bytes: TypeAlias = "memoryview | InFile"
+Memory = Callable[[Chunk], "memoryview | None"]
+
+
 class Offered:
-    """One snapshot as it is offered. `small`: manifest and signature, by key. `find`: where a chunk is on this node; None: nowhere yet."""
+    """One snapshot as it is offered: which chunks it has, and where those are that are here."""
 
-    namespace: str
-    digest: str
-    small: Mapping[str, bytes]
-    chunks: Mapping[str, Chunk]  # by key
-    find: Find
-    _arrivals: threading.Condition = field(default_factory=threading.Condition)
+    def __init__(
+        self,
+        namespace: str,
+        digest: str,
+        manifest: bytes,
+        signature: bytes,
+        chunks: Iterable[Chunk],
+        memory: Memory = lambda chunk: None,
+    ) -> None:
+        """`memory`: a chunk where it stands in memory, which is asked before files are."""
+        self.namespace = namespace
+        self.digest = digest
+        self._small = {manifest_key(digest): memoryview(manifest), signature_key(digest): memoryview(signature)}
+        self._chunks = {chunk_key(chunk.hash): chunk for chunk in chunks}
+        self._memory = memory
+        self._files: dict[str, InFile] = {}  # by the chunk's hash
+        self._arrivals = threading.Condition()  # for the one above
 
-    @classmethod
-    def of(cls, namespace: str, digest: str, manifest: bytes, signature: bytes, chunks: Iterable[Chunk], find: Find) -> Offered:
-        small = {manifest_key(digest): manifest, signature_key(digest): signature}
-        return cls(namespace, digest, small, {chunk_key(chunk.hash): chunk for chunk in chunks}, find)
-
-    def arrived(self) -> None:
-        """Another chunk is here: whoever waits looks again. From any thread."""
+    def arrived(self, chunk: Chunk, path: Path, offset: int = 0) -> None:
+        """It is whole in this file, from that byte on; whoever waits for it gets it. From any thread."""
         with self._arrivals:
+            self._files[chunk.hash] = InFile(path, offset, chunk.size)
             self._arrivals.notify_all()
 
     def get(self, key: str, seconds: float) -> Bytes:
@@ -53,19 +69,18 @@ class Offered:
             Absent: it is not here. Unreachable: nor has it come meanwhile.
             Denied: it is no part of the snapshot.
         """
-        if key in self.small:
-            return memoryview(self.small[key])
-        chunk = self.chunks.get(key)
+        if key in self._small:
+            return self._small[key]
+        chunk = self._chunks.get(key)
         if chunk is None:
             raise Denied(f"snapshot {self.digest[:12]} of namespace {self.namespace} has no {key}")
+        if (memory := self._memory(chunk)) is not None:
+            return memory
         with self._arrivals:
-            if not self._arrivals.wait_for(lambda: self.find(chunk) is not None, seconds):
+            if not self._arrivals.wait_for(lambda: chunk.hash in self._files, seconds):
                 kind = Unreachable if seconds else Absent
                 raise kind(f"{key} of snapshot {self.digest[:12]} has not come to this node yet")
-        found = self.find(chunk)
-        if found is None:
-            raise Absent(f"{key} of snapshot {self.digest[:12]} is not on this node any more")
-        return found
+            return self._files[chunk.hash]
 
 
 class Offers:
@@ -87,7 +102,6 @@ class Offers:
         finally:
             with self._lock:
                 del self._on_their_way[offered.digest]
-            offered.arrived()
 
     def get(self, namespace: str, digest: str) -> Offered:
         """Raises Absent: this node has no such snapshot. Denied: it is another namespace's."""

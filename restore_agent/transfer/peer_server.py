@@ -24,13 +24,12 @@ import ssl
 import threading
 from collections.abc import Callable, Iterator
 from http import HTTPStatus
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import httptools
 
 from restore_agent.transfer.egress import Egress
-from restore_agent.transfer.offers import Bytes, Offers
+from restore_agent.transfer.offers import Offers
 from restore_agent.transfer.source import Absent, Denied, TransferError, Unreachable
 from zerowake_shared.address import Address
 from zerowake_shared.listening import check_free
@@ -187,15 +186,16 @@ class PeerServer:
         """The size of what was asked for, and what sends a part of it. Raises Absent, Denied, Unreachable."""
         namespace, _, rest = asked.path.removeprefix("/").partition("/")
         digest, _, key = rest.partition("/")
-        found: Bytes = self._offers.get(namespace, digest).get(key, _wait(asked))
-        if not isinstance(found, Path):
+        found = self._offers.get(namespace, digest).get(key, _wait(asked))
+        if isinstance(found, memoryview):
             memory = found
             return len(memory), lambda connection, at, end: self._send_memory(connection, memory[at:end])
+        start = found.offset
         try:
-            file = stack.enter_context(found.open("rb", buffering=0))
+            file = stack.enter_context(found.path.open("rb", buffering=0))
         except FileNotFoundError:
             raise Absent(f"{key} of snapshot {digest[:12]} is not on this node any more") from None
-        return os.fstat(file.fileno()).st_size, lambda connection, at, end: self._send_file(connection, file.fileno(), at, end)
+        return found.size, lambda connection, at, end: self._send_file(connection, file.fileno(), start + at, start + end)
 
     def _send_memory(self, connection: ssl.SSLSocket, data: memoryview) -> bool:
         for at in range(0, len(data), _PIECE):

@@ -12,6 +12,7 @@ from blake3 import blake3
 
 from restore_agent.snapshots.chunks import Chunk
 from restore_agent.transfer.cascade import Cascade, Waits
+from restore_agent.transfer.offers import Offered
 from restore_agent.transfer.peer import Peer, Peers
 from restore_agent.transfer.source import Altered, Piece, Source
 from tests.worlds.certificates import Authority
@@ -48,16 +49,22 @@ class Origin:
 class Member:
     """An agent of the fleet: what it has, and its server."""
 
-    def __init__(self, name: str, folder: Path, chunks: Sequence[Chunk], there: Served, peers: Peers, arrived: Callable[[], None]) -> None:
+    def __init__(self, name: str, folder: Path, chunks: Sequence[Chunk], there: Served, peers: Peers, here: Offered) -> None:
         self.name = name
         self.folder = folder
         self.there = there
         self.peers = peers
         self._chunks = chunks
-        self._arrived = arrived
+        self._here = here
 
     def has_all(self) -> bool:
         return all(blake3((self.folder / chunk.hash).read_bytes()).hexdigest() == chunk.hash for chunk in self._chunks)
+
+    def lie(self) -> None:
+        """It serves other bytes under the name of every chunk."""
+        (self.folder / "lies").write_bytes(b"\0" * SIZE)
+        for chunk in self._chunks:
+            self._here.arrived(chunk, self.folder / "lies")
 
     async def fetch(self, members: Sequence["Member"], origins: Sequence[Source], holders: Sequence["Member"] = ()) -> None:
         def peer(of: Member) -> Callable[[float], Peer]:
@@ -65,7 +72,7 @@ class Member:
 
         others = {other.name: peer(other) for other in members if other is not self}
         cascade = Cascade(self.name, others, {holder.name: peer(holder)(0.0) for holder in holders}, origins, WAITS)
-        await cascade.bring_all(self._chunks, self._keep, lambda chunk: self._arrived())
+        await cascade.bring_all(self._chunks, self._keep, lambda chunk: self._here.arrived(chunk, self.folder / chunk.hash))
 
     def _keep(self, chunk: Chunk, data: memoryview) -> None:
         fresh = self.folder / f"{chunk.hash}.{threading.get_ident()}"
@@ -86,7 +93,7 @@ def fleet(folder: Path, tls: TlsFiles, chunks: Sequence[Chunk], count: int, **bo
             (home := folder / f"node-{number}").mkdir(parents=True)
             here = offered(home, chunks)
             there = stack.enter_context(served(tls, here, **bounds))  # type: ignore[arg-type]
-            members.append(Member(home.name, home, chunks, there, stack.enter_context(Peers(client_contexts(tls))), here.arrived))
+            members.append(Member(home.name, home, chunks, there, stack.enter_context(Peers(client_contexts(tls))), here))
         yield members
 
 
@@ -165,8 +172,7 @@ async def test_one_that_serves_other_bytes_is_believed_by_nobody(
     tmp_path: Path, tls: TlsFiles, chunks: list[Chunk], origin: Origin
 ) -> None:
     with fleet(tmp_path, tls, chunks, 4) as [liar, *members]:
-        for chunk in chunks:
-            (liar.folder / chunk.hash).write_bytes(b"\0" * SIZE)
+        liar.lie()
         await asyncio.gather(*(member.fetch([liar, *members], [origin]) for member in members))
         assert all(member.has_all() for member in members)
     assert sum(origin.reads.values()) == len(chunks)
@@ -174,8 +180,7 @@ async def test_one_that_serves_other_bytes_is_believed_by_nobody(
 
 async def test_where_all_lie_nothing_is_kept(tmp_path: Path, tls: TlsFiles, chunks: list[Chunk]) -> None:
     with fleet(tmp_path, tls, chunks, 2) as [liar, member]:
-        for chunk in chunks:
-            (liar.folder / chunk.hash).write_bytes(b"\0" * SIZE)
+        liar.lie()
         with pytest.raises(Altered, match=f"agent {liar.there.address} has other bytes under the name of"):
             await member.fetch([member], [], [liar])
         assert not list(member.folder.iterdir())

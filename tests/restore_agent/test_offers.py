@@ -7,7 +7,7 @@ import pytest
 
 from restore_agent.snapshots.chunks import Chunk
 from restore_agent.transfer.layout import chunk_key, manifest_key, name_key, signature_key
-from restore_agent.transfer.offers import Offered, Offers
+from restore_agent.transfer.offers import InFile, Offered, Offers
 from restore_agent.transfer.source import Absent, Denied, Unreachable
 from tests.worlds.peers import DIGEST, MANIFEST, NAMESPACE, SIGNATURE, make_chunks, offered
 from tests.worlds.waiting import PATIENCE
@@ -20,13 +20,13 @@ def test_manifest_signature_and_each_chunk_are_given(tmp_path: Path) -> None:
     one = offered(tmp_path, chunks)
     assert one.get(manifest_key(DIGEST), 0) == MANIFEST
     assert one.get(signature_key(DIGEST), 0) == SIGNATURE
-    assert [one.get(chunk_key(chunk.hash), 0) for chunk in chunks] == [tmp_path / chunk.hash for chunk in chunks]
+    assert [one.get(chunk_key(chunk.hash), 0) for chunk in chunks] == [InFile(tmp_path / chunk.hash, 0, chunk.size) for chunk in chunks]
 
 
 def test_a_chunk_that_stands_in_memory_is_given_from_there() -> None:
     memory = memoryview(b"pages")
     chunk = Chunk("ab" * 32, 5)
-    one = Offered.of(NAMESPACE, DIGEST, MANIFEST, SIGNATURE, [chunk], lambda _: memory)
+    one = Offered(NAMESPACE, DIGEST, MANIFEST, SIGNATURE, [chunk], lambda _: memory)
     assert one.get(chunk_key(chunk.hash), 0) is memory
 
 
@@ -67,9 +67,8 @@ def test_a_chunk_on_its_way_is_given_to_who_waits_in_the_moment_it_arrives(tmp_p
             offers.get(NAMESPACE, DIGEST).get(chunk_key(chunk.hash), 0.01)
         waiting = threading.Thread(target=lambda: got.append(offers.get(NAMESPACE, DIGEST).get(chunk_key(chunk.hash), PATIENCE)))
         waiting.start()
-        (tmp_path / "elsewhere" / chunk.hash).rename(tmp_path / chunk.hash)
-        one.arrived()
+        one.arrived(chunk, tmp_path / "weights", 4096)
         waiting.join(PATIENCE / 2)
-        assert got == [tmp_path / chunk.hash]
+        assert got == [InFile(tmp_path / "weights", 4096, chunk.size)]
     with pytest.raises(Absent):
         offers.get(NAMESPACE, DIGEST)

@@ -77,9 +77,8 @@ async def test_a_chunk_on_its_way_there_is_waited_for(tmp_path: Path, tls: TlsFi
             await read(impatient, chunk)
         reading = asyncio.create_task(read(peers.peer(there.address, NAMESPACE, DIGEST, patience=19), chunk))
         await until(lambda: any(thread.name == "peer" for thread in threading.enumerate()), "the request")
-        (tmp_path / "elsewhere" / chunk.hash).rename(tmp_path / chunk.hash)
-        one.arrived()
-        assert await reading == (tmp_path / chunk.hash).read_bytes()
+        one.arrived(chunk, tmp_path / "elsewhere" / chunk.hash)
+        assert await reading == (tmp_path / "elsewhere" / chunk.hash).read_bytes()
 
 
 async def test_one_that_is_gone_is_named(tmp_path: Path, tls: TlsFiles, peers: Peers) -> None:

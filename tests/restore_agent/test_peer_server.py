@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from restore_agent.snapshots.chunks import Chunk
 from restore_agent.transfer.layout import chunk_key, manifest_key
+from restore_agent.transfer.offers import Offered
 from restore_agent.transfer.peer_server import AGENT, PeerServer
 from tests.worlds.certificates import Authority
 from tests.worlds.peers import DIGEST, MANIFEST, NAMESPACE, Served, fleet_files, make_chunks, offered, served
@@ -80,7 +82,7 @@ def test_what_may_not_be_had_is_forbidden_and_what_is_not_here_not_found(tmp_pat
         (tmp_path / chunks[0].hash).unlink()
         assert ask(connection, chunk_key(chunks[0].hash)) == (
             404,
-            f"{chunk_key(chunks[0].hash)} of snapshot {DIGEST[:12]} has not come to this node yet\n".encode(),
+            f"{chunk_key(chunks[0].hash)} of snapshot {DIGEST[:12]} is not on this node any more\n".encode(),
         )
 
 
@@ -149,3 +151,29 @@ def test_a_port_that_is_taken_is_named(tmp_path: Path, tls: TlsFiles) -> None:
     taken = pytest.raises(CannotListen, match=r"the server for other agents cannot listen on .*in use")
     with served(tls) as one, taken, PeerServer.listening(one.address, server_context(tls), one.offers, one.egress):
         pass
+
+
+def test_a_chunk_in_the_middle_of_a_file(tmp_path: Path, tls: TlsFiles) -> None:
+    chunk = Chunk("ab" * 32, 300_000)
+    (tmp_path / "model.safetensors").write_bytes(b"a" * 1000 + b"b" * 300_000 + b"c" * 1000)
+    one = Offered(NAMESPACE, DIGEST, MANIFEST, b"", [chunk])
+    one.arrived(chunk, tmp_path / "model.safetensors", 1000)
+    with served(tls, one) as there, connected(there, tls) as connection:
+        assert ask(connection, chunk_key(chunk.hash)) == (200, b"b" * 300_000)
+        assert ask(connection, chunk_key(chunk.hash), Range="bytes=299999-299999") == (206, b"b")
+
+
+def test_a_file_that_became_shorter_ends_the_connection(tmp_path: Path, tls: TlsFiles) -> None:
+    [chunk] = make_chunks(tmp_path, 1, 1000)
+    with served(tls, offered(tmp_path, [chunk])) as one, connected(one, tls) as connection:
+        (tmp_path / chunk.hash).write_bytes(b"short")
+        with pytest.raises(http.client.IncompleteRead):
+            ask(connection, chunk_key(chunk.hash))
+
+
+def test_what_stands_in_memory_is_sent_from_there(tmp_path: Path, tls: TlsFiles) -> None:
+    memory = bytes(range(256)) * 4096
+    chunk = Chunk("ab" * 32, len(memory))
+    one = Offered(NAMESPACE, DIGEST, MANIFEST, b"", [chunk], lambda _: memoryview(memory))
+    with served(tls, one) as there, connected(there, tls) as connection:
+        assert ask(connection, chunk_key(chunk.hash), Range="bytes=300000-800000") == (206, memory[300_000:800_001])

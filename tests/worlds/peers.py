@@ -46,11 +46,11 @@ def make_chunks(folder: Path, count: int = 8, size: int = 100_000) -> list[Chunk
 def offered(folder: Path, chunks: Sequence[Chunk], namespace: str = NAMESPACE, digest: str = DIGEST) -> Offered:
     """Those chunks as a snapshot, of which those are here that the folder holds."""
 
-    def find(chunk: Chunk) -> Path | None:
-        path = folder / chunk.hash
-        return path if path.exists() else None
-
-    return Offered.of(namespace, digest, MANIFEST, SIGNATURE, chunks, find)
+    one = Offered(namespace, digest, MANIFEST, SIGNATURE, chunks)
+    for chunk in chunks:
+        if (folder / chunk.hash).exists():
+            one.arrived(chunk, folder / chunk.hash)
+    return one
 
 
 @dataclass
