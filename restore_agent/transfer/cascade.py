@@ -49,9 +49,11 @@ class Cascade:
         holders: Mapping[str, Source],
         origins: Sequence[Source],
         waits: Waits = Waits(),
+        moved: Callable[[int], None] = lambda count: None,
     ) -> None:
         """`here`: this node's name. `members`: the other nodes that fetch the snapshot too, by name, each as a source that is waited for
-        so many seconds. `holders`: those that have it. `origins`: buckets and folders that do, the nearest first.
+        so many seconds. `holders`: those that have it. `origins`: buckets and folders that do, the nearest first. `moved`:
+        as Fetch has it.
         """
         self._here = here
         self._members = [here, *members]
@@ -60,6 +62,7 @@ class Cascade:
         self._holders = holders
         self._origins = origins
         self._waits = waits
+        self._moved = moved
 
     def reads(self, chunk: Chunk) -> bool:
         """The chunk is of this node's share."""
@@ -83,8 +86,8 @@ class Cascade:
         for chunk in chunks:
             (own if self.reads(chunk) else others).append(chunk)
         streams = max(_FEWEST_STREAMS, STREAMS // len(self._members))
-        from_roots = Fetch(self.sources, streams=streams, patience=Patience(stall=self._waits.root, floor=_FLOOR))
-        from_members = Fetch(self.sources, patience=Patience(stall=self._waits.member, floor=_FLOOR))
+        from_roots = Fetch(self.sources, streams=streams, patience=Patience(stall=self._waits.root, floor=_FLOOR), moved=self._moved)
+        from_members = Fetch(self.sources, patience=Patience(stall=self._waits.member, floor=_FLOOR), moved=self._moved)
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(from_roots.bring_all(own, keep, arrived), name="this node's share")

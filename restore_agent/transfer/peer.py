@@ -12,7 +12,7 @@ import http.client
 import socket
 import ssl
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 from typing import Any, TypeVar
@@ -65,7 +65,7 @@ class Peer:
     def __str__(self) -> str:
         return f"agent {self._line.address}"
 
-    async def read(self, key: str, offset: int, length: int) -> AsyncIterator[Piece]:
+    async def read(self, key: str, offset: int, length: int) -> AsyncGenerator[Piece, None]:
         async with self._connection() as connection:
             headers = {"Range": f"bytes={offset}-{offset + length - 1}"}
             left = await self._in_thread(connection.ask, "GET", self._prefix + key, headers, self._patience)
