@@ -49,6 +49,7 @@ class Arena:
         """Raises FillError where the index and the chunks differ."""
         self.chunks = chunks
         self._ends = list(accumulate(chunk.size for chunk in chunks))
+        self._numbers = {chunk.hash: number for number, chunk in enumerate(chunks)}
         self.size = self._ends[-1] if chunks else 0
         self._runs = read_index(index)
         if sum(run.length for run in self._runs) != self.size:
@@ -108,6 +109,11 @@ class Arena:
     @property
     def whole(self) -> bool:
         return len(self._arrived) == len(self.chunks)
+
+    def chunk(self, chunk_hash: str) -> memoryview | None:
+        """The bytes of a chunk, of an image that is whole; None: it has no such chunk."""
+        number = self._numbers.get(chunk_hash)
+        return None if number is None else self._memory[self._ends[number] - self.chunks[number].size : self._ends[number]]
 
     @property
     def pids(self) -> set[int]:

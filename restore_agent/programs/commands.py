@@ -21,7 +21,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from rich.table import Table
 from zerowake_proto import agent_pb2, agent_pb2_grpc
 
-from gpumem.programs.commands import parse_reserve
+from gpumem.programs.commands import parse_reserve, parse_size
 from restore_agent.drivers.weights import DEFAULT_SOCKET
 from restore_agent.engine.presets import KINDS, Setting, fewer_cpus, prepare
 from restore_agent.kubernetes.nri import SOCKET as NRI_SOCKET
@@ -30,7 +30,7 @@ from restore_agent.programs import keys as key_commands
 from restore_agent.programs import transfers
 from restore_agent.programs.command_line import Keys, Name, Namespace, State, failures_told
 from restore_agent.programs.connection import Gpumem, connected, run_command, running_agent
-from restore_agent.programs.main import DEFAULT_STATE, CannotRun, Listen, die_with_parent, enter_own_mounts, run
+from restore_agent.programs.main import DEFAULT_STATE, CannotRun, Listen, Sharing, die_with_parent, enter_own_mounts, run
 from restore_agent.sequences.parked_budget import Share
 from restore_agent.snapshots.store import Catalog, Snapshot
 from zerowake_shared import log
@@ -67,7 +67,14 @@ def agent(
     gpumem: Gpumem = DEFAULT_SOCKET,
     metrics: Annotated[str, typer.Option(help="HOST:PORT that serves /metrics, /healthz and /readyz.", metavar="HOST:PORT")] = "",
     listen: Annotated[str, typer.Option(help="HOST:PORT for a scaler on another machine; needs --tls.", metavar="HOST:PORT")] = "",
-    tls: Annotated[Path | None, typer.Option(help="Folder with tls.crt, tls.key and ca.crt, for --listen.")] = None,
+    tls: Annotated[Path | None, typer.Option(help="Folder with tls.crt, tls.key and ca.crt, for --listen and --peers.")] = None,
+    peers: Annotated[
+        str,
+        typer.Option(help="HOST:PORT that serves snapshots to other agents; needs --tls, and keys that they share.", metavar="HOST:PORT"),
+    ] = "",
+    peer_rate: Annotated[
+        str, typer.Option(help="Bytes a second (1GiB) that all other agents together get.", envvar="ZEROWAKE_PEER_RATE", metavar="SIZE")
+    ] = "1GiB",
     kubernetes: Annotated[bool, typer.Option("--kubernetes", help="Restore into the pods of this node.")] = False,
     cri: Annotated[
         Path | None, typer.Option(help="The container runtime's socket; containerd's or CRI-O's usual one if not given.")
@@ -89,19 +96,22 @@ def agent(
     log.configure()
     parent = os.getppid()
     with failures_told(), contextlib.ExitStack() as stack:
-        if bool(listen) != bool(tls):
+        if peers and not tls:
+            raise CannotRun("--peers and --tls belong together: whoever reaches that port may read snapshots")
+        if bool(listen or peers) != bool(tls):
             raise CannotRun("--listen and --tls belong together: whoever reaches the agent may start programs as root")
         shows, parked = _metrics_address(metrics), _share(parked_bytes)
         if stack.enter_context(used(state)):
             die_with_parent(parent)
         enter_own_mounts(state)
-        serves = Listen(listen, tls) if tls else None
+        serves = Listen(listen, tls) if tls and listen else None
+        sharing = Sharing(peers, tls, _rate(peer_rate)) if tls and peers else None
         beside = None
         if kubernetes:
             from restore_agent.programs.on_kubernetes import Kubernetes, serve_pods  # noqa: PLC0415  (only here is the API's client needed)
 
             beside = functools.partial(serve_pods, Kubernetes(cri, nri, placeholder, kubelet))
-        asyncio.run(run(node, state, gpumem, shows, serves, beside, parked, keys))
+        asyncio.run(run(node, state, gpumem, shows, serves, beside, parked, keys, sharing))
 
 
 @snapshots.command()
@@ -330,6 +340,16 @@ def _share(text: str) -> Share:
         return parse_reserve(text)
     except typer.BadParameter as error:
         raise CannotRun(f"--parked-bytes {error}") from None
+
+
+def _rate(text: str) -> int:
+    """Raises CannotRun."""
+    try:
+        if rate := parse_size(text):
+            return rate
+    except typer.BadParameter as error:
+        raise CannotRun(f"--peer-rate {error}") from None
+    raise CannotRun("--peer-rate 0 would serve nobody; leave --peers away for that")
 
 
 def _metrics_address(text: str) -> Address | None:

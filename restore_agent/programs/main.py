@@ -1,6 +1,7 @@
 """The restore agent as a program, wired together: a node (which makes its own parts), gRPC over it, metrics beside it.
 
 metrics  ←  node  ←  service  ←  gRPC: a UNIX socket for root, TCP with mTLS for the scaler
+            node  ←  sharing: TCP with mTLS, for other agents
             node  ←  beside: on_kubernetes.py, where the node is one of a cluster
 """
 
@@ -23,15 +24,22 @@ from zerowake_proto import agent_pb2_grpc
 
 from restore_agent.errors import AgentError
 from restore_agent.sequences.node import Node
+from restore_agent.sequences.offering import Offering
 from restore_agent.sequences.parked_budget import Share, a_tenth
 from restore_agent.service import metrics
 from restore_agent.service.authorization import OnlyTheScaler
 from restore_agent.service.service import AgentService
+from restore_agent.transfer.egress import Egress
+from restore_agent.transfer.exchange import Exchange
+from restore_agent.transfer.offers import Offers
+from restore_agent.transfer.peer import Peers
+from restore_agent.transfer.peer_server import PeerServer
 from zerowake_shared import background, listening
-from zerowake_shared.tls import TlsFiles, server_credentials
+from zerowake_shared.tls import TlsFiles, client_contexts, server_context, server_credentials
 
 DEFAULT_STATE = Path("/var/lib/zerowake")
 _STOP_SECONDS = 5.0
+_READERS = 32  # other agents' streams that are served at once
 _PR_SET_PDEATHSIG = 1
 _CLONE_NEWNS, _MS_REC, _MS_PRIVATE = 0x20000, 0x4000, 0x40000
 _LOG = logging.getLogger("zerowake.agent")
@@ -80,16 +88,31 @@ class Listen:
     tls: Path
 
 
+@dataclass(frozen=True)
+class Sharing:
+    """Snapshots for other agents, and from them."""
+
+    address: str  # HOST:PORT
+    tls: Path  # as Listen has it
+    rate: float  # bytes a second that all of them get
+
+
 @contextlib.asynccontextmanager
 async def serving(
-    name: str, state: Path, gpumem: Path, listen: Listen | None = None, parked: Share = a_tenth, keys: Path | None = None
+    name: str,
+    state: Path,
+    gpumem: Path,
+    listen: Listen | None = None,
+    parked: Share = a_tenth,
+    keys: Path | None = None,
+    sharing: Sharing | None = None,
 ) -> AsyncIterator[Node]:
     """Serves an agent's gRPC on its socket, which only root may open, and where others reach it. `enter_own_mounts` comes first.
 
     Raises StoreBusy, UnusableKey, BadCertificate, CannotListen, CannotRun, OSError.
     """
     path = socket_of(state)
-    async with Node.open(name, state, _memory(state), gpumem, metrics, parked, keys) as node:
+    async with Node.open(name, state, _memory(state), gpumem, metrics, parked, keys) as node, _shared(node, sharing):
         listening.make_way(path, "the agent")  # of one that was killed: the store's lock says that none is alive
         server = grpc.aio.server(interceptors=[OnlyTheScaler()], options=listening.PINGS_WELCOME)
         agent_pb2_grpc.add_AgentServicer_to_server(AgentService(node), server)
@@ -105,6 +128,26 @@ async def serving(
             path.unlink(missing_ok=True)
 
 
+@contextlib.asynccontextmanager
+async def _shared(node: Node, sharing: Sharing | None) -> AsyncIterator[None]:
+    """The node exchanges snapshots with other agents until the block ends. Raises BadCertificate, CannotListen."""
+    if sharing is None:
+        yield
+        return
+    files = TlsFiles.in_folder(sharing.tls)
+    offers, egress = Offers(Offering(node.store, node.staging)), Egress(sharing.rate, _READERS)
+    stack = contextlib.ExitStack()
+    try:
+        peers = stack.enter_context(Peers(client_contexts(files)))
+        server = stack.enter_context(PeerServer.listening(sharing.address, server_context(files), offers, egress))
+        metrics.count_sent(egress)
+        node.travel.exchange = Exchange(node.name, offers, peers, server.port)
+        yield
+    finally:
+        node.travel.exchange = None
+        await asyncio.to_thread(stack.close)
+
+
 async def run(
     name: str,
     state: Path,
@@ -114,6 +157,7 @@ async def run(
     beside: Callable[[Node], Coroutine[Any, Any, None]] | None = None,
     parked: Share = a_tenth,
     keys: Path | None = None,
+    sharing: Sharing | None = None,
 ) -> None:
     """Until SIGTERM or SIGINT, and with it what runs `beside`, for ever. Raises what `serving` and `beside` do."""
     stop = asyncio.Event()
@@ -122,10 +166,12 @@ async def run(
     if listen:  # before the node is opened, which takes a second
         listening.check_free(listen.address, "the agent")
         server_credentials(TlsFiles.in_folder(listen.tls))
+    if sharing:
+        listening.check_free(sharing.address, "the server for other agents")
     async with contextlib.AsyncExitStack() as stack:
         if metrics_address:
             await stack.enter_async_context(metrics.serve(*metrics_address))
-        node = await stack.enter_async_context(serving(name, state, gpumem, listen, parked, keys))
+        node = await stack.enter_async_context(serving(name, state, gpumem, listen, parked, keys, sharing))
         _LOG.info("agent of node %s serves on %s", name, socket_of(state))
         if beside:
             await stack.enter_async_context(background.beside(beside(node), "beside the node"))

@@ -95,6 +95,13 @@ class Staging:
     def in_memory(self, digest: str) -> bool:
         return (staged := self._staged.get(digest)) is not None and staged.ready.is_set()
 
+    def chunk(self, digest: str, chunk_hash: str) -> memoryview | None:
+        """A chunk of a snapshot that stands in memory. From any thread; it stays as long as somebody has it."""
+        staged = self._staged.get(digest)
+        if staged is None or not staged.arena.done() or staged.arena.exception():
+            return None
+        return staged.arena.result().chunk(chunk_hash)
+
     @contextlib.contextmanager
     def hold(self, snapshot: Snapshot) -> Iterator[Staged]:
         """Begins to stage the snapshot, unless it stands in memory already, and keeps it there until the block ends.

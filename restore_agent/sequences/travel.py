@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from restore_agent.errors import AgentError, ErrorKind
 from restore_agent.snapshots.names import SeenNames
 from restore_agent.snapshots.store import Snapshot, Store
+from restore_agent.transfer.exchange import Exchange
 from restore_agent.transfer.progress import Progress
 from restore_agent.transfer.publish import Publisher
 from restore_agent.transfer.pull import Puller
@@ -30,6 +31,7 @@ class Travel:
         self._store = store
         self._seen = SeenNames(store.state)
         self._changed = changed
+        self.exchange: Exchange | None = None  # with other agents, where there is one
 
     async def push(self, snapshot: Snapshot, url: str, progress: Callable[[Progress], None]) -> None:
         """Raises InvalidUrl, and what `Publisher.publish` does."""

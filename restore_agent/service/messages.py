@@ -18,7 +18,9 @@ from restore_agent.sequences.replicas import Origin, Replica, State
 from restore_agent.sequences.standby import Rung
 from restore_agent.snapshots.manifest import EngineRecord, check_name
 from restore_agent.snapshots.store import Snapshot, Unreadable
+from restore_agent.transfer.exchange import OtherAgent
 from restore_agent.transfer.progress import Progress
+from zerowake_shared.address import Address
 
 
 class InvalidField(AgentError, ValueError):
@@ -89,6 +91,17 @@ def demoted_to(rung: agent_pb2.Rung) -> Rung:
     found = {agent_pb2.RUNG_UNSPECIFIED: Rung.STANDBY, agent_pb2.RUNG_STANDBY: Rung.STANDBY, agent_pb2.RUNG_PARKED: Rung.PARKED}.get(rung)
     if found is None:
         raise InvalidField("rung: a replica can be demoted to RUNG_STANDBY and RUNG_PARKED")
+    return found
+
+
+def other_agents(peers: Iterable[agent_pb2.Peer]) -> list[OtherAgent]:
+    """Raises InvalidField."""
+    found = [OtherAgent(peer.node, peer.address, peer.complete) for peer in peers]
+    for number, other in enumerate(found):
+        try:
+            Address.parse(other.address)
+        except ValueError as error:
+            raise InvalidField(f"peers[{number}].address: {error}") from None
     return found
 
 
@@ -179,6 +192,7 @@ def node(value: Node) -> agent_pb2.Node:
             disk_to_gpu=value.weights.rates[WeightsRung.DISK],
             memory_to_gpu=value.weights.rates[WeightsRung.MEMORY],
         ),
+        peer_port=value.travel.exchange.port if value.travel.exchange else 0,
         gpus=[agent_pb2.Gpu(uuid=gpu.uuid, total_bytes=gpu.total_bytes, free_bytes=gpu.free_bytes) for gpu in value.gpus],
     )
 

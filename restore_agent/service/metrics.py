@@ -10,6 +10,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, Counter, Gauge, Histogram, ge
 
 from restore_agent.sequences.replicas import Origin
 from restore_agent.sequences.standby import Rung
+from restore_agent.transfer.egress import Egress
 from zerowake_shared.address import Address
 from zerowake_shared.listening import started
 
@@ -23,6 +24,12 @@ _REPLICAS = Gauge("zerowake_node_replicas", "Replicas that live on this node")
 _STANDBYS = Gauge("zerowake_node_standbys", "Replicas that only have to be woken, by rung: standby or parked", ["rung"])
 _SLEEPERS = Gauge("zerowake_node_sleeping_pods", "Replicas that sleep in their pods, by rung: standby or parked", ["rung"])
 _PARKED = Gauge("zerowake_node_parked_bytes", "GPU memory that parked replicas hold, in pods as well", ["gpu"])
+
+_SENT = Gauge("zerowake_peer_sent_bytes", "Bytes that this agent has sent to other agents, since it was started")
+
+
+def count_sent(egress: Egress) -> None:
+    _SENT.set_function(lambda: egress.sent)
 
 
 def restored(model: str, origin: Origin, phases: Iterable[tuple[str, float]]) -> None:

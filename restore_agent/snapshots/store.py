@@ -24,6 +24,7 @@ read. A sweep leaves what is leased to the next one.
 from __future__ import annotations
 
 import contextlib
+import re
 import secrets
 import shutil
 import threading
@@ -55,6 +56,7 @@ from zerowake_shared.state_folder import STORE_LOCK, Lock, store_holder
 _MANIFEST = "manifest.json"
 _SEAL = "seal"  # what versions before 4 had instead of a signature
 _FETCHED = "fetched"
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 class NotFound(AgentError):
@@ -147,6 +149,13 @@ class Catalog:
             except Unusable:
                 if _leads_to(link, directory):
                     raise  # else it was replaced or removed as it was read
+
+    def of_digest(self, digest: str) -> Snapshot:
+        """The snapshot with that digest, whatever its name is. Raises NotFound, Corrupt, Untrusted."""
+        directory = self.state / "snapshots" / digest
+        if not _DIGEST.fullmatch(digest) or not directory.is_dir():  # others name it, who may name what is no digest
+            raise NotFound(f"no snapshot {digest[:12]} on this node")
+        return self._open(directory)
 
     def verify(self, snapshot: Snapshot) -> None:
         """Reads and hashes every file and chunk. Raises Corrupt with the first that is wrong, NotFound: it was removed meanwhile."""

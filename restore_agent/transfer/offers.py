@@ -51,10 +51,22 @@ class Offered:
         self.namespace = namespace
         self.digest = digest
         self._small = {manifest_key(digest): memoryview(manifest), signature_key(digest): memoryview(signature)}
-        self._chunks = {chunk_key(chunk.hash): chunk for chunk in chunks}
         self._memory = memory
+        self._arrivals = threading.Condition()  # for all below
+        self._chunks = {chunk_key(chunk.hash): chunk for chunk in chunks}
         self._files: dict[str, InFile] = {}  # by the chunk's hash
-        self._arrivals = threading.Condition()  # for the one above
+        self._all_named = True
+
+    def await_names(self) -> None:
+        """Which chunks it has is not known of all yet: some are named by others, which have to come first. `name` ends that."""
+        self._all_named = False
+
+    def name(self, chunks: Iterable[Chunk]) -> None:
+        """The rest of its chunks. From any thread."""
+        with self._arrivals:
+            self._chunks |= {chunk_key(chunk.hash): chunk for chunk in chunks}
+            self._all_named = True
+            self._arrivals.notify_all()
 
     def arrived(self, chunk: Chunk, path: Path, offset: int = 0) -> None:
         """It is whole in this file, from that byte on; whoever waits for it gets it. From any thread."""
@@ -71,16 +83,23 @@ class Offered:
         """
         if key in self._small:
             return self._small[key]
-        chunk = self._chunks.get(key)
-        if chunk is None:
-            raise Denied(f"snapshot {self.digest[:12]} of namespace {self.namespace} has no {key}")
-        if (memory := self._memory(chunk)) is not None:
-            return memory
         with self._arrivals:
-            if not self._arrivals.wait_for(lambda: chunk.hash in self._files, seconds):
-                kind = Unreachable if seconds else Absent
-                raise kind(f"{key} of snapshot {self.digest[:12]} has not come to this node yet")
-            return self._files[chunk.hash]
+            self._arrivals.wait_for(lambda: self._find(key) is not None, seconds)
+            found = self._find(key)
+        if found is None:
+            kind = Unreachable if seconds else Absent
+            raise kind(f"{key} of snapshot {self.digest[:12]} has not come to this node yet")
+        return found
+
+    def _find(self, key: str) -> Bytes | None:
+        """None: it may come. Raises Denied."""
+        chunk = self._chunks.get(key)
+        if chunk is not None:
+            memory = self._memory(chunk)
+            return memory if memory is not None else self._files.get(chunk.hash)
+        if self._all_named:
+            raise Denied(f"snapshot {self.digest[:12]} of namespace {self.namespace} has no {key}")
+        return None
 
 
 class Offers:

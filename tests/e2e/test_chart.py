@@ -51,7 +51,15 @@ async def test_every_example_is_taken(api: Api, namespace: str, kubeconfig: str,
 
 @pytest.mark.parametrize(
     "wrong",
-    ["scaler.replicas=0", "keda.tls=yes", "gpumem.reserve=lots", "agent.stateDirectory=here", "nothing=1", "scaler.image.digest=latest"],
+    [
+        "scaler.replicas=0",
+        "keda.tls=yes",
+        "gpumem.reserve=lots",
+        "agent.stateDirectory=here",
+        "agent.peerRate=fast",
+        "nothing=1",
+        "scaler.image.digest=latest",
+    ],
 )
 def test_values_are_checked(kubeconfig: str, wrong: str) -> None:
     with pytest.raises(AssertionError, match="values don't meet the specifications"):

@@ -72,3 +72,20 @@ def test_a_chunk_on_its_way_is_given_to_who_waits_in_the_moment_it_arrives(tmp_p
         assert got == [InFile(tmp_path / "weights", 4096, chunk.size)]
     with pytest.raises(Absent):
         offers.get(NAMESPACE, DIGEST)
+
+
+def test_until_all_chunks_are_named_one_that_is_not_may_come(tmp_path: Path) -> None:
+    [named, later, never] = make_chunks(tmp_path, 3)
+    one = offered(tmp_path, [named])
+    one.await_names()
+    with pytest.raises(Absent, match="has not come to this node yet"):
+        one.get(chunk_key(later.hash), 0)
+    got: list[object] = []
+    waiting = threading.Thread(target=lambda: got.append(one.get(chunk_key(later.hash), PATIENCE)))
+    waiting.start()
+    one.name([later])
+    one.arrived(later, tmp_path / "model", 7)
+    waiting.join(PATIENCE / 2)
+    assert got == [InFile(tmp_path / "model", 7, later.size)]
+    with pytest.raises(Denied):
+        one.get(chunk_key(never.hash), PATIENCE)

@@ -1,0 +1,90 @@
+"""What this node gives to other agents and takes from them, while a snapshot comes to it and after."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from restore_agent.errors import AgentError
+from restore_agent.snapshots.chunks import Chunk
+from restore_agent.transfer.cascade import Cascade
+from restore_agent.transfer.offers import Offered, Offers
+from restore_agent.transfer.peer import Peer, Peers
+from restore_agent.transfer.source import Source
+
+
+class NoPeers(AgentError):
+    """This agent neither serves other agents nor reads from them."""
+
+    def __init__(self) -> None:
+        super().__init__("this agent reads nothing from others: it was started without --peers HOST:PORT and --tls FOLDER")
+
+
+@dataclass(frozen=True, slots=True)
+class OtherAgent:
+    """One that serves a snapshot. complete: it has all of it; else it is fetching it, too."""
+
+    node: str
+    address: str  # HOST:PORT
+    complete: bool
+
+
+class Exchange:
+    """Of one node."""
+
+    def __init__(self, here: str, offers: Offers, peers: Peers, port: int) -> None:
+        """`here`: the node's name. `port`: where it serves others."""
+        self._here = here
+        self._offers = offers
+        self._peers = peers
+        self.port = port
+
+    def fleet(self, namespace: str, digest: str, others: Sequence[OtherAgent], origins: Sequence[Source]) -> Fleet:
+        """All who have a snapshot, or are fetching it. Raises ValueError: an address is none."""
+        members = {other.node: self._to(other, namespace, digest) for other in others if not other.complete and other.node != self._here}
+        holders = {other.node: self._to(other, namespace, digest)(0.0) for other in others if other.complete and other.node != self._here}
+        return Fleet(self._here, self._offers, (namespace, digest), members, holders, origins)
+
+    def _to(self, other: OtherAgent, namespace: str, digest: str) -> Callable[[float], Peer]:
+        def peer(patience: float) -> Peer:
+            return self._peers.peer(other.address, namespace, digest, patience)
+
+        peer(0.0)  # its address is looked at now
+        return peer
+
+
+class Fleet:
+    """Where one snapshot is taken from, and to whom it is given as it comes."""
+
+    def __init__(
+        self,
+        here: str,
+        offers: Offers,
+        snapshot: tuple[str, str],
+        members: dict[str, Callable[[float], Peer]],
+        holders: dict[str, Peer],
+        origins: Sequence[Source],
+    ) -> None:
+        self._here = here
+        self._offers = offers
+        self._namespace, self._digest = snapshot
+        self._members = members
+        self._holders = holders
+        self._origins = origins
+
+    @property
+    def sources(self) -> list[Source]:
+        """For what is small and read first."""
+        return [*self._holders.values(), *self._origins, *(member(0.0) for member in self._members.values())]
+
+    def bringing(self, moved: Callable[[int], None]) -> Cascade:
+        """For its chunks."""
+        return Cascade(self._here, self._members, self._holders, self._origins, moved=moved)
+
+    @contextlib.contextmanager
+    def offered(self, manifest: bytes, signature: bytes, chunks: Iterable[Chunk]) -> Iterator[Offered]:
+        """It is offered until the block ends; what is yielded is told of each chunk that is here."""
+        coming = Offered(self._namespace, self._digest, manifest, signature, chunks)
+        with self._offers.on_its_way(coming):
+            yield coming
