@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
@@ -18,6 +18,7 @@ from zerowake_proto import agent_pb2, agent_pb2_grpc
 
 from scaler.books.snapshot_name import SnapshotName
 from scaler.fleet import messages
+from scaler.fleet.snapshot_peers import SnapshotPeer
 from scaler.gateway.upstream import Endpoint
 from scaler.plan.rungs import Rung
 from scaler.plan.world import Node, Replica, Residency
@@ -109,6 +110,7 @@ class Agent:
             memory_free_bytes=told.memory_free_bytes,
             gpus=messages.gpus(told),
             rates=messages.rates(told.bandwidths),
+            peer_address=messages.peer_address(told, self.address),
         )
         self._shown = None
 
@@ -160,10 +162,14 @@ class Agent:
         self.endpoints.pop(replica_id, None)
         self._shown = None
 
-    async def stage(self, snapshot: SnapshotName, digest: str, rung: Rung) -> float:
-        """The snapshot up to the rung; returns the seconds that it took. Raises AgentError."""
+    async def stage(self, snapshot: SnapshotName, digest: str, rung: Rung, peers: Iterable[SnapshotPeer] = ()) -> float:
+        """The snapshot up to the rung, fetched from `peers` where the node does not have it; returns the seconds that it took.
+
+        Raises AgentError.
+        """
         reference = messages.reference(snapshot, digest)
         request = agent_pb2.StageRequest(request_id=self._id(), snapshot=reference, rung=agent_pb2.Rung.Name(rung))
+        request.peers.extend(agent_pb2.Peer(node=peer.node, address=peer.address, complete=peer.complete) for peer in peers)
         try:
             answer = await self.stub.Stage(request)
         except grpc.aio.AioRpcError as error:

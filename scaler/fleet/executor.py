@@ -16,6 +16,7 @@ from typing import Protocol
 
 from scaler.fleet.agent import AgentError, AgentUnreachable, NoRoom, Wanted
 from scaler.fleet.nodes import Nodes
+from scaler.fleet.snapshot_peers import peers_of
 from scaler.plan.actions import Action, Drop, End, Keep, Sleep, Stage, Start
 from scaler.plan.policy import Plan
 from scaler.plan.rungs import Rung
@@ -140,7 +141,8 @@ class Executor:
         if agent is None:
             return
         try:
-            seconds = await agent.stage(action.snapshot, action.digest, action.rung)
+            peers = peers_of(action, self._nodes, self.under_way)
+            seconds = await agent.stage(action.snapshot, action.digest, action.rung, peers)
         except AgentError as error:
             if not isinstance(error, AgentUnreachable):
                 self._put_off(action)

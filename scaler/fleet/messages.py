@@ -8,6 +8,7 @@ from scaler.books.snapshot_name import SnapshotName
 from scaler.gateway.upstream import Endpoint
 from scaler.plan.rungs import Rung, WeightsRung
 from scaler.plan.world import Gpu, Rates, Replica, Residency
+from zerowake_shared.address import Address
 
 _ORIGINS = {
     agent_pb2.ORIGIN_RESTORED: "restored",
@@ -46,6 +47,13 @@ def rates(told: agent_pb2.Bandwidths) -> Rates:
 
 def gpus(told: agent_pb2.Node) -> tuple[Gpu, ...]:
     return tuple(Gpu(gpu.uuid, gpu.total_bytes, gpu.free_bytes) for gpu in told.gpus)
+
+
+def peer_address(told: agent_pb2.Node, agent: str) -> str:
+    """Of an agent that is called at `agent`: HOST:PORT; empty where it gives nothing to others, or is a process of this machine alone."""
+    if not told.peer_port or agent.startswith("unix:"):
+        return ""
+    return str(Address.parse(agent)._replace(port=told.peer_port))
 
 
 def replica(told: agent_pb2.Replica) -> Replica:

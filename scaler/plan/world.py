@@ -77,7 +77,7 @@ class Replica:
 @dataclass(frozen=True, slots=True)
 class Node:
     """One node as its agent describes it. address: the agent's, which no other has; synced: its stream is whole; silent: its stream ended
-    because nothing came any more, and nothing has come since."""
+    because nothing came any more, and nothing has come since. peer_address: where it gives snapshots to other nodes; empty: nowhere."""
 
     address: str
     name: str = ""
@@ -89,6 +89,7 @@ class Node:
     residencies: Mapping[SnapshotName, Residency] = field(default_factory=dict)
     replicas: Mapping[str, Replica] = field(default_factory=dict)  # by id, the oldest first
     silent: bool = False
+    peer_address: str = ""
 
 
 @dataclass(frozen=True, slots=True)

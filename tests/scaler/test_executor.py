@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import cast
 
 import pytest
@@ -12,10 +13,11 @@ from scaler.books.snapshot_name import SnapshotName
 from scaler.fleet.agent import AgentError, AgentUnreachable, Wanted
 from scaler.fleet.executor import Executor
 from scaler.fleet.nodes import Nodes
+from scaler.fleet.snapshot_peers import SnapshotPeer
 from scaler.plan.actions import Drop, End, Keep, Sleep, Stage, Start
 from scaler.plan.policy import Plan
 from scaler.plan.rungs import Rung
-from scaler.plan.world import Node, Replica
+from scaler.plan.world import Node, Replica, Residency
 from tests.worlds.virtual_time import StandingClock
 from tests.worlds.waiting import until
 
@@ -35,6 +37,8 @@ class StandIn:
         self.given_up: list[str] = []
         self.replicas: list[str] = []
         self.answers: dict[str, asyncio.Future[None]] = {}
+        self.peers: Sequence[SnapshotPeer] = ()  # of the last stage
+        self.others: list[Node] = []
 
     async def _call(self, what: str) -> None:
         self.calls.append(what)
@@ -45,7 +49,8 @@ class StandIn:
             self.given_up.append(what)
             raise
 
-    async def stage(self, snapshot: SnapshotName, digest: str, rung: Rung) -> float:
+    async def stage(self, snapshot: SnapshotName, digest: str, rung: Rung, peers: Sequence[SnapshotPeer]) -> float:
+        self.peers = peers
         await self._call(f"{rung.name} {digest}")
         return 0.5
 
@@ -60,6 +65,7 @@ class StandIn:
 
     def __iter__(self) -> Iterator[Node]:
         yield Node("a", replicas={name: Replica(name, "chat") for name in self.replicas})
+        yield from self.others
 
     def agent(self, address: str) -> StandIn | None:
         return self if address == "a" else None
@@ -100,6 +106,16 @@ async def test_an_action_is_under_way_until_it_has_ended(world: World) -> None:
     assert world.executor.under_way == (Start("chat", "a", "", number=1),) and world.ended == ["chat"]
     await world.answer("start 1")
     assert world.executor.under_way == () and world.failures == []
+
+
+async def test_who_stages_is_told_of_those_that_have_it_and_of_those_that_are_told_with_it(world: World) -> None:
+    has = {NAME: Residency("d", Rung.DISK, 100)}
+    world.there.others = [
+        Node("b", "node-b", synced=True, peer_address="10.0.0.2:9447", residencies=has),
+        Node("c", "node-c", synced=True, peer_address="10.0.0.3:9447"),
+    ]
+    await world.does(MEMORY, replace(MEMORY, node="c"))
+    assert world.there.peers == (SnapshotPeer("node-b", "10.0.0.2:9447", True), SnapshotPeer("node-c", "10.0.0.3:9447", False))
 
 
 async def test_a_drop_gives_up_what_goes_above_its_rung(world: World) -> None:
