@@ -135,7 +135,7 @@ async def _shared(node: Node, sharing: Sharing | None) -> AsyncIterator[None]:
         yield
         return
     files = TlsFiles.in_folder(sharing.tls)
-    offers, egress = Offers(Offering(node.store, node.staging)), Egress(sharing.rate, _READERS)
+    offers, egress = Offers(Offering(node.store, node.staging.chunk)), Egress(sharing.rate, _READERS)
     stack = contextlib.ExitStack()
     try:
         peers = stack.enter_context(Peers(client_contexts(files)))

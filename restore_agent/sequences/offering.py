@@ -10,10 +10,10 @@ import functools
 import logging
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from restore_agent.errors import FAILURES
-from restore_agent.sequences.staging import Staging
 from restore_agent.snapshots import durable
 from restore_agent.snapshots.chunks import Chunk
 from restore_agent.snapshots.keyring import SIGNATURE
@@ -39,9 +39,10 @@ class _Look:
 class Offering:
     """The `at_rest` of a node's Offers. Any number of threads may call it; it blocks on the disk."""
 
-    def __init__(self, store: Store, staging: Staging) -> None:
+    def __init__(self, store: Store, in_memory: Callable[[str, str], memoryview | None]) -> None:
+        """`in_memory`: a chunk of a snapshot that stands in memory, by digest and hash."""
         self._store = store
-        self._staging = staging
+        self._memory = in_memory
         self._lock = threading.Lock()
         self._kept: OrderedDict[str, _Look] = OrderedDict()  # by digest
 
@@ -86,4 +87,4 @@ class Offering:
         return offered
 
     def _in_memory(self, digest: str, chunk: Chunk) -> memoryview | None:
-        return self._staging.chunk(digest, chunk.hash)
+        return self._memory(digest, chunk.hash)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from restore_agent.errors import AgentError, ErrorKind
 from restore_agent.snapshots.names import SeenNames
 from restore_agent.snapshots.store import Snapshot, Store
-from restore_agent.transfer.exchange import Exchange
+from restore_agent.transfer.exchange import Exchange, Fleet, NoPeers, OtherAgent
 from restore_agent.transfer.progress import Progress
 from restore_agent.transfer.publish import Publisher
 from restore_agent.transfer.pull import Puller
@@ -41,14 +41,32 @@ class Travel:
         _LOG.info("snapshot %s is in %s, as number %d of its name", snapshot, destination, record.sequence)
 
     async def pull(
-        self, namespace: str, name: str, digest: str, urls: Sequence[str], progress: Callable[[Progress], None], *, replace: bool
+        self,
+        namespace: str,
+        name: str,
+        digest: str,
+        urls: Sequence[str],
+        progress: Callable[[Progress], None],
+        *,
+        replace: bool,
+        others: Sequence[OtherAgent] = (),
     ) -> Snapshot:
-        """Raises NoStore, InvalidUrl, and what `Puller.pull` does."""
-        if not urls:
-            raise NoStore("stores: none is named; say where from, file:///a/folder or s3://bucket/prefix")
-        async with opened(urls) as sources:
-            puller = Puller(self._store, self._seen, sources)
+        """From these stores, and from other agents, who serve a snapshot by its digest. Raises NoStore, NoPeers, InvalidUrl, and what
+        `Puller.pull` does."""
+        if not urls and not (others and digest):
+            raise NoStore(
+                "stores: none is named; say where from, file:///a/folder or s3://bucket/prefix, or name other agents and a digest"
+            )
+        if others and self.exchange is None:
+            raise NoPeers
+        async with opened(urls) as stores:
+
+            def fleet(namespace: str, digest: str) -> Fleet | None:
+                return self.exchange.fleet(namespace, digest, others, stores) if self.exchange else None
+
+            puller = Puller(self._store, self._seen, stores, fleet)
             snapshot = await puller.pull(namespace, name, digest, replace=replace, progress=progress)
         self._changed(snapshot)
-        _LOG.info("snapshot %s has come from %s", snapshot, ", ".join(map(str, sources)))
+        named = [*map(str, stores), *(f"agent {other.address}" for other in others)]
+        _LOG.info("snapshot %s has come from %s", snapshot, ", ".join(named))
         return snapshot

@@ -52,7 +52,7 @@ class AgentService(agent_pb2_grpc.AgentServicer):
 
     async def Stage(self, request: agent_pb2.StageRequest, context: _Context) -> agent_pb2.StageResponse:
         async def stage() -> agent_pb2.StageResponse:
-            snapshot = await self._snapshot(request.snapshot)
+            snapshot = await self._here_or_fetched(request)
             seconds = 0.0
             if request.rung == agent_pb2.RUNG_PARKED:
                 seconds = await self._node.park(snapshot, request.keep_seconds, request.standby_seconds)
@@ -181,7 +181,13 @@ class AgentService(agent_pb2_grpc.AgentServicer):
         async def pull(progress: Callable[[Progress], None]) -> StoredSnapshot:
             wanted = request.snapshot
             return await self._node.travel.pull(
-                wanted.namespace or "default", wanted.name, wanted.digest, request.stores, progress, replace=request.replace
+                wanted.namespace or "default",
+                wanted.name,
+                wanted.digest,
+                request.stores,
+                progress,
+                replace=request.replace,
+                others=messages.other_agents(request.peers),
             )
 
         async for update in self._transfer("pull", request.request_id, pull, context):
@@ -243,6 +249,18 @@ class AgentService(agent_pb2_grpc.AgentServicer):
         await self._node.remove(found)
         return messages.removed(found)
 
+    async def _here_or_fetched(self, request: agent_pb2.StageRequest) -> StoredSnapshot:
+        """Raises what `_snapshot` and, where it is to be fetched, `Travel.pull` do."""
+        try:
+            return await self._snapshot(request.snapshot)
+        except NotFound:
+            if not request.peers and not request.stores:
+                raise
+        wanted, others = request.snapshot, messages.other_agents(request.peers)
+        return await self._node.travel.pull(
+            *(wanted.namespace or "default", wanted.name, wanted.digest, request.stores, _nobody), replace=True, others=others
+        )
+
     async def _snapshot(self, reference: agent_pb2.SnapshotRef) -> StoredSnapshot:
         return await asyncio.to_thread(self._node.store.get, reference.namespace or "default", reference.name, reference.digest)
 
@@ -270,6 +288,10 @@ class AgentService(agent_pb2_grpc.AgentServicer):
             context.set_trailing_metadata(((REASON, reason_of(error)),))
             await context.abort(_STATUS[kind_of(error)], str(error))
             raise
+
+
+def _nobody(progress: Progress) -> None:
+    """Hears how far a snapshot is that a Stage waits for."""
 
 
 @contextlib.asynccontextmanager

@@ -75,9 +75,11 @@ class Cascade:
         roots: list[Source] = [*(self._holders[name] for name in ranked(chunk.hash, self._holders)), *self._origins]
         ahead = [self._waited_for[name] for name in ranks[:place][:_AHEAD]]
         behind = ranks[place + 1 :]
-        early = [self._asked[name] for name in behind[:_BEHIND]] if not place else []
-        late = [self._asked[name] for name in ranks if name != self._here and self._asked[name] not in early]
-        return [*ahead, *early, *roots, *late]
+        early = [self._asked[name] for name in behind[:_BEHIND]] if roots and not place else []
+        # Who was told of no root gets everything from the others, if he gets it at all.
+        asked = self._asked if roots else self._waited_for
+        late = [asked[name] for name in ranks if name != self._here]
+        return [*ahead, *early, *roots, *(source for source in late if source not in (*ahead, *early))]
 
     async def bring_all(self, chunks: Iterable[Chunk], keep: Callable[[Chunk, memoryview], None], arrived: Callable[[Chunk], None]) -> None:
         """As Fetch.bring_all, which says what it raises."""

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from restore_agent.errors import AgentError
-from restore_agent.snapshots.chunks import Chunk
 from restore_agent.transfer.cascade import Cascade
 from restore_agent.transfer.offers import Offered, Offers
 from restore_agent.transfer.peer import Peer, Peers
@@ -44,7 +43,7 @@ class Exchange:
         """All who have a snapshot, or are fetching it. Raises ValueError: an address is none."""
         members = {other.node: self._to(other, namespace, digest) for other in others if not other.complete and other.node != self._here}
         holders = {other.node: self._to(other, namespace, digest)(0.0) for other in others if other.complete and other.node != self._here}
-        return Fleet(self._here, self._offers, (namespace, digest), members, holders, origins)
+        return Fleet(self._here, self._offers, members, holders, origins)
 
     def _to(self, other: OtherAgent, namespace: str, digest: str) -> Callable[[float], Peer]:
         def peer(patience: float) -> Peer:
@@ -61,14 +60,12 @@ class Fleet:
         self,
         here: str,
         offers: Offers,
-        snapshot: tuple[str, str],
         members: dict[str, Callable[[float], Peer]],
         holders: dict[str, Peer],
         origins: Sequence[Source],
     ) -> None:
         self._here = here
         self._offers = offers
-        self._namespace, self._digest = snapshot
         self._members = members
         self._holders = holders
         self._origins = origins
@@ -82,9 +79,6 @@ class Fleet:
         """For its chunks."""
         return Cascade(self._here, self._members, self._holders, self._origins, moved=moved)
 
-    @contextlib.contextmanager
-    def offered(self, manifest: bytes, signature: bytes, chunks: Iterable[Chunk]) -> Iterator[Offered]:
-        """It is offered until the block ends; what is yielded is told of each chunk that is here."""
-        coming = Offered(self._namespace, self._digest, manifest, signature, chunks)
-        with self._offers.on_its_way(coming):
-            yield coming
+    def offering(self, coming: Offered) -> AbstractContextManager[None]:
+        """It is offered until the block ends."""
+        return self._offers.on_its_way(coming)

@@ -46,8 +46,11 @@ class Offered:
         signature: bytes,
         chunks: Iterable[Chunk],
         memory: Memory = lambda chunk: None,
+        *,
+        all_named: bool = True,
     ) -> None:
-        """`memory`: a chunk where it stands in memory, which is asked before files are."""
+        """`memory`: a chunk where it stands in memory, which is asked before files are. `all_named`: `chunks` are all that it has; else
+        the rest is named by some of them, and comes with `name`."""
         self.namespace = namespace
         self.digest = digest
         self._small = {manifest_key(digest): memoryview(manifest), signature_key(digest): memoryview(signature)}
@@ -55,11 +58,7 @@ class Offered:
         self._arrivals = threading.Condition()  # for all below
         self._chunks = {chunk_key(chunk.hash): chunk for chunk in chunks}
         self._files: dict[str, InFile] = {}  # by the chunk's hash
-        self._all_named = True
-
-    def await_names(self) -> None:
-        """Which chunks it has is not known of all yet: some are named by others, which have to come first. `name` ends that."""
-        self._all_named = False
+        self._all_named = all_named
 
     def name(self, chunks: Iterable[Chunk]) -> None:
         """The rest of its chunks. From any thread."""

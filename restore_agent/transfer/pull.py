@@ -1,11 +1,11 @@
-"""A snapshot on its way onto this node's disk, from any number of stores.
+"""A snapshot on its way onto this node's disk, from any number of stores and other agents.
 
 Nothing is believed before it was verified: the record of the name (signed, and not older than one that was seen), then the manifest
 (signed), then every byte by the hash that the manifest names, as it streams. The name stands on this node last, when all of it is there.
 
 What has arrived stays when a pull is ended, also by the end of the agent, and the next one of the same snapshot fetches the rest: chunks
 are in the store already, small files in the folder that will be the snapshot's, weights in a folder beside the one that will be theirs,
-where they are hashed again before they count.
+where they are hashed again before they count. Other agents are given each piece from the moment it is here.
 """
 
 from __future__ import annotations
@@ -26,9 +26,12 @@ from restore_agent.snapshots.keyring import Signature, Untrusted
 from restore_agent.snapshots.manifest import InvalidManifest, Manifest, WeightsRecord, check_name, digest_of, layout_file
 from restore_agent.snapshots.names import NameRecord, SeenNames
 from restore_agent.snapshots.store import Corrupt, NameTaken, NotFound, Snapshot, Store
+from restore_agent.transfer.cascade import Cascade
 from restore_agent.transfer.contents import InFile, in_files
+from restore_agent.transfer.exchange import Fleet
 from restore_agent.transfer.fetch import Fetch, gravest
 from restore_agent.transfer.layout import LIMIT, manifest_key, name_key, signature_key
+from restore_agent.transfer.offers import Offered
 from restore_agent.transfer.progress import Progress
 from restore_agent.transfer.source import Absent, Altered, Full, Source, TransferError, read_whole
 
@@ -44,10 +47,14 @@ class NotElsewhere(NotFound):
 class Puller:
     """Brings snapshots from these stores, the best first."""
 
-    def __init__(self, store: Store, seen: SeenNames, sources: Sequence[Source]) -> None:
+    def __init__(
+        self, store: Store, seen: SeenNames, sources: Sequence[Source], fleet: Callable[[str, str], Fleet | None] = lambda *_: None
+    ) -> None:
+        """`fleet`: the other agents that have the snapshot of a namespace and digest or fetch it, with those stores as their origins."""
         self._store = store
         self._seen = seen
         self._sources = sources
+        self._fleet = fleet
 
     async def pull(
         self,
@@ -74,16 +81,19 @@ class Puller:
             return await asyncio.to_thread(self._store.get, namespace, name, digest)
         if not replace and await asyncio.to_thread(self._store.has_name, namespace, name):
             raise NameTaken(f"snapshot {namespace}/{name} exists already, and is another one than the stores have")
-        data, signature = await self._manifest(digest)
+        fleet = self._fleet(namespace, digest)
+        sources = fleet.sources if fleet else self._sources
+        data, signature = await self._manifest(digest, sources)
         manifest = _decoded(data, digest)
         if (manifest.namespace, manifest.name) != (namespace, name):
             raise Untrusted(
                 f"the snapshot {digest[:12]} that the stores have as {namespace}/{name} is {manifest.namespace}/{manifest.name}: "
                 "somebody has moved the name; publish it again"
             )
-        with self._store.chunks.lease() as lease:
-            arrival = _Arrival(self._store, manifest, digest, data, lease, progress)
-            await arrival.bring(self._sources)
+        offered = Offered(namespace, digest, data, signature.encode(), _named(manifest), all_named=not manifest.weights)
+        with self._store.chunks.lease() as lease, fleet.offering(offered) if fleet else contextlib.nullcontext():
+            arrival = _Arrival(self._store, manifest, digest, data, lease, progress, offered)
+            await arrival.bring(fleet.bringing if fleet else lambda moved: Fetch(lambda chunk: sources, moved=moved))
             return await asyncio.to_thread(self._store.adopt, arrival.workspace, data, signature, lease, replace=replace)
 
     async def _record(self, namespace: str, name: str) -> NameRecord:
@@ -107,11 +117,11 @@ class Puller:
             raise refused
         raise _nowhere(f"{namespace}/{name}", failures)
 
-    async def _manifest(self, digest: str) -> tuple[bytes, Signature]:
+    async def _manifest(self, digest: str, sources: Sequence[Source]) -> tuple[bytes, Signature]:
         """From the first store whose copy is what it should be."""
         refused: Untrusted | None = None
         failures: dict[str, TransferError] = {}
-        for source in self._sources:
+        for source in sources:
             try:
                 data = await read_whole(source, manifest_key(digest), LIMIT)
                 if digest_of(data) != digest:
@@ -138,18 +148,26 @@ class _Arrival:
     """One snapshot while it comes."""
 
     def __init__(
-        self, store: Store, manifest: Manifest, digest: str, data: bytes, lease: Lease, progress: Callable[[Progress], None]
+        self,
+        store: Store,
+        manifest: Manifest,
+        digest: str,
+        data: bytes,
+        lease: Lease,
+        progress: Callable[[Progress], None],
+        offered: Offered,
     ) -> None:
         self._store = store
         self._manifest = manifest
         self._lease = lease
         self._tell = progress
+        self._offered = offered
         self._data, self._digest = data, digest
         self._done, self._moved, self._total = 0, 0, 0
         self.workspace = Path()
 
-    async def bring(self, sources: Sequence[Source]) -> None:
-        """Everything but the name."""
+    async def bring(self, ways: Callable[[Callable[[int], None]], Fetch | Cascade]) -> None:
+        """Everything but the name. `ways`: makes what brings chunks, of who hears of bytes that came."""
         manifest, chunks = self._manifest, self._store.chunks
         pages = {chunk.hash: Chunk(chunk.hash, chunk.size) for chunk in manifest.chunks}
         self._lease.hold([self._digest, *pages])
@@ -164,20 +182,33 @@ class _Arrival:
         self._done = self._total - weights - sum(chunk.size for chunk in [*files, *missing])
         await asyncio.to_thread(self._check_room, self._total - self._done)
         self._tell(Progress(self._done, 0, self._total))
-        fetch = Fetch(lambda chunk: sources, moved=self._came)
-        await fetch.bring_all(files, lambda chunk, data: self._keep_file(names[chunk], data))
-        for region in {record.region: record for record in manifest.weights}.values():
-            await self._bring_weights(region, fetch)
-        await fetch.bring_all(missing, chunks.write)
+        for chunk in names.keys() - set(files):
+            self._offered.arrived(chunk, self.workspace / names[chunk][0])
+        for chunk in set(pages.values()) - set(missing):
+            self._offered.arrived(chunk, chunks.path(chunk.hash))
+        way = ways(self._came)
+        await way.bring_all(
+            files,
+            lambda chunk, data: self._keep_file(names[chunk], data),
+            lambda chunk: self._offered.arrived(chunk, self.workspace / names[chunk][0]),
+        )
+        regions = {record.region: record for record in manifest.weights}.values()
+        parts = {record.region: await self._parts(record) for record in regions}
+        self._offered.name(part.chunk for each in parts.values() for part in each)
+        for region in regions:
+            await self._bring_weights(region, parts[region.region], way)
+        await way.bring_all(missing, chunks.write, lambda chunk: self._offered.arrived(chunk, chunks.path(chunk.hash)))
 
-    async def _bring_weights(self, record: WeightsRecord, fetch: Fetch) -> None:
-        layout = await asyncio.to_thread(Path.read_bytes, self.workspace / layout_file(record))
-        parts = list(in_files(record, layout))
+    async def _parts(self, record: WeightsRecord) -> list[InFile]:
+        return list(in_files(record, await asyncio.to_thread(Path.read_bytes, self.workspace / layout_file(record))))
+
+    async def _bring_weights(self, record: WeightsRecord, parts: Sequence[InFile], way: Fetch | Cascade) -> None:
         size = sum(part.chunk.size for part in parts)
         self._total += size - record.size  # which has padding
         whole = self.workspace if not record.folder else self._store.fetched_weights(record)
         if await asyncio.to_thread(_are_here, record, parts, whole):
             self._counted(size)
+            self._offer(parts, whole if await asyncio.to_thread(whole.is_dir) else Path(record.folder))
             return
         folder = self.workspace if not record.folder else whole.with_name(f"{whole.name}.arriving")
         lacking = await asyncio.to_thread(lambda: [part for part in parts if not _has_part(folder, part)])
@@ -185,16 +216,22 @@ class _Arrival:
         for each in lacking:
             there[each.chunk].append(each)
         self._counted(size - sum(chunk.size for chunk in there))
+        self._offer(set(parts) - set(lacking), folder)
 
         def keep(chunk: Chunk, data: memoryview) -> None:
             for part in there[chunk]:
                 _write_part(folder, part, data)
 
-        await fetch.bring_all(there, keep)
+        await way.bring_all(there, keep, lambda chunk: self._offer(there[chunk], folder))
         await asyncio.to_thread(_sync_files, folder, {part.path for part in parts})
         if folder != whole:
             await asyncio.to_thread(folder.replace, whole)
             await asyncio.to_thread(durable.sync_folder, whole.parent)
+            self._offer(parts, whole)
+
+    def _offer(self, parts: Iterable[InFile], folder: Path) -> None:
+        for part in parts:
+            self._offered.arrived(part.chunk, folder / part.path, part.offset)
 
     def _came(self, count: int) -> None:
         self._moved += count
@@ -221,6 +258,11 @@ class _Arrival:
             path = self.workspace / name
             path.parent.mkdir(parents=True, exist_ok=True)
             durable.replace(path, bytes(data))
+
+
+def _named(manifest: Manifest) -> list[Chunk]:
+    """The chunks that the manifest names itself; those of weights are named by their layouts."""
+    return [*(Chunk(each.hash, each.size) for each in manifest.chunks), *(Chunk(each.hash, each.size) for each in manifest.files.values())]
 
 
 def _decoded(data: bytes, digest: str) -> Manifest:

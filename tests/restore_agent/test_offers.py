@@ -76,8 +76,7 @@ def test_a_chunk_on_its_way_is_given_to_who_waits_in_the_moment_it_arrives(tmp_p
 
 def test_until_all_chunks_are_named_one_that_is_not_may_come(tmp_path: Path) -> None:
     [named, later, never] = make_chunks(tmp_path, 3)
-    one = offered(tmp_path, [named])
-    one.await_names()
+    one = Offered(NAMESPACE, DIGEST, MANIFEST, SIGNATURE, [named], all_named=False)
     with pytest.raises(Absent, match="has not come to this node yet"):
         one.get(chunk_key(later.hash), 0)
     got: list[object] = []

@@ -10,10 +10,18 @@ from pathlib import Path
 from blake3 import blake3
 from zerowake_proto import gpumem_pb2
 
+from restore_agent.sequences.offering import Offering
+from restore_agent.sequences.travel import Travel
 from restore_agent.snapshots.manifest import PartRecord, WeightsRecord, layout_file
 from restore_agent.snapshots.page_runs import PAGE
 from restore_agent.snapshots.store import Snapshot, Store
+from restore_agent.transfer.egress import Egress
+from restore_agent.transfer.exchange import Exchange, OtherAgent
+from restore_agent.transfer.offers import Offers
+from restore_agent.transfer.peer import Peers
+from restore_agent.transfer.peer_server import PeerServer
 from tests.worlds.snapshots import draft
+from zerowake_shared.tls import TlsFiles, client_contexts, server_context
 
 CONTENT = random.Random(8).randbytes(2560 * PAGE)  # three chunks
 WEIGHTS = random.Random(9).randbytes(300_000)
@@ -51,3 +59,20 @@ def take(store: Store, model: Path, content: bytes = CONTENT, name: str = "small
     path.write_bytes(data)
     with store.chunks.lease() as lease:
         return store.publish(workspace, draft(lease, workspace, content, name, weights=(record,), **fields), lease, replace=True)
+
+
+@contextlib.contextmanager
+def sharing(store: Store, name: str, tls: TlsFiles) -> Iterator[tuple[Travel, OtherAgent]]:
+    """A node that exchanges snapshots with others; and how it is named to them, as one that has what they want."""
+
+    def in_memory(digest: str, chunk_hash: str) -> None:
+        """Nothing is staged."""
+
+    travel = Travel(store, lambda snapshot: None)
+    offers = Offers(Offering(store, in_memory))
+    with (
+        Peers(client_contexts(tls)) as peers,
+        PeerServer.listening("127.0.0.1:0", server_context(tls), offers, Egress(1e12, 32)) as server,
+    ):
+        travel.exchange = Exchange(name, offers, peers, server.port)
+        yield travel, OtherAgent(name, f"127.0.0.1:{server.port}", complete=True)
