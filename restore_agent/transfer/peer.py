@@ -23,7 +23,7 @@ from zerowake_shared.address import Address
 
 _THREADS = 64  # reads at the same time, of all peers: many of them wait for chunks to come
 _PIECE = 1 << 20  # bytes: a hop between threads for each of them costs nothing
-_CONNECT_SECONDS = 3.0
+_CONNECT_SECONDS = 5.0
 _SILENT_SECONDS = 10.0  # nothing comes for so long
 _T = TypeVar("_T")
 

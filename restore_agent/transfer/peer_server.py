@@ -38,7 +38,7 @@ AGENT = "zerowake-agent"  # in every agent's certificate: its common name, and a
 LONGEST_WAIT = 20.0  # seconds that a reader may wait for a chunk to come
 _PIECE = 256 << 10  # bytes between two looks at the bound
 _LONGEST_HEAD = 16 << 10
-_HANDSHAKE_SECONDS, _SEND_SECONDS, _IDLE_SECONDS = 5.0, 30.0, 120.0
+_HANDSHAKE_SECONDS, _SEND_SECONDS, _IDLE_SECONDS = 10.0, 30.0, 120.0
 _CONNECTIONS = 256  # with those that wait for their turn, or for a chunk to come
 _RANGE = re.compile(r"bytes=(\d{1,18})-(\d{1,18})")
 _WAIT = re.compile(r"wait=(\d{1,6})")
