@@ -27,6 +27,7 @@ DIGEST: Final = f"{GROUP}/digest"  # which of the snapshots of that name; empty 
 CANARY: Final = f"{GROUP}/canary"  # {"path": …, "body": …}: the request that proves a replica
 NAMES: Final = f"{GROUP}/names"  # JSON list, on a capture pod: what else the engine answers to, LoRA adapters above all
 GPUMEM: Final = f"{GROUP}/gpumem"  # "true": gpumem lends to it; "false", written by the owner of a ModelSnapshot's template: never
+SECCOMP: Final = f"{GROUP}/seccomp"  # "own": its owner chose a seccomp profile, which it keeps
 STALE_ENVIRONMENT: Final = f"{GROUP}/stale-environment"  # "allowed": its engine may keep what the capture pod was called
 
 # Annotation of the controller on a capture pod, for itself.
@@ -40,8 +41,6 @@ CAPTURED: Final = f"{GROUP}/captured"  # the digest
 CAPTURE_FAILED: Final = f"{GROUP}/capture-failed"  # why not
 CAPTURE_MISSED: Final = f"{GROUP}/capture-missed"  # "true", beside why not: nothing was tried, and another pod may do at once
 CAPTURE_REFUSED: Final = f"{GROUP}/capture-refused"  # "true", beside it: another try ends in the same way
-
-SECCOMP_PROFILE: Final = "zerowake.json"  # below the kubelet's seccomp folder
 
 # Folders in the engine's container that the agent mounts what it needs into.
 ZEROWAKE_FOLDER: Final = "/run/zerowake"

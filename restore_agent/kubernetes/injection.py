@@ -1,12 +1,12 @@
 """What a container whose engine is restored gets as it is made: the placeholder before its command, the control directory, the packages
-that engines may import (engine_packages.py), and the socket of gpumem where that lends to it.
+that engines may import (engine_packages.py), the seccomp policy (seccomp.py), and the socket of gpumem where that lends to it.
 
 It is given on the node, by the container runtime's own plugin interface (nri.py), and not in the pod's template: the pod and its image stay
 as their owner made them, need no volume for it, and start as they always did where no agent is there to restore them.
 
-What its owner set stays: folders are added behind those of their own PYTHONPATH, and their GPUMEM_SOCKET counts. To a program that is not
-Python, and to one that imports nothing of it, all this is one variable and one folder that it does not look at. So no image is asked what
-it runs, and no pod has to say that it wants it.
+What its owner set stays: folders are added behind those of their own PYTHONPATH, and their GPUMEM_SOCKET and seccomp profile count. To a
+program that is not Python, and to one that imports nothing of it, all this is one variable and one folder that it does not look at. So no
+image is asked what it runs, and no pod has to say that it wants it.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from zerowake_proto import nri_pb2
 
 from restore_agent.kubernetes.engine_packages import INSIDE, EnginePackages
 from restore_agent.kubernetes.nri import Adjust
+from restore_agent.kubernetes.seccomp import policy
 from restore_agent.places.place import CONTROL_DIRECTORY
 from restore_agent.places.placeholder import PROGRAM
 from restore_agent.snapshots.manifest import check_name
 from restore_agent.workload.control_directory import VARIABLE
-from zerowake_shared.pod_contract import CAPTURE, CONTAINER, GPUMEM_FOLDER, SNAPSHOT, ZEROWAKE_FOLDER, is_lent_to
+from zerowake_shared.pod_contract import CAPTURE, CONTAINER, GPUMEM_FOLDER, SECCOMP, SNAPSHOT, ZEROWAKE_FOLDER, is_lent_to
 
 _FOLDER = Path(ZEROWAKE_FOLDER) / "bin"  # inside
 _GPUMEM = Path(GPUMEM_FOLDER)  # inside
@@ -71,10 +72,12 @@ def _adjustment(
         tenant.mkdir(parents=True, exist_ok=True)
         mounts.append(_folder(tenant, _GPUMEM))
         env["GPUMEM_SOCKET"] = given.get("GPUMEM_SOCKET") or str(gpumem_socket(gpumem))
+    seccomp = None if pod.annotations.get(SECCOMP) == "own" else policy()
     return nri_pb2.ContainerAdjustment(
         args=["", program, "--", *container.args],
         env=[nri_pb2.KeyValue(key=key, value=value) for key, value in env.items()],
         mounts=mounts,
+        linux=nri_pb2.LinuxContainerAdjustment(seccomp_policy=seccomp),
     )
 
 

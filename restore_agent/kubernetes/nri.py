@@ -1,7 +1,8 @@
 """The agent as a plugin of its node's container runtime (NRI): asked before each container is made, it may change what is made.
 
-containerd 2 and CRI-O listen for plugins on a socket. A plugin registers, says which events it wants, and is asked for as long as it stays
-connected, in ttrpc (ttrpc.py).
+containerd and CRI-O listen for plugins on a socket. A plugin registers, says which events it wants, and is asked for as long as it stays
+connected, in ttrpc (ttrpc.py). A runtime skips what it does not know of an answer, and says nothing: so one that is too old to take a
+seccomp policy of a plugin (NRI before 0.10) is refused as it introduces itself, by its version.
 
 A plugin stands in the way of every container of its node, so whatever goes wrong here leaves a container as it is: a runtime that waits
 for an answer in vain goes on after two seconds and drops us. Rejected: volumes in the pod for what a container needs from its node, since
@@ -13,8 +14,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 from google.protobuf.message import Message
 from zerowake_proto import nri_pb2, ttrpc_pb2
@@ -30,6 +33,8 @@ _RUNTIME = "nri.pkg.api.v1alpha1.Runtime"  # the service that plugins call
 _REGISTER_SECONDS = 5.0
 _FIRST_PAUSE, _LAST_PAUSE = 0.1, 5.0  # before it connects again
 _LOG = logging.getLogger("zerowake.agent")
+
+_SINCE = {"containerd": (2, 2), "cri-o": (1, 34)}  # the first versions with NRI 0.10
 
 Adjust = Callable[[nri_pb2.PodSandbox, nri_pb2.Container], nri_pb2.ContainerAdjustment | None]
 
@@ -59,6 +64,7 @@ class _Plugin:
     def __init__(self, socket: Path, adjust: Adjust) -> None:
         self._socket = socket
         self._adjust = adjust
+        self._configured: asyncio.Future[nri_pb2.ConfigureRequest] = asyncio.get_running_loop().create_future()
 
     async def registered(self) -> ttrpc.Connection:
         """A connection over which the runtime asks from now on. Raises NriError."""
@@ -69,6 +75,7 @@ class _Plugin:
                 f"the container runtime takes no plugins at {self._socket}: {error.strerror}; enable NRI in its configuration "
                 "(containerd 2 has it on by default), or name its socket with --nri"
             ) from None
+        self._configured = asyncio.get_running_loop().create_future()
         connection = ttrpc.Connection(reader, writer, self._answer)
         async with contextlib.AsyncExitStack() as unless_registered:
             unless_registered.push_async_callback(connection.aclose)
@@ -76,12 +83,17 @@ class _Plugin:
                 async with asyncio.timeout(_REGISTER_SECONDS):
                     about = nri_pb2.RegisterPluginRequest(plugin_name=_NAME, plugin_idx=_INDEX)
                     status = (await connection.call(_RUNTIME, "RegisterPlugin", about)).status
+                    if status.code:
+                        raise NriError(f"the container runtime refuses this plugin: {status.message}")
+                    either: list[asyncio.Future[Any]] = [self._configured, connection.ended]
+                    await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+                    if not self._configured.done():
+                        await connection.ended
             except TimeoutError:
                 raise NriError(f"the container runtime did not answer at {self._socket} within {_REGISTER_SECONDS:.0f} s") from None
             except ttrpc.TtrpcError as error:
                 raise NriError(f"the container runtime {error}") from None
-            if status.code:
-                raise NriError(f"the container runtime refuses this plugin: {status.message}")
+            _check_new_enough(self._configured.result())
             unless_registered.pop_all()
         return connection
 
@@ -111,6 +123,8 @@ class _Plugin:
             case "Configure":
                 about = nri_pb2.ConfigureRequest.FromString(request.payload)
                 _LOG.info("plugin of %s %s", about.runtime_name, about.runtime_version)
+                if not self._configured.done():
+                    self._configured.set_result(about)
                 answer = nri_pb2.ConfigureResponse(events=1 << (nri_pb2.CREATE_CONTAINER - 1))
             case "Synchronize":
                 answer = nri_pb2.SynchronizeResponse(more=nri_pb2.SynchronizeRequest.FromString(request.payload).more)
@@ -129,3 +143,15 @@ class _Plugin:
         except Exception:  # the runtime would not make the container
             _LOG.exception("container %s of pod %s/%s is left as it is", asked.container.name, asked.pod.namespace, asked.pod.name)
             return None
+
+
+def _check_new_enough(runtime: nri_pb2.ConfigureRequest) -> None:
+    """Raises NriError."""
+    since = _SINCE.get(runtime.runtime_name)
+    version = re.match(r"v?(\d+)\.(\d+)", runtime.runtime_version)
+    if since and version and (int(version[1]), int(version[2])) < since:
+        wanted = ".".join(map(str, since))
+        raise NriError(
+            f"{runtime.runtime_name} {runtime.runtime_version} takes no seccomp policy of a plugin, without which "
+            f"engines cannot be dumped: have version {wanted} or later on this node; until then its pods start as they always did"
+        )

@@ -1,17 +1,19 @@
-"""The seccomp profile of pods that are snapshotted and restored, for the kubelet's folder of profiles.
+"""The seccomp policy of pods that are snapshotted and restored, as the container runtime's plugin gives it to their engines' containers.
 
-What CRIU cannot carry and runtimes do without is refused to engines as in a sandbox (places/not_carried.h says what and why). The profile
+What CRIU cannot carry and runtimes do without is refused to engines as in a sandbox (places/not_carried.h says what and why). The policy
 takes the place of the runtime's default in such pods, so it refuses as well what that is there for: calls that reach the kernel's own
 settings, other namespaces, keys and modules. What is left is allowed: a list of all that engines need would have to follow every library.
+
+Rejected: a profile in the kubelet's folder that pods name. The kubelet makes no container whose profile is not there, so that on a node on
+which no agent had started yet a pod did not start at all.
 """
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
+import functools
 from typing import Any
 
-from zerowake_shared.pod_contract import SECCOMP_PROFILE
+from zerowake_proto import nri_pb2
 
 _ENOSYS, _EINVAL, _EPERM, _EPROTONOSUPPORT, _EAFNOSUPPORT = 38, 22, 1, 93, 97
 _ARCH_REQ_XCOMP_PERM = 0x1023
@@ -110,12 +112,20 @@ def profile() -> dict[str, Any]:
     }
 
 
-def install(folder: Path) -> None:
-    """Writes the profile for the kubelet. Raises OSError."""
-    folder.mkdir(parents=True, exist_ok=True)
-    fresh = folder / f".{SECCOMP_PROFILE}"
-    fresh.write_text(json.dumps(profile(), indent=1))
-    fresh.replace(folder / SECCOMP_PROFILE)
+@functools.cache
+def policy() -> nri_pb2.LinuxSeccomp:
+    """The profile, in the form of the plugin interface."""
+    about = profile()
+    return nri_pb2.LinuxSeccomp(default_action=about["defaultAction"], syscalls=[_syscall(rule) for rule in about["syscalls"]])
+
+
+def _syscall(rule: dict[str, Any]) -> nri_pb2.LinuxSyscall:
+    arguments = [
+        nri_pb2.LinuxSeccompArg(index=each["index"], value=each["value"], value_two=each.get("valueTwo", 0), op=each["op"])
+        for each in rule.get("args", [])
+    ]
+    errno = nri_pb2.OptionalUInt32(value=rule["errnoRet"])
+    return nri_pb2.LinuxSyscall(names=rule["names"], action=rule["action"], errno_ret=errno, args=arguments)
 
 
 def _errno(names: list[str], errno: int, *arguments: dict[str, object]) -> dict[str, object]:

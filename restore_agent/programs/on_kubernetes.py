@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from restore_agent.kubernetes import engine_packages, nri, seccomp
+from restore_agent.kubernetes import engine_packages, nri
 from restore_agent.kubernetes.adoption import Adoption
 from restore_agent.kubernetes.cri import Cri
 from restore_agent.kubernetes.gpu_yielding import GpuYielding
@@ -42,7 +42,6 @@ class Kubernetes:
 
 async def serve_pods(kubernetes: Kubernetes, node: Node) -> None:
     """For ever. Raises CannotRun, CriError, NriError, OSError."""
-    await asyncio.to_thread(seccomp.install, kubernetes.kubelet / "seccomp")
     packages = await asyncio.to_thread(engine_packages.lay_out, node.store.state)
     gpumem = node.weights.socket
     try:

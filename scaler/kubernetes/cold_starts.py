@@ -1,5 +1,4 @@
 """Pods with a snapshot's label that started cold all the same, and why: told where people look, since nothing else about them is odd.
-So is of those that cannot start at all before their node has an agent.
 
 Whoever leaves such a pod as it is writes the reason on it (annotation `cold`): the webhook, which alone knows it when the pod is made, and
 whose warnings nobody reads where a ReplicaSet makes pods; or the agent, where a restore failed. The leader makes of it a condition of the
@@ -18,7 +17,6 @@ from typing import Protocol
 from scaler.kubernetes.engine_pod import EnginePod
 from scaler.kubernetes.events import Events
 from scaler.kubernetes.resources import CONDITION_READY, CONDITION_RESTORES, Condition, ModelSnapshot, condition
-from scaler.kubernetes.troubles import NO_AGENT_YET, waits_for_agent
 from zerowake_shared import pod_contract
 from zerowake_shared.clock import Clock
 from zerowake_shared.kubernetes.informer import Key
@@ -40,7 +38,6 @@ class ColdStarts:
         self._events = events
         self._clock = clock
         self._told: set[str] = set()  # uids
-        self._waiting: set[str] = set()  # of those that were told of as waiting for an agent
         self._by_snapshot: dict[Key, dict[str, EnginePod]] = {}  # snapshot → its pods by name
         pods.on_change(self._changed)
 
@@ -49,9 +46,6 @@ class ColdStarts:
         for pod in self._of(key):
             why = pod.metadata.annotations.get(pod_contract.COLD, "")
             made = calendar.timegm(time.strptime(pod.metadata.creation_timestamp, "%Y-%m-%dT%H:%M:%SZ"))
-            if waits_for_agent(pod) and pod.metadata.uid not in self._waiting:
-                self._waiting.add(pod.metadata.uid)
-                await self._events.event(PODS, pod.metadata, "Warning", "NoAgentYet", NO_AGENT_YET, "Restore")
             if not why or pod_contract.CONTAINER in pod.metadata.annotations or self._clock.wall() - made > _NEW_SECONDS:
                 continue
             if pod.metadata.uid not in self._told:
@@ -89,7 +83,6 @@ class ColdStarts:
                 self._by_snapshot.pop(_snapshot_of(old), None)
             if new is None or new.metadata.uid != old.metadata.uid:
                 self._told.discard(old.metadata.uid)
-                self._waiting.discard(old.metadata.uid)
         if new is not None:
             self._by_snapshot.setdefault(_snapshot_of(new), {})[new.metadata.name] = new
 

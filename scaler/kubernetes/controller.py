@@ -32,7 +32,6 @@ from scaler.kubernetes.removal import Removal
 from scaler.kubernetes.resources import Condition, Holder, ModelSnapshot, Pod, Status, condition
 from scaler.kubernetes.snapshot_writer import SnapshotWriter
 from scaler.kubernetes.taken_names import REASON, TakenNames
-from scaler.kubernetes.troubles import waits_for_agent
 from scaler.kubernetes.unmatched import Unmatched
 from scaler.kubernetes.workqueue import WorkQueue
 from scaler.plan.policy import prefer_for_capture
@@ -150,10 +149,10 @@ class Controller:
             self._queue.add((changed.metadata.namespace, changed.metadata.labels.get(pod_contract.CAPTURE, "")))
 
     def _labelled_changed(self, old: EnginePod | None, new: EnginePod | None) -> None:
-        """How far a pod is does not count: only that it came, what is written on it, and that it waits for an agent."""
+        """How far a pod is does not count: only that it came, and what is written on it."""
         if new is None or self._pods is None:
             return
-        if old is not None and old.metadata.annotations == new.metadata.annotations and waits_for_agent(old) == waits_for_agent(new):
+        if old is not None and old.metadata.annotations == new.metadata.annotations:
             return
         self._queue.add_after((new.metadata.namespace, new.metadata.labels.get(pod_contract.SNAPSHOT, "")), 0.1)
 

@@ -1,8 +1,8 @@
 """A pod whose engine is restored instead of started: what is changed in it, and which pods are left as they are.
 
-Its owner's words stay: command, environment and volumes are untouched. What is added tells the agent which snapshot is meant, lets its
-seccomp profile allow what every engine may but io_uring, and leads it to the nodes that are soonest. On the node, the agent puts a
-placeholder before the container's command as that is made; where no agent is, the container starts as it always did.
+Its owner's words stay: command, environment and volumes are untouched. What is added tells the agent which snapshot is meant, and leads it
+to the nodes that are soonest. On the node, the agent puts a placeholder before the container's command as that is made, and gives it a
+seccomp policy; where no agent is, the container starts as it always did.
 
 A snapshot stands for one image, command, arguments and environment: a pod that says anything else asks for another engine, and starts as
 it would have. Nodes are preferred, never required, but for the label that the agents' own DaemonSet selects by. Rejected: the placeholder
@@ -170,7 +170,6 @@ def prepare(pod: Patch, snapshot: ModelSnapshot, setup: NodeSetup, nodes: Prefer
     index = engine_of(spec, snapshot)
     assert index is not None
     container = spec["containers"][index]
-    here = ("spec", "containers", index)
     resources = container.get("resources") or {}
     # A claim may be of anything; gpumem's socket harms no engine that has no GPU.
     on_gpu = bool(resources.get("claims")) or any(name.startswith("nvidia.com/gpu") for name in resources.get("limits") or {})
@@ -184,6 +183,7 @@ def prepare(pod: Patch, snapshot: ModelSnapshot, setup: NodeSetup, nodes: Prefer
         pod_contract.DIGEST: digest,
         pod_contract.COLD: "",
         pod_contract.STALE_ENVIRONMENT: snapshot.spec.stale_environment,
+        pod_contract.SECCOMP: "own" if _has_own_seccomp(container, spec) else "",
         pod_contract.GPUMEM: "false" if never else "true" if setup.gpumem and on_gpu else "",
     }
     for name, value in annotations.items():
@@ -191,10 +191,6 @@ def prepare(pod: Patch, snapshot: ModelSnapshot, setup: NodeSetup, nodes: Prefer
             pod.put(value, "metadata", "annotations", name)
         else:
             pod.drop("metadata", "annotations", name)
-    # One that the user chose is theirs: it may allow less than ours.
-    chosen = [(each.get("securityContext") or {}).get("seccompProfile") or {} for each in (container, spec)]
-    if next((each["type"] for each in chosen if "type" in each), "RuntimeDefault") == "RuntimeDefault":
-        pod.put({"type": "Localhost", "localhostProfile": pod_contract.SECCOMP_PROFILE}, *here, "securityContext", "seccompProfile")
     for key, value in setup.selector.items():
         pod.put(value, "spec", "nodeSelector", key)
     preferred = ("spec", "affinity", "nodeAffinity", "preferredDuringSchedulingIgnoredDuringExecution")
@@ -203,6 +199,12 @@ def prepare(pod: Patch, snapshot: ModelSnapshot, setup: NodeSetup, nodes: Prefer
     if nodes.avoid:
         others = {"matchFields": [_named("NotIn", node) for node in nodes.avoid[:_PREFERRED_NODES]]}
         pod.append({"weight": 100, "preference": others}, *preferred)
+
+
+def _has_own_seccomp(container: Mapping[str, Any], spec: Mapping[str, Any]) -> bool:
+    """Whether its user chose a profile. That is theirs: it may allow less than the agent's."""
+    chosen = [(each.get("securityContext") or {}).get("seccompProfile") or {} for each in (container, spec)]
+    return next((each["type"] for each in chosen if "type" in each), "RuntimeDefault") != "RuntimeDefault"
 
 
 def _named(operator: str, node: str) -> dict[str, Any]:

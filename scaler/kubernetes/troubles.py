@@ -10,15 +10,9 @@ from collections.abc import Callable, Iterable, Sequence
 
 from scaler.kubernetes.engine_pod import EnginePod, EngineStatus
 from scaler.kubernetes.scaled_object import ScaledObject
-from zerowake_shared.pod_contract import RESTORE, SECCOMP_PROFILE
 
 _WAITS = "waits: "
 _ON_ITS_WAY = {"ContainerCreating", "PodInitializing"}
-NO_AGENT_YET = (
-    f"its node lacks the seccomp profile {SECCOMP_PROFILE}, which the restore agent there brings as it starts: none has started on it yet"
-    " (`kubectl get pods -A -o wide -l app.kubernetes.io/name=zerowake-agent`); the kubelet tries again until there is one. Pods that"
-    f' shall start without it have {RESTORE}: "false" among the annotations of their template'
-)
 
 
 class Troubles:
@@ -81,19 +75,7 @@ def of_pod(pod: EnginePod) -> str:
     return ""
 
 
-def waits_for_agent(pod: EnginePod) -> bool:
-    """Whether it was marked to be restored, and sent to a node on which no restore agent has started yet."""
-    return any(_lacks_profile(each) for each in pod.status.container_statuses)
-
-
-def _lacks_profile(container: EngineStatus) -> bool:
-    """As container runtimes say it: with the path of the file that they did not find."""
-    return container.state.waiting is not None and f"/{SECCOMP_PROFILE}" in container.state.waiting.message
-
-
 def _more(container: EngineStatus) -> str:
     waiting, before = container.state.waiting, container.last_state.terminated
-    if _lacks_profile(container):
-        return f": {NO_AGENT_YET}"
     message = f": {waiting.message}" if waiting and waiting.message else ""
     return message + (f"; it ended with exit code {before.exit_code} before ({before.reason})" if before else "")

@@ -90,8 +90,7 @@ def objects(name: str, keda: str) -> list[Object]:
     spec = {"automountServiceAccountToken": False, "terminationGracePeriodSeconds": 1, "containers": [engine()]}
     of_model = {"port": PORT, "canary": {"path": "/sum"}, "template": {"spec": spec}, "idle": name, "idleSeconds": 2}
     told = {f"zerowake.dev/{key}": value for key, value in {"container": "engine", "port": str(PORT), "model": name}.items()}
-    marked = {**spec, "containers": [{**engine(), "securityContext": {"seccompProfile": _PROFILE}}]}
-    pod = {"metadata": {"labels": {"app": name, "zerowake.dev/snapshot": name}, "annotations": told}, "spec": marked}
+    pod = {"metadata": {"labels": {"app": name, "zerowake.dev/snapshot": name}, "annotations": told}, "spec": spec}
     kept = scaled_object(name, keda, most=1, target=8)
     return [
         {"apiVersion": "zerowake.dev/v1alpha1", "kind": "ModelSnapshot", "metadata": {"name": name}, "spec": of_model},
@@ -103,9 +102,6 @@ def objects(name: str, keda: str) -> list[Object]:
         },
         {**kept, "spec": {**kept["spec"], "minReplicaCount": 1}},
     ]
-
-
-_PROFILE = {"type": "Localhost", "localhostProfile": "zerowake.json"}
 
 
 async def asked(url: str, path: str = "/sum") -> str:

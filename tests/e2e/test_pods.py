@@ -125,7 +125,6 @@ def pod(agent: Agent, name: str, labels: dict[str, str], command: list[str], **s
         "imagePullPolicy": "Never",
         "command": command,
         "env": [{"name": "WORDS", "value": f"{PORT} 16 /mapped"}],
-        "securityContext": {"seccompProfile": {"type": "Localhost", "localhostProfile": "zerowake.json"}},
     }
     if "zerowake.dev/capture" not in labels:
         engine["readinessProbe"] = {"httpGet": {"path": "/health", "port": PORT}, "periodSeconds": 1}

@@ -178,7 +178,6 @@ async def test_a_capture_from_the_template_to_its_removal(world: World, kubeconf
     await world.api.apply(snapshot(), namespace=world.namespace)
     pod = await world.capture_pod()
     assert pod["metadata"]["annotations"]["zerowake.dev/container"] == pod["spec"]["containers"][0]["name"]
-    assert pod["spec"]["containers"][0]["securityContext"]["seccompProfile"]["localhostProfile"] == "zerowake.json"
     owner = pod["metadata"]["ownerReferences"][0]
     assert (owner["kind"], owner["name"], owner["controller"]) == ("ModelSnapshot", "chat", True)
     await world.status(lambda status: status.get("phase") == "Capturing")

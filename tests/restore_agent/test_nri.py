@@ -18,6 +18,7 @@ from zerowake_proto import nri_pb2, ttrpc_pb2
 from restore_agent.kubernetes.engine_packages import EnginePackages
 from restore_agent.kubernetes.injection import injected
 from restore_agent.kubernetes.nri import NriError, plugged
+from restore_agent.kubernetes.seccomp import policy
 
 PLUGIN, RUNTIME = 1, 2
 REQUEST, RESPONSE = 1, 2
@@ -31,6 +32,7 @@ class Runtime:
         self.path = path
         self.connections: asyncio.Queue[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = asyncio.Queue()
         self.stream = 1
+        self.version = "v2.2.0"
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await self.connections.put((reader, writer))
@@ -51,13 +53,15 @@ class Runtime:
         assert (kind, number) == (REQUEST, RUNTIME)
         request = ttrpc_pb2.Request.FromString(payload)
         assert (request.service, request.method) == ("nri.pkg.api.v1alpha1.Runtime", "RegisterPlugin")
-        about = nri_pb2.RegisterPluginRequest.FromString(request.payload)
-        assert about.plugin_name == "zerowake" and len(about.plugin_idx) == 2
+        plugin = nri_pb2.RegisterPluginRequest.FromString(request.payload)
+        assert plugin.plugin_name == "zerowake" and len(plugin.plugin_idx) == 2
         status = ttrpc_pb2.Status(code=code, message="no room")
         self.send(RUNTIME, stream, RESPONSE, ttrpc_pb2.Response(status=status).SerializeToString())
         if code:
             return
-        answer = await self.call("Configure", nri_pb2.ConfigureRequest(runtime_name="containerd", runtime_version="2").SerializeToString())
+        answer = await self.call(
+            "Configure", nri_pb2.ConfigureRequest(runtime_name="containerd", runtime_version=self.version).SerializeToString()
+        )
         assert nri_pb2.ConfigureResponse.FromString(answer.payload).events == 0b1000, "containers that are made, and nothing else"
         for more in (True, False):
             answer = await self.call("Synchronize", nri_pb2.SynchronizeRequest(more=more).SerializeToString())
@@ -118,6 +122,7 @@ async def test_a_marked_container_gets_a_placeholder_before_its_command(runtime:
             adjust = (await runtime.create({label: "chat"}, MARKED, pieces=True)).adjust
             assert list(adjust.args) == ["", "/run/zerowake/bin/zerowake-placeholder", "--", *COMMAND]
             assert environment(adjust) == {"SNAPSHOT_CONTROL_DIR": "/run/zerowake/control", "PYTHONPATH": "/run/zerowake/python/abc"}
+            assert adjust.linux.seccomp_policy == policy()
             program, control, python = adjust.mounts
             assert (program.source, program.destination, "ro" in program.options) == (str(tmp_path), "/run/zerowake/bin", True)
             assert (control.type, control.destination) == ("tmpfs", "/run/zerowake/control")
@@ -127,6 +132,12 @@ async def test_a_marked_container_gets_a_placeholder_before_its_command(runtime:
 
 def environment(adjust: nri_pb2.ContainerAdjustment) -> dict[str, str]:
     return {each.key: each.value for each in adjust.env}
+
+
+async def test_a_seccomp_profile_of_its_owner_s_is_kept(runtime: Runtime, tmp_path: Path) -> None:
+    async with connected(runtime, tmp_path):
+        adjust = (await runtime.create({"zerowake.dev/snapshot": "chat"}, {**MARKED, "zerowake.dev/seccomp": "own"})).adjust
+    assert adjust.args and not adjust.linux.HasField("seccomp_policy")
 
 
 async def test_what_its_owner_set_is_kept(runtime: Runtime, tmp_path: Path) -> None:
@@ -215,6 +226,39 @@ async def test_a_runtime_without_plugins_is_an_error(tmp_path: Path) -> None:
 async def test_a_runtime_that_refuses(runtime: Runtime) -> None:
     taking = asyncio.create_task(runtime.takes(code=8))
     with pytest.raises(NriError, match="refuses this plugin: no room"):
+        async with plugged(runtime.path, lambda _pod, _container: None):
+            pass
+    await taking
+
+
+@pytest.mark.parametrize("version", ["v2.1.5", "1.7.27~ds1"])
+async def test_a_runtime_that_knows_no_seccomp_policy_of_plugins_is_refused(runtime: Runtime, version: str) -> None:
+    """It would skip the policy without a word, and engines be captured that no dump can carry."""
+    runtime.version = version
+    taking = asyncio.create_task(runtime.takes())
+    with pytest.raises(NriError, match=rf"containerd {version} takes no seccomp policy of a plugin, .* have version 2\.2 or later"):
+        async with plugged(runtime.path, lambda _pod, _container: None):
+            pass
+    await asyncio.gather(taking, return_exceptions=True)
+
+
+@pytest.mark.parametrize("version", ["2.4.2+unknown", "v10.0.1", "of tomorrow"])
+async def test_newer_runtimes_and_those_of_unknown_age_are_taken(runtime: Runtime, tmp_path: Path, version: str) -> None:
+    runtime.version = version
+    async with connected(runtime, tmp_path):
+        assert (await runtime.create({"zerowake.dev/snapshot": "chat"}, MARKED)).HasField("adjust")
+
+
+async def test_a_runtime_that_hangs_up_before_it_has_introduced_itself(runtime: Runtime) -> None:
+    async def hangs_up() -> None:
+        reader, writer = await runtime.connections.get()
+        header = await reader.readexactly(18)
+        runtime.writer = writer
+        runtime.send(RUNTIME, struct.unpack_from(">I", header, 12)[0], RESPONSE, ttrpc_pb2.Response().SerializeToString())
+        writer.close()
+
+    taking = asyncio.create_task(hangs_up())
+    with pytest.raises(NriError, match="the container runtime"):
         async with plugged(runtime.path, lambda _pod, _container: None):
             pass
     await taking

@@ -1,14 +1,11 @@
-"""The seccomp profile: as the runtime reads it, with what must be refused, and whole at any moment."""
+"""The seccomp policy: as the runtime reads it, with what must be refused."""
 
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from restore_agent.kubernetes.seccomp import install, profile
+from restore_agent.kubernetes.seccomp import policy, profile
 from tests.worlds.refused_calls import ALLOWED, REFUSED, Call
-from zerowake_shared.pod_contract import SECCOMP_PROFILE
 
 ENOSYS, EPERM = 38, 1
 
@@ -66,9 +63,11 @@ def test_clone_is_refused_for_each_new_namespace_and_for_nothing_else() -> None:
     assert bits == 0x02000000 | 0x04000000 | 0x08000000 | 0x10000000 | 0x20000000 | 0x40000000 | 0x00020000
 
 
-def test_it_is_installed_whole_and_again(tmp_path: Path) -> None:
-    folder = tmp_path / "seccomp"
-    install(folder)
-    install(folder)
-    assert [path.name for path in folder.iterdir()] == [SECCOMP_PROFILE]
-    assert json.loads((folder / SECCOMP_PROFILE).read_text()) == profile()
+def test_the_runtime_is_told_the_same() -> None:
+    """What a plugin says comes to the OCI's specification of the container word for word."""
+    told = policy()
+    assert told.default_action == profile()["defaultAction"]
+    for said, rule in zip(told.syscalls, profile()["syscalls"], strict=True):
+        assert (list(said.names), said.action, said.errno_ret.value) == (rule["names"], rule["action"], rule["errnoRet"])
+        found = [{"index": each.index, "value": each.value, "valueTwo": each.value_two, "op": each.op} for each in said.args]
+        assert found == [{"valueTwo": 0, **each} for each in rule.get("args", [])]

@@ -11,7 +11,6 @@ import pytest
 from scaler.kubernetes.cold_starts import ColdStarts
 from scaler.kubernetes.engine_pod import EnginePod
 from scaler.kubernetes.resources import CONDITION_READY, ModelSnapshot
-from scaler.kubernetes.troubles import NO_AGENT_YET
 from tests.worlds.virtual_time import StandingClock
 from zerowake_shared.pod_contract import COLD, CONTAINER, RESTORE, SNAPSHOT
 
@@ -92,20 +91,6 @@ def test_a_pod_s_changes_are_followed(world: World) -> None:
 def test_pods_that_go_or_were_opted_out_do_not_count(world: World, about: dict[str, Any]) -> None:
     world.come(pod("one", 1, **about))
     assert world.condition() is None
-
-
-async def test_a_pod_whose_node_has_no_agent_yet_is_told_of_once(world: World) -> None:
-    why = 'cannot load seccomp profile "/var/lib/kubelet/seccomp/zerowake.json": no such file or directory'
-    waits = {"name": "engine", "state": {"waiting": {"reason": "CreateContainerError", "message": why}}}
-    marked = pod("one", annotations={CONTAINER: "engine"})
-    status = msgspec.convert({"containerStatuses": [waits]}, type(marked.status))
-    world.come(marked)
-    await world.cold_starts.tell(("team", "chat"))
-    assert world.events == []
-    world.come(msgspec.structs.replace(marked, status=status))
-    for _ in range(2):
-        await world.cold_starts.tell(("team", "chat"))
-    assert world.events == [("one", NO_AGENT_YET)]
 
 
 async def test_each_pod_that_the_webhook_left_is_told_of_once(world: World) -> None:

@@ -111,16 +111,6 @@ async def test_a_label_without_a_snapshot_is_told_at_the_pod(world: World) -> No
     await until(lambda: [each["note"] for each in world.api.all("events")] == [f"its engine starts cold: {why}"])
 
 
-async def test_a_pod_that_waits_for_its_node_s_agent_is_told_of(world: World) -> None:
-    marked = {"labels": {SNAPSHOT: "chat"}, "annotations": {"zerowake.dev/container": "engine"}}
-    metadata = {"name": "p", "namespace": "tenant", "creationTimestamp": "2026-11-26T10:00:00Z", **marked}
-    await world.api.put("pods", {"metadata": metadata, "spec": {}})
-    why = 'cannot load seccomp profile "/var/lib/kubelet/seccomp/zerowake.json": no such file or directory'
-    status = {"name": "engine", "state": {"waiting": {"reason": "CreateContainerError", "message": why}}}
-    await world.api.change("pods", "tenant", "p", {"status": {"containerStatuses": [status]}})
-    await until(lambda: world.reasons() == ["NoAgentYet"])
-
-
 async def test_a_capture_that_no_other_try_can_mend_is_not_tried_again_until_the_template_changes(world: World) -> None:
     await world.snapshot()
     await until(world.pods)

@@ -38,18 +38,6 @@ def waiting(reason: str, message: str = "", **more: Any) -> dict[str, Any]:
             "pod chat-1 has no node: 0/1 nodes: no GPU",
         ),
         (pod(phase="Failed", reason="Evicted", message="the node was low on memory"), "failed: Evicted: the node was low on memory"),
-        (
-            pod(
-                containerStatuses=[
-                    waiting(
-                        "CreateContainerError",
-                        'cannot load seccomp profile "/var/lib/kubelet/seccomp/zerowake.json": open /var/lib/kubelet/seccomp/zerowake.json:'
-                        " no such file or directory",
-                    )
-                ]
-            ),
-            "CreateContainerError: its node lacks the seccomp profile zerowake.json, which the restore agent there brings",
-        ),
         (pod(containerStatuses=[waiting("ContainerCreating")]), ""),
         (pod(phase="Running", containerStatuses=[{"name": "engine", "state": {"running": {"startedAt": "x"}}}]), ""),
     ],

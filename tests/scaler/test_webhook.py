@@ -113,7 +113,7 @@ def test_the_pod_is_marked_and_says_what_it_said() -> None:
     before = pod()
     changed = applied(before, answer(hook, before))
     engine = changed["spec"]["containers"][0]
-    assert engine == {**ENGINE, "securityContext": {"seccompProfile": {"type": "Localhost", "localhostProfile": "zerowake.json"}}}
+    assert engine == ENGINE, "as its owner wrote it: what it needs beside that its node's agent gives"
     assert "volumes" not in changed["spec"]
     assert changed["metadata"]["annotations"] == {
         "zerowake.dev/container": "engine",
@@ -169,12 +169,21 @@ def test_the_owner_of_a_snapshot_may_want_nothing_of_gpumem() -> None:
     assert applied(found, answer(hook, found))["metadata"]["annotations"]["zerowake.dev/gpumem"] == "false"
 
 
-def test_a_profile_that_the_user_chose_stays() -> None:
-    own = {"seccompProfile": {"type": "Localhost", "localhostProfile": "mine.json"}}
+@pytest.mark.parametrize(
+    ("profile", "is_own"),
+    [
+        ({"type": "Localhost", "localhostProfile": "mine.json"}, True),
+        ({"type": "Unconfined"}, True),
+        ({"type": "RuntimeDefault"}, False),
+    ],
+    ids=lambda value: value["type"] if isinstance(value, dict) else "",
+)
+def test_a_seccomp_profile_that_the_user_chose_stays(profile: dict[str, str], is_own: bool) -> None:
+    own = {"seccompProfile": profile}
     for found in (pod(securityContext=own), pod(containers=[{**ENGINE, "securityContext": own}])):
         changed = applied(found, answer(webhook(), found))
-        engine = changed["spec"]["containers"][0].get("securityContext", {})
-        assert engine.get("seccompProfile", own["seccompProfile"]) == own["seccompProfile"]
+        assert changed["spec"]["containers"] == found["spec"]["containers"]
+        assert changed["metadata"]["annotations"].get("zerowake.dev/seccomp") == ("own" if is_own else None)
 
 
 @pytest.mark.parametrize(
@@ -232,7 +241,7 @@ def test_nodes_at_which_nothing_answers_are_the_last_to_be_taken() -> None:
 
 
 def test_without_any_agent_a_pod_starts_as_it_always_did() -> None:
-    """Nobody would restore it, and where no agent has been the kubelet does not know the seccomp profile: it could not start at all."""
+    """Nobody would restore it, and all that would be changed of it is where it runs."""
     response = answer(Webhook(informer(ModelSnapshot, snapshot()), (), NodeSetup()), pod())
     assert _marked(pod(), response) == pod() and "no restore agent" in response["warnings"][0]
 

@@ -180,11 +180,15 @@ async def _loopback_up(running: Running) -> None:
     async with asyncio.timeout(20):
         while True:
             state = subprocess.run(["runc", "state", running.name], capture_output=True, text=True, check=False)
-            if state.returncode == 0 and json.loads(state.stdout)["status"] == "running":
+            if state.returncode == 0 and (about := json.loads(state.stdout))["status"] == "running" and not _is_runc(pid := about["pid"]):
                 break
             await asyncio.sleep(0.01)  # runc tells nobody when it has started
-    pid = json.loads(state.stdout)["pid"]
     subprocess.run(["nsenter", "-t", str(pid), "-n", "ip", "link", "set", "lo", "up"], check=True)
+
+
+def _is_runc(pid: int) -> bool:
+    """Whether it is about to become the container's program: runc calls it running by then, and an agent would take it for another's."""
+    return Path(f"/proc/{pid}/comm").read_text().startswith("runc:")
 
 
 def _specification(name: str, folder: Path, placeholder: Path, command: Sequence[str], asked: Asked) -> dict[str, object]:

@@ -74,7 +74,8 @@ class Kubelet:
             for each in adjusted.mounts
             if each.destination not in known
         ]
-        return {"env": [f"{key}={value}" for key, value in variables.items()], "mounts": mounts}
+        filtered = adjusted.linux.HasField("seccomp_policy")
+        return {"env": [f"{key}={value}" for key, value in variables.items()], "mounts": mounts, "filtered": filtered}
 
     def container_of(self, name: str) -> str:
         """The runtime's id of the pod's container, as the pod's status has it."""
