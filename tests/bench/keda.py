@@ -10,16 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import random
-import secrets
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 from tests.bench.figures import Figure
 from tests.bench.push import busy, memory
 from tests.e2e.api import Api, Object
 from tests.e2e.cluster.control import NOT_RUNNING, ControlError, current, running
 from tests.e2e.cluster.layout import KUBECONFIG, PAUSE_IMAGE
+from tests.e2e.release import own_namespace
 from tests.worlds.scaler_process import ScalerProcess, models, scaler_process
 
 OBJECTS = (1, 100, 1000)
@@ -47,7 +45,7 @@ async def main() -> list[Figure]:
 
 
 async def measure(api: Api, count: int) -> list[Figure]:
-    async with scaler_process(f"{current().machine}:0", count) as scaler, own_namespace(api) as namespace:
+    async with scaler_process(f"{current().machine}:0", count) as scaler, own_namespace(api, "bench", SETUP_SECONDS) as namespace:
         bare = memory(scaler.process.pid)
         began = time.monotonic()
         await make(api, namespace, count, scaler.address)
@@ -68,17 +66,6 @@ async def measure(api: Api, count: int) -> list[Figure]:
         Figure(f"scaler's memory under KEDA, {named}", (bare + grown) / 2**20, "MiB", detail=f"resident; {bare / 2**20:.0f} MiB before"),
         Figure(f"ScaledObjects made → KEDA listens to all, {named}", setup, "s"),
     ]
-
-
-@asynccontextmanager
-async def own_namespace(api: Api) -> AsyncIterator[str]:
-    name = f"bench-{secrets.token_hex(3)}"
-    await api.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
-    try:
-        yield name
-    finally:
-        await api.delete("Namespace", "", name)
-        await api.until("Namespace", "", name, lambda one: one is None, within=SETUP_SECONDS)
 
 
 async def make(api: Api, namespace: str, count: int, scaler: str) -> None:

@@ -24,6 +24,7 @@ from tests.e2e.chart import run
 from tests.e2e.cluster.control import NOT_RUNNING, current, import_archives, running
 from tests.e2e.cluster.images import build
 from tests.e2e.cluster.layout import BIN, KUBECONFIG, LOGS, Addresses
+from tests.e2e.node_agent import Agent, node_agent
 
 LINES = 40
 NAMESPACE = pytest.StashKey[str]()
@@ -66,6 +67,21 @@ def images(kubeconfig: str) -> None:
     """zerowake's own and the tests' engine are on the node, as the checkout has them. A foreign cluster is expected to have them."""
     if not foreign():
         import_archives(build())
+
+
+@pytest.fixture(scope="module")
+def agent(kubeconfig: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
+    """One on the node, for all tests of a file: it does not run yet, and those that end it start it again."""
+    with node_agent(tmp_path_factory.mktemp("agent")) as agent:
+        yield agent
+
+
+@pytest.fixture(name="running")
+async def agent_that_runs(agent: Agent) -> AsyncIterator[Agent]:
+    """For one test."""
+    with agent.running():
+        await agent.ready()
+        yield agent
 
 
 @pytest.fixture

@@ -92,14 +92,15 @@ class Release:
 
 
 @asynccontextmanager
-async def own_namespace(api: Api, stem: str) -> AsyncIterator[str]:
+async def own_namespace(api: Api, stem: str, within: float = 300) -> AsyncIterator[str]:
+    """Gone with the block; `within` so many seconds, or it is an error."""
     name = f"{stem}-{secrets.token_hex(3)}"
     await api.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
     try:
         yield name
     finally:
         await api.delete("Namespace", "", name)
-        await api.until("Namespace", "", name, lambda one: one is None, within=300)
+        await api.until("Namespace", "", name, lambda one: one is None, within=within)
 
 
 @asynccontextmanager

@@ -10,7 +10,7 @@ import secrets
 import shlex
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import pytest
 
 from tests.e2e.api import Api, Object, condition
 from tests.e2e.cluster.control import enter
-from tests.e2e.test_pods import IMAGE, PORT, Agent, answer, captured_or_not, events, node_agent, pod, run_in, wanted_bytes
+from tests.e2e.node_agent import IMAGE, PORT, Agent, answer, captured_or_not, events, node_agent, pod, run_in, wanted_bytes
 
 pytestmark = pytest.mark.own_cluster("runs an agent and GPUs of its own on the node")
 NODE = "zerowake-node"
@@ -38,13 +38,6 @@ def agent(kubeconfig: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         folder = agent.placeholder.parent
         files = " && ".join(f"mknod {file_of(agent, uuid)} c 1 3" for uuid in FILES)
         subprocess.run([*enter(), "sh", "-c", f"mkdir -p {folder}/gpus && {files}"], check=True)
-        yield agent
-
-
-@pytest.fixture
-async def running(agent: Agent) -> AsyncIterator[Agent]:
-    with agent.running():
-        await agent.ready()
         yield agent
 
 

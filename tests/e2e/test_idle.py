@@ -19,25 +19,17 @@ import pytest
 from tests.e2e.api import Api, Object, condition
 from tests.e2e.chart import definition
 from tests.e2e.cluster.layout import Addresses
+from tests.e2e.node_agent import IMAGE, PORT, Agent
+from tests.e2e.plain_model import scaled_object
 from tests.e2e.release import is_ready
-from tests.e2e.test_keda import scaled_object
-from tests.e2e.test_pods import IMAGE, PORT, Agent, agent
-from tests.e2e.test_serve import scaler
+from tests.e2e.serving import scaler
 
-__all__ = ["agent"]  # a fixture of that file's
 pytestmark = pytest.mark.own_cluster("runs an agent of its own on the node, and gateways on this machine")
 DOZING = (Path(__file__).parents[1] / "worlds/dozing_engine.py").read_text()
 COMMAND = ["python3", "-u", "-c", DOZING, str(PORT), "16"]
 ROUNDS = 5
 PROBED_SECONDS = 15.0  # of a liveness probe that begins after ten and gives up after two
 WITHIN = 60.0
-
-
-@pytest.fixture
-async def running(agent: Agent) -> AsyncIterator[Agent]:
-    with agent.running():
-        await agent.ready()
-        yield agent
 
 
 @asynccontextmanager

@@ -21,43 +21,12 @@ from scaler.gateway.dispatcher import Backend, Dispatcher, Endpoint
 from scaler.gateway.gateway import Gateway
 from scaler.keda.external_scaler import serve_external_scaler
 from tests.e2e.api import Api, Object, condition
-from tests.e2e.cluster.layout import PAUSE_IMAGE, Addresses
+from tests.e2e.cluster.layout import Addresses
+from tests.e2e.plain_model import NAME, PORT, deployment, replicas_of, scaled_object
 
 pytestmark = pytest.mark.own_cluster("has KEDA call a scaler on this machine")
 
 METRIC = "s0-zerowake-pending"
-COOLDOWN_SECONDS = 2
-POLL_SECONDS = 1
-PORT = 8000
-
-
-def deployment(name: str) -> Object:
-    """A server that answers any path with its host's name once it has its port."""
-    container = {
-        "name": "engine",
-        "image": PAUSE_IMAGE,
-        "imagePullPolicy": "Never",
-        "command": ["sh", "-c", f"hostname >/tmp/index.html; exec httpd -f -p {PORT} -h /tmp"],
-        "readinessProbe": {"httpGet": {"path": "/", "port": PORT}, "periodSeconds": 1},
-        "resources": {"requests": {"cpu": "10m", "memory": "8Mi"}},
-    }
-    pod = {"metadata": {"labels": {"app": name}}, "spec": {"containers": [container], "terminationGracePeriodSeconds": 1}}
-    spec = {"replicas": 0, "selector": {"matchLabels": {"app": name}}, "template": pod}
-    return {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name}, "spec": spec}
-
-
-def scaled_object(name: str, scaler: str, *, most: int = 3, target: float = 1) -> Object:
-    metadata = {"scalerAddress": scaler, "model": name, "targetPending": str(target)}
-    spec = {
-        "scaleTargetRef": {"name": name},
-        "pollingInterval": POLL_SECONDS,
-        "cooldownPeriod": COOLDOWN_SECONDS,
-        "minReplicaCount": 0,
-        "maxReplicaCount": most,
-        "advanced": {"horizontalPodAutoscalerConfig": {"behavior": {"scaleDown": {"stabilizationWindowSeconds": 0}}}},
-        "triggers": [{"type": "external-push", "metadata": metadata}],
-    }
-    return {"apiVersion": "keda.sh/v1alpha1", "kind": "ScaledObject", "metadata": {"name": name}, "spec": spec}
 
 
 class Front:
@@ -104,10 +73,6 @@ async def front(model: str, addresses: Addresses) -> AsyncIterator[Front]:
             await dispatcher.close()
 
 
-def replicas_of(one: Object | None) -> int:
-    return int((one or {}).get("spec", {}).get("replicas", -1))
-
-
 async def ready_pod(api: Api, namespace: str, name: str) -> Object:
     async for _, pod in api.watch("Pod", namespace, f"app={name}"):
         if condition(pod, "Ready"):
@@ -116,43 +81,41 @@ async def ready_pod(api: Api, namespace: str, name: str) -> Object:
 
 
 async def test_from_zero_and_back(api: Api, namespace: str, addresses: Addresses) -> None:
-    name = "pause"
-    async with front(name, addresses) as zerowake, asyncio.timeout(120):
-        await api.apply(deployment(name), scaled_object(name, zerowake.scaler), namespace=namespace)
+    async with front(NAME, addresses) as zerowake, asyncio.timeout(120):
+        await api.apply(deployment(NAME), scaled_object(NAME, zerowake.scaler), namespace=namespace)
         await zerowake.known.wait()
-        await api.until("ScaledObject", namespace, name, lambda one: condition(one, "Ready"))
-        assert replicas_of(await api.get("Deployment", namespace, name)) == 0
+        await api.until("ScaledObject", namespace, NAME, lambda one: condition(one, "Ready"))
+        assert replicas_of(await api.get("Deployment", namespace, NAME)) == 0
 
         began = time.monotonic()
-        answer = zerowake.ask(name)
-        scaled = asyncio.create_task(api.until("Deployment", namespace, name, lambda one: replicas_of(one) == 1))
-        pod = await ready_pod(api, namespace, name)
+        answer = zerowake.ask(NAME)
+        scaled = asyncio.create_task(api.until("Deployment", namespace, NAME, lambda one: replicas_of(one) == 1))
+        pod = await ready_pod(api, namespace, NAME)
         ready_seconds = time.monotonic() - began
         assert scaled.done(), "the pod is there before its Deployment was scaled"
-        zerowake.dispatcher.add(Backend(pod["metadata"]["uid"], name, Endpoint(pod["status"]["podIP"], PORT)))
+        zerowake.dispatcher.add(Backend(pod["metadata"]["uid"], NAME, Endpoint(pod["status"]["podIP"], PORT)))
         assert await answer == pod["metadata"]["name"]
         print(f"first request → pod Ready: {ready_seconds:.3f} s")
 
         zerowake.dispatcher.remove(pod["metadata"]["uid"])
-        await api.until("Deployment", namespace, name, lambda one: replicas_of(one) == 0)
+        await api.until("Deployment", namespace, NAME, lambda one: replicas_of(one) == 0)
         await api.until("Pod", namespace, pod["metadata"]["name"], lambda one: one is None)
 
 
 async def test_the_autoscaler_reads_our_number(api: Api, namespace: str, addresses: Addresses) -> None:
     """What `kubectl get --raw` shows is the number of requests that are pending, and the autoscaler acts on it."""
-    name = "pause"
-    async with front(name, addresses) as zerowake, asyncio.timeout(120):
-        await api.apply(deployment(name), scaled_object(name, zerowake.scaler, most=3), namespace=namespace)
+    async with front(NAME, addresses) as zerowake, asyncio.timeout(120):
+        await api.apply(deployment(NAME), scaled_object(NAME, zerowake.scaler, most=3), namespace=namespace)
         await zerowake.known.wait()
-        answers = [zerowake.ask(name) for _ in range(3)]
-        await api.until("Deployment", namespace, name, lambda one: replicas_of(one) >= 1)
+        answers = [zerowake.ask(NAME) for _ in range(3)]
+        await api.until("Deployment", namespace, NAME, lambda one: replicas_of(one) >= 1)
         where = f"/apis/external.metrics.k8s.io/v1beta1/namespaces/{namespace}/{METRIC}"
-        selector = {"labelSelector": f"scaledobject.keda.sh/name={name}"}
+        selector = {"labelSelector": f"scaledobject.keda.sh/name={NAME}"}
         (item,) = (await api.ask("GET", where, selector))["items"]
         assert (item["metricName"], item["value"]) == (METRIC, "3")
 
-        await api.until("Deployment", namespace, name, lambda one: replicas_of(one) == 3)
+        await api.until("Deployment", namespace, NAME, lambda one: replicas_of(one) == 3)
         for answer in answers:
             answer.cancel()
         await asyncio.gather(*answers, return_exceptions=True)
-        await api.until("Deployment", namespace, name, lambda one: replicas_of(one) == 0)
+        await api.until("Deployment", namespace, NAME, lambda one: replicas_of(one) == 0)

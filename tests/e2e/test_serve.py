@@ -8,110 +8,25 @@ nothing says that they are there, the requests stay held.
 from __future__ import annotations
 
 import asyncio
-import os
-import socket
 import statistics
-import sys
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from collections.abc import AsyncIterator
 from pathlib import Path
 
-import aiohttp
 import pytest
-import yaml
 
 from tests.e2e.api import Api, Object, condition
 from tests.e2e.chart import definition
 from tests.e2e.cluster.control import tell
 from tests.e2e.cluster.layout import Addresses
+from tests.e2e.plain_model import NAME, PORT, deployment, replicas_of, scaled_object
 from tests.e2e.release import own_namespace
-from tests.e2e.test_keda import PORT, deployment, replicas_of, scaled_object
+from tests.e2e.serving import scaler
 
 pytestmark = pytest.mark.own_cluster("has KEDA call a scaler on this machine")
 
-NAME = "pause"
 TIMES = 5
 HPA_SYNC_SECONDS = 15
-
-
-class Scaler:
-    """Two replicas: `url` is the gateway of one, `keda` the other's address, and `other_url` its gateway."""
-
-    def __init__(self, url: str, keda: str, client: aiohttp.ClientSession, other_url: str) -> None:
-        self.other_url = other_url
-        self.url = url
-        self.keda = keda
-        self._client = client
-
-    def get(self) -> asyncio.Task[int]:
-        async def asking() -> int:
-            async with self._client.get(f"{self.url}/models/{NAME}/index.html") as response:
-                return response.status
-
-        return asyncio.create_task(asking())
-
-    def ask(self, count: int) -> list[asyncio.Task[int]]:
-        async def asking() -> int:
-            async with self._client.post(f"{self.url}/v1/chat/completions", json={"model": NAME, "messages": []}) as response:
-                return response.status
-
-        return [asyncio.create_task(asking()) for _ in range(count)]
-
-
-@asynccontextmanager
-async def scaler(
-    folder: Path, namespace: str, kubeconfig: str, machine: str, agents: Sequence[str] = ("127.0.0.1:1",)
-) -> AsyncIterator[Scaler]:
-    """`agents`: addresses of theirs; by default nobody listens there."""
-    with ExitStack() as bound:
-        sockets = [bound.enter_context(socket.socket()) for _ in range(8)]
-        for each in sockets:
-            each.bind((machine, 0))
-        ports = [each.getsockname()[1] for each in sockets]
-    replicas = [dict(zip(("listen", "metrics", "keda", "peers"), ports[start : start + 4], strict=True)) for start in (0, 4)]
-    peers = [f"{machine}:{each['peers']}" for each in replicas]
-    async with AsyncExitStack() as stack:
-        client = await stack.enter_async_context(aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)))
-        for number, each in enumerate(replicas):
-            config = {
-                "namespace": namespace,
-                "listen": f"{machine}:{each['listen']}",
-                "metrics": f"{machine}:{each['metrics']}",
-                "keda": {"listen": f"{machine}:{each['keda']}"},
-                "peers": {"listen": f"{machine}:{each['peers']}", "addresses": peers},
-                "agents": {"addresses": list(agents)},
-                "drain_seconds": 0,
-            }
-            path = folder / f"{number}.yaml"
-            path.write_text(yaml.safe_dump(config))
-            await stack.enter_async_context(_running(path, {"KUBECONFIG": kubeconfig, "POD_NAME": f"replica-{number}"}))
-        for each in replicas:
-            async with asyncio.timeout(30):
-                while not await _ready(client, f"http://{machine}:{each['metrics']}/readyz"):
-                    await asyncio.sleep(0.1)
-        urls = [f"http://{machine}:{each['listen']}" for each in replicas]
-        yield Scaler(urls[0], f"{machine}:{replicas[1]['keda']}", client, urls[1])
-
-
-@asynccontextmanager
-async def _running(config: Path, environment: dict[str, str]) -> AsyncIterator[None]:
-    program = (sys.executable, "-c", "from scaler.programs.commands import app; app()", "serve", str(config))
-    process = await asyncio.create_subprocess_exec(*program, env=os.environ | environment)
-    try:
-        yield
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.wait()
-
-
-async def _ready(client: aiohttp.ClientSession, url: str) -> bool:
-    try:
-        async with client.get(url) as response:
-            return response.status == 200
-    except aiohttp.ClientConnectionError:
-        return False
 
 
 async def timeline(api: Api, namespace: str) -> AsyncIterator[tuple[float, int]]:
