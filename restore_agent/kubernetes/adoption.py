@@ -23,7 +23,7 @@ from restore_agent.kubernetes.pod import Pod
 from restore_agent.kubernetes.pod_captures import PodCaptures
 from restore_agent.kubernetes.pod_gpus import PodGpus
 from restore_agent.kubernetes.pod_replicas import PodReplicas
-from restore_agent.places.container import ContainerError
+from restore_agent.places.container_error import ContainerError
 from restore_agent.places.placeholder import Placeholder
 from restore_agent.sequences.phases import Phases
 from restore_agent.sequences.replicas import Origin

@@ -31,6 +31,7 @@ SOCKET = Path("/run/nri/nri.sock")
 _NAME, _INDEX = "zerowake", "90"  # late: what it sees is what is made
 _RUNTIME = "nri.pkg.api.v1alpha1.Runtime"  # the service that plugins call
 _REGISTER_SECONDS = 5.0
+_SYNCHRONIZE_SECONDS = 60.0  # the runtime first finishes what it is making, and lists all that there is
 _FIRST_PAUSE, _LAST_PAUSE = 0.1, 5.0  # before it connects again
 _LOG = logging.getLogger("zerowake.agent")
 
@@ -64,7 +65,7 @@ class _Plugin:
     def __init__(self, socket: Path, adjust: Adjust) -> None:
         self._socket = socket
         self._adjust = adjust
-        self._configured: asyncio.Future[nri_pb2.ConfigureRequest] = asyncio.get_running_loop().create_future()
+        self._asked: asyncio.Future[None] = asyncio.get_running_loop().create_future()  # done: of every container from now on
 
     async def registered(self) -> ttrpc.Connection:
         """A connection over which the runtime asks from now on. Raises NriError."""
@@ -73,27 +74,26 @@ class _Plugin:
         except OSError as error:
             raise NriError(
                 f"the container runtime takes no plugins at {self._socket}: {error.strerror}; enable NRI in its configuration "
-                "(containerd 2 has it on by default), or name its socket with --nri"
+                "(containerd 2.2 and later have it on by default), or name its socket with --nri"
             ) from None
-        self._configured = asyncio.get_running_loop().create_future()
+        self._asked = asyncio.get_running_loop().create_future()
         connection = ttrpc.Connection(reader, writer, self._answer)
         async with contextlib.AsyncExitStack() as unless_registered:
             unless_registered.push_async_callback(connection.aclose)
             try:
-                async with asyncio.timeout(_REGISTER_SECONDS):
+                async with asyncio.timeout(_REGISTER_SECONDS) as patience:
                     about = nri_pb2.RegisterPluginRequest(plugin_name=_NAME, plugin_idx=_INDEX)
                     status = (await connection.call(_RUNTIME, "RegisterPlugin", about)).status
                     if status.code:
                         raise NriError(f"the container runtime refuses this plugin: {status.message}")
-                    either: list[asyncio.Future[Any]] = [self._configured, connection.ended]
+                    patience.reschedule(asyncio.get_running_loop().time() + _SYNCHRONIZE_SECONDS)
+                    either: list[asyncio.Future[Any]] = [self._asked, connection.ended]
                     await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-                    if not self._configured.done():
-                        await connection.ended
+                    await (self._asked if self._asked.done() else connection.ended)
             except TimeoutError:
-                raise NriError(f"the container runtime did not answer at {self._socket} within {_REGISTER_SECONDS:.0f} s") from None
+                raise NriError(f"the container runtime did not answer in time at {self._socket}") from None
             except ttrpc.TtrpcError as error:
                 raise NriError(f"the container runtime {error}") from None
-            _check_new_enough(self._configured.result())
             unless_registered.pop_all()
         return connection
 
@@ -123,11 +123,13 @@ class _Plugin:
             case "Configure":
                 about = nri_pb2.ConfigureRequest.FromString(request.payload)
                 _LOG.info("plugin of %s %s", about.runtime_name, about.runtime_version)
-                if not self._configured.done():
-                    self._configured.set_result(about)
+                if (error := _too_old(about)) and not self._asked.done():
+                    self._asked.set_exception(error)
                 answer = nri_pb2.ConfigureResponse(events=1 << (nri_pb2.CREATE_CONTAINER - 1))
             case "Synchronize":
                 answer = nri_pb2.SynchronizeResponse(more=nri_pb2.SynchronizeRequest.FromString(request.payload).more)
+                if not answer.more and not self._asked.done():
+                    self._asked.set_result(None)
             case "CreateContainer":
                 asked = nri_pb2.CreateContainerRequest.FromString(request.payload)
                 answer = nri_pb2.CreateContainerResponse(adjust=self._adjustment(asked))
@@ -145,13 +147,12 @@ class _Plugin:
             return None
 
 
-def _check_new_enough(runtime: nri_pb2.ConfigureRequest) -> None:
-    """Raises NriError."""
+def _too_old(runtime: nri_pb2.ConfigureRequest) -> NriError | None:
     since = _SINCE.get(runtime.runtime_name)
     version = re.match(r"v?(\d+)\.(\d+)", runtime.runtime_version)
-    if since and version and (int(version[1]), int(version[2])) < since:
-        wanted = ".".join(map(str, since))
-        raise NriError(
-            f"{runtime.runtime_name} {runtime.runtime_version} takes no seccomp policy of a plugin, without which "
-            f"engines cannot be dumped: have version {wanted} or later on this node; until then its pods start as they always did"
-        )
+    if since is None or version is None or (int(version[1]), int(version[2])) >= since:
+        return None
+    return NriError(
+        f"{runtime.runtime_name} {runtime.runtime_version} takes no seccomp policy of a plugin, without which engines cannot be dumped: "
+        f"have version {'.'.join(map(str, since))} or later on this node; until then its pods start as they always did"
+    )

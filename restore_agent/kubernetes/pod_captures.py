@@ -84,8 +84,8 @@ class PodCaptures:
                 sizes += f"; {sum(each.size for each in manifest.weights) / 1e6:.0f} MB of weights are lent by gpumem"
             if manifest.adapters:
                 sizes += f"; proved with its adapters {', '.join(adapter.name for adapter in manifest.adapters)}"
-            if caller.container.left_behind:
-                sizes += f"; not carried, since it is too much, and empty in other pods: {', '.join(caller.container.left_behind)}"
+            if caller.container.contents.left_behind:
+                sizes += f"; not carried, since it is too much, and empty in other pods: {', '.join(caller.container.contents.left_behind)}"
             await self._annotate(pod, {CAPTURED: captured.snapshot.digest})
             await self._node_pods.event(pod, "Normal", "Captured", f"{captured.snapshot} in {phases.total:.1f} s: {sizes}", "Capture")
             code = 0

@@ -24,7 +24,7 @@ from restore_agent.kubernetes.device_names import gpu_called, is_slice, shared_b
 from restore_agent.kubernetes.pod import PodContainer
 from restore_agent.kubernetes.pod_resources import Device, Holder, KubeletError, PodResources
 from restore_agent.kubernetes.resource_slices import ResourceSlices
-from restore_agent.places.container import ContainerError
+from restore_agent.places.container_error import ContainerError
 
 _MPS = "CUDA_MPS_PIPE_DIRECTORY"
 _LOG = logging.getLogger("zerowake.agent")

@@ -29,7 +29,7 @@ from restore_agent.kubernetes.pod import Pod
 from restore_agent.kubernetes.pod_captures import PodCaptures
 from restore_agent.kubernetes.pod_gpus import PodGpus
 from restore_agent.kubernetes.pod_replicas import PodReplicas
-from restore_agent.places.container import ContainerError
+from restore_agent.places.container_error import ContainerError
 from restore_agent.places.placeholder import Placeholder, PlaceholderError
 from restore_agent.sequences.attempt import RestoreFailed
 from restore_agent.sequences.node import Node
@@ -145,7 +145,7 @@ class Pods:
             self._replicas.restored(pod, replica)
             self._restored[pod.metadata.uid] = time.monotonic()
             parts = ", ".join(f"{name} {seconds * 1000:.0f} ms" for name, seconds in replica.phases)
-            kept = f"; it keeps the capture pod's {', '.join(stale)}" if (stale := caller.container.stale) else ""
+            kept = f"; it keeps the capture pod's {', '.join(stale)}" if (stale := caller.container.contents.stale) else ""
             on = f" on {', '.join(caller.container.gpus)}" if snapshot.manifest.gpus and caller.container.gpus else ""
             await self._node_pods.event(pod, "Normal", "Restored", f"{snapshot} in {phases.total:.3f} s{on} ({parts}){kept}", "Restore")
 

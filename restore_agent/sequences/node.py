@@ -19,7 +19,8 @@ from restore_agent.drivers.meminfo import available_memory, total_memory
 from restore_agent.drivers.weights import Weights
 from restore_agent.engine.engine import Engine
 from restore_agent.places import layer
-from restore_agent.places.container import Container, ContainerError
+from restore_agent.places.container import Container
+from restore_agent.places.container_error import ContainerError
 from restore_agent.places.place import PlaceError
 from restore_agent.places.sandboxes import Sandboxes
 from restore_agent.places.shared_folders import unshared

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from restore_agent.sequences.node import Node
+from restore_agent.service import metrics
 from tests.worlds.agent import Agent, copy_state, engine, running
 from tests.worlds.container_runtime import ContainerRuntime
 from tests.worlds.containers import Callers, answering, imaged
@@ -89,6 +91,13 @@ async def agent(state: Path) -> AsyncIterator[Agent]:
     await huge_pages_are_back()
     assert list((state / "tmp").iterdir()) == []
     shutil.rmtree(state)
+
+
+@pytest.fixture
+async def node(tmp_path: Path, short_folder: Path) -> AsyncIterator[Node]:
+    """With nothing on it, in the test's own process; `gpumem.sock` of the short folder is where its gpumem would be."""
+    async with Node.open("node", tmp_path / "state", tmp_path / "memory", short_folder / "gpumem.sock", metrics) as node:
+        yield node
 
 
 @pytest.fixture

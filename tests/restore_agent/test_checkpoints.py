@@ -20,7 +20,6 @@ from restore_agent.places.checkpoints import CheckpointError, take
 from restore_agent.programs.on_kubernetes import pods_served
 from restore_agent.sequences.node import Node
 from restore_agent.sequences.replicas import Origin
-from restore_agent.service import metrics
 from tests.worlds.captured import answer_of
 from tests.worlds.image import PYTHON
 from tests.worlds.kubelet import COMMAND, NAMESPACE, Kubelet
@@ -174,12 +173,6 @@ def test_a_file_for_which_the_disk_has_no_room_is_not_begun(tmp_path: Path) -> N
     with pytest.raises(CheckpointError, match=r"have 4194304 MiB, and .* are free"):
         take(tmp_path / "root", Path("/"), tmp_path / "0", never)
     assert not list((tmp_path / "0").iterdir())
-
-
-@pytest.fixture
-async def node(tmp_path: Path, short_folder: Path, needs_criu: None, needs_runc: None) -> AsyncIterator[Node]:
-    async with Node.open("node", tmp_path / "state", tmp_path / "memory", short_folder / "gpumem.sock", metrics) as node:
-        yield node
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from restore_agent.engine.engine import EngineError
 from restore_agent.errors import FAILURES, AgentError, ErrorKind, kind_of, reason_of
 from restore_agent.kubernetes.calling_pod import Refused
 from restore_agent.pages.fill import FillError
-from restore_agent.places.container import ContainerError
+from restore_agent.places.container_error import ContainerError
 from restore_agent.places.place import PlaceError
 from restore_agent.sequences.attempt import RestoreFailed
 from restore_agent.sequences.placement import NoGpuMemory

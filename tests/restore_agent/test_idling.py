@@ -25,7 +25,6 @@ from restore_agent.sequences.idling import CannotSleep, NoRoomToWake, StillUsed
 from restore_agent.sequences.node import Node
 from restore_agent.sequences.replicas import Origin, Replica, State
 from restore_agent.sequences.standby import Rung
-from restore_agent.service import metrics
 from tests.worlds.agent import PORT
 from tests.worlds.containers import Running
 from tests.worlds.image import PYTHON
@@ -47,12 +46,6 @@ TOLD = {
         "canary": json.dumps({"path": "/sum"}),
     }.items()
 }
-
-
-@pytest.fixture
-async def node(tmp_path: Path, short_folder: Path) -> AsyncIterator[Node]:
-    async with Node.open("node", tmp_path / "state", tmp_path / "memory", short_folder / "gpumem.sock", metrics) as node:
-        yield node
 
 
 @contextlib.asynccontextmanager

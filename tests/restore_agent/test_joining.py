@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from restore_agent.places.container import Container, ContainerError
+from restore_agent.places.container import Container
+from restore_agent.places.container_error import ContainerError
 from tests.worlds.captured import ADDRESS, IMAGE
 from tests.worlds.containers import Callers, container
 

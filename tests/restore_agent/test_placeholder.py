@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from restore_agent.places.container import Container, ContainerError
+from restore_agent.places.container import Container
+from restore_agent.places.container_error import ContainerError
 from restore_agent.places.placeholder import SOCKET, Placeholder, PlaceholderError
 from tests.worlds.agent import PORT
 from tests.worlds.containers import Callers, Running, container

@@ -19,7 +19,7 @@ from restore_agent.kubernetes.cri import Described
 from restore_agent.kubernetes.pod import Pod
 from restore_agent.kubernetes.pod_gpus import PodGpus, UnsuitableGpus
 from restore_agent.kubernetes.pod_resources import Device, PodResources
-from restore_agent.places.container import ContainerError
+from restore_agent.places.container_error import ContainerError
 from restore_agent.places.placeholder import Placeholder
 from tests.worlds.pod_resources import KubeletDevices
 
