@@ -27,6 +27,7 @@ _FRAME = struct.Struct(">II")  # connection, bytes
 _HEADER = struct.Struct(">IIBB")  # bytes, stream, kind, flags
 _REQUEST, _RESPONSE = 1, 2
 _LARGEST = (4 << 20) + _HEADER.size  # bytes
+_SENT = 4096  # bytes of a frame: runtimes read frames into a buffer of that size, and hang up where one has more
 
 UNIMPLEMENTED = 12  # the status code of a method that is not there
 
@@ -106,4 +107,7 @@ class Connection:
 
     def _send(self, connection: int, stream: int, kind: int, message: Message) -> None:
         payload = message.SerializeToString()
-        self._writer.write(_FRAME.pack(connection, _HEADER.size + len(payload)) + _HEADER.pack(len(payload), stream, kind, 0) + payload)
+        whole = _HEADER.pack(len(payload), stream, kind, 0) + payload
+        for begin in range(0, len(whole), _SENT):
+            part = whole[begin : begin + _SENT]
+            self._writer.write(_FRAME.pack(connection, len(part)) + part)

@@ -76,10 +76,15 @@ class Runtime:
         return ttrpc_pb2.Response.FromString(answer)
 
     async def create(
-        self, labels: dict[str, str], annotations: dict[str, str], pieces: bool = False, env: Sequence[str] = ()
+        self,
+        labels: dict[str, str],
+        annotations: dict[str, str],
+        pieces: bool = False,
+        env: Sequence[str] = (),
+        command: Sequence[str] = COMMAND,
     ) -> nri_pb2.CreateContainerResponse:
         pod = nri_pb2.PodSandbox(name="one", namespace="tenant", uid="u", labels=labels, annotations=annotations)
-        request = nri_pb2.CreateContainerRequest(pod=pod, container=nri_pb2.Container(id="c", name="engine", args=COMMAND, env=env))
+        request = nri_pb2.CreateContainerRequest(pod=pod, container=nri_pb2.Container(id="c", name="engine", args=command, env=env))
         answer = await self.call("CreateContainer", request.SerializeToString(), pieces)
         assert not answer.status.code
         return nri_pb2.CreateContainerResponse.FromString(answer.payload)
@@ -90,11 +95,14 @@ class Runtime:
             self.writer.write(struct.pack(">II", number, len(part)) + part)
 
     async def read(self) -> tuple[int, int, int, bytes]:
-        number, size = struct.unpack(">II", await asyncio.wait_for(self.reader.readexactly(8), 10))
-        frame = await self.reader.readexactly(size)
-        length, stream, kind, _ = struct.unpack_from(">IIBB", frame)
-        assert len(frame) == 10 + length
-        return kind, number, stream, frame[10:]
+        message = b""
+        while len(message) < 10 or len(message) < 10 + int.from_bytes(message[:4]):
+            number, size = struct.unpack(">II", await asyncio.wait_for(self.reader.readexactly(8), 10))
+            assert size <= 4096, "containerd reads frames into a buffer of that size"
+            message += await self.reader.readexactly(size)
+        length, stream, kind, _ = struct.unpack_from(">IIBB", message)
+        assert len(message) == 10 + length
+        return kind, number, stream, message[10:]
 
 
 @pytest.fixture
@@ -132,6 +140,13 @@ async def test_a_marked_container_gets_a_placeholder_before_its_command(runtime:
 
 def environment(adjust: nri_pb2.ContainerAdjustment) -> dict[str, str]:
     return {each.key: each.value for each in adjust.env}
+
+
+async def test_a_command_may_be_a_whole_program(runtime: Runtime, tmp_path: Path) -> None:
+    program = ["python3", "-c", "x = 1\n" * 20000]
+    async with connected(runtime, tmp_path):
+        adjust = (await runtime.create({"zerowake.dev/snapshot": "chat"}, MARKED, command=program)).adjust
+    assert list(adjust.args[3:]) == program
 
 
 async def test_a_seccomp_profile_of_its_owner_s_is_kept(runtime: Runtime, tmp_path: Path) -> None:
