@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from gpumem.client import Client
 from gpumem.hardware.devices import devices
 from gpumem.hardware.memory import HOST
+from tests.worlds.device import World
 from tests.worlds.needs import missing_for_criu
 from tests.worlds.node import MIB, Node
 from tests.worlds.strike import Case
@@ -37,6 +40,14 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
         yield run
         runner.run(started.__aexit__(None, None, None))
+
+
+@pytest.fixture
+def client(tmp_path: Path) -> Iterator[Client]:
+    """Of a gpumem that lends the host's memory."""
+    world = World(tmp_path, HOST)
+    with world.server(pool=256 << 20, arena=0), Client(world.socket, device=HOST) as client:
+        yield client
 
 
 @pytest.fixture

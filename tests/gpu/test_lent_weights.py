@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +11,9 @@ torch = pytest.importorskip("torch")
 
 from gpumem.checkpoint.safetensors import kept_reading  # noqa: E402
 from gpumem.client import Client, StaleLayout  # noqa: E402
-from gpumem.hardware.memory import HOST  # noqa: E402
 from restore_agent.workload.lent_weights import addresses, adopt, directory_name, fits, held, publish, weight_files  # noqa: E402
-from tests.worlds.device import World  # noqa: E402
 
 TOKENS = [3, 1, 4, 1]
-
-
-@pytest.fixture
-def client(tmp_path: Path) -> Iterator[Client]:
-    world = World(tmp_path, HOST)
-    with world.server(pool=256 << 20, arena=0), Client(world.socket, device=HOST) as client:
-        yield client
 
 
 class Engine(torch.nn.Module):

@@ -1,6 +1,5 @@
 """The torch adapter over the host's memory, where torch is installed: parameters move, are shared, and are told apart."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +10,11 @@ torch = pytest.importorskip("torch")
 from gpumem.checkpoint.safetensors import read_checkpoint  # noqa: E402
 from gpumem.client import Client  # noqa: E402
 from gpumem.client.torch import adopt, fill, layout_of, skeleton  # noqa: E402
-from gpumem.hardware.memory import HOST  # noqa: E402
 from gpumem.wire.errors import StaleLayout  # noqa: E402
 from tests.worlds.checkpoints import SMALL, write_checkpoint  # noqa: E402
-from tests.worlds.device import World  # noqa: E402
 from tests.worlds.torch_model import Model  # noqa: E402
 
 TOKENS = [3, 1, 4, 1]
-
-
-@pytest.fixture
-def client(tmp_path: Path) -> Iterator[Client]:
-    world = World(tmp_path, HOST)
-    with world.server(pool=256 << 20, arena=0), Client(world.socket, device=HOST) as client:
-        yield client
 
 
 class Tied(torch.nn.Module):

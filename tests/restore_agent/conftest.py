@@ -15,6 +15,7 @@ from restore_agent.service import metrics
 from tests.worlds.agent import Agent, copy_state, engine, running
 from tests.worlds.container_runtime import ContainerRuntime
 from tests.worlds.containers import Callers, answering, imaged
+from tests.worlds.gpumem_server import MIB, Served, served
 from tests.worlds.kubelet import Kubelet
 from tests.worlds.kubernetes_api import Api
 from tests.worlds.leftovers import huge_pages_are_back, left_behind
@@ -75,6 +76,13 @@ def captured(tmp_path_factory: pytest.TempPathFactory, mapped: Path, needs_criu:
 
     asyncio.run(capture())
     return state
+
+
+@pytest.fixture(scope="module")
+def lender(tmp_path_factory: pytest.TempPathFactory, needs_criu: None) -> Iterator[Served]:
+    """gpumem, which the engines know by one socket for as long as they live."""
+    with served(tmp_path_factory.mktemp("gpumem"), 256 * MIB) as server:
+        yield server
 
 
 @pytest.fixture

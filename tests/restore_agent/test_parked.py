@@ -7,33 +7,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import signal
-import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 from zerowake_proto import agent_pb2 as pb
 
-from restore_agent.snapshots.store import Catalog
-from tests.worlds.agent import PORT, Agent, copy_state, get, running
+from tests.worlds.agent import Agent, copy_state, get, running
 from tests.worlds.checkpoints import SIZES, write_checkpoint
 from tests.worlds.command import zerowake
-from tests.worlds.device import ROOT
-from tests.worlds.gpumem_server import MIB, Served, served
-from tests.worlds.leftovers import left_behind, nothing_left
+from tests.worlds.gpumem_server import Served
+from tests.worlds.leftovers import nothing_left
+from tests.worlds.lending import capture, lending_agent, lent
 from tests.worlds.processes import alive, below, stands_in_open
 
 NAME = "quiet"
-
-
-@pytest.fixture(scope="module")
-def lender(tmp_path_factory: pytest.TempPathFactory, needs_criu: None) -> Iterator[Served]:
-    """gpumem, which the engines know by one socket for as long as they live."""
-    with served(tmp_path_factory.mktemp("gpumem"), 256 * MIB) as server:
-        yield server
 
 
 @pytest.fixture(scope="module")
@@ -41,42 +31,20 @@ def quiet(tmp_path_factory: pytest.TempPathFactory, lender: Served) -> Path:
     """A state folder with the snapshot of a server that takes part in the control directory, as an adapter does."""
     folder = tmp_path_factory.mktemp("quiet")
     write_checkpoint(folder / "weights", SIZES["small"])
-    env = {key: os.environ[key] for key in ("PATH", "HOME", "PYTHONPATH") if key in os.environ}
-    command = [sys.executable, "-m", "tests.worlds.faulty_engine", str(PORT), "small"]
-    engine = pb.Engine(command=command, env=env, directory=str(ROOT), port=PORT, health_path="/health", ready_timeout_seconds=20)
-
-    async def capture() -> None:
-        async with running(folder / "state", "--gpumem", str(lender.socket)) as agent:
-            await agent.snapshot(NAME, engine, weights=str(folder / "weights"))
-
-    asyncio.run(capture())
+    taking = capture(folder / "state", lender, NAME, "tests.worlds.faulty_engine", "small", weights=str(folder / "weights"))
+    asyncio.run(taking)
     return folder / "state"
 
 
 @pytest.fixture
 async def agent(quiet: Path, lender: Served, tmp_path: Path) -> AsyncIterator[Agent]:
-    """Over a copy of the snapshot; afterwards nothing of it is left, and nothing is lent."""
-    state = copy_state(quiet, tmp_path / "state")
-    async with running(state, "--gpumem", str(lender.socket)) as started:
-        yield started
-    await nothing_left(state)
-    assert left_behind(state) == []
-    assert lent(lender) == 0
-
-
-def lent(lender: Served) -> int:
-    return sum(region.leases for region in lender.status().regions)
+    async with lending_agent(quiet, tmp_path / "state", lender) as agent:
+        yield agent
 
 
 def engines(agent: Agent) -> list[int]:
     """Host pids of the servers that live under this agent."""
     return sorted(pid for _, pid, words in below(agent.process.pid) if "faulty_engine" in words and "sandbox-init" not in words)
-
-
-def expected(agent: Agent) -> object:
-    canary = Catalog(agent.state).get("default", NAME).manifest.canary
-    assert canary is not None
-    return json.loads(canary.answer)
 
 
 def stopped(pids: list[int]) -> set[bool]:
@@ -100,7 +68,7 @@ async def test_one_that_was_parked_ahead_is_woken_by_the_next_restore(agent: Age
     woken = (await agent.restore(NAME)).replica
     assert woken.origin == pb.ORIGIN_PARKED
     assert engines(agent) == before
-    assert get(woken, "/sum") == expected(agent)
+    assert get(woken, "/sum") == agent.recorded_answer(NAME)
     assert lent(lender) == 1
     assert {phase.name for phase in woken.phases} == {"weights", "unaccounted"}, "nothing of CRIU, nothing of CUDA"
     assert await agent.rung(NAME) == pb.RUNG_MEMORY
@@ -124,7 +92,7 @@ async def test_an_idle_replica_is_parked_and_the_same_again_as_often_as_it_is_id
         woken = (await agent.restore(NAME)).replica
         assert (woken.origin, engines(agent)) == (pb.ORIGIN_PARKED, before)
         assert woken.id != replica.id
-        assert get(woken, "/sum") == expected(agent)
+        assert get(woken, "/sum") == agent.recorded_answer(NAME)
         replica = woken
     await agent.release(replica)
     assert engines(agent) == []
@@ -147,7 +115,7 @@ async def test_down_to_standby_and_up_again(agent: Agent, made: str) -> None:
     await agent.unstage(NAME, pb.RUNG_STANDBY)
     woken = (await agent.restore(NAME)).replica
     assert (woken.origin, engines(agent)) == (pb.ORIGIN_STANDBY, before)
-    assert get(woken, "/sum") == expected(agent)
+    assert get(woken, "/sum") == agent.recorded_answer(NAME)
 
 
 async def test_parking_twice_makes_one(agent: Agent) -> None:
@@ -155,7 +123,7 @@ async def test_parking_twice_makes_one(agent: Agent) -> None:
     assert len(engines(agent)) == 1
     one, two = await asyncio.gather(agent.restore(NAME), agent.restore(NAME))
     assert {one.replica.origin, two.replica.origin} == {pb.ORIGIN_PARKED, pb.ORIGIN_RESTORED}
-    assert get(one.replica, "/sum") == get(two.replica, "/sum") == expected(agent)
+    assert get(one.replica, "/sum") == get(two.replica, "/sum") == agent.recorded_answer(NAME)
 
 
 async def test_an_idle_replica_takes_the_place_of_a_standby_but_not_of_a_parked_one(agent: Agent) -> None:
@@ -195,7 +163,7 @@ async def test_a_restore_waits_for_a_move_and_wakes_what_was_moved(agent: Agent)
         _, answer = await asyncio.gather(move, agent.restore(NAME))
         assert answer.replica.origin in (pb.ORIGIN_PARKED, pb.ORIGIN_STANDBY)
         assert before[0] in engines(agent)
-        assert get(answer.replica, "/sum") == expected(agent)
+        assert get(answer.replica, "/sum") == agent.recorded_answer(NAME)
         await agent.unstage(NAME, pb.RUNG_MEMORY)  # what the move may have made anew
         assert engines(agent) == before
         assert await agent.demote(answer.replica, pb.RUNG_STANDBY) == ""
@@ -213,7 +181,7 @@ async def test_a_caller_that_leaves_leaves_it_on_a_rung(agent: Agent) -> None:
     assert engines(agent) == before
     answer = await agent.restore(NAME)
     assert answer.replica.origin in (pb.ORIGIN_PARKED, pb.ORIGIN_STANDBY)
-    assert get(answer.replica, "/sum") == expected(agent)
+    assert get(answer.replica, "/sum") == agent.recorded_answer(NAME)
 
 
 async def test_a_killed_one_is_not_offered(agent: Agent) -> None:
@@ -223,7 +191,7 @@ async def test_a_killed_one_is_not_offered(agent: Agent) -> None:
     await agent.until_rung(NAME, pb.RUNG_MEMORY)
     answer = await agent.restore(NAME)
     assert answer.replica.origin == pb.ORIGIN_RESTORED
-    assert get(answer.replica, "/sum") == expected(agent)
+    assert get(answer.replica, "/sum") == agent.recorded_answer(NAME)
 
 
 async def test_a_user_parks_one_and_has_it_back(agent: Agent, tmp_path: Path) -> None:
@@ -271,4 +239,4 @@ async def test_an_agent_that_is_killed_meanwhile_leaves_nothing(quiet: Path, len
     assert lent(lender) == 0
     async with running(state, "--gpumem", str(lender.socket)) as agent:
         await agent.stage(NAME, pb.RUNG_PARKED)
-        assert get((await agent.restore(NAME)).replica, "/sum") == expected(agent)
+        assert get((await agent.restore(NAME)).replica, "/sum") == agent.recorded_answer(NAME)

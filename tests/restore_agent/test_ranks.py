@@ -10,8 +10,7 @@ import asyncio
 import json
 import os
 import signal
-import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -19,23 +18,15 @@ from zerowake_proto import agent_pb2 as pb
 
 from gpumem.checkpoint.safetensors import keep_reading, read_checkpoint
 from restore_agent.snapshots.store import Catalog
-from tests.worlds.agent import PORT, Agent, copy_state, get, running
+from tests.worlds.agent import Agent, get
 from tests.worlds.checkpoints import SIZES, write_checkpoint
 from tests.worlds.collective_on_processor import build
-from tests.worlds.device import ROOT
-from tests.worlds.gpumem_server import MIB, Served, served
-from tests.worlds.leftovers import left_behind, nothing_left
+from tests.worlds.gpumem_server import Served
+from tests.worlds.lending import capture, lending_agent, lent
 from tests.worlds.processes import alive, below
 from tests.worlds.waiting import until
 
 NAME, RANKS = "ranked", 2
-
-
-@pytest.fixture(scope="module")
-def lender(tmp_path_factory: pytest.TempPathFactory, needs_criu: None) -> Iterator[Served]:
-    """gpumem, which the engines know by one socket for as long as they live."""
-    with served(tmp_path_factory.mktemp("gpumem"), 256 * MIB) as server:
-        yield server
 
 
 @pytest.fixture(scope="module")
@@ -46,31 +37,15 @@ def taken(tmp_path_factory: pytest.TempPathFactory, lender: Served) -> Path:
         weights = folder / "weights" / f"rank-{number}"
         write_checkpoint(weights, SIZES["small"], shards=number + 1)  # each holds something else
         keep_reading(weights, read_checkpoint(weights))
-    env = {key: os.environ[key] for key in ("PATH", "HOME", "PYTHONPATH") if key in os.environ} | {"GPUMEM_SOCKET": str(lender.socket)}
-    command = [sys.executable, "-m", "tests.worlds.ranked_engine", str(PORT), str(folder / "weights"), str(RANKS), str(build(folder))]
-    engine = pb.Engine(command=command, env=env, directory=str(ROOT), port=PORT, health_path="/health", ready_timeout_seconds=30)
-
-    async def capture() -> None:
-        async with running(folder / "state", "--gpumem", str(lender.socket)) as agent:
-            await agent.snapshot(NAME, engine)
-
-    asyncio.run(capture())
+    words = (str(folder / "weights"), str(RANKS), str(build(folder)))
+    asyncio.run(capture(folder / "state", lender, NAME, "tests.worlds.ranked_engine", *words))
     return folder / "state"
 
 
 @pytest.fixture
 async def agent(taken: Path, lender: Served, tmp_path: Path) -> AsyncIterator[Agent]:
-    """Over a copy of the snapshot; afterwards nothing of it is left, and nothing is lent."""
-    state = copy_state(taken, tmp_path / "state")
-    async with running(state, "--gpumem", str(lender.socket)) as started:
-        yield started
-    await nothing_left(state)
-    assert left_behind(state) == []
-    await until(lambda: lent(lender) == 0)  # a killed one's connection closes as its process is taken down
-
-
-def lent(lender: Served) -> int:
-    return sum(region.leases for region in lender.status().regions)
+    async with lending_agent(taken, tmp_path / "state", lender) as agent:
+        yield agent
 
 
 def processes(agent: Agent) -> dict[str, int]:
@@ -83,16 +58,10 @@ def processes(agent: Agent) -> dict[str, int]:
     return found
 
 
-def expected(agent: Agent) -> object:
-    canary = Catalog(agent.state).get("default", NAME).manifest.canary
-    assert canary is not None
-    return json.loads(canary.answer)
-
-
 async def answers_as_before(agent: Agent, origin: pb.Origin) -> pb.Replica:
     answer = await agent.restore(NAME)
     assert answer.replica.origin == origin, answer.fallback_detail
-    assert get(answer.replica, "/sum") == expected(agent)
+    assert get(answer.replica, "/sum") == agent.recorded_answer(NAME)
     return answer.replica
 
 
@@ -110,7 +79,7 @@ async def test_a_restored_engine_s_ranks_talk_on_over_the_memory_that_they_share
     one, two = [await answers_as_before(agent, pb.ORIGIN_RESTORED) for _ in range(2)]
     assert lent(lender) == 2 * RANKS
     assert len([lease for lease in lender.status().leases if lease.joined]) == 2 * RANKS, "each has the other's memory, of its own engine"
-    assert get(one, "/sum") == get(two, "/sum") == expected(agent), "and each over its own"
+    assert get(one, "/sum") == get(two, "/sum") == agent.recorded_answer(NAME), "and each over its own"
 
 
 async def test_on_every_rung_and_back(agent: Agent, lender: Served) -> None:

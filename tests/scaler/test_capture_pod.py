@@ -1,29 +1,15 @@
 """The pods that snapshots are captured in: how they are made, what of them is shown, and whose they are."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from zerowake_proto import agent_pb2
 
 from scaler.kubernetes.resources import FINALIZER
-from tests.worlds.controlled import DIGEST, OTHER, TEMPLATE, World, controlled
+from tests.worlds.controlled import DIGEST, OTHER, TEMPLATE, World
 from tests.worlds.waiting import until
 from zerowake_shared.pod_contract import CAPTURED
-
-
-@pytest.fixture
-async def world(without_agents: World) -> World:
-    await without_agents.node("n0")
-    return without_agents
-
-
-@pytest.fixture
-async def without_agents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
-    async with controlled(tmp_path, monkeypatch) as world:
-        yield world
 
 
 async def test_a_template_is_captured(world: World) -> None:

@@ -2,28 +2,14 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 from zerowake_proto import agent_pb2
 
 from scaler.kubernetes.resources import MODEL_SNAPSHOTS
-from tests.worlds.controlled import DIGEST, OTHER, TEMPLATE, World, controlled
+from tests.worlds.controlled import DIGEST, OTHER, TEMPLATE, World
 from tests.worlds.waiting import until
 from zerowake_shared.pod_contract import CAPTURE_FAILED, CAPTURE_MISSED, CAPTURE_REFUSED, CAPTURED, COLD, NAMES, SNAPSHOT
-
-
-@pytest.fixture
-async def world(without_agents: World) -> World:
-    await without_agents.node("n0")
-    return without_agents
-
-
-@pytest.fixture
-async def without_agents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
-    async with controlled(tmp_path, monkeypatch) as world:
-        yield world
 
 
 async def test_the_agent_is_told_what_else_the_engine_answers_to(world: World) -> None:

@@ -1,11 +1,8 @@
 """ModelSnapshots that are deleted: what the nodes have of them goes first."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from pathlib import Path
 
 import grpc
-import pytest
 from zerowake_proto import agent_pb2
 
 from scaler.books.activation import Activations
@@ -16,16 +13,9 @@ from scaler.gateway.dispatcher import Dispatcher
 from scaler.kubernetes.controller import Controller
 from scaler.kubernetes.pod_patch import NodeSetup
 from scaler.kubernetes.resources import MODEL_SNAPSHOTS
-from tests.worlds.controlled import DIGEST, TEMPLATE, World, controlled
+from tests.worlds.controlled import DIGEST, TEMPLATE, World
 from tests.worlds.waiting import until
 from zerowake_shared.pod_contract import CAPTURED
-
-
-@pytest.fixture
-async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
-    async with controlled(tmp_path, monkeypatch) as world:
-        await world.node("n0")
-        yield world
 
 
 async def test_deletion_removes_the_artifact_first(world: World) -> None:

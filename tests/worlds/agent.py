@@ -102,9 +102,9 @@ class Agent:
                 found.add(update.replica.id)
         return found
 
-    def recorded_answer(self) -> object:
-        """What the source of the snapshot `small` gave."""
-        canary = Catalog(self.state).get("default", "small").manifest.canary
+    def recorded_answer(self, name: str = "small") -> object:
+        """What the source of a snapshot gave."""
+        canary = Catalog(self.state).get("default", name).manifest.canary
         assert canary is not None
         answer: object = json.loads(canary.answer)
         return answer

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
 import grpc
 from zerowake_proto import cri_pb2, cri_pb2_grpc
+
+from tests.worlds.grpc_socket import served_at
 
 
 class ContainerRuntime(cri_pb2_grpc.RuntimeServiceServicer):
@@ -19,16 +20,8 @@ class ContainerRuntime(cri_pb2_grpc.RuntimeServiceServicer):
         self.containers: dict[str, cri_pb2.ContainerStatusResponse] = {}
         self.address = "10.1.2.3"
 
-    @contextlib.asynccontextmanager
-    async def serve(self, socket: Path) -> AsyncIterator[None]:
-        server = grpc.aio.server()
-        cri_pb2_grpc.add_RuntimeServiceServicer_to_server(self, server)
-        server.add_insecure_port(f"unix:{socket}")
-        await server.start()
-        try:
-            yield
-        finally:
-            await server.stop(None)
+    def serve(self, socket: Path) -> AbstractAsyncContextManager[None]:
+        return served_at(socket, lambda server: cri_pb2_grpc.add_RuntimeServiceServicer_to_server(self, server))
 
     def add(self, container: str, pid: int, namespace: str, pod: str, uid: str, name: str = "engine") -> None:
         about = {"pid": pid, "sandboxID": "sandbox"}

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from zerowake_proto import podresources_pb2 as pb
 from zerowake_proto import podresources_pb2_grpc
 
 from restore_agent.kubernetes.pod_resources import SOCKET, Device, Holder
+from tests.worlds.grpc_socket import served_at
 
 
 class KubeletDevices(podresources_pb2_grpc.PodResourcesListerServicer):
@@ -33,20 +33,12 @@ class KubeletDevices(podresources_pb2_grpc.PodResourcesListerServicer):
         """By a claim."""
         self.devices[Holder(namespace, pod, container)] = [Device("gpu.nvidia.com", name, "node", cdi) for name in names]
 
-    @contextlib.asynccontextmanager
-    async def serve(self, folder: Path) -> AsyncIterator[None]:
+    def serve(self, folder: Path) -> AbstractAsyncContextManager[None]:
         """`folder`: the kubelet's. A second time, on the same socket, it is a kubelet that was started anew."""
         socket = folder / SOCKET
         socket.parent.mkdir(parents=True, exist_ok=True)
         socket.unlink(missing_ok=True)
-        server = grpc.aio.server()
-        podresources_pb2_grpc.add_PodResourcesListerServicer_to_server(self, server)
-        server.add_insecure_port(f"unix:{socket}")
-        await server.start()
-        try:
-            yield
-        finally:
-            await server.stop(None)
+        return served_at(socket, lambda server: podresources_pb2_grpc.add_PodResourcesListerServicer_to_server(self, server))
 
     async def List(self, request: object, context: Any) -> pb.ListPodResourcesResponse:
         self.asked += 1
