@@ -6,6 +6,7 @@ import platform
 import re
 import subprocess
 import sys
+import tomllib
 import zipfile
 from importlib.util import find_spec
 from pathlib import Path
@@ -65,12 +66,17 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
-@pytest.fixture(scope="module")
-def beside_an_engine(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A virtual environment with the wheel and its base dependencies, as an engine's image has it."""
+@pytest.fixture(scope="module", params=["locked", "oldest"])
+def beside_an_engine(wheel: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+    """A virtual environment with the wheel and its base dependencies, as an engine's image has it. Engines want theirs older, too."""
     folder = tmp_path_factory.mktemp("engine")
-    run(UV, "venv", "--quiet", "--python", sys.executable, folder)
-    run(UV, "pip", "install", "--quiet", "--python", folder, "--constraint", ROOT / "requirements.lock", wheel)
+    versions = ROOT / "requirements.lock"
+    if request.param == "oldest":
+        least = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+        versions = folder / "oldest.txt"
+        versions.write_text("\n".join(each.replace(">=", "==") for each in least))
+    run(UV, "venv", "--quiet", "--allow-existing", "--python", sys.executable, folder)
+    run(UV, "pip", "install", "--quiet", "--python", folder, "--constraint", versions, wheel)
     return folder
 
 
