@@ -24,6 +24,7 @@ from typing import TypeVar
 
 from gpumem.filler.files import BLOCK, File
 from gpumem.wire.errors import Corrupt
+from restore_agent.snapshots.durable import sync_folder
 from restore_agent.transfer.source import Absent, Denied, Full, Piece, Stored, TransferError, Unreachable
 
 _PIECE = 4 << 20  # bytes; what one thread reads in one go
@@ -129,7 +130,7 @@ class Directory:
             except BaseException:
                 Path(file.name).unlink(missing_ok=True)
                 raise
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
 
     def _files(self, folder: Path) -> list[Stored]:
         found: list[Stored] = []
@@ -156,11 +157,3 @@ def _read(path: Path, offset: int, target: memoryview, memory: memoryview) -> in
         except Corrupt:
             raise OSError(errno.EIO, "it became shorter as it was read") from None
         return count
-
-
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

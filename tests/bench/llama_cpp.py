@@ -20,6 +20,7 @@ from restore_agent.snapshots.store import Catalog
 from tests.bench.figures import Figure
 from tests.bench.restore import PORT, QUESTION, ZEROWAKE, ask, at_zero, prepared, run, spread, system
 from tests.worlds.agent import post, running
+from tests.worlds.health import is_well
 from tests.worlds.llama_cpp import mappings, model, server
 
 ROUNDS = 5
@@ -91,7 +92,7 @@ async def from_cold(command: Sequence[str], health: str) -> tuple[float, str]:
     try:
         url = f"http://127.0.0.1:{port}"
         async with aiohttp.ClientSession() as session, asyncio.timeout(120):
-            while not await is_healthy(session, url + health):
+            while not await is_well(session, url + health):
                 await asyncio.sleep(0.02)
         ready = time.monotonic() - began
         first, text = await ask(url)
@@ -99,14 +100,6 @@ async def from_cold(command: Sequence[str], health: str) -> tuple[float, str]:
     finally:
         engine.terminate()
         await engine.wait()
-
-
-async def is_healthy(session: aiohttp.ClientSession, url: str) -> bool:
-    try:
-        async with session.get(url) as response:
-            return response.status == 200
-    except aiohttp.ClientError:
-        return False
 
 
 async def from_zero(state: Path, url: str) -> tuple[float, str]:

@@ -14,6 +14,7 @@ import aiohttp
 import yaml
 
 from tests.e2e.plain_model import NAME
+from tests.worlds.health import is_well
 
 
 class Scaler:
@@ -69,7 +70,7 @@ async def scaler(
             await stack.enter_async_context(_running(path, {"KUBECONFIG": kubeconfig, "POD_NAME": f"replica-{number}"}))
         for each in replicas:
             async with asyncio.timeout(30):
-                while not await _ready(client, f"http://{machine}:{each['metrics']}/readyz"):
+                while not await is_well(client, f"http://{machine}:{each['metrics']}/readyz"):
                     await asyncio.sleep(0.1)
         urls = [f"http://{machine}:{each['listen']}" for each in replicas]
         yield Scaler(urls[0], f"{machine}:{replicas[1]['keda']}", client, urls[1])
@@ -85,11 +86,3 @@ async def _running(config: Path, environment: dict[str, str]) -> AsyncIterator[N
         if process.returncode is None:
             process.kill()
         await process.wait()
-
-
-async def _ready(client: aiohttp.ClientSession, url: str) -> bool:
-    try:
-        async with client.get(url) as response:
-            return response.status == 200
-    except aiohttp.ClientConnectionError:
-        return False

@@ -19,7 +19,7 @@ from tests.worlds.agent import Agent
 from tests.worlds.leftovers import nothing_left
 from tests.worlds.node import MIB, NAME, SAME, Node
 from tests.worlds.processes import below
-from tests.worlds.strike import Case, another_in_its_place, engine_pids, killing
+from tests.worlds.strike import Case, another_in_its_place, engine_pids, killing, the_agent_leaves_nothing
 
 
 async def parked(node: Node, agent: Agent, made: str) -> None:
@@ -37,9 +37,7 @@ def test_killed_when_it_is_parked(case: Case, victim: str, made: str) -> None:
         await parked(node, agent, made)
         assert engine_pids(node, agent)
         if victim == "agent":
-            agent.kill()
-            await agent.process.wait()
-            await nothing_left(node.state)
+            await the_agent_leaves_nothing(node, agent)
             return
         await another_in_its_place(node, agent, pb.RUNG_PARKED)
 

@@ -26,7 +26,7 @@ from restore_agent.snapshots.store import Catalog
 from tests.worlds.device import ROOT
 from tests.worlds.leftovers import nothing_left
 from tests.worlds.node import MIB, NAME, Node
-from tests.worlds.strike import DEMOTING, RESTORING, Case, another_in_its_place, engine_pids, killing
+from tests.worlds.strike import DEMOTING, RESTORING, Case, another_in_its_place, engine_pids, killing, the_agent_leaves_nothing
 
 
 def _of_a_gpu(phase: str) -> bool:
@@ -73,9 +73,7 @@ def test_killed_when_it_serves(case: Case, victim: str) -> None:
         agent = await node.agent()
         replica = await node.restored()
         if victim == "agent":
-            agent.kill()
-            await agent.process.wait()
-            await nothing_left(node.state)
+            await the_agent_leaves_nothing(node, agent)
             return
         for pid in engine_pids(node, agent):
             os.kill(pid, 9)
@@ -96,9 +94,7 @@ def test_killed_as_a_standby(case: Case, victim: str, made: str) -> None:
         else:
             assert await agent.demote(await node.restored()) == ""
         if victim == "agent":
-            agent.kill()
-            await agent.process.wait()
-            await nothing_left(node.state)
+            await the_agent_leaves_nothing(node, agent)
             return
         await another_in_its_place(node, agent, pb.RUNG_STANDBY)
 

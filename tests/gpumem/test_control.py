@@ -13,7 +13,7 @@ from zerowake_proto import gpumem_pb2 as pb
 
 from gpumem.client.control import Control
 from gpumem.wire.errors import Cancelled, Forbidden, PeerGone
-from tests.worlds.gpumem_server import MIB, Served, Weights, served
+from tests.worlds.gpumem_server import MIB, Served, Weights, served, stopped_fill
 from tests.worlds.processes import descriptors
 from tests.worlds.waiting import until
 
@@ -26,17 +26,11 @@ async def test_a_crowd_of_tasks(server: Served, weights: Weights) -> None:
 
 
 async def test_cancel_by_request(server: Served, weights: Weights) -> None:
-    filler = server.filler()
-    async with Control.connected(server.socket) as control:
-        os.kill(filler, signal.SIGSTOP)
-        filling = asyncio.create_task(control.fill(weights.layout, weights.sources, "host"))
-        while not (await control.status()).fills:
-            await asyncio.sleep(0.001)
+    async with Control.connected(server.socket) as control, stopped_fill(server, control, weights) as filling:
         number = min(control._waiting)
         await control._ask(pb.Request(cancel=pb.Cancel(fill=number)))
         with pytest.raises(Cancelled, match="stays"):
             await filling
-        os.kill(filler, signal.SIGCONT)
 
 
 async def test_no_server_is_told_with_how_to_start_one(tmp_path: Path) -> None:

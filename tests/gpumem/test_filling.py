@@ -16,7 +16,7 @@ from gpumem.client import Client
 from gpumem.client.control import Control
 from gpumem.server.filling import MOVE
 from gpumem.wire.errors import Corrupt, FillerLost, Forbidden, Invalid, NotFound, OutOfMemory
-from tests.worlds.gpumem_server import MIB, Served, Weights, make_weights, served
+from tests.worlds.gpumem_server import MIB, Served, Weights, make_weights, served, stopped_fill
 
 
 @pytest.fixture
@@ -140,21 +140,15 @@ async def test_sources_are_checked(server: Served, weights: Weights, tmp_path: P
 
 
 async def test_a_fill_is_stopped_and_gone_on_with(tmp_path: Path, server: Served) -> None:
-    """The filler is stopped in between, so that the fill is certainly under way."""
     weights = make_weights(tmp_path / "weights", 40 * MIB)
-    filler = server.filler()
     async with Control.connected(server.socket) as control:
-        os.kill(filler, signal.SIGSTOP)
-        filling = asyncio.create_task(control.fill(weights.layout, weights.sources, "host"))
-        while not (await control.status()).fills:
-            await asyncio.sleep(0.001)
-        filling.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await filling
-        with pytest.raises(Forbidden, match="in use"):
-            await control.evict(weights.ref())
-        again = asyncio.create_task(control.fill(weights.layout, weights.sources, "host"))
-        os.kill(filler, signal.SIGCONT)
+        async with stopped_fill(server, control, weights) as filling:
+            filling.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await filling
+            with pytest.raises(Forbidden, match="in use"):
+                await control.evict(weights.ref())
+            again = asyncio.create_task(control.fill(weights.layout, weights.sources, "host"))
         await again
     assert await asyncio.to_thread(read, server, weights) == weights.data
 

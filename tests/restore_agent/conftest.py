@@ -20,6 +20,7 @@ from tests.worlds.kubelet import Kubelet
 from tests.worlds.kubernetes_api import Api
 from tests.worlds.leftovers import huge_pages_are_back, left_behind
 from tests.worlds.needs import missing_for_criu
+from tests.worlds.pod_resources import KubeletDevices
 from tests.worlds.s3_server import S3Server, s3_server
 
 
@@ -115,6 +116,14 @@ async def kubelet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncItera
     async with api.serve(tmp_path) as config, runtime.serve(tmp_path / "cri.sock"):
         monkeypatch.setenv("KUBECONFIG", str(config))
         yield Kubelet(api, runtime, tmp_path)
+
+
+@pytest.fixture
+async def kubelet_devices(short_folder: Path) -> AsyncIterator[KubeletDevices]:
+    """What a kubelet says of its devices, at its socket below the short folder."""
+    devices = KubeletDevices()
+    async with devices.serve(short_folder):
+        yield devices
 
 
 @pytest.fixture(scope="session")

@@ -60,13 +60,6 @@ def gpumem(tmp_path: Path) -> Iterator[Served]:
         yield server
 
 
-@pytest.fixture
-async def kubelet(short_folder: Path) -> AsyncIterator[KubeletDevices]:
-    kubelet = KubeletDevices()
-    async with kubelet.serve(short_folder):
-        yield kubelet
-
-
 class Slices:
     """A driver of claims whose device is the host's memory."""
 
@@ -99,21 +92,21 @@ def wanted(gpumem: Served) -> int:
 
 
 async def test_a_device_of_another_s_pod_is_given_back_until_that_pod_goes(
-    kubelet: KubeletDevices, gpus: PodGpus, gpumem: Served, tmp_path: Path
+    kubelet_devices: KubeletDevices, gpus: PodGpus, gpumem: Served, tmp_path: Path
 ) -> None:
     pods = Pods()
     before = wanted(gpumem)
     assert before >= RESERVE
     async with yielding(pods, gpus, gpumem, tmp_path) as told:
         pods.comes("stranger", {})
-        await until(lambda: kubelet.asked > 2)
+        await until(lambda: kubelet_devices.asked > 2)
         assert wanted(gpumem) == before, "it has no devices yet"
         assert told[-1] == set()
-        kubelet.gives("other", "stranger", "host")
+        kubelet_devices.gives("other", "stranger", "host")
         await until(lambda: wanted(gpumem) == 0)
         assert told[-1] == {"host"}, "and whoever parks engines there hears of it"
         await until(lambda: json.loads((tmp_path / "yielded.json").read_text()) == {"host": before})
-        kubelet.devices.clear()
+        kubelet_devices.devices.clear()
         pods.goes("stranger")
         await until(lambda: wanted(gpumem) == before)
         await until(lambda: json.loads((tmp_path / "yielded.json").read_text()) == {})
@@ -122,51 +115,53 @@ async def test_a_device_of_another_s_pod_is_given_back_until_that_pod_goes(
 
 @pytest.mark.parametrize("label", ["zerowake.dev/snapshot", "zerowake.dev/capture"])
 async def test_a_pod_of_ours_lends_from_gpumem_and_takes_nothing(
-    kubelet: KubeletDevices, gpus: PodGpus, gpumem: Served, tmp_path: Path, label: str
+    kubelet_devices: KubeletDevices, gpus: PodGpus, gpumem: Served, tmp_path: Path, label: str
 ) -> None:
     pods = Pods()
     before = wanted(gpumem)
-    kubelet.gives("other", "ours", "host")
+    kubelet_devices.gives("other", "ours", "host")
     pods.comes("ours", {label: "chat"}, gpumem="true")
     async with yielding(pods, gpus, gpumem, tmp_path):
-        await until(lambda: kubelet.asked)
+        await until(lambda: kubelet_devices.asked)
         pods.comes("stranger", {})
-        await until(lambda: kubelet.asked > 3)
+        await until(lambda: kubelet_devices.asked > 3)
         assert wanted(gpumem) == before
 
 
 async def test_one_of_ours_that_nothing_is_lent_to_takes_it_as_any_other(
-    kubelet: KubeletDevices, gpus: PodGpus, gpumem: Served, tmp_path: Path
+    kubelet_devices: KubeletDevices, gpus: PodGpus, gpumem: Served, tmp_path: Path
 ) -> None:
     """The webhook left it as it is; or its engine is started cold, which is said of it later."""
     pods = Pods()
     before = wanted(gpumem)
-    kubelet.gives("other", "ours", "host")
+    kubelet_devices.gives("other", "ours", "host")
     pods.comes("ours", {"zerowake.dev/snapshot": "chat"}, gpumem="true")
     async with yielding(pods, gpus, gpumem, tmp_path):
-        await until(lambda: kubelet.asked)
+        await until(lambda: kubelet_devices.asked)
         assert wanted(gpumem) == before
         pods.comes("ours", {"zerowake.dev/snapshot": "chat"}, gpumem="false")
         await until(lambda: wanted(gpumem) == 0)
-        kubelet.devices.clear()
+        kubelet_devices.devices.clear()
         pods.goes("ours")
         await until(lambda: wanted(gpumem) == before)
 
 
-async def test_a_claim_is_looked_for_until_its_pod_runs(kubelet: KubeletDevices, gpus: PodGpus, gpumem: Served, tmp_path: Path) -> None:
+async def test_a_claim_is_looked_for_until_its_pod_runs(
+    kubelet_devices: KubeletDevices, gpus: PodGpus, gpumem: Served, tmp_path: Path
+) -> None:
     """It is prepared after the pod was given its other devices."""
     pods = Pods()
     before = wanted(gpumem)
-    kubelet.gives("other", "stranger", "mlx5_0", resource="rdma/hca")
+    kubelet_devices.gives("other", "stranger", "mlx5_0", resource="rdma/hca")
     async with yielding(pods, gpus, gpumem, tmp_path) as told:
         pods.comes("stranger", {}, claims=True)
         await until(lambda: len(told) > 5)
         assert wanted(gpumem) == before
-        kubelet.grants("other", "stranger", "gpu-0")
+        kubelet_devices.grants("other", "stranger", "gpu-0")
         await until(lambda: wanted(gpumem) == 0)
         pods.comes("stranger", {}, claims=True, phase="Running")
         await until(lambda: json.loads((tmp_path / "yielded.json").read_text()) == {"host": before})
-        kubelet.devices.clear()
+        kubelet_devices.devices.clear()
         pods.goes("stranger")
         await until(lambda: wanted(gpumem) == before)
 
@@ -175,34 +170,36 @@ async def test_a_kubelet_that_is_away_for_a_while_is_asked_again(
     gpus: PodGpus, gpumem: Served, tmp_path: Path, short_folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "zerowake.agent")
-    pods, kubelet = Pods(), KubeletDevices()
-    kubelet.gives("other", "stranger", "host")
+    pods, kubelet_devices = Pods(), KubeletDevices()
+    kubelet_devices.gives("other", "stranger", "host")
     async with yielding(pods, gpus, gpumem, tmp_path):
         pods.comes("stranger", {})
         await until(lambda: "GPUs are not yielded to other pods: the kubelet does not listen" in caplog.text)
-        async with kubelet.serve(short_folder):
+        async with kubelet_devices.serve(short_folder):
             pods.goes("stranger")  # whatever is heard makes it look again
             await until(lambda: wanted(gpumem) == 0)
 
 
-async def test_a_gpu_that_is_shared_in_time_is_the_gpu(kubelet: KubeletDevices, gpus: PodGpus, gpumem: Served, tmp_path: Path) -> None:
+async def test_a_gpu_that_is_shared_in_time_is_the_gpu(
+    kubelet_devices: KubeletDevices, gpus: PodGpus, gpumem: Served, tmp_path: Path
+) -> None:
     pods = Pods()
-    kubelet.gives("other", "stranger", "host::3")
+    kubelet_devices.gives("other", "stranger", "host::3")
     async with yielding(pods, gpus, gpumem, tmp_path):
         pods.comes("stranger", {})
         await until(lambda: wanted(gpumem) == 0)
 
 
 async def test_an_agent_that_comes_anew_knows_what_to_hold_again(
-    kubelet: KubeletDevices, gpus: PodGpus, gpumem: Served, tmp_path: Path
+    kubelet_devices: KubeletDevices, gpus: PodGpus, gpumem: Served, tmp_path: Path
 ) -> None:
     pods = Pods()
     before = wanted(gpumem)
-    kubelet.gives("other", "stranger", "host")
+    kubelet_devices.gives("other", "stranger", "host")
     async with yielding(pods, gpus, gpumem, tmp_path):
         pods.comes("stranger", {})
         await until(lambda: wanted(gpumem) == 0)
     pods.goes("stranger")
-    kubelet.devices.clear()
+    kubelet_devices.devices.clear()
     async with yielding(pods, gpus, gpumem, tmp_path):
         await until(lambda: wanted(gpumem) == before)

@@ -158,12 +158,17 @@ async def test_a_replica_killed_in_the_middle_of_an_answer(patient: bool) -> Non
         while b'"content": "one"' not in await response.content.readuntil(b"\n\n"):
             pass
         await engine.kill()
-        if patient:
-            error = (await response.content.read()).removeprefix(b"\n\ndata: ")
-            assert json.loads(error)["error"]["code"] == "replica_failed"
-        else:
-            with pytest.raises(aiohttp.ClientPayloadError):
-                await response.content.read()
+        await hears_of_the_end(response, patient)
+
+
+async def hears_of_the_end(response: aiohttp.ClientResponse, patient: bool) -> None:
+    """In the middle of an answer: by an event where its client may be told so, else by the connection."""
+    if patient:
+        error = (await response.content.read()).removeprefix(b"\n\ndata: ")
+        assert json.loads(error)["error"]["code"] == "replica_failed"
+    else:
+        with pytest.raises(aiohttp.ClientPayloadError):
+            await response.content.read()
 
 
 async def test_a_streaming_body_is_not_sent_twice() -> None:
@@ -208,12 +213,7 @@ async def test_a_replica_that_is_let_go_in_the_middle_of_an_answer(way: str, pat
         else:
             await f.dispatcher.close()
         async with asyncio.timeout(1):
-            if patient:
-                error = (await response.content.read()).removeprefix(b"\n\ndata: ")
-                assert json.loads(error)["error"]["code"] == "replica_failed"
-            else:
-                with pytest.raises(aiohttp.ClientPayloadError):
-                    await response.content.read()
+            await hears_of_the_end(response, patient)
             await f.until(lambda demand: demand.in_flight == 0)
             assert await engine.left.get() == "one two"
 

@@ -2,48 +2,17 @@
 
 import subprocess
 import sys
-from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
-import msgspec
 import pytest
 
+from tests.worlds.bare_object import Meta, Metadata, pod
 from tests.worlds.kubernetes_api import Api
 from zerowake_shared.kubernetes.cluster import Cluster
 from zerowake_shared.kubernetes.errors import ClusterError, Conflict, NotFound
 from zerowake_shared.kubernetes.resource import PODS, Resource
 
 NODES = Resource("v1", "Node", "nodes")
-
-
-class Metadata(msgspec.Struct, rename="camel"):
-    name: str = ""
-    namespace: str = ""
-    uid: str = ""
-    resource_version: str = ""
-    labels: dict[str, str] = {}
-
-
-class Meta(msgspec.Struct):
-    metadata: Metadata
-
-
-@pytest.fixture
-def api() -> Api:
-    return Api()
-
-
-@pytest.fixture
-async def cluster(api: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Cluster]:
-    async with api.serve(tmp_path) as config:
-        monkeypatch.setenv("KUBECONFIG", str(config))
-        async with Cluster.connect(reporter="zerowake.dev/test", instance="test") as cluster:
-            yield cluster
-
-
-def pod(name: str, **labels: str) -> dict[str, Any]:
-    return {"metadata": {"name": name, "namespace": "tenant", "labels": labels}}
 
 
 async def test_errors_name_what_was_asked(api: Api, cluster: Cluster) -> None:

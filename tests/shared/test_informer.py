@@ -1,46 +1,14 @@
 """The live copy of the cluster's objects, through what API servers and networks do to it."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from pathlib import Path
-from typing import Any
 
-import msgspec
 import pytest
 
+from tests.worlds.bare_object import Meta, Metadata, pod
 from tests.worlds.kubernetes_api import Api
 from tests.worlds.waiting import until
 from zerowake_shared.kubernetes.cluster import Cluster
 from zerowake_shared.kubernetes.resource import PODS
-
-
-class Metadata(msgspec.Struct, rename="camel"):
-    name: str = ""
-    namespace: str = ""
-    uid: str = ""
-    resource_version: str = ""
-    labels: dict[str, str] = {}
-
-
-class Meta(msgspec.Struct):
-    metadata: Metadata
-
-
-@pytest.fixture
-def api() -> Api:
-    return Api()
-
-
-@pytest.fixture
-async def cluster(api: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Cluster]:
-    async with api.serve(tmp_path) as config:
-        monkeypatch.setenv("KUBECONFIG", str(config))
-        async with Cluster.connect(reporter="zerowake.dev/test", instance="test") as cluster:
-            yield cluster
-
-
-def pod(name: str, **labels: str) -> dict[str, Any]:
-    return {"metadata": {"name": name, "namespace": "tenant", "labels": labels}}
 
 
 async def test_it_lists_in_pages_and_follows(api: Api, cluster: Cluster) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from pathlib import Path
 from blake3 import blake3
 from zerowake_proto import gpumem_pb2 as pb
 
+from gpumem.client.control import Control
 from gpumem.server.regions import identify
 from gpumem.wire.blocking_connection import BlockingConnection
 from gpumem.wire.errors import PeerGone
@@ -121,3 +123,17 @@ def served(folder: Path, reserve: int, arena: int = 0, open_files: int = 0, floo
         text = log.read_text()
         assert status in (0, -signal.SIGKILL), text
         assert "Traceback" not in text, text
+
+
+@contextlib.asynccontextmanager
+async def stopped_fill(server: Served, control: Control, weights: Weights) -> AsyncIterator[asyncio.Task[pb.Filled]]:
+    """A fill whose filler stands still until the block ends, so that it is certainly under way."""
+    filler = server.filler()
+    os.kill(filler, signal.SIGSTOP)
+    try:
+        filling = asyncio.create_task(control.fill(weights.layout, weights.sources, "host"))
+        while not (await control.status()).fills:
+            await asyncio.sleep(0.001)  # it tells nobody that it has begun
+        yield filling
+    finally:
+        os.kill(filler, signal.SIGCONT)

@@ -15,6 +15,7 @@ from zerowake_proto import agent_pb2 as pb
 
 from restore_agent.snapshots.store import Catalog
 from tests.worlds.agent import Agent
+from tests.worlds.leftovers import nothing_left
 from tests.worlds.node import MIB, NAME, Node
 from tests.worlds.processes import below, resident
 
@@ -41,6 +42,13 @@ async def another_in_its_place(node: Node, agent: Agent, rung: pb.Rung) -> None:
     answer = await agent.restore(NAME)
     assert answer.replica.origin == pb.ORIGIN_RESTORED, answer.fallback_detail
     await node.answers(answer.replica, node.expected)
+
+
+async def the_agent_leaves_nothing(node: Node, agent: Agent) -> None:
+    """Killed, with all that waits below it."""
+    agent.kill()
+    await agent.process.wait()
+    await nothing_left(node.state)
 
 
 def strike(node: Node, agent: Agent, phase: str, victim: str, over: threading.Event) -> str:

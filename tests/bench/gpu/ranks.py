@@ -25,7 +25,7 @@ from restore_agent.workload.vllm.collectives import ENVIRONMENT
 from tests.bench.figures import Figure
 from tests.bench.gpu.parked import Bench as ParkedBench
 from tests.bench.gpu.resume import nothing, stage
-from tests.bench.gpu.run import Run, begun, console, control
+from tests.bench.gpu.run import Run, begun, control
 from tests.bench.gpu.vllm import PORT, background, give_up
 from tests.bench.restore import spread
 
@@ -101,15 +101,7 @@ class Bench(ParkedBench):
         log, url, began = self.work / f"{name.split(maxsplit=1)[0]}.log", f"http://127.0.0.1:{PORT}", time.monotonic()
         command = [*self.command, *options, "--port", str(PORT)]
         async with background(log, *command, env={**os.environ, **self.env, **env}) as process:
-            while True:
-                try:
-                    _, _, answer = await self.answered(url)
-                    break
-                except aiohttp.ClientConnectionError:
-                    if process.returncode is not None:
-                        console.print(log.read_text()[-6000:], markup=False)
-                        raise RuntimeError(f"vLLM ended with {process.returncode}") from None
-                    await asyncio.sleep(0.1)  # until it listens
+            answer = await self.first_answer(process, log, url)
             cold = time.monotonic() - began
             detail = f"warm compile cache, weights in the page cache, one run; the answer is the same: {answer == self.answer}"
             self.figures.append(Figure(f"cold start to the whole answer, {name}", cold, "s", detail=detail))

@@ -175,6 +175,17 @@ class Bench:
             raise AssertionError(f"the answer is {answer}, and was {self.answer}")
         return first, last
 
+    async def first_answer(self, process: asyncio.subprocess.Process, log: Path, url: str) -> Answer:
+        """Of an engine that is starting. Raises RuntimeError: it has ended, and what it said is printed."""
+        while True:
+            try:
+                return (await self.answered(url))[2]
+            except aiohttp.ClientConnectionError:
+                if process.returncode is not None:
+                    console.print(log.read_text()[-6000:], markup=False)
+                    raise RuntimeError(f"vLLM ended with {process.returncode}") from None
+                await asyncio.sleep(0.1)  # until it listens
+
     async def answered(self, url: str) -> tuple[float, float, Answer]:
         tokens: list[Any] = []
         first = 0.0
@@ -248,15 +259,7 @@ class Bench:
         log = self.work / "plain.log"
         began = time.monotonic()
         async with background(log, *self.command, "--port", str(PORT), env=os.environ | self.env) as process:
-            while True:
-                try:
-                    _, _, answer = await self.answered(f"http://127.0.0.1:{PORT}")
-                    break
-                except aiohttp.ClientConnectionError:
-                    if process.returncode is not None:
-                        console.print(log.read_text()[-6000:], markup=False)
-                        raise RuntimeError(f"vLLM ended with {process.returncode}") from None
-                    await asyncio.sleep(0.1)  # until it listens
+            answer = await self.first_answer(process, log, f"http://127.0.0.1:{PORT}")
             self.cold = time.monotonic() - began
         detail = "plain vLLM, weights in the page cache, one run"
         self.figures += [
