@@ -37,10 +37,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
         """Its requests are nobody's business."""
 
 
-signal.signal(CLOSE, lambda *_: close_gpu())
-for number in range(8):
-    signal.signal(OPEN + number, lambda got, _: open_gpu(got - OPEN))
+# They are waited for, not handled: one that came between a handler and the next `pause` would be heard with the next one only, and an agent
+# that dumps the process stops it just there.
+SIGNALS = {CLOSE, *range(OPEN, OPEN + 8)}
+signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 open_gpu(min(int(path.name.removeprefix("nvidia")) for path in Path("/dev").glob("nvidia[0-9]")))
 threading.Thread(target=http.server.ThreadingHTTPServer(("", int(sys.argv[1])), Handler).serve_forever, daemon=True).start()
 while True:
-    signal.pause()
+    if (told := signal.sigwait(SIGNALS)) == CLOSE:
+        close_gpu()
+    else:
+        open_gpu(told - OPEN)
