@@ -17,6 +17,7 @@ from restore_agent.drivers.criu import CriuError
 from restore_agent.drivers.cuda import Cuda, CudaError
 from restore_agent.drivers.headroom import Headroom
 from restore_agent.drivers.weights import Weights
+from restore_agent.drivers.weights_view import WeightsRung
 from restore_agent.engine.engine import Engine, EngineError
 from restore_agent.sequences.attempt import attempt
 from restore_agent.sequences.gpu_choice import GiveWay, GpuChoice, Suspended
@@ -177,14 +178,20 @@ class Transitions:
 
     async def _serve(self, standby: Standby, weights: asyncio.Task[None], phases: Phases) -> Engine:
         """Gives a parked one back what was lent, and takes it out of the standby, whose end it outlives."""
-        engine = standby.engine
-        if standby.snapshot.manifest.weights:
+        engine, manifest = standby.engine, standby.snapshot.manifest
+        engine.gpu_bytes = standby.gpus
+        engine.gpu_places = standby.places
+        moved = {old: new for old, new in standby.moved.items() if old != new}
+        # An engine waits for regions that are on their way, but not as long as a disk may take, and takes back meanwhile what else was lent.
+        soon = bool(manifest.weights) and self._weights.view.rung(manifest.weights, manifest.tenant) >= WeightsRung.MEMORY
+        if soon:
+            engine.woken(moved)
+        if manifest.weights:
             # They were on their way all the while; what is waited for here is what they took longer.
             with phases.phase("weights"):
                 await weights
-        engine.gpu_bytes = standby.gpus
-        engine.gpu_places = standby.places
-        engine.woken({old: new for old, new in standby.moved.items() if old != new})
+        if not soon:
+            engine.woken(moved)
         if engine.place.exit_of(engine.pid).done():
             raise CriuError(str(engine.end_error()))
         standby.undo.pop_all()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -279,6 +280,10 @@ class Manifest(_Record):
     @classmethod
     def decode(cls, data: bytes) -> Manifest:
         """Raises InvalidManifest: no JSON, another version, or fields that do not fit."""
+        return _decoded(data)
+
+    @classmethod
+    def _read(cls, data: bytes) -> Manifest:
         try:
             version = json.loads(data).get("version")
         except (ValueError, AttributeError) as error:
@@ -290,6 +295,12 @@ class Manifest(_Record):
         except ValidationError as error:
             first = error.errors()[0]
             raise InvalidManifest(f"the manifest's {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+
+
+@lru_cache(maxsize=64)
+def _decoded(data: bytes) -> Manifest:
+    """A large one takes milliseconds, and each wake of a parked engine begins with it. Manifests do not change."""
+    return Manifest._read(data)
 
 
 def digest_of(data: bytes) -> str:

@@ -5,22 +5,27 @@ Moves of real engines, without a GPU: test_parked.py; with one: tests/gpu/.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from restore_agent.drivers.weights_view import WeightsRung
 from restore_agent.sequences.gpu_choice import GiveWay, Suspended
 from restore_agent.sequences.parked_budget import ParkedBudget
+from restore_agent.sequences.phases import Phases
 from restore_agent.sequences.placement import NoGpuMemory
 from restore_agent.sequences.standby import Rung
 from restore_agent.sequences.transitions import Transitions
+from restore_agent.snapshots.manifest import WeightsRecord
 from restore_agent.snapshots.store import Snapshot, Store
 from tests.worlds.snapshots import publish
-from tests.worlds.stood_standby import ONE, TWO, waiting
+from tests.worlds.stood_standby import ONE, TWO, stood_engine, waiting
 
 GIB = 1 << 30
 
@@ -134,3 +139,24 @@ async def test_one_that_sleeps_in_a_pod_wakes_on_the_pod_s_gpus_alone(store: Sto
     with contextlib.nullcontext() if is_ours else pytest.raises(NoGpuMemory, match="0 MiB are free"):
         async with transitions(TwoGpus(0), no_room, no_room).room_for(standby) as pairs:
             assert pairs[ONE] == TWO
+
+
+@pytest.mark.parametrize(("rung", "first"), [(WeightsRung.GPU, "woken"), (WeightsRung.MEMORY, "woken"), (WeightsRung.DISK, "weights")])
+async def test_an_engine_is_woken_beside_weights_that_are_in_memory_and_after_those_on_disk(
+    store: Store, rung: WeightsRung, first: str
+) -> None:
+    done: list[str] = []
+    moves = transitions(Driver(0), no_room, no_room)
+    moves._weights.view = SimpleNamespace(rung=lambda records, tenant: rung)  # type: ignore[assignment]
+    snapshot = published(store, 0)
+    record = WeightsRecord(region="00" * 32, size=1, parts=())
+    snapshot = replace(snapshot, manifest=snapshot.manifest.model_copy(update={"weights": (record,)}))
+    engine = stood_engine()
+    engine.woken = lambda moved: done.append("woken")
+
+    async def brought() -> None:
+        done.append("weights")
+
+    task = asyncio.create_task(brought())
+    await moves.finish(waiting(snapshot, Rung.PARKED, {}, engine), task, {}, Phases())
+    assert done == [first, *({"woken", "weights"} - {first})]

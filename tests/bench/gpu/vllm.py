@@ -150,19 +150,22 @@ class Bench:
         return [(pid, words) for _, pid, words in below(self.server) if "vllm" in words.lower() and "sandbox" not in words]
 
     async def case(self, case: str, prepare: Callable[[], Awaitable[None]], rounds: int | None = None) -> None:
-        taken, whole, phases = [], [], []
+        taken, whole, awake, phases = [], [], [], []
+        url = f"http://127.0.0.1:{self.gateway}"
         for i in range(rounds or self.rounds):
             await at_zero(self.state)
             await prepare()
-            first, last = await self.ask(f"http://127.0.0.1:{self.gateway}")
+            first, last = await self.ask(url)
             taken.append(first)
             whole.append(last)
+            awake.append((await self.ask(url))[0])  # what of it is the engine's own
             latest = (await status(self.state))["activations"][0]
             phases.append(latest["phases"])
-            said = f"{latest['outcome']} {latest['reason']}; ms: {parts(phases[-1:])}"
+            said = f"awake {awake[-1]:.3f} s; {latest['outcome']} {latest['reason']}; ms: {parts(phases[-1:])}"
             console.print(f"  {case} {i + 1}: first {first:.3f} s, whole {last:.3f} s; {said}")
         self.medians[case] = statistics.median(taken)
-        detail = f"{spread(taken)}; the whole answer {statistics.median(whole):.3f}; ms, medians: {parts(phases)}"
+        detail = f"{spread(taken)}; the whole answer {statistics.median(whole):.3f}; asked again, awake: {statistics.median(awake):.3f}"
+        detail += f"; ms, medians: {parts(phases)}"
         self.figures.append(Figure(f"from zero, {case}", self.medians[case], "s", at_most=self.goals.get(case), detail=detail))
 
     async def ask(self, url: str) -> tuple[float, float]:
