@@ -142,7 +142,8 @@ class Bench:
             used = self.machine.used()
         case = f"pod idle, {rung}"
         self.medians[case] = statistics.median(taken)
-        detail = f"{spread(taken)}; asked again, awake: {statistics.median(awake):.3f} s; asleep, {used / 1e6:.0f} MB are in use on the GPUs, gpumem's own in it"
+        detail = f"{spread(taken)}; asked again, awake: {statistics.median(awake):.3f} s"
+        detail += f"; asleep, {used / 1e6:.0f} MB are in use on the GPUs, gpumem's own in it"
         goal = None if self.machine.gpus is None else IDLE_GOALS[rung]
         self.figures.append(Figure(f"{case}: request → first token", self.medians[case], "s", at_most=goal, detail=detail))
         if any(answer != self.answers[0] for answer in answers):
