@@ -6,11 +6,14 @@ import asyncio
 import contextlib
 import logging
 import os
+import re
 from collections import deque
 from collections.abc import Iterator
 
 _LOG = logging.getLogger("zerowake.engine")
-_KEPT_LINES = 40
+_KEPT_LINES = 400
+_TOLD_LINES, _TOLD_CAUSES = 8, 2
+_RAISED = re.compile(r"\b[A-Za-z_.]*(?:Error|Exception): \S.*")  # as Python ends a traceback
 
 
 class Pipes:
@@ -48,8 +51,15 @@ class Pipes:
         return [*self._lines, *(part.decode(errors="replace") for part in self._partial.values() if part)]
 
     def tail(self) -> str:
-        """The last few lines, each led by a newline, or nothing."""
-        return "".join(f"\n  {self.name}: {line}" for line in self.lines()[-8:])
+        """The last few lines, each led by a newline, or nothing. Before them stand the exceptions that were printed earlier: where an
+        engine of several processes ends, the last lines are of one that only says that another has failed."""
+        lines = [line.rstrip("\r") for line in self.lines()]
+        last = lines[-_TOLD_LINES:]
+        causes: dict[str, str] = {}
+        for line in lines[:-_TOLD_LINES]:
+            if (raised := _RAISED.search(line)) and not any(raised[0] in each for each in last):
+                causes[raised[0]] = line
+        return "".join(f"\n  {self.name}: {line}" for line in [*list(causes.values())[-_TOLD_CAUSES:], *last])
 
     def close(self) -> None:
         for writer in self._writers:

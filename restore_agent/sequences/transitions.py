@@ -182,7 +182,7 @@ class Transitions:
         engine.gpu_bytes = standby.gpus
         engine.gpu_places = standby.places
         moved = {old: new for old, new in standby.moved.items() if old != new}
-        # An engine waits for regions that are on their way, but not as long as a disk may take, and takes back meanwhile what else was lent.
+        # An engine waits for regions that are on their way, though not as long as a disk may take.
         soon = bool(manifest.weights) and self._weights.view.rung(manifest.weights, manifest.tenant) >= WeightsRung.MEMORY
         if soon:
             engine.woken(moved)

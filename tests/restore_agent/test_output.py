@@ -67,3 +67,13 @@ async def test_a_closed_output_leaves_no_descriptor() -> None:
         await printed(used, "echo x")
         used.close()
     assert len(descriptors(os.getpid())) == before
+
+
+async def test_the_tail_names_the_exception_that_another_process_had_before() -> None:
+    output = Pipes("engine")
+    lines = ["core: ValueError: 1024 exceeds 55\r", *(f"server: line {n}" for n in range(20)), "server: RuntimeError: see root cause above"]
+    await printed(output, "".join(f"echo '{line}';" for line in lines))
+    told = output.tail().splitlines()[1:]
+    assert told[0] == "  engine: core: ValueError: 1024 exceeds 55"
+    assert told[1:] == [f"  engine: server: line {n}" for n in range(13, 20)] + ["  engine: server: RuntimeError: see root cause above"]
+    output.close()
