@@ -9,7 +9,8 @@ its streamed answer. In the same run the same pod is started cold without zerowa
 
     --python PATH      the Python that vLLM is installed for (this one's own)
     --packages FOLDER  a folder of packages beside it, which is on the image's PYTHONPATH
-    --work FOLDER      kept, with the model's files and the image: the next command takes them from there; one with --prepare ends with them
+    --work FOLDER      kept, with the model's files and the image: the next command takes them from there; one with --prepare ends with
+                       them, and with the image on the node where the cluster runs
     --seconds S        after which no part is begun (540)
     --machine ROOT     where the machine's own file system is seen, for programs that run in another (/)
     --stand-in         no GPU and no vLLM: an engine of the tests with the same command line, and gpumem on the host's memory
@@ -59,7 +60,7 @@ from tests.bench.gpu.results import keep
 from tests.bench.restore import spread
 from tests.bench.timeline import MOMENTS, PHASES, Recorder, Start, activations
 from tests.e2e.api import Api, Object
-from tests.e2e.cluster.control import import_archives
+from tests.e2e.cluster.control import import_archives, running
 from tests.e2e.cluster.gpus import Gpus
 from tests.e2e.cluster.images import IMAGES, build
 from tests.e2e.cluster.layout import KUBECONFIG, NODE
@@ -97,7 +98,7 @@ class Bench:
     async def captured(self, objects: list[Object]) -> None:
         began = time.monotonic()
         await self.apply(*objects)
-        await self.api.until("ModelSnapshot", MODELS, self.name, is_ready, CAPTURE_SECONDS)
+        await self.api.until("ModelSnapshot", MODELS, self.name, self.said_until_ready(began), CAPTURE_SECONDS)
         took = time.monotonic() - began
         for pod in await self.api.list("Pod", MODELS):  # the one that was captured has the GPU until it is gone
             await self.api.until("Pod", MODELS, pod["metadata"]["name"], lambda one: one is None)
@@ -108,6 +109,20 @@ class Bench:
         await self.models.run(
             "kubectl", "-n", MODELS, "patch", "scaledobject", self.name, "--type=merge", "-p", json.dumps({"spec": COOLDOWN})
         )
+
+    def said_until_ready(self, began: float) -> Callable[[Object | None], bool]:
+        """`is_ready`, which says what a snapshot's status says, when that changes: where the minutes of a capture go."""
+        last: set[str] = set()
+
+        def ready(one: Object | None) -> bool:
+            status = (one or {}).get("status") or {}
+            now = {f"{each['type']}: {each['reason']} {each['message']}" for each in status.get("conditions", [])}
+            for line in sorted(now - last):
+                console.print(f"  {time.monotonic() - began:.1f} s: {status.get('phase')}; {line}", markup=False)
+            last.update(now)
+            return is_ready(one)
+
+        return ready
 
     async def staged(self) -> None:
         """The snapshot in memory, no process: a pod is made for each request."""
@@ -329,6 +344,8 @@ def main() -> int:
             work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="zerowake-pods-", dir=folder)))
         prepared = Prepared.within(work, machine, shape)
         if words.prepare:
+            if running():
+                import_archives([prepared.image])
             return 0
         stack.enter_context(cluster())
         bench = asyncio.run(measure(machine, prepared, until, functools.partial(keep_figures, machine, shape)))

@@ -13,7 +13,7 @@ exec unshare --mount sh -euc '
     root=$1
     shift
     mount --make-rprivate /
-    mount --bind "$root" "$root"
+    mount --rbind "$root" "$root" # with what the machine has mounted below it
     cd "$root"
     mkdir -p machine proc sys dev run tmp
     mount --rbind /proc proc
