@@ -17,7 +17,6 @@ import pytest
 from restore_agent.programs.on_kubernetes import pods_served
 from restore_agent.sequences.node import Node
 from restore_agent.sequences.replicas import Origin, Replica, State
-from restore_agent.service import metrics
 from restore_agent.workload.vllm.plugin import VLLM_ADAPTER
 from tests.worlds.agent import PORT
 from tests.worlds.image import PYTHON
@@ -44,12 +43,6 @@ TOLD = {
     f"zerowake.dev/{key}": value for key, value in {"container": "engine", "port": "8000", "health": "/health", "model": "small"}.items()
 }
 CANARY = {"zerowake.dev/canary": json.dumps({"path": "/sum"})}
-
-
-@pytest.fixture
-async def node(tmp_path: Path) -> AsyncIterator[Node]:
-    async with Node.open("node", tmp_path / "state", tmp_path / "memory", tmp_path / "gpumem.sock", metrics) as node:
-        yield node
 
 
 @contextlib.asynccontextmanager
