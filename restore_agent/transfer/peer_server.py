@@ -147,40 +147,44 @@ class PeerServer:
 
     def _answer_all(self, connection: ssl.SSLSocket) -> None:
         requests = _requests(connection)
-        refusal = _stranger(connection)
+        stranger = _stranger(connection)
+        told = False  # one who is refused a thousand chunks is one line of the log
         while True:
             connection.settimeout(_IDLE_SECONDS)
             asked = next(requests, None)
             if asked is None:
                 return
             connection.settimeout(_SEND_SECONDS)
-            if refusal:
-                _say(connection, asked, HTTPStatus.FORBIDDEN, refusal)
-                return
-            if not self._answer(connection, asked):
-                return
+            try:
+                if stranger:
+                    raise Denied(stranger)
+                if not self._answer(connection, asked):
+                    return
+            except TransferError as error:
+                if isinstance(error, Denied) and not told:
+                    told = True
+                    _LOG.warning("%s is refused %s: %s", connection.getpeername()[0], asked.path, error)
+                _say(connection, asked, _STATUS[type(error)], str(error))
+                if stranger:
+                    return
 
     def _answer(self, connection: ssl.SSLSocket, asked: _Asked) -> bool:
-        """Returns whether the connection goes on."""
+        """Returns whether the connection goes on. Raises Absent, Denied, Unreachable: nothing has been answered."""
         if asked.method not in ("GET", "HEAD"):
             _say(connection, asked, HTTPStatus.METHOD_NOT_ALLOWED, "only GET and HEAD are answered")
             return False
-        try:
-            with contextlib.ExitStack() as stack:
-                size, send = self._found(asked, stack)
-                first, last = _part(asked.headers.get("range", ""), size)
-                if first > last and size:
-                    text, more = f"it has {size} bytes", f"Content-Range: bytes */{size}"
-                    _say(connection, asked, HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, text, more)
-                    return True
-                if not stack.enter_context(self._egress.stream(_wait(asked))):
-                    raise Unreachable(f"this node serves {self._egress.streams} readers already")
-                ranged = f"Content-Range: bytes {first}-{last}/{size}" if "range" in asked.headers and size else ""
-                _head(connection, HTTPStatus.PARTIAL_CONTENT if ranged else HTTPStatus.OK, last + 1 - first, ranged)
-                return asked.method == "HEAD" or send(connection, first, last + 1)
-        except TransferError as error:
-            _say(connection, asked, _STATUS[type(error)], str(error))
-            return True
+        with contextlib.ExitStack() as stack:
+            size, send = self._found(asked, stack)
+            first, last = _part(asked.headers.get("range", ""), size)
+            if first > last and size:
+                text, more = f"it has {size} bytes", f"Content-Range: bytes */{size}"
+                _say(connection, asked, HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, text, more)
+                return True
+            if not stack.enter_context(self._egress.stream(_wait(asked))):
+                raise Unreachable(f"this node serves {self._egress.streams} readers already")
+            ranged = f"Content-Range: bytes {first}-{last}/{size}" if "range" in asked.headers and size else ""
+            _head(connection, HTTPStatus.PARTIAL_CONTENT if ranged else HTTPStatus.OK, last + 1 - first, ranged)
+            return asked.method == "HEAD" or send(connection, first, last + 1)
 
     def _found(self, asked: _Asked, stack: contextlib.ExitStack) -> tuple[int, Callable[[ssl.SSLSocket, int, int], bool]]:
         """The size of what was asked for, and what sends a part of it. Raises Absent, Denied, Unreachable."""

@@ -86,6 +86,14 @@ def test_what_may_not_be_had_is_forbidden_and_what_is_not_here_not_found(tmp_pat
         )
 
 
+def test_who_is_refused_is_named_in_the_log_once(tmp_path: Path, tls: TlsFiles, caplog: pytest.LogCaptureFixture) -> None:
+    here, others = make_chunks(tmp_path, 1), make_chunks(tmp_path / "others", 3)
+    with served(tls, offered(tmp_path, here)) as one, connected(one, tls) as connection:
+        assert {ask(connection, chunk_key(chunk.hash))[0] for chunk in others} == {403}
+    [said] = [record.getMessage() for record in caplog.records]
+    assert said.startswith(f"127.0.0.1 is refused /{NAMESPACE}/{DIGEST}/{chunk_key(others[0].hash)}: snapshot {DIGEST[:12]} of namespace")
+
+
 def test_nothing_can_be_written(tmp_path: Path, tls: TlsFiles) -> None:
     with served(tls, offered(tmp_path, [])) as one, connected(one, tls) as connection:
         assert ask(connection, manifest_key(DIGEST), "PUT")[0] == 405
