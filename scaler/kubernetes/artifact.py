@@ -7,10 +7,12 @@ from collections.abc import Iterable
 from scaler.books.snapshot_name import SnapshotName
 from scaler.kubernetes.resources import NODES, Holder, Meta, ModelSnapshot, Status
 from scaler.plan.world import Node, Residency
+from zerowake_shared.clock import Clock
 from zerowake_shared.kubernetes.cluster import Cluster
 from zerowake_shared.kubernetes.errors import NotFound
 
 ABSENT_AGENT_SECONDS = 30.0  # until an agent that does not answer is looked for again
+UNKNOWN = "unknown"  # the rung on a node that nobody can ask
 
 
 class Artifact:
@@ -45,6 +47,27 @@ class Artifact:
                 return ""
             why = why or f"on node {holder.name}: {found.unusable}"
         return why
+
+
+class Absences:
+    """Since when the agents that hold something do not answer. One that is restarted is back in seconds, and what it said still holds."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._since: dict[str, float] = {}  # by node's name
+
+    def aged(self, holders: Iterable[Holder], artifact: Artifact) -> tuple[Holder, ...]:
+        """The holders; on which rung it stands is unknown where the agent was missed at one look, and still is at the next."""
+        return tuple(self._aged(each, each.name in artifact.answering) for each in holders)
+
+    def _aged(self, holder: Holder, answers: bool) -> Holder:
+        if answers:
+            self._since.pop(holder.name, None)
+            return holder
+        now = self._clock.now()
+        # Looks come at other times, too; half of what is between two of them makes sure that one counts, however the timers fall.
+        absent = now - self._since.setdefault(holder.name, now) > ABSENT_AGENT_SECONDS / 2
+        return Holder(holder.name, UNKNOWN) if absent else holder
 
 
 def sleepers_of(node: Node) -> dict[tuple[str, str], frozenset[str]]:

@@ -21,7 +21,7 @@ import msgspec
 from scaler.books.snapshot_name import SnapshotName
 from scaler.fleet.nodes import Nodes
 from scaler.kubernetes import capture_pod, environment, resources
-from scaler.kubernetes.artifact import ABSENT_AGENT_SECONDS, Artifact, holders_of, sleepers_of
+from scaler.kubernetes.artifact import ABSENT_AGENT_SECONDS, UNKNOWN, Absences, Artifact, holders_of, sleepers_of
 from scaler.kubernetes.cold_starts import ColdStarts
 from scaler.kubernetes.declarations import in_memory_all_the_same, planned
 from scaler.kubernetes.election import lead
@@ -108,6 +108,7 @@ class Controller:
         self._removal = Removal(cluster, self._writer, snapshots, nodes)
         self._failed: dict[tuple[Key, str], FailedCapture] = {}
         self._healing: dict[Key, FailedCapture] = {}  # when a damaged one may be captured again
+        self._absences = Absences(clock)
         self._heard: dict[str, Node] = {}  # by address, as each was when it was heard of last
         self._labelled = labelled
         self._cold_starts = ColdStarts(cluster, labelled, clock)
@@ -351,12 +352,15 @@ class Controller:
         missing: str,
     ) -> float | None:
         """Writes where the artifact is, and whether that makes it Ready. A holder that can't be asked counts: it had it."""
+        holders = self._absences.aged(holders, artifact)
         unusable = {name: each.unusable for name, each in artifact.held.items() if each.unusable}
         usable = [each.name for each in holders if each.name not in unusable]
         if why := self._names.why(snapshot):
             ready, usable = condition(snapshot, resources.CONDITION_READY, False, "", REASON, why), []
         elif usable:
-            where = f"on {len(usable)} node(s){in_memory_all_the_same(snapshot)}"
+            unknown = [each.name for each in holders if each.rung == UNKNOWN]
+            absent = f", of which {', '.join(unknown)} is not heard of" if unknown else ""
+            where = f"on {len(usable)} node(s){absent}{in_memory_all_the_same(snapshot)}"
             ready = condition(snapshot, resources.CONDITION_READY, True, "Resident", "", where)
         elif unusable:
             name, why = next(iter(unusable.items()))

@@ -1,12 +1,13 @@
-"""A captured snapshot as the cluster's nodes hold it: whose word counts."""
+"""A captured snapshot as the cluster's nodes hold it: whose word counts, and for how long."""
 
 import msgspec
 
 from scaler.books.snapshot_name import SnapshotName
-from scaler.kubernetes.artifact import Artifact
-from scaler.kubernetes.resources import ModelSnapshot
+from scaler.kubernetes.artifact import ABSENT_AGENT_SECONDS, UNKNOWN, Absences, Artifact
+from scaler.kubernetes.resources import Holder, ModelSnapshot
 from scaler.plan.rungs import Rung
 from scaler.plan.world import Node, Residency
+from tests.worlds.virtual_time import StandingClock
 
 DIGEST, OTHER = "ab" * 32, "cd" * 32
 SNAPSHOT = msgspec.convert({"metadata": {"namespace": "team", "name": "chat", "uid": "u"}, "spec": {}}, ModelSnapshot)
@@ -31,3 +32,19 @@ def test_who_has_not_said_everything_yet_cannot_be_asked_and_who_has_no_name_is_
     found = Artifact(SNAPSHOT, DIGEST, [node("a", DIGEST, synced=False), node("", DIGEST)])
     assert found.held.keys() == {"a"}, "what was heard of it last"
     assert not found.answering
+
+
+def test_what_an_agent_said_holds_over_its_restart_and_no_longer() -> None:
+    clock = StandingClock()
+    absences = Absences(clock)
+    holders = (Holder("a", "memory"), Holder("b", "disk"))
+    there = Artifact(SNAPSHOT, DIGEST, [node("a", DIGEST), node("b", DIGEST)])
+    away = Artifact(SNAPSHOT, DIGEST, [node("a", DIGEST), node("b", DIGEST, synced=False)])
+    assert absences.aged(holders, there) == holders
+    assert absences.aged(holders, away) == holders
+    clock.moment = 5.0
+    assert absences.aged(holders, there) == holders, "it was only restarted"
+    assert absences.aged(holders, away) == holders
+    clock.moment += ABSENT_AGENT_SECONDS
+    assert absences.aged(holders, away) == (Holder("a", "memory"), Holder("b", UNKNOWN))
+    assert absences.aged(holders, there) == holders

@@ -2,12 +2,14 @@
 
 import asyncio
 import time
+from contextlib import AsyncExitStack
 
 import pytest
 from zerowake_proto import agent_pb2
 
 from scaler.kubernetes.resources import MODEL_SNAPSHOTS
 from tests.worlds.controlled import DIGEST, OTHER, TEMPLATE, World
+from tests.worlds.fake_agent import Agent
 from tests.worlds.waiting import until
 from zerowake_shared.pod_contract import CAPTURE_FAILED, CAPTURE_MISSED, CAPTURE_REFUSED, CAPTURED, COLD, NAMES, SNAPSHOT
 
@@ -214,6 +216,25 @@ async def test_a_snapshot_that_all_nodes_lost_is_captured_again(world: World) ->
     await until(world.pods)
     await until(lambda: world.status().get("phase") == "Capturing")
     assert not world.status().get("digest")
+
+
+async def test_a_node_that_is_not_heard_of_ages_out(world: World) -> None:
+    agent, other = await world.node("n1"), Agent("n2")
+    await world.api.put("nodes", {"metadata": {"name": "n2"}})
+    async with AsyncExitStack() as serving, world.nodes.follow(await serving.enter_async_context(other.serve())):
+        await world.snapshot()
+        await world.says(CAPTURED, DIGEST)
+        for each in (agent, other):
+            each.has("tenant", "chat", DIGEST)
+        await until(lambda: nodes_of(world) == {"n1": "memory", "n2": "memory"})
+        assert world.condition("Ready") == ("True", "Resident", "on 2 node(s)")
+        await serving.aclose()
+        await until(lambda: nodes_of(world) == {"n1": "memory", "n2": "unknown"})
+        assert world.condition("Ready") == ("True", "Resident", "on 2 node(s), of which n2 is not heard of")
+
+
+def nodes_of(world: World) -> dict[str, str]:
+    return {each["name"]: each["rung"] for each in world.status().get("nodes", [])}
 
 
 async def test_a_conflict_is_looked_at_again(world: World) -> None:
