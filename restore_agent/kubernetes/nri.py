@@ -32,7 +32,7 @@ _NAME, _INDEX = "zerowake", "90"  # late: what it sees is what is made
 _RUNTIME = "nri.pkg.api.v1alpha1.Runtime"  # the service that plugins call
 _REGISTER_SECONDS = 5.0
 _SYNCHRONIZE_SECONDS = 60.0  # the runtime first finishes what it is making, and lists all that there is
-_FIRST_PAUSE, _LAST_PAUSE = 0.1, 5.0  # before it connects again
+_FIRST_PAUSE, _LAST_PAUSE = 0.1, 1.0  # before it connects again
 _LOG = logging.getLogger("zerowake.agent")
 
 _SINCE = {"containerd": (2, 2), "cri-o": (1, 34)}  # the first versions with NRI 0.10
