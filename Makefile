@@ -25,7 +25,7 @@ help:
 	@echo '           the adapters and what engines are told, against the sources of every released version; reads them from PyPI'
 	@echo 'make lint   formatting, types, and which part may import which'
 	@echo 'make e2e    the tests on Kubernetes with KEDA: on the cluster that KUBECONFIG names, else on one of its own'
-	@echo 'make cluster, make cluster-down'
+	@echo 'make cluster [NODES=2], make cluster-down'
 	@echo '            that cluster: its programs built (once, a quarter of an hour), started (seconds); and all of it ended and removed'
 	@echo 'make gpu-cluster MODEL=NAME [PYTHON=PATH] [PACKAGES=FOLDER] | STAND_IN=yes'
 	@echo '            vLLM in pods of that cluster on a GPU of this machine, scaled from zero; tests/bench/gpu/README.md'
@@ -64,7 +64,7 @@ lint: $(environment)
 
 cluster: $(environment)
 	@tests/e2e/cluster/build.sh
-	@$(bin)/python -m tests.e2e.cluster up
+	@$(bin)/python -m tests.e2e.cluster up $(NODES)
 
 cluster-down: $(environment)
 	@$(bin)/python -m tests.e2e.cluster down

@@ -11,7 +11,7 @@ import contextlib
 import json
 import re
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -66,8 +66,7 @@ class Recorder:
         self._namespace = namespace
         self._seen: dict[tuple[str, str], list[tuple[float, str]]] = {}  # (moment, model or pod) → when, which pod
         self._pods: dict[str, Object] = {}
-        self._log = LOGS / "containerd.log"
-        self._from = self._log.stat().st_size
+        self._logs = {log: log.stat().st_size for log in LOGS.glob("containerd*.log")}  # each node's, and how long it was
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -138,19 +137,23 @@ class Recorder:
         found: dict[str, dict[str, float]] = {}
         sandboxes: dict[str, str] = {}
         containers: dict[str, str] = {}
-        with self._log.open("rb") as file:
-            file.seek(self._from)
-            for line in file.read().decode(errors="replace").splitlines():
-                if match := _SANDBOX.search(line):
-                    when, pod, sandbox = match.groups()
-                    found.setdefault(pod, {})["sandbox made" if sandbox else "sandbox asked"] = clock(when)
-                    if sandbox:
-                        sandboxes[sandbox] = pod
-                elif (match := _CONTAINER.search(line)) and match[2] in sandboxes:
-                    containers[match[3]] = sandboxes[match[2]]
-                elif (match := _STARTED.search(line)) and match[2] in containers:
-                    found[containers[match[2]]].setdefault("started", clock(match[1]))
+        for line in self._lines():
+            if match := _SANDBOX.search(line):
+                when, pod, sandbox = match.groups()
+                found.setdefault(pod, {})["sandbox made" if sandbox else "sandbox asked"] = clock(when)
+                if sandbox:
+                    sandboxes[sandbox] = pod
+            elif (match := _CONTAINER.search(line)) and match[2] in sandboxes:
+                containers[match[3]] = sandboxes[match[2]]
+            elif (match := _STARTED.search(line)) and match[2] in containers:
+                found[containers[match[2]]].setdefault("started", clock(match[1]))
         return found
+
+    def _lines(self) -> Iterator[str]:
+        for log, begin in self._logs.items():
+            with log.open("rb") as file:
+                file.seek(begin)
+                yield from file.read().decode(errors="replace").splitlines()
 
 
 async def activations(api: Api, namespace: str, model: str) -> list[dict[str, Any]]:

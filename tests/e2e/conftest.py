@@ -58,13 +58,13 @@ def kubeconfig() -> str:
 
 @pytest.fixture(scope="session")
 def addresses(kubeconfig: str) -> Addresses:
-    """For tests of the own cluster: where its node is, and where it reaches servers of this machine."""
+    """For tests of the own cluster: where its nodes are, and where it reaches servers of this machine."""
     return current()
 
 
 @pytest.fixture(scope="session")
 def images(kubeconfig: str) -> None:
-    """zerowake's own and the tests' engine are on the node, as the checkout has them. A foreign cluster is expected to have them."""
+    """zerowake's own and the tests' engine are on every node, as the checkout has them. A foreign cluster is expected to have them."""
     if not foreign():
         import_archives(build())
 

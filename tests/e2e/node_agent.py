@@ -1,4 +1,4 @@
-"""An agent of this checkout on the test cluster's node, outside any pod of its own, and pods whose engines it captures and restores."""
+"""An agent of this checkout on a node of the test cluster, outside any pod of its own, and pods whose engines it captures and restores."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from gpumem.wire.errors import PeerGone
 from tests.e2e.api import Api, Object
 from tests.e2e.cluster.control import enter, import_archives
 from tests.e2e.cluster.images import IMAGES, build
+from tests.e2e.cluster.layout import NODE
 
 IMAGE = "zerowake.test/engine:1"
 PORT = 8000
@@ -31,10 +32,11 @@ PORT = 8000
 
 @dataclass
 class Agent:
-    """An agent on the node: its folder is this machine's too, and so its socket can be connected to from here."""
+    """An agent on a node: its folder is this machine's too, and so its socket can be connected to from here."""
 
     folder: Path
     placeholder: Path  # on the node
+    node: str = NODE
     program: str = "-m scaler.programs.cli"  # Python's words for it
     begun: int = 0  # where in its log the one that runs began
 
@@ -45,11 +47,11 @@ class Agent:
     @contextlib.contextmanager
     def running(self) -> Iterator[subprocess.Popen[bytes]]:
         """The process is nsenter's; `pid` is written by the agent's shell, as the node sees it."""
-        options = f"--node zerowake-node --state {self.state} --placeholder {self.placeholder} --gpumem {self.folder}/gpumem.sock"
+        options = f"--node {self.node} --state {self.state} --placeholder {self.placeholder} --gpumem {self.folder}/gpumem.sock"
         script = f"echo $$ >{self.folder}/pid && exec {sys.executable} {self.program} agent --kubernetes {options}"
         self.begun = len(self.log())
         with (self.folder / "log").open("ab") as log:
-            process = subprocess.Popen([*enter(), "sh", "-c", script], stdout=log, stderr=log)
+            process = subprocess.Popen([*enter(self.node), "sh", "-c", script], stdout=log, stderr=log)
         try:
             yield process
         finally:
@@ -59,7 +61,7 @@ class Agent:
     def signal(self, number: signal.Signals) -> None:
         with contextlib.suppress(FileNotFoundError):
             kill = f"kill -{int(number)} {(self.folder / 'pid').read_text()}"  # the shell's own: a bare Debian has no other
-            subprocess.run([*enter(), "sh", "-c", kill], check=False, capture_output=True)
+            subprocess.run([*enter(self.node), "sh", "-c", kill], check=False, capture_output=True)
 
     @contextlib.asynccontextmanager
     async def stub(self) -> AsyncIterator[agent_pb2_grpc.AgentAsyncStub]:
@@ -81,20 +83,20 @@ class Agent:
 
 @contextlib.contextmanager
 def node_agent(folder: Path, program: str = Agent.program) -> Iterator[Agent]:
-    """One that does not run yet; the node has the image of its pods."""
+    """One that does not run yet, on the first node; it has the image of its pods."""
     (image,) = (each for each in IMAGES if each.name == IMAGE)
     if not image.built():
         build()
     import_archives([image.archive])  # zerowake's own are not needed: the agent is this checkout's
     name = f"zerowake-{secrets.token_hex(3)}"
-    agent = Agent(folder, Path(f"/run/{name}/placeholder"), program)
+    agent = Agent(folder, Path(f"/run/{name}/placeholder"), program=program)
     yield agent
     subprocess.run([*enter(), "rm", "-rf", f"/run/{name}"], check=True)
     shutil.rmtree(agent.folder)
 
 
 def pod(agent: Agent, name: str, labels: dict[str, str], command: list[str], **spec: Any) -> Object:
-    """As the webhook leaves it."""
+    """As the webhook leaves it, on the agent's node."""
     engine: Object = {
         "name": "engine",
         "image": IMAGE,
@@ -111,6 +113,7 @@ def pod(agent: Agent, name: str, labels: dict[str, str], command: list[str], **s
         "kind": "Pod",
         "metadata": {"name": name, "labels": labels, "annotations": {f"zerowake.dev/{key}": value for key, value in told.items()}},
         "spec": {
+            "nodeSelector": {"kubernetes.io/hostname": agent.node},
             "restartPolicy": "Never" if "zerowake.dev/capture" in labels else "Always",
             "terminationGracePeriodSeconds": 1,
             "automountServiceAccountToken": False,

@@ -64,6 +64,15 @@ class Release:
         """Of ours: zerowake-scaler, zerowake-agent."""
         return await self.api.list("Pod", self.namespace, f"app.kubernetes.io/name={app}")
 
+    async def agents(self, *nodes: str) -> list[Object]:
+        """The agents' pods on these nodes."""
+        return [pod for pod in await self.pods("zerowake-agent") if pod["spec"].get("nodeName") in nodes]
+
+    async def holders(self, name: str = MODEL) -> list[str]:
+        """The nodes that have the snapshot, by the word of its ModelSnapshot."""
+        found = await self.api.get("ModelSnapshot", self.namespace, name)
+        return [node["name"] for node in (found.get("status") or {}).get("nodes", [])]
+
     async def at_zero(self, model: str = MODEL) -> None:
         """Until KEDA has scaled it down, its pods are gone, and it stayed so meanwhile.
 
@@ -143,16 +152,17 @@ def is_scaled(scaled: Object | None) -> bool:
     return "Ready" in str((scaled or {}).get("status", {}).get("conditions"))
 
 
-def snapshot() -> Object:
+def snapshot(name: str = MODEL) -> Object:
     # One request at a time: a backlog is shared among replicas.
     spec = {"port": 8000, "canary": {"path": "/sum"}, "limits": {"concurrency": 1}, "template": {"spec": {"containers": [ENGINE]}}}
-    return {"apiVersion": "zerowake.dev/v1alpha1", "kind": "ModelSnapshot", "metadata": {"name": MODEL}, "spec": spec}
+    return {"apiVersion": "zerowake.dev/v1alpha1", "kind": "ModelSnapshot", "metadata": {"name": name}, "spec": spec}
 
 
-def deployment(name: str = MODEL, annotations: dict[str, str] | None = None) -> Object:
+def deployment(name: str = MODEL, annotations: dict[str, str] | None = None, of: str = MODEL) -> Object:
+    """`of`: the snapshot that its pods are restored from."""
     probe = {"httpGet": {"path": "/health", "port": "http"}, "periodSeconds": 1}
     pod = {
-        "metadata": {"labels": {"app": name, "zerowake.dev/snapshot": MODEL}, "annotations": annotations or {}},
+        "metadata": {"labels": {"app": name, "zerowake.dev/snapshot": of}, "annotations": annotations or {}},
         # No volume, as in deploy/examples/engine.yaml. Python as a container's pid 1 does not hear SIGTERM.
         "spec": {
             "automountServiceAccountToken": False,

@@ -20,7 +20,7 @@ from tests.e2e.api import Api, Object, condition, path
 from tests.e2e.release import ENGINE, Release, is_ready, own_namespace, release
 
 pytestmark = [
-    pytest.mark.own_cluster("kills the agent, and drains the node"),
+    pytest.mark.own_cluster("kills agents, and drains nodes"),
     pytest.mark.usefixtures("images", "reported"),
     pytest.mark.asyncio(loop_scope="module"),
 ]
@@ -44,7 +44,7 @@ for found in pathlib.Path('/proc').glob('[0-9]*'):
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def installed(kubeconfig: str, images: None) -> AsyncIterator[Release]:
-    """Two replicas of the scaler, an agent, and two models: one whose pods are restored, one whose pods opted out."""
+    """Two replicas of the scaler, an agent on each node, and two models: one whose pods are restored, one whose pods opted out."""
     async with Api.connect(kubeconfig) as api, own_namespace(api, "answers") as namespace, release(api, kubeconfig, namespace) as made:
         for name in (RESTORED, COLD):
             await api.apply(snapshot(name), deployment(name), namespace=namespace)
@@ -134,7 +134,16 @@ class Stream:
 
 
 async def agent_killed(made: Release) -> None:
-    (pod,) = await made.pods("zerowake-agent")
+    """On every node where an engine answers."""
+    await asyncio.gather(*(killed(made, agent) for agent in await made.agents(*await nodes(made))))
+
+
+async def nodes(made: Release) -> set[str]:
+    """Where the engines' pods are."""
+    return {pod["spec"]["nodeName"] for model in (RESTORED, COLD) for pod in await pods(made, model)}
+
+
+async def killed(made: Release, pod: Object) -> None:
     name = pod["metadata"]["name"]
     with contextlib.suppress(AssertionError):  # it ends with the container
         await made.run("kubectl", "-n", made.namespace, "exec", name, "-c", "agent", "--", "python", "-c", KILL)
@@ -176,14 +185,13 @@ async def evicted(made: Release) -> None:
 
 
 async def drained(made: Release) -> None:
-    """Of the models' pods: what else is on the only node is not looked at here."""
-    (node,) = await made.api.list("Node")
-    name = node["metadata"]["name"]
+    """Of the models' pods, each node that has one: what else is there is not looked at here."""
+    names = await nodes(made)
     try:
         options = ("--ignore-daemonsets", "--delete-emptydir-data", f"--pod-selector=app in ({RESTORED},{COLD})", "--timeout=100s")
-        await made.run("kubectl", "drain", name, *options)
+        await made.run("kubectl", "drain", *names, *options)
     finally:
-        await made.run("kubectl", "uncordon", name)
+        await made.run("kubectl", "uncordon", *names)
 
 
 @pytest.mark.parametrize("goes", [agent_killed, agent_upgraded, scaler_rolled, scaled_in, evicted, drained])

@@ -16,7 +16,7 @@ import pytest
 
 from tests.e2e.api import Api, condition
 from tests.e2e.cluster.archive import write_archive
-from tests.e2e.cluster.layout import BIN, CACHE, NODE, Addresses
+from tests.e2e.cluster.layout import BIN, CACHE, NODE, SECOND_NODE, Addresses
 from tests.e2e.cluster.toolchain import module_sum
 
 REPOSITORY = Path(__file__).parents[2]
@@ -76,7 +76,7 @@ async def test_a_second_one_obeys_and_leaves_nothing_behind_however_it_ended(api
         other = second.addresses
         assert other.node != addresses.node
         async with Api.connect(str(second.state / "admin.kubeconfig")) as there:
-            assert condition(await there.get("Node", "", NODE), "Ready")
+            assert [condition(await there.get("Node", "", name), "Ready") for name in (NODE, SECOND_NODE)] == [True, True]
             # Not the first one's: Kubernetes' own controllers look again after up to a minute when it is stopped time and again.
             await second.do("stop", "kube-apiserver")
             with pytest.raises(aiohttp.ClientError):
@@ -87,7 +87,7 @@ async def test_a_second_one_obeys_and_leaves_nothing_behind_however_it_ended(api
         assert [sysctl.read_text() for sysctl in sysctls] == before
         assert "running already" in await second.do("up")
 
-        os.kill(int((second.state / "pid").read_text()), signal.SIGKILL)
+        os.kill(int((second.state / "nodes" / NODE / "pid").read_text()), signal.SIGKILL)
         await second.do("down")
         assert second.traces(other) == []
         assert not second.state.exists()

@@ -132,7 +132,7 @@ async def test_pods_are_given_what_is_described(api: Api, namespace: str, descri
 
     async def said(name: str, container: Object, **spec: Any) -> str:
         one = {"name": "shows", "image": PAUSE_IMAGE, "imagePullPolicy": "Never", "command": shows, **container}
-        rest = {"restartPolicy": "Never", "automountServiceAccountToken": False, "containers": [one], **spec}
+        rest = {"nodeName": NODE, "restartPolicy": "Never", "automountServiceAccountToken": False, "containers": [one], **spec}
         await api.apply({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": rest}, namespace=namespace)
         await api.until("Pod", namespace, name, lambda found: found and found["status"]["phase"] in ("Succeeded", "Failed"))
         return await api.log_of(namespace, name)

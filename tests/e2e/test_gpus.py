@@ -18,10 +18,10 @@ import pytest
 
 from tests.e2e.api import Api, Object, condition
 from tests.e2e.cluster.control import enter
+from tests.e2e.cluster.layout import NODE
 from tests.e2e.node_agent import IMAGE, PORT, Agent, answer, captured_or_not, events, node_agent, pod, run_in, wanted_bytes
 
 pytestmark = pytest.mark.own_cluster("runs an agent and GPUs of its own on the node")
-NODE = "zerowake-node"
 ENGINE = ["python3", "-u", "-c", (Path(__file__).parents[1] / "worlds/stand_in_engine.py").read_text(), str(PORT)]
 GPUS = [
     {"uuid": f"GPU-{number:08x}-0000-0000-0000-000000000000", "name": model, "minor": number}

@@ -34,7 +34,7 @@ AWAY = (ApiError, ApiException, aiohttp.ClientError, OSError)  # the API server 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def installed(kubeconfig: str, images: None) -> AsyncIterator[Release]:
-    """Two replicas of the scaler, an agent, and a captured model."""
+    """Two replicas of the scaler, an agent on each node, and a captured model."""
     gated = deployment()
     gated["spec"]["template"]["spec"]["schedulingGates"] = [{"name": GATE}]
     async with Api.connect(kubeconfig) as api, own_namespace(api, "held") as namespace, release(api, kubeconfig, namespace) as made:
@@ -59,8 +59,10 @@ async def api_server(_: Release) -> None:
     await asyncio.to_thread(tell, "restart", "kube-apiserver")
 
 
-async def kubelet(_: Release) -> None:
-    await asyncio.to_thread(tell, "restart", "kubelet")
+async def kubelet(installed: Release) -> None:
+    """Of the node that has the snapshot, to which the pod is sent."""
+    (node,) = await installed.holders()
+    await asyncio.to_thread(tell, "restart", "kubelet", node)
 
 
 async def scaler_rolled(installed: Release) -> None:
@@ -74,8 +76,8 @@ async def scaler_rolled(installed: Release) -> None:
 
 
 async def agent(installed: Release) -> None:
-    """Killed at once, with all it was doing."""
-    (pod,) = await installed.pods("zerowake-agent")
+    """The one that has the snapshot: killed at once, with all it was doing."""
+    (pod,) = await installed.agents(*await installed.holders())
     await installed.api.delete("Pod", installed.namespace, pod["metadata"]["name"], grace_seconds=0)
 
 

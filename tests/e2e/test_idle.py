@@ -77,9 +77,14 @@ def engine() -> Object:
     }
 
 
-def objects(name: str, keda: str) -> list[Object]:
-    """Its pods as the webhook leaves them. The rung on which they sleep is their model's name."""
-    spec = {"automountServiceAccountToken": False, "terminationGracePeriodSeconds": 1, "containers": [engine()]}
+def objects(name: str, node: str, keda: str) -> list[Object]:
+    """Its pods as the webhook leaves them, on the agent's node. The rung on which they sleep is their model's name."""
+    spec = {
+        "nodeSelector": {"kubernetes.io/hostname": node},
+        "automountServiceAccountToken": False,
+        "terminationGracePeriodSeconds": 1,
+        "containers": [engine()],
+    }
     of_model = {"port": PORT, "canary": {"path": "/sum"}, "template": {"spec": spec}, "idle": name, "idleSeconds": 2}
     told = {f"zerowake.dev/{key}": value for key, value in {"container": "engine", "port": str(PORT), "model": name}.items()}
     pod = {"metadata": {"labels": {"app": name, "zerowake.dev/snapshot": name}, "annotations": told}, "spec": spec}
@@ -152,7 +157,7 @@ async def test_a_pod_that_stays_sleeps_and_is_woken_in_place(
         asyncio.timeout(150),
     ):
         gateways = [f"{url}/models/{idle}" for url in (zerowake.url, zerowake.other_url)]
-        snapshot, *workload = objects(idle, zerowake.keda)
+        snapshot, *workload = objects(idle, running.node, zerowake.keda)
         await api.apply(snapshot, namespace=namespace)
         await api.until("ModelSnapshot", namespace, idle, is_ready, 120)
         await api.apply(*workload, namespace=namespace)

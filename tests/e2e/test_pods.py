@@ -24,6 +24,7 @@ from gpumem.client.control import Control
 from restore_agent.snapshots.keyring import Keyring
 from tests.e2e.api import Api, ApiError, Object, condition
 from tests.e2e.cluster.control import enter
+from tests.e2e.cluster.layout import NODE
 from tests.e2e.node_agent import IMAGE, PORT, Agent, answer, captured_or_not, events, pod, run_in, wanted_bytes
 from tests.worlds.pool import Pool
 from tests.worlds.published import BYTES, FOLDER, publishing
@@ -195,7 +196,12 @@ async def test_a_pod_without_a_placeholder_serves_too(api: Api, namespace: str, 
     engine = {"name": "engine", "image": IMAGE, "imagePullPolicy": "Never", "ports": [{"containerPort": PORT}]}
     metadata = {"name": "plain", "labels": {"zerowake.dev/snapshot": "small"}}
     await api.apply(
-        {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": {"containers": [engine], "terminationGracePeriodSeconds": 1}},
+        {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": metadata,
+            "spec": {"nodeName": running.node, "containers": [engine], "terminationGracePeriodSeconds": 1},
+        },
         namespace=namespace,
     )
     async with asyncio.timeout(60):
@@ -350,7 +356,7 @@ async def test_a_gpu_that_another_pod_is_given_is_given_back(api: Api, namespace
         registered = started(plugin)
         assert registered.stdout
         assert await asyncio.to_thread(registered.stdout.readline) == "registered\n"
-        await api.until("Node", "", "zerowake-node", lambda one: one and one["status"]["allocatable"].get(resource) == "1")
+        await api.until("Node", "", NODE, lambda one: one and one["status"]["allocatable"].get(resource) == "1")
         assert await wanted_bytes(gpumem, running) == 256 << 20
         foreign = {
             "name": "job",

@@ -1,7 +1,7 @@
 """README's "On Kubernetes", every command of it as it stands there and in its order, and what it promises in between.
 
 `docker build` alone is not run: buildah has built the same targets of the same file. There is no registry: images get their names on the
-node. The release's name and kinds are the cluster's, so there is one install at a time.
+nodes. The release's name and kinds are the cluster's, so there is one install at a time.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from tests.e2e.api import Api, condition
 from tests.e2e.chart import CRD, ROOT, run
 from tests.e2e.cluster.control import enter
 from tests.e2e.cluster.images import IMAGES
+from tests.e2e.cluster.layout import members
 from tests.e2e.release import is_ready
 
 pytestmark = [pytest.mark.own_cluster("installs the chart, from images of this checkout"), pytest.mark.usefixtures("images")]
@@ -41,23 +42,28 @@ async def cluster(api: Api, kubeconfig: str) -> AsyncIterator[Api]:
     named: list[str] = []
     for words in commands():
         if words[:2] == ["docker", "build"]:
-            named.append(name_on_node(words))
+            named.append(name_on_nodes(words))
     yield api
     await asyncio.to_thread(run, kubeconfig, "helm", "uninstall", "zerowake", "--namespace", "zerowake", "--ignore-not-found", "--wait")
     for namespace in ("models", "zerowake"):
         await api.delete("Namespace", "", namespace)
         await api.until("Namespace", "", namespace, lambda one: one is None, within=300)
-    subprocess.run([*enter(), "ctr", "--namespace", "k8s.io", "images", "rm", *named], check=True, capture_output=True)
+    on_each_node("rm", *named)
 
 
-def name_on_node(build: list[str]) -> str:
+def name_on_nodes(build: list[str]) -> str:
     """The image that this command would have built and pushed."""
     said = dict(zip(build[2:-1:2], build[3:-1:2], strict=True))
     (image,) = [each for each in IMAGES if each.dockerfile == ROOT / said["-f"] and each.target == said["--target"]]
     assert build[-1] == "." and image.context == ROOT
-    tag = [*enter(), "ctr", "--namespace", "k8s.io", "images", "tag", "--force", image.name, said["-t"]]
-    subprocess.run(tag, check=True, capture_output=True)
+    on_each_node("tag", "--force", image.name, said["-t"])
     return said["-t"]
+
+
+def on_each_node(*words: str) -> None:
+    for member in members():
+        images = [*enter(member.name), "ctr", "--namespace", "k8s.io", "images"]
+        subprocess.run([*images, *words], check=True, capture_output=True)
 
 
 async def test_every_command_of_the_readme(cluster: Api, kubeconfig: str) -> None:

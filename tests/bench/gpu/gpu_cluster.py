@@ -26,11 +26,11 @@ console = Console(width=220)
 
 @contextlib.contextmanager
 def cluster() -> Iterator[None]:
-    """The one that runs; else one for as long as the block lasts."""
+    """The one that runs; else one of a single node, for as long as the block lasts."""
     if running():
         yield
         return
-    subprocess.run([sys.executable, "-m", "tests.e2e.cluster", "up"], check=True, cwd=ROOT)
+    subprocess.run([sys.executable, "-m", "tests.e2e.cluster", "up", "1"], check=True, cwd=ROOT)
     try:
         yield
     finally:

@@ -1,111 +1,117 @@
-"""The test cluster from the command line: `python -m tests.e2e.cluster VERB`.
+"""The test cluster from the command line: `python -m tests.e2e.cluster [--node=NODE] VERB`; NODE is the first one unless it is named.
 
-up                          starts it (its programs come from build.sh)
+up [NODES]                  starts it, with two nodes unless told otherwise (its programs come from build.sh)
 down                        ends it and leaves nothing behind
 exec COMMAND…               runs a command on the node, as root, in its namespaces
-images                      builds zerowake's images and the tests' engine, where they have changed, and gives them to the node
-import ARCHIVE…             gives the node other images, from archives of the OCI or Docker kind
-start | stop | restart NAME one of its programs, e.g. kubelet, kube-apiserver, keda-operator
+images                      builds zerowake's images and the tests' engine, where they have changed, and gives them to all nodes
+import ARCHIVE…             gives all nodes other images, from archives of the OCI or Docker kind
+start | stop | restart | kill NAME
+                            one of the node's programs, e.g. kubelet, kube-apiserver, keda-operator
+crash                       the node loses its power: every process of it ends at once, and its disk stays; not the first one
+boot                        starts a node that has crashed
 environment                 the lines that make a shell use it: eval "$(… environment)"
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 from tests.e2e.cluster import images
-from tests.e2e.cluster.control import LOCK, ControlError, current, enter, import_archives, running, tell
-from tests.e2e.cluster.layout import ADDRESSES, BIN, KUBECONFIG, LOGS, MOST_CLUSTERS, PID, STATE, Addresses
+from tests.e2e.cluster.components import write_secrets
+from tests.e2e.cluster.control import ControlError, current, enter, import_archives, running, tell
+from tests.e2e.cluster.layout import (
+    ADDRESSES,
+    BIN,
+    FIRST,
+    KUBECONFIG,
+    LOGS,
+    MOST_CLUSTERS,
+    MOST_NODES,
+    NODE,
+    STATE,
+    Addresses,
+    Member,
+    members,
+)
 from tests.e2e.cluster.node import CGROUPS, cgroups, give_controllers
+from tests.e2e.cluster.power import attempts, boot, crash, end_node, follow, prepare, remove_groups, start
 
-GONE_SECONDS = 30.0
+USUAL_NODES = 2
 
 
 def main() -> None:
-    match sys.argv[1:]:
+    node, words = NODE, sys.argv[1:]
+    if words and words[0].startswith("--node="):
+        node, words = words[0].removeprefix("--node="), words[1:]
+    match words:
         case ["up"]:
-            up()
+            up(USUAL_NODES)
+        case ["up", count] if count.isdigit() and 0 < int(count) <= MOST_NODES:
+            up(int(count))
         case ["down"]:
             down()
         case ["exec", *command] if command:
-            inside = enter()
+            inside = enter(node)
             os.execvp(inside[0], [*inside, *command])
         case ["images"]:
             import_archives(images.build())
         case ["import", *archives] if archives:
             import_archives([Path(archive) for archive in archives])
-        case [("start" | "stop" | "restart") as verb, name]:
-            tell(verb, name)
+        case [("start" | "stop" | "restart" | "kill") as verb, name]:
+            tell(verb, name, node)
+        case ["crash"]:
+            crash(node)
+        case ["boot"]:
+            boot(node)
         case ["environment"]:
             print(f"export KUBECONFIG={KUBECONFIG} PATH={BIN}:$PATH")
         case _:
             raise SystemExit(__doc__)
 
 
-def up() -> None:
+def up(count: int) -> None:
     if os.geteuid():
         raise SystemExit("The cluster needs root: it makes namespaces, mounts and control groups.")
     if running():
-        print(f"  the cluster is running already: export KUBECONFIG={KUBECONFIG}")
+        print(f"  the cluster is running already, with {len(members())} nodes: export KUBECONFIG={KUBECONFIG}")
         return
     began = time.monotonic()
     down()
     give_controllers(CGROUPS)
-    STATE.mkdir(parents=True)
-    # Held by process 1 for as long as it lives: a pid alone may be somebody else's by now.
-    lock = os.open(LOCK, os.O_CREAT | os.O_RDWR, 0o600)
-    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    namespaces = ["unshare", "--mount", "--net", "--uts", "--ipc", "--pid", "--fork", "--kill-child"]
-    log = (STATE / "node.log").open("w")
-    node = subprocess.Popen(
-        [*namespaces, sys.executable, "-m", "tests.e2e.cluster.node"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=log,
-        text=True,
-        pass_fds=(lock,),
-        start_new_session=True,
-    )
-    os.close(lock)
-    assert node.stdin and node.stdout
-    pid = node.stdout.readline().strip()
-    if not pid:
-        raise SystemExit(f"the node did not start: {(STATE / 'node.log').read_text().strip()}")
-    PID.write_text(pid)
-    addresses = join_networks(int(pid))
+    every = [Member(number) for number in range(1, count + 1)]
+    for member in every:
+        member.folder.mkdir(parents=True)
+    nodes = [start(member) for member in every]
+    addresses = join_machine()
     ADDRESSES.write_text(json.dumps({"number": addresses.number}))
-    node.stdin.write(f"{addresses.number}\n")
-    node.stdin.flush()
-    for line in node.stdout:
-        if line == "ready\n":
-            print(f"  the cluster is up after {time.monotonic() - began:.1f} s: export KUBECONFIG={KUBECONFIG}")
-            return
-        if line.startswith("failed "):
-            fail(json.loads(line.removeprefix("failed ")))
-        print(line, end="", flush=True)
-    fail((STATE / "node.log").read_text().strip())
+    for group in cgroups(addresses):
+        group.mkdir(exist_ok=True)
+        give_controllers(group)
+    write_secrets(addresses, every)
+    for member, node in zip(every, nodes, strict=True):
+        prepare(addresses, member, node)
+    for member, node in zip(every, nodes, strict=True):
+        if failure := follow(member, node):
+            fail(failure)
+    print(f"  the cluster is up after {time.monotonic() - began:.1f} s, with {count} nodes: export KUBECONFIG={KUBECONFIG}")
 
 
 def fail(reason: str) -> None:
     """Only the state is kept, for its logs."""
-    end_node()
+    end_nodes()
     raise SystemExit(f"\nThe cluster did not start: {reason}\n  Every program's log is in {LOGS}; `make cluster-down` removes them.")
 
 
-def join_networks(pid: int) -> Addresses:
-    """A pair of interfaces: `eth0` in the node's network, the other here, with routes to pods and services."""
+def join_machine() -> Addresses:
+    """A pair of interfaces: `eth0` in the first node's network, the other here, with routes to nodes, pods and services."""
     for addresses in map(Addresses, range(MOST_CLUSTERS)):
-        pair = ["ip", "link", "add", addresses.interface, "type", "veth", "peer", "name", "eth0", "netns", str(pid)]
+        pair = ["ip", "link", "add", addresses.interface, "type", "veth", "peer", "name", "eth0", "netns", FIRST.pid.read_text()]
         if subprocess.run(pair, capture_output=True, check=False).returncode == 0:
             break
     else:
@@ -115,16 +121,15 @@ def join_networks(pid: int) -> Addresses:
     for command in (
         ["address", "add", f"{addresses.machine}/30", "dev", addresses.interface],
         ["link", "set", addresses.interface, "up"],
-        ["route", "add", addresses.pods, "via", addresses.node],
-        ["route", "add", addresses.services, "via", addresses.node],
+        *(["route", "add", range_, "via", addresses.node] for range_ in (addresses.nodes, addresses.pods, addresses.services)),
     ):
         subprocess.run(["ip", *command], check=True)
     return addresses
 
 
 def down() -> None:
-    """Ends the node, then removes what the kernel keeps beyond it. Good also for what a crash left, its state folder lost or not."""
-    end_node()
+    """Ends the nodes, then removes what the kernel keeps beyond them. Good also for what a crash left, its state folder lost or not."""
+    end_nodes()
     if ADDRESSES.exists():
         own = current()
         for _ in attempts(f"the interface {own.interface} is gone"):
@@ -148,33 +153,9 @@ def joined(addresses: Addresses) -> bool:
     return Path("/sys/class/net", addresses.interface).exists()
 
 
-def end_node() -> None:
-    if not running():
-        return
-    with suppress(ProcessLookupError):
-        os.kill(int(PID.read_text()), signal.SIGKILL)
-    for _ in attempts("the node's process is gone"):
-        if not running():
-            return
-
-
-def attempts(what: str) -> Iterator[None]:
-    """Yields until the caller is content; fails after GONE_SECONDS."""
-    deadline = time.monotonic() + GONE_SECONDS
-    while time.monotonic() < deadline:
-        yield
-        time.sleep(0.05)
-    raise SystemExit(f"not so after {GONE_SECONDS:g} s: {what}. Look at what is left and run `make cluster-down` again.")
-
-
-def remove_groups(group: Path) -> bool:
-    """From the innermost outwards. A group whose last process is still ending can't be removed yet."""
-    try:
-        for path, _, _ in os.walk(group, topdown=False):
-            Path(path).rmdir()
-    except OSError:
-        return False
-    return True
+def end_nodes() -> None:
+    for member in members():
+        end_node(member)
 
 
 if __name__ == "__main__":

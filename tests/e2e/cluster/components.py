@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.e2e.cluster import gpu_runtime
 from tests.e2e.cluster.authority import Authority
-from tests.e2e.cluster.layout import BIN, KUBECONFIG, NODE, PAUSE_IMAGE, SECRETS, Addresses
+from tests.e2e.cluster.layout import BIN, FIRST, KUBECONFIG, PAUSE_IMAGE, SECRETS, Addresses, Member
 
 CONTAINERD_SOCKET = Path("/run/containerd/containerd.sock")
 GPU_RUNTIME = Path("/etc/containerd/nvidia-runtime")
@@ -30,33 +30,31 @@ class Component:
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
-def components(addresses: Addresses) -> dict[str, Component]:
-    """Writes what they read and returns them in the order in which they start."""
-    secrets = _write_secrets(addresses)
-    _write_node_configuration(addresses)
-    every = [
-        _etcd(),
-        _containerd(),
-        _api_server(addresses),
-        _controller_manager(addresses, secrets),
-        _scheduler(secrets),
-        _kubelet(secrets),
-        _kube_proxy(addresses, secrets),
-        _coredns(addresses, secrets),
-        _keda_operator(secrets),
-        _keda_adapter(secrets),
-    ]
+def components(addresses: Addresses, member: Member) -> dict[str, Component]:
+    """Of one node. Writes what they read and returns them in the order in which they start. The cluster has its secrets already."""
+    _write_node_configuration(addresses, member)
+    every = [_containerd(), _kubelet(member), _kube_proxy(addresses, member)]
+    if member == FIRST:
+        every = [
+            _etcd(),
+            _api_server(addresses),
+            _controller_manager(addresses),
+            _scheduler(),
+            *every,
+            _coredns(),
+            _keda_operator(),
+            _keda_adapter(),
+        ]
     return {component.name: component for component in every}
 
 
-def _write_secrets(addresses: Addresses) -> dict[str, Path]:
-    """The kubeconfigs by name; the certificates lie in SECRETS under the names that the command lines below use."""
+def write_secrets(addresses: Addresses, members: Iterable[Member]) -> None:
+    """Certificates and kubeconfigs, in SECRETS under the names that the command lines below use: once for a cluster, before any node."""
     SECRETS.mkdir(mode=0o700, parents=True)
     cluster, front = Authority(SECRETS, "ca"), Authority(SECRETS, "front-proxy-ca")
     api_names = ["kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local", "localhost"]
     cluster.issue("apiserver", "kube-apiserver", hosts=[*api_names, "127.0.0.1", addresses.node, addresses.api_service])
     cluster.issue("apiserver-kubelet", "kube-apiserver-kubelet", MASTERS)
-    cluster.issue("kubelet", f"system:node:{NODE}", ["system:nodes"], hosts=[NODE, addresses.node])
     cluster.issue("service-accounts", "service-accounts")
     front.issue("front-proxy", "front-proxy")
     keda = Authority(SECRETS, "keda-ca")
@@ -64,34 +62,35 @@ def _write_secrets(addresses: Addresses) -> dict[str, Path]:
     (SECRETS / "keda/ca.crt").write_bytes(keda.certificate.read_bytes())
     keda.issue("keda/tls", "keda", hosts=["localhost", "keda-metrics-apiserver.keda.svc", "127.0.0.1"])
     cluster.kubeconfig(KUBECONFIG, addresses.api, "kubernetes-admin", MASTERS)
-    clients = {
-        "controller-manager": "system:kube-controller-manager",
-        "scheduler": "system:kube-scheduler",
-        "proxy": "system:kube-proxy",
-        "coredns": "system:coredns",
-    }
-    made = {name: cluster.kubeconfig(SECRETS / f"{name}.kubeconfig", addresses.api, user) for name, user in clients.items()}
-    made["kubelet"] = cluster.kubeconfig(SECRETS / "node.kubeconfig", addresses.api, f"system:node:{NODE}", ["system:nodes"])
-    groups = ["system:serviceaccounts", "system:serviceaccounts:keda"]
-    made["keda"] = cluster.kubeconfig(SECRETS / "keda.kubeconfig", addresses.api, KEDA_USER, groups)
-    return made
+    for name in ("kube-controller-manager", "kube-scheduler", "kube-proxy", "coredns"):
+        cluster.kubeconfig(_kubeconfig(name), addresses.api, f"system:{name}")
+    cluster.kubeconfig(_kubeconfig("keda"), addresses.api, KEDA_USER, ["system:serviceaccounts", "system:serviceaccounts:keda"])
+    for member in members:
+        user = f"system:node:{member.name}"
+        cluster.issue(member.name, user, ["system:nodes"], hosts=[member.name, addresses.of(member)])
+        cluster.kubeconfig(_kubeconfig(member.name), addresses.api, user, ["system:nodes"])
 
 
-def _write_node_configuration(addresses: Addresses) -> None:
+def _kubeconfig(user: str) -> Path:
+    return SECRETS / f"{user}.kubeconfig"
+
+
+def _write_node_configuration(addresses: Addresses, member: Member) -> None:
+    pods = {"type": "host-local", "subnet": addresses.pods_on(member), "routes": [{"dst": "0.0.0.0/0"}]}
     cni = {
         "cniVersion": "1.0.0",
         "name": "zerowake",
         # Routed, not bridged: what kube-proxy translates on the way to a pod then passes it on the way back, whatever the kernel's modules.
-        "plugins": [{"type": "ptp", "ipam": {"type": "host-local", "subnet": addresses.pods, "routes": [{"dst": "0.0.0.0/0"}]}}],
+        "plugins": [{"type": "ptp", "ipam": pods}],
     }
     files = {
         "/etc/cni/net.d/10-zerowake.conflist": json.dumps(cni),
         "/etc/containerd/config.toml": CONTAINERD.format(pause=PAUSE_IMAGE, gpu_runtime=GPU_RUNTIME),
         str(GPU_RUNTIME): f'#!/bin/sh\nexec "{sys.executable}" "{gpu_runtime.__file__}" "$@"\n',
-        "/etc/hosts": f"127.0.0.1 localhost\n{addresses.node} {NODE}\n",
+        "/etc/hosts": f"127.0.0.1 localhost\n{addresses.of(member)} {member.name}\n",
         "/etc/resolv.conf": f"nameserver {addresses.node}\nsearch svc.cluster.local cluster.local\noptions ndots:5\n",
-        "/etc/coredns/Corefile": COREFILE.format(address=addresses.node, kubeconfig=SECRETS / "coredns.kubeconfig"),
-        "/etc/kubernetes/kubelet.json": json.dumps(_kubelet_configuration(addresses)),
+        "/etc/coredns/Corefile": COREFILE.format(address=addresses.node, kubeconfig=_kubeconfig("coredns")),
+        "/etc/kubernetes/kubelet.json": json.dumps(_kubelet_configuration(addresses, member)),
     }
     for path, content in files.items():
         Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -148,30 +147,31 @@ COREFILE = """\
 """
 
 
-def _kubelet_configuration(addresses: Addresses) -> dict[str, object]:
+def _kubelet_configuration(addresses: Addresses, member: Member) -> dict[str, object]:
     return {
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
         "kind": "KubeletConfiguration",
-        "address": addresses.node,
+        "address": addresses.of(member),
         "authentication": {
             "anonymous": {"enabled": False},
             "webhook": {"enabled": True},
             "x509": {"clientCAFile": str(SECRETS / "ca.crt")},
         },
         "authorization": {"mode": "Webhook"},
-        "tlsCertFile": str(SECRETS / "kubelet.crt"),
-        "tlsPrivateKeyFile": str(SECRETS / "kubelet.key"),
+        "tlsCertFile": str(SECRETS / f"{member.name}.crt"),
+        "tlsPrivateKeyFile": str(SECRETS / f"{member.name}.key"),
         "clusterDNS": [addresses.node],
         "clusterDomain": "cluster.local",
         "containerRuntimeEndpoint": f"unix://{CONTAINERD_SOCKET}",
         "cgroupDriver": "cgroupfs",
-        "cgroupRoot": addresses.cgroup,
+        "cgroupRoot": addresses.cgroup_of(member),
         "failCgroupV1": False,
         "failSwapOn": False,
         "enforceNodeAllocatable": [],
         # The disk is the machine's, however full; the images are the tests', and come from nowhere else.
         "evictionHard": {"memory.available": "100Mi", "nodefs.available": "0%", "nodefs.inodesFree": "0%", "imagefs.available": "0%"},
         "imageGCHighThresholdPercent": 100,
+        "nodeLeaseDurationSeconds": 20,  # it says every five seconds that it lives
         "shutdownGracePeriod": "0s",
     }
 
@@ -217,13 +217,14 @@ def _api_server(addresses: Addresses) -> Component:
     return Component("kube-apiserver", _command("kube-apiserver", options), f"{addresses.api}/readyz")
 
 
-def _controller_manager(addresses: Addresses, kubeconfigs: Mapping[str, Path]) -> Component:
+def _controller_manager(addresses: Addresses) -> Component:
     options = {
         "bind-address": "127.0.0.1",
         "cluster-signing-cert-file": SECRETS / "ca.crt",
         "cluster-signing-key-file": SECRETS / "ca.key",
-        "kubeconfig": kubeconfigs["controller-manager"],
+        "kubeconfig": _kubeconfig("kube-controller-manager"),
         "leader-elect": "false",
+        "node-monitor-grace-period": "20s",  # tests wait until a node that is gone counts as gone; the default is 50 s
         "root-ca-file": SECRETS / "ca.crt",
         "service-account-private-key-file": SECRETS / "service-accounts.key",
         "service-cluster-ip-range": addresses.services,
@@ -232,39 +233,39 @@ def _controller_manager(addresses: Addresses, kubeconfigs: Mapping[str, Path]) -
     return Component("kube-controller-manager", _command("kube-controller-manager", options), "https://127.0.0.1:10257/healthz")
 
 
-def _scheduler(kubeconfigs: Mapping[str, Path]) -> Component:
-    options = {"bind-address": "127.0.0.1", "kubeconfig": kubeconfigs["scheduler"], "leader-elect": "false"}
+def _scheduler() -> Component:
+    options = {"bind-address": "127.0.0.1", "kubeconfig": _kubeconfig("kube-scheduler"), "leader-elect": "false"}
     return Component("kube-scheduler", _command("kube-scheduler", options), "https://127.0.0.1:10259/healthz")
 
 
-def _kubelet(kubeconfigs: Mapping[str, Path]) -> Component:
-    options = {"config": "/etc/kubernetes/kubelet.json", "hostname-override": NODE, "kubeconfig": kubeconfigs["kubelet"]}
+def _kubelet(member: Member) -> Component:
+    options = {"config": "/etc/kubernetes/kubelet.json", "hostname-override": member.name, "kubeconfig": _kubeconfig(member.name)}
     return Component("kubelet", _command("kubelet", options), "http://127.0.0.1:10248/healthz")
 
 
-def _kube_proxy(addresses: Addresses, kubeconfigs: Mapping[str, Path]) -> Component:
+def _kube_proxy(addresses: Addresses, member: Member) -> Component:
     options = {
         "cluster-cidr": addresses.pods,
         "conntrack-max-per-core": "0",  # these limits belong to the whole machine
         "conntrack-tcp-timeout-close-wait": "0s",
         "conntrack-tcp-timeout-established": "0s",
-        "hostname-override": NODE,
-        "kubeconfig": kubeconfigs["proxy"],
+        "hostname-override": member.name,
+        "kubeconfig": _kubeconfig("kube-proxy"),
         "proxy-mode": "nftables",
     }
     return Component("kube-proxy", _command("kube-proxy", options), "http://127.0.0.1:10249/healthz")
 
 
-def _coredns(addresses: Addresses, kubeconfigs: Mapping[str, Path]) -> Component:
+def _coredns() -> Component:
     return Component("coredns", [str(BIN / "coredns"), "-conf", "/etc/coredns/Corefile"], "http://127.0.0.1:8181/ready")
 
 
-def _keda_environment(kubeconfigs: Mapping[str, Path]) -> dict[str, str]:
+def _keda_environment() -> dict[str, str]:
     names = {"POD_NAMESPACE": "keda", "KEDA_CLUSTER_OBJECT_NAMESPACE": "keda", "WATCH_NAMESPACE": ""}
-    return {"KUBECONFIG": str(kubeconfigs["keda"]), **names}
+    return {"KUBECONFIG": str(_kubeconfig("keda")), **names}
 
 
-def _keda_operator(kubeconfigs: Mapping[str, Path]) -> Component:
+def _keda_operator() -> Component:
     options = {
         "cert-dir": SECRETS / "keda",
         "enable-cert-rotation": "false",
@@ -274,16 +275,16 @@ def _keda_operator(kubeconfigs: Mapping[str, Path]) -> Component:
         "zap-log-level": "info",
     }
     command = _command("keda-operator", options)
-    return Component("keda-operator", command, "http://127.0.0.1:9668/readyz", _keda_environment(kubeconfigs))
+    return Component("keda-operator", command, "http://127.0.0.1:9668/readyz", _keda_environment())
 
 
-def _keda_adapter(kubeconfigs: Mapping[str, Path]) -> Component:
+def _keda_adapter() -> Component:
     options = {
-        "authentication-kubeconfig": kubeconfigs["keda"],
-        "authorization-kubeconfig": kubeconfigs["keda"],
+        "authentication-kubeconfig": _kubeconfig("keda"),
+        "authorization-kubeconfig": _kubeconfig("keda"),
         "cert-dir": SECRETS / "keda",
         "client-ca-file": SECRETS / "keda/ca.crt",
-        "lister-kubeconfig": kubeconfigs["keda"],
+        "lister-kubeconfig": _kubeconfig("keda"),
         "metrics-service-address": "localhost:9666",
         "port": "9669",
         "secure-port": "7443",
@@ -291,7 +292,7 @@ def _keda_adapter(kubeconfigs: Mapping[str, Path]) -> Component:
         "tls-private-key-file": SECRETS / "keda/tls.key",
     }
     command = _command("keda-adapter", options)
-    return Component("keda-adapter", command, "https://127.0.0.1:7443/readyz", _keda_environment(kubeconfigs))
+    return Component("keda-adapter", command, "https://127.0.0.1:7443/readyz", _keda_environment())
 
 
 def _command(program: str, options: Mapping[str, object], *flags: str) -> list[str]:

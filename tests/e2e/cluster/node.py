@@ -1,14 +1,14 @@
-"""The node: process 1 of its own namespaces, under which the whole cluster runs.
+"""A node: process 1 of its own namespaces. Under the first one the control plane runs, too.
 
-Started by `unshare` with new mount, network, pid, UTS and IPC namespaces. So the cluster has a network of its own, and /run, /etc and
+Started by `unshare` with new mount, network, pid, UTS and IPC namespaces. So each node has a network of its own, and /run, /etc and
 /var/lib as an ordinary node has them, and nothing to clean up: when this process ends, the kernel ends every process below it, unmounts
 what was mounted and removes interfaces, routes and nftables rules. What is left is the state folder and the control groups: `down` removes
 them. Rejected: running everything on the machine itself (each path and port collides with something, and a crash leaves all of it behind),
 and the cluster's own components as pods (slower to start, and a test could not stop the kubelet or the API server by name).
 
 It speaks with `up` over its standard input and output: its pid as seen outside, then (once `up` has made the network) a line for each step,
-`ready` at last. Afterwards it obeys `start`, `stop` and `restart` of a component on the control socket. A component that ends by itself is
-started again, as systemd or the kubelet would.
+`ready` at last. Afterwards it obeys `start`, `stop`, `restart` and `kill` of a component on the control socket. A component that ends by
+itself is started again, as systemd or the kubelet would.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from pathlib import Path
 
 from tests.e2e.cluster import objects
 from tests.e2e.cluster.components import Component, components
-from tests.e2e.cluster.layout import ARCHIVES, BIN, CONTROL, DISK, LOGS, NODE, OVERLAYFS_MAGIC, Addresses
+from tests.e2e.cluster.layout import ARCHIVES, BIN, FIRST, LOGS, OVERLAYFS_MAGIC, Addresses, Member
 
 OVERLAID = ("/etc", "/opt", "/var/lib", "/var/log")
 # Straight on the disk: an overlay can't be the upper layer of a container's, and snapshots are read with O_DIRECT.
@@ -54,16 +54,17 @@ STOP_SECONDS = 5.0  # then it is killed: an API server waits a minute for its wa
 
 def main() -> None:
     print(Path("/proc/self").readlink(), flush=True)  # the old /proc: our pid as seen outside
-    addresses = Addresses(int(sys.stdin.readline()))
-    make_file_systems(addresses)
-    make_network(addresses)
-    socket.sethostname(NODE)
+    told = json.loads(sys.stdin.readline())
+    addresses, member = Addresses(told["cluster"]), Member(told["node"])
+    make_file_systems(addresses, member)
+    make_network(addresses, member)
+    socket.sethostname(member.name)
     os.environ["PATH"] = f"{BIN}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
     if node := os.fork():
         while os.wait()[0] != node:  # the others are orphans, of which process 1 is the parent
             pass
         raise SystemExit(1)
-    asyncio.run(Node(components(addresses)).run())
+    asyncio.run(Node(addresses, member).run())
 
 
 def run(*command: str) -> None:
@@ -72,21 +73,22 @@ def run(*command: str) -> None:
         raise SystemExit(f"the node could not be prepared: `{' '.join(command)}` says: {done.stderr.strip()}")
 
 
-def make_file_systems(addresses: Addresses) -> None:
+def make_file_systems(addresses: Addresses, member: Member) -> None:
     run("mount", "--make-rprivate", "/")
-    DISK.mkdir()
-    kind = subprocess.run(["stat", "--file-system", "--format=%t", DISK], capture_output=True, text=True, check=True).stdout.strip()
+    disk = member.disk
+    disk.mkdir(exist_ok=True)
+    kind = subprocess.run(["stat", "--file-system", "--format=%t", disk], capture_output=True, text=True, check=True).stdout.strip()
     if kind == OVERLAYFS_MAGIC:  # this "machine" is a container: its root can't be under another overlay's upper layer
-        run("mount", "-t", "tmpfs", "-o", "mode=755", "zerowake-node", str(DISK))
+        run("mount", "-t", "tmpfs", "-o", "mode=755", "zerowake-node", str(disk))
     for path in OVERLAID:
-        upper, work = DISK / f"upper{path}", DISK / f"work{path}"
-        upper.mkdir(parents=True)
-        work.mkdir(parents=True)
+        upper, work = disk / f"upper{path}", disk / f"work{path}"
+        upper.mkdir(parents=True, exist_ok=True)
+        work.mkdir(parents=True, exist_ok=True)
         run("mount", "-t", "overlay", "-o", f"lowerdir={path},upperdir={upper},workdir={work}", "zerowake-node", path)
     for path in DIRECT:
         Path(path).mkdir(exist_ok=True)
-        own = DISK / Path(path).name
-        own.mkdir()
+        own = disk / Path(path).name
+        own.mkdir(exist_ok=True)
         run("mount", "--bind", str(own), path)
     run("mount", "-t", "tmpfs", "-o", "mode=755", "zerowake-node", "/run")
     run("mount", "-t", "proc", "-o", "nosuid,nodev,noexec", "proc", "/proc")
@@ -103,7 +105,7 @@ def make_file_systems(addresses: Addresses) -> None:
         run("mount", "--bind", str(copy), f"/proc/sys/{name}")
     run("mount", "--make-rshared", "/")  # the kubelet's mounts reach its containers
     for hierarchy in cgroups(addresses):
-        hierarchy.mkdir(exist_ok=True)
+        (hierarchy / member.name).mkdir(exist_ok=True)
 
 
 def give_controllers(root: Path) -> None:
@@ -149,20 +151,20 @@ def cgroups(addresses: Addresses) -> list[Path]:
     return [path / addresses.cgroup.strip("/") for path in roots]
 
 
-def make_network(addresses: Addresses) -> None:
+def make_network(addresses: Addresses, member: Member) -> None:
     run("ip", "link", "set", "lo", "up")
-    run("ip", "address", "add", f"{addresses.node}/30", "dev", "eth0")
+    run("ip", "address", "add", f"{addresses.of(member)}/30", "dev", "eth0")
     run("ip", "link", "set", "eth0", "up")
-    run("ip", "route", "add", "default", "via", addresses.machine)
+    run("ip", "route", "add", "default", "via", addresses.router(member))
     Path("/proc/sys/net/ipv4/ip_forward").write_text("1\n")
 
 
 class Running:
     """A component: its process, and the wish that it runs."""
 
-    def __init__(self, component: Component) -> None:
+    def __init__(self, component: Component, log: Path) -> None:
         self.component = component
-        self.log = LOGS / f"{component.name}.log"
+        self.log = log
         self.process: asyncio.subprocess.Process | None = None
         self.wanted = False
         self.ends = 0
@@ -193,6 +195,13 @@ class Running:
                     self.process.kill()
                 await self.task
             self.task = None
+
+    async def kill(self) -> None:
+        """It stays dead."""
+        self.wanted = False
+        if self.process and self.process.returncode is None:
+            self.process.kill()
+        await self.stop()
 
     async def _keep(self) -> None:
         while self.wanted and self.process:
@@ -245,21 +254,24 @@ def first(errors: BaseException) -> BaseException:
 
 
 class Node:
-    def __init__(self, every: dict[str, Component]) -> None:
-        self._every = {name: Running(component) for name, component in every.items()}
+    def __init__(self, addresses: Addresses, member: Member) -> None:
+        self._member = member
+        self._api = f"{addresses.api}/readyz"
+        self._every = {name: Running(one, member.log(name)) for name, one in components(addresses, member).items()}
 
     async def run(self) -> None:
-        LOGS.mkdir()
+        LOGS.mkdir(exist_ok=True)
         try:
-            await self._start()
+            await (self._start() if self._member == FIRST else self._join())
         except* Exception as errors:
             print(f"failed {json.dumps(str(first(errors)))}", flush=True)
             raise SystemExit(1) from None
-        server = await asyncio.start_unix_server(self._obey, CONTROL)
+        server = await asyncio.start_unix_server(self._obey, self._member.control)
         print("ready", flush=True)
         await server.serve_forever()
 
     async def _start(self) -> None:
+        """The first one, and with it the cluster."""
         async with asyncio.TaskGroup() as group:
             runtime = group.create_task(self._runtime())
             await self._steps("etcd", "kube-apiserver")
@@ -269,7 +281,18 @@ class Node:
                 group.create_task(self._steps(name))
             await self._step("KEDA's resources", objects.apply())
             group.create_task(self._steps("keda-operator", "keda-adapter"))
-        await self._step("the node and KEDA's metrics", objects.ready())
+        await self._step("the node and KEDA's metrics", objects.ready(self._member.name))
+
+    async def _join(self) -> None:
+        """Another one. Its kubelet begins when there is something to join: after a refusal it would wait for seconds."""
+        await self._runtime()
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while not await asyncio.to_thread(answers, self._api):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"there is no API server at {self._api}")
+            await asyncio.sleep(0.2)
+        await asyncio.gather(self._steps("kube-proxy"), self._steps("kubelet"))
+        await self._step("the node", objects.node_ready(self._member.name))
 
     async def _runtime(self) -> None:
         await self._steps("containerd")
@@ -282,7 +305,8 @@ class Node:
     async def _step(self, label: str, work: Awaitable[None]) -> None:
         began = time.monotonic()
         await work
-        print(f"  {label}: up in {time.monotonic() - began:.1f} s", flush=True)
+        where = "" if self._member == FIRST else f"{self._member.name}: "
+        print(f"  {where}{label}: up in {time.monotonic() - began:.1f} s", flush=True)
 
     async def _obey(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One line, `VERB COMPONENT`; the answer is `ok`, or what went wrong."""
@@ -290,6 +314,8 @@ class Node:
         answer = "ok"
         try:
             one = self._every[name]
+            if verb == "kill":
+                await one.kill()
             if verb in ("stop", "restart"):
                 await one.stop()
             if verb in ("start", "restart"):

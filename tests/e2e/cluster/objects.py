@@ -7,7 +7,7 @@ import base64
 import json
 from pathlib import Path
 
-from tests.e2e.cluster.layout import BIN, KEDA_MANIFESTS, KUBECONFIG, NODE, SECRETS
+from tests.e2e.cluster.layout import BIN, KEDA_MANIFESTS, KUBECONFIG, SECRETS
 
 RBAC = "rbac.authorization.k8s.io"
 RBAC_VERSION = f"{RBAC}/v1"
@@ -24,12 +24,16 @@ async def apply() -> None:
     await _kubectl("wait", "--for=condition=Established", *kinds)
 
 
-async def ready() -> None:
-    await _kubectl("wait", "--for=create", f"node/{NODE}")
-    await _kubectl("wait", "--for=condition=Ready", f"node/{NODE}")
+async def ready(first: str) -> None:
+    await node_ready(first)
     await _kubectl("wait", "--for=condition=Available", "apiservice/v1beta1.external.metrics.k8s.io")
     # Without it no pod is admitted into the namespace.
     await _kubectl("wait", "--for=create", "serviceaccount/default")
+
+
+async def node_ready(name: str) -> None:
+    await _kubectl("wait", "--for=create", f"node/{name}")
+    await _kubectl("wait", "--for=condition=Ready", f"node/{name}")
 
 
 async def import_image(archive: Path) -> None:

@@ -1,0 +1,213 @@
+"""Several nodes, each with its kubelet, its containerd and its agent: where pods go, and what happens when a node leaves and comes back.
+
+The release has a gateway and an agent on each of two nodes, and a model that was captured on each. What a node has is known by the word of
+its agent; a node that loses its power says nothing any more, and the others go on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import subprocess
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import aiohttp
+import pytest
+import pytest_asyncio
+
+from tests.e2e.api import Api, Object, condition
+from tests.e2e.cluster.control import enter, tell
+from tests.e2e.cluster.layout import NODE, SECOND_NODE
+from tests.e2e.cluster.power import boot, crash
+from tests.e2e.release import Release, deployment, is_ready, own_namespace, release, snapshot
+
+pytestmark = [
+    pytest.mark.own_cluster("ends nodes and starts them again"),
+    pytest.mark.usefixtures("images", "reported"),
+    pytest.mark.asyncio(loop_scope="module"),
+]
+NODES = (NODE, SECOND_NODE)
+CAPTURED_ON = {"one": NODE, "two": SECOND_NODE}  # model → node
+WITHIN = 120.0
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def installed(kubeconfig: str, images: None) -> AsyncIterator[Release]:
+    """Each model is captured while the other node takes no pods; nothing but the snapshot binds it to the node afterwards."""
+    async with Api.connect(kubeconfig) as api, own_namespace(api, "nodes") as namespace, release(api, kubeconfig, namespace) as made:
+        for model, node in CAPTURED_ON.items():
+            async with cordoned(made, *(other for other in NODES if other != node)):
+                await api.apply(snapshot(model), movable(model), namespace=namespace)
+                await api.until("ModelSnapshot", namespace, model, is_ready, WITHIN)
+        for model in CAPTURED_ON:
+            await made.scaled(model)
+        yield made
+
+
+def movable(model: str) -> Object:
+    """Its pods leave a node at once that is not heard of, and not after the usual five minutes."""
+    made = deployment(model, of=model)
+    gone = {"key": "node.kubernetes.io/unreachable", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 0}
+    made["spec"]["template"]["spec"]["tolerations"] = [gone]
+    return made
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def client() -> AsyncIterator[aiohttp.ClientSession]:
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=WITHIN)) as session:
+        yield session
+
+
+@contextlib.asynccontextmanager
+async def cordoned(made: Release, *names: str) -> AsyncIterator[None]:
+    """No new pod is sent to these nodes."""
+    await made.run("kubectl", "cordon", *names)
+    try:
+        yield
+    finally:
+        await made.run("kubectl", "uncordon", *names)
+
+
+async def pod_of(made: Release, model: str) -> Object:
+    """The one that serves the model."""
+    (pod,) = [one for one in await made.api.list("Pod", made.namespace, f"app={model}") if not one["metadata"].get("deletionTimestamp")]
+    return pod
+
+
+async def how_it_began(made: Release, pod: Object) -> str:
+    """Restored or ColdStarted, by the agent's event."""
+    async with asyncio.timeout(WITHIN):
+        while True:
+            every = await made.api.list("Event", made.namespace)
+            found = {one["reason"] for one in every if one["involvedObject"].get("uid") == pod["metadata"]["uid"]}
+            if found & {"Restored", "ColdStarted"}:
+                return "ColdStarted" if "ColdStarted" in found else "Restored"
+            await asyncio.sleep(0.2)  # events are many: they are listed
+
+
+async def told(made: Release, model: str, holds: Callable[[dict[str, str]], object]) -> dict[str, str]:
+    """Node → rung, once `holds` is true of it, by the model's ModelSnapshot."""
+
+    def rungs(one: Object | None) -> dict[str, str]:
+        return {each["name"]: each["rung"] for each in ((one or {}).get("status") or {}).get("nodes", [])}
+
+    found = await made.api.until("ModelSnapshot", made.namespace, model, lambda one: one and holds(rungs(one)), WITHIN)
+    return rungs(found)
+
+
+async def until_node(made: Release, name: str, *, ready: bool) -> None:
+    await made.api.until("Node", "", name, lambda one: condition(one, "Ready") is ready, WITHIN)
+
+
+@pytest.mark.parametrize("model", CAPTURED_ON)
+async def test_a_pod_goes_where_its_snapshot_is(installed: Release, client: aiohttp.ClientSession, model: str) -> None:
+    assert await installed.holders(model) == [CAPTURED_ON[model]]
+    assert len((await installed.ask(client, model))["digest"]) == 64
+    pod = await pod_of(installed, model)
+    assert (pod["spec"]["nodeName"], await how_it_began(installed, pod)) == (CAPTURED_ON[model], "Restored")
+    await installed.at_zero(model)
+
+
+async def test_each_gateway_reaches_the_pods_of_both_nodes(installed: Release, client: aiohttp.ClientSession) -> None:
+    gateways = await installed.pods("zerowake-scaler")
+    assert {pod["spec"]["nodeName"] for pod in gateways} == set(NODES)
+    for model in CAPTURED_ON:
+        for gateway in gateways:
+            async with client.get(f"http://{gateway['status']['podIP']}:8080/models/{model}/sum") as answer:
+                assert answer.status == 200, await answer.text()
+                assert len((await answer.json(content_type=None))["digest"]) == 64
+    for model in CAPTURED_ON:
+        await installed.at_zero(model)
+
+
+@contextlib.asynccontextmanager
+async def kept(made: Release, client: aiohttp.ClientSession, model: str) -> AsyncIterator[str]:
+    """A pod of the model stays though nobody asks; its answer."""
+    await made.scaled(model, minReplicaCount=1)
+    try:
+        yield (await made.ask(client, model))["digest"]
+    finally:
+        await made.scaled(model)
+        await made.at_zero(model)
+
+
+async def back(made: Release, client: aiohttp.ClientSession, model: str) -> str:
+    """Its pod is ended; the node and the beginning of the next one, which answers."""
+    pod = await pod_of(made, model)
+    await made.api.delete("Pod", made.namespace, pod["metadata"]["name"])
+    await made.api.until("Pod", made.namespace, pod["metadata"]["name"], lambda one: one is None, WITHIN)
+    await made.ask(client, model)
+    pod = await pod_of(made, model)
+    return f"{await how_it_began(made, pod)} on {pod['spec']['nodeName']}"
+
+
+async def test_a_node_is_drained_and_comes_back(installed: Release, client: aiohttp.ClientSession) -> None:
+    """Of all that can leave: the engine and a gateway. Requests are answered all the while."""
+    async with kept(installed, client, "two") as before:
+        assert (await pod_of(installed, "two"))["spec"]["nodeName"] == SECOND_NODE
+        drain = ("kubectl", "drain", SECOND_NODE, "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=100s")
+        try:
+            drained = asyncio.create_task(installed.run(*drain))
+            while not drained.done():
+                assert (await installed.ask(client, "two"))["digest"] == before
+            await drained
+            assert (await pod_of(installed, "two"))["spec"]["nodeName"] == NODE
+            assert await told(installed, "two", len) == {SECOND_NODE: "memory"}, "its agent is still there"
+        finally:
+            await installed.run("kubectl", "uncordon", SECOND_NODE)
+        assert await back(installed, client, "two") == f"Restored on {SECOND_NODE}"
+
+
+async def dies(_: Release) -> None:
+    """What Kubernetes has on the node ends, and neither the engine nor the agent."""
+    for program in ("kubelet", "containerd"):
+        await asyncio.to_thread(tell, "kill", program, SECOND_NODE)
+
+
+async def lives(made: Release) -> None:
+    """The kubelet begins when the agent is the container runtime's plugin again: what is started sooner is started without it."""
+    await asyncio.to_thread(tell, "start", "containerd", SECOND_NODE)
+    logs = [*enter(SECOND_NODE), "sh", "-c", f"cat /var/log/pods/{made.namespace}_zerowake-agent-*/agent/*.log"]
+    async with asyncio.timeout(WITHIN):
+        while b"connected to the container runtime again" not in await asyncio.to_thread(subprocess.check_output, logs):
+            await asyncio.sleep(0.1)  # a log tells nobody that it grew
+    await asyncio.to_thread(tell, "start", "kubelet", SECOND_NODE)
+
+
+async def loses_power(_: Release) -> None:
+    await asyncio.to_thread(crash, SECOND_NODE)
+
+
+async def boots(_: Release) -> None:
+    await asyncio.to_thread(boot, SECOND_NODE)
+
+
+Change = Callable[[Release], Awaitable[None]]
+
+
+@pytest.mark.parametrize(("goes", "comes"), [(dies, lives), (loses_power, boots)])
+async def test_a_node_is_gone_and_comes_back(installed: Release, client: aiohttp.ClientSession, goes: Change, comes: Change) -> None:
+    async with kept(installed, client, "two") as before:
+        assert (await pod_of(installed, "two"))["spec"]["nodeName"] == SECOND_NODE
+        await goes(installed)
+        try:
+            assert (await installed.ask(client, "two"))["digest"] == before, "by whoever there is"
+            await until_node(installed, SECOND_NODE, ready=False)
+            await installed.api.until(
+                "Deployment", installed.namespace, "two", lambda one: one and one["status"].get("readyReplicas"), WITHIN
+            )
+            assert (await pod_of(installed, "two"))["spec"]["nodeName"] == NODE
+            assert (await installed.ask(client, "two"))["digest"] == before
+            await installed.ask(client, "one")
+            other = await pod_of(installed, "one")
+            assert (other["spec"]["nodeName"], await how_it_began(installed, other)) == (NODE, "Restored")
+            if goes is loses_power:
+                assert await told(installed, "two", lambda rungs: rungs.get(SECOND_NODE) == "unknown") == {SECOND_NODE: "unknown"}
+            else:
+                assert await told(installed, "two", len) == {SECOND_NODE: "memory"}, "its agent speaks for it"
+        finally:
+            await comes(installed)
+            await until_node(installed, SECOND_NODE, ready=True)
+        assert await told(installed, "two", lambda rungs: rungs.get(SECOND_NODE) in ("disk", "memory"))
+        assert await back(installed, client, "two") == f"Restored on {SECOND_NODE}"
+    await installed.at_zero("one")
