@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import subprocess
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 
 import aiohttp
 import pytest
 import pytest_asyncio
 
+from restore_agent.snapshots.keyring import Keyring
 from tests.e2e.api import Api, Object, condition
 from tests.e2e.cluster.control import enter, tell
 from tests.e2e.cluster.layout import NODE, SECOND_NODE
 from tests.e2e.cluster.power import boot, crash
-from tests.e2e.release import Release, deployment, is_ready, own_namespace, release, snapshot
+from tests.e2e.release import Release, deployment, is_ready, own_namespace, snapshot, to_install
 
 pytestmark = [
     pytest.mark.own_cluster("ends nodes and starts them again"),
@@ -32,9 +36,19 @@ WITHIN = 120.0
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def installed(kubeconfig: str, images: None) -> AsyncIterator[Release]:
+async def installed(kubeconfig: str, images: None, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Release]:
     """Each model is captured while the other node takes no pods; nothing but the snapshot binds it to the node afterwards."""
-    async with Api.connect(kubeconfig) as api, own_namespace(api, "nodes") as namespace, release(api, kubeconfig, namespace) as made:
+    keys = tmp_path_factory.mktemp("keys")
+    Keyring(keys).make()
+    async with (
+        Api.connect(kubeconfig) as api,
+        own_namespace(api, "nodes") as namespace,
+        to_install(api, kubeconfig, namespace) as made,
+    ):
+        secret = ("create", "secret", "generic", "zerowake-keys", f"--from-file={keys}/signing.pem")
+        await made.run("kubectl", "-n", namespace, *secret)
+        await made.helm_upgrade("--set=agent.keysSecret=zerowake-keys")
+        await made.find_gateway()
         for model, node in CAPTURED_ON.items():
             async with cordoned(made, *(other for other in NODES if other != node)):
                 await api.apply(snapshot(model), movable(model), namespace=namespace)
@@ -211,3 +225,31 @@ async def test_a_node_is_gone_and_comes_back(installed: Release, client: aiohttp
         assert await told(installed, "two", lambda rungs: rungs.get(SECOND_NODE) in ("disk", "memory"))
         assert await back(installed, client, "two") == f"Restored on {SECOND_NODE}"
     await installed.at_zero("one")
+
+
+async def test_a_snapshot_is_restored_on_a_node_that_never_ran_it(
+    installed: Release, client: aiohttp.ClientSession, tmp_path: Path
+) -> None:
+    """By a folder that agents of both nodes see, as they would see a volume."""
+    before = (await installed.ask(client, "two"))["digest"]
+    assert (await pod_of(installed, "two"))["spec"]["nodeName"] == SECOND_NODE
+    await installed.at_zero("two")
+    volume = {"name": "store", "hostPath": {"path": str(tmp_path)}}
+    container = {"name": "agent", "volumeMounts": [{"name": "store", "mountPath": "/store"}]}
+    patch = json.dumps({"spec": {"template": {"spec": {"containers": [container], "volumes": [volume]}}}})
+    await installed.run("kubectl", "-n", installed.namespace, "patch", "daemonset/zerowake-agent", f"--patch={patch}")
+    await installed.run("kubectl", "-n", installed.namespace, "rollout", "status", "daemonset/zerowake-agent", "--timeout=90s")
+    for node, words in ((SECOND_NODE, ("push", "two", "--to=file:///store")), (NODE, ("pull", "two", "--from=file:///store"))):
+        (agent,) = await installed.agents(node)
+        inside = ("exec", agent["metadata"]["name"], "-c", "agent", "--", "zerowake", "snapshot", *words)
+        print(await installed.run("kubectl", "-n", installed.namespace, *inside, f"--namespace={installed.namespace}"))
+    await told(installed, "two", lambda rungs: rungs.keys() == set(NODES))
+    async with cordoned(installed, SECOND_NODE):
+        begin = time.monotonic()
+        assert (await installed.ask(client, "two"))["digest"] == before
+        print(f"answered {time.monotonic() - begin:.2f} s after the request")
+        pod = await pod_of(installed, "two")
+        assert (pod["spec"]["nodeName"], await how_it_began(installed, pod)) == (NODE, "Restored")
+        async with client.get(f"http://{pod['status']['podIP']}:8000/count") as answer:
+            assert (await answer.json())["count"] > 1, "its process has answered before it was dumped, on the other node"
+        await installed.at_zero("two")
