@@ -33,6 +33,8 @@ pytestmark = pytest.mark.own_cluster("runs an agent of its own on the node")
 # What the engine changes in its container's file system on the way: a file that comes, and one that goes.
 SERVER = "echo written >/etc/zerowake-test && rm /etc/debian_version && exec python3 -u /server.py $(WORDS)"
 WAITS = "echo started cold; exec sleep 1000"
+# What io_uring_setup, the system call 425, is answered.
+IO_URING = "import ctypes; libc = ctypes.CDLL(None, use_errno=True); libc.syscall(425, 1, None); print(ctypes.get_errno())"
 
 
 def restored(agent: Agent, name: str, **spec: Any) -> Object:
@@ -95,6 +97,8 @@ async def test_what_answers_in_the_pod_was_dumped_in_another(api: Api, namespace
     assert first == "0::/" or f"/pod{ready['metadata']['uid']}/" in first, "in the kubelet's cgroup for this pod"
     assert engine == first
     assert "No such file" in shown, "what the engine removed is gone here too"
+    filtered = await run_in(namespace, "one", f"grep -h Seccomp: /proc/1/status /proc/{known['root_pid']}/status; python3 -c '{IO_URING}'")
+    assert filtered.split() == ["Seccomp:", "2"] * 2 + ["38"], "no profile lies on the node, and the runtime put the agent's on: ENOSYS"
     # A pod that is being deleted is gone for the gateway before its process is.
     await api.delete("Pod", namespace, "one")
     async with asyncio.timeout(30):
