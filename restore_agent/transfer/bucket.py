@@ -23,8 +23,10 @@ from obstore.store import S3Store
 from restore_agent.transfer.credentials import CredentialFiles
 from restore_agent.transfer.s3_errors import code_of, status_of, word_for
 from restore_agent.transfer.source import Absent, Denied, Piece, Stored
+from zerowake_shared.clock import SYSTEM_CLOCK, Clock
 
-_PIECE = 256 << 10  # bytes: at this rate per stall of fetch.py a stream counts as alive
+_SMALLEST, _LARGEST = 256 << 10, 4 << 20  # bytes of a piece
+_PER_PIECE = 0.25  # seconds that a piece may take: who reads waits for one, and each costs as much as a megabyte
 _PARTS_FROM = 64 << 20  # bytes; a smaller object is one request
 _PART = 16 << 20
 _ENDPOINTS = "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"
@@ -36,7 +38,7 @@ _MOVING = 3600.0  # seconds, as _MOVE
 class Bucket:
     """A Destination below a prefix of a bucket."""
 
-    def __init__(self, bucket: str, prefix: str = "") -> None:
+    def __init__(self, bucket: str, prefix: str = "", clock: Clock = SYSTEM_CLOCK) -> None:
         """Raises Denied: credentials that the environment names cannot be read."""
         files = CredentialFiles()
         settings = files.settings()
@@ -45,6 +47,8 @@ class Bucket:
         if endpoint:
             config["endpoint"] = endpoint
         provider = files if files.have_keys() else None
+        self._clock = clock
+        self._piece = _SMALLEST  # as large as the last stream's rate allows
         self._name = "s3://" + "/".join(part for part in (bucket, prefix) if part)
 
         def client(timeout: str) -> S3Store:
@@ -76,8 +80,14 @@ class Bucket:
                 if status_of(str(error)) == 416:
                     return  # it ends before
                 raise
-            async for piece in answer.stream(min_chunk_size=_PIECE):
+            begin, waited, came = self._clock.now(), 0.0, 0
+            async for piece in answer.stream(min_chunk_size=self._piece):
+                waited += self._clock.now() - begin
+                came += len(piece)
+                if came >= _SMALLEST and waited:
+                    self._piece = int(max(_SMALLEST, min(_LARGEST, came / waited * _PER_PIECE)))
                 yield memoryview(piece)
+                begin = self._clock.now()
 
     async def size(self, key: str) -> int:
         """See Source."""

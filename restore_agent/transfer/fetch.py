@@ -66,9 +66,12 @@ class Fetch:
         Raises:
             Absent: no source has it. Altered, Denied, Unreachable: what the gravest of the sources did, and what the others did.
         """
+        await self._bring(_Arriving(chunk, lambda: target, self._moved))
+
+    async def _bring(self, arriving: _Arriving) -> None:
+        chunk = arriving.chunk
         left = list(self._sources(chunk))
         failures: dict[str, TransferError] = {}
-        arriving = _Arriving(chunk, target, self._moved)
         for attempt in range(self._patience.rounds):
             if attempt:
                 await asyncio.sleep(self._patience.pause * 2 ** (attempt - 1))
@@ -98,13 +101,12 @@ class Fetch:
         Raises:
             TransferError: as `bring`, of the first chunk that no source gave. OSError: what `keep` raised.
         """
-        loop = asyncio.get_running_loop()
         with ThreadPoolExecutor(self._streams, "keep") as threads:
 
             async def bring_one(chunk: Chunk, room: Room) -> None:
-                target = room.of(chunk.size)
-                await self.bring(chunk, target)
-                await to_its_end(loop.run_in_executor(threads, keep, chunk, target))
+                arriving = _Arriving(chunk, lambda: room.of(chunk.size), self._moved, lambda data: keep(chunk, data), threads)
+                await self._bring(arriving)
+                await arriving.keep_all()
                 arrived(chunk)
 
             await in_streams(chunks, self._streams, bring_one)
@@ -128,7 +130,7 @@ class Fetch:
         rest = arriving.chunk.size - arriving.done
         until = self._clock.now() + self._patience.stall + rest / self._patience.floor if hurry else float("inf")
         async with contextlib.aclosing(source.read(chunk_key(arriving.chunk.hash), arriving.done, rest)) as pieces:
-            while True:
+            while arriving.done < arriving.chunk.size:
                 wait = min(self._patience.stall, until - self._clock.now())
                 try:
                     async with asyncio.timeout(wait):
@@ -145,31 +147,51 @@ class Fetch:
 
 
 class _Arriving:
-    """A chunk on its way: what has come of it, from any sources one after the other."""
+    """A chunk on its way: what has come of it, from any sources one after the other.
 
-    def __init__(self, chunk: Chunk, target: memoryview, moved: Callable[[int], None]) -> None:
+    A piece that is all of it is hashed and kept where it lies, in one go; others come together in memory of ours.
+    """
+
+    def __init__(
+        self,
+        chunk: Chunk,
+        room: Callable[[], memoryview],
+        moved: Callable[[int], None],
+        keep: Callable[[memoryview], None] | None = None,
+        threads: ThreadPoolExecutor | None = None,
+    ) -> None:
+        """`room`: the memory for its pieces. `keep` is called in one of the threads, once, with bytes that were verified."""
         self.chunk = chunk
         self.done = 0
-        self._target = target
+        self._room = room
         self._moved = moved
+        self._keep = keep
+        self._threads = threads
+        self._kept = False
         self._hasher = blake3()
 
     async def add(self, piece: Piece, source: Source) -> None:
-        """Raises Altered: it is more than the chunk has."""
+        """Raises Altered: it is more than the chunk has. What `keep` raises."""
         end = self.done + len(piece)
         if end > self.chunk.size:
             self.forget()
             raise Altered(f"{source} sent more than the {self.chunk.size} bytes of {self.chunk.hash}")
-        target = self._target[self.done : end]
         if len(piece) <= _INLINE:
-            self._take(piece, target)
+            self._take(piece, self._room()[self.done : end])
+        elif self._keep and len(piece) == self.chunk.size:
+            await self._in_thread(self._take_whole, piece)
         else:
-            await to_its_end(asyncio.get_running_loop().run_in_executor(None, self._take, piece, target))
+            await self._in_thread(self._take, piece, self._room()[self.done : end])
         self.done = end
         self._moved(len(piece))
 
     def is_whole(self) -> bool:
         return self._hasher.hexdigest() == self.chunk.hash
+
+    async def keep_all(self) -> None:
+        """It is whole: it is kept, unless it was as it came. Raises what `keep` does."""
+        if self._keep and not self._kept:
+            await self._in_thread(self._keep, self._room())
 
     def forget(self) -> None:
         """Nothing of it has come."""
@@ -177,9 +199,18 @@ class _Arriving:
         self.done = 0
         self._hasher = blake3()
 
+    async def _in_thread(self, work: Callable[..., None], *arguments: Piece) -> None:
+        await to_its_end(asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments))
+
     def _take(self, piece: Piece, target: memoryview) -> None:
         target[:] = piece
         self._hasher.update(target)  # of the copy: the piece may be memory that its sender still writes to
+
+    def _take_whole(self, piece: Piece) -> None:
+        self._hasher.update(piece)
+        if self._keep and self.is_whole():
+            self._keep(memoryview(piece))
+            self._kept = True
 
 
 def gravest(errors: Iterable[TransferError], nobody: str) -> TransferError:

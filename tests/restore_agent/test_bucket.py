@@ -15,7 +15,8 @@ import pytest
 from aiohttp import web
 
 from restore_agent.transfer.bucket import Bucket
-from restore_agent.transfer.fetch import Fetch
+from restore_agent.transfer.fetch import Fetch, Patience
+from restore_agent.transfer.layout import chunk_key
 from restore_agent.transfer.source import Absent, Altered, Denied, Full, TransferError, Unreachable, read_whole
 from tests.worlds.faulty_source import chunk_of
 from tests.worlds.s3_server import KEY, SECRET, S3Server, Wire, s3_server, small_disk
@@ -189,6 +190,29 @@ async def test_a_connection_that_is_cut_again_and_again_costs_no_byte(bucket: st
         wire.cut_after = 600_000
         assert await _bring(Bucket(bucket)) == DATA
         assert wire.connections > 1
+
+
+async def test_a_bucket_behind_a_slow_line_is_left_for_another(bucket: str, s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    near = Bucket(bucket)
+    await near.put(OBJECT, DATA)
+    async with _wired(s3, monkeypatch) as wire:
+        wire.rate = 1000
+        far = Bucket(bucket)
+        target = bytearray(CHUNK.size)
+        await Fetch(lambda chunk: [far, near], patience=Patience(stall=2.0)).bring(CHUNK, memoryview(target))
+        assert bytes(target) == DATA
+        assert wire.connections == 1
+
+
+async def test_chunks_share_connections(bucket: str, s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    pieces = [DATA[at : at + 100_000] for at in range(0, 1_000_000, 100_000)]
+    async with _wired(s3, monkeypatch) as wire:
+        store = Bucket(bucket)
+        for piece in pieces:
+            await store.put(chunk_key(chunk_of(piece).hash), piece)
+        before = wire.connections
+        await Fetch(lambda chunk: [store], streams=2).bring_all(map(chunk_of, pieces), lambda chunk, data: None)
+        assert wire.connections <= before + 2
 
 
 async def test_a_connection_that_carries_nothing_is_unreachable(bucket: str, s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:

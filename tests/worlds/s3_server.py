@@ -94,6 +94,7 @@ class Wire:
         self.passed = 0  # bytes of answers
         self.connections = 0
         self._free_at = 0.0
+        self._ends: set[asyncio.StreamWriter] = set()
 
     @property
     def endpoint(self) -> str:
@@ -107,18 +108,27 @@ class Wire:
             yield self
         finally:
             server.close()
+            for writer in self._ends:
+                writer.transport.abort()
+            while self._ends:
+                await asyncio.sleep(0)
 
     async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
+        ends = {writer}
+        self._ends |= ends
         with contextlib.suppress(OSError):
             there, back = await asyncio.open_connection("127.0.0.1", self._server)
+            ends.add(back)
+            self._ends.add(back)
             asks = asyncio.create_task(_pass_on(reader, back))
             try:
                 await self._answer(there, writer)
             finally:
                 asks.cancel()
-                back.close()
-                writer.transport.abort()
+        for each in ends:
+            each.transport.abort()
+        self._ends -= ends
 
     async def _answer(self, there: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         sent = 0
