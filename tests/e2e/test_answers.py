@@ -189,7 +189,8 @@ async def drained(made: Release) -> None:
     names = await nodes(made)
     try:
         options = ("--ignore-daemonsets", "--delete-emptydir-data", f"--pod-selector=app in ({RESTORED},{COLD})", "--timeout=100s")
-        await made.run("kubectl", "drain", *names, *options)
+        # Each by a command of its own: one command drains them one after the other.
+        await asyncio.gather(*(made.run("kubectl", "drain", name, *options) for name in names))
     finally:
         await made.run("kubectl", "uncordon", *names)
 
