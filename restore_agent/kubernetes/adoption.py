@@ -3,7 +3,9 @@
     a placeholder calls that has an engine: another agent restored it, before this one took its place       →  replica, at once
     a labelled pod without a placeholder (opted out, left alone, or made while no agent was there)           →  replica, once it is healthy
 
-Which of the second kind there are is seen in the pods' status, again whenever a container was started anew.
+Which of the second kind there are is seen in the pods' status, again whenever a container was started anew. A status may say that a
+container runs while its first process is still the runtime's, which becomes the placeholder a moment later: on a busy node that moment is
+long. So for a capture pod, which would fail at once, what the container was made with is asked for, too.
 """
 
 from __future__ import annotations
@@ -16,8 +18,8 @@ from collections.abc import AsyncIterator
 from restore_agent.engine.engine import Engine, EngineError
 from restore_agent.errors import AgentError
 from restore_agent.kubernetes.calling_pod import CallingPod, Refused, engine_container
-from restore_agent.kubernetes.cri import Cri, CriError
-from restore_agent.kubernetes.injection import has_placeholder
+from restore_agent.kubernetes.cri import Cri, CriError, Described
+from restore_agent.kubernetes.injection import has_placeholder, is_made_with_placeholder
 from restore_agent.kubernetes.node_pods import NodePods
 from restore_agent.kubernetes.pod import Pod
 from restore_agent.kubernetes.pod_captures import PodCaptures
@@ -31,9 +33,12 @@ from restore_agent.snapshots.manifest import EngineRecord, InvalidName
 from restore_agent.snapshots.store import NotFound, Snapshot, Store
 from restore_agent.snapshots.unusable import Unusable
 from zerowake_shared.background import ended, told
+from zerowake_shared.backoff import Backoff
 from zerowake_shared.pod_contract import CAPTURE, SNAPSHOT
 
 _WHY = "it runs, and was not restored by this agent"
+_BEGIN_SECONDS = 30.0  # in which a container's first process becomes the command that it was made with, on a node that has much to do
+_FIRST_PAUSE, _LAST_PAUSE = 0.01, 1.0  # between two looks at it: the kernel tells nobody
 _LOG = logging.getLogger("zerowake.agent")
 
 
@@ -113,7 +118,8 @@ class Adoption:
                 if has_placeholder(about.pid):
                     return  # it calls
                 if pod.metadata.labels.get(CAPTURE):
-                    await self._captures.missed(pod)
+                    if not await self._begins_as_placeholder(pod, about):
+                        await self._captures.missed(pod)
                     return
                 caller = CallingPod(Placeholder(None, about.pid), about, pod)
                 unless_taken.callback(caller.placeholder.close)
@@ -127,6 +133,21 @@ class Adoption:
                     return  # its placeholder called meanwhile, and became this command: whoever answered the call has it
                 unless_taken.pop_all()
                 self._take(caller, record, None, Origin.COLD, 1)
+
+    async def _begins_as_placeholder(self, pod: Pod, about: Described) -> bool:
+        """Whether it calls, once the runtime has started it. One that waited in vain for an agent has become its command, and does not.
+
+        Raises OSError: it has ended.
+        """
+        if not is_made_with_placeholder(about.command):
+            return False
+        backoff = Backoff(_FIRST_PAUSE, _LAST_PAUSE)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_BEGIN_SECONDS):
+                while self._called.get(pod.metadata.uid) != about.id and not has_placeholder(about.pid):
+                    await asyncio.sleep(backoff.next())
+                return True
+        return False
 
     async def _snapshot(self, caller: CallingPod) -> Snapshot | None:
         """For how its engine is reached; None: it has none, or one that cannot be used."""

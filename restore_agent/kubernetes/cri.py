@@ -41,6 +41,7 @@ class Described:
     pod_uid: str
     namespace: str
     address: str  # of its pod
+    command: tuple[str, ...] = ()  # as it was made with, by plugins too
 
 
 class Cri:
@@ -92,6 +93,7 @@ class Cri:
                 pod_uid=labels["io.kubernetes.pod.uid"],
                 namespace=labels["io.kubernetes.pod.namespace"],
                 address=network.ip,
+                command=tuple(about["runtimeSpec"]["process"]["args"]),
             )
 
     @contextlib.contextmanager

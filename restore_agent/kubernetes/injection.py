@@ -12,6 +12,7 @@ image is asked what it runs, and no pod has to say that it wants it.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 
 from zerowake_proto import nri_pb2
@@ -45,6 +46,11 @@ def has_placeholder(pid: int) -> bool:
     """Whether the first process of a container is a placeholder, so that it calls by itself. Raises OSError: it has ended."""
     program = str(Path(f"/proc/{pid}/exe").readlink())
     return program.removesuffix(" (deleted)") == str(_FOLDER / PROGRAM)  # a newer agent brings a newer file
+
+
+def is_made_with_placeholder(command: Sequence[str]) -> bool:
+    """Whether a container that was made with this command begins as a placeholder."""
+    return bool(command) and command[0] == str(_FOLDER / PROGRAM)
 
 
 def _adjustment(

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from restore_agent.engine.control import Control
+from restore_agent.kubernetes import adoption
 from restore_agent.places.container import Container
 from restore_agent.programs.on_kubernetes import pods_served
 from restore_agent.sequences.node import Node
@@ -20,7 +21,7 @@ from tests.worlds.agent import PORT
 from tests.worlds.captured import ADDRESS, IMAGE
 from tests.worlds.containers import answering
 from tests.worlds.image import PYTHON
-from tests.worlds.kubelet import NAMESPACE, Kubelet
+from tests.worlds.kubelet import COMMAND, NAMESPACE, PLACEHOLDER, Kubelet
 from tests.worlds.processes import stands_in_open
 from tests.worlds.waiting import until
 
@@ -40,6 +41,14 @@ class Handler(BaseHTTPRequestHandler):
 ControlDirectory.from_environment().take_part(lambda: None, lambda moved: HTTPServer(("", 8000), Handler).serve_forever())
 """
 )
+
+# It stands for the runtime's own process, which becomes what the container was made with.
+LATE = """
+import os, sys, time
+while not os.path.exists("/run/zerowake/control/begin"):
+    time.sleep(0.01)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
 
 
 @pytest.fixture
@@ -91,6 +100,26 @@ async def test_a_capture_pod_without_a_placeholder_has_failed(node: Node, kubele
         assert "was not connected to the container runtime" in why
         await until(lambda: "zerowake.dev/capture-failed" in kubelet.api.objects["pods", NAMESPACE, "capture"]["metadata"]["annotations"])
     assert not len(node.replicas)
+
+
+async def test_a_capture_pod_that_waited_in_vain_for_an_agent_and_became_its_command_has_failed(
+    node: Node, kubelet: Kubelet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adoption, "_BEGIN_SECONDS", 0.1)
+    made_with = (PLACEHOLDER, "--", *COMMAND)
+    async with kubelet.pod("capture", {"zerowake.dev/capture": "small"}, TOLD, bare=True, made_with=made_with):
+        assert "was not connected to the container runtime" in await kubelet.event("capture", "CaptureFailed")
+
+
+async def test_a_capture_pod_whose_first_process_is_still_the_runtime_s_is_waited_for(node: Node, kubelet: Kubelet) -> None:
+    """Its status says that it runs, and a busy runtime has not come to its command yet. The call fails here by what it says of itself."""
+    made_with = (PLACEHOLDER, "--", *COMMAND)
+    late = (str(PYTHON), "-c", LATE, *made_with)
+    told = {**TOLD, "zerowake.dev/canary": '{"path": "no/slash"}'}
+    async with kubelet.pod("capture", {"zerowake.dev/capture": "small"}, told, command=late, bare=True, made_with=made_with) as pod:
+        await until(lambda: kubelet.is_looked_at("capture"))
+        (pod.folder / "control/begin").touch()
+        assert "does not begin with /" in await kubelet.event("capture", "CaptureFailed")
 
 
 async def test_a_pod_that_names_no_snapshot_and_no_port_is_left_alone(

@@ -33,7 +33,15 @@ async def asked(runtime: ContainerRuntime, tmp_path: Path) -> AsyncIterator[Cri]
 async def test_a_container_is_described_as_kubelet_and_runtime_know_it(asked: Cri, runtime: ContainerRuntime) -> None:
     runtime.add(ID, 4711, "team", "chat-1", "uid-1")
     assert await asked.describe(ID) == Described(
-        id=ID, name="engine", pid=4711, image="sha256:0123", pod="chat-1", pod_uid="uid-1", namespace="team", address="10.1.2.3"
+        id=ID,
+        name="engine",
+        pid=4711,
+        image="sha256:0123",
+        pod="chat-1",
+        pod_uid="uid-1",
+        namespace="team",
+        address="10.1.2.3",
+        command=("server",),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,13 @@ class ContainerRuntime(cri_pb2_grpc.RuntimeServiceServicer):
     def __init__(self) -> None:
         self.containers: dict[str, cri_pb2.ContainerStatusResponse] = {}
         self.address = "10.1.2.3"
+        self.asked: set[str] = set()  # containers
 
     def serve(self, socket: Path) -> AbstractAsyncContextManager[None]:
         return served_at(socket, lambda server: cri_pb2_grpc.add_RuntimeServiceServicer_to_server(self, server))
 
-    def add(self, container: str, pid: int, namespace: str, pod: str, uid: str, name: str = "engine") -> None:
-        about = {"pid": pid, "sandboxID": "sandbox"}
+    def add(self, container: str, pid: int, namespace: str, pod: str, uid: str, name: str = "engine", command: Sequence[str] = ("server",)) -> None:
+        about = {"pid": pid, "sandboxID": "sandbox", "runtimeSpec": {"process": {"args": [*command]}}}
         labels = {"container.name": name, "pod.name": pod, "pod.uid": uid, "pod.namespace": namespace}
         status = cri_pb2.ContainerStatus(
             id=container, image_ref="sha256:0123", labels={f"io.kubernetes.{key}": value for key, value in labels.items()}
@@ -37,6 +39,7 @@ class ContainerRuntime(cri_pb2_grpc.RuntimeServiceServicer):
     async def ContainerStatus(self, request: cri_pb2.ContainerStatusRequest, context: Any) -> cri_pb2.ContainerStatusResponse:
         if request.container_id not in self.containers:
             await context.abort(grpc.StatusCode.NOT_FOUND, f"no container {request.container_id[:12]}")
+        self.asked.add(request.container_id)
         return self.containers[request.container_id]
 
     async def PodSandboxStatus(self, request: cri_pb2.PodSandboxStatusRequest, context: Any) -> cri_pb2.PodSandboxStatusResponse:

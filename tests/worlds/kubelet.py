@@ -20,6 +20,7 @@ from tests.worlds.waiting import until
 
 COMMAND = (str(PYTHON), str(SERVER), str(PORT), "8", str(MAPPED))
 NAMESPACE = "team"
+PLACEHOLDER = "/run/zerowake/bin/zerowake-placeholder"  # inside
 
 
 class Kubelet:
@@ -40,10 +41,12 @@ class Kubelet:
         *,
         command: Sequence[str] = COMMAND,
         bare: bool = False,
+        made_with: Sequence[str] = (),
         env: Sequence[str] = (),
         **spec: Any,
     ) -> AsyncIterator[Running]:
-        """A pod of one container that runs. `bare`: no placeholder was put before its command."""
+        """A pod of one container that runs. `bare`: no placeholder was put before its command. `made_with`: what the runtime says that the
+        container was made with, where it is not what runs in it."""
         made = {
             "metadata": {"name": name, "namespace": NAMESPACE, "labels": labels, "annotations": annotations},
             "spec": {"nodeName": "node", "containers": [{"name": "engine", "ports": [{"containerPort": PORT}]}], **spec},
@@ -52,7 +55,8 @@ class Kubelet:
         identity = secrets.token_hex(32)
         given = self._given(made["metadata"], command, env)
         async with container(self.folder / name, self.placeholder, command, name=identity, bare=bare, **given) as running:
-            self._runtime.add(identity, running.pid(), NAMESPACE, name, found["metadata"]["uid"])
+            made_with = made_with or (command if bare else (PLACEHOLDER, "--", *command))
+            self._runtime.add(identity, running.pid(), NAMESPACE, name, found["metadata"]["uid"], command=made_with)
             status = {"name": "engine", "containerID": f"containerd://{identity}", "state": {"running": {}}}
             await self.api.change("pods", NAMESPACE, name, {"status": {"phase": "Running", "containerStatuses": [status]}})
             self._running[name] = running
@@ -76,6 +80,10 @@ class Kubelet:
         ]
         filtered = adjusted.linux.HasField("seccomp_policy")
         return {"env": [f"{key}={value}" for key, value in variables.items()], "mounts": mounts, "filtered": filtered}
+
+    def is_looked_at(self, name: str) -> bool:
+        """Somebody has asked the runtime about the pod's container."""
+        return self.container_of(name).rpartition("/")[2] in self._runtime.asked
 
     def container_of(self, name: str) -> str:
         """The runtime's id of the pod's container, as the pod's status has it."""
