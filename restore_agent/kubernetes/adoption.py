@@ -29,8 +29,9 @@ from restore_agent.places.container_error import ContainerError
 from restore_agent.places.placeholder import Placeholder
 from restore_agent.sequences.phases import Phases
 from restore_agent.sequences.replicas import Origin
+from restore_agent.snapshots.catalog import NotFound, Snapshot
 from restore_agent.snapshots.manifest import EngineRecord, InvalidName
-from restore_agent.snapshots.store import NotFound, Snapshot, Store
+from restore_agent.snapshots.store import Store
 from restore_agent.snapshots.unusable import Unusable
 from zerowake_shared.background import ended, told
 from zerowake_shared.backoff import Backoff
@@ -144,9 +145,10 @@ class Adoption:
         backoff = Backoff(_FIRST_PAUSE, _LAST_PAUSE)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_BEGIN_SECONDS):
-                while self._called.get(pod.metadata.uid) != about.id and not has_placeholder(about.pid):
+                while True:
+                    if self._called.get(pod.metadata.uid) == about.id or has_placeholder(about.pid):
+                        return True
                     await asyncio.sleep(backoff.next())
-                return True
         return False
 
     async def _snapshot(self, caller: CallingPod) -> Snapshot | None:

@@ -14,8 +14,9 @@ from restore_agent.kubernetes.cri import Described
 from restore_agent.kubernetes.pod import Pod, PodContainer, Probe
 from restore_agent.places.container import Container
 from restore_agent.places.placeholder import Placeholder
+from restore_agent.snapshots.catalog import Snapshot
 from restore_agent.snapshots.manifest import EngineRecord, check_name
-from restore_agent.snapshots.store import Snapshot, Store
+from restore_agent.snapshots.store import Store
 from zerowake_shared import pod_environment
 from zerowake_shared.pod_contract import (
     CANARY,

@@ -13,7 +13,7 @@ from restore_agent.places.container import Container
 from restore_agent.sequences.node import Node
 from restore_agent.sequences.phases import Phases
 from restore_agent.sequences.replicas import Origin, Replica
-from restore_agent.snapshots.store import Snapshot
+from restore_agent.snapshots.catalog import Snapshot
 
 _LEAVES = "its pod is being deleted"
 _IS_ASKED = "its container is asked to end"

@@ -35,8 +35,8 @@ from restore_agent.sequences.attempt import RestoreFailed
 from restore_agent.sequences.node import Node
 from restore_agent.sequences.phases import Phases
 from restore_agent.sequences.replicas import Origin
+from restore_agent.snapshots.catalog import NotFound, Snapshot
 from restore_agent.snapshots.manifest import InvalidName
-from restore_agent.snapshots.store import NotFound, Snapshot
 from restore_agent.snapshots.unusable import Unusable
 from zerowake_shared.backoff import Backoff
 from zerowake_shared.kubernetes.errors import ClusterError

@@ -11,7 +11,8 @@ import grpc
 import typer
 
 from restore_agent.errors import REASON, AgentError
-from restore_agent.snapshots.store import NameTaken, NotFound
+from restore_agent.snapshots.catalog import NotFound
+from restore_agent.snapshots.store import NameTaken
 from restore_agent.transfer.pull import NotElsewhere
 from zerowake_shared.listening import CannotListen
 from zerowake_shared.one_line import errors_in_one_line

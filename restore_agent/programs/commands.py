@@ -32,7 +32,7 @@ from restore_agent.programs.command_line import Keys, Name, Namespace, State, fa
 from restore_agent.programs.connection import Gpumem, connected, run_command, running_agent
 from restore_agent.programs.main import DEFAULT_STATE, CannotRun, Listen, Sharing, die_with_parent, enter_own_mounts, run
 from restore_agent.sequences.parked_budget import Share
-from restore_agent.snapshots.store import Catalog, Snapshot
+from restore_agent.snapshots.catalog import Catalog, Snapshot
 from zerowake_shared import log
 from zerowake_shared.address import Address
 from zerowake_shared.command_limits import flaw_of_command, flaw_of_environment

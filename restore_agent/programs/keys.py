@@ -11,8 +11,8 @@ from rich.table import Table
 
 from restore_agent.programs.command_line import Keys, State, failures_told
 from restore_agent.programs.main import DEFAULT_STATE, CannotRun
+from restore_agent.snapshots.catalog import keys_of
 from restore_agent.snapshots.keyring import Keyring
-from restore_agent.snapshots.store import keys_of
 
 app = typer.Typer(no_args_is_help=True, help="Makes, lists, trusts and revokes the keys that snapshots are signed by.")
 

@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import AsyncIterator
 
 from restore_agent.errors import FAILURES, AgentError, reason_of
-from restore_agent.snapshots.store import Snapshot
+from restore_agent.snapshots.catalog import Snapshot
 
 
 class RestoreFailed(AgentError):

@@ -34,6 +34,7 @@ from restore_agent.sequences.attempt import RestoreFailed
 from restore_agent.sequences.phases import Phases
 from restore_agent.sequences.restore import OpenPlace, Restorer
 from restore_agent.sequences.staging import Staging
+from restore_agent.snapshots.catalog import NotFound, Snapshot
 from restore_agent.snapshots.chunks import Lease, write_chunks
 from restore_agent.snapshots.compatibility import node_fits
 from restore_agent.snapshots.manifest import (
@@ -50,7 +51,7 @@ from restore_agent.snapshots.manifest import (
     layout_file,
 )
 from restore_agent.snapshots.page_runs import Pages, write_index
-from restore_agent.snapshots.store import NameTaken, NotFound, Snapshot, Store, record_file
+from restore_agent.snapshots.store import NameTaken, Store, record_file
 from restore_agent.snapshots.unusable import Unusable
 from restore_agent.workload.control_directory import SNAPSHOT_COMPLETE
 

@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Iterator
 
 from restore_agent.sequences.replicas import Replica
-from restore_agent.snapshots.store import Snapshot, Unreadable
+from restore_agent.snapshots.catalog import Snapshot, Unreadable
 
 
 class Removed:

@@ -37,7 +37,7 @@ from restore_agent.sequences.replicas import Origin, Replica, Replicas, State
 from restore_agent.sequences.sleep_notes import SleepNotes
 from restore_agent.sequences.standby import Rung, Standby
 from restore_agent.sequences.transitions import Transitions
-from restore_agent.snapshots.store import Snapshot
+from restore_agent.snapshots.catalog import Snapshot
 from zerowake_shared.background import ended
 
 _QUIET_SECONDS = 2.0  # for the gateways to close what they have open to it

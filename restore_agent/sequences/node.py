@@ -40,9 +40,10 @@ from restore_agent.sequences.staging import NoMemory, Staging
 from restore_agent.sequences.standby import Rung, Standbys
 from restore_agent.sequences.transitions import Transitions
 from restore_agent.sequences.travel import Travel
+from restore_agent.snapshots.catalog import Snapshot, Unreadable
 from restore_agent.snapshots.damage import DamageWatch
 from restore_agent.snapshots.manifest import EngineRecord
-from restore_agent.snapshots.store import Snapshot, Store, Unreadable
+from restore_agent.snapshots.store import Store
 from zerowake_shared.background import kept
 from zerowake_shared.huge_pages import HugePages
 

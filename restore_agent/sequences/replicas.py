@@ -14,7 +14,7 @@ from restore_agent.engine.engine import Engine, EngineError
 from restore_agent.errors import AgentError, ErrorKind
 from restore_agent.sequences.phases import Phases
 from restore_agent.sequences.standby import Rung
-from restore_agent.snapshots.store import Snapshot
+from restore_agent.snapshots.catalog import Snapshot
 from zerowake_shared.background import told
 
 _HEALTH_PAUSE = 1.0  # seconds before a restored replica is asked for its health: its first request has come, and goes first

@@ -36,9 +36,9 @@ from restore_agent.sequences.phases import Phases
 from restore_agent.sequences.staging import SPARE_BYTES, Bandwidth, NoMemory, Staged, Staging
 from restore_agent.sequences.standby import Standby
 from restore_agent.sequences.transitions import Transitions
+from restore_agent.snapshots.catalog import Snapshot
 from restore_agent.snapshots.compatibility import check_gpus
 from restore_agent.snapshots.manifest import EngineRecord
-from restore_agent.snapshots.store import Snapshot
 from zerowake_shared.background import ended
 from zerowake_shared.huge_pages import HugePages
 

@@ -24,7 +24,8 @@ from restore_agent.sequences.replicas import Replica, Replicas
 from restore_agent.sequences.restore import Restorer
 from restore_agent.sequences.standby import Rung, Standby, Standbys
 from restore_agent.sequences.transitions import Transitions
-from restore_agent.snapshots.store import NotFound, Snapshot, Store
+from restore_agent.snapshots.catalog import NotFound, Snapshot
+from restore_agent.snapshots.store import Store
 from restore_agent.snapshots.unusable import Unusable
 
 _LOG = logging.getLogger("zerowake.agent")

@@ -20,10 +20,11 @@ from restore_agent.drivers.headroom import Headroom
 from restore_agent.drivers.meminfo import available_memory
 from restore_agent.errors import AgentError, ErrorKind
 from restore_agent.pages.fill import Arena
+from restore_agent.snapshots.catalog import Corrupt, Snapshot
 from restore_agent.snapshots.chunks import Chunk, CorruptChunk
 from restore_agent.snapshots.compatibility import Incompatible, check_fits
 from restore_agent.snapshots.manifest import GpuRecord, WeightsRegion
-from restore_agent.snapshots.store import Corrupt, Snapshot, Store
+from restore_agent.snapshots.store import Store
 from zerowake_shared.background import ended, told
 
 SPARE_BYTES = 256 << 20  # of the node's memory that staging never takes

@@ -32,7 +32,7 @@ from dataclasses import dataclass, field
 from restore_agent.engine.engine import Engine, EngineError
 from restore_agent.errors import FAILURES
 from restore_agent.places.processes import has_ended
-from restore_agent.snapshots.store import Snapshot
+from restore_agent.snapshots.catalog import Snapshot
 from zerowake_shared.background import told
 
 _LOG = logging.getLogger("zerowake.agent")

@@ -25,7 +25,7 @@ from restore_agent.sequences.parked_budget import ParkedBudget
 from restore_agent.sequences.phases import Phases
 from restore_agent.sequences.staging import Staging
 from restore_agent.sequences.standby import Rung, Standby
-from restore_agent.snapshots.store import Snapshot
+from restore_agent.snapshots.catalog import Snapshot
 from zerowake_shared.background import ended
 from zerowake_shared.huge_pages import HugePages
 

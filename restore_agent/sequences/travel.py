@@ -6,8 +6,9 @@ import logging
 from collections.abc import Callable, Sequence
 
 from restore_agent.errors import AgentError, ErrorKind
+from restore_agent.snapshots.catalog import Snapshot
 from restore_agent.snapshots.names import SeenNames
-from restore_agent.snapshots.store import Snapshot, Store
+from restore_agent.snapshots.store import Store
 from restore_agent.transfer.exchange import Exchange, Fleet, NoPeers, OtherAgent
 from restore_agent.transfer.progress import Progress
 from restore_agent.transfer.publish import Publisher

@@ -16,8 +16,8 @@ from restore_agent.sequences.capture import CaptureRequest
 from restore_agent.sequences.node import Node
 from restore_agent.sequences.replicas import Origin, Replica, State
 from restore_agent.sequences.standby import Rung
+from restore_agent.snapshots.catalog import Snapshot, Unreadable
 from restore_agent.snapshots.manifest import EngineRecord, check_name
-from restore_agent.snapshots.store import Snapshot, Unreadable
 from restore_agent.transfer.exchange import OtherAgent
 from restore_agent.transfer.progress import Progress
 from zerowake_shared.address import Address

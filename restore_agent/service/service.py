@@ -23,8 +23,8 @@ from restore_agent.sequences.node import Node
 from restore_agent.sequences.phases import Phases
 from restore_agent.sequences.replicas import Origin, Replica, State
 from restore_agent.service import messages
-from restore_agent.snapshots.store import NotFound, Unreadable
-from restore_agent.snapshots.store import Snapshot as StoredSnapshot
+from restore_agent.snapshots.catalog import NotFound, Unreadable
+from restore_agent.snapshots.catalog import Snapshot as StoredSnapshot
 from restore_agent.snapshots.unusable import Unusable
 from restore_agent.transfer.progress import Progress
 

@@ -11,9 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from restore_agent.snapshots.catalog import Catalog, Corrupt, NotFound, Snapshot, Unreadable
 from restore_agent.snapshots.chunks import Chunk, CorruptChunk
 from restore_agent.snapshots.keyring import SIGNATURE
-from restore_agent.snapshots.store import Catalog, Corrupt, NotFound, Snapshot, Unreadable
 from restore_agent.snapshots.unusable import Unusable
 
 _Identity = tuple[int, int, int]

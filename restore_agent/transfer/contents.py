@@ -17,9 +17,9 @@ from zerowake_proto import gpumem_pb2
 
 from gpumem.filler.files import File
 from gpumem.wire.errors import Corrupt as Ends
+from restore_agent.snapshots.catalog import Catalog, Corrupt, Snapshot
 from restore_agent.snapshots.chunks import Chunk, CorruptChunk
 from restore_agent.snapshots.manifest import WeightsRecord
-from restore_agent.snapshots.store import Catalog, Corrupt, Snapshot
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,11 +21,12 @@ from pathlib import Path
 from blake3 import blake3
 
 from restore_agent.snapshots import durable
+from restore_agent.snapshots.catalog import Corrupt, NotFound, Snapshot
 from restore_agent.snapshots.chunks import Chunk, Lease
 from restore_agent.snapshots.keyring import Signature, Untrusted
 from restore_agent.snapshots.manifest import InvalidManifest, Manifest, WeightsRecord, check_name, digest_of, layout_file
 from restore_agent.snapshots.names import NameRecord, SeenNames
-from restore_agent.snapshots.store import Corrupt, NameTaken, NotFound, Snapshot, Store
+from restore_agent.snapshots.store import NameTaken, Store
 from restore_agent.transfer.cascade import Cascade
 from restore_agent.transfer.contents import InFile, in_files
 from restore_agent.transfer.exchange import Fleet

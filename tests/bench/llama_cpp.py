@@ -16,7 +16,7 @@ from pathlib import Path
 import aiohttp
 from zerowake_proto import agent_pb2 as pb
 
-from restore_agent.snapshots.store import Catalog
+from restore_agent.snapshots.catalog import Catalog
 from tests.bench.figures import Figure
 from tests.bench.restore import PORT, QUESTION, ZEROWAKE, ask, at_zero, prepared, run, spread, system
 from tests.worlds.agent import post, running

@@ -12,7 +12,7 @@ import pytest
 from zerowake_proto import agent_pb2 as pb
 
 from restore_agent.sequences.placement import HEADROOM
-from restore_agent.snapshots.store import Catalog
+from restore_agent.snapshots.catalog import Catalog
 from tests.bench.gpu.resume import until_rung
 from tests.bench.restore import at_zero, status
 from tests.worlds.agent import Agent

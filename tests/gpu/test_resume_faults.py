@@ -22,7 +22,7 @@ from zerowake_proto import agent_pb2 as pb
 from restore_agent.drivers import cuda as cuda_module
 from restore_agent.drivers.cuda import CudaError
 from restore_agent.sequences.placement import HEADROOM
-from restore_agent.snapshots.store import Catalog
+from restore_agent.snapshots.catalog import Catalog
 from tests.worlds.device import ROOT
 from tests.worlds.leftovers import nothing_left
 from tests.worlds.node import MIB, NAME, Node

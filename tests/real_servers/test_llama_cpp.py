@@ -13,7 +13,7 @@ import pytest
 from zerowake_proto import agent_pb2 as pb
 
 from restore_agent.engine import presets
-from restore_agent.snapshots.store import Catalog
+from restore_agent.snapshots.catalog import Catalog
 from tests.worlds.agent import Agent, get, post
 from tests.worlds.llama_cpp import lora, mappings, model, server
 from tests.worlds.served import answers_of_three, snapshot

@@ -10,7 +10,7 @@ import sys
 import pytest
 from zerowake_proto import agent_pb2 as pb
 
-from restore_agent.snapshots.store import Catalog, NotFound
+from restore_agent.snapshots.catalog import Catalog, NotFound
 from tests.worlds.agent import Agent, get
 from tests.worlds.device import ROOT
 from tests.worlds.served import snapshot, three_at_once

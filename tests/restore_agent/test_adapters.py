@@ -15,8 +15,8 @@ from restore_agent.engine.adapters import prove_adapters, record_adapters
 from restore_agent.engine.canary import Unproved, record_canary
 from restore_agent.engine.engine import Engine, EngineError
 from restore_agent.places.sandbox import Sandbox
+from restore_agent.snapshots.catalog import Catalog, NotFound
 from restore_agent.snapshots.manifest import AdapterRecord, CanaryRecord, EngineRecord
-from restore_agent.snapshots.store import Catalog, NotFound
 from tests.worlds.agent import PORT, Agent, get
 from tests.worlds.command import zerowake
 

@@ -7,7 +7,8 @@ import pytest
 
 from restore_agent.drivers.criu import CriuError
 from restore_agent.sequences.attempt import RestoreFailed, attempt
-from restore_agent.snapshots.store import Snapshot, Store
+from restore_agent.snapshots.catalog import Snapshot
+from restore_agent.snapshots.store import Store
 from tests.worlds.snapshots import publish
 
 

@@ -11,8 +11,9 @@ import pytest
 from restore_agent.kubernetes.calling_pod import CallingPod, Refused, engine_container
 from restore_agent.kubernetes.cri import Described
 from restore_agent.kubernetes.pod import Pod
+from restore_agent.snapshots.catalog import NotFound
 from restore_agent.snapshots.manifest import EngineRecord, InvalidName
-from restore_agent.snapshots.store import NotFound, Store
+from restore_agent.snapshots.store import Store
 from tests.worlds.snapshots import publish
 
 COMMAND = ("serve",)

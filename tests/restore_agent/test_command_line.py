@@ -8,8 +8,9 @@ import typer
 
 from restore_agent.errors import REASON
 from restore_agent.programs.command_line import failures_told
+from restore_agent.snapshots.catalog import NotFound
 from restore_agent.snapshots.keyring import Untrusted
-from restore_agent.snapshots.store import NameTaken, NotFound
+from restore_agent.snapshots.store import NameTaken
 
 
 def from_an_agent(details: str, reason: str) -> grpc.aio.AioRpcError:

@@ -22,7 +22,7 @@ from restore_agent.sequences.attempt import RestoreFailed
 from restore_agent.sequences.node import Node
 from restore_agent.sequences.phases import Phases
 from restore_agent.sequences.replicas import NoReplica, State
-from restore_agent.snapshots.store import Snapshot
+from restore_agent.snapshots.catalog import Snapshot
 from tests.worlds.agent import PORT
 from tests.worlds.captured import ADDRESS, IMAGE, a_node, answer_of, nothing, request, rights
 from tests.worlds.containers import CAPABILITIES, Callers, Running, answering, container

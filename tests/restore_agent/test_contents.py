@@ -8,9 +8,9 @@ import pytest
 from blake3 import blake3
 from zerowake_proto import gpumem_pb2
 
+from restore_agent.snapshots.catalog import Corrupt, NotFound
 from restore_agent.snapshots.chunks import Chunk
 from restore_agent.snapshots.manifest import PartRecord, WeightsRecord
-from restore_agent.snapshots.store import Corrupt, NotFound
 from restore_agent.transfer.contents import InFile, held, in_files
 from tests.worlds.travelling import CONTENT, HEADER, WEIGHTS, node, take
 

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from restore_agent.snapshots.catalog import Snapshot, Unreadable
 from restore_agent.snapshots.damage import DamageWatch, Found
 from restore_agent.snapshots.page_runs import PAGE
-from restore_agent.snapshots.store import Snapshot, Store, Unreadable
+from restore_agent.snapshots.store import Store
 from tests.worlds.snapshots import publish
 
 CONTENT = random.Random(5).randbytes(64 * PAGE)

@@ -18,9 +18,10 @@ from restore_agent.sequences.placement import NoGpuMemory
 from restore_agent.sequences.replicas import NoReplica
 from restore_agent.sequences.staging import NoMemory
 from restore_agent.service.messages import InvalidField
+from restore_agent.snapshots.catalog import Corrupt, NotFound
 from restore_agent.snapshots.compatibility import Incompatible
 from restore_agent.snapshots.manifest import InvalidName
-from restore_agent.snapshots.store import Corrupt, NameTaken, NotFound
+from restore_agent.snapshots.store import NameTaken
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from restore_agent.sequences.travel import NoStore, Travel
+from restore_agent.snapshots.catalog import NotFound, Snapshot
 from restore_agent.snapshots.keyring import Untrusted
-from restore_agent.snapshots.store import NotFound, Snapshot
 from restore_agent.transfer.exchange import NoPeers, OtherAgent
 from restore_agent.transfer.progress import Progress
 from restore_agent.transfer.source import Denied

@@ -17,7 +17,7 @@ import grpc
 import pytest
 from zerowake_proto import agent_pb2 as pb
 
-from restore_agent.snapshots.store import Catalog
+from restore_agent.snapshots.catalog import Catalog
 from tests.worlds.agent import Agent, copy_state, engine, get, reference, running
 from tests.worlds.leftovers import huge_pages_are_back, left_behind, nothing_left
 from tests.worlds.processes import below

@@ -11,8 +11,8 @@ from zerowake_proto import criu_pb2
 
 from restore_agent.pages import images
 from restore_agent.pages.images import ImageError, rights, skeletons, split
+from restore_agent.snapshots.catalog import Catalog
 from restore_agent.snapshots.page_runs import PAGE, Pages, read_index
-from restore_agent.snapshots.store import Catalog
 from tests.worlds.images import ANONYMOUS, FILE_PRIVATE, PID, READ, WRITE, scattered, write_image
 
 ADDRESS, ABOVE = 1 << 32, 1 << 33

@@ -19,8 +19,8 @@ from restore_agent.sequences.phases import Phases
 from restore_agent.sequences.replicas import NoReplica, Origin, Replica, State
 from restore_agent.sequences.standby import Rung
 from restore_agent.service import messages
+from restore_agent.snapshots.catalog import NotFound
 from restore_agent.snapshots.manifest import EngineRecord
-from restore_agent.snapshots.store import NotFound
 from tests.worlds.snapshots import publish
 
 pytestmark = pytest.mark.usefixtures("needs_criu")

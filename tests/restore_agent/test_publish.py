@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from restore_agent.snapshots.catalog import Corrupt, Snapshot
 from restore_agent.snapshots.keyring import NoSigningKey
 from restore_agent.snapshots.names import NameRecord, SeenNames
-from restore_agent.snapshots.store import Corrupt, Snapshot, Store
+from restore_agent.snapshots.store import Store
 from restore_agent.transfer.directory import Directory
 from restore_agent.transfer.layout import manifest_key, name_key, signature_key
 from restore_agent.transfer.progress import Progress

@@ -11,9 +11,10 @@ from types import SimpleNamespace
 import pytest
 from blake3 import blake3
 
+from restore_agent.snapshots.catalog import NotFound, Snapshot
 from restore_agent.snapshots.keyring import Untrusted
 from restore_agent.snapshots.names import Replayed, SeenNames
-from restore_agent.snapshots.store import NameTaken, NotFound, Snapshot, Store
+from restore_agent.snapshots.store import NameTaken, Store
 from restore_agent.transfer.directory import Directory
 from restore_agent.transfer.layout import chunk_key, manifest_key, name_key, signature_key
 from restore_agent.transfer.progress import Progress

@@ -17,7 +17,7 @@ import pytest
 from zerowake_proto import agent_pb2 as pb
 
 from gpumem.checkpoint.safetensors import keep_reading, read_checkpoint
-from restore_agent.snapshots.store import Catalog
+from restore_agent.snapshots.catalog import Catalog
 from tests.worlds.agent import Agent, get
 from tests.worlds.checkpoints import SIZES, write_checkpoint
 from tests.worlds.collective_on_processor import build

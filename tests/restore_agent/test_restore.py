@@ -10,8 +10,8 @@ import grpc
 import pytest
 from zerowake_proto import agent_pb2 as pb
 
+from restore_agent.snapshots.catalog import Catalog
 from restore_agent.snapshots.page_runs import PAGE
-from restore_agent.snapshots.store import Catalog
 from tests.worlds.agent import Agent, engine, get, reference, running
 from tests.worlds.leftovers import left_behind, nothing_left
 

@@ -26,7 +26,8 @@ from restore_agent.sequences.replicas import Origin, Replica, Replicas
 from restore_agent.sequences.rungs import CannotPark, Rungs
 from restore_agent.sequences.sleep_notes import SleepNotes
 from restore_agent.sequences.standby import Rung, Standby, Standbys
-from restore_agent.snapshots.store import Snapshot, Store
+from restore_agent.snapshots.catalog import Snapshot
+from restore_agent.snapshots.store import Store
 from tests.worlds.snapshots import publish
 from tests.worlds.stood_standby import ONE, TWO, stood_engine, waiting
 from tests.worlds.waiting import until

@@ -29,8 +29,9 @@ from restore_agent.sequences.staging import NoMemory
 from restore_agent.sequences.standby import Rung
 from restore_agent.service import metrics
 from restore_agent.service.service import AgentService
+from restore_agent.snapshots.catalog import Corrupt, Snapshot
 from restore_agent.snapshots.compatibility import Incompatible
-from restore_agent.snapshots.store import Corrupt, NameTaken, Snapshot, Store
+from restore_agent.snapshots.store import NameTaken, Store
 from tests.worlds.snapshots import publish
 from tests.worlds.waiting import until
 

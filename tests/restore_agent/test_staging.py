@@ -14,11 +14,12 @@ import pytest
 
 from restore_agent.drivers.headroom import Headroom
 from restore_agent.sequences.staging import Bandwidth, NoMemory, Staging
+from restore_agent.snapshots.catalog import Corrupt, NotFound, Snapshot
 from restore_agent.snapshots.chunks import Chunk
 from restore_agent.snapshots.compatibility import Incompatible, node_fits
 from restore_agent.snapshots.manifest import ChunkRecord
 from restore_agent.snapshots.page_runs import PAGE
-from restore_agent.snapshots.store import Corrupt, NotFound, Snapshot, Store
+from restore_agent.snapshots.store import Store
 from tests.worlds.snapshots import CRIU, PID, another_kernel, publish
 from tests.worlds.waiting import until
 

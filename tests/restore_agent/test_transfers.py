@@ -11,7 +11,7 @@ import grpc
 import pytest
 from zerowake_proto import agent_pb2 as pb
 
-from restore_agent.snapshots.store import Catalog
+from restore_agent.snapshots.catalog import Catalog
 from tests.worlds.agent import reference, running
 from tests.worlds.command import zerowake
 from tests.worlds.travelling import node, take

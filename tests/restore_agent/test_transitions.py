@@ -22,8 +22,9 @@ from restore_agent.sequences.phases import Phases
 from restore_agent.sequences.placement import NoGpuMemory
 from restore_agent.sequences.standby import Rung
 from restore_agent.sequences.transitions import Transitions
+from restore_agent.snapshots.catalog import Snapshot
 from restore_agent.snapshots.manifest import WeightsRecord
-from restore_agent.snapshots.store import Snapshot, Store
+from restore_agent.snapshots.store import Store
 from tests.worlds.snapshots import publish
 from tests.worlds.stood_standby import ONE, TWO, stood_engine, waiting
 

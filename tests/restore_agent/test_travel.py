@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from restore_agent.sequences.travel import NoStore, Travel
-from restore_agent.snapshots.store import NotFound, Snapshot
+from restore_agent.snapshots.catalog import NotFound, Snapshot
 from restore_agent.transfer.progress import Progress
 from restore_agent.transfer.store_url import InvalidUrl
 from tests.worlds.travelling import node, take

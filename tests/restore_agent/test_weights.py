@@ -17,7 +17,8 @@ from gpumem.checkpoint.safetensors import keep_reading, read_checkpoint
 from gpumem.client.control import Control
 from gpumem.hardware.memory import HOST
 from restore_agent.drivers.weights import Weights
-from restore_agent.snapshots.store import Catalog, Store
+from restore_agent.snapshots.catalog import Catalog
+from restore_agent.snapshots.store import Store
 from tests.worlds.agent import Agent, engine, get, running
 from tests.worlds.pool import Pool
 from tests.worlds.snapshots import publish

@@ -19,7 +19,7 @@ import grpc
 from zerowake_proto import agent_pb2 as pb
 from zerowake_proto import agent_pb2_grpc
 
-from restore_agent.snapshots.store import Catalog
+from restore_agent.snapshots.catalog import Catalog
 from zerowake_shared.network_namespace import NetworkNamespace
 
 ENGINE = Path(__file__).with_name("hashing_engine.py")

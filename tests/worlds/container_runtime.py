@@ -25,7 +25,9 @@ class ContainerRuntime(cri_pb2_grpc.RuntimeServiceServicer):
     def serve(self, socket: Path) -> AbstractAsyncContextManager[None]:
         return served_at(socket, lambda server: cri_pb2_grpc.add_RuntimeServiceServicer_to_server(self, server))
 
-    def add(self, container: str, pid: int, namespace: str, pod: str, uid: str, name: str = "engine", command: Sequence[str] = ("server",)) -> None:
+    def add(
+        self, container: str, pid: int, namespace: str, pod: str, uid: str, name: str = "engine", command: Sequence[str] = ("server",)
+    ) -> None:
         about = {"pid": pid, "sandboxID": "sandbox", "runtimeSpec": {"process": {"args": [*command]}}}
         labels = {"container.name": name, "pod.name": pod, "pod.uid": uid, "pod.namespace": namespace}
         status = cri_pb2.ContainerStatus(

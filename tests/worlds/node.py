@@ -24,7 +24,7 @@ from gpumem.hardware.devices import open_memory
 from gpumem.hardware.memory import DeviceFull
 from gpumem.wire.blocking_connection import BlockingConnection
 from restore_agent.drivers.cuda import Cuda
-from restore_agent.snapshots.store import Catalog
+from restore_agent.snapshots.catalog import Catalog
 from tests.worlds.agent import PORT, Agent, get, running
 from tests.worlds.checkpoints import SIZES, write_checkpoint
 from tests.worlds.device import ROOT, Failed, World, check

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from zerowake_proto import agent_pb2 as pb
 
-from restore_agent.snapshots.store import Catalog
+from restore_agent.snapshots.catalog import Catalog
 from tests.worlds.agent import PORT, Agent, get
 from tests.worlds.command import zerowake
 

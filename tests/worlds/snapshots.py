@@ -5,11 +5,12 @@ from __future__ import annotations
 import platform
 from pathlib import Path
 
+from restore_agent.snapshots.catalog import Snapshot
 from restore_agent.snapshots.chunks import Lease, write_chunks
 from restore_agent.snapshots.compatibility import node_fits
 from restore_agent.snapshots.manifest import CanaryRecord, ChunkRecord, EngineRecord, Manifest
 from restore_agent.snapshots.page_runs import Pages, write_index
-from restore_agent.snapshots.store import Snapshot, Store, record_file
+from restore_agent.snapshots.store import Store, record_file
 
 PID = 7  # in the image
 ADDRESS = 1 << 32

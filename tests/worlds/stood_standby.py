@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from restore_agent.sequences.standby import Rung, Standby
-from restore_agent.snapshots.store import Snapshot
+from restore_agent.snapshots.catalog import Snapshot
 
 ONE, TWO = "GPU-1", "GPU-2"
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from zerowake_proto import agent_pb2 as pb
 
-from restore_agent.snapshots.store import Catalog
+from restore_agent.snapshots.catalog import Catalog
 from tests.worlds.agent import Agent
 from tests.worlds.leftovers import nothing_left
 from tests.worlds.node import MIB, NAME, Node

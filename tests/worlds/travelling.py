@@ -12,9 +12,10 @@ from zerowake_proto import gpumem_pb2
 
 from restore_agent.sequences.offering import Offering
 from restore_agent.sequences.travel import Travel
+from restore_agent.snapshots.catalog import Snapshot
 from restore_agent.snapshots.manifest import PartRecord, WeightsRecord, layout_file
 from restore_agent.snapshots.page_runs import PAGE
-from restore_agent.snapshots.store import Snapshot, Store
+from restore_agent.snapshots.store import Store
 from restore_agent.transfer.egress import Egress
 from restore_agent.transfer.exchange import Exchange, OtherAgent
 from restore_agent.transfer.offers import Offers

@@ -26,7 +26,7 @@ from zerowake_proto import agent_pb2 as pb
 
 from restore_agent.drivers.cuda import Cuda
 from restore_agent.sequences.placement import HEADROOM
-from restore_agent.snapshots.store import Catalog
+from restore_agent.snapshots.catalog import Catalog
 from tests.bench.figures import Figure, table
 from tests.bench.gpu.results import keep
 from tests.bench.restore import spread

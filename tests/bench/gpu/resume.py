@@ -30,7 +30,7 @@ from zerowake_proto import agent_pb2_grpc, gpumem_pb2
 from gpumem.client.control import Control
 from restore_agent.drivers.criu import Criu
 from restore_agent.drivers.cuda import Cuda
-from restore_agent.snapshots.store import Catalog
+from restore_agent.snapshots.catalog import Catalog
 from tests.bench.figures import Figure, table
 from tests.bench.gpu.plain import plain
 from tests.bench.gpu.results import keep

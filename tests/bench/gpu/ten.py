@@ -23,7 +23,7 @@ from pathlib import Path
 
 import yaml
 
-from restore_agent.snapshots.store import Catalog, Snapshot
+from restore_agent.snapshots.catalog import Catalog, Snapshot
 from tests.bench.figures import Figure
 from tests.bench.gpu.results import parts
 from tests.bench.gpu.run import Run, begun, console

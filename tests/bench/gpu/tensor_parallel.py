@@ -257,7 +257,7 @@ def serve(nccl: str) -> None:
 async def snapshot(name: str, nccl: str) -> None:
     from zerowake_proto import agent_pb2 as pb  # noqa: PLC0415  (only the agent's client needs it)
 
-    from restore_agent.snapshots.store import Catalog  # noqa: PLC0415
+    from restore_agent.snapshots.catalog import Catalog  # noqa: PLC0415
     from tests.worlds.agent import get, running  # noqa: PLC0415
 
     with tempfile.TemporaryDirectory(prefix="zerowake-nccl-", dir="/var/tmp") as folder:

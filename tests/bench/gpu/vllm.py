@@ -30,7 +30,7 @@ from zerowake_proto import gpumem_pb2
 
 from gpumem.checkpoint.safetensors import kept_reading
 from gpumem.client.control import Control
-from restore_agent.snapshots.store import Catalog
+from restore_agent.snapshots.catalog import Catalog
 from tests.bench.figures import Figure
 from tests.bench.gpu.results import parts
 from tests.bench.gpu.resume import nothing, stage, system, until_rung
