@@ -19,6 +19,7 @@ import base64
 import binascii
 import contextlib
 import json
+import re
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +36,7 @@ from restore_agent.snapshots.unusable import Unusable
 SIGNATURE = "signature.json"  # beside what it signs
 _SIGNING, _TRUSTED, _REVOKED = "signing.pem", "trusted", "revoked"
 _ID_DIGITS = 16
+_ID = re.compile(f"[0-9a-f]{{{_ID_DIGITS}}}")
 
 _Identity = tuple[tuple[str, int, int, int], ...]
 
@@ -75,8 +77,10 @@ class Signature:
             raise Untrusted("it is not signed")
         try:
             fields = json.loads(data)
-            return cls(str(fields["key"]), base64.b64decode(fields["ed25519"], validate=True))
-        except (ValueError, KeyError, TypeError, binascii.Error):
+            if not _ID.fullmatch(fields["key"]):  # what is said of it goes into messages
+                raise ValueError
+            return cls(fields["key"], base64.b64decode(fields["ed25519"], validate=True))
+        except (ValueError, KeyError, TypeError, RecursionError, binascii.Error):
             raise Untrusted("its signature is torn") from None
 
 

@@ -20,6 +20,7 @@ from restore_agent.errors import AgentError, ErrorKind
 
 VERSION = 4
 CONTAINER_FILE = "container.json"  # a snapshot that was taken in a container has it: what it must find again there
+_HASH = "^[0-9a-f]{64}$"  # it is a part of paths
 _REGION = re.compile(r"[0-9A-Za-z]+")
 _NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
 
@@ -89,24 +90,24 @@ class ProcessRecord(_Record):
 class FileRecord(_Record):
     """A small file of the snapshot: its bytes and their BLAKE3, hex."""
 
-    size: int
-    hash: str
+    size: int = Field(ge=0)
+    hash: str = Field(pattern=_HASH)
 
 
 class ChunkRecord(_Record):
     """A chunk of pages: BLAKE3, hex, and bytes."""
 
-    hash: str
-    size: int
+    hash: str = Field(pattern=_HASH)
+    size: int = Field(gt=0)
 
 
 class PartRecord(_Record):
     """Chunks that lie one behind the other in a file, which is named within the region's folder."""
 
     path: str
-    offset: int
-    first_chunk: int
-    chunks: int
+    offset: int = Field(ge=0)
+    first_chunk: int = Field(ge=0)
+    chunks: int = Field(ge=0)
 
 
 class WeightsRecord(_Record):
@@ -117,7 +118,7 @@ class WeightsRecord(_Record):
     """
 
     region: str
-    size: int
+    size: int = Field(ge=0)
     parts: tuple[PartRecord, ...]
     gpu: str = ""  # UUID; empty: the one that the processes use most
     folder: str = ""
@@ -161,7 +162,7 @@ CHECKPOINTS = "checkpoints"  # folder of a snapshot: weights that no other file 
 
 
 def _check_inside(path: str) -> None:
-    if Path(path).is_absolute() or ".." in Path(path).parts:
+    if not path or "\0" in path or Path(path).is_absolute() or ".." in Path(path).parts:
         raise ValueError(f"file {path!r} is not within the snapshot")
 
 

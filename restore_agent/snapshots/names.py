@@ -54,7 +54,7 @@ class NameRecord(BaseModel):
         try:
             said = json.loads(data)
             record, signature = cls.model_validate(said["record"]), said.get("signature")
-        except (ValidationError, ValueError, LookupError, TypeError, AttributeError):
+        except (ValidationError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
             raise Untrusted(f"{named} is torn; publish it again") from None
         try:
             keyring.verify(record._signed(), Signature.decode(None if signature is None else json.dumps(signature).encode()))

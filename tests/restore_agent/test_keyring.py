@@ -62,10 +62,19 @@ def test_other_bytes_and_other_signatures_do_not_count(keyring: Keyring) -> None
             keyring.verify(DATA, Signature(signature.key, wrong))
 
 
-@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"{}", b'{"key": "a"}', b'{"key": "a", "ed25519": "*"}', b'{"key": "a", "ed25519": 1}'])
+_ID = b'{"key": "0123456789abcdef", "ed25519": '
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"{}", b'{"key": "a"}', _ID + b'"*"}', _ID + b"1}", b"[" * 100_000])
 def test_what_is_no_signature(data: bytes) -> None:
     with pytest.raises(Untrusted, match="torn"):
         Signature.decode(data)
+
+
+@pytest.mark.parametrize("key", ["a", "0" * 17, "0123456789abcde\n", 7])
+def test_a_key_that_is_no_id_is_in_no_message(key: object) -> None:
+    with pytest.raises(Untrusted, match="torn"):
+        Signature.decode(json.dumps({"key": key, "ed25519": ""}).encode())
 
 
 def test_no_signature_at_all() -> None:

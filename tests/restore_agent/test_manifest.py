@@ -53,7 +53,7 @@ def test_sizes_are_those_of_its_parts(manifest: Manifest) -> None:
 
 def test_one_that_was_taken_in_a_container_has_that_file(manifest: Manifest) -> None:
     assert not manifest.is_of_container
-    files = manifest.files | {CONTAINER_FILE: FileRecord(size=1, hash="0")}
+    files = manifest.files | {CONTAINER_FILE: FileRecord(size=1, hash="0" * 64)}
     assert manifest.model_copy(update={"files": files}).is_of_container
 
 
@@ -82,8 +82,14 @@ def test_what_is_no_manifest(data: bytes, why: str) -> None:
         ({"unheard_of": 1}, "unheard_of"),
         ({"root_pid": "first"}, "root_pid"),
         ({"name": "../up"}, "is not allowed"),
-        ({"files": {"../../etc/passwd": {"size": 1, "hash": "0"}}}, "is not within the snapshot"),
-        ({"files": {"/etc/passwd": {"size": 1, "hash": "0"}}}, "is not within the snapshot"),
+        ({"files": {"../../etc/passwd": {"size": 1, "hash": "0" * 64}}}, "is not within the snapshot"),
+        ({"files": {"/etc/passwd": {"size": 1, "hash": "0" * 64}}}, "is not within the snapshot"),
+        ({"files": {"images/a": {"size": 1, "hash": "../../../../etc/passwd"}}}, "should match pattern"),
+        ({"files": {"images/a": {"size": -1, "hash": "0" * 64}}}, "greater than or equal to 0"),
+        ({"files": {"": {"size": 1, "hash": "0" * 64}}}, "is not within the snapshot"),
+        ({"files": {"a\0b": {"size": 1, "hash": "0" * 64}}}, "is not within the snapshot"),
+        ({"chunks": [{"size": 1, "hash": "../../keys/signing.pem"}]}, "should match pattern"),
+        ({"chunks": [{"size": -(1 << 40), "hash": "0" * 64}]}, "greater than 0"),
         ({"weights": [weights("/models/a.safetensors")]}, "is not within the snapshot"),
         ({"weights": [weights("../../a.safetensors")]}, "is not within the snapshot"),
         ({"weights": [weights("a.safetensors", region="../up")]}, "region '../up' is none"),

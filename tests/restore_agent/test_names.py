@@ -58,7 +58,7 @@ def test_unsigned_foreign_and_revoked_records_do_not_count(keyring: Keyring, tmp
         record().encode_signed(keyring)
 
 
-@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"7", b"{}", b'{"record": {}}', b'{"record": []}'])
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"7", b"{}", b'{"record": {}}', b'{"record": []}', b"[" * 100_000])
 def test_what_is_no_record(keyring: Keyring, data: bytes) -> None:
     with pytest.raises(Untrusted, match="is torn"):
         NameRecord.decode_signed(data, keyring, "models", "chat")
