@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import http.client
+import re
 import socket
 import ssl
 import threading
@@ -18,13 +19,14 @@ from http import HTTPStatus
 from typing import Any, TypeVar
 
 from restore_agent.transfer.peer_server import AGENT
-from restore_agent.transfer.source import Absent, Denied, Piece, TransferError, Unreachable
+from restore_agent.transfer.source import Absent, Altered, Denied, Piece, TransferError, Unreachable
 from zerowake_shared.address import Address
 
 _THREADS = 64  # reads at the same time, of all peers: many of them wait for chunks to come
 _PIECE = 1 << 20  # bytes: a hop between threads for each of them costs nothing
 _CONNECT_SECONDS = 5.0
 _SILENT_SECONDS = 10.0  # nothing comes for so long
+_LENGTH = re.compile(r"[0-9]{1,18}")
 _T = TypeVar("_T")
 
 
@@ -69,6 +71,8 @@ class Peer:
         async with self._connection() as connection:
             headers = {"Range": f"bytes={offset}-{offset + length - 1}"}
             left = await self._in_thread(connection.ask, "GET", self._prefix + key, headers, self._patience)
+            if left > length:
+                raise Altered(f"{self} begins to send {left} bytes of {key}, and was asked for {length}")
             buffer = memoryview(bytearray(min(left, _PIECE)))
             while left:
                 read = await self._in_thread(connection.read_into, buffer[: min(left, _PIECE)])
@@ -149,7 +153,11 @@ class _Connection:
             answer = self._answer = self._asked(method, path, headers, patience)
             if answer.status in (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT):
                 self.is_done = answer.isclosed()
-                return int(answer.headers["Content-Length"])
+                length = answer.headers["Content-Length"] or ""
+                if not _LENGTH.fullmatch(length):
+                    self.is_done = False
+                    raise Unreachable(f"it does not say how long its answer is ({length[:40]!r}): is there an agent?")
+                return int(length)
             said = answer.read(4096).decode(errors="replace").strip()
             self.is_done = answer.isclosed()
             if answer.status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:

@@ -22,6 +22,7 @@ import re
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http import HTTPStatus
 from typing import Any, NamedTuple
@@ -38,7 +39,8 @@ AGENT = "zerowake-agent"  # in every agent's certificate: its common name, and a
 LONGEST_WAIT = 20.0  # seconds that a reader may wait for a chunk to come
 _PIECE = 256 << 10  # bytes between two looks at the bound
 _LONGEST_HEAD = 16 << 10
-_HANDSHAKE_SECONDS, _SEND_SECONDS, _IDLE_SECONDS = 10.0, 30.0, 120.0
+_HANDSHAKE_SECONDS, _HEAD_SECONDS, _SEND_SECONDS, _IDLE_SECONDS = 10.0, 10.0, 30.0, 120.0
+_LEAST_SECONDS = 0.001  # of a socket: 0 would mean that it does not block
 _CONNECTIONS = 256  # with those that wait for their turn, or for a chunk to come
 _RANGE = re.compile(r"bytes=(\d{1,18})-(\d{1,18})")
 _WAIT = re.compile(r"wait=(\d{1,6})")
@@ -206,7 +208,7 @@ class PeerServer:
             piece = data[at : at + _PIECE]
             if not self._egress.take(len(piece)):
                 return False
-            connection.sendall(piece)
+            _send(connection, piece)
         return True
 
     def _send_file(self, connection: ssl.SSLSocket, file: int, at: int, end: int) -> bool:
@@ -215,9 +217,17 @@ class PeerServer:
             read = os.preadv(file, [buffer[: min(len(buffer), end - at)]], at)
             if not read or not self._egress.take(read):
                 return False  # fewer bytes than were promised: the reader sees that the connection ends
-            connection.sendall(buffer[:read])
+            _send(connection, buffer[:read])
             at += read
         return True
+
+
+def _send(connection: ssl.SSLSocket, data: memoryview) -> None:
+    """All of a piece within the time that one has. TLS by itself would give each of its records as much. Raises OSError."""
+    until = time.monotonic() + _SEND_SECONDS
+    while data:
+        connection.settimeout(max(_LEAST_SECONDS, until - time.monotonic()))
+        data = data[connection.send(data) :]
 
 
 def _stranger(connection: ssl.SSLSocket) -> str:
@@ -245,8 +255,12 @@ def _requests(connection: ssl.SSLSocket) -> Iterator[_Asked]:
     while True:
         head = _Head()
         parser, length = httptools.HttpRequestParser(head), 0
+        until = float("inf")  # from its first byte on: one that comes byte by byte would hold its thread for hours
         while not head.complete:
+            if length:
+                connection.settimeout(max(_LEAST_SECONDS, until - time.monotonic()))
             data = connection.recv(4096)
+            until = min(until, time.monotonic() + _HEAD_SECONDS)
             length += len(data)
             if not data:
                 return

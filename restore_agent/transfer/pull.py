@@ -22,7 +22,7 @@ from blake3 import blake3
 
 from restore_agent.snapshots import durable
 from restore_agent.snapshots.catalog import Corrupt, NotFound, Snapshot
-from restore_agent.snapshots.chunks import Chunk, Lease
+from restore_agent.snapshots.chunks import CHUNK, Chunk, Lease
 from restore_agent.snapshots.keyring import Signature, Untrusted
 from restore_agent.snapshots.manifest import InvalidManifest, Manifest, WeightsRecord, check_name, digest_of, layout_file
 from restore_agent.snapshots.names import NameRecord, SeenNames
@@ -213,6 +213,7 @@ class _Arrival:
             return
         folder = self.workspace if not record.folder else whole.with_name(f"{whole.name}.arriving")
         lacking = await asyncio.to_thread(lambda: [part for part in parts if not _has_part(folder, part)])
+        await asyncio.to_thread(self._check_room, sum(part.chunk.size for part in lacking))  # by the layout, which may say more
         there: dict[Chunk, list[InFile]] = defaultdict(list)
         for each in lacking:
             there[each.chunk].append(each)
@@ -268,9 +269,12 @@ def _named(manifest: Manifest) -> list[Chunk]:
 
 def _decoded(data: bytes, digest: str) -> Manifest:
     try:
-        return Manifest.decode(data)
+        manifest = Manifest.decode(data)
     except InvalidManifest as error:
         raise Corrupt(f"snapshot {digest[:12]}: {error}") from None
+    if any(chunk.size > CHUNK for chunk in manifest.chunks):  # each stream has that much memory
+        raise Corrupt(f"snapshot {digest[:12]}: it names a chunk of more than {CHUNK} bytes, which no agent makes; take it again")
+    return manifest
 
 
 def _are_here(record: WeightsRecord, parts: Sequence[InFile], whole: Path) -> bool:

@@ -11,12 +11,15 @@ memory (a bucket's library and gRPC bring memory of their own, and would copy tw
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
 from restore_agent.errors import AgentError, ErrorKind
 
+_WHOLE_SECONDS = 60.0
 Piece: TypeAlias = "bytes | bytearray | memoryview"
 
 
@@ -104,11 +107,22 @@ class Destination(Listed, Protocol):
         """One that is not there is no error. Raises Denied, Unreachable."""
 
 
-async def read_whole(source: Source, key: str, limit: int) -> bytes:
-    """A small object. Raises Absent, Denied, Unreachable; Altered: it has more than `limit` bytes."""
+async def read_whole(source: Source, key: str, limit: int, seconds: float = _WHOLE_SECONDS) -> bytes:
+    """A small object, whatever its source sends and however slowly.
+
+    Raises:
+        Absent, Denied, Unreachable: also where it has not come within so many seconds.
+        Altered: it has more than `limit` bytes.
+    """
     data = bytearray()
-    async for piece in source.read(key, 0, limit + 1):
-        data += piece
+    try:
+        async with asyncio.timeout(seconds), contextlib.aclosing(source.read(key, 0, limit + 1)) as pieces:
+            async for piece in pieces:
+                data += piece
+                if len(data) > limit:
+                    break
+    except TimeoutError:
+        raise Unreachable(f"{source} has sent {len(data)} bytes of {key} in {seconds:g} s, and not all: is its network cut?") from None
     if len(data) > limit:
         raise Altered(f"{key} of {source} has more than the {limit} bytes that one of its kind may have: somebody else wrote it")
     return bytes(data)

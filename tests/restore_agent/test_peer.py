@@ -11,11 +11,11 @@ import pytest
 
 from restore_agent.transfer.layout import chunk_key, manifest_key, name_key
 from restore_agent.transfer.peer import Peers
-from restore_agent.transfer.source import Absent, Denied, Unreachable
+from restore_agent.transfer.source import Absent, Altered, Denied, TransferError, Unreachable
 from tests.worlds.certificates import Authority
 from tests.worlds.peers import DIGEST, MANIFEST, NAMESPACE, fleet_files, make_chunks, offered, read, read_key, served
 from tests.worlds.waiting import until
-from zerowake_shared.tls import TlsFiles, client_contexts
+from zerowake_shared.tls import TlsFiles, client_contexts, server_context
 
 FLEET = Authority("fleet")
 
@@ -164,3 +164,37 @@ def test_a_server_of_the_wrong_name_is_refused(tmp_path: Path, tls: TlsFiles) ->
 def test_what_is_no_address_is_said_to_be_none(tls: TlsFiles) -> None:
     with Peers(client_contexts(tls)) as peers, pytest.raises(ValueError, match=r"is not HOST:PORT"):
         peers.peer("nowhere", NAMESPACE, DIGEST)
+
+
+@contextlib.contextmanager
+def saying(tls: TlsFiles, answer: bytes) -> Iterator[str]:
+    """The address of an agent that gives this answer to whatever it is asked, once."""
+
+    def serve() -> None:
+        with contextlib.suppress(OSError), server_context(tls).wrap_socket(listener.accept()[0], server_side=True) as connection:
+            connection.recv(4096)
+            connection.sendall(answer)
+            connection.recv(1)  # until the reader has gone
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        serving = threading.Thread(target=serve)
+        serving.start()
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+        serving.join()
+
+
+@pytest.mark.parametrize(
+    ("head", "error", "why"),
+    [
+        (b"Content-Length: 999999999999\r\n", Altered, "begins to send 999999999999 bytes of chunks/.*, and was asked for 100"),
+        (b"Content-Length: -1\r\n", Unreachable, r"does not say how long its answer is \('-1'\)"),
+        (b"Content-Length: many\r\n", Unreachable, "does not say how long its answer is"),
+        (b"Transfer-Encoding: chunked\r\n", Unreachable, "does not say how long its answer is"),
+        (b"", Unreachable, "does not say how long its answer is"),
+    ],
+)
+async def test_an_answer_of_another_length_than_was_asked_for_is_not_read(
+    tls: TlsFiles, peers: Peers, head: bytes, error: type[TransferError], why: str
+) -> None:
+    with saying(tls, b"HTTP/1.1 200 OK\r\n" + head + b"\r\nbytes without an end") as address, pytest.raises(error, match=why):
+        await read_key(peers.peer(address, NAMESPACE, DIGEST), chunk_key("ab" * 32), 100)

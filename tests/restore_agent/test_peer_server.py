@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from restore_agent.snapshots.chunks import Chunk
+from restore_agent.transfer import peer_server
 from restore_agent.transfer.layout import chunk_key, manifest_key
 from restore_agent.transfer.offers import Offered
 from restore_agent.transfer.peer_server import AGENT, PeerServer
@@ -185,3 +186,38 @@ def test_what_stands_in_memory_is_sent_from_there(tmp_path: Path, tls: TlsFiles)
     one = Offered(NAMESPACE, DIGEST, MANIFEST, b"", [chunk], lambda _: memoryview(memory))
     with served(tls, one) as there, connected(there, tls) as connection:
         assert ask(connection, chunk_key(chunk.hash), Range="bytes=300000-800000") == (206, memory[300_000:800_001])
+
+
+def test_a_request_that_comes_byte_by_byte_is_not_waited_for(tmp_path: Path, tls: TlsFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peer_server, "_HEAD_SECONDS", 0.1)
+    with served(tls, offered(tmp_path, [])) as one, connected(one, tls) as connection:
+        assert isinstance(connection.sock, ssl.SSLSocket)
+        connection.sock.sendall(b"GET /")
+        assert connection.sock.recv(1) == b"", "within the patience of this test, which is shorter than that with one who asks nothing"
+
+
+class _Trickling:
+    """A connection whose reader takes a byte in ten seconds."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.sent = 0
+        self._timeout = 0.0
+
+    def settimeout(self, seconds: float) -> None:
+        self._timeout = seconds
+
+    def send(self, data: memoryview) -> int:
+        if self._timeout < 10:
+            raise TimeoutError
+        self.now += 10
+        self.sent += 1
+        return 1
+
+
+def test_a_reader_who_takes_byte_by_byte_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = _Trickling()
+    monkeypatch.setattr(peer_server.time, "monotonic", lambda: reader.now)
+    with pytest.raises(TimeoutError):
+        peer_server._send(reader, memoryview(bytes(1000)))  # type: ignore[arg-type]
+    assert reader.sent == 3

@@ -11,8 +11,9 @@ from types import SimpleNamespace
 import pytest
 from blake3 import blake3
 
-from restore_agent.snapshots.catalog import NotFound, Snapshot
+from restore_agent.snapshots.catalog import Corrupt, NotFound, Snapshot
 from restore_agent.snapshots.keyring import Untrusted
+from restore_agent.snapshots.manifest import digest_of
 from restore_agent.snapshots.names import Replayed, SeenNames
 from restore_agent.snapshots.store import NameTaken, Store
 from restore_agent.transfer.directory import Directory
@@ -257,4 +258,29 @@ async def test_a_disk_without_room_says_so_before_anything_comes(
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=70 << 20))
     with pytest.raises(Full, match="has 70 MiB free, and 10 MiB of the snapshot have to come"):
         await _pull(fresh, remote)
+    assert not [key for key in remote.reads if key.startswith("chunks/")]
+
+
+async def test_weights_of_which_a_layout_names_more_than_the_disk_holds_do_not_come(
+    origin: Store, fresh: Store, remote: _Watched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The manifest says how large they are, and the layout which chunks they have: nobody has compared the two."""
+    await _published(origin, remote, tmp_path)
+    free = iter([1 << 40, 64 << 20])
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=next(free)))
+    with pytest.raises(Full, match="has 64 MiB free"):
+        await _pull(fresh, remote)
+    assert fresh.list() == []
+
+
+async def test_a_chunk_that_would_take_all_memory_is_not_asked_for(origin: Store, fresh: Store, remote: _Watched, tmp_path: Path) -> None:
+    snapshot = await _published(origin, remote, tmp_path)
+    chunks = tuple(chunk.model_copy(update={"size": 1 << 40}) for chunk in snapshot.manifest.chunks)
+    data = snapshot.manifest.model_copy(update={"chunks": chunks}).encode()
+    digest = digest_of(data)
+    await remote.put(manifest_key(digest), data)
+    await remote.put(signature_key(digest), origin.keyring.sign(data).encode())
+    del remote.reads[:]
+    with pytest.raises(Corrupt, match=rf"{digest[:12]}: it names a chunk of more than 4194304 bytes"):
+        await _pull(fresh, remote, digest=digest)
     assert not [key for key in remote.reads if key.startswith("chunks/")]
