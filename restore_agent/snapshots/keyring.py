@@ -199,6 +199,12 @@ class Keyring:
             )
         if keys.signing_id in keys.revoked:
             raise NoSigningKey(f"key {keys.signing_id}, which this node signs with, was revoked; `zerowake key make` makes another")
+        path = self.folder / _SIGNING
+        if path.stat().st_mode & 0o007:
+            raise NoSigningKey(
+                f"{path} is open to every user of this node, and whoever has it may run programs on every node that trusts it; make it its "
+                f"owner's (`chmod 600`), and if others may have it, `zerowake key make` another and revoke {keys.signing_id}"
+            )
         return keys.signing
 
     def _keys(self) -> _Keys:

@@ -158,6 +158,18 @@ def test_a_ring_whose_own_key_is_revoked_signs_nothing(keyring: Keyring) -> None
     keyring.check_signs()
 
 
+@pytest.mark.parametrize("mode", [0o644, 0o602, 0o604])
+def test_a_private_key_that_is_open_to_everybody_signs_nothing(keyring: Keyring, mode: int) -> None:
+    signature, path = keyring.sign(DATA), keyring.folder / "signing.pem"
+    path.chmod(mode)
+    for attempt in (keyring.check_signs, lambda: keyring.sign(DATA)):
+        with pytest.raises(NoSigningKey, match=rf"{path} is open to every user of this node.*chmod 600.*revoke {signature.key}"):
+            attempt()
+    keyring.verify(DATA, signature)
+    path.chmod(0o440)
+    assert keyring.sign(DATA) == signature
+
+
 def test_keys_as_a_mounted_secret_has_them(keyring: Keyring, other: Keyring, tmp_path: Path) -> None:
     """No folders, names of anybody's choice, links through a folder that is exchanged as a whole."""
     mounted = tmp_path / "mounted"
