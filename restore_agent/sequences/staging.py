@@ -23,7 +23,7 @@ from restore_agent.pages.fill import Arena
 from restore_agent.snapshots.catalog import Corrupt, Snapshot
 from restore_agent.snapshots.chunks import Chunk, CorruptChunk
 from restore_agent.snapshots.compatibility import Incompatible, check_fits
-from restore_agent.snapshots.manifest import GpuRecord, WeightsRegion
+from restore_agent.snapshots.manifest import GpuRecord, Manifest, WeightsRegion
 from restore_agent.snapshots.store import Store
 from zerowake_shared.background import ended, told
 
@@ -92,6 +92,10 @@ class Staging:
         self.disk_to_memory = Bandwidth()
         self.unusable: dict[str, str] = {}  # digest → why it cannot be restored here
         self.damaged: dict[str, str] = {}  # digest → what is wrong with it on the disk
+
+    def check_fits(self, manifest: Manifest) -> None:
+        """Reads files: call it in a thread. Raises Incompatible: its snapshot cannot be restored on this node, wherever its bytes stand."""
+        check_fits(manifest.fits, self._criu_version, self._gpus, in_pod=manifest.is_of_container, hashes=self.hashes)
 
     def in_memory(self, digest: str) -> bool:
         return (staged := self._staged.get(digest)) is not None and staged.ready.is_set()
@@ -212,8 +216,7 @@ class Staging:
     def _stage_skeleton(self, staged: Staged) -> bytes:
         """Verifies and copies the small files; returns the index of pages."""
         snapshot = staged.snapshot
-        in_pod = snapshot.manifest.is_of_container
-        check_fits(snapshot.manifest.fits, self._criu_version, self._gpus, in_pod=in_pod, hashes=self.hashes)
+        self.check_fits(snapshot.manifest)
         free = available_memory()
         if free < snapshot.manifest.page_bytes + SPARE_BYTES:
             raise NoMemory(

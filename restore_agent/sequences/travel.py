@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from weakref import WeakValueDictionary
 
 from restore_agent.errors import AgentError, ErrorKind
 from restore_agent.snapshots.catalog import Snapshot
+from restore_agent.snapshots.manifest import Manifest
 from restore_agent.snapshots.names import SeenNames
 from restore_agent.snapshots.store import Store
 from restore_agent.transfer.exchange import Exchange, Fleet, NoPeers, OtherAgent
@@ -32,6 +35,7 @@ class Travel:
         self._store = store
         self._seen = SeenNames(store.state)
         self._changed = changed
+        self._pulls: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()  # by name
         self.exchange: Exchange | None = None  # with other agents, where there is one
 
     async def push(self, snapshot: Snapshot, url: str, progress: Callable[[Progress], None]) -> None:
@@ -51,21 +55,23 @@ class Travel:
         *,
         replace: bool,
         others: Sequence[OtherAgent] = (),
+        fits: Callable[[Manifest], None] = lambda manifest: None,
     ) -> Snapshot:
-        """From these stores, and from other agents, who serve a snapshot by its digest. Raises NoStore, NoPeers, InvalidUrl, and what
-        `Puller.pull` does."""
+        """From these stores, and from other agents, who serve a snapshot by its digest. One that several ask for is fetched once: the
+        others wait for that. `fits`: as in Puller. Raises NoStore, NoPeers, InvalidUrl, and what `Puller.pull` does."""
         if not urls and not (others and digest):
             raise NoStore(
                 "stores: none is named; say where from, file:///a/folder or s3://bucket/prefix, or name other agents and a digest"
             )
         if others and self.exchange is None:
             raise NoPeers
-        async with opened(urls) as stores:
+        lock = self._pulls.setdefault((namespace, name), asyncio.Lock())
+        async with lock, opened(urls) as stores:
 
             def fleet(namespace: str, digest: str) -> Fleet | None:
                 return self.exchange.fleet(namespace, digest, others, stores) if self.exchange else None
 
-            puller = Puller(self._store, self._seen, stores, fleet)
+            puller = Puller(self._store, self._seen, stores, fleet, fits)
             snapshot = await puller.pull(namespace, name, digest, replace=replace, progress=progress)
         self._changed(snapshot)
         named = [*map(str, stores), *(f"agent {other.address}" for other in others)]

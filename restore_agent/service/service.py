@@ -250,7 +250,7 @@ class AgentService(agent_pb2_grpc.AgentServicer):
         return messages.removed(found)
 
     async def _here_or_fetched(self, request: agent_pb2.StageRequest) -> StoredSnapshot:
-        """Raises what `_snapshot` and, where it is to be fetched, `Travel.pull` do."""
+        """Raises what `_snapshot` and, where it is to be fetched, `Travel.pull` and `Staging.check_fits` do."""
         try:
             return await self._snapshot(request.snapshot)
         except NotFound:
@@ -258,7 +258,10 @@ class AgentService(agent_pb2_grpc.AgentServicer):
                 raise
         wanted, others = request.snapshot, messages.other_agents(request.peers)
         return await self._node.travel.pull(
-            *(wanted.namespace or "default", wanted.name, wanted.digest, request.stores, _nobody), replace=True, others=others
+            *(wanted.namespace or "default", wanted.name, wanted.digest, request.stores, _nobody),
+            replace=True,
+            others=others,
+            fits=self._node.staging.check_fits,
         )
 
     async def _snapshot(self, reference: agent_pb2.SnapshotRef) -> StoredSnapshot:

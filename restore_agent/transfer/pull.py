@@ -49,13 +49,20 @@ class Puller:
     """Brings snapshots from these stores, the best first."""
 
     def __init__(
-        self, store: Store, seen: SeenNames, sources: Sequence[Source], fleet: Callable[[str, str], Fleet | None] = lambda *_: None
+        self,
+        store: Store,
+        seen: SeenNames,
+        sources: Sequence[Source],
+        fleet: Callable[[str, str], Fleet | None] = lambda *_: None,
+        fits: Callable[[Manifest], None] = lambda manifest: None,
     ) -> None:
-        """`fleet`: the other agents that have the snapshot of a namespace and digest or fetch it, with those stores as their origins."""
+        """`fleet`: the other agents that have the snapshot of a namespace and digest or fetch it, with those stores as their origins.
+        `fits`: is asked in a thread before any of it is fetched, and raises Incompatible."""
         self._store = store
         self._seen = seen
         self._sources = sources
         self._fleet = fleet
+        self._fits = fits
 
     async def pull(
         self,
@@ -71,7 +78,7 @@ class Puller:
         Raises:
             NotElsewhere: no store has it. Denied, Unreachable, Altered: what the gravest of the stores did, and what the others did.
             Untrusted, Replayed: what the stores have is not to be believed here.
-            NameTaken: another one has the name on this node, and not `replace`.
+            NameTaken: another one has the name on this node, and not `replace`. What `fits` raises.
             Full, OSError: this node's disk. Nothing of these has changed what the name stands for here.
         """
         check_name("namespace", namespace)
@@ -91,6 +98,7 @@ class Puller:
                 f"the snapshot {digest[:12]} that the stores have as {namespace}/{name} is {manifest.namespace}/{manifest.name}: "
                 "somebody has moved the name; publish it again"
             )
+        await asyncio.to_thread(self._fits, manifest)
         offered = Offered(namespace, digest, data, signature.encode(), _named(manifest), all_named=not manifest.weights)
         with self._store.chunks.lease() as lease, fleet.offering(offered) if fleet else contextlib.nullcontext():
             arrival = _Arrival(self._store, manifest, digest, data, lease, progress, offered)

@@ -79,6 +79,7 @@ class Agent:
         self._restoring: Counter[str] = Counter()  # restores that are not answered yet, by model
         self._early: dict[str, tuple[Replica, Endpoint]] = {}  # replicas that the stream has named while one was
         self._parked_overheads: dict[str, float] = {}  # by digest: seconds of waking a parked one beside its weights, smoothed
+        self._fetch_rate = 0.0  # bytes a second of snapshots that came from other nodes, smoothed
         self._told = Node(address)
         self._shown: Node | None = None
 
@@ -96,6 +97,7 @@ class Agent:
                 self._told,
                 synced=synced,
                 silent=self.silent,
+                rates=replace(self._told.rates, remote_to_disk=self._fetch_rate),
                 residencies=MappingProxyType(dict(self.residencies)),
                 replicas=MappingProxyType(dict(self.replicas)),
             )
@@ -130,6 +132,13 @@ class Agent:
         seconds = messages.seconds_beside_weights(told)
         before = self._parked_overheads.get(told.snapshot.digest, seconds)
         self._parked_overheads[told.snapshot.digest] = before + _NEW_SHARE * (seconds - before)
+
+    def note_fetch(self, size: int, seconds: float) -> None:
+        """So many bytes of a snapshot have come from other nodes in that time."""
+        if size and seconds > 0:
+            before = self._fetch_rate or size / seconds
+            self._fetch_rate = before + _NEW_SHARE * (size / seconds - before)
+            self._shown = None
 
     def add(self, replica: Replica, endpoint: Endpoint) -> None:
         self._early.pop(replica.id, None)

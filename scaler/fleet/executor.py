@@ -14,10 +14,12 @@ import math
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Protocol
 
+from scaler.books.snapshot_name import SnapshotName
 from scaler.fleet.agent import AgentError, AgentUnreachable, NoRoom, Wanted
 from scaler.fleet.nodes import Nodes
 from scaler.fleet.snapshot_peers import peers_of
 from scaler.plan.actions import Action, Drop, End, Keep, Sleep, Stage, Start
+from scaler.plan.estimate import total_bytes
 from scaler.plan.policy import Plan
 from scaler.plan.rungs import Rung
 from zerowake_shared.background import ended
@@ -28,7 +30,8 @@ log = logging.getLogger(__name__)
 
 _FIRST_START_RETRY_SECONDS, _LAST_START_RETRY_SECONDS = 0.2, 30.0
 _FIRST_STAGE_RETRY_SECONDS, _LAST_STAGE_RETRY_SECONDS = 30.0, 1800.0
-_STANDS = {Rung.MEMORY: "in memory", Rung.STANDBY: "as a standby", Rung.PARKED: "parked"}
+_UNSTAGE_SECONDS = 30.0
+_STANDS = {Rung.DISK: "on disk", Rung.MEMORY: "in memory", Rung.STANDBY: "as a standby", Rung.PARKED: "parked"}
 
 
 class ReplicaMaker(Protocol):
@@ -65,6 +68,7 @@ class Executor:
         self._failed = failed or (lambda model, why: None)
         self._broken = broken or (lambda model, why: None)
         self._after: Callable[[str], None] = lambda model: None
+        self._wanted: Callable[[SnapshotName], bool] = lambda snapshot: True
         self._tasks: dict[Action, asyncio.Task[None]] = {}
         self._starts: dict[str, tuple[Backoff, float]] = {}  # by model: since its last start failed, and when the next may begin
         self._stages: dict[tuple[str, str, Rung], tuple[Backoff, float]] = {}
@@ -73,6 +77,10 @@ class Executor:
 
     def on_end(self, callback: Callable[[str], None]) -> None:
         self._after = callback
+
+    def wanted_by(self, wanted: Callable[[SnapshotName], bool]) -> None:
+        """`wanted`: whether a model still has the snapshot. One that has come to a node when none has is taken off it again."""
+        self._wanted = wanted
 
     @property
     def under_way(self) -> tuple[Action, ...]:
@@ -142,7 +150,16 @@ class Executor:
             return
         try:
             peers = peers_of(action, self._nodes, self.under_way)
+            began = self._clock.now()
             seconds = await agent.stage(action.snapshot, action.digest, action.rung, peers)
+            if action.rung is Rung.DISK:
+                seconds = self._clock.now() - began  # the agent's are those of the way up from there
+                if not self._wanted(action.snapshot):
+                    log.info("%s has come to %s, and nobody has it any more: it is removed", action.snapshot, agent.name)
+                    await agent.unstage(action.snapshot, action.digest, seconds=_UNSTAGE_SECONDS)
+                    return
+                if residency := agent.residencies.get(action.snapshot):
+                    agent.note_fetch(total_bytes(residency), seconds)
         except AgentError as error:
             if not isinstance(error, AgentUnreachable):
                 self._put_off(action)

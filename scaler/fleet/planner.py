@@ -15,10 +15,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 from scaler.books.ledger import Ledger
+from scaler.books.snapshot_name import SnapshotName
 from scaler.books.trigger import Trigger
 from scaler.fleet.executor import Executor
 from scaler.fleet.nodes import Nodes
 from scaler.plan.policy import decide
+from scaler.plan.remote import is_cramped
 from scaler.plan.rungs import Rung
 from scaler.plan.world import Model, Node, Residency, World
 from zerowake_shared.clock import SYSTEM_CLOCK, Clock
@@ -51,10 +53,12 @@ class Planner:
         self._longest_staging: dict[str, float] = {}
         self._due: dict[str, asyncio.TimerHandle] = {}
         self._parked: set[tuple[str, str]] = set()  # (node's address, digest) of what stood parked at the last look
+        self._cramped_since: dict[str, float] = {}
         ledger.on_quiet(self._quiet)
         ledger.on_first_demand(lambda model: self.consider([model]))
         nodes.on_change(self._heard)
         executor.on_end(lambda model: self.consider([model]))
+        executor.wanted_by(lambda snapshot: any(model.snapshot == snapshot for model in self._models.values()))
 
     def want(self, model: str, replicas: int) -> None:
         """So many replicas of the model are wanted here."""
@@ -84,6 +88,7 @@ class Planner:
         """What is known now of these models, and of all nodes."""
         found = {name: self._model(self._models[name]) for name in models if name in self._models}
         nodes = tuple(self._nodes)
+        self._note_cramped(nodes, found)
         return World(
             now=self._clock.now(),
             models=found,
@@ -93,6 +98,7 @@ class Planner:
             under_way=self._executor.under_way,
             put_off=self._executor.put_off,
             quiet_since={name: self._ledger.quiet_since(name) for name, model in found.items() if model.idle is not None},
+            cramped_since=dict(self._cramped_since),
         )
 
     def why_no_higher(self, node: Node, residency: Residency) -> str:
@@ -101,6 +107,14 @@ class Planner:
             if rung == residency.rung + 1 and (why := self._executor.refusal(node.address, residency.digest, rung)):
                 return f"not {_AS[rung]}: {why}"
         return ""
+
+    def why_not_fetched(self, node: Node, snapshot: SnapshotName) -> str:
+        """Why the snapshot is not on the node, where its agent was asked to fetch it and could not; else empty."""
+        if snapshot in node.residencies:
+            return ""
+        digests = {other.residencies[snapshot].digest for other in self._nodes if snapshot in other.residencies}
+        found = (self._executor.refusal(node.address, digest, Rung.DISK) for digest in sorted(digests))
+        return next((f"not fetched: {why}" for why in found if why), "")
 
     async def close(self) -> None:
         for timer in self._due.values():
@@ -132,6 +146,13 @@ class Planner:
                 if node.synced:  # else its agent has gone, and what it kept with it
                     self._executor.taken_down(*key, Rung.PARKED)
 
+    def _note_cramped(self, nodes: tuple[Node, ...], models: Mapping[str, Model]) -> None:
+        for name, model in models.items():
+            if is_cramped(nodes, model):
+                self._cramped_since.setdefault(name, self._clock.now())
+            else:
+                self._cramped_since.pop(name, None)
+
     def _quiet(self, model: str) -> None:
         """Its last request has ended. A look that is due anyway will see to it: requests come and go all the time."""
         declared = self._models.get(model)
@@ -144,7 +165,11 @@ class Planner:
         concerned = [
             name
             for name, model in self._models.items()
-            if name in served or model.replicas is not None or name in self._wanted or model.snapshot in node.residencies
+            if name in served
+            or model.replicas is not None
+            or name in self._wanted
+            or model.snapshot in node.residencies
+            or name in self._cramped_since
         ]
         if concerned:
             self.consider(concerned)

@@ -193,6 +193,7 @@ def planned(snapshot: ModelSnapshot) -> Model:
         stage=min(Rung[snapshot.spec.stage.upper()], Rung.MEMORY),
         idle=_IDLE[snapshot.spec.idle],
         idle_seconds=snapshot.spec.idle_seconds,
+        digest=snapshot.ready_digest,
     )
 
 

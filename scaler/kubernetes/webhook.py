@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import base64
 import logging
+import math
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -23,6 +24,7 @@ from scaler.kubernetes.declarations import planned
 from scaler.kubernetes.pod_patch import NodeSetup, Patch, prepare, unfit
 from scaler.kubernetes.resources import CONDITION_READY, PENDING, ModelSnapshot
 from scaler.plan.policy import prefer
+from scaler.plan.rungs import Rung
 from scaler.plan.world import Node, World
 from zerowake_shared.address import Address
 from zerowake_shared.kubernetes.informer import Informer
@@ -67,12 +69,19 @@ class _Untouched(Exception):
 
 
 class Webhook:
-    """Reviews pods. `nodes`: scaler.fleet.nodes.Nodes, or any iterable of nodes."""
+    """Reviews pods. `nodes`: scaler.fleet.nodes.Nodes, or any iterable of nodes. `put_off`: what agents have refused, as in a World."""
 
-    def __init__(self, snapshots: Informer[ModelSnapshot], nodes: Iterable[Node], setup: NodeSetup) -> None:
+    def __init__(
+        self,
+        snapshots: Informer[ModelSnapshot],
+        nodes: Iterable[Node],
+        setup: NodeSetup,
+        put_off: Callable[[], Mapping[tuple[str, str, Rung], float]] = dict,
+    ) -> None:
         self._snapshots = snapshots
         self._nodes = nodes
         self._setup = setup
+        self._put_off = put_off
         self._decoder = msgspec.json.Decoder(_Review)
 
     def review(self, body: bytes) -> bytes:
@@ -121,7 +130,8 @@ class Webhook:
         if not nodes:  # and none that is only away: nobody would restore it, and its node may lack the profile that agents bring
             raise _Untouched("no-agent", "no restore agent is listed in the cluster")
         patch = Patch(pod)
-        world = World(now=0.0, models={}, nodes=nodes)  # where it stands now is all that counts
+        # Where it stands now is all that counts, and what was refused last, however long ago: nobody has fetched it there since.
+        world = World(now=-math.inf, models={}, nodes=nodes, put_off=self._put_off())
         prepare(patch, snapshot, self._setup, prefer(world, planned(snapshot), digest), digest)
         return patch
 
@@ -149,16 +159,18 @@ async def serve_webhook(
     snapshots: Informer[ModelSnapshot],
     nodes: Iterable[Node],
     setup: NodeSetup,
+    put_off: Callable[[], Mapping[tuple[str, str, Rung], float]] = dict,
 ) -> AsyncIterator[tuple[str, int]]:
     """Serves the webhook over HTTPS until the block ends; yields the bound address (port 0: any). Every replica of the scaler does.
 
     snapshots: `cluster.follow(MODEL_SNAPSHOTS, ModelSnapshot)`; it need not have synced. nodes: scaler.fleet.nodes.Nodes. setup: where
-    agents run, as the chart's values say. The certificate is read again when it changes.
+    agents run, as the chart's values say. put_off: Executor.put_off, looked at anew for each pod.
+    The certificate is read again when it changes.
 
     Raises:
         BadCertificate: the files cannot be used. OSError: the address cannot be listened on.
     """
-    webhook = Webhook(snapshots, nodes, setup)
+    webhook = Webhook(snapshots, nodes, setup, put_off)
 
     async def handle(request: web.Request) -> web.Response:
         try:

@@ -4,6 +4,7 @@
         overhead      parked: a wake-up's own, which has nothing of CUDA in it; else a restore's
         image         parked, standby: 0; in memory: bytes / fill rate; on disk: the same, after bytes / staging rate
         weights       on the GPU: 0; in host memory: bytes / pinned rate; on disk: bytes / the disk's rate, which image and weights share
+    remote:           all of its bytes / the network's rate, and then as from disk
     without one:      a cold start's time, the longer the less of the node's memory is free
     no room on GPUs:  never; what parked engines hold counts as free, since they make room by themselves
 
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from itertools import zip_longest
 from typing import TypeVar
 
@@ -25,6 +27,7 @@ from scaler.plan.world import Node, Residency
 _K = TypeVar("_K")
 _FILL_RATE = 4e9  # bytes a second
 _DISK_RATE = 1e9
+_NETWORK_RATE = 0.5e9
 _PINNED_RATE = 10e9
 _OVERHEAD_SECONDS = 0.05
 _PARKED_OVERHEAD_SECONDS = 0.01
@@ -33,9 +36,12 @@ _GPU_HEADROOM = 64 << 20  # bytes that a resume needs beside what the suspend ga
 
 
 def seconds_to_serve(node: Node, residency: Residency | None) -> float:
-    """From that snapshot. Infinite where it is absent, cannot be restored, or finds no room on the node's GPUs."""
-    if residency is None or residency.unusable or residency.rung < Rung.DISK or not has_room(node, residency):
+    """From that snapshot. Infinite where it is absent and cannot be fetched, cannot be restored, or finds no room on the node's GPUs."""
+    if residency is None or residency.unusable or not has_room(node, residency):
         return math.inf
+    if residency.rung < Rung.DISK:
+        there = replace(residency, rung=Rung.DISK, weights_rung=WeightsRung.DISK)
+        return seconds_to_fetch(node, residency) + seconds_to_serve(node, there)
     overhead = residency.overhead_seconds or _OVERHEAD_SECONDS
     weights = _seconds_of_weights(node, residency)
     if residency.rung >= Rung.PARKED:
@@ -57,6 +63,20 @@ def seconds_to_stage(node: Node, residency: Residency) -> float:
     if residency.weights_rung <= WeightsRung.DISK:
         seconds += residency.weights_bytes / (node.rates.disk_to_gpu or _DISK_RATE)
     return seconds
+
+
+def seconds_to_fetch(node: Node, residency: Residency) -> float:
+    """remote → disk, of all that the snapshot is: each GPU's weights, too. Infinite where nobody could give it."""
+    if residency.rung > Rung.ABSENT:
+        return 0.0
+    if not residency.sources:
+        return math.inf
+    return total_bytes(residency) / (node.rates.remote_to_disk or _NETWORK_RATE)
+
+
+def total_bytes(residency: Residency) -> int:
+    """Image and weights, of which a residency tells one GPU's."""
+    return residency.image_bytes + residency.weights_bytes * max(1, len(residency.gpu_bytes))
 
 
 def seconds_to_start(node: Node) -> float:

@@ -7,6 +7,8 @@
                standby is made while nobody asks and no replica lives, and given up half-made when somebody does: the request's own restore
                is sooner. One that is being parked is not given up: that is most of what the request needs. What an agent took down from
                there, to make room on its GPU, is left there for a while
+    remote     where a snapshot stands on nodes that cannot restore it, and no replica lives, for so long that this is no moment between two
+               replicas, one node that could fetches it: the soonest, and one at a time. It stays there
     sleep      where its owner wants it, replicas in pods sleep when their model had no request at any gateway for so long; a request wakes
                them at once, which is the gateway's to ask for, and no plan's
     pods       nodes are preferred by the estimate, for replicas and for captures alike; Kubernetes places
@@ -23,9 +25,13 @@ from dataclasses import dataclass, field, replace
 
 from scaler.books.hpa import proportional
 from scaler.plan.actions import Action, Drop, End, Keep, Prefer, Sleep, Stage, Start
-from scaler.plan.estimate import ranked, seconds_to_serve, seconds_to_stage, seconds_to_start
+from scaler.plan.estimate import ranked, seconds_to_fetch, seconds_to_serve, seconds_to_stage, seconds_to_start
+from scaler.plan.remote import is_cramped, remote
 from scaler.plan.rungs import Rung
 from scaler.plan.world import Gpu, Model, Node, Residency, World
+
+# What a replica held is free again within seconds of its end, and an agent that is restarted is back within half a minute.
+_CRAMPED_SECONDS_ASKED, _CRAMPED_SECONDS = 3.0, 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,18 +62,22 @@ def decide(world: World) -> Plan:
         if model.name in world.targets:
             actions += _scaled(world, model)
         actions += _staged(world, model, later)
+        actions += _fetched(world, model, later)
         actions += _asleep(world, model, later)
     return Plan(tuple(actions), unmet, min(later, default=math.inf))
 
 
 def prefer(world: World, model: Model, digest: str) -> Prefer:
-    """Nodes for a pod that is restored from this snapshot, by the estimate."""
+    """Nodes for a pod that is restored from this snapshot, by the estimate: those that have it before those that could fetch it."""
     seconds = {
         node.name: seconds_to_serve(node, residency)
         for node, residency in _holders(world, model)
         if node.name and residency.digest == digest
     }
-    return Prefer(model.name, _finite(seconds), "by the estimate of a restore", _silent(world))
+    seconds = _finite(seconds)
+    slowest = max(seconds.values(), default=0.0)
+    fetched = {node.name: max(slowest, seconds_to_serve(node, there)) for node, there in _candidates(world, model, digest) if node.name}
+    return Prefer(model.name, seconds | _finite(fetched), "by the estimate of a restore", _silent(world))
 
 
 def prefer_for_capture(world: World, model: Model) -> Prefer:
@@ -228,6 +238,42 @@ def _up(world: World, model: Model, node: Node, residency: Residency, rung: Rung
         later.append(until)
     elif action not in world.under_way:
         yield action
+
+
+def _fetched(world: World, model: Model, later: list[float]) -> Iterator[Stage]:
+    """The snapshot onto the disk of one more node; from there it goes up like any other."""
+    if model.snapshot is None or not is_cramped(world.nodes, model):
+        return
+    asked = world.demand_of(model.name).pending > 0
+    if not asked and model.stage < Rung.MEMORY:
+        return
+    if any(isinstance(each, Stage) and each.model == model.name and each.rung is Rung.DISK for each in world.under_way):
+        return
+    due = world.cramped_since.get(model.name, world.now) + (_CRAMPED_SECONDS_ASKED if asked else _CRAMPED_SECONDS)
+    if due > world.now:
+        later.append(due)
+        return
+    bearable = [
+        ((node, there), seconds_to_serve(node, there))
+        for node, there in remote(world.nodes, model.snapshot, model.digest)
+        if seconds_to_fetch(node, there) + seconds_to_stage(node, there) <= model.longest_staging
+    ]
+    for node, there in ranked(bearable):
+        until = world.put_off.get((node.address, there.digest, Rung.DISK), -math.inf)
+        if until > world.now:
+            later.append(until)
+            continue
+        why = "requests wait, and no node that has its snapshot can restore it" if asked else "no node that has its snapshot can restore it"
+        yield Stage(node.address, model.name, model.snapshot, there.digest, Rung.DISK, why)
+        return
+
+
+def _candidates(world: World, model: Model, digest: str) -> list[tuple[Node, Residency]]:
+    """Those that could fetch it, but for those whose agents have refused to."""
+    if model.snapshot is None:
+        return []
+    found = remote(world.nodes, model.snapshot, digest)
+    return [(node, there) for node, there in found if world.put_off.get((node.address, digest, Rung.DISK), -math.inf) <= world.now]
 
 
 def _holders(world: World, model: Model) -> list[tuple[Node, Residency]]:

@@ -19,12 +19,13 @@ from scaler.plan.rungs import Rung, WeightsRung
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """Measured on the node, in bytes a second; 0: not measured yet."""
+    """Measured on the node, in bytes a second; 0: not measured yet. remote_to_disk: of snapshots that came from other nodes."""
 
     disk_to_memory: float = 0.0
     memory_to_process: float = 0.0
     disk_to_gpu: float = 0.0
     memory_to_gpu: float = 0.0
+    remote_to_disk: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,8 @@ class Residency:
     weights_rung: the lowest of its regions' rungs. gpu_bytes: what a restore takes of each GPU that it uses; empty: it uses none.
     parked_bytes: what it holds of each GPU while it is parked; empty: not known, or none. overhead_seconds: what a restore took there
     beside moving image and weights, smoothed; 0: none was made. parked_overhead_seconds: the same of waking a parked one. unusable: why it
-    cannot be restored there; empty: it can.
+    cannot be restored there; empty: it can. sources: addresses of the agents that the node can fetch it from, where it is absent: then it
+    is remote, the rung below disk (plan/remote.py).
     """
 
     digest: str
@@ -56,6 +58,7 @@ class Residency:
     unusable: str = ""
     parked_bytes: tuple[int, ...] = ()
     parked_overhead_seconds: float = 0.0
+    sources: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +102,8 @@ class Model:
     snapshot: None: it is started, not restored. stage: the rung on which its snapshot waits. parked_seconds: how long a replica that is
     not needed any more is kept parked, and standby_seconds: how long as a standby, then (0: until it is used; None: not at all).
     longest_staging: seconds; no node is chosen to stage on that would take longer. replicas: how many are wanted here; None: somebody else
-    makes them. not_before: no start before that moment, since the last one failed. idle: the rung on which replicas in pods sleep that
+    makes them. digest: the one snapshot of that name that may be fetched to another node, empty: none may; None: whichever a node has.
+    not_before: no start before that moment, since the last one failed. idle: the rung on which replicas in pods sleep that
     nobody has asked for `idle_seconds`; None: they stay awake.
     """
 
@@ -113,6 +117,7 @@ class Model:
     not_before: float = -math.inf
     idle: Rung | None = None
     idle_seconds: float = 300.0
+    digest: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +135,8 @@ class World:
 
     now: seconds of the one clock. demand: of all gateways. in_flight: requests by replica. under_way: actions that are being carried out.
     put_off: (node's address, digest, rung) that an agent refused, or took it down from, until when it is not asked again. targets: what is
-    scaled by Kubernetes, by model. quiet_since: the moment since which a model has no demand.
+    scaled by Kubernetes, by model. quiet_since: the moment since which a model has no demand. cramped_since: the moment since which no node
+    that has a model's snapshot could restore it, by model (plan/remote.py).
     """
 
     now: float
@@ -142,6 +148,7 @@ class World:
     put_off: Mapping[tuple[str, str, Rung], float] = field(default_factory=dict)
     targets: Mapping[str, ScaleTarget] = field(default_factory=dict)
     quiet_since: Mapping[str, float] = field(default_factory=dict)
+    cramped_since: Mapping[str, float] = field(default_factory=dict)
 
     def demand_of(self, model: str) -> Demand:
         return self.demand.get(model, _NO_DEMAND)

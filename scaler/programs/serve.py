@@ -113,6 +113,7 @@ async def serve(config: ServeConfig) -> None:
                     snapshots=snapshots,
                     nodes=nodes,
                     setup=config.agents.setup,
+                    put_off=lambda: planner.world(()).put_off,
                 )
             )
         bound = await begin(gateway.serve(*Address.to_listen(config.listen)))

@@ -97,7 +97,8 @@ def _model(
             residency = node.residencies.get(snapshot)
             rungs.append((residency.rung if residency else Rung.ABSENT).name.lower())
             why += [residency.unusable] if residency and residency.unusable else []
-            refused += [said] if residency and (said := planner.why_no_higher(node, residency)) else []
+            said = planner.why_no_higher(node, residency) if residency else planner.why_not_fetched(node, snapshot)
+            refused += [said] if said else []
     return {
         "name": name,
         "snapshot": section.snapshot,

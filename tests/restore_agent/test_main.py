@@ -75,7 +75,7 @@ async def test_what_runs_beside_it_ends_it_when_it_fails(tmp_path: Path) -> None
 
 
 async def test_a_snapshot_is_staged_on_an_agent_that_never_had_it_from_another(tmp_path: Path, short_folder: Path) -> None:
-    """The answer and the stream name it; the port of each is told; without --peers the call says why not."""
+    """The answer and the stream name it; the port of each is told; without --peers the call says why not; what does not fit stays away."""
     fleet_files(tmp_path / "tls", Authority("fleet"))
     sharing = Sharing("127.0.0.1:0", tmp_path / "tls", 1e9)
     states = {name: short_folder / name for name in ("one", "two", "alone")}
@@ -83,6 +83,8 @@ async def test_a_snapshot_is_staged_on_an_agent_that_never_had_it_from_another(t
         (state / "memory").mkdir(parents=True)
     with travelling.node(states["one"]) as store:
         snapshot = travelling.take(store, tmp_path / "model")
+        fits = snapshot.manifest.fits.model_copy(update={"kernel": "1.0"})
+        foreign = travelling.take(store, tmp_path / "model", name="foreign", fits=fits)
         public = store.keyring.public_file(store.keyring.signing)
         assert public
     for name in ("two", "alone"):
@@ -109,6 +111,16 @@ async def test_a_snapshot_is_staged_on_an_agent_that_never_had_it_from_another(t
         assert await two.Stage(wanted) == answer, "it is done once"
         with pytest.raises(grpc.aio.AioRpcError, match=r"started without --peers"):
             await alone.Stage(wanted)
+        with pytest.raises(grpc.aio.AioRpcError, match=r"it was taken on kernel 1\.0, this node runs") as refused:
+            await two.Stage(
+                pb.StageRequest(
+                    request_id="3",
+                    snapshot=pb.SnapshotRef(namespace="default", name="foreign", digest=foreign.digest),
+                    rung=pb.RUNG_DISK,
+                    peers=wanted.peers,
+                )
+            )
+        assert refused.value.code() == grpc.StatusCode.FAILED_PRECONDITION
         wanted.request_id, wanted.peers[0].address = "2", "nowhere"
         with pytest.raises(grpc.aio.AioRpcError, match=r"peers\[0\].address: 'nowhere' is not HOST:PORT"):
             await alone.Stage(wanted)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import pytest
 
 from restore_agent.sequences.travel import NoStore, Travel
 from restore_agent.snapshots.catalog import NotFound, Snapshot
+from restore_agent.snapshots.compatibility import Incompatible
+from restore_agent.snapshots.manifest import Manifest
 from restore_agent.transfer.progress import Progress
 from restore_agent.transfer.store_url import InvalidUrl
 from tests.worlds.travelling import node, take
@@ -49,6 +52,33 @@ async def test_what_is_removed_while_it_is_sent_is_sent_whole(tmp_path: Path, ur
         two.verify(await Travel(two, lambda snapshot: None).pull("default", "small", "", [url], _ignored, replace=False))
         one.sweep()
         assert not list((one.state / "chunks").glob("*/*"))
+
+
+async def test_one_that_two_ask_for_at_once_comes_once(tmp_path: Path, url: str) -> None:
+    with node(tmp_path / "one") as one, node(tmp_path / "two", one) as two:
+        await Travel(one, lambda snapshot: None).push(take(one, tmp_path / "model"), url, _ignored)
+        travel, moved = Travel(two, lambda snapshot: None), [0, 0]
+
+        async def pull(which: int) -> Snapshot:
+            def progress(now: Progress) -> None:
+                moved[which] = now.moved
+
+            return await travel.pull("default", "small", "", [url], progress, replace=True)
+
+        first, second = await asyncio.gather(pull(0), pull(1))
+        assert first.digest == second.digest and moved[0] and not moved[1]
+        two.verify(first)
+
+
+async def test_what_does_not_fit_is_not_fetched(tmp_path: Path, url: str) -> None:
+    def fits(manifest: Manifest) -> None:
+        raise Incompatible(f"it was taken on kernel {manifest.fits.kernel}")
+
+    with node(tmp_path / "one") as one, node(tmp_path / "two", one) as two:
+        await Travel(one, lambda snapshot: None).push(take(one, tmp_path / "model"), url, _ignored)
+        with pytest.raises(Incompatible, match="it was taken on kernel"):
+            await Travel(two, lambda snapshot: None).pull("default", "small", "", [url], _ignored, replace=True, fits=fits)
+        assert not list((two.state / "chunks").glob("*/*")) and not (two.state / "arriving").exists()
 
 
 async def test_a_url_that_is_none_is_said(tmp_path: Path) -> None:

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scaler.plan.estimate import has_room, ranked, seconds_to_serve, seconds_to_stage, seconds_to_start
+from scaler.plan.estimate import has_room, ranked, seconds_to_fetch, seconds_to_serve, seconds_to_stage, seconds_to_start, total_bytes
 from scaler.plan.rungs import Rung, WeightsRung
 from scaler.plan.world import Gpu, Node, Rates, Residency
 
 GB = 10**9
-RATES = Rates(disk_to_memory=2e9, memory_to_process=10e9, disk_to_gpu=4e9, memory_to_gpu=50e9)
+RATES = Rates(disk_to_memory=2e9, memory_to_process=10e9, disk_to_gpu=4e9, memory_to_gpu=50e9, remote_to_disk=1e9)
 NODE = Node("a", "a", synced=True, memory_total_bytes=100 * GB, memory_free_bytes=50 * GB, rates=RATES)
 IMAGE = Residency("d", Rung.MEMORY, image_bytes=2 * GB, overhead_seconds=0.1)
 PARKED = replace(IMAGE, rung=Rung.PARKED, parked_overhead_seconds=0.03)
@@ -37,6 +37,9 @@ WEIGHTS = replace(IMAGE, weights_bytes=16 * GB)
         (replace(WEIGHTS, weights_rung=WeightsRung.DISK, rung=Rung.DISK), 0.1 + 1.0 + 4.0 + 0.2),  # one disk, one after the other
         (replace(IMAGE, unusable="another kernel"), math.inf),
         (replace(IMAGE, rung=Rung.ABSENT), math.inf),
+        (replace(IMAGE, rung=Rung.ABSENT, sources=("b",)), 2.0 + 0.1 + 1.0 + 0.2),
+        (replace(WEIGHTS, rung=Rung.ABSENT, sources=("b",)), 18.0 + 0.1 + 1.0 + 4.0 + 0.2),
+        (replace(IMAGE, rung=Rung.ABSENT, sources=("b",), gpu_bytes=(1,)), math.inf),  # this node has no GPU
         (None, math.inf),
     ],
 )
@@ -47,8 +50,9 @@ def test_seconds_to_serve(residency: Residency | None, seconds: float) -> None:
 def test_a_node_that_has_measured_nothing_is_still_ordered() -> None:
     fresh = replace(NODE, rates=Rates())
     rungs = [replace(IMAGE, rung=rung, overhead_seconds=0.0) for rung in (Rung.PARKED, Rung.STANDBY, Rung.MEMORY, Rung.DISK)]
+    rungs.append(replace(IMAGE, rung=Rung.ABSENT, overhead_seconds=0.0, sources=("b",)))
     estimates = [seconds_to_serve(fresh, residency) for residency in rungs]
-    assert estimates == sorted(estimates) and len(set(estimates)) == 4 and not math.isinf(estimates[-1])
+    assert estimates == sorted(estimates) and len(set(estimates)) == 5 and not math.isinf(estimates[-1])
 
 
 @pytest.mark.parametrize(
@@ -98,6 +102,13 @@ def test_staging_counts_what_lies_on_disk() -> None:
     assert seconds_to_stage(NODE, replace(WEIGHTS, rung=Rung.DISK, weights_rung=WeightsRung.MEMORY)) == pytest.approx(1.0)
 
 
+def test_each_gpu_s_weights_are_fetched() -> None:
+    """A residency tells what one GPU gets, since they are filled at once; over the network they come one after the other."""
+    two = replace(WEIGHTS, rung=Rung.ABSENT, sources=("b",), gpu_bytes=(1, 1))
+    assert total_bytes(two) == 34 * GB and seconds_to_fetch(NODE, two) == pytest.approx(34.0)
+    assert seconds_to_fetch(NODE, WEIGHTS) == 0 and math.isinf(seconds_to_fetch(NODE, replace(two, sources=())))
+
+
 def test_a_cold_start_takes_longer_where_less_memory_is_free() -> None:
     free = [seconds_to_start(replace(NODE, memory_free_bytes=size * GB)) for size in (100, 50, 1)]
     assert free == sorted(free) and free[0] < free[1] < free[2]
@@ -109,14 +120,14 @@ def test_ranked_leaves_out_what_is_never() -> None:
 
 
 @given(
-    rung=st.sampled_from([Rung.DISK, Rung.MEMORY, Rung.STANDBY]),
+    rung=st.sampled_from([Rung.ABSENT, Rung.DISK, Rung.MEMORY, Rung.STANDBY]),
     weights=st.sampled_from([WeightsRung.DISK, WeightsRung.MEMORY]),
     image=st.integers(0, 10**12),
     size=st.integers(0, 10**12),
     overhead=st.floats(0.0, 10.0),
 )
 def test_a_rung_up_is_never_later(rung: Rung, weights: WeightsRung, image: int, size: int, overhead: float) -> None:
-    residency = Residency("d", rung, image, size, weights, overhead_seconds=overhead)
+    residency = Residency("d", rung, image, size, weights, overhead_seconds=overhead, sources=("b",))
     here = seconds_to_serve(NODE, residency)
     assert seconds_to_serve(NODE, replace(residency, rung=Rung(rung + 1))) <= here
     assert seconds_to_serve(NODE, replace(residency, weights_rung=WeightsRung(weights + 1))) <= here

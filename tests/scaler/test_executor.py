@@ -23,6 +23,7 @@ from tests.worlds.waiting import until
 
 NAME = SnapshotName("ns", "chat")
 MEMORY = Stage("a", "chat", NAME, "d", Rung.MEMORY, "it waits in memory")
+FETCH = Stage("a", "chat", NAME, "d", Rung.DISK, "no node that has it can restore it")
 STANDBY = Stage("a", "chat", NAME, "d", Rung.STANDBY, "it waits as a standby")
 PARKED = Stage("a", "chat", NAME, "d", Rung.PARKED, "it waits parked")
 
@@ -39,6 +40,8 @@ class StandIn:
         self.answers: dict[str, asyncio.Future[None]] = {}
         self.peers: Sequence[SnapshotPeer] = ()  # of the last stage
         self.others: list[Node] = []
+        self.residencies: dict[SnapshotName, Residency] = {}
+        self.fetched: list[tuple[int, float]] = []
 
     async def _call(self, what: str) -> None:
         self.calls.append(what)
@@ -53,6 +56,12 @@ class StandIn:
         self.peers = peers
         await self._call(f"{rung.name} {digest}")
         return 0.5
+
+    def note_fetch(self, size: int, seconds: float) -> None:
+        self.fetched.append((size, seconds))
+
+    async def unstage(self, snapshot: SnapshotName, digest: str, *, seconds: float) -> None:
+        self.calls.append(f"off {digest}")
 
     async def sleep(self, replica: str, rung: Rung) -> None:
         await self._call(f"{rung.name} {replica}")
@@ -116,6 +125,22 @@ async def test_who_stages_is_told_of_those_that_have_it_and_of_those_that_are_to
     ]
     await world.does(MEMORY, replace(MEMORY, node="c"))
     assert world.there.peers == (SnapshotPeer("node-b", "10.0.0.2:9447", True), SnapshotPeer("node-c", "10.0.0.3:9447", False))
+
+
+async def test_how_fast_a_snapshot_came_is_noted() -> None:
+    world = World()
+    await world.does(FETCH)
+    world.there.residencies[NAME] = Residency("d", Rung.DISK, 100, 50, gpu_bytes=(1, 1))
+    world.clock.moment += 4.0
+    await world.answer("DISK d")
+    assert world.there.fetched == [(200, 4.0)]
+
+
+async def test_a_snapshot_that_has_come_when_no_model_has_it_any_more_is_taken_off_again(world: World) -> None:
+    world.executor.wanted_by(lambda snapshot: False)
+    await world.does(FETCH)
+    await world.answer("DISK d")
+    assert world.there.calls == ["DISK d", "off d"] and world.there.fetched == []
 
 
 async def test_a_drop_gives_up_what_goes_above_its_rung(world: World) -> None:

@@ -23,6 +23,7 @@ from scaler.fleet.nodes import Nodes
 from scaler.fleet.planner import Planner
 from scaler.fleet.readiness import Readiness
 from scaler.gateway.dispatcher import Dispatcher
+from scaler.plan import policy
 from scaler.plan.actions import End, Start
 from scaler.plan.rungs import Rung
 from scaler.plan.world import Model
@@ -71,9 +72,9 @@ async def planning(model: Model, *agents: Agent) -> AsyncIterator[System]:
         yield system
 
 
-def holding(name: str, rung: agent_pb2.Rung, size: int = 1000) -> Agent:
+def holding(name: str, rung: agent_pb2.Rung, size: int = 1000, gpu: int = 0) -> Agent:
     agent = Agent(name)
-    agent.has("ns", "chat", "d", rung=rung, size=size)
+    agent.has("ns", "chat", "d", rung=rung, size=size, gpu=gpu)
     return agent
 
 
@@ -187,3 +188,24 @@ async def test_a_replica_sleeps_when_no_gateway_has_asked_for_its_model_for_a_wh
         agent.demoted.clear()
         agent.runs("one", "chat")  # it was woken, for whoever asked past the gateways
         await until(lambda: agent.demoted)
+
+
+async def test_a_request_whose_snapshot_s_node_is_full_has_another_one_fetch_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the one that has it, and then up to memory; what refuses is passed over, and its reason is kept."""
+    monkeypatch.setattr(policy, "_CRAMPED_SECONDS_ASKED", 0.1)
+    full, unfit, free = holding("full", DISK, gpu=30 << 30), Agent("unfit"), Agent("free")
+    for number, (agent, gpu) in enumerate([(full, 1 << 30), (unfit, 70 << 30), (free, 60 << 30)], 1):
+        agent.gpu, agent.peer_port = gpu, number
+    unfit.refuse = grpc.StatusCode.FAILED_PRECONDITION
+    unfit.disk_to_memory = 100e9  # it would serve soonest
+    async with planning(Model("chat", NAME, stage=Rung.DISK), full, unfit, free) as system:
+        assert system.staged() == []
+        hold = system.dispatcher.hold("chat", "tenant", Priority.NORMAL, 1)
+        # News of a rung may come after the answer about the next: then that is asked for once more, which changes nothing.
+        await until(lambda: list(dict.fromkeys(system.staged())) == [("unfit", DISK), ("free", DISK), ("free", MEMORY)])
+        assert [(peer.node, peer.complete) for peer in free.staged[0].peers] == [("full", True)]
+        there = {node.name: node for node in system.nodes}
+        assert system.planner.why_not_fetched(there["unfit"], NAME) == "not fetched: no room for it"
+        assert not any(system.planner.why_not_fetched(there[name], NAME) for name in ("full", "free"))
+        assert there["free"].rates.remote_to_disk > 0
+        system.dispatcher.leave(hold)

@@ -5,6 +5,7 @@ import copy
 import json
 import ssl
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -238,6 +239,17 @@ def test_nodes_at_which_nothing_answers_are_the_last_to_be_taken() -> None:
     assert [(each["operator"], each["values"]) for each in fields] == [("NotIn", ["dead"]), ("NotIn", ["dead too"])]
     assert avoided["weight"] == 100
     assert "requiredDuringSchedulingIgnoredDuringExecution" not in affinity  # it may be the only node there is
+
+
+def test_nodes_that_could_fetch_it_come_after_those_that_have_it_but_for_those_that_refused() -> None:
+    has = replace(node("has", Rung.DISK), peer_address="has:1")
+    nodes = (Node("fits", "fits", synced=True, peer_address="fits:1"), Node("other", "other", synced=True, peer_address="other:1"), has)
+    refused = {("other", DIGEST, Rung.DISK): 0.0}
+    hook = Webhook(informer(ModelSnapshot, snapshot()), nodes, NodeSetup(), lambda: refused)
+    affinity = applied(pod(), answer(hook, pod()))["spec"]["affinity"]["nodeAffinity"]
+    preferred = affinity["preferredDuringSchedulingIgnoredDuringExecution"]
+    assert [each["preference"]["matchFields"][0]["values"] for each in preferred] == [["has"], ["fits"]]
+    assert preferred[0]["weight"] > preferred[1]["weight"]
 
 
 def test_without_any_agent_a_pod_starts_as_it_always_did() -> None:

@@ -26,6 +26,9 @@ class Agent(agent_pb2_grpc.AgentServicer):
         self.asleep_on: dict[str, grpc.StatusCode] = {}  # replicas that are not woken, and how that is said
         self.refuse: grpc.StatusCode | None = None
         self.refuse_above: agent_pb2.Rung = agent_pb2.RUNG_PARKED
+        self.peer_port = 0
+        self.disk_to_memory = 0.0  # bytes a second
+        self.gpu = 0  # bytes of its one GPU that are free; 0: it has none
         self._streams: list[asyncio.Queue[agent_pb2.NodeUpdate]] = []
 
     @asynccontextmanager
@@ -41,10 +44,19 @@ class Agent(agent_pb2_grpc.AgentServicer):
             await server.stop(None)
 
     def has(
-        self, namespace: str, name: str, digest: str, *, rung: agent_pb2.Rung = agent_pb2.RUNG_MEMORY, unusable: str = "", size: int = 1000
+        self,
+        namespace: str,
+        name: str,
+        digest: str,
+        *,
+        rung: agent_pb2.Rung = agent_pb2.RUNG_MEMORY,
+        unusable: str = "",
+        size: int = 1000,
+        gpu: int = 0,
     ) -> None:
         reference = agent_pb2.SnapshotRef(namespace=namespace, name=name, digest=digest)
         residency = agent_pb2.Residency(snapshot=reference, rung=rung, image_bytes=size, unusable_reason=unusable)
+        residency.gpu_bytes.extend([gpu] if gpu else [])
         self.residencies[namespace, name] = residency
         self._tell(residency)
 
@@ -70,7 +82,10 @@ class Agent(agent_pb2_grpc.AgentServicer):
     async def Watch(self, request: agent_pb2.WatchRequest, context: Any) -> AsyncIterator[agent_pb2.NodeUpdate]:
         queue: asyncio.Queue[agent_pb2.NodeUpdate] = asyncio.Queue()
         self._streams.append(queue)  # before the first part: nothing falls between it and the changes
-        here = agent_pb2.NodeUpdate(node=agent_pb2.Node(name=self.name, memory_free_bytes=1 << 34))
+        here = agent_pb2.NodeUpdate(node=agent_pb2.Node(name=self.name, memory_free_bytes=1 << 34, peer_port=self.peer_port))
+        here.node.bandwidths.disk_to_memory = self.disk_to_memory
+        if self.gpu:
+            here.node.gpus.add(uuid="gpu", total_bytes=80 << 30, free_bytes=self.gpu)
         yield here
         for residency in list(self.residencies.values()):
             yield agent_pb2.NodeUpdate(residency=residency)

@@ -1,0 +1,46 @@
+"""Where a snapshot could stand that does not stand there yet: nodes without it that can fetch it from those that have it.
+
+What it needs of a node's GPUs its holders say. Whether it fits the node in all else (kernel, GPU's model, libraries) its agent alone can
+say, which looks before it fetches; a refusal is put off and remembered. A node that has another snapshot of the same name is no candidate:
+which of the two is to stay is not for a plan to say. Rejected: to copy every snapshot to every node, which multiplies the disk that a model
+takes by the nodes, for nothing as long as a holder has room.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from scaler.books.snapshot_name import SnapshotName
+from scaler.plan.estimate import seconds_to_serve
+from scaler.plan.rungs import Rung, WeightsRung
+from scaler.plan.world import Model, Node, Residency
+
+
+def remote(nodes: Iterable[Node], snapshot: SnapshotName, digest: str | None) -> list[tuple[Node, Residency]]:
+    """The nodes that could fetch it, and what it would be there. digest: None: whichever the nodes have, as long as they agree."""
+    nodes = tuple(nodes)
+    has = [(node, each) for node in nodes if node.synced and (each := node.residencies.get(snapshot)) and _is_source(node, each, digest)]
+    if len({each.digest for _, each in has}) != 1:
+        return []
+    sources = tuple(node.address for node, _ in has)
+    told = has[0][1]
+    there = Residency(told.digest, Rung.ABSENT, told.image_bytes, told.weights_bytes, WeightsRung.ABSENT, told.gpu_bytes, sources=sources)
+    found = [(node, there) for node in nodes if node.synced and node.peer_address and snapshot not in node.residencies]
+    return sorted(found, key=lambda pair: (pair[0].name, pair[0].address))  # each scaler plans by itself: all take the same of two alike
+
+
+def is_cramped(nodes: Iterable[Node], model: Model) -> bool:
+    """Whether others have the snapshot, no replica of the model lives, and no node that has it could restore it now: there is no room for
+    it, or it is damaged there, or the node's agent is not heard.
+    """
+    nodes = tuple(nodes)
+    if model.snapshot is None or any(replica.model == model.name for node in nodes for replica in node.replicas.values()):
+        return False
+    if not remote(nodes, model.snapshot, model.digest):
+        return False
+    return all(math.isinf(seconds_to_serve(node, node.residencies.get(model.snapshot))) for node in nodes if node.synced)
+
+
+def _is_source(node: Node, residency: Residency, digest: str | None) -> bool:
+    return bool(node.peer_address and residency.rung > Rung.ABSENT and not residency.unusable and digest in (None, residency.digest))
