@@ -12,6 +12,7 @@ from scaler.books.limits import ModelLimits
 from scaler.books.snapshot_name import SnapshotName
 from scaler.books.trigger import Trigger
 from scaler.kubernetes.declarations import Models, in_memory_all_the_same, planned
+from scaler.kubernetes.resources import Condition, Status
 from scaler.plan.rungs import Rung
 from scaler.plan.world import Model
 from tests.worlds.declared import Informer, declared_object, declared_snapshot
@@ -43,7 +44,7 @@ def world() -> World:
 def test_a_snapshot_declares_its_model_with_its_limits(world: World) -> None:
     world.snapshot("ns/a", 1, limits={"concurrency": 3, "maxWaitSeconds": 9, "maxRequests": 7}, stage="disk")
     assert world.ledger.limits("m") == ModelLimits(concurrency=3, max_wait_seconds=9, max_requests=7)
-    assert world.models.planned["m"] == Model("m", SnapshotName("ns", "a"), stage=Rung.DISK)
+    assert world.models.planned["m"] == Model("m", SnapshotName("ns", "a"), stage=Rung.DISK, digest="")
     world.snapshots.drop("ns/a")
     assert (list(world.ledger.models()), world.models.planned, world.models.owner("m")) == ([], {}, "")
 
@@ -51,8 +52,16 @@ def test_a_snapshot_declares_its_model_with_its_limits(world: World) -> None:
 @pytest.mark.parametrize("stage", ["standby", "parked"])
 def test_a_rung_that_no_pod_could_take_over_counts_as_memory_and_is_said(stage: str) -> None:
     asked, memory = (declared_snapshot("ns/a", 1, "m", stage=each) for each in (stage, "memory"))
-    assert planned(asked) == planned(memory) == Model("m", SnapshotName("ns", "a"), stage=Rung.MEMORY)
+    assert planned(asked) == planned(memory) == Model("m", SnapshotName("ns", "a"), stage=Rung.MEMORY, digest="")
     assert f"spec.stage: {stage} counts as memory" in in_memory_all_the_same(asked) and in_memory_all_the_same(memory) == ""
+
+
+def test_only_what_is_ready_may_be_fetched_to_another_node() -> None:
+    artifact = {"name": "chat", "digest": "ab" * 32}
+    asked = declared_snapshot("ns/a", 1, "m", artifact=artifact)
+    ready = Status(digest="ab" * 32, conditions=(Condition("Ready", "True"),))
+    assert planned(asked).digest == "", "it may not be what its owner asked for"
+    assert planned(msgspec.structs.replace(asked, status=ready)).digest == "ab" * 32
 
 
 def test_a_trigger_declares_its_model_too(world: World) -> None:
