@@ -19,7 +19,7 @@ from tests.worlds.agent import Agent
 from tests.worlds.leftovers import nothing_left
 from tests.worlds.node import MIB, NAME, SAME, Node
 from tests.worlds.processes import below
-from tests.worlds.strike import Case, another_in_its_place, engine_pids, killing, the_agent_leaves_nothing
+from tests.worlds.strike import Case, another_in_its_place, engine_pids, failing, killing, the_agent_leaves_nothing
 
 
 async def parked(node: Node, agent: Agent, made: str) -> None:
@@ -71,14 +71,14 @@ def test_killed_while_it_is_parked(case: Case, request: pytest.FixtureRequest, v
 
 @pytest.mark.parametrize("made", ["ahead", "idle"])
 def test_a_parked_engine_that_fails_as_it_wakes(case: Case, made: str) -> None:
+    """Where the agent sees its end before it answers, it restores another one in its place, which fails here, too."""
+
     async def body(node: Node) -> None:
         agent = await node.agent()
         await parked(node, agent, made)
         node.fault.write_text("exit")
-        answer = await agent.restore(NAME)
-        said = await node.gone(answer.replica)
+        said = await failing(node, agent, {pb.ORIGIN_PARKED, pb.ORIGIN_RESTORED})
         print(f"  the replica: {said}")
-        assert answer.replica.origin == pb.ORIGIN_PARKED
         assert "exit code 70" in said and "told to fail" in said
 
     case(body)

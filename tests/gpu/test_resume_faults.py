@@ -26,7 +26,7 @@ from restore_agent.snapshots.catalog import Catalog
 from tests.worlds.device import ROOT
 from tests.worlds.leftovers import nothing_left
 from tests.worlds.node import MIB, NAME, Node
-from tests.worlds.strike import DEMOTING, RESTORING, Case, another_in_its_place, engine_pids, killing, the_agent_leaves_nothing
+from tests.worlds.strike import DEMOTING, RESTORING, Case, another_in_its_place, engine_pids, failing, killing, the_agent_leaves_nothing
 
 
 def _of_a_gpu(phase: str) -> bool:
@@ -277,9 +277,7 @@ def test_an_engine_that_fails_as_it_wakes(case: Case) -> None:
         agent = await node.agent()
         await agent.stage(NAME)
         node.fault.write_text("exit")
-        answer = await agent.restore(NAME)
-        assert answer.replica.origin == pb.ORIGIN_RESTORED
-        said = await node.gone(answer.replica)
+        said = await failing(node, agent, {pb.ORIGIN_RESTORED})
         print(f"  the replica: {said}")
         assert "exit code 70" in said and "told to fail" in said
         async with node.gateway() as ask:

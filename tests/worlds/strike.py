@@ -8,9 +8,10 @@ import os
 import signal
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine
 from typing import Any
 
+import grpc
 from zerowake_proto import agent_pb2 as pb
 
 from restore_agent.snapshots.catalog import Catalog
@@ -103,3 +104,13 @@ def _phase(node: Node, agent: Agent, phase: str) -> Callable[[], bool]:
         "CUDA has suspended": lambda: node.used() < before - 32 * MIB,
     }
     return phases[phase]
+
+
+async def failing(node: Node, agent: Agent, origins: Collection[int]) -> str:
+    """What is said of an engine that ends as it wakes: by the agent's answer, where it has seen it by then, else by its stream."""
+    try:
+        replica = (await agent.restore(NAME)).replica
+    except grpc.aio.AioRpcError as error:
+        return str(error.details())
+    assert replica.origin in origins
+    return await node.gone(replica)
