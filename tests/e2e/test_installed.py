@@ -42,7 +42,8 @@ async def test_a_snapshot_from_its_capture_to_the_uninstall(api: Api, release: R
     assert ready
     assert [each["rung"] for each in ready["status"]["nodes"]] in (["disk"], ["memory"]) and len(ready["status"]["digest"]) == 64
     print(await release.run("kubectl", "-n", namespace, "get", "modelsnapshots"))
-    inside = ("kubectl", "-n", namespace, "exec", "daemonset/zerowake-agent", "--container", "agent", "--")
+    (agent,) = await release.agents(*await release.holders())
+    inside = ("kubectl", "-n", namespace, "exec", agent["metadata"]["name"], "--container", "agent", "--")
     assert f"signed by key {key}" in await release.run(*inside, "zerowake", "snapshot", "verify", MODEL, "--namespace", namespace)
 
     (keda,) = yaml_of("scaledobject-tls.yaml", namespace, "ClusterTriggerAuthentication")
