@@ -68,16 +68,13 @@ def decide(world: World) -> Plan:
 
 
 def prefer(world: World, model: Model, digest: str) -> Prefer:
-    """Nodes for a pod that is restored from this snapshot, by the estimate: those that have it before those that could fetch it."""
-    seconds = {
-        node.name: seconds_to_serve(node, residency)
-        for node, residency in _holders(world, model)
-        if node.name and residency.digest == digest
-    }
-    seconds = _finite(seconds)
-    slowest = max(seconds.values(), default=0.0)
-    fetched = {node.name: max(slowest, seconds_to_serve(node, there)) for node, there in _candidates(world, model, digest) if node.name}
-    return Prefer(model.name, seconds | _finite(fetched), "by the estimate of a restore", _silent(world))
+    """Nodes for a pod that is restored from this snapshot, by the estimate: those that have it, or where none of them can restore it those
+    that could fetch it, one of which will. Not both: a pod that comes before its snapshot starts cold, however short the way is."""
+    holders = [(node, residency) for node, residency in _holders(world, model) if residency.digest == digest]
+    seconds = _finite({node.name: seconds_to_serve(node, residency) for node, residency in holders if node.name})
+    if not seconds:
+        seconds = _finite({node.name: seconds_to_serve(node, there) for node, there in _candidates(world, model, digest) if node.name})
+    return Prefer(model.name, seconds, "by the estimate of a restore", _silent(world))
 
 
 def prefer_for_capture(world: World, model: Model) -> Prefer:

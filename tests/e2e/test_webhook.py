@@ -132,7 +132,8 @@ async def test_a_namespace_that_allows_little(world: World) -> None:
     """Pod Security refuses a pod after webhooks have changed it: what ours adds is allowed everywhere."""
     level = {"pod-security.kubernetes.io/enforce": "restricted"}
     await world.api.merge("Namespace", "", world.namespace, {"metadata": {"labels": level}})
-    own = {"allowPrivilegeEscalation": False, "runAsNonRoot": True, "runAsUser": 1000, "capabilities": {"drop": ["ALL"]}}
+    own: Object = {"allowPrivilegeEscalation": False, "runAsNonRoot": True, "runAsUser": 1000, "capabilities": {"drop": ["ALL"]}}
+    own["seccompProfile"] = {"type": "RuntimeDefault"}
     assert await world.restored(pod("chat-1", securityContext=own))
 
 

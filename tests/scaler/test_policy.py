@@ -180,11 +180,13 @@ def test_a_fetch_that_would_take_too_long_is_left() -> None:
     assert stages(world(*nodes, cramped_since=LONG, model=replace(CHAT, longest_staging=3.1))) == [("b", Rung.DISK)]
 
 
-def test_pods_are_preferred_where_it_is_before_where_it_could_be_fetched() -> None:
+def test_pods_are_preferred_where_it_is_and_where_it_could_be_fetched_only_if_it_is_nowhere_to_be_restored() -> None:
     slow = fetching("slow", replace(BIG, rung=Rung.DISK), rates=Rates(disk_to_memory=0.1e9))
     nodes = (fetching("quick", rates=Rates(remote_to_disk=50e9)), slow, fetching("small", free=20), fetching("has", BIG))
     found = prefer(world(*nodes), CHAT, "d" * 64).seconds
-    assert list(found) == ["has", "slow", "quick"] and found["quick"] >= found["slow"]
+    assert list(found) == ["has", "slow"]
+    assert list(prefer(world(*nodes, FULL), CHAT, "d" * 64).seconds) == ["has", "slow"]
+    assert list(prefer(world(nodes[0], FULL), CHAT, "d" * 64).seconds) == ["quick"]
     assert list(prefer(world(*nodes), CHAT, "another").seconds) == []
 
 

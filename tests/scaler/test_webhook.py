@@ -5,7 +5,6 @@ import copy
 import json
 import ssl
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from scaler.kubernetes.pod_patch import NodeSetup, Patch
 from scaler.kubernetes.resources import ModelSnapshot
 from scaler.kubernetes.webhook import PATH, Webhook, serve_webhook
 from scaler.plan.rungs import Rung
-from scaler.plan.world import Node, Residency
+from scaler.plan.world import Gpu, Node, Residency
 from tests.worlds.certificates import Authority
 from zerowake_shared.kubernetes.informer import Informer
 from zerowake_shared.pod_contract import COLD
@@ -241,15 +240,17 @@ def test_nodes_at_which_nothing_answers_are_the_last_to_be_taken() -> None:
     assert "requiredDuringSchedulingIgnoredDuringExecution" not in affinity  # it may be the only node there is
 
 
-def test_nodes_that_could_fetch_it_come_after_those_that_have_it_but_for_those_that_refused() -> None:
-    has = replace(node("has", Rung.DISK), peer_address="has:1")
-    nodes = (Node("fits", "fits", synced=True, peer_address="fits:1"), Node("other", "other", synced=True, peer_address="other:1"), has)
-    refused = {("other", DIGEST, Rung.DISK): 0.0}
-    hook = Webhook(informer(ModelSnapshot, snapshot()), nodes, NodeSetup(), lambda: refused)
+@pytest.mark.parametrize(("free", "preferred"), [(80, ["has"]), (10, ["fits"])], ids=["there is room", "it is full"])
+def test_nodes_that_could_fetch_it_are_preferred_where_those_that_have_it_are_full_but_for_those_that_refused(
+    free: int, preferred: list[str]
+) -> None:
+    there = {SnapshotName("tenant", "chat"): Residency(DIGEST, Rung.DISK, 10**9, gpu_bytes=(50 << 30,))}
+    others = [Node(name, name, synced=True, peer_address=f"{name}:1", gpus=(Gpu("gpu", 80 << 30, 80 << 30),)) for name in ("fits", "other")]
+    has = Node("has", "has", synced=True, peer_address="has:1", residencies=there, gpus=(Gpu("gpu", 80 << 30, free << 30),))
+    hook = Webhook(informer(ModelSnapshot, snapshot()), [*others, has], NodeSetup(), lambda: {("other", DIGEST, Rung.DISK): 0.0})
     affinity = applied(pod(), answer(hook, pod()))["spec"]["affinity"]["nodeAffinity"]
-    preferred = affinity["preferredDuringSchedulingIgnoredDuringExecution"]
-    assert [each["preference"]["matchFields"][0]["values"] for each in preferred] == [["has"], ["fits"]]
-    assert preferred[0]["weight"] > preferred[1]["weight"]
+    found = affinity["preferredDuringSchedulingIgnoredDuringExecution"]
+    assert [each["preference"]["matchFields"][0]["values"] for each in found] == [preferred]
 
 
 def test_without_any_agent_a_pod_starts_as_it_always_did() -> None:
