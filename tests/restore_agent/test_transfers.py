@@ -50,14 +50,16 @@ async def test_what_is_wrong_is_said_in_one_line(
 ) -> None:
     url = f"s3://{bucket}"
     said = await zerowake("snapshot", "pull", "small", "--from", url, "--state", str(fresh), code=1)
-    assert said.strip() == f"zerowake: no snapshot default/small on {url}; `zerowake snapshot push` puts one there"
+    *_, last = said.splitlines()  # an agent whose root is an overlay says before it begins what layers are over
+    assert last == f"zerowake: no snapshot default/small on {url}; `zerowake snapshot push` puts one there"
     assert "is no URL of a store" in await zerowake("snapshot", "push", "small", "--to", "models", "--state", str(state), code=1)
     assert "no snapshot default/other on this node" in await zerowake(
         "snapshot", "push", "other", "--to", url, "--state", str(state), code=1
     )
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     said = await zerowake("snapshot", "push", "small", "--to", url, "--state", str(state), code=1)
-    assert said.startswith(f"zerowake: {url} does not let us (SignatureDoesNotMatch): ") and said.count("\n") == 1
+    *_, last = said.splitlines()
+    assert last.startswith(f"zerowake: {url} does not let us (SignatureDoesNotMatch): ") and said.count("zerowake:") == 1
 
 
 async def test_a_running_agent_is_asked_and_tells_of_what_has_come(fresh: Path, state: Path, tmp_path: Path) -> None:
