@@ -3,6 +3,7 @@
 A task that nobody awaits takes its error with it, and the program goes on without what the task did. `beside` ties the two together: an
 error of the work ends the block and is raised from it, as if it had happened there. For work on one thing of many, whose failure must not
 end the others, `told` says what ended instead; and what must go on in spite of a bug is `kept`.
+Beside those: how the errors of several tasks become one, and work that is waited for also by whoever was cancelled.
 """
 
 from __future__ import annotations
@@ -10,27 +11,35 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
+from typing import Any, TypeVar
 
 from zerowake_shared.backoff import Backoff
 
 _FIRST_PAUSE, _LAST_PAUSE = 0.5, 30.0
+_T = TypeVar("_T")
+
+
+@contextlib.contextmanager
+def first_error() -> Iterator[None]:
+    """Around a group of tasks: raises what the first of them failed by, in the place of a group of errors."""
+    try:
+        yield
+    except BaseExceptionGroup as failed:
+        # One of them failed, and took the others along: what matters is the first.
+        raise failed.exceptions[0] from failed.exceptions[0].__cause__
 
 
 @contextlib.asynccontextmanager
 async def beside(work: Coroutine[Any, Any, None], name: str) -> AsyncIterator[asyncio.Task[None]]:
     """Runs `work` until the block ends, which cancels it. Raises what `work` raises, after it has cancelled the block."""
-    try:
+    with first_error():
         async with asyncio.TaskGroup() as group:
             task = group.create_task(work, name=name)
             try:
                 yield task
             finally:
                 task.cancel()
-    except BaseExceptionGroup as failed:
-        # One of them failed, and took the other along: what matters is the first.
-        raise failed.exceptions[0] from failed.exceptions[0].__cause__
 
 
 async def kept(work: Callable[[], Coroutine[Any, Any, None]], name: str, log: logging.Logger) -> None:
@@ -45,6 +54,16 @@ async def kept(work: Callable[[], Coroutine[Any, Any, None]], name: str, log: lo
             await asyncio.sleep(pause)
         else:
             return
+
+
+async def to_its_end(work: Awaitable[_T]) -> _T:
+    """Its result. Its end is awaited also where the caller is cancelled meanwhile: a thread of it uses what the caller would take away."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise
 
 
 async def ended(tasks: Iterable[asyncio.Task[Any]]) -> None:

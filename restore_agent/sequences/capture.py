@@ -13,10 +13,9 @@ import dataclasses
 import datetime
 import functools
 import shutil
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
 
 from restore_agent.drivers.criu import Criu
 from restore_agent.drivers.cuda import Cuda
@@ -54,8 +53,8 @@ from restore_agent.snapshots.page_runs import Pages, write_index
 from restore_agent.snapshots.store import NameTaken, Store, record_file
 from restore_agent.snapshots.unusable import Unusable
 from restore_agent.workload.control_directory import SNAPSHOT_COMPLETE
+from zerowake_shared.background import to_its_end
 
-_R = TypeVar("_R")
 _Answers = tuple[CanaryRecord, tuple[AdapterRecord, ...]]
 _DUMP_SECONDS = 600.0
 _WRITTEN = (
@@ -179,7 +178,7 @@ class Capturer:
         """The weights that the engine has brought into gpumem by itself. Raises EngineError, PlaceError, WeightsError."""
         found, folder = [], await asyncio.to_thread(workspace.resolve)
         for number, (named, gpu) in enumerate(source.named_weights().items()):
-            directory = await _to_its_end(source.place.checkpoint(named, workspace / CHECKPOINTS / str(number)))
+            directory = await to_its_end(source.place.checkpoint(named, workspace / CHECKPOINTS / str(number)))
             found.append((await self._weights.read(directory)).within(folder).on(gpu))
         return found
 
@@ -229,7 +228,7 @@ class Capturer:
             await asyncio.to_thread(mend_timers, images)
             total = sum(pages.stat().st_size for pages in images.glob("pages-*.img"))
             counted = _count(split(images), lambda done: progress("split", done, total))
-            chunks, index = await _to_its_end(asyncio.to_thread(write_chunks, lease, counted))
+            chunks, index = await to_its_end(asyncio.to_thread(write_chunks, lease, counted))
             write_index(workspace / "pages.index", index)
             for name, content in carried.items():
                 await asyncio.to_thread((workspace / name).write_bytes, content)
@@ -307,16 +306,6 @@ def _count(runs: Iterable[Pages], report: Callable[[int], None]) -> Iterator[Pag
         if done - reported >= 64 << 20:
             report(done)
             reported = done
-
-
-async def _to_its_end(writing: Coroutine[Any, Any, _R]) -> _R:
-    """Its end is awaited even when the caller is cancelled: a thread of it writes into a folder that is then removed."""
-    work = asyncio.create_task(writing)
-    try:
-        return await asyncio.shield(work)
-    except asyncio.CancelledError:
-        await asyncio.wait([work])
-        raise
 
 
 def _sharing(engine: EngineRecord) -> EngineRecord:

@@ -44,7 +44,7 @@ from restore_agent.snapshots.catalog import Snapshot, Unreadable
 from restore_agent.snapshots.damage import DamageWatch
 from restore_agent.snapshots.manifest import EngineRecord
 from restore_agent.snapshots.store import Store
-from zerowake_shared.background import kept
+from zerowake_shared.background import first_error, kept
 from zerowake_shared.huge_pages import HugePages
 
 _CRIU_LOG = "criu.log"  # in the state folder: what CRIU said where it failed
@@ -290,15 +290,12 @@ class Node:
 
     async def _stage(self, snapshot: Snapshot) -> None:
         here = self._cuda.gpus().uuids if self._cuda else ()
-        try:
+        with first_error():
             async with asyncio.TaskGroup() as group:
                 group.create_task(self.staging.stage(snapshot))
                 for region in await self.staging.regions(snapshot):
                     devices = staging_devices(snapshot.manifest, region.record, here)
                     group.create_task(self.weights.stage(region, devices, snapshot.manifest.tenant))
-        except ExceptionGroup as failed:
-            raise failed.exceptions[0] from None
-
         self.restorer.make_ready(snapshot)
         if snapshot.manifest.weights:
             await self._look_at_weights()

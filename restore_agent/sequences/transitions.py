@@ -26,7 +26,7 @@ from restore_agent.sequences.phases import Phases
 from restore_agent.sequences.staging import Staging
 from restore_agent.sequences.standby import Rung, Standby
 from restore_agent.snapshots.catalog import Snapshot
-from zerowake_shared.background import ended
+from zerowake_shared.background import ended, first_error
 from zerowake_shared.huge_pages import HugePages
 
 _DEMOTE_SECONDS = 10.0  # an engine that does not let go in this time is ended
@@ -199,12 +199,10 @@ class Transitions:
 
     async def _bring_weights(self, snapshot: Snapshot, tree: Suspended, pairs: Mapping[str, str]) -> None:
         """Each GPU's, all of them at once. Raises WeightsError."""
-        try:
+        with first_error():
             async with asyncio.TaskGroup() as group:
                 for region in await self._staging.regions(snapshot):
                     group.create_task(self._weights.fill(region, tree.device(region.record, pairs), snapshot.manifest.tenant))
-        except ExceptionGroup as failed:
-            raise failed.exceptions[0] from None
 
 
 @contextlib.asynccontextmanager

@@ -23,6 +23,7 @@ from restore_agent.transfer.fetch import Fetch, Patience
 from restore_agent.transfer.rendezvous import ranked
 from restore_agent.transfer.source import Source
 from restore_agent.transfer.streams import STREAMS
+from zerowake_shared.background import first_error
 
 _AHEAD = 3  # members that are waited for before the roots are read
 _BEHIND = 2  # members that are asked whether they have read a chunk of this one's share
@@ -90,10 +91,8 @@ class Cascade:
         streams = max(_FEWEST_STREAMS, STREAMS // len(self._members))
         from_roots = Fetch(self.sources, streams=streams, patience=Patience(stall=self._waits.root, floor=_FLOOR), moved=self._moved)
         from_members = Fetch(self.sources, patience=Patience(stall=self._waits.member, floor=_FLOOR), moved=self._moved)
-        try:
+        with first_error():
             async with asyncio.TaskGroup() as group:
                 group.create_task(from_roots.bring_all(own, keep, arrived), name="this node's share")
                 if others:
                     group.create_task(from_members.bring_all(others, keep, arrived), name="the others' shares")
-        except BaseExceptionGroup as failed:
-            raise failed.exceptions[0] from None

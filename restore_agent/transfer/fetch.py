@@ -23,7 +23,8 @@ from blake3 import blake3
 from restore_agent.snapshots.chunks import Chunk
 from restore_agent.transfer.layout import chunk_key
 from restore_agent.transfer.source import Absent, Altered, Denied, Piece, Source, TransferError, Unreachable
-from restore_agent.transfer.streams import STREAMS, Room, in_streams, to_its_end
+from restore_agent.transfer.streams import STREAMS, Room, in_streams
+from zerowake_shared.background import to_its_end
 from zerowake_shared.clock import SYSTEM_CLOCK, Clock
 
 _INLINE = 64 << 10  # bytes; what is hashed and copied sooner than a thread is found for it

@@ -28,7 +28,8 @@ from restore_agent.transfer.contents import Held, held
 from restore_agent.transfer.layout import LIMIT, MANIFEST, chunk_key, manifest_key, name_key, signature_key
 from restore_agent.transfer.progress import Progress
 from restore_agent.transfer.source import Absent, Destination, Piece, Unreachable, read_whole
-from restore_agent.transfer.streams import STREAMS, Room, in_streams, to_its_end
+from restore_agent.transfer.streams import STREAMS, Room, in_streams
+from zerowake_shared.background import to_its_end
 from zerowake_shared.backoff import Backoff
 from zerowake_shared.clock import SYSTEM_CLOCK, Clock
 

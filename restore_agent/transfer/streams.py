@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import TypeVar
 
 from restore_agent.snapshots.chunks import CHUNK
+from zerowake_shared.background import first_error
 
 STREAMS = 16  # what reaches a network's rate where one connection reaches a part of it
 _T = TypeVar("_T")
@@ -37,18 +38,7 @@ async def in_streams(items: Iterable[_T], streams: int, work: Callable[[_T, Room
         for item in todo:
             await work(item, room)
 
-    try:
+    with first_error():
         async with asyncio.TaskGroup() as group:
             for _ in range(streams):
                 group.create_task(stream(), name="stream of chunks")
-    except BaseExceptionGroup as failed:
-        raise failed.exceptions[0] from None
-
-
-async def to_its_end(work: asyncio.Future[None]) -> None:
-    """Waits for it also where the caller is cancelled meanwhile: a thread uses the caller's memory."""
-    try:
-        await asyncio.shield(work)
-    except asyncio.CancelledError:
-        await asyncio.wait([work])
-        raise

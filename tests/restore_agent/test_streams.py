@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from restore_agent.transfer.streams import Room, in_streams, to_its_end
+from restore_agent.transfer.streams import Room, in_streams
 
 
 async def test_all_is_done_in_order_and_no_more_at_once_than_was_said() -> None:
@@ -45,15 +45,3 @@ def test_memory_is_used_again_and_grows() -> None:
     room.of(3)[:] = b"abc"
     assert bytes(room.of(2)) == b"ab"
     assert len(room.of(5 << 20)) == 5 << 20
-
-
-async def test_a_cancelled_wait_ends_with_the_work() -> None:
-    work: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    waiting = asyncio.create_task(to_its_end(work))
-    await asyncio.sleep(0)
-    waiting.cancel()
-    await asyncio.sleep(0)
-    assert not waiting.done()
-    work.set_result(None)
-    with pytest.raises(asyncio.CancelledError):
-        await waiting

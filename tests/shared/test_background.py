@@ -7,7 +7,7 @@ import logging
 
 import pytest
 
-from zerowake_shared.background import beside, ended, kept, told
+from zerowake_shared.background import beside, ended, first_error, kept, to_its_end, told
 
 
 class Broken(Exception):
@@ -107,3 +107,40 @@ async def test_tasks_are_waited_for_and_their_errors_kept_to_themselves() -> Non
     slow.add_done_callback(running.discard)  # as owners do, so that the set changes while it is gone through
     await ended(running)
     assert done == ["slow"] and slow.cancelled() and running == {failing}
+
+
+async def test_a_cancelled_wait_ends_with_the_work() -> None:
+    work: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    waiting = asyncio.create_task(to_its_end(work))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    work.set_result(None)
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+
+
+async def test_what_work_gives_is_given_on() -> None:
+    async def work() -> int:
+        return 7
+
+    assert await to_its_end(work()) == 7
+
+
+async def test_of_the_errors_of_a_group_the_first_is_raised_with_its_cause() -> None:
+    async def broken() -> None:
+        raise Broken("the first") from ValueError("its cause")
+
+    async def late() -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            raise ValueError("as it was cancelled") from None
+
+    with pytest.raises(Broken, match="the first") as failed, first_error():
+        async with asyncio.TaskGroup() as group:
+            group.create_task(late())
+            await asyncio.sleep(0)
+            group.create_task(broken())
+    assert str(failed.value.__cause__) == "its cause"
