@@ -191,6 +191,7 @@ async def evict(pool: Pool) -> None:
             await control.evict(gpumem_pb2.RegionRef(device=each.device, id=each.id))
 
 
+@pytest.mark.usefixtures("needs_runc")
 async def test_weights_that_a_pod_published_are_lent_to_the_next_ones(node: Node, kubelet: Kubelet, pool: Pool, tmp_path: Path) -> None:
     """The image has Python and nothing else: no zerowake, no protobuf, no blake3."""
     command = publishing(str(PYTHON), COMMAND, tmp_path / "weights")
@@ -223,6 +224,7 @@ async def test_weights_that_a_pod_published_are_lent_to_the_next_ones(node: Node
     assert not snapshot.directory.exists(), "and the copy goes with its snapshot"
 
 
+@pytest.mark.usefixtures("needs_runc")
 async def test_what_an_engine_names_and_is_not_there_is_said(node: Node, kubelet: Kubelet, pool: Pool) -> None:
     kubelet.adjust = injected(kubelet.placeholder, lay_out(node.store.state), pool.socket)
     says = 'echo \'{"directories": ["/nowhere"]}\' >/run/zerowake/control/weights.json && exec "$@"'
