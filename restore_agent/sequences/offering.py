@@ -15,12 +15,11 @@ from dataclasses import dataclass
 
 from restore_agent.errors import FAILURES
 from restore_agent.snapshots import durable
-from restore_agent.snapshots.catalog import NotFound, Snapshot
+from restore_agent.snapshots.catalog import MANIFEST, NotFound, Snapshot
 from restore_agent.snapshots.chunks import Chunk
 from restore_agent.snapshots.keyring import SIGNATURE
 from restore_agent.snapshots.store import Store
 from restore_agent.transfer.contents import in_files
-from restore_agent.transfer.layout import MANIFEST
 from restore_agent.transfer.offers import Offered
 
 _KEPT = 64  # snapshots that were asked for last

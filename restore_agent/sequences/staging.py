@@ -21,7 +21,6 @@ from restore_agent.drivers.meminfo import available_memory
 from restore_agent.errors import AgentError, ErrorKind
 from restore_agent.pages.fill import Arena
 from restore_agent.snapshots.catalog import Corrupt, Snapshot
-from restore_agent.snapshots.chunks import Chunk, CorruptChunk
 from restore_agent.snapshots.compatibility import Incompatible, check_fits
 from restore_agent.snapshots.manifest import GpuRecord, Manifest, WeightsRegion
 from restore_agent.snapshots.store import Store
@@ -185,7 +184,7 @@ class Staging:
             staged.skeleton.set_result(staged.directory / "images")
             arena = await asyncio.to_thread(Arena, snapshot.chunks, index)
             staged.arriving.set_result(arena)
-            await arena.read(functools.partial(self._read, snapshot))
+            await arena.read(functools.partial(self._store.read_chunk, snapshot))
             self.disk_to_memory.measured(arena.size, time.monotonic() - begin)
             staged.arena.set_result(arena)
             self.unusable.pop(snapshot.digest, None)
@@ -201,12 +200,6 @@ class Staging:
             if not isinstance(error, Exception):
                 raise
         self._changed(snapshot)
-
-    def _read(self, snapshot: Snapshot, chunk: Chunk, target: memoryview) -> None:
-        try:
-            self._store.chunks.read_into(chunk, target)
-        except CorruptChunk as error:
-            raise self._store.fault(snapshot, str(error)) from None
 
     def _hold_headroom(self) -> None:
         """As much as the largest image in memory."""

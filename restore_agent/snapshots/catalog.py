@@ -129,10 +129,7 @@ class Catalog:
             self.read_file(snapshot, name, record)
         buffer = bytearray(max((chunk.size for chunk in snapshot.chunks), default=0))
         for chunk in snapshot.chunks:
-            try:
-                self.chunks.read_into(chunk, memoryview(buffer)[: chunk.size])
-            except CorruptChunk as error:
-                raise self.fault(snapshot, str(error)) from None
+            self.read_chunk(snapshot, chunk, memoryview(buffer)[: chunk.size])
 
     def fault(self, snapshot: Snapshot, why: str) -> AgentError:
         """What to raise where something of a snapshot is missing or wrong: whoever removes one takes its folder first."""
@@ -150,6 +147,13 @@ class Catalog:
         if len(data) != record.size or blake3(data).hexdigest() != record.hash:
             raise Corrupt(f"snapshot {snapshot}: {path} has changed since it was published; take the snapshot again")
         return data
+
+    def read_chunk(self, snapshot: Snapshot, chunk: Chunk, target: memoryview) -> None:
+        """One of a snapshot's chunks, verified. Raises Corrupt, NotFound: it was removed meanwhile."""
+        try:
+            self.chunks.read_into(chunk, target)
+        except CorruptChunk as error:
+            raise self.fault(snapshot, str(error)) from None
 
     def regions(self, snapshot: Snapshot) -> Sequence[WeightsRegion]:
         """Of a snapshot's weights, and where they are on this node. Raises Corrupt, NotFound: it was removed meanwhile."""
@@ -181,10 +185,7 @@ class Catalog:
             Corrupt: its bytes are others than it names.
         """
         self.keyring.check_signs()
-        link = self.link(check_name("namespace", namespace), check_name("name", name))
-        if not link.is_symlink():
-            raise NotFound(f"no snapshot {namespace}/{name} on this node")
-        directory = self.state / "snapshots" / link.readlink().name
+        directory = self.state / "snapshots" / self.taken(namespace, name).readlink().name
         data = self.manifest_of(directory)
         snapshot = decoded(directory, data)
         self.verify(snapshot)
@@ -219,6 +220,13 @@ class Catalog:
 
     def link(self, namespace: str, name: str) -> Path:
         return self.state / "names" / namespace / name
+
+    def taken(self, namespace: str, name: str) -> Path:
+        """The link of a name that a snapshot has, whole or not. Raises NotFound, InvalidName."""
+        link = self.link(check_name("namespace", namespace), check_name("name", name))
+        if not link.is_symlink():
+            raise NotFound(f"no snapshot {namespace}/{name} on this node")
+        return link
 
 
 def keys_of(state: Path, keys: Path | None) -> Path:

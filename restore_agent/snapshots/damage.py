@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from restore_agent.snapshots.catalog import Catalog, Corrupt, NotFound, Snapshot, Unreadable
-from restore_agent.snapshots.chunks import Chunk, CorruptChunk
 from restore_agent.snapshots.keyring import SIGNATURE
 from restore_agent.snapshots.unusable import Unusable
 
@@ -99,16 +98,10 @@ class DamageWatch:
                     self._store.read_file(snapshot, name, record)
             for chunk in snapshot.chunks:
                 if self._store.chunks.path(chunk.hash) in suspects:
-                    self._read(snapshot, chunk)
+                    self._store.read_chunk(snapshot, chunk, memoryview(bytearray(chunk.size)))
         except Corrupt as error:
             return str(error)
         return ""
-
-    def _read(self, snapshot: Snapshot, chunk: Chunk) -> None:
-        try:
-            self._store.chunks.read_into(chunk, memoryview(bytearray(chunk.size)))
-        except CorruptChunk as error:
-            raise self._store.fault(snapshot, str(error)) from None
 
 
 def _identity(path: Path) -> _Identity | None:

@@ -34,11 +34,11 @@ from blake3 import blake3
 from restore_agent.errors import AgentError, ErrorKind
 from restore_agent.snapshots import durable
 from restore_agent.snapshots.arrivals import Arrivals
-from restore_agent.snapshots.catalog import FETCHED, MANIFEST, Catalog, Corrupt, NotFound, Snapshot, decoded
+from restore_agent.snapshots.catalog import FETCHED, MANIFEST, Catalog, Corrupt, Snapshot, decoded
 from restore_agent.snapshots.chunks import Chunk, Lease
 from restore_agent.snapshots.file_hashes import FileHashes
 from restore_agent.snapshots.keyring import SIGNATURE, Keyring, Signature, UnusableKey
-from restore_agent.snapshots.manifest import FileRecord, InvalidManifest, Manifest, check_name, digest_of
+from restore_agent.snapshots.manifest import FileRecord, Manifest, digest_of
 from zerowake_shared.state_folder import STORE_LOCK, Lock, store_holder
 
 
@@ -120,10 +120,7 @@ class Store(Catalog):
         Raises what `publish` does, and Untrusted: the signature does not count here; nothing has changed.
         """
         self.keyring.verify(data, signature)
-        try:
-            manifest = Manifest.decode(data)
-        except InvalidManifest as error:
-            raise Corrupt(f"snapshot {digest_of(data)[:12]}: {error}; take the snapshot again") from None
+        manifest = decoded(self.state / "snapshots" / digest_of(data), data).manifest
         snapshot = self._name(workspace, manifest, data, signature, lease, replace=replace)
         self.arrivals.ended(snapshot.digest)
         return snapshot
@@ -171,9 +168,7 @@ class Store(Catalog):
 
     def remove(self, namespace: str, name: str) -> None:
         """Removes the name, and every file that no other name needs. Raises NotFound."""
-        link = self.link(check_name("namespace", namespace), check_name("name", name))
-        if not link.is_symlink():
-            raise NotFound(f"no snapshot {namespace}/{name} on this node")
+        link = self.taken(namespace, name)
         with self._changing:
             link.unlink(missing_ok=True)
             with contextlib.suppress(OSError):  # the namespace has others

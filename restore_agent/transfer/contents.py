@@ -6,6 +6,7 @@ the model's files one behind the other. What two snapshots share is one object.
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -18,7 +19,7 @@ from zerowake_proto import gpumem_pb2
 from gpumem.filler.files import File
 from gpumem.wire.errors import Corrupt as Ends
 from restore_agent.snapshots.catalog import Catalog, Corrupt, Snapshot
-from restore_agent.snapshots.chunks import Chunk, CorruptChunk
+from restore_agent.snapshots.chunks import Chunk
 from restore_agent.snapshots.manifest import WeightsRecord
 
 
@@ -46,7 +47,7 @@ def held(catalog: Catalog, snapshot: Snapshot) -> list[Held]:
     """Every object of a snapshot of this node, each once. Blocks. Raises Corrupt, NotFound."""
     found: dict[str, Held] = {}
     for chunk in snapshot.chunks:
-        found.setdefault(chunk.hash, Held(chunk, _chunk_reader(catalog, snapshot, chunk)))
+        found.setdefault(chunk.hash, Held(chunk, functools.partial(catalog.read_chunk, snapshot, chunk)))
     for name, record in snapshot.manifest.files.items():
         chunk = Chunk(record.hash, record.size)
         found.setdefault(chunk.hash, Held(chunk, _file_reader(catalog, snapshot, name)))
@@ -66,16 +67,6 @@ def in_files(record: WeightsRecord, layout: bytes) -> Iterator[InFile]:
         for chunk in chunks[part.first_chunk : part.first_chunk + part.chunks]:
             yield InFile(chunk, part.path, offset)
             offset += chunk.size
-
-
-def _chunk_reader(catalog: Catalog, snapshot: Snapshot, chunk: Chunk) -> Callable[[memoryview], None]:
-    def read(target: memoryview) -> None:
-        try:
-            catalog.chunks.read_into(chunk, target)
-        except CorruptChunk as error:
-            raise catalog.fault(snapshot, str(error)) from None
-
-    return read
 
 
 def _file_reader(catalog: Catalog, snapshot: Snapshot, name: str) -> Callable[[memoryview], None]:

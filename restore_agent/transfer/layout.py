@@ -9,8 +9,10 @@ Writers put the chunks first, then the manifest, then the name. So what is named
 
 from __future__ import annotations
 
+from restore_agent.snapshots.catalog import MANIFEST
+from restore_agent.snapshots.keyring import SIGNATURE
+
 CHUNKS, SNAPSHOTS, NAMES = "chunks", "snapshots", "names"
-MANIFEST, SIGNATURE = "manifest.json", "signature.json"
 LIMIT = 64 << 20  # bytes that a manifest, a signature or a name may have: they are read before anything says how large they are
 
 

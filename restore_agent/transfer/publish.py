@@ -19,13 +19,13 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from restore_agent.snapshots import durable
-from restore_agent.snapshots.catalog import Catalog, Snapshot
+from restore_agent.snapshots.catalog import MANIFEST, Catalog, Snapshot
 from restore_agent.snapshots.chunks import Chunk
 from restore_agent.snapshots.keyring import Untrusted
 from restore_agent.snapshots.manifest import digest_of
 from restore_agent.snapshots.names import NameRecord, SeenNames
 from restore_agent.transfer.contents import Held, held
-from restore_agent.transfer.layout import LIMIT, MANIFEST, chunk_key, manifest_key, name_key, signature_key
+from restore_agent.transfer.layout import LIMIT, chunk_key, manifest_key, name_key, signature_key
 from restore_agent.transfer.progress import Progress
 from restore_agent.transfer.source import Absent, Destination, Piece, Unreachable, read_whole
 from restore_agent.transfer.streams import STREAMS, Room, in_streams

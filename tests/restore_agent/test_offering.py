@@ -9,10 +9,11 @@ from blake3 import blake3
 from restore_agent.drivers.headroom import Headroom
 from restore_agent.sequences.offering import Offering
 from restore_agent.sequences.staging import Staging
-from restore_agent.snapshots.catalog import Snapshot
+from restore_agent.snapshots.catalog import MANIFEST, Snapshot
+from restore_agent.snapshots.keyring import SIGNATURE
 from restore_agent.snapshots.store import Store
 from restore_agent.transfer.contents import in_files
-from restore_agent.transfer.layout import MANIFEST, SIGNATURE, chunk_key, manifest_key, signature_key
+from restore_agent.transfer.layout import chunk_key, manifest_key, signature_key
 from restore_agent.transfer.offers import InFile, Offered
 from restore_agent.transfer.source import Denied
 from tests.worlds.snapshots import CRIU, publish
