@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import os
 import shutil
@@ -12,6 +13,7 @@ import pytest
 
 from restore_agent.sequences.node import Node
 from restore_agent.service import metrics
+from restore_agent.snapshots.store import Store
 from tests.worlds.agent import Agent, copy_state, engine, running
 from tests.worlds.container_runtime import ContainerRuntime
 from tests.worlds.containers import Callers, answering, imaged
@@ -84,6 +86,13 @@ def lender(tmp_path_factory: pytest.TempPathFactory, needs_criu: None) -> Iterat
     """gpumem, which the engines know by one socket for as long as they live."""
     with served(tmp_path_factory.mktemp("gpumem"), 256 * MIB) as server:
         yield server
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    """An empty one, below `state` of the test's folder."""
+    with contextlib.closing(Store(tmp_path / "state")) as store:
+        yield store
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,13 +23,6 @@ CONTENT = random.Random(5).randbytes(64 * PAGE)
 @pytest.fixture
 def state(tmp_path: Path) -> Path:
     return tmp_path / "state"
-
-
-@pytest.fixture
-def store(state: Path) -> Iterator[Store]:
-    store = Store(state)
-    yield store
-    store.close()
 
 
 def test_a_catalog_of_nothing_is_empty(state: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,13 +17,6 @@ from restore_agent.snapshots.store import Store
 from tests.worlds.snapshots import publish
 
 CONTENT = random.Random(5).randbytes(64 * PAGE)
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    store = Store(tmp_path / "state")
-    yield store
-    store.close()
 
 
 def chunk(store: Store, snapshot: Snapshot) -> Path:

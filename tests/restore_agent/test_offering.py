@@ -1,6 +1,5 @@
 """What a node offers of what lies on its disk and stands in its memory."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,13 +19,6 @@ from tests.worlds.snapshots import CRIU, publish
 from tests.worlds.travelling import WEIGHTS, take
 
 CONTENT = bytes(range(256)) * 4096 * 5
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    store = Store(tmp_path / "state")
-    yield store
-    store.close()
 
 
 @pytest.fixture

@@ -27,13 +27,6 @@ def state(tmp_path: Path) -> Path:
     return tmp_path / "state"
 
 
-@pytest.fixture
-def store(state: Path) -> Iterator[Store]:
-    store = Store(state)
-    yield store
-    store.close()
-
-
 def chunks(state: Path) -> set[str]:
     return {path.name for path in (state / "chunks").glob("*/*")}
 

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -29,12 +28,6 @@ from tests.worlds.snapshots import publish
 from tests.worlds.stood_standby import ONE, TWO, stood_engine, waiting
 
 GIB = 1 << 30
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with contextlib.closing(Store(tmp_path)) as store:
-        yield store
 
 
 def published(store: Store, size: int) -> Snapshot:
