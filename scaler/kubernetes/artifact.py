@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from scaler.books.snapshot_name import SnapshotName
-from scaler.kubernetes.resources import NODES, Holder, Meta, ModelSnapshot, Status
+from scaler.kubernetes.resources import NODES, Location, Meta, ModelSnapshot, Status
 from scaler.plan.world import Node, Residency
 from zerowake_shared.clock import Clock
 from zerowake_shared.kubernetes.cluster import Cluster
@@ -38,7 +38,7 @@ class Artifact:
             if residency is not None and (digest in ("", residency.digest) or (residency.unusable and not residency.digest)):
                 self.held[node.name] = residency
 
-    def unusable(self, holders: Iterable[Holder]) -> str:
+    def unusable(self, holders: Iterable[Location]) -> str:
         """Why it can be restored nowhere, on one node of those that hold it; empty: on one of them it can, or nobody has it."""
         why = ""
         for holder in holders:
@@ -56,18 +56,18 @@ class Absences:
         self._clock = clock
         self._since: dict[str, float] = {}  # by node's name
 
-    def aged(self, holders: Iterable[Holder], artifact: Artifact) -> tuple[Holder, ...]:
+    def aged(self, holders: Iterable[Location], artifact: Artifact) -> tuple[Location, ...]:
         """The holders; on which rung it stands is unknown where the agent was missed at one look, and still is at the next."""
         return tuple(self._aged(each, each.name in artifact.answering) for each in holders)
 
-    def _aged(self, holder: Holder, answers: bool) -> Holder:
+    def _aged(self, holder: Location, answers: bool) -> Location:
         if answers:
             self._since.pop(holder.name, None)
             return holder
         now = self._clock.now()
         # Looks come at other times, too; half of what is between two of them makes sure that one counts, however the timers fall.
         absent = now - self._since.setdefault(holder.name, now) > ABSENT_AGENT_SECONDS / 2
-        return Holder(holder.name, UNKNOWN) if absent else holder
+        return Location(holder.name, UNKNOWN) if absent else holder
 
 
 def sleepers_of(node: Node) -> dict[tuple[str, str], frozenset[str]]:
@@ -80,13 +80,13 @@ def sleepers_of(node: Node) -> dict[tuple[str, str], frozenset[str]]:
     return found
 
 
-async def holders_of(cluster: Cluster, status: Status, artifact: Artifact) -> tuple[Holder, ...]:
+async def holders_of(cluster: Cluster, status: Status, artifact: Artifact) -> tuple[Location, ...]:
     """Who has it by their own word, and who had it and can't be asked now, unless the node is gone. Raises: ClusterError."""
     found = {name: each.rung.name.lower() for name, each in artifact.held.items()}
-    for listed in status.nodes:
+    for listed in status.holders:
         if listed.name not in found and listed.name not in artifact.answering and await _exists(cluster, listed.name):
             found[listed.name] = listed.rung
-    return tuple(Holder(name, rung) for name, rung in sorted(found.items()))
+    return tuple(Location(name, rung) for name, rung in sorted(found.items()))
 
 
 async def _exists(cluster: Cluster, node: str) -> bool:

@@ -29,7 +29,7 @@ from scaler.kubernetes.engine_pod import EnginePod
 from scaler.kubernetes.failed_capture import FailedCapture
 from scaler.kubernetes.pod_patch import NodeSetup
 from scaler.kubernetes.removal import Removal
-from scaler.kubernetes.resources import Condition, Holder, ModelSnapshot, Pod, Status, condition
+from scaler.kubernetes.resources import Condition, Location, ModelSnapshot, Pod, Status, condition
 from scaler.kubernetes.snapshot_writer import SnapshotWriter
 from scaler.kubernetes.taken_names import REASON, TakenNames
 from scaler.kubernetes.unmatched import Unmatched
@@ -169,7 +169,7 @@ class Controller:
         if not (changed or moved or came_or_went) or self._pods is None:
             return
         for snapshot in self._snapshots:
-            listed = came_or_went and any(each.name == node.name for each in snapshot.status.nodes)
+            listed = came_or_went and any(each.name == node.name for each in snapshot.status.holders)
             waits = came_or_went and not snapshot.status.holds(resources.CONDITION_CAPTURED)
             dozes = (snapshot.metadata.namespace, snapshot.model) in moved
             if listed or waits or dozes or SnapshotName(snapshot.metadata.namespace, snapshot.artifact_name) in changed:
@@ -231,7 +231,7 @@ class Controller:
                 note = f"{damaged}; it is captured again"
                 await self._writer.event(snapshot, "Warning", "SnapshotDamaged", note)
                 log.warning("%s/%s: %s", *snapshot.key, note)
-            elif holders or not status.nodes:
+            elif holders or not status.holders:
                 if pod is not None:
                     await self._cluster.delete(PODS, pod.metadata.namespace, pod.metadata.name, uid=pod.metadata.uid)
                 captured = condition(snapshot, resources.CONDITION_CAPTURED, True, "Captured", "", "")
@@ -339,7 +339,7 @@ class Controller:
         kinds = (resources.CONDITION_CAPTURED, resources.CONDITION_READY)
         conditions = [condition(snapshot, kind, False, "", reason, message) for kind in kinds]
         same = snapshot.status.template_hash == snapshot.template_hash
-        old = msgspec.structs.replace(snapshot.status, digest="", nodes=(), image_bytes=0) if same else snapshot.status
+        old = msgspec.structs.replace(snapshot.status, digest="", locations=(), image_bytes=0) if same else snapshot.status
         await self._writer.status(snapshot, msgspec.structs.replace(old, phase=phase), *conditions)
 
     async def _resident(
@@ -348,7 +348,7 @@ class Controller:
         artifact: Artifact,
         digest: str,
         captured: Condition,
-        holders: tuple[Holder, ...],
+        holders: tuple[Location, ...],
         missing: str,
     ) -> float | None:
         """Writes where the artifact is, and whether that makes it Ready. A holder that can't be asked counts: it had it."""
@@ -372,7 +372,7 @@ class Controller:
             phase=resources.READY if usable else resources.PENDING,
             digest=digest,
             image_bytes=max((each.image_bytes for each in artifact.held.values()), default=snapshot.status.image_bytes),
-            nodes=holders,
+            locations=holders,
             asleep=len(artifact.asleep),
             template_hash=snapshot.template_hash if snapshot.spec.template is not None else "",
         )

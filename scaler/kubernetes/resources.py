@@ -96,11 +96,19 @@ class Spec(_Object, frozen=True):
     stale_environment: str = ""
 
 
-class Holder(_Object, frozen=True):
-    """A node that holds the artifact, and the rung it stands on there."""
+IN_STORE = "store"  # the rung of a location that is no node
+
+
+class Location(_Object, frozen=True):
+    """Where the artifact is: a node's name and the rung it stands on there, or the URL of a store that keeps it.
+
+    digest, since: of a store: what it keeps, and the moment (RFC 3339) since which that is known.
+    """
 
     name: str
     rung: str
+    digest: str = ""
+    since: str = ""
 
 
 class Condition(_Object, frozen=True, omit_defaults=False):
@@ -121,12 +129,22 @@ class Status(_Object, frozen=True):
     model: str = ""
     digest: str = ""
     image_bytes: int = 0
-    nodes: tuple[Holder, ...] = ()
+    locations: tuple[Location, ...] = ()
     asleep: int = 0
     conditions: tuple[Condition, ...] = ()
     observed_generation: int = 0
     template_hash: str = ""
     contents_hash: str = ""
+
+    @property
+    def holders(self) -> tuple[Location, ...]:
+        """The nodes among its locations."""
+        return tuple(each for each in self.locations if each.rung != IN_STORE)
+
+    @property
+    def stored(self) -> Location | None:
+        """The store among its locations."""
+        return next((each for each in self.locations if each.rung == IN_STORE), None)
 
     def condition(self, kind: str) -> Condition | None:
         return next((each for each in self.conditions if each.type == kind), None)

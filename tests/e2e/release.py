@@ -71,7 +71,7 @@ class Release:
     async def holders(self, name: str = MODEL) -> list[str]:
         """The nodes that have the snapshot, by the word of its ModelSnapshot."""
         found = await self.api.get("ModelSnapshot", self.namespace, name)
-        return [node["name"] for node in (found.get("status") or {}).get("nodes", [])]
+        return [each["name"] for each in (found.get("status") or {}).get("locations", []) if each["rung"] != "store"]
 
     async def at_zero(self, model: str = MODEL) -> None:
         """Until KEDA has scaled it down, its pods are gone, and it stayed so meanwhile.

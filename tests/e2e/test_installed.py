@@ -40,7 +40,7 @@ async def test_a_snapshot_from_its_capture_to_the_uninstall(api: Api, release: R
     await api.apply(snapshot(), deployment(), namespace=namespace)
     ready = await api.until("ModelSnapshot", namespace, MODEL, is_ready, 120)
     assert ready
-    assert [each["rung"] for each in ready["status"]["nodes"]] in (["disk"], ["memory"]) and len(ready["status"]["digest"]) == 64
+    assert [each["rung"] for each in ready["status"]["locations"]] in (["disk"], ["memory"]) and len(ready["status"]["digest"]) == 64
     print(await release.run("kubectl", "-n", namespace, "get", "modelsnapshots"))
     (agent,) = await release.agents(*await release.holders())
     inside = ("kubectl", "-n", namespace, "exec", agent["metadata"]["name"], "--container", "agent", "--")

@@ -103,7 +103,7 @@ async def told(made: Release, model: str, holds: Callable[[dict[str, str]], obje
     """Node → rung, once `holds` is true of it, by the model's ModelSnapshot."""
 
     def rungs(one: Object | None) -> dict[str, str]:
-        return {each["name"]: each["rung"] for each in ((one or {}).get("status") or {}).get("nodes", [])}
+        return {each["name"]: each["rung"] for each in ((one or {}).get("status") or {}).get("locations", [])}
 
     found = await made.api.until("ModelSnapshot", made.namespace, model, lambda one: one and holds(rungs(one)), WITHIN)
     return rungs(found)

@@ -184,7 +184,7 @@ async def test_a_capture_from_the_template_to_its_removal(world: World, kubeconf
     world.agent.has(world.namespace, "chat", DIGEST, size=229_000_000)
     await world.says(pod, captured=DIGEST)
     status = await world.status(lambda status: status.get("phase") == "Ready")
-    assert status["nodes"] == [{"name": world.agent.name, "rung": "memory"}] and status["digest"] == DIGEST
+    assert status["locations"] == [{"name": world.agent.name, "rung": "memory"}] and status["digest"] == DIGEST
     conditions = {each["type"]: each["status"] for each in status["conditions"]}
     assert (conditions["Captured"], conditions["Ready"]) == ("True", "True")
     await world.api.until("Pod", world.namespace, pod["metadata"]["name"], lambda one: one is None)
@@ -228,7 +228,7 @@ async def test_an_artifact_is_adopted(world: World) -> None:
     world.agent.has(world.namespace, "made-by-hand", DIGEST, rung=agent_pb2.RUNG_DISK)
     await world.api.apply(snapshot("mine", artifact={"name": "made-by-hand", "digest": DIGEST}), namespace=world.namespace)
     status = await world.status(lambda status: status.get("phase") == "Ready", "mine")
-    assert status["nodes"] == [{"name": world.agent.name, "rung": "disk"}]
+    assert status["locations"] == [{"name": world.agent.name, "rung": "disk"}]
 
 
 async def test_two_replicas_one_leads(world: World, api: Api) -> None:

@@ -4,7 +4,7 @@ import msgspec
 
 from scaler.books.snapshot_name import SnapshotName
 from scaler.kubernetes.artifact import ABSENT_AGENT_SECONDS, UNKNOWN, Absences, Artifact
-from scaler.kubernetes.resources import Holder, ModelSnapshot
+from scaler.kubernetes.resources import Location, ModelSnapshot
 from scaler.plan.rungs import Rung
 from scaler.plan.world import Node, Residency
 from tests.worlds.virtual_time import StandingClock
@@ -37,7 +37,7 @@ def test_who_has_not_said_everything_yet_cannot_be_asked_and_who_has_no_name_is_
 def test_what_an_agent_said_holds_over_its_restart_and_no_longer() -> None:
     clock = StandingClock()
     absences = Absences(clock)
-    holders = (Holder("a", "memory"), Holder("b", "disk"))
+    holders = (Location("a", "memory"), Location("b", "disk"))
     there = Artifact(SNAPSHOT, DIGEST, [node("a", DIGEST), node("b", DIGEST)])
     away = Artifact(SNAPSHOT, DIGEST, [node("a", DIGEST), node("b", DIGEST, synced=False)])
     assert absences.aged(holders, there) == holders
@@ -46,5 +46,5 @@ def test_what_an_agent_said_holds_over_its_restart_and_no_longer() -> None:
     assert absences.aged(holders, there) == holders, "it was only restarted"
     assert absences.aged(holders, away) == holders
     clock.moment += ABSENT_AGENT_SECONDS
-    assert absences.aged(holders, away) == (Holder("a", "memory"), Holder("b", UNKNOWN))
+    assert absences.aged(holders, away) == (Location("a", "memory"), Location("b", UNKNOWN))
     assert absences.aged(holders, there) == holders

@@ -37,10 +37,10 @@ async def test_a_template_is_captured(world: World) -> None:
     assert world.condition("Captured")[0] == "True" and world.condition("Ready")[:2] == ("False", "NotResident")
     agent.has("tenant", "chat", DIGEST, size=7)
     await until(lambda: world.status().get("phase") == "Ready")
-    assert world.status()["nodes"] == [{"name": "n1", "rung": "memory"}] and world.status()["imageBytes"] == 7
+    assert world.status()["locations"] == [{"name": "n1", "rung": "memory"}] and world.status()["imageBytes"] == 7
     await until(lambda: not world.pods())
     agent.has("tenant", "chat", DIGEST, rung=agent_pb2.RUNG_DISK)
-    await until(lambda: world.status()["nodes"] == [{"name": "n1", "rung": "disk"}])
+    await until(lambda: world.status()["locations"] == [{"name": "n1", "rung": "disk"}])
     await asyncio.sleep(0.3)
     assert not world.pods() and world.reasons() == ["Captured"], "and not once more"
     found = world.api.get("modelsnapshots", "tenant", "chat")

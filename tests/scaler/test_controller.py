@@ -234,7 +234,7 @@ async def test_a_node_that_is_not_heard_of_ages_out(world: World) -> None:
 
 
 def nodes_of(world: World) -> dict[str, str]:
-    return {each["name"]: each["rung"] for each in world.status().get("nodes", [])}
+    return {each["name"]: each["rung"] for each in world.status().get("locations", [])}
 
 
 async def test_a_conflict_is_looked_at_again(world: World) -> None:

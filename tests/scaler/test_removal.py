@@ -25,7 +25,7 @@ async def test_deletion_removes_the_artifact_first(world: World) -> None:
     for agent in (one, two):
         agent.has("tenant", "chat", DIGEST)
         agent.has("other", "chat", DIGEST)
-    await until(lambda: len(world.status().get("nodes", [])) == 2)
+    await until(lambda: len(world.status().get("locations", [])) == 2)
     two.refuse = grpc.StatusCode.FAILED_PRECONDITION
     await world.cluster.delete(MODEL_SNAPSHOTS, "tenant", "chat")
     await until(lambda: world.condition("Ready")[1] == "Deleting")
