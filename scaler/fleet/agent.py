@@ -171,13 +171,17 @@ class Agent:
         self.endpoints.pop(replica_id, None)
         self._shown = None
 
-    async def stage(self, snapshot: SnapshotName, digest: str, rung: Rung, peers: Iterable[SnapshotPeer] = ()) -> float:
-        """The snapshot up to the rung, fetched from `peers` where the node does not have it; returns the seconds that it took.
+    async def stage(
+        self, snapshot: SnapshotName, digest: str, rung: Rung, peers: Iterable[SnapshotPeer] = (), stores: Iterable[str] = ()
+    ) -> float:
+        """The snapshot up to the rung, fetched from `peers` and `stores` (URLs) where the node does not have it; returns the seconds that
+        it took.
 
         Raises AgentError.
         """
         reference = messages.reference(snapshot, digest)
         request = agent_pb2.StageRequest(request_id=self._id(), snapshot=reference, rung=agent_pb2.Rung.Name(rung))
+        request.stores.extend(stores)
         request.peers.extend(agent_pb2.Peer(node=peer.node, address=peer.address, complete=peer.complete) for peer in peers)
         try:
             answer = await self.stub.Stage(request)

@@ -150,8 +150,9 @@ class Executor:
             return
         try:
             peers = peers_of(action, self._nodes, self.under_way)
+            stores = (action.store,) if action.store else ()
             began = self._clock.now()
-            seconds = await agent.stage(action.snapshot, action.digest, action.rung, peers)
+            seconds = await agent.stage(action.snapshot, action.digest, action.rung, peers, stores)
             if action.rung is Rung.DISK:
                 seconds = self._clock.now() - began  # the agent's are those of the way up from there
                 if not self._wanted(action.snapshot):

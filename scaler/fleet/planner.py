@@ -19,6 +19,7 @@ from scaler.books.snapshot_name import SnapshotName
 from scaler.books.trigger import Trigger
 from scaler.fleet.executor import Executor
 from scaler.fleet.nodes import Nodes
+from scaler.plan.copies import is_short
 from scaler.plan.policy import decide
 from scaler.plan.remote import is_cramped
 from scaler.plan.rungs import Rung
@@ -54,6 +55,7 @@ class Planner:
         self._due: dict[str, asyncio.TimerHandle] = {}
         self._parked: set[tuple[str, str]] = set()  # (node's address, digest) of what stood parked at the last look
         self._cramped_since: dict[str, float] = {}
+        self._short_since: dict[str, float] = {}
         ledger.on_quiet(self._quiet)
         ledger.on_first_demand(lambda model: self.consider([model]))
         nodes.on_change(self._heard)
@@ -88,7 +90,8 @@ class Planner:
         """What is known now of these models, and of all nodes."""
         found = {name: self._model(self._models[name]) for name in models if name in self._models}
         nodes = tuple(self._nodes)
-        self._note_cramped(nodes, found)
+        self._note_since(self._cramped_since, is_cramped, nodes, found)
+        self._note_since(self._short_since, is_short, nodes, found)
         return World(
             now=self._clock.now(),
             models=found,
@@ -99,6 +102,7 @@ class Planner:
             put_off=self._executor.put_off,
             quiet_since={name: self._ledger.quiet_since(name) for name, model in found.items() if model.idle is not None},
             cramped_since=dict(self._cramped_since),
+            short_since=dict(self._short_since),
         )
 
     def why_no_higher(self, node: Node, residency: Residency) -> str:
@@ -146,12 +150,14 @@ class Planner:
                 if node.synced:  # else its agent has gone, and what it kept with it
                     self._executor.taken_down(*key, Rung.PARKED)
 
-    def _note_cramped(self, nodes: tuple[Node, ...], models: Mapping[str, Model]) -> None:
+    def _note_since(
+        self, since: dict[str, float], holds: Callable[[Iterable[Node], Model], bool], nodes: tuple[Node, ...], models: Mapping[str, Model]
+    ) -> None:
         for name, model in models.items():
-            if is_cramped(nodes, model):
-                self._cramped_since.setdefault(name, self._clock.now())
+            if holds(nodes, model):
+                since.setdefault(name, self._clock.now())
             else:
-                self._cramped_since.pop(name, None)
+                since.pop(name, None)
 
     def _quiet(self, model: str) -> None:
         """Its last request has ended. A look that is due anyway will see to it: requests come and go all the time."""
@@ -170,6 +176,7 @@ class Planner:
             or name in self._wanted
             or model.snapshot in node.residencies
             or name in self._cramped_since
+            or name in self._short_since
         ]
         if concerned:
             self.consider(concerned)

@@ -11,7 +11,8 @@ from scaler.plan.rungs import Rung
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A snapshot goes up to the rung on the node whose agent has this address."""
+    """A snapshot goes up to the rung on the node whose agent has this address. store: where it can be fetched from, beside other agents, if
+    the node does not have it; empty: nowhere."""
 
     node: str
     model: str
@@ -19,6 +20,7 @@ class Stage:
     digest: str
     rung: Rung
     reason: str = field(compare=False)
+    store: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)

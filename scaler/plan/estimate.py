@@ -69,7 +69,7 @@ def seconds_to_fetch(node: Node, residency: Residency) -> float:
     """remote → disk, of all that the snapshot is: each GPU's weights, too. Infinite where nobody could give it."""
     if residency.rung > Rung.ABSENT:
         return 0.0
-    if not residency.sources:
+    if not residency.sources and not residency.store:
         return math.inf
     return total_bytes(residency) / (node.rates.remote_to_disk or _NETWORK_RATE)
 

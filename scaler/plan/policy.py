@@ -9,6 +9,7 @@
                there, to make room on its GPU, is left there for a while
     remote     where a snapshot stands on nodes that cannot restore it, and no replica lives, for so long that this is no moment between two
                replicas, one node that could fetches it: the soonest, and one at a time. It stays there
+    copies     as many nodes keep a snapshot as its owner wants, in domains that do not fail together (copies.py)
     sleep      where its owner wants it, replicas in pods sleep when their model had no request at any gateway for so long; a request wakes
                them at once, which is the gateway's to ask for, and no plan's
     pods       nodes are preferred by the estimate, for replicas and for captures alike; Kubernetes places
@@ -25,6 +26,7 @@ from dataclasses import dataclass, field, replace
 
 from scaler.books.hpa import proportional
 from scaler.plan.actions import Action, Drop, End, Keep, Prefer, Sleep, Stage, Start
+from scaler.plan.copies import copy
 from scaler.plan.estimate import ranked, seconds_to_fetch, seconds_to_serve, seconds_to_stage, seconds_to_start
 from scaler.plan.remote import is_cramped, remote
 from scaler.plan.rungs import Rung
@@ -62,7 +64,7 @@ def decide(world: World) -> Plan:
         if model.name in world.targets:
             actions += _scaled(world, model)
         actions += _staged(world, model, later)
-        actions += _fetched(world, model, later)
+        actions += _moved(world, model, later)
         actions += _asleep(world, model, later)
     return Plan(tuple(actions), unmet, min(later, default=math.inf))
 
@@ -237,14 +239,22 @@ def _up(world: World, model: Model, node: Node, residency: Residency, rung: Rung
         yield action
 
 
+def _moved(world: World, model: Model, later: list[float]) -> list[Stage]:
+    """The snapshot onto the disk of one more node; from there it goes up like any other. One node at a time."""
+    if any(isinstance(each, Stage) and each.model == model.name and each.rung is Rung.DISK for each in world.under_way):
+        return []
+    if fetched := list(_fetched(world, model, later)):
+        return fetched
+    another = copy(world, model, later)
+    return [another] if another else []
+
+
 def _fetched(world: World, model: Model, later: list[float]) -> Iterator[Stage]:
-    """The snapshot onto the disk of one more node; from there it goes up like any other."""
+    """Where no holder can serve those who wait, or will."""
     if model.snapshot is None or not is_cramped(world.nodes, model):
         return
     asked = world.demand_of(model.name).pending > 0
     if not asked and model.stage < Rung.MEMORY:
-        return
-    if any(isinstance(each, Stage) and each.model == model.name and each.rung is Rung.DISK for each in world.under_way):
         return
     due = world.cramped_since.get(model.name, world.now) + (_CRAMPED_SECONDS_ASKED if asked else _CRAMPED_SECONDS)
     if due > world.now:
@@ -252,7 +262,7 @@ def _fetched(world: World, model: Model, later: list[float]) -> Iterator[Stage]:
         return
     bearable = [
         ((node, there), seconds_to_serve(node, there))
-        for node, there in remote(world.nodes, model.snapshot, model.digest)
+        for node, there in remote(world.nodes, model.snapshot, model.digest, model.stored)
         if seconds_to_fetch(node, there) + seconds_to_stage(node, there) <= model.longest_staging
     ]
     for node, there in ranked(bearable):
@@ -261,7 +271,7 @@ def _fetched(world: World, model: Model, later: list[float]) -> Iterator[Stage]:
             later.append(until)
             continue
         why = "requests wait, and no node that has its snapshot can restore it" if asked else "no node that has its snapshot can restore it"
-        yield Stage(node.address, model.name, model.snapshot, there.digest, Rung.DISK, why)
+        yield Stage(node.address, model.name, model.snapshot, there.digest, Rung.DISK, why, there.store)
         return
 
 
@@ -269,7 +279,7 @@ def _candidates(world: World, model: Model, digest: str) -> list[tuple[Node, Res
     """Those that could fetch it, but for those whose agents have refused to."""
     if model.snapshot is None:
         return []
-    found = remote(world.nodes, model.snapshot, digest)
+    found = remote(world.nodes, model.snapshot, digest, model.stored)
     return [(node, there) for node, there in found if world.put_off.get((node.address, digest, Rung.DISK), -math.inf) <= world.now]
 
 

@@ -1,9 +1,9 @@
-"""Where a snapshot could stand that does not stand there yet: nodes without it that can fetch it from those that have it.
+"""Where a snapshot could stand that does not stand there yet: nodes without it that can fetch it from those that have it, or from a store.
 
-What it needs of a node's GPUs its holders say. Whether it fits the node in all else (kernel, GPU's model, libraries) its agent alone can
-say, which looks before it fetches; a refusal is put off and remembered. A node that has another snapshot of the same name is no candidate:
-which of the two is to stay is not for a plan to say. Rejected: to copy every snapshot to every node, which multiplies the disk that a model
-takes by the nodes, for nothing as long as a holder has room.
+What it needs of a node's GPUs its holders say, or its manifest in the store. Whether it fits the node in all else (kernel, GPU's model,
+libraries) its agent alone can say, which looks before it fetches; a refusal is put off and remembered. A node that has another snapshot of
+the same name is no candidate: which of the two is to stay is not for a plan to say. Rejected: to copy every snapshot to every node, which
+multiplies the disk that a model takes by the nodes, for nothing as long as a holder has room.
 """
 
 from __future__ import annotations
@@ -14,19 +14,25 @@ from collections.abc import Iterable
 from scaler.books.snapshot_name import SnapshotName
 from scaler.plan.estimate import seconds_to_serve
 from scaler.plan.rungs import Rung, WeightsRung
-from scaler.plan.world import Model, Node, Residency
+from scaler.plan.world import Model, Node, Residency, Stored
 
 
-def remote(nodes: Iterable[Node], snapshot: SnapshotName, digest: str | None) -> list[tuple[Node, Residency]]:
-    """The nodes that could fetch it, and what it would be there. digest: None: whichever the nodes have, as long as they agree."""
+def remote(nodes: Iterable[Node], snapshot: SnapshotName, digest: str | None, stored: Stored | None = None) -> list[tuple[Node, Residency]]:
+    """The nodes that could fetch it, and what it would be there. digest: None: whichever there is, as long as nodes and store agree."""
     nodes = tuple(nodes)
     has = [(node, each) for node in nodes if node.synced and (each := node.residencies.get(snapshot)) and _is_source(node, each, digest)]
-    if len({each.digest for _, each in has}) != 1:
+    kept = stored if stored and digest in (None, stored.digest) else None
+    told: list[Residency | Stored] = [*(each for _, each in has), *([kept] if kept else [])]
+    if len({each.digest for each in told}) != 1:
         return []
-    sources = tuple(node.address for node, _ in has)
-    told = has[0][1]
-    there = Residency(told.digest, Rung.ABSENT, told.image_bytes, told.weights_bytes, WeightsRung.ABSENT, told.gpu_bytes, sources=sources)
-    found = [(node, there) for node in nodes if node.synced and node.peer_address and snapshot not in node.residencies]
+    digest, sources, url = told[0].digest, tuple(node.address for node, _ in has), kept.url if kept else ""
+    sizes = told[0].image_bytes, told[0].weights_bytes, WeightsRung.ABSENT, told[0].gpu_bytes
+
+    def there(node: Node) -> Residency:
+        return Residency(digest, Rung.ABSENT, *sizes, sources=sources if node.peer_address else (), store=url)
+
+    found = [(node, there(node)) for node in nodes if node.synced and (node.peer_address or kept) and snapshot not in node.residencies]
+    found = [(node, each) for node, each in found if each.sources or each.store]
     return sorted(found, key=lambda pair: (pair[0].name, pair[0].address))  # each scaler plans by itself: all take the same of two alike
 
 

@@ -45,7 +45,7 @@ class Residency:
     parked_bytes: what it holds of each GPU while it is parked; empty: not known, or none. overhead_seconds: what a restore took there
     beside moving image and weights, smoothed; 0: none was made. parked_overhead_seconds: the same of waking a parked one. unusable: why it
     cannot be restored there; empty: it can. sources: addresses of the agents that the node can fetch it from, where it is absent: then it
-    is remote, the rung below disk (plan/remote.py).
+    is remote, the rung below disk (plan/remote.py). store: the URL of a store that it can be fetched from besides; empty: none.
     """
 
     digest: str
@@ -59,6 +59,18 @@ class Residency:
     parked_bytes: tuple[int, ...] = ()
     parked_overhead_seconds: float = 0.0
     sources: tuple[str, ...] = ()
+    store: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A snapshot that a store keeps, as its manifest there says. url: the store's. weights_bytes, gpu_bytes: as a Residency's."""
+
+    url: str
+    digest: str
+    image_bytes: int
+    weights_bytes: int = 0
+    gpu_bytes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +92,9 @@ class Replica:
 @dataclass(frozen=True, slots=True)
 class Node:
     """One node as its agent describes it. address: the agent's, which no other has; synced: its stream is whole; silent: its stream ended
-    because nothing came any more, and nothing has come since. peer_address: where it gives snapshots to other nodes; empty: nowhere."""
+    because nothing came any more, and nothing has come since. peer_address: where it gives snapshots to other nodes; empty: nowhere.
+    zone: the one that its cluster says it is in; empty: none.
+    """
 
     address: str
     name: str = ""
@@ -93,6 +107,7 @@ class Node:
     replicas: Mapping[str, Replica] = field(default_factory=dict)  # by id, the oldest first
     silent: bool = False
     peer_address: str = ""
+    zone: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +119,8 @@ class Model:
     longest_staging: seconds; no node is chosen to stage on that would take longer. replicas: how many are wanted here; None: somebody else
     makes them. digest: the one snapshot of that name that may be fetched to another node, empty: none may; None: whichever a node has.
     not_before: no start before that moment, since the last one failed. idle: the rung on which replicas in pods sleep that
-    nobody has asked for `idle_seconds`; None: they stay awake.
+    nobody has asked for `idle_seconds`; None: they stay awake. stored: what a store keeps of it; None: nothing, as far as is known. copies:
+    so many nodes keep its snapshot (plan/copies.py).
     """
 
     name: str
@@ -118,6 +134,8 @@ class Model:
     idle: Rung | None = None
     idle_seconds: float = 300.0
     digest: str | None = None
+    stored: Stored | None = None
+    copies: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +154,8 @@ class World:
     now: seconds of the one clock. demand: of all gateways. in_flight: requests by replica. under_way: actions that are being carried out.
     put_off: (node's address, digest, rung) that an agent refused, or took it down from, until when it is not asked again. targets: what is
     scaled by Kubernetes, by model. quiet_since: the moment since which a model has no demand. cramped_since: the moment since which no node
-    that has a model's snapshot could restore it, by model (plan/remote.py).
+    that has a model's snapshot could restore it, by model (plan/remote.py). short_since: the same for fewer copies of its snapshot than its
+    owner wants (plan/copies.py).
     """
 
     now: float
@@ -149,6 +168,7 @@ class World:
     targets: Mapping[str, ScaleTarget] = field(default_factory=dict)
     quiet_since: Mapping[str, float] = field(default_factory=dict)
     cramped_since: Mapping[str, float] = field(default_factory=dict)
+    short_since: Mapping[str, float] = field(default_factory=dict)
 
     def demand_of(self, model: str) -> Demand:
         return self.demand.get(model, _NO_DEMAND)

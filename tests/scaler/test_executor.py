@@ -52,8 +52,8 @@ class StandIn:
             self.given_up.append(what)
             raise
 
-    async def stage(self, snapshot: SnapshotName, digest: str, rung: Rung, peers: Sequence[SnapshotPeer]) -> float:
-        self.peers = peers
+    async def stage(self, snapshot: SnapshotName, digest: str, rung: Rung, peers: Sequence[SnapshotPeer], stores: Sequence[str]) -> float:
+        self.peers, self.stores = peers, stores
         await self._call(f"{rung.name} {digest}")
         return 0.5
 
@@ -125,6 +125,13 @@ async def test_who_stages_is_told_of_those_that_have_it_and_of_those_that_are_to
     ]
     await world.does(MEMORY, replace(MEMORY, node="c"))
     assert world.there.peers == (SnapshotPeer("node-b", "10.0.0.2:9447", True), SnapshotPeer("node-c", "10.0.0.3:9447", False))
+    assert world.there.stores == ()
+
+
+async def test_who_fetches_is_told_of_the_store() -> None:
+    world = World()
+    await world.does(replace(FETCH, store="s3://b/p"))
+    assert world.there.stores == ("s3://b/p",)
 
 
 async def test_how_fast_a_snapshot_came_is_noted() -> None:

@@ -23,10 +23,10 @@ from scaler.fleet.nodes import Nodes
 from scaler.fleet.planner import Planner
 from scaler.fleet.readiness import Readiness
 from scaler.gateway.dispatcher import Dispatcher
-from scaler.plan import policy
+from scaler.plan import copies, policy
 from scaler.plan.actions import End, Start
 from scaler.plan.rungs import Rung
-from scaler.plan.world import Model
+from scaler.plan.world import Model, Stored
 from tests.worlds.fake_agent import Agent
 from tests.worlds.waiting import until
 
@@ -209,3 +209,13 @@ async def test_a_request_whose_snapshot_s_node_is_full_has_another_one_fetch_it(
         assert not any(system.planner.why_not_fetched(there[name], NAME) for name in ("full", "free"))
         assert there["free"].rates.remote_to_disk > 0
         system.dispatcher.leave(hold)
+
+
+async def test_a_second_copy_comes_from_a_store_when_there_have_been_too_few_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(copies, "SHORT_SECONDS", 0.1)
+    stored = Stored("s3://b/p", "d", 1000)
+    model = Model("chat", NAME, stage=Rung.DISK, digest="d", copies=2, stored=stored)
+    has, other = holding("a", DISK), Agent("b")
+    async with planning(model, has, other) as system:
+        await until(lambda: system.staged() == [("b", DISK)])
+        assert list(other.staged[0].stores) == ["s3://b/p"]

@@ -9,7 +9,7 @@ import pytest
 from scaler.books.snapshot_name import SnapshotName
 from scaler.plan.remote import is_cramped, remote
 from scaler.plan.rungs import Rung, WeightsRung
-from scaler.plan.world import Gpu, Model, Node, Replica, Residency
+from scaler.plan.world import Gpu, Model, Node, Replica, Residency, Stored
 
 NAME = SnapshotName("ns", "chat")
 CHAT = Model("chat", NAME)
@@ -58,6 +58,17 @@ def test_who_is_no_candidate(other: Node) -> None:
 )
 def test_who_can_give_nothing(holder: Node) -> None:
     assert names(holder, node("b"), digest="d") == []
+
+
+def test_a_store_gives_it_to_every_node() -> None:
+    """To those that exchange nothing with others, too, and where no node has it any more."""
+    stored = Stored("s3://b/p", "d", 100, 50, (10 << 30,))
+    found = remote([node("a", HAS), node("b"), node("c", peer_address="")], NAME, None, stored)
+    assert [(each.name, there.sources, there.store) for each, there in found] == [("b", ("a",), "s3://b/p"), ("c", (), "s3://b/p")]
+    [(_, there)] = remote([node("c", peer_address="")], NAME, "d", stored)
+    assert there == Residency("d", Rung.ABSENT, 100, 50, WeightsRung.ABSENT, gpu_bytes=(10 << 30,), store="s3://b/p")
+    assert remote([node("b")], NAME, "e", stored) == [], "another snapshot of that name"
+    assert remote([node("a", HAS), node("b")], NAME, None, replace(stored, digest="e")) == [], "it and the node do not agree"
 
 
 def test_nodes_that_do_not_agree_are_not_chosen_between() -> None:
