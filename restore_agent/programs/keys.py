@@ -1,4 +1,4 @@
-"""`zerowake key …`: by which keys snapshots are signed, and whose signatures count. An agent that runs follows at once."""
+"""`zerowake key …`: by which keys snapshots are signed and encrypted, and whose signatures count. An agent that runs follows at once."""
 
 from __future__ import annotations
 
@@ -12,15 +12,25 @@ from rich.table import Table
 from restore_agent.programs.command_line import Keys, State, failures_told
 from restore_agent.programs.main import DEFAULT_STATE, CannotRun
 from restore_agent.snapshots.catalog import keys_of
+from restore_agent.snapshots.encryption_keys import EncryptionKeys
 from restore_agent.snapshots.keyring import Keyring
 
-app = typer.Typer(no_args_is_help=True, help="Makes, lists, trusts and revokes the keys that snapshots are signed by.")
+app = typer.Typer(no_args_is_help=True, help="Makes, lists, trusts and revokes the keys that snapshots are signed and encrypted by.")
 
 
 @app.command()
-def make(state: State = DEFAULT_STATE, keys: Keys = None) -> None:
+def make(
+    encryption: Annotated[
+        bool, typer.Option("--encryption", help="A key to encrypt by what is put into stores, instead of a pair.")
+    ] = False,
+    state: State = DEFAULT_STATE,
+    keys: Keys = None,
+) -> None:
     """Makes a pair of keys to sign snapshots with from now on. The key that signed before stays trusted until it is revoked."""
     with failures_told():
+        if encryption:
+            _make_encryption(EncryptionKeys(keys_of(state, keys)))
+            return
         keyring = _keyring(state, keys)
         before = keyring.signing
         fresh = keyring.make()
@@ -31,7 +41,7 @@ def make(state: State = DEFAULT_STATE, keys: Keys = None) -> None:
 
 @app.command("list")
 def list_keys(state: State = DEFAULT_STATE, keys: Keys = None) -> None:
-    """Lists the keys whose signatures count, and those that were revoked."""
+    """Lists the keys whose signatures count, those that were revoked, and those that stores are encrypted by."""
     table = Table("KEY", "STATUS", "FILE", box=None, pad_edge=False)
     with failures_told():
         keyring = _keyring(state, keys)
@@ -39,6 +49,9 @@ def list_keys(state: State = DEFAULT_STATE, keys: Keys = None) -> None:
             table.add_row(each, "signs" if each == keyring.signing else "trusted", str(keyring.public_file(each) or ""))
         for each in keyring.revoked:
             table.add_row(each, "[red]revoked[/]", "")
+        encryption = EncryptionKeys(keyring.folder)
+        for each, (_, path) in encryption.all().items():
+            table.add_row(each, "encrypts" if path == encryption.writes_by else "decrypts", str(path))
     Console().print(table, soft_wrap=True)
 
 
@@ -67,6 +80,19 @@ def revoke(
     with failures_told():
         _keyring(state, keys).revoke(key)
         typer.echo(f"key {key} is revoked")
+
+
+def _make_encryption(keys: EncryptionKeys) -> None:
+    before = next((each for each, (_, path) in keys.all().items() if path == keys.writes_by), None)
+    typer.echo(
+        f"key {keys.make()} encrypts what this node puts into stores from now on; every other node that is to use those needs "
+        f"{keys.writes_by}, and without it nobody reads them again: keep a copy"
+    )
+    if before:
+        typer.echo(
+            f"key {before}, which encrypted before, still decrypts; once everything that is to stay was pushed again, remove "
+            f"{keys.folder / 'encryption' / f'{before}.key'} here and elsewhere"
+        )
 
 
 def _keyring(state: Path, keys: Path | None) -> Keyring:

@@ -16,7 +16,7 @@ from restore_agent.transfer.exchange import Exchange, Fleet, NoPeers, OtherAgent
 from restore_agent.transfer.progress import Progress
 from restore_agent.transfer.publish import Publisher
 from restore_agent.transfer.pull import Puller
-from restore_agent.transfer.store_url import opened
+from restore_agent.transfer.store_url import opened, opened_to_write
 
 _LOG = logging.getLogger("zerowake.agent")
 
@@ -40,7 +40,7 @@ class Travel:
 
     async def push(self, snapshot: Snapshot, url: str, progress: Callable[[Progress], None]) -> None:
         """Raises InvalidUrl, and what `Publisher.publish` does."""
-        async with opened([url]) as [destination]:
+        async with opened_to_write(url, self._store.keyring) as destination:
             with self._store.hold(snapshot):
                 record = await Publisher(self._store, self._seen, destination).publish(snapshot, progress)
         _LOG.info("snapshot %s is in %s, as number %d of its name", snapshot, destination, record.sequence)
@@ -66,7 +66,7 @@ class Travel:
         if others and self.exchange is None:
             raise NoPeers
         lock = self._pulls.setdefault((namespace, name), asyncio.Lock())
-        async with lock, opened(urls) as stores:
+        async with lock, opened(urls, self._store.keyring) as stores:
 
             def fleet(namespace: str, digest: str) -> Fleet | None:
                 return self.exchange.fleet(namespace, digest, others, stores) if self.exchange else None

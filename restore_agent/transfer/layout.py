@@ -4,6 +4,10 @@
     snapshots/<digest>/manifest.json      and signature.json
     names/<namespace>/<name>.json         which digest a name stands for: a signed record
 
+    store.json                            what kind of store it is: plain, or encrypted and by which key (opened_store.py)
+
+In an encrypted store chunks have other names, and everything but names and store.json is encrypted (sealed.py).
+
 Writers put the chunks first, then the manifest, then the name. So what is named is whole, wherever a writer was ended.
 """
 
@@ -13,6 +17,7 @@ from restore_agent.snapshots.catalog import MANIFEST
 from restore_agent.snapshots.keyring import SIGNATURE
 
 CHUNKS, SNAPSHOTS, NAMES = "chunks", "snapshots", "names"
+DESCRIPTION = "store.json"
 LIMIT = 64 << 20  # bytes that a manifest, a signature or a name may have: they are read before anything says how large they are
 
 
@@ -30,3 +35,8 @@ def signature_key(digest: str) -> str:
 
 def name_key(namespace: str, name: str) -> str:
     return f"{NAMES}/{namespace}/{name}.json"
+
+
+def is_readable(key: str) -> bool:
+    """It is not encrypted in an encrypted store, either."""
+    return key == DESCRIPTION or key.startswith(f"{NAMES}/")

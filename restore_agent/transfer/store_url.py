@@ -8,8 +8,11 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from restore_agent.errors import AgentError, ErrorKind
+from restore_agent.snapshots.encryption_keys import EncryptionKeys
+from restore_agent.snapshots.keyring import Keyring
 from restore_agent.transfer.bucket import Bucket
 from restore_agent.transfer.directory import Directory
+from restore_agent.transfer.opened_store import OpenedStore
 
 
 class InvalidUrl(AgentError, ValueError):
@@ -34,11 +37,24 @@ def store_at(url: str) -> Directory | Bucket:
 
 
 @contextlib.asynccontextmanager
-async def opened(urls: Sequence[str]) -> AsyncIterator[list[Directory | Bucket]]:
-    """All of them, until the block ends. Raises what `store_at` does."""
+async def opened(urls: Sequence[str], keyring: Keyring) -> AsyncIterator[list[OpenedStore]]:
+    """All of them to read from, and to remove from, until the block ends; `keyring`: beside its keys lie those to decrypt by.
+
+    Nothing is asked of them yet. Raises what `store_at` does.
+    """
     async with contextlib.AsyncExitStack() as stack:
         stores = []
         for url in urls:
-            stores.append(store_at(url))
+            stores.append(OpenedStore(store_at(url), EncryptionKeys(keyring.folder), writes=False))
             stack.push_async_callback(stores[-1].close)
         yield stores
+
+
+@contextlib.asynccontextmanager
+async def opened_to_write(url: str, keyring: Keyring) -> AsyncIterator[OpenedStore]:
+    """As `opened`, to put snapshots into it."""
+    store = OpenedStore(store_at(url), EncryptionKeys(keyring.folder), writes=True)
+    try:
+        yield store
+    finally:
+        await store.close()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from restore_agent.snapshots.encryption_keys import EncryptionKeys
 from restore_agent.snapshots.keyring import Keyring
 from tests.worlds.command import zerowake
 
@@ -31,6 +32,23 @@ async def test_keys_are_made_listed_trusted_and_revoked(tmp_path: Path, other: P
     assert f"key {first} is revoked" in await zerowake("key", "revoke", *state, first)
     rows = [line.split() for line in (await zerowake("key", "list", *state)).splitlines()]
     assert sorted(row[:2] for row in rows[1:]) == sorted([[keyring.signing, "signs"], [other.stem, "trusted"], [first, "revoked"]])
+
+
+async def test_a_key_to_encrypt_by_is_made_changed_and_listed(tmp_path: Path) -> None:
+    state = ("--state", str(tmp_path / "state"))
+    keys = EncryptionKeys(tmp_path / "state" / "keys")
+    said = await zerowake("key", "make", "--encryption", *state)
+    [first] = keys.all()
+    assert f"key {first} encrypts what this node puts into stores from now on" in said and str(keys.writes_by) in said
+    said = await zerowake("key", "make", "--encryption", *state)
+    second = next(iter(keys.all()))
+    kept = keys.folder / "encryption" / f"{first}.key"
+    assert f"key {first}, which encrypted before, still decrypts" in said and f"remove {kept}" in said
+    rows = [line.split() for line in (await zerowake("key", "list", *state)).splitlines()]
+    assert [row[:2] for row in rows[1:]] == [[second, "encrypts"], [first, "decrypts"]]
+    keys.writes_by.write_text("no key")
+    assert f"{keys.writes_by} is no key" in (line := await zerowake("key", "list", *state, code=1))
+    assert line.count("\n") == 1
 
 
 async def test_keys_in_a_folder_that_is_named(tmp_path: Path, other: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from restore_agent.transfer.store_url import InvalidUrl, opened, store_at
+from restore_agent.snapshots.keyring import Keyring
+from restore_agent.transfer.store_url import InvalidUrl, opened, opened_to_write, store_at
 
 
 @pytest.mark.parametrize(
@@ -16,9 +19,10 @@ from restore_agent.transfer.store_url import InvalidUrl, opened, store_at
         ("s3://models/fleet/one/", "s3://models/fleet/one"),
     ],
 )
-async def test_folders_and_buckets_are_stores(url: str, name: str) -> None:
-    async with opened([url]) as stores:
-        assert [str(store) for store in stores] == [name]
+async def test_folders_and_buckets_are_stores(url: str, name: str, tmp_path: Path) -> None:
+    keyring = Keyring(tmp_path)
+    async with opened([url], keyring) as stores, opened_to_write(url, keyring) as written:
+        assert [str(store) for store in [*stores, written]] == [name, name]
 
 
 @pytest.mark.parametrize("url", ["", "/var/lib", "file://", "file:///", "file://host/a", "s3:///a", "https://models/a", "s3://"])

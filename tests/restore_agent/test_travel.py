@@ -11,8 +11,11 @@ import pytest
 from restore_agent.sequences.travel import NoStore, Travel
 from restore_agent.snapshots.catalog import NotFound, Snapshot
 from restore_agent.snapshots.compatibility import Incompatible
+from restore_agent.snapshots.encryption_keys import EncryptionKeys
 from restore_agent.snapshots.manifest import Manifest
+from restore_agent.transfer.contents import held
 from restore_agent.transfer.progress import Progress
+from restore_agent.transfer.source import Denied
 from restore_agent.transfer.store_url import InvalidUrl
 from tests.worlds.travelling import node, take
 
@@ -35,6 +38,29 @@ async def test_a_snapshot_goes_by_a_folder_from_one_node_to_another(tmp_path: Pa
         heard: list[Snapshot] = []
         pulled = await Travel(two, heard.append).pull("default", "small", "", [f"file://{tmp_path}", url], _ignored, replace=False)
         assert heard == [pulled] == [two.get("default", "small")]
+        two.verify(pulled)
+
+
+async def test_a_snapshot_goes_by_a_store_that_tells_nothing_of_it(tmp_path: Path, url: str) -> None:
+    with node(tmp_path / "one") as one, node(tmp_path / "two", one) as two, node(tmp_path / "three", one) as three:
+        EncryptionKeys(one.keyring.folder).make()
+        shutil.copy(one.keyring.folder / "encryption.key", two.keyring.folder)
+        snapshot = take(one, tmp_path / "model")
+        await Travel(one, lambda snapshot: None).push(snapshot, url, _ignored)
+        stored = [path for path in (tmp_path / "remote").rglob("*") if path.is_file()]
+        hashes = {chunk.chunk.hash for chunk in held(one, snapshot)}
+        assert not hashes & {path.name for path in stored}
+        assert not [path for path in stored if "names" not in path.parts and b"small" in path.read_bytes()]
+        told: list[Progress] = []
+        await Travel(one, lambda snapshot: None).push(snapshot, url, told.append)
+        assert told[-1].moved == 0
+        shutil.rmtree(tmp_path / "model")
+        with pytest.raises(Denied, match=r"has no key to decrypt by: bring it there, as encryption\.key"):
+            await Travel(three, lambda snapshot: None).pull("default", "small", "", [url], _ignored, replace=False)
+        with pytest.raises(Denied, match=r"has no encryption\.key"):
+            await Travel(three, lambda snapshot: None).push(take(three, tmp_path / "other"), url, _ignored)
+        pulled = await Travel(two, lambda snapshot: None).pull("default", "small", "", [url], _ignored, replace=False)
+        assert pulled.digest == snapshot.digest
         two.verify(pulled)
 
 
