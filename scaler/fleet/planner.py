@@ -177,6 +177,7 @@ class Planner:
             or model.snapshot in node.residencies
             or name in self._cramped_since
             or name in self._short_since
+            or (model.copies > 1 or model.stored is not None)  # a node that has nothing of it may be the one for a copy
         ]
         if concerned:
             self.consider(concerned)
