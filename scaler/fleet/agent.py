@@ -26,11 +26,14 @@ from zerowake_shared.clock import SYSTEM_CHANCE, token
 
 _REMEMBERED = 1000  # ids of replicas that have ended: later news of them is old
 _NEW_SHARE = 0.3  # of what was measured last in what is smoothed
+_SILENT_SECONDS = 30.0
 _AT_ONCE = 1e-3  # seconds; 0 has another meaning
 
 
 class AgentError(Exception):
-    """The agent did not do what it was asked; the text says why."""
+    """The agent did not do what it was asked; the text says why. reason: the agent's key of that; empty: it gave none."""
+
+    reason = ""
 
 
 class AgentUnreachable(AgentError):
@@ -190,6 +193,21 @@ class Agent:
         self.settle(snapshot, messages.residency(answer.residency))  # the stream will say so too, maybe later
         return answer.seconds
 
+    async def push(self, snapshot: SnapshotName, digest: str, store: str) -> float:
+        """The snapshot into a store; returns the seconds that it took. Raises AgentError, whose reason says what the store did."""
+        request = agent_pb2.PushRequest(request_id=self._id(), snapshot=messages.reference(snapshot, digest), store=store)
+        updates = aiter(self.stub.Push(request))
+        try:
+            while True:
+                async with asyncio.timeout(_SILENT_SECONDS):  # it says several times a second how far it is
+                    update = await anext(updates)
+                if update.HasField("result"):
+                    return update.result.seconds
+        except grpc.aio.AioRpcError as error:
+            raise _said(error) from None
+        except (TimeoutError, StopAsyncIteration):
+            raise AgentUnreachable("nothing is heard of its agent any more") from None
+
     async def unstage(self, snapshot: SnapshotName, digest: str, *, seconds: float) -> None:
         """The snapshot off the node, within so many seconds. Raises AgentError."""
         reference = messages.reference(snapshot, digest)
@@ -281,6 +299,8 @@ def _said(error: grpc.aio.AioRpcError) -> AgentError:
         grpc.StatusCode.NOT_FOUND: HasNone,
         grpc.StatusCode.RESOURCE_EXHAUSTED: NoRoom,
     }
-    reasons = {value for key, value in error.trailing_metadata() or () if key == "zerowake-reason"}
-    kind = Wanted if "wanted" in reasons else kinds.get(error.code(), AgentError)
-    return kind(error.details() or error.code().name)
+    reason = next((str(value) for key, value in error.trailing_metadata() or () if key == "zerowake-reason"), "")
+    kind = Wanted if reason == "wanted" else kinds.get(error.code(), AgentError)
+    said = kind(error.details() or error.code().name)
+    said.reason = reason
+    return said

@@ -7,8 +7,8 @@ remembered between looks but how often a capture failed, so a new leader goes on
 A capture pod is named after the hash of what it captures, and is deleted only after its digest stands in the status: a look that is made
 with old news finds the name taken, or its own earlier write (`SnapshotWriter.latest`), and never starts a second capture. None is made
 before an agent is there to capture it. A holder whose agent does not answer stays listed until its agent denies having the artifact or the
-node itself is gone: agents are rolled, and that must not cost a capture. When all holders are gone so, a captured snapshot is captured
-again.
+node itself is gone: agents are rolled, and that must not cost a capture. When all holders are gone so, a captured snapshot is fetched from
+its store (recovery.py), or else captured again.
 """
 
 from __future__ import annotations
@@ -21,17 +21,20 @@ import msgspec
 from scaler.books.snapshot_name import SnapshotName
 from scaler.fleet.nodes import Nodes
 from scaler.kubernetes import capture_pod, environment, resources
-from scaler.kubernetes.artifact import ABSENT_AGENT_SECONDS, UNKNOWN, Absences, Artifact, holders_of, sleepers_of
+from scaler.kubernetes.artifact import Artifact, holders_of, sleepers_of
 from scaler.kubernetes.cold_starts import ColdStarts
-from scaler.kubernetes.declarations import in_memory_all_the_same, planned
+from scaler.kubernetes.declarations import planned
 from scaler.kubernetes.election import lead
 from scaler.kubernetes.engine_pod import EnginePod
 from scaler.kubernetes.failed_capture import FailedCapture
 from scaler.kubernetes.pod_patch import NodeSetup
+from scaler.kubernetes.recovery import Recovery
 from scaler.kubernetes.removal import Removal
-from scaler.kubernetes.resources import Condition, Location, ModelSnapshot, Pod, Status, condition
+from scaler.kubernetes.residence import Residence
+from scaler.kubernetes.resources import ModelSnapshot, Pod, Status, condition
 from scaler.kubernetes.snapshot_writer import SnapshotWriter
-from scaler.kubernetes.taken_names import REASON, TakenNames
+from scaler.kubernetes.storing import Storing
+from scaler.kubernetes.taken_names import TakenNames
 from scaler.kubernetes.unmatched import Unmatched
 from scaler.kubernetes.workqueue import WorkQueue
 from scaler.plan.policy import prefer_for_capture
@@ -108,11 +111,12 @@ class Controller:
         self._removal = Removal(cluster, self._writer, snapshots, nodes)
         self._failed: dict[tuple[Key, str], FailedCapture] = {}
         self._healing: dict[Key, FailedCapture] = {}  # when a damaged one may be captured again
-        self._absences = Absences(clock)
+        self._storing = Storing(nodes, clock, self._ended)
+        self._recovery = Recovery(nodes, self._ended)
         self._heard: dict[str, Node] = {}  # by address, as each was when it was heard of last
         self._labelled = labelled
         self._cold_starts = ColdStarts(cluster, labelled, clock)
-        self._names = names
+        self._residence = Residence(self._writer, names, self._cold_starts, self._storing, clock)
         snapshots.on_change(self._snapshot_changed)
         names.on_change(lambda snapshot: self._snapshot_changed(None, snapshot))
         labelled.on_change(self._labelled_changed)
@@ -136,6 +140,8 @@ class Controller:
                 await self._queue.run(self._look)
             finally:
                 self._pods = None
+                await self._storing.close()
+                await self._recovery.close()
 
     # --- what makes an object be looked at
 
@@ -143,6 +149,11 @@ class Controller:
         changed = new or old
         if changed is not None and self._pods is not None:
             self._queue.add(changed.key)
+
+    def _ended(self, key: Key) -> None:
+        """What went on in the background for an object has ended."""
+        if self._pods is not None:
+            self._queue.add(key)
 
     def _pod_changed(self, old: Pod | None, new: Pod | None) -> None:
         changed = new or old
@@ -170,7 +181,7 @@ class Controller:
             return
         for snapshot in self._snapshots:
             listed = came_or_went and any(each.name == node.name for each in snapshot.status.holders)
-            waits = came_or_went and not snapshot.status.holds(resources.CONDITION_CAPTURED)
+            waits = came_or_went and not (snapshot.status.holds(resources.CONDITION_CAPTURED) and snapshot.status.holders)
             dozes = (snapshot.metadata.namespace, snapshot.model) in moved
             if listed or waits or dozes or SnapshotName(snapshot.metadata.namespace, snapshot.artifact_name) in changed:
                 self._queue.add_after(snapshot.key, 0.1)  # news of a node come in bursts
@@ -182,10 +193,14 @@ class Controller:
         snapshot = self._writer.latest(self._snapshots.get(*key))
         if snapshot is None:
             self._writer.forget(key)
+            self._storing.forget(key)
+            self._recovery.forget(key)
             self._healing.pop(key, None)
             self._failed = {each: failure for each, failure in self._failed.items() if each[0] != key}
             return None
         if snapshot.metadata.deletion_timestamp:
+            self._storing.forget(key)
+            self._recovery.forget(key)
             return await self._removal.remove(snapshot, self._pods_of(snapshot).values())
         if resources.FINALIZER not in snapshot.metadata.finalizers:
             snapshot = await self._writer.finalizers(snapshot, (*snapshot.metadata.finalizers, resources.FINALIZER))
@@ -211,7 +226,7 @@ class Controller:
         missing = f"no node's agent has {snapshot.metadata.namespace}/{snapshot.artifact_name}@{digest[:12]}"
         holders = await holders_of(self._cluster, snapshot.status, artifact)
         captured = condition(snapshot, resources.CONDITION_CAPTURED, bool(holders), "Adopted", "NotFound", missing)
-        return await self._resident(snapshot, artifact, digest, captured, holders, missing)
+        return await self._residence.write(snapshot, artifact, digest, captured, holders, missing)
 
     async def _capture(self, snapshot: ModelSnapshot, contents: str) -> float | None:
         wanted, status = snapshot.template_hash, snapshot.status
@@ -224,21 +239,9 @@ class Controller:
                     return None  # its end brings us here again
         pod = pods.get(capture_pod.name_of(snapshot))
         if status.digest and current:
-            artifact = Artifact(snapshot, status.digest, self._nodes)
-            holders = await holders_of(self._cluster, status, artifact)
-            damaged = artifact.unusable(holders)
-            if damaged and self._heals(snapshot):
-                note = f"{damaged}; it is captured again"
-                await self._writer.event(snapshot, "Warning", "SnapshotDamaged", note)
-                log.warning("%s/%s: %s", *snapshot.key, note)
-            elif holders or not status.holders:
-                if pod is not None:
-                    await self._cluster.delete(PODS, pod.metadata.namespace, pod.metadata.name, uid=pod.metadata.uid)
-                captured = condition(snapshot, resources.CONDITION_CAPTURED, True, "Captured", "", "")
-                wait = await self._resident(snapshot, artifact, status.digest, captured, holders, _UNREPORTED)
-                return self._healing[snapshot.key].not_before - self._clock.now() if damaged else wait
-            else:
-                log.warning("%s/%s: no node has %s any more; it is captured again", *snapshot.key, status.digest)
+            kept, wait = await self._keep(snapshot, pod)
+            if kept:
+                return wait
         if pod is not None and pod.metadata.deletion_timestamp is None:
             return await self._follow_capture(snapshot, pod)
         if pod is not None:
@@ -246,6 +249,33 @@ class Controller:
         if status.digest and status.template_hash == wanted and not current:
             log.info("%s/%s: what stands behind its environment has changed; it is captured again", *snapshot.key)
         return await self._start_capture(snapshot, contents)
+
+    async def _keep(self, snapshot: ModelSnapshot, pod: Pod | None) -> tuple[bool, float | None]:
+        """Whether what was captured is still somewhere, so that nothing is to be captured; and when to look again."""
+        status = snapshot.status
+        artifact = Artifact(snapshot, status.digest, self._nodes)
+        holders = await holders_of(self._cluster, status, artifact)
+        captured = condition(snapshot, resources.CONDITION_CAPTURED, True, "Captured", "", "")
+        damaged = artifact.unusable(holders)
+        if damaged and self._heals(snapshot):
+            note = f"{damaged}; it is captured again"
+            await self._writer.event(snapshot, "Warning", "SnapshotDamaged", note)
+            log.warning("%s/%s: %s", *snapshot.key, note)
+            return False, None
+        if holders:
+            self._recovery.forget(snapshot.key)
+        lost = None if holders else self._recovery.state(snapshot)
+        if lost and not lost.failed:
+            return True, await self._residence.write(snapshot, artifact, status.digest, captured, holders, lost.message)
+        if holders or not (status.holders or lost):
+            if pod is not None:
+                await self._cluster.delete(PODS, pod.metadata.namespace, pod.metadata.name, uid=pod.metadata.uid)
+            wait = await self._residence.write(snapshot, artifact, status.digest, captured, holders, _UNREPORTED)
+            return True, self._healing[snapshot.key].not_before - self._clock.now() if damaged else wait
+        log.warning("%s/%s: no node has %s any more; it is captured again", *snapshot.key, status.digest)
+        if lost:
+            await self._writer.event(snapshot, "Warning", "NotFetched", f"{lost.message}; it is captured again")
+        return False, None
 
     def _heals(self, snapshot: ModelSnapshot) -> bool:
         """Whether a damaged one is captured again now: at once, and then less and less often, since something damages it."""
@@ -305,7 +335,7 @@ class Controller:
             holders = await holders_of(self._cluster, Status(), artifact)
             status = msgspec.structs.replace(snapshot.status, contents_hash=pod.metadata.annotations.get(pod_contract.CONTENTS, ""))
             snapshot = msgspec.structs.replace(snapshot, status=status)
-            await self._resident(snapshot, artifact, progress.digest, captured, holders, _UNREPORTED)
+            await self._residence.write(snapshot, artifact, progress.digest, captured, holders, _UNREPORTED)
             note = f"captured on node {pod.spec.node_name or '?'} as {progress.digest[:12]}"
             await self._writer.event(snapshot, "Normal", "Captured", note)
         elif progress.failure:
@@ -340,49 +370,9 @@ class Controller:
         conditions = [condition(snapshot, kind, False, "", reason, message) for kind in kinds]
         same = snapshot.status.template_hash == snapshot.template_hash
         old = msgspec.structs.replace(snapshot.status, digest="", locations=(), image_bytes=0) if same else snapshot.status
+        of_another = (resources.CONDITION_STORED, resources.CONDITION_COPIED)
+        old = msgspec.structs.replace(old, conditions=tuple(each for each in old.conditions if each.type not in of_another))
         await self._writer.status(snapshot, msgspec.structs.replace(old, phase=phase), *conditions)
-
-    async def _resident(
-        self,
-        snapshot: ModelSnapshot,
-        artifact: Artifact,
-        digest: str,
-        captured: Condition,
-        holders: tuple[Location, ...],
-        missing: str,
-    ) -> float | None:
-        """Writes where the artifact is, and whether that makes it Ready. A holder that can't be asked counts: it had it."""
-        holders = self._absences.aged(holders, artifact)
-        unusable = {name: each.unusable for name, each in artifact.held.items() if each.unusable}
-        usable = [each.name for each in holders if each.name not in unusable]
-        if why := self._names.why(snapshot):
-            ready, usable = condition(snapshot, resources.CONDITION_READY, False, "", REASON, why), []
-        elif usable:
-            unknown = [each.name for each in holders if each.rung == UNKNOWN]
-            absent = f", of which {', '.join(unknown)} is not heard of" if unknown else ""
-            where = f"on {len(usable)} node(s){absent}{in_memory_all_the_same(snapshot)}"
-            ready = condition(snapshot, resources.CONDITION_READY, True, "Resident", "", where)
-        elif unusable:
-            name, why = next(iter(unusable.items()))
-            ready = condition(snapshot, resources.CONDITION_READY, False, "", "Unusable", f"on node {name}: {why}")
-        else:
-            ready = condition(snapshot, resources.CONDITION_READY, False, "", "NotResident", missing)
-        status = msgspec.structs.replace(
-            snapshot.status,
-            phase=resources.READY if usable else resources.PENDING,
-            digest=digest,
-            image_bytes=max((each.image_bytes for each in artifact.held.values()), default=snapshot.status.image_bytes),
-            locations=holders,
-            asleep=len(artifact.asleep),
-            template_hash=snapshot.template_hash if snapshot.spec.template is not None else "",
-        )
-        restores = self._cold_starts.condition(snapshot) if usable else None
-        before = status.condition(resources.CONDITION_RESTORES)
-        stale = [environment.condition(snapshot)] if snapshot.spec.template is not None else []
-        await self._writer.status(snapshot, status, captured, ready, *stale, *([restores] if restores else []))
-        if restores and restores.status == "False" and (before is None or before.message != restores.message):
-            await self._writer.event(snapshot, "Warning", restores.reason, restores.message, "Restore")
-        return ABSENT_AGENT_SECONDS if any(each.name not in artifact.answering for each in holders) else None
 
     def _pods_of(self, snapshot: ModelSnapshot) -> dict[str, Pod]:
         """Its capture pods. The label is not enough: anybody can set one, and what they own is not ours to read or delete."""

@@ -20,7 +20,7 @@ from scaler.books.trigger import Trigger
 from scaler.kubernetes.resources import ModelSnapshot
 from scaler.kubernetes.scaled_object import ScaledObject
 from scaler.plan.rungs import Rung
-from scaler.plan.world import Model
+from scaler.plan.world import Model, Stored
 
 log = logging.getLogger(__name__)
 
@@ -194,7 +194,16 @@ def planned(snapshot: ModelSnapshot) -> Model:
         idle=_IDLE[snapshot.spec.idle],
         idle_seconds=snapshot.spec.idle_seconds,
         digest=snapshot.ready_digest,
+        stored=_stored(snapshot),
+        copies=snapshot.spec.copies,
     )
+
+
+def _stored(snapshot: ModelSnapshot) -> Stored | None:
+    status, store = snapshot.status, snapshot.status.stored
+    if store is None or (store.name, store.digest) != (snapshot.spec.store, status.digest):
+        return None
+    return Stored(store.name, store.digest, status.image_bytes, status.weights_bytes, status.gpu_bytes)
 
 
 def in_memory_all_the_same(snapshot: ModelSnapshot) -> str:

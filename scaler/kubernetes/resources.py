@@ -27,6 +27,7 @@ SCALED_OBJECTS = Resource("keda.sh/v1alpha1", "ScaledObject", "scaledobjects")
 PENDING, CAPTURING, READY, FAILED = "Pending", "Capturing", "Ready", "Failed"
 CONDITION_CAPTURED, CONDITION_READY, CONDITION_RESTORES = "Captured", "Ready", "Restores"
 CONDITION_STALE = "StaleEnvironment"
+CONDITION_STORED, CONDITION_COPIED = "Stored", "Copied"
 
 
 class _Object(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
@@ -94,6 +95,8 @@ class Spec(_Object, frozen=True):
     idle: str = "drop"
     idle_seconds: float = 300.0
     stale_environment: str = ""
+    store: str = ""
+    copies: int = 1
 
 
 IN_STORE = "store"  # the rung of a location that is no node
@@ -129,6 +132,8 @@ class Status(_Object, frozen=True):
     model: str = ""
     digest: str = ""
     image_bytes: int = 0
+    weights_bytes: int = 0
+    gpu_bytes: tuple[int, ...] = ()
     locations: tuple[Location, ...] = ()
     asleep: int = 0
     conditions: tuple[Condition, ...] = ()

@@ -12,7 +12,7 @@ from zerowake_shared.clock import Clock
 from zerowake_shared.kubernetes.cluster import Cluster
 from zerowake_shared.kubernetes.informer import Key
 
-_NAMED = ("digest", "imageBytes", "locations", "templateHash", "contentsHash", "model", "asleep")
+_NAMED = ("digest", "imageBytes", "weightsBytes", "gpuBytes", "locations", "templateHash", "contentsHash", "model", "asleep")
 
 
 class SnapshotWriter:

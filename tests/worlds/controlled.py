@@ -98,7 +98,8 @@ class World:
 async def controlled(folder: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
     """It leads, and waits less than it would."""
     monkeypatch.setattr("scaler.kubernetes.failed_capture.FIRST_RETRY_SECONDS", 0.3)
-    for file in ("artifact", "controller", "removal"):
+    monkeypatch.setattr("scaler.kubernetes.storing.FIRST_RETRY_SECONDS", 0.3)
+    for file in ("artifact", "residence", "removal"):
         monkeypatch.setattr(f"scaler.kubernetes.{file}.ABSENT_AGENT_SECONDS", 0.2)
     api = Api()
     async with AsyncExitStack() as stack:

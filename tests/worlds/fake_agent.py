@@ -27,6 +27,10 @@ class Agent(agent_pb2_grpc.AgentServicer):
         self.refuse: grpc.StatusCode | None = None
         self.refuse_above: agent_pb2.Rung = agent_pb2.RUNG_PARKED
         self.peer_port = 0
+        self.pushed: list[agent_pb2.PushRequest] = []
+        self.store_fails: tuple[str, str] | None = None  # reason and words of a store that cannot be used
+        self.store_opens = asyncio.Event()  # until then what goes there or comes from there is under way
+        self.store_opens.set()
         self.disk_to_memory = 0.0  # bytes a second
         self.gpu = 0  # bytes of its one GPU that are free; 0: it has none
         self._streams: list[asyncio.Queue[agent_pb2.NodeUpdate]] = []
@@ -106,9 +110,23 @@ class Agent(agent_pb2_grpc.AgentServicer):
         if self.refuse is not None:
             await context.abort(self.refuse, "no room for it")
         await self._check_room(request.rung, context)
+        if request.stores and (request.snapshot.namespace, request.snapshot.name) not in self.residencies:
+            await self._at_store(context)
         name = request.snapshot
         self.has(name.namespace, name.name, name.digest, rung=request.rung)
         return agent_pb2.StageResponse(residency=self.residencies[name.namespace, name.name], seconds=0.1)
+
+    async def Push(self, request: agent_pb2.PushRequest, context: Any) -> AsyncIterator[agent_pb2.TransferUpdate]:
+        self.pushed.append(request)
+        yield agent_pb2.TransferUpdate(progress=agent_pb2.TransferProgress(total_bytes=1000))
+        await self._at_store(context)
+        yield agent_pb2.TransferUpdate(result=agent_pb2.TransferResult(snapshot=request.snapshot, seconds=0.1))
+
+    async def _at_store(self, context: Any) -> None:
+        await self.store_opens.wait()
+        if self.store_fails:
+            context.set_trailing_metadata((("zerowake-reason", self.store_fails[0]),))
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, self.store_fails[1])
 
     async def Demote(self, request: agent_pb2.DemoteRequest, context: Any) -> agent_pb2.DemoteResponse:
         self.demoted.append(request)

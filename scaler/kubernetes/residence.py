@@ -1,0 +1,90 @@
+"""What a ModelSnapshot's status says of where its artifact is, and whether that makes it Ready."""
+
+from __future__ import annotations
+
+import msgspec
+
+from scaler.kubernetes import environment, resources
+from scaler.kubernetes.artifact import ABSENT_AGENT_SECONDS, UNKNOWN, Absences, Artifact
+from scaler.kubernetes.cold_starts import ColdStarts
+from scaler.kubernetes.declarations import in_memory_all_the_same
+from scaler.kubernetes.resources import Condition, Location, ModelSnapshot, condition
+from scaler.kubernetes.snapshot_writer import SnapshotWriter
+from scaler.kubernetes.storing import STORED, Storing
+from scaler.kubernetes.taken_names import REASON, TakenNames
+from zerowake_shared.clock import Clock
+
+
+class Residence:
+    """Writes it, and has what lacks in a store put there."""
+
+    def __init__(self, writer: SnapshotWriter, names: TakenNames, cold_starts: ColdStarts, storing: Storing, clock: Clock) -> None:
+        self._writer = writer
+        self._names = names
+        self._cold_starts = cold_starts
+        self._storing = storing
+        self._absences = Absences(clock)
+
+    async def write(
+        self,
+        snapshot: ModelSnapshot,
+        artifact: Artifact,
+        digest: str,
+        captured: Condition,
+        holders: tuple[Location, ...],
+        missing: str,
+    ) -> float | None:
+        """Returns the seconds after which to look again. A holder that can't be asked counts: it had it. Raises: ClusterError."""
+        holders = self._absences.aged(holders, artifact)
+        unusable = {name: each.unusable for name, each in artifact.held.items() if each.unusable}
+        usable = [each.name for each in holders if each.name not in unusable]
+        stored = self._storing.state(snapshot, artifact, digest, [name for name in usable if name in artifact.held])
+        copied = _copied(snapshot, len([name for name in usable if name in artifact.answering and name in artifact.held]))
+        if why := self._names.why(snapshot):
+            ready, usable = condition(snapshot, resources.CONDITION_READY, False, "", REASON, why), []
+        elif usable:
+            unknown = [each.name for each in holders if each.rung == UNKNOWN]
+            absent = f", of which {', '.join(unknown)} is not heard of" if unknown else ""
+            where = f"on {len(usable)} node(s){absent}{in_memory_all_the_same(snapshot)}"
+            ready = condition(snapshot, resources.CONDITION_READY, True, "Resident", "", where)
+        elif unusable:
+            name, why = next(iter(unusable.items()))
+            ready = condition(snapshot, resources.CONDITION_READY, False, "", "Unusable", f"on node {name}: {why}")
+        else:
+            ready = condition(snapshot, resources.CONDITION_READY, False, "", "NotResident", missing)
+        before, held = snapshot.status, list(artifact.held.values())
+        sometimes = {resources.CONDITION_STORED: stored, resources.CONDITION_COPIED: copied}
+        status = msgspec.structs.replace(
+            before,
+            phase=resources.READY if usable else resources.PENDING,
+            digest=digest,
+            image_bytes=max((each.image_bytes for each in held), default=before.image_bytes),
+            weights_bytes=max((each.weights_bytes for each in held), default=before.weights_bytes),
+            gpu_bytes=max((each.gpu_bytes for each in held), default=before.gpu_bytes),
+            locations=(*holders, *([stored.location] if stored and stored.location else [])),
+            asleep=len(artifact.asleep),
+            template_hash=snapshot.template_hash if snapshot.spec.template is not None else "",
+            conditions=tuple(each for each in before.conditions if each.type not in sometimes or sometimes[each.type]),
+        )
+        restores = self._cold_starts.condition(snapshot) if usable else None
+        restored = status.condition(resources.CONDITION_RESTORES)
+        stale = environment.condition(snapshot) if snapshot.spec.template is not None else None
+        conditions = (captured, ready, stale, restores, stored.condition if stored else None, copied)
+        await self._writer.status(snapshot, status, *(each for each in conditions if each))
+        if restores and restores.status == "False" and (restored is None or restored.message != restores.message):
+            await self._writer.event(snapshot, "Warning", restores.reason, restores.message, "Restore")
+        if stored and stored.event:
+            await self._writer.event(snapshot, "Normal" if stored.event[0] == STORED else "Warning", *stored.event, "Store")
+        absent_seconds = ABSENT_AGENT_SECONDS if any(each.name not in artifact.answering for each in holders) else None
+        waits = [each for each in (absent_seconds, stored.wait if stored else None) if each is not None]
+        return min(waits, default=None)
+
+
+def _copied(snapshot: ModelSnapshot, copies: int) -> Condition | None:
+    """Whether as many nodes keep it as its owner wants, where that is more than one."""
+    wanted = snapshot.spec.copies
+    if wanted == 1:
+        return None
+    holds = copies >= wanted
+    why = f"{copies} of {wanted} stand on nodes that are heard; more are made where nodes can fetch it (agent.keysSecret, spec.store)"
+    return condition(snapshot, resources.CONDITION_COPIED, holds, "Copied", "TooFew", why)
