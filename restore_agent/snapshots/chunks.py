@@ -28,6 +28,7 @@ from blake3 import blake3
 
 from gpumem.filler.files import File
 from restore_agent.errors import AgentError
+from restore_agent.snapshots import durable
 from restore_agent.snapshots.page_runs import PAGE, PageRun, Pages, address_of
 
 CHUNK = 4 << 20  # bytes at most
@@ -50,7 +51,7 @@ class Chunk:
 
 
 class Lease:
-    """Chunks that `ChunkStore.collect` leaves alone while it is held. Any number of threads may use one."""
+    """Chunks, and folders by their names, that no sweep removes while it is held. Any number of threads may use one."""
 
     def __init__(self, store: ChunkStore) -> None:
         self._store = store
@@ -119,6 +120,14 @@ class ChunkStore:
             except BaseException:
                 Path(file.name).unlink(missing_ok=True)
                 raise
+
+    def sync(self, hashes: Iterable[str]) -> None:
+        """Chunks that were written are there after a crash of the machine, too. Raises OSError."""
+        for folder in {self.path(each).parent for each in hashes}:
+            with contextlib.suppress(FileNotFoundError):  # whoever names it looks whether it is there
+                durable.sync_folder(folder)
+        with contextlib.suppress(FileNotFoundError):
+            durable.sync_folder(self._directory)
 
     def read_into(self, chunk: Chunk, target: memoryview) -> None:
         """Reads and verifies one chunk.

@@ -38,6 +38,19 @@ def sync_folder(path: Path) -> None:
         os.close(fd)
 
 
+def sync_tree(folder: Path) -> None:
+    """Every file below it, and every name of one. Raises OSError."""
+    for path, _, files in os.walk(folder, topdown=False):
+        for name in files:
+            if (file := Path(path, name)).is_file() and not file.is_symlink():
+                fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    os.fsync(fd)
+                finally:
+                    os.close(fd)
+        sync_folder(Path(path))
+
+
 def content(path: Path) -> bytes | None:
     """None: there is no such file. Raises OSError."""
     with contextlib.suppress(FileNotFoundError):

@@ -97,9 +97,11 @@ class Store(Catalog):
 
     @contextlib.contextmanager
     def hold(self, snapshot: Snapshot) -> Iterator[None]:
-        """Folder and chunks stay until the block ends, also where another removes or replaces the snapshot meanwhile. Does not block."""
+        """Folder, chunks and weights that came from elsewhere stay until the block ends, also where another removes or replaces the
+        snapshot meanwhile. Does not block."""
         with self.chunks.lease() as lease:
-            lease.hold([snapshot.digest, *(chunk.hash for chunk in snapshot.chunks)])
+            regions = (record.region for record in snapshot.manifest.weights)
+            lease.hold([snapshot.digest, *regions, *(chunk.hash for chunk in snapshot.chunks)])
             yield
 
     def publish(self, workspace: Path, manifest: Manifest, lease: Lease, *, replace: bool) -> Snapshot:
@@ -130,7 +132,10 @@ class Store(Catalog):
         return self.link(namespace, name).is_symlink()
 
     def _name(self, workspace: Path, manifest: Manifest, data: bytes, signature: Signature, lease: Lease, *, replace: bool) -> Snapshot:
-        lease.hold(chunk.hash for chunk in manifest.chunks)
+        hashes = [chunk.hash for chunk in manifest.chunks]
+        lease.hold(hashes)
+        durable.sync_tree(workspace)
+        self.chunks.sync(hashes)
         with self._changing:
             snapshot = self._publish(workspace, manifest, data, signature, replace=replace)
             self._sweep()
@@ -151,6 +156,7 @@ class Store(Catalog):
             workspace.replace(directory)
             durable.sync_folder(directory.parent)
         link.parent.mkdir(exist_ok=True)
+        durable.sync_folder(link.parent.parent)
         fresh = self.state / "tmp" / secrets.token_hex(8)
         fresh.symlink_to(Path("../../snapshots") / directory.name)
         fresh.replace(link)
@@ -171,6 +177,7 @@ class Store(Catalog):
         link = self.taken(namespace, name)
         with self._changing:
             link.unlink(missing_ok=True)
+            durable.sync_folder(link.parent)  # before anything goes: the name must not come back without it
             with contextlib.suppress(OSError):  # the namespace has others
                 link.parent.rmdir()
             self._sweep()
@@ -184,10 +191,10 @@ class Store(Catalog):
         """A corrupt manifest keeps every chunk where it is."""
         self.postponed = False
         named = {link.readlink().name for link in self.names()}
-        used, regions = self.arrivals.kept()
+        used, regions = self.arrivals.kept(self.chunks.leased, named, self._remove_folder)
         for directory in (self.state / "snapshots").iterdir():
             if directory.name not in named:
-                self._remove_folder(directory)
+                self._remove_folder(directory, directory.name)
                 continue
             try:
                 # Whoever signed it: what is not trusted today may be so tomorrow, and may be signed again.
@@ -197,19 +204,23 @@ class Store(Catalog):
             used |= {chunk.hash for chunk in manifest.chunks}
             regions |= {record.region for record in manifest.weights}
         for folder in (self.state / FETCHED).glob("*"):
-            if folder.name.partition(".")[0] not in regions:
-                shutil.rmtree(folder)
+            region = folder.name.partition(".")[0]
+            if region not in regions:
+                self._remove_folder(folder, region)
         if not self.chunks.collect(used):
             self.postponed = True
 
-    def _remove_folder(self, directory: Path) -> None:
-        """Out of sight in one step, unless it is leased: nobody sees a half of it."""
+    def _remove_folder(self, directory: Path, leased: str) -> None:
+        """Out of sight in one step, unless somebody holds it by that name: nobody sees a half of it."""
         gone = self.state / "tmp" / secrets.token_hex(8)
         with self.chunks.lock:
-            if directory.name in self.chunks.leased:
+            if leased in self.chunks.leased:
                 self.postponed = True
                 return
-            directory.rename(gone)
+            try:
+                directory.rename(gone)
+            except FileNotFoundError:
+                return
         shutil.rmtree(gone)
 
 
@@ -225,6 +236,7 @@ def _mend(directory: Path, workspace: Path) -> None:
         target = directory / path.relative_to(workspace)
         target.parent.mkdir(parents=True, exist_ok=True)
         path.replace(target)
+    durable.sync_tree(directory)
     shutil.rmtree(workspace)
 
 

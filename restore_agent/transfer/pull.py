@@ -179,7 +179,7 @@ class _Arrival:
         """Everything but the name. `ways`: makes what brings chunks, of who hears of bytes that came."""
         manifest, chunks = self._manifest, self._store.chunks
         pages = {chunk.hash: Chunk(chunk.hash, chunk.size) for chunk in manifest.chunks}
-        self._lease.hold([self._digest, *pages])
+        self._lease.hold([self._digest, *pages, *(record.region for record in manifest.weights)])
         self.workspace = await asyncio.to_thread(self._store.arrivals.begin, self._digest, self._data)
         names: dict[Chunk, list[str]] = defaultdict(list)
         for name, record in manifest.files.items():

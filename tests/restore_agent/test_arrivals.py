@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from restore_agent.snapshots.arrivals import Arrivals
@@ -54,3 +55,30 @@ def test_an_agent_that_starts_anew_keeps_what_had_come(tmp_path: Path) -> None:
         assert store.chunks.has(kept) and not store.chunks.has(orphan)
         assert [folder.name for folder in (state / "fetched").iterdir()] == [snapshot.manifest.weights[0].region]
         store.close()
+
+
+def test_what_a_killed_agent_left_half_begun_or_half_ended_goes(tmp_path: Path) -> None:
+    with node(tmp_path / "state") as store:
+        snapshot = take(store, tmp_path / "model")
+        store.arrivals.begin(snapshot.digest, snapshot.manifest.encode()).rmdir()  # it is the snapshot's by now
+        (tmp_path / "state/arriving/ab").mkdir()
+        torn = tmp_path / "state/arriving/.ab.json.0123"
+        torn.write_bytes(b"half")
+        with store.chunks.lease() as lease:
+            lease.hold([snapshot.digest, "ab"])
+            store.sweep()
+            assert len(list((tmp_path / "state/arriving").iterdir())) == 3, "somebody is at it"
+        os.utime(torn, (0, 0))
+        store.sweep()
+        assert list((tmp_path / "state/arriving").iterdir()) == []
+
+
+def test_what_somebody_brings_is_not_given_up_however_long_it_takes(tmp_path: Path) -> None:
+    clock = StandingClock(1_800_000_000.0)
+    arrivals = Arrivals(tmp_path / "state", clock)
+    folder = arrivals.begin("ab", b"torn")
+    clock.moment += 2 * DAY
+    arrivals.kept(leased={"ab"})
+    assert folder.exists()
+    arrivals.kept()
+    assert not folder.exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import threading
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from restore_agent.snapshots.keyring import NoSigningKey, Signature, Untrusted, 
 from restore_agent.snapshots.page_runs import PAGE
 from restore_agent.snapshots.store import NameTaken, Store, StoreBusy
 from tests.worlds.snapshots import draft, publish
+from tests.worlds.travelling import take
 
 CONTENT = random.Random(5).randbytes(64 * PAGE)
 OTHER = random.Random(6).randbytes(64 * PAGE)
@@ -217,6 +219,49 @@ def test_what_is_read_stays_until_it_is_read_though_it_was_replaced_or_removed(s
     assert chunks(state) == set()
     with pytest.raises(NotFound, match="removed or replaced meanwhile"):
         store.verify(old)
+
+
+def test_weights_that_came_from_elsewhere_stay_while_they_are_read(store: Store, state: Path, tmp_path: Path) -> None:
+    snapshot = take(store, tmp_path / "model")
+    fetched = store.fetched_weights(snapshot.manifest.weights[0])
+    fetched.mkdir(parents=True)
+    (fetched / "model.safetensors").write_bytes(b"weights")
+    with store.hold(snapshot):
+        store.remove("default", "small")
+        assert (fetched / "model.safetensors").read_bytes() == b"weights"
+        assert store.postponed
+    store.sweep()
+    assert not fetched.exists() and not store.postponed
+
+
+def test_a_name_stands_when_all_of_it_is_on_the_disk(store: Store, state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a machine that loses its power would find it."""
+    synced: set[int] = set()
+    before: list[set[int]] = []
+    fsync, replace = os.fsync, os.replace
+
+    def syncs(fd: int) -> None:
+        synced.add(os.fstat(fd).st_ino)
+        fsync(fd)
+
+    def replaces(old: Path, new: Path) -> None:
+        if Path(new) == state / "names/default/small":
+            before.append(set(synced))
+        replace(old, new)
+
+    monkeypatch.setattr(os, "fsync", syncs)
+    monkeypatch.setattr(os, "replace", replaces)
+    snapshot = publish(store, CONTENT)
+    files = [path for path in snapshot.directory.rglob("*") if path.is_file()]
+    pages = [store.chunks.path(chunk.hash) for chunk in snapshot.chunks]
+    folders = [snapshot.directory.parent, *(path.parent for path in [*files, *pages]), state / "chunks", state / "names"]
+    assert {path.stat().st_ino for path in [*files, *pages, *folders]} <= before[0]
+    names, gone = state / "names/default", []
+    inode = names.stat().st_ino
+    synced.clear()
+    monkeypatch.setattr(store.chunks, "collect", lambda used: gone.append(inode in synced) or True)
+    store.remove("default", "small")
+    assert gone == [True], "nothing goes before its name has"
 
 
 def test_captures_removals_and_readers_at_once_lose_nothing(store: Store, state: Path) -> None:
