@@ -9,12 +9,12 @@ authenticated beside it are the whole head and the object's key in the store (la
 name, into another place, or left out. A segment is given to nobody before its tag was verified. Who may write to a store and has not the
 key can only destroy; that somebody with the key put the right bytes there, the signed manifest says.
 
-Objects are compressed by zstd where that saves a tenth: pages of an engine do, weights do not (tests/bench). What comes of it is bounded by
-what the head says, and by what the reader asks for. How well something compresses can be seen by its size.
+Objects are compressed by zstd where that saves a tenth: pages of an engine do, most weights do not (tests/bench). What comes of it is
+bounded by what the head says, and by what the reader asks for. How well something compresses can be seen by its size.
 
 Rejected: one tag for the whole object (nothing could be given on before all of it is there: a slow line looks like a dead one, and one that
 is cut always begins anew), random nonces under the store's key (they may not be used for more than 2**32 objects), and compressing each
-segment alone (its window is too small: the pages of the demo's engines lose a tenth).
+segment alone (each would need its own size, and have a small window).
 """
 
 from __future__ import annotations
