@@ -65,13 +65,15 @@ class Release:
         return await self.api.list("Pod", self.namespace, f"app.kubernetes.io/name={app}")
 
     async def agents(self, *nodes: str) -> list[Object]:
-        """The agents' pods on these nodes."""
-        return [pod for pod in await self.pods("zerowake-agent") if pod["spec"].get("nodeName") in nodes]
+        """The agents' pods on these nodes, but for those that are being deleted."""
+        there = [pod for pod in await self.pods("zerowake-agent") if not pod["metadata"].get("deletionTimestamp")]
+        return [pod for pod in there if pod["spec"].get("nodeName") in nodes]
 
     async def holders(self, name: str = MODEL) -> list[str]:
-        """The nodes that have the snapshot, by the word of its ModelSnapshot."""
+        """The nodes that have the snapshot, by the word of its ModelSnapshot: not those whose agents are silent."""
         found = await self.api.get("ModelSnapshot", self.namespace, name)
-        return [each["name"] for each in (found.get("status") or {}).get("locations", []) if each["rung"] != "store"]
+        locations = (found.get("status") or {}).get("locations", [])
+        return [each["name"] for each in locations if each["rung"] not in ("store", "unknown")]
 
     async def at_zero(self, model: str = MODEL) -> None:
         """Until KEDA has scaled it down, its pods are gone, and it stayed so meanwhile.
