@@ -1,6 +1,6 @@
 """How many nodes keep a model's snapshot: as many as its owner wants, in domains that do not fail together.
 
-A copy counts on a node that is heard, takes pods, and has it whole. Of a node that falls silent another copy is made, but not at once: an
+A copy counts on a node that is heard and has it whole. Of a node that falls silent another copy is made, but not at once: an
 agent that is rolled is back within half a minute. A copy too many stays: a node that comes back has not become worse for it.
 
 A copy is on disk; from there it goes up by the rung that its owner names, like any other. Where there are zones, another zone comes before
