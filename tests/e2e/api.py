@@ -45,6 +45,8 @@ PLURALS = {
 MANAGER = "zerowake-tests"
 PATIENCE_SECONDS = 60.0
 
+_TOO_SOON, _TOO_SOON_TRIES = 429, 10
+
 
 class ApiError(Exception):
     def __init__(self, status: int, message: str) -> None:
@@ -168,8 +170,16 @@ class Api:
         call = await self._transport.param_serialize(
             method, where, query_params=given, header_params=headers, body=body, auth_settings=["BearerToken"]
         )
-        answer = await self._transport.call_api(*call, _request_timeout=aiohttp.ClientTimeout(sock_connect=10))
-        response: aiohttp.ClientResponse = answer.response
+        for again in reversed(range(_TOO_SOON_TRIES)):
+            answer = await self._transport.call_api(*call, _request_timeout=aiohttp.ClientTimeout(sock_connect=10))
+            response: aiohttp.ClientResponse = answer.response
+            # The server says when: with a CustomResourceDefinition that has just been made, its storage may begin anew. An eviction
+            # that a budget forbids is a 429, too, and does not say when.
+            pause = response.headers.get("Retry-After", "")
+            if response.status != _TOO_SOON or method != "GET" or not pause.isdigit() or not again:
+                break
+            response.close()
+            await asyncio.sleep(int(pause))
         try:
             if response.status >= 400:
                 text = await response.text()
