@@ -200,8 +200,8 @@ def planned(snapshot: ModelSnapshot) -> Model:
 
 
 def _stored(snapshot: ModelSnapshot) -> Stored | None:
-    status, store = snapshot.status, snapshot.status.stored
-    if store is None or (store.name, store.digest) != (snapshot.spec.store, status.digest):
+    status, store = snapshot.status, snapshot.stored
+    if store is None:
         return None
     return Stored(store.name, store.digest, status.image_bytes, status.weights_bytes, status.gpu_bytes)
 

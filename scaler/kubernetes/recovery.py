@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from scaler.books.snapshot_name import SnapshotName
-from scaler.fleet.agent import AgentError, AgentUnreachable
+from scaler.fleet.agent import AgentError
 from scaler.fleet.nodes import Nodes
 from scaler.kubernetes.declarations import planned
 from scaler.kubernetes.resources import ModelSnapshot
@@ -41,7 +41,7 @@ class Recovering:
 
 
 class Recovery:
-    """Of all objects. `told` is called with the key of an object of which a fetch has ended, or went on to another node."""
+    """Of all objects. `told` is called with the key of an object of which a fetch has ended."""
 
     def __init__(self, nodes: Nodes, told: Callable[[Key], None]) -> None:
         self._nodes = nodes
@@ -59,8 +59,8 @@ class Recovery:
 
     def state(self, snapshot: ModelSnapshot) -> Recovering | None:
         """Of an object whose snapshot no node has; a fetch begins here. None: its store does not have it either."""
-        stored = snapshot.status.stored
-        if stored is None or (stored.name, stored.digest) != (snapshot.spec.store, snapshot.status.digest):
+        stored = snapshot.stored
+        if stored is None:
             self.forget(snapshot.key)
             return None
         found = self._under_way.get(snapshot.key)
@@ -98,8 +98,6 @@ class Recovery:
                     of_store += error.reason in _OF_STORE
                     if of_store >= _STORE_FAILURES:
                         break
-                    if isinstance(error, AgentUnreachable):
-                        continue
             found.failed = True
             found.message = f"{found.url} has it, and no node could take it from there: {'; '.join(failures) or 'no agent is there'}"
         except Exception as error:  # a fault of ours costs a capture, and no model

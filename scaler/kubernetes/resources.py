@@ -180,6 +180,12 @@ class ModelSnapshot(_Object, frozen=True):
         return self.spec.artifact.name if self.spec.artifact else self.metadata.name
 
     @property
+    def stored(self) -> Location | None:
+        """The store that its owner names, where that keeps what was captured last."""
+        found = self.status.stored
+        return found if found and (found.name, found.digest) == (self.spec.store, self.status.digest) else None
+
+    @property
     def ready_digest(self) -> str:
         """The digest to restore from; empty while there is none, or none of the template as it is now."""
         if not self.status.holds(CONDITION_READY) or self.metadata.deletion_timestamp:
