@@ -25,6 +25,7 @@ from restore_agent.kubernetes.node_pods import NodePods
 from restore_agent.kubernetes.pod import Pod
 from restore_agent.kubernetes.pod_gpus import PodGpus, wants_devices
 from restore_agent.kubernetes.pod_resources import KubeletError
+from restore_agent.snapshots import durable
 from zerowake_shared.background import beside
 from zerowake_shared.pod_contract import CAPTURE, SNAPSHOT, is_lent_to
 
@@ -51,7 +52,7 @@ class GpuYielding:
         self._gpumem = gpumem
         self._note = note
         self._others_have = others_have
-        self._before: dict[str, int] = json.loads(note.read_text()) if note.exists() else {}  # device → bytes that it held
+        self._before = _noted(note)  # device → bytes that it held
         self._look = asyncio.Event()
         self._waiting: dict[str, float] = {}  # uid of a pod that has no devices yet → until when it is looked for
         self._troubled = ""
@@ -142,7 +143,19 @@ class GpuYielding:
             self._before[device] = size
         else:
             self._before.pop(device, None)
-        await asyncio.to_thread(self._note.write_text, json.dumps(self._before))
+        await asyncio.to_thread(durable.replace, self._note, json.dumps(self._before).encode())
+
+
+def _noted(note: Path) -> dict[str, int]:
+    """What `_keep` wrote. A note that says nothing sensible costs memory that is held no more, not an agent that cannot start."""
+    text = durable.content(note)
+    try:
+        return {str(device): int(size) for device, size in dict(json.loads(text)).items()} if text is not None else {}
+    except (ValueError, TypeError) as error:
+        _LOG.warning(
+            "%s cannot be read (%s): of GPUs that other pods have, gpumem holds nothing again unless `gpumem reserve` is told", note, error
+        )
+        return {}
 
 
 def _is_ours(pod: Pod) -> bool:

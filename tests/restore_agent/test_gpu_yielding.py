@@ -105,12 +105,30 @@ async def test_a_device_of_another_s_pod_is_given_back_until_that_pod_goes(
         kubelet_devices.gives("other", "stranger", "host")
         await until(lambda: wanted(gpumem) == 0)
         assert told[-1] == {"host"}, "and whoever parks engines there hears of it"
-        await until(lambda: json.loads((tmp_path / "yielded.json").read_text()) == {"host": before})
+        note, earlier = tmp_path / "yielded.json", tmp_path / "earlier"
+        await until(lambda: json.loads(note.read_text()) == {"host": before})
+        earlier.hardlink_to(note)
         kubelet_devices.devices.clear()
         pods.goes("stranger")
         await until(lambda: wanted(gpumem) == before)
-        await until(lambda: json.loads((tmp_path / "yielded.json").read_text()) == {})
+        await until(lambda: json.loads(note.read_text()) == {})
+        assert json.loads(earlier.read_text()) == {"host": before}, "a note is put in the place of the one before, never written into it"
         assert told[-1] == set()
+
+
+@pytest.mark.parametrize("torn", ["", '{"host": 10', "[1]", '{"host": "much"}'])
+async def test_a_note_that_cannot_be_read_keeps_nothing_from_starting(
+    kubelet_devices: KubeletDevices, gpus: PodGpus, gpumem: Served, tmp_path: Path, caplog: pytest.LogCaptureFixture, torn: str
+) -> None:
+    (tmp_path / "yielded.json").write_text(torn)
+    pods = Pods()
+    before = wanted(gpumem)
+    kubelet_devices.gives("other", "stranger", "host")
+    async with yielding(pods, gpus, gpumem, tmp_path):
+        pods.comes("stranger", {})
+        await until(lambda: wanted(gpumem) == 0)
+        await until(lambda: json.loads((tmp_path / "yielded.json").read_text()) == {"host": before})
+    assert "yielded.json cannot be read" in caplog.text
 
 
 @pytest.mark.parametrize("label", ["zerowake.dev/snapshot", "zerowake.dev/capture"])
