@@ -68,6 +68,7 @@ class Executor:
         self._failed = failed or (lambda model, why: None)
         self._broken = broken or (lambda model, why: None)
         self._after: Callable[[str], None] = lambda model: None
+        self._refused: Callable[[Stage, str, str], None] = lambda stage, node, why: None
         self._wanted: Callable[[SnapshotName], bool] = lambda snapshot: True
         self._tasks: dict[Action, asyncio.Task[None]] = {}
         self._starts: dict[str, tuple[Backoff, float]] = {}  # by model: since its last start failed, and when the next may begin
@@ -81,6 +82,10 @@ class Executor:
     def wanted_by(self, wanted: Callable[[SnapshotName], bool]) -> None:
         """`wanted`: whether a model still has the snapshot. One that has come to a node when none has is taken off it again."""
         self._wanted = wanted
+
+    def on_refused(self, callback: Callable[[Stage, str, str], None]) -> None:
+        """`callback(stage, node, why)`: the agent of the node of that name did not do it."""
+        self._refused = callback
 
     @property
     def under_way(self) -> tuple[Action, ...]:
@@ -165,6 +170,7 @@ class Executor:
             if not isinstance(error, AgentUnreachable):
                 self._put_off(action)
                 self._refusals[action.node, action.digest, action.rung] = str(error)
+                self._refused(action, agent.name, str(error))
             log.warning("%s could not be staged on %s: %s", action.model, agent.name, error)
             return
         self._stages.pop((action.node, action.digest, action.rung), None)

@@ -19,6 +19,7 @@ from scaler.books.snapshot_name import SnapshotName
 from scaler.books.trigger import Trigger
 from scaler.fleet.executor import Executor
 from scaler.fleet.nodes import Nodes
+from scaler.plan.actions import Stage
 from scaler.plan.copies import is_short
 from scaler.plan.policy import decide
 from scaler.plan.remote import is_cramped
@@ -61,6 +62,10 @@ class Planner:
         nodes.on_change(self._heard)
         executor.on_end(lambda model: self.consider([model]))
         executor.wanted_by(lambda snapshot: any(model.snapshot == snapshot for model in self._models.values()))
+
+    def on_refused(self, callback: Callable[[Stage, str, str], None]) -> None:
+        """`callback(stage, node, why)`: an agent did not stage what was planned; `node`: its name."""
+        self._executor.on_refused(callback)
 
     def want(self, model: str, replicas: int) -> None:
         """So many replicas of the model are wanted here."""

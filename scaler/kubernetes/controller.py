@@ -29,6 +29,7 @@ from scaler.kubernetes.engine_pod import EnginePod
 from scaler.kubernetes.failed_capture import FailedCapture
 from scaler.kubernetes.pod_patch import NodeSetup
 from scaler.kubernetes.recovery import Recovery
+from scaler.kubernetes.refusals import Refusals
 from scaler.kubernetes.removal import Removal
 from scaler.kubernetes.residence import Residence
 from scaler.kubernetes.resources import ModelSnapshot, Pod, Status, condition
@@ -67,6 +68,7 @@ async def run_controller(
     labelled: Informer[EnginePod],
     names: TakenNames,
     unmatched: Unmatched,
+    refusals: Refusals,
     namespace: str,
     identity: str,
     lease: str = LEASE,
@@ -75,13 +77,18 @@ async def run_controller(
 
     snapshots: the running informer of all ModelSnapshots, shared with the webhook. nodes: the agents, by their streams.
     labelled: the running informer of all pods with a snapshot's label.
-    names, unmatched: tell of objects that name another namespace's model, and one that has no ModelSnapshot.
+    names, unmatched, refusals: tell of objects that name another namespace's model, and one that has no ModelSnapshot, and of what agents
+    did not fetch or stage.
     identity: this replica's own name (its pod's).
     """
     controller = Controller(cluster, snapshots, nodes, setup, labelled, names)
 
     async def work() -> None:
-        async with background.beside(names.run(), "names that are taken"), background.beside(unmatched.run(), "unmatched models"):
+        async with (
+            background.beside(names.run(), "names that are taken"),
+            background.beside(unmatched.run(), "unmatched models"),
+            background.beside(refusals.run(), "refusals"),
+        ):
             await controller.run()
 
     await lead(cluster, namespace, lease, identity, work)

@@ -38,6 +38,7 @@ from scaler.kubernetes.endpoints import SERVICE_LABEL, EndpointSlice, of_service
 from scaler.kubernetes.engine_pod import EnginePod
 from scaler.kubernetes.engine_pods import EnginePods
 from scaler.kubernetes.first_replica import FirstReplica
+from scaler.kubernetes.refusals import Refusals
 from scaler.kubernetes.resources import ENDPOINT_SLICES, MODEL_SNAPSHOTS, REPORTER, SCALED_OBJECTS, ModelSnapshot
 from scaler.kubernetes.scaled_jobs import ScaledJobs
 from scaler.kubernetes.scaled_object import ScaledObject
@@ -119,6 +120,8 @@ async def serve(config: ServeConfig) -> None:
         bound = await begin(gateway.serve(*Address.to_listen(config.listen)))
         log.info("gateway listens on %s", Address(*bound))
         async with contextlib.AsyncExitStack() as until_stopped:
+            refusals = Refusals(cluster, snapshots)
+            planner.on_refused(refusals.note)
             controller = run_controller(
                 cluster,
                 snapshots,
@@ -127,6 +130,7 @@ async def serve(config: ServeConfig) -> None:
                 labelled=engines,
                 names=TakenNames(cluster, models),
                 unmatched=Unmatched(cluster, models),
+                refusals=refusals,
                 namespace=config.namespace,
                 identity=identity,
             )

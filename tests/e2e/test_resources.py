@@ -24,6 +24,7 @@ from scaler.kubernetes.declarations import Models
 from scaler.kubernetes.election import lead
 from scaler.kubernetes.engine_pod import EnginePod
 from scaler.kubernetes.pod_patch import NodeSetup
+from scaler.kubernetes.refusals import Refusals
 from scaler.kubernetes.resources import MODEL_SNAPSHOTS, REPORTER, ModelSnapshot
 from scaler.kubernetes.taken_names import TakenNames
 from scaler.kubernetes.uninstall import remove_all
@@ -151,6 +152,7 @@ async def controlling(cluster: Cluster, namespace: str, nodes: Nodes, identity: 
             labelled=labelled,
             names=TakenNames(cluster, models),
             unmatched=Unmatched(cluster, models),
+            refusals=Refusals(cluster, snapshots),
             namespace=namespace,
             identity=identity,
         )

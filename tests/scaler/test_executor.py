@@ -88,6 +88,8 @@ class World:
         self.ended: list[str] = []
         self.executor = Executor(cast(Nodes, self.there), self.there, lambda *failure: self.failures.append(failure), self.clock)
         self.executor.on_end(self.ended.append)
+        self.refused: list[tuple[str, ...]] = []
+        self.executor.on_refused(lambda stage, node, why: self.refused.append((stage.digest, stage.rung.name, node, why)))
 
     async def does(self, *actions: Stage | Drop | Start | End | Keep | Sleep) -> None:
         self.executor.carry_out(Plan(actions))
@@ -187,6 +189,7 @@ async def test_a_refusal_puts_its_rung_off_for_longer_each_time(world: World) ->
     await world.answer("STANDBY d")
     assert world.executor.put_off == {}, "it stands there: whatever comes next is a first failure"
     assert world.executor.refusal(*key) == ""
+    assert set(world.refused) == {("d", "STANDBY", "a", "no memory")}, "and whoever tells the snapshot's owner is told each time"
 
 
 async def test_what_an_agent_has_taken_down_is_left_in_peace_for_a_while(world: World) -> None:
@@ -209,7 +212,7 @@ async def test_what_an_agent_has_taken_down_is_left_in_peace_for_a_while(world: 
 async def test_an_agent_that_does_not_answer_has_refused_nothing(world: World) -> None:
     await world.does(MEMORY)
     await world.answer("MEMORY d", AgentUnreachable("connection refused"))
-    assert world.executor.put_off == {} and world.executor.refusal("a", "d", Rung.MEMORY) == ""
+    assert world.executor.put_off == {} and world.executor.refusal("a", "d", Rung.MEMORY) == "" and not world.refused
 
 
 async def test_starts_that_fail_are_told_and_wait_longer_each_time(world: World) -> None:
