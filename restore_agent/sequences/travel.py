@@ -12,6 +12,7 @@ from restore_agent.snapshots.catalog import Snapshot
 from restore_agent.snapshots.manifest import Manifest
 from restore_agent.snapshots.names import SeenNames
 from restore_agent.snapshots.store import Store
+from restore_agent.transfer.complaints import Complaints
 from restore_agent.transfer.exchange import Exchange, Fleet, NoPeers, OtherAgent
 from restore_agent.transfer.progress import Progress
 from restore_agent.transfer.publish import Publisher
@@ -56,24 +57,29 @@ class Travel:
         replace: bool,
         others: Sequence[OtherAgent] = (),
         fits: Callable[[Manifest], None] = lambda manifest: None,
+        complaints: Complaints | None = None,
     ) -> Snapshot:
         """From these stores, and from other agents, who serve a snapshot by its digest. One that several ask for is fetched once: the
-        others wait for that. `fits`: as in Puller. Raises NoStore, NoPeers, InvalidUrl, and what `Puller.pull` does."""
+        others wait for that. `fits`: as in Puller. `complaints`: is told of sources that did wrong, as the log is. Raises NoStore, NoPeers,
+        InvalidUrl, and what `Puller.pull` does."""
         if not urls and not (others and digest):
             raise NoStore(
                 "stores: none is named; say where from, file:///a/folder or s3://bucket/prefix, or name other agents and a digest"
             )
         if others and self.exchange is None:
             raise NoPeers
+        complaints = complaints or Complaints()
         lock = self._pulls.setdefault((namespace, name), asyncio.Lock())
         async with lock, opened(urls, self._store.keyring) as stores:
 
             def fleet(namespace: str, digest: str) -> Fleet | None:
                 return self.exchange.fleet(namespace, digest, others, stores) if self.exchange else None
 
-            puller = Puller(self._store, self._seen, stores, fleet, fits)
+            puller = Puller(self._store, self._seen, stores, fleet, fits, complaints.about)
             snapshot = await puller.pull(namespace, name, digest, replace=replace, progress=progress)
         self._changed(snapshot)
         named = [*map(str, stores), *(f"agent {other.address}" for other in others)]
+        for complaint in complaints.texts:
+            _LOG.warning("while snapshot %s came: %s", snapshot, complaint)
         _LOG.info("snapshot %s has come from %s", snapshot, ", ".join(named))
         return snapshot

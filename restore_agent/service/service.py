@@ -26,6 +26,7 @@ from restore_agent.service import messages
 from restore_agent.snapshots.catalog import NotFound, Unreadable
 from restore_agent.snapshots.catalog import Snapshot as StoredSnapshot
 from restore_agent.snapshots.unusable import Unusable
+from restore_agent.transfer.complaints import Complaints
 from restore_agent.transfer.progress import Progress
 
 _REMEMBERED = 4096  # finished requests whose answer is kept
@@ -52,7 +53,8 @@ class AgentService(agent_pb2_grpc.AgentServicer):
 
     async def Stage(self, request: agent_pb2.StageRequest, context: _Context) -> agent_pb2.StageResponse:
         async def stage() -> agent_pb2.StageResponse:
-            snapshot = await self._here_or_fetched(request)
+            complaints = Complaints()
+            snapshot = await self._here_or_fetched(request, complaints)
             seconds = 0.0
             if request.rung == agent_pb2.RUNG_PARKED:
                 seconds = await self._node.park(snapshot, request.keep_seconds, request.standby_seconds)
@@ -62,7 +64,8 @@ class AgentService(agent_pb2_grpc.AgentServicer):
                 seconds = await self._node.stage(snapshot)
             elif request.rung != agent_pb2.RUNG_DISK:
                 raise messages.InvalidField("rung: a snapshot can be staged to RUNG_DISK, RUNG_MEMORY, RUNG_STANDBY and RUNG_PARKED")
-            return agent_pb2.StageResponse(residency=messages.residency(self._node, snapshot), seconds=seconds)
+            residency = messages.residency(self._node, snapshot)
+            return agent_pb2.StageResponse(residency=residency, seconds=seconds, complaints=complaints.texts)
 
         return await self._once("stage", request.request_id, stage, context)
 
@@ -249,7 +252,7 @@ class AgentService(agent_pb2_grpc.AgentServicer):
         await self._node.remove(found)
         return messages.removed(found)
 
-    async def _here_or_fetched(self, request: agent_pb2.StageRequest) -> StoredSnapshot:
+    async def _here_or_fetched(self, request: agent_pb2.StageRequest, complaints: Complaints) -> StoredSnapshot:
         """Raises what `_snapshot` and, where it is to be fetched, `Travel.pull` and `Staging.check_fits` do."""
         try:
             return await self._snapshot(request.snapshot)
@@ -262,6 +265,7 @@ class AgentService(agent_pb2_grpc.AgentServicer):
             replace=True,
             others=others,
             fits=self._node.staging.check_fits,
+            complaints=complaints,
         )
 
     async def _snapshot(self, reference: agent_pb2.SnapshotRef) -> StoredSnapshot:

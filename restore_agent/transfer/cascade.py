@@ -15,13 +15,14 @@ of nodes, in which each can be as fast as the one above it only.
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from restore_agent.snapshots.chunks import Chunk
 from restore_agent.transfer.fetch import Fetch, Patience
 from restore_agent.transfer.rendezvous import ranked
-from restore_agent.transfer.source import Source
+from restore_agent.transfer.source import Source, TransferError
 from restore_agent.transfer.streams import STREAMS
 from zerowake_shared.background import first_error
 
@@ -51,10 +52,11 @@ class Cascade:
         origins: Sequence[Source],
         waits: Waits = Waits(),
         moved: Callable[[int], None] = lambda count: None,
+        left: Callable[[Source, TransferError], None] = lambda source, error: None,
     ) -> None:
         """`here`: this node's name. `members`: the other nodes that fetch the snapshot too, by name, each as a source that is waited for
-        so many seconds. `holders`: those that have it. `origins`: buckets and folders that do, the nearest first. `moved`:
-        as Fetch has it.
+        so many seconds. `holders`: those that have it. `origins`: buckets and folders that do, the nearest first. `moved`,
+        `left`: as Fetch has them.
         """
         self._here = here
         self._members = [here, *members]
@@ -63,7 +65,7 @@ class Cascade:
         self._holders = holders
         self._origins = origins
         self._waits = waits
-        self._moved = moved
+        self._fetch = functools.partial(Fetch, self.sources, moved=moved, left=left)
 
     def reads(self, chunk: Chunk) -> bool:
         """The chunk is of this node's share."""
@@ -89,8 +91,8 @@ class Cascade:
         for chunk in chunks:
             (own if self.reads(chunk) else others).append(chunk)
         streams = max(_FEWEST_STREAMS, STREAMS // len(self._members))
-        from_roots = Fetch(self.sources, streams=streams, patience=Patience(stall=self._waits.root, floor=_FLOOR), moved=self._moved)
-        from_members = Fetch(self.sources, patience=Patience(stall=self._waits.member, floor=_FLOOR), moved=self._moved)
+        from_roots = self._fetch(streams=streams, patience=Patience(stall=self._waits.root, floor=_FLOOR))
+        from_members = self._fetch(patience=Patience(stall=self._waits.member, floor=_FLOOR))
         with first_error():
             async with asyncio.TaskGroup() as group:
                 group.create_task(from_roots.bring_all(own, keep, arrived), name="this node's share")

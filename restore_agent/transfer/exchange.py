@@ -10,7 +10,7 @@ from restore_agent.errors import AgentError
 from restore_agent.transfer.cascade import Cascade
 from restore_agent.transfer.offers import Offered, Offers
 from restore_agent.transfer.peer import Peer, Peers
-from restore_agent.transfer.source import Source
+from restore_agent.transfer.source import Source, TransferError
 
 
 class NoPeers(AgentError):
@@ -75,9 +75,9 @@ class Fleet:
         """For what is small and read first."""
         return [*self._holders.values(), *self._origins, *(member(0.0) for member in self._members.values())]
 
-    def bringing(self, moved: Callable[[int], None]) -> Cascade:
-        """For its chunks."""
-        return Cascade(self._here, self._members, self._holders, self._origins, moved=moved)
+    def bringing(self, moved: Callable[[int], None], left: Callable[[Source, TransferError], None]) -> Cascade:
+        """For its chunks. `moved`, `left`: as Fetch has them."""
+        return Cascade(self._here, self._members, self._holders, self._origins, moved=moved, left=left)
 
     def offering(self, coming: Offered) -> AbstractContextManager[None]:
         """It is offered until the block ends."""

@@ -52,13 +52,16 @@ class Fetch:
         patience: Patience = Patience(),
         clock: Clock = SYSTEM_CLOCK,
         moved: Callable[[int], None] = lambda count: None,
+        left: Callable[[Source, TransferError], None] = lambda source, error: None,
     ) -> None:
-        """`sources`: of one chunk, the best first. `moved` hears, in the loop, of bytes that came; below zero: that were lost again."""
+        """`sources`: of one chunk, the best first. `moved` hears, in the loop, of bytes that came; below zero: that were lost again. `left`
+        hears of each source that did not give a chunk, and why."""
         self._sources = sources
         self._streams = streams
         self._patience = patience
         self._clock = clock
         self._moved = moved
+        self._left = left
         self._failed: dict[Source, float] = {}  # when each could not be reached
 
     async def bring(self, chunk: Chunk, target: memoryview) -> None:
@@ -81,6 +84,7 @@ class Fetch:
                     await self._take(source, arriving, hurry=len(left) > 1)
                 except TransferError as error:
                     failures[str(source)] = error
+                    self._left(source, error)
                     if isinstance(error, Unreachable):
                         self._failed[source] = self._clock.now()
                     else:

@@ -55,14 +55,17 @@ class Puller:
         sources: Sequence[Source],
         fleet: Callable[[str, str], Fleet | None] = lambda *_: None,
         fits: Callable[[Manifest], None] = lambda manifest: None,
+        left: Callable[[Source, Exception], None] = lambda source, error: None,
     ) -> None:
         """`fleet`: the other agents that have the snapshot of a namespace and digest or fetch it, with those stores as their origins.
-        `fits`: is asked in a thread before any of it is fetched, and raises Incompatible."""
+        `fits`: is asked in a thread before any of it is fetched, and raises Incompatible. `left`: hears of each source that did not
+        give something, and why."""
         self._store = store
         self._seen = seen
         self._sources = sources
         self._fleet = fleet
         self._fits = fits
+        self._left = left
 
     async def pull(
         self,
@@ -102,8 +105,11 @@ class Puller:
         offered = Offered(namespace, digest, data, signature.encode(), _named(manifest), all_named=not manifest.weights)
         with self._store.chunks.lease() as lease, fleet.offering(offered) if fleet else contextlib.nullcontext():
             arrival = _Arrival(self._store, manifest, digest, data, lease, progress, offered)
-            await arrival.bring(fleet.bringing if fleet else lambda moved: Fetch(lambda chunk: sources, moved=moved))
+            await arrival.bring(lambda moved: fleet.bringing(moved, self._left) if fleet else self._fetch(sources, moved))
             return await asyncio.to_thread(self._store.adopt, arrival.workspace, data, signature, lease, replace=replace)
+
+    def _fetch(self, sources: Sequence[Source], moved: Callable[[int], None]) -> Fetch:
+        return Fetch(lambda chunk: sources, moved=moved, left=self._left)
 
     async def _record(self, namespace: str, name: str) -> NameRecord:
         """The newest that the stores have of the name."""
@@ -116,8 +122,10 @@ class Puller:
                 found.append(await asyncio.to_thread(NameRecord.decode_signed, data, self._store.keyring, namespace, name))
             except TransferError as error:
                 failures[str(source)] = error
+                self._left(source, error)
             except Untrusted as error:
                 refused = Untrusted(f"{source}: {error}")
+                self._left(source, refused)
         if found:
             newest = max(found, key=lambda record: record.sequence)
             await asyncio.to_thread(self._seen.accept, newest)
@@ -140,8 +148,10 @@ class Puller:
                 return data, signature
             except TransferError as error:
                 failures[str(source)] = error
+                self._left(source, error)
             except Untrusted as error:
                 refused = Untrusted(f"{source}: snapshot {digest[:12]}: {error}")
+                self._left(source, refused)
         if refused:
             raise refused
         raise _nowhere(digest[:12], failures)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
@@ -175,10 +175,16 @@ class Agent:
         self._shown = None
 
     async def stage(
-        self, snapshot: SnapshotName, digest: str, rung: Rung, peers: Iterable[SnapshotPeer] = (), stores: Iterable[str] = ()
+        self,
+        snapshot: SnapshotName,
+        digest: str,
+        rung: Rung,
+        peers: Iterable[SnapshotPeer] = (),
+        stores: Iterable[str] = (),
+        complained: Callable[[str], None] = lambda why: None,
     ) -> float:
         """The snapshot up to the rung, fetched from `peers` and `stores` (URLs) where the node does not have it; returns the seconds that
-        it took.
+        it took. `complained`: hears what some of them did wrong while others gave it.
 
         Raises AgentError.
         """
@@ -190,6 +196,8 @@ class Agent:
             answer = await self.stub.Stage(request)
         except grpc.aio.AioRpcError as error:
             raise _said(error) from None
+        for why in answer.complaints:
+            complained(why)
         self.settle(snapshot, messages.residency(answer.residency))  # the stream will say so too, maybe later
         return answer.seconds
 

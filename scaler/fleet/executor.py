@@ -69,6 +69,7 @@ class Executor:
         self._broken = broken or (lambda model, why: None)
         self._after: Callable[[str], None] = lambda model: None
         self._refused: Callable[[Stage, str, str], None] = lambda stage, node, why: None
+        self._complained: Callable[[Stage, str, str], None] = lambda stage, node, why: None
         self._wanted: Callable[[SnapshotName], bool] = lambda snapshot: True
         self._tasks: dict[Action, asyncio.Task[None]] = {}
         self._starts: dict[str, tuple[Backoff, float]] = {}  # by model: since its last start failed, and when the next may begin
@@ -83,9 +84,10 @@ class Executor:
         """`wanted`: whether a model still has the snapshot. One that has come to a node when none has is taken off it again."""
         self._wanted = wanted
 
-    def on_refused(self, callback: Callable[[Stage, str, str], None]) -> None:
-        """`callback(stage, node, why)`: the agent of the node of that name did not do it."""
-        self._refused = callback
+    def on_refused(self, refused: Callable[[Stage, str, str], None], complained: Callable[[Stage, str, str], None]) -> None:
+        """`refused(stage, node, why)`: the agent of the node of that name did not do it. `complained(…)`: it did it, and a source that it
+        asked before it came to another did wrong."""
+        self._refused, self._complained = refused, complained
 
     @property
     def under_way(self) -> tuple[Action, ...]:
@@ -157,7 +159,8 @@ class Executor:
             peers = peers_of(action, self._nodes, self.under_way)
             stores = (action.store,) if action.store else ()
             began = self._clock.now()
-            seconds = await agent.stage(action.snapshot, action.digest, action.rung, peers, stores)
+            complained = functools.partial(self._complained, action, agent.name)
+            seconds = await agent.stage(action.snapshot, action.digest, action.rung, peers, stores, complained)
             if action.rung is Rung.DISK:
                 seconds = self._clock.now() - began  # the agent's are those of the way up from there
                 if not self._wanted(action.snapshot):

@@ -63,9 +63,9 @@ class Planner:
         executor.on_end(lambda model: self.consider([model]))
         executor.wanted_by(lambda snapshot: any(model.snapshot == snapshot for model in self._models.values()))
 
-    def on_refused(self, callback: Callable[[Stage, str, str], None]) -> None:
-        """`callback(stage, node, why)`: an agent did not stage what was planned; `node`: its name."""
-        self._executor.on_refused(callback)
+    def on_refused(self, refused: Callable[[Stage, str, str], None], complained: Callable[[Stage, str, str], None]) -> None:
+        """As Executor.on_refused."""
+        self._executor.on_refused(refused, complained)
 
     def want(self, model: str, replicas: int) -> None:
         """So many replicas of the model are wanted here."""

@@ -121,7 +121,7 @@ async def serve(config: ServeConfig) -> None:
         log.info("gateway listens on %s", Address(*bound))
         async with contextlib.AsyncExitStack() as until_stopped:
             refusals = Refusals(cluster, snapshots)
-            planner.on_refused(refusals.note)
+            planner.on_refused(refusals.refused, refusals.complained)
             controller = run_controller(
                 cluster,
                 snapshots,

@@ -12,6 +12,7 @@ import pytest
 from restore_agent.sequences.travel import NoStore, Travel
 from restore_agent.snapshots.catalog import NotFound, Snapshot
 from restore_agent.snapshots.keyring import Untrusted
+from restore_agent.transfer.complaints import Complaints
 from restore_agent.transfer.exchange import NoPeers, OtherAgent
 from restore_agent.transfer.progress import Progress
 from restore_agent.transfer.source import Denied
@@ -33,9 +34,15 @@ def _ignored(progress: Progress) -> None:
 
 
 async def fetched(
-    travel: Travel, snapshot: Snapshot, *others: OtherAgent, namespace: str = "default", urls: tuple[str, ...] = ()
+    travel: Travel,
+    snapshot: Snapshot,
+    *others: OtherAgent,
+    namespace: str = "default",
+    urls: tuple[str, ...] = (),
+    complaints: Complaints | None = None,
 ) -> Snapshot:
-    return await travel.pull(namespace, "small", snapshot.digest, urls, _ignored, replace=False, others=others)
+    digest = snapshot.digest
+    return await travel.pull(namespace, "small", digest, urls, _ignored, replace=False, others=others, complaints=complaints)
 
 
 async def test_from_one_that_has_it_with_its_weights(tmp_path: Path, tls: TlsFiles) -> None:
@@ -92,6 +99,24 @@ async def test_a_store_is_read_once_for_all(tmp_path: Path, tls: TlsFiles) -> No
             got = await asyncio.gather(*(fetched(travel, snapshot, *both, urls=(url,)) for travel in (second, third)))
         two.verify(got[0])
         three.verify(got[1])
+
+
+async def test_one_that_serves_other_bytes_is_left_and_named(tmp_path: Path, tls: TlsFiles, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "remote").mkdir()
+    url = f"file://{tmp_path}/remote"
+    with node(tmp_path / "one") as one, node(tmp_path / "two", one) as two:
+        snapshot = take(one, tmp_path / "model")
+        await Travel(one, lambda snapshot: None).push(snapshot, url, _ignored)
+        for chunk in snapshot.manifest.chunks:
+            path = one.chunks.path(chunk.hash)
+            path.chmod(0o600)
+            path.write_bytes(bytes(chunk.size))
+        complaints = Complaints()
+        with sharing(one, "one", tls) as (_, there), sharing(two, "two", tls) as (travel, _):
+            two.verify(await fetched(travel, snapshot, there, urls=(url,), complaints=complaints))
+        [text] = complaints.texts
+        assert f"agent {there.address}" in text and "other bytes" in text and text.endswith("more of it)")
+        assert text in caplog.text
 
 
 async def test_what_the_other_ones_key_has_signed_alone_is_not_taken(tmp_path: Path, tls: TlsFiles) -> None:

@@ -13,6 +13,7 @@ from restore_agent.snapshots.catalog import NotFound, Snapshot
 from restore_agent.snapshots.compatibility import Incompatible
 from restore_agent.snapshots.encryption_keys import EncryptionKeys
 from restore_agent.snapshots.manifest import Manifest
+from restore_agent.transfer.complaints import Complaints
 from restore_agent.transfer.contents import held
 from restore_agent.transfer.progress import Progress
 from restore_agent.transfer.source import Denied
@@ -94,6 +95,21 @@ async def test_one_that_two_ask_for_at_once_comes_once(tmp_path: Path, url: str)
         first, second = await asyncio.gather(pull(0), pull(1))
         assert first.digest == second.digest and moved[0] and not moved[1]
         two.verify(first)
+
+
+async def test_a_store_that_does_wrong_is_named_though_another_serves(tmp_path: Path, url: str) -> None:
+    """One has nothing, which is no wrong, and one has under that name what nobody here trusts."""
+    hostile, empty = f"file://{tmp_path}/hostile", f"file://{tmp_path}/empty"
+    for folder in ("hostile", "empty"):
+        (tmp_path / folder).mkdir()
+    with node(tmp_path / "one") as one, node(tmp_path / "two", one) as two, node(tmp_path / "stranger") as stranger:
+        await Travel(one, lambda snapshot: None).push(take(one, tmp_path / "model"), url, _ignored)
+        await Travel(stranger, lambda snapshot: None).push(take(stranger, tmp_path / "model"), hostile, _ignored)
+        complaints = Complaints()
+        travel = Travel(two, lambda snapshot: None)
+        two.verify(await travel.pull("default", "small", "", [empty, hostile, url], _ignored, replace=False, complaints=complaints))
+        [text] = complaints.texts
+        assert hostile.removeprefix("file://") in text and "not trusted here" in text
 
 
 async def test_what_does_not_fit_is_not_fetched(tmp_path: Path, url: str) -> None:

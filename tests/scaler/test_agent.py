@@ -35,7 +35,9 @@ async def test_calls_name_the_snapshot_and_each_its_request(there: tuple[Agent, 
         ("chat", "d", agent_pb2.RUNG_STANDBY),
     ]
     assert len({each.request_id for each in other.staged}) == 2
-    await agent.stage(NAME, "d", Rung.MEMORY, [SnapshotPeer("m", "10.0.0.2:9447", True)], ["s3://b/p"])
+    other.complaints, said = ["m has other bytes"], list[str]()
+    await agent.stage(NAME, "d", Rung.MEMORY, [SnapshotPeer("m", "10.0.0.2:9447", True)], ["s3://b/p"], said.append)
+    assert said == ["m has other bytes"]
     assert list(other.staged[-1].peers) == [agent_pb2.Peer(node="m", address="10.0.0.2:9447", complete=True)]
     await agent.unstage(NAME, "d", seconds=5.0)
     assert [each.rung for each in other.unstaged] == [agent_pb2.RUNG_ABSENT]

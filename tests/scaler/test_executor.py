@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import cast
 
@@ -39,6 +39,7 @@ class StandIn:
         self.replicas: list[str] = []
         self.answers: dict[str, asyncio.Future[None]] = {}
         self.peers: Sequence[SnapshotPeer] = ()  # of the last stage
+        self.wrongs: Sequence[str] = ()  # of its sources
         self.others: list[Node] = []
         self.residencies: dict[SnapshotName, Residency] = {}
         self.fetched: list[tuple[int, float]] = []
@@ -52,8 +53,18 @@ class StandIn:
             self.given_up.append(what)
             raise
 
-    async def stage(self, snapshot: SnapshotName, digest: str, rung: Rung, peers: Sequence[SnapshotPeer], stores: Sequence[str]) -> float:
+    async def stage(
+        self,
+        snapshot: SnapshotName,
+        digest: str,
+        rung: Rung,
+        peers: Sequence[SnapshotPeer],
+        stores: Sequence[str],
+        complained: Callable[[str], None],
+    ) -> float:
         self.peers, self.stores = peers, stores
+        for why in self.wrongs:
+            complained(why)
         await self._call(f"{rung.name} {digest}")
         return 0.5
 
@@ -89,7 +100,11 @@ class World:
         self.executor = Executor(cast(Nodes, self.there), self.there, lambda *failure: self.failures.append(failure), self.clock)
         self.executor.on_end(self.ended.append)
         self.refused: list[tuple[str, ...]] = []
-        self.executor.on_refused(lambda stage, node, why: self.refused.append((stage.digest, stage.rung.name, node, why)))
+        self.complaints: list[tuple[str, ...]] = []
+        self.executor.on_refused(
+            lambda stage, node, why: self.refused.append((stage.digest, stage.rung.name, node, why)),
+            lambda stage, node, why: self.complaints.append((stage.digest, stage.rung.name, node, why)),
+        )
 
     async def does(self, *actions: Stage | Drop | Start | End | Keep | Sleep) -> None:
         self.executor.carry_out(Plan(actions))
@@ -134,6 +149,13 @@ async def test_who_fetches_is_told_of_the_store() -> None:
     world = World()
     await world.does(replace(FETCH, store="s3://b/p"))
     assert world.there.stores == ("s3://b/p",)
+
+
+async def test_what_a_source_did_wrong_is_told(world: World) -> None:
+    world.there.wrongs = ("node-b has other bytes",)
+    await world.does(FETCH)
+    await world.answer("DISK d")
+    assert (world.complaints, world.refused) == ([("d", "DISK", "a", "node-b has other bytes")], [])
 
 
 async def test_how_fast_a_snapshot_came_is_noted() -> None:

@@ -40,12 +40,13 @@ async def test_each_is_told_once_until_it_is_another() -> None:
     leading = asyncio.create_task(refusals.run())
     await asyncio.sleep(0)
     for why in (UNTRUSTED, UNTRUSTED, "the store denies it", UNTRUSTED):
-        refusals.note(FETCH, "gpu-1", why)
-    refusals.note(FETCH, "gpu-2", UNTRUSTED)
-    refusals.note(replace(FETCH, rung=Rung.MEMORY), "gpu-1", "no memory")
-    refusals.note(replace(FETCH, snapshot=SnapshotName("tenant", "gone")), "gpu-1", UNTRUSTED)
-    refusals.note(replace(FETCH, digest="e"), "gpu-1", UNTRUSTED)
-    await until(lambda: len(world.events) == 6)
+        refusals.refused(FETCH, "gpu-1", why)
+    refusals.refused(FETCH, "gpu-2", UNTRUSTED)
+    refusals.refused(replace(FETCH, rung=Rung.MEMORY), "gpu-1", "no memory")
+    refusals.refused(replace(FETCH, snapshot=SnapshotName("tenant", "gone")), "gpu-1", UNTRUSTED)
+    refusals.refused(replace(FETCH, digest="e"), "gpu-1", UNTRUSTED)
+    refusals.complained(FETCH, "gpu-1", UNTRUSTED)
+    await until(lambda: len(world.events) == 7)
     assert world.events == [
         ("chat", "NotFetched", f"node gpu-1: {UNTRUSTED}"),
         ("chat", "NotFetched", "node gpu-1: the store denies it"),
@@ -53,6 +54,7 @@ async def test_each_is_told_once_until_it_is_another() -> None:
         ("chat", "NotFetched", f"node gpu-2: {UNTRUSTED}"),
         ("chat", "NotStaged", "node gpu-1: no memory"),
         ("chat", "NotFetched", f"node gpu-1: {UNTRUSTED}"),
+        ("chat", "SourceLeft", f"node gpu-1: {UNTRUSTED}"),
     ]
     leading.cancel()
     await asyncio.gather(leading, return_exceptions=True)
@@ -61,17 +63,17 @@ async def test_each_is_told_once_until_it_is_another() -> None:
 async def test_who_does_not_lead_tells_and_keeps_nothing() -> None:
     world = World()
     refusals = Refusals(world, world)
-    refusals.note(FETCH, "gpu-1", UNTRUSTED)
+    refusals.refused(FETCH, "gpu-1", UNTRUSTED)
     leading = asyncio.create_task(refusals.run())
     await asyncio.sleep(0)
-    refusals.note(FETCH, "gpu-1", "the store denies it")
+    refusals.refused(FETCH, "gpu-1", "the store denies it")
     await until(lambda: world.events)
     leading.cancel()
     await asyncio.gather(leading, return_exceptions=True)
-    refusals.note(FETCH, "gpu-1", UNTRUSTED)
+    refusals.refused(FETCH, "gpu-1", UNTRUSTED)
     leading = asyncio.create_task(refusals.run())
     await asyncio.sleep(0)
-    refusals.note(FETCH, "gpu-1", "it is full")
+    refusals.refused(FETCH, "gpu-1", "it is full")
     await until(lambda: len(world.events) > 1)
     assert [note for _, _, note in world.events] == ["node gpu-1: the store denies it", "node gpu-1: it is full"]
     leading.cancel()

@@ -29,6 +29,7 @@ class Agent(agent_pb2_grpc.AgentServicer):
         self.peer_port = 0
         self.pushed: list[agent_pb2.PushRequest] = []
         self.store_fails: tuple[str, str] | None = None  # reason and words of a store that cannot be used
+        self.complaints: list[str] = []  # of sources, in each answer to Stage
         self.store_opens = asyncio.Event()  # until then what goes there or comes from there is under way
         self.store_opens.set()
         self.disk_to_memory = 0.0  # bytes a second
@@ -114,7 +115,7 @@ class Agent(agent_pb2_grpc.AgentServicer):
             await self._at_store(context)
         name = request.snapshot
         self.has(name.namespace, name.name, name.digest, rung=request.rung)
-        return agent_pb2.StageResponse(residency=self.residencies[name.namespace, name.name], seconds=0.1)
+        return agent_pb2.StageResponse(residency=self.residencies[name.namespace, name.name], seconds=0.1, complaints=self.complaints)
 
     async def Push(self, request: agent_pb2.PushRequest, context: Any) -> AsyncIterator[agent_pb2.TransferUpdate]:
         self.pushed.append(request)
