@@ -11,7 +11,6 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 from zerowake_proto import gpumem_pb2 as pb
 
 from gpumem.checkpoint.safetensors import InvalidCheckpoint, read_checkpoint
@@ -22,7 +21,7 @@ from gpumem.programs.main import run
 from gpumem.server.regions import identify
 from gpumem.wire.blocking_connection import DEFAULT_SOCKET
 from gpumem.wire.errors import GpumemError, NotFound, WrongDevice
-from zerowake_shared import log
+from zerowake_shared import log, tables
 from zerowake_shared.one_line import errors_in_one_line
 
 app = typer.Typer(
@@ -74,7 +73,7 @@ def serve(
 def status(socket: Socket = DEFAULT_SOCKET) -> None:
     """Shows what is held, what is in it, and who uses it."""
     found = _ask(socket, lambda control: control.status())
-    print_status(found, Console())
+    print_status(found, tables.console())
 
 
 @app.command("reserve")
@@ -150,7 +149,7 @@ def tenant(
 
 def print_status(status: pb.Status, console: Console) -> None:
     """Writes a status as tables."""
-    table = Table("DEVICE", "HELD", "FREE", "REGIONS", "SCRATCH", "OWED", "FREE OUTSIDE", "SLABS", "FILLER", box=None, pad_edge=False)
+    table = tables.table("DEVICE", "HELD", "FREE", "REGIONS", "SCRATCH", "OWED", "FREE OUTSIDE", "SLABS", "FILLER")
     for device in status.devices:
         held = device.free_bytes + device.regions_bytes + device.scratch_bytes
         sizes = (device.free_bytes, device.regions_bytes, device.scratch_bytes, device.owed_bytes, device.device_free_bytes)
@@ -159,14 +158,14 @@ def print_status(status: pb.Status, console: Console) -> None:
     console.print(table)
     console.print(f"arena {_human(status.arena_used_bytes)} of {_human(status.arena_bytes)}, {status.connections} connections")
     if status.regions:
-        table = Table("REGION", "NAMESPACE", "WHERE", "SIZE", "STATE", "LEASES", "IDLE", box=None, pad_edge=False)
+        table = tables.table("REGION", "NAMESPACE", "WHERE", "SIZE", "STATE", "LEASES", "IDLE")
         for region in status.regions:
             state = "ready" if region.sealed else f"{region.filled_bytes / max(1, region.size):.0%} filled"
             words = (state + (", pinned" if region.pinned else ""), str(region.leases), f"{region.idle_seconds:.0f} s")
             table.add_row(region.id.hex()[:12], region.namespace or "-", region.device or "arena", _human(region.size), *words)
         console.print(table)
     if status.leases:
-        table = Table("PROCESS", "PID", "NAMESPACE", "DEVICE", "SIZE", "WHAT", box=None, pad_edge=False)
+        table = tables.table("PROCESS", "PID", "NAMESPACE", "DEVICE", "SIZE", "WHAT")
         for lease in status.leases:
             what = f"{'writes' if lease.writable else 'reads'} {lease.region.hex()[:12]}" if lease.region else "scratch"
             table.add_row(lease.label, str(lease.pid), lease.namespace or "-", lease.device, _human(lease.size), what)

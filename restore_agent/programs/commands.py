@@ -18,7 +18,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.text import Text
 from zerowake_proto import agent_pb2, agent_pb2_grpc
 
 from gpumem.programs.commands import parse_reserve, parse_size
@@ -33,7 +33,7 @@ from restore_agent.programs.connection import Gpumem, connected, run_command, ru
 from restore_agent.programs.main import DEFAULT_STATE, CannotRun, Listen, Sharing, die_with_parent, enter_own_mounts, run
 from restore_agent.sequences.parked_budget import Share
 from restore_agent.snapshots.catalog import Catalog, Snapshot
-from zerowake_shared import log
+from zerowake_shared import log, tables
 from zerowake_shared.address import Address
 from zerowake_shared.command_limits import flaw_of_command, flaw_of_environment
 from zerowake_shared.state_folder import used
@@ -189,7 +189,7 @@ def create(
 @snapshots.command("list")
 def list_snapshots(state: State = DEFAULT_STATE, keys: Keys = None) -> None:
     """Lists the snapshots on this node."""
-    table = Table("NAMESPACE", "NAME", "DIGEST", "MODEL", "PAGES", "CRIU", "TAKEN", box=None, pad_edge=False)
+    table = tables.table("NAMESPACE", "NAME", "DIGEST", "MODEL", "PAGES", "CRIU", "TAKEN")
     with failures_told():
         for found in Catalog(state, keys).list():
             if isinstance(found, Snapshot):
@@ -197,8 +197,8 @@ def list_snapshots(state: State = DEFAULT_STATE, keys: Keys = None) -> None:
                 sizes = f"{manifest.page_bytes / 1e6:.0f} MB", f"{manifest.skeleton_bytes / 1e6:.1f} MB"
                 table.add_row(manifest.namespace, manifest.name, found.digest[:12], manifest.model, *sizes, manifest.created[:19])
             else:
-                table.add_row(found.namespace, found.name, "[red]unusable[/]", str(found.why), "", "", "")
-    Console().print(table)
+                table.add_row(found.namespace, found.name, Text("unusable", style="red"), str(found.why), "", "", "")
+    tables.console().print(table)
 
 
 @snapshots.command()

@@ -11,14 +11,12 @@ from typing import Annotated, Any
 import aiohttp
 import typer
 import uvloop
-from rich.console import Console
-from rich.table import Table
 
 from scaler.local.config import BadConfig, load
 from scaler.programs.up import AgentFailed
 from scaler.programs.up import up as run_up
 from scaler.view.status import socket_of
-from zerowake_shared import log
+from zerowake_shared import log, tables
 from zerowake_shared.kubernetes.errors import ClusterError
 from zerowake_shared.listening import CannotListen
 from zerowake_shared.one_line import described, errors_in_one_line
@@ -80,21 +78,21 @@ async def _fetch(path: Path) -> Any:
 
 
 def _print(found: Any) -> None:
-    console = Console()
-    models = Table("MODEL", "SNAPSHOT", "RUNG", "WANTED", "READY", "HELD", "IN FLIGHT", "NOTE", box=None, pad_edge=False)
+    console = tables.console()
+    models = tables.table("MODEL", "SNAPSHOT", "RUNG", "WANTED", "READY", "HELD", "IN FLIGHT", "NOTE")
     for each in found["models"]:
         numbers = [str(each[key]) for key in ("wanted", "ready", "held", "in_flight")]
         note = each["failure"] or each["unusable"] or each["refused"]
         models.add_row(each["name"], each["snapshot"] or "-", each["rung"] or "-", *numbers, note)
     console.print(models)
     if found["replicas"]:
-        replicas = Table("REPLICA", "NODE", "ORIGIN", "IN FLIGHT", "NOTE", box=None, pad_edge=False)
+        replicas = tables.table("REPLICA", "NODE", "ORIGIN", "IN FLIGHT", "NOTE")
         for each in found["replicas"]:
             replicas.add_row(each["id"], each["node"], each["origin"], str(each["in_flight"]), each["detail"])
         console.print()
         console.print(replicas)
     if found["activations"]:
-        last = Table("ACTIVATION", "MODEL", "AT", "OUTCOME", "ORIGIN", "SECONDS", "PHASES (ms)", box=None, pad_edge=False)
+        last = tables.table("ACTIVATION", "MODEL", "AT", "OUTCOME", "ORIGIN", "SECONDS", "PHASES (ms)")
         for each in found["activations"]:
             at = datetime.datetime.fromtimestamp(each["began"], datetime.UTC).astimezone().strftime("%H:%M:%S")
             phases = " ".join(f"{name} {seconds * 1000:.0f}" for name, seconds in each["phases"].items())
