@@ -27,7 +27,7 @@ from gpumem.wire.errors import Corrupt
 from restore_agent.snapshots.durable import sync_folder
 from restore_agent.transfer.source import Absent, Denied, Full, Piece, Stored, TransferError, Unreachable
 
-_PIECE = 4 << 20  # bytes; what one thread reads in one go
+_PIECE = (4 << 20) + (64 << 10)  # bytes; what one thread reads in one go: a chunk, and one that was encrypted
 _THREADS = 16
 _PARTIAL = "."  # first letter of a file that is being written
 _T = TypeVar("_T")

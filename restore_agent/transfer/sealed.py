@@ -17,15 +17,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import mmap
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 
 from blake3 import blake3
 
-from restore_agent.snapshots.chunks import CHUNK
 from restore_agent.snapshots.encryption_keys import EncryptionKey
 from restore_agent.transfer.layout import CHUNKS, chunk_key, is_readable
-from restore_agent.transfer.sealing import HEAD, SEGMENT, Head, Spoiled, Unsealing, seal, stored_payload
+from restore_agent.transfer.sealing import HEAD, ROOM, SEGMENT, Head, Spoiled, Unsealing, seal, stored_payload
 from restore_agent.transfer.source import Absent, Altered, Denied, Destination, Piece, Stored
 from zerowake_shared.background import to_its_end
 
@@ -41,6 +41,7 @@ class Sealed:
         self._last = keys[0]  # that a chunk was found under
         self._where = where
         self._threads = threads
+        self._spare: list[memoryview] = []  # rooms to decrypt into
 
     def __str__(self) -> str:
         return str(self._inner)
@@ -104,32 +105,37 @@ class Sealed:
 
     async def _opened(self, name: str, key: str, only: EncryptionKey | None, offset: int, length: int) -> AsyncGenerator[Piece, None]:
         """`only`: the key by which it has to be encrypted. Raises Spoiled, too."""
-        unsealing, begin, at = None, bytearray(), 0
+        unsealing, begin, at = None, b"", 0
+        room = self._spare.pop() if self._spare else memoryview(mmap.mmap(-1, ROOM))
         if offset:
-            unsealing = self._unsealing(await self._head(name), key, only, offset)
+            unsealing = self._unsealing(await self._head(name), key, only, offset, room)
             at = unsealing.begins_at
         end = HEAD + stored_payload(-(-(offset + length) // SEGMENT) * SEGMENT)
         async with contextlib.aclosing(self._stored(name, at, end - at)) as pieces:
             async for piece in pieces:
-                data: Piece = piece
+                data = memoryview(piece)
                 if unsealing is None:
-                    begin += piece
+                    lacks = HEAD - len(begin)
+                    begin, data = begin + bytes(data[:lacks]), data[lacks:]
                     if len(begin) < HEAD:
                         continue
-                    unsealing, data = self._unsealing(bytes(begin[:HEAD]), key, only, 0), begin[HEAD:]
-                unsealing.feed(data)
-                steps, is_all = unsealing.pieces(), False
-                while not is_all:
-                    some, is_all = await asyncio.get_running_loop().run_in_executor(self._threads, _some, steps)
-                    for each in some:
-                        yield each[:length]
-                        length -= min(length, len(each))
-                        if not length:
-                            return
-                if unsealing.is_done:
+                    unsealing = self._unsealing(begin, key, only, 0, room)
+                steps = unsealing.pieces(data)
+                while (opened := await asyncio.get_running_loop().run_in_executor(self._threads, next, steps, None)) is not None:
+                    try:
+                        yield opened[:length]
+                    except BaseException:
+                        self._spare.append(room)
+                        raise
+                    length -= min(length, len(opened))
+                    if not length:
+                        break
+                if not length or unsealing.is_done:
+                    # Where a step was given up in the middle, a thread still writes into the room, and nobody gets it again.
+                    self._spare.append(room)
                     return
         if unsealing is None:
-            Head.decode(bytes(begin))
+            Head.decode(begin)
         raise Spoiled("is cut off")
 
     async def _stored(self, name: str, at: int, first: int) -> AsyncGenerator[Piece, None]:
@@ -151,7 +157,7 @@ class Sealed:
                 data += piece
         return bytes(data)
 
-    def _unsealing(self, data: bytes, key: str, only: EncryptionKey | None, offset: int) -> Unsealing:
+    def _unsealing(self, data: bytes, key: str, only: EncryptionKey | None, offset: int, room: memoryview) -> Unsealing:
         head = Head.decode(data)
         if only and head.key != only.id:
             raise Spoiled("belongs under another name")
@@ -160,7 +166,7 @@ class Sealed:
                 f"{key} of {self} is encrypted by key {head.key}, and {self._where} has {' and '.join(self._keys)}: bring that one there "
                 f"as encryption/{head.key}.key from a node that has it, or push the snapshot again from that node"
             )
-        return Unsealing(head, key, self._keys[head.key], offset)
+        return Unsealing(head, key, self._keys[head.key], offset, room)
 
     def _places(self, key: str) -> Iterator[tuple[str, EncryptionKey | None]]:
         """The names under which it may lie, and the key that it has to be encrypted by there, if that is known."""
@@ -173,13 +179,3 @@ class Sealed:
 
 def _name(key: str, by: EncryptionKey) -> str:
     return chunk_key(blake3(key.encode(), key=by.naming).hexdigest()) if key.startswith(f"{CHUNKS}/") else key
-
-
-def _some(pieces: Iterator[memoryview]) -> tuple[list[memoryview], bool]:
-    """The next of them, up to 4 MiB, and whether these were the last."""
-    some: list[memoryview] = []
-    for piece in pieces:
-        some.append(piece)
-        if sum(map(len, some)) >= CHUNK:
-            return some, False
-    return some, True

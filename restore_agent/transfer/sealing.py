@@ -48,7 +48,7 @@ _LEVEL = 1
 _WINDOW_BITS = 23  # of memory that a frame may make its reader take; level 1 needs less
 _WORTH = 0.9  # of the size, at most
 _SAMPLE, _SAMPLES = 8 << 10, 16  # bytes, at so many places, by which it is seen whether to compress all
-_PIECE = 4 << 20  # bytes that come of one step
+ROOM = 4 << 20  # bytes that come of one step, at most
 
 
 class Spoiled(ValueError):
@@ -111,10 +111,12 @@ def seal(data: Piece, name: str, key: EncryptionKey) -> bytearray:
 class Unsealing:
     """One object as it is read: its stored bytes go in as they come, and what they say comes out, verified. Not for two threads at once.
 
-    The first stored byte that goes in is the one at `begins_at`; the first that comes out is the one at `offset`.
+    The first stored byte that goes in is the one at `begins_at`; the first that comes out is the one at `offset`. Segments are decrypted
+    from where they came to, into one and the same memory: new memory for each would cost the kernel more time than the cipher takes.
     """
 
-    def __init__(self, head: Head, name: str, key: EncryptionKey, offset: int = 0) -> None:
+    def __init__(self, head: Head, name: str, key: EncryptionKey, offset: int = 0, room: memoryview | None = None) -> None:
+        """`room`: memory for what comes out, ROOM bytes; None: its own."""
         self._head = head
         self._bound = head.data + name.encode()
         self._cipher = _Cipher.of(head, key)
@@ -124,18 +126,20 @@ class Unsealing:
         self._next = 0 if head.compressed else min(offset, max(0, head.size - 1)) // SEGMENT  # segment
         self._skip = offset - self._next * SEGMENT
         self._left = head.size - self._next * SEGMENT  # bytes in clear that are not out yet
-        self._buffer = bytearray()
+        self._room = memoryview(bytearray(min(ROOM, max(SEGMENT, head.payload)))) if room is None else room
+        self._tail = bytearray()  # of what has come: the beginning of a segment
         self.begins_at = HEAD + self._next * (SEGMENT + _TAG)
 
-    def feed(self, data: Piece) -> None:
-        self._buffer += data
-
-    def pieces(self) -> Iterator[memoryview]:
-        """What can be said by now, each at most 4 MiB. Each step is CPU work. Raises Spoiled."""
-        while self._unpacker is None or self._unpacker.needs_input:
-            opened = self._open()
-            if not opened:
+    def pieces(self, data: Piece) -> Iterator[memoryview]:
+        """What can be said when these stored bytes have come, too; each at most 4 MiB, and there until the next is asked for. Each step is
+        CPU work. To be taken to its end before more is said. Raises Spoiled."""
+        rest = memoryview(data)
+        while self._next < self._cipher.segments:
+            used, opened = self._open(rest)
+            if not used:
+                self._tail += rest
                 return
+            rest = rest[used:]
             if self._unpacker is None:
                 yield from self._given(opened)
                 continue
@@ -150,11 +154,11 @@ class Unsealing:
         """Everything has come out."""
         return self._next == self._cipher.segments and not self._left
 
-    def _unpacked(self, unpacker: zstd.ZstdDecompressor, packed: bytearray) -> Iterator[memoryview]:
-        data: bytearray | bytes = packed
+    def _unpacked(self, unpacker: zstd.ZstdDecompressor, packed: memoryview) -> Iterator[memoryview]:
+        data: memoryview | bytes = packed
         while True:
             try:
-                plain = unpacker.decompress(data, min(_PIECE, self._left + 1))
+                plain = unpacker.decompress(data, min(ROOM, self._left + 1))
             except zstd.ZstdError as error:
                 raise Spoiled(f"cannot be decompressed: {error}") from None
             if len(plain) > self._left:
@@ -164,38 +168,33 @@ class Unsealing:
                 return
             data = b""
 
-    def _given(self, plain: bytes | bytearray) -> Iterator[memoryview]:
+    def _given(self, plain: bytes | memoryview) -> Iterator[memoryview]:
         self._left -= len(plain)
         skipped = min(self._skip, len(plain))
         self._skip -= skipped
         if skipped < len(plain):
             yield memoryview(plain)[skipped:]
 
-    def _open(self) -> bytearray:
-        """All whole segments that have come, up to a piece of them, in clear."""
-        sizes: list[int] = []
-        at = 0
-        for index in range(self._next, min(self._cipher.segments, self._next + _PIECE // SEGMENT)):
-            size = min(SEGMENT, self._head.payload - index * SEGMENT)
-            if at + size + _TAG > len(self._buffer):
+    def _open(self, data: memoryview) -> tuple[int, memoryview]:
+        """How much of `data` is used, and the whole segments that the tail and that much of it are, in clear: a room of them at most."""
+        used, done = 0, 0
+        while self._next < self._cipher.segments and done + SEGMENT <= len(self._room):
+            size = min(SEGMENT, self._head.payload - self._next * SEGMENT)
+            lacks = size + _TAG - len(self._tail)
+            if lacks > len(data) - used:
                 break
-            sizes.append(size)
-            at += size + _TAG
-        plain = bytearray(sum(sizes))
-        begin, done = 0, 0
-        with memoryview(self._buffer) as buffer, memoryview(plain) as target:
-            for size in sizes:
-                part, room = buffer[begin : begin + size + _TAG], target[done : done + size]
-                try:
-                    self._cipher.aes.decrypt_into(self._cipher.nonce(self._next), part, self._bound, room)
-                except InvalidTag:
-                    raise Spoiled("was changed, or belongs under another name") from None
-                finally:
-                    part.release()
-                self._next += 1
-                begin, done = begin + size + _TAG, done + size
-        del self._buffer[:begin]
-        return plain
+            part = data[used : used + lacks]
+            if self._tail:
+                self._tail += part
+                part = memoryview(self._tail)
+                self._tail = bytearray()
+            try:
+                self._cipher.aes.decrypt_into(self._cipher.nonce(self._next), part, self._bound, self._room[done : done + size])
+            except InvalidTag:
+                raise Spoiled("was changed, or belongs under another name") from None
+            self._next += 1
+            used, done = used + lacks, done + size
+        return used, self._room[:done]
 
 
 @dataclass(frozen=True, slots=True)

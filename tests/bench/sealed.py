@@ -98,8 +98,7 @@ def _compression(name: str, chunks: Sequence[bytes]) -> list[Figure]:
     begin = time.perf_counter()
     for head, each in zip(heads, sealed, strict=True):
         unsealing = Unsealing(head, title, ours)
-        unsealing.feed(memoryview(each)[HEAD:])
-        for _ in unsealing.pieces():
+        for _ in unsealing.pieces(memoryview(each)[HEAD:]):
             pass
     got = time.perf_counter() - begin
     share = sum(head.size for head in heads if head.compressed) / total

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import random
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -262,3 +264,29 @@ async def test_many_at_once(store: Sealed) -> None:
         [chunk_of(part) for part in parts], lambda chunk, data: arrived.update({chunk.hash: bytes(data)})
     )
     assert [arrived[chunk_of(part).hash] for part in parts] == parts
+
+
+async def test_readers_that_go_in_the_middle_spoil_nothing_for_others(store: Sealed) -> None:
+    """What is decrypted for one lies in memory that was another's."""
+    parts = [random.Random(seed).randbytes(3 << 20) for seed in range(6)]
+    for part in parts:
+        await store.put(chunk_key(chunk_of(part).hash), part)
+    chance = random.Random(5)
+
+    async def read(part: bytes) -> bytes:
+        said = bytearray()
+        async with contextlib.aclosing(store.read(chunk_key(chunk_of(part).hash), 0, len(part))) as pieces:
+            async for piece in pieces:
+                said += piece
+        return bytes(said)
+
+    async def leave(part: bytes) -> None:
+        reading = asyncio.create_task(read(part))
+        for _ in range(chance.randrange(12)):
+            await asyncio.sleep(0)
+        reading.cancel()
+        await asyncio.wait([reading])
+
+    for _ in range(8):
+        _, *said = await asyncio.gather(asyncio.gather(*map(leave, parts)), *map(read, parts))
+        assert said == parts

@@ -22,8 +22,7 @@ def unsealed(stored: bytes, name: str = NAME, offset: int = 0, by: str = "store"
     said = bytearray()
     rest = stored[unsealing.begins_at :]
     for at in range(0, len(rest), piece):
-        unsealing.feed(rest[at : at + piece])
-        for each in unsealing.pieces():
+        for each in unsealing.pieces(rest[at : at + piece]):
             assert len(each) <= 4 << 20
             said += each
     if not unsealing.is_done:
@@ -33,7 +32,7 @@ def unsealed(stored: bytes, name: str = NAME, offset: int = 0, by: str = "store"
 
 @pytest.mark.parametrize("size", [0, 1, SEGMENT - 1, SEGMENT, SEGMENT + 1, len(RANDOM)])
 @pytest.mark.parametrize("content", [RANDOM, PAGES])
-@pytest.mark.parametrize("piece", [70_000, 8 << 20])
+@pytest.mark.parametrize("piece", [1000, 70_000, 8 << 20])
 def test_what_was_put_comes_out(content: bytes, size: int, piece: int) -> None:
     data = content[:size]
     stored = bytes(seal(memoryview(data), NAME, KEY))
@@ -100,8 +99,7 @@ def test_a_flipped_bit_in_each_segment_is_seen_before_anything_of_that_segment_c
         said = bytearray()
         with pytest.raises(Spoiled, match="was changed, or belongs under another name"):
             for at in range(HEAD, len(stored), SEGMENT + TAG):
-                unsealing.feed(stored[at : at + SEGMENT + TAG])
-                for each in unsealing.pieces():
+                for each in unsealing.pieces(stored[at : at + SEGMENT + TAG]):
                     said += each
         assert bytes(said) == RANDOM[: index * SEGMENT]
 
@@ -152,17 +150,15 @@ def test_a_bomb_goes_off_at_the_size_that_it_says(monkeypatch: pytest.MonkeyPatc
     stored = bytes(seal(bytes(1 << 20), NAME, KEY))
     assert Head.decode(stored[:HEAD]).size == 1 << 20
     unsealing = Unsealing(Head.decode(stored[:HEAD]), NAME, KEY)
-    unsealing.feed(stored[HEAD:])
     with pytest.raises(Spoiled, match="would be more than the 1048576 bytes that it says"):
-        list(unsealing.pieces())
+        list(unsealing.pieces(stored[HEAD:]))
 
 
 def test_of_one_that_says_much_no_more_than_a_piece_comes_at_a_time() -> None:
     stored = bytes(seal(bytes(64 << 20), NAME, KEY))
     assert len(stored) < SEGMENT
     unsealing = Unsealing(Head.decode(stored[:HEAD]), NAME, KEY)
-    unsealing.feed(stored[HEAD:])
-    assert max(map(len, unsealing.pieces())) <= 4 << 20
+    assert max(map(len, unsealing.pieces(stored[HEAD:]))) <= 4 << 20
 
 
 def test_a_payload_that_is_no_zstd_or_less_than_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
