@@ -13,7 +13,7 @@ import typer
 from restore_agent.errors import REASON, AgentError
 from restore_agent.snapshots.catalog import NotFound
 from restore_agent.snapshots.store import NameTaken
-from restore_agent.transfer.pull import NotElsewhere
+from restore_agent.transfer.finding import NotElsewhere
 from zerowake_shared.listening import CannotListen
 from zerowake_shared.one_line import errors_in_one_line
 from zerowake_shared.state_folder import FolderInUse, UnusableFolder

@@ -1,4 +1,4 @@
-"""`zerowake snapshot push` and `zerowake snapshot pull`: between this node and stores, by the agent that owns the state folder."""
+"""`zerowake snapshot push`, `pull` and `copy`: between this node and stores, by the agent that owns the state folder."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import secrets
 from collections.abc import AsyncIterable
 from typing import Annotated
 
+import grpc
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
@@ -59,6 +60,44 @@ def pull(
     run_command(pulled(), state)
 
 
+def copy(
+    source: Annotated[str, typer.Option("--from", help=f"Store: {_STORE}, as the agent sees it.", metavar="URL")],
+    to: Annotated[str, typer.Option(help="Store that it is put into.", metavar="URL")],
+    name: Annotated[str, typer.Argument(help="Name of the snapshot.", show_default=False)] = "",
+    every: Annotated[bool, typer.Option("--all", help="Copy every name of the namespace that the store has.")] = False,
+    namespace: Namespace = "default",
+    state: State = DEFAULT_STATE,
+    keys: Keys = None,
+) -> None:
+    """Copies a snapshot from one store into another, without keeping it here. Its signature and every byte are verified on the way."""
+    if bool(name) == every:
+        raise typer.BadParameter("name one snapshot, or say --all")
+
+    async def copied() -> None:
+        async with connected(state, keys=keys) as stub:
+            names = [name]
+            if every:
+                asked = agent_pb2.ListNamesRequest(request_id=secrets.token_hex(8), namespace=namespace, store=source)
+                names = [each.name for each in (await stub.ListNames(asked)).snapshots]
+            failed = 0
+            for each in names:
+                reference = agent_pb2.SnapshotRef(namespace=namespace, name=each)
+                request = agent_pb2.CopyRequest(request_id=secrets.token_hex(8), snapshot=reference, source=source, destination=to)
+                try:
+                    _tell(await _shown(f"copying {each}", stub.Copy(request)), f"in {to}", "copied")
+                except grpc.aio.AioRpcError as error:
+                    if not every:
+                        raise
+                    failed += 1
+                    typer.secho(f"zerowake: {namespace}/{each} is not copied: {error.details()}", err=True, fg="red")
+            if every and not names:
+                typer.echo(f"{source} has no name in namespace {namespace}")
+            if failed:
+                raise typer.Exit(1)
+
+    run_command(copied(), state)
+
+
 async def _shown(what: str, updates: AsyncIterable[agent_pb2.TransferUpdate]) -> agent_pb2.TransferResult:
     """A bar and a rate until the result is there."""
     columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
@@ -88,3 +127,4 @@ def add_to(snapshots: typer.Typer) -> None:
     """As commands of `zerowake snapshot`."""
     snapshots.command()(push)
     snapshots.command()(pull)
+    snapshots.command()(copy)

@@ -252,6 +252,7 @@ class Capturer:
                 host_bytes=sum(resident_bytes(host) for host in inside.values()),
                 gpus=freed or {},
                 quiesces=quiesces,
+                cold_seconds=round(phases.seconds("start") + phases.seconds("ready"), 3),
                 fits=await asyncio.to_thread(node_fits, self._criu.version, used, gpus, place.files, self._store.hashes),
             )
         return _draft(manifest, workspace)

@@ -9,11 +9,14 @@ from weakref import WeakValueDictionary
 
 from restore_agent.errors import AgentError, ErrorKind
 from restore_agent.snapshots.catalog import Snapshot
-from restore_agent.snapshots.manifest import Manifest
-from restore_agent.snapshots.names import SeenNames
+from restore_agent.snapshots.compatibility import Incompatible
+from restore_agent.snapshots.manifest import Manifest, check_name
+from restore_agent.snapshots.names import NameRecord, SeenNames
 from restore_agent.snapshots.store import Store
 from restore_agent.transfer.complaints import Complaints
+from restore_agent.transfer.copying import Copier
 from restore_agent.transfer.exchange import Exchange, Fleet, NoPeers, OtherAgent
+from restore_agent.transfer.finding import Found, manifest_of, names_in, newest_record
 from restore_agent.transfer.progress import Progress
 from restore_agent.transfer.publish import Publisher
 from restore_agent.transfer.pull import Puller
@@ -23,7 +26,7 @@ _LOG = logging.getLogger("zerowake.agent")
 
 
 class NoStore(AgentError):
-    """Nobody said where from."""
+    """Nobody said where from, or where to."""
 
     kind = ErrorKind.INVALID
     reason = "invalid"
@@ -83,3 +86,41 @@ class Travel:
             _LOG.warning("while snapshot %s came: %s", snapshot, complaint)
         _LOG.info("snapshot %s has come from %s", snapshot, ", ".join(named))
         return snapshot
+
+    async def find(self, namespace: str, name: str, url: str, fits: Callable[[Manifest], None]) -> Found:
+        """What the name stands for in a store. `fits`: as in Puller.
+
+        Raises InvalidUrl, InvalidName, NotElsewhere, Denied, Unreachable, Altered, Untrusted, Replayed, Corrupt.
+        """
+        _check(namespace, name)
+        async with opened([url], self._store.keyring) as stores:
+            record = await newest_record(stores, self._store.keyring, namespace, name)
+            await asyncio.to_thread(self._seen.accept, record)
+            _, _, manifest = await manifest_of(stores, self._store.keyring, namespace, name, record.digest)
+        try:
+            await asyncio.to_thread(fits, manifest)
+        except Incompatible as error:
+            return Found(record.digest, manifest, str(error))
+        return Found(record.digest, manifest)
+
+    async def copy(self, namespace: str, name: str, source: str, destination: str, progress: Callable[[Progress], None]) -> NameRecord:
+        """From store to store. Raises InvalidUrl, InvalidName, and what `Copier.copy` does."""
+        _check(namespace, name)
+        keyring = self._store.keyring
+        async with opened([source], keyring) as [come_from], opened_to_write(destination, keyring) as go_to:
+            if str(come_from) == str(go_to):
+                raise NoStore(f"stores: {come_from} is named twice; name another one to copy to")
+            record = await Copier(self._store, self._seen, come_from, go_to).copy(namespace, name, progress)
+        _LOG.info("snapshot %s/%s@%s has been copied from %s to %s", namespace, name, record.digest[:12], come_from, go_to)
+        return record
+
+    async def names(self, namespace: str, url: str) -> list[str]:
+        """That a store has. Raises InvalidUrl, InvalidName, Denied, Unreachable."""
+        check_name("namespace", namespace)
+        async with opened([url], self._store.keyring) as [store]:
+            return await names_in(store, namespace)
+
+
+def _check(namespace: str, name: str) -> None:
+    check_name("namespace", namespace)
+    check_name("name", name)

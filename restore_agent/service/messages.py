@@ -19,6 +19,7 @@ from restore_agent.sequences.standby import Rung
 from restore_agent.snapshots.catalog import Snapshot, Unreadable
 from restore_agent.snapshots.manifest import EngineRecord, check_name
 from restore_agent.transfer.exchange import OtherAgent
+from restore_agent.transfer.finding import Found
 from restore_agent.transfer.progress import Progress
 from zerowake_shared.address import Address
 
@@ -109,6 +110,24 @@ def check_model(model: str) -> str:
     if not model:
         raise InvalidField("model: it is empty")
     return model
+
+
+def by_name(named: agent_pb2.SnapshotRef) -> agent_pb2.SnapshotRef:
+    """What the name stands for is asked. Raises InvalidField."""
+    if named.digest:
+        raise InvalidField("snapshot.digest: a store is asked by name here; leave it empty")
+    return agent_pb2.SnapshotRef(namespace=named.namespace or "default", name=named.name)
+
+
+def found(value: Found) -> agent_pb2.FindResponse:
+    manifest = value.manifest
+    return agent_pb2.FindResponse(
+        snapshot=agent_pb2.SnapshotRef(namespace=manifest.namespace, name=manifest.name, digest=value.digest),
+        created=manifest.created,
+        total_bytes=manifest.image_bytes + manifest.weights_bytes,
+        cold_seconds=manifest.cold_seconds,
+        unfit_reason=value.unfit,
+    )
 
 
 def reference(snapshot: Snapshot) -> agent_pb2.SnapshotRef:

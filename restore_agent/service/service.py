@@ -25,6 +25,7 @@ from restore_agent.sequences.replicas import Origin, Replica, State
 from restore_agent.service import messages
 from restore_agent.snapshots.catalog import NotFound, Unreadable
 from restore_agent.snapshots.catalog import Snapshot as StoredSnapshot
+from restore_agent.snapshots.manifest import Manifest
 from restore_agent.snapshots.unusable import Unusable
 from restore_agent.transfer.complaints import Complaints
 from restore_agent.transfer.progress import Progress
@@ -172,18 +173,18 @@ class AgentService(agent_pb2_grpc.AgentServicer):
             yield result.result()
 
     async def Push(self, request: agent_pb2.PushRequest, context: _Context) -> AsyncIterator[agent_pb2.TransferUpdate]:
-        async def push(progress: Callable[[Progress], None]) -> StoredSnapshot:
+        async def push(progress: Callable[[Progress], None]) -> agent_pb2.SnapshotRef:
             snapshot = await self._snapshot(request.snapshot)
             await self._node.travel.push(snapshot, request.store, progress)
-            return snapshot
+            return messages.reference(snapshot)
 
         async for update in self._transfer("push", request.request_id, push, context):
             yield update
 
     async def Pull(self, request: agent_pb2.PullRequest, context: _Context) -> AsyncIterator[agent_pb2.TransferUpdate]:
-        async def pull(progress: Callable[[Progress], None]) -> StoredSnapshot:
+        async def pull(progress: Callable[[Progress], None]) -> agent_pb2.SnapshotRef:
             wanted = request.snapshot
-            return await self._node.travel.pull(
+            pulled = await self._node.travel.pull(
                 wanted.namespace or "default",
                 wanted.name,
                 wanted.digest,
@@ -191,13 +192,44 @@ class AgentService(agent_pb2_grpc.AgentServicer):
                 progress,
                 replace=request.replace,
                 others=messages.other_agents(request.peers),
+                fits=self._node.staging.check_fits if request.fitting else _anywhere,
             )
+            return messages.reference(pulled)
 
         async for update in self._transfer("pull", request.request_id, pull, context):
             yield update
 
+    async def Copy(self, request: agent_pb2.CopyRequest, context: _Context) -> AsyncIterator[agent_pb2.TransferUpdate]:
+        async def copy(progress: Callable[[Progress], None]) -> agent_pb2.SnapshotRef:
+            named = messages.by_name(request.snapshot)
+            record = await self._node.travel.copy(named.namespace, named.name, request.source, request.destination, progress)
+            return agent_pb2.SnapshotRef(namespace=record.namespace, name=record.name, digest=record.digest)
+
+        async for update in self._transfer("copy", request.request_id, copy, context):
+            yield update
+
+    async def Find(self, request: agent_pb2.FindRequest, context: _Context) -> agent_pb2.FindResponse:
+        async def find() -> agent_pb2.FindResponse:
+            named = messages.by_name(request.snapshot)
+            found = await self._node.travel.find(named.namespace, named.name, request.store, self._node.staging.check_fits)
+            return messages.found(found)
+
+        return await self._once("find", request.request_id, find, context)
+
+    async def ListNames(self, request: agent_pb2.ListNamesRequest, context: _Context) -> agent_pb2.ListNamesResponse:
+        async def names() -> agent_pb2.ListNamesResponse:
+            namespace = request.namespace or "default"
+            named = await self._node.travel.names(namespace, request.store)
+            return agent_pb2.ListNamesResponse(snapshots=[agent_pb2.SnapshotRef(namespace=namespace, name=name) for name in named])
+
+        return await self._once("names", request.request_id, names, context)
+
     async def _transfer(
-        self, kind: str, request_id: str, work: Callable[[Callable[[Progress], None]], Awaitable[StoredSnapshot]], context: _Context
+        self,
+        kind: str,
+        request_id: str,
+        work: Callable[[Callable[[Progress], None]], Awaitable[agent_pb2.SnapshotRef]],
+        context: _Context,
     ) -> AsyncIterator[agent_pb2.TransferUpdate]:
         """Tells how far it is now and again, not of each piece; then the result."""
         begin = time.monotonic()
@@ -210,7 +242,7 @@ class AgentService(agent_pb2_grpc.AgentServicer):
         async def transfer() -> agent_pb2.TransferUpdate:
             snapshot = await work(progress)
             seconds = time.monotonic() - begin
-            result = agent_pb2.TransferResult(snapshot=messages.reference(snapshot), progress=messages.progress(latest), seconds=seconds)
+            result = agent_pb2.TransferResult(snapshot=snapshot, progress=messages.progress(latest), seconds=seconds)
             return agent_pb2.TransferUpdate(result=result)
 
         async with _ended(self._once(kind, request_id, transfer, context)) as result:
@@ -299,6 +331,10 @@ class AgentService(agent_pb2_grpc.AgentServicer):
 
 def _nobody(progress: Progress) -> None:
     """Hears how far a snapshot is that a Stage waits for."""
+
+
+def _anywhere(manifest: Manifest) -> None:
+    """A snapshot is brought here whether it fits or not: its user may know better, or bring what it lacks."""
 
 
 @contextlib.asynccontextmanager

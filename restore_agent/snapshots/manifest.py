@@ -40,11 +40,16 @@ class InvalidManifest(AgentError):
 
 def check_name(kind: str, name: str) -> str:
     """Raises InvalidName unless `name` is 1 to 63 of a-z 0-9 . _ - with a letter or digit at both ends and no '..'."""
-    if not _NAME.fullmatch(name) or ".." in name:
+    if not is_name(name):
         raise InvalidName(
             f"{kind} {name!r} is not allowed: 1 to 63 of a-z, 0-9, '.', '_', '-', beginning and ending with a letter or digit"
         )
     return name
+
+
+def is_name(text: str) -> bool:
+    """Whether it can be a namespace or a name."""
+    return bool(_NAME.fullmatch(text)) and ".." not in text
 
 
 class _Record(BaseModel):
@@ -234,6 +239,7 @@ class Manifest(_Record):
     host_bytes: int  # resident memory of the processes
     gpus: dict[str, int] = {}  # UUID → bytes that resuming takes of that GPU, or of the one in its place
     quiesces: bool = False  # the engine takes part in the control directory
+    cold_seconds: float = Field(default=0.0, ge=0, allow_inf_nan=False)  # what the engine took to be ready; 0: not known
     weights: tuple[WeightsRecord, ...] = ()
     fits: Fits
 
@@ -266,6 +272,11 @@ class Manifest(_Record):
     @property
     def page_bytes(self) -> int:
         return sum(chunk.size for chunk in self.chunks)
+
+    @property
+    def weights_bytes(self) -> int:
+        """Of all regions, each once."""
+        return sum({record.region: record.size for record in self.weights}.values())
 
     @property
     def skeleton_bytes(self) -> int:

@@ -22,27 +22,21 @@ from blake3 import blake3
 
 from restore_agent.snapshots import durable
 from restore_agent.snapshots.catalog import Corrupt, NotFound, Snapshot
-from restore_agent.snapshots.chunks import CHUNK, Chunk, Lease
-from restore_agent.snapshots.keyring import Signature, Untrusted
-from restore_agent.snapshots.manifest import InvalidManifest, Manifest, WeightsRecord, check_name, digest_of, layout_file
-from restore_agent.snapshots.names import NameRecord, SeenNames
+from restore_agent.snapshots.chunks import Chunk, Lease
+from restore_agent.snapshots.keyring import Untrusted
+from restore_agent.snapshots.manifest import Manifest, WeightsRecord, check_name, layout_file
+from restore_agent.snapshots.names import SeenNames
 from restore_agent.snapshots.store import NameTaken, Store
 from restore_agent.transfer.cascade import Cascade
 from restore_agent.transfer.contents import InFile, in_files
 from restore_agent.transfer.exchange import Fleet
-from restore_agent.transfer.fetch import Fetch, gravest
-from restore_agent.transfer.layout import LIMIT, manifest_key, name_key, signature_key
+from restore_agent.transfer.fetch import Fetch
+from restore_agent.transfer.finding import manifest_of, newest_record
 from restore_agent.transfer.offers import Offered
 from restore_agent.transfer.progress import Progress
-from restore_agent.transfer.source import Absent, Altered, Full, Source, TransferError, read_whole
+from restore_agent.transfer.source import Full, Source
 
 _SPARE = 64 << 20  # bytes of the disk that a pull leaves free
-
-
-class NotElsewhere(NotFound):
-    """No store has it."""
-
-    reason = "not-in-store"
 
 
 class Puller:
@@ -87,20 +81,16 @@ class Puller:
         check_name("namespace", namespace)
         check_name("name", name)
         if not digest:
-            digest = (await self._record(namespace, name)).digest
+            record = await newest_record(self._sources, self._store.keyring, namespace, name, self._left)
+            await asyncio.to_thread(self._seen.accept, record)
+            digest = record.digest
         with contextlib.suppress(NotFound, Corrupt, Untrusted):
             return await asyncio.to_thread(self._store.get, namespace, name, digest)
         if not replace and await asyncio.to_thread(self._store.has_name, namespace, name):
             raise NameTaken(f"snapshot {namespace}/{name} exists already, and is another one than the stores have")
         fleet = self._fleet(namespace, digest)
         sources = fleet.sources if fleet else self._sources
-        data, signature = await self._manifest(digest, sources)
-        manifest = _decoded(data, digest)
-        if (manifest.namespace, manifest.name) != (namespace, name):
-            raise Untrusted(
-                f"the snapshot {digest[:12]} that the stores have as {namespace}/{name} is {manifest.namespace}/{manifest.name}: "
-                "somebody has moved the name; publish it again"
-            )
+        data, signature, manifest = await manifest_of(sources, self._store.keyring, namespace, name, digest, self._left)
         await asyncio.to_thread(self._fits, manifest)
         offered = Offered(namespace, digest, data, signature.encode(), _named(manifest), all_named=not manifest.weights)
         with self._store.chunks.lease() as lease, fleet.offering(offered) if fleet else contextlib.nullcontext():
@@ -110,57 +100,6 @@ class Puller:
 
     def _fetch(self, sources: Sequence[Source], moved: Callable[[int], None]) -> Fetch:
         return Fetch(lambda chunk: sources, moved=moved, left=self._left)
-
-    async def _record(self, namespace: str, name: str) -> NameRecord:
-        """The newest that the stores have of the name."""
-        found: list[NameRecord] = []
-        refused: Untrusted | None = None
-        failures: dict[str, TransferError] = {}
-        for source in self._sources:
-            try:
-                data = await read_whole(source, name_key(namespace, name), LIMIT)
-                found.append(await asyncio.to_thread(NameRecord.decode_signed, data, self._store.keyring, namespace, name))
-            except TransferError as error:
-                failures[str(source)] = error
-                self._left(source, error)
-            except Untrusted as error:
-                refused = Untrusted(f"{source}: {error}")
-                self._left(source, refused)
-        if found:
-            newest = max(found, key=lambda record: record.sequence)
-            await asyncio.to_thread(self._seen.accept, newest)
-            return newest
-        if refused:
-            raise refused
-        raise _nowhere(f"{namespace}/{name}", failures)
-
-    async def _manifest(self, digest: str, sources: Sequence[Source]) -> tuple[bytes, Signature]:
-        """From the first store whose copy is what it should be."""
-        refused: Untrusted | None = None
-        failures: dict[str, TransferError] = {}
-        for source in sources:
-            try:
-                data = await read_whole(source, manifest_key(digest), LIMIT)
-                if digest_of(data) != digest:
-                    raise Altered(f"{source} has another manifest under {digest[:12]}: publish the snapshot again")
-                signature = await self._signature(source, digest)
-                await asyncio.to_thread(self._store.keyring.verify, data, signature)
-                return data, signature
-            except TransferError as error:
-                failures[str(source)] = error
-                self._left(source, error)
-            except Untrusted as error:
-                refused = Untrusted(f"{source}: snapshot {digest[:12]}: {error}")
-                self._left(source, refused)
-        if refused:
-            raise refused
-        raise _nowhere(digest[:12], failures)
-
-    async def _signature(self, source: Source, digest: str) -> Signature:
-        try:
-            return Signature.decode(await read_whole(source, signature_key(digest), LIMIT))
-        except Absent:
-            return Signature.decode(None)
 
 
 class _Arrival:
@@ -285,16 +224,6 @@ def _named(manifest: Manifest) -> list[Chunk]:
     return [*(Chunk(each.hash, each.size) for each in manifest.chunks), *(Chunk(each.hash, each.size) for each in manifest.files.values())]
 
 
-def _decoded(data: bytes, digest: str) -> Manifest:
-    try:
-        manifest = Manifest.decode(data)
-    except InvalidManifest as error:
-        raise Corrupt(f"snapshot {digest[:12]}: {error}") from None
-    if any(chunk.size > CHUNK for chunk in manifest.chunks):  # each stream has that much memory
-        raise Corrupt(f"snapshot {digest[:12]}: it names a chunk of more than {CHUNK} bytes, which no agent makes; take it again")
-    return manifest
-
-
 def _are_here(record: WeightsRecord, parts: Sequence[InFile], whole: Path) -> bool:
     """Whether nothing of the region has to come: it came before, or the model's own folder is on this node, too."""
     if not record.folder:
@@ -330,8 +259,3 @@ def _sync_files(folder: Path, paths: Iterable[str]) -> None:
             os.fsync(fd)
         finally:
             os.close(fd)
-
-
-def _nowhere(what: str, failures: dict[str, TransferError]) -> TransferError | NotFound:
-    error = gravest(failures.values(), f"{what} is on no store")
-    return NotElsewhere(f"no snapshot {what} on {', '.join(failures) or 'any store'}") if isinstance(error, Absent) else error

@@ -1,11 +1,9 @@
-"""URLs of stores: `file:///a/folder` and `s3://bucket/prefix`. They hold no credentials: they are shown, logged and kept in manifests."""
+"""Stores by their URLs."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Sequence
-from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 from restore_agent.errors import AgentError, ErrorKind
 from restore_agent.snapshots.encryption_keys import EncryptionKeys
@@ -13,6 +11,7 @@ from restore_agent.snapshots.keyring import Keyring
 from restore_agent.transfer.bucket import Bucket
 from restore_agent.transfer.directory import Directory
 from restore_agent.transfer.opened_store import OpenedStore
+from zerowake_shared.store_url import InvalidStoreUrl, StoreUrl
 
 
 class InvalidUrl(AgentError, ValueError):
@@ -24,16 +23,11 @@ class InvalidUrl(AgentError, ValueError):
 
 def store_at(url: str) -> Directory | Bucket:
     """Nothing is asked of it yet. Raises InvalidUrl; Denied: credentials that the environment names cannot be read."""
-    parts = urlsplit(url)
-    if parts.username or parts.password:
-        raise InvalidUrl(f"{parts.scheme}://…@{parts.hostname}: a URL of a store has no credentials; set AWS_ACCESS_KEY_ID and its like")
-    if parts.query or parts.fragment:
-        raise InvalidUrl(f"{url}: a URL of a store has no ? and no #")
-    if parts.scheme == "file" and not parts.netloc and parts.path.strip("/"):
-        return Directory(Path(unquote(parts.path)))
-    if parts.scheme == "s3" and parts.netloc:
-        return Bucket(parts.netloc, unquote(parts.path).strip("/"))
-    raise InvalidUrl(f"{url!r} is no URL of a store: file:///a/folder, s3://bucket or s3://bucket/prefix")
+    try:
+        named = StoreUrl.parse(url)
+    except InvalidStoreUrl as error:
+        raise InvalidUrl(str(error)) from None
+    return Directory(named.folder) if named.folder else Bucket(named.bucket, named.prefix)
 
 
 @contextlib.asynccontextmanager

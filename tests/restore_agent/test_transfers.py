@@ -83,3 +83,18 @@ async def test_a_running_agent_is_asked_and_tells_of_what_has_come(fresh: Path, 
         with pytest.raises(grpc.aio.AioRpcError) as raised:
             _ = [update async for update in agent.stub.Pull(wanted)]
         assert raised.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def test_snapshots_are_copied_from_store_to_store(state: Path, fresh: Path, bucket: str, tmp_path: Path) -> None:
+    (tmp_path / "mirror").mkdir()
+    url, mirror = f"s3://{bucket}/fleet", f"file://{tmp_path}/mirror"
+    await zerowake("snapshot", "push", "small", "--to", url, "--state", str(state))
+    said = await zerowake("snapshot", "copy", "small", "--from", url, "--to", mirror, "--state", str(fresh))
+    assert re.search(rf"snapshot default/small@\w{{12}} is in {mirror}: 10\.8 of 10\.8 MB copied in", said)
+    assert Catalog(fresh).list() == []
+    said = await zerowake("snapshot", "copy", "--all", "--from", url, "--to", mirror, "--state", str(fresh))
+    assert "0.0 of 10.8 MB copied" in said
+    (tmp_path / "mirror/names/default/torn.json").write_text("{torn")
+    said = await zerowake("snapshot", "copy", "--all", "--from", mirror, "--to", url, "--state", str(fresh), code=1)
+    assert "default/torn is not copied" in said
+    assert "name one snapshot, or say --all" in await zerowake("snapshot", "copy", "--from", url, "--to", mirror, code=2)

@@ -130,3 +130,35 @@ async def test_a_url_that_is_none_is_said(tmp_path: Path) -> None:
             await travel.pull("default", "small", "", [], _ignored, replace=False)
         with pytest.raises(InvalidUrl, match="ftp"):
             await travel.push(take(one, tmp_path / "model"), "ftp://models", _ignored)
+
+
+async def test_what_a_store_has_is_said_without_fetching_it(tmp_path: Path, url: str) -> None:
+    def unfit(manifest: Manifest) -> None:
+        raise Incompatible("another kernel")
+
+    def fits(manifest: Manifest) -> None:
+        """It does."""
+
+    with node(tmp_path / "one") as one, node(tmp_path / "two", one) as two:
+        snapshot = take(one, tmp_path / "model")
+        await Travel(one, lambda snapshot: None).push(snapshot, url, _ignored)
+        travel = Travel(two, lambda snapshot: None)
+        found = await travel.find("default", "small", url, fits)
+        assert (found.digest, found.manifest, found.unfit) == (snapshot.digest, snapshot.manifest, "")
+        assert (await travel.find("default", "small", url, unfit)).unfit == "another kernel"
+        assert two.list() == [] and not list((two.state / "chunks").glob("*/*"))
+        assert await travel.names("default", url) == ["small"]
+
+
+async def test_a_copy_into_a_store_with_a_key_is_encrypted_there(tmp_path: Path, url: str) -> None:
+    (tmp_path / "sealed").mkdir()
+    with node(tmp_path / "one") as one, node(tmp_path / "two", one) as two:
+        await Travel(one, lambda snapshot: None).push(take(one, tmp_path / "model"), url, _ignored)
+        EncryptionKeys(two.keyring.folder).make()
+        travel = Travel(two, lambda snapshot: None)
+        await travel.copy("default", "small", url, f"file://{tmp_path}/sealed", _ignored)
+        plain, sealed = ({path.name for path in (tmp_path / each / "chunks").glob("*/*")} for each in ("remote", "sealed"))
+        assert plain and sealed and not plain & sealed
+        two.verify(await travel.pull("default", "small", "", [f"file://{tmp_path}/sealed"], _ignored, replace=False))
+        with pytest.raises(NoStore, match="is named twice"):
+            await travel.copy("default", "small", url, url, _ignored)
