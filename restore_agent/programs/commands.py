@@ -51,6 +51,7 @@ _STEPS = {
     "ready": "waiting for its health",
     "request": "asking it a real request",
     "quiesce": "waiting until it is quiet",
+    "caches": "keeping its compile caches",
     "suspend": "suspending its GPU state",
     "dump": "dumping it",
     "resume": "resuming its GPU state",

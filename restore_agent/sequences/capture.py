@@ -24,6 +24,8 @@ from restore_agent.engine.adapters import prove_adapters, record_adapters
 from restore_agent.engine.canary import prove_canary, record_canary
 from restore_agent.engine.engine import Engine
 from restore_agent.pages.images import mend_timers, split
+from restore_agent.places.cache_watch import CacheWatch
+from restore_agent.places.compile_folders import compile_folders
 from restore_agent.places.left_behind import ipc_objects, refuse_left_behind
 from restore_agent.places.place import Place
 from restore_agent.places.processes import command_line, resident_bytes
@@ -32,9 +34,11 @@ from restore_agent.places.shared_folders import caches, resolved
 from restore_agent.sequences.attempt import RestoreFailed
 from restore_agent.sequences.phases import Phases
 from restore_agent.sequences.restore import OpenPlace, Restorer
+from restore_agent.sequences.second_best import keep_beside_weights
 from restore_agent.sequences.staging import Staging
 from restore_agent.snapshots.catalog import NotFound, Snapshot
 from restore_agent.snapshots.chunks import Lease, write_chunks
+from restore_agent.snapshots import compile_caches
 from restore_agent.snapshots.compatibility import node_fits
 from restore_agent.snapshots.manifest import (
     CHECKPOINTS,
@@ -127,6 +131,9 @@ class Capturer:
                 output = place.output(request.model)
                 undo.callback(output.close)
                 before = await asyncio.to_thread(ipc_objects, place.host_pids().get(1, 0))
+                # In a pod nothing would lay them out before the container's own command goes on.
+                watch = await CacheWatch.begun(_as_seen(place, request.engine) if open_place is None else {})
+                undo.callback(watch.close)
                 source = await Engine.start(request.engine, place, output, for_snapshot=True)
             with _step("ready", phases, progress):
                 await source.wait_healthy(or_ready=True)
@@ -144,10 +151,13 @@ class Capturer:
             with self._store.chunks.lease() as lease:
                 workspace = await asyncio.to_thread(self._store.workspace)
                 undo.push_async_callback(asyncio.to_thread, shutil.rmtree, workspace, True)
+                with _step("caches", phases, progress):
+                    notes = await _keep_caches(watch, place, request.engine, workspace)
                 with _step("weights", phases, progress):
                     lent += await self._published(source, workspace)
                 for region in lent:
                     await asyncio.to_thread(_keep_layout, workspace, region)
+                    await asyncio.to_thread(keep_beside_weights, region, self._sandboxes.checkpoints, workspace)
                 draft = await self._dump(request, place, source, answers, quiesces, workspace, lease, progress, phases)
                 if lent:
                     records = tuple(region.record for region in lent)
@@ -161,7 +171,7 @@ class Capturer:
                     snapshot = await asyncio.shield(published)
             undo.pop_all()
             written = await asyncio.to_thread(place.written)
-            return Captured(snapshot, source, (_WRITTEN.format(written),) if written else ())
+            return Captured(snapshot, source, (*notes, *([_WRITTEN.format(written)] if written else [])))
 
     def _check_may_publish(self, request: CaptureRequest) -> None:
         """Before an engine is started for nothing. Raises NoSigningKey, NameTaken."""
@@ -312,6 +322,20 @@ def _count(runs: Iterable[Pages], report: Callable[[int], None]) -> Iterator[Pag
 def _sharing(engine: EngineRecord) -> EngineRecord:
     """With the shared folders as they are found now: a cache that comes into being later is in this snapshot's layer. Raises PlaceError."""
     return engine.model_copy(update={"shared": resolved((*engine.shared, *caches(engine.env)))})
+
+
+def _as_seen(place: Place, engine: EngineRecord) -> dict[str, Path]:
+    """The folders of the engine's compile caches, as the agent reaches them in its place."""
+    return {variable: place.root / path.lstrip("/") for variable, path in compile_folders(engine.env).items()}
+
+
+async def _keep_caches(watch: CacheWatch, place: Place, engine: EngineRecord, workspace: Path) -> list[str]:
+    """What it has used of them until it was quiet, for cold starts elsewhere; and in words what is left out. Raises OSError."""
+    folders, used = _as_seen(place, engine), await watch.used()
+    watch.close()  # before the dump, which nothing else shall look at
+    found = {variable: (folders[variable], names) for variable, names in used.items()}
+    _, notes = await to_its_end(asyncio.to_thread(compile_caches.keep, workspace, found))
+    return notes
 
 
 def _draft(manifest: Manifest, workspace: Path) -> Snapshot:

@@ -35,6 +35,7 @@ from restore_agent.sequences.phases import Phases
 from restore_agent.sequences.replicas import Origin, Replica, Replicas, State
 from restore_agent.sequences.restore import OpenPlace, Restorer
 from restore_agent.sequences.rungs import Rungs
+from restore_agent.sequences.second_best import SecondBest
 from restore_agent.sequences.sleep_notes import SleepNotes
 from restore_agent.sequences.staging import NoMemory, Staging
 from restore_agent.sequences.standby import Rung, Standbys
@@ -104,6 +105,7 @@ class Node:
         self.idling = Idling(transitions, self.replicas, SleepNotes(store.state / "sleepers"))
         self.rungs = Rungs(self.restorer, transitions, self.standbys, self.replicas, store, cuda, weights.view, parked, self.idling)
         self.travel = Travel(store, self._changed)
+        self._second_best = SecondBest(store, sandboxes.checkpoints)
         self.gpus: list[Gpu] = []  # that snapshots can be restored to, as they were seen last
         self._restoring = 0  # restores under way: each may have been promised memory that gpumem gave up
         self._why_no_criu = why
@@ -180,6 +182,8 @@ class Node:
             if cold is None:
                 raise failure
         assert cold is not None
+        if isinstance(snapshot, Snapshot):
+            await self._second_best.lay_out(snapshot, cold, phases)
         engine = await self.restorer.start_cold(cold, model, phases)
         replica = self.replicas.add(model, None, Origin.COLD, engine, phases, detail=str(failure or ""))
         self.observer.started_cold(model)

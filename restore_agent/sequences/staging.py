@@ -22,7 +22,7 @@ from restore_agent.errors import AgentError, ErrorKind
 from restore_agent.pages.fill import Arena
 from restore_agent.snapshots.catalog import Corrupt, Snapshot
 from restore_agent.snapshots.compatibility import Incompatible, check_fits
-from restore_agent.snapshots.manifest import GpuRecord, Manifest, WeightsRegion
+from restore_agent.snapshots.manifest import GpuRecord, Manifest, WeightsRegion, is_second_best
 from restore_agent.snapshots.store import Store
 from zerowake_shared.background import ended, told
 
@@ -219,6 +219,8 @@ class Staging:
         shutil.rmtree(staged.directory, ignore_errors=True)
         index = b""
         for name, record in snapshot.manifest.files.items():
+            if is_second_best(name):
+                continue
             data = self._store.read_file(snapshot, name, record)
             if name == "pages.index":
                 index = data

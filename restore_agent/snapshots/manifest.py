@@ -17,6 +17,7 @@ from blake3 import blake3
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from restore_agent.errors import AgentError, ErrorKind
+from restore_agent.snapshots.compile_caches import is_cache
 
 VERSION = 4
 CONTAINER_FILE = "container.json"  # a snapshot that was taken in a container has it: what it must find again there
@@ -176,6 +177,16 @@ def layout_file(record: WeightsRecord) -> str:
     return f"weights/{record.region}.layout"
 
 
+def beside_weights(record: WeightsRecord, name: str) -> str:
+    """Where a snapshot keeps a small file that an engine has put beside the weights that it published, and reads as it starts."""
+    return f"weights/{record.region}/{name}"
+
+
+def is_second_best(name: str) -> bool:
+    """Whether a snapshot's file of that name is for cold starts alone: no restore reads it."""
+    return is_cache(name) or (name.startswith("weights/") and not name.endswith(".layout"))
+
+
 class MappedFile(_Record):
     """A file outside the image that the processes map or hold open, at this path in their file system."""
 
@@ -280,7 +291,12 @@ class Manifest(_Record):
 
     @property
     def skeleton_bytes(self) -> int:
-        return sum(file.size for file in self.files.values())
+        return sum(file.size for name, file in self.files.items() if not is_second_best(name))
+
+    @property
+    def second_best_bytes(self) -> int:
+        """What is for cold starts where it does not fit: compile caches, and what lies beside weights."""
+        return sum(file.size for name, file in self.files.items() if is_second_best(name))
 
     @property
     def image_bytes(self) -> int:

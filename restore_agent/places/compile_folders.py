@@ -1,0 +1,60 @@
+"""Where engines keep what they have compiled, by the variables that move those folders.
+
+Downloads lie in other folders (`shared_folders.py`): those travel as weights, or come from where they came from before.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import re
+from collections.abc import Mapping
+
+_LOGIN = ("LOGNAME", "USER", "LNAME", "USERNAME")  # as Python's getpass asks for the name of a user
+_NOT_IN_NAMES = re.compile(r'[\\/:*?"<>|]')  # what TorchInductor replaces in it
+_CACHES: Mapping[str, str] = {
+    "TORCHINDUCTOR_CACHE_DIR": "",  # below the folder for temporary files: see below
+    "TRITON_CACHE_DIR": "~/.triton/cache",
+    "VLLM_CACHE_ROOT": "~/.cache/vllm",
+    "FLASHINFER_WORKSPACE_BASE": "~/.cache/flashinfer",
+    "TVM_FFI_CACHE_DIR": "~/.cache/tvm-ffi",
+    "CUDA_CACHE_PATH": "~/.nv/ComputeCache",
+}
+
+
+def compile_folders(env: Mapping[str, str]) -> dict[str, str]:
+    """Variable → real path of the machine, of an engine with this environment that runs as the agent's own user; whether it is there or not.
+
+    Of two folders of which one is in the other, the outer one counts.
+    """
+    found: dict[str, str] = {}
+    for variable, usual in _CACHES.items():
+        path = env.get(variable) or usual
+        if variable == "TORCHINDUCTOR_CACHE_DIR" and not path:
+            path = f"{env.get('TMPDIR') or '/tmp'}/torchinductor_{_user(env)}"
+        elif variable == "FLASHINFER_WORKSPACE_BASE" and env.get(variable):
+            path = f"{path}/.cache/flashinfer"
+        if path.startswith("~"):
+            path = f"{env.get('HOME', '')}{path[1:]}"
+        if path.startswith("/"):
+            found[variable] = os.path.realpath(path)
+    return {
+        variable: path
+        for variable, path in found.items()
+        if path != "/" and not any(path.startswith(f"{other}/") for other in found.values()) and path not in _before(found, variable)
+    }
+
+
+def _before(found: Mapping[str, str], variable: str) -> list[str]:
+    names = list(found)
+    return [found[name] for name in names[: names.index(variable)]]
+
+
+def _user(env: Mapping[str, str]) -> str:
+    name = next((env[each] for each in _LOGIN if env.get(each)), "")
+    if not name:
+        try:
+            name = pwd.getpwuid(os.geteuid()).pw_name
+        except KeyError:  # a user of no name: torch takes a folder that nobody can foresee
+            name = str(os.geteuid())
+    return _NOT_IN_NAMES.sub("_", name)

@@ -1,0 +1,134 @@
+"""A cold start of a model whose snapshot does not fit: by real agents, an engine that compiles, and CRIU."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from zerowake_proto import agent_pb2 as pb
+
+from restore_agent.sequences.second_best import lay_out_caches, lay_out_weights
+from restore_agent.snapshots.catalog import Corrupt, Snapshot
+from restore_agent.snapshots.compile_caches import INDEX, InvalidCaches, keep
+from restore_agent.snapshots.manifest import EngineRecord, WeightsRecord, PartRecord, beside_weights, layout_file
+from restore_agent.snapshots.store import Store
+from tests.worlds.agent import PORT, get, running
+from tests.worlds.snapshots import draft
+
+KERNELS = 3
+ENGINE = Path(__file__).parents[1] / "worlds" / "compiling_engine.py"
+
+
+def compiling(cache: Path) -> pb.Engine:
+    command = [sys.executable, str(ENGINE), str(PORT), str(KERNELS)]
+    env = {"PATH": os.environ["PATH"], "TORCHINDUCTOR_CACHE_DIR": str(cache), "HOME": str(cache.parent)}
+    return pb.Engine(command=command, env=env, directory="/", port=PORT, health_path="/health", ready_timeout_seconds=60)
+
+
+async def test_a_cold_start_finds_what_was_compiled_before_the_snapshot(tmp_path: Path, needs_criu: None) -> None:
+    there, here = tmp_path / "there", tmp_path / "here"
+    there.mkdir()
+    (there / "another-model.so").write_text("of another model")
+    state = tmp_path / "state"
+    async with running(state) as agent:
+        await agent.snapshot("small", compiling(there))
+        first = (await agent.restore("small")).replica
+        assert first.origin == pb.ORIGIN_RESTORED and get(first, "/compiled") == KERNELS
+        await agent.release(first)
+        kept = sorted(str(path.relative_to(there)) for path in there.rglob("*") if path.is_file() and "another" not in path.name)
+        manifest = json.loads((state / "names/default/small/manifest.json").read_text())
+        assert [name for name in manifest["files"] if name.startswith("caches/")] == ["caches/000000", INDEX]
+        # The machine lost what the engine maps, so that its snapshot fits no more; and where it is started cold the cache is empty.
+        shutil.rmtree(there)
+        await agent.unstage("small")
+        answer = await agent.restore("small", cold=compiling(here))
+        assert answer.fallback_reason == "incompatible" and answer.replica.origin == pb.ORIGIN_COLD
+        assert get(answer.replica, "/compiled") == 0
+        assert get(answer.replica, "/sum") == agent.recorded_answer()
+        assert sorted(str(path.relative_to(here)) for path in here.rglob("*") if path.is_file()) == kept
+        await agent.release(answer.replica)
+
+
+async def test_what_was_compiled_before_it_started_and_is_read_is_taken_too(tmp_path: Path, needs_criu: None) -> None:
+    cache = tmp_path / "cache"
+    async with running(tmp_path / "state") as agent:
+        await agent.snapshot("first", compiling(cache))
+        (cache / "ab").mkdir(exist_ok=True)
+        (cache / "ab/other.so").write_text("nobody reads it")
+        await agent.snapshot("second", compiling(cache))
+        store = tmp_path / "state/names/default"
+        indexes = [json.loads((store / name / INDEX).read_text())["caches"][0]["files"] for name in ("first", "second")]
+        names = [[file["path"] for file in index] for index in indexes]
+        assert len(names[0]) == 2 * KERNELS and names[0] == names[1]
+
+
+@pytest.fixture
+def filled(tmp_path: Path) -> Path:
+    folder = tmp_path / "filled"
+    (folder / "aa").mkdir(parents=True)
+    (folder / "aa/one.so").write_bytes(b"one" * 1000)
+    (folder / "two.so").write_bytes(b"two")
+    return folder
+
+
+def record(cache: Path) -> EngineRecord:
+    return EngineRecord(command=("engine",), port=PORT, env={"TRITON_CACHE_DIR": str(cache)})
+
+
+@pytest.fixture
+def workspace(store: Store, filled: Path) -> Iterator[Path]:
+    workspace = store.workspace()
+    keep(workspace, {"TRITON_CACHE_DIR": (filled, ["aa/one.so", "two.so"])})
+    yield workspace
+
+
+def published(store: Store, workspace: Path, **fields: object) -> Snapshot:
+    with store.chunks.lease() as lease:
+        return store.publish(workspace, draft(lease, workspace, b"pages" * 4096, **fields), lease, replace=True)
+
+
+def test_caches_are_laid_out_and_what_is_there_stays(store: Store, workspace: Path, tmp_path: Path) -> None:
+    snapshot = published(store, workspace)
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    (cache / "two.so").write_bytes(b"ours")
+    lay_out_caches(store, snapshot, record(cache))
+    assert (cache / "two.so").read_bytes() == b"ours" and (cache / "aa/one.so").read_bytes() == b"one" * 1000
+    assert sorted(path.name for path in cache.iterdir()) == ["aa", "two.so"]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"path": "../out"}, {"path": "/etc/cron.d/out"}, {"mode": 0o4755}, {"path": "aa/../../out"}, {"link": "/etc/passwd"}],
+    ids=["above", "absolute", "setuid", "through", "link"],
+)
+def test_an_index_that_leads_out_of_a_cache_is_refused_whole(store: Store, workspace: Path, tmp_path: Path, wrong: dict[str, object]) -> None:
+    index = json.loads((workspace / INDEX).read_text())
+    index["caches"][0]["files"][1] |= wrong
+    (workspace / INDEX).write_text(json.dumps(index))
+    snapshot = published(store, workspace)
+    with pytest.raises(InvalidCaches, match=r"compile caches are not laid out"):
+        lay_out_caches(store, snapshot, record(tmp_path / "cache"))
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_piece_that_is_altered_is_refused(store: Store, workspace: Path, tmp_path: Path) -> None:
+    snapshot = published(store, workspace)
+    (snapshot.directory / "caches/000000").write_bytes(b"x" * 3003)
+    with pytest.raises(Corrupt, match=r"has changed since it was published"):
+        lay_out_caches(store, snapshot, record(tmp_path / "cache"))
+    assert [path for path in (tmp_path / "cache").rglob("*") if path.is_file()] == []
+
+
+def test_a_folder_that_others_may_write_is_left_alone(store: Store, workspace: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    snapshot = published(store, workspace)
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    cache.chmod(0o777)
+    lay_out_caches(store, snapshot, record(cache))
+    assert not list(cache.iterdir()) and "others may write there" in caplog.text
