@@ -4,8 +4,8 @@ Written is what is new or another file than before, by two looks at the folders.
 that are there as the watch begins: only in files of new folders nobody could have read before. Where it does not tell (too many folders,
 or events that were lost) all that is there counts as used. What other programs read meanwhile counts, too.
 
-Rejected: times of access (file systems are mounted without), all of the caches (a machine's have every model's), and fanotify, which tells of
-a whole file system, or wants each file opened by us.
+Rejected: times of access (file systems are mounted without), all of the caches (a machine's have every model's), and fanotify, which tells
+of a whole file system, or wants each file opened by us.
 """
 
 from __future__ import annotations

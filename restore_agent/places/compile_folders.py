@@ -23,7 +23,7 @@ _CACHES: Mapping[str, str] = {
 
 
 def compile_folders(env: Mapping[str, str]) -> dict[str, str]:
-    """Variable → real path of the machine, of an engine with this environment that runs as the agent's own user; whether it is there or not.
+    """Variable → real path of the machine, there or not, of an engine with this environment that runs as the agent's own user.
 
     Of two folders of which one is in the other, the outer one counts.
     """
@@ -35,7 +35,7 @@ def compile_folders(env: Mapping[str, str]) -> dict[str, str]:
         elif variable == "FLASHINFER_WORKSPACE_BASE" and env.get(variable):
             path = f"{path}/.cache/flashinfer"
         if path.startswith("~"):
-            path = f"{env.get('HOME', '')}{path[1:]}"
+            path = f"{env['HOME']}{path[1:]}" if env.get("HOME", "").startswith("/") else ""
         if path.startswith("/"):
             found[variable] = os.path.realpath(path)
     return {

@@ -132,18 +132,20 @@ class LaidOutCache:
         others = at.st_mode & stat.S_IWOTH or (at.st_mode & stat.S_IWGRP and at.st_gid != os.getegid())
         if at.st_uid != os.geteuid() or others:
             raise CannotLayOut(
-                f"the compile cache {self._path} is another user's, or others may write there: engines run what is in it, so nothing is put "
-                f"there; `chown {os.geteuid()}` and `chmod go-w` it"
+                f"the compile cache {self._path} is another user's, or others may write there: engines run what is in it, so nothing is "
+                f"put there; `chown {os.geteuid()}` and `chmod go-w` it"
             )
 
     def _check_room(self, size: int) -> None:
         free = shutil.disk_usage(self._path).free
         if free < size + _SPARE:
-            raise CannotLayOut(f"the compile cache {self._path} has {free >> 20} MiB free, and {size >> 20} MiB would come: make room there")
+            raise CannotLayOut(
+                f"the compile cache {self._path} has {free >> 20} MiB free, and {size >> 20} MiB would come: make room there"
+            )
 
     def _clear(self) -> None:
         """What one that was killed, or that failed, has left. Nobody else is at work here, since this one has the lock."""
-        for name in os.listdir(self._fd):
+        for name in os.listdir(self._fd):  # noqa: PTH208 - of the folder that is held, whatever its path leads to now
             if name.startswith(APART):
                 shutil.rmtree(name, ignore_errors=True, dir_fd=self._fd)
 

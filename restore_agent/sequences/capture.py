@@ -36,9 +36,9 @@ from restore_agent.sequences.phases import Phases
 from restore_agent.sequences.restore import OpenPlace, Restorer
 from restore_agent.sequences.second_best import keep_beside_weights
 from restore_agent.sequences.staging import Staging
+from restore_agent.snapshots import compile_caches
 from restore_agent.snapshots.catalog import NotFound, Snapshot
 from restore_agent.snapshots.chunks import Lease, write_chunks
-from restore_agent.snapshots import compile_caches
 from restore_agent.snapshots.compatibility import node_fits
 from restore_agent.snapshots.manifest import (
     CHECKPOINTS,
@@ -132,8 +132,7 @@ class Capturer:
                 undo.callback(output.close)
                 before = await asyncio.to_thread(ipc_objects, place.host_pids().get(1, 0))
                 # In a pod nothing would lay them out before the container's own command goes on.
-                watch = await CacheWatch.begun(_as_seen(place, request.engine) if open_place is None else {})
-                undo.callback(watch.close)
+                watch = undo.enter_context(await CacheWatch.begun(_as_seen(place, request.engine) if open_place is None else {}))
                 source = await Engine.start(request.engine, place, output, for_snapshot=True)
             with _step("ready", phases, progress):
                 await source.wait_healthy(or_ready=True)
@@ -156,8 +155,7 @@ class Capturer:
                 with _step("weights", phases, progress):
                     lent += await self._published(source, workspace)
                 for region in lent:
-                    await asyncio.to_thread(_keep_layout, workspace, region)
-                    await asyncio.to_thread(keep_beside_weights, region, self._sandboxes.checkpoints, workspace)
+                    await asyncio.to_thread(_keep_weights, workspace, region, self._sandboxes.checkpoints)
                 draft = await self._dump(request, place, source, answers, quiesces, workspace, lease, progress, phases)
                 if lent:
                     records = tuple(region.record for region in lent)
@@ -342,10 +340,12 @@ def _draft(manifest: Manifest, workspace: Path) -> Snapshot:
     return Snapshot(digest_of(manifest.encode()), manifest, workspace)
 
 
-def _keep_layout(workspace: Path, region: WeightsRegion) -> None:
+def _keep_weights(workspace: Path, region: WeightsRegion, checkpoints: Path) -> None:
+    """All of them but their bytes."""
     path = workspace / layout_file(region.record)
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(region.layout)
+    keep_beside_weights(region, checkpoints, workspace)
 
 
 def _records(folder: Path) -> dict[str, FileRecord]:

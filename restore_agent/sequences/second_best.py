@@ -2,8 +2,8 @@
 
 Compile caches are put where the engine looks for them, on the machine; weights that it had published for gpumem are put where it would
 publish them, so that it maps a region instead of loading the model. Both only where nothing is, and both only of a snapshot whose
-signature counts here: what is in them is run. Whether they are of use the engine itself finds out, by the keys of its caches and the name of
-its weights' folder: what was made by another version, or for another GPU or processor, lies there unused.
+signature counts here: what is in them is run. Whether they are of use the engine itself finds out, by the keys of its caches and the name
+of its weights' folder: what was made by another version, or for another GPU or processor, lies there unused.
 
 None of it makes a cold start fail, or anybody ask for it: what cannot be laid out is logged.
 """
@@ -17,7 +17,7 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -85,27 +85,23 @@ def lay_out_caches(catalog: Catalog, snapshot: Snapshot, record: EngineRecord) -
                     _LOG.warning("snapshot %s: %s", snapshot, error)
         for variable, files in itertools.groupby(contents(index, read) if wanted else (), lambda each: each[0]):
             if variable not in wanted:
-                for _ in files:  # the next cache's begin behind them
-                    pass
                 continue
             folder, there, missing = wanted[variable]
             try:
-                _fill(there, missing, ((file, data) for _, file, data in files))
+                there.lay_out(missing, _each((file, data) for _, file, data in files))
                 size = sum(file.size for file in missing)
                 _LOG.info("%d files, %.1f MB, of the compile cache of snapshot %s are in %s", len(missing), size / 1e6, snapshot, folder)
             except CannotLayOut as error:
                 _LOG.warning("snapshot %s: %s", snapshot, error)
-                for _ in files:
-                    pass
 
 
-def _fill(cache: LaidOutCache, missing: list[CacheFile], files: Iterator[tuple[CacheFile, bytes]]) -> None:
+def _each(files: Iterator[tuple[CacheFile, bytes]]) -> Callable[[CacheFile], bytes]:
+    """The contents of those that are asked for in their order."""
+
     def content(wanted: CacheFile) -> bytes:
         return next(data for file, data in files if file == wanted)
 
-    cache.lay_out(missing, content)
-    for _ in files:  # the next cache's begin behind them
-        pass
+    return content
 
 
 def keep_beside_weights(region: WeightsRegion, checkpoints: Path, workspace: Path) -> None:

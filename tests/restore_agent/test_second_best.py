@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from zerowake_proto import agent_pb2 as pb
 
-from restore_agent.sequences.second_best import lay_out_caches, lay_out_weights
+from restore_agent.sequences.second_best import keep_beside_weights, lay_out_caches, lay_out_weights
 from restore_agent.snapshots.catalog import Corrupt, Snapshot
 from restore_agent.snapshots.compile_caches import INDEX, InvalidCaches, keep
-from restore_agent.snapshots.manifest import EngineRecord, WeightsRecord, PartRecord, beside_weights, layout_file
+from restore_agent.snapshots.manifest import EngineRecord, PartRecord, WeightsRecord, WeightsRegion, layout_file
 from restore_agent.snapshots.store import Store
 from tests.worlds.agent import PORT, get, running
 from tests.worlds.snapshots import draft
@@ -107,7 +107,9 @@ def test_caches_are_laid_out_and_what_is_there_stays(store: Store, workspace: Pa
     [{"path": "../out"}, {"path": "/etc/cron.d/out"}, {"mode": 0o4755}, {"path": "aa/../../out"}, {"link": "/etc/passwd"}],
     ids=["above", "absolute", "setuid", "through", "link"],
 )
-def test_an_index_that_leads_out_of_a_cache_is_refused_whole(store: Store, workspace: Path, tmp_path: Path, wrong: dict[str, object]) -> None:
+def test_an_index_that_leads_out_of_a_cache_is_refused_whole(
+    store: Store, workspace: Path, tmp_path: Path, wrong: dict[str, object]
+) -> None:
     index = json.loads((workspace / INDEX).read_text())
     index["caches"][0]["files"][1] |= wrong
     (workspace / INDEX).write_text(json.dumps(index))
@@ -125,10 +127,48 @@ def test_a_piece_that_is_altered_is_refused(store: Store, workspace: Path, tmp_p
     assert [path for path in (tmp_path / "cache").rglob("*") if path.is_file()] == []
 
 
-def test_a_folder_that_others_may_write_is_left_alone(store: Store, workspace: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_folder_that_others_may_write_is_left_alone(
+    store: Store, workspace: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     snapshot = published(store, workspace)
     cache = tmp_path / "cache"
     cache.mkdir()
     cache.chmod(0o777)
     lay_out_caches(store, snapshot, record(cache))
     assert not list(cache.iterdir()) and "others may write there" in caplog.text
+
+
+def test_weights_that_were_published_elsewhere_lie_where_the_engine_publishes(store: Store, tmp_path: Path) -> None:
+    there, here = tmp_path / "there/weights", tmp_path / "here/weights"
+    published_in = there / "model-0123"
+    published_in.mkdir(parents=True)
+    here.mkdir(parents=True)
+    for name, data in {"model.safetensors": b"weights", "reading.json": b"{}", "buffers.pt": b"buffers"}.items():
+        (published_in / name).write_bytes(data)
+    part = PartRecord(path="model.safetensors", offset=0, first_chunk=0, chunks=0)
+    weights = WeightsRecord(region="ab" * 32, size=7, parts=(part,), folder=str(published_in))
+    workspace = store.workspace()
+    layout = workspace / layout_file(weights)
+    layout.parent.mkdir()
+    layout.write_bytes(b"")
+    keep_beside_weights(WeightsRegion(weights, b"", published_in), there, workspace)
+    assert sorted(path.name for path in (layout.parent / weights.region).iterdir()) == ["buffers.pt", "reading.json"]
+    snapshot = published(store, workspace, weights=(weights,))
+    assert snapshot.manifest.second_best_bytes == len(b"{}buffers")
+    fetched = store.fetched_weights(weights)
+    fetched.mkdir(parents=True)
+    (fetched / "model.safetensors").write_bytes(b"weights")
+    for _ in range(2):
+        lay_out_weights(store, snapshot, here)
+        found = {path.name: path.read_bytes() for path in (here / "model-0123").iterdir()}
+        assert found == {"model.safetensors": b"weights", "reading.json": b"{}", "buffers.pt": b"buffers"}
+    assert (here / "model-0123/model.safetensors").samefile(fetched / "model.safetensors"), "they take no room twice"
+    assert [path.name for path in here.iterdir()] == ["model-0123"]
+
+
+def test_of_weights_that_are_a_models_own_nothing_is_taken(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/config.json").write_text("{}")
+    record = WeightsRecord(region="ab" * 32, size=0, parts=(), folder=str(tmp_path / "model"))
+    keep_beside_weights(WeightsRegion(record, b"", tmp_path / "model"), tmp_path / "weights", tmp_path / "workspace")
+    assert not (tmp_path / "workspace").exists()
