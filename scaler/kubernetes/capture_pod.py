@@ -110,7 +110,7 @@ def progress(pod: Pod) -> Progress:
     if reason := annotations.get(pod_contract.CAPTURE_FAILED):
         missed, for_good = pod_contract.CAPTURE_MISSED in annotations, pod_contract.CAPTURE_REFUSED in annotations
         return Progress(failure=reason, missed=missed, for_good=for_good)
-    if pod.status.phase in {"Failed", "Succeeded"}:
+    if pod.has_ended:
         ended = [_ending(each) for each in pod.status.container_statuses if each.state.terminated is not None]
         said = ": ".join(part for part in (pod.status.reason, pod.status.message) if part) or "; ".join(ended)
         return Progress(failure=f"the capture pod ended before the snapshot was taken ({said or pod.status.phase})")

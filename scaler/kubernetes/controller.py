@@ -277,7 +277,7 @@ class Controller:
         if holders or not (status.holders or lost):
             if pod is not None:
                 await self._cluster.delete(PODS, pod.metadata.namespace, pod.metadata.name, uid=pod.metadata.uid)
-            wait = await self._residence.write(snapshot, artifact, status.digest, captured, holders, _UNREPORTED)
+            wait = await self._residence.write(snapshot, artifact, status.digest, captured, holders, _UNREPORTED, pod)
             return True, self._healing[snapshot.key].not_before - self._clock.now() if damaged else wait
         log.warning("%s/%s: no node has %s any more; it is captured again", *snapshot.key, status.digest)
         if lost:
@@ -342,7 +342,7 @@ class Controller:
             holders = await holders_of(self._cluster, Status(), artifact)
             status = msgspec.structs.replace(snapshot.status, contents_hash=pod.metadata.annotations.get(pod_contract.CONTENTS, ""))
             snapshot = msgspec.structs.replace(snapshot, status=status)
-            await self._residence.write(snapshot, artifact, progress.digest, captured, holders, _UNREPORTED)
+            await self._residence.write(snapshot, artifact, progress.digest, captured, holders, _UNREPORTED, pod)
             note = f"captured on node {pod.spec.node_name or '?'} as {progress.digest[:12]}"
             await self._writer.event(snapshot, "Normal", "Captured", note)
         elif progress.failure:

@@ -8,11 +8,14 @@ from scaler.kubernetes import environment, resources
 from scaler.kubernetes.artifact import ABSENT_AGENT_SECONDS, UNKNOWN, Absences, Artifact
 from scaler.kubernetes.cold_starts import ColdStarts
 from scaler.kubernetes.declarations import in_memory_all_the_same
-from scaler.kubernetes.resources import Condition, Location, ModelSnapshot, condition
+from scaler.kubernetes.resources import Condition, Location, ModelSnapshot, Pod, condition
 from scaler.kubernetes.snapshot_writer import SnapshotWriter
 from scaler.kubernetes.storing import STORED, Storing
 from scaler.kubernetes.taken_names import REASON, TakenNames
 from zerowake_shared.clock import Clock
+
+_RESIDENT = "Resident"
+_PHASES = {_RESIDENT: resources.READY, resources.CAPTURE_ENDS: resources.CAPTURING}
 
 
 class Residence:
@@ -33,8 +36,12 @@ class Residence:
         captured: Condition,
         holders: tuple[Location, ...],
         missing: str,
+        capturing: Pod | None = None,
     ) -> float | None:
-        """Returns the seconds after which to look again. A holder that can't be asked counts: it had it. Raises: ClusterError."""
+        """`missing`: what is said where nobody has it. `capturing`: the pod that it was captured in, where that is there still.
+
+        Returns the seconds after which to look again. A holder that can't be asked counts: it had it. Raises: ClusterError.
+        """
         holders = self._absences.aged(holders, artifact)
         unusable = {name: each.unusable for name, each in artifact.held.items() if each.unusable}
         usable = [each.name for each in holders if each.name not in unusable]
@@ -42,11 +49,15 @@ class Residence:
         copied = _copied(snapshot, len([name for name in usable if name in artifact.answering and name in artifact.held]))
         if why := self._names.why(snapshot):
             ready, usable = condition(snapshot, resources.CONDITION_READY, False, "", REASON, why), []
+        elif usable and capturing and not capturing.has_ended:
+            # Its requests count until it has ended: a pod that is made now may find no room there, and go where it can only start cold.
+            why = f"captured; pod {capturing.metadata.name}, in which that was done, has its room on the node until it has ended"
+            ready = condition(snapshot, resources.CONDITION_READY, False, "", resources.CAPTURE_ENDS, why)
         elif usable:
             unknown = [each.name for each in holders if each.rung == UNKNOWN]
             absent = f", of which {', '.join(unknown)} is not heard of" if unknown else ""
             where = f"on {len(usable)} node(s){absent}{in_memory_all_the_same(snapshot)}"
-            ready = condition(snapshot, resources.CONDITION_READY, True, "Resident", "", where)
+            ready = condition(snapshot, resources.CONDITION_READY, True, _RESIDENT, "", where)
         elif unusable:
             name, why = next(iter(unusable.items()))
             ready = condition(snapshot, resources.CONDITION_READY, False, "", "Unusable", f"on node {name}: {why}")
@@ -56,7 +67,7 @@ class Residence:
         sometimes = {resources.CONDITION_STORED: stored, resources.CONDITION_COPIED: copied}
         status = msgspec.structs.replace(
             before,
-            phase=resources.READY if usable else resources.PENDING,
+            phase=_PHASES.get(ready.reason, resources.PENDING),
             digest=digest,
             image_bytes=max((each.image_bytes for each in held), default=before.image_bytes),
             weights_bytes=max((each.weights_bytes for each in held), default=before.weights_bytes),

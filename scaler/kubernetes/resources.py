@@ -25,6 +25,7 @@ ENDPOINT_SLICES = Resource("discovery.k8s.io/v1", "EndpointSlice", "endpointslic
 SCALED_OBJECTS = Resource("keda.sh/v1alpha1", "ScaledObject", "scaledobjects")
 
 PENDING, CAPTURING, READY, FAILED = "Pending", "Capturing", "Ready", "Failed"
+CAPTURE_ENDS = "CapturePodEnding"  # reason for not being Ready: what is captured can be restored, and its pod has the room for that still
 CONDITION_CAPTURED, CONDITION_READY, CONDITION_RESTORES = "Captured", "Ready", "Restores"
 CONDITION_STALE = "StaleEnvironment"
 CONDITION_STORED, CONDITION_COPIED = "Stored", "Copied"
@@ -188,7 +189,9 @@ class ModelSnapshot(_Object, frozen=True):
     @property
     def ready_digest(self) -> str:
         """The digest to restore from; empty while there is none, or none of the template as it is now."""
-        if not self.status.holds(CONDITION_READY) or self.metadata.deletion_timestamp:
+        ready = self.status.condition(CONDITION_READY)
+        is_there = ready is not None and (ready.status == "True" or ready.reason == CAPTURE_ENDS)
+        if not is_there or self.metadata.deletion_timestamp:
             return ""
         current = self.spec.template is None or self.status.template_hash == self.template_hash
         return self.status.digest if current else ""
@@ -242,6 +245,11 @@ class Pod(_Object, frozen=True):
     metadata: Metadata
     spec: PodSpec = PodSpec()
     status: PodStatus = PodStatus()
+
+    @property
+    def has_ended(self) -> bool:
+        """No container of it runs any more, and none will: it takes up no room."""
+        return self.status.phase in {"Failed", "Succeeded"}
 
 
 def with_condition(conditions: tuple[Condition, ...], new: Condition, wall: float) -> tuple[Condition, ...]:

@@ -227,7 +227,7 @@ async def test_a_node_that_is_not_heard_of_ages_out(world: World) -> None:
         for each in (agent, other):
             each.has("tenant", "chat", DIGEST)
         await until(lambda: nodes_of(world) == {"n1": "memory", "n2": "memory"})
-        assert world.condition("Ready") == ("True", "Resident", "on 2 node(s)")
+        await until(lambda: world.condition("Ready") == ("True", "Resident", "on 2 node(s)"))
         await serving.aclose()
         await until(lambda: nodes_of(world) == {"n1": "memory", "n2": "unknown"})
         assert world.condition("Ready") == ("True", "Resident", "on 2 node(s), of which n2 is not heard of")

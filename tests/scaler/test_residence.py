@@ -1,7 +1,8 @@
 """What an object's status says of where its artifact is, as far as no other test of the controller is about it."""
 
-from tests.worlds.controlled import DIGEST, World
+from tests.worlds.controlled import DIGEST, TEMPLATE, World
 from tests.worlds.waiting import until
+from zerowake_shared.pod_contract import CAPTURED
 
 
 async def test_whether_there_are_as_many_copies_as_are_wanted(world: World) -> None:
@@ -14,3 +15,25 @@ async def test_whether_there_are_as_many_copies_as_are_wanted(world: World) -> N
     await until(lambda: world.condition("Copied") == ("True", "Copied", ""))
     await world.api.change("modelsnapshots", "tenant", "chat", {"spec": {"copies": 1}})
     await until(lambda: world.condition("Copied") == ("", "", ""))
+
+
+async def test_a_model_is_not_ready_before_its_capture_pod_has_left_its_room(world: World) -> None:
+    """What that pod asks for counts on its node until it has ended: a pod that is made as the model gets Ready has to fit there."""
+    await world.snapshot(template=TEMPLATE)
+    await until(world.pods)
+    name = world.pods()[0]["metadata"]["name"]
+    await world.api.change("pods", "tenant", name, {"metadata": {"finalizers": ["test/stays"]}})
+    world.agents["n0"].has("tenant", "chat", DIGEST)
+    await world.says(CAPTURED, DIGEST)
+    await until(lambda: world.condition("Ready")[:2] == ("False", "CapturePodEnding"))
+    assert f"pod {name}, in which that was done, has its room" in world.condition("Ready")[2]
+    assert world.status()["phase"] == "Capturing" and world.condition("Captured")[0] == "True"
+    await until(lambda: world.pods()[0]["metadata"].get("deletionTimestamp"))
+    found = world.informer.get("tenant", "chat")
+    assert found and found.ready_digest == DIGEST, "a pod that is made all the same is restored where there is room"
+    await world.api.change("pods", "tenant", name, {"status": {"phase": "Succeeded"}})
+    await until(lambda: world.condition("Ready") == ("True", "Resident", "on 1 node(s)"))
+    assert world.status()["phase"] == "Ready"
+    await world.api.change("pods", "tenant", name, {"metadata": {"finalizers": []}})
+    await until(lambda: not world.pods())
+    assert world.condition("Ready")[0] == "True"

@@ -41,7 +41,8 @@ async def test_a_model_is_ready_while_its_store_takes_its_time(world: World) -> 
     world.agents["n0"].store_opens.clear()
     agent = await captured(world)
     await until(lambda: world.condition("Stored") == ("False", "Pushing", f"node n0 puts it into {STORE}"))
-    assert world.condition("Ready")[0] == "True" and not stored(world)
+    await until(lambda: world.condition("Ready")[0] == "True")
+    assert not stored(world)
     agent.store_opens.set()
     await until(lambda: world.condition("Stored")[0] == "True")
 
@@ -51,7 +52,7 @@ async def test_a_store_that_denies_is_told_and_tried_again(world: World) -> None
     agent = await captured(world)
     await until(lambda: world.condition("Stored")[:2] == ("False", "Denied"))
     assert world.condition("Stored")[2].startswith(f"node n0 could not put it into {STORE}: s3://bucket does not let us; it is tried")
-    assert world.condition("Ready")[0] == "True"
+    await until(lambda: world.condition("Ready")[0] == "True")
     await until(lambda: len(agent.pushed) == 2)
     await until(lambda: world.reasons().count("NotStored") == 1)
     agent.store_fails = ("store-full", "no room")
@@ -69,7 +70,7 @@ async def test_another_store_gets_it_and_none_is_none(world: World) -> None:
     assert [each.store for each in agent.pushed] == [STORE, "file:///stores/a"]
     await world.api.change("modelsnapshots", "tenant", "chat", {"spec": {"store": None}})
     await until(lambda: not stored(world) and world.condition("Stored") == ("", "", ""))
-    assert world.condition("Ready")[0] == "True"
+    await until(lambda: world.condition("Ready")[0] == "True")
 
 
 async def test_a_new_capture_takes_the_place_of_the_old_one_there(world: World) -> None:
