@@ -29,10 +29,11 @@ class S3Server:
 
     root: Path
     port: int
+    host: str = "127.0.0.1"
 
     @property
     def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self.host}:{self.port}"
 
     def make_bucket(self, name: str) -> str:
         (self.root / name).mkdir()
@@ -54,17 +55,27 @@ class S3Server:
 
 
 @contextlib.contextmanager
-def s3_server(folder: Path) -> Iterator[S3Server]:
-    """Serves `folder`/root; everything that it writes besides is in `folder`, too."""
+def s3_server(folder: Path, host: str = "127.0.0.1") -> Iterator[S3Server]:
+    """Serves `folder`/root at an address of this machine; everything that it writes besides is in `folder`, too."""
     assert _PROGRAM.exists(), f"{_PROGRAM} is missing: `make test` builds it, or tests/worlds/s3/build.sh"
-    server = S3Server(folder / "root", free_port())
+    server = S3Server(folder / "root", free_port(), host)
     for each in (server.root, folder / "meta", folder / "users"):
         each.mkdir(exist_ok=True)
-    command = [_PROGRAM, "--access", KEY, "--secret", SECRET, "--port", f"127.0.0.1:{server.port}", "--keep-alive", "--quiet"]
+    command: list[str | Path] = [
+        _PROGRAM,
+        "--access",
+        KEY,
+        "--secret",
+        SECRET,
+        "--port",
+        f"{host}:{server.port}",
+        "--keep-alive",
+        "--quiet",
+    ]
     command += ["--iam-dir", folder / "users", "posix", "--sidecar", folder / "meta", server.root]
     with (folder / "log").open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
         try:
-            blocking_until(lambda: _answers(server.port) or process.poll() is not None, "the S3 server answers")
+            blocking_until(lambda: _answers(host, server.port) or process.poll() is not None, "the S3 server answers")
             assert process.poll() is None, (folder / "log").read_text()
             yield server
         finally:
@@ -153,6 +164,6 @@ async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -
             await writer.drain()
 
 
-def _answers(port: int) -> bool:
+def _answers(host: str, port: int) -> bool:
     with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+        return probe.connect_ex((host, port)) == 0
