@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
+from typing import TypeVar
 
 import grpc
 from zerowake_proto import agent_pb2, agent_pb2_grpc
@@ -27,7 +28,9 @@ from zerowake_shared.clock import SYSTEM_CHANCE, token
 _REMEMBERED = 1000  # ids of replicas that have ended: later news of them is old
 _NEW_SHARE = 0.3  # of what was measured last in what is smoothed
 _SILENT_SECONDS = 30.0
+_LOOK_SECONDS, _LOOKS = 10.0, 3  # a call is given up after so many in a row at which its agent had said nothing new
 _AT_ONCE = 1e-3  # seconds; 0 has another meaning
+_T = TypeVar("_T")
 
 
 class AgentError(Exception):
@@ -38,6 +41,10 @@ class AgentError(Exception):
 
 class AgentUnreachable(AgentError):
     """The agent does not answer."""
+
+
+class AgentSilent(AgentUnreachable):
+    """The agent was asked, its stream said nothing more, and so the answer is not waited for."""
 
 
 class NoRoom(AgentError):
@@ -74,6 +81,7 @@ class Agent:
         self._chance = chance
         self.synced = asyncio.Event()
         self.silent = False  # nothing came any more
+        self._words = 0  # that its stream has said
         self.patience: asyncio.Timeout | None = None  # in which the stream's next word has to come
         self.residencies: dict[SnapshotName, Residency] = {}
         self.replicas: dict[str, Replica] = {}
@@ -105,6 +113,11 @@ class Agent:
                 replicas=MappingProxyType(dict(self.replicas)),
             )
         return shown
+
+    def speaks(self) -> None:
+        """Its stream has said something."""
+        self.silent = False
+        self._words += 1
 
     def describe(self, told: agent_pb2.Node) -> None:
         """Takes what the agent says of the node itself."""
@@ -186,14 +199,14 @@ class Agent:
         """The snapshot up to the rung, fetched from `peers` and `stores` (URLs) where the node does not have it; returns the seconds that
         it took. `complained`: hears what some of them did wrong while others gave it.
 
-        Raises AgentError.
+        Raises AgentError; AgentSilent: nothing was heard of the agent meanwhile.
         """
         reference = messages.reference(snapshot, digest)
         request = agent_pb2.StageRequest(request_id=self._id(), snapshot=reference, rung=agent_pb2.Rung.Name(rung))
         request.stores.extend(stores)
         request.peers.extend(agent_pb2.Peer(node=peer.node, address=peer.address, complete=peer.complete) for peer in peers)
         try:
-            answer = await self.stub.Stage(request)
+            answer = await self._while_heard(self.stub.Stage(request))
         except grpc.aio.AioRpcError as error:
             raise _said(error) from None
         for why in answer.complaints:
@@ -295,6 +308,28 @@ class Agent:
             await self.stub.Demote(request)
         except grpc.aio.AioRpcError as error:
             raise _said(error) from None
+
+    async def _while_heard(self, call: Awaitable[_T]) -> _T:
+        """What the call answers, however long that takes, for as long as the stream says something: an agent says every two seconds how its
+        node is. A look that comes late, as this program stood still, finds nothing said either, so it takes several.
+
+        Raises AgentSilent, and what the call raises.
+        """
+        answer = asyncio.ensure_future(call)
+        words, looks = self._words, 0
+        try:
+            while looks < _LOOKS:
+                done, _ = await asyncio.wait([answer], timeout=_LOOK_SECONDS)
+                if done:
+                    return answer.result()
+                looks = looks + 1 if self._words == words else 0
+                words = self._words
+        finally:
+            answer.cancel()
+        raise AgentSilent(
+            f"its agent was asked and has said nothing for {_LOOKS * _LOOK_SECONDS:.0f} s; it is not waited for: "
+            "see whether the node runs and is reached, and what its agent logs"
+        )
 
     def _id(self) -> str:
         """Of a request: the agent does it once, however often it is sent."""

@@ -15,7 +15,7 @@ from collections.abc import Callable, Coroutine, Iterable
 from typing import Protocol
 
 from scaler.books.snapshot_name import SnapshotName
-from scaler.fleet.agent import AgentError, AgentUnreachable, NoRoom, Wanted
+from scaler.fleet.agent import AgentError, AgentSilent, AgentUnreachable, NoRoom, Wanted
 from scaler.fleet.nodes import Nodes
 from scaler.fleet.snapshot_peers import peers_of
 from scaler.plan.actions import Action, Drop, End, Keep, Sleep, Stage, Start
@@ -85,8 +85,8 @@ class Executor:
         self._wanted = wanted
 
     def on_refused(self, refused: Callable[[Stage, str, str], None], complained: Callable[[Stage, str, str], None]) -> None:
-        """`refused(stage, node, why)`: the agent of the node of that name did not do it. `complained(…)`: it did it, and a source that it
-        asked before it came to another did wrong."""
+        """`refused(stage, node, why)`: the agent of the node of that name did not do it, or fell silent over it. `complained(…)`:
+        it did it, and a source that it asked before it came to another did wrong."""
         self._refused, self._complained = refused, complained
 
     @property
@@ -173,6 +173,7 @@ class Executor:
             if not isinstance(error, AgentUnreachable):
                 self._put_off(action)
                 self._refusals[action.node, action.digest, action.rung] = str(error)
+            if isinstance(error, AgentSilent) or not isinstance(error, AgentUnreachable):
                 self._refused(action, agent.name, str(error))
             log.warning("%s could not be staged on %s: %s", action.model, agent.name, error)
             return

@@ -164,7 +164,7 @@ class Nodes:
             while True:
                 try:
                     async for update in self._watch(agent):
-                        agent.silent = False
+                        agent.speaks()
                         self._apply(agent, update)
                         backoff.reset()
                 except (grpc.aio.AioRpcError, TimeoutError) as error:

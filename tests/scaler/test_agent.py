@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
+from typing import cast
 
 import grpc
 import pytest
 from zerowake_proto import agent_pb2, agent_pb2_grpc
 
 from scaler.books.snapshot_name import SnapshotName
-from scaler.fleet.agent import Agent, AgentUnreachable, HasNone, NoRoom, Wanted
+from scaler.fleet.agent import Agent, AgentSilent, AgentUnreachable, HasNone, NoRoom, Wanted
 from scaler.fleet.snapshot_peers import SnapshotPeer
 from scaler.gateway.upstream import Endpoint
 from scaler.plan.rungs import Rung, WeightsRung
 from scaler.plan.world import Gpu, Rates, Replica, Residency
 from tests.worlds import fake_agent
+from tests.worlds.virtual_time import run
 
 NAME = SnapshotName("ns", "chat")
 
@@ -133,3 +136,41 @@ def test_a_node_is_a_value_that_does_not_change_with_later_news() -> None:
     assert (agent.node.synced, list(agent.node.replicas), list(agent.node.residencies)) == (True, ["r"], [])
     agent.forget("r")
     assert list(agent.node.replicas) == [] and "r" in agent.gone
+
+
+class Stub:
+    """An agent's calls that end when the test says so."""
+
+    def __init__(self) -> None:
+        self.answer = asyncio.get_running_loop().create_future()
+
+    def Stage(self, request: agent_pb2.StageRequest) -> asyncio.Future[agent_pb2.StageResponse]:
+        return self.answer
+
+
+def test_what_is_staged_is_waited_for_while_its_agent_speaks() -> None:
+    async def staged() -> tuple[float, float]:
+        stub = Stub()
+        agent = Agent("a", cast("agent_pb2_grpc.AgentAsyncStub", stub))
+        staging = asyncio.create_task(agent.stage(NAME, "d", Rung.DISK))
+        for _ in range(200):
+            await asyncio.sleep(25.0)
+            agent.speaks()
+        stub.answer.set_result(agent_pb2.StageResponse(seconds=7.0))
+        return await staging, asyncio.get_running_loop().time()
+
+    assert run(staged()) == (7.0, 5000.0)
+
+
+def test_what_is_staged_is_given_up_when_its_agent_has_said_nothing_for_half_a_minute() -> None:
+    async def given_up() -> tuple[bool, float]:
+        stub = Stub()
+        agent = Agent("a", cast("agent_pb2_grpc.AgentAsyncStub", stub))
+        staging = asyncio.create_task(agent.stage(NAME, "d", Rung.DISK))
+        await asyncio.sleep(15.0)
+        agent.speaks()
+        with pytest.raises(AgentSilent, match=r"its agent was asked and has said nothing for 30 s"):
+            await staging
+        return stub.answer.cancelled(), asyncio.get_running_loop().time()
+
+    assert run(given_up()) == (True, 50.0)

@@ -10,7 +10,7 @@ from typing import cast
 import pytest
 
 from scaler.books.snapshot_name import SnapshotName
-from scaler.fleet.agent import AgentError, AgentUnreachable, Wanted
+from scaler.fleet.agent import AgentError, AgentSilent, AgentUnreachable, Wanted
 from scaler.fleet.executor import Executor
 from scaler.fleet.nodes import Nodes
 from scaler.fleet.snapshot_peers import SnapshotPeer
@@ -197,6 +197,14 @@ async def test_an_end_is_given_up_for_a_replica_that_is_wanted_after_all(world: 
     await world.does(Keep("chat", "a", "r", "one is needed"))
     assert world.executor.under_way == (other,)
     await until(lambda: world.there.given_up == ["end r"])
+
+
+async def test_an_agent_that_falls_silent_over_a_fetch_is_told_and_has_refused_nothing(world: World) -> None:
+    await world.does(FETCH)
+    await world.answer("DISK d", AgentSilent("nothing for 30 s"))
+    assert world.executor.under_way == () and world.ended == ["chat"], "another node can be asked at once"
+    assert world.refused == [("d", "DISK", "a", "nothing for 30 s")]
+    assert world.executor.put_off == {} and world.executor.refusal("a", "d", Rung.DISK) == "", "its stream says when it is back"
 
 
 async def test_a_refusal_puts_its_rung_off_for_longer_each_time(world: World) -> None:
