@@ -24,6 +24,8 @@ from zerowake_shared.network_namespace import NetworkNamespace
 
 ENGINE = Path(__file__).with_name("hashing_engine.py")
 PORT = 8000
+# Else an agent that is slow to listen, on a busy machine, is asked again after 1, 2, 5, 9, 16, 27 seconds.
+_OFTEN = [("grpc.initial_reconnect_backoff_ms", 200), ("grpc.max_reconnect_backoff_ms", 200)]
 
 
 def engine(mapped: Path, mebibytes: int = 8, *arguments: str, timeout: float = 20.0) -> pb.Engine:
@@ -134,8 +136,8 @@ async def running(state: Path, *options: str, program: str = "scaler.programs.cl
         stderr=(state.parent / "agent.log").open("ab"),
     )
     try:
-        async with grpc.aio.insecure_channel(f"unix:{state / 'agent.sock'}") as channel:
-            async with asyncio.timeout(20):
+        async with grpc.aio.insecure_channel(f"unix:{state / 'agent.sock'}", _OFTEN) as channel:
+            async with asyncio.timeout(60):
                 await channel.channel_ready()
             yield Agent(process, state, agent_pb2_grpc.AgentStub(channel))
     finally:
