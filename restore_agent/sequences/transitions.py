@@ -128,9 +128,11 @@ class Transitions:
                 raise EngineError("the engine does not take part in the control directory, so it cannot let go of its weights")
             gpu_pids: list[int] = []
             gpus: Mapping[str, int] = {}
-            processes = [host for pid, host in engine.place.host_pids().items() if pid != 1]
+            hosts = engine.place.host_pids()
+            # CRIU's own process may still be there, about to end: it is none of those that have to be there at the wake.
+            processes = [hosts[process.pid] for process in snapshot.manifest.processes if process.pid in hosts]
             if self._cuda:
-                gpu_pids = self._cuda.holders(processes)
+                gpu_pids = self._cuda.holders([host for pid, host in hosts.items() if pid != 1])
                 gpus = self._cuda.held(gpu_pids) or engine.gpu_bytes
             undo = contextlib.AsyncExitStack()
             undo.callback(engine.output.close)

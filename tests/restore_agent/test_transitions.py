@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import subprocess
 from collections.abc import Mapping
 from dataclasses import replace
 from types import SimpleNamespace
@@ -22,7 +24,7 @@ from restore_agent.sequences.placement import NoGpuMemory
 from restore_agent.sequences.standby import Rung
 from restore_agent.sequences.transitions import Transitions
 from restore_agent.snapshots.catalog import Snapshot
-from restore_agent.snapshots.manifest import WeightsRecord
+from restore_agent.snapshots.manifest import ProcessRecord, WeightsRecord
 from restore_agent.snapshots.store import Store
 from tests.worlds.snapshots import publish
 from tests.worlds.stood_standby import ONE, TWO, stood_engine, waiting
@@ -114,6 +116,24 @@ async def test_a_standby_that_is_parked_asks_nobody_to_give_way(store: Store) ->
     with pytest.raises(NoGpuMemory):
         await transitions(Driver(GIB), no_room, gives_way).park(standby, ParkedBudget(lambda total: 4 * GIB, lambda: {ONE: 80 * GIB}, dict))
     assert standby.rung is Rung.STANDBY and not standby.is_closed
+
+
+async def test_a_process_of_criu_that_is_about_to_end_is_none_of_the_engine(store: Store) -> None:
+    """It is there for a moment after a restore, and a demotion may come at once."""
+    criu = subprocess.Popen(["sleep", "60"])
+    try:
+        engine, record = stood_engine(), ProcessRecord(pid=1001, command="engine")
+        engine.gpu_places = {}
+        engine.place.host_pids = lambda: {1: os.getppid(), 1001: os.getpid(), 2: criu.pid}
+        snapshot = publish(store, b"one" * 8192, "one", processes=(record,))
+        moving = transitions(Driver(GIB), no_room, no_room)
+        moving._cuda = None
+        standby = await moving.demote(engine, snapshot, Rung.PARKED)
+    finally:
+        criu.kill()
+        criu.wait()
+    assert standby.processes == [os.getpid()]
+    standby.check_whole()
 
 
 class TwoGpus(Driver):
