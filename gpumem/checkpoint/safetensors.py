@@ -11,7 +11,9 @@ fill needs. Rejected: chunks cut at tensors, which are thousands of tiny ones.
 from __future__ import annotations
 
 import json
+import logging
 import os
+import secrets
 import shutil
 import struct
 import tempfile
@@ -34,6 +36,7 @@ _LONGEST_HEADER = 100_000_000  # bytes, as the format has it
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 _READING = "reading.json"
+_LOG = logging.getLogger(__name__)
 BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "U16": 16, "I16": 16, "F16": 16, "BF16": 16,
     "U32": 32, "I32": 32, "F32": 32, "U64": 64, "I64": 64, "F64": 64, "C64": 64,
@@ -85,19 +88,28 @@ def read_checkpoint(directory: Path) -> Checkpoint:
 def keep_reading(directory: Path, checkpoint: Checkpoint) -> None:
     """Writes what `read_checkpoint` found into a file beside the weights, for `kept_reading`. Raises OSError."""
     parts = [[part.path.name, *part[1:]] for part in checkpoint.parts]
-    fresh = directory / f".{_READING}"
-    fresh.write_text(json.dumps({"layout": checkpoint.layout.SerializeToString(deterministic=True).hex(), "parts": parts}))
-    fresh.rename(directory / _READING)
+    fresh = directory / f".{_READING}.{secrets.token_hex(4)}"  # several engines may publish the same weights at once
+    try:
+        fresh.write_text(json.dumps({"layout": checkpoint.layout.SerializeToString(deterministic=True).hex(), "parts": parts}))
+        fresh.rename(directory / _READING)
+    except BaseException:
+        fresh.unlink(missing_ok=True)
+        raise
 
 
 def kept_reading(directory: Path) -> Checkpoint | None:
-    """What `keep_reading` wrote; None: nothing. Saves hashing it all again, and is safe: whoever fills a region compares the hashes."""
+    """What `keep_reading` wrote; None: nothing, or what a crash has torn. Saves hashing it all again, and is safe: whoever fills a region
+    compares the hashes. Raises OSError."""
+    path = directory / _READING
     try:
-        kept = json.loads((directory / _READING).read_text())
+        kept = json.loads(path.read_text())
+        parts = tuple(Source(directory / name, *map(int, numbers)) for name, *numbers in kept["parts"])
+        return Checkpoint(gpumem_pb2.Layout.FromString(bytes.fromhex(kept["layout"])), parts)
     except FileNotFoundError:
         return None
-    parts = (Source(directory / name, *numbers) for name, *numbers in kept["parts"])
-    return Checkpoint(gpumem_pb2.Layout.FromString(bytes.fromhex(kept["layout"])), tuple(parts))
+    except (ValueError, LookupError, TypeError) as error:
+        _LOG.warning("%s cannot be read (%s): the weights beside it are read and hashed anew", path, error)
+        return None
 
 
 def write_checkpoint(

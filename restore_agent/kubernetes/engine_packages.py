@@ -28,6 +28,7 @@ from typing import Any
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, FileDescriptor
 from zerowake_proto import gpumem_pb2
 
+from restore_agent.snapshots import durable
 from zerowake_shared.pod_contract import ZEROWAKE_FOLDER
 
 INSIDE = Path(ZEROWAKE_FOLDER) / "python"  # in the container
@@ -53,13 +54,16 @@ class EnginePackages:
 
 
 def lay_out(state: Path) -> EnginePackages:
-    """This agent's version, put where it is not yet. Raises OSError."""
+    """This agent's version, put where it is not yet, or is not whole: a node that lost its power may have kept names of files alone.
+
+    Raises OSError.
+    """
     content = dict(_files())
     version = _version(content)
     folder = state / "engine-packages"
     folder.mkdir(exist_ok=True)
     folder.chmod(0o755)  # a container's user may be anybody
-    if not (folder / version).exists():
+    if not _is_whole(folder / version, content):
         fresh = folder / f".{secrets.token_hex(8)}"
         try:
             for name, data in content.items():
@@ -69,10 +73,17 @@ def lay_out(state: Path) -> EnginePackages:
                 path.chmod(0o644)
             for path in (fresh, *(path for path in fresh.rglob("*") if path.is_dir())):
                 path.chmod(0o755)
+            durable.sync_tree(fresh)
+            shutil.rmtree(folder / version, ignore_errors=True)
             fresh.rename(folder / version)
+            durable.sync_folder(folder)
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
     return EnginePackages(folder, str(INSIDE / version))
+
+
+def _is_whole(folder: Path, content: Mapping[str, bytes]) -> bool:
+    return all(durable.content(folder / name) == data for name, data in content.items())
 
 
 def _version(content: Mapping[str, bytes]) -> str:

@@ -25,6 +25,7 @@ from restore_agent.errors import FAILURES
 from restore_agent.places.compile_folders import compile_folders
 from restore_agent.places.laid_out_caches import CannotLayOut, LaidOutCache
 from restore_agent.sequences.phases import Phases
+from restore_agent.snapshots import durable
 from restore_agent.snapshots.catalog import Catalog, Snapshot
 from restore_agent.snapshots.compile_caches import INDEX, CacheFile, CacheIndex, contents
 from restore_agent.snapshots.manifest import EngineRecord, WeightsRecord, WeightsRegion, beside_weights
@@ -139,6 +140,7 @@ def lay_out_weights(catalog: Catalog, snapshot: Snapshot, checkpoints: Path) -> 
                 os.link(region.folder / part, fresh / part)  # gpumem compares every chunk that it reads
             for name, kept in beside.items():
                 (fresh / name).write_bytes(catalog.read_file(snapshot, kept, snapshot.manifest.files[kept]))
+            durable.sync_tree(fresh)  # once it is there, nobody writes it anew
             fresh.rename(target)
         finally:
             shutil.rmtree(fresh, ignore_errors=True)

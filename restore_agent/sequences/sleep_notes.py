@@ -52,7 +52,8 @@ class SleepNotes:
         """None: there is none, or none that can be read."""
         try:
             found: dict[str, Any] = json.loads((self._folder / replica_id).read_text())
-            return Note(**{**found, **{name: tuple(found[name]) for name in ("gpu_pids", "before", "processes")}})
+            note = Note(**{**found, **{name: tuple(found[name]) for name in ("gpu_pids", "before", "processes")}})
+            return note if note.stands or not note.rung else None
         except (OSError, ValueError, TypeError, LookupError):
             return None
 

@@ -143,6 +143,32 @@ def test_what_is_written_is_read_aligned(tmp_path: Path) -> None:
     assert read_checkpoint(directory) == checkpoint
 
 
+@pytest.mark.parametrize("torn", [b"", b'{"layout": "0a', b"\xff\xfe", b"[]", b'{"layout": "0", "parts": []}', b'{"parts": [[1]]}'])
+def test_a_reading_that_is_torn_is_none(tmp_path: Path, caplog: pytest.LogCaptureFixture, torn: bytes) -> None:
+    """A node that lost its power keeps such; whoever starts there reads the weights anew, instead of failing each time."""
+    save_file({"a": NUMBERS.random(4, dtype=np.float32)}, tmp_path / "model.safetensors")
+    (tmp_path / "reading.json").write_bytes(torn)
+    assert kept_reading(tmp_path) is None
+    assert f"{tmp_path / 'reading.json'} cannot be read" in caplog.text
+    keep_reading(tmp_path, checkpoint := read_checkpoint(tmp_path))
+    assert kept_reading(tmp_path) == checkpoint
+
+
+def test_two_writers_of_a_reading_do_not_take_each_other_s_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_file({"a": NUMBERS.random(4, dtype=np.float32)}, tmp_path / "model.safetensors")
+    checkpoint, rename = read_checkpoint(tmp_path), Path.rename
+
+    def as_another_writes(path: Path, target: Path) -> Path:
+        monkeypatch.setattr(Path, "rename", rename)
+        keep_reading(tmp_path, checkpoint)
+        return path.rename(target)
+
+    monkeypatch.setattr(Path, "rename", as_another_writes)
+    keep_reading(tmp_path, checkpoint)
+    assert kept_reading(tmp_path) == checkpoint
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.safetensors", "reading.json"]
+
+
 def test_content_of_another_length_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="'a' has 16 bytes, and 3 were given"):
         write_checkpoint(tmp_path / "made", [("a", "F32", [4])], lambda name: [memoryview(b"abc")])

@@ -127,3 +127,14 @@ def test_a_version_stays_where_it_was_and_anybody_may_read_it(tmp_path: Path, mo
     assert second.folder == first.folder and second.path != first.path
     kept = {path.name for path in first.folder.iterdir()}
     assert kept == {Path(first.path).name, Path(second.path).name}, "an engine may import of the first one late"
+
+
+@pytest.mark.parametrize("torn", ["empty", "missing"])
+def test_a_version_that_a_crash_has_left_torn_is_put_there_anew(tmp_path: Path, torn: str) -> None:
+    laid = lay_out(tmp_path)
+    file = laid.folder / Path(laid.path).name / "gpumem/client/client.py"
+    before = file.read_bytes()
+    file.unlink() if torn == "missing" else file.write_bytes(b"")
+    assert lay_out(tmp_path) == laid
+    assert file.read_bytes() == before
+    assert [path.name for path in laid.folder.iterdir()] == [Path(laid.path).name]

@@ -38,8 +38,10 @@ def test_what_stands_is_told_from_what_was_on_its_way(notes: SleepNotes) -> None
 
 
 def test_what_is_no_note_counts_for_none(notes: SleepNotes, tmp_path: Path) -> None:
-    for number, text in enumerate(("", "[]", "{}", '{"pid": 1}', '{"pid": 1, "gpu_pids": [], "before": [], "other": 1}')):
-        (tmp_path / f"sleepers/pod.{number}").write_text(text)
+    foreign = '{"pid": 1, "gpu_pids": [], "before": [], "processes": [], "rung": "of a newer agent"}'
+    other = '{"pid": 1, "gpu_pids": [], "before": [], "other": 1}'
+    for number, text in enumerate((b"", b"\xff", b"[]", b"{}", b'{"pid": 1}', other.encode(), foreign.encode())):
+        (tmp_path / f"sleepers/pod.{number}").write_bytes(text)
         assert notes.read(f"pod.{number}") is None
 
 
