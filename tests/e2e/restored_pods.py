@@ -43,12 +43,13 @@ async def pods_of(made: Release, model: str) -> list[Object]:
     return [one for one in await made.api.list("Pod", made.namespace, f"app={model}") if not one["metadata"].get("deletionTimestamp")]
 
 
-async def ready_pod(made: Release, model: str) -> Object:
-    """The only one of the model, once it is."""
+async def ready_pod(made: Release, model: str, node: str = "") -> Object:
+    """The only one of the model, once it is; and on that node, if one is named: of a node that is gone Kubernetes takes the pods for ready
+    for a moment still."""
     async with asyncio.timeout(WITHIN):
         while True:
             found = await pods_of(made, model)
-            if len(found) == 1 and condition(found[0], "Ready"):
+            if len(found) == 1 and condition(found[0], "Ready") and node in ("", found[0]["spec"]["nodeName"]):
                 return found[0]
             await asyncio.sleep(_LISTED_SECONDS)  # which of several stays is nobody's event
 

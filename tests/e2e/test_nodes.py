@@ -24,6 +24,7 @@ from tests.e2e.cluster.control import enter, tell
 from tests.e2e.cluster.layout import NODE, SECOND_NODE
 from tests.e2e.cluster.power import boot, crash
 from tests.e2e.release import Release, deployment, is_ready, own_namespace, snapshot, to_install
+from tests.e2e.restored_pods import ready_pod
 
 pytestmark = [
     pytest.mark.own_cluster("ends nodes and starts them again"),
@@ -207,10 +208,7 @@ async def test_a_node_is_gone_and_comes_back(installed: Release, client: aiohttp
         try:
             assert (await installed.ask(client, "two"))["digest"] == before, "by whoever there is"
             await until_node(installed, SECOND_NODE, ready=False)
-            await installed.api.until(
-                "Deployment", installed.namespace, "two", lambda one: one and one["status"].get("readyReplicas"), WITHIN
-            )
-            assert (await pod_of(installed, "two"))["spec"]["nodeName"] == NODE
+            await ready_pod(installed, "two", NODE)
             assert (await installed.ask(client, "two"))["digest"] == before
             await installed.ask(client, "one")
             other = await pod_of(installed, "one")
