@@ -101,9 +101,9 @@ $(environment): Makefile pyproject.toml requirements.lock deploy/bootstrap.sh de
 	@deploy/bootstrap.sh
 	@touch $@
 
-# The tests make containers.
+# The tests make containers, and have an engine compile.
 $(containers): deploy/steps.sh | $(environment)
-	@if [ "$$(id -u)" = 0 ]; then bash -ec '. deploy/steps.sh; need runc iproute2 util-linux'; fi
+	@if [ "$$(id -u)" = 0 ]; then bash -ec '. deploy/steps.sh; need runc iproute2 util-linux g++'; fi
 	@touch $@
 
 $(criu): deploy/criu/install.sh | $(environment)

@@ -20,6 +20,7 @@ from restore_agent.snapshots.store import Store
 from tests.worlds.agent import PORT, get, running
 from tests.worlds.snapshots import draft
 
+NEEDS_COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++: `make test` installs it for root")
 KERNELS = 3
 ENGINE = Path(__file__).parents[1] / "worlds" / "compiling_engine.py"
 
@@ -30,6 +31,7 @@ def compiling(cache: Path) -> pb.Engine:
     return pb.Engine(command=command, env=env, directory="/", port=PORT, health_path="/health", ready_timeout_seconds=60)
 
 
+@NEEDS_COMPILER
 async def test_a_cold_start_finds_what_was_compiled_before_the_snapshot(tmp_path: Path, needs_criu: None) -> None:
     there, here = tmp_path / "there", tmp_path / "here"
     there.mkdir()
@@ -54,6 +56,7 @@ async def test_a_cold_start_finds_what_was_compiled_before_the_snapshot(tmp_path
         await agent.release(answer.replica)
 
 
+@NEEDS_COMPILER
 async def test_what_was_compiled_before_it_started_and_is_read_is_taken_too(tmp_path: Path, needs_criu: None) -> None:
     cache = tmp_path / "cache"
     async with running(tmp_path / "state") as agent:
