@@ -15,7 +15,9 @@ _WIDE = 100_000  # columns: more than any line
 def console() -> Console:
     """Of standard output."""
     found = Console(markup=False, highlight=False, emoji=False)
-    return found if found.is_terminal else Console(markup=False, highlight=False, emoji=False, width=_WIDE)
+    if not found.is_terminal:
+        found.width = _WIDE
+    return found
 
 
 def table(*columns: str) -> Table:

@@ -32,7 +32,7 @@ class CacheWatch:
     """Of one engine. Use `with await CacheWatch.begun(folders)` in the loop, before the engine starts."""
 
     def __init__(self, folders: Mapping[str, Path]) -> None:
-        self._folders = folders
+        self.folders = folders
         self._before: dict[str, dict[str, _Identity]] = {}
         self._watches: dict[int, tuple[str, str]] = {}  # → variable and folder within it
         self._read: dict[str, set[str]] = {variable: set() for variable in folders}
@@ -73,7 +73,7 @@ class CacheWatch:
     def _begin(self) -> None:
         self._fd = _libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
         self._told = self._fd >= 0
-        for variable, folder in self._folders.items():
+        for variable, folder in self.folders.items():
             files = self._before[variable] = {}
             for inner, names in _walk(folder):
                 self._watch(variable, folder, inner)
@@ -109,7 +109,7 @@ class CacheWatch:
 
     def _used(self) -> dict[str, list[str]]:
         used = {}
-        for variable, folder in self._folders.items():
+        for variable, folder in self.folders.items():
             before, read = self._before.get(variable, {}), self._read[variable]
             used[variable] = [
                 name

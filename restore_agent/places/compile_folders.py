@@ -27,7 +27,7 @@ def compile_folders(env: Mapping[str, str]) -> dict[str, str]:
 
     Of two folders of which one is in the other, the outer one counts.
     """
-    found: dict[str, str] = {}
+    found: dict[str, str] = {}  # real path → the first variable that leads there
     for variable, usual in _CACHES.items():
         path = env.get(variable) or usual
         if variable == "TORCHINDUCTOR_CACHE_DIR" and not path:
@@ -37,17 +37,9 @@ def compile_folders(env: Mapping[str, str]) -> dict[str, str]:
         if path.startswith("~"):
             path = f"{env['HOME']}{path[1:]}" if env.get("HOME", "").startswith("/") else ""
         if path.startswith("/"):
-            found[variable] = os.path.realpath(path)
-    return {
-        variable: path
-        for variable, path in found.items()
-        if path != "/" and not any(path.startswith(f"{other}/") for other in found.values()) and path not in _before(found, variable)
-    }
-
-
-def _before(found: Mapping[str, str], variable: str) -> list[str]:
-    names = list(found)
-    return [found[name] for name in names[: names.index(variable)]]
+            found.setdefault(os.path.realpath(path), variable)
+    outer = (path for path in found if path != "/" and not any(path.startswith(f"{other}/") for other in found))
+    return {found[path]: path for path in outer}
 
 
 def _user(env: Mapping[str, str]) -> str:

@@ -151,7 +151,7 @@ class Capturer:
                 workspace = await asyncio.to_thread(self._store.workspace)
                 undo.push_async_callback(asyncio.to_thread, shutil.rmtree, workspace, True)
                 with _step("caches", phases, progress):
-                    notes = await _keep_caches(watch, place, request.engine, workspace)
+                    notes = await _keep_caches(watch, workspace)
                 with _step("weights", phases, progress):
                     lent += await self._published(source, workspace)
                 for region in lent:
@@ -327,11 +327,11 @@ def _as_seen(place: Place, engine: EngineRecord) -> dict[str, Path]:
     return {variable: place.root / path.lstrip("/") for variable, path in compile_folders(engine.env).items()}
 
 
-async def _keep_caches(watch: CacheWatch, place: Place, engine: EngineRecord, workspace: Path) -> list[str]:
+async def _keep_caches(watch: CacheWatch, workspace: Path) -> list[str]:
     """What it has used of them until it was quiet, for cold starts elsewhere; and in words what is left out. Raises OSError."""
-    folders, used = _as_seen(place, engine), await watch.used()
+    used = await watch.used()
     watch.close()  # before the dump, which nothing else shall look at
-    found = {variable: (folders[variable], names) for variable, names in used.items()}
+    found = {variable: (watch.folders[variable], names) for variable, names in used.items()}
     _, notes = await to_its_end(asyncio.to_thread(compile_caches.keep, workspace, found))
     return notes
 

@@ -285,18 +285,18 @@ class Manifest(_Record):
         return sum(chunk.size for chunk in self.chunks)
 
     @property
+    def distinct_weights(self) -> list[WeightsRecord]:
+        """Its regions, each once: several GPUs may be lent the same."""
+        return list({record.region: record for record in self.weights}.values())
+
+    @property
     def weights_bytes(self) -> int:
         """Of all regions, each once."""
-        return sum({record.region: record.size for record in self.weights}.values())
+        return sum(record.size for record in self.distinct_weights)
 
     @property
     def skeleton_bytes(self) -> int:
         return sum(file.size for name, file in self.files.items() if not is_second_best(name))
-
-    @property
-    def second_best_bytes(self) -> int:
-        """What is for cold starts where it does not fit: compile caches, and what lies beside weights."""
-        return sum(file.size for name, file in self.files.items() if is_second_best(name))
 
     @property
     def image_bytes(self) -> int:

@@ -20,7 +20,7 @@ from gpumem.filler.files import File
 from gpumem.wire.errors import Corrupt as Ends
 from restore_agent.snapshots.catalog import Catalog, Corrupt, Snapshot
 from restore_agent.snapshots.chunks import Chunk
-from restore_agent.snapshots.manifest import WeightsRecord
+from restore_agent.snapshots.manifest import Manifest, WeightsRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +55,11 @@ def held(catalog: Catalog, snapshot: Snapshot) -> list[Held]:
         for part in in_files(region.record, region.layout):
             found.setdefault(part.chunk.hash, Held(part.chunk, _part_reader(snapshot, region.folder / part.path, part)))
     return list(found.values())
+
+
+def named(manifest: Manifest) -> list[Chunk]:
+    """The objects that the manifest names itself; those of weights are named by their layouts."""
+    return [*(Chunk(each.hash, each.size) for each in manifest.files.values()), *(Chunk(each.hash, each.size) for each in manifest.chunks)]
 
 
 def in_files(record: WeightsRecord, layout: bytes) -> Iterator[InFile]:

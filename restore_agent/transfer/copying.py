@@ -15,9 +15,9 @@ from collections.abc import Callable
 
 from restore_agent.snapshots.catalog import Catalog
 from restore_agent.snapshots.chunks import Chunk
-from restore_agent.snapshots.manifest import FileRecord, Manifest, WeightsRecord, layout_file
+from restore_agent.snapshots.manifest import Manifest, WeightsRecord, layout_file
 from restore_agent.snapshots.names import NameRecord, SeenNames
-from restore_agent.transfer.contents import in_files
+from restore_agent.transfer.contents import in_files, named
 from restore_agent.transfer.fetch import Fetch
 from restore_agent.transfer.finding import manifest_of, record_of
 from restore_agent.transfer.progress import Progress
@@ -66,21 +66,15 @@ class Copier:
 
     async def _send(self, manifest: Manifest, sending: Sending) -> None:
         fetch = Fetch(lambda chunk: [self._source])
-        regions = {record.region: record for record in manifest.weights}.values()
-        chunks = dict.fromkeys(_chunk(record) for record in manifest.files.values())
-        chunks |= dict.fromkeys(Chunk(each.hash, each.size) for each in manifest.chunks)
-        for region in regions:
+        chunks = dict.fromkeys(named(manifest))
+        for region in manifest.distinct_weights:
             chunks |= dict.fromkeys(await self._chunks_of(region, manifest, fetch))
         sending.expect(chunks)
         await sending.chunks(chunks, fetch.bring)
 
     async def _chunks_of(self, region: WeightsRecord, manifest: Manifest, fetch: Fetch) -> list[Chunk]:
         """Which the region's layout names; it is a small file of the snapshot."""
-        layout = _chunk(manifest.files[layout_file(region)])
+        layout = manifest.files[layout_file(region)]
         data = bytearray(layout.size)
-        await fetch.bring(layout, memoryview(data))
+        await fetch.bring(Chunk(layout.hash, layout.size), memoryview(data))
         return [part.chunk for part in in_files(region, bytes(data))]
-
-
-def _chunk(record: FileRecord) -> Chunk:
-    return Chunk(record.hash, record.size)

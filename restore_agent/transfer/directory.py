@@ -14,7 +14,6 @@ import asyncio
 import contextlib
 import errno
 import functools
-import mmap
 import os
 import tempfile
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
@@ -26,6 +25,7 @@ from gpumem.filler.files import BLOCK, File
 from gpumem.wire.errors import Corrupt
 from restore_agent.snapshots.durable import sync_folder
 from restore_agent.transfer.source import Absent, Denied, Full, Piece, Stored, TransferError, Unreachable
+from restore_agent.transfer.spare_memory import SpareMemory
 
 _PIECE = (4 << 20) + (64 << 10)  # bytes; what one thread reads in one go: a chunk, and one that was encrypted
 _THREADS = 16
@@ -40,7 +40,7 @@ class Directory:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._spare: list[memoryview] = []  # on pages' boundaries; new memory costs the kernel as much as reading into it
+        self._spare = SpareMemory(_PIECE)
         self._threads = ThreadPoolExecutor(_THREADS, f"store {folder.name}")
 
     def __str__(self) -> str:
@@ -53,19 +53,18 @@ class Directory:
     async def read(self, key: str, offset: int, length: int) -> AsyncGenerator[Piece, None]:
         """See Source."""
         path, end = self._path(key), offset + length
-        memory = self._spare.pop() if self._spare else memoryview(mmap.mmap(-1, _PIECE))
+        memory = self._spare.take()
         while True:
             count = await self._do(path, functools.partial(_read, path, offset, memory[: min(_PIECE, end - offset)], memory))
             if count:
                 try:
                     yield memory[:count]
                 except BaseException:
-                    self._spare.append(memory)
+                    self._spare.give(memory)
                     raise
             offset += count
             if not count or offset == end:
-                # Where a call was given up in the middle, a thread still writes into the memory, and nobody gets it again.
-                self._spare.append(memory)
+                self._spare.give(memory)
                 return
 
     async def size(self, key: str) -> int:

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from restore_agent.snapshots.chunks import CHUNK
 from restore_agent.transfer.peer_connection import Connection
 from restore_agent.transfer.source import Altered, Piece, TransferError
+from restore_agent.transfer.spare_memory import SpareMemory
 from zerowake_shared.address import Address
 
 _THREADS = 64  # reads at the same time, of all peers: many of them wait for chunks to come
@@ -30,7 +31,7 @@ class Peers:
         self._contexts = contexts
         self._threads = ThreadPoolExecutor(_THREADS, "peers")
         self._lines: dict[str, _Line] = {}  # by address
-        self._spare: list[memoryview] = []
+        self._spare = SpareMemory(CHUNK)
 
     def __enter__(self) -> Peers:
         return self
@@ -51,8 +52,8 @@ class Peers:
 class Peer:
     """One agent as the source of one snapshot."""
 
-    def __init__(self, line: _Line, threads: ThreadPoolExecutor, spare: list[memoryview], prefix: str, patience: float) -> None:
-        """`spare`: memory for a chunk each, that nobody uses; new memory costs the kernel as much as receiving into it."""
+    def __init__(self, line: _Line, threads: ThreadPoolExecutor, spare: SpareMemory, prefix: str, patience: float) -> None:
+        """`spare`: for a chunk each."""
         self._line = line
         self._threads = threads
         self._spare = spare
@@ -68,16 +69,16 @@ class Peer:
             left = await self._in_thread(connection.ask, "GET", self._prefix + key, headers, self._patience)
             if left > length:
                 raise Altered(f"{self} begins to send {left} bytes of {key}, and was asked for {length}")
-            memory = self._spare.pop() if self._spare else memoryview(bytearray(CHUNK))
+            memory = self._spare.take()
             while left:
                 read = await self._in_thread(connection.read_into, memory[: min(left, CHUNK)])
                 left -= read
                 try:
                     yield memory[:read]
                 except BaseException:
-                    self._spare.append(memory)
+                    self._spare.give(memory)
                     raise
-            self._spare.append(memory)  # not where a call was given up: its thread may still write there
+            self._spare.give(memory)
 
     async def size(self, key: str) -> int:
         async with self._connection() as connection:

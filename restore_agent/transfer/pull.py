@@ -28,7 +28,7 @@ from restore_agent.snapshots.manifest import Manifest, WeightsRecord, check_name
 from restore_agent.snapshots.names import SeenNames
 from restore_agent.snapshots.store import NameTaken, Store
 from restore_agent.transfer.cascade import Cascade
-from restore_agent.transfer.contents import InFile, in_files
+from restore_agent.transfer.contents import InFile, in_files, named
 from restore_agent.transfer.exchange import Fleet
 from restore_agent.transfer.fetch import Fetch
 from restore_agent.transfer.finding import manifest_of, newest_record
@@ -92,7 +92,7 @@ class Puller:
         sources = fleet.sources if fleet else self._sources
         data, signature, manifest = await manifest_of(sources, self._store.keyring, namespace, name, digest, self._left)
         await asyncio.to_thread(self._fits, manifest)
-        offered = Offered(namespace, digest, data, signature.encode(), _named(manifest), all_named=not manifest.weights)
+        offered = Offered(namespace, digest, data, signature.encode(), named(manifest), all_named=not manifest.weights)
         with self._store.chunks.lease() as lease, fleet.offering(offered) if fleet else contextlib.nullcontext():
             arrival = _Arrival(self._store, manifest, digest, data, lease, progress, offered)
             await arrival.bring(lambda moved: fleet.bringing(moved, self._left) if fleet else self._fetch(sources, moved))
@@ -135,7 +135,7 @@ class _Arrival:
             names[Chunk(record.hash, record.size)].append(name)
         files = await asyncio.to_thread(lambda: [chunk for chunk in names if not all(self._has_file(name, chunk) for name in names[chunk])])
         missing = await asyncio.to_thread(lambda: [chunk for chunk in pages.values() if not chunks.has(chunk)])
-        weights = sum({record.region: record.size for record in manifest.weights}.values())
+        weights = manifest.weights_bytes
         self._total = sum(chunk.size for chunk in [*names, *pages.values()]) + weights
         self._done = self._total - weights - sum(chunk.size for chunk in [*files, *missing])
         await asyncio.to_thread(self._check_room, self._total - self._done)
@@ -150,7 +150,7 @@ class _Arrival:
             lambda chunk, data: self._keep_file(names[chunk], data),
             lambda chunk: self._offered.arrived(chunk, self.workspace / names[chunk][0]),
         )
-        regions = {record.region: record for record in manifest.weights}.values()
+        regions = manifest.distinct_weights
         parts = {record.region: await self._parts(record) for record in regions}
         self._offered.name(part.chunk for each in parts.values() for part in each)
         for region in regions:
@@ -217,11 +217,6 @@ class _Arrival:
             path = self.workspace / name
             path.parent.mkdir(parents=True, exist_ok=True)
             durable.replace(path, bytes(data))
-
-
-def _named(manifest: Manifest) -> list[Chunk]:
-    """The chunks that the manifest names itself; those of weights are named by their layouts."""
-    return [*(Chunk(each.hash, each.size) for each in manifest.chunks), *(Chunk(each.hash, each.size) for each in manifest.files.values())]
 
 
 def _are_here(record: WeightsRecord, parts: Sequence[InFile], whole: Path) -> bool:

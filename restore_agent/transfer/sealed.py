@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import mmap
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 
@@ -27,6 +26,7 @@ from restore_agent.snapshots.encryption_keys import EncryptionKey
 from restore_agent.transfer.layout import CHUNKS, chunk_key, is_readable
 from restore_agent.transfer.sealing import HEAD, ROOM, SEGMENT, Head, Spoiled, Unsealing, seal, stored_payload
 from restore_agent.transfer.source import Absent, Altered, Denied, Destination, Piece, Stored
+from restore_agent.transfer.spare_memory import SpareMemory
 from zerowake_shared.background import to_its_end
 
 
@@ -41,7 +41,7 @@ class Sealed:
         self._last = keys[0]  # that a chunk was found under
         self._where = where
         self._threads = threads
-        self._spare: list[memoryview] = []  # rooms to decrypt into
+        self._spare = SpareMemory(ROOM)  # to decrypt into
 
     def __str__(self) -> str:
         return str(self._inner)
@@ -106,9 +106,8 @@ class Sealed:
     async def _opened(self, name: str, key: str, only: EncryptionKey | None, offset: int, length: int) -> AsyncGenerator[Piece, None]:
         """`only`: the key by which it has to be encrypted. Raises Spoiled, too."""
         unsealing, begin, at = None, b"", 0
-        room = self._spare.pop() if self._spare else memoryview(mmap.mmap(-1, ROOM))
         if offset:
-            unsealing = self._unsealing(await self._head(name), key, only, offset, room)
+            unsealing = self._unsealing(await self._head(name), key, only, offset)
             at = unsealing.begins_at
         end = HEAD + stored_payload(-(-(offset + length) // SEGMENT) * SEGMENT)
         async with contextlib.aclosing(self._stored(name, at, end - at)) as pieces:
@@ -119,20 +118,19 @@ class Sealed:
                     begin, data = begin + bytes(data[:lacks]), data[lacks:]
                     if len(begin) < HEAD:
                         continue
-                    unsealing = self._unsealing(begin, key, only, 0, room)
+                    unsealing = self._unsealing(begin, key, only, 0)
                 steps = unsealing.pieces(data)
                 while (opened := await asyncio.get_running_loop().run_in_executor(self._threads, next, steps, None)) is not None:
                     try:
                         yield opened[:length]
                     except BaseException:
-                        self._spare.append(room)
+                        self._spare.give(unsealing.room)
                         raise
                     length -= min(length, len(opened))
                     if not length:
                         break
                 if not length or unsealing.is_done:
-                    # Where a step was given up in the middle, a thread still writes into the room, and nobody gets it again.
-                    self._spare.append(room)
+                    self._spare.give(unsealing.room)
                     return
         if unsealing is None:
             Head.decode(begin)
@@ -157,7 +155,7 @@ class Sealed:
                 data += piece
         return bytes(data)
 
-    def _unsealing(self, data: bytes, key: str, only: EncryptionKey | None, offset: int, room: memoryview) -> Unsealing:
+    def _unsealing(self, data: bytes, key: str, only: EncryptionKey | None, offset: int) -> Unsealing:
         head = Head.decode(data)
         if only and head.key != only.id:
             raise Spoiled("belongs under another name")
@@ -166,7 +164,7 @@ class Sealed:
                 f"{key} of {self} is encrypted by key {head.key}, and {self._where} has {' and '.join(self._keys)}: bring that one there "
                 f"as encryption/{head.key}.key from a node that has it, or push the snapshot again from that node"
             )
-        return Unsealing(head, key, self._keys[head.key], offset, room)
+        return Unsealing(head, key, self._keys[head.key], offset, self._spare.take())
 
     def _places(self, key: str) -> Iterator[tuple[str, EncryptionKey | None]]:
         """The names under which it may lie, and the key that it has to be encrypted by there, if that is known."""

@@ -126,7 +126,7 @@ class Unsealing:
         self._next = 0 if head.compressed else min(offset, max(0, head.size - 1)) // SEGMENT  # segment
         self._skip = offset - self._next * SEGMENT
         self._left = head.size - self._next * SEGMENT  # bytes in clear that are not out yet
-        self._room = memoryview(bytearray(min(ROOM, max(SEGMENT, head.payload)))) if room is None else room
+        self.room = memoryview(bytearray(min(ROOM, max(SEGMENT, head.payload)))) if room is None else room
         self._tail = bytearray()  # of what has come: the beginning of a segment
         self.begins_at = HEAD + self._next * (SEGMENT + _TAG)
 
@@ -178,7 +178,7 @@ class Unsealing:
     def _open(self, data: memoryview) -> tuple[int, memoryview]:
         """How much of `data` is used, and the whole segments that the tail and that much of it are, in clear: a room of them at most."""
         used, done = 0, 0
-        while self._next < self._cipher.segments and done + SEGMENT <= len(self._room):
+        while self._next < self._cipher.segments and done + SEGMENT <= len(self.room):
             size = min(SEGMENT, self._head.payload - self._next * SEGMENT)
             lacks = size + _TAG - len(self._tail)
             if lacks > len(data) - used:
@@ -189,12 +189,12 @@ class Unsealing:
                 part = memoryview(self._tail)
                 self._tail = bytearray()
             try:
-                self._cipher.aes.decrypt_into(self._cipher.nonce(self._next), part, self._bound, self._room[done : done + size])
+                self._cipher.aes.decrypt_into(self._cipher.nonce(self._next), part, self._bound, self.room[done : done + size])
             except InvalidTag:
                 raise Spoiled("was changed, or belongs under another name") from None
             self._next += 1
             used, done = used + lacks, done + size
-        return used, self._room[:done]
+        return used, self.room[:done]
 
 
 @dataclass(frozen=True, slots=True)

@@ -115,6 +115,18 @@ async def own_namespace(api: Api, stem: str, within: float = 300) -> AsyncIterat
 
 
 @asynccontextmanager
+async def cordoned(made: Release, *names: str) -> AsyncIterator[None]:
+    """No new pod is sent to these nodes."""
+    if names:
+        await made.run("kubectl", "cordon", *names)
+    try:
+        yield
+    finally:
+        if names:
+            await made.run("kubectl", "uncordon", *names)
+
+
+@asynccontextmanager
 async def to_install(api: Api, kubeconfig: str, namespace: str) -> AsyncIterator[Release]:
     """Nothing of zerowake is in the cluster before and after; what is installed between is the caller's to say. Raises: Installed."""
     for one in await api.list("CustomResourceDefinition"):

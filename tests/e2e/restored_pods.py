@@ -43,6 +43,12 @@ async def pods_of(made: Release, model: str) -> list[Object]:
     return [one for one in await made.api.list("Pod", made.namespace, f"app={model}") if not one["metadata"].get("deletionTimestamp")]
 
 
+async def pod_of(made: Release, model: str) -> Object:
+    """The only one, as it is now. Raises: ValueError."""
+    (pod,) = await pods_of(made, model)
+    return pod
+
+
 async def ready_pod(made: Release, model: str, node: str = "") -> Object:
     """The only one of the model, once it is; and on that node, if one is named: of a node that is gone Kubernetes takes the pods for ready
     for a moment still."""
@@ -54,15 +60,20 @@ async def ready_pod(made: Release, model: str, node: str = "") -> Object:
             await asyncio.sleep(_LISTED_SECONDS)  # which of several stays is nobody's event
 
 
-async def how_it_began(made: Release, pod: Object) -> str:
+async def how_it_began(made: Release, pod: Object, within: float = WITHIN) -> str:
     """Restored or ColdStarted, and why, by the agent's events."""
-    async with asyncio.timeout(WITHIN):
+    async with asyncio.timeout(within):
         while True:
             every = await made.api.list("Event", made.namespace)
             found = {one["reason"]: one["message"] for one in every if one["involvedObject"].get("uid") == pod["metadata"]["uid"]}
             if reason := next((each for each in ("ColdStarted", "Restored") if each in found), ""):
                 return f"{reason}: {found[reason]}"
             await asyncio.sleep(_LISTED_SECONDS)
+
+
+async def beginning(made: Release, pod: Object, within: float = WITHIN) -> str:
+    """Restored or ColdStarted, without why."""
+    return (await how_it_began(made, pod, within)).partition(":")[0]
 
 
 async def was_restored(made: Release, pod: Object) -> Object:

@@ -23,8 +23,8 @@ from tests.e2e.api import Api, Object, condition
 from tests.e2e.cluster.control import enter, tell
 from tests.e2e.cluster.layout import NODE, SECOND_NODE
 from tests.e2e.cluster.power import boot, crash
-from tests.e2e.release import Release, deployment, is_ready, own_namespace, snapshot, to_install
-from tests.e2e.restored_pods import ready_pod
+from tests.e2e.release import Release, cordoned, deployment, is_ready, own_namespace, snapshot, to_install
+from tests.e2e.restored_pods import beginning, pod_of, ready_pod
 
 pytestmark = [
     pytest.mark.own_cluster("ends nodes and starts them again"),
@@ -73,33 +73,6 @@ async def client() -> AsyncIterator[aiohttp.ClientSession]:
         yield session
 
 
-@contextlib.asynccontextmanager
-async def cordoned(made: Release, *names: str) -> AsyncIterator[None]:
-    """No new pod is sent to these nodes."""
-    await made.run("kubectl", "cordon", *names)
-    try:
-        yield
-    finally:
-        await made.run("kubectl", "uncordon", *names)
-
-
-async def pod_of(made: Release, model: str) -> Object:
-    """The one that serves the model."""
-    (pod,) = [one for one in await made.api.list("Pod", made.namespace, f"app={model}") if not one["metadata"].get("deletionTimestamp")]
-    return pod
-
-
-async def how_it_began(made: Release, pod: Object) -> str:
-    """Restored or ColdStarted, by the agent's event."""
-    async with asyncio.timeout(WITHIN):
-        while True:
-            every = await made.api.list("Event", made.namespace)
-            found = {one["reason"] for one in every if one["involvedObject"].get("uid") == pod["metadata"]["uid"]}
-            if found & {"Restored", "ColdStarted"}:
-                return "ColdStarted" if "ColdStarted" in found else "Restored"
-            await asyncio.sleep(0.2)  # events are many: they are listed
-
-
 async def told(made: Release, model: str, holds: Callable[[dict[str, str]], object]) -> dict[str, str]:
     """Node → rung, once `holds` is true of it, by the model's ModelSnapshot."""
 
@@ -119,7 +92,7 @@ async def test_a_pod_goes_where_its_snapshot_is(installed: Release, client: aioh
     assert await installed.holders(model) == [CAPTURED_ON[model]]
     assert len((await installed.ask(client, model))["digest"]) == 64
     pod = await pod_of(installed, model)
-    assert (pod["spec"]["nodeName"], await how_it_began(installed, pod)) == (CAPTURED_ON[model], "Restored")
+    assert (pod["spec"]["nodeName"], await beginning(installed, pod)) == (CAPTURED_ON[model], "Restored")
     await installed.at_zero(model)
 
 
@@ -153,7 +126,7 @@ async def back(made: Release, client: aiohttp.ClientSession, model: str) -> str:
     await made.api.until("Pod", made.namespace, pod["metadata"]["name"], lambda one: one is None, WITHIN)
     await made.ask(client, model)
     pod = await pod_of(made, model)
-    return f"{await how_it_began(made, pod)} on {pod['spec']['nodeName']}"
+    return f"{await beginning(made, pod)} on {pod['spec']['nodeName']}"
 
 
 async def test_a_node_is_drained_and_comes_back(installed: Release, client: aiohttp.ClientSession) -> None:
@@ -212,7 +185,7 @@ async def test_a_node_is_gone_and_comes_back(installed: Release, client: aiohttp
             assert (await installed.ask(client, "two"))["digest"] == before
             await installed.ask(client, "one")
             other = await pod_of(installed, "one")
-            assert (other["spec"]["nodeName"], await how_it_began(installed, other)) == (NODE, "Restored")
+            assert (other["spec"]["nodeName"], await beginning(installed, other)) == (NODE, "Restored")
             if goes is loses_power:
                 assert await told(installed, "two", lambda rungs: rungs.get(SECOND_NODE) == "unknown") == {SECOND_NODE: "unknown"}
             else:
@@ -247,7 +220,7 @@ async def test_a_snapshot_is_restored_on_a_node_that_never_ran_it(
         assert (await installed.ask(client, "two"))["digest"] == before
         print(f"answered {time.monotonic() - begin:.2f} s after the request")
         pod = await pod_of(installed, "two")
-        assert (pod["spec"]["nodeName"], await how_it_began(installed, pod)) == (NODE, "Restored")
+        assert (pod["spec"]["nodeName"], await beginning(installed, pod)) == (NODE, "Restored")
         async with client.get(f"http://{pod['status']['podIP']}:8000/count") as answer:
             assert (await answer.json())["count"] > 1, "its process has answered before it was dumped, on the other node"
         await installed.at_zero("two")

@@ -18,7 +18,8 @@ from restore_agent.snapshots.keyring import Keyring
 from tests.e2e.api import Api, Object, condition
 from tests.e2e.cluster.layout import NODE, SECOND_NODE, Addresses
 from tests.e2e.cluster.power import boot, crash
-from tests.e2e.release import Release, deployment, is_ready, own_namespace, snapshot, to_install
+from tests.e2e.release import Release, cordoned, deployment, is_ready, own_namespace, snapshot, to_install
+from tests.e2e.restored_pods import beginning, pod_of
 from tests.worlds.s3_server import S3Server, s3_server
 
 pytestmark = [
@@ -76,17 +77,6 @@ def places(one: Object | None) -> dict[str, str]:
     return {each["name"]: each["rung"] for each in ((one or {}).get("status") or {}).get("locations", [])}
 
 
-async def how_it_began(made: Release, pod: Object) -> str:
-    """Restored or ColdStarted, by the agent's event."""
-    async with asyncio.timeout(WITHIN):
-        while True:
-            every = await made.api.list("Event", made.namespace)
-            found = {one["reason"] for one in every if one["involvedObject"].get("uid") == pod["metadata"]["uid"]}
-            if found & {"Restored", "ColdStarted"}:
-                return "ColdStarted" if "ColdStarted" in found else "Restored"
-            await asyncio.sleep(0.2)  # events are many: they are listed
-
-
 async def answer(made: Release, client: aiohttp.ClientSession, model: str) -> str:
     """Also while the Service of the gateway still sends connections to a node that is gone."""
     async with asyncio.timeout(WITHIN):
@@ -99,18 +89,6 @@ async def answer(made: Release, client: aiohttp.ClientSession, model: str) -> st
                 return found
 
 
-@contextlib.asynccontextmanager
-async def cordoned(made: Release, *names: str) -> AsyncIterator[None]:
-    """No new pod is sent to these nodes."""
-    if names:
-        await made.run("kubectl", "cordon", *names)
-    try:
-        yield
-    finally:
-        if names:
-            await made.run("kubectl", "uncordon", *names)
-
-
 async def lands(made: Release, client: aiohttp.ClientSession, node: str) -> str:
     """The answer of a pod that was restored on the node, from a process that had answered before it was dumped. Then it is at zero again.
 
@@ -120,9 +98,8 @@ async def lands(made: Release, client: aiohttp.ClientSession, node: str) -> str:
         await made.scaled(MODEL, minReplicaCount=1)
         try:
             found = await answer(made, client, MODEL)
-            every = await made.api.list("Pod", made.namespace, f"app={MODEL}")
-            (pod,) = [one for one in every if not one["metadata"].get("deletionTimestamp")]
-            assert (pod["spec"]["nodeName"], await how_it_began(made, pod)) == (node, "Restored")
+            pod = await pod_of(made, MODEL)
+            assert (pod["spec"]["nodeName"], await beginning(made, pod, WITHIN)) == (node, "Restored")
             async with client.get(f"http://{pod['status']['podIP']}:8000/count") as counted:
                 assert (await counted.json())["count"] > 1, "it had answered before it was dumped"
             return found

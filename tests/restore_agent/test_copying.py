@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
-from restore_agent.snapshots.catalog import Snapshot
 from restore_agent.snapshots.keyring import NoSigningKey, Untrusted
 from restore_agent.snapshots.names import NameRecord, SeenNames
 from restore_agent.snapshots.store import Store
@@ -17,31 +15,11 @@ from restore_agent.transfer.directory import Directory
 from restore_agent.transfer.finding import NotElsewhere
 from restore_agent.transfer.layout import chunk_key, name_key
 from restore_agent.transfer.progress import Progress
-from restore_agent.transfer.publish import Publisher
 from restore_agent.transfer.pull import Puller
-from restore_agent.transfer.source import Altered, Denied, Piece
-from tests.worlds.travelling import CONTENT, node, take
-from tests.worlds.waiting import until
+from restore_agent.transfer.source import Altered, Denied
+from tests.worlds.travelling import CONTENT, Watched, node, published
 
 NAME = name_key("default", "small")
-
-
-class _Watched(Directory):
-    """A folder that tells what is read of it, and refuses some of it."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
-        self.reads: list[str] = []
-        self.refused = ""
-        self.once: Callable[[], object] = lambda: True
-
-    async def read(self, key: str, offset: int, length: int) -> AsyncGenerator[Piece, None]:
-        self.reads.append(key)
-        if key == self.refused:
-            await until(self.once)
-            raise Denied("the key was withdrawn")
-        async for piece in super().read(key, offset, length):
-            yield piece
 
 
 @pytest.fixture
@@ -58,9 +36,9 @@ def between(tmp_path: Path, origin: Store) -> Iterator[Store]:
 
 
 @pytest.fixture
-async def one(tmp_path: Path) -> AsyncIterator[_Watched]:
+async def one(tmp_path: Path) -> AsyncIterator[Watched]:
     (tmp_path / "one").mkdir()
-    remote = _Watched(tmp_path / "one")
+    remote = Watched(tmp_path / "one")
     yield remote
     await remote.close()
 
@@ -73,13 +51,6 @@ async def two(tmp_path: Path) -> AsyncIterator[Directory]:
     await remote.close()
 
 
-async def _published(origin: Store, remote: Directory, tmp_path: Path, content: bytes = CONTENT) -> Snapshot:
-    snapshot = take(origin, tmp_path / "model", content)
-    await Publisher(origin, SeenNames(origin.state), remote).publish(snapshot)
-    shutil.rmtree(tmp_path / "model")
-    return snapshot
-
-
 async def _copy(store: Store, one: Directory, two: Directory, told: list[Progress] | None = None) -> NameRecord:
     return await Copier(store, SeenNames(store.state), one, two).copy("default", "small", [].append if told is None else told.append)
 
@@ -89,9 +60,9 @@ async def _has(remote: Directory, folder: Path) -> dict[str, bytes]:
 
 
 async def test_it_is_the_same_there_and_nothing_stays_here(
-    origin: Store, between: Store, one: _Watched, two: Directory, tmp_path: Path
+    origin: Store, between: Store, one: Watched, two: Directory, tmp_path: Path
 ) -> None:
-    snapshot = await _published(origin, one, tmp_path)
+    snapshot = await published(origin, one, tmp_path)
     (between.keyring.folder / "signing.pem").unlink()
     told: list[Progress] = []
     assert (await _copy(between, one, two, told)).digest == snapshot.digest
@@ -102,8 +73,8 @@ async def test_it_is_the_same_there_and_nothing_stays_here(
     between.verify(pulled)
 
 
-async def test_what_is_there_is_neither_read_nor_sent(origin: Store, between: Store, one: _Watched, two: Directory, tmp_path: Path) -> None:
-    snapshot = await _published(origin, one, tmp_path)
+async def test_what_is_there_is_neither_read_nor_sent(origin: Store, between: Store, one: Watched, two: Directory, tmp_path: Path) -> None:
+    snapshot = await published(origin, one, tmp_path)
     first = await _copy(between, one, two)
     del one.reads[:]
     told: list[Progress] = []
@@ -112,9 +83,9 @@ async def test_what_is_there_is_neither_read_nor_sent(origin: Store, between: St
 
 
 async def test_one_that_was_cut_goes_on_where_it_stopped(
-    origin: Store, between: Store, one: _Watched, two: Directory, tmp_path: Path
+    origin: Store, between: Store, one: Watched, two: Directory, tmp_path: Path
 ) -> None:
-    snapshot = await _published(origin, one, tmp_path)
+    snapshot = await published(origin, one, tmp_path)
     one.refused = chunk_key(snapshot.chunks[-1].hash)
     one.once = lambda: all((tmp_path / "two" / chunk_key(chunk.hash)).exists() for chunk in snapshot.chunks[:-1])
     with pytest.raises(Denied):
@@ -128,8 +99,8 @@ async def test_one_that_was_cut_goes_on_where_it_stopped(
     assert pages & set(one.reads) == {chunk_key(snapshot.chunks[-1].hash)}
 
 
-async def test_a_flipped_bit_gets_no_name(origin: Store, between: Store, one: _Watched, two: Directory, tmp_path: Path) -> None:
-    snapshot = await _published(origin, one, tmp_path)
+async def test_a_flipped_bit_gets_no_name(origin: Store, between: Store, one: Watched, two: Directory, tmp_path: Path) -> None:
+    snapshot = await published(origin, one, tmp_path)
     path = tmp_path / "one" / chunk_key(snapshot.chunks[0].hash)
     path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:])
     with pytest.raises(Altered, match="has other bytes under the name of"):
@@ -138,8 +109,8 @@ async def test_a_flipped_bit_gets_no_name(origin: Store, between: Store, one: _W
     assert NAME not in there and chunk_key(snapshot.chunks[0].hash) not in there
 
 
-async def test_what_does_not_count_here_is_not_copied(origin: Store, between: Store, one: _Watched, two: Directory, tmp_path: Path) -> None:
-    await _published(origin, one, tmp_path)
+async def test_what_does_not_count_here_is_not_copied(origin: Store, between: Store, one: Watched, two: Directory, tmp_path: Path) -> None:
+    await published(origin, one, tmp_path)
     with node(tmp_path / "stranger") as stranger, pytest.raises(Untrusted):
         await _copy(stranger, one, two)
     assert await _has(two, tmp_path / "two") == {}
@@ -149,11 +120,11 @@ async def test_what_does_not_count_here_is_not_copied(origin: Store, between: St
 
 
 async def test_another_snapshot_of_the_name_gives_way_above_its_number(
-    origin: Store, between: Store, one: _Watched, two: Directory, tmp_path: Path
+    origin: Store, between: Store, one: Watched, two: Directory, tmp_path: Path
 ) -> None:
-    await _published(origin, two, tmp_path, CONTENT * 2)
-    wanted = await _published(origin, one, tmp_path)
-    await _published(origin, two, tmp_path, CONTENT * 3)
+    await published(origin, two, tmp_path, CONTENT * 2)
+    wanted = await published(origin, one, tmp_path)
+    await published(origin, two, tmp_path, CONTENT * 3)
     signing = between.keyring.folder / "signing.pem"
     signing.rename(tmp_path / "away")
     with pytest.raises(NoSigningKey):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,29 +19,9 @@ from restore_agent.snapshots.store import NameTaken, Store
 from restore_agent.transfer.directory import Directory
 from restore_agent.transfer.layout import chunk_key, manifest_key, name_key, signature_key
 from restore_agent.transfer.progress import Progress
-from restore_agent.transfer.publish import Publisher
 from restore_agent.transfer.pull import Puller
-from restore_agent.transfer.source import Altered, Denied, Full, Piece, Source, Unreachable
-from tests.worlds.travelling import CONTENT, HEADER, WEIGHTS, node, take
-from tests.worlds.waiting import until
-
-
-class _Watched(Directory):
-    """A folder that tells what is read of it, and refuses one object once something holds."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
-        self.reads: list[str] = []
-        self.refused = ""
-        self.once: Callable[[], object] = lambda: True
-
-    async def read(self, key: str, offset: int, length: int) -> AsyncGenerator[Piece, None]:
-        self.reads.append(key)
-        if key == self.refused:
-            await until(self.once)
-            raise Denied("the key was withdrawn")
-        async for piece in super().read(key, offset, length):
-            yield piece
+from restore_agent.transfer.source import Altered, Denied, Full, Source, Unreachable
+from tests.worlds.travelling import CONTENT, HEADER, WEIGHTS, Watched, node, published
 
 
 @pytest.fixture
@@ -58,19 +38,11 @@ def fresh(tmp_path: Path, origin: Store) -> Iterator[Store]:
 
 
 @pytest.fixture
-async def remote(tmp_path: Path) -> AsyncIterator[_Watched]:
+async def remote(tmp_path: Path) -> AsyncIterator[Watched]:
     (tmp_path / "remote").mkdir()
-    remote = _Watched(tmp_path / "remote")
+    remote = Watched(tmp_path / "remote")
     yield remote
     await remote.close()
-
-
-async def _published(origin: Store, remote: Directory, tmp_path: Path, content: bytes = CONTENT, *, keep_model: bool = False) -> Snapshot:
-    snapshot = take(origin, tmp_path / "model", content)
-    await Publisher(origin, SeenNames(origin.state), remote).publish(snapshot)
-    if not keep_model:
-        shutil.rmtree(tmp_path / "model")
-    return snapshot
 
 
 async def _pull(store: Store, *sources: Source, replace: bool = False, digest: str = "", told: list[Progress] | None = None) -> Snapshot:
@@ -78,8 +50,8 @@ async def _pull(store: Store, *sources: Source, replace: bool = False, digest: s
     return await puller.pull("default", "small", digest, replace=replace, progress=[].append if told is None else told.append)
 
 
-async def test_a_node_that_never_had_it_has_all_of_it(origin: Store, fresh: Store, remote: _Watched, tmp_path: Path) -> None:
-    snapshot = await _published(origin, remote, tmp_path)
+async def test_a_node_that_never_had_it_has_all_of_it(origin: Store, fresh: Store, remote: Watched, tmp_path: Path) -> None:
+    snapshot = await published(origin, remote, tmp_path)
     told: list[Progress] = []
     pulled = await _pull(fresh, remote, told=told)
     assert (pulled.digest, pulled.manifest) == (snapshot.digest, snapshot.manifest)
@@ -91,19 +63,19 @@ async def test_a_node_that_never_had_it_has_all_of_it(origin: Store, fresh: Stor
     assert list((fresh.state / "arriving").iterdir()) == []
 
 
-async def test_one_that_is_here_costs_nothing(origin: Store, fresh: Store, remote: _Watched, tmp_path: Path) -> None:
-    await _published(origin, remote, tmp_path)
+async def test_one_that_is_here_costs_nothing(origin: Store, fresh: Store, remote: Watched, tmp_path: Path) -> None:
+    await published(origin, remote, tmp_path)
     first = await _pull(fresh, remote)
     del remote.reads[:]
     assert await _pull(fresh, remote) == first
     assert remote.reads == [name_key("default", "small")]
 
 
-async def test_what_is_here_already_is_not_fetched(origin: Store, fresh: Store, remote: _Watched, tmp_path: Path) -> None:
-    await _published(origin, remote, tmp_path, keep_model=True)
+async def test_what_is_here_already_is_not_fetched(origin: Store, fresh: Store, remote: Watched, tmp_path: Path) -> None:
+    await published(origin, remote, tmp_path, keep_model=True)
     await _pull(fresh, remote)
     assert not (fresh.state / "fetched").exists(), "the model is on this node, too"
-    second = await _published(origin, remote, tmp_path, CONTENT[: 8 << 20] + b"!" * (2 << 20))
+    second = await published(origin, remote, tmp_path, CONTENT[: 8 << 20] + b"!" * (2 << 20))
     with pytest.raises(NameTaken, match="default/small exists already, and is another one"):
         await _pull(fresh, remote)
     del remote.reads[:]
@@ -113,10 +85,8 @@ async def test_what_is_here_already_is_not_fetched(origin: Store, fresh: Store, 
 
 
 @pytest.mark.parametrize("cut", ["pages", "weights"])
-async def test_a_pull_that_was_cut_goes_on_where_it_stopped(
-    origin: Store, fresh: Store, remote: _Watched, tmp_path: Path, cut: str
-) -> None:
-    snapshot = await _published(origin, remote, tmp_path)
+async def test_a_pull_that_was_cut_goes_on_where_it_stopped(origin: Store, fresh: Store, remote: Watched, tmp_path: Path, cut: str) -> None:
+    snapshot = await published(origin, remote, tmp_path)
     pages = [chunk.hash for chunk in snapshot.chunks]
     weights = [blake3(WEIGHTS[at : at + 100_000]).hexdigest() for at in (0, 100_000, 200_000)]
     partial = fresh.fetched_weights(snapshot.manifest.weights[0]).with_name(f"{snapshot.manifest.weights[0].region}.arriving")
@@ -144,8 +114,8 @@ async def test_a_pull_that_was_cut_goes_on_where_it_stopped(
     again.close()
 
 
-async def test_a_pull_whose_caller_went_goes_on_where_it_stopped(origin: Store, fresh: Store, remote: _Watched, tmp_path: Path) -> None:
-    await _published(origin, remote, tmp_path)
+async def test_a_pull_whose_caller_went_goes_on_where_it_stopped(origin: Store, fresh: Store, remote: Watched, tmp_path: Path) -> None:
+    await published(origin, remote, tmp_path)
     some = asyncio.Event()
 
     def told(progress: Progress) -> None:
@@ -161,10 +131,10 @@ async def test_a_pull_whose_caller_went_goes_on_where_it_stopped(origin: Store, 
     fresh.verify(fresh.get("default", "small"))
 
 
-async def test_each_byte_is_from_whoever_has_it(origin: Store, fresh: Store, remote: _Watched, tmp_path: Path) -> None:
-    snapshot = await _published(origin, remote, tmp_path)
+async def test_each_byte_is_from_whoever_has_it(origin: Store, fresh: Store, remote: Watched, tmp_path: Path) -> None:
+    snapshot = await published(origin, remote, tmp_path)
     shutil.copytree(tmp_path / "remote", tmp_path / "other")
-    other = _Watched(tmp_path / "other")
+    other = Watched(tmp_path / "other")
     one, two, three = [tmp_path / "remote" / chunk_key(chunk.hash) for chunk in snapshot.chunks]
     one.unlink()
     two.write_bytes(two.read_bytes()[:-1] + b"!")
@@ -176,8 +146,8 @@ async def test_each_byte_is_from_whoever_has_it(origin: Store, fresh: Store, rem
     await other.close()
 
 
-async def test_where_no_store_has_a_byte_nothing_is_named(origin: Store, fresh: Store, remote: _Watched, tmp_path: Path) -> None:
-    snapshot = await _published(origin, remote, tmp_path)
+async def test_where_no_store_has_a_byte_nothing_is_named(origin: Store, fresh: Store, remote: Watched, tmp_path: Path) -> None:
+    snapshot = await published(origin, remote, tmp_path)
     path = tmp_path / "remote" / chunk_key(snapshot.chunks[1].hash)
     path.write_bytes(b"!" + path.read_bytes()[1:])
     with pytest.raises(Altered, match=r"file://.*remote has other bytes under the name of .*: replace it from a whole copy"):
@@ -187,7 +157,7 @@ async def test_where_no_store_has_a_byte_nothing_is_named(origin: Store, fresh: 
 
 
 async def test_a_name_that_is_nowhere_is_not_found_and_a_store_that_is_away_is_not_empty(
-    fresh: Store, remote: _Watched, tmp_path: Path
+    fresh: Store, remote: Watched, tmp_path: Path
 ) -> None:
     with pytest.raises(NotFound, match=r"no snapshot default/small on file://.*remote"):
         await _pull(fresh, remote)
@@ -197,14 +167,14 @@ async def test_a_name_that_is_nowhere_is_not_found_and_a_store_that_is_away_is_n
     await away.close()
 
 
-async def test_a_digest_is_had_whatever_the_name_stands_for(origin: Store, fresh: Store, remote: _Watched, tmp_path: Path) -> None:
-    first = await _published(origin, remote, tmp_path)
-    second = await _published(origin, remote, tmp_path, CONTENT + CONTENT)
+async def test_a_digest_is_had_whatever_the_name_stands_for(origin: Store, fresh: Store, remote: Watched, tmp_path: Path) -> None:
+    first = await published(origin, remote, tmp_path)
+    second = await published(origin, remote, tmp_path, CONTENT + CONTENT)
     assert (await _pull(fresh, remote, digest=first.digest)).digest == first.digest != second.digest
 
 
-async def test_what_a_stranger_signed_is_refused_before_a_byte_of_it_is_read(origin: Store, remote: _Watched, tmp_path: Path) -> None:
-    snapshot = await _published(origin, remote, tmp_path)
+async def test_what_a_stranger_signed_is_refused_before_a_byte_of_it_is_read(origin: Store, remote: Watched, tmp_path: Path) -> None:
+    snapshot = await published(origin, remote, tmp_path)
     with node(tmp_path / "wary") as wary:
         del remote.reads[:]
         with pytest.raises(Untrusted, match=r"file://.*: the record of the name default/small: it is signed by key \w+, which is not"):
@@ -214,8 +184,8 @@ async def test_what_a_stranger_signed_is_refused_before_a_byte_of_it_is_read(ori
         assert not [key for key in remote.reads if key.startswith("chunks/")]
 
 
-async def test_what_is_not_signed_or_was_revoked_is_refused(origin: Store, fresh: Store, remote: _Watched, tmp_path: Path) -> None:
-    snapshot = await _published(origin, remote, tmp_path)
+async def test_what_is_not_signed_or_was_revoked_is_refused(origin: Store, fresh: Store, remote: Watched, tmp_path: Path) -> None:
+    snapshot = await published(origin, remote, tmp_path)
     fresh.keyring.revoke(origin.keyring.signing)
     with pytest.raises(Untrusted, match="was revoked"):
         await _pull(fresh, remote)
@@ -224,37 +194,37 @@ async def test_what_is_not_signed_or_was_revoked_is_refused(origin: Store, fresh
         await _pull(fresh, remote, digest=snapshot.digest)
 
 
-async def test_an_older_record_that_somebody_brought_back_is_refused(origin: Store, fresh: Store, remote: _Watched, tmp_path: Path) -> None:
-    await _published(origin, remote, tmp_path)
+async def test_an_older_record_that_somebody_brought_back_is_refused(origin: Store, fresh: Store, remote: Watched, tmp_path: Path) -> None:
+    await published(origin, remote, tmp_path)
     path = tmp_path / "remote" / name_key("default", "small")
     old = path.read_bytes()
-    await _published(origin, remote, tmp_path, CONTENT + CONTENT)
+    await published(origin, remote, tmp_path, CONTENT + CONTENT)
     await _pull(fresh, remote)
     path.write_bytes(old)
     with pytest.raises(Replayed, match="number 1, and number 2 was seen here"):
         await _pull(fresh, remote, replace=True)
 
 
-async def test_of_several_stores_the_newest_record_counts(origin: Store, fresh: Store, remote: _Watched, tmp_path: Path) -> None:
-    await _published(origin, remote, tmp_path)
+async def test_of_several_stores_the_newest_record_counts(origin: Store, fresh: Store, remote: Watched, tmp_path: Path) -> None:
+    await published(origin, remote, tmp_path)
     shutil.copytree(tmp_path / "remote", tmp_path / "stale")
-    newer = await _published(origin, remote, tmp_path, CONTENT + CONTENT)
+    newer = await published(origin, remote, tmp_path, CONTENT + CONTENT)
     stale = Directory(tmp_path / "stale")
     assert (await _pull(fresh, stale, remote)).digest == newer.digest
     await stale.close()
 
 
-async def test_a_snapshot_under_another_name_is_refused(origin: Store, fresh: Store, remote: _Watched, tmp_path: Path) -> None:
-    snapshot = await _published(origin, remote, tmp_path)
+async def test_a_snapshot_under_another_name_is_refused(origin: Store, fresh: Store, remote: Watched, tmp_path: Path) -> None:
+    snapshot = await published(origin, remote, tmp_path)
     puller = Puller(fresh, SeenNames(fresh.state), [remote])
     with pytest.raises(Untrusted, match="is default/small: somebody has moved the name"):
         await puller.pull("default", "other", snapshot.digest)
 
 
 async def test_a_disk_without_room_says_so_before_anything_comes(
-    origin: Store, fresh: Store, remote: _Watched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    origin: Store, fresh: Store, remote: Watched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await _published(origin, remote, tmp_path)
+    await published(origin, remote, tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=70 << 20))
     with pytest.raises(Full, match="has 70 MiB free, and 10 MiB of the snapshot have to come"):
         await _pull(fresh, remote)
@@ -262,10 +232,10 @@ async def test_a_disk_without_room_says_so_before_anything_comes(
 
 
 async def test_weights_of_which_a_layout_names_more_than_the_disk_holds_do_not_come(
-    origin: Store, fresh: Store, remote: _Watched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    origin: Store, fresh: Store, remote: Watched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The manifest says how large they are, and the layout which chunks they have: nobody has compared the two."""
-    await _published(origin, remote, tmp_path)
+    await published(origin, remote, tmp_path)
     free = iter([1 << 40, 64 << 20])
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=next(free)))
     with pytest.raises(Full, match="has 64 MiB free"):
@@ -273,8 +243,8 @@ async def test_weights_of_which_a_layout_names_more_than_the_disk_holds_do_not_c
     assert fresh.list() == []
 
 
-async def test_a_chunk_that_would_take_all_memory_is_not_asked_for(origin: Store, fresh: Store, remote: _Watched, tmp_path: Path) -> None:
-    snapshot = await _published(origin, remote, tmp_path)
+async def test_a_chunk_that_would_take_all_memory_is_not_asked_for(origin: Store, fresh: Store, remote: Watched, tmp_path: Path) -> None:
+    snapshot = await published(origin, remote, tmp_path)
     chunks = tuple(chunk.model_copy(update={"size": 1 << 40}) for chunk in snapshot.manifest.chunks)
     data = snapshot.manifest.model_copy(update={"chunks": chunks}).encode()
     digest = digest_of(data)

@@ -15,7 +15,7 @@ from zerowake_proto import agent_pb2 as pb
 from restore_agent.sequences.second_best import keep_beside_weights, lay_out_caches, lay_out_weights
 from restore_agent.snapshots.catalog import Corrupt, Snapshot
 from restore_agent.snapshots.compile_caches import INDEX, InvalidCaches, keep
-from restore_agent.snapshots.manifest import EngineRecord, PartRecord, WeightsRecord, WeightsRegion, layout_file
+from restore_agent.snapshots.manifest import EngineRecord, PartRecord, WeightsRecord, WeightsRegion, is_second_best, layout_file
 from restore_agent.snapshots.store import Store
 from tests.worlds.agent import PORT, get, running
 from tests.worlds.snapshots import draft
@@ -157,7 +157,7 @@ def test_weights_that_were_published_elsewhere_lie_where_the_engine_publishes(st
     keep_beside_weights(WeightsRegion(weights, b"", published_in), there, workspace)
     assert sorted(path.name for path in (layout.parent / weights.region).iterdir()) == ["buffers.pt", "reading.json"]
     snapshot = published(store, workspace, weights=(weights,))
-    assert snapshot.manifest.second_best_bytes == len(b"{}buffers")
+    assert sum(file.size for name, file in snapshot.manifest.files.items() if is_second_best(name)) == len(b"{}buffers")
     fetched = store.fetched_weights(weights)
     fetched.mkdir(parents=True)
     (fetched / "model.safetensors").write_bytes(b"weights")

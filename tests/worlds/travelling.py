@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Iterator
+import shutil
+from collections.abc import AsyncGenerator, Callable, Iterator
 from pathlib import Path
 
 from blake3 import blake3
@@ -14,14 +15,19 @@ from restore_agent.sequences.offering import Offering
 from restore_agent.sequences.travel import Travel
 from restore_agent.snapshots.catalog import Snapshot
 from restore_agent.snapshots.manifest import PartRecord, WeightsRecord, layout_file
+from restore_agent.snapshots.names import SeenNames
 from restore_agent.snapshots.page_runs import PAGE
 from restore_agent.snapshots.store import Store
+from restore_agent.transfer.directory import Directory
 from restore_agent.transfer.egress import Egress
 from restore_agent.transfer.exchange import Exchange, OtherAgent
 from restore_agent.transfer.offers import Offers
 from restore_agent.transfer.peer import Peers
 from restore_agent.transfer.peer_server import PeerServer
+from restore_agent.transfer.publish import Publisher
+from restore_agent.transfer.source import Denied, Piece
 from tests.worlds.snapshots import draft
+from tests.worlds.waiting import until
 from zerowake_shared.tls import TlsFiles, client_contexts, server_context
 
 CONTENT = random.Random(8).randbytes(2560 * PAGE)  # three chunks
@@ -60,6 +66,33 @@ def take(store: Store, model: Path, content: bytes = CONTENT, name: str = "small
     path.write_bytes(data)
     with store.chunks.lease() as lease:
         return store.publish(workspace, draft(lease, workspace, content, name, weights=(record,), **fields), lease, replace=True)
+
+
+class Watched(Directory):
+    """A folder that tells what is read of it, and refuses one object once something holds."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.reads: list[str] = []
+        self.refused = ""
+        self.once: Callable[[], object] = lambda: True
+
+    async def read(self, key: str, offset: int, length: int) -> AsyncGenerator[Piece, None]:
+        self.reads.append(key)
+        if key == self.refused:
+            await until(self.once)
+            raise Denied("the key was withdrawn")
+        async for piece in super().read(key, offset, length):
+            yield piece
+
+
+async def published(origin: Store, remote: Directory, folder: Path, content: bytes = CONTENT, *, keep_model: bool = False) -> Snapshot:
+    """A snapshot of a model in `folder`/model, which is gone again unless it is kept."""
+    snapshot = take(origin, folder / "model", content)
+    await Publisher(origin, SeenNames(origin.state), remote).publish(snapshot)
+    if not keep_model:
+        shutil.rmtree(folder / "model")
+    return snapshot
 
 
 @contextlib.contextmanager
