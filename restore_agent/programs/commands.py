@@ -234,11 +234,19 @@ def sign(name: Name, namespace: Namespace = "default", state: State = DEFAULT_ST
 
 
 @snapshots.command()
-def rm(name: Name, namespace: Namespace = "default", state: State = DEFAULT_STATE, keys: Keys = None) -> None:
-    """Removes a snapshot from this node."""
+def rm(
+    name: Name,
+    store: Annotated[str, typer.Option(help=f"Store to withdraw the name from instead: {transfers.STORE}.", metavar="URL")] = "",
+    namespace: Namespace = "default",
+    state: State = DEFAULT_STATE,
+    keys: Keys = None,
+) -> None:
+    """Removes a snapshot from this node, or with --store its name from a store, where its bytes stay."""
 
     async def remove(stub: agent_pb2_grpc.AgentAsyncStub) -> None:
         reference = agent_pb2.SnapshotRef(namespace=namespace, name=name)
+        if store:
+            return await transfers.withdraw(stub, reference, store)
         await stub.Unstage(agent_pb2.UnstageRequest(request_id=secrets.token_hex(8), snapshot=reference, rung=agent_pb2.RUNG_ABSENT))
 
     async def asked() -> None:

@@ -10,18 +10,18 @@ import grpc
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-from zerowake_proto import agent_pb2
+from zerowake_proto import agent_pb2, agent_pb2_grpc
 
 from restore_agent.programs.command_line import Keys, Name, Namespace, State
 from restore_agent.programs.connection import connected, run_command
 from restore_agent.programs.main import DEFAULT_STATE
 
-_STORE = "file:///FOLDER or s3://BUCKET/PREFIX"
+STORE = "file:///FOLDER or s3://BUCKET/PREFIX"
 
 
 def push(
     name: Name,
-    to: Annotated[str, typer.Option(help=f"Store: {_STORE}, as the agent sees it.", metavar="URL")],
+    to: Annotated[str, typer.Option(help=f"Store: {STORE}, as the agent sees it.", metavar="URL")],
     namespace: Namespace = "default",
     state: State = DEFAULT_STATE,
     keys: Keys = None,
@@ -41,7 +41,7 @@ def pull(
     name: Name,
     source: Annotated[
         list[str],
-        typer.Option("--from", help=f"Store: {_STORE}, as the agent sees it; several, the best first.", metavar="URL"),
+        typer.Option("--from", help=f"Store: {STORE}, as the agent sees it; several, the best first.", metavar="URL"),
     ],
     digest: Annotated[str, typer.Option(help="The snapshot with this digest, whatever the name stands for in the store.")] = "",
     replace: Annotated[bool, typer.Option("--replace", help="Take the place of another snapshot of the same name.")] = False,
@@ -61,7 +61,7 @@ def pull(
 
 
 def copy(
-    source: Annotated[str, typer.Option("--from", help=f"Store: {_STORE}, as the agent sees it.", metavar="URL")],
+    source: Annotated[str, typer.Option("--from", help=f"Store: {STORE}, as the agent sees it.", metavar="URL")],
     to: Annotated[str, typer.Option(help="Store that it is put into.", metavar="URL")],
     name: Annotated[str, typer.Argument(help="Name of the snapshot.", show_default=False)] = "",
     every: Annotated[bool, typer.Option("--all", help="Copy every name of the namespace that the store has.")] = False,
@@ -96,6 +96,13 @@ def copy(
                 raise typer.Exit(1)
 
     run_command(copied(), state)
+
+
+async def withdraw(stub: agent_pb2_grpc.AgentAsyncStub, named: agent_pb2.SnapshotRef, store: str) -> None:
+    """Takes a name out of a store, and says what it stood for."""
+    request = agent_pb2.WithdrawRequest(request_id=secrets.token_hex(8), snapshot=named, store=store)
+    stood_for = (await stub.Withdraw(request)).snapshot.digest[:12] or "a snapshot that counts for nothing on this node"
+    typer.echo(f"the name {named.namespace}/{named.name} was withdrawn from {store}; it stood for {stood_for}, whose bytes stay there")
 
 
 async def _shown(what: str, updates: AsyncIterable[agent_pb2.TransferUpdate]) -> agent_pb2.TransferResult:

@@ -16,11 +16,12 @@ from restore_agent.snapshots.store import Store
 from restore_agent.transfer.complaints import Complaints
 from restore_agent.transfer.copying import Copier
 from restore_agent.transfer.exchange import Exchange, Fleet, NoPeers, OtherAgent
-from restore_agent.transfer.finding import Found, manifest_of, names_in, newest_record
+from restore_agent.transfer.finding import Found, manifest_of, names_in, newest_record, stands_for
 from restore_agent.transfer.progress import Progress
 from restore_agent.transfer.publish import Publisher
 from restore_agent.transfer.pull import Puller
 from restore_agent.transfer.store_url import opened, opened_to_write
+from restore_agent.transfer.withdrawal import withdraw
 
 _LOG = logging.getLogger("zerowake.agent")
 
@@ -94,14 +95,13 @@ class Travel:
         """
         _check(namespace, name)
         async with opened([url], self._store.keyring) as stores:
-            record = await newest_record(stores, self._store.keyring, namespace, name)
-            await asyncio.to_thread(self._seen.accept, record)
-            _, _, manifest = await manifest_of(stores, self._store.keyring, namespace, name, record.digest)
+            digest = await stands_for(await newest_record(stores, self._store.keyring, namespace, name), self._seen)
+            _, _, manifest = await manifest_of(stores, self._store.keyring, namespace, name, digest)
         try:
             await asyncio.to_thread(fits, manifest)
         except Incompatible as error:
-            return Found(record.digest, manifest, str(error))
-        return Found(record.digest, manifest)
+            return Found(digest, manifest, str(error))
+        return Found(digest, manifest)
 
     async def copy(self, namespace: str, name: str, source: str, destination: str, progress: Callable[[Progress], None]) -> NameRecord:
         """From store to store. Raises InvalidUrl, InvalidName, and what `Copier.copy` does."""
@@ -113,6 +113,15 @@ class Travel:
             record = await Copier(self._store, self._seen, come_from, go_to).copy(namespace, name, progress)
         _LOG.info("snapshot %s/%s@%s has been copied from %s to %s", namespace, name, record.digest[:12], come_from, go_to)
         return record
+
+    async def withdraw(self, namespace: str, name: str, url: str) -> str:
+        """The digest that the name stood for in a store; empty: of nothing that counts here. Raises InvalidUrl, InvalidName, and what
+        `withdrawal.withdraw` does."""
+        _check(namespace, name)
+        async with opened([url], self._store.keyring) as [store]:
+            digest = await withdraw(self._store, self._seen, store, namespace, name)
+        _LOG.info("name %s/%s was withdrawn from %s; it stood for %s", namespace, name, store, digest[:12] or "nothing that counts here")
+        return digest
 
     async def names(self, namespace: str, url: str) -> list[str]:
         """That a store has. Raises InvalidUrl, InvalidName, Denied, Unreachable."""

@@ -224,6 +224,14 @@ class AgentService(agent_pb2_grpc.AgentServicer):
 
         return await self._once("names", request.request_id, names, context)
 
+    async def Withdraw(self, request: agent_pb2.WithdrawRequest, context: _Context) -> agent_pb2.WithdrawResponse:
+        async def withdraw() -> agent_pb2.WithdrawResponse:
+            named = messages.by_name(request.snapshot)
+            named.digest = await self._node.travel.withdraw(named.namespace, named.name, request.store)
+            return agent_pb2.WithdrawResponse(snapshot=named)
+
+        return await self._once("withdraw", request.request_id, withdraw, context)
+
     async def _transfer(
         self,
         kind: str,

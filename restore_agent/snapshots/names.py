@@ -3,6 +3,11 @@
 A record is signed, so whoever can write to the store cannot make one; but they can bring back an older one, which is signed as well: a
 snapshot with a hole that is closed by now, say. So every node remembers the highest number that it has seen of each name, and refuses a
 lower one. That memory is no cache: a node that has lost it would take an older record again.
+
+A name that is withdrawn has a record, too: one without a digest, above the number of the one before. So who has seen it takes none of the
+older ones for the name any more, and who gives the name anew counts on from it. It stays where it is for ever: without it a node that has
+seen none of the numbers would begin at 1 again, and the others would refuse that.
+
 Rejected: a time instead of a number (clocks of nodes differ, and one that is ahead could never be followed), and one list of all names
 (two who publish at once would take each other's names away).
 """
@@ -27,7 +32,8 @@ class Replayed(Untrusted):
 
 
 class NameRecord(BaseModel):
-    """`sequence`: higher than that of every record of this name before. `published`: ISO 8601, UTC; for people."""
+    """`digest`: empty where the name was withdrawn. `sequence`: higher than that of every record of this name before. `published`: ISO
+    8601, UTC; for people."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -66,6 +72,14 @@ class NameRecord(BaseModel):
 
     def _signed(self) -> bytes:
         return json.dumps(self.model_dump(), sort_keys=True, separators=(",", ":")).encode()
+
+
+def says_withdrawn(data: bytes) -> bool:
+    """Whether a record, of which nothing is verified, is that of a name that was withdrawn."""
+    try:
+        return bool(json.loads(data)["record"]["digest"] == "")
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return False
 
 
 class SeenNames:

@@ -19,7 +19,7 @@ from restore_agent.snapshots.manifest import Manifest, WeightsRecord, layout_fil
 from restore_agent.snapshots.names import NameRecord, SeenNames
 from restore_agent.transfer.contents import in_files, named
 from restore_agent.transfer.fetch import Fetch
-from restore_agent.transfer.finding import manifest_of, record_of
+from restore_agent.transfer.finding import manifest_of, record_of, stands_for
 from restore_agent.transfer.progress import Progress
 from restore_agent.transfer.publish import signed_above
 from restore_agent.transfer.sending import Sending
@@ -47,11 +47,11 @@ class Copier:
         """
         keyring = self._catalog.keyring
         record, signed = await record_of(self._source, keyring, namespace, name)
-        await asyncio.to_thread(self._seen.accept, record)
-        data, signature, manifest = await manifest_of([self._source], keyring, namespace, name, record.digest)
+        digest = await stands_for(record, self._seen)
+        data, signature, manifest = await manifest_of([self._source], keyring, namespace, name, digest)
         sending = Sending(self._destination, progress)
         before, number = await sending.named(keyring, namespace, name)
-        is_there = before is not None and before.digest == record.digest
+        is_there = before is not None and before.digest == digest
         if not is_there and record.sequence <= number:
             await asyncio.to_thread(keyring.check_signs)  # before an hour of work
         await self._send(manifest, sending)
@@ -59,7 +59,7 @@ class Copier:
         if before is not None and is_there:
             return before
         if record.sequence <= number:
-            record, signed = await signed_above(number, self._catalog, self._seen, namespace, name, record.digest, self._clock)
+            record, signed = await signed_above(number, self._catalog, self._seen, namespace, name, digest, self._clock)
         await sending.name(namespace, name, signed)
         await asyncio.to_thread(self._seen.accept, record)
         return record

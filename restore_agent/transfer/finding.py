@@ -14,10 +14,11 @@ from restore_agent.snapshots.catalog import Corrupt, NotFound
 from restore_agent.snapshots.chunks import CHUNK
 from restore_agent.snapshots.keyring import Keyring, Signature, Untrusted
 from restore_agent.snapshots.manifest import InvalidManifest, Manifest, digest_of, is_name
-from restore_agent.snapshots.names import NameRecord
+from restore_agent.snapshots.names import NameRecord, SeenNames, says_withdrawn
 from restore_agent.transfer.fetch import gravest
 from restore_agent.transfer.layout import LIMIT, NAMES, manifest_key, name_key, signature_key
 from restore_agent.transfer.source import Absent, Altered, Listed, Source, TransferError, read_whole
+from restore_agent.transfer.streams import STREAMS, Room, in_streams
 
 
 class NotElsewhere(NotFound):
@@ -75,6 +76,17 @@ async def record_of(source: Source, keyring: Keyring, namespace: str, name: str)
         raise _nowhere(f"{namespace}/{name}", {str(source): error}) from None
 
 
+async def stands_for(record: NameRecord, seen: SeenNames) -> str:
+    """The digest of a record that was found. It is remembered first, also where it says that the name was withdrawn.
+
+    Raises Replayed; NotElsewhere: it was withdrawn; Untrusted: what was seen can no longer be read.
+    """
+    await asyncio.to_thread(seen.accept, record)
+    if not record.digest:
+        raise NotElsewhere(f"no snapshot {record.namespace}/{record.name}: the name was withdrawn from its store ({record.published})")
+    return record.digest
+
+
 async def manifest_of(
     sources: Sequence[Source],
     keyring: Keyring,
@@ -110,14 +122,30 @@ async def manifest_of(
 
 
 async def names_in(store: Listed, namespace: str) -> list[str]:
-    """Whatever is there as a name of the namespace, in order; none of it is verified. Raises Denied, Unreachable."""
+    """Whatever is there as a name of the namespace and does not say that it was withdrawn, in order; none of it is verified.
+
+    Raises Denied, Unreachable.
+    """
     folder = f"{NAMES}/{namespace}"
     try:
         keys = [stored.key async for stored in store.objects(folder)]
     except Absent:
         return []
     names = (key.removeprefix(f"{folder}/").removesuffix(".json") for key in keys if key.endswith(".json"))
-    return sorted(name for name in names if is_name(name))
+    found: list[str] = []
+
+    async def look(name: str, room: Room) -> None:
+        try:
+            if says_withdrawn(await read_whole(store, name_key(namespace, name), LIMIT)):
+                return
+        except Absent:
+            return  # it went as it was listed
+        except Altered:
+            pass  # who asks for it is told
+        found.append(name)
+
+    await in_streams((name for name in names if is_name(name)), STREAMS, look)
+    return sorted(found)
 
 
 async def _record(source: Source, keyring: Keyring, namespace: str, name: str) -> tuple[NameRecord, bytes]:

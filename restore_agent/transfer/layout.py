@@ -2,7 +2,7 @@
 
     chunks/ab/<BLAKE3>                    all bytes: pages, small files, weights
     snapshots/<digest>/manifest.json      and signature.json
-    names/<namespace>/<name>.json         which digest a name stands for: a signed record
+    names/<namespace>/<name>.json         which digest a name stands for, or that it was withdrawn: a signed record
 
     store.json                            what kind of store it is: plain, or encrypted and by which key (opened_store.py)
 

@@ -31,7 +31,7 @@ from restore_agent.transfer.cascade import Cascade
 from restore_agent.transfer.contents import InFile, in_files, named
 from restore_agent.transfer.exchange import Fleet
 from restore_agent.transfer.fetch import Fetch
-from restore_agent.transfer.finding import manifest_of, newest_record
+from restore_agent.transfer.finding import manifest_of, newest_record, stands_for
 from restore_agent.transfer.offers import Offered
 from restore_agent.transfer.progress import Progress
 from restore_agent.transfer.source import Full, Source
@@ -82,8 +82,7 @@ class Puller:
         check_name("name", name)
         if not digest:
             record = await newest_record(self._sources, self._store.keyring, namespace, name, self._left)
-            await asyncio.to_thread(self._seen.accept, record)
-            digest = record.digest
+            digest = await stands_for(record, self._seen)
         with contextlib.suppress(NotFound, Corrupt, Untrusted):
             return await asyncio.to_thread(self._store.get, namespace, name, digest)
         if not replace and await asyncio.to_thread(self._store.has_name, namespace, name):

@@ -1,4 +1,4 @@
-"""`zerowake snapshot push` and `pull` as a user types them, by an agent that runs and without one, over a real bucket."""
+"""`zerowake snapshot push`, `pull`, `copy` and `rm --store` as a user types them, over a real bucket, with an agent that runs and without."""
 
 from __future__ import annotations
 
@@ -83,6 +83,19 @@ async def test_a_running_agent_is_asked_and_tells_of_what_has_come(fresh: Path, 
         with pytest.raises(grpc.aio.AioRpcError) as raised:
             _ = [update async for update in agent.stub.Pull(wanted)]
         assert raised.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def test_a_name_is_withdrawn_from_a_bucket(state: Path, fresh: Path, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = f"s3://{bucket}/fleet"
+    await zerowake("snapshot", "push", "small", "--to", url, "--state", str(state))
+    said = await zerowake("snapshot", "rm", "small", "--store", url, "--state", str(state))
+    assert re.search(rf"the name default/small was withdrawn from {url}; it stood for \w{{12}}, whose bytes stay there", said)
+    assert Catalog(state).get("default", "small"), "it is on the node still"
+    said = await zerowake("snapshot", "pull", "small", "--from", url, "--state", str(fresh), code=1)
+    assert "no snapshot default/small: the name was withdrawn from its store" in said
+    assert "withdrawn already" in await zerowake("snapshot", "rm", "small", "--store", url, "--state", str(state), code=1)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    assert "does not let us" in await zerowake("snapshot", "rm", "small", "--store", url, "--state", str(state), code=1)
 
 
 async def test_snapshots_are_copied_from_store_to_store(state: Path, fresh: Path, bucket: str, tmp_path: Path) -> None:
