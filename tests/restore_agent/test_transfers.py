@@ -1,4 +1,4 @@
-"""`zerowake snapshot push`, `pull`, `copy` and `rm --store` as a user types them, over a real bucket, with an agent that runs and without."""
+"""`zerowake snapshot push`, `pull`, `copy` and `rm --store` as a user types them, by an agent that runs or without one, over a bucket."""
 
 from __future__ import annotations
 
