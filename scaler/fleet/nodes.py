@@ -25,6 +25,7 @@ from scaler.fleet.agent import Agent
 from scaler.fleet.readiness import Readiness
 from scaler.gateway.dispatcher import Backend
 from scaler.gateway.upstream import Endpoint
+from scaler.plan.scheduling import Standing
 from scaler.plan.world import Node, Replica
 from zerowake_shared.backoff import Backoff
 from zerowake_shared.clock import SYSTEM_CHANCE, SYSTEM_CLOCK, Clock
@@ -62,11 +63,17 @@ class Nodes:
         self._chance = chance
         self._dial = dial or dial_agent
         self._agents: dict[str, Agent] = {}
+        self._standings: dict[str, Standing] = {}  # by node's name, whether an agent is heard there or not
         self._listeners: list[Callable[[Node], None]] = []
+        self._place_listeners: list[Callable[[], None]] = []
 
     def __iter__(self) -> Iterator[Node]:
         """The nodes as they are now: values that do not change when news come."""
-        return (agent.node for agent in self._agents.values())
+        return (self._node(agent) for agent in self._agents.values())
+
+    def _node(self, agent: Agent) -> Node:
+        standing = self._standings.get(agent.name)
+        return replace(agent.node, standing=standing) if standing is not None else agent.node
 
     def agent(self, address: str) -> Agent | None:
         """The agent of a node, by `Node.address`; None: it is not listed any more."""
@@ -79,6 +86,21 @@ class Nodes:
     def on_change(self, callback: Callable[[Node], None]) -> None:
         """Calls `callback(node)` after a replica or a snapshot of the node changed, or its stream synced or broke."""
         self._listeners.append(callback)
+
+    def on_place(self, callback: Callable[[], None]) -> None:
+        """Calls `callback()` after a node came to stand otherwise in its cluster."""
+        self._place_listeners.append(callback)
+
+    def place(self, name: str, standing: Standing | None) -> None:
+        """How the node of that name stands in its cluster; None: the cluster has no such node any more."""
+        if standing == self._standings.get(name):
+            return
+        if standing is None:
+            del self._standings[name]
+        else:
+            self._standings[name] = standing
+        for callback in self._place_listeners:
+            callback()
 
     def learn(self, address: str, replica: agent_pb2.Replica) -> None:
         """A replica that an answer of the agent names; its stream may name it later."""
@@ -240,7 +262,7 @@ class Nodes:
 
     def _tell(self, agent: Agent) -> None:
         for callback in self._listeners:
-            callback(agent.node)
+            callback(self._node(agent))
 
 
 async def _unless_silent(agent: Agent, stream: AsyncIterable[agent_pb2.NodeUpdate]) -> AsyncIterator[agent_pb2.NodeUpdate]:

@@ -2,9 +2,10 @@
 
     ledger, nodes, owners' wishes  ──►  World  ──►  decide (plan/policy.py)  ──►  executor
 
-It decides when a model comes to have demand, when a node's news concern it, when its owner's wishes change, when an action of it has ended,
-and when what was put off is due, or a model has had no demand for so long that its replicas may sleep. The decision is made in the same
-turn of the loop as the news: staging runs beside the push to KEDA.
+It decides when a model comes to have demand, when a node's news concern it, or the cluster says something else of any node (a cordon, a
+taint, a label), when its owner's wishes change, when an action of it has ended, and when what was put off is due, or a model has had no
+demand for so long that its replicas may sleep. The decision is made in the same turn of the loop as the news: staging runs beside the push
+to KEDA.
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ class Planner:
         ledger.on_quiet(self._quiet)
         ledger.on_first_demand(lambda model: self.consider([model]))
         nodes.on_change(self._heard)
+        nodes.on_place(lambda: self.consider(self._models))
         executor.on_end(lambda model: self.consider([model]))
         executor.wanted_by(lambda snapshot: any(model.snapshot == snapshot for model in self._models.values()))
 

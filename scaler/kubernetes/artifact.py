@@ -18,16 +18,18 @@ UNKNOWN = "unknown"  # the rung on a node that nobody can ask
 class Artifact:
     """What the agents say about one snapshot's artifact.
 
-    held: where it stands, by node's name. answering: nodes whose agents can be asked, by name. asleep: ids of replicas that sleep in pods.
+    nodes: all, as they were then. held: where it stands, by node's name. answering: nodes whose agents can be asked, by name. asleep: ids
+    of replicas that sleep in pods.
     """
 
     def __init__(self, snapshot: ModelSnapshot, digest: str, nodes: Iterable[Node]) -> None:
         self.name = SnapshotName(snapshot.metadata.namespace, snapshot.artifact_name)
+        self.nodes = tuple(nodes)
         self.held: dict[str, Residency] = {}  # by node's name
         self.answering: dict[str, Node] = {}
         self.asleep: set[str] = set()
         of = (snapshot.metadata.namespace, snapshot.model)
-        for node in nodes:
+        for node in self.nodes:
             if not node.name:
                 continue
             self.asleep |= sleepers_of(node).get(of, frozenset())

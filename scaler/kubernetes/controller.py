@@ -128,6 +128,7 @@ class Controller:
         names.on_change(lambda snapshot: self._snapshot_changed(None, snapshot))
         labelled.on_change(self._labelled_changed)
         nodes.on_change(self._node_changed)
+        nodes.on_place(self._placed)
 
     async def run(self) -> None:
         """Leads: works until cancelled."""
@@ -192,6 +193,12 @@ class Controller:
             dozes = (snapshot.metadata.namespace, snapshot.model) in moved
             if listed or waits or dozes or SnapshotName(snapshot.metadata.namespace, snapshot.artifact_name) in changed:
                 self._queue.add_after(snapshot.key, 0.1)  # news of a node come in bursts
+
+    def _placed(self) -> None:
+        """Which nodes take pods has changed: that counts where copies are counted, and where one is to be fetched."""
+        for snapshot in self._snapshots if self._pods is not None else ():
+            if snapshot.spec.copies > 1 or not snapshot.status.holders:
+                self._queue.add_after(snapshot.key, 0.1)
 
     # --- one look
 

@@ -17,6 +17,7 @@ from scaler.books.limits import ModelLimits
 from scaler.books.model_name import flaw
 from scaler.books.snapshot_name import SnapshotName
 from scaler.books.trigger import Trigger
+from scaler.kubernetes.node_standing import demands_of
 from scaler.kubernetes.resources import ModelSnapshot
 from scaler.kubernetes.scaled_object import ScaledObject
 from scaler.plan.rungs import Rung
@@ -196,6 +197,7 @@ def planned(snapshot: ModelSnapshot) -> Model:
         digest=snapshot.ready_digest,
         stored=_stored(snapshot),
         copies=snapshot.spec.copies,
+        pods=demands_of(snapshot.spec.template.get("spec") or {}) if snapshot.spec.template else None,
     )
 
 

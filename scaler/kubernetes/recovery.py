@@ -36,7 +36,7 @@ class Recovering:
     url: str
     digest: str
     task: asyncio.Task[None] | None = None
-    message: str = "no restore agent is connected that could fetch it"
+    message: str = "no restore agent is connected on a node that takes its pods, which could fetch it"
     failed: bool = False
 
 

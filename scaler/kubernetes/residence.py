@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import msgspec
 
 from scaler.kubernetes import environment, resources
 from scaler.kubernetes.artifact import ABSENT_AGENT_SECONDS, UNKNOWN, Absences, Artifact
 from scaler.kubernetes.cold_starts import ColdStarts
-from scaler.kubernetes.declarations import in_memory_all_the_same
+from scaler.kubernetes.declarations import in_memory_all_the_same, planned
 from scaler.kubernetes.resources import Condition, Location, ModelSnapshot, Pod, condition
 from scaler.kubernetes.snapshot_writer import SnapshotWriter
 from scaler.kubernetes.storing import STORED, Storing
 from scaler.kubernetes.taken_names import REASON, TakenNames
+from scaler.plan.copies import counting, lacking
 from zerowake_shared.clock import Clock
 
 _RESIDENT = "Resident"
+_NODES_TOLD = 5  # of those that lack it
 _PHASES = {_RESIDENT: resources.READY, resources.CAPTURE_ENDS: resources.CAPTURING}
 
 
@@ -46,7 +50,7 @@ class Residence:
         unusable = {name: each.unusable for name, each in artifact.held.items() if each.unusable}
         usable = [each.name for each in holders if each.name not in unusable]
         stored = self._storing.state(snapshot, artifact, digest, [name for name in usable if name in artifact.held])
-        copied = _copied(snapshot, len([name for name in usable if name in artifact.answering and name in artifact.held]))
+        copied = _copied(snapshot, artifact, digest)
         if why := self._names.why(snapshot):
             ready, usable = condition(snapshot, resources.CONDITION_READY, False, "", REASON, why), []
         elif usable and capturing and not capturing.has_ended:
@@ -91,11 +95,15 @@ class Residence:
         return min(waits, default=None)
 
 
-def _copied(snapshot: ModelSnapshot, copies: int) -> Condition | None:
-    """Whether as many nodes keep it as its owner wants, where that is more than one."""
+def _copied(snapshot: ModelSnapshot, artifact: Artifact, digest: str) -> Condition | None:
+    """Whether as many nodes keep it as its owner wants, where that is more than one; else what the others lack."""
     wanted = snapshot.spec.copies
     if wanted == 1:
         return None
+    model = replace(planned(snapshot), digest=digest)
+    copies = len(counting(artifact.nodes, model))
     holds = copies >= wanted
-    why = f"{copies} of {wanted} stand on nodes that are heard; more are made where nodes can fetch it (agent.keysSecret, spec.store)"
+    others = lacking(artifact.nodes, model)
+    told = "; ".join([*others[:_NODES_TOLD], *([f"and {len(others) - _NODES_TOLD} nodes more"] if len(others) > _NODES_TOLD else [])])
+    why = f"{copies} of {wanted} copies stand where they count; {told or 'no other node has an agent'}"
     return condition(snapshot, resources.CONDITION_COPIED, holds, "Copied", "TooFew", why)

@@ -14,6 +14,7 @@ import math
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -21,6 +22,7 @@ from aiohttp import web
 from prometheus_client import Counter, Histogram
 
 from scaler.kubernetes.declarations import planned
+from scaler.kubernetes.node_standing import demands_of
 from scaler.kubernetes.pod_patch import NodeSetup, Patch, prepare, unfit
 from scaler.kubernetes.resources import CONDITION_READY, PENDING, ModelSnapshot
 from scaler.plan.policy import prefer
@@ -130,9 +132,10 @@ class Webhook:
         if not nodes:  # and none that is only away: nobody would restore it, and its node may lack the profile that agents bring
             raise _Untouched("no-agent", "no restore agent is listed in the cluster")
         patch = Patch(pod)
+        model = replace(planned(snapshot), pods=demands_of(pod["spec"]))  # by what this pod says, whatever the template does
         # Where it stands now is all that counts, and what was refused last, however long ago: nobody has fetched it there since.
         world = World(now=-math.inf, models={}, nodes=nodes, put_off=self._put_off())
-        prepare(patch, snapshot, self._setup, prefer(world, planned(snapshot), digest), digest)
+        prepare(patch, snapshot, self._setup, prefer(world, model, digest), digest)
         return patch
 
 

@@ -1,7 +1,8 @@
 """How many nodes keep a model's snapshot: as many as its owner wants, in domains that do not fail together.
 
-A copy counts on a node that is heard and has it whole. Of a node that falls silent another copy is made, but not at once: an
-agent that is rolled is back within half a minute. A copy too many stays: a node that comes back has not become worse for it.
+A copy counts on a node that is heard, has it whole, and takes pods of the model: not on one that is cordoned, which keeps what it has. Of a
+node that falls silent, or out, another copy is made, but not at once: an agent that is rolled is back within half a minute, and a node that
+is not ready may be, too. A copy too many stays: a node that comes back has not become worse for it.
 
 A copy is on disk; from there it goes up by the rung that its owner names, like any other. Where there are zones, another zone comes before
 a node that would have it sooner; where there are none, each node is a domain of its own. A node whose GPUs are in use just now may keep a
@@ -36,6 +37,13 @@ def is_short(nodes: Iterable[Node], model: Model) -> bool:
     return bool(_candidates(nodes, model))
 
 
+def lacking(nodes: Iterable[Node], model: Model) -> list[str]:
+    """Of each node whose copy does not count, or that has none: why. Both by the nodes' names."""
+    nodes = sorted(nodes, key=lambda node: node.name)
+    could = {node.address for node, _ in _candidates(nodes, model)}
+    return [f"node {node.name}: {_why_not(node, model, node.address in could)}" for node in nodes if node.name and not _counts(node, model)]
+
+
 def copy(world: World, model: Model, later: list[float]) -> Stage | None:
     """The next copy that is to be made. One at a time, which each that comes after can be fetched from, too."""
     if model.snapshot is None or not is_short(world.nodes, model):
@@ -65,15 +73,30 @@ def domain(node: Node) -> str:
 
 def _counts(node: Node, model: Model) -> bool:
     residency = node.residencies.get(model.snapshot) if model.snapshot is not None else None
-    if residency is None or not node.synced:
+    if residency is None or not node.synced or model.why_not_on(node):
         return False
     return residency.rung > Rung.ABSENT and not residency.unusable and model.digest in (None, residency.digest)
+
+
+def _why_not(node: Node, model: Model, could: bool) -> str:
+    residency = node.residencies.get(model.snapshot) if model.snapshot is not None else None
+    if not node.synced:
+        return "its agent is not heard"
+    if why := model.why_not_on(node):
+        return why
+    if could:
+        return "it can fetch it"
+    if residency is not None:
+        return residency.unusable or "it has another snapshot of that name"
+    if not node.peer_address and model.stored is None:
+        return "it fetches nothing from other nodes (agent.keysSecret), and no store has it (spec.store)"
+    return "nobody can give it the snapshot, or its GPUs are too small"
 
 
 def _candidates(nodes: Iterable[Node], model: Model) -> list[tuple[Node, Residency]]:
     if model.snapshot is None:
         return []
-    found = remote((_known(node, model) for node in nodes), model.snapshot, model.digest, model.stored)
+    found = remote((_known(node, model) for node in nodes), model.snapshot, model.digest, model.stored, model.pods)
     return [(node, there) for node, there in found if has_room(_empty(node), there)]
 
 

@@ -12,7 +12,8 @@
     copies     as many nodes keep a snapshot as its owner wants, in domains that do not fail together (copies.py)
     sleep      where its owner wants it, replicas in pods sleep when their model had no request at any gateway for so long; a request wakes
                them at once, which is the gateway's to ask for, and no plan's
-    pods       nodes are preferred by the estimate, for replicas and for captures alike; Kubernetes places
+    pods       nodes are preferred by the estimate, for replicas and for captures alike; Kubernetes places. Where it would put no pod of the
+               model (a cordon, taints, labels: scheduling.py), nothing is staged or fetched, and what is there stays and counts for nothing
 
 Actions under way are not asked for again. What an agent refused is put off, not forgotten. Each action says why. A forecast will move the
 same actions ahead of the request.
@@ -72,7 +73,7 @@ def decide(world: World) -> Plan:
 def prefer(world: World, model: Model, digest: str) -> Prefer:
     """Nodes for a pod that is restored from this snapshot, by the estimate: those that have it, or where none of them can restore it those
     that could fetch it, one of which will. Not both: a pod that comes before its snapshot starts cold, however short the way is."""
-    holders = [(node, residency) for node, residency in _holders(world, model) if residency.digest == digest]
+    holders = [(node, there) for node, there in _holders(world, model) if there.digest == digest and not model.why_not_on(node)]
     seconds = _finite({node.name: seconds_to_serve(node, residency) for node, residency in holders if node.name})
     if not seconds:
         seconds = _finite({node.name: seconds_to_serve(node, there) for node, there in _candidates(world, model, digest) if node.name})
@@ -81,7 +82,7 @@ def prefer(world: World, model: Model, digest: str) -> Prefer:
 
 def prefer_for_capture(world: World, model: Model) -> Prefer:
     """Nodes for a pod in which a snapshot is captured."""
-    seconds = {node.name: seconds_to_start(node) for node in _synced(world) if node.name}
+    seconds = {node.name: seconds_to_start(node) for node in _synced(world) if node.name and not model.why_not_on(node)}
     return Prefer(model.name, _finite(seconds), "by the room for a start", _silent(world))
 
 
@@ -209,7 +210,7 @@ def _staged(world: World, model: Model, later: list[float]) -> Iterator[Action]:
         for action in world.under_way:
             if isinstance(action, Stage) and action.model == model.name and action.rung is Rung.STANDBY:
                 yield Drop(action.node, model.name, action.snapshot, action.digest, Rung.MEMORY, "a request's own restore is sooner")
-    holders = _holders(world, model)
+    holders = [(node, there) for node, there in _holders(world, model) if not model.why_not_on(node)]
     soonest = ranked((pair, seconds_to_serve(*pair)) for pair in holders)[:1] if waits else []
     for node, residency in holders:
         if any(node is best for best, _ in soonest):
@@ -262,7 +263,7 @@ def _fetched(world: World, model: Model, later: list[float]) -> Iterator[Stage]:
         return
     bearable = [
         ((node, there), seconds_to_serve(node, there))
-        for node, there in remote(world.nodes, model.snapshot, model.digest, model.stored)
+        for node, there in remote(world.nodes, model.snapshot, model.digest, model.stored, model.pods)
         if seconds_to_fetch(node, there) + seconds_to_stage(node, there) <= model.longest_staging
     ]
     for node, there in ranked(bearable):
@@ -279,7 +280,7 @@ def _candidates(world: World, model: Model, digest: str) -> list[tuple[Node, Res
     """Those that could fetch it, but for those whose agents have refused to."""
     if model.snapshot is None:
         return []
-    found = remote(world.nodes, model.snapshot, digest, model.stored)
+    found = remote(world.nodes, model.snapshot, digest, model.stored, model.pods)
     return [(node, there) for node, there in found if world.put_off.get((node.address, digest, Rung.DISK), -math.inf) <= world.now]
 
 

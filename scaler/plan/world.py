@@ -15,6 +15,7 @@ from scaler.books.demand import Demand
 from scaler.books.snapshot_name import SnapshotName
 from scaler.plan.actions import Action
 from scaler.plan.rungs import Rung, WeightsRung
+from scaler.plan.scheduling import PodDemands, Standing, why_no_pod
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +94,7 @@ class Replica:
 class Node:
     """One node as its agent describes it. address: the agent's, which no other has; synced: its stream is whole; silent: its stream ended
     because nothing came any more, and nothing has come since. peer_address: where it gives snapshots to other nodes; empty: nowhere.
-    zone: the one that its cluster says it is in; empty: none.
+    standing: what its cluster says of it; None: nothing.
     """
 
     address: str
@@ -107,7 +108,12 @@ class Node:
     replicas: Mapping[str, Replica] = field(default_factory=dict)  # by id, the oldest first
     silent: bool = False
     peer_address: str = ""
-    zone: str = ""
+    standing: Standing | None = None
+
+    @property
+    def zone(self) -> str:
+        """The one that its cluster says it is in; empty: none."""
+        return self.standing.zone if self.standing else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +126,7 @@ class Model:
     makes them. digest: the one snapshot of that name that may be fetched to another node, empty: none may; None: whichever a node has.
     not_before: no start before that moment, since the last one failed. idle: the rung on which replicas in pods sleep that
     nobody has asked for `idle_seconds`; None: they stay awake. stored: what a store keeps of it; None: nothing, as far as is known. copies:
-    so many nodes keep its snapshot (plan/copies.py).
+    so many nodes keep its snapshot (plan/copies.py). pods: what its pods ask of a node; None: not known, or it has none.
     """
 
     name: str
@@ -136,6 +142,11 @@ class Model:
     digest: str | None = None
     stored: Stored | None = None
     copies: int = 1
+    pods: PodDemands | None = None
+
+    def why_not_on(self, node: Node) -> str:
+        """Why no pod of it is put on the node; empty: nothing is known that speaks against it."""
+        return why_no_pod(node.name, node.standing, self.pods)
 
 
 @dataclass(frozen=True, slots=True)

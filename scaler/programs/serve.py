@@ -38,8 +38,9 @@ from scaler.kubernetes.endpoints import SERVICE_LABEL, EndpointSlice, of_service
 from scaler.kubernetes.engine_pod import EnginePod
 from scaler.kubernetes.engine_pods import EnginePods
 from scaler.kubernetes.first_replica import FirstReplica
+from scaler.kubernetes.node_standing import ClusterNode, told_to
 from scaler.kubernetes.refusals import Refusals
-from scaler.kubernetes.resources import ENDPOINT_SLICES, MODEL_SNAPSHOTS, REPORTER, SCALED_OBJECTS, ModelSnapshot
+from scaler.kubernetes.resources import ENDPOINT_SLICES, MODEL_SNAPSHOTS, NODES, REPORTER, SCALED_OBJECTS, ModelSnapshot
 from scaler.kubernetes.scaled_jobs import ScaledJobs
 from scaler.kubernetes.scaled_object import ScaledObject
 from scaler.kubernetes.startups import Startups
@@ -184,7 +185,7 @@ class _Readiness:
 async def _objects(
     cluster: Cluster, models: Models, parts: Parts, readiness: _Readiness, activations: Activations
 ) -> AsyncIterator[tuple[Informer[ModelSnapshot], Informer[ScaledObject], Informer[EnginePod]]]:
-    """What users have made, followed: models as they declare them, and the pods of their engines."""
+    """What users have made, followed: models as they declare them, and the pods of their engines. With them the nodes."""
     snapshots = readiness.needs("ModelSnapshots", cluster.follow(MODEL_SNAPSHOTS, ModelSnapshot))
     objects = readiness.needs("ScaledObjects", cluster.follow(SCALED_OBJECTS, ScaledObject))
     engines = readiness.needs("pods of models", cluster.follow(PODS, EnginePod, labels=SNAPSHOT))
@@ -198,7 +199,8 @@ async def _objects(
 
     engines.on_change(look)
     engines.on_change(Startups(activations, pods.model_of).changed)
-    async with snapshots, objects, pods.following(engines), engines:
+    standings = told_to(parts.nodes, readiness.needs("nodes", cluster.follow(NODES, ClusterNode)))
+    async with snapshots, objects, pods.following(engines), engines, standings:
         yield snapshots, objects, engines
 
 

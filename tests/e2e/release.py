@@ -75,6 +75,12 @@ class Release:
         locations = (found.get("status") or {}).get("locations", [])
         return [each["name"] for each in locations if each["rung"] not in ("store", "unknown")]
 
+    async def take_off(self, node: str, name: str) -> None:
+        """The snapshot, off the node."""
+        (agent,) = await self.agents(node)
+        inside = ("exec", agent["metadata"]["name"], "-c", "agent", "--", "zerowake", "snapshot", "rm", name)
+        await self.run("kubectl", "-n", self.namespace, *inside, f"--namespace={self.namespace}")
+
     async def at_zero(self, model: str = MODEL) -> None:
         """Until KEDA has scaled it down, its pods are gone, and it stayed so meanwhile.
 

@@ -34,11 +34,12 @@ pytestmark = [
 NODES = (NODE, SECOND_NODE)
 CAPTURED_ON = {"one": NODE, "two": SECOND_NODE}  # model → node
 WITHIN = 120.0
+ON_A_NODE = ("disk", "memory")
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def installed(kubeconfig: str, images: None, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Release]:
-    """Each model is captured while the other node takes no pods; nothing but the snapshot binds it to the node afterwards."""
+    """Each model's capture is bound to a node; nothing but the snapshot binds the model to it afterwards."""
     keys = tmp_path_factory.mktemp("keys")
     Keyring(keys).make()
     async with (
@@ -51,9 +52,10 @@ async def installed(kubeconfig: str, images: None, tmp_path_factory: pytest.Temp
         await made.helm_upgrade("--set=agent.keysSecret=zerowake-keys")
         await made.find_gateway()
         for model, node in CAPTURED_ON.items():
-            async with cordoned(made, *(other for other in NODES if other != node)):
-                await api.apply(snapshot(model), movable(model), namespace=namespace)
-                await api.until("ModelSnapshot", namespace, model, is_ready, WITHIN)
+            of = snapshot(model)
+            of["spec"]["nodeSelector"] = {"kubernetes.io/hostname": node}
+            await api.apply(of, movable(model), namespace=namespace)
+            await api.until("ModelSnapshot", namespace, model, is_ready, WITHIN)
         for model in CAPTURED_ON:
             await made.scaled(model)
         yield made
@@ -81,6 +83,15 @@ async def told(made: Release, model: str, holds: Callable[[dict[str, str]], obje
 
     found = await made.api.until("ModelSnapshot", made.namespace, model, lambda one: one and holds(rungs(one)), WITHIN)
     return rungs(found)
+
+
+async def alone(made: Release, model: str) -> None:
+    """What another node has fetched, as the model's own took no pods, goes again, so that the next test begins as this one did."""
+    node = CAPTURED_ON[model]
+    (other,) = {*NODES} - {node}
+    await told(made, model, lambda rungs: all(rungs.get(each) in ON_A_NODE for each in NODES))
+    await made.take_off(other, model)
+    await told(made, model, lambda rungs: rungs.keys() == {node})
 
 
 async def until_node(made: Release, name: str, *, ready: bool) -> None:
@@ -140,9 +151,11 @@ async def test_a_node_is_drained_and_comes_back(installed: Release, client: aioh
                 assert (await installed.ask(client, "two"))["digest"] == before
             await drained
             assert (await pod_of(installed, "two"))["spec"]["nodeName"] == NODE
-            assert await told(installed, "two", len) == {SECOND_NODE: "memory"}, "its agent is still there"
+            fetched = await told(installed, "two", lambda rungs: rungs.get(NODE) == "memory")
+            assert fetched[SECOND_NODE] == "memory", "its agent is still there"
         finally:
             await installed.run("kubectl", "uncordon", SECOND_NODE)
+        await alone(installed, "two")
         assert await back(installed, client, "two") == f"Restored on {SECOND_NODE}"
 
 
@@ -170,6 +183,43 @@ async def boots(_: Release) -> None:
     await asyncio.to_thread(boot, SECOND_NODE)
 
 
+async def test_when_its_node_takes_no_pods_another_fetches_the_snapshot_before_anybody_asks(
+    installed: Release, client: aiohttp.ClientSession
+) -> None:
+    """By itself, from the cordoned node, which keeps it; the first request then is answered by a restored process."""
+    before = (await installed.ask(client, "two"))["digest"]
+    await installed.at_zero("two")
+    async with cordoned(installed, SECOND_NODE):
+        fetched = await told(installed, "two", lambda rungs: rungs.get(NODE) == "memory")
+        assert fetched[SECOND_NODE] == "memory"
+        assert (await installed.ask(client, "two"))["digest"] == before
+        pod = await pod_of(installed, "two")
+        assert (pod["spec"]["nodeName"], await beginning(installed, pod)) == (NODE, "Restored")
+        await installed.at_zero("two")
+    await alone(installed, "two")
+
+
+async def test_a_node_whose_taint_its_pods_do_not_tolerate_gets_no_copy(installed: Release) -> None:
+    """What it has goes to the other node; a second copy, which was asked for before that, comes only when the taint is gone."""
+    of = snapshot("two")
+    of["spec"] |= {"nodeSelector": {"kubernetes.io/hostname": SECOND_NODE}, "copies": 2}
+    await installed.api.apply(of, namespace=installed.namespace)
+    await installed.run("kubectl", "taint", "node", NODE, "team=other:NoSchedule")
+    try:
+        await told(installed, "one", lambda rungs: rungs.get(SECOND_NODE) in ON_A_NODE)
+        two = await installed.api.get("ModelSnapshot", installed.namespace, "two")
+        assert await installed.holders("two") == [SECOND_NODE] and not condition(two, "Copied")
+        (why,) = [each["message"] for each in two["status"]["conditions"] if each["type"] == "Copied"]
+        assert f"node {NODE}: its pods do not tolerate the taint team=other:NoSchedule" in why
+    finally:
+        await installed.run("kubectl", "taint", "node", NODE, "team-")
+    await installed.api.until("ModelSnapshot", installed.namespace, "two", lambda one: condition(one, "Copied"), WITHIN)
+    of["spec"]["copies"] = 1
+    await installed.api.apply(of, namespace=installed.namespace)
+    for model in CAPTURED_ON:
+        await alone(installed, model)
+
+
 Change = Callable[[Release], Awaitable[None]]
 
 
@@ -189,11 +239,14 @@ async def test_a_node_is_gone_and_comes_back(installed: Release, client: aiohttp
             if goes is loses_power:
                 assert await told(installed, "two", lambda rungs: rungs.get(SECOND_NODE) == "unknown") == {SECOND_NODE: "unknown"}
             else:
-                assert await told(installed, "two", len) == {SECOND_NODE: "memory"}, "its agent speaks for it"
+                fetched = await told(installed, "two", lambda rungs: rungs.get(NODE) in ON_A_NODE)
+                assert fetched[SECOND_NODE] == "memory", "its agent speaks for it, and gives it to a node that takes pods"
         finally:
             await comes(installed)
             await until_node(installed, SECOND_NODE, ready=True)
-        assert await told(installed, "two", lambda rungs: rungs.get(SECOND_NODE) in ("disk", "memory"))
+        if goes is dies:
+            await alone(installed, "two")
+        assert await told(installed, "two", lambda rungs: rungs.get(SECOND_NODE) in ON_A_NODE)
         assert await back(installed, client, "two") == f"Restored on {SECOND_NODE}"
     await installed.at_zero("one")
 

@@ -122,13 +122,6 @@ async def followed(made: Release, holds: Callable[[Object | None], object]) -> a
     return task
 
 
-async def removed(made: Release, node: str) -> None:
-    """The snapshot, off the node."""
-    (agent,) = await made.agents(node)
-    inside = ("exec", agent["metadata"]["name"], "-c", "agent", "--", "zerowake", "snapshot", "rm", MODEL)
-    await made.run("kubectl", "-n", made.namespace, *inside, f"--namespace={made.namespace}")
-
-
 @contextlib.asynccontextmanager
 async def without_power(made: Release, name: str) -> AsyncIterator[None]:
     """From the moment in which Kubernetes has noticed: no pod is sent there. Afterwards all is as before, and the model is at zero."""
@@ -176,7 +169,7 @@ async def test_what_every_node_has_lost_is_fetched_and_not_captured(installed: R
     before = await lands(installed, client, SECOND_NODE)
     lost = await followed(installed, lambda one: said(one, "Ready")[0] == "False")
     for node in (NODE, SECOND_NODE):
-        await removed(installed, node)
+        await installed.take_off(node, MODEL)
     await lost
     after = await api.until("ModelSnapshot", namespace, MODEL, is_ready, WITHIN)
     assert found and after and after["status"]["digest"] == found["status"]["digest"] and URL in places(after)

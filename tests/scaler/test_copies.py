@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scaler.plan.actions import Stage
-from scaler.plan.copies import SHORT_SECONDS, copy, domain, is_short
+from scaler.plan.copies import SHORT_SECONDS, copy, domain, is_short, lacking
 from scaler.plan.policy import decide
 from scaler.plan.rungs import Rung
+from scaler.plan.scheduling import ZONE, PodDemands, Standing, Taint, Toleration
 from scaler.plan.world import Gpu, Model, Node, Rates, Residency, Stored, World
 from tests.worlds.planned import GB, NAME, serving, stages, world
 
@@ -24,7 +25,8 @@ LONG = {"chat": 0.0}
 
 def node(address: str, residency: Residency | None = None, zone: str = "", **changes: object) -> Node:
     found = {} if residency is None else {NAME: residency}
-    there = Node(address, f"node-{address}", True, 100 * GB, 50 * GB, residencies=found, peer_address=f"{address}:1", zone=zone)
+    standing = Standing({ZONE: zone} if zone else {})
+    there = Node(address, f"node-{address}", True, 100 * GB, 50 * GB, residencies=found, peer_address=f"{address}:1", standing=standing)
     return replace(there, **changes)  # type: ignore[arg-type]
 
 
@@ -99,6 +101,39 @@ def test_the_store_gives_what_no_node_has_or_gives() -> None:
     other = replace(one, stored=replace(KEPT, digest="e" * 64))
     assert made(short(alone, model=other)) == "", "another snapshot of that name"
     assert made(short(alone, model=replace(other, digest=""))) == "", "its owner has none that is good"
+
+
+def test_a_copy_where_no_pod_is_put_does_not_count_and_none_is_made_there() -> None:
+    model = replace(TWO, copies=1, pods=PodDemands())
+    cordoned, tainted = Standing(cordoned=True), Standing(taints=(Taint("team", "other"),))
+    for out in (cordoned, tainted):
+        nodes = node("a", HAS, standing=out), node("b", standing=out), node("c")
+        assert made(short(*nodes, model=model)) == "c", "it is given by the one that takes no pods itself"
+        assert made(short(*nodes[:2], model=model)) == "", "no place for the next pod"
+    tolerant = replace(model, pods=PodDemands((Toleration("team", "Exists"),)))
+    assert not is_short([node("a", HAS, standing=tainted), node("c")], tolerant)
+    waits = world(node("a", HAS, standing=cordoned), node("c"), model=model, short_since={"chat": 90.0})
+    assert made(waits) == "" and made(replace(waits, now=90.0 + SHORT_SECONDS)) == "c", "a cordon that is soon taken back costs no copy"
+
+
+def test_it_is_said_of_each_other_node_why_it_has_no_copy_that_counts() -> None:
+    nodes = (
+        node("a", HAS),
+        node("b", HAS, standing=Standing(cordoned=True)),
+        node("c", HAS, synced=False),
+        node("d", standing=Standing(taints=(Taint("team", "other"),))),
+        node("e", replace(HAS, unusable="a chunk is missing")),
+        node("f", peer_address=""),
+        node("g"),
+    )
+    assert lacking(reversed(nodes), replace(TWO, pods=PodDemands())) == [
+        "node node-b: it is cordoned",
+        "node node-c: its agent is not heard",
+        "node node-d: its pods do not tolerate the taint team=other:NoSchedule",
+        "node node-e: a chunk is missing",
+        "node node-f: it fetches nothing from other nodes (agent.keysSecret), and no store has it (spec.store)",
+        "node node-g: it can fetch it",
+    ]
 
 
 @pytest.mark.parametrize("copies", [1, 2, 3])

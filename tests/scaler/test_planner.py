@@ -26,6 +26,7 @@ from scaler.gateway.dispatcher import Dispatcher
 from scaler.plan import copies, policy
 from scaler.plan.actions import End, Start
 from scaler.plan.rungs import Rung
+from scaler.plan.scheduling import Standing
 from scaler.plan.world import Model, Stored
 from tests.worlds.fake_agent import Agent
 from tests.worlds.waiting import until
@@ -209,6 +210,20 @@ async def test_a_request_whose_snapshot_s_node_is_full_has_another_one_fetch_it(
         assert not any(system.planner.why_not_fetched(there[name], NAME) for name in ("full", "free"))
         assert there["free"].rates.remote_to_disk > 0
         system.dispatcher.leave(hold)
+
+
+async def test_a_cordon_alone_has_the_snapshot_fetched_elsewhere_and_a_node_that_takes_pods_again_is_seen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(copies, "SHORT_SECONDS", 0.1)
+    has, other = holding("a", DISK), Agent("b")
+    has.peer_port, other.peer_port = 1, 2
+    async with planning(Model("chat", NAME, stage=Rung.DISK, digest="d"), has, other) as system:
+        system.nodes.place("b", Standing(cordoned=True))
+        system.nodes.place("a", Standing(cordoned=True))
+        assert system.staged() == []
+        system.nodes.place("b", Standing())
+        await until(lambda: system.staged() == [("b", DISK)])
 
 
 async def test_a_second_copy_comes_from_a_store_when_there_have_been_too_few_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from scaler.books.demand import Demand
 from scaler.plan.actions import Stage
-from scaler.plan.policy import decide, prefer
+from scaler.plan.policy import decide, prefer, prefer_for_capture
 from scaler.plan.rungs import Rung
+from scaler.plan.scheduling import PodDemands, Standing, Taint
 from scaler.plan.world import Gpu, Node, Rates, Residency
 from tests.worlds.planned import CHAT, GB, NAME, WAITS, node, serving, stages, world
 
@@ -41,6 +42,25 @@ def test_a_snapshot_whose_nodes_have_no_room_is_fetched_by_the_one_that_serves_s
     assert stages(world(*nodes, fetching("has", BIG), cramped_since=LONG)) == [], "one has room"
     assert stages(world(*nodes, cramped_since=LONG, model=replace(CHAT, stage=Rung.DISK))) == [], "it waits on disk, till somebody asks"
     assert stages(world(*nodes, cramped_since=LONG, model=replace(CHAT, digest=""))) == [], "its owner has none that is good"
+
+
+def test_where_no_pod_is_put_nothing_is_staged_or_fetched_and_nobody_is_sent() -> None:
+    """A cordon and a taint; what stands there goes to a node that takes pods, and those prefer that one."""
+    asks = replace(CHAT, pods=PodDemands(selector={"gpu": "yes"}))
+    takes = Standing({"gpu": "yes"})
+    cordoned, tainted = replace(takes, cordoned=True), replace(takes, taints=(Taint("team", "other"),))
+    on_disk = replace(BIG, rung=Rung.DISK)
+    for out in (cordoned, tainted, Standing()):
+        holder, free = fetching("a", on_disk, standing=out), fetching("c", standing=takes)
+        nodes = (holder, fetching("b", standing=out), free)
+        assert stages(world(*nodes, model=asks, cramped_since=LONG)) == [("c", Rung.DISK)]
+        assert stages(world(*nodes, model=asks, cramped_since={"chat": 96.0}, demand=WAITS)) == [("c", Rung.DISK)]
+        assert stages(world(*nodes[:2], model=asks, cramped_since=LONG, demand=WAITS)) == []
+        assert prefer(world(*nodes), asks, "d" * 64).seconds.keys() == {"c"}
+        there = replace(free, residencies={NAME: on_disk})
+        assert stages(world(holder, there, model=asks)) == [("c", Rung.MEMORY)]
+        assert prefer(world(holder, there), asks, "d" * 64).seconds.keys() == {"c"}
+        assert prefer_for_capture(world(*nodes), asks).seconds.keys() == {"c"}
 
 
 def test_a_moment_without_room_moves_nothing() -> None:

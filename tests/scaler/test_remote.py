@@ -9,6 +9,7 @@ import pytest
 from scaler.books.snapshot_name import SnapshotName
 from scaler.plan.remote import is_cramped, remote
 from scaler.plan.rungs import Rung, WeightsRung
+from scaler.plan.scheduling import Standing
 from scaler.plan.world import Gpu, Model, Node, Replica, Residency, Stored
 
 NAME = SnapshotName("ns", "chat")
@@ -39,8 +40,9 @@ def test_a_node_without_it_can_fetch_it_from_all_that_have_it() -> None:
         node("b", replace(HAS, digest="older")),
         node("b", synced=False),
         node("b", peer_address=""),
+        node("b", standing=Standing(cordoned=True)),
     ],
-    ids=["has it", "has another of that name", "is not heard", "exchanges nothing"],
+    ids=["has it", "has another of that name", "is not heard", "exchanges nothing", "is cordoned"],
 )
 def test_who_is_no_candidate(other: Node) -> None:
     assert names(node("a", HAS), other, digest="d") == []

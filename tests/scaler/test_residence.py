@@ -1,5 +1,6 @@
 """What an object's status says of where its artifact is, as far as no other test of the controller is about it."""
 
+from scaler.plan.scheduling import Standing
 from tests.worlds.controlled import DIGEST, TEMPLATE, World
 from tests.worlds.waiting import until
 from zerowake_shared.pod_contract import CAPTURED
@@ -9,9 +10,14 @@ async def test_whether_there_are_as_many_copies_as_are_wanted(world: World) -> N
     one, two = world.agents["n0"], await world.node("n1")
     one.has("tenant", "chat", DIGEST)
     await world.snapshot(artifact={"name": "chat", "digest": DIGEST}, copies=2)
-    await until(lambda: world.condition("Copied")[2].startswith("1 of 2 stand on nodes that are heard"))
+    await until(lambda: world.condition("Copied")[2].startswith("1 of 2 copies stand where they count; node n1: "))
     assert world.condition("Copied")[:2] == ("False", "TooFew") and world.condition("Ready")[0] == "True"
     two.has("tenant", "chat", DIGEST)
+    await until(lambda: world.condition("Copied") == ("True", "Copied", ""))
+    world.nodes.place("n1", Standing(cordoned=True))
+    await until(lambda: world.condition("Copied")[2] == "1 of 2 copies stand where they count; node n1: it is cordoned")
+    assert {each["name"] for each in world.status()["locations"]} == {"n0", "n1"}, "it keeps what it has"
+    world.nodes.place("n1", None)
     await until(lambda: world.condition("Copied") == ("True", "Copied", ""))
     await world.api.change("modelsnapshots", "tenant", "chat", {"spec": {"copies": 1}})
     await until(lambda: world.condition("Copied") == ("", "", ""))

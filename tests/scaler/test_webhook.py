@@ -5,6 +5,7 @@ import copy
 import json
 import ssl
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from scaler.kubernetes.pod_patch import NodeSetup, Patch
 from scaler.kubernetes.resources import ModelSnapshot
 from scaler.kubernetes.webhook import PATH, Webhook, serve_webhook
 from scaler.plan.rungs import Rung
+from scaler.plan.scheduling import Standing, Taint
 from scaler.plan.world import Gpu, Node, Residency
 from tests.worlds.certificates import Authority
 from zerowake_shared.kubernetes.informer import Informer
@@ -127,6 +129,18 @@ def test_the_pod_is_marked_and_says_what_it_said() -> None:
     assert [each["preference"]["matchFields"][0]["values"] for each in preferred] == [["fast"], ["slow"]]
     assert preferred[0]["weight"] == 100 > preferred[1]["weight"] >= 1
     assert "requiredDuringSchedulingIgnoredDuringExecution" not in changed["spec"]["affinity"]["nodeAffinity"]
+
+
+def test_no_node_is_preferred_that_does_not_take_this_very_pod() -> None:
+    tainted = replace(node("fast", Rung.MEMORY), standing=Standing(taints=(Taint("team", "other"),)))
+    hook = webhook(tainted, node("slow", Rung.DISK))
+
+    def preferred(made: dict[str, Any]) -> list[str]:
+        found = applied(made, answer(hook, made))["spec"]["affinity"]["nodeAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"]
+        return [each["preference"]["matchFields"][0]["values"][0] for each in found]
+
+    assert preferred(pod()) == ["slow"]
+    assert preferred(pod(tolerations=[{"key": "team", "operator": "Exists"}])) == ["fast", "slow"]
 
 
 def test_what_the_pod_has_stays() -> None:
