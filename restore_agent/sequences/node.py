@@ -345,13 +345,14 @@ class Node:
         self.gpus = [Gpu(each, total[each], free[each] + self.weights.view.free_bytes(each) + given.get(each, 0)) for each in uuids]
 
     async def remove(self, snapshot: Snapshot | Unreadable) -> None:
-        """absent: out of memory, off the disk. Raises NotFound."""
+        """absent: off the disk, out of memory. Raises NotFound."""
         if isinstance(snapshot, Unreadable):
             await asyncio.to_thread(self.store.remove, snapshot.namespace, snapshot.name)
         else:
             await self.standbys.drop(snapshot.digest)
-            self.staging.unstage(snapshot.digest)
             await asyncio.to_thread(self.store.remove, snapshot.manifest.namespace, snapshot.manifest.name)
+            # Last: whoever hears that it is out of memory may have it staged again at once, and must not find it any more.
+            self.staging.unstage(snapshot.digest)
         self._changed(Removed(snapshot))
 
     async def _yield_to_pressure(self) -> None:

@@ -19,7 +19,7 @@ from restore_agent.sequences.phases import Phases
 from restore_agent.sequences.replicas import NoReplica, Origin, Replica, State
 from restore_agent.sequences.standby import Rung
 from restore_agent.service import messages
-from restore_agent.snapshots.catalog import NotFound
+from restore_agent.snapshots.catalog import NotFound, Snapshot
 from restore_agent.snapshots.manifest import EngineRecord
 from tests.worlds.snapshots import publish
 
@@ -128,7 +128,14 @@ async def test_captured_staged_restored_demoted_and_removed(node: Node, heard: H
         replica, _ = await node.restore("tiny", snapshot, None, "", Phases())
         assert (replica.origin, heard.words[1:]) == (Origin.STANDBY, [("standby", "tiny")]), "its wake is no restore"
         await node.release(replica.id)
-        await node.remove(snapshot)
+        await node.stage(snapshot)
+        drained(changes)
+        removing = asyncio.create_task(node.remove(snapshot))
+        left = await changes.get()
+        assert isinstance(left, Snapshot) and left.digest == snapshot.digest, "it leaves memory"
+        with pytest.raises(NotFound):  # so whoever hears that, and has it staged again, finds nothing
+            node.store.get("default", "tiny")
+        await removing
         *_, last = drained(changes)
         assert isinstance(last, Removed) and last.snapshot == snapshot
     assert snapshot.digest not in node.standbys
