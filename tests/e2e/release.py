@@ -77,9 +77,13 @@ class Release:
 
     async def take_off(self, node: str, name: str) -> None:
         """The snapshot, off the node."""
+        await self.on_agent(node, "rm", name, f"--namespace={self.namespace}")
+
+    async def on_agent(self, node: str, *words: str) -> str:
+        """What `zerowake snapshot` says there."""
         (agent,) = await self.agents(node)
-        inside = ("exec", agent["metadata"]["name"], "-c", "agent", "--", "zerowake", "snapshot", "rm", name)
-        await self.run("kubectl", "-n", self.namespace, *inside, f"--namespace={self.namespace}")
+        inside = ("exec", agent["metadata"]["name"], "-c", "agent", "--", "zerowake", "snapshot", *words)
+        return await self.run("kubectl", "-n", self.namespace, *inside)
 
     async def at_zero(self, model: str = MODEL) -> None:
         """Until KEDA has scaled it down, its pods are gone, and it stayed so meanwhile.

@@ -264,9 +264,7 @@ async def test_a_snapshot_is_restored_on_a_node_that_never_ran_it(
     await installed.run("kubectl", "-n", installed.namespace, "patch", "daemonset/zerowake-agent", f"--patch={patch}")
     await installed.run("kubectl", "-n", installed.namespace, "rollout", "status", "daemonset/zerowake-agent", "--timeout=90s")
     for node, words in ((SECOND_NODE, ("push", "two", "--to=file:///store")), (NODE, ("pull", "two", "--from=file:///store"))):
-        (agent,) = await installed.agents(node)
-        inside = ("exec", agent["metadata"]["name"], "-c", "agent", "--", "zerowake", "snapshot", *words)
-        print(await installed.run("kubectl", "-n", installed.namespace, *inside, f"--namespace={installed.namespace}"))
+        print(await installed.on_agent(node, *words, f"--namespace={installed.namespace}"))
     await told(installed, "two", lambda rungs: rungs.keys() == set(NODES))
     async with cordoned(installed, SECOND_NODE):
         begin = time.monotonic()
