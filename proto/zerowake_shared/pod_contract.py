@@ -30,8 +30,9 @@ GPUMEM: Final = f"{GROUP}/gpumem"  # "true": gpumem lends to it; "false", writte
 SECCOMP: Final = f"{GROUP}/seccomp"  # "own": its owner chose a seccomp profile, which it keeps
 STALE_ENVIRONMENT: Final = f"{GROUP}/stale-environment"  # "allowed": its engine may keep what the capture pod was called
 
-# Annotation of the controller on a capture pod, for itself.
+# Annotations of the controller on a capture pod, for itself and for the snapshot, which keeps them.
 CONTENTS: Final = f"{GROUP}/contents"  # hash of the ConfigMaps and Secrets behind its environment, as they were
+TEMPLATE: Final = f"{GROUP}/template"  # hash of the template that it is made of
 
 # Annotation of the webhook or of the agent, on a pod with the label that is not restored: why it starts cold.
 COLD: Final = f"{GROUP}/cold"

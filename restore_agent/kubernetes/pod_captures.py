@@ -24,11 +24,11 @@ from restore_agent.kubernetes.pod_gpus import PodGpus
 from restore_agent.sequences.capture import CaptureRequest
 from restore_agent.sequences.node import Node
 from restore_agent.sequences.phases import Phases
-from restore_agent.snapshots.manifest import EngineRecord, check_name
+from restore_agent.snapshots.manifest import EngineRecord, TemplateRecord, check_name
 from zerowake_shared.backoff import Backoff
 from zerowake_shared.kubernetes.errors import ClusterError
 from zerowake_shared.kubernetes.note import fitted
-from zerowake_shared.pod_contract import CAPTURE, CAPTURE_FAILED, CAPTURE_MISSED, CAPTURE_REFUSED, CAPTURED, GPUMEM
+from zerowake_shared.pod_contract import CAPTURE, CAPTURE_FAILED, CAPTURE_MISSED, CAPTURE_REFUSED, CAPTURED, CONTENTS, GPUMEM, TEMPLATE
 
 _FIRST_PAUSE, _LAST_PAUSE = 1.0, 30.0  # between two tries to annotate a pod
 _EXIT_SECONDS = 1.0
@@ -60,6 +60,7 @@ class PodCaptures:
             caller.check_allowed()
             caller.container.gpus = await self._gpus.of(caller)
             path, body = caller.canary()
+            template = caller.annotation(TEMPLATE)
             request = CaptureRequest(
                 namespace=check_name("namespace", pod.metadata.namespace),
                 name=check_name("name", name),
@@ -69,6 +70,7 @@ class PodCaptures:
                 canary_body=body,
                 adapters=caller.names(),
                 replace=True,
+                template=TemplateRecord(hash=template, contents=caller.annotation(CONTENTS)) if template else None,
             )
             captured = await self._node.capture(request, progress, phases, caller.container.open)
         except FAILURES as error:

@@ -49,6 +49,7 @@ from restore_agent.snapshots.manifest import (
     FileRecord,
     Manifest,
     ProcessRecord,
+    TemplateRecord,
     WeightsRegion,
     digest_of,
     layout_file,
@@ -81,6 +82,7 @@ class CaptureRequest:
     adapters: tuple[str, ...] = ()  # names that the server answers to besides, where it does not list them itself
     replace: bool = False
     weights: Path | None = None
+    template: TemplateRecord | None = None
 
 
 @dataclass(frozen=True)
@@ -260,6 +262,7 @@ class Capturer:
                 host_bytes=sum(resident_bytes(host) for host in inside.values()),
                 gpus=freed or {},
                 quiesces=quiesces,
+                template=request.template,
                 cold_seconds=round(phases.seconds("start") + phases.seconds("ready"), 3),
                 fits=await asyncio.to_thread(node_fits, self._criu.version, used, gpus, place.files, self._store.hashes),
             )

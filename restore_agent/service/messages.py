@@ -17,7 +17,7 @@ from restore_agent.sequences.node import Node
 from restore_agent.sequences.replicas import Origin, Replica, State
 from restore_agent.sequences.standby import Rung
 from restore_agent.snapshots.catalog import Snapshot, Unreadable
-from restore_agent.snapshots.manifest import EngineRecord, check_name
+from restore_agent.snapshots.manifest import EngineRecord, Manifest, check_name
 from restore_agent.transfer.exchange import OtherAgent
 from restore_agent.transfer.finding import Found
 from restore_agent.transfer.progress import Progress
@@ -127,6 +127,11 @@ def found(value: Found) -> agent_pb2.FindResponse:
         total_bytes=manifest.image_bytes + manifest.weights_bytes,
         cold_seconds=manifest.cold_seconds,
         unfit_reason=value.unfit,
+        image_bytes=manifest.image_bytes,
+        weights_bytes=_weights_bytes(manifest),
+        gpu_bytes=_gpu_bytes(manifest),
+        template_hash=manifest.template.hash if manifest.template else "",
+        contents_hash=manifest.template.contents if manifest.template else "",
     )
 
 
@@ -141,19 +146,24 @@ def residency(node: Node, snapshot: Snapshot) -> agent_pb2.Residency:
         image_bytes=snapshot.manifest.image_bytes,
         restore_overhead_seconds=node.restorer.overhead.get(snapshot.digest, 0.0),
         unusable_reason=node.staging.damaged.get(snapshot.digest) or node.staging.unusable.get(snapshot.digest, ""),
-        weights_bytes=_weights_bytes(snapshot),
+        weights_bytes=_weights_bytes(snapshot.manifest),
         weights_rung=agent_pb2.WeightsRung.Name(node.weights.view.rung(snapshot.manifest.weights, snapshot.manifest.tenant)),
-        gpu_bytes=sorted(snapshot.manifest.gpus.values(), reverse=True),
+        gpu_bytes=_gpu_bytes(snapshot.manifest),
         parked_bytes=node.rungs.parked_bytes(snapshot),
     )
 
 
-def _weights_bytes(snapshot: Snapshot) -> int:
+def _weights_bytes(manifest: Manifest) -> int:
     """What one GPU gets at most: those of several are filled beside each other, each over a link of its own."""
     sizes: Counter[str] = Counter()
-    for record in snapshot.manifest.weights:
+    for record in manifest.weights:
         sizes[record.gpu] += record.size
     return max(sizes.values(), default=0)
+
+
+def _gpu_bytes(manifest: Manifest) -> list[int]:
+    """What a restore takes of each GPU, the most first."""
+    return sorted(manifest.gpus.values(), reverse=True)
 
 
 def _rung(node: Node, digest: str) -> agent_pb2.Rung:

@@ -19,6 +19,7 @@ from zerowake_proto import agent_pb2, agent_pb2_grpc
 
 from scaler.books.snapshot_name import SnapshotName
 from scaler.fleet import messages
+from scaler.fleet.messages import Kept
 from scaler.fleet.snapshot_peers import SnapshotPeer
 from scaler.gateway.upstream import Endpoint
 from scaler.plan.rungs import Rung
@@ -213,6 +214,14 @@ class Agent:
             complained(why)
         self.settle(snapshot, messages.residency(answer.residency))  # the stream will say so too, maybe later
         return answer.seconds
+
+    async def find(self, snapshot: SnapshotName, store: str) -> Kept:
+        """What the store, a URL, has under the name; the agent has verified it. Raises AgentError, whose reason says what the store did."""
+        request = agent_pb2.FindRequest(request_id=self._id(), snapshot=messages.reference(snapshot), store=store)
+        try:
+            return messages.kept(store, await self._while_heard(self.stub.Find(request)))
+        except grpc.aio.AioRpcError as error:
+            raise _said(error) from None
 
     async def push(self, snapshot: SnapshotName, digest: str, store: str) -> float:
         """The snapshot into a store; returns the seconds that it took. Raises AgentError, whose reason says what the store did."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from zerowake_proto import agent_pb2
 
 from scaler.books.snapshot_name import SnapshotName
 from scaler.gateway.upstream import Endpoint
 from scaler.plan.rungs import Rung, WeightsRung
-from scaler.plan.world import Gpu, Rates, Replica, Residency
+from scaler.plan.world import Gpu, Rates, Replica, Residency, Stored
 from zerowake_shared.address import Address
 
 _ORIGINS = {
@@ -39,6 +41,21 @@ def residency(told: agent_pb2.Residency) -> Residency:
         overhead_seconds=told.restore_overhead_seconds,
         unusable=told.unusable_reason,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What a store has under a name. template, contents: hashes of what it was captured from, as the capture pod had them; empty: none."""
+
+    stored: Stored
+    template: str
+    contents: str
+
+
+def kept(store: str, told: agent_pb2.FindResponse) -> Kept:
+    """By an agent's answer; store: the URL that it was asked about."""
+    stored = Stored(store, told.snapshot.digest, told.image_bytes, told.weights_bytes, tuple(told.gpu_bytes))
+    return Kept(stored, told.template_hash, told.contents_hash)
 
 
 def rates(told: agent_pb2.Bandwidths) -> Rates:

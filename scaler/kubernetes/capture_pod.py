@@ -86,6 +86,7 @@ def pod_for(snapshot: ModelSnapshot, setup: NodeSetup, nodes: Prefer, contents: 
     for result in (*of_agent, pod_contract.CANARY, pod_contract.NAMES):
         pod["metadata"]["annotations"].pop(result, None)  # the agent's to write, not the template's
     pod["metadata"]["annotations"][pod_contract.CONTENTS] = contents
+    pod["metadata"]["annotations"][pod_contract.TEMPLATE] = snapshot.template_hash
     if snapshot.spec.canary is not None:
         pod["metadata"]["annotations"][pod_contract.CANARY] = json.dumps(msgspec.to_builtins(snapshot.spec.canary))
     if snapshot.spec.names:

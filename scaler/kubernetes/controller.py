@@ -6,9 +6,9 @@ remembered between looks but how often a capture failed, so a new leader goes on
 
 A capture pod is named after the hash of what it captures, and is deleted only after its digest stands in the status: a look that is made
 with old news finds the name taken, or its own earlier write (`SnapshotWriter.latest`), and never starts a second capture. None is made
-before an agent is there to capture it. A holder whose agent does not answer stays listed until its agent denies having the artifact or the
-node itself is gone: agents are rolled, and that must not cost a capture. When all holders are gone so, a captured snapshot is fetched from
-its store (recovery.py), or else captured again.
+before an agent is there to capture it, nor of what its store has already (finding.py). A holder whose agent does not answer stays listed
+until its agent denies having the artifact or the node itself is gone: agents are rolled, and that must not cost a capture. When all holders
+are gone so, a captured snapshot is fetched from its store (recovery.py), or else captured again.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from scaler.kubernetes.cold_starts import ColdStarts
 from scaler.kubernetes.declarations import planned
 from scaler.kubernetes.election import lead
 from scaler.kubernetes.engine_pod import EnginePod
-from scaler.kubernetes.failed_capture import FailedCapture
+from scaler.kubernetes.failed_capture import FailedCapture, FailedCaptures
+from scaler.kubernetes.finding import Finding
 from scaler.kubernetes.pod_patch import NodeSetup
 from scaler.kubernetes.recovery import Recovery
 from scaler.kubernetes.refusals import Refusals
@@ -116,10 +117,11 @@ class Controller:
         self._queue: WorkQueue[Key] = WorkQueue()
         self._writer = SnapshotWriter(cluster, clock)
         self._removal = Removal(cluster, self._writer, snapshots, nodes)
-        self._failed: dict[tuple[Key, str], FailedCapture] = {}
+        self._failed = FailedCaptures()
         self._healing: dict[Key, FailedCapture] = {}  # when a damaged one may be captured again
         self._storing = Storing(nodes, clock, self._ended)
         self._recovery = Recovery(nodes, self._ended)
+        self._finding = Finding(nodes, self._writer, clock, self._ended)
         self._heard: dict[str, Node] = {}  # by address, as each was when it was heard of last
         self._labelled = labelled
         self._cold_starts = ColdStarts(cluster, labelled, clock)
@@ -150,6 +152,7 @@ class Controller:
                 self._pods = None
                 await self._storing.close()
                 await self._recovery.close()
+                await self._finding.close()
 
     # --- what makes an object be looked at
 
@@ -206,15 +209,13 @@ class Controller:
         await self._cold_starts.tell(key)
         snapshot = self._writer.latest(self._snapshots.get(*key))
         if snapshot is None:
-            self._writer.forget(key)
-            self._storing.forget(key)
-            self._recovery.forget(key)
+            for each in (self._writer, self._storing, self._recovery, self._finding, self._failed):
+                each.forget(key)
             self._healing.pop(key, None)
-            self._failed = {each: failure for each, failure in self._failed.items() if each[0] != key}
             return None
         if snapshot.metadata.deletion_timestamp:
-            self._storing.forget(key)
-            self._recovery.forget(key)
+            for each in (self._storing, self._recovery, self._finding):
+                each.forget(key)
             return await self._removal.remove(snapshot, self._pods_of(snapshot).values())
         if resources.FINALIZER not in snapshot.metadata.finalizers:
             snapshot = await self._writer.finalizers(snapshot, (*snapshot.metadata.finalizers, resources.FINALIZER))
@@ -302,20 +303,22 @@ class Controller:
     async def _start_capture(self, snapshot: ModelSnapshot, contents: str) -> float | None:
         if reason := capture_pod.refusal(snapshot):
             await self._writer.event(snapshot, "Warning", "SnapshotRefused", reason)
-            await self._not_captured(snapshot, resources.FAILED, "TemplateRefused", reason)
+            await self._writer.not_captured(snapshot, resources.FAILED, "TemplateRefused", reason)
             return None
-        failed = self._failed.get((snapshot.key, snapshot.template_hash))
-        if failed and failed.contents is None:
-            failed.contents = contents
-        if failed and failed.contents != contents:
-            del self._failed[snapshot.key, snapshot.template_hash]
-            failed = None
+        failed = self._failed.of(snapshot, contents)
         if failed and (wait := failed.not_before - self._clock.now()) > 0:
-            await self._not_captured(snapshot, resources.FAILED, failed.reason, failed.why)
+            await self._writer.not_captured(snapshot, resources.FAILED, failed.reason, failed.why)
             return wait if wait < math.inf else None
         if not any(node.synced for node in self._nodes):
-            await self._not_captured(snapshot, resources.PENDING, "NoAgent", _NO_AGENT)
+            await self._writer.not_captured(snapshot, resources.PENDING, "NoAgent", _NO_AGENT)
             return None  # the first that comes brings us here again
+        if failed is None:
+            found, again = await self._finding.look(snapshot, contents)
+            if found:
+                return again
+        return await self._make_pod(snapshot, contents)
+
+    async def _make_pod(self, snapshot: ModelSnapshot, contents: str) -> float | None:
         world = World(now=0.0, models={}, nodes=tuple(self._nodes))  # where there is room now is all that counts
         preferred = prefer_for_capture(world, planned(snapshot))
         try:
@@ -326,7 +329,7 @@ class Controller:
             if error.status in (0, 429) or error.status >= 500:
                 raise
             return await self._capture_failed(snapshot, f"the capture pod was refused: {error}")
-        await self._not_captured(snapshot, resources.CAPTURING, "Capturing", f"pod {capture_pod.name_of(snapshot)} was created")
+        await self._writer.not_captured(snapshot, resources.CAPTURING, "Capturing", f"pod {capture_pod.name_of(snapshot)} was created")
         return None
 
     async def _name_taken(self, snapshot: ModelSnapshot) -> float | None:
@@ -343,7 +346,7 @@ class Controller:
     async def _follow_capture(self, snapshot: ModelSnapshot, pod: Pod) -> float | None:
         progress = capture_pod.progress(pod)
         if progress.digest:
-            self._failed.pop((snapshot.key, snapshot.template_hash), None)
+            self._failed.forget_template(snapshot)
             artifact = Artifact(snapshot, progress.digest, self._nodes)
             captured = condition(snapshot, resources.CONDITION_CAPTURED, True, "Captured", "", "")
             holders = await holders_of(self._cluster, Status(), artifact)
@@ -355,7 +358,7 @@ class Controller:
         elif progress.failure:
             await self._capture_failed(snapshot, progress.failure, pod.metadata.uid, missed=progress.missed, for_good=progress.for_good)
         else:
-            await self._not_captured(snapshot, resources.CAPTURING, "Capturing", progress.detail)
+            await self._writer.not_captured(snapshot, resources.CAPTURING, "Capturing", progress.detail)
             return None
         await self._cluster.delete(PODS, pod.metadata.namespace, pod.metadata.name, uid=pod.metadata.uid)
         return None
@@ -363,8 +366,7 @@ class Controller:
     async def _capture_failed(
         self, snapshot: ModelSnapshot, reason: str, pod: str = "", *, missed: bool = False, for_good: bool = False
     ) -> float | None:
-        key = (snapshot.key, snapshot.template_hash)
-        failed = self._failed.setdefault(key, FailedCapture())
+        failed = self._failed.again(snapshot)
         if pod and failed.pod == pod:
             return None if failed.not_before == math.inf else failed.not_before - self._clock.now()
         failed.pod, failed.contents = pod, None
@@ -374,19 +376,9 @@ class Controller:
             wait = _MISSED_SECONDS if missed and not failed.why else failed.backoff.next()
             then = f"tried again in {wait:.0f} s"
         failed.not_before, failed.why = self._clock.now() + wait, reason
-        await self._not_captured(snapshot, resources.FAILED, failed.reason, reason)
+        await self._writer.not_captured(snapshot, resources.FAILED, failed.reason, reason)
         await self._writer.event(snapshot, "Warning", failed.reason, f"{reason}; {then}")
         return wait if wait < math.inf else None
-
-    async def _not_captured(self, snapshot: ModelSnapshot, phase: str, reason: str, message: str) -> None:
-        """There is no snapshot of this template. One of an older template stays on its nodes until it is replaced, but is not used."""
-        kinds = (resources.CONDITION_CAPTURED, resources.CONDITION_READY)
-        conditions = [condition(snapshot, kind, False, "", reason, message) for kind in kinds]
-        same = snapshot.status.template_hash == snapshot.template_hash
-        old = msgspec.structs.replace(snapshot.status, digest="", locations=(), image_bytes=0) if same else snapshot.status
-        of_another = (resources.CONDITION_STORED, resources.CONDITION_COPIED)
-        old = msgspec.structs.replace(old, conditions=tuple(each for each in old.conditions if each.type not in of_another))
-        await self._writer.status(snapshot, msgspec.structs.replace(old, phase=phase), *conditions)
 
     def _pods_of(self, snapshot: ModelSnapshot) -> dict[str, Pod]:
         """Its capture pods. The label is not enough: anybody can set one, and what they own is not ours to read or delete."""

@@ -1,4 +1,4 @@
-"""A snapshot that no node has any more, and its store has: one node fetches it, and it is not captured again.
+"""A snapshot that no node has, any more or yet, and its store has: one node fetches it, and it is not captured again.
 
 The first node is the one that a capture would have gone to; whether the snapshot fits there its agent says before it fetches anything, and
 then the next is asked. Where none takes it, or the store fails three of them, a capture is what is left, as where there is no store. The
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from scaler.books.snapshot_name import SnapshotName
@@ -19,7 +19,7 @@ from scaler.kubernetes.declarations import planned
 from scaler.kubernetes.resources import ModelSnapshot
 from scaler.plan.policy import prefer_for_capture
 from scaler.plan.rungs import Rung
-from scaler.plan.world import World
+from scaler.plan.world import Node, World
 from zerowake_shared.background import ended
 from zerowake_shared.kubernetes.informer import Key
 
@@ -67,18 +67,11 @@ class Recovery:
         if found is None or (found.url, found.digest) != (stored.name, stored.digest):
             self.forget(snapshot.key)
             found = self._under_way[snapshot.key] = Recovering(stored.name, stored.digest)
-        if found.task is None and not found.failed and (addresses := self._candidates(snapshot)):
+        if found.task is None and not found.failed and (addresses := candidates(self._nodes, snapshot)):
             name = SnapshotName(snapshot.metadata.namespace, snapshot.artifact_name)
             found.task = asyncio.create_task(self._fetch(snapshot.key, found, addresses, name), name=f"fetching {name}")
-            found.message = f"no node has it any more; it is fetched from {found.url}"
+            found.message = f"no node has it; it is fetched from {found.url}"
         return found
-
-    def _candidates(self, snapshot: ModelSnapshot) -> list[str]:
-        """Addresses of the agents that are asked, in order."""
-        nodes = tuple(self._nodes)
-        by_name = {node.name: node for node in nodes if node.synced and node.name}
-        preferred = prefer_for_capture(World(now=0.0, models={}, nodes=nodes), planned(snapshot)).seconds
-        return [by_name[name].address for name in preferred if name in by_name]
 
     async def _fetch(self, key: Key, found: Recovering, addresses: Sequence[str], name: SnapshotName) -> None:
         failures: list[str] = []
@@ -106,3 +99,11 @@ class Recovery:
         finally:
             found.task = None
             self._told(key)
+
+
+def candidates(nodes: Iterable[Node], snapshot: ModelSnapshot) -> list[str]:
+    """Addresses of the agents that are asked for it, in order: that of a capture."""
+    nodes = tuple(nodes)
+    by_name = {node.name: node for node in nodes if node.synced and node.name}
+    preferred = prefer_for_capture(World(now=0.0, models={}, nodes=nodes), planned(snapshot)).seconds
+    return [by_name[name].address for name in preferred if name in by_name]

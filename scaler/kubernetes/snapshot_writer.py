@@ -6,8 +6,9 @@ from collections.abc import Iterable
 
 import msgspec
 
+from scaler.kubernetes import resources
 from scaler.kubernetes.events import Kind
-from scaler.kubernetes.resources import MODEL_SNAPSHOTS, Condition, ModelSnapshot, Status, with_condition
+from scaler.kubernetes.resources import MODEL_SNAPSHOTS, Condition, ModelSnapshot, Status, condition, with_condition
 from zerowake_shared.clock import Clock
 from zerowake_shared.kubernetes.cluster import Cluster
 from zerowake_shared.kubernetes.informer import Key
@@ -54,6 +55,19 @@ class SnapshotWriter:
         for name in _NAMED:
             body["status"].setdefault(name, None)  # a merge patch leaves alone what it does not name
         return self._note(await self._cluster.patch(MODEL_SNAPSHOTS, *snapshot.key, body, subresource="status"))
+
+    async def not_captured(self, snapshot: ModelSnapshot, phase: str, reason: str, message: str) -> None:
+        """There is no snapshot of this template. One of an older template stays on its nodes until it is replaced, but is not used.
+
+        Raises: NotFound, ClusterError.
+        """
+        kinds = (resources.CONDITION_CAPTURED, resources.CONDITION_READY)
+        conditions = [condition(snapshot, kind, False, "", reason, message) for kind in kinds]
+        same = snapshot.status.template_hash == snapshot.template_hash
+        old = msgspec.structs.replace(snapshot.status, digest="", locations=(), image_bytes=0) if same else snapshot.status
+        of_another = (resources.CONDITION_STORED, resources.CONDITION_COPIED)
+        old = msgspec.structs.replace(old, conditions=tuple(each for each in old.conditions if each.type not in of_another))
+        await self.status(snapshot, msgspec.structs.replace(old, phase=phase), *conditions)
 
     async def event(self, snapshot: ModelSnapshot, kind: Kind, reason: str, note: str, action: str = "Capture") -> None:
         """Best effort."""

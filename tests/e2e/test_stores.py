@@ -177,6 +177,27 @@ async def test_what_every_node_has_lost_is_fetched_and_not_captured(installed: R
     assert await lands(installed, client, node) == before
 
 
+async def test_a_model_snapshot_that_is_made_anew_finds_its_snapshot_in_the_bucket(
+    installed: Release, client: aiohttp.ClientSession
+) -> None:
+    """As in another cluster, or after a re-install: no node has it, no capture pod is made, and its pod is restored."""
+    api, namespace = installed.api, installed.namespace
+    before = await api.until("ModelSnapshot", namespace, MODEL, is_ready, WITHIN)
+    answered = await lands(installed, client, SECOND_NODE)
+    await api.delete("ModelSnapshot", namespace, MODEL)
+    await api.until("ModelSnapshot", namespace, MODEL, lambda one: one is None, WITHIN)
+    for node in (NODE, SECOND_NODE):
+        assert MODEL not in (await installed.on_agent(node, "list")).split()
+    await api.apply(stored(MODEL, URL), namespace=namespace)
+    after = await api.until("ModelSnapshot", namespace, MODEL, is_ready, WITHIN)
+    assert before and after and after["status"]["digest"] == before["status"]["digest"], "another digest would be another capture"
+    assert said(after, "Stored")[0] == said(after, "Captured")[0] == "True"
+    events = [one for one in await api.list("Event", namespace) if one["involvedObject"].get("uid") == after["metadata"]["uid"]]
+    assert [one["reason"] for one in events] == ["Found"], "a capture is told as well"
+    (node,) = places(after).keys() - {URL}
+    assert await lands(installed, client, node) == answered
+
+
 async def test_a_store_that_denies_costs_the_model_nothing(installed: Release, client: aiohttp.ClientSession, server: S3Server) -> None:
     """No bucket of that name is there for these credentials: the condition and an event say so, and the model is restored as ever."""
     api, namespace = installed.api, installed.namespace

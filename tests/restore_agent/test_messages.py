@@ -76,6 +76,6 @@ def test_weights_of_several_ranks_count_as_what_one_gpu_gets(tmp_path: Path) -> 
     records = [("a", 5, "GPU-1"), ("b", 3, "GPU-2"), ("c", 4, "GPU-2")]
     weights = tuple(WeightsRecord(region=region, size=size, parts=(), gpu=gpu) for region, size, gpu in records)
     ranks, alone = publish(store, b"x" * 8192, "ranks", weights=weights), publish(store, b"y" * 8192, "alone")
-    assert messages._weights_bytes(ranks) == 7
-    assert messages._weights_bytes(alone) == 0
+    assert messages._weights_bytes(ranks.manifest) == 7
+    assert messages._weights_bytes(alone.manifest) == 0
     store.close()

@@ -17,6 +17,7 @@ import pytest
 from restore_agent.programs.on_kubernetes import pods_served
 from restore_agent.sequences.node import Node
 from restore_agent.sequences.replicas import Origin, Replica, State
+from restore_agent.snapshots.manifest import TemplateRecord
 from restore_agent.workload.vllm.plugin import VLLM_ADAPTER
 from tests.worlds.agent import PORT
 from tests.worlds.image import PYTHON
@@ -80,7 +81,7 @@ async def answer(of: Replica, path: str = "/sum") -> object:
 
 async def capture(kubelet: Kubelet, command: Sequence[str] = COMMAND, canary: str = "/sum") -> str:
     """Takes the snapshot in a pod that is made for it; its digest."""
-    told = {**TOLD, "zerowake.dev/canary": json.dumps({"path": canary})}
+    told = {**TOLD, "zerowake.dev/canary": json.dumps({"path": canary}), "zerowake.dev/template": "a1b2", "zerowake.dev/contents": "c3d4"}
     async with kubelet.pod("capture", CAPTURE, told, command=command) as pod:
         assert await pod.exit_code() == 0, pod.log()
         return annotations(kubelet, "capture")["zerowake.dev/captured"]
@@ -90,6 +91,7 @@ async def test_captured_in_one_pod_and_restored_into_another(node: Node, kubelet
     async with served(node, kubelet):
         digest = await capture(kubelet)
         assert node.store.get(NAMESPACE, "small").digest == digest
+        assert node.store.get(NAMESPACE, "small").manifest.template == TemplateRecord(hash="a1b2", contents="c3d4")
         assert f"{NAMESPACE}/small@{digest[:12]}" in await kubelet.event("capture", "Captured")
         async with kubelet.pod("one", RESTORED, TOLD) as pod:
             restored = await replica(node)

@@ -31,6 +31,7 @@ from restore_agent.service import metrics
 from restore_agent.service.service import AgentService
 from restore_agent.snapshots.catalog import Corrupt, Snapshot
 from restore_agent.snapshots.compatibility import Incompatible
+from restore_agent.snapshots.manifest import TemplateRecord
 from restore_agent.snapshots.store import NameTaken, Store
 from tests.worlds.snapshots import publish
 from tests.worlds.waiting import until
@@ -218,6 +219,40 @@ async def test_work_is_undone_when_all_who_asked_have_gone_and_not_before(world:
     work.go.set()
     await release(world, "2")
     assert work.begun == 3, "what was cancelled begins anew"
+
+
+async def test_what_a_store_has_is_said_with_what_it_was_captured_from_and_why_not_is_a_reason(world: World, tmp_path: Path) -> None:
+    """By a folder. What the caller has to tell apart: it is not there, the folder is not, nobody trusts it."""
+    (tmp_path / "store").mkdir()
+    url = f"file://{tmp_path}/store"
+    template = TemplateRecord(hash="a1b2", contents="c3d4")
+    snapshot = publish(world.node.store, b"a" * 4096, template=template, gpus={"one": 5, "two": 7})
+    plain = publish(world.node.store, b"a" * 4096, "plain")
+    for at, each in enumerate((snapshot, plain)):
+        request = pb.PushRequest(request_id=f"push-{at}", snapshot=reference(each), store=url)
+        assert [update async for update in world.stub.Push(request)][-1].HasField("result")
+
+    def find(name: str, where: str) -> Any:
+        wanted = pb.SnapshotRef(namespace="default", name=name)
+        return world.stub.Find(pb.FindRequest(request_id=f"find {name} {where}", snapshot=wanted, store=where))
+
+    found = await find("small", url)
+    assert found.snapshot == reference(snapshot)
+    assert (found.template_hash, found.contents_hash) == ("a1b2", "c3d4")
+    assert (found.image_bytes, found.weights_bytes, found.gpu_bytes) == (snapshot.manifest.image_bytes, 0, [7, 5])
+    found = await find("plain", url)
+    assert (found.snapshot.digest, found.template_hash, found.contents_hash) == (plain.digest, "", "")
+    assert (await refused(find("none", url)))[2] == "not-in-store"
+    assert (await refused(find("small", f"{url}-nowhere")))[2] == "unreachable"
+    (signing,) = (world.node.store.keyring.signing,)
+    public = world.node.store.keyring.public_file(signing)
+    assert public is not None
+    (world.node.store.keyring.folder / "revoked").mkdir(exist_ok=True)
+    (world.node.store.keyring.folder / "revoked" / "own.pem").write_bytes(public.read_bytes())
+    assert (await refused(world.stub.Find(pb.FindRequest(request_id="again", snapshot=found.snapshot, store=url))))[2] in (
+        "untrusted",
+        "invalid",
+    )
 
 
 async def test_a_watch_says_all_that_there_is_and_then_what_changes(world: World) -> None:

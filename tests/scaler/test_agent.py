@@ -11,7 +11,7 @@ import pytest
 from zerowake_proto import agent_pb2, agent_pb2_grpc
 
 from scaler.books.snapshot_name import SnapshotName
-from scaler.fleet.agent import Agent, AgentSilent, AgentUnreachable, HasNone, NoRoom, Wanted
+from scaler.fleet.agent import Agent, AgentError, AgentSilent, AgentUnreachable, HasNone, NoRoom, Wanted
 from scaler.fleet.snapshot_peers import SnapshotPeer
 from scaler.gateway.upstream import Endpoint
 from scaler.plan.rungs import Rung, WeightsRung
@@ -87,6 +87,20 @@ async def test_errors_say_what_the_agent_said(there: tuple[Agent, fake_agent.Age
     other.refuse = grpc.StatusCode.RESOURCE_EXHAUSTED
     with pytest.raises(NoRoom, match="no room for it"):
         await agent.stage(NAME, "d", Rung.MEMORY)
+
+
+async def test_what_a_store_has_is_asked_of_the_agent_and_a_refusal_says_what_the_store_did(
+    there: tuple[Agent, fake_agent.Agent],
+) -> None:
+    agent, other = there
+    other.find_fails = ("denied", "403 Forbidden")
+    with pytest.raises(AgentError, match="403 Forbidden") as raised:
+        await agent.find(NAME, "s3://b/p")
+    assert raised.value.reason == "denied"
+    other.find_fails, other.in_store = None, agent_pb2.FindResponse(snapshot=other.asked[0].snapshot, template_hash="t")
+    assert (await agent.find(NAME, "s3://b/p")).template == "t"
+    assert [(each.snapshot.namespace, each.snapshot.name, each.store) for each in other.asked] == [("ns", "chat", "s3://b/p")] * 2
+    assert other.asked[0].request_id != other.asked[1].request_id
 
 
 async def test_an_agent_that_is_not_there() -> None:

@@ -5,7 +5,7 @@ from zerowake_proto import agent_pb2
 from scaler.books.snapshot_name import SnapshotName
 from scaler.fleet import messages
 from scaler.plan.rungs import Rung, WeightsRung
-from scaler.plan.world import Gpu
+from scaler.plan.world import Gpu, Stored
 
 
 def test_a_residency() -> None:
@@ -72,3 +72,15 @@ def test_what_a_wake_took_beside_its_weights() -> None:
 def test_a_reference_goes_there_and_back() -> None:
     made = messages.reference(SnapshotName("team", "chat"), "ab")
     assert made.digest == "ab" and messages.name_of(made) == SnapshotName("team", "chat")
+
+
+def test_what_a_store_has_under_a_name() -> None:
+    told = agent_pb2.FindResponse(
+        snapshot=agent_pb2.SnapshotRef(namespace="ns", name="chat", digest="d"),
+        image_bytes=7,
+        weights_bytes=3,
+        gpu_bytes=[5, 2],
+        template_hash="t",
+        contents_hash="c",
+    )
+    assert messages.kept("s3://b/p", told) == messages.Kept(Stored("s3://b/p", "d", 7, 3, (5, 2)), "t", "c")

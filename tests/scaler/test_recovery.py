@@ -36,7 +36,7 @@ async def test_meanwhile_it_says_where_it_comes_from(world: World) -> None:
     await until(lambda: world.condition("Stored")[0] == "True" and not world.pods())
     world.agents["n0"].store_opens.clear()
     world.agents["n0"].loses("tenant", "chat")
-    await until(lambda: world.condition("Ready") == ("False", "NotResident", f"no node has it any more; it is fetched from {STORE}"))
+    await until(lambda: world.condition("Ready") == ("False", "NotResident", f"no node has it; it is fetched from {STORE}"))
     assert [each["rung"] for each in world.status()["locations"]] == ["store"] and not world.pods()
     found = world.informer.get("tenant", "chat")
     assert found and planned(found).stored == Stored(STORE, DIGEST, 7, 0, (5,))

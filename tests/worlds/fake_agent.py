@@ -29,6 +29,11 @@ class Agent(agent_pb2_grpc.AgentServicer):
         self.peer_port = 0
         self.pushed: list[agent_pb2.PushRequest] = []
         self.store_fails: tuple[str, str] | None = None  # reason and words of a store that cannot be used
+        self.asked: list[agent_pb2.FindRequest] = []
+        self.find_fails: tuple[str, str] | None = ("not-in-store", "no such snapshot there")
+        self.find_opens = asyncio.Event()  # until then it is looked for
+        self.find_opens.set()
+        self.in_store: agent_pb2.FindResponse | None = None  # what a store has, once finding does not fail
         self.complaints: list[str] = []  # of sources, in each answer to Stage
         self.store_opens = asyncio.Event()  # until then what goes there or comes from there is under way
         self.store_opens.set()
@@ -122,6 +127,15 @@ class Agent(agent_pb2_grpc.AgentServicer):
         yield agent_pb2.TransferUpdate(progress=agent_pb2.TransferProgress(total_bytes=1000))
         await self._at_store(context)
         yield agent_pb2.TransferUpdate(result=agent_pb2.TransferResult(snapshot=request.snapshot, seconds=0.1))
+
+    async def Find(self, request: agent_pb2.FindRequest, context: Any) -> agent_pb2.FindResponse:
+        self.asked.append(request)
+        await self.find_opens.wait()
+        if self.find_fails:
+            context.set_trailing_metadata((("zerowake-reason", self.find_fails[0]),))
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, self.find_fails[1])
+        assert self.in_store
+        return self.in_store
 
     async def _at_store(self, context: Any) -> None:
         await self.store_opens.wait()
