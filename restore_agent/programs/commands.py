@@ -17,7 +17,6 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 from zerowake_proto import agent_pb2, agent_pb2_grpc
 
@@ -26,13 +25,14 @@ from restore_agent.drivers.weights import DEFAULT_SOCKET
 from restore_agent.engine.presets import KINDS, Setting, fewer_cpus, prepare
 from restore_agent.kubernetes.nri import SOCKET as NRI_SOCKET
 from restore_agent.places.placeholder import DEFAULT_FOLDER
+from restore_agent.programs import bars, transfers
 from restore_agent.programs import keys as key_commands
-from restore_agent.programs import transfers
 from restore_agent.programs.command_line import Keys, Name, Namespace, State, failures_told
 from restore_agent.programs.connection import Gpumem, connected, run_command, running_agent
 from restore_agent.programs.main import DEFAULT_STATE, CannotRun, Listen, Sharing, die_with_parent, enter_own_mounts, run
 from restore_agent.sequences.parked_budget import Share
 from restore_agent.snapshots.catalog import Catalog, Snapshot
+from restore_agent.transfer.store_url import check_url
 from zerowake_shared import log, tables
 from zerowake_shared.address import Address
 from zerowake_shared.command_limits import flaw_of_command, flaw_of_environment
@@ -142,6 +142,9 @@ def create(
     weights: Annotated[
         Path | None, typer.Option(help="Checkpoint directory (safetensors) whose weights gpumem lends to the server.")
     ] = None,
+    to: Annotated[
+        str, typer.Option(help=f"Store that it is then put into, as by `zerowake snapshot push`: {transfers.STORE}.", metavar="URL")
+    ] = "",
     gpumem: Gpumem = DEFAULT_SOCKET,
     namespace: Namespace = "default",
     state: State = DEFAULT_STATE,
@@ -165,6 +168,8 @@ def create(
     with failures_told():
         if why := flaw_of_command(command) or flaw_of_environment(pairs, command):
             raise CannotRun(f"the server cannot be started: {why}")
+        if to:
+            check_url(to)  # before minutes of work
         request = agent_pb2.SnapshotRequest(
             request_id=secrets.token_hex(8),
             snapshot=agent_pb2.SnapshotRef(namespace=namespace, name=name),
@@ -184,7 +189,7 @@ def create(
             replace=replace,
             weights=str(weights.resolve()) if weights else "",
         )
-    run_command(_create(request, state, gpumem, keys), state)
+    run_command(_create(request, to, state, gpumem, keys), state)
 
 
 @snapshots.command("list")
@@ -315,22 +320,24 @@ def _unstage(state: Path, reference: agent_pb2.SnapshotRef, rung: agent_pb2.Rung
         asyncio.run(unstage())
 
 
-async def _create(request: agent_pb2.SnapshotRequest, state: Path, gpumem: Path, keys: Path | None) -> None:
-    console = Console(stderr=True)
-    columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
+async def _create(request: agent_pb2.SnapshotRequest, to: str, state: Path, gpumem: Path, keys: Path | None) -> None:
     async with connected(state, gpumem, keys) as stub:
         result = None
-        with Progress(*columns, console=console, transient=True) as bars:
-            task = bars.add_task("", total=None)
+        with bars.of_steps() as bar:
             async for update in stub.Snapshot(request):
                 if update.HasField("result"):
                     result = update.result
                 else:
                     step = update.progress
-                    bars.update(
-                        task, description=_STEPS.get(step.phase, step.phase), total=step.total_bytes or None, completed=step.done_bytes
-                    )
-    assert result is not None
+                    bar.show(_STEPS.get(step.phase, step.phase), step.done_bytes, step.total_bytes)
+        assert result is not None
+        _tell_created(result)
+        if to:
+            await transfers.push_taken(stub, result.snapshot, to, state, keys)
+
+
+def _tell_created(result: agent_pb2.SnapshotResult) -> None:
+    console = Console(stderr=True)
     for phase in result.phases:
         console.print(f"  {_STEPS.get(phase.name, phase.name):<36} {phase.seconds:7.2f} s", highlight=False)
     reference = result.snapshot

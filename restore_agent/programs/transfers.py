@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterable
+import shlex
+from pathlib import Path
 from typing import Annotated
 
 import grpc
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from zerowake_proto import agent_pb2, agent_pb2_grpc
 
+from restore_agent.errors import AgentError
+from restore_agent.programs.bars import transferred
 from restore_agent.programs.command_line import Keys, Name, Namespace, State
 from restore_agent.programs.connection import connected, run_command
 from restore_agent.programs.main import DEFAULT_STATE
@@ -28,11 +29,10 @@ def push(
 ) -> None:
     """Puts a snapshot into a store, for other nodes to pull. What the store has already is not sent."""
     reference = agent_pb2.SnapshotRef(namespace=namespace, name=name)
-    request = agent_pb2.PushRequest(request_id=secrets.token_hex(8), snapshot=reference, store=to)
 
     async def pushed() -> None:
         async with connected(state, keys=keys) as stub:
-            _tell(await _shown(f"pushing {name}", stub.Push(request)), f"in {to}", "sent")
+            await _push(stub, reference, to)
 
     run_command(pushed(), state)
 
@@ -55,7 +55,7 @@ def pull(
 
     async def pulled() -> None:
         async with connected(state, keys=keys) as stub:
-            _tell(await _shown(f"pulling {name}", stub.Pull(request)), "on this node", "fetched")
+            _tell(await transferred(f"pulling {name}", stub.Pull(request)), "on this node", "fetched")
 
     run_command(pulled(), state)
 
@@ -84,7 +84,7 @@ def copy(
                 reference = agent_pb2.SnapshotRef(namespace=namespace, name=each)
                 request = agent_pb2.CopyRequest(request_id=secrets.token_hex(8), snapshot=reference, source=source, destination=to)
                 try:
-                    _tell(await _shown(f"copying {each}", stub.Copy(request)), f"in {to}", "copied")
+                    _tell(await transferred(f"copying {each}", stub.Copy(request)), f"in {to}", "copied")
                 except grpc.aio.AioRpcError as error:
                     if not every:
                         raise
@@ -105,20 +105,28 @@ async def withdraw(stub: agent_pb2_grpc.AgentAsyncStub, named: agent_pb2.Snapsho
     typer.echo(f"the name {named.namespace}/{named.name} was withdrawn from {store}; it stood for {stood_for}, whose bytes stay there")
 
 
-async def _shown(what: str, updates: AsyncIterable[agent_pb2.TransferUpdate]) -> agent_pb2.TransferResult:
-    """A bar and a rate until the result is there."""
-    columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
-    result = None
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
-        task = bars.add_task(what, total=None)
-        async for update in updates:
-            if update.HasField("result"):
-                result = update.result
-            else:
-                bars.update(task, total=update.progress.total_bytes or None, completed=update.progress.done_bytes)
-    assert result is not None
-    return result
+class NotPushed(AgentError):
+    """A snapshot that was just taken is on this node alone; says why, and how it is pushed again."""
+
+
+async def push_taken(stub: agent_pb2_grpc.AgentAsyncStub, taken: agent_pb2.SnapshotRef, to: str, state: Path, keys: Path | None) -> None:
+    """What `create` has just taken, into a store. Raises NotPushed."""
+    try:
+        await _push(stub, taken, to)
+    except grpc.aio.AioRpcError as error:
+        again = ["zerowake", "snapshot", "push", taken.name, "--to", to]
+        again += ["--namespace", taken.namespace] if taken.namespace != "default" else []
+        again += ["--state", str(state)] if state != DEFAULT_STATE else []
+        again += ["--keys", str(keys)] if keys else []
+        raise NotPushed(
+            f"snapshot {taken.namespace}/{taken.name}@{taken.digest[:12]} stays on this node and is not in {to}: "
+            f"{error.details() or error.code().name}; `{shlex.join(again)}` pushes it again"
+        ) from None
+
+
+async def _push(stub: agent_pb2_grpc.AgentAsyncStub, reference: agent_pb2.SnapshotRef, to: str) -> None:
+    request = agent_pb2.PushRequest(request_id=secrets.token_hex(8), snapshot=reference, store=to)
+    _tell(await transferred(f"pushing {reference.name}", stub.Push(request)), f"in {to}", "sent")
 
 
 def _tell(result: agent_pb2.TransferResult, where: str, moved: str) -> None:
@@ -128,6 +136,8 @@ def _tell(result: agent_pb2.TransferResult, where: str, moved: str) -> None:
         f"snapshot {reference.namespace}/{reference.name}@{reference.digest[:12]} is {where}: "
         f"{done.moved_bytes / 1e6:.1f} of {done.total_bytes / 1e6:.1f} MB {moved} in {result.seconds:.2f} s{rate}"
     )
+    for complaint in result.complaints:
+        typer.secho(f"zerowake: on the way: {complaint}", err=True, fg="yellow")
 
 
 def add_to(snapshots: typer.Typer) -> None:

@@ -182,6 +182,8 @@ class AgentService(agent_pb2_grpc.AgentServicer):
             yield update
 
     async def Pull(self, request: agent_pb2.PullRequest, context: _Context) -> AsyncIterator[agent_pb2.TransferUpdate]:
+        complaints = Complaints()
+
         async def pull(progress: Callable[[Progress], None]) -> agent_pb2.SnapshotRef:
             wanted = request.snapshot
             pulled = await self._node.travel.pull(
@@ -193,10 +195,11 @@ class AgentService(agent_pb2_grpc.AgentServicer):
                 replace=request.replace,
                 others=messages.other_agents(request.peers),
                 fits=self._node.staging.check_fits if request.fitting else _anywhere,
+                complaints=complaints,
             )
             return messages.reference(pulled)
 
-        async for update in self._transfer("pull", request.request_id, pull, context):
+        async for update in self._transfer("pull", request.request_id, pull, context, complaints):
             yield update
 
     async def Copy(self, request: agent_pb2.CopyRequest, context: _Context) -> AsyncIterator[agent_pb2.TransferUpdate]:
@@ -238,8 +241,9 @@ class AgentService(agent_pb2_grpc.AgentServicer):
         request_id: str,
         work: Callable[[Callable[[Progress], None]], Awaitable[agent_pb2.SnapshotRef]],
         context: _Context,
+        complaints: Complaints | None = None,
     ) -> AsyncIterator[agent_pb2.TransferUpdate]:
-        """Tells how far it is now and again, not of each piece; then the result."""
+        """Tells how far it is now and again, not of each piece; then the result, with the complaints that were collected by then."""
         begin = time.monotonic()
         latest = Progress(0, 0, 0)
 
@@ -250,7 +254,8 @@ class AgentService(agent_pb2_grpc.AgentServicer):
         async def transfer() -> agent_pb2.TransferUpdate:
             snapshot = await work(progress)
             seconds = time.monotonic() - begin
-            result = agent_pb2.TransferResult(snapshot=snapshot, progress=messages.progress(latest), seconds=seconds)
+            texts = complaints.texts if complaints else ()
+            result = agent_pb2.TransferResult(snapshot=snapshot, progress=messages.progress(latest), seconds=seconds, complaints=texts)
             return agent_pb2.TransferUpdate(result=result)
 
         async with _ended(self._once(kind, request_id, transfer, context)) as result:

@@ -23,11 +23,16 @@ class InvalidUrl(AgentError, ValueError):
 
 def store_at(url: str) -> Directory | Bucket:
     """Nothing is asked of it yet. Raises InvalidUrl; Denied: credentials that the environment names cannot be read."""
+    named = check_url(url)
+    return Directory(named.folder) if named.folder else Bucket(named.bucket, named.prefix)
+
+
+def check_url(url: str) -> StoreUrl:
+    """Raises InvalidUrl."""
     try:
-        named = StoreUrl.parse(url)
+        return StoreUrl.parse(url)
     except InvalidStoreUrl as error:
         raise InvalidUrl(str(error)) from None
-    return Directory(named.folder) if named.folder else Bucket(named.bucket, named.prefix)
 
 
 @contextlib.asynccontextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -102,3 +103,21 @@ async def test_every_line_of_the_agents_log_is_json(tmp_path: Path) -> None:
     for line in (await process.stderr.read()).splitlines():
         json.loads(line)
     assert await process.wait() == 0
+
+
+async def test_a_snapshot_that_is_taken_into_a_store_at_once(state: Path, mapped: Path, tmp_path: Path) -> None:
+    """If that fails it stays on the node, and is pushed by the command that the error names."""
+    server = ["--port", "8000", "--canary", "/sum", "--", sys.executable, str(ENGINE), "8000", "4", str(mapped)]
+    create = ("snapshot", "create", "--state", str(state))
+    (tmp_path / "here").mkdir()
+    said = await zerowake(*create, "stored", "--to", f"file://{tmp_path}/here", *server)
+    assert re.search(rf"proved\n(note: .*\n)*snapshot default/stored@\w{{12}} is in file://{tmp_path}/here: ", said)
+    away = f"file://{tmp_path}/not/there"
+    said = await zerowake(*create, "kept", "--to", away, *server, code=1)
+    assert "\x1b" not in said and "\r" not in said
+    again = re.search(r"default/kept@\w{12} stays on this node and is not in .*; `(zerowake .*)` pushes it again", said)
+    assert again and "are whole" in await zerowake("snapshot", "verify", "--state", str(state), "kept")
+    (tmp_path / "not/there").mkdir(parents=True)
+    assert f"is in {away}: " in await zerowake(*again[1].split()[1:])
+    assert "is no URL of a store" in await zerowake(*create, "never", "--to", "models", *server, code=1)
+    assert "no snapshot default/never" in await zerowake("snapshot", "show", "--state", str(state), "never", code=1)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import secrets
 import shutil
+import sys
 from pathlib import Path
 
 import grpc
@@ -111,3 +113,23 @@ async def test_snapshots_are_copied_from_store_to_store(state: Path, fresh: Path
     said = await zerowake("snapshot", "copy", "--all", "--from", mirror, "--to", url, "--state", str(fresh), code=1)
     assert "default/torn is not copied" in said
     assert "name one snapshot, or say --all" in await zerowake("snapshot", "copy", "--from", url, "--to", mirror, code=2)
+
+
+async def test_what_a_store_did_wrong_is_told_though_another_gave_it(state: Path, fresh: Path, tmp_path: Path) -> None:
+    for name in ("lying", "honest"):
+        (tmp_path / name).mkdir()
+        await zerowake("snapshot", "push", "small", "--to", f"file://{tmp_path}/{name}", "--state", str(state))
+    shutil.rmtree(tmp_path / "model")
+    chunk = max((tmp_path / "lying").rglob("*"), key=lambda path: path.stat().st_size)
+    chunk.write_bytes(bytes(chunk.stat().st_size))
+    stores = ("--from", f"file://{tmp_path}/lying", "--from", f"file://{tmp_path}/honest")
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "scaler.programs.cli", "snapshot", "pull", "small", *stores, "--state", str(fresh)),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    out, err = await process.communicate()
+    assert process.returncode == 0 and b"is on this node" in out, err
+    assert err.count(b"lying") == 1, err  # once: the log of an agent in this process does not say it as well
+    assert re.search(rb"zerowake: on the way: .*lying.*", err)
+    assert b"\x1b" not in out + err and b"\r" not in out + err
