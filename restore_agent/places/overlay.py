@@ -8,7 +8,8 @@ directories by that attribute. What else is mounted is not carried (volumes, sec
 the engine has for itself: /dev/shm, a sandbox's /run, and emptyDirs, which take the place of a container's file system where that is
 read-only. Nor are sockets, which CRIU makes itself, and Python's caches of bytecode.
 
-It is limited: a snapshot's small files are staged in memory, and laid out on the way of every restore.
+It is limited: a snapshot's small files are staged in memory, and laid out on the way of every restore. What counts is what was written:
+a file's holes take no room here or there. vLLM's ranks talk by rings in /dev/shm of 640 MiB, of which they have written a few.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from restore_agent.places import mount_table
 MAX_BYTES, MAX_ENTRIES = 256 << 20, 20_000
 _OPAQUE, _WHITEOUT = "trusted.overlay.opaque", "trusted.overlay.whiteout"
 _ATTRIBUTE = "SCHILY.xattr."  # how tar names an extended attribute
+_HOLES, _SIZE = "GNU.sparse.map", "GNU.sparse.size"  # of a file with holes: where and how long its parts are, and how long it is
 _CARRIED = (_OPAQUE, _WHITEOUT, "security.capability", "system.posix_acl_access", "system.posix_acl_default")
 _UNKNOWN = ("trusted.overlay.redirect", "trusted.overlay.metacopy")
 CHANGES_FILE = "changes.tar"  # within a snapshot
@@ -133,7 +135,9 @@ def is_small(root: Path, mounts: Mounts, volume: PurePosixPath) -> bool:
     size = entries = 0
     for path in _walk(root / volume, volume, mounts.points):
         with contextlib.suppress(FileNotFoundError):
-            size, entries = size + (root / path).lstat().st_size, entries + 1
+            looks = (root / path).lstat()
+            runs = _written(root / path, looks.st_size) if stat.S_ISREG(looks.st_mode) else []
+            size, entries = size + sum(length for _, length in runs), entries + 1
         if size > MAX_BYTES // 2 or entries > MAX_ENTRIES // 2:
             return False
     return True
@@ -153,6 +157,7 @@ class _Counted:
         entry = self._tar.gettarinfo(str(path), str(name))
         if entry is None:  # a socket
             return
+        runs = _written(path, entry.size) if entry.isreg() else []
         opaque = attributes.pop(_OPAQUE, "") == "y"
         if attributes.pop(_WHITEOUT, None) is not None:
             entry.type, entry.devmajor, entry.devminor, entry.size = tarfile.CHRTYPE, 0, 0, 0
@@ -161,17 +166,21 @@ class _Counted:
         if opaque:
             attributes[_OPAQUE] = "y"
         entry.pax_headers = {_ATTRIBUTE + key: value for key, value in attributes.items()}
+        if (size := sum(length for _, length in runs)) < entry.size:
+            listed = ",".join(f"{start},{length}" for start, length in runs or [(entry.size, 0)])
+            entry.pax_headers |= {_HOLES: listed, _SIZE: str(entry.size)}
+            entry.size = size
         self.entries += 1
-        self._bytes[str(name.parent)] += entry.size
+        self._bytes[str(name.parent)] += size
         if sum(self._bytes.values()) > MAX_BYTES or self.entries > MAX_ENTRIES:
             folder, size = self._bytes.most_common(1)[0]
             raise OverlayError(
                 f"the engine wrote more than {MAX_BYTES >> 20} MiB or {MAX_ENTRIES} files into its own file system, "
                 f"{size >> 20} MiB of it into /{folder}; {self._advice}"
             )
-        if entry.isreg() and entry.size:
+        if size:
             with path.open("rb") as file:
-                self._tar.addfile(entry, file)
+                self._tar.addfile(entry, io.BytesIO(b"".join(os.pread(file.fileno(), length, start) for start, length in runs)))
         else:
             self._tar.addfile(entry)
 
@@ -252,12 +261,25 @@ def _put(
         os.mkfifo(fresh)
         _dress(fresh, entry)
     else:
-        content = tar.extractfile(entry)
-        with fresh.open("xb") as file:
-            if content:
-                shutil.copyfileobj(content, file, 1 << 20)
+        _write(tar, fresh, entry)
         _dress(fresh, entry)
     fresh.replace(path)
+
+
+def _write(tar: tarfile.TarFile, path: Path, entry: tarfile.TarInfo) -> None:
+    content = tar.extractfile(entry)
+    with path.open("xb") as file:
+        if content is None:
+            return
+        if _HOLES not in entry.pax_headers:
+            shutil.copyfileobj(content, file, 1 << 20)
+            return
+        file.truncate(entry.size)
+        numbers = [int(number) for number in entry.pax_headers[_HOLES].split(",")]
+        for start, length in zip(numbers[::2], numbers[1::2], strict=True):
+            content.seek(start)
+            file.seek(start)
+            file.write(content.read(length))
 
 
 def _dress(path: Path, entry: tarfile.TarInfo) -> None:
@@ -317,6 +339,22 @@ def _walk(folder: Path, name: PurePosixPath, apart: Collection[PurePosixPath]) -
         if first:
             yield first
             yield from inside
+
+
+def _written(path: Path, size: int) -> list[tuple[int, int]]:
+    """Start and length of each part of a file that is no hole."""
+    found, end = [], 0
+    with path.open("rb") as file:
+        while end < size:
+            try:
+                start = os.lseek(file.fileno(), end, os.SEEK_DATA)
+            except OSError as error:
+                if error.errno != errno.ENXIO:
+                    raise
+                break  # nothing but a hole comes after
+            end = min(os.lseek(file.fileno(), start, os.SEEK_HOLE), size)
+            found.append((start, end - start))
+    return found
 
 
 def _attributes(path: Path, name: PurePosixPath) -> dict[str, str]:

@@ -16,7 +16,7 @@ import pytest
 import zerowake_native
 
 from restore_agent.places import overlay
-from restore_agent.places.overlay import ROOT, Mounts, OverlayError, archive, lay_out
+from restore_agent.places.overlay import ROOT, SHM, Mounts, OverlayError, archive, is_small, lay_out
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for mounts")
 
@@ -182,6 +182,29 @@ def test_limits_name_the_folder_that_is_too_large(roots: Callable[[], Root], mon
     (one.path / "root/.cache/model").write_bytes(bytes(2 << 20))
     with pytest.raises(OverlayError, match=r"2 MiB of it into /root/\.cache; have it in the image"):
         one.archive()
+
+
+def test_holes_take_no_room(roots: Callable[[], Root], tmp_path: Path) -> None:
+    one, two = roots(), roots()
+    parts = {0: b"first", 300 << 20: b"last"}
+    with (one.path / "dev/shm/ring").open("wb") as file:
+        for start, content in parts.items():
+            file.seek(start)
+            file.write(content)
+        file.truncate(640 << 20)
+    (one.path / "dev/shm/hole").touch()
+    os.truncate(one.path / "dev/shm/hole", 640 << 20)
+    carried = one.archive()
+    assert len(carried) < 1 << 20
+    lay_out(saved(tmp_path, carried), two.path)
+    for name in ("ring", "hole"):
+        looks = (two.path / "dev/shm" / name).stat()
+        assert looks.st_size == 640 << 20
+        assert looks.st_blocks * 512 < 1 << 20
+    with (two.path / "dev/shm/ring").open("rb") as file:
+        for start, content in parts.items():
+            assert os.pread(file.fileno(), len(content), start) == content
+    assert is_small(two.path, Mounts({}, frozenset()), SHM)
 
 
 def test_a_device_is_refused(roots: Callable[[], Root]) -> None:

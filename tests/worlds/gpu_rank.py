@@ -27,7 +27,7 @@ class Rank:
         torch.cuda.set_device(rank)
         self._rank, self._ranks = rank, ranks
         self._client = Client(socket, device=f"GPU-{torch.cuda.get_device_properties(rank).uuid}", label=f"rank {rank}")
-        self._graphs: dict[str, tuple[Any, Any]] = {}
+        self._graphs: dict[str, tuple[Any, tuple[int, Any, Any]]] = {}
 
     def lend(self, meeting: str) -> str:
         self._client.meet(meeting.encode())
@@ -49,10 +49,10 @@ class Rank:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             do()
-        self._graphs[name] = graph, (size, rest)
+        self._graphs[name] = graph, (size, do, rest)  # `do` has what is summed, whose memory the graph reads
 
     def replay(self, name: str) -> bool:
-        graph, (size, rest) = self._graphs[name]
+        graph, (size, _, rest) = self._graphs[name]
         return self._right(size, graph.replay, *rest)
 
     def seconds(self, size: int) -> float:

@@ -35,22 +35,19 @@ from restore_agent.workload.vllm.peer_memory import Collectives, PeerMemory
 from tests.worlds.collective_on_processor import Graph, Processor
 from tests.worlds.json_answers import json_server
 
-SIZE = 1 << 20  # of each shared file
+RING, SEGMENT = 640 << 20, 1 << 20  # bytes of the file that has a name, nearly all of it a hole, and of the one that has none
 SLOT = 64  # bytes of it for each rank: the round that it has come to, and its digest
 PATIENCE = 20.0
 DIGEST, SUMMED = 32, 4096  # bytes
 
 
-def opened(path: Path) -> mmap.mmap:
-    with path.open("r+b") as file:
-        return mmap.mmap(file.fileno(), SIZE)
-
-
 class Board:
-    """What ranks put down for each other."""
+    """What ranks put down for each other, at the end of a file that they share."""
 
-    def __init__(self, memory: mmap.mmap, rank: int, ranks: int) -> None:
-        self._memory, self._rank, self._ranks = memory, rank, ranks
+    def __init__(self, path: Path, rank: int, ranks: int) -> None:
+        with path.open("r+b") as file:
+            whole = memoryview(mmap.mmap(file.fileno(), 0))
+        self._memory, self._rank, self._ranks = whole[-ranks * SLOT :], rank, ranks
         self._round = 0
 
     def exchanged(self, digest: bytes) -> list[bytes]:
@@ -63,7 +60,7 @@ class Board:
             if time.monotonic() > deadline:
                 raise TimeoutError("a rank does not come")
             time.sleep(0.001)
-        return [self._memory[each * SLOT + 8 : each * SLOT + 40] for each in range(self._ranks)]
+        return [bytes(self._memory[each * SLOT + 8 : each * SLOT + 40]) for each in range(self._ranks)]
 
 
 class Captured:
@@ -92,7 +89,7 @@ def rank_main(number: int, ranks: int, weights: Path, named: Path, nameless: Pat
     lent = client.attach(client.fill(found.layout, found.parts).id)
     client.meet(meeting.encode())
     captured = Captured(client, number, ranks, library)
-    boards = [Board(opened(path), number, ranks) for path in (named, nameless)]
+    boards = [Board(path, number, ranks) for path in (named, nameless)]
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     answers.write(json.dumps(client.device) + "\n")
     for line in sys.stdin:
@@ -118,8 +115,9 @@ class Ranks:
 
     def __init__(self, weights: Path, count: int, library: Path) -> None:
         self._files = [Path(f"/dev/shm/{name}-{os.getpid()}") for name in ("ring", "segment")]
-        for path in self._files:
-            path.write_bytes(bytes(SIZE))
+        for path, size in zip(self._files, (RING, SEGMENT), strict=True):
+            path.touch()
+            os.truncate(path, size)
         module = [sys.executable, "-m", "tests.worlds.ranked_engine", "rank"]
         meeting = secrets.token_hex(32)
         self.directories = [weights / f"rank-{number}" for number in range(count)]
