@@ -17,12 +17,12 @@ import pytest
 from numpy.typing import NDArray
 
 from restore_agent.workload.vllm import collective_call, collective_kernel, peer_memory
-from restore_agent.workload.vllm.collective_call import HEADER
+from restore_agent.workload.vllm.collective_call import HEADER, LINES
 from restore_agent.workload.vllm.collective_kernel import KernelFailed, compiled
 from restore_agent.workload.vllm.peer_memory import Collectives
 from tests.worlds.collective_on_processor import Processor, build
 
-HALF = 8192
+HALF, PUSHED = 8192, 1024
 Bytes = NDArray[np.uint8]
 
 
@@ -35,6 +35,7 @@ def processor(tmp_path_factory: pytest.TempPathFactory) -> Processor:
 def small_halves(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (collective_call, peer_memory):
         monkeypatch.setattr(module, "HALF", HALF)
+    monkeypatch.setattr(collective_call, "PUSHED", PUSHED)
 
 
 class Ranks:
@@ -42,7 +43,7 @@ class Ranks:
 
     def __init__(self, processor: Processor, count: int, pause: Callable[[], float] = lambda: 0.0) -> None:
         self.count = count
-        self._memories = [aligned(HEADER + 2 * HALF) for _ in range(count)]
+        self._memories = [aligned(HEADER + 2 * HALF + LINES) for _ in range(count)]
 
         def launch(call: Any, arguments: Any) -> None:
             time.sleep(pause())
@@ -51,6 +52,10 @@ class Ranks:
         addresses = [memory.ctypes.data for memory in self._memories]
         self._all = [Collectives(addresses, rank, launch) for rank in range(count)]
         self._threads = ThreadPoolExecutor(count)
+
+    def have_called(self, times: int) -> None:
+        for memory in self._memories:
+            memory[:4].view(np.uint32)[0] = times
 
     def sum(self, parts: list[Bytes], kind: str) -> list[Bytes]:
         outs = [aligned(part.nbytes) for part in parts]
@@ -111,7 +116,7 @@ def reference(kind: str, parts: list[Bytes]) -> NDArray[np.float32]:
 
 
 @pytest.mark.parametrize("kind", ["bfloat16", "float16", "float32"])
-@pytest.mark.parametrize(("ranks", "size"), [(2, 16), (2, 4000), (2, 3 * HALF + 48), (3, 400), (4, HALF), (8, 160)])
+@pytest.mark.parametrize(("ranks", "size"), [(2, 16), (2, PUSHED), (2, 4000), (2, 3 * HALF + 48), (3, 400), (3, 2000), (4, HALF), (8, 160)])
 def test_a_sum_is_the_same_to_the_bit_on_every_rank_and_right(processor: Processor, kind: str, ranks: int, size: int) -> None:
     parts = [values(kind, size, seed) for seed in range(ranks)]
     outs = Ranks(processor, ranks).sum(parts, kind)
@@ -121,7 +126,8 @@ def test_a_sum_is_the_same_to_the_bit_on_every_rank_and_right(processor: Process
 
 @pytest.mark.parametrize("size", [16, 48, 2000, HALF, 2 * HALF + 16])
 def test_more_than_two_ranks_sum_in_parts_what_is_large(processor: Processor, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(collective_call, "_AT_ONCE", 0)
+    for limit in ("_AT_ONCE", "PUSHED"):
+        monkeypatch.setattr(collective_call, limit, 0)
     parts = [values("bfloat16", size, seed) for seed in range(4)]
     outs = Ranks(processor, 4).sum(parts, "bfloat16")
     assert len({out.tobytes() for out in outs}) == 1
@@ -137,7 +143,7 @@ def test_a_gather_is_every_rank_s_bytes_in_their_order(processor: Processor, ran
 
 def test_call_after_call_nobody_overtakes_the_others_for_good(processor: Processor, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sizes, kinds and ways in turn, each rank late at times: a half that were written again too early would show."""
-    monkeypatch.setattr(collective_call, "_AT_ONCE", 1024)
+    monkeypatch.setattr(collective_call, "_AT_ONCE", 2048)
     chance = random.Random(3)
     ranks = Ranks(processor, 3, lambda: chance.choice((0.0, 0.0, 0.002)))
     for number in range(60):
@@ -149,11 +155,22 @@ def test_call_after_call_nobody_overtakes_the_others_for_good(processor: Process
             assert ranks.gather(parts)[2].tobytes() == b"".join(part.tobytes() for part in parts)
 
 
-def test_a_first_try_gives_up_on_ranks_that_do_not_come(processor: Processor) -> None:
-    memories = [aligned(HEADER + 2 * HALF) for _ in range(2)]
+def test_the_number_of_a_call_begins_again(processor: Processor) -> None:
+    ranks = Ranks(processor, 2)
+    ranks.have_called((1 << 32) - 4)
+    for number in range(8):
+        size = (16, 512, 4000)[number % 3]
+        parts = [values("float32", size, number + seed) for seed in range(2)]
+        np.testing.assert_array_equal(floats("float32", ranks.sum(parts, "float32")[number % 2]), reference("float32", parts))
+
+
+def test_a_first_try_gives_up_on_ranks_that_do_not_come(processor: Processor, monkeypatch: pytest.MonkeyPatch) -> None:
+    memories = [aligned(HEADER + 2 * HALF + LINES) for _ in range(2)]
     alone = Collectives([memory.ctypes.data for memory in memories], 0, processor.launch, patience=100)
-    mine, out = values("float32", 64, 1), aligned(64)
-    assert alone.sum(mine.ctypes.data, out.ctypes.data, 64, "float32"), "it was begun, and it ends"
+    for pushes in (True, False):
+        monkeypatch.setattr(collective_call, "PUSHED", collective_call.PUSHED if pushes else 0)
+        mine, out = values("float32", 64, 1), aligned(64)
+        assert alone.sum(mine.ctypes.data, out.ctypes.data, 64, "float32"), "it was begun, and it ends"
 
 
 def test_the_header_is_as_large_as_python_says(processor: Processor) -> None:

@@ -25,6 +25,18 @@ GPU_DEVICE u32 GPU_hear(const u32* flag)
     return value;
 }
 GPU_DEVICE struct vector GPU_read(const struct vector* from) { return *from; }
+struct line { u64 half[2]; };
+GPU_DEVICE void GPU_push(struct line* to, struct line line)
+{
+    for (u32 i = 2; i--;)  // the later first
+        __atomic_store_n(&to->half[i], line.half[i], __ATOMIC_RELAXED);
+}
+GPU_DEVICE struct line GPU_look(const struct line* at)
+{
+    struct line line = {{__atomic_load_n(&at->half[0], __ATOMIC_RELAXED), __atomic_load_n(&at->half[1], __ATOMIC_RELAXED)}};
+    sched_yield();
+    return line;
+}
 GPU_DEVICE u32 GPU_add(u32* counter) { return __atomic_fetch_add(counter, 1, __ATOMIC_ACQ_REL); }
 GPU_DEVICE float GPU_float(u32 bits) { float value; memcpy(&value, &bits, 4); return value; }
 GPU_DEVICE u32 GPU_bits(float value) { u32 bits; memcpy(&bits, &value, 4); return bits; }

@@ -9,6 +9,8 @@ from typing import NamedTuple
 MOST_RANKS, MOST_BLOCKS, THREADS = 8, 64, 512  # as in all_reduce.cu
 HEADER = 128 + 2 * MOST_BLOCKS * MOST_RANKS * 4  # bytes at the start of each rank's memory
 HALF = 16 << 20  # bytes of each of its two halves: the most that one call takes
+PUSHED = 64 << 10  # bytes of a sum that each rank writes to all others, as in all_reduce.cu
+LINES = 2 * MOST_RANKS * 2 * PUSHED  # bytes behind the halves, where it is written
 VECTOR = 16  # bytes
 KINDS = {"bfloat16": 0, "float16": 1, "float32": 2}  # element types, by torch's names
 _AT_ONCE = 256 << 10  # bytes of a sum that more than two ranks do without dividing it: vLLM's own threshold for eight
@@ -20,6 +22,7 @@ class Mode(enum.IntEnum):
     SUM = 0
     SUM_IN_PARTS = 1
     GATHER = 2
+    SUM_PUSHED = 3
 
 
 class Call(NamedTuple):
@@ -37,7 +40,7 @@ def sums(size: int, kind: str, ranks: int) -> Iterator[Call]:
     """Of so many bytes; none: the kernel does not take them."""
     if kind not in KINDS or not size or size % VECTOR:
         return
-    mode = Mode.SUM if ranks == 2 or size <= _AT_ONCE else Mode.SUM_IN_PARTS
+    mode = Mode.SUM_PUSHED if size <= PUSHED else Mode.SUM if ranks == 2 or size <= _AT_ONCE else Mode.SUM_IN_PARTS
     for offset in range(0, size, HALF):
         yield _call(mode, KINDS[kind], offset, min(HALF, size - offset))
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from gpumem.client import Client, Joined, Scratch
-from restore_agent.workload.vllm.collective_call import HALF, HEADER, Call, gathers, sums
+from restore_agent.workload.vllm.collective_call import HALF, HEADER, LINES, Call, gathers, sums
 from restore_agent.workload.vllm.collective_kernel import Arguments
 
 Launch = Callable[[Call, Arguments], None]  # on whichever stream is current
@@ -24,7 +24,7 @@ class PeerMemory:
         """Lends this rank's own. Raises what `Client.scratch` does."""
         self._client = client
         self._rank = rank
-        self._ranges: list[Scratch | Joined] = [client.scratch(HEADER + 2 * HALF, _name(rank))]
+        self._ranges: list[Scratch | Joined] = [client.scratch(HEADER + 2 * HALF + LINES, _name(rank))]
         self.addresses: list[int] = []  # by rank
 
     def join(self, devices: Sequence[str]) -> None:
