@@ -36,6 +36,7 @@ from restore_agent.transfer.store_url import check_url
 from zerowake_shared import log, tables
 from zerowake_shared.address import Address
 from zerowake_shared.command_limits import flaw_of_command, flaw_of_environment
+from zerowake_shared.engine_identity import engine_identity
 from zerowake_shared.state_folder import used
 
 app = typer.Typer(no_args_is_help=True)
@@ -153,11 +154,14 @@ def create(
     """Starts a server, takes a snapshot of it when it is ready, and proves that a restored replica answers the same."""
     path, _, body = canary.partition("=")
     pairs = {key: os.environ[key] for key in _PASSED_ON if key in os.environ}
+    own: dict[str, str] = {}
     for item in env:
         key, equals, value = item.partition("=")
         if not equals:
             raise typer.BadParameter(f"--env {item!r} is not KEY=VALUE")
-        pairs[key] = value
+        own[key] = value
+    pairs |= own
+    identity = engine_identity(command, own, str(directory.resolve()))
     if engine:
         if weights:
             raise typer.BadParameter(f"--weights is for engines that attach what they are told; {engine} brings its own")
@@ -185,6 +189,7 @@ def create(
             ),
             canary=agent_pb2.Canary(path=path, body=body.encode()),
             adapters=adapter,
+            template_hash=identity,
             keep_serving=keep_serving,
             replace=replace,
             weights=str(weights.resolve()) if weights else "",

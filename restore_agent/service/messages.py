@@ -17,7 +17,7 @@ from restore_agent.sequences.node import Node
 from restore_agent.sequences.replicas import Origin, Replica, State
 from restore_agent.sequences.standby import Rung
 from restore_agent.snapshots.catalog import Snapshot, Unreadable
-from restore_agent.snapshots.manifest import EngineRecord, Manifest, check_name
+from restore_agent.snapshots.manifest import EngineRecord, Manifest, TemplateRecord, check_name
 from restore_agent.transfer.exchange import OtherAgent
 from restore_agent.transfer.finding import Found
 from restore_agent.transfer.progress import Progress
@@ -77,6 +77,7 @@ def capture_request(request: agent_pb2.SnapshotRequest) -> CaptureRequest:
         adapters=tuple(request.adapters),
         replace=request.replace,
         weights=Path(request.weights) if request.weights else None,
+        template=TemplateRecord(hash=request.template_hash) if request.template_hash else None,
     )
 
 

@@ -25,9 +25,11 @@ from restore_agent.sequences.replicas import Origin, Replica, State
 from restore_agent.service import messages
 from restore_agent.snapshots.catalog import NotFound, Unreadable
 from restore_agent.snapshots.catalog import Snapshot as StoredSnapshot
+from restore_agent.snapshots.compatibility import Incompatible
 from restore_agent.snapshots.manifest import Manifest
 from restore_agent.snapshots.unusable import Unusable
 from restore_agent.transfer.complaints import Complaints
+from restore_agent.transfer.finding import Found
 from restore_agent.transfer.progress import Progress
 
 _REMEMBERED = 4096  # finished requests whose answer is kept
@@ -214,6 +216,8 @@ class AgentService(agent_pb2_grpc.AgentServicer):
     async def Find(self, request: agent_pb2.FindRequest, context: _Context) -> agent_pb2.FindResponse:
         async def find() -> agent_pb2.FindResponse:
             named = messages.by_name(request.snapshot)
+            if not request.store:
+                return messages.found(await self._found_here(named))
             found = await self._node.travel.find(named.namespace, named.name, request.store, self._node.staging.check_fits)
             return messages.found(found)
 
@@ -296,6 +300,15 @@ class AgentService(agent_pb2_grpc.AgentServicer):
             found = Unreadable(named.namespace or "default", named.name, error)
         await self._node.remove(found)
         return messages.removed(found)
+
+    async def _found_here(self, named: agent_pb2.SnapshotRef) -> Found:
+        """Raises what `_snapshot` does."""
+        snapshot = await self._snapshot(named)
+        try:
+            await asyncio.to_thread(self._node.staging.check_fits, snapshot.manifest)
+        except Incompatible as error:
+            return Found(snapshot.digest, snapshot.manifest, str(error))
+        return Found(snapshot.digest, snapshot.manifest)
 
     async def _here_or_fetched(self, request: agent_pb2.StageRequest, complaints: Complaints) -> StoredSnapshot:
         """Raises what `_snapshot` and, where it is to be fetched, `Travel.pull` and `Staging.check_fits` do."""

@@ -232,7 +232,10 @@ class Fits(_Record):
 
 
 class TemplateRecord(_Record):
-    """Of the pod template that it was captured from, as the controller hashes it; and of the ConfigMaps and Secrets behind it, or empty."""
+    """Of the pod template that it was captured from, as the controller hashes it; and of the ConfigMaps and Secrets behind it, or empty.
+
+    On one machine: of the engine's command (zerowake_shared/engine_identity.py).
+    """
 
     hash: str
     contents: str = ""
@@ -257,7 +260,7 @@ class Manifest(_Record):
     host_bytes: int  # resident memory of the processes
     gpus: dict[str, int] = {}  # UUID → bytes that resuming takes of that GPU, or of the one in its place
     quiesces: bool = False  # the engine takes part in the control directory
-    template: TemplateRecord | None = None  # None: it was captured in no pod of the controller's
+    template: TemplateRecord | None = None  # None: who had it captured said nothing of it
     cold_seconds: float = Field(default=0.0, ge=0, allow_inf_nan=False)  # what the engine took to be ready; 0: not known
     weights: tuple[WeightsRecord, ...] = ()
     fits: Fits

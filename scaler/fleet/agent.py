@@ -216,10 +216,35 @@ class Agent:
         return answer.seconds
 
     async def find(self, snapshot: SnapshotName, store: str) -> Kept:
-        """What the store, a URL, has under the name; the agent has verified it. Raises AgentError, whose reason says what the store did."""
+        """What the store, a URL, has under the name; the agent has verified it. Empty: what its node has.
+
+        Raises AgentError, whose reason says what the store did.
+        """
         request = agent_pb2.FindRequest(request_id=self._id(), snapshot=messages.reference(snapshot), store=store)
         try:
             return messages.kept(store, await self._while_heard(self.stub.Find(request)))
+        except grpc.aio.AioRpcError as error:
+            raise _said(error) from None
+
+    async def take(self, model: str, snapshot: SnapshotName, engine: Engine, canary: str, adapters: Iterable[str], template: str) -> None:
+        """A snapshot of an engine that is started for it, in the place of the one of that name.
+
+        canary: PATH or PATH=JSON; template: a hash of what the engine is started from. Raises AgentError.
+        """
+        path, _, body = canary.partition("=")
+        request = agent_pb2.SnapshotRequest(
+            request_id=self._id(),
+            snapshot=messages.reference(snapshot),
+            model=model,
+            engine=_told(engine),
+            canary=agent_pb2.Canary(path=path, body=body.encode()),
+            adapters=adapters,
+            replace=True,
+            template_hash=template,
+        )
+        try:
+            async for _ in self.stub.Snapshot(request):
+                """Its progress the agent's own log has."""
         except grpc.aio.AioRpcError as error:
             raise _said(error) from None
 
@@ -253,17 +278,7 @@ class Agent:
         if snapshot is not None:
             request.snapshot.CopyFrom(messages.reference(snapshot))
         if cold is not None:
-            request.cold.CopyFrom(
-                agent_pb2.Engine(
-                    command=cold.command,
-                    env=cold.env,
-                    directory=cold.directory,
-                    shared=cold.shared,
-                    port=cold.port,
-                    health_path=cold.health_path,
-                    ready_timeout_seconds=cold.ready_seconds,
-                )
-            )
+            request.cold.CopyFrom(_told(cold))
         self._restoring[model] += 1
         try:
             return await self.stub.Restore(request)
@@ -343,6 +358,18 @@ class Agent:
     def _id(self) -> str:
         """Of a request: the agent does it once, however often it is sent."""
         return token(self._chance, 8)
+
+
+def _told(engine: Engine) -> agent_pb2.Engine:
+    return agent_pb2.Engine(
+        command=engine.command,
+        env=engine.env,
+        directory=engine.directory,
+        shared=engine.shared,
+        port=engine.port,
+        health_path=engine.health_path,
+        ready_timeout_seconds=engine.ready_seconds,
+    )
 
 
 def _said(error: grpc.aio.AioRpcError) -> AgentError:

@@ -45,17 +45,21 @@ def residency(told: agent_pb2.Residency) -> Residency:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """What a store has under a name. template, contents: hashes of what it was captured from, as the capture pod had them; empty: none."""
+    """What a store has under a name. template, contents: hashes of what it was captured from, as the capture pod had them; empty: none.
+
+    unfit: why the node that was asked could not restore it; empty: it could.
+    """
 
     stored: Stored
     template: str
     contents: str
+    unfit: str = ""
 
 
 def kept(store: str, told: agent_pb2.FindResponse) -> Kept:
     """By an agent's answer; store: the URL that it was asked about."""
     stored = Stored(store, told.snapshot.digest, told.image_bytes, told.weights_bytes, tuple(told.gpu_bytes))
-    return Kept(stored, told.template_hash, told.contents_hash)
+    return Kept(stored, told.template_hash, told.contents_hash, told.unfit_reason)
 
 
 def rates(told: agent_pb2.Bandwidths) -> Rates:

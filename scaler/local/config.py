@@ -17,6 +17,7 @@ from scaler.plan.rungs import Rung
 from scaler.plan.world import Model
 from zerowake_shared import address
 from zerowake_shared.command_limits import flaw_of_command, flaw_of_environment
+from zerowake_shared.store_url import StoreUrl
 from zerowake_shared.tls import TlsFiles
 
 _PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "VIRTUAL_ENV", "PYTHONPATH", "LD_LIBRARY_PATH")
@@ -28,6 +29,11 @@ class BadConfig(Exception):
 
 def _address(value: str) -> str:
     address.Address.to_listen(value)
+    return value
+
+
+def _store(value: str) -> str:
+    StoreUrl.parse(value)
     return value
 
 
@@ -84,6 +90,7 @@ class ModelSection(Section):
     command: Command = ()  # started where there is no snapshot, or where it cannot be restored
     port: Annotated[int, Field(gt=0, lt=65536)] | None = None
     health: str = "/health"
+    canary: str = ""  # PATH or PATH=JSON of the request that proves a snapshot; found by itself for OpenAI-compatible servers
     env: dict[str, str] = {}
     directory: Path = Path()
     shared: tuple[Path, ...] = ()  # folders that stay the machine's own; what is written elsewhere is each replica's
@@ -180,6 +187,7 @@ class Config(Section):
     """The whole file."""
 
     state: Path = Path("/var/lib/zerowake")
+    store: Annotated[str, AfterValidator(_store)] | None = None  # where snapshots are fetched from, and put once they are taken
     listen: Address = "127.0.0.1:8080"
     metrics: Address | None = None
     agent_metrics: Address | None = None
@@ -195,6 +203,12 @@ class Config(Section):
                 if name in taken:
                     raise ValueError(f"models.{model}.names: {name!r} {taken[name]}")
                 taken[name] = f"is a name of {model!r} already"
+        return self
+
+    @model_validator(mode="after")
+    def _something_to_store(self) -> Config:
+        if self.store is not None and not any(section.snapshot for section in self.models.values()):
+            raise ValueError("store goes with models that have a snapshot: name one (snapshot: NAME), or leave store out")
         return self
 
     @model_validator(mode="after")

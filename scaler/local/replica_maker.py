@@ -10,6 +10,7 @@ import asyncio
 import functools
 import logging
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 from scaler.books.activation import Activations
 from scaler.fleet.agent import Agent, AgentError, AgentUnreachable, Engine, HasNone
@@ -24,14 +25,25 @@ log = logging.getLogger(__name__)
 class LocalReplicas:
     """Implements `ReplicaMaker` for the models of one file."""
 
-    def __init__(self, sections: Mapping[str, ModelSection], nodes: Nodes, dispatcher: Dispatcher, activations: Activations) -> None:
+    def __init__(
+        self,
+        sections: Mapping[str, ModelSection],
+        nodes: Nodes,
+        dispatcher: Dispatcher,
+        activations: Activations,
+        looked: Mapping[str, asyncio.Event] = MappingProxyType({}),
+    ) -> None:
+        """`looked`: by model, what is waited for before one is started: its snapshot may be on its way here."""
         self._sections = sections
         self._nodes = nodes
         self._dispatcher = dispatcher
         self._activations = activations
+        self._looked = looked
 
     async def start(self, action: Start) -> Callable[[], None]:
         """Restores, or starts, a replica; returns when it is ready, with what makes it known. Raises AgentError."""
+        if looked := self._looked.get(action.model):
+            await looked.wait()
         agent = self._nodes.agent(action.node)
         if agent is None:
             raise AgentUnreachable("the restore agent is not connected any more")
@@ -39,7 +51,7 @@ class LocalReplicas:
         activation = self._activations.current(action.model)
         if activation:
             activation.mark("scheduled")
-        cold = _engine(section) if section.command else None
+        cold = engine_of(section) if section.command else None
         answer = await agent.restore(action.model, section.snapshot_name, cold, activation.id if activation else "")
         if answer.fallback_reason:
             log.warning("%s was started cold (%s): %s", action.model, answer.fallback_reason, answer.fallback_detail)
@@ -90,7 +102,8 @@ async def _parked(agent: Agent, action: End, seconds: float) -> bool:
     return True
 
 
-def _engine(section: ModelSection) -> Engine:
+def engine_of(section: ModelSection) -> Engine:
+    """How it is started where nothing is restored."""
     return Engine(
         command=section.command,
         env=section.engine_env,

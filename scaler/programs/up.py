@@ -29,6 +29,7 @@ from scaler.local.autoscaler import Autoscaler, dial
 from scaler.local.config import Config
 from scaler.local.deployment import Deployment
 from scaler.local.replica_maker import LocalReplicas
+from scaler.local.stores import Stores
 from scaler.programs.stopping import stopped_by, unless
 from scaler.programs.wiring import wire
 from scaler.view.metrics import LedgerCollector, serve_metrics
@@ -74,10 +75,11 @@ async def _up(config: Config) -> None:
     ledger = Ledger(activations=activations)
     for name, section in config.models.items():
         ledger.declare(name, section.limits, section.names)
+    looked = {name: asyncio.Event() for name, section in config.models.items() if config.store and section.snapshot}
     parts = wire(
         ledger,
         {name: section.model(name) for name, section in config.models.items()},
-        maker=lambda nodes, dispatcher: LocalReplicas(config.models, nodes, dispatcher, activations),
+        maker=lambda nodes, dispatcher: LocalReplicas(config.models, nodes, dispatcher, activations, looked),
     )
     dispatcher, gateway, nodes, planner = parts.dispatcher, parts.gateway, parts.nodes, parts.planner
     deployments = {name: Deployment(name, planner, section.min_replicas) for name, section in config.models.items()}
@@ -86,7 +88,11 @@ async def _up(config: Config) -> None:
         served = asyncio.Event()
         nodes.on_change(lambda node: served.set() if node.synced else None)
         await stack.enter_async_context(background.beside(_keep_agent(config, served), "restore agent"))
-        await stack.enter_async_context(nodes.follow(f"unix:{config.state / 'agent.sock'}"))
+        agent = f"unix:{config.state / 'agent.sock'}"
+        await stack.enter_async_context(nodes.follow(agent))
+        if config.store:
+            stores = Stores(config.store, config.models, nodes, agent, looked)
+            await stack.enter_async_context(background.beside(stores.keep(), "snapshots and their store"))
         stack.push_async_callback(planner.close)
         stack.push_async_callback(parts.waker.close)
         serve_scaler = functools.partial(serve_external_scaler, ledger, activations=activations, on_trigger=planner.triggered)

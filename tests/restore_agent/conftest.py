@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import os
 import shutil
 import tempfile
@@ -23,7 +22,6 @@ from tests.worlds.kubernetes_api import Api
 from tests.worlds.leftovers import huge_pages_are_back, left_behind
 from tests.worlds.needs import missing_for_criu
 from tests.worlds.pod_resources import KubeletDevices
-from tests.worlds.s3_server import S3Server, s3_server
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -133,25 +131,3 @@ async def kubelet_devices(short_folder: Path) -> AsyncIterator[KubeletDevices]:
     devices = KubeletDevices()
     async with devices.serve(short_folder):
         yield devices
-
-
-@pytest.fixture(scope="session")
-def s3_at(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    with s3_server(tmp_path_factory.mktemp("s3")) as server:
-        yield server
-
-
-@pytest.fixture
-def s3(s3_at: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
-    """An S3 server that this process has the credentials of, and no others."""
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        monkeypatch.delenv(name)
-    for name, value in s3_at.environment().items():
-        monkeypatch.setenv(name, value)
-    return s3_at
-
-
-@pytest.fixture
-def bucket(s3: S3Server, request: pytest.FixtureRequest) -> str:
-    """An empty one for this test alone."""
-    return s3.make_bucket(f"bucket-{hashlib.sha256(request.node.nodeid.encode()).hexdigest()[:16]}")

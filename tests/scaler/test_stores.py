@@ -1,0 +1,154 @@
+"""`zerowake up` with a store: a second machine serves what the first one took, and never starts it. Machines are state folders here."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import aiohttp
+import pytest
+import yaml
+
+from tests.worlds.command import zerowake
+from tests.worlds.needs import missing_for_criu
+from tests.worlds.ports import free_port
+
+pytestmark = pytest.mark.skipif(bool(missing_for_criu()), reason=missing_for_criu() or "it is there")
+ENGINE = Path(__file__).parents[1] / "worlds" / "hashing_engine.py"
+PORT = 8000
+
+
+class Machine:
+    """A folder with a `zerowake up` in it while `up` lasts."""
+
+    def __init__(self, folder: Path, store: str, model: Path) -> None:
+        self.folder, self.store, self.model = folder, store, model
+        self.state = folder / "state"
+        self.url = ""
+        self.env: dict[str, str] = {}
+        folder.mkdir()
+
+    @contextlib.asynccontextmanager
+    async def up(self) -> AsyncIterator[None]:
+        port = free_port()
+        self.url = f"http://127.0.0.1:{port}"
+        start = f"echo started >> {self.model}/starts; exec {sys.executable} {ENGINE} {PORT} 4 {self.model}/weights.bin"
+        section = {
+            "snapshot": "tiny",
+            "command": ["/bin/sh", "-c", start],
+            "port": PORT,
+            "canary": "/sum",
+            "directory": "/",
+            "env": self.env,
+            "shared": [str(self.model)],
+            "max_wait_seconds": 60,
+            "cooldown_seconds": 1,
+            "polling_seconds": 0.2,
+        }
+        settings = {"state": "state", "store": self.store, "listen": f"127.0.0.1:{port}", "drain_seconds": 5, "models": {"tiny": section}}
+        (self.folder / "up.yaml").write_text(yaml.safe_dump(settings))
+        with (self.folder / "up.log").open("ab") as log:
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "scaler.programs.cli", "up", str(self.folder / "up.yaml")), stdout=log, stderr=log
+            )
+        try:
+            yield
+        finally:
+            process.terminate()
+            await asyncio.wait_for(process.wait(), 30)
+
+    async def until(self, said: str) -> None:
+        async with asyncio.timeout(60):
+            while said not in self.log:
+                await asyncio.sleep(0.05)  # a log has no stream
+
+    @property
+    def log(self) -> str:
+        return (self.folder / "up.log").read_text()
+
+    @property
+    def starts(self) -> int:
+        return len((self.model / "starts").read_text().splitlines())
+
+    async def origin_of_an_answer(self) -> str:
+        async with asyncio.timeout(60), aiohttp.ClientSession() as session:
+            while True:
+                try:
+                    async with session.get(f"{self.url}/models/tiny/sum") as response:
+                        assert response.status == 200, await response.text()
+                        await response.read()
+                        break
+                except aiohttp.ClientConnectionError:
+                    await asyncio.sleep(0.05)  # until it listens
+        (activation,) = json.loads(await zerowake("status", "--json", "--state", str(self.state)))["activations"]
+        return str(activation["origin"])
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/weights.bin").write_bytes(os.urandom(1 << 20))
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def folder_store(tmp_path: Path) -> str:
+    (tmp_path / "remote").mkdir()
+    return f"file://{tmp_path}/remote"
+
+
+async def two_machines(tmp_path: Path, store: str, model: Path) -> Machine:
+    one, two = Machine(tmp_path / "one", store, model), Machine(tmp_path / "two", store, model)
+    async with one.up():
+        await one.until("its snapshot was put into")
+    starts = one.starts
+    assert starts >= 1
+    (public,) = [line.split()[-1] for line in (await zerowake("key", "list", "--state", str(one.state))).splitlines() if "signs" in line]
+    await zerowake("key", "trust", public, "--state", str(two.state))
+    async with two.up():
+        assert await two.origin_of_an_answer() == "restored", "the first request waits for the fetch, and for no start"
+    assert two.starts == starts, "the second machine has never started it"
+    return two
+
+
+async def test_a_second_machine_serves_from_a_folder_and_takes_no_old_snapshot(tmp_path: Path, folder_store: str, model: Path) -> None:
+    two = await two_machines(tmp_path, folder_store, model)
+    await zerowake("snapshot", "rm", "tiny", "--state", str(two.state))
+    await zerowake("key", "make", "--state", str(two.state))  # to trust another's makes none
+    two.env = {"CHANGED": "yes"}
+    starts = two.starts
+    async with two.up():
+        await two.until("that is not for this machine: it was taken of another command, other variables")
+        await two.until("its snapshot was put into")
+    assert two.starts > starts
+
+
+async def test_a_second_machine_serves_from_a_bucket(tmp_path: Path, bucket: str, model: Path) -> None:
+    await two_machines(tmp_path, f"s3://{bucket}/fleet", model)
+
+
+async def test_a_store_that_is_away_keeps_nothing_from_serving(tmp_path: Path, model: Path) -> None:
+    one = Machine(tmp_path / "one", f"file://{tmp_path}/remote", model)
+    async with one.up():
+        await one.until("its snapshot was taken in")
+        await one.until("it is tried again in")
+        assert await one.origin_of_an_answer() == "restored"
+        (tmp_path / "remote").mkdir()
+        await one.until("its snapshot was put into")
+
+
+async def test_what_is_not_trusted_is_neither_taken_nor_overwritten(tmp_path: Path, folder_store: str, model: Path) -> None:
+    one, stranger = Machine(tmp_path / "one", folder_store, model), Machine(tmp_path / "two", folder_store, model)
+    async with one.up():
+        await one.until("its snapshot was put into")
+    name = next((tmp_path / "remote/names").rglob("*.json")).read_bytes()
+    async with stranger.up():
+        await stranger.until("not trusted here")
+        await stranger.until("it is tried again in")
+        assert await stranger.origin_of_an_answer() == "restored"
+    assert next((tmp_path / "remote/names").rglob("*.json")).read_bytes() == name
