@@ -98,6 +98,33 @@ def copy(
     run_command(copied(), state)
 
 
+def gc(
+    store: Annotated[str, typer.Option(help=f"Store: {STORE}, as the agent sees it.", metavar="URL")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be removed, and remove nothing.")] = False,
+    grace: Annotated[float, typer.Option(help="Hours; what is younger stays.", min=1)] = 24.0,
+    state: State = DEFAULT_STATE,
+    keys: Keys = None,
+) -> None:
+    """Removes from a store what no name needs: chunks, manifests and what cut uploads left."""
+    request = agent_pb2.CollectRequest(request_id=secrets.token_hex(8), store=store, grace_seconds=grace * 3600, dry_run=dry_run)
+
+    async def collected() -> None:
+        async with connected(state, keys=keys) as stub:
+            found = await stub.Collect(request)
+        would = "would be removed" if dry_run else "removed"
+        typer.echo(f"{store}: {found.names} names; needed: {_heap(found.needed)}")
+        typer.echo(f"  within the grace period of {grace:g} h: {_heap(found.young)}")
+        for kind in ("manifests", "chunks", "unfinished"):
+            typer.echo(f"  {kind} {would}: {_heap(getattr(found, kind))}")
+
+    run_command(collected(), state)
+
+
+def _heap(heap: agent_pb2.Heap) -> str:
+    ages = f", {heap.youngest_seconds / 3600:.1f} to {heap.oldest_seconds / 3600:.1f} h old" if heap.objects else ""
+    return f"{heap.objects} objects, {heap.bytes / 1e6:.1f} MB{ages}"
+
+
 async def withdraw(stub: agent_pb2_grpc.AgentAsyncStub, named: agent_pb2.SnapshotRef, store: str) -> None:
     """Takes a name out of a store, and says what it stood for."""
     request = agent_pb2.WithdrawRequest(request_id=secrets.token_hex(8), snapshot=named, store=store)
@@ -145,3 +172,4 @@ def add_to(snapshots: typer.Typer) -> None:
     snapshots.command()(push)
     snapshots.command()(pull)
     snapshots.command()(copy)
+    snapshots.command()(gc)

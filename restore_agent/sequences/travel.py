@@ -13,6 +13,7 @@ from restore_agent.snapshots.compatibility import Incompatible
 from restore_agent.snapshots.manifest import Manifest, check_name
 from restore_agent.snapshots.names import NameRecord, SeenNames
 from restore_agent.snapshots.store import Store
+from restore_agent.transfer.collection import Collected, Collector
 from restore_agent.transfer.complaints import Complaints
 from restore_agent.transfer.copying import Copier
 from restore_agent.transfer.exchange import Exchange, Fleet, NoPeers, OtherAgent
@@ -123,6 +124,14 @@ class Travel:
             digest = await withdraw(self._store, self._seen, store, namespace, name)
         _LOG.info("name %s/%s was withdrawn from %s; it stood for %s", namespace, name, store, digest[:12] or "nothing that counts here")
         return digest
+
+    async def collect(self, url: str, grace: float, *, dry_run: bool) -> Collected:
+        """Of a store. Raises InvalidUrl, and what `Collector.collect` does."""
+        async with opened([url], self._store.keyring) as [store]:
+            collected = await Collector(self._store.keyring, store, grace).collect(dry_run=dry_run)
+        if not dry_run:
+            _LOG.info("%d chunks and %d files of manifests are gone from %s", collected.chunks.objects, collected.manifests.objects, store)
+        return collected
 
     async def names(self, namespace: str, url: str) -> list[str]:
         """That a store has. Raises InvalidUrl, InvalidName, Denied, Unreachable."""

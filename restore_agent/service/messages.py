@@ -18,10 +18,13 @@ from restore_agent.sequences.replicas import Origin, Replica, State
 from restore_agent.sequences.standby import Rung
 from restore_agent.snapshots.catalog import Snapshot, Unreadable
 from restore_agent.snapshots.manifest import EngineRecord, Manifest, TemplateRecord, check_name
+from restore_agent.transfer.collection import GRACE, Collected, Heap
 from restore_agent.transfer.exchange import OtherAgent
 from restore_agent.transfer.finding import Found
 from restore_agent.transfer.progress import Progress
 from zerowake_shared.address import Address
+
+_LEAST_GRACE = 3600.0
 
 
 class InvalidField(AgentError, ValueError):
@@ -133,6 +136,28 @@ def found(value: Found) -> agent_pb2.FindResponse:
         gpu_bytes=_gpu_bytes(manifest),
         template_hash=manifest.template.hash if manifest.template else "",
         contents_hash=manifest.template.contents if manifest.template else "",
+    )
+
+
+def grace(seconds: float) -> float:
+    """Raises InvalidField."""
+    if seconds and not seconds >= _LEAST_GRACE:
+        raise InvalidField(f"grace_seconds: {seconds:g} is less than {_LEAST_GRACE:g}, which an upload of an older agent may take at least")
+    return seconds or GRACE
+
+
+def collected(value: Collected) -> agent_pb2.CollectResponse:
+    def heap(each: Heap) -> agent_pb2.Heap:
+        youngest = each.youngest if each.objects else 0.0
+        return agent_pb2.Heap(objects=each.objects, bytes=each.size, oldest_seconds=each.oldest, youngest_seconds=youngest)
+
+    return agent_pb2.CollectResponse(
+        names=value.names,
+        needed=heap(value.needed),
+        young=heap(value.young),
+        manifests=heap(value.manifests),
+        chunks=heap(value.chunks),
+        unfinished=heap(value.unfinished),
     )
 
 

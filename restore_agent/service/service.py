@@ -239,6 +239,13 @@ class AgentService(agent_pb2_grpc.AgentServicer):
 
         return await self._once("withdraw", request.request_id, withdraw, context)
 
+    async def Collect(self, request: agent_pb2.CollectRequest, context: _Context) -> agent_pb2.CollectResponse:
+        async def collect() -> agent_pb2.CollectResponse:
+            grace = messages.grace(request.grace_seconds)
+            return messages.collected(await self._node.travel.collect(request.store, grace, dry_run=request.dry_run))
+
+        return await self._once("collect", request.request_id, collect, context)
+
     async def _transfer(
         self,
         kind: str,

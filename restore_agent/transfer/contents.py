@@ -20,7 +20,8 @@ from gpumem.filler.files import File
 from gpumem.wire.errors import Corrupt as Ends
 from restore_agent.snapshots.catalog import Catalog, Corrupt, Snapshot
 from restore_agent.snapshots.chunks import Chunk
-from restore_agent.snapshots.manifest import Manifest, WeightsRecord
+from restore_agent.snapshots.manifest import Manifest, WeightsRecord, layout_file
+from restore_agent.transfer.fetch import Fetch
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,20 @@ def held(catalog: Catalog, snapshot: Snapshot) -> list[Held]:
 def named(manifest: Manifest) -> list[Chunk]:
     """The objects that the manifest names itself; those of weights are named by their layouts."""
     return [*(Chunk(each.hash, each.size) for each in manifest.files.values()), *(Chunk(each.hash, each.size) for each in manifest.chunks)]
+
+
+async def chunks_of(manifest: Manifest, fetch: Fetch) -> dict[Chunk, None]:
+    """All objects of a snapshot, each once, also those that its layouts name, which are fetched: they are small files of it.
+
+    Raises what `Fetch.bring` does; Corrupt: a layout and its record differ.
+    """
+    chunks = dict.fromkeys(named(manifest))
+    for region in manifest.distinct_weights:
+        layout = manifest.files[layout_file(region)]
+        data = bytearray(layout.size)
+        await fetch.bring(Chunk(layout.hash, layout.size), memoryview(data))
+        chunks |= dict.fromkeys(part.chunk for part in in_files(region, bytes(data)))
+    return chunks
 
 
 def in_files(record: WeightsRecord, layout: bytes) -> Iterator[InFile]:

@@ -14,12 +14,11 @@ import asyncio
 from collections.abc import Callable
 
 from restore_agent.snapshots.catalog import Catalog
-from restore_agent.snapshots.chunks import Chunk
-from restore_agent.snapshots.manifest import Manifest, WeightsRecord, layout_file
 from restore_agent.snapshots.names import NameRecord, SeenNames
-from restore_agent.transfer.contents import in_files, named
+from restore_agent.transfer.contents import chunks_of
 from restore_agent.transfer.fetch import Fetch
 from restore_agent.transfer.finding import manifest_of, record_of, stands_for
+from restore_agent.transfer.leases import uploading
 from restore_agent.transfer.progress import Progress
 from restore_agent.transfer.publish import signed_above
 from restore_agent.transfer.sending import Sending
@@ -54,27 +53,19 @@ class Copier:
         is_there = before is not None and before.digest == digest
         if not is_there and record.sequence <= number:
             await asyncio.to_thread(keyring.check_signs)  # before an hour of work
-        await self._send(manifest, sending)
-        await sending.manifest(data, signature)
-        if before is not None and is_there:
-            return before
-        if record.sequence <= number:
-            record, signed = await signed_above(number, self._catalog, self._seen, namespace, name, digest, self._clock)
-        await sending.name(namespace, name, signed)
+        fetch = Fetch(lambda chunk: [self._source])
+        chunks = await chunks_of(manifest, fetch)
+        async with uploading(self._destination, digest, chunks, self._clock) as lease:
+            sending.expect(chunks)
+            await sending.chunks(chunks, fetch.bring)
+            await sending.manifest(data, signature)
+            if before is not None and is_there:
+                return before
+            if record.sequence <= number:
+                record, signed = await signed_above(number, self._catalog, self._seen, namespace, name, digest, self._clock)
+            await lease.alone()
+            await sending.lost(fetch.bring)
+            lease.check()
+            await sending.name(namespace, name, signed)
         await asyncio.to_thread(self._seen.accept, record)
         return record
-
-    async def _send(self, manifest: Manifest, sending: Sending) -> None:
-        fetch = Fetch(lambda chunk: [self._source])
-        chunks = dict.fromkeys(named(manifest))
-        for region in manifest.distinct_weights:
-            chunks |= dict.fromkeys(await self._chunks_of(region, manifest, fetch))
-        sending.expect(chunks)
-        await sending.chunks(chunks, fetch.bring)
-
-    async def _chunks_of(self, region: WeightsRecord, manifest: Manifest, fetch: Fetch) -> list[Chunk]:
-        """Which the region's layout names; it is a small file of the snapshot."""
-        layout = manifest.files[layout_file(region)]
-        data = bytearray(layout.size)
-        await fetch.bring(Chunk(layout.hash, layout.size), memoryview(data))
-        return [part.chunk for part in in_files(region, bytes(data))]

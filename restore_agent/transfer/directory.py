@@ -15,6 +15,7 @@ import contextlib
 import errno
 import functools
 import os
+import re
 import tempfile
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -24,12 +25,14 @@ from typing import TypeVar
 from gpumem.filler.files import BLOCK, File
 from gpumem.wire.errors import Corrupt
 from restore_agent.snapshots.durable import sync_folder
+from restore_agent.transfer.layout import CHUNKS, LEASES, NAMES, SNAPSHOTS
 from restore_agent.transfer.source import Absent, Denied, Full, Piece, Stored, TransferError, Unreachable
 from restore_agent.transfer.spare_memory import SpareMemory
 
 _PIECE = (4 << 20) + (64 << 10)  # bytes; what one thread reads in one go: a chunk, and one that was encrypted
 _THREADS = 16
 _PARTIAL = "."  # first letter of a file that is being written
+_LEFT = re.compile(r"\..+\.[a-z0-9_]{8}")  # a file that was being written
 _T = TypeVar("_T")
 _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -74,10 +77,20 @@ class Directory:
 
     async def objects(self, prefix: str) -> AsyncIterator[Stored]:
         """See Source."""
+        async for stored in self._all(prefix, lambda name: not name.startswith(_PARTIAL)):
+            yield stored
+
+    async def unfinished(self) -> AsyncIterator[Stored]:
+        """See Destination."""
+        for prefix in (NAMES, SNAPSHOTS, CHUNKS, LEASES):
+            async for stored in self._all(prefix, lambda name: bool(_LEFT.fullmatch(name))):
+                yield stored
+
+    async def _all(self, prefix: str, wanted: Callable[[str], bool]) -> AsyncIterator[Stored]:
         top = self._path(prefix) if prefix else self._folder
         await self._do(self._folder, self._folder.stat)
         for folder in await self._do(top, lambda: [Path(found) for found, _, _ in os.walk(top, onerror=_unless_gone)]):
-            for stored in await self._do(folder, functools.partial(self._files, folder)):
+            for stored in await self._do(folder, functools.partial(self._files, folder, wanted)):
                 yield stored
 
     async def put(self, key: str, data: Piece) -> None:
@@ -131,11 +144,11 @@ class Directory:
                 raise
         sync_folder(path.parent)
 
-    def _files(self, folder: Path) -> list[Stored]:
+    def _files(self, folder: Path, wanted: Callable[[str], bool]) -> list[Stored]:
         found: list[Stored] = []
         with contextlib.suppress(FileNotFoundError):  # it went as it was listed
             for entry in os.scandir(folder):
-                if not entry.name.startswith(_PARTIAL) and entry.is_file(follow_symlinks=False):
+                if wanted(entry.name) and entry.is_file(follow_symlinks=False):
                     with contextlib.suppress(FileNotFoundError):
                         stat = entry.stat(follow_symlinks=False)
                         found.append(Stored(str(Path(entry.path).relative_to(self._folder)), stat.st_size, stat.st_mtime))

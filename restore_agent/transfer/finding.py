@@ -103,11 +103,7 @@ async def manifest_of(
     failures: dict[str, TransferError] = {}
     for source in sources:
         try:
-            data = await read_whole(source, manifest_key(digest), LIMIT)
-            if digest_of(data) != digest:
-                raise Altered(f"{source} has another manifest under {digest[:12]}: publish the snapshot again")
-            signature = await _signature(source, digest)
-            await asyncio.to_thread(keyring.verify, data, signature)
+            data, signature = await _signed(source, keyring, digest)
         except TransferError as error:
             failures[str(source)] = error
             left(source, error)
@@ -115,10 +111,22 @@ async def manifest_of(
             refused = Untrusted(f"{source}: snapshot {digest[:12]}: {error}")
             left(source, refused)
         else:
-            return data, signature, _decoded(data, namespace, name, digest)
+            manifest = _decoded(data, digest)
+            if (manifest.namespace, manifest.name) != (namespace, name):
+                raise Untrusted(
+                    f"the snapshot {digest[:12]} that the stores have as {namespace}/{name} is {manifest.namespace}/{manifest.name}: "
+                    "somebody has moved the name; publish it again"
+                )
+            return data, signature, manifest
     if refused:
         raise refused
     raise _nowhere(digest[:12], failures)
+
+
+async def any_manifest(source: Source, keyring: Keyring, digest: str) -> Manifest:
+    """Whosever name it had. Raises Absent, Denied, Unreachable, Altered, Untrusted, Corrupt."""
+    data, _ = await _signed(source, keyring, digest)
+    return _decoded(data, digest)
 
 
 async def names_in(store: Listed, namespace: str) -> list[str]:
@@ -163,18 +171,22 @@ async def _signature(source: Source, digest: str) -> Signature:
         return Signature.decode(None)
 
 
-def _decoded(data: bytes, namespace: str, name: str, digest: str) -> Manifest:
+async def _signed(source: Source, keyring: Keyring, digest: str) -> tuple[bytes, Signature]:
+    data = await read_whole(source, manifest_key(digest), LIMIT)
+    if digest_of(data) != digest:
+        raise Altered(f"{source} has another manifest under {digest[:12]}: publish the snapshot again")
+    signature = await _signature(source, digest)
+    await asyncio.to_thread(keyring.verify, data, signature)
+    return data, signature
+
+
+def _decoded(data: bytes, digest: str) -> Manifest:
     try:
         manifest = Manifest.decode(data)
     except InvalidManifest as error:
         raise Corrupt(f"snapshot {digest[:12]}: {error}") from None
     if any(chunk.size > CHUNK for chunk in manifest.chunks):  # each stream has that much memory
         raise Corrupt(f"snapshot {digest[:12]}: it names a chunk of more than {CHUNK} bytes, which no agent makes; take it again")
-    if (manifest.namespace, manifest.name) != (namespace, name):
-        raise Untrusted(
-            f"the snapshot {digest[:12]} that the stores have as {namespace}/{name} is {manifest.namespace}/{manifest.name}: "
-            "somebody has moved the name; publish it again"
-        )
     return manifest
 
 

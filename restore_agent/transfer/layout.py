@@ -4,6 +4,8 @@
     snapshots/<digest>/manifest.json      and signature.json
     names/<namespace>/<name>.json         which digest a name stands for, or that it was withdrawn: a signed record
 
+    leases/<kind>-<random>.json           an upload or a collection that is at work (leases.py)
+
     store.json                            what kind of store it is: plain, or encrypted and by which key (opened_store.py)
 
 In an encrypted store chunks have other names, and everything but names and store.json is encrypted (sealed.py).
@@ -16,7 +18,7 @@ from __future__ import annotations
 from restore_agent.snapshots.catalog import MANIFEST
 from restore_agent.snapshots.keyring import SIGNATURE
 
-CHUNKS, SNAPSHOTS, NAMES = "chunks", "snapshots", "names"
+CHUNKS, SNAPSHOTS, NAMES, LEASES = "chunks", "snapshots", "names", "leases"
 DESCRIPTION = "store.json"
 LIMIT = 64 << 20  # bytes that a manifest, a signature or a name may have: they are read before anything says how large they are
 

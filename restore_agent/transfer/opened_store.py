@@ -85,6 +85,11 @@ class OpenedStore:
         async for stored in (await self._store()).objects(prefix):
             yield stored
 
+    async def unfinished(self) -> AsyncIterator[Stored]:
+        """See Destination."""
+        async for stored in (await self._store()).unfinished():
+            yield stored
+
     async def put(self, key: str, data: Piece) -> None:
         """See Destination."""
         await (await self._store()).put(key, data)

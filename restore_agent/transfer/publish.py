@@ -18,6 +18,7 @@ from restore_agent.snapshots.chunks import Chunk
 from restore_agent.snapshots.manifest import digest_of
 from restore_agent.snapshots.names import NameRecord, SeenNames
 from restore_agent.transfer.contents import held
+from restore_agent.transfer.leases import uploading
 from restore_agent.transfer.progress import Progress
 from restore_agent.transfer.sending import Sending
 from restore_agent.transfer.source import Destination
@@ -48,17 +49,6 @@ class Publisher:
         namespace, name = snapshot.manifest.namespace, snapshot.manifest.name
         sending = Sending(self._destination, progress)
         before, number = await sending.named(self._catalog.keyring, namespace, name)  # what is denied is denied before an hour of work
-        await self._send(snapshot, sending)
-        signature = await asyncio.to_thread(self._catalog.signature, snapshot)
-        await sending.manifest(await asyncio.to_thread(self._manifest, snapshot), signature)
-        if before and before.digest == snapshot.digest:
-            return before
-        record, data = await signed_above(number, self._catalog, self._seen, namespace, name, snapshot.digest, self._clock)
-        await sending.name(namespace, name, data)
-        await asyncio.to_thread(self._seen.accept, record)
-        return record
-
-    async def _send(self, snapshot: Snapshot, sending: Sending) -> None:
         objects = {each.chunk: each for each in await asyncio.to_thread(held, self._catalog, snapshot)}
         loop = asyncio.get_running_loop()
         with ThreadPoolExecutor(STREAMS, "publish") as threads:
@@ -66,8 +56,20 @@ class Publisher:
             async def read(chunk: Chunk, target: memoryview) -> None:
                 await to_its_end(loop.run_in_executor(threads, objects[chunk].read, target))
 
-            sending.expect(objects)
-            await sending.chunks(objects, read)
+            async with uploading(self._destination, snapshot.digest, objects, self._clock) as lease:
+                sending.expect(objects)
+                await sending.chunks(objects, read)
+                signature = await asyncio.to_thread(self._catalog.signature, snapshot)
+                await sending.manifest(await asyncio.to_thread(self._manifest, snapshot), signature)
+                if before and before.digest == snapshot.digest:
+                    return before
+                record, data = await signed_above(number, self._catalog, self._seen, namespace, name, snapshot.digest, self._clock)
+                await lease.alone()
+                await sending.lost(read)
+                lease.check()
+                await sending.name(namespace, name, data)
+        await asyncio.to_thread(self._seen.accept, record)
+        return record
 
     def _manifest(self, snapshot: Snapshot) -> bytes:
         data = durable.content(snapshot.directory / MANIFEST)

@@ -72,6 +72,11 @@ class Sealed:
         async for stored in self._inner.objects(prefix):
             yield stored
 
+    async def unfinished(self) -> AsyncIterator[Stored]:
+        """See Destination."""
+        async for stored in self._inner.unfinished():
+            yield stored
+
     async def put(self, key: str, data: Piece) -> None:
         """See Destination."""
         if is_readable(key):

@@ -39,6 +39,7 @@ class Sending:
         self._destination = destination
         self._tell = progress
         self._done, self._moved, self._total = 0, 0, 0
+        self._found: list[Chunk] = []  # that were there when they were asked for
 
     async def named(self, keyring: Keyring, namespace: str, name: str) -> tuple[NameRecord | None, int]:
         """What has the name in the store now, and the number that it claims. One that does not count here does not keep us from taking
@@ -67,15 +68,24 @@ class Sending:
         """
 
         async def send(chunk: Chunk, room: Room) -> None:
-            if not await self._has(chunk):
-                target = room.of(chunk.size)
-                await read(chunk, target)
-                await self._put(chunk_key(chunk.hash), target)
-                self._moved += chunk.size
+            if await self._has(chunk):
+                self._found.append(chunk)
+            else:
+                await self._send(chunk, room, read)
             self._done += chunk.size
             self._told()
 
         await in_streams(chunks, STREAMS, send)
+
+    async def lost(self, read: Callable[[Chunk, memoryview], Awaitable[None]]) -> None:
+        """Puts those anew that were there, and are no longer. Raises what `chunks` does."""
+
+        async def look(chunk: Chunk, room: Room) -> None:
+            if not await self._has(chunk):
+                await self._send(chunk, room, read)
+                self._told()
+
+        await in_streams(self._found, STREAMS, look)
 
     async def manifest(self, data: bytes, signature: Signature) -> None:
         """Of a snapshot whose chunks are all there. Raises Denied, Unreachable, Full."""
@@ -89,6 +99,12 @@ class Sending:
 
     def _told(self) -> None:
         self._tell(Progress(self._done, self._moved, self._total))
+
+    async def _send(self, chunk: Chunk, room: Room, read: Callable[[Chunk, memoryview], Awaitable[None]]) -> None:
+        target = room.of(chunk.size)
+        await read(chunk, target)
+        await self._put(chunk_key(chunk.hash), target)
+        self._moved += chunk.size
 
     async def _has(self, chunk: Chunk) -> bool:
         """One of another size was torn by whoever keeps the store, and is sent again."""

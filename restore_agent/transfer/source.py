@@ -96,6 +96,9 @@ class Listed(Source, Protocol):
 class Destination(Listed, Protocol):
     """A source that can be written to."""
 
+    def unfinished(self) -> AsyncIterator[Stored]:
+        """What writers have left that were ended, which `objects` does not have; `remove` takes it. Raises Denied, Unreachable."""
+
     async def put(self, key: str, data: Piece) -> None:
         """Makes the object, or replaces it, in one step: a reader sees all of it or what was there before.
 

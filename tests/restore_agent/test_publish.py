@@ -31,6 +31,8 @@ class _Watched(Directory):
         self.fails: dict[int, TransferError] = {}  # at which try to put, and by what
 
     async def put(self, key: str, data: Piece) -> None:
+        if key.startswith("leases/"):
+            return await super().put(key, data)
         self.begun += 1
         if error := self.fails.get(self.begun - 1):
             raise error

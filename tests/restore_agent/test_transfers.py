@@ -96,6 +96,8 @@ async def test_a_name_is_withdrawn_from_a_bucket(state: Path, fresh: Path, bucke
     said = await zerowake("snapshot", "pull", "small", "--from", url, "--state", str(fresh), code=1)
     assert "no snapshot default/small: the name was withdrawn from its store" in said
     assert "withdrawn already" in await zerowake("snapshot", "rm", "small", "--store", url, "--state", str(state), code=1)
+    said = await zerowake("snapshot", "gc", "--dry-run", "--store", url, "--state", str(state))
+    assert f"{url}: 0 names" in said and "chunks would be removed: 0 objects" in said, "it was withdrawn just now"
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     assert "does not let us" in await zerowake("snapshot", "rm", "small", "--store", url, "--state", str(state), code=1)
 
