@@ -27,7 +27,6 @@ from restore_agent.workload.sglang.plugin import SGLANG_WEIGHTS
 from restore_agent.workload.vllm import collectives
 from restore_agent.workload.vllm.plugin import VLLM_ADAPTER
 
-CACHE_BYTES = 4 << 30  # of KV cache, where the command names none
 CACHE_TOKENS = 16384  # the same for SGLang, which counts it in tokens: 2.4 GB for Qwen3-8B
 _SERVERS = {"vllm.entrypoints.openai.api_server": "vllm", "sglang.launch_server": "sglang"}  # what `vllm serve` and the like are
 _MENTIONED = re.compile(rf"\b(vllm|sglang)\s+serve\b|\b({'|'.join(map(re.escape, _SERVERS))})\b")
@@ -127,7 +126,7 @@ def _vllm(command: Sequence[str], setting: Setting) -> list[str]:
         "restore_agent.workload.vllm.middleware.Snapshots",
     ]
     rest += ["--load-format", "gpumem", "--model-loader-extra-config", json.dumps(extra, sort_keys=True)]
-    defaults = {"--port": str(setting.port), "--kv-cache-memory-bytes": str(CACHE_BYTES)}
+    defaults = {"--port": str(setting.port)}
     if _value(rest, "--device-memory-utilization") is None:  # the same option's other name, from vLLM 0.31 on
         defaults["--gpu-memory-utilization"] = str(_OUTSIDE)
     return _with(rest, defaults)

@@ -188,6 +188,11 @@ def test_where_the_cache_s_size_is_given_nothing_is_measured(vllm: Release) -> N
     assert not captures, f"{vllm}: determine_available_memory captures graphs though the size is given"
 
 
+def test_a_layer_says_what_its_longest_request_takes(vllm: Release) -> None:
+    asked = method(vllm, "vllm.v1.kv_cache_interface", "KVCacheSpec", "max_memory_usage_bytes")
+    assert [each.arg for each in asked.args.args] == ["self", "vllm_config"], vllm
+
+
 @pytest.mark.parametrize("name", ["sleep", "wake_up"])
 def test_the_worker_is_told_to_sleep_and_to_wake_up_by_what_it_takes(vllm: Release, name: str) -> None:
     executor = method(vllm, "vllm.v1.executor.abstract", "Executor", name)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from restore_agent.engine.presets import CACHE_BYTES
+from restore_agent.workload.vllm.kv_cache import USUAL_BYTES
 from tests.bench.gpu.sizes import CONTEXT, GIB, Needs, Room, cache_for, needs, refusal, state_of, tables, together
 from tests.bench.gpu.ten import AT_ONCE, CACHE, MODELS
 from tests.worlds.model_shapes import SHAPES, shape_named
@@ -31,7 +31,7 @@ def test_a_model_of_8b_has_the_room_that_was_measured_with() -> None:
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_every_shape_has_a_cache_for_its_longest_request(name: str) -> None:
-    assert 0 < cache_for(shape_named(name)) <= CACHE_BYTES
+    assert 0 < cache_for(shape_named(name)) <= USUAL_BYTES
 
 
 def test_a_token_of_qwen3_takes_144_kib_of_cache() -> None:
@@ -54,7 +54,13 @@ def test_a_state_space_has_a_state_and_attention_none() -> None:
         ("llama-3.1-70b-fp8", [], H200, "takes 149 GiB of a GPU that has 139"),
         ("llama-3.1-70b-fp8", ["--tensor-parallel-size", "2"], H100, "takes 81 GiB"),
         ("llama-3.1-70b-fp8", ["--tensor-parallel-size", "2", "--kv-cache-memory-bytes", "2147483648"], H100, ""),
-        ("qwen3-8b", ["--max-model-len", "40000"], H200, "KV cache of 4 GiB has no room for one request: 6 GiB"),
+        ("qwen3-8b", ["--max-model-len", "40000"], H200, ""),
+        (
+            "qwen3-8b",
+            ["--max-model-len", "40000", "--kv-cache-memory-bytes", "4294967296"],
+            H200,
+            "KV cache of 4 GiB has no room for one request: 6 GiB",
+        ),
     ],
 )
 def test_what_fits_and_what_does_not(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from restore_agent.engine.presets import CACHE_BYTES, CACHE_TOKENS, KINDS, Setting, UnsuitableCommand, adapted, prepare, unadapted
+from restore_agent.engine.presets import CACHE_TOKENS, KINDS, Setting, UnsuitableCommand, adapted, prepare, unadapted
 from restore_agent.workload.vllm import collectives
 
 SETTING = Setting(port=8123, gpumem=Path("/run/gpumem/gpumem.sock"), checkpoints=Path("/var/lib/zerowake/weights"))
@@ -35,7 +35,6 @@ def test_one_line_is_enough_for_vllm() -> None:
         "--middleware": "restore_agent.workload.vllm.middleware.Snapshots",
         "--load-format": "gpumem",
         "--port": "8123",
-        "--kv-cache-memory-bytes": str(CACHE_BYTES),
         "--gpu-memory-utilization": "0.02",
     }
     assert env["GPUMEM_SOCKET"] == "/run/gpumem/gpumem.sock" and env["VLLM_HOST_IP"] == "127.0.0.1"

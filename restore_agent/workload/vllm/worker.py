@@ -1,7 +1,6 @@
 """vLLM on lent memory: its weights in a region, its KV cache and what its CUDA graphs compute in scratch.
 
-    vllm serve MODEL --worker-cls restore_agent.workload.vllm.worker.Worker --load-format gpumem --kv-cache-memory-bytes 8G
-        --gpu-memory-utilization 0.05
+    vllm serve MODEL --worker-cls restore_agent.workload.vllm.worker.Worker --load-format gpumem --gpu-memory-utilization 0.05
         --model-loader-extra-config '{"checkpoints": "/var/lib/zerowake/weights", "load_format": "auto"}'
 
 All through vLLM's own extension points: a worker class, a load format that this module registers, and (platform.py) a platform
@@ -46,7 +45,7 @@ from restore_agent.workload.lent_weights import addresses, adopt, directory_name
 from restore_agent.workload.vllm import sampler_tables
 from restore_agent.workload.vllm.all_reduce import AllReduce
 from restore_agent.workload.vllm.collectives import restrict
-from restore_agent.workload.vllm.kv_cache import allocations
+from restore_agent.workload.vllm.kv_cache import allocations, longest_request, usual_bytes
 
 LOAD_FORMAT = "gpumem"
 _EDITION = 2  # of what is written: another one is written anew
@@ -79,8 +78,9 @@ class Worker(gpu_worker.Worker):  # type: ignore[misc, unused-ignore]
             AllReduce.install(client())
 
     def determine_available_memory(self) -> int:
-        if not self.cache_config.kv_cache_memory_bytes:
-            raise ValueError("the KV cache lies in gpumem's memory, which vLLM cannot measure: say how much with --kv-cache-memory-bytes")
+        if not self.cache_config.kv_cache_memory_bytes:  # by itself it measures what is free, and gpumem's memory is not
+            longest = longest_request(self.get_kv_cache_spec().values(), self.vllm_config)
+            self.cache_config.kv_cache_memory_bytes = usual_bytes(longest)
         return int(super().determine_available_memory())
 
     def initialize_from_config(self, kv_cache_config: Any) -> None:

@@ -146,7 +146,8 @@ def make_image(machine: Machine, work: Path, name: str, archive: Path) -> None:
     if "." not in name.partition("/")[0]:
         name = f"docker.io/{name}"  # where a name without a registry is looked for
     if machine.gpus:
-        starts = "import sys\nfrom vllm.entrypoints.cli.main import main\nsys.exit(main())"
+        # As pip writes it: the engine's processes are spawned, and import this file.
+        starts = "import sys\nfrom vllm.entrypoints.cli.main import main\nif __name__ == '__main__':\n    sys.exit(main())"
         libraries = os.environ.get("LD_LIBRARY_PATH", "")
         env = OFFLINE | ({"LD_LIBRARY_PATH": libraries} if libraries else {})
         made = Installed(machine.python, "vllm", starts, ("serve",), machine.packages, IMPORTS, env, machine.root)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from restore_agent.engine.presets import CACHE_BYTES
+from restore_agent.workload.vllm.kv_cache import usual_bytes
 from tests.worlds.model_shapes import Shape
 
 GIB = 1 << 30
@@ -83,8 +83,8 @@ class Needs:
 def needs(shape: Shape, options: Sequence[str] = ()) -> Needs:
     """Of a model that vLLM serves with these options."""
     ranks = _said(options, "--tensor-parallel-size", 1)
-    cache, sequences = _said(options, "--kv-cache-memory-bytes", CACHE_BYTES), _said(options, "--max-num-seqs", SEQUENCES)
     least = cache_for(shape, _said(options, "--max-model-len", TOKENS)) // ranks
+    cache, sequences = _said(options, "--kv-cache-memory-bytes", usual_bytes(least)), _said(options, "--max-num-seqs", SEQUENCES)
     return Needs(shape.bytes // ranks, tables(shape.vocabulary, sequences), cache, least, ranks)
 
 
