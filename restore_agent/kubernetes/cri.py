@@ -42,6 +42,7 @@ class Described:
     namespace: str
     address: str  # of its pod
     command: tuple[str, ...] = ()  # as it was made with, by plugins too
+    log: str = ""  # the node's file in which the runtime keeps what it prints
 
 
 class Cri:
@@ -94,6 +95,7 @@ class Cri:
                 namespace=labels["io.kubernetes.pod.namespace"],
                 address=network.ip,
                 command=tuple(about["runtimeSpec"]["process"]["args"]),
+                log=status.log_path,
             )
 
     @contextlib.contextmanager

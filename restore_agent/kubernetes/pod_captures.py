@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
+from restore_agent.engine.engine import EngineError
 from restore_agent.engine.presets import Setting, adapted, prepare, unadapted
 from restore_agent.errors import FAILURES, ErrorKind, kind_of
 from restore_agent.kubernetes.calling_pod import CallingPod
@@ -21,6 +22,8 @@ from restore_agent.kubernetes.injection import gpumem_socket
 from restore_agent.kubernetes.node_pods import NodePods
 from restore_agent.kubernetes.pod import Pod
 from restore_agent.kubernetes.pod_gpus import PodGpus
+from restore_agent.kubernetes.pod_log import last_lines
+from restore_agent.places.output import in_short
 from restore_agent.sequences.capture import CaptureRequest
 from restore_agent.sequences.node import Node
 from restore_agent.sequences.phases import Phases
@@ -77,7 +80,10 @@ class PodCaptures:
             if caller.placeholder.ended.done() and pod.metadata.uid not in self._node_pods.pods:
                 return  # it was deleted meanwhile
             again = kind_of(error) is not ErrorKind.INVALID
-            await self._failed(pod, str(error), {} if again else {CAPTURE_REFUSED: "true"})
+            why = str(error)
+            if isinstance(error, EngineError) and (said := in_short(await last_lines(caller.about.log))):
+                why += f". It printed: {said}"
+            await self._failed(pod, why, {} if again else {CAPTURE_REFUSED: "true"})
             code = 1
         else:
             manifest = captured.snapshot.manifest

@@ -8,12 +8,20 @@ import logging
 import os
 import re
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 _LOG = logging.getLogger("zerowake.engine")
 _KEPT_LINES = 400
 _TOLD_LINES, _TOLD_CAUSES = 8, 2
 _RAISED = re.compile(r"\b[A-Za-z_.]*(?:Error|Exception): \S.*")  # as Python ends a traceback
+
+
+def in_short(lines: Sequence[str]) -> str:
+    """For a single line: the last exceptions that a program has printed, else its last words. Of an engine of several processes the last
+    exception only says that another process has failed."""
+    raised = list(dict.fromkeys(found[0] for line in lines if (found := _RAISED.search(line))))
+    words = [line.strip() for line in lines if line.strip()]
+    return " / ".join(raised[-_TOLD_CAUSES:] or words[-_TOLD_CAUSES:])
 
 
 class Pipes:

@@ -275,7 +275,7 @@ async def test_an_engine_that_ends_soon_after_is_started_cold(api: Api, namespac
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        ("echo no; exit 5", "exit code 5"),
+        ("echo no; exit 5", "exit code 5. It printed: no"),
         ("cp /server.py /mnt/x; exec python3 -u /server.py 8000 1 /mnt/x", "emptyDir"),
         ("exec sleep 99", "/sum"),
     ],

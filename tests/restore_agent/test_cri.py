@@ -42,6 +42,7 @@ async def test_a_container_is_described_as_kubelet_and_runtime_know_it(asked: Cr
         namespace="team",
         address="10.1.2.3",
         command=("server",),
+        log="/var/log/pods/team_chat-1_uid-1/engine/0.log",
     )
 
 

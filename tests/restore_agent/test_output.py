@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from restore_agent.places.output import Pipes
+from restore_agent.places.output import Pipes, in_short
 from tests.worlds.processes import descriptors
 from tests.worlds.waiting import until
 
@@ -77,3 +77,19 @@ async def test_the_tail_names_the_exception_that_another_process_had_before() ->
     assert told[0] == "  engine: core: ValueError: 1024 exceeds 55"
     assert told[1:] == [f"  engine: server: line {n}" for n in range(13, 20)] + ["  engine: server: RuntimeError: see root cause above"]
     output.close()
+
+
+@pytest.mark.parametrize(
+    ("printed", "said"),
+    [
+        (
+            ["loading", "(EngineCore pid=7) ERROR ValueError: no room", "Traceback", "RuntimeError: see above"],
+            "ValueError: no room / RuntimeError: see above",
+        ),
+        (["KeyError: 'a'", "again", "KeyError: 'a'", "  at last ", ""], "KeyError: 'a'"),
+        (["one", "two ", "", "panic: three"], "two / panic: three"),
+        ([], ""),
+    ],
+)
+def test_in_one_line_exceptions_count_for_more_than_last_words(printed: list[str], said: str) -> None:
+    assert in_short(printed) == said

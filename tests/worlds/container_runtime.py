@@ -31,7 +31,10 @@ class ContainerRuntime(cri_pb2_grpc.RuntimeServiceServicer):
         about = {"pid": pid, "sandboxID": "sandbox", "runtimeSpec": {"process": {"args": [*command]}}}
         labels = {"container.name": name, "pod.name": pod, "pod.uid": uid, "pod.namespace": namespace}
         status = cri_pb2.ContainerStatus(
-            id=container, image_ref="sha256:0123", labels={f"io.kubernetes.{key}": value for key, value in labels.items()}
+            id=container,
+            image_ref="sha256:0123",
+            labels={f"io.kubernetes.{key}": value for key, value in labels.items()},
+            log_path=f"/var/log/pods/{namespace}_{pod}_{uid}/{name}/0.log",
         )
         self.containers[container] = cri_pb2.ContainerStatusResponse(status=status, info={"info": json.dumps(about)})
 
