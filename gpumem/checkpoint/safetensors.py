@@ -107,7 +107,9 @@ def kept_reading(directory: Path) -> Checkpoint | None:
         return Checkpoint(gpumem_pb2.Layout.FromString(bytes.fromhex(kept["layout"])), parts)
     except FileNotFoundError:
         return None
-    except (ValueError, LookupError, TypeError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # also protobuf's own, which an engine's Python may not have to import
         _LOG.warning("%s cannot be read (%s): the weights beside it are read and hashed anew", path, error)
         return None
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
+import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -111,7 +112,9 @@ def publish(directory: Path, model: Any, weights: list[Held]) -> Checkpoint:
         if not directory.exists():
             raise
     checkpoint = read_checkpoint(directory)
-    torch.save({name: buffer.cpu() for name, buffer in _buffers(model).items()}, directory / _BUFFERS)
+    fresh = directory / f".{_BUFFERS}.{secrets.token_hex(4)}"  # several engines may publish the same weights at once
+    torch.save({name: buffer.cpu() for name, buffer in _buffers(model).items()}, fresh)
+    fresh.rename(directory / _BUFFERS)
     keep_reading(directory, checkpoint)
     return checkpoint
 

@@ -132,7 +132,7 @@ class Nodes:
     def doubt(self, node: str) -> None:
         """Nothing answers at a replica of the node: its agent has three seconds to say something, or the node is not counted on."""
         for agent in self._agents.values():
-            if node and agent.name == node and agent.patience is not None:
+            if node and agent.name == node and agent.patience is not None and not agent.patience.expired():
                 until = asyncio.get_running_loop().time() + _DOUBT_SECONDS
                 agent.patience.reschedule(min(until, agent.patience.when() or until))
 

@@ -143,7 +143,10 @@ def test_what_is_written_is_read_aligned(tmp_path: Path) -> None:
     assert read_checkpoint(directory) == checkpoint
 
 
-@pytest.mark.parametrize("torn", [b"", b'{"layout": "0a', b"\xff\xfe", b"[]", b'{"layout": "0", "parts": []}', b'{"parts": [[1]]}'])
+@pytest.mark.parametrize(
+    "torn",
+    [b"", b'{"layout": "0a', b"\xff\xfe", b"[]", b'{"layout": "0", "parts": []}', b'{"parts": [[1]]}', b'{"layout": "ffff", "parts": []}'],
+)
 def test_a_reading_that_is_torn_is_none(tmp_path: Path, caplog: pytest.LogCaptureFixture, torn: bytes) -> None:
     """A node that lost its power keeps such; whoever starts there reads the weights anew, instead of failing each time."""
     save_file({"a": NUMBERS.random(4, dtype=np.float32)}, tmp_path / "model.safetensors")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -165,6 +166,18 @@ async def test_a_node_at_which_nothing_answers_is_not_counted_on_unless_its_agen
         assert set(lost) == {"n1"}
         assert not any(node.silent for node in view.nodes)
         assert view.ready() == {"a", "b"}
+
+
+async def test_one_that_is_being_given_up_is_not_doubted_as_well() -> None:
+    async with viewing(Agent("n1", "a")) as (view, _):
+        await view.until("a")
+        (agent,) = view.nodes._agents.values()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0) as patience:
+                await asyncio.Event().wait()
+        its_own, agent.patience = agent.patience, patience
+        view.nodes.doubt("n1")
+        agent.patience = its_own
 
 
 async def test_the_replicas_of_an_agent_that_is_lost_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
