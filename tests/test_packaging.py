@@ -52,6 +52,19 @@ def test_a_room_that_cannot_be_loaded_is_named_and_the_rest_works(tmp_path: Path
     assert " status " in shown.stdout
 
 
+def test_grpc_keeps_its_hands_off_what_the_agent_starts() -> None:
+    """It restarts threads in a child between fork and exec unless it is told not to before it is imported; some such children crashed."""
+    program = """
+import os, sys
+from scaler.programs import cli
+assert "grpc" not in sys.modules
+cli.collect = lambda app: sys.exit(os.environ["GRPC_ENABLE_FORK_SUPPORT"] != "0")
+cli.main()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_modules_that_the_chart_runs_are_there() -> None:
     templates = (ROOT / "deploy/helm").rglob("*.yaml")
     named = {module for template in templates for module in re.findall(r"python3?,? -m,? ([\w.]+)", template.read_text())}

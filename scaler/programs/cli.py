@@ -60,6 +60,8 @@ def collect(into: typer.Typer) -> list[str]:
 def main() -> None:
     """Runs `zerowake` with the arguments of this process."""
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what its C core would write beside the errors that it raises
+    # Else it starts threads in a child between fork and exec, of which three in a hundred crashed. It reads this as it is imported.
+    os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
     for line in collect(app):
         typer.secho(f"zerowake: {line}", err=True, fg="yellow")
     app()
