@@ -27,6 +27,7 @@ from restore_agent.transfer.leases import DEAD, Lease, collecting
 from restore_agent.transfer.opened_store import OpenedStore
 from restore_agent.transfer.source import Absent, Altered, Denied, Stored
 from restore_agent.transfer.streams import STREAMS, Room, in_streams
+from zerowake_shared.background import to_its_end
 from zerowake_shared.clock import SYSTEM_CLOCK, Clock
 
 GRACE = 24 * 3600.0
@@ -124,7 +125,7 @@ class Collector:
     async def _remove(self, keys: Iterable[str], lease: Lease) -> None:
         async def remove(key: str, room: Room) -> None:
             lease.check()
-            await self._store.remove(key)
+            await to_its_end(self._store.remove(key))  # nothing is removed once the lease is gone, also where the caller has left
 
         await in_streams(keys, STREAMS, remove)
 

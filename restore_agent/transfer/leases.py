@@ -171,5 +171,9 @@ async def _held(lease: Lease) -> AsyncIterator[Lease]:
         await lease.renew()
         async with beside(lease.keep(), "lease of a store"):
             yield lease
-    finally:
+    except Unreachable:
+        raise  # the store may still do what it was asked for last, so the lease stays until it dies
+    except BaseException:
         await lease.remove()
+        raise
+    await lease.remove()

@@ -23,6 +23,7 @@ from restore_agent.transfer.layout import LIMIT, chunk_key, manifest_key, name_k
 from restore_agent.transfer.progress import Progress
 from restore_agent.transfer.source import Absent, Destination, Piece, Unreachable, read_whole
 from restore_agent.transfer.streams import STREAMS, Room, in_streams
+from zerowake_shared.background import to_its_end
 from zerowake_shared.backoff import Backoff
 
 _LOG = logging.getLogger("zerowake.agent")
@@ -95,7 +96,8 @@ class Sending:
 
     async def name(self, namespace: str, name: str, record: bytes) -> None:
         """Gives the name to the snapshot of a signed record, which is all there. Raises Denied, Unreachable, Full."""
-        await self._put(name_key(namespace, name), record)
+        # To its end: a name that came after the lease of its upload was removed could be one whose chunks a collection has taken.
+        await to_its_end(self._put(name_key(namespace, name), record))
 
     def _told(self) -> None:
         self._tell(Progress(self._done, self._moved, self._total))

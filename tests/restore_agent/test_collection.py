@@ -29,12 +29,13 @@ from restore_agent.transfer.layout import chunk_key, manifest_key, name_key
 from restore_agent.transfer.leases import collecting, uploading
 from restore_agent.transfer.opened_store import OpenedStore
 from restore_agent.transfer.publish import Publisher
-from restore_agent.transfer.source import Absent, Piece
+from restore_agent.transfer.source import Absent, Piece, Stored
 from restore_agent.transfer.withdrawal import withdraw
 from tests.worlds.s3_server import S3Server
 from tests.worlds.snapshots import publish
-from tests.worlds.travelling import CONTENT, node, published
+from tests.worlds.travelling import CONTENT, node, published, take
 
+_COLLECTION = "leases/collection-0123456789abcdef.json"
 _CONTENTS = [random.Random(number).randbytes(300 * PAGE) for number in range(3)]
 
 
@@ -59,6 +60,61 @@ class _Fragile(Directory):
     async def remove(self, key: str) -> None:
         self._count()
         await super().remove(key)
+
+
+class _Slow(Directory):
+    """It removes a chunk, and gives a name, when it may."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.begun, self.may = asyncio.Event(), asyncio.Event()
+
+    async def remove(self, key: str) -> None:
+        if key.startswith("chunks/"):
+            self.begun.set()
+            await self.may.wait()
+        await super().remove(key)
+
+    async def put(self, key: str, data: Piece) -> None:
+        if key.startswith("names/"):
+            self.begun.set()
+            await self.may.wait()
+        await super().put(key, data)
+
+
+class _Collected(Directory):
+    """A collection begins once a manifest is put, and ends after somebody has looked for one twice."""
+
+    looks = -1
+    told: list[int]
+
+    async def put(self, key: str, data: Piece) -> None:
+        if key.startswith("names/"):
+            self.told.append(self.looks)
+        await super().put(key, data)
+        if key.endswith("/manifest.json"):
+            self.looks, self.told = 0, []
+            await super().put(_COLLECTION, b"{}")
+
+    async def objects(self, prefix: str) -> AsyncIterator[Stored]:
+        if prefix == "leases" and self.looks >= 0:
+            self.looks += 1
+            if self.looks > 2:
+                await self.remove(_COLLECTION)
+        async for stored in super().objects(prefix):
+            yield stored
+
+
+class _Losing(Directory):
+    """It loses an object once a manifest is put."""
+
+    loses = ""
+
+    async def put(self, key: str, data: Piece) -> None:
+        await super().put(key, data)
+        if self.loses and key.endswith("/manifest.json"):
+            await self.remove(self.loses)
+            self.loses = ""
 
 
 def _age(folder: Path, seconds: float = 2 * GRACE) -> None:
@@ -165,6 +221,61 @@ async def test_an_upload_that_is_under_way_keeps_what_it_found(store: Store, rem
             await _collect(store, remote)
 
 
+async def test_ended_by_its_caller_it_removes_nothing_once_its_lease_is_gone(store: Store, tmp_path: Path) -> None:
+    """A thread of a folder, or a server, goes on with what it was asked for."""
+    (tmp_path / "remote").mkdir()
+    remote = _Slow(tmp_path / "remote")
+    await remote.put(f"chunks/ab/{'ab' * 32}", b"garbage")
+    _age(tmp_path / "remote")
+    collecting = asyncio.create_task(_collect(store, remote))
+    await remote.begun.wait()
+    collecting.cancel()
+    await asyncio.sleep(0)
+    assert await _keys(remote, "leases"), "it is removing"
+    remote.may.set()
+    with pytest.raises(asyncio.CancelledError):
+        await collecting
+    assert await _keys(remote, "") == set()
+    await remote.close()
+
+
+async def test_a_name_is_given_before_the_lease_goes(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "remote").mkdir()
+    remote = _Slow(tmp_path / "remote")
+    snapshot = publish(store, _CONTENTS[0], "one")
+    publishing = asyncio.create_task(Publisher(store, SeenNames(store.state), remote).publish(snapshot))
+    await remote.begun.wait()
+    publishing.cancel()
+    await asyncio.sleep(0)
+    assert await _keys(remote, "leases"), "the name may come yet"
+    remote.may.set()
+    with pytest.raises(asyncio.CancelledError):
+        await publishing
+    assert await names_in(remote, "default") == ["one"] and not await _keys(remote, "leases")
+    await remote.close()
+
+
+async def test_a_name_waits_for_the_end_of_a_collection(store: Store, tmp_path: Path) -> None:
+    """One that took its lease for dead, as its machine stood still."""
+    (tmp_path / "remote").mkdir()
+    remote = _Collected(tmp_path / "remote")
+    await Publisher(store, SeenNames(store.state), remote).publish(publish(store, _CONTENTS[0], "one"))
+    assert remote.told == [3], "it looked until there was none"
+    await remote.close()
+
+
+async def test_what_is_lost_while_the_rest_is_sent_is_sent_anew(store: Store, tmp_path: Path) -> None:
+    """By an agent that knows no leases, say, or by hand."""
+    (tmp_path / "remote").mkdir()
+    remote = _Losing(tmp_path / "remote")
+    await published(store, remote, tmp_path)
+    await withdraw(store, SeenNames(store.state), remote, "default", "small")
+    remote.loses = sorted(await _keys(remote, "chunks"))[0]
+    await Publisher(store, SeenNames(store.state), remote).publish(take(store, tmp_path / "model"))
+    assert not remote.loses and await _whole(store, remote) == await _keys(remote, "chunks")
+    await remote.close()
+
+
 async def test_what_nobody_of_us_makes_is_left_alone(store: Store, remote: Directory, tmp_path: Path) -> None:
     for key in ("chunks/readme.txt", "snapshots/mine/manifest.json", "names/notes", "else/where"):
         await remote.put(key, b"mine")
@@ -196,7 +307,7 @@ _STEPS = st.tuples(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(_STEPS, min_size=1, max_size=6))
 def test_whatever_is_done_and_wherever_it_is_ended_what_is_named_is_whole(steps: list[tuple[str, str, int, int]]) -> None:
     asyncio.run(_done(steps))
@@ -217,7 +328,9 @@ async def _done(steps: list[tuple[str, str, int, int]]) -> None:
                     await withdraw(store, seen, remote, "default", name)
                 elif what == "collect":
                     await _collect(store, remote)
-            remote.left = -1
+            await asyncio.to_thread(remote._threads.shutdown)  # what ends with a process does nothing afterwards
+            await remote.close()
+            remote = _Fragile(Path(folder) / "remote")
             if what == "pass" or ends_at >= 0:  # a lease of one that was ended is dead by then
                 _age(Path(folder) / "remote")
             await _whole(store, remote)

@@ -82,3 +82,14 @@ async def test_who_could_not_renew_stops(remote: Directory, tmp_path: Path) -> N
         _leases(tmp_path)[0].unlink()
         with pytest.raises(Unreachable, match="has lost"):
             await lease.collections()
+
+
+async def test_a_lease_outlives_a_request_whose_end_is_not_known(remote: Directory, tmp_path: Path) -> None:
+    with pytest.raises(Unreachable):
+        async with uploading(remote, "ab" * 32, CHUNKS):
+            raise Unreachable("it broke off")
+    assert len(_leases(tmp_path)) == 1
+    with pytest.raises(ValueError, match="known"):
+        async with collecting(remote, removes=True):
+            raise ValueError("known")
+    assert len(_leases(tmp_path)) == 1
