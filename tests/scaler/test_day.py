@@ -95,7 +95,7 @@ def test_a_day(seed: int) -> None:
     expected = Expected(asked, failing=FAILING + 0.2 + FAILING + 0.4)
     before = time.process_time()
     day = run(_live(seed, asked))
-    assert time.process_time() - before < 1.0
+    assert time.process_time() - before < 5.0, "a day that is not lived through"
 
     assert day.answered == len(asked)
     assert day.wishes == expected.wishes
