@@ -65,14 +65,15 @@ class Travel:
         complaints: Complaints | None = None,
     ) -> Snapshot:
         """From these stores, and from other agents, who serve a snapshot by its digest. One that several ask for is fetched once: the
-        others wait for that. `fits`: as in Puller. `complaints`: is told of sources that did wrong, as the log is. Raises NoStore, NoPeers,
-        InvalidUrl, and what `Puller.pull` does."""
+        others wait for that. `fits`: as in Puller. `complaints`: is told of sources that did wrong; what the caller tells is no warning
+        in the log as well. Raises NoStore, NoPeers, InvalidUrl, and what `Puller.pull` does."""
         if not urls and not (others and digest):
             raise NoStore(
                 "stores: none is named; say where from, file:///a/folder or s3://bucket/prefix, or name other agents and a digest"
             )
         if others and self.exchange is None:
             raise NoPeers
+        level = logging.WARNING if complaints is None else logging.INFO
         complaints = complaints or Complaints()
         lock = self._pulls.setdefault((namespace, name), asyncio.Lock())
         async with lock, opened(urls, self._store.keyring) as stores:
@@ -85,7 +86,7 @@ class Travel:
         self._changed(snapshot)
         named = [*map(str, stores), *(f"agent {other.address}" for other in others)]
         for complaint in complaints.texts:
-            _LOG.warning("while snapshot %s came: %s", snapshot, complaint)
+            _LOG.log(level, "while snapshot %s came: %s", snapshot, complaint)
         _LOG.info("snapshot %s has come from %s", snapshot, ", ".join(named))
         return snapshot
 
