@@ -183,7 +183,7 @@ async def test_a_model_snapshot_that_is_made_anew_finds_its_snapshot_in_the_buck
     """As in another cluster, or after a re-install: no node has it, no capture pod is made, and its pod is restored."""
     api, namespace = installed.api, installed.namespace
     before = await api.until("ModelSnapshot", namespace, MODEL, is_ready, WITHIN)
-    answered = await lands(installed, client, SECOND_NODE)
+    answered = await lands(installed, client, next(iter(places(before).keys() - {URL})))
     await api.delete("ModelSnapshot", namespace, MODEL)
     await api.until("ModelSnapshot", namespace, MODEL, lambda one: one is None, WITHIN)
     for node in (NODE, SECOND_NODE):
@@ -192,8 +192,9 @@ async def test_a_model_snapshot_that_is_made_anew_finds_its_snapshot_in_the_buck
     after = await api.until("ModelSnapshot", namespace, MODEL, is_ready, WITHIN)
     assert before and after and after["status"]["digest"] == before["status"]["digest"], "another digest would be another capture"
     assert said(after, "Stored")[0] == said(after, "Captured")[0] == "True"
-    events = [one for one in await api.list("Event", namespace) if one["involvedObject"].get("uid") == after["metadata"]["uid"]]
-    assert [one["reason"] for one in events] == ["Found"], "a capture is told as well"
+    events = await api.list("Event", namespace)
+    reasons = {one["reason"] for one in events if one["involvedObject"].get("uid") == after["metadata"]["uid"]}
+    assert "Found" in reasons and "Captured" not in reasons
     (node,) = places(after).keys() - {URL}
     assert await lands(installed, client, node) == answered
 
