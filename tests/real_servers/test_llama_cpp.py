@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import socket
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from restore_agent.engine import presets
 from restore_agent.snapshots.catalog import Catalog
 from tests.worlds.agent import Agent, get, post
 from tests.worlds.llama_cpp import lora, mappings, model, server
+from tests.worlds.ports import free_port
 from tests.worlds.served import answers_of_three, snapshot
 from zerowake_shared.network_namespace import NetworkNamespace
 
@@ -29,6 +31,19 @@ def llama_server() -> str:
     if found is None:
         pytest.skip("needs llama-server: `make servers` installs it")
     return found
+
+
+@pytest.fixture
+def computing(llama_server: str) -> str:
+    """One that computes on this processor. The package's is compiled for the one that it was made on, with what others lack."""
+    command = [llama_server, "--model", str(model()), "--ctx-size", "512", "--port", str(free_port())]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        assert process.stdout
+        next((line for line in process.stdout if "listening" in line), "")  # it has computed by then, or has ended
+        process.kill()
+    if process.returncode == -signal.SIGILL:
+        pytest.skip("needs a llama-server that runs on this processor: that of `make servers` ends with SIGILL as it computes")
+    return llama_server
 
 
 def text(answer: object) -> str:
@@ -65,9 +80,9 @@ def is_shared() -> None:
     assert sum(mapping["Anonymous"] + mapping["Locked"] for mapping in found) == 0
 
 
-async def test_llama_server_shares_its_model_and_each_adapter_answers_as_it_did(agent: Agent, tmp_path: Path, llama_server: str) -> None:
+async def test_llama_server_shares_its_model_and_each_adapter_answers_as_it_did(agent: Agent, tmp_path: Path, computing: str) -> None:
     adapters = [lora(tmp_path / f"{name}.gguf", seed) for seed, name in enumerate(("sql", "poet"))]
-    command = [llama_server, "--model", str(model()), "--ctx-size", "1024", "--lora", ",".join(map(str, adapters))]
+    command = [computing, "--model", str(model()), "--ctx-size", "1024", "--lora", ",".join(map(str, adapters))]
     said = await snapshot(agent, "llama", command, *PRESET)
     assert "; proved, with its adapters sql, poet\n" in said
     manifest = Catalog(agent.state).get("default", "llama").manifest
