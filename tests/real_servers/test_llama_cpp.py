@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from zerowake_shared.network_namespace import NetworkNamespace
 
 ASKED = {"prompt": "The capital of France is", "max_tokens": 8, "temperature": 0, "seed": 1}
 PRESET = ("--engine", "llama-cpp")
+START_SECONDS = 30.0
 
 
 @pytest.fixture
@@ -39,7 +41,10 @@ def computing(llama_server: str) -> str:
     command = [llama_server, "--model", str(model()), "--ctx-size", "512", "--port", str(free_port())]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         assert process.stdout
+        deadline = threading.Timer(START_SECONDS, process.kill)
+        deadline.start()
         next((line for line in process.stdout if "listening" in line), "")  # it has computed by then, or has ended
+        deadline.cancel()
         process.kill()
     if process.returncode == -signal.SIGILL:
         pytest.skip("needs a llama-server that runs on this processor: that of `make servers` ends with SIGILL as it computes")
