@@ -20,6 +20,8 @@ _LINE = re.compile(r"\S+ (?:stdout|stderr) (\S+) ?(.*)", re.DOTALL)  # CRI: time
 
 async def last_lines(log: str, root: Path | None = None) -> Sequence[str]:
     """The last lines of a file of the node's; none where it is not there. `root`: the node's, where it is not found by itself."""
+    if not log:
+        return ()
     path = (root or Path(node_process(), "root")) / log.lstrip("/")
     size = -1
     for _ in range(round(_PATIENCE_SECONDS / _QUIET_SECONDS)):
@@ -27,7 +29,7 @@ async def last_lines(log: str, root: Path | None = None) -> Sequence[str]:
             break
         size = now
         await asyncio.sleep(_QUIET_SECONDS)
-    return await asyncio.to_thread(_read, path) if log else ()
+    return await asyncio.to_thread(_read, path)
 
 
 def _size(path: Path) -> int:

@@ -13,6 +13,7 @@ import pytest
 from restore_agent.sequences.node import Node
 from restore_agent.service import metrics
 from restore_agent.snapshots.store import Store
+from restore_agent.transfer.directory import Directory
 from tests.worlds.agent import Agent, copy_state, engine, running
 from tests.worlds.container_runtime import ContainerRuntime
 from tests.worlds.containers import Callers, answering, imaged
@@ -36,6 +37,15 @@ def short_folder() -> Iterator[Path]:
     """For sockets: the path of one has 107 bytes at most, and a test's own folder takes most of them."""
     with tempfile.TemporaryDirectory() as folder:
         yield Path(folder)
+
+
+@pytest.fixture
+async def remote(tmp_path: Path) -> AsyncIterator[Directory]:
+    """A store in a folder of the test's own, empty."""
+    (tmp_path / "remote").mkdir()
+    remote = Directory(tmp_path / "remote")
+    yield remote
+    await remote.close()
 
 
 @pytest.fixture(scope="session")

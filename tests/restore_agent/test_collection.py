@@ -129,14 +129,6 @@ def store(tmp_path: Path) -> Iterator[Store]:
         yield store
 
 
-@pytest.fixture
-async def remote(tmp_path: Path) -> AsyncIterator[Directory]:
-    (tmp_path / "remote").mkdir()
-    remote = Directory(tmp_path / "remote")
-    yield remote
-    await remote.close()
-
-
 async def _collect(store: Store, remote: Directory | Bucket, *, dry_run: bool = False) -> Collected:
     opened = OpenedStore(remote, EncryptionKeys(store.keyring.folder), writes=False)
     return await Collector(store.keyring, opened).collect(dry_run=dry_run)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -17,14 +16,6 @@ from restore_agent.transfer.source import Altered, Unreachable
 from tests.worlds.virtual_time import StandingClock
 
 CHUNKS = [Chunk(blake3(b"a").hexdigest(), 1)]
-
-
-@pytest.fixture
-async def remote(tmp_path: Path) -> AsyncIterator[Directory]:
-    (tmp_path / "remote").mkdir()
-    remote = Directory(tmp_path / "remote")
-    yield remote
-    await remote.close()
 
 
 def _leases(folder: Path) -> list[Path]:

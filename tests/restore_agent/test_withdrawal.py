@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -40,14 +40,6 @@ def store(tmp_path: Path) -> Iterator[Store]:
 def fresh(tmp_path: Path, store: Store) -> Iterator[Store]:
     with node(tmp_path / "fresh", store) as fresh:
         yield fresh
-
-
-@pytest.fixture
-async def remote(tmp_path: Path) -> AsyncIterator[Directory]:
-    (tmp_path / "remote").mkdir()
-    remote = Directory(tmp_path / "remote")
-    yield remote
-    await remote.close()
 
 
 async def _withdraw(store: Store, remote: Directory) -> str:
