@@ -18,7 +18,6 @@ from restore_agent.drivers.headroom import Headroom
 from restore_agent.drivers.meminfo import available_memory, total_memory
 from restore_agent.drivers.weights import Weights
 from restore_agent.engine.engine import Engine
-from restore_agent.errors import AgentError
 from restore_agent.places import layer
 from restore_agent.places.container import Container
 from restore_agent.places.container_error import ContainerError
@@ -277,11 +276,7 @@ class Node:
         """See Capturer.capture. Raises also CriuError where there is no CRIU."""
         if self._capturer is None:
             raise CriuError(self._why_no_criu)
-        try:
-            captured = await self._capturer.capture(request, progress, phases, open_place)
-        except AgentError as error:
-            _LOG.warning("no snapshot %s/%s was taken: %s", request.namespace, request.name, error)
-            raise
+        captured = await self._capturer.capture(request, progress, phases, open_place)
         await self.standbys.drop_others(captured.snapshot)
         self._changed(captured.snapshot)
         return captured

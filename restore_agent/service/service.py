@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
@@ -32,6 +33,7 @@ from restore_agent.transfer.complaints import Complaints
 from restore_agent.transfer.finding import Found
 from restore_agent.transfer.progress import Progress
 
+_LOG = logging.getLogger("zerowake.agent")
 _REMEMBERED = 4096  # finished requests whose answer is kept
 _NODE_SECONDS = 2.0  # between two looks at the node's free memory
 _TELL_SECONDS = 0.2  # between two words about a transfer
@@ -144,7 +146,11 @@ class AgentService(agent_pb2_grpc.AgentServicer):
         async def snapshot() -> agent_pb2.SnapshotUpdate:
             phases = Phases()
             wanted = messages.capture_request(request)
-            captured = await self._node.capture(wanted, progress, phases)
+            try:
+                captured = await self._node.capture(wanted, progress, phases)
+            except FAILURES as error:
+                _LOG.warning("no snapshot %s/%s was taken: %s", wanted.namespace, wanted.name, error)
+                raise
             replica_id = ""
             if request.keep_serving:
                 replica_id = self._node.replicas.add(wanted.model, captured.snapshot, Origin.CAPTURED, captured.source, phases).id
