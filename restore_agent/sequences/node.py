@@ -9,7 +9,6 @@ import os
 import shutil
 import time
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from restore_agent.drivers.criu import Criu, CriuError
@@ -29,6 +28,7 @@ from restore_agent.sequences.capture import Captured, Capturer, CaptureRequest, 
 from restore_agent.sequences.changes import Change, Changes, Removed
 from restore_agent.sequences.gpu_choice import staging_devices
 from restore_agent.sequences.idling import Idling
+from restore_agent.sequences.inventory import Inventory
 from restore_agent.sequences.observer import Observer
 from restore_agent.sequences.parked_budget import Share, a_tenth
 from restore_agent.sequences.phases import Phases
@@ -42,7 +42,6 @@ from restore_agent.sequences.standby import Rung, Standbys
 from restore_agent.sequences.transitions import Transitions
 from restore_agent.sequences.travel import Travel
 from restore_agent.snapshots.catalog import Snapshot, Unreadable
-from restore_agent.snapshots.damage import DamageWatch
 from restore_agent.snapshots.manifest import EngineRecord
 from restore_agent.snapshots.store import Store
 from zerowake_shared.background import first_error, kept
@@ -51,19 +50,8 @@ from zerowake_shared.huge_pages import HugePages
 _CRIU_LOG = "criu.log"  # in the state folder: what CRIU said where it failed
 _KDAT = "criu.kdat"  # CRIU's kernel probe, kept in memory: it must not outlive a boot
 _PRESSURE_SECONDS = 1.0  # between two looks at the node's memory while there are standbys
-_LOOK_SECONDS = 2.0  # between two looks at where weights stand, and at what is free on GPUs
-_STORE_SECONDS = 2.0  # between two looks at what was published
 _PRESSURE_SHARE = 20  # under a twentieth of the memory available, standbys go
 _LOG = logging.getLogger("zerowake.agent")
-
-
-@dataclass(frozen=True, slots=True)
-class Gpu:
-    """One GPU of the node. free_bytes: free now, with what gpumem would give up of its pool, and parked engines would give back."""
-
-    uuid: str
-    total_bytes: int
-    free_bytes: int
 
 
 class Node:
@@ -105,8 +93,8 @@ class Node:
         self.idling = Idling(transitions, self.replicas, SleepNotes(store.state / "sleepers"))
         self.rungs = Rungs(self.restorer, transitions, self.standbys, self.replicas, store, cuda, weights.view, parked, self.idling)
         self.travel = Travel(store, self._changed)
+        self.inventory = Inventory(store, self.staging, weights.view, cuda, self.rungs.held, lambda: self._restoring > 0, self._changed)
         self._second_best = SecondBest(store, sandboxes.checkpoints)
-        self.gpus: list[Gpu] = []  # that snapshots can be restored to, as they were seen last
         self._restoring = 0  # restores under way: each may have been promised memory that gpumem gave up
         self._why_no_criu = why
         self._capturer = Capturer(self.criu, cuda, self.weights, sandboxes, store, self.staging, self.restorer) if self.criu else None
@@ -127,17 +115,12 @@ class Node:
             sandboxes = _sandboxes(store, memory, weights)
             await asyncio.to_thread(_prepare, sandboxes)
             node = cls(name, store, memory, weights, await _working_criu(sandboxes, store.state / _CRIU_LOG), observer, parked)
-            await node._look_at_gpus()
-            watching = [
-                asyncio.create_task(kept(node._yield_to_pressure, "memory pressure", _LOG), name="memory pressure"),
-                asyncio.create_task(kept(node._watch_store, "snapshots on disk", _LOG), name="snapshots on disk"),
-                asyncio.create_task(kept(node._watch_memory, "weights and GPUs", _LOG), name="weights and GPUs"),
-            ]
+            pressure = asyncio.create_task(kept(node._yield_to_pressure, "memory pressure", _LOG), name="memory pressure")
             try:
-                yield node
+                async with node.inventory.watched():
+                    yield node
             finally:
-                for task in watching:
-                    task.cancel()
+                pressure.cancel()
                 await node.standbys.close()
                 await node.replicas.close()
                 await node._sandboxes.close()
@@ -302,47 +285,7 @@ class Node:
                     group.create_task(self.weights.stage(region, devices, snapshot.manifest.tenant))
         self.restorer.make_ready(snapshot)
         if snapshot.manifest.weights:
-            await self._look_at_weights()
-
-    async def _watch_memory(self) -> None:
-        """gpumem evicts, and is started and stopped, without a word to us; so do others take memory of the GPUs."""
-        while True:
-            await self._look_at_weights()
-            await self._look_at_gpus()
-            await asyncio.sleep(_LOOK_SECONDS)
-
-    async def _watch_store(self) -> None:
-        """Others can write below the state folder, and a disk can lose what is there."""
-        watch = DamageWatch(self.store)
-        while True:
-            for found in await asyncio.to_thread(watch.look):
-                if isinstance(found, Unreadable):
-                    _LOG.error("snapshot %s/%s cannot be used any more: %s", found.namespace, found.name, found.why)
-                    self._changed(found)
-                    continue
-                if found.why:
-                    _LOG.error("snapshot %s is damaged: %s", found.snapshot, found.why)
-                    self.staging.damaged[found.snapshot.digest] = found.why
-                else:
-                    _LOG.info("snapshot %s is whole again", found.snapshot)
-                    self.staging.damaged.pop(found.snapshot.digest, None)
-                    self.staging.unusable.pop(found.snapshot.digest, None)
-                self._changed(found.snapshot)
-            await asyncio.sleep(_STORE_SECONDS)
-
-    async def _look_at_weights(self) -> None:
-        if moved := await self.weights.view.look():
-            for snapshot in await asyncio.to_thread(self.store.list):
-                if isinstance(snapshot, Snapshot) and any(record.region in moved for record in snapshot.manifest.weights):
-                    self._changed(snapshot)
-
-    async def _look_at_gpus(self) -> None:
-        """Not while something is restored: the driver answers late then, and it has better things to do."""
-        if self._cuda is None or self._restoring:
-            return
-        free, total = await asyncio.to_thread(self._cuda.free), await asyncio.to_thread(self._cuda.total)
-        given, uuids = self.rungs.held(), self._cuda.gpus().uuids
-        self.gpus = [Gpu(each, total[each], free[each] + self.weights.view.free_bytes(each) + given.get(each, 0)) for each in uuids]
+            await self.inventory.look_at_weights()
 
     async def remove(self, snapshot: Snapshot | Unreadable) -> None:
         """absent: off the disk, out of memory. Raises NotFound."""

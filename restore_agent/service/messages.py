@@ -248,7 +248,7 @@ def node(value: Node) -> agent_pb2.Node:
             memory_to_gpu=value.weights.rates[WeightsRung.MEMORY],
         ),
         peer_port=value.travel.exchange.port if value.travel.exchange else 0,
-        gpus=[agent_pb2.Gpu(uuid=gpu.uuid, total_bytes=gpu.total_bytes, free_bytes=gpu.free_bytes) for gpu in value.gpus],
+        gpus=[agent_pb2.Gpu(uuid=gpu.uuid, total_bytes=gpu.total_bytes, free_bytes=gpu.free_bytes) for gpu in value.inventory.gpus],
     )
 
 

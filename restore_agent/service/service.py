@@ -7,23 +7,22 @@ answer. When every caller of an unfinished piece of work has gone, it is cancell
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
-from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 import grpc
 from zerowake_proto import agent_pb2, agent_pb2_grpc
 
-from restore_agent.errors import FAILURES, REASON, ErrorKind, kind_of, reason_of
+from restore_agent.errors import FAILURES
 from restore_agent.sequences.attempt import RestoreFailed
 from restore_agent.sequences.changes import Removed
 from restore_agent.sequences.node import Node
 from restore_agent.sequences.phases import Phases
 from restore_agent.sequences.replicas import Origin, Replica, State
 from restore_agent.service import messages
+from restore_agent.service.requests import Requests, ended
 from restore_agent.snapshots.catalog import NotFound, Unreadable
 from restore_agent.snapshots.catalog import Snapshot as StoredSnapshot
 from restore_agent.snapshots.compatibility import Incompatible
@@ -34,27 +33,17 @@ from restore_agent.transfer.finding import Found
 from restore_agent.transfer.progress import Progress
 
 _LOG = logging.getLogger("zerowake.agent")
-_REMEMBERED = 4096  # finished requests whose answer is kept
 _NODE_SECONDS = 2.0  # between two looks at the node's free memory
 _TELL_SECONDS = 0.2  # between two words about a transfer
 _Context = grpc.aio.ServicerContext[Any, Any]
-_T = TypeVar("_T")
-
-_STATUS = {
-    ErrorKind.INVALID: grpc.StatusCode.INVALID_ARGUMENT,
-    ErrorKind.NOT_FOUND: grpc.StatusCode.NOT_FOUND,
-    ErrorKind.EXISTS: grpc.StatusCode.ALREADY_EXISTS,
-    ErrorKind.PRECONDITION: grpc.StatusCode.FAILED_PRECONDITION,
-    ErrorKind.EXHAUSTED: grpc.StatusCode.RESOURCE_EXHAUSTED,
-}
 
 
 class AgentService(agent_pb2_grpc.AgentServicer):
-    """The agent's methods over one node. Those that do work answer by `_once`."""
+    """The agent's methods over one node. Those that do work answer by `Requests.once`."""
 
     def __init__(self, node: Node) -> None:
         self._node = node
-        self._requests: OrderedDict[tuple[str, str], _Work] = OrderedDict()
+        self._requests = Requests()
 
     async def Stage(self, request: agent_pb2.StageRequest, context: _Context) -> agent_pb2.StageResponse:
         async def stage() -> agent_pb2.StageResponse:
@@ -72,7 +61,7 @@ class AgentService(agent_pb2_grpc.AgentServicer):
             residency = messages.residency(self._node, snapshot)
             return agent_pb2.StageResponse(residency=residency, seconds=seconds, complaints=complaints.texts)
 
-        return await self._once("stage", request.request_id, stage, context)
+        return await self._requests.once("stage", request.request_id, stage, context)
 
     async def Unstage(self, request: agent_pb2.UnstageRequest, context: _Context) -> agent_pb2.UnstageResponse:
         async def unstage() -> agent_pb2.UnstageResponse:
@@ -89,7 +78,7 @@ class AgentService(agent_pb2_grpc.AgentServicer):
                 return agent_pb2.UnstageResponse(residency=messages.residency(self._node, snapshot))
             raise messages.InvalidField("rung: a snapshot can be unstaged to RUNG_STANDBY, RUNG_MEMORY, RUNG_DISK and RUNG_ABSENT")
 
-        return await self._once("unstage", request.request_id, unstage, context)
+        return await self._requests.once("unstage", request.request_id, unstage, context)
 
     async def Restore(self, request: agent_pb2.RestoreRequest, context: _Context) -> agent_pb2.RestoreResponse:
         async def restore() -> agent_pb2.RestoreResponse:
@@ -111,14 +100,14 @@ class AgentService(agent_pb2_grpc.AgentServicer):
                 fallback_detail=str(failure or ""),
             )
 
-        return await self._once("restore", request.request_id, restore, context)
+        return await self._requests.once("restore", request.request_id, restore, context)
 
     async def Release(self, request: agent_pb2.ReleaseRequest, context: _Context) -> agent_pb2.ReleaseResponse:
         async def release() -> agent_pb2.ReleaseResponse:
             await self._node.release(request.replica_id)
             return agent_pb2.ReleaseResponse()
 
-        return await self._once("release", request.request_id, release, context)
+        return await self._requests.once("release", request.request_id, release, context)
 
     async def Demote(self, request: agent_pb2.DemoteRequest, context: _Context) -> agent_pb2.DemoteResponse:
         async def demote() -> agent_pb2.DemoteResponse:
@@ -126,14 +115,14 @@ class AgentService(agent_pb2_grpc.AgentServicer):
             why = await self._node.demote(request.replica_id, request.keep_seconds, rung, request.standby_seconds)
             return agent_pb2.DemoteResponse(released_reason=why)
 
-        return await self._once("demote", request.request_id, demote, context)
+        return await self._requests.once("demote", request.request_id, demote, context)
 
     async def Wake(self, request: agent_pb2.WakeRequest, context: _Context) -> agent_pb2.WakeResponse:
         async def wake() -> agent_pb2.WakeResponse:
             replica = await self._node.wake(request.replica_id, request.activation_id)
             return agent_pb2.WakeResponse(replica=messages.replica(replica))
 
-        return await self._once("wake", request.request_id, wake, context)
+        return await self._requests.once("wake", request.request_id, wake, context)
 
     async def Snapshot(self, request: agent_pb2.SnapshotRequest, context: _Context) -> AsyncIterator[agent_pb2.SnapshotUpdate]:
         queue: asyncio.Queue[agent_pb2.SnapshotUpdate] = asyncio.Queue()
@@ -170,7 +159,7 @@ class AgentService(agent_pb2_grpc.AgentServicer):
                 )
             )
 
-        async with _ended(self._once("snapshot", request.request_id, snapshot, context)) as result:
+        async with ended(self._requests.once("snapshot", request.request_id, snapshot, context)) as result:
             while not result.done():
                 arrived = asyncio.ensure_future(queue.get())
                 await asyncio.wait([arrived, result], return_when=asyncio.FIRST_COMPLETED)
@@ -227,7 +216,7 @@ class AgentService(agent_pb2_grpc.AgentServicer):
             found = await self._node.travel.find(named.namespace, named.name, request.store, self._node.staging.check_fits)
             return messages.found(found)
 
-        return await self._once("find", request.request_id, find, context)
+        return await self._requests.once("find", request.request_id, find, context)
 
     async def ListNames(self, request: agent_pb2.ListNamesRequest, context: _Context) -> agent_pb2.ListNamesResponse:
         async def names() -> agent_pb2.ListNamesResponse:
@@ -235,7 +224,7 @@ class AgentService(agent_pb2_grpc.AgentServicer):
             named = await self._node.travel.names(namespace, request.store)
             return agent_pb2.ListNamesResponse(snapshots=[agent_pb2.SnapshotRef(namespace=namespace, name=name) for name in named])
 
-        return await self._once("names", request.request_id, names, context)
+        return await self._requests.once("names", request.request_id, names, context)
 
     async def Withdraw(self, request: agent_pb2.WithdrawRequest, context: _Context) -> agent_pb2.WithdrawResponse:
         async def withdraw() -> agent_pb2.WithdrawResponse:
@@ -243,14 +232,14 @@ class AgentService(agent_pb2_grpc.AgentServicer):
             named.digest = await self._node.travel.withdraw(named.namespace, named.name, request.store)
             return agent_pb2.WithdrawResponse(snapshot=named)
 
-        return await self._once("withdraw", request.request_id, withdraw, context)
+        return await self._requests.once("withdraw", request.request_id, withdraw, context)
 
     async def Collect(self, request: agent_pb2.CollectRequest, context: _Context) -> agent_pb2.CollectResponse:
         async def collect() -> agent_pb2.CollectResponse:
             grace = messages.grace(request.grace_seconds)
             return messages.collected(await self._node.travel.collect(request.store, grace, dry_run=request.dry_run))
 
-        return await self._once("collect", request.request_id, collect, context)
+        return await self._requests.once("collect", request.request_id, collect, context)
 
     async def _transfer(
         self,
@@ -275,7 +264,7 @@ class AgentService(agent_pb2_grpc.AgentServicer):
             result = agent_pb2.TransferResult(snapshot=snapshot, progress=messages.progress(latest), seconds=seconds, complaints=texts)
             return agent_pb2.TransferUpdate(result=result)
 
-        async with _ended(self._once(kind, request_id, transfer, context)) as result:
+        async with ended(self._requests.once(kind, request_id, transfer, context)) as result:
             while not (await asyncio.wait([result], timeout=_TELL_SECONDS))[0]:
                 yield agent_pb2.TransferUpdate(progress=messages.progress(latest))
             yield result.result()
@@ -342,31 +331,6 @@ class AgentService(agent_pb2_grpc.AgentServicer):
     async def _snapshot(self, reference: agent_pb2.SnapshotRef) -> StoredSnapshot:
         return await asyncio.to_thread(self._node.store.get, reference.namespace or "default", reference.name, reference.digest)
 
-    async def _once(self, kind: str, request_id: str, work: Callable[[], Awaitable[_T]], context: _Context) -> _T:
-        if not request_id:
-            await context.abort(
-                grpc.StatusCode.INVALID_ARGUMENT, "request_id is empty: give each request one of its own, and a retry the same"
-            )
-        key = (kind, request_id)
-        entry = self._requests.get(key)
-        if entry is None:
-            entry = self._requests[key] = _Work(work())
-            while len(self._requests) > _REMEMBERED and next(iter(self._requests.values())).task.done():
-                self._requests.popitem(last=False)
-        try:
-            result: _T = await entry.join()
-            return result
-        except asyncio.CancelledError:
-            if entry.task.cancelled():
-                self._requests.pop(key, None)
-            raise
-        except FAILURES as error:
-            # A failure is not remembered: the caller may have mended its cause.
-            self._requests.pop(key, None)
-            context.set_trailing_metadata(((REASON, reason_of(error)),))
-            await context.abort(_STATUS[kind_of(error)], str(error))
-            raise
-
 
 def _nobody(progress: Progress) -> None:
     """Hears how far a snapshot is that a Stage waits for."""
@@ -374,33 +338,3 @@ def _nobody(progress: Progress) -> None:
 
 def _anywhere(manifest: Manifest) -> None:
     """A snapshot is brought here whether it fits or not: its user may know better, or bring what it lacks."""
-
-
-@contextlib.asynccontextmanager
-async def _ended(work: Coroutine[Any, Any, _T]) -> AsyncIterator[asyncio.Task[_T]]:
-    """Runs it beside the block, and ends it with that."""
-    task = asyncio.create_task(work)
-    try:
-        yield task
-    finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError, grpc.aio.AbortError):
-            await task
-
-
-class _Work:
-    """One piece of work and those who wait for it."""
-
-    def __init__(self, work: Awaitable[Any]) -> None:
-        self.task = asyncio.ensure_future(work)
-        self._waiting = 0
-
-    async def join(self) -> Any:
-        self._waiting += 1
-        try:
-            return await asyncio.shield(self.task)
-        finally:
-            self._waiting -= 1
-            if not self._waiting and not self.task.done():
-                self.task.cancel()
-                await asyncio.wait([self.task])

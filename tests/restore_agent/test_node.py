@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import AsyncIterator, Iterable, Mapping
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -18,7 +17,6 @@ from restore_agent.sequences.node import Node
 from restore_agent.sequences.phases import Phases
 from restore_agent.sequences.replicas import NoReplica, Origin, Replica, State
 from restore_agent.sequences.standby import Rung
-from restore_agent.service import messages
 from restore_agent.snapshots.catalog import NotFound, Snapshot
 from restore_agent.snapshots.manifest import EngineRecord
 from tests.worlds.snapshots import publish
@@ -161,24 +159,3 @@ async def test_closing_the_node_ends_its_replicas(tmp_path: Path, heard: Heard) 
         assert netns.exists()
     assert not netns.exists()
     assert replica.detail == "the agent stops"
-
-
-async def test_gpus_are_looked_at_between_restores_and_told_as_they_were_seen(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The driver is stood in for: what it would be asked while a restore is under way is not asked."""
-    asked: list[str] = []
-
-    def free() -> dict[str, int]:
-        asked.append("free")
-        return {"GPU-1": 30 * 2**30}
-
-    driver = SimpleNamespace(free=free, total=lambda: {"GPU-1": 80 * 2**30}, gpus=lambda: SimpleNamespace(uuids=("GPU-1",)))
-    monkeypatch.setattr(node, "_cuda", driver)
-    assert list(messages.node(node).gpus) == [], "nothing was seen yet, and telling asks nobody"
-    monkeypatch.setattr(node, "_restoring", 1)
-    await node._look_at_gpus()
-    assert asked == []
-    monkeypatch.setattr(node, "_restoring", 0)
-    await node._look_at_gpus()
-    (told,) = messages.node(node).gpus
-    assert (told.uuid, told.total_bytes, told.free_bytes) == ("GPU-1", 80 * 2**30, 30 * 2**30)
-    assert asked == ["free"]

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +11,11 @@ import grpc
 import pytest
 from prometheus_client import generate_latest
 from zerowake_proto import agent_pb2 as pb
-from zerowake_proto import agent_pb2_grpc
 
 from restore_agent.drivers.criu import CriuError
-from restore_agent.drivers.weights import Weights
 from restore_agent.errors import AgentError
 from restore_agent.sequences.attempt import RestoreFailed
 from restore_agent.sequences.idling import NoRoomToWake
-from restore_agent.sequences.node import Node
 from restore_agent.sequences.parked_budget import ParkedFull
 from restore_agent.sequences.placement import NoGpuMemory
 from restore_agent.sequences.replicas import NoReplica
@@ -28,45 +23,18 @@ from restore_agent.sequences.rungs import CannotPark
 from restore_agent.sequences.staging import NoMemory
 from restore_agent.sequences.standby import Rung
 from restore_agent.service import metrics
-from restore_agent.service.service import AgentService
-from restore_agent.snapshots.catalog import Corrupt, Snapshot
+from restore_agent.snapshots.catalog import Corrupt
 from restore_agent.snapshots.compatibility import Incompatible
 from restore_agent.snapshots.manifest import TemplateRecord
-from restore_agent.snapshots.store import NameTaken, Store
+from restore_agent.snapshots.store import NameTaken
+from tests.worlds.agent_service import World, reference, refused, served_node
 from tests.worlds.snapshots import publish
-from tests.worlds.waiting import until
-
-
-@dataclass
-class World:
-    node: Node
-    stub: agent_pb2_grpc.AgentAsyncStub
 
 
 @pytest.fixture
 async def world(tmp_path: Path) -> AsyncIterator[World]:
-    store = Store(tmp_path / "state")
-    node = Node("test", store, tmp_path / "memory", Weights(tmp_path / "gpumem.sock"), CriuError("there is none"), metrics)
-    server = grpc.aio.server()
-    agent_pb2_grpc.add_AgentServicer_to_server(AgentService(node), server)
-    server.add_insecure_port(f"unix:{tmp_path}/agent.sock")
-    await server.start()
-    async with grpc.aio.insecure_channel(f"unix:{tmp_path}/agent.sock") as channel:
-        yield World(node, agent_pb2_grpc.AgentStub(channel))
-    await server.stop(None)
-    store.close()
-
-
-def reference(snapshot: Snapshot) -> pb.SnapshotRef:
-    return pb.SnapshotRef(namespace=snapshot.manifest.namespace, name=snapshot.manifest.name, digest=snapshot.digest)
-
-
-async def refused(call: Any) -> tuple[grpc.StatusCode, str, str]:
-    """Status, its text, and the reason in the trailing metadata."""
-    with pytest.raises(grpc.aio.AioRpcError) as raised:
-        await call
-    error = raised.value
-    return error.code(), error.details() or "", dict(error.trailing_metadata() or ()).get("zerowake-reason", "")  # type: ignore[arg-type]
+    async with served_node(tmp_path) as world:
+        yield world
 
 
 @pytest.mark.parametrize(
@@ -142,83 +110,6 @@ def test_what_waits_and_what_it_holds_is_shown() -> None:
     assert 'zerowake_node_sleeping_pods{rung="standby"} 3.0' in generate_latest().decode()
     metrics.standbys_are({Rung.STANDBY: 0, Rung.PARKED: 0}, {})
     assert "GPU-1" not in generate_latest().decode(), "nothing is parked there any more"
-
-
-class Work:
-    """A release that ends when it is told to."""
-
-    def __init__(self) -> None:
-        self.begun = 0
-        self.cancelled = 0
-        self.go = asyncio.Event()
-        self.error: Exception | None = None
-
-    async def __call__(self, _: str) -> None:
-        self.begun += 1
-        try:
-            await self.go.wait()
-        except asyncio.CancelledError:
-            self.cancelled += 1
-            raise
-        if self.error:
-            raise self.error
-
-
-@pytest.fixture
-def work(world: World, monkeypatch: pytest.MonkeyPatch) -> Work:
-    work = Work()
-    monkeypatch.setattr(world.node, "release", work)
-    return work
-
-
-def release(world: World, request_id: str = "1") -> Any:
-    return world.stub.Release(pb.ReleaseRequest(request_id=request_id, replica_id="x"))
-
-
-async def test_a_request_again_joins_the_first_and_later_gets_its_answer(world: World, work: Work) -> None:
-    first, second, other = release(world), release(world), release(world, "2")
-    await until(lambda: work.begun == 2)
-    work.go.set()
-    await asyncio.gather(first, second, other)
-    await release(world)
-    assert work.begun == 2, "one a request_id"
-
-
-async def test_the_same_id_of_another_method_is_another_request(world: World, work: Work) -> None:
-    work.go.set()
-    await release(world)
-    snapshot = reference(publish(world.node.store, b"x" * 8192))
-    assert (await world.stub.Stage(pb.StageRequest(request_id="1", snapshot=snapshot, rung=pb.RUNG_DISK))).HasField("residency")
-
-
-async def test_a_failure_is_not_remembered(world: World, work: Work) -> None:
-    work.go.set()
-    work.error = NoMemory("full")
-    assert (await refused(release(world)))[0] is grpc.StatusCode.RESOURCE_EXHAUSTED
-    work.error = None
-    await release(world)
-    assert work.begun == 2
-
-
-async def test_work_is_undone_when_all_who_asked_have_gone_and_not_before(world: World, work: Work) -> None:
-    first, second = release(world), release(world)
-    await until(lambda: work.begun)
-    first.cancel()
-    third = release(world)
-    second.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await second
-    work.go.set()
-    await third
-    assert (work.begun, work.cancelled) == (1, 0)
-    work.go.clear()
-    alone = release(world, "2")
-    await until(lambda: work.begun == 2)
-    alone.cancel()
-    await until(lambda: work.cancelled)
-    work.go.set()
-    await release(world, "2")
-    assert work.begun == 3, "what was cancelled begins anew"
 
 
 async def test_what_a_store_has_is_said_with_what_it_was_captured_from_and_why_not_is_a_reason(world: World, tmp_path: Path) -> None:

@@ -1,0 +1,112 @@
+"""What is on a node, as it was seen last: its snapshots on the disk, where their weights stand, and its GPUs.
+
+All of it changes without a word to the agent: a disk loses files, others write below the state folder, gpumem evicts, is started and is
+stopped, and programs that are not ours take memory of the GPUs. So it is looked at again and again, and whoever wants to know how it
+stands is told what was seen last, and waits for nobody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
+
+from restore_agent.drivers.cuda import Cuda
+from restore_agent.drivers.weights_view import WeightsView
+from restore_agent.sequences.changes import Change
+from restore_agent.sequences.staging import Staging
+from restore_agent.snapshots.catalog import Snapshot, Unreadable
+from restore_agent.snapshots.damage import DamageWatch
+from restore_agent.snapshots.store import Store
+from zerowake_shared.background import kept
+
+_LOOK_SECONDS = 2.0  # between two looks at where weights stand, and at what is free on GPUs
+_STORE_SECONDS = 2.0  # between two looks at what was published
+_LOG = logging.getLogger("zerowake.agent")
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """One GPU of the node. free_bytes: free now, with what gpumem would give up of its pool, and parked engines would give back."""
+
+    uuid: str
+    total_bytes: int
+    free_bytes: int
+
+
+class Inventory:
+    """Of one node. Use `async with inventory.watched()`."""
+
+    def __init__(
+        self,
+        store: Store,
+        staging: Staging,
+        view: WeightsView,
+        cuda: Cuda | None,
+        parked: Callable[[], Mapping[str, int]],
+        is_restoring: Callable[[], bool],
+        changed: Callable[[Change], None],
+    ) -> None:
+        """`parked`: bytes of each GPU that parked engines hold. `changed` hears of each snapshot that is not what it was."""
+        self._store = store
+        self._staging = staging
+        self._view = view
+        self._cuda = cuda
+        self._parked = parked
+        self._is_restoring = is_restoring
+        self._changed = changed
+        self.gpus: list[Gpu] = []  # that snapshots can be restored to
+
+    @contextlib.asynccontextmanager
+    async def watched(self) -> AsyncIterator[None]:
+        """Looks at everything again and again until the block ends."""
+        await self.look_at_gpus()
+        watching = [
+            asyncio.create_task(kept(self._watch_store, "snapshots on disk", _LOG), name="snapshots on disk"),
+            asyncio.create_task(kept(self._watch_memory, "weights and GPUs", _LOG), name="weights and GPUs"),
+        ]
+        try:
+            yield
+        finally:
+            for task in watching:
+                task.cancel()
+
+    async def look_at_weights(self) -> None:
+        if moved := await self._view.look():
+            for snapshot in await asyncio.to_thread(self._store.list):
+                if isinstance(snapshot, Snapshot) and any(record.region in moved for record in snapshot.manifest.weights):
+                    self._changed(snapshot)
+
+    async def look_at_gpus(self) -> None:
+        """Not while something is restored: the driver answers late then, and it has better things to do."""
+        if self._cuda is None or self._is_restoring():
+            return
+        free, total = await asyncio.to_thread(self._cuda.free), await asyncio.to_thread(self._cuda.total)
+        given, uuids = self._parked(), self._cuda.gpus().uuids
+        self.gpus = [Gpu(each, total[each], free[each] + self._view.free_bytes(each) + given.get(each, 0)) for each in uuids]
+
+    async def _watch_memory(self) -> None:
+        while True:
+            await self.look_at_weights()
+            await self.look_at_gpus()
+            await asyncio.sleep(_LOOK_SECONDS)
+
+    async def _watch_store(self) -> None:
+        watch = DamageWatch(self._store)
+        while True:
+            for found in await asyncio.to_thread(watch.look):
+                if isinstance(found, Unreadable):
+                    _LOG.error("snapshot %s/%s cannot be used any more: %s", found.namespace, found.name, found.why)
+                    self._changed(found)
+                    continue
+                if found.why:
+                    _LOG.error("snapshot %s is damaged: %s", found.snapshot, found.why)
+                    self._staging.damaged[found.snapshot.digest] = found.why
+                else:
+                    _LOG.info("snapshot %s is whole again", found.snapshot)
+                    self._staging.damaged.pop(found.snapshot.digest, None)
+                    self._staging.unusable.pop(found.snapshot.digest, None)
+                self._changed(found.snapshot)
+            await asyncio.sleep(_STORE_SECONDS)
