@@ -110,6 +110,11 @@ class Arena:
     def whole(self) -> bool:
         return len(self._arrived) == len(self.chunks)
 
+    @property
+    def arrived_bytes(self) -> int:
+        """Of what is there and verified."""
+        return sum(self.chunks[number].size for number in list(self._arrived))
+
     def chunk(self, chunk_hash: str) -> memoryview | None:
         """The bytes of a chunk, of an image that is whole; None: it has no such chunk."""
         number = self._numbers.get(chunk_hash)

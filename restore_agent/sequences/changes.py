@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 from collections.abc import Iterator
 
 from restore_agent.sequences.replicas import Replica
@@ -25,6 +26,7 @@ class Changes:
 
     def __init__(self) -> None:
         self._listeners: set[asyncio.Queue[Change]] = set()
+        self._revisions = itertools.count(1)
 
     @contextlib.contextmanager
     def heard(self) -> Iterator[asyncio.Queue[Change]]:
@@ -35,6 +37,10 @@ class Changes:
             yield queue
         finally:
             self._listeners.discard(queue)
+
+    def revision(self) -> int:
+        """The next one. Of two words about the same thing, in whichever order they are heard, the one with the higher was said later."""
+        return next(self._revisions)
 
     def tell(self, change: Change) -> None:
         """Everybody who listens."""

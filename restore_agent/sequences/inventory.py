@@ -17,9 +17,11 @@ from restore_agent.drivers.cuda import Cuda
 from restore_agent.drivers.weights_view import WeightsView
 from restore_agent.sequences.changes import Change
 from restore_agent.sequences.staging import Staging
+from restore_agent.sequences.travel import Travel
 from restore_agent.snapshots.catalog import Snapshot, Unreadable
 from restore_agent.snapshots.damage import DamageWatch
 from restore_agent.snapshots.store import Store
+from restore_agent.transfer.progress import Progress
 from zerowake_shared.background import kept
 
 _LOOK_SECONDS = 2.0  # between two looks at where weights stand, and at what is free on GPUs
@@ -36,6 +38,16 @@ class Gpu:
     free_bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """A part of a snapshot on its way. digest: empty: not known yet. to_memory: its image, from the disk; else all of it, onto the disk."""
+
+    namespace: str
+    name: str
+    digest: str
+    to_memory: bool
+
+
 class Inventory:
     """Of one node. Use `async with inventory.watched()`."""
 
@@ -43,6 +55,7 @@ class Inventory:
         self,
         store: Store,
         staging: Staging,
+        travel: Travel,
         view: WeightsView,
         cuda: Cuda | None,
         parked: Callable[[], Mapping[str, int]],
@@ -52,6 +65,7 @@ class Inventory:
         """`parked`: bytes of each GPU that parked engines hold. `changed` hears of each snapshot that is not what it was."""
         self._store = store
         self._staging = staging
+        self._travel = travel
         self._view = view
         self._cuda = cuda
         self._parked = parked
@@ -72,6 +86,17 @@ class Inventory:
         finally:
             for task in watching:
                 task.cancel()
+
+    def transfers(self) -> dict[Transfer, Progress]:
+        """All that is on its way up now."""
+        found = {
+            Transfer(namespace, name, digest, to_memory=False): progress
+            for (namespace, name), (digest, progress) in self._travel.arriving.items()
+        }
+        for snapshot, progress in self._staging.on_their_way():
+            manifest = snapshot.manifest
+            found[Transfer(manifest.namespace, manifest.name, snapshot.digest, to_memory=True)] = progress
+        return found
 
     async def look_at_weights(self) -> None:
         if moved := await self._view.look():

@@ -93,7 +93,9 @@ class Node:
         self.idling = Idling(transitions, self.replicas, SleepNotes(store.state / "sleepers"))
         self.rungs = Rungs(self.restorer, transitions, self.standbys, self.replicas, store, cuda, weights.view, parked, self.idling)
         self.travel = Travel(store, self._changed)
-        self.inventory = Inventory(store, self.staging, weights.view, cuda, self.rungs.held, lambda: self._restoring > 0, self._changed)
+        self.inventory = Inventory(
+            store, self.staging, self.travel, weights.view, cuda, self.rungs.held, lambda: self._restoring > 0, self._changed
+        )
         self._second_best = SecondBest(store, sandboxes.checkpoints)
         self._restoring = 0  # restores under way: each may have been promised memory that gpumem gave up
         self._why_no_criu = why

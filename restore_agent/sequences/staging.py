@@ -24,6 +24,7 @@ from restore_agent.snapshots.catalog import Corrupt, Snapshot
 from restore_agent.snapshots.compatibility import Incompatible, check_fits
 from restore_agent.snapshots.manifest import GpuRecord, Manifest, WeightsRegion, is_second_best
 from restore_agent.snapshots.store import Store
+from restore_agent.transfer.progress import Progress
 from zerowake_shared.background import ended, told
 
 SPARE_BYTES = 256 << 20  # of the node's memory that staging never takes
@@ -98,6 +99,19 @@ class Staging:
 
     def in_memory(self, digest: str) -> bool:
         return (staged := self._staged.get(digest)) is not None and staged.ready.is_set()
+
+    def on_their_way(self) -> Iterator[tuple[Snapshot, Progress]]:
+        """Images that come into memory now, or are about to."""
+        for staged in self._staged.values():
+            if not staged.arena.done():
+                total, begun = staged.snapshot.manifest.page_bytes, staged.arriving.done()
+                done = staged.arriving.result().arrived_bytes if begun else 0
+                yield staged.snapshot, Progress(done, done, total)
+
+    @property
+    def held_bytes(self) -> int:
+        """What all images take of the node's memory, with those that are on their way."""
+        return sum(staged.snapshot.manifest.page_bytes for staged in self._staged.values())
 
     def chunk(self, digest: str, chunk_hash: str) -> memoryview | None:
         """A chunk of a snapshot that stands in memory. From any thread; it stays as long as somebody has it."""

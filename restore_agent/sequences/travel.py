@@ -41,6 +41,7 @@ class Travel:
         self._store = store
         self._seen = SeenNames(store.state)
         self._changed = changed
+        self.arriving: dict[tuple[str, str], tuple[str, Progress]] = {}  # by name: the digest, empty where none was named
         self._pulls: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()  # by name
         self.exchange: Exchange | None = None  # with other agents, where there is one
 
@@ -82,7 +83,15 @@ class Travel:
                 return self.exchange.fleet(namespace, digest, others, stores) if self.exchange else None
 
             puller = Puller(self._store, self._seen, stores, fleet, fits, complaints.about)
-            snapshot = await puller.pull(namespace, name, digest, replace=replace, progress=progress)
+
+            def told(now: Progress) -> None:
+                self.arriving[namespace, name] = digest, now
+                progress(now)
+
+            try:
+                snapshot = await puller.pull(namespace, name, digest, replace=replace, progress=told)
+            finally:
+                self.arriving.pop((namespace, name), None)
         self._changed(snapshot)
         named = [*map(str, stores), *(f"agent {other.address}" for other in others)]
         for complaint in complaints.texts:

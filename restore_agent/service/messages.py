@@ -13,6 +13,7 @@ from restore_agent.drivers.meminfo import available_memory, total_memory
 from restore_agent.drivers.weights_view import WeightsRung
 from restore_agent.errors import AgentError, ErrorKind
 from restore_agent.sequences.capture import CaptureRequest
+from restore_agent.sequences.inventory import Transfer
 from restore_agent.sequences.node import Node
 from restore_agent.sequences.replicas import Origin, Replica, State
 from restore_agent.sequences.standby import Rung
@@ -176,6 +177,7 @@ def residency(node: Node, snapshot: Snapshot) -> agent_pb2.Residency:
         weights_rung=agent_pb2.WeightsRung.Name(node.weights.view.rung(snapshot.manifest.weights, snapshot.manifest.tenant)),
         gpu_bytes=_gpu_bytes(snapshot.manifest),
         parked_bytes=node.rungs.parked_bytes(snapshot),
+        revision=node.changes.revision(),
     )
 
 
@@ -205,12 +207,13 @@ def listed(node: Node, found: Snapshot | Unreadable) -> agent_pb2.Residency:
         snapshot=agent_pb2.SnapshotRef(namespace=found.namespace, name=found.name),
         rung=agent_pb2.RUNG_DISK,
         unusable_reason=str(found.why),
+        revision=node.changes.revision(),
     )
 
 
-def removed(found: Snapshot | Unreadable) -> agent_pb2.Residency:
+def removed(found: Snapshot | Unreadable, revision: int) -> agent_pb2.Residency:
     named = reference(found) if isinstance(found, Snapshot) else agent_pb2.SnapshotRef(namespace=found.namespace, name=found.name)
-    return agent_pb2.Residency(snapshot=named, rung=agent_pb2.RUNG_ABSENT)
+    return agent_pb2.Residency(snapshot=named, rung=agent_pb2.RUNG_ABSENT, revision=revision)
 
 
 def replica(value: Replica) -> agent_pb2.Replica:
@@ -249,6 +252,15 @@ def node(value: Node) -> agent_pb2.Node:
         ),
         peer_port=value.travel.exchange.port if value.travel.exchange else 0,
         gpus=[agent_pb2.Gpu(uuid=gpu.uuid, total_bytes=gpu.total_bytes, free_bytes=gpu.free_bytes) for gpu in value.inventory.gpus],
+    )
+
+
+def transfer(value: Transfer, now: Progress | None) -> agent_pb2.Transfer:
+    """`now`: how far it is; None: it has ended."""
+    return agent_pb2.Transfer(
+        snapshot=agent_pb2.SnapshotRef(namespace=value.namespace, name=value.name, digest=value.digest),
+        rung=agent_pb2.RUNG_MEMORY if value.to_memory else agent_pb2.RUNG_DISK,
+        progress=progress(now) if now else None,
     )
 
 

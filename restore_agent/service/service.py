@@ -17,12 +17,12 @@ from zerowake_proto import agent_pb2, agent_pb2_grpc
 
 from restore_agent.errors import FAILURES
 from restore_agent.sequences.attempt import RestoreFailed
-from restore_agent.sequences.changes import Removed
 from restore_agent.sequences.node import Node
 from restore_agent.sequences.phases import Phases
-from restore_agent.sequences.replicas import Origin, Replica, State
+from restore_agent.sequences.replicas import Origin
 from restore_agent.service import messages
 from restore_agent.service.requests import Requests, ended
+from restore_agent.service.stream import Stream
 from restore_agent.snapshots.catalog import NotFound, Unreadable
 from restore_agent.snapshots.catalog import Snapshot as StoredSnapshot
 from restore_agent.snapshots.compatibility import Incompatible
@@ -33,7 +33,6 @@ from restore_agent.transfer.finding import Found
 from restore_agent.transfer.progress import Progress
 
 _LOG = logging.getLogger("zerowake.agent")
-_NODE_SECONDS = 2.0  # between two looks at the node's free memory
 _TELL_SECONDS = 0.2  # between two words about a transfer
 _Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -270,28 +269,8 @@ class AgentService(agent_pb2_grpc.AgentServicer):
             yield result.result()
 
     async def Watch(self, request: agent_pb2.WatchRequest, context: _Context) -> AsyncIterator[agent_pb2.NodeUpdate]:
-        node = self._node
-        with node.changes.heard() as changes:
-            yield agent_pb2.NodeUpdate(node=messages.node(node))
-            for found in await asyncio.to_thread(node.store.list):
-                yield agent_pb2.NodeUpdate(residency=messages.listed(node, found))
-            for replica in node.replicas:
-                if replica.state is not State.GONE:
-                    yield agent_pb2.NodeUpdate(replica=messages.replica(replica))
-            yield agent_pb2.NodeUpdate(synced=True)
-            while True:
-                try:
-                    async with asyncio.timeout(_NODE_SECONDS):
-                        change = await changes.get()
-                except TimeoutError:
-                    yield agent_pb2.NodeUpdate(node=messages.node(node))
-                    continue
-                if isinstance(change, Replica):
-                    yield agent_pb2.NodeUpdate(replica=messages.replica(change))
-                elif isinstance(change, Removed):
-                    yield agent_pb2.NodeUpdate(residency=messages.removed(change.snapshot))
-                else:
-                    yield agent_pb2.NodeUpdate(residency=messages.listed(node, change))
+        async for update in Stream(self._node).updates():
+            yield update
 
     async def _remove(self, named: agent_pb2.SnapshotRef) -> agent_pb2.Residency:
         """Also what cannot be used, which is whichever snapshot had the name. Raises NotFound, InvalidName."""
@@ -301,7 +280,7 @@ class AgentService(agent_pb2_grpc.AgentServicer):
         except Unusable as error:
             found = Unreadable(named.namespace or "default", named.name, error)
         await self._node.remove(found)
-        return messages.removed(found)
+        return messages.removed(found, self._node.changes.revision())
 
     async def _found_here(self, named: agent_pb2.SnapshotRef) -> Found:
         """Raises what `_snapshot` does."""

@@ -23,7 +23,7 @@ from scaler.fleet.messages import Kept
 from scaler.fleet.snapshot_peers import SnapshotPeer
 from scaler.gateway.upstream import Endpoint
 from scaler.plan.rungs import Rung
-from scaler.plan.world import Node, Replica, Residency
+from scaler.plan.world import Node, Replica, Residency, Transfer
 from zerowake_shared.clock import SYSTEM_CHANCE, token
 
 _REMEMBERED = 1000  # ids of replicas that have ended: later news of them is old
@@ -86,10 +86,12 @@ class Agent:
         self.patience: asyncio.Timeout | None = None  # in which the stream's next word has to come
         self.residencies: dict[SnapshotName, Residency] = {}
         self.replicas: dict[str, Replica] = {}
+        self._transfers: dict[tuple[SnapshotName, Rung], Transfer] = {}
         self.endpoints: dict[str, Endpoint] = {}  # of its replicas
         self.gone: deque[str] = deque(maxlen=_REMEMBERED)
         self._restoring: Counter[str] = Counter()  # restores that are not answered yet, by model
         self._early: dict[str, tuple[Replica, Endpoint]] = {}  # replicas that the stream has named while one was
+        self._revisions: dict[SnapshotName, int] = {}  # of what was said last of each, in this stream or since
         self._parked_overheads: dict[str, float] = {}  # by digest: seconds of waking a parked one beside its weights, smoothed
         self._fetch_rate = 0.0  # bytes a second of snapshots that came from other nodes, smoothed
         self._told = Node(address)
@@ -112,8 +114,15 @@ class Agent:
                 rates=replace(self._told.rates, remote_to_disk=self._fetch_rate),
                 residencies=MappingProxyType(dict(self.residencies)),
                 replicas=MappingProxyType(dict(self.replicas)),
+                transfers=tuple(self._transfers.values()),
             )
         return shown
+
+    def begins(self) -> None:
+        """A stream of it begins, maybe another program's, which counts what it says anew."""
+        self._revisions.clear()
+        self._transfers.clear()
+        self._shown = None
 
     def speaks(self) -> None:
         """Its stream has said something."""
@@ -133,13 +142,26 @@ class Agent:
         )
         self._shown = None
 
-    def settle(self, snapshot: SnapshotName, residency: Residency | None) -> None:
-        """Where a snapshot stands now; None: not on this node any more."""
+    def settle(self, snapshot: SnapshotName, residency: Residency | None, revision: int = 0) -> None:
+        """Where a snapshot stands now; None: not on this node any more. revision: of who said so: the stream and an answer overtake each
+        other, and what was said before counts no more; 0: nothing was said later.
+        """
+        if revision and revision < self._revisions.get(snapshot, 0):
+            return
+        self._revisions[snapshot] = revision
         if residency is None:
             self.residencies.pop(snapshot, None)
         else:
             overhead = self._parked_overheads.get(residency.digest, 0.0)
             self.residencies[snapshot] = replace(residency, parked_overhead_seconds=overhead)
+        self._shown = None
+
+    def carry(self, transfer: Transfer, *, ended: bool) -> None:
+        """Takes how far a snapshot is that comes up, or that it does not come any more."""
+        if ended:
+            self._transfers.pop((transfer.snapshot, transfer.rung), None)
+        else:
+            self._transfers[transfer.snapshot, transfer.rung] = transfer
         self._shown = None
 
     def note_wake(self, told: agent_pb2.Replica) -> None:
@@ -212,7 +234,8 @@ class Agent:
             raise _said(error) from None
         for why in answer.complaints:
             complained(why)
-        self.settle(snapshot, messages.residency(answer.residency))  # the stream will say so too, maybe later
+        # The stream says so, too: maybe later, and maybe it has said by now that the snapshot is gone again.
+        self.settle(snapshot, messages.residency(answer.residency), answer.residency.revision)
         return answer.seconds
 
     async def find(self, snapshot: SnapshotName, store: str) -> Kept:

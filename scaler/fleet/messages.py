@@ -9,7 +9,7 @@ from zerowake_proto import agent_pb2
 from scaler.books.snapshot_name import SnapshotName
 from scaler.gateway.upstream import Endpoint
 from scaler.plan.rungs import Rung, WeightsRung
-from scaler.plan.world import Gpu, Rates, Replica, Residency, Stored
+from scaler.plan.world import Gpu, Rates, Replica, Residency, Stored, Transfer
 from zerowake_shared.address import Address
 
 _ORIGINS = {
@@ -41,6 +41,11 @@ def residency(told: agent_pb2.Residency) -> Residency:
         overhead_seconds=told.restore_overhead_seconds,
         unusable=told.unusable_reason,
     )
+
+
+def transfer(told: agent_pb2.Transfer) -> Transfer:
+    rung = Rung(min(max(told.rung, Rung.ABSENT), max(Rung)))
+    return Transfer(name_of(told.snapshot), told.snapshot.digest, rung, told.progress.done_bytes, told.progress.total_bytes)
 
 
 @dataclass(frozen=True, slots=True)

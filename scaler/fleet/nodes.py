@@ -209,6 +209,7 @@ class Nodes:
     async def _watch(self, agent: Agent) -> AsyncIterator[agent_pb2.NodeUpdate]:
         """The stream, with the part before `synced` made whole: of what it does not name the agent says nothing any more."""
         replicas, residencies = set(agent.replicas), set(agent.residencies)
+        agent.begins()
         async for update in _unless_silent(agent, agent.stub.Watch(agent_pb2.WatchRequest())):
             if not agent.synced.is_set():
                 replicas.discard(update.replica.id)
@@ -226,10 +227,13 @@ class Nodes:
         if kind == "node":
             agent.describe(update.node)
             return
+        if kind == "transfer":
+            agent.carry(messages.transfer(update.transfer), ended=not update.transfer.HasField("progress"))
+            return
         if kind == "residency":
             told = update.residency
             gone = told.rung == agent_pb2.RUNG_ABSENT
-            agent.settle(messages.name_of(told.snapshot), None if gone else messages.residency(told))
+            agent.settle(messages.name_of(told.snapshot), None if gone else messages.residency(told), told.revision)
         elif kind == "replica":
             self._apply_replica(agent, update.replica, agent.hear)
         elif kind == "synced":

@@ -64,6 +64,17 @@ class Residency:
 
 
 @dataclass(frozen=True, slots=True)
+class Transfer:
+    """How far a snapshot is on its way up to a rung of a node, bytes: all of it to disk, its image to memory. digest: empty: not known."""
+
+    snapshot: SnapshotName
+    digest: str
+    rung: Rung
+    done_bytes: int
+    total_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Stored:
     """A snapshot that a store keeps, as its manifest there says. url: the store's. weights_bytes, gpu_bytes: as a Residency's."""
 
@@ -106,6 +117,7 @@ class Node:
     rates: Rates = Rates()
     residencies: Mapping[SnapshotName, Residency] = field(default_factory=dict)
     replicas: Mapping[str, Replica] = field(default_factory=dict)  # by id, the oldest first
+    transfers: tuple[Transfer, ...] = ()  # as they began; none by an older agent
     silent: bool = False
     peer_address: str = ""
     standing: Standing | None = None

@@ -21,3 +21,8 @@ def test_each_listener_hears_what_came_since_it_listens(tmp_path: Path) -> None:
     changes.tell(second)
     assert [one.get_nowait() for _ in range(one.qsize())] == [second, third, first]
     assert [other.get_nowait() for _ in range(other.qsize())] == [third]
+
+
+def test_words_are_numbered_in_the_order_in_which_they_are_said() -> None:
+    changes = Changes()
+    assert changes.revision() < changes.revision() < changes.revision()

@@ -15,6 +15,7 @@ from restore_agent.drivers.weights_view import WeightsRung, WeightsView
 from restore_agent.sequences.changes import Change
 from restore_agent.sequences.inventory import Gpu, Inventory
 from restore_agent.sequences.staging import Staging
+from restore_agent.sequences.travel import Travel
 from restore_agent.snapshots.catalog import Snapshot, Unreadable
 from restore_agent.snapshots.manifest import WeightsRecord
 from restore_agent.snapshots.store import Store
@@ -38,7 +39,14 @@ class World:
         self.restoring = False
         driver: Any = SimpleNamespace(free=self._free, total=lambda: {"GPU-1": 80 * GIB}, gpus=lambda: SimpleNamespace(uuids=("GPU-1",)))
         self.inventory = Inventory(
-            self.store, self.staging, self.view, driver, lambda: {"GPU-1": 2 * GIB}, lambda: self.restoring, self.heard.append
+            self.store,
+            self.staging,
+            Travel(self.store, self.heard.append),
+            self.view,
+            driver,
+            lambda: {"GPU-1": 2 * GIB},
+            lambda: self.restoring,
+            self.heard.append,
         )
 
     def _free(self) -> dict[str, int]:

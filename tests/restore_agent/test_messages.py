@@ -65,8 +65,9 @@ def test_a_capture_that_cannot_be_meant_is_refused() -> None:
 def test_a_snapshot_that_is_gone_is_absent_by_its_whole_name(tmp_path: Path) -> None:
     store = Store(tmp_path)
     snapshot = publish(store, b"x" * 8192, "one")
-    gone = messages.removed(snapshot)
-    assert (gone.rung, gone.snapshot) == (pb.RUNG_ABSENT, pb.SnapshotRef(namespace="default", name="one", digest=snapshot.digest))
+    gone = messages.removed(snapshot, 7)
+    assert (gone.rung, gone.revision) == (pb.RUNG_ABSENT, 7)
+    assert gone.snapshot == pb.SnapshotRef(namespace="default", name="one", digest=snapshot.digest)
     store.close()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -144,28 +143,6 @@ async def test_what_a_store_has_is_said_with_what_it_was_captured_from_and_why_n
         "untrusted",
         "invalid",
     )
-
-
-async def test_a_watch_says_all_that_there_is_and_then_what_changes(world: World) -> None:
-    one, two = (publish(world.node.store, name.encode() * 8192, name) for name in ("one", "two"))
-    (two.directory / "manifest.json").write_text("torn")
-    stream = world.stub.Watch(pb.WatchRequest())
-    updates = []
-    async for update in stream:
-        updates.append(update)
-        if update.synced:
-            break
-    assert updates[0].node.name == "test" and updates[0].node.memory_total_bytes > 0
-    residencies = {update.residency.snapshot.name: update.residency for update in updates if update.HasField("residency")}
-    assert residencies["one"].rung == pb.RUNG_DISK and not residencies["one"].unusable_reason
-    assert residencies["two"].unusable_reason
-    await world.node.remove(one)
-    async with asyncio.timeout(10):
-        async for update in stream:
-            if update.HasField("residency"):
-                break
-    assert (update.residency.snapshot.name, update.residency.rung) == ("one", pb.RUNG_ABSENT)
-    stream.cancel()
 
 
 async def test_waking_says_what_is_there_and_what_the_caller_can_do(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

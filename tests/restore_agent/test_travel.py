@@ -97,6 +97,27 @@ async def test_one_that_two_ask_for_at_once_comes_once(tmp_path: Path, url: str)
         two.verify(first)
 
 
+async def test_how_far_one_is_that_comes_is_known_until_it_has_come_or_was_given_up(tmp_path: Path, url: str) -> None:
+    with node(tmp_path / "one") as one, node(tmp_path / "two", one) as two:
+        snapshot = take(one, tmp_path / "model")
+        await Travel(one, lambda snapshot: None).push(snapshot, url, _ignored)
+        travel, seen = Travel(two, lambda snapshot: None), list[tuple[str, Progress]]()
+
+        def look(now: Progress) -> None:
+            seen.append(travel.arriving["default", "small"])
+            assert seen[-1][1] == now
+            if now.moved and len(seen) < 5:
+                raise OSError("the disk is full")
+
+        with pytest.raises(OSError, match="the disk is full"):
+            await travel.pull("default", "small", "", [url], look, replace=False)
+        assert not travel.arriving
+        await travel.pull("default", "small", snapshot.digest, [url], look, replace=False)
+        assert not travel.arriving
+        digest, last = seen[-1]
+        assert digest == snapshot.digest and last.done == last.total > 0 < last.moved
+
+
 async def test_a_store_that_does_wrong_is_named_though_another_serves(tmp_path: Path, url: str) -> None:
     """One has nothing, which is no wrong, and one has under that name what nobody here trusts."""
     hostile, empty = f"file://{tmp_path}/hostile", f"file://{tmp_path}/empty"

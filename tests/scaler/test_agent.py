@@ -15,7 +15,7 @@ from scaler.fleet.agent import Agent, AgentError, AgentSilent, AgentUnreachable,
 from scaler.fleet.snapshot_peers import SnapshotPeer
 from scaler.gateway.upstream import Endpoint
 from scaler.plan.rungs import Rung, WeightsRung
-from scaler.plan.world import Gpu, Rates, Replica, Residency
+from scaler.plan.world import Gpu, Rates, Replica, Residency, Transfer
 from tests.worlds import fake_agent
 from tests.worlds.virtual_time import run
 
@@ -188,3 +188,27 @@ def test_what_is_staged_is_given_up_when_its_agent_has_said_nothing_for_half_a_m
         return stub.answer.cancelled(), asyncio.get_running_loop().time()
 
     assert run(given_up()) == (True, 50.0)
+
+
+async def test_what_the_stream_has_said_since_counts_more_than_an_answer_that_it_overtook() -> None:
+    async def staged(revision: int) -> Residency | None:
+        stub = Stub()
+        agent.stub = cast("agent_pb2_grpc.AgentAsyncStub", stub)
+        staging = asyncio.create_task(agent.stage(NAME, "d", Rung.DISK))
+        await asyncio.sleep(0)
+        agent.settle(NAME, None, 6)
+        told = agent_pb2.Residency(snapshot=agent_pb2.SnapshotRef(digest="d"), rung=agent_pb2.RUNG_DISK, revision=revision)
+        stub.answer.set_result(agent_pb2.StageResponse(residency=told))
+        await staging
+        return agent.residencies.get(NAME)
+
+    agent = Agent("a", cast("agent_pb2_grpc.AgentAsyncStub", None))
+    assert await staged(5) is None, "it was removed since"
+    there = await staged(7)
+    assert there is not None and there.rung is Rung.DISK, "it has come again since"
+    agent.carry(Transfer(NAME, "d", Rung.DISK, 1, 2), ended=False)
+    agent.begins()
+    assert agent.node.transfers == (), "it says anew what is on its way"
+    agent.settle(NAME, Residency("d", Rung.MEMORY, 7), 1)
+    assert agent.residencies[NAME].rung is Rung.MEMORY, "another program on the node counts from the beginning"
+    assert await staged(0) is not None, "an older agent does not count what it says"

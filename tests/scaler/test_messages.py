@@ -5,7 +5,7 @@ from zerowake_proto import agent_pb2
 from scaler.books.snapshot_name import SnapshotName
 from scaler.fleet import messages
 from scaler.plan.rungs import Rung, WeightsRung
-from scaler.plan.world import Gpu, Stored
+from scaler.plan.world import Gpu, Stored, Transfer
 
 
 def test_a_residency() -> None:
@@ -25,6 +25,14 @@ def test_a_residency() -> None:
     assert (found.image_bytes, found.weights_bytes, found.gpu_bytes, found.parked_bytes) == (10, 20, (30, 40), (20, 25))
     assert (found.overhead_seconds, found.unusable) == (0.5, "another kernel")
     assert messages.name_of(told.snapshot) == SnapshotName("team", "chat")
+
+
+def test_a_transfer_and_one_to_a_rung_that_is_newer() -> None:
+    progress = agent_pb2.TransferProgress(done_bytes=3, moved_bytes=2, total_bytes=10)
+    reference = agent_pb2.SnapshotRef(namespace="team", name="chat", digest="ab")
+    found = messages.transfer(agent_pb2.Transfer(snapshot=reference, rung=agent_pb2.RUNG_DISK, progress=progress))
+    assert found == Transfer(SnapshotName("team", "chat"), "ab", Rung.DISK, 3, 10)
+    assert messages.transfer(agent_pb2.Transfer(snapshot=reference)).rung is Rung.ABSENT
 
 
 def test_what_is_not_said_is_absent() -> None:

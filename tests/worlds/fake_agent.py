@@ -86,8 +86,7 @@ class Agent(agent_pb2_grpc.AgentServicer):
             rung=asleep,
             phases=[agent_pb2.Phase(name="image.wake", seconds=0.25)],
         )
-        for queue in self._streams:
-            queue.put_nowait(agent_pb2.NodeUpdate(replica=self.replicas[name]))
+        self.says(agent_pb2.NodeUpdate(replica=self.replicas[name]))
 
     async def Watch(self, request: agent_pb2.WatchRequest, context: Any) -> AsyncIterator[agent_pb2.NodeUpdate]:
         queue: asyncio.Queue[agent_pb2.NodeUpdate] = asyncio.Queue()
@@ -175,6 +174,9 @@ class Agent(agent_pb2_grpc.AgentServicer):
         self.loses(*key)
         return agent_pb2.UnstageResponse()
 
-    def _tell(self, residency: agent_pb2.Residency) -> None:
+    def says(self, update: agent_pb2.NodeUpdate) -> None:
         for queue in self._streams:
-            queue.put_nowait(agent_pb2.NodeUpdate(residency=residency))
+            queue.put_nowait(update)
+
+    def _tell(self, residency: agent_pb2.Residency) -> None:
+        self.says(agent_pb2.NodeUpdate(residency=residency))
