@@ -52,6 +52,31 @@ def test_around_the_cache_all_of_it_is_read(path: Path, file: File) -> None:
     memory.close()
 
 
+@pytest.mark.parametrize(("offset", "size"), [(0, 10 * BLOCK), (137, 9 * BLOCK), (BLOCK - 1, 2), (5 * BLOCK, SIZE - 5 * BLOCK)])
+def test_around_the_cache_to_where_blocks_lie_otherwise(
+    path: Path, file: File, monkeypatch: pytest.MonkeyPatch, offset: int, size: int
+) -> None:
+    """In pieces of four blocks."""
+    if file.around < 0:
+        pytest.skip(f"the file system of {path} has no O_DIRECT")
+    monkeypatch.setattr(files, "_BETWEEN", 4 * BLOCK)
+    target = bytearray(size)
+    assert file._copy_around(offset, memoryview(target)) == size
+    assert target == path.read_bytes()[offset : offset + size]
+
+
+def test_what_lies_otherwise_and_is_not_cached_is_read_around(path: Path, file: File, monkeypatch: pytest.MonkeyPatch) -> None:
+    if file.around < 0:
+        pytest.skip(f"the file system of {path} has no O_DIRECT")
+    monkeypatch.setattr(File, "_is_cached", lambda *_: False)
+    target = bytearray(SIZE - 7)
+    with Path("/dev/null").open("rb") as nothing:
+        monkeypatch.setattr(file, "fd", nothing.fileno())  # by way of the cache nothing comes
+        file.read(7, memoryview(target), None)
+        monkeypatch.undo()
+    assert target == path.read_bytes()[7:]
+
+
 def test_a_file_system_that_cannot_read_around_its_cache(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files.os, "O_DIRECT", os.O_DIRECTORY)  # refused for a file, as O_DIRECT is there
     file = File.of(os.open(path, os.O_RDONLY))
