@@ -164,8 +164,11 @@ async def filled(size: int, processes: int, threads: int) -> float:
         return size / seconds / 1e9
 
 
-def disk_seconds(paths: Sequence[Path], memory: memoryview) -> float:
-    """The disk's own time to read these files, each once, all of each. `memory`: as large as they are, touched, on a page's boundary."""
+def disk_seconds(paths: Sequence[Path], memory: memoryview, readers: int = READERS, piece: int = PIECE) -> float:
+    """The disk's own time to read these files, each once, all of each. `memory`: as large as they are, touched, on a page's boundary.
+
+    So many readers ask for a piece (bytes) each at a time.
+    """
 
     def read(path: Path, offset: int, target: memoryview) -> None:
         fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
@@ -178,12 +181,12 @@ def disk_seconds(paths: Sequence[Path], memory: memoryview) -> float:
         finally:
             os.close(fd)
 
-    with ThreadPoolExecutor(READERS) as pool:
+    with ThreadPoolExecutor(readers) as pool:
         began, at, reads = time.monotonic(), 0, []
         for path in paths:
             size = path.stat().st_size // 4096 * 4096  # O_DIRECT reads whole blocks
-            for offset in range(0, size, PIECE):
-                length = min(PIECE, size - offset)
+            for offset in range(0, size, piece):
+                length = min(piece, size - offset)
                 reads.append(pool.submit(read, path, offset, memory[at : at + length]))
                 at += length
         for done in reads:

@@ -15,10 +15,12 @@ from typing import Any
 
 import pytest
 
-from tests.bench.gpu import parked, ranks, results, run, sglang, ten, vllm
+from gpumem.checkpoint.safetensors import CHUNK
+from tests.bench.gpu import disk, parked, ranks, results, run, sglang, ten, vllm
 from tests.bench.gpu.run import pool
 from tests.bench.gpu.sizes import GIB
 from tests.worlds import sglang_sources
+from tests.worlds.model_shapes import shape_named
 from tests.worlds.needs import missing_for_criu
 from tests.worlds.ports import free_port
 
@@ -115,6 +117,18 @@ async def test_several_models_parked_and_woken_in_turn(tmp_path: Path, monkeypat
     captured = [name for name in figures if name.startswith("zerowake snapshot create")]
     assert captured == ["zerowake snapshot create --engine vllm, small-llama"]
     assert figures["plain vLLM's answer is the same"] == 1
+
+
+async def test_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(disk, "ROUNDS", 2)
+    monkeypatch.setattr(sys, "argv", ["disk", "small"])
+    assert await disk.main() == 0
+    figures = kept(tmp_path, "disk")
+    for name in ("weights, disk → GPU", "image, disk → memory"):
+        assert figures[name] > 0 and figures[f"{name} ÷ the disk itself"] > 0
+    assert figures["weights: read from the disk ÷ their files"] >= 1 and figures["image: read from the disk ÷ its chunks"] >= 1
+    chunks = -(-shape_named("small").bytes // CHUNK)
+    assert figures["chunks of regions compared with the files"] >= 2 * chunks, "in both rounds all of them"
 
 
 async def test_sglang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ On a GPU it computes with torch; on the host's memory with numpy.
 """
 
 import hashlib
+import itertools
 import json
 import sys
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from blake3 import blake3
 
 from gpumem.checkpoint.safetensors import read_checkpoint
 from gpumem.client import Client, Region, Scratch
@@ -57,6 +59,16 @@ class Engine:
 
     def sum(self) -> int:
         return int(self.numbers().sum())
+
+    def hashes(self, sizes: list[int]) -> list[str]:
+        """BLAKE3 of what is lent, in pieces of these sizes one behind the other."""
+        if self.device == HOST:
+            lent = self.lent.view()
+            pieces = (lent[end - size : end] for size, end in zip(sizes, itertools.accumulate(sizes), strict=True))
+        else:
+            there = self._bytes_at(self.lent.address, self.lent.size, self.device)
+            pieces = (memoryview(piece.cpu().numpy()) for piece in there[: sum(sizes)].split(sizes))
+        return [blake3(piece).hexdigest() for piece in pieces]
 
     def begin(self, region: str, size: int, part: float) -> dict[str, Any]:
         """Becomes the writer of a region and writes a part of it."""
