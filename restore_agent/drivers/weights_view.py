@@ -26,10 +26,14 @@ class WeightsRung(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """rungs: of each region that gpumem has whole, by its namespace and its id in hex. free: bytes that it could give up, by device."""
+    """rungs: of each region that gpumem has whole, by its namespace and its id in hex. free: bytes that it could give up, by device.
+
+    held: bytes that it has of each device, lent or not; None: it does not say.
+    """
 
     rungs: Mapping[tuple[str, str], WeightsRung] = field(default_factory=dict)
     free: Mapping[str, int] = field(default_factory=dict)
+    held: Mapping[str, int] | None = field(default_factory=dict)
 
 
 class WeightsView:
@@ -50,6 +54,10 @@ class WeightsView:
         """Of the device's memory, what gpumem holds and has not lent."""
         return self._seen.free.get(device, 0)
 
+    def held_bytes(self, device: str) -> int | None:
+        """Of the device's memory, all that gpumem holds; None: it does not say."""
+        return None if self._seen.held is None else self._seen.held.get(device, 0)
+
     async def look(self) -> set[str]:
         """Asks gpumem; returns the regions that stand elsewhere than before."""
         before, self._seen = self._seen, await self._ask()
@@ -64,11 +72,15 @@ class WeightsView:
                 status = await control.status()
         except (GpumemError, OSError) as error:
             _LOG.debug("gpumem does not say what it holds: %s", error)
-            return _Seen()
+            return _Seen(held=None)
         rungs: dict[tuple[str, str], WeightsRung] = {}
         for region in status.regions:
             if region.sealed:
                 rung = WeightsRung.GPU if region.device else WeightsRung.MEMORY
                 key = region.namespace, region.id.hex()
                 rungs[key] = max(rung, rungs.get(key, rung))
-        return _Seen(rungs, {device.identity: device.free_bytes for device in status.devices})
+        return _Seen(
+            rungs,
+            {device.identity: device.free_bytes for device in status.devices},
+            {device.identity: device.free_bytes + device.regions_bytes + device.scratch_bytes for device in status.devices},
+        )

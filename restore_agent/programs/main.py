@@ -172,6 +172,7 @@ async def run(
         if metrics_address:
             await stack.enter_async_context(metrics.serve(*metrics_address))
         node = await stack.enter_async_context(serving(name, state, gpumem, listen, parked, keys, sharing))
+        stack.enter_context(metrics.shown(node))
         _LOG.info("agent of node %s serves on %s", name, socket_of(state))
         if beside:
             await stack.enter_async_context(background.beside(beside(node), "beside the node"))

@@ -31,11 +31,25 @@ _LOG = logging.getLogger("zerowake.agent")
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One GPU of the node. free_bytes: free now, with what gpumem would give up of its pool, and parked engines would give back."""
+    """One GPU of the node. free_bytes: free now, with what gpumem would give up of its pool, and parked engines would give back.
+
+    unused_bytes: that nobody has. pool_bytes: that gpumem has, lent or not; None: it does not say. parked_bytes: that parked engines have.
+    """
 
     uuid: str
+    model: str
     total_bytes: int
     free_bytes: int
+    unused_bytes: int
+    pool_bytes: int | None
+    parked_bytes: int
+
+    @property
+    def others_bytes(self) -> int | None:
+        """That all others have: engines that run, and whatever else there is. None: not known."""
+        if self.pool_bytes is None:
+            return None
+        return max(0, self.total_bytes - self.unused_bytes - self.pool_bytes - self.parked_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +123,19 @@ class Inventory:
         if self._cuda is None or self._is_restoring():
             return
         free, total = await asyncio.to_thread(self._cuda.free), await asyncio.to_thread(self._cuda.total)
-        given, uuids = self._parked(), self._cuda.gpus().uuids
-        self.gpus = [Gpu(each, total[each], free[each] + self._view.free_bytes(each) + given.get(each, 0)) for each in uuids]
+        parked, known = self._parked(), self._cuda.gpus()
+        self.gpus = [
+            Gpu(
+                uuid=each,
+                model=model,
+                total_bytes=total[each],
+                free_bytes=free[each] + self._view.free_bytes(each) + parked.get(each, 0),
+                unused_bytes=free[each],
+                pool_bytes=self._view.held_bytes(each),
+                parked_bytes=parked.get(each, 0),
+            )
+            for each, model in zip(known.uuids, known.names, strict=True)
+        ]
 
     async def _watch_memory(self) -> None:
         while True:

@@ -33,12 +33,13 @@ from restore_agent.places.shared_folders import caches
 from restore_agent.sequences.attempt import RestoreFailed, attempt
 from restore_agent.sequences.gpu_choice import Suspended
 from restore_agent.sequences.phases import Phases
-from restore_agent.sequences.staging import SPARE_BYTES, Bandwidth, NoMemory, Staged, Staging
+from restore_agent.sequences.staging import SPARE_BYTES, NoMemory, Staged, Staging
 from restore_agent.sequences.standby import Standby
 from restore_agent.sequences.transitions import Transitions
 from restore_agent.snapshots.catalog import Snapshot
 from restore_agent.snapshots.compatibility import check_gpus
 from restore_agent.snapshots.manifest import EngineRecord
+from restore_agent.transfer.bandwidth import Bandwidth
 from zerowake_shared.background import ended
 from zerowake_shared.huge_pages import HugePages
 

@@ -24,11 +24,11 @@ from restore_agent.snapshots.catalog import Corrupt, Snapshot
 from restore_agent.snapshots.compatibility import Incompatible, check_fits
 from restore_agent.snapshots.manifest import GpuRecord, Manifest, WeightsRegion, is_second_best
 from restore_agent.snapshots.store import Store
+from restore_agent.transfer.bandwidth import Bandwidth
 from restore_agent.transfer.progress import Progress
 from zerowake_shared.background import ended, told
 
 SPARE_BYTES = 256 << 20  # of the node's memory that staging never takes
-_SMOOTHING = 0.3  # weight of the newest measurement
 _LOG = logging.getLogger("zerowake.agent")
 
 
@@ -37,17 +37,6 @@ class NoMemory(AgentError):
 
     kind = ErrorKind.EXHAUSTED
     reason = "no-memory"
-
-
-class Bandwidth:
-    """A smoothed rate, bytes a second; 0 until something was measured."""
-
-    def __init__(self) -> None:
-        self.rate = 0.0
-
-    def measured(self, size: int, seconds: float) -> None:
-        if size and seconds > 0:
-            self.rate = size / seconds if not self.rate else self.rate + _SMOOTHING * (size / seconds - self.rate)
 
 
 class Staged:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Sequence
 from weakref import WeakValueDictionary
 
@@ -13,6 +14,7 @@ from restore_agent.snapshots.compatibility import Incompatible
 from restore_agent.snapshots.manifest import Manifest, check_name
 from restore_agent.snapshots.names import NameRecord, SeenNames
 from restore_agent.snapshots.store import Store
+from restore_agent.transfer.bandwidth import Bandwidth
 from restore_agent.transfer.collection import Collected, Collector
 from restore_agent.transfer.complaints import Complaints
 from restore_agent.transfer.copying import Copier
@@ -21,9 +23,12 @@ from restore_agent.transfer.finding import Found, manifest_of, names_in, newest_
 from restore_agent.transfer.progress import Progress
 from restore_agent.transfer.publish import Publisher
 from restore_agent.transfer.pull import Puller
+from restore_agent.transfer.source import Source
+from restore_agent.transfer.source_states import SourceStates
 from restore_agent.transfer.store_url import opened, opened_to_write
 from restore_agent.transfer.withdrawal import withdraw
 
+_WORTH_MEASURING = 1 << 20  # bytes: with less, the way there and back takes the most
 _LOG = logging.getLogger("zerowake.agent")
 
 
@@ -42,6 +47,8 @@ class Travel:
         self._seen = SeenNames(store.state)
         self._changed = changed
         self.arriving: dict[tuple[str, str], tuple[str, Progress]] = {}  # by name: the digest, empty where none was named
+        self.remote_to_disk = Bandwidth()
+        self.sources = SourceStates()
         self._pulls: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()  # by name
         self.exchange: Exchange | None = None  # with other agents, where there is one
 
@@ -78,13 +85,21 @@ class Travel:
         complaints = complaints or Complaints()
         lock = self._pulls.setdefault((namespace, name), asyncio.Lock())
         async with lock, opened(urls, self._store.keyring) as stores:
+            sources = [self.sources.measured(store) for store in stores]
 
             def fleet(namespace: str, digest: str) -> Fleet | None:
-                return self.exchange.fleet(namespace, digest, others, stores) if self.exchange else None
+                return self.exchange.fleet(namespace, digest, others, sources, self.sources) if self.exchange else None
 
-            puller = Puller(self._store, self._seen, stores, fleet, fits, complaints.about)
+            def left(source: Source, error: Exception) -> None:
+                complaints.about(source, error)
+                self.sources.failed(source, error)
+
+            puller = Puller(self._store, self._seen, sources, fleet, fits, left)
+            begin, latest = time.monotonic(), Progress(0, 0, 0)
 
             def told(now: Progress) -> None:
+                nonlocal latest
+                latest = now
                 self.arriving[namespace, name] = digest, now
                 progress(now)
 
@@ -92,6 +107,8 @@ class Travel:
                 snapshot = await puller.pull(namespace, name, digest, replace=replace, progress=told)
             finally:
                 self.arriving.pop((namespace, name), None)
+            if latest.moved >= _WORTH_MEASURING:
+                self.remote_to_disk.measured(latest.moved, time.monotonic() - begin)
         self._changed(snapshot)
         named = [*map(str, stores), *(f"agent {other.address}" for other in others)]
         for complaint in complaints.texts:

@@ -13,7 +13,7 @@ from restore_agent.drivers.meminfo import available_memory, total_memory
 from restore_agent.drivers.weights_view import WeightsRung
 from restore_agent.errors import AgentError, ErrorKind
 from restore_agent.sequences.capture import CaptureRequest
-from restore_agent.sequences.inventory import Transfer
+from restore_agent.sequences.inventory import Gpu, Transfer
 from restore_agent.sequences.node import Node
 from restore_agent.sequences.replicas import Origin, Replica, State
 from restore_agent.sequences.standby import Rung
@@ -249,9 +249,25 @@ def node(value: Node) -> agent_pb2.Node:
             memory_to_process=value.restorer.memory_to_process.rate,
             disk_to_gpu=value.weights.rates[WeightsRung.DISK],
             memory_to_gpu=value.weights.rates[WeightsRung.MEMORY],
+            remote_to_disk=value.travel.remote_to_disk.rate,
         ),
         peer_port=value.travel.exchange.port if value.travel.exchange else 0,
-        gpus=[agent_pb2.Gpu(uuid=gpu.uuid, total_bytes=gpu.total_bytes, free_bytes=gpu.free_bytes) for gpu in value.inventory.gpus],
+        gpus=[_gpu(gpu) for gpu in value.inventory.gpus],
+        staged_bytes=value.staging.held_bytes,
+        sources=[agent_pb2.SourceState(name=each.name, rate=each.bandwidth.rate, fault=each.fault) for each in value.travel.sources],
+    )
+
+
+def _gpu(value: Gpu) -> agent_pb2.Gpu:
+    return agent_pb2.Gpu(
+        uuid=value.uuid,
+        total_bytes=value.total_bytes,
+        free_bytes=value.free_bytes,
+        model=value.model,
+        unused_bytes=value.unused_bytes,
+        pool_bytes=value.pool_bytes,
+        parked_bytes=value.parked_bytes,
+        others_bytes=value.others_bytes,
     )
 
 

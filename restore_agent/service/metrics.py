@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 
 from aiohttp import web
-from prometheus_client import CONTENT_TYPE_LATEST, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
 
+from restore_agent.sequences.node import Node
 from restore_agent.sequences.replicas import Origin
 from restore_agent.sequences.standby import Rung
 from restore_agent.transfer.egress import Egress
@@ -61,6 +64,44 @@ def standbys_are(counts: Mapping[Rung, int], parked: Mapping[str, int]) -> None:
 def sleepers_are(counts: Mapping[Rung, int]) -> None:
     for rung, count in counts.items():
         _SLEEPERS.labels(rung.value).set(count)
+
+
+class NodeCollector(Collector):
+    """What the node knows anyway, read when Prometheus asks. It names at most as many sources as the node remembers."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        staged = GaugeMetricFamily("zerowake_node_staged_bytes", "Memory of images that stand in it or are on their way there")
+        staged.add_metric([], self._node.staging.held_bytes)
+        gpus = GaugeMetricFamily("zerowake_node_gpu_bytes", "Memory of a GPU, by who has it", labels=["gpu", "holder"])
+        for gpu in self._node.inventory.gpus:
+            held = {"nobody": gpu.unused_bytes, "gpumem": gpu.pool_bytes, "parked": gpu.parked_bytes, "others": gpu.others_bytes}
+            for holder, size in held.items():
+                if size is not None:
+                    gpus.add_metric([gpu.uuid, holder], size)
+        rate = GaugeMetricFamily(
+            "zerowake_source_bytes_per_second", "What a store or another agent gave while it was read from, smoothed", labels=["source"]
+        )
+        fails = GaugeMetricFamily(
+            "zerowake_source_fails", "1: the store or other agent gave nothing when it was asked last", labels=["source"]
+        )
+        for source in self._node.travel.sources:
+            rate.add_metric([source.name], source.bandwidth.rate)
+            fails.add_metric([source.name], bool(source.fault))
+        yield from (staged, gpus, rate, fails)
+
+
+@contextlib.contextmanager
+def shown(node: Node) -> Iterator[None]:
+    """What the node has is among the metrics until the block ends."""
+    collector = NodeCollector(node)
+    REGISTRY.register(collector)
+    try:
+        yield
+    finally:
+        REGISTRY.unregister(collector)
 
 
 @contextlib.asynccontextmanager

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from restore_agent.errors import AgentError
 from restore_agent.transfer.cascade import Cascade
 from restore_agent.transfer.offers import Offered, Offers
-from restore_agent.transfer.peer import Peer, Peers
+from restore_agent.transfer.peer import Peers
 from restore_agent.transfer.source import Source, TransferError
+from restore_agent.transfer.source_states import SourceStates
 
 
 class NoPeers(AgentError):
@@ -39,15 +40,16 @@ class Exchange:
         self._peers = peers
         self.port = port
 
-    def fleet(self, namespace: str, digest: str, others: Sequence[OtherAgent], origins: Sequence[Source]) -> Fleet:
-        """All who have a snapshot, or are fetching it. Raises ValueError: an address is none."""
-        members = {other.node: self._to(other, namespace, digest) for other in others if not other.complete and other.node != self._here}
-        holders = {other.node: self._to(other, namespace, digest)(0.0) for other in others if other.complete and other.node != self._here}
+    def fleet(self, namespace: str, digest: str, others: Sequence[OtherAgent], origins: Sequence[Source], states: SourceStates) -> Fleet:
+        """All who have a snapshot, or are fetching it. `states`: hears what agents give. Raises ValueError: an address is none."""
+        others = [other for other in others if other.node != self._here]
+        members = {other.node: self._to(other, namespace, digest, states) for other in others if not other.complete}
+        holders = {other.node: self._to(other, namespace, digest, states)(0.0) for other in others if other.complete}
         return Fleet(self._here, self._offers, members, holders, origins)
 
-    def _to(self, other: OtherAgent, namespace: str, digest: str) -> Callable[[float], Peer]:
-        def peer(patience: float) -> Peer:
-            return self._peers.peer(other.address, namespace, digest, patience)
+    def _to(self, other: OtherAgent, namespace: str, digest: str, states: SourceStates) -> Callable[[float], Source]:
+        def peer(patience: float) -> Source:
+            return states.measured(self._peers.peer(other.address, namespace, digest, patience))
 
         peer(0.0)  # its address is looked at now
         return peer
@@ -60,8 +62,8 @@ class Fleet:
         self,
         here: str,
         offers: Offers,
-        members: dict[str, Callable[[float], Peer]],
-        holders: dict[str, Peer],
+        members: dict[str, Callable[[float], Source]],
+        holders: dict[str, Source],
         origins: Sequence[Source],
     ) -> None:
         self._here = here

@@ -57,6 +57,7 @@ async def test_from_one_that_has_it_with_its_weights(tmp_path: Path, tls: TlsFil
             await fetched(first, snapshot, urls=(f"file://{tmp_path}/remote",))
             shutil.rmtree(tmp_path / "remote")
             got = await fetched(second, snapshot, there)
+        assert {each.name: each.fault for each in second.sources} == {f"agent {there.address}": ""}
         two.verify(got)
         [region] = two.regions(got)
         assert region.folder == two.fetched_weights(region.record)

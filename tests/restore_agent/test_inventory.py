@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +18,7 @@ from restore_agent.sequences.inventory import Gpu, Inventory
 from restore_agent.sequences.staging import Staging
 from restore_agent.sequences.travel import Travel
 from restore_agent.snapshots.catalog import Snapshot, Unreadable
-from restore_agent.snapshots.manifest import WeightsRecord
+from restore_agent.snapshots.manifest import GpuRecord, WeightsRecord
 from restore_agent.snapshots.store import Store
 from tests.worlds.gpumem_server import MIB, make_weights, served
 from tests.worlds.snapshots import CRIU, publish
@@ -37,7 +38,9 @@ class World:
         self.view = WeightsView(folder / "server" / "gpumem.sock")
         self.asked: list[str] = []
         self.restoring = False
-        driver: Any = SimpleNamespace(free=self._free, total=lambda: {"GPU-1": 80 * GIB}, gpus=lambda: SimpleNamespace(uuids=("GPU-1",)))
+        driver: Any = SimpleNamespace(
+            free=self._free, total=lambda: {"GPU-1": 80 * GIB}, gpus=lambda: GpuRecord(driver="1", names=("NVIDIA H200",), uuids=("GPU-1",))
+        )
         self.inventory = Inventory(
             self.store,
             self.staging,
@@ -70,7 +73,10 @@ async def test_gpus_are_looked_at_between_restores_and_told_as_they_were_seen(wo
     assert world.asked == []
     world.restoring = False
     await world.inventory.look_at_gpus()
-    assert world.inventory.gpus == [Gpu("GPU-1", 80 * GIB, 32 * GIB)]
+    (gpu,) = world.inventory.gpus
+    assert gpu == Gpu("GPU-1", "NVIDIA H200", 80 * GIB, 32 * GIB, 30 * GIB, 0, 2 * GIB)
+    assert gpu.others_bytes == 48 * GIB
+    assert replace(gpu, pool_bytes=None).others_bytes is None, "gpumem runs, and does not say what it has"
     assert world.asked == ["free"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from restore_agent.drivers.criu import CriuError
 from restore_agent.errors import AgentError
 from restore_agent.sequences.attempt import RestoreFailed
 from restore_agent.sequences.idling import NoRoomToWake
+from restore_agent.sequences.inventory import Gpu
 from restore_agent.sequences.parked_budget import ParkedFull
 from restore_agent.sequences.placement import NoGpuMemory
 from restore_agent.sequences.replicas import NoReplica
@@ -26,7 +28,9 @@ from restore_agent.snapshots.catalog import Corrupt
 from restore_agent.snapshots.compatibility import Incompatible
 from restore_agent.snapshots.manifest import TemplateRecord
 from restore_agent.snapshots.store import NameTaken
+from restore_agent.transfer.source import Unreachable
 from tests.worlds.agent_service import World, reference, refused, served_node
+from tests.worlds.faulty_source import FaultySource
 from tests.worlds.snapshots import publish
 
 
@@ -109,6 +113,21 @@ def test_what_waits_and_what_it_holds_is_shown() -> None:
     assert 'zerowake_node_sleeping_pods{rung="standby"} 3.0' in generate_latest().decode()
     metrics.standbys_are({Rung.STANDBY: 0, Rung.PARKED: 0}, {})
     assert "GPU-1" not in generate_latest().decode(), "nothing is parked there any more"
+
+
+async def test_what_the_node_has_is_shown_to_prometheus_by_who_has_it(world: World) -> None:
+    node = world.node
+    node.inventory.gpus = [Gpu("GPU-1", "NVIDIA H200", 80, 30, 10, 20, 5), Gpu("GPU-2", "NVIDIA H200", 80, 80, 80, None, 0)]
+    node.travel.sources.failed(FaultySource("s3://b"), Unreachable("nobody answers"))
+    with metrics.shown(node):
+        shown = generate_latest().decode()
+    assert "zerowake_node_staged_bytes 0.0" in shown
+    found = dict(re.findall(r'zerowake_node_gpu_bytes{gpu="GPU-1",holder="(\w+)"} (\S+)', shown))
+    assert found == {"nobody": "10.0", "gpumem": "20.0", "parked": "5.0", "others": "45.0"}
+    found = dict(re.findall(r'zerowake_node_gpu_bytes{gpu="GPU-2",holder="(\w+)"} (\S+)', shown))
+    assert found == {"nobody": "80.0", "parked": "0.0"}, "of the others nothing is known"
+    assert 'zerowake_source_fails{source="s3://b"} 1.0' in shown
+    assert "zerowake_node_gpu_bytes" not in generate_latest().decode(), "the node is closed"
 
 
 async def test_what_a_store_has_is_said_with_what_it_was_captured_from_and_why_not_is_a_reason(world: World, tmp_path: Path) -> None:

@@ -13,12 +13,11 @@ from pathlib import Path
 import pytest
 
 from restore_agent.drivers.headroom import Headroom
-from restore_agent.sequences.staging import Bandwidth, NoMemory, Staging
+from restore_agent.sequences.staging import NoMemory, Staging
 from restore_agent.snapshots.catalog import Corrupt, NotFound, Snapshot
 from restore_agent.snapshots.chunks import Chunk
 from restore_agent.snapshots.compatibility import Incompatible, node_fits
 from restore_agent.snapshots.manifest import ChunkRecord
-from restore_agent.snapshots.page_runs import PAGE
 from restore_agent.snapshots.store import Store
 from tests.worlds.snapshots import CRIU, PID, another_kernel, publish
 from tests.worlds.waiting import until
@@ -183,15 +182,3 @@ async def test_closing_ends_what_is_on_its_way(store: Store, world: World) -> No
     await world.staging.close()
     await asyncio.wait([staging], timeout=20)
     assert isinstance(staging.exception(), RuntimeError)
-
-
-def test_a_bandwidth_follows_what_is_measured() -> None:
-    rate = Bandwidth()
-    assert rate.rate == 0.0
-    rate.measured(0, 1.0)
-    rate.measured(100 * PAGE, 0.0)
-    assert rate.rate == 0.0, "nothing was measured"
-    rate.measured(1000, 1.0)
-    assert rate.rate == 1000.0, "the first stands for all"
-    rate.measured(2000, 1.0)
-    assert 1000.0 < rate.rate < 2000.0

@@ -114,6 +114,9 @@ async def test_how_far_one_is_that_comes_is_known_until_it_has_come_or_was_given
         assert not travel.arriving
         await travel.pull("default", "small", snapshot.digest, [url], look, replace=False)
         assert not travel.arriving
+        assert travel.remote_to_disk.rate > 0
+        (source,) = travel.sources
+        assert (source.name, source.fault) == (url, "") and source.bandwidth.rate > 0
         digest, last = seen[-1]
         assert digest == snapshot.digest and last.done == last.total > 0 < last.moved
 
@@ -129,6 +132,7 @@ async def test_a_store_that_does_wrong_is_named_though_another_serves(tmp_path: 
         complaints = Complaints()
         travel = Travel(two, lambda snapshot: None)
         two.verify(await travel.pull("default", "small", "", [empty, hostile, url], _ignored, replace=False, complaints=complaints))
+        assert {each.name for each in travel.sources} == {empty, hostile, url}
         [text] = complaints.texts
         assert hostile.removeprefix("file://") in text and "not trusted here" in text
 

@@ -24,7 +24,7 @@ async def test_it_climbs_and_falls_and_each_change_is_told_once(tmp_path: Path, 
         view, region = WeightsView(server.socket), weights.id.hex()
         assert await view.look() == set()
         assert view.rung([record(weights.id)]) == WeightsRung.DISK
-        assert view.free_bytes("host") == 64 * MIB
+        assert view.free_bytes("host") == view.held_bytes("host") == 64 * MIB
         async with Control.connected(server.socket) as control:
             await control.fill(weights.layout, weights.sources, "", pinned=True)
             assert await view.look() == {region}
@@ -34,6 +34,7 @@ async def test_it_climbs_and_falls_and_each_change_is_told_once(tmp_path: Path, 
             assert view.rung([record(weights.id)]) == WeightsRung.GPU
             assert await view.look() == set()
             assert view.free_bytes("host") < 64 * MIB
+            assert view.held_bytes("host") == 64 * MIB, "lent or not"
     assert await view.look() == {region}, "its server has ended"
     assert view.rung([record(weights.id)]) == WeightsRung.DISK
 
@@ -42,6 +43,10 @@ async def test_the_lowest_of_several_counts_and_none_is_absent(tmp_path: Path, w
     view = WeightsView(tmp_path / "no.sock")
     assert await view.look() == set()
     assert view.rung([]) == WeightsRung.ABSENT
+    assert view.held_bytes("host") == 0, "there is no gpumem"
+    (tmp_path / "no.sock").touch()
+    await view.look()
+    assert view.held_bytes("host") is None, "there is one, and it says nothing"
     with served(tmp_path / "server", reserve=64 * MIB) as server:
         view = WeightsView(server.socket)
         async with Control.connected(server.socket) as control:
