@@ -60,7 +60,8 @@ class Arena:
         self._map.madvise(mmap.MADV_HUGEPAGE)
         self._start = -address_of(memoryview(self._map)) % HUGE
         self._memory = memoryview(self._map)[self._start : self._start + self.size]
-        self._news = threading.Condition()  # for the two below
+        self._news = threading.Condition()  # for the three below
+        self._paused = False
         self._arrived: list[int] = []  # chunks that are there and verified, as they came
         self._failure: BaseException | None = None  # no more will come
 
@@ -93,6 +94,9 @@ class Arena:
 
     def _read_some(self, numbers: Iterator[int], read: Read) -> None:
         for number in numbers:
+            with self._news:
+                while self._paused and self._failure is None:
+                    self._news.wait()
             if self._failure is not None:
                 return
             end = self._ends[number]
@@ -100,6 +104,12 @@ class Arena:
             with self._news:
                 self._arrived.append(number)
                 self._news.notify_all()
+
+    def pause(self, on: bool) -> None:
+        """While it is on, no chunk is begun to be read: others need the disk more."""
+        with self._news:
+            self._paused = on
+            self._news.notify_all()
 
     def _fail(self, error: BaseException) -> None:
         with self._news:

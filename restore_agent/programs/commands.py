@@ -92,6 +92,14 @@ def agent(
             metavar="SIZE",
         ),
     ] = "0.1",
+    memory: Annotated[
+        str,
+        typer.Option(
+            help="What images that are staged may take of the node's memory: a size (80GiB) or a fraction (0.5).",
+            envvar="ZEROWAKE_MEMORY",
+            metavar="SIZE",
+        ),
+    ] = "1.0",
     keys: Keys = None,
 ) -> None:
     """Runs the restore agent of this node, until it is told to stop."""
@@ -102,7 +110,7 @@ def agent(
             raise CannotRun("--peers and --tls belong together: whoever reaches that port may read snapshots")
         if bool(listen or peers) != bool(tls):
             raise CannotRun("--listen and --tls belong together: whoever reaches the agent may start programs as root")
-        shows, parked = _metrics_address(metrics), _share(parked_bytes)
+        shows, parked, images = _metrics_address(metrics), _share("--parked-bytes", parked_bytes), _share("--memory", memory)
         if stack.enter_context(used(state)):
             die_with_parent(parent)
         enter_own_mounts(state)
@@ -113,7 +121,7 @@ def agent(
             from restore_agent.programs.on_kubernetes import Kubernetes, serve_pods  # noqa: PLC0415  (only here is the API's client needed)
 
             beside = functools.partial(serve_pods, Kubernetes(cri, nri, placeholder, kubelet))
-        asyncio.run(run(node, state, gpumem, shows, serves, beside, parked, keys, sharing))
+        asyncio.run(run(node, state, gpumem, shows, serves, beside, parked, keys, sharing, images))
 
 
 @snapshots.command()
@@ -355,12 +363,12 @@ def _tell_created(result: agent_pb2.SnapshotResult) -> None:
         typer.echo(f"note: {note}")
 
 
-def _share(text: str) -> Share:
+def _share(option: str, text: str) -> Share:
     """Raises CannotRun."""
     try:
         return parse_reserve(text)
     except typer.BadParameter as error:
-        raise CannotRun(f"--parked-bytes {error}") from None
+        raise CannotRun(f"{option} {error}") from None
 
 
 def _rate(text: str) -> int:

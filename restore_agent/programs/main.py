@@ -23,6 +23,7 @@ import grpc
 from zerowake_proto import agent_pb2_grpc
 
 from restore_agent.errors import AgentError
+from restore_agent.sequences.memory_budget import all_of_it
 from restore_agent.sequences.node import Node
 from restore_agent.sequences.offering import Offering
 from restore_agent.sequences.parked_budget import Share, a_tenth
@@ -106,13 +107,14 @@ async def serving(
     parked: Share = a_tenth,
     keys: Path | None = None,
     sharing: Sharing | None = None,
+    images: Share = all_of_it,
 ) -> AsyncIterator[Node]:
     """Serves an agent's gRPC on its socket, which only root may open, and where others reach it. `enter_own_mounts` comes first.
 
     Raises StoreBusy, UnusableKey, BadCertificate, CannotListen, CannotRun, OSError.
     """
     path = socket_of(state)
-    async with Node.open(name, state, _memory(state), gpumem, metrics, parked, keys) as node, _shared(node, sharing):
+    async with Node.open(name, state, _memory(state), gpumem, metrics, parked, keys, images) as node, _shared(node, sharing):
         listening.make_way(path, "the agent")  # of one that was killed: the store's lock says that none is alive
         server = grpc.aio.server(interceptors=[OnlyTheScaler()], options=listening.PINGS_WELCOME)
         agent_pb2_grpc.add_AgentServicer_to_server(AgentService(node), server)
@@ -158,6 +160,7 @@ async def run(
     parked: Share = a_tenth,
     keys: Path | None = None,
     sharing: Sharing | None = None,
+    images: Share = all_of_it,
 ) -> None:
     """Until SIGTERM or SIGINT, and with it what runs `beside`, for ever. Raises what `serving` and `beside` do."""
     stop = asyncio.Event()
@@ -171,7 +174,7 @@ async def run(
     async with contextlib.AsyncExitStack() as stack:
         if metrics_address:
             await stack.enter_async_context(metrics.serve(*metrics_address))
-        node = await stack.enter_async_context(serving(name, state, gpumem, listen, parked, keys, sharing))
+        node = await stack.enter_async_context(serving(name, state, gpumem, listen, parked, keys, sharing, images))
         stack.enter_context(metrics.shown(node))
         _LOG.info("agent of node %s serves on %s", name, socket_of(state))
         if beside:

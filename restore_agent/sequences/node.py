@@ -29,6 +29,7 @@ from restore_agent.sequences.changes import Change, Changes, Removed
 from restore_agent.sequences.gpu_choice import staging_devices
 from restore_agent.sequences.idling import Idling
 from restore_agent.sequences.inventory import Inventory
+from restore_agent.sequences.memory_budget import NoMemory, all_of_it
 from restore_agent.sequences.observer import Observer
 from restore_agent.sequences.parked_budget import Share, a_tenth
 from restore_agent.sequences.phases import Phases
@@ -37,7 +38,7 @@ from restore_agent.sequences.restore import OpenPlace, Restorer
 from restore_agent.sequences.rungs import Rungs
 from restore_agent.sequences.second_best import SecondBest
 from restore_agent.sequences.sleep_notes import SleepNotes
-from restore_agent.sequences.staging import NoMemory, Staging
+from restore_agent.sequences.staging import Staging
 from restore_agent.sequences.standby import Rung, Standbys
 from restore_agent.sequences.transitions import Transitions
 from restore_agent.sequences.travel import Travel
@@ -66,6 +67,7 @@ class Node:
         criu: Criu | CriuError,
         observer: Observer,
         parked: Share = a_tenth,
+        images: Share = all_of_it,
     ) -> None:
         self.name = name
         self.observer = observer
@@ -83,7 +85,8 @@ class Node:
         self._cuda = cuda
         gpus = cuda.gpus() if cuda else None
         self.headroom = Headroom()
-        self.staging = Staging(store, memory, self.criu.version if self.criu else "0", gpus, self.headroom, self._changed)
+        version = self.criu.version if self.criu else "0"
+        self.staging = Staging(store, memory, version, gpus, self.headroom, self._changed, images, self._stands_by)
         huge = HugePages.of_processes(store.state)
         transitions = Transitions(self.staging, huge, self.headroom, cuda, self.weights, self._give_way)
         self.transitions = transitions
@@ -104,10 +107,18 @@ class Node:
     @classmethod
     @contextlib.asynccontextmanager
     async def open(
-        cls, name: str, state: Path, memory: Path, gpumem: Path, observer: Observer, parked: Share = a_tenth, keys: Path | None = None
+        cls,
+        name: str,
+        state: Path,
+        memory: Path,
+        gpumem: Path,
+        observer: Observer,
+        parked: Share = a_tenth,
+        keys: Path | None = None,
+        images: Share = all_of_it,
     ) -> AsyncIterator[Node]:
-        """`state`: the snapshots' folder; `memory`: a tmpfs; `gpumem`: its server's socket; `parked`: what parked engines may hold;
-        `keys`: the keyring's folder, if it is not the state folder's own.
+        """`state`: the snapshots' folder; `memory`: a tmpfs; `gpumem`: its server's socket; `parked`: what parked engines may hold of each
+        GPU; `keys`: the keyring's folder, if it is not the state folder's own; `images`: what staged images may take of the node's memory.
 
         Raises StoreBusy, UnusableKey, OSError.
         """
@@ -116,7 +127,7 @@ class Node:
             weights = Weights(gpumem)
             sandboxes = _sandboxes(store, memory, weights)
             await asyncio.to_thread(_prepare, sandboxes)
-            node = cls(name, store, memory, weights, await _working_criu(sandboxes, store.state / _CRIU_LOG), observer, parked)
+            node = cls(name, store, memory, weights, await _working_criu(sandboxes, store.state / _CRIU_LOG), observer, parked, images)
             pressure = asyncio.create_task(kept(node._yield_to_pressure, "memory pressure", _LOG), name="memory pressure")
             try:
                 async with node.inventory.watched():
@@ -183,7 +194,9 @@ class Node:
         elif standby:
             origin = Origin.PARKED if standby.rung is Rung.PARKED else Origin.STANDBY
             try:
-                return origin, await self.transitions.wake(standby, phases)
+                engine = await self.transitions.wake(standby, phases)
+                self.staging.used(snapshot)
+                return origin, engine
             except RestoreFailed as error:
                 _LOG.warning("what waited of %s did not wake (%s), restoring another replica: %s", snapshot, error.reason, error)
         return Origin.RESTORED, await self.restorer.restore(snapshot, phases)
@@ -237,6 +250,8 @@ class Node:
         finally:
             self._restoring -= 1
         if slept:
+            if replica.snapshot:
+                self.staging.used(replica.snapshot)
             self.observer.restored(replica.model, replica.origin, replica.phases)
             self._log(activation, replica, phases)
         return replica
@@ -266,22 +281,31 @@ class Node:
         self._changed(captured.snapshot)
         return captured
 
-    async def stage(self, snapshot: Snapshot) -> float:
-        """Image and weights into memory, at the same time; returns the seconds. Raises what `Staging.stage` does, WeightsError."""
+    async def stage(self, snapshot: Snapshot, *, urgent: bool = False) -> float:
+        """Image and weights into memory, at the same time; returns the seconds. `urgent`: a request waits for it. Raises what
+        `Staging.hold` does, WeightsError."""
         begin = time.monotonic()
         try:
-            await self._stage(snapshot)
-        except NoMemory:
-            if not await self.standbys.drop_oldest(but=snapshot.digest):
-                raise
-            await self._stage(snapshot)
+            try:
+                await self._stage(snapshot, urgent=urgent)
+            except NoMemory:
+                if not await self.standbys.drop_oldest(but=snapshot.digest):
+                    raise
+                await self._stage(snapshot, urgent=urgent)
+        except asyncio.CancelledError:
+            self.staging.give_up(snapshot.digest)
+            raise
         return time.monotonic() - begin
 
-    async def _stage(self, snapshot: Snapshot) -> None:
+    def _stands_by(self, digest: str) -> bool:
+        """Then its image stays: CRIU may read in it still, and whoever takes the standby from its rung finds what is below."""
+        return digest in self.standbys
+
+    async def _stage(self, snapshot: Snapshot, *, urgent: bool) -> None:
         here = self._cuda.gpus().uuids if self._cuda else ()
         with first_error():
             async with asyncio.TaskGroup() as group:
-                group.create_task(self.staging.stage(snapshot))
+                group.create_task(self.staging.stage(snapshot, urgent=urgent))
                 for region in await self.staging.regions(snapshot):
                     devices = staging_devices(snapshot.manifest, region.record, here)
                     group.create_task(self.weights.stage(region, devices, snapshot.manifest.tenant))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 
 from restore_agent.errors import AgentError, ErrorKind
 
-Share = Callable[[int], int]  # all bytes of a GPU → those that parked engines may hold
+Share = Callable[[int], int]  # all bytes of a memory or a disk → those that may be held of it
 
 
 def a_tenth(total: int) -> int:

@@ -32,8 +32,10 @@ from restore_agent.places.sandboxes import Sandboxes
 from restore_agent.places.shared_folders import caches
 from restore_agent.sequences.attempt import RestoreFailed, attempt
 from restore_agent.sequences.gpu_choice import Suspended
+from restore_agent.sequences.memory_budget import SPARE_BYTES, NoMemory
 from restore_agent.sequences.phases import Phases
-from restore_agent.sequences.staging import SPARE_BYTES, NoMemory, Staged, Staging
+from restore_agent.sequences.staged import Staged
+from restore_agent.sequences.staging import Staging
 from restore_agent.sequences.standby import Standby
 from restore_agent.sequences.transitions import Transitions
 from restore_agent.snapshots.catalog import Snapshot
@@ -82,7 +84,7 @@ class Restorer:
             if given is not None and self._cuda:
                 check_gpus(snapshot.manifest.fits.gpus, self._cuda.gpus(given))
             tree = _dumped(snapshot, given)
-            with self._staging.hold(snapshot) as staged:
+            with self._staging.hold(snapshot, urgent=True) as staged:
                 async with (
                     self._transitions.gpus.chosen(tree) as pairs,
                     self._transitions.weights_on_their_way(snapshot, tree, pairs) as weights,
@@ -94,6 +96,7 @@ class Restorer:
         self.overhead[snapshot.digest] = before + 0.3 * (overhead - before)
         if open_place is None:
             self.make_ready(snapshot)
+        self._staging.used(snapshot)
         return engine
 
     def make_ready(self, snapshot: Snapshot) -> None:

@@ -54,7 +54,7 @@ class AgentService(agent_pb2_grpc.AgentServicer):
             elif request.rung == agent_pb2.RUNG_STANDBY:
                 seconds = await self._node.stand_by(snapshot, request.keep_seconds)
             elif request.rung == agent_pb2.RUNG_MEMORY:
-                seconds = await self._node.stage(snapshot)
+                seconds = await self._node.stage(snapshot, urgent=request.urgent)
             elif request.rung != agent_pb2.RUNG_DISK:
                 raise messages.InvalidField("rung: a snapshot can be staged to RUNG_DISK, RUNG_MEMORY, RUNG_STANDBY and RUNG_PARKED")
             residency = messages.residency(self._node, snapshot)

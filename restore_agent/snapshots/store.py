@@ -39,6 +39,7 @@ from restore_agent.snapshots.chunks import Chunk, Lease
 from restore_agent.snapshots.file_hashes import FileHashes
 from restore_agent.snapshots.keyring import SIGNATURE, Keyring, Signature, UnusableKey
 from restore_agent.snapshots.manifest import FileRecord, Manifest, digest_of
+from restore_agent.snapshots.uses import Uses
 from zerowake_shared.state_folder import STORE_LOCK, Lock, store_holder
 
 
@@ -82,6 +83,7 @@ class Store(Catalog):
             self.keyring.make()
         self.arrivals = Arrivals(state)
         self.hashes = FileHashes(state / "node" / "files.json")
+        self.uses = Uses(state / "node" / "uses")
         self._changing = threading.Lock()  # over the moment at which names and folders do not agree
         self.postponed = False  # the last sweep left something to the next one
         self.sweep()

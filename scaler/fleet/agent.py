@@ -218,14 +218,16 @@ class Agent:
         peers: Iterable[SnapshotPeer] = (),
         stores: Iterable[str] = (),
         complained: Callable[[str], None] = lambda why: None,
+        *,
+        urgent: bool = False,
     ) -> float:
         """The snapshot up to the rung, fetched from `peers` and `stores` (URLs) where the node does not have it; returns the seconds that
-        it took. `complained`: hears what some of them did wrong while others gave it.
+        it took. `complained`: hears what some of them did wrong while others gave it. `urgent`: a request waits for it.
 
         Raises AgentError; AgentSilent: nothing was heard of the agent meanwhile.
         """
         reference = messages.reference(snapshot, digest)
-        request = agent_pb2.StageRequest(request_id=self._id(), snapshot=reference, rung=agent_pb2.Rung.Name(rung))
+        request = agent_pb2.StageRequest(request_id=self._id(), snapshot=reference, rung=agent_pb2.Rung.Name(rung), urgent=urgent)
         request.stores.extend(stores)
         request.peers.extend(agent_pb2.Peer(node=peer.node, address=peer.address, complete=peer.complete) for peer in peers)
         try:

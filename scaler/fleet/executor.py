@@ -160,7 +160,7 @@ class Executor:
             stores = (action.store,) if action.store else ()
             began = self._clock.now()
             complained = functools.partial(self._complained, action, agent.name)
-            seconds = await agent.stage(action.snapshot, action.digest, action.rung, peers, stores, complained)
+            seconds = await agent.stage(action.snapshot, action.digest, action.rung, peers, stores, complained, urgent=action.urgent)
             if action.rung is Rung.DISK:
                 seconds = self._clock.now() - began  # the agent's are those of the way up from there
                 if not self._wanted(action.snapshot):

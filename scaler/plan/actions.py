@@ -12,7 +12,8 @@ from scaler.plan.rungs import Rung
 @dataclass(frozen=True, slots=True)
 class Stage:
     """A snapshot goes up to the rung on the node whose agent has this address. store: where it can be fetched from, beside other agents, if
-    the node does not have it; empty: nowhere."""
+    the node does not have it; empty: nowhere. urgent: a request waits for it.
+    """
 
     node: str
     model: str
@@ -21,6 +22,7 @@ class Stage:
     rung: Rung
     reason: str = field(compare=False)
     store: str = field(default="", compare=False)
+    urgent: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -214,7 +214,7 @@ def _staged(world: World, model: Model, later: list[float]) -> Iterator[Action]:
     soonest = ranked((pair, seconds_to_serve(*pair)) for pair in holders)[:1] if waits else []
     for node, residency in holders:
         if any(node is best for best, _ in soonest):
-            yield from _up(world, model, node, residency, Rung.MEMORY, "requests wait for it", later)
+            yield from _up(world, model, node, residency, Rung.MEMORY, "requests wait for it", later, urgent=True)
         elif model.stage >= Rung.MEMORY:
             yield from _up(world, model, node, residency, Rung.MEMORY, "its snapshot waits in memory", later)
         if asked or live or demand.replicas:
@@ -225,14 +225,16 @@ def _staged(world: World, model: Model, later: list[float]) -> Iterator[Action]:
             yield from _up(world, model, node, residency, Rung.PARKED, "its snapshot waits parked", later)
 
 
-def _up(world: World, model: Model, node: Node, residency: Residency, rung: Rung, reason: str, later: list[float]) -> Iterator[Stage]:
+def _up(
+    world: World, model: Model, node: Node, residency: Residency, rung: Rung, reason: str, later: list[float], *, urgent: bool = False
+) -> Iterator[Stage]:
     """One rung up to `rung`, unless it stands elsewhere, is on its way, was refused lately, or would take too long."""
     assert model.snapshot is not None
     if residency.rung != rung - 1 or residency.unusable:
         return
     if rung is Rung.MEMORY and seconds_to_stage(node, residency) > model.longest_staging:
         return
-    action = Stage(node.address, model.name, model.snapshot, residency.digest, rung, reason)
+    action = Stage(node.address, model.name, model.snapshot, residency.digest, rung, reason, urgent=urgent)
     until = world.put_off.get((node.address, residency.digest, rung), -math.inf)
     if until > world.now:
         later.append(until)
@@ -272,7 +274,7 @@ def _fetched(world: World, model: Model, later: list[float]) -> Iterator[Stage]:
             later.append(until)
             continue
         why = "requests wait, and no node that has its snapshot can restore it" if asked else "no node that has its snapshot can restore it"
-        yield Stage(node.address, model.name, model.snapshot, there.digest, Rung.DISK, why, there.store)
+        yield Stage(node.address, model.name, model.snapshot, there.digest, Rung.DISK, why, there.store, urgent=asked)
         return
 
 

@@ -14,9 +14,9 @@ from restore_agent.pages.fill import FillError
 from restore_agent.places.container_error import ContainerError
 from restore_agent.places.place import PlaceError
 from restore_agent.sequences.attempt import RestoreFailed
+from restore_agent.sequences.memory_budget import NoMemory
 from restore_agent.sequences.placement import NoGpuMemory
 from restore_agent.sequences.replicas import NoReplica
-from restore_agent.sequences.staging import NoMemory
 from restore_agent.service.messages import InvalidField
 from restore_agent.snapshots.catalog import Corrupt, NotFound
 from restore_agent.snapshots.compatibility import Incompatible

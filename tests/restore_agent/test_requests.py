@@ -12,7 +12,7 @@ import grpc
 import pytest
 from zerowake_proto import agent_pb2 as pb
 
-from restore_agent.sequences.staging import NoMemory
+from restore_agent.sequences.memory_budget import NoMemory
 from tests.worlds.agent_service import World, reference, refused, served_node
 from tests.worlds.snapshots import publish
 from tests.worlds.waiting import until

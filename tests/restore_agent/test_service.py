@@ -17,11 +17,11 @@ from restore_agent.errors import AgentError
 from restore_agent.sequences.attempt import RestoreFailed
 from restore_agent.sequences.idling import NoRoomToWake
 from restore_agent.sequences.inventory import Gpu
+from restore_agent.sequences.memory_budget import NoMemory
 from restore_agent.sequences.parked_budget import ParkedFull
 from restore_agent.sequences.placement import NoGpuMemory
 from restore_agent.sequences.replicas import NoReplica
 from restore_agent.sequences.rungs import CannotPark
-from restore_agent.sequences.staging import NoMemory
 from restore_agent.sequences.standby import Rung
 from restore_agent.service import metrics
 from restore_agent.snapshots.catalog import Corrupt

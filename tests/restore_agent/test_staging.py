@@ -6,55 +6,31 @@ import asyncio
 import os
 import random
 import shutil
-import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from restore_agent.drivers.headroom import Headroom
-from restore_agent.sequences.staging import NoMemory, Staging
-from restore_agent.snapshots.catalog import Corrupt, NotFound, Snapshot
-from restore_agent.snapshots.chunks import Chunk
+from restore_agent.sequences.memory_budget import NoMemory
+from restore_agent.snapshots.catalog import Corrupt, NotFound
 from restore_agent.snapshots.compatibility import Incompatible, node_fits
 from restore_agent.snapshots.manifest import ChunkRecord
 from restore_agent.snapshots.store import Store
 from tests.worlds.snapshots import CRIU, PID, another_kernel, publish
+from tests.worlds.staging import StagingWorld, slow, staging
 from tests.worlds.waiting import until
+from zerowake_shared.background import ended
 
 CONTENT = random.Random(5).randbytes(9 << 20)
 
 
 @pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[Store]:
-    store = Store(tmp_path / "state")
-    yield store
-    store.close()
+async def world(store: Store, tmp_path: Path) -> AsyncIterator[StagingWorld]:
+    async with staging(store, tmp_path / "memory") as world:
+        yield world
 
 
-class World:
-    """A staging, and what it has said."""
-
-    def __init__(self, store: Store, memory: Path) -> None:
-        self.memory = memory
-        self.heard: list[Snapshot] = []
-        self.headroom = Headroom()
-        self.staging = Staging(store, memory, CRIU, None, self.headroom, self.heard.append)
-
-    async def close(self) -> None:
-        await self.staging.close()
-        await self.headroom.close()
-
-
-@pytest.fixture
-async def world(store: Store, tmp_path: Path) -> AsyncIterator[World]:
-    world = World(store, tmp_path / "memory")
-    yield world
-    await world.close()
-    assert not world.memory.exists() or list(world.memory.iterdir()) == []
-
-
-async def test_a_staged_snapshot_is_its_skeleton_in_a_folder_and_its_pages_in_an_arena(store: Store, world: World) -> None:
+async def test_a_staged_snapshot_is_its_skeleton_in_a_folder_and_its_pages_in_an_arena(store: Store, world: StagingWorld) -> None:
     snapshot = publish(store, CONTENT)
     assert not world.staging.in_memory(snapshot.digest)
     await world.staging.stage(snapshot)
@@ -68,7 +44,7 @@ async def test_a_staged_snapshot_is_its_skeleton_in_a_folder_and_its_pages_in_an
     assert (run.pid, bytes(run.data)) == (PID, CONTENT)
 
 
-async def test_all_who_ask_at_once_wait_for_one(store: Store, world: World) -> None:
+async def test_all_who_ask_at_once_wait_for_one(store: Store, world: StagingWorld) -> None:
     snapshot = publish(store, CONTENT)
     await asyncio.gather(*(world.staging.stage(snapshot) for _ in range(5)))
     assert world.heard == [snapshot]
@@ -76,7 +52,7 @@ async def test_all_who_ask_at_once_wait_for_one(store: Store, world: World) -> N
     assert world.heard == [snapshot]
 
 
-async def test_an_unstaged_snapshot_stays_until_its_last_user_has_let_go(store: Store, world: World) -> None:
+async def test_an_unstaged_snapshot_stays_until_its_last_user_has_let_go(store: Store, world: StagingWorld) -> None:
     snapshot = publish(store, CONTENT)
     await world.staging.stage(snapshot)
     with world.staging.hold(snapshot) as staged:
@@ -90,7 +66,9 @@ async def test_an_unstaged_snapshot_stays_until_its_last_user_has_let_go(store: 
 
 
 @pytest.mark.parametrize("what", ["page", "skeleton", "index"])
-async def test_a_byte_that_is_another_is_found_and_the_snapshot_is_unusable_from_then_on(store: Store, world: World, what: str) -> None:
+async def test_a_byte_that_is_another_is_found_and_the_snapshot_is_unusable_from_then_on(
+    store: Store, world: StagingWorld, what: str
+) -> None:
     snapshot = publish(store, CONTENT)
     files = {
         "page": store.chunks.path(snapshot.chunks[1].hash),
@@ -108,7 +86,7 @@ async def test_a_byte_that_is_another_is_found_and_the_snapshot_is_unusable_from
     assert world.staging.unusable == {}, "and usable again once it was whole"
 
 
-async def test_what_does_not_fit_the_node_is_refused_before_anything_is_read(store: Store, world: World) -> None:
+async def test_what_does_not_fit_the_node_is_refused_before_anything_is_read(store: Store, world: StagingWorld) -> None:
     fits = node_fits(CRIU, [], None).model_copy(update={"kernel": another_kernel()})
     snapshot = publish(store, CONTENT, fits=fits)
     shutil.rmtree(store.state / "chunks")
@@ -117,7 +95,7 @@ async def test_what_does_not_fit_the_node_is_refused_before_anything_is_read(sto
     assert snapshot.digest in world.staging.unusable
 
 
-async def test_what_the_node_has_no_memory_for_is_refused_and_not_unusable(store: Store, world: World) -> None:
+async def test_what_the_node_has_no_memory_for_is_refused_and_not_unusable(store: Store, world: StagingWorld) -> None:
     hole = ChunkRecord(hash="0" * 64, size=1 << 43)
     store.chunks.path(hole.hash).parent.mkdir(parents=True)
     store.chunks.path(hole.hash).touch()
@@ -128,7 +106,7 @@ async def test_what_the_node_has_no_memory_for_is_refused_and_not_unusable(store
     assert world.staging.unusable == {}
 
 
-async def test_who_does_not_wait_for_the_pages_has_the_skeleton_first(store: Store, world: World) -> None:
+async def test_who_does_not_wait_for_the_pages_has_the_skeleton_first(store: Store, world: StagingWorld) -> None:
     snapshot = publish(store, CONTENT)
     missing = store.chunks.path(snapshot.chunks[-1].hash)
     missing.unlink()
@@ -142,24 +120,17 @@ async def test_who_does_not_wait_for_the_pages_has_the_skeleton_first(store: Sto
 
 
 async def test_what_is_being_read_is_read_to_its_end_though_it_is_replaced(
-    store: Store, world: World, monkeypatch: pytest.MonkeyPatch
+    store: Store, world: StagingWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A restore that has begun needs no second one: the old bytes go when the last has read them."""
     snapshot = publish(store, CONTENT)
-    go, read_into = threading.Event(), store.chunks.read_into
-
-    def slowly(chunk: Chunk, target: memoryview) -> None:
-        go.wait(20)
-        read_into(chunk, target)
-
-    monkeypatch.setattr(store.chunks, "read_into", slowly)
-    staging = asyncio.create_task(world.staging.stage(snapshot))
-    with world.staging.hold(snapshot) as staged:
-        await asyncio.wait_for(asyncio.shield(staged.arriving), 20)
-    replaced = await asyncio.to_thread(publish, store, CONTENT[::-1], replace=True)
-    assert snapshot.directory.exists()
-    go.set()
-    await asyncio.wait_for(staging, 20)
+    with slow(store, monkeypatch, snapshot):
+        reading = asyncio.create_task(world.staging.stage(snapshot))
+        with world.staging.hold(snapshot) as staged:
+            await asyncio.wait_for(asyncio.shield(staged.arriving), 20)
+        replaced = await asyncio.to_thread(publish, store, CONTENT[::-1], replace=True)
+        assert snapshot.directory.exists()
+    await asyncio.wait_for(reading, 20)
     await until(lambda: not snapshot.directory.exists() and not store.postponed, "the old snapshot is gone")
     store.verify(replaced)
     with world.staging.hold(snapshot) as staged:
@@ -167,7 +138,7 @@ async def test_what_is_being_read_is_read_to_its_end_though_it_is_replaced(
     assert bytes(run.data) == CONTENT
 
 
-async def test_what_was_removed_before_it_was_read_is_not_called_corrupt(store: Store, world: World) -> None:
+async def test_what_was_removed_before_it_was_read_is_not_called_corrupt(store: Store, world: StagingWorld) -> None:
     snapshot = publish(store, CONTENT)
     store.remove("default", "small")
     with pytest.raises(NotFound, match="removed or replaced meanwhile"):
@@ -175,10 +146,41 @@ async def test_what_was_removed_before_it_was_read_is_not_called_corrupt(store: 
     assert world.staging.unusable == {}
 
 
-async def test_closing_ends_what_is_on_its_way(store: Store, world: World) -> None:
+async def test_closing_ends_what_is_on_its_way(store: Store, world: StagingWorld) -> None:
     snapshot = publish(store, CONTENT)
-    staging = asyncio.create_task(world.staging.stage(snapshot))
+    reading = asyncio.create_task(world.staging.stage(snapshot))
     await asyncio.sleep(0)
     await world.staging.close()
-    await asyncio.wait([staging], timeout=20)
-    assert isinstance(staging.exception(), RuntimeError)
+    await asyncio.wait([reading], timeout=20)
+    assert isinstance(reading.exception(), RuntimeError)
+
+
+async def test_what_nobody_waits_for_any_more_goes_no_further(store: Store, world: StagingWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    snapshot = publish(store, CONTENT)
+    with slow(store, monkeypatch, snapshot) as go:
+        first, second = (asyncio.create_task(world.staging.stage(snapshot)) for _ in range(2))
+        with world.staging.hold(snapshot) as staged:
+            await asyncio.wait_for(asyncio.shield(staged.arriving), 20)
+        await ended([first])
+        world.staging.give_up(snapshot.digest)
+        assert world.heard == [], "another waits for it"
+        await ended([second])
+        world.staging.give_up(snapshot.digest)
+        assert world.heard == [snapshot]
+        go.set()
+        await until(lambda: not staged.directory.exists() and not world.staging.budget.taken_bytes, "nothing of it is left")
+    await world.staging.stage(snapshot)
+    world.staging.give_up(snapshot.digest)
+    assert world.staging.in_memory(snapshot.digest), "what is there stays"
+
+
+async def test_one_that_is_wanted_again_while_the_last_is_used_is_another_one(store: Store, world: StagingWorld) -> None:
+    snapshot = publish(store, CONTENT)
+    with world.staging.hold(snapshot) as staged:
+        images = await asyncio.shield(staged.skeleton)
+        world.staging.unstage(snapshot.digest)
+        await world.staging.stage(snapshot)
+        assert (images / "inventory.img").exists()
+    assert not images.exists()
+    with world.staging.hold(snapshot) as again:
+        assert ((await again.skeleton) / "inventory.img").exists()

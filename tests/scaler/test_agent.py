@@ -32,7 +32,8 @@ async def there() -> AsyncIterator[tuple[Agent, fake_agent.Agent]]:
 async def test_calls_name_the_snapshot_and_each_its_request(there: tuple[Agent, fake_agent.Agent]) -> None:
     agent, other = there
     assert await agent.stage(NAME, "d", Rung.MEMORY) == pytest.approx(0.1)
-    await agent.stage(NAME, "d", Rung.STANDBY)
+    await agent.stage(NAME, "d", Rung.STANDBY, urgent=True)
+    assert [each.urgent for each in other.staged] == [False, True]
     assert [(each.snapshot.name, each.snapshot.digest, each.rung) for each in other.staged] == [
         ("chat", "d", agent_pb2.RUNG_MEMORY),
         ("chat", "d", agent_pb2.RUNG_STANDBY),

@@ -61,8 +61,10 @@ class StandIn:
         peers: Sequence[SnapshotPeer],
         stores: Sequence[str],
         complained: Callable[[str], None],
+        *,
+        urgent: bool,
     ) -> float:
-        self.peers, self.stores = peers, stores
+        self.peers, self.stores, self.urgent = peers, stores, urgent
         for why in self.wrongs:
             complained(why)
         await self._call(f"{rung.name} {digest}")

@@ -38,6 +38,7 @@ def test_requests_that_wait_have_the_best_node_stage() -> None:
     asked = replace(CHAT, stage=Rung.DISK)
     nodes = (node("slow", Rung.DISK, size=9 * GB), node("quick", Rung.DISK))
     assert stages(world(*nodes, model=asked, demand=WAITS)) == [("quick", Rung.MEMORY)]
+    assert [each.urgent for each in decide(world(*nodes, model=asked, demand=WAITS)).actions if isinstance(each, Stage)] == [True]
     assert stages(world(*nodes, node("ready"), model=asked, demand=WAITS)) == [], "the best node has it in memory"
     assert stages(world(serving(nodes[0], "r"), nodes[1], model=asked, demand=WAITS)) == [], "somebody serves"
 

@@ -12,7 +12,7 @@ from restore_agent.pages.fill import FillError
 from restore_agent.places.place import Place
 from restore_agent.sequences.phases import Phases
 from restore_agent.sequences.restore import Restorer
-from restore_agent.sequences.staging import Staged
+from restore_agent.sequences.staged import Staged
 from scaler.programs.cli import main
 from tests.worlds.comparison import Different, compare
 
