@@ -19,3 +19,6 @@ class SnapshotName:
         """`NAMESPACE/NAME`, or `NAME` alone for one of the namespace `default`."""
         namespace, _, name = value.rpartition("/")
         return cls(namespace or DEFAULT_NAMESPACE, name)
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name}"

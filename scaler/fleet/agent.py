@@ -93,7 +93,7 @@ class Agent:
         self._early: dict[str, tuple[Replica, Endpoint]] = {}  # replicas that the stream has named while one was
         self._revisions: dict[SnapshotName, int] = {}  # of what was said last of each, in this stream or since
         self._parked_overheads: dict[str, float] = {}  # by digest: seconds of waking a parked one beside its weights, smoothed
-        self._fetch_rate = 0.0  # bytes a second of snapshots that came from other nodes, smoothed
+        self._fetch_rate = 0.0  # bytes a second of snapshots that came to it, smoothed: where its agent is an older one, which does not say
         self._told = Node(address)
         self._shown: Node | None = None
 
@@ -111,7 +111,7 @@ class Agent:
                 self._told,
                 synced=synced,
                 silent=self.silent,
-                rates=replace(self._told.rates, remote_to_disk=self._fetch_rate),
+                rates=replace(self._told.rates, remote_to_disk=self._told.rates.remote_to_disk or self._fetch_rate),
                 residencies=MappingProxyType(dict(self.residencies)),
                 replicas=MappingProxyType(dict(self.replicas)),
                 transfers=tuple(self._transfers.values()),
@@ -139,6 +139,8 @@ class Agent:
             gpus=messages.gpus(told),
             rates=messages.rates(told.bandwidths),
             peer_address=messages.peer_address(told, self.address),
+            sources=messages.sources(told),
+            staged_bytes=told.staged_bytes if told.HasField("staged_bytes") else None,
         )
         self._shown = None
 

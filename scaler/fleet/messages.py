@@ -9,7 +9,7 @@ from zerowake_proto import agent_pb2
 from scaler.books.snapshot_name import SnapshotName
 from scaler.gateway.upstream import Endpoint
 from scaler.plan.rungs import Rung, WeightsRung
-from scaler.plan.world import Gpu, Rates, Replica, Residency, Stored, Transfer
+from scaler.plan.world import Gpu, Rates, Replica, Residency, SourceState, Stored, Transfer
 from zerowake_shared.address import Address
 
 _ORIGINS = {
@@ -68,11 +68,27 @@ def kept(store: str, told: agent_pb2.FindResponse) -> Kept:
 
 
 def rates(told: agent_pb2.Bandwidths) -> Rates:
-    return Rates(told.disk_to_memory, told.memory_to_process, told.disk_to_gpu, told.memory_to_gpu)
+    return Rates(told.disk_to_memory, told.memory_to_process, told.disk_to_gpu, told.memory_to_gpu, told.remote_to_disk)
 
 
 def gpus(told: agent_pb2.Node) -> tuple[Gpu, ...]:
-    return tuple(Gpu(gpu.uuid, gpu.total_bytes, gpu.free_bytes) for gpu in told.gpus)
+    return tuple(
+        Gpu(
+            gpu.uuid,
+            gpu.total_bytes,
+            gpu.free_bytes,
+            gpu.model,
+            unused_bytes=gpu.unused_bytes if gpu.HasField("unused_bytes") else None,
+            pool_bytes=gpu.pool_bytes if gpu.HasField("pool_bytes") else None,
+            parked_bytes=gpu.parked_bytes if gpu.HasField("parked_bytes") else None,
+            others_bytes=gpu.others_bytes if gpu.HasField("others_bytes") else None,
+        )
+        for gpu in told.gpus
+    )
+
+
+def sources(told: agent_pb2.Node) -> tuple[SourceState, ...]:
+    return tuple(SourceState(each.name, each.rate, each.fault) for each in told.sources)
 
 
 def peer_address(told: agent_pb2.Node, agent: str) -> str:

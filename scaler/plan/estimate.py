@@ -4,7 +4,7 @@
         overhead      parked: a wake-up's own, which has nothing of CUDA in it; else a restore's
         image         parked, standby: 0; in memory: bytes / fill rate; on disk: the same, after bytes / staging rate
         weights       on the GPU: 0; in host memory: bytes / pinned rate; on disk: bytes / the disk's rate, which image and weights share
-    remote:           all of its bytes / the network's rate, and then as from disk
+    remote:           all of its bytes / the network's rate, or that of its store where nobody else has it, and then as from disk
     without one:      a cold start's time, the longer the less of the node's memory is free
     no room on GPUs:  never; what parked engines hold counts as free, since they make room by themselves
 
@@ -71,7 +71,12 @@ def seconds_to_fetch(node: Node, residency: Residency) -> float:
         return 0.0
     if not residency.sources and not residency.store:
         return math.inf
-    return total_bytes(residency) / (node.rates.remote_to_disk or _NETWORK_RATE)
+    return total_bytes(residency) / (_rate_of_store(node, residency) or node.rates.remote_to_disk or _NETWORK_RATE)
+
+
+def _rate_of_store(node: Node, residency: Residency) -> float:
+    """That of the store which alone could give it, as it was measured on the node; 0: it was not, or others give it, too."""
+    return next((each.rate for each in node.sources if each.name == residency.store and not residency.sources), 0.0)
 
 
 def total_bytes(residency: Residency) -> int:

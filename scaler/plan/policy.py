@@ -31,7 +31,7 @@ from scaler.plan.copies import copy
 from scaler.plan.estimate import ranked, seconds_to_fetch, seconds_to_serve, seconds_to_stage, seconds_to_start
 from scaler.plan.remote import is_cramped, remote
 from scaler.plan.rungs import Rung
-from scaler.plan.world import Gpu, Model, Node, Residency, World
+from scaler.plan.world import Model, Node, Residency, World
 
 # What a replica held is free again within seconds of its end, and an agent that is restarted is back within half a minute.
 _CRAMPED_SECONDS_ASKED, _CRAMPED_SECONDS = 3.0, 30.0
@@ -160,7 +160,7 @@ def _with_one_more(node: Node, model: Model) -> Node:
         node = replace(node, residencies={**node.residencies, model.snapshot: replace(residency, rung=Rung.MEMORY)})
     gpus = sorted(node.gpus, key=lambda gpu: -gpu.free_bytes)
     taken = dict(zip((gpu.uuid for gpu in gpus), residency.gpu_bytes, strict=False))
-    return replace(node, gpus=tuple(Gpu(gpu.uuid, gpu.total_bytes, gpu.free_bytes - taken.get(gpu.uuid, 0)) for gpu in node.gpus))
+    return replace(node, gpus=tuple(replace(gpu, free_bytes=gpu.free_bytes - taken.get(gpu.uuid, 0)) for gpu in node.gpus))
 
 
 # Replicas that Kubernetes makes.

@@ -20,7 +20,7 @@ from scaler.plan.scheduling import PodDemands, Standing, why_no_pod
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """Measured on the node, in bytes a second; 0: not measured yet. remote_to_disk: of snapshots that came from other nodes."""
+    """Measured on the node, in bytes a second; 0: not measured yet. remote_to_disk: of snapshots that came to it."""
 
     disk_to_memory: float = 0.0
     memory_to_process: float = 0.0
@@ -31,11 +31,30 @@ class Rates:
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One GPU of a node. free_bytes: free now, with what gpumem would give up of its pool, and parked engines of theirs."""
+    """One GPU of a node. free_bytes: free now, with what gpumem would give up of its pool, and parked engines of theirs.
+
+    model: as its driver calls it; empty: not known. Who has what of it, None where that is not known: nobody (unused_bytes), gpumem, lent
+    or not (pool_bytes), parked engines (parked_bytes), engines that run and programs of others (others_bytes).
+    """
 
     uuid: str
     total_bytes: int
     free_bytes: int
+    model: str = ""
+    unused_bytes: int | None = None
+    pool_bytes: int | None = None
+    parked_bytes: int | None = None
+    others_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SourceState:
+    """A store or another agent, as a node has found it. name: a store's URL, or `agent HOST:PORT`. rate: bytes a second while it was read
+    from; 0: not measured. fault: why it gave nothing when it was asked last; empty: it gave."""
+
+    name: str
+    rate: float
+    fault: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +136,8 @@ class Node:
     rates: Rates = Rates()
     residencies: Mapping[SnapshotName, Residency] = field(default_factory=dict)
     replicas: Mapping[str, Replica] = field(default_factory=dict)  # by id, the oldest first
+    sources: tuple[SourceState, ...] = ()  # that it has read from of late; none by an older agent
+    staged_bytes: int | None = None  # of its memory, what images take; None: not known
     transfers: tuple[Transfer, ...] = ()  # as they began; none by an older agent
     silent: bool = False
     peer_address: str = ""

@@ -77,6 +77,10 @@ async def _fetch(path: Path) -> Any:
         return await response.json()
 
 
+def _gib(size: int | None) -> str:
+    return "-" if size is None else f"{size / 2**30:.1f} GiB"
+
+
 def _print(found: Any) -> None:
     console = tables.console()
     models = tables.table("MODEL", "SNAPSHOT", "RUNG", "WANTED", "READY", "HELD", "IN FLIGHT", "NOTE")
@@ -85,6 +89,26 @@ def _print(found: Any) -> None:
         note = each["failure"] or each["unusable"] or each["refused"]
         models.add_row(each["name"], each["snapshot"] or "-", each["rung"] or "-", *numbers, note)
     console.print(models)
+    nodes = tables.table("NODE", "MEMORY FREE", "IMAGES", "GPU", "GPU FREE", "GPUMEM", "PARKED", "OTHERS")
+    for each in found["nodes"]:
+        memory = f"{_gib(each['memory_free_bytes'])} of {_gib(each['memory_total_bytes'])}", _gib(each["staged_bytes"])
+        for number, gpu in enumerate(each["gpus"] or [None]):
+            has = [_gib(gpu[key]) for key in ("unused_bytes", "pool_bytes", "parked_bytes", "others_bytes")] if gpu else []
+            nodes.add_row(*((each["name"], *memory) if not number else ("", "", "")), *([gpu["model"] or gpu["uuid"], *has] if gpu else []))
+    console.print()
+    console.print(nodes)
+    moving = tables.table("ON ITS WAY", "NODE", "TO", "DONE")
+    sources = tables.table("SOURCE", "NODE", "RATE", "NOTE")
+    for each in found["nodes"]:
+        for way in each["transfers"]:
+            done = f"{_gib(way['done_bytes'])} of {_gib(way['total_bytes'])}"
+            moving.add_row(way["snapshot"], each["name"], way["rung"], done)
+        for source in each["sources"]:
+            sources.add_row(source["name"], each["name"], f"{source['rate'] / 1e6:.0f} MB/s" if source["rate"] else "-", source["fault"])
+    for table in (moving, sources):
+        if table.row_count:
+            console.print()
+            console.print(table)
     if found["replicas"]:
         replicas = tables.table("REPLICA", "NODE", "ORIGIN", "IN FLIGHT", "NOTE")
         for each in found["replicas"]:

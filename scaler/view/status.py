@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import stat
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ from scaler.gateway.dispatcher import Dispatcher
 from scaler.local.config import ModelSection
 from scaler.local.deployment import Deployment
 from scaler.plan.rungs import Rung
+from scaler.plan.world import Node
 from zerowake_shared.listening import make_way
 
 _SHOWN_ACTIVATIONS = 10
@@ -44,6 +46,7 @@ async def serve_status(
         return web.json_response(
             {
                 "models": [_model(name, models[name], deployments[name], ledger, nodes, planner) for name in sorted(models)],
+                "nodes": [_node(node) for node in nodes],
                 "replicas": [
                     {
                         "id": replica.id,
@@ -85,6 +88,27 @@ async def serve_status(
     finally:
         await runner.cleanup()
         path.unlink(missing_ok=True)
+
+
+def _node(node: Node) -> dict[str, Any]:
+    return {
+        "name": node.name,
+        "memory_free_bytes": node.memory_free_bytes,
+        "memory_total_bytes": node.memory_total_bytes,
+        "staged_bytes": node.staged_bytes,
+        "gpus": [dataclasses.asdict(gpu) for gpu in node.gpus],
+        "rates": dataclasses.asdict(node.rates),
+        "sources": [dataclasses.asdict(source) for source in node.sources],
+        "transfers": [
+            {
+                "snapshot": str(each.snapshot),
+                "rung": each.rung.name.lower(),
+                "done_bytes": each.done_bytes,
+                "total_bytes": each.total_bytes,
+            }
+            for each in node.transfers
+        ],
+    }
 
 
 def _model(

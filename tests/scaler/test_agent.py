@@ -191,6 +191,15 @@ def test_what_is_staged_is_given_up_when_its_agent_has_said_nothing_for_half_a_m
     assert run(given_up()) == (True, 50.0)
 
 
+def test_how_fast_snapshots_come_the_agent_says_and_of_an_older_one_it_is_measured_here() -> None:
+    agent = Agent("a:1", cast("agent_pb2_grpc.AgentAsyncStub", None))
+    agent.describe(agent_pb2.Node(name="n"))
+    agent.note_fetch(100, 1.0)
+    assert (agent.node.rates.remote_to_disk, agent.node.staged_bytes, agent.node.sources) == (100.0, None, ())
+    agent.describe(agent_pb2.Node(name="n", staged_bytes=0, bandwidths=agent_pb2.Bandwidths(remote_to_disk=7.0)))
+    assert (agent.node.rates.remote_to_disk, agent.node.staged_bytes) == (7.0, 0)
+
+
 async def test_what_the_stream_has_said_since_counts_more_than_an_answer_that_it_overtook() -> None:
     async def staged(revision: int) -> Residency | None:
         stub = Stub()

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import yaml
 
+from scaler.programs import commands
 from scaler.view.status import socket_of
 from tests.worlds.waiting import until
 
@@ -293,3 +294,19 @@ async def test_status_where_nothing_runs(tmp_path: Path) -> None:
     assert said == (
         f"zerowake: nothing answers on {tmp_path}/status.sock (No such file or directory); is `zerowake up` running with this --state?"
     )
+
+
+def test_what_a_node_has_and_what_is_not_known_of_it(capsys: pytest.CaptureFixture[str]) -> None:
+    gpu = {"uuid": "GPU-1", "model": "NVIDIA H200", "unused_bytes": 3 << 30, "pool_bytes": 0, "parked_bytes": 1 << 30, "others_bytes": None}
+    node: dict[str, object] = {"name": "one", "memory_free_bytes": 8 << 30, "memory_total_bytes": 16 << 30, "staged_bytes": None}
+    node["gpus"], node["transfers"] = (
+        [gpu, gpu | {"uuid": "GPU-2", "model": ""}],
+        [{"snapshot": "team/far", "rung": "disk", "done_bytes": 1 << 30, "total_bytes": 4 << 30}],
+    )
+    node["sources"] = [{"name": "s3://b", "rate": 0.0, "fault": "403 Forbidden"}, {"name": "agent a:1", "rate": 2e9, "fault": ""}]
+    commands._print({"models": [], "nodes": [node], "replicas": [], "activations": []})
+    said = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert "one 8.0 GiB of 16.0 GiB - NVIDIA H200 3.0 GiB 0.0 GiB 1.0 GiB -" in said
+    assert "GPU-2 3.0 GiB 0.0 GiB 1.0 GiB -" in said
+    assert "team/far one disk 1.0 GiB of 4.0 GiB" in said
+    assert "s3://b one - 403 Forbidden" in said and "agent a:1 one 2000 MB/s" in said

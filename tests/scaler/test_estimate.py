@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from scaler.plan.estimate import has_room, ranked, seconds_to_fetch, seconds_to_serve, seconds_to_stage, seconds_to_start, total_bytes
 from scaler.plan.rungs import Rung, WeightsRung
-from scaler.plan.world import Gpu, Node, Rates, Residency
+from scaler.plan.world import Gpu, Node, Rates, Residency, SourceState
 
 GB = 10**9
 RATES = Rates(disk_to_memory=2e9, memory_to_process=10e9, disk_to_gpu=4e9, memory_to_gpu=50e9, remote_to_disk=1e9)
@@ -131,3 +131,11 @@ def test_a_rung_up_is_never_later(rung: Rung, weights: WeightsRung, image: int, 
     here = seconds_to_serve(NODE, residency)
     assert seconds_to_serve(NODE, replace(residency, rung=Rung(rung + 1))) <= here
     assert seconds_to_serve(NODE, replace(residency, weights_rung=WeightsRung(weights + 1))) <= here
+
+
+def test_what_a_store_alone_has_comes_as_fast_as_the_store_gives() -> None:
+    node = replace(NODE, sources=(SourceState("s3://slow", 0.1e9), SourceState("s3://new", 0.0)))
+    image = replace(IMAGE, rung=Rung.ABSENT, store="s3://slow")
+    assert seconds_to_fetch(node, image) == pytest.approx(20.0)
+    assert seconds_to_fetch(node, replace(image, sources=("b",))) == pytest.approx(2.0), "other agents have it, too"
+    assert seconds_to_fetch(node, replace(image, store="s3://new")) == pytest.approx(2.0), "nothing has come from there yet"

@@ -5,7 +5,7 @@ from zerowake_proto import agent_pb2
 from scaler.books.snapshot_name import SnapshotName
 from scaler.fleet import messages
 from scaler.plan.rungs import Rung, WeightsRung
-from scaler.plan.world import Gpu, Stored, Transfer
+from scaler.plan.world import Gpu, SourceState, Stored, Transfer
 
 
 def test_a_residency() -> None:
@@ -53,7 +53,11 @@ def test_a_node_s_rates_and_gpus() -> None:
     rates = messages.rates(agent_pb2.Bandwidths(disk_to_memory=1, memory_to_process=2, disk_to_gpu=3, memory_to_gpu=4))
     assert (rates.disk_to_memory, rates.memory_to_process, rates.disk_to_gpu, rates.memory_to_gpu) == (1, 2, 3, 4)
     node = agent_pb2.Node(gpus=[agent_pb2.Gpu(uuid="GPU-1", total_bytes=80, free_bytes=70)])
-    assert messages.gpus(node) == (Gpu("GPU-1", 80, 70),)
+    assert messages.gpus(node) == (Gpu("GPU-1", 80, 70),), "an older agent does not say who has what"
+    gpu = agent_pb2.Gpu(uuid="GPU-1", total_bytes=80, free_bytes=70, model="H200", unused_bytes=60, pool_bytes=0, others_bytes=20)
+    assert messages.gpus(agent_pb2.Node(gpus=[gpu])) == (Gpu("GPU-1", 80, 70, "H200", 60, 0, None, 20),)
+    node = agent_pb2.Node(sources=[agent_pb2.SourceState(name="s3://b", rate=5.0, fault="403")])
+    assert messages.sources(node) == (SourceState("s3://b", 5.0, "403"),)
 
 
 def test_a_replica_and_where_it_is() -> None:

@@ -10,3 +10,4 @@ from scaler.books.snapshot_name import SnapshotName
 )
 def test_a_name_without_a_namespace_is_of_the_default_one(written: str, namespace: str, name: str) -> None:
     assert SnapshotName.parse(written) == SnapshotName(namespace, name)
+    assert str(SnapshotName.parse(written)) == f"{namespace}/{name}"

@@ -82,9 +82,39 @@ async def test_the_page(tmp_path: Path) -> None:
                     "failure": "",
                 },
             ],
+            "nodes": [
+                {
+                    "name": "node-1",
+                    "memory_free_bytes": 1 << 34,
+                    "memory_total_bytes": 0,
+                    "staged_bytes": None,
+                    "gpus": [],
+                    "rates": {
+                        "disk_to_memory": 0.0,
+                        "memory_to_process": 0.0,
+                        "disk_to_gpu": 0.0,
+                        "memory_to_gpu": 0.0,
+                        "remote_to_disk": 0.0,
+                    },
+                    "sources": [],
+                    "transfers": [],
+                }
+            ],
             "replicas": [],
             "activations": [],
         }
+        progress = agent_pb2.TransferProgress(done_bytes=3, total_bytes=10)
+        way = agent_pb2.Transfer(snapshot=agent_pb2.SnapshotRef(namespace="team", name="far"), rung=agent_pb2.RUNG_DISK, progress=progress)
+        agent.says(agent_pb2.NodeUpdate(transfer=way))
+        here = agent_pb2.Node(name="node-1", staged_bytes=0, sources=[agent_pb2.SourceState(name="s3://b", fault="403 Forbidden")])
+        here.gpus.add(uuid="GPU-1", model="NVIDIA H200", total_bytes=9, free_bytes=4, unused_bytes=3, pool_bytes=0)
+        agent.says(agent_pb2.NodeUpdate(node=here))
+        await until(lambda: any(node.sources and node.transfers for node in parts.nodes))
+        (node,) = (await _asked(tmp_path))["nodes"]
+        assert node["transfers"] == [{"snapshot": "team/far", "rung": "disk", "done_bytes": 3, "total_bytes": 10}]
+        assert (node["staged_bytes"], node["sources"]) == (0, [{"name": "s3://b", "rate": 0.0, "fault": "403 Forbidden"}])
+        (gpu,) = node["gpus"]
+        assert (gpu["model"], gpu["unused_bytes"], gpu["pool_bytes"], gpu["others_bytes"]) == ("NVIDIA H200", 3, 0, None)
 
         endpoint = agent_pb2.Endpoint(host="127.0.0.1", port=1)
         snapshot = agent_pb2.SnapshotRef(namespace="team", name="chat")
