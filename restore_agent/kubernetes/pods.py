@@ -32,6 +32,7 @@ from restore_agent.kubernetes.pod_replicas import PodReplicas
 from restore_agent.places.container_error import ContainerError
 from restore_agent.places.placeholder import Placeholder, PlaceholderError
 from restore_agent.sequences.attempt import RestoreFailed
+from restore_agent.sequences.awaited import awaited
 from restore_agent.sequences.node import Node
 from restore_agent.sequences.phases import Phases
 from restore_agent.sequences.replicas import Origin
@@ -41,7 +42,7 @@ from restore_agent.snapshots.unusable import Unusable
 from zerowake_shared.backoff import Backoff
 from zerowake_shared.kubernetes.errors import ClusterError
 from zerowake_shared.kubernetes.note import fitted
-from zerowake_shared.pod_contract import CAPTURE, COLD, GPUMEM
+from zerowake_shared.pod_contract import CAPTURE, COLD, DIGEST, GPUMEM, SNAPSHOT
 
 _FIRST_PAUSE, _PAUSE_SECONDS = 0.005, 1.0  # before a placeholder that cannot be served yet is let go of: it calls again
 _SOON_SECONDS = 60.0  # an engine that ends in this time after its restore is not restored into that pod again
@@ -125,8 +126,8 @@ class Pods:
         pod, phases = caller.pod, Phases()
         snapshot: Snapshot | None = None
         try:
+            snapshot = await self._snapshot(caller, phases)
             with phases.phase("verify"):
-                snapshot = await caller.snapshot(self._node.store)
                 caller.check_allowed()
                 if time.monotonic() - self._restored.pop(pod.metadata.uid, -_SOON_SECONDS) < _SOON_SECONDS:
                     raise RestoreFailed("engine-failed", f"snapshot {snapshot}: its engine ended within a minute of the restore before")
@@ -148,6 +149,30 @@ class Pods:
             kept = f"; it keeps the capture pod's {', '.join(stale)}" if (stale := caller.container.contents.stale) else ""
             on = f" on {', '.join(caller.container.gpus)}" if snapshot.manifest.gpus and caller.container.gpus else ""
             await self._node_pods.event(pod, "Normal", "Restored", f"{snapshot} in {phases.total:.3f} s{on} ({parts}){kept}", "Restore")
+
+    async def _snapshot(self, caller: CallingPod, phases: Phases) -> Snapshot:
+        """Its own; one on its way here is waited for, if that is sooner than a cold start. Raises what `CallingPod.snapshot` does."""
+        try:
+            with phases.phase("verify"):
+                return await caller.snapshot(self._node.store)
+        except NotFound as error:
+            pod = caller.pod
+            coming = self._node.travel.coming(pod.metadata.namespace, pod.metadata.labels[SNAPSHOT], caller.annotation(DIGEST))
+            if coming is None:
+                raise
+            caller.check_allowed()
+            note = "its snapshot is on its way to this node, and is waited for as long as that is sooner than a cold start"
+            _LOG.info("pod %s: %s", pod, note)
+            telling = asyncio.create_task(self._node_pods.event(pod, "Normal", "Fetching", note, "Restore"))
+            try:
+                with phases.phase("fetch"):
+                    why = await awaited(coming, self._node.restorer.seconds_from_disk, caller.placeholder.ended)
+            finally:
+                await telling
+            if why:
+                raise NotFound(f"{error}: {why}") from None
+        with phases.phase("verify"):
+            return await caller.snapshot(self._node.store)
 
     async def _start_cold(self, caller: CallingPod, snapshot: Snapshot | None, failure: AgentError, phases: Phases) -> None:
         """The container becomes what it would have been; an event says why."""

@@ -40,12 +40,13 @@ from restore_agent.sequences.standby import Standby
 from restore_agent.sequences.transitions import Transitions
 from restore_agent.snapshots.catalog import Snapshot
 from restore_agent.snapshots.compatibility import check_gpus
-from restore_agent.snapshots.manifest import EngineRecord
+from restore_agent.snapshots.manifest import EngineRecord, Manifest
 from restore_agent.transfer.bandwidth import Bandwidth
 from zerowake_shared.background import ended
 from zerowake_shared.huge_pages import HugePages
 
 _LET_GO_SECONDS = 10.0  # CRIU's last step takes milliseconds
+_DISK_RATE, _FILL_RATE = 1e9, 4e9  # bytes a second, of a small machine (as in scaler/plan/estimate.py), until something was measured
 OpenPlace = Callable[[], Awaitable[Place]]  # makes, or opens, what a replica is restored into
 
 
@@ -91,13 +92,18 @@ class Restorer:
                 ):
                     standby = await self._hold(criu, snapshot, staged, phases, open_place or self._sandbox(snapshot))
                     engine = await self._transitions.finish(standby, weights, pairs, phases)
-        overhead = phases.total - sum(phases.seconds(moving) for moving in ("image.fill", "staged.pages", "weights"))
+        overhead = phases.total - sum(phases.seconds(moving) for moving in ("fetch", "image.fill", "staged.pages", "weights"))
         before = self.overhead.get(snapshot.digest, overhead)
         self.overhead[snapshot.digest] = before + 0.3 * (overhead - before)
         if open_place is None:
             self.make_ready(snapshot)
         self._staging.used(snapshot)
         return engine
+
+    def seconds_from_disk(self, manifest: Manifest) -> float:
+        """Of a restore whose image is on the disk: what moving it takes, at the rates measured here or those of a small machine."""
+        from_disk = manifest.image_bytes / (self._staging.disk_to_memory.rate or _DISK_RATE)
+        return from_disk + manifest.page_bytes / (self.memory_to_process.rate or _FILL_RATE)
 
     def make_ready(self, snapshot: Snapshot) -> None:
         """For the next restore of it on this machine: a sandbox. Returns at once."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from weakref import WeakValueDictionary
 
-from restore_agent.errors import AgentError, ErrorKind
+from restore_agent.errors import FAILURES, AgentError, ErrorKind
+from restore_agent.sequences.awaited import Coming
 from restore_agent.snapshots.catalog import Snapshot
 from restore_agent.snapshots.compatibility import Incompatible
 from restore_agent.snapshots.manifest import Manifest, check_name
@@ -27,6 +28,7 @@ from restore_agent.transfer.source import Source
 from restore_agent.transfer.source_states import SourceStates
 from restore_agent.transfer.store_url import opened, opened_to_write
 from restore_agent.transfer.withdrawal import withdraw
+from zerowake_shared.clock import SYSTEM_CLOCK
 
 _WORTH_MEASURING = 1 << 20  # bytes: with less, the way there and back takes the most
 _LOG = logging.getLogger("zerowake.agent")
@@ -50,6 +52,7 @@ class Travel:
         self.remote_to_disk = Bandwidth()
         self.sources = SourceStates()
         self._pulls: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()  # by name
+        self._coming: dict[tuple[str, str, str], Coming] = {}  # by name and digest
         self.exchange: Exchange | None = None  # with other agents, where there is one
 
     async def push(self, snapshot: Snapshot, url: str, progress: Callable[[Progress], None]) -> None:
@@ -84,37 +87,61 @@ class Travel:
         level = logging.WARNING if complaints is None else logging.INFO
         complaints = complaints or Complaints()
         lock = self._pulls.setdefault((namespace, name), asyncio.Lock())
-        async with lock, opened(urls, self._store.keyring) as stores:
-            sources = [self.sources.measured(store) for store in stores]
+        with self._under_way(namespace, name, digest) as coming:
+            async with lock, opened(urls, self._store.keyring) as stores:
+                sources = [self.sources.measured(store) for store in stores]
 
-            def fleet(namespace: str, digest: str) -> Fleet | None:
-                return self.exchange.fleet(namespace, digest, others, sources, self.sources) if self.exchange else None
+                def told(now: Progress) -> None:
+                    self.arriving[namespace, name] = digest, now
+                    progress(now)
 
-            def left(source: Source, error: Exception) -> None:
-                complaints.about(source, error)
-                self.sources.failed(source, error)
+                tell, look = coming.begun(SYSTEM_CLOCK.now(), told, fits)
 
-            puller = Puller(self._store, self._seen, sources, fleet, fits, left)
-            begin, latest = time.monotonic(), Progress(0, 0, 0)
+                def fleet(namespace: str, digest: str) -> Fleet | None:
+                    return self.exchange.fleet(namespace, digest, others, sources, self.sources) if self.exchange else None
 
-            def told(now: Progress) -> None:
-                nonlocal latest
-                latest = now
-                self.arriving[namespace, name] = digest, now
-                progress(now)
+                def left(source: Source, error: Exception) -> None:
+                    complaints.about(source, error)
+                    self.sources.failed(source, error)
 
-            try:
-                snapshot = await puller.pull(namespace, name, digest, replace=replace, progress=told)
-            finally:
-                self.arriving.pop((namespace, name), None)
-            if latest.moved >= _WORTH_MEASURING:
-                self.remote_to_disk.measured(latest.moved, time.monotonic() - begin)
+                puller = Puller(self._store, self._seen, sources, fleet, look, left)
+                try:
+                    snapshot = await puller.pull(namespace, name, digest, replace=replace, progress=tell)
+                finally:
+                    self.arriving.pop((namespace, name), None)
+                if coming.progress.moved >= _WORTH_MEASURING:
+                    self.remote_to_disk.measured(coming.progress.moved, SYSTEM_CLOCK.now() - coming.since)
         self._changed(snapshot)
         named = [*map(str, stores), *(f"agent {other.address}" for other in others)]
         for complaint in complaints.texts:
             _LOG.log(level, "while snapshot %s came: %s", snapshot, complaint)
         _LOG.info("snapshot %s has come from %s", snapshot, ", ".join(named))
         return snapshot
+
+    @contextlib.contextmanager
+    def _under_way(self, namespace: str, name: str, digest: str) -> Iterator[Coming]:
+        """Of all who ask for that snapshot at the same time: where one's fetch fails or is given up, the next one's goes on."""
+        key = (namespace, name, digest)
+        coming = self._coming.setdefault(key, Coming(digest))
+        coming.askers += 1
+        why = "its fetch was given up"
+        try:
+            yield coming
+            why = ""
+        except FAILURES as error:
+            why = str(error)
+            raise
+        finally:
+            coming.askers -= 1
+            if not coming.askers:
+                del self._coming[key]
+            if not (why and coming.askers) and not coming.ended.done():
+                coming.ended.set_result(why)
+
+    def coming(self, namespace: str, name: str, digest: str) -> Coming | None:
+        """The fetch of that snapshot (digest empty: whichever has the name) that is under way; None: there is none."""
+        found = ((key, each) for key, each in self._coming.items() if key[:2] == (namespace, name))
+        return next((each for key, each in found if "" in (digest, key[2]) or digest == key[2]), None)
 
     async def find(self, namespace: str, name: str, url: str, fits: Callable[[Manifest], None]) -> Found:
         """What the name stands for in a store. `fits`: as in Puller.

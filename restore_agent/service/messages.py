@@ -177,6 +177,7 @@ def residency(node: Node, snapshot: Snapshot) -> agent_pb2.Residency:
         weights_rung=agent_pb2.WeightsRung.Name(node.weights.view.rung(snapshot.manifest.weights, snapshot.manifest.tenant)),
         gpu_bytes=_gpu_bytes(snapshot.manifest),
         parked_bytes=node.rungs.parked_bytes(snapshot),
+        cold_seconds=snapshot.manifest.cold_seconds,
         revision=node.changes.revision(),
     )
 

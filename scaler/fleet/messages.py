@@ -40,6 +40,7 @@ def residency(told: agent_pb2.Residency) -> Residency:
         parked_bytes=tuple(told.parked_bytes),
         overhead_seconds=told.restore_overhead_seconds,
         unusable=told.unusable_reason,
+        cold_seconds=told.cold_seconds,
     )
 
 

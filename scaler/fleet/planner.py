@@ -2,17 +2,17 @@
 
     ledger, nodes, owners' wishes  ──►  World  ──►  decide (plan/policy.py)  ──►  executor
 
-It decides when a model comes to have demand, when a node's news concern it, or the cluster says something else of any node (a cordon, a
-taint, a label), when its owner's wishes change, when an action of it has ended, and when what was put off is due, or a model has had no
-demand for so long that its replicas may sleep. The decision is made in the same turn of the loop as the news: staging runs beside the push
-to KEDA.
+It decides when a model comes to have demand, when a pod of it comes to a node, when a node's news concern it, or the cluster says something
+else of any node (a cordon, a taint, a label), when its owner's wishes change, when an action of it has ended, and when what was put off is
+due, or a model has had no demand for so long that its replicas may sleep. The decision is made in the same turn of the loop as the news:
+staging runs beside the push to KEDA.
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 
 from scaler.books.ledger import Ledger
@@ -56,6 +56,7 @@ class Planner:
         self._longest_staging: dict[str, float] = {}
         self._due: dict[str, asyncio.TimerHandle] = {}
         self._parked: set[tuple[str, str]] = set()  # (node's address, digest) of what stood parked at the last look
+        self._arriving: Callable[[str], Collection[str]] = lambda model: ()
         self._cramped_since: dict[str, float] = {}
         self._short_since: dict[str, float] = {}
         ledger.on_quiet(self._quiet)
@@ -68,6 +69,10 @@ class Planner:
     def on_refused(self, refused: Callable[[Stage, str, str], None], complained: Callable[[Stage, str, str], None]) -> None:
         """As Executor.on_refused."""
         self._executor.on_refused(refused, complained)
+
+    def arriving_by(self, arriving: Callable[[str], Collection[str]]) -> None:
+        """`arriving`: names of the nodes on which pods of a model wait for their engines."""
+        self._arriving = arriving
 
     def want(self, model: str, replicas: int) -> None:
         """So many replicas of the model are wanted here."""
@@ -110,6 +115,7 @@ class Planner:
             quiet_since={name: self._ledger.quiet_since(name) for name, model in found.items() if model.idle is not None},
             cramped_since=dict(self._cramped_since),
             short_since=dict(self._short_since),
+            arriving={name: self._arriving(name) for name in found},
         )
 
     def why_no_higher(self, node: Node, residency: Residency) -> str:

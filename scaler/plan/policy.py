@@ -9,6 +9,8 @@
                there, to make room on its GPU, is left there for a while
     remote     where a snapshot stands on nodes that cannot restore it, and no replica lives, for so long that this is no moment between two
                replicas, one node that could fetches it: the soonest, and one at a time. It stays there
+    arrivals   where a pod has been put on a node that lacks its snapshot, that node fetches it at once, if a cold start takes longer; the
+               agent has the pod wait for it, as long as that stays so
     copies     as many nodes keep a snapshot as its owner wants, in domains that do not fail together (copies.py)
     sleep      where its owner wants it, replicas in pods sleep when their model had no request at any gateway for so long; a request wakes
                them at once, which is the gateway's to ask for, and no plan's
@@ -65,6 +67,7 @@ def decide(world: World) -> Plan:
         if model.name in world.targets:
             actions += _scaled(world, model)
         actions += _staged(world, model, later)
+        actions += _arrivals(world, model)
         actions += _moved(world, model, later)
         actions += _asleep(world, model, later)
     return Plan(tuple(actions), unmet, min(later, default=math.inf))
@@ -240,6 +243,20 @@ def _up(
         later.append(until)
     elif action not in world.under_way:
         yield action
+
+
+def _arrivals(world: World, model: Model) -> Iterator[Stage]:
+    """Onto the disks of nodes where pods wait for their engines, and the snapshot is not."""
+    here = world.arriving.get(model.name, ())
+    if model.snapshot is None or not model.digest or not here:
+        return
+    for node, there in _candidates(world, model, model.digest):
+        if node.name not in here or seconds_to_serve(node, there) >= min(there.cold_seconds, model.longest_staging):
+            continue
+        why = f"a pod of it has come there, and a cold start takes {there.cold_seconds:.3g} s"
+        action = Stage(node.address, model.name, model.snapshot, there.digest, Rung.DISK, why, there.store)
+        if action not in world.under_way:
+            yield action
 
 
 def _moved(world: World, model: Model, later: list[float]) -> list[Stage]:

@@ -31,10 +31,11 @@ def remote(
     if len({each.digest for each in told}) != 1:
         return []
     digest, sources, url = told[0].digest, tuple(node.address for node, _ in has), kept.url if kept else ""
+    cold = max((each.cold_seconds for _, each in has), default=0.0)
     sizes = told[0].image_bytes, told[0].weights_bytes, WeightsRung.ABSENT, told[0].gpu_bytes
 
     def there(node: Node) -> Residency:
-        return Residency(digest, Rung.ABSENT, *sizes, sources=sources if node.peer_address else (), store=url)
+        return Residency(digest, Rung.ABSENT, *sizes, sources=sources if node.peer_address else (), store=url, cold_seconds=cold)
 
     found = [(node, there(node)) for node in nodes if node.synced and (node.peer_address or kept) and snapshot not in node.residencies]
     found = [(node, each) for node, each in found if (each.sources or each.store) and not why_no_pod(node.name, node.standing, pods)]

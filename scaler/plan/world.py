@@ -8,7 +8,7 @@ world that is kept and changed in place, which a decision could see half-changed
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from scaler.books.demand import Demand
@@ -66,6 +66,7 @@ class Residency:
     beside moving image and weights, smoothed; 0: none was made. parked_overhead_seconds: the same of waking a parked one. unusable: why it
     cannot be restored there; empty: it can. sources: addresses of the agents that the node can fetch it from, where it is absent: then it
     is remote, the rung below disk (plan/remote.py). store: the URL of a store that it can be fetched from besides; empty: none.
+    cold_seconds: what its engine took to be ready when it was taken; 0: not known.
     """
 
     digest: str
@@ -80,6 +81,7 @@ class Residency:
     parked_overhead_seconds: float = 0.0
     sources: tuple[str, ...] = ()
     store: str = ""
+    cold_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +201,7 @@ class World:
     put_off: (node's address, digest, rung) that an agent refused, or took it down from, until when it is not asked again. targets: what is
     scaled by Kubernetes, by model. quiet_since: the moment since which a model has no demand. cramped_since: the moment since which no node
     that has a model's snapshot could restore it, by model (plan/remote.py). short_since: the same for fewer copies of its snapshot than its
-    owner wants (plan/copies.py).
+    owner wants (plan/copies.py). arriving: names of nodes on which a pod is that waits for its engine, by model.
     """
 
     now: float
@@ -213,6 +215,7 @@ class World:
     quiet_since: Mapping[str, float] = field(default_factory=dict)
     cramped_since: Mapping[str, float] = field(default_factory=dict)
     short_since: Mapping[str, float] = field(default_factory=dict)
+    arriving: Mapping[str, Collection[str]] = field(default_factory=dict)
 
     def demand_of(self, model: str) -> Demand:
         return self.demand.get(model, _NO_DEMAND)

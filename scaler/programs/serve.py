@@ -39,6 +39,7 @@ from scaler.kubernetes.engine_pod import EnginePod
 from scaler.kubernetes.engine_pods import EnginePods
 from scaler.kubernetes.first_replica import FirstReplica
 from scaler.kubernetes.node_standing import ClusterNode, told_to
+from scaler.kubernetes.pod_arrivals import PodArrivals
 from scaler.kubernetes.refusals import Refusals
 from scaler.kubernetes.resources import ENDPOINT_SLICES, MODEL_SNAPSHOTS, NODES, REPORTER, SCALED_OBJECTS, ModelSnapshot
 from scaler.kubernetes.scaled_jobs import ScaledJobs
@@ -199,6 +200,9 @@ async def _objects(
 
     engines.on_change(look)
     engines.on_change(Startups(activations, pods.model_of).changed)
+    arrivals = PodArrivals(pods.model_of, lambda model: parts.planner.consider([model]))
+    parts.planner.arriving_by(arrivals.nodes)
+    engines.on_change(arrivals.changed)
     standings = told_to(parts.nodes, readiness.needs("nodes", cluster.follow(NODES, ClusterNode)))
     async with snapshots, objects, pods.following(engines), engines, standings:
         yield snapshots, objects, engines

@@ -234,3 +234,17 @@ async def test_a_second_copy_comes_from_a_store_when_there_have_been_too_few_for
     async with planning(model, has, other) as system:
         await until(lambda: system.staged() == [("b", DISK)])
         assert list(other.staged[0].stores) == ["s3://b/p"]
+
+
+async def test_a_pod_that_comes_to_a_node_without_its_snapshot_has_that_fetched() -> None:
+    holder, other = Agent("a"), Agent("b")
+    holder.has("ns", "chat", "d", rung=DISK, cold=60.0)
+    holder.peer_port, other.peer_port = 1, 2
+    model = Model("chat", NAME, stage=Rung.DISK, digest="d")
+    here: list[str] = []
+    async with planning(model, holder, other) as system:
+        system.planner.arriving_by(lambda model: here)
+        system.planner.consider(["chat"])
+        here.append("b")
+        system.planner.consider(["chat"])
+        await until(lambda: system.staged() == [("b", DISK)])

@@ -95,6 +95,30 @@ def test_what_goes_down_by_itself_is_not_pushed_up_again() -> None:
         assert [stages(world(node("a", rung), model=model)) for rung in (Rung.PARKED, Rung.STANDBY)] == [[], []]
 
 
+def test_a_node_to_which_a_pod_has_come_fetches_its_snapshot_if_that_is_sooner_than_a_cold_start() -> None:
+    def having(name: str, cold: float) -> Node:
+        there = node(name, peer_address=f"{name}:9447")
+        return replace(there, residencies={NAME: replace(there.residencies[NAME], cold_seconds=cold)})
+
+    model = replace(CHAT, digest="d" * 64)
+    lacking = [node(name, None, peer_address=f"{name}:9447") for name in ("b", "c")]
+
+    def found(cold: float = 60.0, here: tuple[str, ...] = ("b",), of: Model = model, **changes: object) -> list[tuple[str, Rung]]:
+        return stages(world(having("a", cold), *lacking, model=of, arriving={"chat": here}, **changes))
+
+    assert found() == [("b", Rung.DISK)]
+    assert found(here=("b", "c")) == [("b", Rung.DISK), ("c", Rung.DISK)], "each its own"
+    assert found(here=("a",)) == [], "it is there"
+    assert found(here=()) == []
+    assert found(cold=3.0) == [], "2 s for the fetch, 1 s to stage it, and more to restore it"
+    assert found(cold=0.0) == [], "nobody knows what a cold start takes"
+    assert found(of=replace(model, longest_staging=2.0)) == []
+    assert found(of=replace(model, digest="")) == [], "no snapshot of that name may be fetched"
+    assert found(put_off={("b", "d" * 64, Rung.DISK): 130.0}) == [], "its agent has refused"
+    (stage,) = decide(world(having("a", 60.0), *lacking, model=model, arriving={"chat": {"b"}})).actions
+    assert found(under_way=(stage,)) == []
+
+
 def test_an_unusable_snapshot_is_left_where_it_is() -> None:
     broken = replace(node("a", Rung.DISK), residencies={NAME: Residency("d", Rung.DISK, 1, unusable="corrupt")})
     assert decide(world(broken, demand=WAITS)).actions == ()

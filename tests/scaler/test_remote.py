@@ -14,7 +14,9 @@ from scaler.plan.world import Gpu, Model, Node, Replica, Residency, Stored
 
 NAME = SnapshotName("ns", "chat")
 CHAT = Model("chat", NAME)
-HAS = Residency("d", Rung.MEMORY, 100, 50, WeightsRung.GPU, gpu_bytes=(10 << 30,), overhead_seconds=0.2, parked_bytes=(1,))
+HAS = Residency(
+    "d", Rung.MEMORY, 100, 50, WeightsRung.GPU, gpu_bytes=(10 << 30,), overhead_seconds=0.2, parked_bytes=(1,), cold_seconds=7.0
+)
 
 
 def node(address: str, residency: Residency | None = None, *, free: int = 80 << 30, **changes: object) -> Node:
@@ -30,7 +32,9 @@ def names(*nodes: Node, digest: str | None = None) -> list[str]:
 def test_a_node_without_it_can_fetch_it_from_all_that_have_it() -> None:
     [(there, residency)] = remote([node("a", HAS), node("b"), node("c", HAS)], NAME, None)
     assert there.name == "b"
-    assert residency == Residency("d", Rung.ABSENT, 100, 50, WeightsRung.ABSENT, gpu_bytes=(10 << 30,), sources=("a", "c"))
+    assert residency == Residency(
+        "d", Rung.ABSENT, 100, 50, WeightsRung.ABSENT, gpu_bytes=(10 << 30,), sources=("a", "c"), cold_seconds=7.0
+    )
 
 
 @pytest.mark.parametrize(

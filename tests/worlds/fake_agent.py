@@ -63,9 +63,10 @@ class Agent(agent_pb2_grpc.AgentServicer):
         unusable: str = "",
         size: int = 1000,
         gpu: int = 0,
+        cold: float = 0.0,
     ) -> None:
         reference = agent_pb2.SnapshotRef(namespace=namespace, name=name, digest=digest)
-        residency = agent_pb2.Residency(snapshot=reference, rung=rung, image_bytes=size, unusable_reason=unusable)
+        residency = agent_pb2.Residency(snapshot=reference, rung=rung, image_bytes=size, unusable_reason=unusable, cold_seconds=cold)
         residency.gpu_bytes.extend([gpu] if gpu else [])
         self.residencies[namespace, name] = residency
         self._tell(residency)
