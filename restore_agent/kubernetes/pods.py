@@ -184,6 +184,8 @@ class Pods:
         command = caller.placeholder.command
         try:
             self._node.observer.started_cold(caller.model)
+            if snapshot and failure.kind is not ErrorKind.INVALID:
+                await self._node.second_best.lay_out_in(container, snapshot, phases)
             container.take()
             self._replicas.hold(pod, container)
             caller.placeholder.become()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import pwd
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 _LOGIN = ("LOGNAME", "USER", "LNAME", "USERNAME")  # as Python's getpass asks for the name of a user
 _NOT_IN_NAMES = re.compile(r'[\\/:*?"<>|]')  # what TorchInductor replaces in it
@@ -22,28 +22,28 @@ _CACHES: Mapping[str, str] = {
 }
 
 
-def compile_folders(env: Mapping[str, str]) -> dict[str, str]:
-    """Variable → real path of the machine, there or not, of an engine with this environment that runs as the agent's own user.
+def compile_folders(env: Mapping[str, str], user: str = "", real: Callable[[str], str] = os.path.realpath) -> dict[str, str]:
+    """Variable → real path, there or not, of an engine with this environment that runs as a user of that name (empty: as the agent's own).
 
-    Of two folders of which one is in the other, the outer one counts.
+    Of two folders of which one is in the other, the outer one counts. `real`: what a path leads to where the engine runs.
     """
     found: dict[str, str] = {}  # real path → the first variable that leads there
     for variable, usual in _CACHES.items():
         path = env.get(variable) or usual
         if variable == "TORCHINDUCTOR_CACHE_DIR" and not path:
-            path = f"{env.get('TMPDIR') or '/tmp'}/torchinductor_{_user(env)}"
+            path = f"{env.get('TMPDIR') or '/tmp'}/torchinductor_{_user(env, user)}"
         elif variable == "FLASHINFER_WORKSPACE_BASE" and env.get(variable):
             path = f"{path}/.cache/flashinfer"
         if path.startswith("~"):
             path = f"{env['HOME']}{path[1:]}" if env.get("HOME", "").startswith("/") else ""
         if path.startswith("/"):
-            found.setdefault(os.path.realpath(path), variable)
+            found.setdefault(real(path), variable)
     outer = (path for path in found if path != "/" and not any(path.startswith(f"{other}/") for other in found))
     return {found[path]: path for path in outer}
 
 
-def _user(env: Mapping[str, str]) -> str:
-    name = next((env[each] for each in _LOGIN if env.get(each)), "")
+def _user(env: Mapping[str, str], user: str) -> str:
+    name = next((env[each] for each in _LOGIN if env.get(each)), user)
     if not name:
         try:
             name = pwd.getpwuid(os.geteuid()).pw_name

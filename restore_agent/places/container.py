@@ -23,7 +23,9 @@ from types import MappingProxyType
 from typing import Any
 
 from restore_agent.places import joining
+from restore_agent.places.acting_as import User
 from restore_agent.places.cgroups import OutOfSight, cgroup_files
+from restore_agent.places.compile_folders import compile_folders
 from restore_agent.places.container_contents import ContainerContents
 from restore_agent.places.container_error import ContainerError, ContainerRefused
 from restore_agent.places.container_views import ContainerViews
@@ -164,6 +166,16 @@ class Container:
     async def lay_out(self, snapshot: Path, fits: Fits, hashes: FileHashes) -> None:
         """`close` undoes it unless the container was kept."""
         await self.contents.lay_out(snapshot, fits, hashes)
+
+    @property
+    def user(self) -> User:
+        """Whom its command runs as. Raises ContainerError."""
+        return self.contents.user()
+
+    def compile_caches(self, env: Mapping[str, str]) -> dict[str, Path]:
+        """What is reached by a link is not: none is followed in a container."""
+        folders = compile_folders({**self.environment(), **env}, self.user.name or str(self.user.uid), os.path.normpath)
+        return {variable: self.root / path.lstrip("/") for variable, path in folders.items()}
 
     def mapped_files(self, host_pids: Iterable[int]) -> set[Path]:
         """Raises ContainerRefused: one of them is gone with the pod."""

@@ -16,6 +16,7 @@ from typing import Any
 
 from restore_agent.pages import images
 from restore_agent.places import checkpoints, overlay
+from restore_agent.places.acting_as import User
 from restore_agent.places.cgroups import node_process
 from restore_agent.places.container_error import ContainerError, ContainerRefused
 from restore_agent.places.container_views import ContainerViews
@@ -118,6 +119,20 @@ class ContainerContents:
             raise ContainerError(f"the container has ended: {error}") from None
         given = [each.partition("=") for each in data.decode(errors="surrogateescape").split("\0") if "=" in each]
         return {name: value for name, _, value in given}
+
+    def user(self) -> User:
+        """Of its first process. Raises ContainerError."""
+        try:
+            found = status(self._pid)
+        except OSError as error:
+            raise ContainerError(f"the container has ended: {error}") from None
+        uid, gid = (int(found[kind].split()[0]) for kind in ("Uid", "Gid"))
+        try:
+            lines = (self._views.root / "etc/passwd").read_text(errors="replace").splitlines()
+        except OSError:
+            lines = []
+        known = (line.split(":") for line in lines)
+        return User(uid, gid, next((each[0] for each in known if len(each) > 2 and each[2] == str(uid)), ""))
 
     def _check_environment(self, captured: Mapping[str, str] | None) -> None:
         """Leaves word of what is otherwise here for an engine that asks. Raises Incompatible."""

@@ -6,7 +6,8 @@ of it (vLLM does, whose own index names what TorchInductor has to have). So all 
 by one rename, and only into folders that are there already file by file. One who is killed in between leaves a folder that no engine looks
 at, and the next one goes on.
 
-The cache's folder must be the agent's own user's, and nobody else's to write in; below it no link is followed.
+The cache's folder must be the engine's user's, and nobody else's to write in; below it no link is followed. That user is the agent's own,
+or a container's, whose rights the caller has then (acting_as.py).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from restore_agent.errors import AgentError
+from restore_agent.places.acting_as import User
 from restore_agent.snapshots.compile_caches import CacheFile
 
 APART = ".zerowake-"  # begins the names of what is not in its place yet
@@ -57,26 +59,30 @@ class _Tree:
 class LaidOutCache:
     """One cache's folder, held against every other agent until the block ends. Its calls block on the disk."""
 
-    def __init__(self, path: Path, fd: int) -> None:
+    def __init__(self, path: Path, fd: int, user: User, name: str) -> None:
         self._path = path
         self._fd = fd
+        self._user = user
+        self._name = name
         self._apart = f"{APART}{secrets.token_hex(6)}"
 
     @classmethod
     @contextlib.contextmanager
-    def held(cls, path: Path) -> Iterator[LaidOutCache]:
-        """`path`: a real path; a folder that is missing is made. Raises CannotLayOut."""
+    def held(cls, path: Path, user: User | None = None, name: str = "") -> Iterator[LaidOutCache]:
+        """`path`: a real path; a folder that is missing is made. `user`: whose it has to be; None: the agent's own. `name`: what it is
+        called in messages, if not by its path. Raises CannotLayOut."""
+        name = name or str(path)
         try:
             path.mkdir(parents=True, exist_ok=True, mode=0o755)
             fd = os.open(path, _FOLDER)
         except OSError as error:
-            raise CannotLayOut(f"the compile cache {path} cannot be written: {error.strerror}") from None
-        cache = cls(path, fd)
+            raise CannotLayOut(f"the compile cache {name} cannot be written: {error.strerror}") from None
+        cache = cls(path, fd, user or User(os.geteuid(), os.getegid()), name)
         try:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise CannotLayOut(f"another agent is at work in the compile cache {path}") from None
+                raise CannotLayOut(f"another agent is at work in the compile cache {name}") from None
             cache._check()
             cache._clear()
             try:
@@ -94,7 +100,7 @@ class LaidOutCache:
         try:
             found = set(_missing(tree, self._fd))
         except OSError as error:
-            raise CannotLayOut(f"the compile cache {self._path} cannot be read: {error.strerror}") from None
+            raise CannotLayOut(f"the compile cache {self._name} cannot be read: {error.strerror}") from None
         return [file for file in listed if file in found]
 
     def lay_out(self, files: Sequence[CacheFile], content: Callable[[CacheFile], bytes]) -> None:
@@ -125,22 +131,22 @@ class LaidOutCache:
                 os.close(source)
         except OSError as error:
             full = ": make room there" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
-            raise CannotLayOut(f"the compile cache {self._path} cannot be written: {error.strerror}{full}") from None
+            raise CannotLayOut(f"the compile cache {self._name} cannot be written: {error.strerror}{full}") from None
 
     def _check(self) -> None:
         at = os.fstat(self._fd)
-        others = at.st_mode & stat.S_IWOTH or (at.st_mode & stat.S_IWGRP and at.st_gid != os.getegid())
-        if at.st_uid != os.geteuid() or others:
+        others = at.st_mode & stat.S_IWOTH or (at.st_mode & stat.S_IWGRP and at.st_gid != self._user.gid)
+        if at.st_uid != self._user.uid or others:
             raise CannotLayOut(
-                f"the compile cache {self._path} is another user's, or others may write there: engines run what is in it, so nothing is "
-                f"put there; `chown {os.geteuid()}` and `chmod go-w` it"
+                f"the compile cache {self._name} is another user's, or others may write there: engines run what is in it, so nothing is "
+                f"put there; `chown {self._user.uid}` and `chmod go-w` it"
             )
 
     def _check_room(self, size: int) -> None:
         free = shutil.disk_usage(self._path).free
         if free < size + _SPARE:
             raise CannotLayOut(
-                f"the compile cache {self._path} has {free >> 20} MiB free, and {size >> 20} MiB would come: make room there"
+                f"the compile cache {self._name} has {free >> 20} MiB free, and {size >> 20} MiB would come: make room there"
             )
 
     def _clear(self) -> None:

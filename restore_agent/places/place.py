@@ -112,6 +112,10 @@ class Place(Protocol):
             PlaceError: it cannot be written.
         """
 
+    def compile_caches(self, env: Mapping[str, str]) -> dict[str, Path]:
+        """Folders where an engine with this environment, beside what it has from the place, keeps what it compiles, by the variables that
+        name them (compile_folders.py), as the agent reaches them; there or not. Raises PlaceError."""
+
     def mapped_files(self, host_pids: Iterable[int]) -> set[Path]:
         """Files of `files` that these processes map or hold open. Blocks. Raises PlaceError: one of them goes with the place."""
 

@@ -23,6 +23,7 @@ from pathlib import Path
 import zerowake_native
 
 from restore_agent.places import overlay
+from restore_agent.places.compile_folders import compile_folders
 from restore_agent.places.layer import Layer
 from restore_agent.places.output import Pipes
 from restore_agent.places.place import CONTROL_DIRECTORY, PlaceError, Route
@@ -139,6 +140,9 @@ class Sandbox:
 
     def written(self) -> str:
         return self._left if self._is_removed else self._layer.written()
+
+    def compile_caches(self, env: Mapping[str, str]) -> dict[str, Path]:
+        return {variable: self.root / path.lstrip("/") for variable, path in compile_folders(env).items()}
 
     def mapped_files(self, host_pids: Iterable[int]) -> set[Path]:
         """Of those that outlive the sandbox: what is in its layer travels with the snapshot."""

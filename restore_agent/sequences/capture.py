@@ -25,7 +25,6 @@ from restore_agent.engine.canary import prove_canary, record_canary
 from restore_agent.engine.engine import Engine
 from restore_agent.pages.images import mend_timers, split
 from restore_agent.places.cache_watch import CacheWatch
-from restore_agent.places.compile_folders import compile_folders
 from restore_agent.places.left_behind import ipc_objects, refuse_left_behind
 from restore_agent.places.place import Place
 from restore_agent.places.processes import command_line, resident_bytes
@@ -133,8 +132,7 @@ class Capturer:
                 output = place.output(request.model)
                 undo.callback(output.close)
                 before = await asyncio.to_thread(ipc_objects, place.host_pids().get(1, 0))
-                # In a pod nothing would lay them out before the container's own command goes on.
-                watch = undo.enter_context(await CacheWatch.begun(_as_seen(place, request.engine) if open_place is None else {}))
+                watch = undo.enter_context(await CacheWatch.begun(await asyncio.to_thread(place.compile_caches, request.engine.env)))
                 source = await Engine.start(request.engine, place, output, for_snapshot=True)
             with _step("ready", phases, progress):
                 await source.wait_healthy(or_ready=True)
@@ -323,11 +321,6 @@ def _count(runs: Iterable[Pages], report: Callable[[int], None]) -> Iterator[Pag
 def _sharing(engine: EngineRecord) -> EngineRecord:
     """With the shared folders as they are found now: a cache that comes into being later is in this snapshot's layer. Raises PlaceError."""
     return engine.model_copy(update={"shared": resolved((*engine.shared, *caches(engine.env)))})
-
-
-def _as_seen(place: Place, engine: EngineRecord) -> dict[str, Path]:
-    """The folders of the engine's compile caches, as the agent reaches them in its place."""
-    return {variable: place.root / path.lstrip("/") for variable, path in compile_folders(engine.env).items()}
 
 
 async def _keep_caches(watch: CacheWatch, workspace: Path) -> list[str]:

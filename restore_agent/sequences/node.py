@@ -99,7 +99,7 @@ class Node:
         self.inventory = Inventory(
             store, self.staging, self.travel, weights.view, cuda, self.rungs.held, lambda: self._restoring > 0, self._changed
         )
-        self._second_best = SecondBest(store, sandboxes.checkpoints)
+        self.second_best = SecondBest(store, sandboxes.checkpoints)
         self._restoring = 0  # restores under way: each may have been promised memory that gpumem gave up
         self._why_no_criu = why
         self._capturer = Capturer(self.criu, cuda, self.weights, sandboxes, store, self.staging, self.restorer) if self.criu else None
@@ -179,7 +179,7 @@ class Node:
                 raise failure
         assert cold is not None
         if isinstance(snapshot, Snapshot):
-            await self._second_best.lay_out(snapshot, cold, phases)
+            await self.second_best.lay_out(snapshot, cold, phases)
         engine = await self.restorer.start_cold(cold, model, phases)
         replica = self.replicas.add(model, None, Origin.COLD, engine, phases, detail=str(failure or ""))
         self.observer.started_cold(model)

@@ -1,9 +1,10 @@
 """What a snapshot still does for a cold start where it cannot be restored: the engine finds what others have compiled and loaded.
 
-Compile caches are put where the engine looks for them, on the machine; weights that it had published for gpumem are put where it would
-publish them, so that it maps a region instead of loading the model. Both only where nothing is, and both only of a snapshot whose
-signature counts here: what is in them is run. Whether they are of use the engine itself finds out, by the keys of its caches and the name
-of its weights' folder: what was made by another version, or for another GPU or processor, lies there unused.
+Compile caches are put where the engine looks for them, on the machine or in its pod's container; weights that it had published for gpumem
+are put where it would publish them on the machine, so that it maps a region instead of loading the model. Both only where nothing is,
+and both only of a snapshot whose signature counts here: what is in them is run. Whether they are of use the engine itself finds out, by the
+keys of its caches and the name of its weights' folder: what was made by another version, or for another GPU or processor, lies there
+unused.
 
 None of it makes a cold start fail, or anybody ask for it: what cannot be laid out is logged.
 """
@@ -17,12 +18,14 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
 from restore_agent.errors import FAILURES
+from restore_agent.places.acting_as import User, acting_as
 from restore_agent.places.compile_folders import compile_folders
+from restore_agent.places.container import Container
 from restore_agent.places.laid_out_caches import CannotLayOut, LaidOutCache
 from restore_agent.sequences.phases import Phases
 from restore_agent.snapshots import durable
@@ -54,32 +57,62 @@ class SecondBest:
                 except FAILURES as error:
                     _LOG.warning("what snapshot %s has for cold starts is left out: %s", snapshot, error)
 
+    async def lay_out_in(self, container: Container, snapshot: Snapshot, phases: Phases) -> None:
+        """The same in a container whose own command is about to go on: its compile caches. Its own command loads its weights itself."""
+        if INDEX not in snapshot.manifest.files:
+            return
+        with phases.phase("image.caches"):
+            async with self._one_at_a_time:
+                try:
+                    await container.open()
+                    await to_its_end(asyncio.to_thread(self._lay_out_in, container, snapshot))
+                except FAILURES as error:
+                    _LOG.warning("what snapshot %s has for cold starts is left out: %s", snapshot, error)
+
     def _lay_out(self, snapshot: Snapshot, record: EngineRecord) -> None:
         with self._store.hold(snapshot):
-            lay_out_caches(self._store, snapshot, record)
+            folders = {variable: Path(path) for variable, path in compile_folders(record.env).items()}
+            lay_out_caches(self._store, snapshot, folders)
             lay_out_weights(self._store, snapshot, self._checkpoints)
 
+    def _lay_out_in(self, container: Container, snapshot: Snapshot) -> None:
+        with self._store.hold(snapshot):
+            lay_out_caches(self._store, snapshot, container.compile_caches({}), container.user, container.root)
 
-def lay_out_caches(catalog: Catalog, snapshot: Snapshot, record: EngineRecord) -> None:
-    """A snapshot's compile caches, where an engine looks for them that is started with this record. Blocks.
+
+def lay_out_caches(
+    catalog: Catalog, snapshot: Snapshot, folders: Mapping[str, Path], user: User | None = None, root: Path = Path("/")
+) -> None:
+    """A snapshot's compile caches, where an engine looks for them. Blocks.
+
+    Args:
+        folders: by the variables that name them. user: the engine's, where that is not the agent's own: what is written is written as by
+            that one. root: of its file system.
 
     Raises Corrupt, InvalidCaches, NotFound: nothing, or not all of them, has been laid out then.
     """
     if INDEX not in snapshot.manifest.files:
         return
+    own = User(os.geteuid(), os.getegid())
 
     def read(name: str) -> bytes:
+        with acting_as(own):
+            return verified(name)
+
+    def verified(name: str) -> bytes:
         if name not in snapshot.manifest.files:
             raise catalog.fault(snapshot, f"its manifest names no {name}, which its compile caches are in; take the snapshot again")
         return catalog.read_file(snapshot, name, snapshot.manifest.files[name])
 
-    index, folders = CacheIndex.decode(read(INDEX)), compile_folders(record.env)
+    index = CacheIndex.decode(read(INDEX))
     with ExitStack() as held:
+        held.enter_context(acting_as(user or own))
         wanted: dict[str, tuple[str, LaidOutCache, list[CacheFile]]] = {}
         for cache in index.caches:
-            if folder := folders.get(cache.variable):
+            if path := folders.get(cache.variable):
+                folder = f"/{path.relative_to(root)}"
                 try:
-                    there = held.enter_context(LaidOutCache.held(Path(folder)))
+                    there = held.enter_context(LaidOutCache.held(path, user, folder))
                     if missing := there.missing(cache.files):
                         wanted[cache.variable] = folder, there, missing
                 except CannotLayOut as error:

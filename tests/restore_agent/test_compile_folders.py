@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from restore_agent.places.compile_folders import compile_folders
@@ -27,6 +28,15 @@ def test_variables_move_them_and_links_are_followed(tmp_path: Path) -> None:
         "VLLM_CACHE_ROOT": f"{tmp_path}/real",
         "FLASHINFER_WORKSPACE_BASE": "/base/.cache/flashinfer",
     }, "without a home the others are nowhere"
+
+
+def test_in_a_container_its_user_counts_and_no_link_of_the_machine(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    env = {"TRITON_CACHE_DIR": f"{tmp_path}/link/../kernels"}
+    assert compile_folders(env, "engineer", os.path.normpath) == {
+        "TORCHINDUCTOR_CACHE_DIR": "/tmp/torchinductor_engineer",
+        "TRITON_CACHE_DIR": f"{tmp_path}/kernels",
+    }
 
 
 def test_one_in_another_and_one_folder_twice_are_one_cache() -> None:

@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 from zerowake_proto import agent_pb2 as pb
 
+from restore_agent.places.acting_as import User
 from restore_agent.sequences.second_best import keep_beside_weights, lay_out_caches, lay_out_weights
 from restore_agent.snapshots.catalog import Corrupt, Snapshot
 from restore_agent.snapshots.compile_caches import INDEX, InvalidCaches, keep
-from restore_agent.snapshots.manifest import EngineRecord, PartRecord, WeightsRecord, WeightsRegion, is_second_best, layout_file
+from restore_agent.snapshots.manifest import PartRecord, WeightsRecord, WeightsRegion, is_second_best, layout_file
 from restore_agent.snapshots.store import Store
 from tests.worlds.agent import PORT, get, running
 from tests.worlds.snapshots import draft
@@ -79,10 +80,6 @@ def filled(tmp_path: Path) -> Path:
     return folder
 
 
-def record(cache: Path) -> EngineRecord:
-    return EngineRecord(command=("engine",), port=PORT, env={"TRITON_CACHE_DIR": str(cache)})
-
-
 @pytest.fixture
 def workspace(store: Store, filled: Path) -> Iterator[Path]:
     workspace = store.workspace()
@@ -100,7 +97,7 @@ def test_caches_are_laid_out_and_what_is_there_stays(store: Store, workspace: Pa
     cache = tmp_path / "cache"
     cache.mkdir()
     (cache / "two.so").write_bytes(b"ours")
-    lay_out_caches(store, snapshot, record(cache))
+    lay_out_caches(store, snapshot, {"TRITON_CACHE_DIR": cache})
     assert (cache / "two.so").read_bytes() == b"ours" and (cache / "aa/one.so").read_bytes() == b"one" * 1000
     assert sorted(path.name for path in cache.iterdir()) == ["aa", "two.so"]
 
@@ -118,7 +115,7 @@ def test_an_index_that_leads_out_of_a_cache_is_refused_whole(
     (workspace / INDEX).write_text(json.dumps(index))
     snapshot = published(store, workspace)
     with pytest.raises(InvalidCaches, match=r"compile caches are not laid out"):
-        lay_out_caches(store, snapshot, record(tmp_path / "cache"))
+        lay_out_caches(store, snapshot, {"TRITON_CACHE_DIR": tmp_path / "cache"})
     assert not (tmp_path / "cache").exists()
 
 
@@ -126,7 +123,7 @@ def test_a_piece_that_is_altered_is_refused(store: Store, workspace: Path, tmp_p
     snapshot = published(store, workspace)
     (snapshot.directory / "caches/000000").write_bytes(b"x" * 3003)
     with pytest.raises(Corrupt, match=r"has changed since it was published"):
-        lay_out_caches(store, snapshot, record(tmp_path / "cache"))
+        lay_out_caches(store, snapshot, {"TRITON_CACHE_DIR": tmp_path / "cache"})
     assert [path for path in (tmp_path / "cache").rglob("*") if path.is_file()] == []
 
 
@@ -137,8 +134,25 @@ def test_a_folder_that_others_may_write_is_left_alone(
     cache = tmp_path / "cache"
     cache.mkdir()
     cache.chmod(0o777)
-    lay_out_caches(store, snapshot, record(cache))
+    lay_out_caches(store, snapshot, {"TRITON_CACHE_DIR": cache})
     assert not list(cache.iterdir()) and "others may write there" in caplog.text
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be another user")
+def test_in_a_container_they_are_its_user_s(store: Store, workspace: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    snapshot, somebody = published(store, workspace), User(4711, 4712)
+    root = tmp_path / "root"
+    home, ours = root / "home", root / "ours"
+    home.mkdir(parents=True)
+    ours.mkdir(mode=0o755)
+    for path in (tmp_path, *list(tmp_path.parents)[:-2]):
+        path.chmod(path.stat().st_mode | 0o111)
+    os.chown(home, somebody.uid, somebody.gid)
+    lay_out_caches(store, snapshot, {"TRITON_CACHE_DIR": home / ".triton/cache"}, somebody, root)
+    made = [home / ".triton", *(home / ".triton").rglob("*")]
+    assert {(path.stat().st_uid, path.stat().st_gid) for path in made} == {(somebody.uid, somebody.gid)} and len(made) == 5
+    lay_out_caches(store, snapshot, {"TRITON_CACHE_DIR": ours / "cache"}, somebody, root)
+    assert not list(ours.iterdir()) and "the compile cache /ours/cache cannot be written: Permission denied" in caplog.text
 
 
 def test_weights_that_were_published_elsewhere_lie_where_the_engine_publishes(store: Store, tmp_path: Path) -> None:
