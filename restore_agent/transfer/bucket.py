@@ -4,6 +4,9 @@ Where the bucket is and whose are read where Amazon's own tools read them (envir
 bucket and a prefix, never a key. An object is put by one request, or in parts that become an object at the end: a reader sees all of it or
 none. The server checks what it gets, by the SHA-256 that the request's signature holds.
 
+What is read is asked for by requests that obstore signs and connections of ours carry (signed_reads.py). Whatever fails that way obstore
+reads itself, from where it stands.
+
 There are two clients. obstore's own limit on a request's length would end a large object on a slow line, so what moves bytes has none to
 speak of, and the one who reads decides what is too slow (fetch.py). A request that only asks has a short one.
 """
@@ -22,7 +25,8 @@ from obstore.store import S3Store
 
 from restore_agent.transfer.credentials import CredentialFiles
 from restore_agent.transfer.s3_errors import code_of, status_of, word_for
-from restore_agent.transfer.source import Absent, Denied, Piece, Stored
+from restore_agent.transfer.signed_reads import SignedReads
+from restore_agent.transfer.source import Absent, Denied, Piece, Stored, TransferError
 from zerowake_shared.clock import SYSTEM_CLOCK, Clock
 
 _SMALLEST, _LARGEST = 256 << 10, 4 << 20  # bytes of a piece
@@ -62,17 +66,31 @@ class Bucket:
             )
 
         self._asks, self._moves = client(_ASK), client(_MOVE)
+        self._signed = SignedReads(self._moves, clock)
 
     def __str__(self) -> str:
         return self._name
 
     async def close(self) -> None:
-        """It holds nothing that does not go by itself."""
+        """Does not wait for calls that hang."""
+        self._signed.close()
 
     async def read(self, key: str, offset: int, length: int) -> AsyncGenerator[Piece, None]:
         """See Source."""
-        if not length:
-            return
+        came = 0
+        if length and self._signed.are_tried:
+            with contextlib.suppress(TransferError):
+                async with contextlib.aclosing(self._signed.read(key, offset, length)) as received:
+                    async for each in received:
+                        came += len(each)
+                        yield each
+                    return
+        if came < length:
+            async with contextlib.aclosing(self._read_by_obstore(key, offset + came, length - came)) as pieces:
+                async for piece in pieces:
+                    yield piece
+
+    async def _read_by_obstore(self, key: str, offset: int, length: int) -> AsyncGenerator[Piece, None]:
         with self._words(key):
             try:
                 answer = await obstore.get_async(self._moves, key, options={"range": (offset, offset + length)})

@@ -27,9 +27,8 @@ from gpumem.wire.errors import Corrupt
 from restore_agent.snapshots.durable import sync_folder
 from restore_agent.transfer.layout import CHUNKS, LEASES, NAMES, SNAPSHOTS
 from restore_agent.transfer.source import Absent, Denied, Full, Piece, Stored, TransferError, Unreachable
-from restore_agent.transfer.spare_memory import SpareMemory
+from restore_agent.transfer.spare_memory import PIECE, SpareMemory
 
-_PIECE = (4 << 20) + (64 << 10)  # bytes; what one thread reads in one go: a chunk, and one that was encrypted
 _THREADS = 16
 _PARTIAL = "."  # first letter of a file that is being written
 _LEFT = re.compile(r"\..+\.[a-z0-9_]{8}")  # a file that was being written
@@ -43,7 +42,7 @@ class Directory:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._spare = SpareMemory(_PIECE)
+        self._spare = SpareMemory(PIECE)
         self._threads = ThreadPoolExecutor(_THREADS, f"store {folder.name}")
 
     def __str__(self) -> str:
@@ -58,7 +57,7 @@ class Directory:
         path, end = self._path(key), offset + length
         memory = self._spare.take()
         while True:
-            count = await self._do(path, functools.partial(_read, path, offset, memory[: min(_PIECE, end - offset)], memory))
+            count = await self._do(path, functools.partial(_read, path, offset, memory[: min(PIECE, end - offset)], memory))
             if count:
                 try:
                     yield memory[:count]

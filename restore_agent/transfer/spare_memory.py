@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import mmap
 
+PIECE = (4 << 20) + (64 << 10)  # bytes; a chunk, and one that was encrypted, come in one
+
 
 class SpareMemory:
     """Of one size, on pages' boundaries; for one event loop."""

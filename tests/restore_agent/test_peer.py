@@ -186,7 +186,7 @@ def saying(tls: TlsFiles, answer: bytes) -> Iterator[str]:
 @pytest.mark.parametrize(
     ("head", "error", "why"),
     [
-        (b"Content-Length: 999999999999\r\n", Altered, "begins to send 999999999999 bytes of chunks/.*, and was asked for 100"),
+        (b"Content-Length: 999999999999\r\n", Altered, "begins to send 999999999999 bytes, and was asked for 100"),
         (b"Content-Length: -1\r\n", Unreachable, "is none of HTTP's"),
         (b"Content-Length: many\r\n", Unreachable, "is none of HTTP's"),
         (b"Transfer-Encoding: chunked\r\n", Unreachable, "is none of HTTP's"),

@@ -1,4 +1,4 @@
-"""One connection to another agent: a request at a time over a blocking socket.
+"""One connection to an HTTP server, another agent or a bucket's: a request at a time over a blocking socket.
 
 What comes is received where it shall lie, a chunk at most in one call. http.client was rejected for it: it reads an encrypted answer
 16 KiB at a time through four layers of Python, which cost as much processor time as the decryption.
@@ -17,7 +17,6 @@ from http import HTTPStatus
 
 import httptools
 
-from restore_agent.transfer.peer_server import AGENT
 from restore_agent.transfer.source import Absent, Denied, Unreachable
 from zerowake_shared.address import Address
 
@@ -32,14 +31,18 @@ _LENGTH = re.compile(r"[0-9]{1,18}")
 class Connection:
     """Its calls block, but for `interrupt`, and one thread at a time makes them."""
 
-    def __init__(self, address: Address, contexts: Callable[[], ssl.SSLContext], closed: Callable[[Connection], None]) -> None:
+    def __init__(
+        self, address: Address, host: str, contexts: Callable[[], ssl.SSLContext | None], closed: Callable[[Connection], None]
+    ) -> None:
+        """`host`: what the request says of it; its certificate has the name in it. `contexts`: of TLS; None: without."""
         self._address = address
+        self._host = host
         self._contexts = contexts
         self._closed = closed
         self._busy = threading.Lock()
         self._interrupted = False
         self.is_done = True  # all that was asked for has come, and the other side keeps the connection
-        self._socket: ssl.SSLSocket | None = None
+        self._socket: socket.socket | None = None
         self._answer = _Answer()
         self._left = 0  # bytes of the answer that the caller has not got
 
@@ -47,12 +50,12 @@ class Connection:
         """Returns how many bytes follow (GET), or there are (HEAD). Raises Absent, Denied, Unreachable."""
         if patience:
             headers = headers | {"Prefer": f"wait={patience:.0f}"}
-        lines = (f"{method} {path} HTTP/1.1", f"Host: {AGENT}", *(f"{name}: {value}" for name, value in headers.items()), "", "")
+        lines = (f"{method} {path} HTTP/1.1", f"Host: {self._host}", *(f"{name}: {value}" for name, value in headers.items()), "", "")
         with self._in_use():
             answer = self._answer = self._asked("\r\n".join(lines).encode(), patience)
             length = answer.headers.get("content-length", "")
             if not _LENGTH.fullmatch(length):
-                raise Unreachable(f"it does not say how long its answer is ({length[:40]!r}): is there an agent?")
+                raise Unreachable(f"it does not say how long its answer is ({length[:40]!r}): is it the right server?")
             self._left = 0 if method == "HEAD" else int(length)
             self.is_done = answer.keeps_alive and not self._left
             if answer.status in (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT):
@@ -96,20 +99,21 @@ class Connection:
                 raise ConnectionResetError("it ended without an answer")
             length += len(data)
             if length - len(answer.body) > _LONGEST_HEAD:
-                raise Unreachable("the head of its answer is too long: is there an agent?")
+                raise Unreachable("the head of its answer is too long: is it the right server?")
             try:
                 parser.feed_data(data)
             except httptools.HttpParserError as error:
-                raise Unreachable(f"its answer is none of HTTP's ({error}): is there an agent?") from None
+                raise Unreachable(f"its answer is none of HTTP's ({error}): is it the right server?") from None
         answer.status, answer.keeps_alive = parser.get_status_code(), parser.should_keep_alive()
         connection.settimeout(_SILENT_SECONDS)
         return answer
 
-    def _connect(self) -> ssl.SSLSocket:
+    def _connect(self) -> socket.socket:
         raw = socket.create_connection(self._address, _CONNECT_SECONDS)
         try:
             raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            return self._contexts().wrap_socket(raw, server_hostname=AGENT)
+            context = self._contexts()
+            return context.wrap_socket(raw, server_hostname=self._host.partition(":")[0]) if context else raw
         except BaseException:
             raw.close()
             raise
@@ -117,10 +121,14 @@ class Connection:
     def read_into(self, memory: memoryview) -> int:
         """Fills it with what follows, or as much of it as comes soon, a byte at least: the answer has so many. Raises Unreachable."""
         with self._in_use():
+            assert self._socket is not None
+            self._socket.settimeout(_SILENT_SECONDS)
             done = self._receive(memory)
             until = time.monotonic() + _PIECE_SECONDS
-            while done < len(memory) and time.monotonic() < until:
-                done += self._receive(memory[done:])
+            with contextlib.suppress(OSError, Unreachable):  # what has come is given; if anything is wrong, the next call says it
+                while done < len(memory) and (left := until - time.monotonic()) > 0:
+                    self._socket.settimeout(left)
+                    done += self._receive(memory[done:])
             self.is_done = self._answer.keeps_alive and not self._left
             return done
 

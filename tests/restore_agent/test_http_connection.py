@@ -1,4 +1,4 @@
-"""One connection to another agent: what comes with the head, in parts, and what is no answer."""
+"""One connection to an agent or a bucket: what comes with the head, in parts, and what is no answer."""
 
 import contextlib
 import socket
@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from restore_agent.transfer.peer_connection import Connection
+from restore_agent.transfer.http_connection import Connection
+from restore_agent.transfer.peer_server import AGENT
 from restore_agent.transfer.source import Absent, Denied, Unreachable
 from tests.worlds.certificates import Authority
 from tests.worlds.peers import fleet_files
@@ -39,7 +40,7 @@ def connected(tls: TlsFiles, *parts: bytes) -> Iterator[tuple[Connection, Callab
         serving = threading.Thread(target=serve)
         serving.start()
         address = Address("127.0.0.1", listener.getsockname()[1])
-        connection = Connection(address, client_contexts(tls), lambda one: None)
+        connection = Connection(address, AGENT, client_contexts(tls), lambda one: None)
         yield connection, more.release
         connection.close()
         for _ in parts:
@@ -93,9 +94,16 @@ def test_what_is_not_given(tls: TlsFiles, answer: bytes, error: type[Exception],
         ask(connection)
 
 
-def test_one_that_ends_too_soon(tls: TlsFiles) -> None:
-    with connected(tls, b"HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\nhalf") as (connection, go_on):
-        ask(connection)
+def test_what_came_before_a_silence_or_an_end_is_given(tls: TlsFiles) -> None:
+    with connected(tls, b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\none", b"two", b"th") as (connection, go_on):
+        assert ask(connection) == 9
+        memory = memoryview(bytearray(9))
+        assert connection.read_into(memory) == 3
         go_on()
+        assert connection.read_into(memory[3:]) == 3
+        go_on()
+        go_on()
+        assert connection.read_into(memory[6:]) == 2
+        assert bytes(memory[:8]) == b"onetwoth"
         with pytest.raises(Unreachable, match=r"ended in the middle|broke off|[Cc]onnection"):
-            connection.read_into(memoryview(bytearray(8)))
+            connection.read_into(memory[8:])
