@@ -62,7 +62,7 @@ class CallingPod:
         own = next((each for each in spec.containers if each.name == name), PodContainer(name))
         asked = {"command": own.command, "args": own.args, "env": own.env, "envFrom": own.env_from}
         allowed = self.annotation(STALE_ENVIRONMENT) == pod_environment.ALLOWED
-        made = Container(self.placeholder, self.about.image, self.about.address, paths, shared, asked=asked, stale_allowed=allowed)
+        made = Container(self.placeholder, self.about.image, self.about.addresses, paths, shared, asked=asked, stale_allowed=allowed)
         made.grace = spec.termination_grace_period_seconds
         made.probed = frozenset(probe.http_get.path or "/" for probe in _probes(own).values() if probe.http_get)
         return made

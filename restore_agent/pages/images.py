@@ -21,7 +21,8 @@ from restore_agent.pages.native import zero_pages
 from restore_agent.snapshots.page_runs import PAGE, Pages
 
 _COMMON, _PAGEMAP, _MM, _CORE = 0x54564319, 0x56084025, 0x57492820, 0x55053847
-_PSTREE, _SECCOMP, _FILES = 0x50273030, 0x64413049, 0x56303138
+_PSTREE, _SECCOMP = 0x50273030, 0x64413049
+FILES = 0x56303138  # the second magic word of files.img
 _TSYNC = 1  # flag of a seccomp filter: at a restore the kernel puts it on every thread of the process
 _ABSOLUTE = 1  # how a timer was set: TFD_TIMER_ABSTIME, and nothing else
 _CAP_SETGID, _CAP_SETUID = 6, 7
@@ -65,9 +66,9 @@ def split(images: Path) -> Iterator[Pages]:
         mm = images / f"mm-{pid}.img"
         if not mm.exists():
             continue
-        (raw,) = _read(mm, _MM)
+        (raw,) = read_image(mm, _MM)
         vmas = [vma for vma in criu_pb2.Mm.FromString(raw).vmas if _ours(vma)]
-        head, *entries = _read(pagemap, _PAGEMAP)
+        head, *entries = read_image(pagemap, _PAGEMAP)
         pages = images / f"pages-{criu_pb2.PagemapHead.FromString(head).pages_id}.img"
         yield from _split_process(pid, vmas, pagemap, head, [criu_pb2.PagemapEntry.FromString(entry) for entry in entries], pages)
 
@@ -85,10 +86,10 @@ def skeletons(images: Path) -> Iterator[Skeleton]:
     """Every process of images that were split. Raises ImageError."""
     for pagemap in sorted(images.glob("pagemap-[0-9]*.img")):
         pid = int(pagemap.stem.removeprefix("pagemap-"))
-        (raw,) = _read(images / f"mm-{pid}.img", _MM)
+        (raw,) = read_image(images / f"mm-{pid}.img", _MM)
         vmas = list(criu_pb2.Mm.FromString(raw).vmas)
         special = [(vma.start, vma.end) for vma in vmas if vma.status & _SPECIAL]  # the kernel's own, made anew
-        head, *entries = _read(pagemap, _PAGEMAP)
+        head, *entries = read_image(pagemap, _PAGEMAP)
         data = memoryview((images / f"pages-{criu_pb2.PagemapHead.FromString(head).pages_id}.img").read_bytes())
         kept, offset = [], 0
         for entry in map(criu_pb2.PagemapEntry.FromString, entries):
@@ -132,7 +133,7 @@ def _split_process(
                     kept.append(_entry(entry, part))
                     rest.write(piece)
             offset += count * PAGE
-    _write(kept_pagemap, _PAGEMAP, [head, *(entry.SerializeToString() for entry in kept)])
+    write_image(kept_pagemap, _PAGEMAP, [head, *(entry.SerializeToString() for entry in kept)])
     kept_pages.replace(pages)
     kept_pagemap.replace(pagemap)
 
@@ -187,14 +188,14 @@ def mend_timers(images: Path) -> None:
         ImageError: the file is torn or has another format.
     """
     path = images / "files.img"
-    files = [criu_pb2.File.FromString(entry) for entry in _read(path, _FILES)]
+    files = [criu_pb2.File.FromString(entry) for entry in read_image(path, FILES)]
     for timer in (file.tfd for file in files if file.HasField("tfd")):
         if timer.settime_flags == _ABSOLUTE:
             timer.settime_flags = 0
         if timer.ticks and not timer.vsec and not timer.vnsec:
             timer.vsec, timer.vnsec = timer.isec, timer.insec
     if any(file.HasField("tfd") for file in files):
-        _write(path, _FILES, [file.SerializeToString() for file in files])
+        write_image(path, FILES, [file.SerializeToString() for file in files])
 
 
 @dataclass(frozen=True)
@@ -251,8 +252,8 @@ def _filtered(images: Path, threads: dict[int, criu_pb2.Thread]) -> set[int]:
     filters = images / "seccomp.img"
     if not found or not filters.exists():
         return found
-    every = criu_pb2.SeccompFilters.FromString(_read(filters, _SECCOMP)[0]).filters
-    for process in map(criu_pb2.Process.FromString, _read(images / "pstree.img", _PSTREE)):
+    every = criu_pb2.SeccompFilters.FromString(read_image(filters, _SECCOMP)[0]).filters
+    for process in map(criu_pb2.Process.FromString, read_image(images / "pstree.img", _PSTREE)):
         first = threads.get(process.pid)
         if first and first.HasField("seccomp_filter") and first.seccomp_filter < len(every) and every[first.seccomp_filter].flags & _TSYNC:
             found.update(process.threads)
@@ -261,12 +262,13 @@ def _filtered(images: Path, threads: dict[int, criu_pb2.Thread]) -> set[int]:
 
 def _threads(images: Path) -> dict[int, criu_pb2.Thread]:
     """By their numbers; a process that had ended, and was not waited for, has none."""
-    cores = {int(path.stem.removeprefix("core-")): _read(path, _CORE)[0] for path in images.glob("core-[0-9]*.img")}
+    cores = {int(path.stem.removeprefix("core-")): read_image(path, _CORE)[0] for path in images.glob("core-[0-9]*.img")}
     threads = {number: criu_pb2.Core.FromString(core).thread for number, core in cores.items()}
     return {number: thread for number, thread in threads.items() if thread.HasField("creds")}
 
 
-def _read(path: Path, magic: int) -> list[bytes]:
+def read_image(path: Path, magic: int) -> list[bytes]:
+    """The messages of an image file; `magic`: its second word. Raises ImageError."""
     data = path.read_bytes()
     if len(data) < 8 or struct.unpack_from("<II", data) != (_COMMON, magic):
         raise ImageError(f"{path.name} does not begin as an image of its kind; is this CRIU newer than zerowake knows?")
@@ -279,7 +281,8 @@ def _read(path: Path, magic: int) -> list[bytes]:
     return messages
 
 
-def _write(path: Path, magic: int, messages: list[bytes]) -> None:
+def write_image(path: Path, magic: int, messages: list[bytes]) -> None:
+    """As `read_image` reads it. Raises OSError."""
     with path.open("wb") as file:
         file.write(struct.pack("<II", _COMMON, magic))
         for message in messages:

@@ -89,19 +89,19 @@ class Container:
         self,
         placeholder: Placeholder,
         image: str,
-        address: str,
+        addresses: Sequence[str],
         volatile: Sequence[str] = (),
         shared: Sequence[str] = (),
         *,
         asked: Mapping[str, Any] = MappingProxyType({}),
         stale_allowed: bool = False,
     ) -> None:
-        """`image`: by digest. `address`: the pod's. `volatile`: where volumes are mounted that end with the pod. `shared`: those of them
-        that other containers of the pod have, too; what lies in the others is the engine's alone, and is carried with its snapshot.
-        `asked`: the container as its pod wants it. `stale_allowed`: an engine may keep what it knows of the pod that it was captured in,
-        though this pod asks for its own."""
+        """`image`: by digest. `addresses`: the pod's, of which the first is its engine's. `volatile`: where volumes are mounted that end
+        with the pod. `shared`: those of them that other containers of the pod have, too; what lies in the others is the engine's alone, and
+        is carried with its snapshot. `asked`: the container as its pod wants it. `stale_allowed`: an engine may keep what it knows of the
+        pod that it was captured in, though this pod asks for its own."""
         self.placeholder = placeholder
-        self.address = address
+        self.addresses = addresses
         self.pid = placeholder.pid
         self.views = ContainerViews(placeholder)
         self.contents = ContainerContents(self.pid, self.views, image, volatile, shared, asked, stale_allowed=stale_allowed)
@@ -132,7 +132,7 @@ class Container:
     @property
     def route(self) -> Route:
         """The pod's address, in the cluster's network."""
-        return Route(self.address)
+        return Route(self.addresses[0])
 
     @property
     def netns(self) -> str:

@@ -83,6 +83,10 @@ class Place(Protocol):
     def route(self) -> Route: ...
 
     @property
+    def addresses(self) -> Sequence[str]:
+        """That it has in a network beside 127.0.0.1, the first of each version for its engine; empty: none, or the machine's."""
+
+    @property
     def is_ours(self) -> bool:
         """Whether the agent may end it when asked to; else its end is Kubernetes'."""
 

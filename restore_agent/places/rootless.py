@@ -34,6 +34,7 @@ class Rootless:
     netns = ""  # the agent's own
     route = Route("127.0.0.1")
     root = files = Path("/")
+    addresses = ()
     is_ours = True
     gpus = None
 

@@ -44,6 +44,7 @@ class Sandbox:
     """The Place of a replica on a machine without Kubernetes. Use `async with await Sandbox.create(…)`, or `close` it."""
 
     files = Path("/")  # it shows the node's file system, but for what it writes
+    addresses = ()
     is_ours = True
     gpus = None
 

@@ -15,6 +15,8 @@ import asyncio
 import contextlib
 import functools
 import os
+import secrets
+import shutil
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
@@ -25,6 +27,7 @@ from restore_agent.drivers.headroom import Headroom
 from restore_agent.drivers.meminfo import available_memory
 from restore_agent.engine.control import Control
 from restore_agent.engine.engine import Engine
+from restore_agent.pages.addresses import readdressed
 from restore_agent.places.place import Output, Place
 from restore_agent.places.rootless import Rootless
 from restore_agent.places.sandbox import Sandbox
@@ -42,7 +45,7 @@ from restore_agent.snapshots.catalog import Snapshot
 from restore_agent.snapshots.compatibility import check_gpus
 from restore_agent.snapshots.manifest import EngineRecord, Manifest
 from restore_agent.transfer.bandwidth import Bandwidth
-from zerowake_shared.background import ended
+from zerowake_shared.background import ended, to_its_end
 from zerowake_shared.huge_pages import HugePages
 
 _LET_GO_SECONDS = 10.0  # CRIU's last step takes milliseconds
@@ -158,7 +161,10 @@ class Restorer:
                 await go.wait()
 
             async def restore() -> int:
-                async with self._worker(criu, place, output, manifest.stdio, images) as worker:
+                async with (
+                    _addressed(images, place) as theirs,
+                    self._worker(criu, place, output, manifest.stdio, theirs) as worker,
+                ):
                     await place.lay_out(staged.directory, manifest.fits, self._staging.hashes)  # while CRIU starts, which then waits
                     return await worker.restore(hold)
 
@@ -221,6 +227,20 @@ class Restorer:
                 await engine.wait_healthy()
             undo.pop_all()
             return engine
+
+
+@contextlib.asynccontextmanager
+async def _addressed(images: Path, place: Place) -> AsyncIterator[Path]:
+    """The images, or such as have the place's address in them. Raises OtherAddresses, ImageError."""
+    if not place.addresses:
+        yield images
+        return
+    folder = images.with_name(f"{images.name}-{secrets.token_hex(4)}")
+    try:
+        yield await to_its_end(asyncio.to_thread(readdressed, images, place.addresses, folder))
+    finally:
+        if folder.exists():
+            await to_its_end(asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True))
 
 
 def _uuids(snapshot: Snapshot) -> tuple[str, ...]:

@@ -87,6 +87,7 @@ async def test_what_answers_in_the_pod_was_dumped_in_another(api: Api, namespace
     assert ready
     assert ready["status"]["podIP"] == replica.endpoint.host
     assert replica.endpoint.netns == ""
+    assert await answer(replica.endpoint.host, "/outside") in ({"ended": each} for each in ("ConnectionResetError", "read b''"))
     said = dict(await events(api, namespace, "one", "Restored"))["Restored"]
     assert known["namespace"] in said
     shown = await run_in(namespace, "one", "cat /etc/zerowake-test; ls /etc/debian_version")

@@ -75,7 +75,7 @@ async def test_an_engine_whose_agent_was_killed_before_it_stood_at_the_door_is_l
     async with contextlib.AsyncExitStack() as pods:
         async with answering(kubelet.placeholder) as callers:
             await pods.enter_async_context(kubelet.pod("one", {"zerowake.dev/snapshot": "small"}, TOLD))
-            place = await Container(await callers.next(), IMAGE, ADDRESS).open()
+            place = await Container(await callers.next(), IMAGE, [ADDRESS]).open()
             Control.make_doors(place)
             pid = await place.placeholder.start([str(PYTHON), "-c", ASLEEP], {})
             control, here = Control(place, pid), place.host_pids()[pid]

@@ -33,7 +33,7 @@ def caller(
         "metadata": {"name": "one", "namespace": "team", "uid": "u", "annotations": told, "labels": named},
         "spec": {"containers": [{"name": "engine", "ports": [{"containerPort": 81}]}, {"name": "sidecar"}], **spec},
     }
-    about = Described("id", container, 1, "sha256:0123", "one", "u", namespace, "10.1.2.3")
+    about = Described("id", container, 1, "sha256:0123", "one", "u", namespace, ("10.1.2.3",))
     return CallingPod(None, about, msgspec.convert(made, Pod))  # type: ignore[arg-type]  # nothing here asks the placeholder
 
 

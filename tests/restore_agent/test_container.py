@@ -46,7 +46,7 @@ def taken(tmp_path_factory: pytest.TempPathFactory, command: list[str], needs_cr
 
     async def take() -> str:
         async with a_node(folder) as node, answering(folder / "bin") as callers, container(folder / "one", folder / "bin"):
-            place = Container(await callers.next(), IMAGE, ADDRESS)
+            place = Container(await callers.next(), IMAGE, [ADDRESS])
             captured = await node.capture(request(command), nothing, Phases(), place.open)
             assert captured.snapshot.manifest.canary
             assert not place.placeholder.ended.done(), "the container waits again"
@@ -72,7 +72,7 @@ async def test_the_process_that_was_dumped_comes_back_in_another_container(
     node: Node, callers: Callers, tmp_path: Path, taken: tuple[Path, str]
 ) -> None:
     async with container(tmp_path / "two", callers.folder, memory=1 << 30) as two:
-        place = Container(await callers.next(), IMAGE, ADDRESS)
+        place = Container(await callers.next(), IMAGE, [ADDRESS])
         replica = await node.restore_into(place, "small", snapshot_of(node), Phases())
         assert await answer_of(replica.engine) == json.loads(taken[1])
         assert replica.engine.place.route == Route(ADDRESS)
@@ -115,7 +115,7 @@ async def gone_from(node: Node) -> None:
 
 async def test_signals_go_to_the_engine(node: Node, callers: Callers, tmp_path: Path) -> None:
     async with container(tmp_path / "two", callers.folder) as two:
-        place = Container(await callers.next(), IMAGE, ADDRESS)
+        place = Container(await callers.next(), IMAGE, [ADDRESS])
         await node.restore_into(place, "small", snapshot_of(node), Phases())
         two.kill("TERM")
         assert await two.exit_code() == 128 + 15
@@ -124,7 +124,7 @@ async def test_signals_go_to_the_engine(node: Node, callers: Callers, tmp_path: 
 async def test_an_agent_that_has_many_files_open(node: Node, callers: Callers, tmp_path: Path, taken: tuple[Path, str]) -> None:
     """CRIU had a copy of the socket whose end is waited for, where its number was 100 or more."""
     async with container(tmp_path / "two", callers.folder):
-        place = Container(await callers.next(), IMAGE, ADDRESS)
+        place = Container(await callers.next(), IMAGE, [ADDRESS])
         with contextlib.ExitStack() as stack:
             for _ in range(200):
                 stack.callback(os.close, os.open("/dev/null", os.O_RDONLY))
@@ -139,7 +139,7 @@ async def test_a_replica_that_retires_goes_when_its_engine_has(node: Node, calle
     before = 0
     for number in range(3):
         async with container(tmp_path / f"c{number}", callers.folder) as running:
-            replica = await node.restore_into(Container(await callers.next(), IMAGE, ADDRESS), "small", snapshot_of(node), Phases())
+            replica = await node.restore_into(Container(await callers.next(), IMAGE, [ADDRESS]), "small", snapshot_of(node), Phases())
             with pytest.raises(NoReplica, match="Kubernetes' to end"):
                 await node.release(replica.id)
             node.replicas.retire(replica.id, "its pod is being deleted")
@@ -158,12 +158,12 @@ async def test_a_replica_that_retires_goes_when_its_engine_has(node: Node, calle
 
 async def test_an_engine_outlives_its_agent(node: Node, callers: Callers, tmp_path: Path, taken: tuple[Path, str]) -> None:
     async with container(tmp_path / "two", callers.folder) as two:
-        place = Container(await callers.next(), IMAGE, ADDRESS)
+        place = Container(await callers.next(), IMAGE, [ADDRESS])
         replica = await node.restore_into(place, "small", snapshot_of(node), Phases())
         place.let_go()
         again = await callers.next()
         assert (again.pid, again.engine) == (place.pid, replica.engine.pid), "it says whom it watches over"
-        found = Container(again, IMAGE, ADDRESS)
+        found = Container(again, IMAGE, [ADDRESS])
         found.take()
         engine = Engine(replica.engine.record, found, found.output("small"), again.engine)
         assert await answer_of(engine) == json.loads(taken[1])
@@ -176,7 +176,7 @@ async def test_what_cannot_be_restored_waits_again_and_is_as_it_was(
     node: Node, callers: Callers, tmp_path: Path, taken: tuple[Path, str]
 ) -> None:
     async with container(tmp_path / "two", callers.folder, ["sleep", "60"]) as two:
-        place = Container(await callers.next(), IMAGE, ADDRESS)
+        place = Container(await callers.next(), IMAGE, [ADDRESS])
         inside = two.folder / "root" / MAPPED.relative_to("/")
         content = inside.read_bytes()
         inside.write_bytes(os.urandom(1 << 20))
@@ -185,7 +185,7 @@ async def test_what_cannot_be_restored_waits_again_and_is_as_it_was(
         assert changed.value.reason == "incompatible"
         assert not (two.folder / "root/etc/zerowake-test").exists(), "what was laid out is taken away"
         assert place.host_pids().keys() == {1}
-        other = Container(place.placeholder, "sha256:another", ADDRESS)
+        other = Container(place.placeholder, "sha256:another", [ADDRESS])
         with pytest.raises(RestoreFailed, match="taken of image sha256:0123"):
             await node.restore_into(other, "small", snapshot_of(node), Phases())
         inside.write_bytes(content)
@@ -197,7 +197,7 @@ async def test_what_cannot_be_restored_waits_again_and_is_as_it_was(
 async def test_a_restore_that_is_given_up_leaves_nothing(node: Node, callers: Callers, tmp_path: Path, delay: float) -> None:
     await node.stage(snapshot_of(node))
     async with container(tmp_path / "two", callers.folder):
-        place = Container(await callers.next(), IMAGE, ADDRESS)
+        place = Container(await callers.next(), IMAGE, [ADDRESS])
         restoring = asyncio.create_task(node.restore_into(place, "small", snapshot_of(node), Phases()))
         await asyncio.wait([restoring], timeout=delay)
         restoring.cancel()
@@ -219,7 +219,7 @@ async def test_nothing_comes_back_with_more_rights_than_the_container(
     node: Node, callers: Callers, tmp_path: Path, options: dict[str, object], words: str
 ) -> None:
     async with container(tmp_path / "two", callers.folder, **options):  # type: ignore[arg-type]
-        place = Container(await callers.next(), IMAGE, ADDRESS)
+        place = Container(await callers.next(), IMAGE, [ADDRESS])
         with pytest.raises(RestoreFailed, match=words) as refused:
             await node.restore_into(place, "small", snapshot_of(node), Phases())
         assert refused.value.reason == "incompatible"
@@ -243,7 +243,7 @@ async def test_a_container_with_access_to_the_node_is_refused(
 ) -> None:
     async with container(tmp_path / "two", callers.folder, **options):  # type: ignore[arg-type]
         with pytest.raises(ContainerError, match=message):
-            await Container(await callers.next(), IMAGE, ADDRESS).open()
+            await Container(await callers.next(), IMAGE, [ADDRESS]).open()
 
 
 async def test_a_process_of_a_tenant_is_no_placeholder(callers: Callers, tmp_path: Path) -> None:
@@ -256,7 +256,7 @@ async def test_a_process_of_a_tenant_is_no_placeholder(callers: Callers, tmp_pat
         false = await callers.next()
         assert false.pid != real.pid
         with pytest.raises(ContainerError, match="not pid 1"):
-            await Container(false, IMAGE, ADDRESS).open()
+            await Container(false, IMAGE, [ADDRESS]).open()
     await asyncio.wait_for(liar.wait(), 10)  # it goes with the container
 
 
@@ -265,7 +265,7 @@ async def test_links_of_a_tenant_lead_nowhere(node: Node, callers: Callers, tmp_
     victim = tmp_path / "victim"
     victim.write_text("the node's")
     async with container(tmp_path / "two", callers.folder) as two:
-        place = await Container(await callers.next(), IMAGE, ADDRESS).open()
+        place = await Container(await callers.next(), IMAGE, [ADDRESS]).open()
         control = two.folder / "control"
         for word in (".restore-complete", ".gpus.json", "ready-for-snapshot"):
             (control / word).symlink_to(victim)
@@ -290,4 +290,4 @@ async def test_links_of_a_tenant_lead_nowhere(node: Node, callers: Callers, tmp_
 async def test_what_was_written_is_not_laid_out_where_nothing_can_be(node: Node, callers: Callers, tmp_path: Path) -> None:
     async with container(tmp_path / "two", callers.folder, read_only=True):
         with pytest.raises(RestoreFailed, match=r"has written /etc.*, and the root of this container is read-only"):
-            await node.restore_into(Container(await callers.next(), IMAGE, ADDRESS), "small", snapshot_of(node), Phases())
+            await node.restore_into(Container(await callers.next(), IMAGE, [ADDRESS]), "small", snapshot_of(node), Phases())

@@ -36,7 +36,7 @@ async def test_an_engine_keeps_no_stale_environment_unless_that_is_allowed(node:
     """What it may keep is told, and the right values lie where an engine can ask for them."""
     words = [str(PYTHON), str(SERVER), str(PORT), "1", str(MAPPED)]
     async with container(tmp_path / "two", callers.folder, env=variables("10.0.0.1")):
-        place = Container(await callers.next(), IMAGE, ADDRESS, asked=ASKED)
+        place = Container(await callers.next(), IMAGE, [ADDRESS], asked=ASKED)
         captured = await node.capture(dataclasses.replace(request(words), name="other"), nothing, Phases(), place.open)
         await place.close()
     b = variables("10.0.0.2", DATABASE_SERVICE_HOST="10.9.9.9")
@@ -47,7 +47,7 @@ async def test_an_engine_keeps_no_stale_environment_unless_that_is_allowed(node:
         (variables("10.0.0.1"), False, []),
     ):
         async with container(tmp_path / "three", callers.folder, env=given) as three:
-            place = Container(await callers.next(), IMAGE, ADDRESS, asked=ASKED, stale_allowed=allowed)
+            place = Container(await callers.next(), IMAGE, [ADDRESS], asked=ASKED, stale_allowed=allowed)
             if words:
                 with pytest.raises(RestoreFailed, match=words[0]) as refused:
                     await node.restore_into(place, "other", captured.snapshot, Phases())
@@ -67,12 +67,12 @@ async def test_an_empty_dir_that_only_the_engine_has_is_carried(node: Node, call
     server = f"{IN_VOLUME} exec {PYTHON} {SERVER} {PORT} 8 /var/cache/map 3>>/var/cache/log"
     plain = dataclasses.replace(request(["/bin/sh", "-c", server]), name="other")
     async with container(tmp_path / "two", callers.folder, read_only=True, empty_dirs=["/var/cache"]):
-        place = Container(await callers.next(), IMAGE, ADDRESS, ["/var/cache"])
+        place = Container(await callers.next(), IMAGE, [ADDRESS], ["/var/cache"])
         captured = await node.capture(plain, nothing, Phases(), place.open)
         await place.close()
     async with container(tmp_path / "three", callers.folder, read_only=True, empty_dirs=["/var/cache"]) as three:
         three.execute("sh", "-c", "echo new >/var/cache/kept")
-        place = Container(await callers.next(), IMAGE, ADDRESS, ["/var/cache"])
+        place = Container(await callers.next(), IMAGE, [ADDRESS], ["/var/cache"])
         replica = await node.restore_into(place, "other", captured.snapshot, Phases())
         assert captured.snapshot.manifest.canary
         assert await answer_of(replica.engine) == json.loads(captured.snapshot.manifest.canary.answer)
@@ -87,7 +87,7 @@ async def test_a_volume_that_is_too_large_is_not_carried(
     server = f"cat {MAPPED} {MAPPED} >/var/cache/much; exec {PYTHON} {SERVER} {PORT} 8"
     for name, words, mapped in (("other", "", MAPPED), ("third", r"uses /var/cache/much in an emptyDir.* more than", "/var/cache/much")):
         async with container(tmp_path / name, callers.folder, empty_dirs=["/var/cache"]):
-            place = Container(await callers.next(), IMAGE, ADDRESS, ["/var/cache"])
+            place = Container(await callers.next(), IMAGE, [ADDRESS], ["/var/cache"])
             taking = node.capture(
                 dataclasses.replace(request(["/bin/sh", "-c", f"{server} {mapped}"]), name=name), nothing, Phases(), place.open
             )
@@ -102,7 +102,7 @@ async def test_a_volume_that_is_too_large_is_not_carried(
 async def test_files_of_a_volume_that_others_fill_are_not_there_in_the_next_pod(node: Node, callers: Callers, tmp_path: Path) -> None:
     """Whatever else it uses: what lies in /tmp would be carried."""
     async with container(tmp_path / "two", callers.folder):
-        place = Container(await callers.next(), IMAGE, ADDRESS, ["/tmp", "/var/cache"], ["/var/cache"])
+        place = Container(await callers.next(), IMAGE, [ADDRESS], ["/tmp", "/var/cache"], ["/var/cache"])
         server = f"cp {MAPPED} /var/cache/map && exec {PYTHON} {SERVER} {PORT} 8 /var/cache/map 3>>/tmp/log"
         with pytest.raises(ContainerError, match=r"uses /var/cache/map in an emptyDir \(/var/cache\), which other containers"):
             await node.capture(dataclasses.replace(request(["/bin/sh", "-c", server]), name="other"), nothing, Phases(), place.open)

@@ -36,7 +36,7 @@ async def test_a_moved_control_directory_is_an_error(callers: Callers, tmp_path:
     async with container(tmp_path / "two", callers.folder) as two:
         two.execute("sh", "-c", "mv /run/zerowake /run/away && ln -s /etc /run/zerowake")
         with pytest.raises(ContainerError, match="/run/zerowake/control"):
-            await Container(await callers.next(), IMAGE, ADDRESS).open()
+            await Container(await callers.next(), IMAGE, [ADDRESS]).open()
 
 
 async def test_of_a_container_that_has_ended_nothing_is_opened(callers: Callers, tmp_path: Path) -> None:

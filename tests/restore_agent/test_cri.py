@@ -40,7 +40,7 @@ async def test_a_container_is_described_as_kubelet_and_runtime_know_it(asked: Cr
         pod="chat-1",
         pod_uid="uid-1",
         namespace="team",
-        address="10.1.2.3",
+        addresses=("10.1.2.3",),
         command=("server",),
         log="/var/log/pods/team_chat-1_uid-1/engine/0.log",
     )

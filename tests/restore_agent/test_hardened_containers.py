@@ -40,12 +40,12 @@ async def test_one_thread_that_no_filter_is_on_is_enough(node: Node, callers: Ca
     """It is told from threads whose filter the image keeps at their process's first one."""
     plain = dataclasses.replace(request([str(PYTHON), "-c", HALF_FILTERED]), name="half")
     async with container(tmp_path / "two", callers.folder, filtered=False):
-        place = Container(await callers.next(), IMAGE, ADDRESS)
+        place = Container(await callers.next(), IMAGE, [ADDRESS])
         captured = await node.capture(plain, nothing, Phases(), place.open)
         await place.close()
     async with container(tmp_path / "three", callers.folder):
         with pytest.raises(RestoreFailed, match="no seccomp filter"):
-            await node.restore_into(Container(await callers.next(), IMAGE, ADDRESS), "half", captured.snapshot, Phases())
+            await node.restore_into(Container(await callers.next(), IMAGE, [ADDRESS]), "half", captured.snapshot, Phases())
 
 
 RESTRICTED = {"user": 1000, "groups": [2000], "capabilities": [], "read_only": True, "empty_dirs": ["/tmp"]}
@@ -69,11 +69,11 @@ async def test_engines_with_few_rights(node: Node, callers: Callers, tmp_path: P
     volatile = options.get("empty_dirs", [])
     words = [str(PYTHON), str(SERVER), str(PORT), "8", str(MAPPED), "--child"]
     async with container(tmp_path / "two", callers.folder, **options):
-        place = Container(await callers.next(), IMAGE, ADDRESS, volatile)
+        place = Container(await callers.next(), IMAGE, [ADDRESS], volatile)
         captured = await node.capture(dataclasses.replace(request(words), name="other"), nothing, Phases(), place.open)
         await place.close()
     async with container(tmp_path / "three", callers.folder, **options):
-        place = Container(await callers.next(), IMAGE, ADDRESS, volatile)
+        place = Container(await callers.next(), IMAGE, [ADDRESS], volatile)
         replica = await node.restore_into(place, "other", captured.snapshot, Phases())
         hosts = place.host_pids()
         for process in captured.snapshot.manifest.processes:
@@ -91,7 +91,7 @@ async def test_another_user_s_process_is_refused_in_words_where_its_limits_canno
         pytest.skip("this machine's root has CAP_SYS_RESOURCE, and reads everybody's limits")
     words = [str(PYTHON), str(SERVER), str(PORT), "1", str(MAPPED)]
     async with container(tmp_path / "two", callers.folder, user=1000, capabilities=[]):
-        place = Container(await callers.next(), IMAGE, ADDRESS)
+        place = Container(await callers.next(), IMAGE, [ADDRESS])
         with pytest.raises(CriuError, match=r"runs as user 1000, group 1000.* CAP_SYS_RESOURCE"):
             await node.capture(dataclasses.replace(request(words), name="other"), nothing, Phases(), place.open)
 
@@ -106,11 +106,11 @@ async def test_a_root_that_cannot_be_written(node: Node, callers: Callers, tmp_p
     """As hardening guides ask for it, with and without an emptyDir for temporary files."""
     plain = dataclasses.replace(request([str(PYTHON), str(SERVER), str(PORT), "8", str(MAPPED), "--child"]), name="hard")
     async with container(tmp_path / "two", callers.folder, read_only=True, empty_dirs=empty_dirs):
-        place = Container(await callers.next(), IMAGE, ADDRESS, empty_dirs)
+        place = Container(await callers.next(), IMAGE, [ADDRESS], empty_dirs)
         captured = await node.capture(plain, nothing, Phases(), place.open)
         await place.close()
     async with container(tmp_path / "three", callers.folder, read_only=True, empty_dirs=empty_dirs):
-        place = Container(await callers.next(), IMAGE, ADDRESS, empty_dirs)
+        place = Container(await callers.next(), IMAGE, [ADDRESS], empty_dirs)
         replica = await node.restore_into(place, "hard", captured.snapshot, Phases())
         assert captured.snapshot.manifest.canary
         assert await answer_of(replica.engine) == json.loads(captured.snapshot.manifest.canary.answer)

@@ -94,7 +94,7 @@ def test_what_was_only_read_of_a_mapped_file_is_not_in_the_image(captured: Path)
     runs = read_index((snapshot.directory / "pages.index").read_bytes())
     found = []
     for mm in (snapshot.directory / "images").glob("mm-*.img"):
-        (raw,) = images._read(mm, images._MM)
+        (raw,) = images.read_image(mm, images._MM)
         for vma in criu_pb2.Mm.FromString(raw).vmas:
             if vma.status & images._FILE_PRIVATE and vma.prot == 3 and vma.end - vma.start == 1 << 20:
                 inside = [run for run in runs if f"mm-{run.pid}" == mm.stem and vma.start <= run.address < vma.end]
@@ -141,8 +141,8 @@ def timer(**fields: int) -> criu_pb2.File:
 )
 def test_timers_are_written_so_that_they_go_on(tmp_path: Path, before: dict[str, int], after: dict[str, int]) -> None:
     other = b"\x08\x01\x10\x07\x1a\x02\x08\x09"  # a file of another kind, with fields that are not read
-    images._write(tmp_path / "files.img", images._FILES, [other, timer(**before).SerializeToString()])
+    images.write_image(tmp_path / "files.img", images.FILES, [other, timer(**before).SerializeToString()])
     images.mend_timers(tmp_path)
-    kept, mended = images._read(tmp_path / "files.img", images._FILES)
+    kept, mended = images.read_image(tmp_path / "files.img", images.FILES)
     assert kept == other
     assert criu_pb2.File.FromString(mended) == timer(**after)

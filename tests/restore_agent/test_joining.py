@@ -17,6 +17,6 @@ pytestmark = pytest.mark.usefixtures("needs_criu", "needs_runc")
 
 async def test_a_program_with_libraries_is_never_run_inside(callers: Callers, tmp_path: Path) -> None:
     async with container(tmp_path / "two", callers.folder):
-        place = await Container(await callers.next(), IMAGE, ADDRESS).open()
+        place = await Container(await callers.next(), IMAGE, [ADDRESS]).open()
         with pytest.raises(ContainerError, match="linked dynamically"):
             await place.spawn([shutil.which("sleep") or "", "1"], {}, "/", [])

@@ -42,7 +42,7 @@ async def test_a_placeholder_that_is_gone_says_so(callers: Callers, tmp_path: Pa
         with pytest.raises(PlaceholderError, match="it is gone"):
             placeholder.become()
         with pytest.raises(ContainerError):
-            await Container(placeholder, "sha256:0123", "10.1.2.3").open()
+            await Container(placeholder, "sha256:0123", ["10.1.2.3"]).open()
 
 
 async def test_callers_are_heard_when_descriptors_are_there_again(

@@ -75,7 +75,7 @@ def container() -> Iterator[Container]:
             pod = {"metadata": {"name": "one", "namespace": "team"}, "spec": {"containers": [{"name": "engine", "resources": resources}]}}
             placeholder = Placeholder(None, process.pid)
             stack.callback(placeholder.close)
-            about = Described("id", "engine", process.pid, "sha256:0123", "one", "u", "team", "10.1.2.3")
+            about = Described("id", "engine", process.pid, "sha256:0123", "one", "u", "team", ("10.1.2.3",))
             return CallingPod(placeholder, about, msgspec.convert(pod, Pod))
 
         yield made

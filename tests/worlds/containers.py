@@ -96,6 +96,7 @@ class Asked:
     empty_dirs: Sequence[str] = ()  # where a fresh one is mounted
     env: Sequence[str] = ()  # beside what every container has
     mounts: Sequence[dict[str, Any]] = ()  # the same; as runc takes them
+    address: str = ""  # its pod's, which the host's name is known by
 
 
 @contextlib.asynccontextmanager
@@ -167,7 +168,7 @@ async def _run(name: str, folder: Path, placeholder: Path, command: Sequence[str
         os.close(writer)
         running = Running(name, folder, process)
         if "network" not in asked.shared:
-            await _loopback_up(running)
+            await _network_up(running, asked.address)
         yield running
     finally:
         subprocess.run(["runc", "delete", "--force", name], capture_output=True, check=False)
@@ -176,14 +177,15 @@ async def _run(name: str, folder: Path, placeholder: Path, command: Sequence[str
         log.close()
 
 
-async def _loopback_up(running: Running) -> None:
+async def _network_up(running: Running, address: str) -> None:
     async with asyncio.timeout(20):
         while True:
             state = subprocess.run(["runc", "state", running.name], capture_output=True, text=True, check=False)
             if state.returncode == 0 and (about := json.loads(state.stdout))["status"] == "running" and not _is_runc(pid := about["pid"]):
                 break
             await asyncio.sleep(0.01)  # runc tells nobody when it has started
-    subprocess.run(["nsenter", "-t", str(pid), "-n", "ip", "link", "set", "lo", "up"], check=True)
+    for words in ("link set lo up", *([f"address add {address} dev lo"] if address else [])):
+        subprocess.run(["nsenter", "-t", str(pid), "-n", "ip", *words.split()], check=True)
 
 
 def _is_runc(pid: int) -> bool:
@@ -200,6 +202,8 @@ def _specification(name: str, folder: Path, placeholder: Path, command: Sequence
     if asked.memory:
         resources["memory"] = {"limit": asked.memory}
     tmpfs = ["nosuid", "nodev", "mode=1777"]
+    hosts = folder / "hosts"
+    hosts.write_text(f"127.0.0.1 localhost\n{asked.address} {name[:63]}\n" if asked.address else "")
     return {
         "ociVersion": "1.0.2",
         "process": {
@@ -224,6 +228,7 @@ def _specification(name: str, folder: Path, placeholder: Path, command: Sequence
                 {"destination": path, "type": "bind", "source": str(folder / "volumes" / path.strip("/")), "options": ["bind", "rw"]}
                 for path in asked.empty_dirs
             ),
+            {"destination": "/etc/hosts", "type": "bind", "source": str(hosts), "options": ["bind", "ro"]},
             *asked.mounts,
         ],
         "linux": {

@@ -1,4 +1,5 @@
 """A small server with memory worth comparing: random bytes, zeros, a heap, a child process, threads, a mapped file, shared memory.
+As torch's store and gloo, it has sockets at the address of its host's name, by which it is connected to itself.
 
 `/sum` hashes all of it, so an answer proves every page. It keeps away from everything that a real engine would not do.
 """
@@ -10,6 +11,7 @@ import mmap
 import multiprocessing.shared_memory
 import os
 import random
+import socket
 import sys
 import threading
 import time
@@ -87,6 +89,52 @@ def take_part(folder: Path) -> None:
 
 if region and "SNAPSHOT_CONTROL_DIR" in os.environ:
     threading.Thread(target=take_part, args=(Path(os.environ["SNAPSHOT_CONTROL_DIR"]),)).start()
+
+
+def own_server() -> socket.socket:
+    """At the address of the host's name; where there is none, or it is another network's, at 127.0.0.1, as gloo does."""
+    try:
+        family, *_, address = socket.getaddrinfo(socket.gethostname(), 0, type=socket.SOCK_STREAM)[0]
+        return socket.create_server(address, family=family)
+    except OSError:
+        return socket.create_server(("127.0.0.1", 0))
+
+
+listener = own_server()
+own_address = listener.getsockname()[0]
+# torch's store listens on all addresses, by IPv6, and is connected to the host's own, of whichever version that is.
+store = socket.create_server(("", 0), family=socket.AF_INET6, dualstack_ipv6=True)
+here = socket.socket(socket.AF_INET6)
+here.connect((own_address if ":" in own_address else f"::ffff:{own_address}", store.getsockname()[1]))
+there, _ = store.accept()
+unconnected = socket.socket(listener.family, socket.SOCK_DGRAM)  # as a resolver's
+unconnected.bind((own_address, 0))
+talking = threading.Lock()
+server = os.environ.get("KUBERNETES_SERVICE_HOST")  # in a pod; it keeps a connection to somebody outside, as people's engines do
+outside = socket.create_connection((server, 443), 10) if server else None
+
+
+def check_own_sockets() -> None:
+    """Raises AssertionError, OSError."""
+    with talking, socket.create_connection(listener.getsockname()[:2]) as fresh, listener.accept()[0] as accepted:
+        for one, other in ((here, there), (there, here), (fresh, accepted)):
+            one.sendall(b"!")
+            if other.recv(1) != b"!" or one.getpeername() != other.getsockname():
+                raise AssertionError("a connection of the engine to itself is another one")
+    if unconnected.getsockname()[0] != listener.getsockname()[0]:
+        raise AssertionError(f"sockets are at {unconnected.getsockname()} and {listener.getsockname()}")
+
+
+def outside_ended() -> str:
+    """How the connection to somebody outside ends when it is used."""
+    assert outside
+    try:
+        outside.sendall(b"?")
+        return f"read {outside.recv(100)!r}"
+    except OSError as error:
+        return type(error).__name__
+
+
 ask, answer = os.pipe(), os.pipe()
 if child and os.fork() == 0:
     kept = bytearray(source.randbytes(8 << 20))
@@ -106,6 +154,7 @@ def digest() -> str:
     hasher.update(semaphore[1:])
     if semaphore[:] != second_name.read_bytes():
         raise AssertionError("the mapping and the name are two files")
+    check_own_sockets()
     deleted.seek(0)
     hasher.update(deleted.read())
     if child:
@@ -129,6 +178,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             "/count": lambda: {"count": len(requests) - requests.count("/health")},  # that one is asked until it is well
             "/cached": lambda: {"again": requests.count("/cached") > 1},
             "/health": lambda: {},
+            "/outside": lambda: {"ended": outside_ended()},
         }[self.path]()
         # calloc gives zeros, as it does of a fresh process.
         if self.path == "/sum" and any(bytearray(1 << 20)):

@@ -37,6 +37,6 @@ def write_image(folder: Path, mappings: Mapping[int, tuple[bytes, int, int]]) ->
             entry = criu_pb2.PagemapEntry(vaddr=start + at, compat_nr_pages=len(part) // PAGE, flags=images._PRESENT)
             entries.append(entry.SerializeToString())
             pages += part
-    images._write(folder / f"mm-{PID}.img", images._MM, [criu_pb2.Mm(vmas=vmas).SerializePartialToString()])
-    images._write(folder / f"pagemap-{PID}.img", images._PAGEMAP, entries)
+    images.write_image(folder / f"mm-{PID}.img", images._MM, [criu_pb2.Mm(vmas=vmas).SerializePartialToString()])
+    images.write_image(folder / f"pagemap-{PID}.img", images._PAGEMAP, entries)
     (folder / "pages-1.img").write_bytes(pages)
