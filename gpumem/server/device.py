@@ -189,6 +189,13 @@ class Device:
         region.state = State.SEALED
         region.used = time.monotonic()
         self.changed()
+        self._shrink()
+
+    def pause(self, region: Region) -> None:
+        """Its fill has ended before it was whole. The next goes on with it, unless its memory is wanted before."""
+        region.state = State.PAUSED
+        self.changed()
+        self._shrink()
 
     def changed(self) -> None:
         """Wakes everybody who waits for a region."""
@@ -258,13 +265,29 @@ class Device:
             self.pool.retire(lease.slabs)
             self.changed()
             return
-        lease.region.readers -= 1
-        lease.region.used = time.monotonic()
         if lease.writable:
             self.remove(lease.region)
+        self.let_go(lease.region)
+
+    def let_go(self, region: Region) -> None:
+        """One reader of it has ended."""
+        region.readers -= 1
+        region.used = time.monotonic()
+        self._shrink()
 
     async def resize(self, wanted: int) -> int:
-        """Holds `wanted` bytes from now on. Evicts regions that nobody uses, pinned ones last. Returns the bytes held now."""
+        """Holds `wanted` bytes from now on. Evicts regions that nobody uses, pinned ones last; those in use as soon as nobody does.
+
+        Returns the bytes held now.
+        """
+        self._shrink_to(wanted)
+        await self.pool.resize(wanted)
+        return self.pool.free + self.pool.lent
+
+    def _shrink(self) -> None:
+        self._shrink_to(self.pool.wanted)
+
+    def _shrink_to(self, wanted: int) -> None:
         over = self.pool.lent - wanted
         for region in [*self._evictable(None), *(r for r in self.regions.values() if r.pinned and not r.readers)]:
             if over <= 0:
@@ -272,8 +295,6 @@ class Device:
             if region.state is not State.FILLING and region.slabs:
                 over -= region.size
                 self.remove(region)
-        await self.pool.resize(wanted)
-        return self.pool.free + self.pool.lent
 
     def scratch(self) -> Iterator[Lease]:
         return (lease for lease in self.leases if lease.region is None and not lease.joined)

@@ -182,8 +182,7 @@ class Filling:
                 self._arena.add_set((job.owner.namespace, job.result.id), ChunkSet(keys, sum(job.chunks.sizes), pinned, []))
         finally:
             if job.region is not None and job.device is not None and not sealed:
-                job.region.state = State.PAUSED
-                job.device.changed()
+                job.device.pause(job.region)
                 if not job.done:
                     job.device.remove(job.region)
             for place in job.held:
@@ -202,7 +201,7 @@ class Filling:
             peer = self._peer(job)
             if peer is not None:
                 peer.readers += 1
-                stack.callback(_let_go, peer)
+                stack.callback(self._devices[peer.device].let_go, peer)
             target, source = await self._open(stack, filler, job.region, peer)
             missing = deque(index for index in range(len(job.chunks.sizes)) if index not in job.done)
             under_way: set[asyncio.Task[None]] = set()
@@ -363,13 +362,6 @@ async def _open(filler: FillerProcess, number: int, region: Region | None, writa
 async def _close(filler: FillerProcess, number: int) -> None:
     with contextlib.suppress(FillerLost):  # what it had open went with it
         await filler.order(pb.Order(close=pb.CloseRange(range=number)))
-
-
-def _let_go(region: Region) -> None:
-    region.readers -= 1
-    region.used = time.monotonic()
-
-
 def _check_sources(sources: Sequence[pb.Source], files: list[int], chunks: Chunks) -> dict[int, tuple[int, int]]:
     """File and offset of each chunk that has a source. Raises Invalid."""
     for index, fd in enumerate(files):

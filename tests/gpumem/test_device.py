@@ -201,6 +201,28 @@ async def test_a_smaller_device_keeps_what_is_pinned_for_last_and_what_is_used(d
     assert there(device) == {b"r"}
 
 
+async def test_what_was_in_use_as_the_device_became_smaller_goes_when_nobody_uses_it(device: Device) -> None:
+    """As a GPU that another pod was given: what a restore was just bringing there stayed, and was lacking to that pod's engine."""
+    read = device.lend(await make(device, b"r", 8 * MIB, pinned=True), RED)
+    source = await make(device, b"o", 8 * MIB)
+    source.readers += 1  # a fill of another device reads it
+    filling, interrupted = [await make(device, name, 8 * MIB, sealed=False) for name in (b"f", b"i")]
+    scratch = await device.lend_scratch(8 * MIB, RED)
+    assert await device.resize(8 * MIB) == 40 * MIB
+    device.pause(interrupted)
+    assert there(device) == {b"r", b"o", b"f"}
+    device.seal(filling)
+    assert there(device) == {b"r", b"o"}
+    device.let_go(source)
+    assert there(device) == {b"r"}
+    device.end(scratch)
+    assert there(device) == {b"r"}, "it is all that is to be held"
+    device.end(read)
+    assert there(device) == {b"r"}
+    await device.resize(0)
+    assert device.pool.lent == 0
+
+
 # Scratch that others join
 
 

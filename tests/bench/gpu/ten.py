@@ -165,7 +165,7 @@ async def main() -> int:
     async with begun("ten", seconds=SECONDS, several=MODELS, at_once=AT_ONCE) as run:
         ten = Ten(run)
         if await run.step("captures", ten.capture, 0):
-            await run.step("woken in turn", ten.in_turn, 90)
+            await run.step("woken in turn", ten.in_turn, 75)
         await run.step("plain vLLM", ten.plain, 75)
     return 0
 
