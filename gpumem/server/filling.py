@@ -362,6 +362,8 @@ async def _open(filler: FillerProcess, number: int, region: Region | None, writa
 async def _close(filler: FillerProcess, number: int) -> None:
     with contextlib.suppress(FillerLost):  # what it had open went with it
         await filler.order(pb.Order(close=pb.CloseRange(range=number)))
+
+
 def _check_sources(sources: Sequence[pb.Source], files: list[int], chunks: Chunks) -> dict[int, tuple[int, int]]:
     """File and offset of each chunk that has a source. Raises Invalid."""
     for index, fd in enumerate(files):
