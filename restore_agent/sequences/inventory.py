@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 
@@ -25,7 +26,8 @@ from restore_agent.transfer.progress import Progress
 from zerowake_shared.background import kept
 
 _LOOK_SECONDS = 2.0  # between two looks at where weights stand, and at what is free on GPUs
-_STORE_SECONDS = 2.0  # between two looks at what was published
+_STORE_SECONDS = 2.0  # between two looks at what was published, or so many times what a look took: a node may have thousands
+_STORE_REST = 30.0
 _LOG = logging.getLogger("zerowake.agent")
 
 
@@ -146,6 +148,7 @@ class Inventory:
     async def _watch_store(self) -> None:
         watch = DamageWatch(self._store)
         while True:
+            begin = time.monotonic()
             for found in await asyncio.to_thread(watch.look):
                 if isinstance(found, Unreadable):
                     _LOG.error("snapshot %s/%s cannot be used any more: %s", found.namespace, found.name, found.why)
@@ -159,4 +162,4 @@ class Inventory:
                     self._staging.damaged.pop(found.snapshot.digest, None)
                     self._staging.unusable.pop(found.snapshot.digest, None)
                 self._changed(found.snapshot)
-            await asyncio.sleep(_STORE_SECONDS)
+            await asyncio.sleep(max(_STORE_SECONDS, _STORE_REST * (time.monotonic() - begin)))

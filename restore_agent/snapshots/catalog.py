@@ -7,6 +7,7 @@ is read, and through it every byte that it names.
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from restore_agent.snapshots.unusable import Unusable
 MANIFEST = "manifest.json"
 FETCHED = "fetched"
 _SEAL = "seal"  # what versions before 4 had instead of a signature
+Identity = tuple[int, int, int]
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -82,18 +84,35 @@ class Catalog:
         self.state = state
         self.chunks = ChunkStore(state / "chunks")
         self.keyring = Keyring(keys_of(state, keys))
+        self._seen: dict[tuple[str, str], tuple[object, Snapshot]] = {}  # by name: as what it was verified, and what it was
 
     def list(self) -> list[Snapshot | Unreadable]:
-        """Every named snapshot, and every name of none."""
+        """Every named snapshot, and every name of none. Of thousands, only those are read that are not as they were at the last look."""
         found: list[Snapshot | Unreadable] = []
-        for link in sorted(self.names()):
+        names, keys = sorted((link.parent.name, link.name) for link in self.names()), self.keyring.identity
+        for name in names:
             try:
-                found.append(self.get(link.parent.name, link.name))
+                found.append(self.again(*name, keys))
             except NotFound:
                 continue  # it was removed since it was seen
             except Unusable as error:
-                found.append(Unreadable(link.parent.name, link.name, error))
+                found.append(Unreadable(*name, error))
+        for gone in self._seen.keys() - set(names):
+            self._seen.pop(gone, None)
         return found
+
+    def again(self, namespace: str, name: str, keys: object) -> Snapshot:
+        """As `get`, but what was verified before and has not been written to since is not read again. `keys`: the keyring's identity."""
+        try:
+            digest = self.link(namespace, name).readlink().name
+        except OSError:
+            raise NotFound(f"no snapshot {namespace}/{name} on this node") from None
+        folder = f"{self.state}/snapshots/{digest}"
+        now = digest, identity(f"{folder}/{MANIFEST}"), identity(f"{folder}/{SIGNATURE}"), keys
+        seen = self._seen.get((namespace, name))
+        if seen is None or seen[0] != now:
+            seen = self._seen[namespace, name] = now, self.get(namespace, name)
+        return seen[1]
 
     def get(self, namespace: str, name: str, digest: str = "") -> Snapshot:
         """The snapshot of that name; with `digest`, only if it is that one. Raises NotFound, Corrupt, Untrusted, InvalidName."""
@@ -227,6 +246,15 @@ class Catalog:
         if not link.is_symlink():
             raise NotFound(f"no snapshot {namespace}/{name} on this node")
         return link
+
+
+def identity(path: Path | str) -> Identity | None:
+    """Another one where a file is another one or was written to, which nobody can undo; None: there is none."""
+    try:
+        stat = os.stat(path)  # noqa: PTH116  (thousands are looked at: a Path takes longer to make than its file to look at)
+    except OSError:
+        return None
+    return stat.st_ino, stat.st_ctime_ns, stat.st_size
 
 
 def keys_of(state: Path, keys: Path | None) -> Path:

@@ -11,11 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from restore_agent.snapshots.catalog import Catalog, Corrupt, NotFound, Snapshot, Unreadable
+from restore_agent.snapshots.catalog import MANIFEST, Catalog, Corrupt, Identity, NotFound, Snapshot, Unreadable, identity
 from restore_agent.snapshots.keyring import SIGNATURE
 from restore_agent.snapshots.unusable import Unusable
-
-_Identity = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,7 @@ class _Known:
 
     snapshot: Snapshot
     head: tuple[object, ...]  # of its manifest, its signature, and the keys that count
-    files: dict[Path, _Identity | None] = field(default_factory=dict)
+    files: dict[Path, Identity | None] = field(default_factory=dict)
     why: str = ""
 
 
@@ -46,25 +44,26 @@ class DamageWatch:
     def look(self) -> list[Found | Unreadable]:
         """What has changed since the last look: damaged, mended, or a name behind which nothing can be read any more."""
         news: list[Found | Unreadable] = []
-        names = {(link.parent.name, link.name) for link in (self._store.state / "names").glob("*/*")}
+        names, keys = {(link.parent.name, link.name) for link in self._store.names()}, self._store.keyring.identity
         for gone in self._known.keys() - names:
             del self._known[gone]
         for name in sorted(names):
             try:
-                found = self._look_at(name)
+                found = self._look_at(name, keys)
             except (NotFound, OSError):
                 continue  # it was removed or replaced as it was looked at
             if found is not None:
                 news.append(found)
         return news
 
-    def _look_at(self, name: tuple[str, str]) -> Found | Unreadable | None:
+    def _look_at(self, name: tuple[str, str], keys: object) -> Found | Unreadable | None:
         before = self._known.get(name)
-        directory = (self._store.state / "names" / name[0] / name[1]).resolve()
-        head = _identity(directory / "manifest.json"), _identity(directory / SIGNATURE), self._store.keyring.identity
-        if not isinstance(before, _Known) or before.head != head or before.snapshot.directory.name != directory.name:
+        digest = self._store.link(*name).readlink().name
+        folder = f"{self._store.state}/snapshots/{digest}"
+        head = identity(f"{folder}/{MANIFEST}"), identity(f"{folder}/{SIGNATURE}"), keys
+        if not isinstance(before, _Known) or before.head != head or before.snapshot.digest != digest:
             try:
-                snapshot = self._store.get(*name)
+                snapshot = self._store.again(*name, keys)
             except Unusable as error:
                 unreadable = Unreadable(*name, error)
                 self._known[name] = unreadable
@@ -80,8 +79,8 @@ class DamageWatch:
 
     def _compare(self, known: _Known) -> Found | None:
         snapshot, was = known.snapshot, known.why
-        now = {path: _identity(path) for path in self._paths(snapshot)}
-        changed = [path for path, identity in now.items() if identity is None or known.files.get(path, identity) != identity]
+        now = {path: identity(path) for path in known.files or self._paths(snapshot)}
+        changed = [path for path, found in now.items() if found is None or known.files.get(path, found) != found]
         if was or changed:
             known.why = self._fault(snapshot, set(now) if was else set(changed))
         known.files = now
@@ -102,11 +101,3 @@ class DamageWatch:
         except Corrupt as error:
             return str(error)
         return ""
-
-
-def _identity(path: Path) -> _Identity | None:
-    try:
-        stat = path.stat()
-    except OSError:
-        return None
-    return stat.st_ino, stat.st_ctime_ns, stat.st_size

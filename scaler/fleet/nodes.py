@@ -84,7 +84,8 @@ class Nodes:
         return next((agent for agent in self._agents.values() if replica_id in agent.replicas), None)
 
     def on_change(self, callback: Callable[[Node], None]) -> None:
-        """Calls `callback(node)` after a replica or a snapshot of the node changed, or its stream synced or broke."""
+        """Calls `callback(node)` after a replica or a snapshot of the node changed, or its stream synced or broke: of what is there as the
+        stream begins once, when it has synced."""
         self._listeners.append(callback)
 
     def on_place(self, callback: Callable[[], None]) -> None:
@@ -234,6 +235,8 @@ class Nodes:
             told = update.residency
             gone = told.rung == agent_pb2.RUNG_ABSENT
             agent.settle(messages.name_of(told.snapshot), None if gone else messages.residency(told), told.revision)
+            if not agent.synced.is_set():
+                return  # of a node that has thousands nobody looks at each, before it is known which it has
         elif kind == "replica":
             self._apply_replica(agent, update.replica, agent.hear)
         elif kind == "synced":

@@ -174,3 +174,28 @@ def test_verifying_names_the_first_file_or_chunk_that_is_wrong(store: Store) -> 
     path.write_bytes(b"?" + path.read_bytes()[1:])
     with pytest.raises(Corrupt, match=snapshot.chunks[0].hash):
         store.verify(snapshot)
+
+
+def test_what_was_verified_is_not_read_again_until_it_was_written_to(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two = publish(store, CONTENT, "one"), publish(store, CONTENT, "two")
+    opened, get = list[str](), store.get
+    monkeypatch.setattr(store, "get", lambda namespace, name: opened.append(name) or get(namespace, name))
+
+    def listed() -> list[str]:
+        opened.clear()
+        return [each.manifest.name if isinstance(each, Snapshot) else f"no {each.name}" for each in store.list()]
+
+    assert (listed(), opened) == (["one", "two"], ["one", "two"])
+    assert (listed(), opened) == (["one", "two"], [])
+    manifest = (one.directory / "manifest.json").read_bytes()
+    spoil_manifest(one)
+    assert (listed(), opened) == (["no one", "two"], ["one"])
+    (one.directory / "manifest.json").write_bytes(manifest)
+    assert (listed(), opened) == (["one", "two"], ["one"])
+    other = publish(store, CONTENT[::-1], "two", replace=True)
+    assert (listed(), opened) == (["one", "two"], ["two"])
+    assert store.list()[1] == other != two
+    store.remove("default", "one")
+    assert (listed(), opened) == (["two"], [])
+    store.keyring.revoke(store.keyring.signing)
+    assert (listed(), opened) == (["no two"], ["two"]), "its key counts no more"

@@ -389,3 +389,16 @@ async def test_what_is_on_its_way_is_shown_and_moves_no_plan() -> None:
         says(0)
         await until(lambda: shown() == [])
         assert heard == [], "no plan hangs on how far it is"
+
+
+async def test_what_a_node_has_is_told_once_it_is_known_whole_and_then_each_change() -> None:
+    view, there, heard = View(), fake_agent.Agent("n1"), list[list[str]]()
+    for number in range(100):
+        there.has("ns", f"s{number}", "d")
+    view.nodes.on_change(lambda node: heard.append(sorted(name.name for name in node.residencies)))
+    async with there.serve() as address, view.nodes.follow(address):
+        await until(lambda: heard)
+        assert [len(names) for names in heard] == [100]
+        there.loses("ns", "s7")
+        await until(lambda: len(heard) == 2)
+        assert "s7" not in heard[1]
