@@ -60,12 +60,17 @@ class MemoryBudget:
         """Of images that are there, on their way, or used by somebody still."""
         return sum(each.size for each in self._taken)
 
+    @property
+    def limit_bytes(self) -> int:
+        """What images may take at most."""
+        return self._share(total_memory())
+
     def let_in(self, wanted: Staged) -> list[Staged]:
         """Counts an image until it is `freed`, and returns those that have to go for it, which are counted until they are freed, too.
 
         Raises NoMemory: nothing has changed.
         """
-        budget = self._share(total_memory()) - self.taken_bytes
+        budget = self.limit_bytes - self.taken_bytes
         machine = available_memory() - SPARE_BYTES - sum(each.bytes_to_come for each in self._taken)
         needed = wanted.size - min(budget, machine)
         going: list[Staged] = []

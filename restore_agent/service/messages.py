@@ -255,6 +255,7 @@ def node(value: Node) -> agent_pb2.Node:
         peer_port=value.travel.exchange.port if value.travel.exchange else 0,
         gpus=[_gpu(gpu) for gpu in value.inventory.gpus],
         staged_bytes=value.staging.held_bytes,
+        staged_limit_bytes=value.staging.budget.limit_bytes,
         sources=[agent_pb2.SourceState(name=each.name, rate=each.bandwidth.rate, fault=each.fault) for each in value.travel.sources],
     )
 

@@ -141,6 +141,7 @@ class Agent:
             peer_address=messages.peer_address(told, self.address),
             sources=messages.sources(told),
             staged_bytes=told.staged_bytes if told.HasField("staged_bytes") else None,
+            staged_limit_bytes=told.staged_limit_bytes if told.HasField("staged_limit_bytes") else None,
         )
         self._shown = None
 

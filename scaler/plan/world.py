@@ -140,6 +140,7 @@ class Node:
     replicas: Mapping[str, Replica] = field(default_factory=dict)  # by id, the oldest first
     sources: tuple[SourceState, ...] = ()  # that it has read from of late; none by an older agent
     staged_bytes: int | None = None  # of its memory, what images take; None: not known
+    staged_limit_bytes: int | None = None  # what they may take at most; None: not known
     transfers: tuple[Transfer, ...] = ()  # as they began; none by an older agent
     silent: bool = False
     peer_address: str = ""

@@ -81,6 +81,10 @@ def _gib(size: int | None) -> str:
     return "-" if size is None else f"{size / 2**30:.1f} GiB"
 
 
+def _of(size: int | None, limit: int | None) -> str:
+    return _gib(size) if limit is None else f"{_gib(size)} of {_gib(limit)}"
+
+
 def _print(found: Any) -> None:
     console = tables.console()
     models = tables.table("MODEL", "SNAPSHOT", "RUNG", "WANTED", "READY", "HELD", "IN FLIGHT", "NOTE")
@@ -91,7 +95,10 @@ def _print(found: Any) -> None:
     console.print(models)
     nodes = tables.table("NODE", "MEMORY FREE", "IMAGES", "GPU", "GPU FREE", "GPUMEM", "PARKED", "OTHERS")
     for each in found["nodes"]:
-        memory = f"{_gib(each['memory_free_bytes'])} of {_gib(each['memory_total_bytes'])}", _gib(each["staged_bytes"])
+        memory = (
+            f"{_gib(each['memory_free_bytes'])} of {_gib(each['memory_total_bytes'])}",
+            _of(each["staged_bytes"], each["staged_limit_bytes"]),
+        )
         for number, gpu in enumerate(each["gpus"] or [None]):
             has = [_gib(gpu[key]) for key in ("unused_bytes", "pool_bytes", "parked_bytes", "others_bytes")] if gpu else []
             nodes.add_row(*((each["name"], *memory) if not number else ("", "", "")), *([gpu["model"] or gpu["uuid"], *has] if gpu else []))

@@ -96,6 +96,7 @@ def _node(node: Node) -> dict[str, Any]:
         "memory_free_bytes": node.memory_free_bytes,
         "memory_total_bytes": node.memory_total_bytes,
         "staged_bytes": node.staged_bytes,
+        "staged_limit_bytes": node.staged_limit_bytes,
         "gpus": [dataclasses.asdict(gpu) for gpu in node.gpus],
         "rates": dataclasses.asdict(node.rates),
         "sources": [dataclasses.asdict(source) for source in node.sources],

@@ -55,6 +55,7 @@ async def test_a_watch_says_all_that_there_is_and_then_what_changes(world: World
     updates = await first_part(aiter(stream))
     assert updates[0].node.name == "test" and updates[0].node.memory_total_bytes > 0
     assert updates[0].node.HasField("staged_bytes") and not updates[0].node.staged_bytes, "none, and not: not known"
+    assert updates[0].node.staged_limit_bytes == updates[0].node.memory_total_bytes, "no other budget was given"
     residencies = {update.residency.snapshot.name: update.residency for update in updates if update.HasField("residency")}
     assert residencies["one"].rung == pb.RUNG_DISK and not residencies["one"].unusable_reason
     assert residencies["two"].unusable_reason

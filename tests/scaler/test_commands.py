@@ -298,7 +298,8 @@ async def test_status_where_nothing_runs(tmp_path: Path) -> None:
 
 def test_what_a_node_has_and_what_is_not_known_of_it(capsys: pytest.CaptureFixture[str]) -> None:
     gpu = {"uuid": "GPU-1", "model": "NVIDIA H200", "unused_bytes": 3 << 30, "pool_bytes": 0, "parked_bytes": 1 << 30, "others_bytes": None}
-    node: dict[str, object] = {"name": "one", "memory_free_bytes": 8 << 30, "memory_total_bytes": 16 << 30, "staged_bytes": None}
+    node: dict[str, object] = {"name": "one", "memory_free_bytes": 8 << 30, "memory_total_bytes": 16 << 30, "staged_bytes": 1 << 30}
+    node["staged_limit_bytes"] = None
     node["gpus"], node["transfers"] = (
         [gpu, gpu | {"uuid": "GPU-2", "model": ""}],
         [{"snapshot": "team/far", "rung": "disk", "done_bytes": 1 << 30, "total_bytes": 4 << 30}],
@@ -306,7 +307,9 @@ def test_what_a_node_has_and_what_is_not_known_of_it(capsys: pytest.CaptureFixtu
     node["sources"] = [{"name": "s3://b", "rate": 0.0, "fault": "403 Forbidden"}, {"name": "agent a:1", "rate": 2e9, "fault": ""}]
     commands._print({"models": [], "nodes": [node], "replicas": [], "activations": []})
     said = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
-    assert "one 8.0 GiB of 16.0 GiB - NVIDIA H200 3.0 GiB 0.0 GiB 1.0 GiB -" in said
+    assert "one 8.0 GiB of 16.0 GiB 1.0 GiB NVIDIA H200 3.0 GiB 0.0 GiB 1.0 GiB -" in said
     assert "GPU-2 3.0 GiB 0.0 GiB 1.0 GiB -" in said
     assert "team/far one disk 1.0 GiB of 4.0 GiB" in said
     assert "s3://b one - 403 Forbidden" in said and "agent a:1 one 2000 MB/s" in said
+    commands._print({"models": [], "nodes": [node | {"staged_limit_bytes": 4 << 30}], "replicas": [], "activations": []})
+    assert "1.0 GiB of 4.0 GiB" in capsys.readouterr().out, "an agent that says what images may take"

@@ -88,6 +88,7 @@ async def test_the_page(tmp_path: Path) -> None:
                     "memory_free_bytes": 1 << 34,
                     "memory_total_bytes": 0,
                     "staged_bytes": None,
+                    "staged_limit_bytes": None,
                     "gpus": [],
                     "rates": {
                         "disk_to_memory": 0.0,
@@ -106,13 +107,19 @@ async def test_the_page(tmp_path: Path) -> None:
         progress = agent_pb2.TransferProgress(done_bytes=3, total_bytes=10)
         way = agent_pb2.Transfer(snapshot=agent_pb2.SnapshotRef(namespace="team", name="far"), rung=agent_pb2.RUNG_DISK, progress=progress)
         agent.says(agent_pb2.NodeUpdate(transfer=way))
-        here = agent_pb2.Node(name="node-1", staged_bytes=0, sources=[agent_pb2.SourceState(name="s3://b", fault="403 Forbidden")])
+        here = agent_pb2.Node(
+            name="node-1", staged_bytes=0, staged_limit_bytes=5, sources=[agent_pb2.SourceState(name="s3://b", fault="403 Forbidden")]
+        )
         here.gpus.add(uuid="GPU-1", model="NVIDIA H200", total_bytes=9, free_bytes=4, unused_bytes=3, pool_bytes=0)
         agent.says(agent_pb2.NodeUpdate(node=here))
         await until(lambda: any(node.sources and node.transfers for node in parts.nodes))
         (node,) = (await _asked(tmp_path))["nodes"]
         assert node["transfers"] == [{"snapshot": "team/far", "rung": "disk", "done_bytes": 3, "total_bytes": 10}]
-        assert (node["staged_bytes"], node["sources"]) == (0, [{"name": "s3://b", "rate": 0.0, "fault": "403 Forbidden"}])
+        assert (node["staged_bytes"], node["staged_limit_bytes"], node["sources"]) == (
+            0,
+            5,
+            [{"name": "s3://b", "rate": 0.0, "fault": "403 Forbidden"}],
+        )
         (gpu,) = node["gpus"]
         assert (gpu["model"], gpu["unused_bytes"], gpu["pool_bytes"], gpu["others_bytes"]) == ("NVIDIA H200", 3, 0, None)
 
