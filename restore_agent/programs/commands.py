@@ -100,6 +100,14 @@ def agent(
             metavar="SIZE",
         ),
     ] = "1.0",
+    disk: Annotated[
+        str,
+        typer.Option(
+            help="What snapshots may take of the disk of --state: a size (500GiB) or a fraction (0.8).",
+            envvar="ZEROWAKE_DISK",
+            metavar="SIZE",
+        ),
+    ] = "1.0",
     keys: Keys = None,
 ) -> None:
     """Runs the restore agent of this node, until it is told to stop."""
@@ -111,6 +119,7 @@ def agent(
         if bool(listen or peers) != bool(tls):
             raise CannotRun("--listen and --tls belong together: whoever reaches the agent may start programs as root")
         shows, parked, images = _metrics_address(metrics), _share("--parked-bytes", parked_bytes), _share("--memory", memory)
+        of_disk = _share("--disk", disk)
         if stack.enter_context(used(state)):
             die_with_parent(parent)
         enter_own_mounts(state)
@@ -121,7 +130,7 @@ def agent(
             from restore_agent.programs.on_kubernetes import Kubernetes, serve_pods  # noqa: PLC0415  (only here is the API's client needed)
 
             beside = functools.partial(serve_pods, Kubernetes(cri, nri, placeholder, kubelet))
-        asyncio.run(run(node, state, gpumem, shows, serves, beside, parked, keys, sharing, images))
+        asyncio.run(run(node, state, gpumem, shows, serves, beside, parked, keys, sharing, images, of_disk))
 
 
 @snapshots.command()

@@ -108,13 +108,14 @@ async def serving(
     keys: Path | None = None,
     sharing: Sharing | None = None,
     images: Share = all_of_it,
+    disk: Share = all_of_it,
 ) -> AsyncIterator[Node]:
     """Serves an agent's gRPC on its socket, which only root may open, and where others reach it. `enter_own_mounts` comes first.
 
     Raises StoreBusy, UnusableKey, BadCertificate, CannotListen, CannotRun, OSError.
     """
     path = socket_of(state)
-    async with Node.open(name, state, _memory(state), gpumem, metrics, parked, keys, images) as node, _shared(node, sharing):
+    async with Node.open(name, state, _memory(state), gpumem, metrics, parked, keys, images, disk) as node, _shared(node, sharing):
         listening.make_way(path, "the agent")  # of one that was killed: the store's lock says that none is alive
         server = grpc.aio.server(interceptors=[OnlyTheScaler()], options=listening.PINGS_WELCOME)
         agent_pb2_grpc.add_AgentServicer_to_server(AgentService(node), server)
@@ -161,6 +162,7 @@ async def run(
     keys: Path | None = None,
     sharing: Sharing | None = None,
     images: Share = all_of_it,
+    disk: Share = all_of_it,
 ) -> None:
     """Until SIGTERM or SIGINT, and with it what runs `beside`, for ever. Raises what `serving` and `beside` do."""
     stop = asyncio.Event()
@@ -174,7 +176,7 @@ async def run(
     async with contextlib.AsyncExitStack() as stack:
         if metrics_address:
             await stack.enter_async_context(metrics.serve(*metrics_address))
-        node = await stack.enter_async_context(serving(name, state, gpumem, listen, parked, keys, sharing, images))
+        node = await stack.enter_async_context(serving(name, state, gpumem, listen, parked, keys, sharing, images, disk))
         stack.enter_context(metrics.shown(node))
         _LOG.info("agent of node %s serves on %s", name, socket_of(state))
         if beside:

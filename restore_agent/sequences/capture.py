@@ -13,7 +13,7 @@ import dataclasses
 import datetime
 import functools
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,8 +97,17 @@ class Capturer:
     """Takes snapshots, with what the node has for it."""
 
     def __init__(
-        self, criu: Criu, cuda: Cuda | None, weights: Weights, sandboxes: Sandboxes, store: Store, staging: Staging, restorer: Restorer
+        self,
+        criu: Criu,
+        cuda: Cuda | None,
+        weights: Weights,
+        sandboxes: Sandboxes,
+        store: Store,
+        staging: Staging,
+        restorer: Restorer,
+        room: Callable[[str, int], Awaitable[None]],
     ) -> None:
+        """`room`: makes room on the disk for so many bytes of what is named, or raises Full."""
         self._criu = criu
         self._cuda = cuda
         self._weights = weights
@@ -106,6 +115,7 @@ class Capturer:
         self._store = store
         self._staging = staging
         self._restorer = restorer
+        self._room = room
 
     async def capture(self, request: CaptureRequest, progress: Progress, phases: Phases, open_place: OpenPlace | None = None) -> Captured:
         """Nothing is left of it when it fails. `open_place`: opens where the engine runs, and then, in its stead, the replica that proves.
@@ -235,6 +245,7 @@ class Capturer:
         with _step("split", phases, progress):
             await asyncio.to_thread(mend_timers, images)
             total = sum(pages.stat().st_size for pages in images.glob("pages-*.img"))
+            await self._room(f"snapshot {request.namespace}/{request.name}", total)
             counted = _count(split(images), lambda done: progress("split", done, total))
             chunks, index = await to_its_end(asyncio.to_thread(write_chunks, lease, counted))
             write_index(workspace / "pages.index", index)

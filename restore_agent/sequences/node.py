@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import shutil
@@ -26,6 +27,7 @@ from restore_agent.places.shared_folders import unshared
 from restore_agent.sequences.attempt import RestoreFailed
 from restore_agent.sequences.capture import Captured, Capturer, CaptureRequest, Progress
 from restore_agent.sequences.changes import Change, Changes, Removed
+from restore_agent.sequences.disk_budget import DiskBudget
 from restore_agent.sequences.gpu_choice import staging_devices
 from restore_agent.sequences.idling import Idling
 from restore_agent.sequences.inventory import Inventory
@@ -68,6 +70,7 @@ class Node:
         observer: Observer,
         parked: Share = a_tenth,
         images: Share = all_of_it,
+        disk: Share = all_of_it,
     ) -> None:
         self.name = name
         self.observer = observer
@@ -96,13 +99,17 @@ class Node:
         self.idling = Idling(transitions, self.replicas, SleepNotes(store.state / "sleepers"))
         self.rungs = Rungs(self.restorer, transitions, self.standbys, self.replicas, store, cuda, weights.view, parked, self.idling)
         self.travel = Travel(store, self._changed)
+        self.travel.disk = self.disk = DiskBudget(store, disk, self._is_used, self.travel.stands_elsewhere, self.remove)
         self.inventory = Inventory(
             store, self.staging, self.travel, weights.view, cuda, self.rungs.held, lambda: self._restoring > 0, self._changed
         )
         self.second_best = SecondBest(store, sandboxes.checkpoints)
         self._restoring = 0  # restores under way: each may have been promised memory that gpumem gave up
         self._why_no_criu = why
-        self._capturer = Capturer(self.criu, cuda, self.weights, sandboxes, store, self.staging, self.restorer) if self.criu else None
+        make_room = functools.partial(self.disk.make_room, coming=self.travel.bytes_to_come)
+        self._capturer = (
+            Capturer(self.criu, cuda, self.weights, sandboxes, store, self.staging, self.restorer, make_room) if self.criu else None
+        )
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -116,9 +123,11 @@ class Node:
         parked: Share = a_tenth,
         keys: Path | None = None,
         images: Share = all_of_it,
+        disk: Share = all_of_it,
     ) -> AsyncIterator[Node]:
         """`state`: the snapshots' folder; `memory`: a tmpfs; `gpumem`: its server's socket; `parked`: what parked engines may hold of each
-        GPU; `keys`: the keyring's folder, if it is not the state folder's own; `images`: what staged images may take of the node's memory.
+        GPU; `keys`: the keyring's folder, if it is not the state folder's own; `images`: what staged images may take of the node's memory;
+        `disk`: what snapshots may take of the state folder's.
 
         Raises StoreBusy, UnusableKey, OSError.
         """
@@ -127,7 +136,8 @@ class Node:
             weights = Weights(gpumem)
             sandboxes = _sandboxes(store, memory, weights)
             await asyncio.to_thread(_prepare, sandboxes)
-            node = cls(name, store, memory, weights, await _working_criu(sandboxes, store.state / _CRIU_LOG), observer, parked, images)
+            criu = await _working_criu(sandboxes, store.state / _CRIU_LOG)
+            node = cls(name, store, memory, weights, criu, observer, parked, images, disk)
             pressure = asyncio.create_task(kept(node._yield_to_pressure, "memory pressure", _LOG), name="memory pressure")
             try:
                 async with node.inventory.watched():
@@ -301,6 +311,12 @@ class Node:
         """Then its image stays: CRIU may read in it still, and whoever takes the standby from its rung finds what is below."""
         return digest in self.standbys
 
+    def _is_used(self, digest: str) -> bool:
+        """By something that lives: what it may need of its snapshot yet is on the disk."""
+        return self._stands_by(digest) or any(
+            each.snapshot is not None and each.snapshot.digest == digest for each in self.replicas if each.state is not State.GONE
+        )
+
     async def _stage(self, snapshot: Snapshot, *, urgent: bool) -> None:
         here = self._cuda.gpus().uuids if self._cuda else ()
         with first_error():
@@ -319,7 +335,7 @@ class Node:
             await asyncio.to_thread(self.store.remove, snapshot.namespace, snapshot.name)
         else:
             await self.standbys.drop(snapshot.digest)
-            await asyncio.to_thread(self.store.remove, snapshot.manifest.namespace, snapshot.manifest.name)
+            await asyncio.to_thread(self.store.remove, snapshot.manifest.namespace, snapshot.manifest.name, snapshot.digest)
             # Last: whoever hears that it is out of memory may have it staged again at once, and must not find it any more.
             self.staging.unstage(snapshot.digest)
         self._changed(Removed(snapshot))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from weakref import WeakValueDictionary
 
 from restore_agent.errors import FAILURES, AgentError, ErrorKind
 from restore_agent.sequences.awaited import Coming
+from restore_agent.sequences.disk_budget import DiskBudget
 from restore_agent.snapshots.catalog import Snapshot
 from restore_agent.snapshots.compatibility import Incompatible
 from restore_agent.snapshots.manifest import Manifest, check_name
@@ -30,6 +32,7 @@ from restore_agent.transfer.store_url import opened, opened_to_write
 from restore_agent.transfer.withdrawal import withdraw
 from zerowake_shared.clock import SYSTEM_CLOCK
 
+_ASKING_SECONDS = 15.0  # for what a store has, before its copy here goes
 _WORTH_MEASURING = 1 << 20  # bytes: with less, the way there and back takes the most
 _LOG = logging.getLogger("zerowake.agent")
 
@@ -54,12 +57,14 @@ class Travel:
         self._pulls: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()  # by name
         self._coming: dict[tuple[str, str, str], Coming] = {}  # by name and digest
         self.exchange: Exchange | None = None  # with other agents, where there is one
+        self.disk: DiskBudget | None = None  # makes room for what comes; None: what is free is all there is
 
     async def push(self, snapshot: Snapshot, url: str, progress: Callable[[Progress], None]) -> None:
         """Raises InvalidUrl, and what `Publisher.publish` does."""
         async with opened_to_write(url, self._store.keyring) as destination:
             with self._store.hold(snapshot):
                 record = await Publisher(self._store, self._seen, destination).publish(snapshot, progress)
+        await asyncio.to_thread(self._store.origins.add, snapshot.digest, [url])
         _LOG.info("snapshot %s is in %s, as number %d of its name", snapshot, destination, record.sequence)
 
     async def pull(
@@ -74,10 +79,13 @@ class Travel:
         others: Sequence[OtherAgent] = (),
         fits: Callable[[Manifest], None] = lambda manifest: None,
         complaints: Complaints | None = None,
+        urgent: bool = False,
     ) -> Snapshot:
         """From these stores, and from other agents, who serve a snapshot by its digest. One that several ask for is fetched once: the
         others wait for that. `fits`: as in Puller. `complaints`: is told of sources that did wrong; what the caller tells is no warning
-        in the log as well. Raises NoStore, NoPeers, InvalidUrl, and what `Puller.pull` does."""
+        in the log as well. `urgent`: somebody waits, so that room is made of whatever may go.
+
+        Raises NoStore, NoPeers, InvalidUrl, and what `Puller.pull` does."""
         if not urls and not (others and digest):
             raise NoStore(
                 "stores: none is named; say where from, file:///a/folder or s3://bucket/prefix, or name other agents and a digest"
@@ -100,15 +108,22 @@ class Travel:
                 def fleet(namespace: str, digest: str) -> Fleet | None:
                     return self.exchange.fleet(namespace, digest, others, sources, self.sources) if self.exchange else None
 
+                async def room(digest: str, size: int) -> None:
+                    if self.disk:
+                        beside = functools.partial(self.bytes_to_come, (namespace, name))
+                        wanted = f"snapshot {namespace}/{name}@{digest[:12]}"
+                        await self.disk.make_room(wanted, size, digest, urgent=urgent, coming=beside)
+
                 def left(source: Source, error: Exception) -> None:
                     complaints.about(source, error)
                     self.sources.failed(source, error)
 
-                puller = Puller(self._store, self._seen, sources, fleet, look, left)
+                puller = Puller(self._store, self._seen, sources, fleet, look, left, room)
                 try:
                     snapshot = await puller.pull(namespace, name, digest, replace=replace, progress=tell)
                 finally:
                     self.arriving.pop((namespace, name), None)
+                await asyncio.to_thread(self._store.origins.add, snapshot.digest, urls)
                 if coming.progress.moved >= _WORTH_MEASURING:
                     self.remote_to_disk.measured(coming.progress.moved, SYSTEM_CLOCK.now() - coming.since)
         self._changed(snapshot)
@@ -142,6 +157,24 @@ class Travel:
         """The fetch of that snapshot (digest empty: whichever has the name) that is under way; None: there is none."""
         found = ((key, each) for key, each in self._coming.items() if key[:2] == (namespace, name))
         return next((each for key, each in found if "" in (digest, key[2]) or digest == key[2]), None)
+
+    def bytes_to_come(self, but: tuple[str, str] | None = None) -> int:
+        """What all that is on its way has still to bring onto the disk, but for that name."""
+        return sum(progress.total - progress.done for name, (_, progress) in self.arriving.items() if name != but)
+
+    async def stands_elsewhere(self, snapshot: Snapshot) -> bool:
+        """Whether its name stands for it in a store that it came from, or was put into: that is asked now."""
+        manifest = snapshot.manifest
+        for url in await asyncio.to_thread(self._store.origins.of, snapshot.digest):
+            try:
+                async with asyncio.timeout(_ASKING_SECONDS):
+                    found = await self.find(manifest.namespace, manifest.name, url, lambda manifest: None)
+            except FAILURES as error:
+                _LOG.info("snapshot %s stays on this disk as far as %s goes: %s", snapshot, url, error or "no answer")
+                continue
+            if found.digest == snapshot.digest:
+                return True
+        return False
 
     async def find(self, namespace: str, name: str, url: str, fits: Callable[[Manifest], None]) -> Found:
         """What the name stands for in a store. `fits`: as in Puller.

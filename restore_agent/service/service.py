@@ -192,6 +192,7 @@ class AgentService(agent_pb2_grpc.AgentServicer):
                 others=messages.other_agents(request.peers),
                 fits=self._node.staging.check_fits if request.fitting else _anywhere,
                 complaints=complaints,
+                urgent=True,
             )
             return messages.reference(pulled)
 
@@ -305,6 +306,7 @@ class AgentService(agent_pb2_grpc.AgentServicer):
             others=others,
             fits=self._node.staging.check_fits,
             complaints=complaints,
+            urgent=request.urgent,
         )
 
     async def _snapshot(self, reference: agent_pb2.SnapshotRef) -> StoredSnapshot:

@@ -26,6 +26,7 @@ import contextlib
 import secrets
 import shutil
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,11 +35,13 @@ from blake3 import blake3
 from restore_agent.errors import AgentError, ErrorKind
 from restore_agent.snapshots import durable
 from restore_agent.snapshots.arrivals import Arrivals
-from restore_agent.snapshots.catalog import FETCHED, MANIFEST, Catalog, Corrupt, Snapshot, decoded
+from restore_agent.snapshots.catalog import FETCHED, MANIFEST, Catalog, Corrupt, NotFound, Snapshot, decoded
 from restore_agent.snapshots.chunks import Chunk, Lease
+from restore_agent.snapshots.disk_usage import bytes_below
 from restore_agent.snapshots.file_hashes import FileHashes
 from restore_agent.snapshots.keyring import SIGNATURE, Keyring, Signature, UnusableKey
 from restore_agent.snapshots.manifest import FileRecord, Manifest, digest_of
+from restore_agent.snapshots.origins import Origins
 from restore_agent.snapshots.uses import Uses
 from zerowake_shared.state_folder import STORE_LOCK, Lock, store_holder
 
@@ -84,6 +87,7 @@ class Store(Catalog):
         self.arrivals = Arrivals(state)
         self.hashes = FileHashes(state / "node" / "files.json")
         self.uses = Uses(state / "node" / "uses")
+        self.origins = Origins(state)
         self._changing = threading.Lock()  # over the moment at which names and folders do not agree
         self.postponed = False  # the last sweep left something to the next one
         self.sweep()
@@ -174,11 +178,38 @@ class Store(Catalog):
                 f"were removed from {self.state} while it was taken; let nobody else write there, and take it again"
             )
 
-    def remove(self, namespace: str, name: str) -> None:
-        """Removes the name, and every file that no other name needs. Raises NotFound."""
+    def exclusive_bytes(self) -> dict[str, int]:
+        """Digest of each named snapshot → bytes that are free once that one alone is removed, and nobody reads it any more. Empty where a
+        manifest is corrupt: then every chunk stays."""
+        with self._changing:
+            named = {link.readlink().name for link in self.names()}
+            chunks, regions = self.arrivals.kept(self.chunks.leased, named, self._remove_folder)
+            try:
+                manifests = {each: decoded(path := self.state / "snapshots" / each, self.manifest_of(path)).manifest for each in named}
+            except Corrupt:
+                return {}
+        sizes = {digest: {chunk.hash: chunk.size for chunk in manifest.chunks} for digest, manifest in manifests.items()}
+        weights = {digest: {record.region for record in manifest.weights} for digest, manifest in manifests.items()}
+        users = Counter(each for names in (*sizes.values(), *weights.values()) for each in names)
+        kept = chunks | regions | set(self.chunks.leased)
+
+        def alone(digest: str) -> int:
+            of_chunks = sum(size for each, size in sizes[digest].items() if users[each] == 1 and each not in kept)
+            fetched = [self.state / FETCHED / each for each in weights[digest] if users[each] == 1 and each not in kept]
+            return of_chunks + sum(bytes_below(folder) for folder in (self.state / "snapshots" / digest, *fetched))
+
+        return {digest: alone(digest) for digest in manifests}
+
+    def remove(self, namespace: str, name: str, digest: str = "") -> None:
+        """Removes the name, and every file that no other name needs; with `digest`, only if it stands for that one. Raises NotFound."""
         link = self.taken(namespace, name)
         with self._changing:
-            link.unlink(missing_ok=True)
+            found = link.readlink().name if link.is_symlink() else ""  # another was sooner
+            if digest and found != digest:
+                raise NotFound(f"snapshot {namespace}/{name} on this node is {digest[:12]} no more")
+            if found:
+                self.origins.forget(found)
+                link.unlink()
             durable.sync_folder(link.parent)  # before anything goes: the name must not come back without it
             with contextlib.suppress(OSError):  # the namespace has others
                 link.parent.rmdir()

@@ -15,7 +15,7 @@ import contextlib
 import os
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
 
 from blake3 import blake3
@@ -50,16 +50,18 @@ class Puller:
         fleet: Callable[[str, str], Fleet | None] = lambda *_: None,
         fits: Callable[[Manifest], None] = lambda manifest: None,
         left: Callable[[Source, Exception], None] = lambda source, error: None,
+        room: Callable[[str, int], Awaitable[None]] | None = None,
     ) -> None:
         """`fleet`: the other agents that have the snapshot of a namespace and digest or fetch it, with those stores as their origins.
         `fits`: is asked in a thread before any of it is fetched, and raises Incompatible. `left`: hears of each source that did not
-        give something, and why."""
+        give something, and why. `room`: makes room for so many bytes of a digest, or raises Full; None: what is free is all there is."""
         self._store = store
         self._seen = seen
         self._sources = sources
         self._fleet = fleet
         self._fits = fits
         self._left = left
+        self._room = room
 
     async def pull(
         self,
@@ -93,7 +95,7 @@ class Puller:
         await asyncio.to_thread(self._fits, manifest)
         offered = Offered(namespace, digest, data, signature.encode(), named(manifest), all_named=not manifest.weights)
         with self._store.chunks.lease() as lease, fleet.offering(offered) if fleet else contextlib.nullcontext():
-            arrival = _Arrival(self._store, manifest, digest, data, lease, progress, offered)
+            arrival = _Arrival(self._store, manifest, digest, data, lease, progress, offered, self._room)
             await arrival.bring(lambda moved: fleet.bringing(moved, self._left) if fleet else self._fetch(sources, moved))
             return await asyncio.to_thread(self._store.adopt, arrival.workspace, data, signature, lease, replace=replace)
 
@@ -113,8 +115,10 @@ class _Arrival:
         lease: Lease,
         progress: Callable[[Progress], None],
         offered: Offered,
+        room: Callable[[str, int], Awaitable[None]] | None,
     ) -> None:
         self._store = store
+        self._room = room
         self._manifest = manifest
         self._lease = lease
         self._tell = progress
@@ -137,8 +141,9 @@ class _Arrival:
         weights = manifest.weights_bytes
         self._total = sum(chunk.size for chunk in [*names, *pages.values()]) + weights
         self._done = self._total - weights - sum(chunk.size for chunk in [*files, *missing])
-        await asyncio.to_thread(self._check_room, self._total - self._done)
-        self._tell(Progress(self._done, 0, self._total))
+        self._tell(Progress(self._done, 0, self._total))  # so that who comes beside counts with it
+        here = await asyncio.to_thread(self._weights_here)
+        await self._make_room(self._total - self._done - here)
         for chunk in names.keys() - set(files):
             self._offered.arrived(chunk, self.workspace / names[chunk][0])
         for chunk in set(pages.values()) - set(missing):
@@ -169,7 +174,7 @@ class _Arrival:
             return
         folder = self.workspace if not record.folder else whole.with_name(f"{whole.name}.arriving")
         lacking = await asyncio.to_thread(lambda: [part for part in parts if not _has_part(folder, part)])
-        await asyncio.to_thread(self._check_room, sum(part.chunk.size for part in lacking))  # by the layout, which may say more
+        await self._make_room(sum(part.chunk.size for part in lacking))  # by the layout, which may say more
         there: dict[Chunk, list[InFile]] = defaultdict(list)
         for each in lacking:
             there[each.chunk].append(each)
@@ -199,6 +204,16 @@ class _Arrival:
         self._done += count
         self._tell(Progress(self._done, self._moved, self._total))
 
+    def _weights_here(self) -> int:
+        """Bytes of regions that are here, or whose model's own folder is: so they seem, before their layouts say what they are made of."""
+        fetched = self._store.fetched_weights
+        return sum(each.size for each in self._manifest.distinct_weights if fetched(each).is_dir() or _is_folder(each.folder))
+
+    async def _make_room(self, size: int) -> None:
+        if self._room:
+            await self._room(self._digest, size)
+        await asyncio.to_thread(self._check_room, size)
+
     def _check_room(self, size: int) -> None:
         free = shutil.disk_usage(self._store.state).free
         if free < size + _SPARE:
@@ -216,6 +231,10 @@ class _Arrival:
             path = self.workspace / name
             path.parent.mkdir(parents=True, exist_ok=True)
             durable.replace(path, bytes(data))
+
+
+def _is_folder(path: str) -> bool:
+    return bool(path) and Path(path).is_dir()
 
 
 def _are_here(record: WeightsRecord, parts: Sequence[InFile], whole: Path) -> bool:

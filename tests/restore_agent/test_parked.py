@@ -205,6 +205,7 @@ async def test_a_user_parks_one_and_has_it_back(agent: Agent, tmp_path: Path) ->
     assert "no agent runs on" in await zerowake("park", NAME, "--state", str(tmp_path / "none"), code=1)
     assert "--parked-bytes 'much' is no size, such as 80GiB" in await zerowake("agent", *where, "--parked-bytes", "much", code=1)
     assert "--memory '50%' is no size, such as 80GiB" in await zerowake("agent", *where, "--memory", "50%", code=1)
+    assert "--disk 'all' is no size, such as 80GiB" in await zerowake("agent", *where, "--disk", "all", code=1)
 
 
 async def test_dropping_one_leaves_nothing(agent: Agent, lender: Served) -> None:

@@ -254,3 +254,21 @@ async def test_a_chunk_that_would_take_all_memory_is_not_asked_for(origin: Store
     with pytest.raises(Corrupt, match=rf"{digest[:12]}: it names a chunk of more than 4194304 bytes"):
         await _pull(fresh, remote, digest=digest)
     assert not [key for key in remote.reads if key.startswith("chunks/")]
+
+
+async def test_room_is_asked_for_what_has_to_come_alone(origin: Store, fresh: Store, remote: Watched, tmp_path: Path) -> None:
+    asked: list[int] = []
+
+    async def room(digest: str, size: int) -> None:
+        asked.append(size)
+        if len(asked) == 1:
+            raise Full("no room")
+
+    snapshot = await published(origin, remote, tmp_path, keep_model=True)
+    puller = Puller(fresh, SeenNames(fresh.state), [remote], room=room)
+    with pytest.raises(Full, match="no room"):
+        await puller.pull("default", "small")
+    assert not [key for key in remote.reads if key.startswith("chunks/")]
+    await puller.pull("default", "small")
+    files = sum(record.size for record in snapshot.manifest.files.values())
+    assert asked == [len(CONTENT) + files] * 2, "the model is on this node"

@@ -316,3 +316,18 @@ def test_the_state_folder_and_its_pair_of_keys_are_the_agent_s_alone(store: Stor
     again = Store(state)
     assert again.keyring.signing == key
     again.close()
+
+
+def test_what_the_end_of_one_alone_would_free_is_its_own(store: Store) -> None:
+    common, own = random.Random(1).randbytes(4 << 20), random.Random(2).randbytes(4 << 20)
+    one = publish(store, common + own, "one")
+    other = publish(store, common, "other")
+    alone = store.exclusive_bytes()
+    assert 4 << 20 <= alone[one.digest] < 5 << 20
+    assert alone[other.digest] < 1 << 20
+    with store.hold(one):
+        assert store.exclusive_bytes()[one.digest] < 1 << 20, "who reads it keeps it"
+    store.remove("default", "one")
+    assert store.exclusive_bytes()[other.digest] >= 4 << 20
+    (other.directory / "manifest.json").write_bytes(b"{}")
+    assert store.exclusive_bytes() == {}, "nothing is swept then"
