@@ -1,5 +1,8 @@
 """A snapshot that all nodes have lost: its store gives it back, and only what the store cannot give is captured again."""
 
+import pytest
+
+from scaler.kubernetes import recovery
 from scaler.kubernetes.declarations import planned
 from scaler.plan.world import Stored
 from tests.worlds.controlled import DIGEST, TEMPLATE, World
@@ -54,6 +57,23 @@ async def test_a_node_that_it_does_not_fit_is_passed_over(world: World) -> None:
     agent.loses("tenant", "chat")
     await until(lambda: [each["name"] for each in world.status()["locations"]] == ["n1", STORE])
     assert len(other.staged) == 1 and world.status()["phase"] == "Ready" and not world.pods()
+
+
+async def test_where_no_node_has_room_it_is_asked_again_and_not_captured(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A capture would find no more, or take another's: for ever, one after the other."""
+    monkeypatch.setattr(recovery, "_FIRST_RETRY_SECONDS", 0.01)
+    agent = world.agents["n0"]
+    await world.snapshot(template=TEMPLATE, store=STORE)
+    await world.says(CAPTURED, DIGEST)
+    agent.has("tenant", "chat", DIGEST)
+    await until(lambda: world.condition("Stored")[0] == "True" and not world.pods())
+    agent.store_fails = ("store-full", "the disk is full")
+    agent.loses("tenant", "chat")
+    await until(lambda: len(agent.staged) > 2)
+    await until(lambda: "could take it from there: node n0: the disk is full" in world.condition("Ready")[2])
+    assert not world.pods() and world.status()["digest"] == DIGEST
+    agent.store_fails = None
+    await until(lambda: world.status()["phase"] == "Ready")
 
 
 async def test_what_the_store_cannot_give_is_captured_again(world: World) -> None:
