@@ -1,4 +1,7 @@
-"""Chunks fetched from a folder and from a bucket, each verified, beside what reads the same medium and does nothing else, in turn."""
+"""Chunks fetched from a folder and from a bucket, each verified, beside what reads the same medium and does nothing else, in turn.
+
+Beside the rates stands what processor time a gigabyte takes: that says the same on a machine that has other work.
+"""
 
 from __future__ import annotations
 
@@ -116,21 +119,34 @@ async def _fetched(source: Source, chunks: Sequence[Chunk]) -> None:
 async def _beside(
     where: str, what: str, medium: Callable[[], Awaitable[None]], ours: Callable[[], Awaitable[None]], goal: float | None = None
 ) -> list[Figure]:
-    """Rates, the median of rounds in turn, and of each round's two the quotient."""
+    """Rates, the median of rounds in turn, and of each round's two the quotient; and processor time, of both ends where a server is one."""
     rates: dict[str, list[float]] = {"medium": [], "ours": []}
+    costs: dict[str, list[float]] = {"medium": [], "ours": []}
     for turn in range(ROUNDS + 1):
         for name, work in (("medium", medium), ("ours", ours)):
-            begin = time.perf_counter()
+            before, begin = processor_seconds(), time.perf_counter()
             await work()
             if turn:
                 rates[name].append(CHUNKS * CHUNK / (time.perf_counter() - begin))
+                costs[name].append((processor_seconds() - before) / (CHUNKS * CHUNK / 1e9))
     quotients = [one / other for one, other in zip(rates["ours"], rates["medium"], strict=True)]
+    cost = {name: statistics.median(each) for name, each in costs.items()}
     spread = f"{ROUNDS} rounds in turn, {min(rates['ours']) / 1e6:.0f} to {max(rates['ours']) / 1e6:.0f}"
     return [
         Figure(f"from {where}: {what}", statistics.median(rates["medium"]) / 1e6, "MB/s"),
         Figure(f"from {where}: fetched and verified", statistics.median(rates["ours"]) / 1e6, "MB/s", detail=spread),
         Figure(f"from {where}: fetched, of what {what}", statistics.median(quotients), "", at_least=goal, detail="median of rounds"),
+        Figure(f"from {where}: processor time, fetched and verified", cost["ours"], "s/GB", detail=f"{what}: {cost['medium']:.2f}"),
     ]
+
+
+def processor_seconds() -> float:
+    """Of this process, of its children that have ended, and of those that run."""
+    used = sum(os.times()[:4])
+    for child in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split():
+        fields = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()
+        used += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return used
 
 
 def _forget(folder: Path) -> None:
