@@ -121,12 +121,14 @@ class Bench:
 
     def _compare(self, socket: Path, region: bytes) -> None:
         world = World(self.run.folder, self.device)
-        world.socket = socket
+        operators, world.socket = world.socket, socket
         with world.engine() as engine:
             engine.ask("attach", region=region.hex())
             found = engine.ask("hashes", sizes=[chunk.size for chunk in self.checkpoint.layout.chunks])
         check(found == [chunk.hash.hex() for chunk in self.checkpoint.layout.chunks], "a region holds what the files hold")
         self.compared += len(found)
+        world.socket = operators
+        world.until(lambda: not any(each.leases for each in world.status().regions), "the region is nobody's any more")
 
     async def _staged(self) -> float:
         await asyncio.to_thread(uncache, self.image)
