@@ -35,6 +35,11 @@ class S3Server:
     def endpoint(self) -> str:
         return f"http://{self.host}:{self.port}"
 
+    @property
+    def accesses(self) -> str:
+        """What it was asked for so far, a line each, in the format of S3's own access logs."""
+        return _access_log(self.root.parent).read_text()
+
     def make_bucket(self, name: str) -> str:
         (self.root / name).mkdir()
         return name
@@ -71,6 +76,8 @@ def s3_server(folder: Path, host: str = "127.0.0.1") -> Iterator[S3Server]:
         f"{host}:{server.port}",
         "--keep-alive",
         "--quiet",
+        "--access-log",
+        _access_log(folder),
     ]
     command += ["--iam-dir", folder / "users", "posix", "--sidecar", folder / "meta", server.root]
     with (folder / "log").open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
@@ -162,6 +169,10 @@ async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -
         while data := await reader.read(64 << 10):
             writer.write(data)
             await writer.drain()
+
+
+def _access_log(folder: Path) -> Path:
+    return folder / "accesses"
 
 
 def _answers(host: str, port: int) -> bool:

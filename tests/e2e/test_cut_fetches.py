@@ -1,0 +1,172 @@
+"""A node is deleted while another fetches from it the only copy that stands on any node: with a store that has it, too, and without one.
+
+The other agents together get so little a second from an agent that a fetch takes half a minute (`agent.peerRate`). It is in the middle when
+some chunks have come and others have not: then the power of the node that gives them is cut, and Kubernetes forgets the node.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+
+import aiohttp
+import pytest
+import pytest_asyncio
+
+from tests.e2e.api import Object
+from tests.e2e.cluster.control import enter
+from tests.e2e.cluster.layout import NODE, SECOND_NODE, Addresses
+from tests.e2e.release import Release, cordoned, deployment, is_ready, snapshot
+from tests.e2e.restored_pods import how_it_began, pod_of
+from tests.e2e.travelling import ON_A_NODE, WITHIN, answer, deleted, lands, places, release_with_stores, said
+from tests.worlds.s3_server import S3Server, s3_server
+
+pytestmark = [
+    pytest.mark.own_cluster("ends nodes and starts them again, and has an S3 server on this machine"),
+    pytest.mark.usefixtures("images", "reported"),
+    pytest.mark.asyncio(loop_scope="module"),
+]
+URL = "s3://models/here"
+RATE = "6MiB"  # a second: a chunk of four takes so long that a second look sees it come, and not so long that its source is left as slow
+# Of an engine that takes half a minute of work to be ready.
+SLOW = "import hashlib, runpy; hashlib.pbkdf2_hmac('sha256', b'', b'', 60_000_000); runpy.run_path('/server.py')"
+CHUNKS = "find /var/lib/zerowake -path '*/chunks/*' -name '????????????????????????????????????????????????????????????????'"
+
+
+@pytest.fixture(scope="module")
+def server(addresses: Addresses, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    with s3_server(tmp_path_factory.mktemp("s3"), addresses.machine) as server:
+        server.make_bucket("models")
+        yield server
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def installed(kubeconfig: str, images: None, server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Release]:
+    rate = f"--set=agent.peerRate={RATE}"
+    async with release_with_stores(kubeconfig, "cut-fetches", server, tmp_path_factory.mktemp("keys"), rate) as made:
+        yield made
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def client() -> AsyncIterator[aiohttp.ClientSession]:
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=WITHIN, sock_connect=5)) as session:
+        yield session
+
+
+async def chunks_on(node: str) -> dict[str, str]:
+    """Hash → which file of the disk it is, and since when."""
+    command = [*enter(node), "sh", "-c", f"{CHUNKS} -printf '%f %i %T@\\n'"]
+    found = (await asyncio.to_thread(subprocess.run, command, check=True, capture_output=True, text=True)).stdout
+    return dict(line.split(" ", 1) for line in found.splitlines())
+
+
+async def captured(made: Release, name: str, mebibytes: int, *, store: str = "", **container: object) -> tuple[str, set[str]]:
+    """On the second node alone, and with so much memory of its own; the digest, and the chunks that are its own, too."""
+    before = await chunks_on(SECOND_NODE)
+    of, served = snapshot(name), deployment(name, of=name)
+    (serving,) = served["spec"]["template"]["spec"]["containers"]
+    serving |= {"args": ["8000", str(mebibytes), "/mapped"], **container}
+    engine = {key: value for key, value in serving.items() if key != "readinessProbe"}
+    of["spec"] |= {"template": {"spec": {"containers": [engine]}}} | ({"store": store} if store else {})
+    async with cordoned(made, NODE):
+        await made.api.apply(of, served, namespace=made.namespace)
+        found = await made.api.until("ModelSnapshot", made.namespace, name, is_ready, WITHIN)
+    if store:
+        found = await made.api.until("ModelSnapshot", made.namespace, name, lambda one: said(one, "Stored")[0] == "True", WITHIN)
+    assert found and places(found).keys() - {URL} == {SECOND_NODE}
+    return found["status"]["digest"], (await chunks_on(SECOND_NODE)).keys() - before.keys()
+
+
+async def forgotten(made: Release, name: str, chunks: set[str]) -> None:
+    """It is on no node any more, nor are its chunks: the next model has memory of the same content."""
+    await made.api.delete("ModelSnapshot", made.namespace, name)
+    await made.api.until("ModelSnapshot", made.namespace, name, lambda one: one is None, WITHIN)
+    async with asyncio.timeout(WITHIN):
+        while any([chunks & (await chunks_on(node)).keys() for node in (NODE, SECOND_NODE)]):
+            await asyncio.sleep(0.2)
+
+
+async def in_the_middle(wanted: set[str], share: float = 0.0) -> dict[str, str]:
+    """What has come of these chunks to the first node, when some have, or such a share of them, and not all."""
+    async with asyncio.timeout(WITHIN):
+        while True:
+            there = {name: file for name, file in (await chunks_on(NODE)).items() if name in wanted}
+            if len(there) > share * len(wanted):
+                assert there.keys() < wanted, "all of it has come: it was no moment in the middle"
+                return there
+            await asyncio.sleep(0.2)  # a folder of another node tells nobody that it grew
+
+
+def why_cold(pod: Object | None) -> str:
+    """Why it started cold, by whoever knew it: the webhook, when it was made, or the agent of its node; empty: nobody has said that yet."""
+    annotations: dict[str, str] = (pod or {}).get("metadata", {}).get("annotations") or {}
+    return annotations.get("zerowake.dev/cold", "")
+
+
+async def events_of(made: Release, one: Object) -> dict[str, str]:
+    """Reason → the newest note about the object."""
+    every = await made.api.list("Event", made.namespace)
+    return {each["reason"]: each["message"] for each in every if each["involvedObject"].get("uid") == one["metadata"]["uid"]}
+
+
+async def test_what_has_come_stays_and_the_rest_comes_from_the_store(
+    installed: Release, client: aiohttp.ClientSession, server: S3Server
+) -> None:
+    api, namespace = installed.api, installed.namespace
+    digest, wanted = await captured(installed, "kept", 128, store=URL)
+    asked = len(server.accesses)
+    async with cordoned(installed, SECOND_NODE):
+        came = await in_the_middle(wanted)
+        async with deleted(installed, SECOND_NODE):
+            found = await api.until("ModelSnapshot", namespace, "kept", lambda one: places(one).get(NODE) in ON_A_NODE, WITHIN)
+            assert found and found["status"]["digest"] == digest, "another digest would be another capture"
+            there = await chunks_on(NODE)
+            assert there.keys() >= wanted and {name: there[name] for name in came} == came, "what had come was not fetched anew"
+            read = {name for name in wanted if f"chunks/{name[:2]}/{name}" in server.accesses[asked:]}
+            print(f"{len(came)} of {len(wanted)} chunks had come when the node went; {len(read)} were read from the store")
+            assert read and not read & came.keys()
+            await lands(installed, client, "kept", NODE)
+    await forgotten(installed, "kept", wanted)
+
+
+async def test_a_pod_that_comes_first_waits_for_its_snapshot(installed: Release, client: aiohttp.ClientSession) -> None:
+    """Its engine takes longer to start than its snapshot to come, also where the node that gives it goes in the middle."""
+    digest, wanted = await captured(installed, "awaited", 48, store=URL, command=["python3", "-c", SLOW])
+    async with cordoned(installed, SECOND_NODE):
+        await installed.scaled("awaited", minReplicaCount=1)
+        await in_the_middle(wanted, 0.5)
+        async with deleted(installed, SECOND_NODE):
+            assert len(await answer(installed, client, "awaited")) == 64
+            pod = await pod_of(installed, "awaited")
+            began = await how_it_began(installed, pod, WITHIN)
+            print(began)
+            assert (pod["spec"]["nodeName"], began.partition(":")[0]) == (NODE, "Restored") and digest[:12] in began and "fetch" in began
+            assert "Fetching" in await events_of(installed, pod)
+            await installed.scaled("awaited")
+            await installed.at_zero("awaited")
+    await forgotten(installed, "awaited", wanted)
+
+
+async def test_without_a_store_its_pods_start_cold_until_it_is_captured_again(installed: Release, client: aiohttp.ClientSession) -> None:
+    api, namespace = installed.api, installed.namespace
+    digest, wanted = await captured(installed, "bare", 128)
+
+    def is_captured_again(one: Object | None) -> bool:
+        return bool(one) and is_ready(one) and (one or {})["status"]["digest"] != digest and places(one).keys() == {NODE}
+
+    await installed.scaled("bare")
+    async with cordoned(installed, SECOND_NODE):
+        await in_the_middle(wanted)
+        async with deleted(installed, SECOND_NODE):
+            await installed.scaled("bare", minReplicaCount=1)  # kept while it is looked at
+            assert len(await answer(installed, client, "bare")) == 64
+            pod = await api.until("Pod", namespace, (await pod_of(installed, "bare"))["metadata"]["name"], why_cold, WITHIN)
+            assert pod and pod["spec"]["nodeName"] == NODE
+            print(why_cold(pod))
+            await installed.scaled("bare")
+            found = await api.until("ModelSnapshot", namespace, "bare", is_captured_again, WITHIN)
+            assert found
+            print(await events_of(installed, found))
+            await installed.at_zero("bare")
+            await lands(installed, client, "bare", NODE)
