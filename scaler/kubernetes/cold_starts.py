@@ -1,8 +1,9 @@
 """Pods with a snapshot's label that started cold all the same, and why: told where people look, since nothing else about them is odd.
 
 Whoever leaves such a pod as it is writes the reason on it (annotation `cold`): the webhook, which alone knows it when the pod is made, and
-whose warnings nobody reads where a ReplicaSet makes pods; or the agent, where a restore failed. The leader makes of it a condition of the
-ModelSnapshot, and an event of the pod. The newest pod counts: what stands in the way of that one stands in the way of the next.
+whose warnings nobody reads where a ReplicaSet makes pods; or the agent, where a restore failed. Where the webhook did not answer, as a
+replica of it was lost with its node a moment before, the pod has no mark at all. The leader makes of it a condition of the ModelSnapshot,
+and an event of the pod. The newest pod counts: what stands in the way of that one stands in the way of the next.
 A snapshot is looked at whenever one of its pods comes, so its pods are kept by it: a look costs as much as the snapshot has pods, however
 many there are of others.
 """
@@ -22,6 +23,7 @@ from zerowake_shared.clock import Clock
 from zerowake_shared.kubernetes.informer import Key
 from zerowake_shared.kubernetes.resource import PODS
 
+_UNASKED = "zerowake's webhook did not answer when it was made"
 _NEW_SECONDS = 300.0  # an older pod's event was told by whoever led then
 
 
@@ -44,7 +46,7 @@ class ColdStarts:
     async def tell(self, key: Key) -> None:
         """An event for each pod of this snapshot that the webhook left as it is. Failed restores are told by the agent."""
         for pod in self._of(key):
-            why = pod.metadata.annotations.get(pod_contract.COLD, "")
+            why = _why(pod)
             made = calendar.timegm(time.strptime(pod.metadata.creation_timestamp, "%Y-%m-%dT%H:%M:%SZ"))
             if not why or pod_contract.CONTAINER in pod.metadata.annotations or self._clock.wall() - made > _NEW_SECONDS:
                 continue
@@ -60,10 +62,10 @@ class ColdStarts:
         if not pods:
             return None
         newest = max(pods, key=lambda pod: (pod.metadata.creation_timestamp, pod.metadata.name))
-        why = newest.metadata.annotations.get(pod_contract.COLD, "")
+        why = _why(newest)
         if not why:
             return condition(snapshot, CONDITION_RESTORES, True, "Restored", "", "")
-        cold = sum(pod_contract.COLD in pod.metadata.annotations for pod in pods)
+        cold = sum(bool(_why(pod)) for pod in pods)
         others = f", and {cold - 1} more did" if cold > 1 else ""
         message = f"pod {newest.metadata.name} started cold{others}: {why}"
         return condition(snapshot, CONDITION_RESTORES, False, "", "ColdStart", message)
@@ -85,6 +87,12 @@ class ColdStarts:
                 self._told.discard(old.metadata.uid)
         if new is not None:
             self._by_snapshot.setdefault(_snapshot_of(new), {})[new.metadata.name] = new
+
+
+def _why(pod: EnginePod) -> str:
+    """Why it started cold; empty: it did not."""
+    annotations, is_captured = pod.metadata.annotations, pod_contract.CAPTURE in pod.metadata.labels
+    return annotations.get(pod_contract.COLD, "") or ("" if pod_contract.CONTAINER in annotations or is_captured else _UNASKED)
 
 
 def _snapshot_of(pod: EnginePod) -> Key:

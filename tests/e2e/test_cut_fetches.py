@@ -98,12 +98,6 @@ async def in_the_middle(wanted: set[str], share: float = 0.0) -> dict[str, str]:
             await asyncio.sleep(0.2)  # a folder of another node tells nobody that it grew
 
 
-def why_cold(pod: Object | None) -> str:
-    """Why it started cold, by whoever knew it: the webhook, when it was made, or the agent of its node; empty: nobody has said that yet."""
-    annotations: dict[str, str] = (pod or {}).get("metadata", {}).get("annotations") or {}
-    return annotations.get("zerowake.dev/cold", "")
-
-
 async def events_of(made: Release, one: Object) -> dict[str, str]:
     """Reason → the newest note about the object."""
     every = await made.api.list("Event", made.namespace)
@@ -161,9 +155,8 @@ async def test_without_a_store_its_pods_start_cold_until_it_is_captured_again(in
         async with deleted(installed, SECOND_NODE):
             await installed.scaled("bare", minReplicaCount=1)  # kept while it is looked at
             assert len(await answer(installed, client, "bare")) == 64
-            pod = await api.until("Pod", namespace, (await pod_of(installed, "bare"))["metadata"]["name"], why_cold, WITHIN)
-            assert pod and pod["spec"]["nodeName"] == NODE
-            print(why_cold(pod))
+            pod = await pod_of(installed, "bare")
+            assert pod["spec"]["nodeName"] == NODE and "Restored" not in await events_of(installed, pod)
             await installed.scaled("bare")
             found = await api.until("ModelSnapshot", namespace, "bare", is_captured_again, WITHIN)
             assert found

@@ -12,7 +12,7 @@ from scaler.kubernetes.cold_starts import ColdStarts
 from scaler.kubernetes.engine_pod import EnginePod
 from scaler.kubernetes.resources import CONDITION_READY, ModelSnapshot
 from tests.worlds.virtual_time import StandingClock
-from zerowake_shared.pod_contract import COLD, CONTAINER, RESTORE, SNAPSHOT
+from zerowake_shared.pod_contract import CAPTURE, COLD, CONTAINER, RESTORE, SNAPSHOT
 
 NOON = 1_800_000_000.0  # 2027-01-15T08:00:00Z
 
@@ -20,7 +20,7 @@ NOON = 1_800_000_000.0  # 2027-01-15T08:00:00Z
 def pod(name: str, minute: int = 0, snapshot: str = "chat", uid: str = "", **about: Any) -> EnginePod:
     made = f"2027-01-15T08:{minute:02}:00Z"
     metadata = {"name": name, "namespace": "team", "uid": uid or name, "labels": {SNAPSHOT: snapshot}, "creationTimestamp": made}
-    return msgspec.convert({"metadata": metadata | about}, EnginePod)
+    return msgspec.convert({"metadata": metadata | {"annotations": {CONTAINER: "engine"}} | about}, EnginePod)
 
 
 def cold(name: str, minute: int = 0, why: str = "no agent", **about: Any) -> EnginePod:
@@ -91,6 +91,16 @@ def test_a_pod_s_changes_are_followed(world: World) -> None:
 def test_pods_that_go_or_were_opted_out_do_not_count(world: World, about: dict[str, Any]) -> None:
     world.come(pod("one", 1, **about))
     assert world.condition() is None
+
+
+async def test_a_pod_that_the_webhook_was_not_asked_about_has_started_cold(world: World) -> None:
+    captured = pod("captured", 3, annotations={}, labels={SNAPSHOT: "chat", CAPTURE: "chat"})
+    world.come(pod("one", 1), pod("missed", 2, annotations={}))
+    why = "zerowake's webhook did not answer when it was made"
+    assert world.condition() == ("False", f"pod missed started cold: {why}")
+    world.come(captured)
+    await world.cold_starts.tell(("team", "chat"))
+    assert world.events == [("missed", f"its engine starts cold: {why}")]
 
 
 async def test_each_pod_that_the_webhook_left_is_told_of_once(world: World) -> None:
