@@ -17,6 +17,7 @@ from scaler.fleet.agent import Agent, AgentError, AgentUnreachable, Engine, HasN
 from scaler.fleet.nodes import Nodes
 from scaler.gateway.dispatcher import Dispatcher
 from scaler.local.config import ModelSection
+from scaler.local.look import Look
 from scaler.plan.actions import End, Start
 
 log = logging.getLogger(__name__)
@@ -31,19 +32,19 @@ class LocalReplicas:
         nodes: Nodes,
         dispatcher: Dispatcher,
         activations: Activations,
-        looked: Mapping[str, asyncio.Event] = MappingProxyType({}),
+        looks: Mapping[str, Look] = MappingProxyType({}),
     ) -> None:
-        """`looked`: by model, what is waited for before one is started: its snapshot may be on its way here."""
+        """`looks`: by model, what is waited for before one is started: its snapshot may be on its way here."""
         self._sections = sections
         self._nodes = nodes
         self._dispatcher = dispatcher
         self._activations = activations
-        self._looked = looked
+        self._looks = looks
 
     async def start(self, action: Start) -> Callable[[], None]:
         """Restores, or starts, a replica; returns when it is ready, with what makes it known. Raises AgentError."""
-        if looked := self._looked.get(action.model):
-            await looked.wait()
+        if look := self._looks.get(action.model):
+            await look.is_over()
         agent = self._nodes.agent(action.node)
         if agent is None:
             raise AgentUnreachable("the restore agent is not connected any more")

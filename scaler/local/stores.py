@@ -3,7 +3,8 @@
 For each model, from the start on: a snapshot on this machine that fits is used; else the store's is fetched, if it was taken of the same
 engine (command, variables, folder), fits this machine and is signed by a key that counts here; else one is taken, and pushed. Replicas wait
 for the look and the fetch, and for nothing else: while a snapshot is taken, requests are answered by an engine that is started cold, and a
-store that is away is tried again, less and less often, as long as this runs.
+store that is away is tried again, less and less often, as long as this runs. One that has left this machine's disk, where there was no room
+for another, is fetched again by the next start.
 
 What is in the store and not trusted here is left alone: this machine may lack a key that all others have. Rejected: to overwrite it, which
 would take the snapshot away from those.
@@ -20,6 +21,7 @@ from scaler.books.snapshot_name import SnapshotName
 from scaler.fleet.agent import Agent, AgentError, HasNone
 from scaler.fleet.nodes import Nodes
 from scaler.local.config import ModelSection
+from scaler.local.look import Look
 from scaler.local.replica_maker import engine_of
 from scaler.plan.rungs import Rung
 from zerowake_shared.background import kept
@@ -35,7 +37,7 @@ _LOOK_SECONDS = 15.0  # that requests wait for a store that does not answer
 
 
 class Stores:
-    """Of the models that have a snapshot. `looked`: set, by model, once its replicas may be started."""
+    """Of the models that have a snapshot. `looks`: by model, what their starts wait for."""
 
     def __init__(
         self,
@@ -43,7 +45,7 @@ class Stores:
         sections: Mapping[str, ModelSection],
         nodes: Nodes,
         address: str,
-        looked: Mapping[str, asyncio.Event],
+        looks: Mapping[str, Look],
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         """`url`: the store's; `address`: this machine's agent's, which `nodes` follows."""
@@ -51,27 +53,35 @@ class Stores:
         self._sections = sections
         self._nodes = nodes
         self._address = address
-        self._looked = looked
+        self._looks = looks
         self._clock = clock
         self._one_at_a_time = asyncio.Lock()  # taking them: each starts an engine beside those that serve
 
     async def keep(self) -> None:
         """Until every model has its snapshot here and in the store."""
         async with asyncio.TaskGroup() as group:
-            for model in self._looked:
+            for model in self._looks:
                 group.create_task(kept(functools.partial(self._keep, model), f"snapshot of {model}", log))
 
     async def _keep(self, model: str) -> None:
         backoff = Backoff(_FIRST_RETRY_SECONDS, _LAST_RETRY_SECONDS)
         try:
             while not await self._is_here(model) and not await self._is_fetched(model):
-                self._looked[model].set()
+                self._looks[model].done.set()
                 if self._sections[model].command and await self._is_taken(model):
                     break
                 await asyncio.sleep(backoff.next())
         finally:
-            self._looked[model].set()
+            self._looks[model].done.set()
         await self._push(model)
+        self._looks[model].bring = functools.partial(self._bring, model)
+        log.info("%s: its snapshot is here and in %s", model, self._url)
+
+    async def _bring(self, model: str) -> None:
+        """Here again, where the agent has let it go for others that came: the store has it. What fails is logged."""
+        agent = await self._agent()
+        if self._name(model) not in agent.residencies:
+            await self._is_fetched(model)
 
     async def _is_here(self, model: str) -> bool:
         try:
@@ -92,7 +102,8 @@ class Stores:
                 found = (await agent.find(name, self._url)).stored
             size, began = found.image_bytes + found.weights_bytes, self._clock.now()
             log.info("%s: fetching %.1f MB from %s; requests wait for it", model, size / 1e6, self._url)
-            await agent.stage(name, found.digest, Rung.DISK, stores=[self._url], complained=functools.partial(log.warning, "%s: %s", model))
+            complained = functools.partial(log.warning, "%s: %s", model)
+            await agent.stage(name, found.digest, Rung.DISK, stores=[self._url], complained=complained, urgent=True)
         except HasNone:
             log.info("%s has no snapshot of %s yet", self._url, model)
             return False
@@ -102,6 +113,7 @@ class Stores:
         except AgentError as error:
             log.warning("no snapshot of %s is fetched: %s", model, error)
             return False
+        self._looks[model].bring = functools.partial(self._bring, model)
         seconds = self._clock.now() - began
         log.info("%s: %.1f MB have come from %s in %.1f s", model, size / 1e6, self._url, seconds)
         return True

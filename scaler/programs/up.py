@@ -28,6 +28,7 @@ from scaler.keda.external_scaler import serve_external_scaler
 from scaler.local.autoscaler import Autoscaler, dial
 from scaler.local.config import Config
 from scaler.local.deployment import Deployment
+from scaler.local.look import Look
 from scaler.local.replica_maker import LocalReplicas
 from scaler.local.stores import Stores
 from scaler.programs.stopping import stopped_by, unless
@@ -75,11 +76,11 @@ async def _up(config: Config) -> None:
     ledger = Ledger(activations=activations)
     for name, section in config.models.items():
         ledger.declare(name, section.limits, section.names)
-    looked = {name: asyncio.Event() for name, section in config.models.items() if config.store and section.snapshot}
+    looks = {name: Look() for name, section in config.models.items() if config.store and section.snapshot}
     parts = wire(
         ledger,
         {name: section.model(name) for name, section in config.models.items()},
-        maker=lambda nodes, dispatcher: LocalReplicas(config.models, nodes, dispatcher, activations, looked),
+        maker=lambda nodes, dispatcher: LocalReplicas(config.models, nodes, dispatcher, activations, looks),
     )
     dispatcher, gateway, nodes, planner = parts.dispatcher, parts.gateway, parts.nodes, parts.planner
     deployments = {name: Deployment(name, planner, section.min_replicas) for name, section in config.models.items()}
@@ -91,7 +92,7 @@ async def _up(config: Config) -> None:
         agent = f"unix:{config.state / 'agent.sock'}"
         await stack.enter_async_context(nodes.follow(agent))
         if config.store:
-            stores = Stores(config.store, config.models, nodes, agent, looked)
+            stores = Stores(config.store, config.models, nodes, agent, looks)
             await stack.enter_async_context(background.beside(stores.keep(), "snapshots and their store"))
         stack.push_async_callback(planner.close)
         stack.push_async_callback(parts.waker.close)

@@ -11,8 +11,10 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import aiohttp
+import grpc
 import pytest
 import yaml
+from zerowake_proto import agent_pb2, agent_pb2_grpc
 
 from tests.worlds.command import zerowake
 from tests.worlds.needs import missing_for_criu
@@ -126,6 +128,24 @@ async def test_a_second_machine_serves_from_a_folder_and_takes_no_old_snapshot(t
         await two.until("that is not for this machine: it was taken of another command, other variables")
         await two.until("its snapshot was put into")
     assert two.starts > starts
+
+
+async def test_one_that_has_left_the_disk_for_others_is_fetched_again_by_the_next_start(
+    tmp_path: Path, folder_store: str, model: Path
+) -> None:
+    one = Machine(tmp_path / "one", folder_store, model)
+    async with one.up():
+        await one.until("its snapshot was put into")
+    starts = one.starts
+    (one.folder / "up.log").unlink()
+    async with one.up():
+        await one.until("its snapshot is here and in")
+        async with grpc.aio.insecure_channel(f"unix:{one.state}/agent.sock") as channel:
+            gone = agent_pb2.UnstageRequest(request_id="gone", snapshot=agent_pb2.SnapshotRef(name="tiny"), rung=agent_pb2.RUNG_ABSENT)
+            assert (await agent_pb2_grpc.AgentStub(channel).Unstage(gone)).residency.rung == agent_pb2.RUNG_ABSENT
+        assert await one.origin_of_an_answer() == "restored"
+        assert "MB have come from" in one.log
+    assert one.starts == starts
 
 
 async def test_a_second_machine_serves_from_a_bucket(tmp_path: Path, bucket: str, model: Path) -> None:
