@@ -93,6 +93,7 @@ class Connection:
         connection.sendall(head)
         answer = _Answer()
         parser, length = httptools.HttpResponseParser(answer), 0
+        answer.should_keep_alive = parser.should_keep_alive
         while not answer.is_begun:
             data = connection.recv(_LONGEST_HEAD)
             if not data:
@@ -104,7 +105,7 @@ class Connection:
                 parser.feed_data(data)
             except httptools.HttpParserError as error:
                 raise Unreachable(f"its answer is none of HTTP's ({error}): is it the right server?") from None
-        answer.status, answer.keeps_alive = parser.get_status_code(), parser.should_keep_alive()
+        answer.status = parser.get_status_code()
         connection.settimeout(_SILENT_SECONDS)
         return answer
 
@@ -186,6 +187,7 @@ class _Answer:
     def __init__(self) -> None:
         self.status = 0
         self.keeps_alive = False
+        self.should_keep_alive: Callable[[], bool] = lambda: False  # the parser's; it forgets that once a body is complete
         self.headers: dict[str, str] = {}
         self.is_begun = False  # its head is complete
         self.body = bytearray()  # what came with the head
@@ -195,6 +197,7 @@ class _Answer:
 
     def on_headers_complete(self) -> None:
         self.is_begun = True
+        self.keeps_alive = self.should_keep_alive()
 
     def on_body(self, body: bytes) -> None:
         self.body += body

@@ -64,6 +64,13 @@ def test_what_comes_with_the_head_is_of_the_answer(tls: TlsFiles) -> None:
         assert connection.is_done
 
 
+def test_one_whose_whole_answer_comes_with_its_head_is_kept(tls: TlsFiles) -> None:
+    with connected(tls, b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nxy") as (connection, _):
+        assert ask(connection) == 2
+        assert connection.read_into(memoryview(bytearray(2))) == 2
+        assert connection.is_done
+
+
 def test_one_that_closes_behind_its_answer_is_not_kept(tls: TlsFiles) -> None:
     with connected(tls, b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nxy") as (connection, _):
         assert ask(connection) == 2
