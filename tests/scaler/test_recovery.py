@@ -28,7 +28,8 @@ async def test_it_is_fetched_and_not_captured(world: World) -> None:
     await until(lambda: agent.staged)
     assert (agent.staged[0].snapshot.digest, list(agent.staged[0].stores)) == (DIGEST, [STORE])
     await until(lambda: [each["name"] for each in world.status()["locations"]] == ["n0", STORE])
-    assert world.status()["phase"] == "Ready" and world.status()["digest"] == DIGEST and not world.pods()
+    await until(lambda: world.status()["phase"] == "Ready")  # the controller may have to hear first that its capture's pod is gone
+    assert world.status()["digest"] == DIGEST and not world.pods()
     assert world.condition("Stored")[0] == "True" and "NotFetched" not in world.reasons()
 
 

@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import grpc
@@ -69,6 +70,14 @@ class Machine:
             while said not in self.log:
                 await asyncio.sleep(0.05)  # a log has no stream
 
+    async def until_rung(self, rung: str) -> None:
+        async with asyncio.timeout(60):
+            while [each["rung"] for each in (await self.status())["models"]] != [rung]:
+                await asyncio.sleep(0.05)  # the status has no stream
+
+    async def status(self) -> Any:
+        return json.loads(await zerowake("status", "--json", "--state", str(self.state)))
+
     @property
     def log(self) -> str:
         return (self.folder / "up.log").read_text()
@@ -87,7 +96,7 @@ class Machine:
                         break
                 except aiohttp.ClientConnectionError:
                     await asyncio.sleep(0.05)  # until it listens
-        (activation,) = json.loads(await zerowake("status", "--json", "--state", str(self.state)))["activations"]
+        (activation,) = (await self.status())["activations"]
         return str(activation["origin"])
 
 
@@ -143,6 +152,7 @@ async def test_one_that_has_left_the_disk_for_others_is_fetched_again_by_the_nex
         async with grpc.aio.insecure_channel(f"unix:{one.state}/agent.sock") as channel:
             gone = agent_pb2.UnstageRequest(request_id="gone", snapshot=agent_pb2.SnapshotRef(name="tiny"), rung=agent_pb2.RUNG_ABSENT)
             assert (await agent_pb2_grpc.AgentStub(channel).Unstage(gone)).residency.rung == agent_pb2.RUNG_ABSENT
+        await one.until_rung("absent")  # the scaler has heard of it
         assert await one.origin_of_an_answer() == "restored"
         assert "MB have come from" in one.log
     assert one.starts == starts
