@@ -40,7 +40,7 @@ class Described:
     pod: str
     pod_uid: str
     namespace: str
-    addresses: tuple[str, ...]  # of its pod
+    addresses: tuple[str, ...]  # of its pod; none in the node's own network
     command: tuple[str, ...] = ()  # as it was made with, by plugins too
     log: str = ""  # the node's file in which the runtime keeps what it prints
 
@@ -93,7 +93,7 @@ class Cri:
                 pod=labels["io.kubernetes.pod.name"],
                 pod_uid=labels["io.kubernetes.pod.uid"],
                 namespace=labels["io.kubernetes.pod.namespace"],
-                addresses=(network.ip, *(other.ip for other in network.additional_ips)),
+                addresses=tuple(filter(None, (network.ip, *(other.ip for other in network.additional_ips)))),
                 command=tuple(about["runtimeSpec"]["process"]["args"]),
                 log=status.log_path,
             )

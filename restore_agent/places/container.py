@@ -132,7 +132,7 @@ class Container:
     @property
     def route(self) -> Route:
         """The pod's address, in the cluster's network."""
-        return Route(self.addresses[0])
+        return Route(next(iter(self.addresses), ""))
 
     @property
     def netns(self) -> str:

@@ -46,6 +46,15 @@ async def test_a_container_is_described_as_kubelet_and_runtime_know_it(asked: Cr
     )
 
 
+@pytest.mark.parametrize("addresses", [["10.1.2.3", "fd00::3"], []])
+async def test_a_pod_has_an_address_of_each_version_or_none_in_the_node_s_network(
+    asked: Cri, runtime: ContainerRuntime, addresses: list[str]
+) -> None:
+    runtime.add(ID, 4711, "team", "chat-1", "uid-1")
+    runtime.addresses = addresses
+    assert (await asked.describe(ID)).addresses == tuple(addresses)
+
+
 async def test_what_the_runtime_does_not_know_is_an_error_with_its_words(asked: Cri, tmp_path: Path) -> None:
     with pytest.raises(CriError, match=rf"runtime at {tmp_path}/cri\.sock cannot describe container {ID[:12]}: no container {ID[:12]}"):
         await asked.describe(ID)

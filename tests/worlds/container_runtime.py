@@ -19,7 +19,7 @@ class ContainerRuntime(cri_pb2_grpc.RuntimeServiceServicer):
 
     def __init__(self) -> None:
         self.containers: dict[str, cri_pb2.ContainerStatusResponse] = {}
-        self.address = "10.1.2.3"
+        self.addresses = ["10.1.2.3"]  # of every pod
         self.asked: set[str] = set()  # containers
 
     def serve(self, socket: Path) -> AbstractAsyncContextManager[None]:
@@ -48,5 +48,6 @@ class ContainerRuntime(cri_pb2_grpc.RuntimeServiceServicer):
         return self.containers[request.container_id]
 
     async def PodSandboxStatus(self, request: cri_pb2.PodSandboxStatusRequest, context: Any) -> cri_pb2.PodSandboxStatusResponse:
-        network = cri_pb2.PodSandboxNetworkStatus(ip=self.address)
+        first, *more = self.addresses or [""]
+        network = cri_pb2.PodSandboxNetworkStatus(ip=first, additional_ips=[cri_pb2.PodIP(ip=other) for other in more])
         return cri_pb2.PodSandboxStatusResponse(status=cri_pb2.PodSandboxStatus(id=request.pod_sandbox_id, network=network))
