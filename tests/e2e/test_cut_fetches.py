@@ -19,7 +19,7 @@ from tests.e2e.cluster.control import enter
 from tests.e2e.cluster.layout import NODE, SECOND_NODE, Addresses
 from tests.e2e.release import Release, cordoned, deployment, is_ready, snapshot
 from tests.e2e.restored_pods import how_it_began, pod_of
-from tests.e2e.travelling import ON_A_NODE, WITHIN, answer, deleted, lands, places, release_with_stores, said
+from tests.e2e.travelling import ON_A_NODE, WITHIN, answer, deleted, forgets_pods, lands, places, release_with_stores, said
 from tests.worlds.s3_server import S3Server, s3_server
 
 pytestmark = [
@@ -120,6 +120,7 @@ async def test_what_has_come_stays_and_the_rest_comes_from_the_store(
             read = {name for name in wanted if f"chunks/{name[:2]}/{name}" in server.accesses[asked:]}
             print(f"{len(came)} of {len(wanted)} chunks had come when the node went; {len(read)} were read from the store")
             assert read and not read & came.keys()
+            await forgets_pods(installed, SECOND_NODE)
             await lands(installed, client, "kept", NODE)
     await forgotten(installed, "kept", wanted)
 

@@ -103,6 +103,13 @@ async def deleted(made: Release, name: str) -> AsyncIterator[None]:
         yield
 
 
+async def forgets_pods(made: Release, node: str) -> None:
+    """Of a node that was deleted. Until then its webhook may be asked there, in vain: it marks no pod, and none that is not is restored."""
+    async with asyncio.timeout(WITHIN):
+        while any(each["spec"].get("nodeName") == node for each in await made.api.list("Pod", made.namespace)):
+            await asyncio.sleep(0.5)  # pods are many: they are listed
+
+
 @contextlib.asynccontextmanager
 async def powerless(made: Release, name: str) -> AsyncIterator[None]:
     await asyncio.to_thread(crash, name)
