@@ -17,12 +17,9 @@ import struct
 from collections.abc import Sequence
 from pathlib import Path
 
-from zerowake_proto import criu_pb2
-
 from restore_agent.errors import AgentError
-from restore_agent.pages.images import FILES, read_image, write_image
+from restore_agent.pages.images import OPEN_FILES, open_files, write_open_files
 
-_IMAGE = "files.img"
 _MAPPED = bytes(10) + b"\xff\xff"  # what an IPv4 address is led by where a socket of IPv6 has it
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -40,7 +37,7 @@ def readdressed(images: Path, addresses: Sequence[str], folder: Path) -> Path:
     Raises:
         OtherAddresses, ImageError, OSError.
     """
-    files = [criu_pb2.File.FromString(message) for message in read_image(images / _IMAGE, FILES)]
+    files = open_files(images)
     sockets = [file.isk for file in files if file.HasField("isk")]
     moved = _moved({_address(socket.src_addr) for socket in sockets}, [ipaddress.ip_address(each) for each in addresses])
     if not moved:
@@ -51,9 +48,9 @@ def readdressed(images: Path, addresses: Sequence[str], folder: Path) -> Path:
                 words[:] = _words(new, len(words))
     folder.mkdir()
     for path in images.iterdir():
-        if path.name != _IMAGE:
+        if path.name != OPEN_FILES:
             os.link(path, folder / path.name)
-    write_image(folder / _IMAGE, FILES, [file.SerializeToString() for file in files])
+    write_open_files(folder, files)
     return folder
 
 

@@ -10,7 +10,7 @@ import mmap
 import os
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from restore_agent.snapshots.page_runs import PAGE, Pages
 
 _COMMON, _PAGEMAP, _MM, _CORE = 0x54564319, 0x56084025, 0x57492820, 0x55053847
 _PSTREE, _SECCOMP = 0x50273030, 0x64413049
-FILES = 0x56303138  # the second magic word of files.img
+OPEN_FILES, FILES = "files.img", 0x56303138  # the image of all open files, and its second magic word
 _TSYNC = 1  # flag of a seccomp filter: at a restore the kernel puts it on every thread of the process
 _ABSOLUTE = 1  # how a timer was set: TFD_TIMER_ABSTIME, and nothing else
 _CAP_SETGID, _CAP_SETUID = 6, 7
@@ -177,6 +177,16 @@ def _entry(entry: criu_pb2.PagemapEntry, part: _Part) -> criu_pb2.PagemapEntry:
     return kept
 
 
+def open_files(images: Path) -> list[criu_pb2.File]:
+    """Every open file that the processes have. Raises ImageError."""
+    return [criu_pb2.File.FromString(message) for message in read_image(images / OPEN_FILES, FILES)]
+
+
+def write_open_files(images: Path, files: Iterable[criu_pb2.File]) -> None:
+    """As `open_files` reads them. Raises OSError."""
+    write_image(images / OPEN_FILES, FILES, [file.SerializeToString() for file in files])
+
+
 def mend_timers(images: Path) -> None:
     """Rewrites the timers (timerfd) that would not go on as they were.
 
@@ -187,15 +197,14 @@ def mend_timers(images: Path) -> None:
     Raises:
         ImageError: the file is torn or has another format.
     """
-    path = images / "files.img"
-    files = [criu_pb2.File.FromString(entry) for entry in read_image(path, FILES)]
+    files = open_files(images)
     for timer in (file.tfd for file in files if file.HasField("tfd")):
         if timer.settime_flags == _ABSOLUTE:
             timer.settime_flags = 0
         if timer.ticks and not timer.vsec and not timer.vnsec:
             timer.vsec, timer.vnsec = timer.isec, timer.insec
     if any(file.HasField("tfd") for file in files):
-        write_image(path, FILES, [file.SerializeToString() for file in files])
+        write_open_files(images, files)
 
 
 @dataclass(frozen=True)

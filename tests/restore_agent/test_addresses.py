@@ -10,7 +10,7 @@ import pytest
 from zerowake_proto import criu_pb2
 
 from restore_agent.pages.addresses import OtherAddresses, readdressed
-from restore_agent.pages.images import FILES, ImageError, read_image, write_image
+from restore_agent.pages.images import ImageError, open_files, write_open_files
 from restore_agent.places.container import Container
 from restore_agent.sequences.attempt import RestoreFailed
 from restore_agent.sequences.phases import Phases
@@ -34,15 +34,14 @@ def socket(source: str, target: str = "0.0.0.0") -> criu_pb2.File:
 def images_of(folder: Path, *files: criu_pb2.File) -> Path:
     images = folder / "images"
     images.mkdir()
-    write_image(images / "files.img", FILES, [file.SerializeToString() for file in files])
+    write_open_files(images, files)
     (images / "core-1.img").write_bytes(b"core")
     return images
 
 
 def ends(images: Path) -> list[tuple[str, str]]:
     """Of each socket."""
-    files = [criu_pb2.File.FromString(message) for message in read_image(images / "files.img", FILES)]
-    found = [each.isk for each in files if each.HasField("isk")]
+    found = [each.isk for each in open_files(images) if each.HasField("isk")]
     packed = [[b"".join(word.to_bytes(4, "little") for word in words) for words in (each.src_addr, each.dst_addr)] for each in found]
     return [(str(ipaddress.ip_address(source)), str(ipaddress.ip_address(target))) for source, target in packed]
 
