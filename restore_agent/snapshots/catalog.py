@@ -101,14 +101,20 @@ class Catalog:
             self._seen.pop(gone, None)
         return found
 
-    def again(self, namespace: str, name: str, keys: object) -> Snapshot:
-        """As `get`, but what was verified before and has not been written to since is not read again. `keys`: the keyring's identity."""
+    def head(self, namespace: str, name: str, keys: object) -> tuple[object, ...]:
+        """Of what a name stands for: its digest, and which manifest, signature and keys it counts by. As long as these are the same,
+        nothing of it has to be verified again. `keys`: the keyring's identity. Raises NotFound.
+        """
         try:
             digest = self.link(namespace, name).readlink().name
         except OSError:
             raise NotFound(f"no snapshot {namespace}/{name} on this node") from None
         folder = f"{self.state}/snapshots/{digest}"
-        now = digest, identity(f"{folder}/{MANIFEST}"), identity(f"{folder}/{SIGNATURE}"), keys
+        return digest, identity(f"{folder}/{MANIFEST}"), identity(f"{folder}/{SIGNATURE}"), keys
+
+    def again(self, namespace: str, name: str, keys: object) -> Snapshot:
+        """As `get`, but what was verified before and has not been written to since is not read again. `keys`: the keyring's identity."""
+        now = self.head(namespace, name, keys)
         seen = self._seen.get((namespace, name))
         if seen is None or seen[0] != now:
             seen = self._seen[namespace, name] = now, self.get(namespace, name)

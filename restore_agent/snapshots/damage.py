@@ -11,8 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from restore_agent.snapshots.catalog import MANIFEST, Catalog, Corrupt, Identity, NotFound, Snapshot, Unreadable, identity
-from restore_agent.snapshots.keyring import SIGNATURE
+from restore_agent.snapshots.catalog import Catalog, Corrupt, Identity, NotFound, Snapshot, Unreadable, identity
 from restore_agent.snapshots.unusable import Unusable
 
 
@@ -29,7 +28,7 @@ class _Known:
     """A snapshot as it was at the last look."""
 
     snapshot: Snapshot
-    head: tuple[object, ...]  # of its manifest, its signature, and the keys that count
+    head: tuple[object, ...]  # Catalog.head
     files: dict[Path, Identity | None] = field(default_factory=dict)
     why: str = ""
 
@@ -58,10 +57,8 @@ class DamageWatch:
 
     def _look_at(self, name: tuple[str, str], keys: object) -> Found | Unreadable | None:
         before = self._known.get(name)
-        digest = self._store.link(*name).readlink().name
-        folder = f"{self._store.state}/snapshots/{digest}"
-        head = identity(f"{folder}/{MANIFEST}"), identity(f"{folder}/{SIGNATURE}"), keys
-        if not isinstance(before, _Known) or before.head != head or before.snapshot.digest != digest:
+        head = self._store.head(*name, keys)
+        if not isinstance(before, _Known) or before.head != head:
             try:
                 snapshot = self._store.again(*name, keys)
             except Unusable as error:
