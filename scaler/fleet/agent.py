@@ -140,8 +140,8 @@ class Agent:
             rates=messages.rates(told.bandwidths),
             peer_address=messages.peer_address(told, self.address),
             sources=messages.sources(told),
-            staged_bytes=told.staged_bytes if told.HasField("staged_bytes") else None,
-            staged_limit_bytes=told.staged_limit_bytes if told.HasField("staged_limit_bytes") else None,
+            staged_bytes=messages.known(told, "staged_bytes"),
+            staged_limit_bytes=messages.known(told, "staged_limit_bytes"),
         )
         self._shown = None
 

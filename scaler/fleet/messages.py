@@ -72,6 +72,11 @@ def rates(told: agent_pb2.Bandwidths) -> Rates:
     return Rates(told.disk_to_memory, told.memory_to_process, told.disk_to_gpu, told.memory_to_gpu, told.remote_to_disk)
 
 
+def known(told: agent_pb2.Node | agent_pb2.Gpu, field: str) -> int | None:
+    """What an agent says of a number that an older one does not know; None: it says nothing."""
+    return getattr(told, field) if told.HasField(field) else None
+
+
 def gpus(told: agent_pb2.Node) -> tuple[Gpu, ...]:
     return tuple(
         Gpu(
@@ -79,10 +84,10 @@ def gpus(told: agent_pb2.Node) -> tuple[Gpu, ...]:
             gpu.total_bytes,
             gpu.free_bytes,
             gpu.model,
-            unused_bytes=gpu.unused_bytes if gpu.HasField("unused_bytes") else None,
-            pool_bytes=gpu.pool_bytes if gpu.HasField("pool_bytes") else None,
-            parked_bytes=gpu.parked_bytes if gpu.HasField("parked_bytes") else None,
-            others_bytes=gpu.others_bytes if gpu.HasField("others_bytes") else None,
+            unused_bytes=known(gpu, "unused_bytes"),
+            pool_bytes=known(gpu, "pool_bytes"),
+            parked_bytes=known(gpu, "parked_bytes"),
+            others_bytes=known(gpu, "others_bytes"),
         )
         for gpu in told.gpus
     )
