@@ -17,7 +17,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from restore_agent.places.compile_folders import compile_folders
 from restore_agent.places.output import Pipes
 from restore_agent.places.place import PlaceError, Route
 from restore_agent.snapshots.file_hashes import FileHashes
@@ -81,7 +80,7 @@ class Rootless:
         raise _no_snapshots()
 
     def compile_caches(self, env: Mapping[str, str]) -> dict[str, Path]:
-        return {variable: self.root / path.lstrip("/") for variable, path in compile_folders(env).items()}
+        raise _no_snapshots()
 
     def mapped_files(self, host_pids: Iterable[int]) -> set[Path]:
         raise _no_snapshots()
