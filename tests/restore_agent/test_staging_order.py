@@ -36,6 +36,17 @@ async def settled() -> None:
         await asyncio.sleep(0)
 
 
+async def paused(chunks: int) -> tuple[Arena, Reader, Reader]:
+    """An arena of so many chunks, the one who reads into it, and one whose request waits, for which that pauses."""
+    order = StagingOrder()
+    arena = Arena([Chunk(f"{number:064x}", PAGE) for number in range(chunks)], _index(chunks))
+    calm, urgent = Reader(order), Reader(order)
+    await settled()
+    calm.turn.reads_into(arena)
+    order.hurry(urgent.turn)
+    return arena, calm, urgent
+
+
 async def test_two_read_at_a_time_in_the_order_in_which_they_came() -> None:
     order = StagingOrder()
     readers = [Reader(order) for _ in range(4)]
@@ -74,12 +85,7 @@ async def test_what_a_request_waits_for_overtakes_and_nothing_begins_meanwhile()
 
 
 async def test_what_has_begun_pauses_between_chunks_while_a_request_waits() -> None:
-    order = StagingOrder()
-    arena = Arena([Chunk(f"{number:064x}", PAGE) for number in range(400)], _index(400))
-    calm, urgent = Reader(order), Reader(order)
-    await settled()
-    calm.turn.reads_into(arena)
-    order.hurry(urgent.turn)
+    arena, calm, urgent = await paused(400)
     assert calm.turn.has_paused
     read: list[Chunk] = []
     reading = asyncio.create_task(arena.read(lambda chunk, target: read.append(chunk)))
@@ -94,12 +100,7 @@ async def test_what_has_begun_pauses_between_chunks_while_a_request_waits() -> N
 
 
 async def test_one_that_is_given_up_while_it_pauses_ends() -> None:
-    order = StagingOrder()
-    arena = Arena([Chunk(f"{number:064x}", PAGE) for number in range(40)], _index(40))
-    calm, urgent = Reader(order), Reader(order)
-    await settled()
-    calm.turn.reads_into(arena)
-    order.hurry(urgent.turn)
+    arena, calm, urgent = await paused(40)
     reading = asyncio.create_task(arena.read(lambda chunk, target: None))
     await asyncio.sleep(0)
     reading.cancel()

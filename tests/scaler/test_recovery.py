@@ -6,25 +6,26 @@ from scaler.kubernetes import recovery
 from scaler.kubernetes.declarations import planned
 from scaler.plan.world import Stored
 from tests.worlds.controlled import DIGEST, TEMPLATE, World
+from tests.worlds.fake_agent import Agent
 from tests.worlds.waiting import until
 from zerowake_shared.pod_contract import CAPTURED
 
 STORE = "s3://bucket/models"
 
 
-async def lost(world: World) -> None:
-    """It was captured and stored, and its node does not have it any more."""
+async def stored(world: World) -> Agent:
+    """It was captured and stored; the agent of its node."""
     agent = world.agents["n0"]
     await world.snapshot(template=TEMPLATE, store=STORE)
     await world.says(CAPTURED, DIGEST)
     agent.has("tenant", "chat", DIGEST, size=7, gpu=5)
     await until(lambda: world.condition("Stored")[0] == "True" and not world.pods())
-    agent.loses("tenant", "chat")
+    return agent
 
 
 async def test_it_is_fetched_and_not_captured(world: World) -> None:
-    agent = world.agents["n0"]
-    await lost(world)
+    agent = await stored(world)
+    agent.loses("tenant", "chat")
     await until(lambda: agent.staged)
     assert (agent.staged[0].snapshot.digest, list(agent.staged[0].stores)) == (DIGEST, [STORE])
     await until(lambda: [each["name"] for each in world.status()["locations"]] == ["n0", STORE])
@@ -34,26 +35,19 @@ async def test_it_is_fetched_and_not_captured(world: World) -> None:
 
 
 async def test_meanwhile_it_says_where_it_comes_from(world: World) -> None:
-    await world.snapshot(template=TEMPLATE, store=STORE)
-    await world.says(CAPTURED, DIGEST)
-    world.agents["n0"].has("tenant", "chat", DIGEST, size=7, gpu=5)
-    await until(lambda: world.condition("Stored")[0] == "True" and not world.pods())
-    world.agents["n0"].store_opens.clear()
-    world.agents["n0"].loses("tenant", "chat")
+    agent = await stored(world)
+    agent.store_opens.clear()
+    agent.loses("tenant", "chat")
     await until(lambda: world.condition("Ready") == ("False", "NotResident", f"no node has it; it is fetched from {STORE}"))
     assert [each["rung"] for each in world.status()["locations"]] == ["store"] and not world.pods()
     found = world.informer.get("tenant", "chat")
     assert found and planned(found).stored == Stored(STORE, DIGEST, 7, 0, (5,))
-    world.agents["n0"].store_opens.set()
+    agent.store_opens.set()
     await until(lambda: world.status().get("phase") == "Ready")
 
 
 async def test_a_node_that_it_does_not_fit_is_passed_over(world: World) -> None:
-    other, agent = await world.node("n1"), world.agents["n0"]
-    await world.snapshot(template=TEMPLATE, store=STORE)
-    await world.says(CAPTURED, DIGEST)
-    agent.has("tenant", "chat", DIGEST)
-    await until(lambda: world.condition("Stored")[0] == "True" and not world.pods())
+    other, agent = await world.node("n1"), await stored(world)
     agent.store_fails = ("incompatible", "another kernel")
     agent.loses("tenant", "chat")
     await until(lambda: [each["name"] for each in world.status()["locations"]] == ["n1", STORE])
@@ -63,11 +57,7 @@ async def test_a_node_that_it_does_not_fit_is_passed_over(world: World) -> None:
 async def test_where_no_node_has_room_it_is_asked_again_and_not_captured(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """A capture would find no more, or take another's: for ever, one after the other."""
     monkeypatch.setattr(recovery, "_FIRST_RETRY_SECONDS", 0.01)
-    agent = world.agents["n0"]
-    await world.snapshot(template=TEMPLATE, store=STORE)
-    await world.says(CAPTURED, DIGEST)
-    agent.has("tenant", "chat", DIGEST)
-    await until(lambda: world.condition("Stored")[0] == "True" and not world.pods())
+    agent = await stored(world)
     agent.store_fails = ("store-full", "the disk is full")
     agent.loses("tenant", "chat")
     await until(lambda: len(agent.staged) > 2)
@@ -78,11 +68,7 @@ async def test_where_no_node_has_room_it_is_asked_again_and_not_captured(world: 
 
 
 async def test_what_the_store_cannot_give_is_captured_again(world: World) -> None:
-    agent = world.agents["n0"]
-    await world.snapshot(template=TEMPLATE, store=STORE)
-    await world.says(CAPTURED, DIGEST)
-    agent.has("tenant", "chat", DIGEST)
-    await until(lambda: world.condition("Stored")[0] == "True" and not world.pods())
+    agent = await stored(world)
     agent.store_fails = ("not-in-store", "no snapshot there")
     agent.loses("tenant", "chat")
     await until(world.pods)
