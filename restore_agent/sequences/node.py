@@ -44,7 +44,7 @@ from restore_agent.sequences.staging import Staging
 from restore_agent.sequences.standby import Rung, Standbys
 from restore_agent.sequences.transitions import Transitions
 from restore_agent.sequences.travel import Travel
-from restore_agent.snapshots.catalog import Snapshot, Unreadable
+from restore_agent.snapshots.catalog import NotFound, Snapshot, Unreadable
 from restore_agent.snapshots.manifest import EngineRecord
 from restore_agent.snapshots.store import Store
 from zerowake_shared.background import first_error, kept
@@ -339,6 +339,16 @@ class Node:
             # Last: whoever hears that it is out of memory may have it staged again at once, and must not find it any more.
             self.staging.unstage(snapshot.digest)
         self._changed(Removed(snapshot))
+
+    async def check_named(self, snapshot: Snapshot) -> None:
+        """After it was brought up, which takes a while. Where it was removed or replaced meanwhile, nothing of it stays there: whoever did
+        found less of it. Raises NotFound.
+        """
+        manifest = snapshot.manifest
+        if self.store.named(manifest.namespace, manifest.name) != snapshot.digest:
+            await self.standbys.drop(snapshot.digest)
+            self.staging.unstage(snapshot.digest)
+            raise NotFound(f"snapshot {snapshot} was removed or replaced meanwhile")
 
     async def _yield_to_pressure(self) -> None:
         """Standbys are the first to go where memory runs short: they save time, and nothing needs them."""

@@ -57,6 +57,7 @@ class AgentService(agent_pb2_grpc.AgentServicer):
                 seconds = await self._node.stage(snapshot, urgent=request.urgent)
             elif request.rung != agent_pb2.RUNG_DISK:
                 raise messages.InvalidField("rung: a snapshot can be staged to RUNG_DISK, RUNG_MEMORY, RUNG_STANDBY and RUNG_PARKED")
+            await self._node.check_named(snapshot)
             residency = messages.residency(self._node, snapshot)
             return agent_pb2.StageResponse(residency=residency, seconds=seconds, complaints=complaints.texts)
 

@@ -17,6 +17,7 @@ from restore_agent.sequences.inventory import Transfer
 from restore_agent.sequences.node import Node
 from restore_agent.sequences.replicas import Replica, State
 from restore_agent.service import messages
+from restore_agent.snapshots.catalog import Snapshot
 from restore_agent.transfer.progress import Progress
 from zerowake_shared.clock import SYSTEM_CLOCK, Clock
 
@@ -56,8 +57,8 @@ class Stream:
                     pass
                 for update in self._ended():
                     yield update
-                if change is not None:
-                    yield self._told(change)
+                if change is not None and (told := self._told(change)):
+                    yield told
                 if self._clock.now() >= look_due:
                     for update in self._transfers():
                         yield update
@@ -66,12 +67,20 @@ class Stream:
                     yield agent_pb2.NodeUpdate(node=messages.node(node))
                     node_due = self._clock.now() + _NODE_SECONDS
 
-    def _told(self, change: Change) -> agent_pb2.NodeUpdate:
+    def _told(self, change: Change) -> agent_pb2.NodeUpdate | None:
+        """None: it is of a snapshot that another has replaced, and what is said of that one counts. Of one that is removed all there is to
+        say is that it is gone, whatever changed in it (its image had come into memory at last, a standby of it had ended).
+        """
         if isinstance(change, Replica):
             return agent_pb2.NodeUpdate(replica=messages.replica(change))
-        if isinstance(change, Removed):
-            return agent_pb2.NodeUpdate(residency=messages.removed(change.snapshot, self._node.changes.revision()))
-        return agent_pb2.NodeUpdate(residency=messages.listed(self._node, change))
+        changed = change.snapshot if isinstance(change, Removed) else change
+        absent = messages.removed(changed, self._node.changes.revision())
+        named = self._node.store.named(absent.snapshot.namespace, absent.snapshot.name)
+        if not named:
+            return agent_pb2.NodeUpdate(residency=absent)
+        if isinstance(changed, Snapshot) and changed.digest != named:
+            return None
+        return agent_pb2.NodeUpdate(residency=messages.listed(self._node, changed))
 
     def _transfers(self) -> Iterator[agent_pb2.NodeUpdate]:
         """Those that have come further."""

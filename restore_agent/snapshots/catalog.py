@@ -105,10 +105,9 @@ class Catalog:
         """Of what a name stands for: its digest, and which manifest, signature and keys it counts by. As long as these are the same,
         nothing of it has to be verified again. `keys`: the keyring's identity. Raises NotFound.
         """
-        try:
-            digest = self.link(namespace, name).readlink().name
-        except OSError:
-            raise NotFound(f"no snapshot {namespace}/{name} on this node") from None
+        digest = self.named(namespace, name)
+        if not digest:
+            raise NotFound(f"no snapshot {namespace}/{name} on this node")
         folder = f"{self.state}/snapshots/{digest}"
         return digest, identity(f"{folder}/{MANIFEST}"), identity(f"{folder}/{SIGNATURE}"), keys
 
@@ -124,12 +123,11 @@ class Catalog:
         """The snapshot of that name; with `digest`, only if it is that one. Raises NotFound, Corrupt, Untrusted, InvalidName."""
         check_name("namespace", namespace)
         check_name("name", name)
-        link = self.link(namespace, name)
         while True:
-            try:
-                directory = self.state / "snapshots" / link.readlink().name
-            except OSError:
-                raise NotFound(f"no snapshot {namespace}/{name} on this node") from None
+            found = self.named(namespace, name)
+            if not found:
+                raise NotFound(f"no snapshot {namespace}/{name} on this node")
+            directory = self.state / "snapshots" / found
             if digest and directory.name != digest:
                 raise NotFound(f"snapshot {namespace}/{name} on this node is {directory.name[:12]}, not {digest[:12]}")
             try:
@@ -138,7 +136,7 @@ class Catalog:
                     raise Corrupt(f"snapshot {namespace}/{name}: what is there under its name is {snapshot}; take the snapshot again")
                 return snapshot
             except Unusable:
-                if _leads_to(link, directory):
+                if self.named(namespace, name) == found:
                     raise  # else it was replaced or removed as it was read
 
     def of_digest(self, digest: str) -> Snapshot:
@@ -243,6 +241,13 @@ class Catalog:
             with contextlib.suppress(FileNotFoundError):
                 yield from list(folder.iterdir())
 
+    def named(self, namespace: str, name: str) -> str:
+        """The digest that the name stands for, whole or not; empty: none. So short a look that whoever serves may take it himself."""
+        try:
+            return self.link(namespace, name).readlink().name
+        except OSError:
+            return ""
+
     def link(self, namespace: str, name: str) -> Path:
         return self.state / "names" / namespace / name
 
@@ -274,9 +279,3 @@ def decoded(directory: Path, data: bytes) -> Snapshot:
         return Snapshot(directory.name, Manifest.decode(data), directory)
     except InvalidManifest as error:
         raise Corrupt(f"snapshot {directory.name[:12]}: {error}; take the snapshot again") from None
-
-
-def _leads_to(link: Path, directory: Path) -> bool:
-    with contextlib.suppress(OSError):
-        return link.readlink().name == directory.name
-    return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -32,6 +33,8 @@ from restore_agent.transfer.source import Unreachable
 from tests.worlds.agent_service import World, reference, refused, served_node
 from tests.worlds.faulty_source import FaultySource
 from tests.worlds.snapshots import publish
+from tests.worlds.staging import slow
+from tests.worlds.waiting import until
 
 
 @pytest.fixture
@@ -102,6 +105,22 @@ async def test_a_snapshot_goes_up_and_down_its_rungs(world: World) -> None:
     gone = await world.stub.Unstage(pb.UnstageRequest(request_id="1", snapshot=reference(snapshot), rung=pb.RUNG_ABSENT))
     assert gone.residency.rung == pb.RUNG_ABSENT
     assert not world.node.store.list()
+
+
+async def test_one_that_is_removed_as_it_is_staged_is_not_said_to_stand_in_memory(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    staging, snapshot = world.node.staging, publish(world.node.store, b"x" * (9 << 20))
+    monkeypatch.setattr(staging, "check_fits", lambda manifest: None)
+    with slow(world.node.store, monkeypatch, snapshot), staging.hold(snapshot) as staged:
+        request = pb.StageRequest(request_id="1", snapshot=reference(snapshot), rung=pb.RUNG_MEMORY)
+        staging_call = asyncio.ensure_future(refused(world.stub.Stage(request)))
+        await asyncio.wait_for(asyncio.shield(staged.arriving), 20)
+        await until(lambda: staged.users == 2, "the call waits for it")
+        await world.stub.Unstage(pb.UnstageRequest(request_id="1", snapshot=reference(snapshot), rung=pb.RUNG_ABSENT))
+    code, text, reason = await staging_call
+    assert (code, reason) == (grpc.StatusCode.NOT_FOUND, "not-found") and "was removed or replaced meanwhile" in text
+    await until(lambda: not staging.held_bytes, "nothing of it stays in memory")
+    await staging.close()
+    await world.node.headroom.close()
 
 
 def test_what_waits_and_what_it_holds_is_shown() -> None:

@@ -122,20 +122,21 @@ async def test_who_does_not_wait_for_the_pages_has_the_skeleton_first(store: Sto
 async def test_what_is_being_read_is_read_to_its_end_though_it_is_replaced(
     store: Store, world: StagingWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A restore that has begun needs no second one: the old bytes go when the last has read them."""
+    """A restore that has begun needs no second one: the old bytes go when the last has read them, off the disk and out of memory."""
     snapshot = publish(store, CONTENT)
-    with slow(store, monkeypatch, snapshot):
-        reading = asyncio.create_task(world.staging.stage(snapshot))
-        with world.staging.hold(snapshot) as staged:
-            await asyncio.wait_for(asyncio.shield(staged.arriving), 20)
-        replaced = await asyncio.to_thread(publish, store, CONTENT[::-1], replace=True)
-        assert snapshot.directory.exists()
-    await asyncio.wait_for(reading, 20)
-    await until(lambda: not snapshot.directory.exists() and not store.postponed, "the old snapshot is gone")
-    store.verify(replaced)
     with world.staging.hold(snapshot) as staged:
+        with slow(store, monkeypatch, snapshot):
+            reading = asyncio.create_task(world.staging.stage(snapshot))
+            await asyncio.wait_for(asyncio.shield(staged.arriving), 20)
+            replaced = await asyncio.to_thread(publish, store, CONTENT[::-1], replace=True)
+            assert snapshot.directory.exists()
+        await asyncio.wait_for(reading, 20)
+        assert not world.staging.in_memory(snapshot.digest), "for those who use it already, and nobody else"
         (run,) = (await staged.arena).runs()
-    assert bytes(run.data) == CONTENT
+        assert bytes(run.data) == CONTENT
+    await until(lambda: not snapshot.directory.exists() and not store.postponed, "the old snapshot is gone")
+    await until(lambda: not staged.directory.exists() and not world.staging.budget.taken_bytes, "its image, too")
+    store.verify(replaced)
 
 
 async def test_what_was_removed_before_it_was_read_is_not_called_corrupt(store: Store, world: StagingWorld) -> None:

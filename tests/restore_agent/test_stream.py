@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 from zerowake_proto import agent_pb2 as pb
 
+from restore_agent.sequences.changes import Removed
 from restore_agent.service.stream import Stream
+from restore_agent.snapshots.catalog import Corrupt, Unreadable
 from restore_agent.transfer.progress import Progress
 from tests.worlds.agent_service import World, reference, served_node
 from tests.worlds.snapshots import publish
@@ -64,6 +66,25 @@ async def test_a_watch_says_all_that_there_is_and_then_what_changes(world: World
     assert (gone.snapshot.name, gone.rung) == ("one", pb.RUNG_ABSENT)
     assert gone.revision > residencies["two"].revision > residencies["one"].revision > 0, "in the order in which it was said"
     stream.cancel()
+
+
+async def test_what_changes_in_one_that_is_gone_is_told_as_that_and_in_one_that_was_replaced_not_at_all(world: World) -> None:
+    """Its image may come into memory, or a standby of it end, at any time after it was removed."""
+    gone, replaced = (publish(world.node.store, name.encode() * 8192, name) for name in ("gone", "replaced"))
+    async with aclosing(Stream(world.node).updates()) as updates:
+        await first_part(updates)
+        await world.node.remove(gone)
+        world.node.changes.tell(gone)
+        world.node.changes.tell(Unreadable("default", "gone", Corrupt("torn")))
+        for _ in range(3):
+            told = (await the_next(updates, lambda update: update.HasField("residency"))).residency
+            assert (told.snapshot.name, told.rung) == ("gone", pb.RUNG_ABSENT)
+        new = publish(world.node.store, b"new" * 8192, "replaced", replace=True)
+        world.node.changes.tell(Removed(replaced))
+        world.node.changes.tell(replaced)
+        world.node.changes.tell(new)
+        told = (await the_next(updates, lambda update: update.HasField("residency"))).residency
+        assert (told.snapshot.digest, told.rung) == (new.digest, pb.RUNG_DISK)
 
 
 async def test_what_is_on_its_way_is_told_a_few_times_a_second_and_its_end_before_anything_else(world: World) -> None:
