@@ -13,9 +13,8 @@ from zerowake_proto import agent_pb2, agent_pb2_grpc
 from scaler.books.snapshot_name import SnapshotName
 from scaler.fleet.agent import Agent, AgentError, AgentSilent, AgentUnreachable, HasNone, NoRoom, Wanted
 from scaler.fleet.snapshot_peers import SnapshotPeer
-from scaler.gateway.upstream import Endpoint
-from scaler.plan.rungs import Rung, WeightsRung
-from scaler.plan.world import Gpu, Rates, Replica, Residency, Transfer
+from scaler.plan.rungs import Rung
+from scaler.plan.world import Residency, Transfer
 from tests.worlds import fake_agent
 from tests.worlds.virtual_time import run
 
@@ -119,40 +118,6 @@ async def test_an_agent_that_is_not_there() -> None:
             await agent.restore("chat", NAME, None, "")
 
 
-def test_what_waking_a_parked_one_takes_is_smoothed_and_stands_beside_its_rung() -> None:
-    agent = Agent("a:1", None)  # type: ignore[arg-type]  # nothing is asked of it
-
-    def woken(origin: agent_pb2.Origin, seconds: float, digest: str = "d") -> float:
-        told = agent_pb2.Replica(snapshot=agent_pb2.SnapshotRef(digest=digest), origin=origin)
-        told.phases.add(name="image.wake", seconds=seconds)
-        told.phases.add(name="weights", seconds=9.0)
-        agent.note_wake(told)
-        agent.settle(NAME, Residency("d", Rung.PARKED, 7))
-        return agent.node.residencies[NAME].parked_overhead_seconds
-
-    assert woken(agent_pb2.ORIGIN_STANDBY, 5.0) == woken(agent_pb2.ORIGIN_PARKED, 5.0, "another") == 0.0
-    assert woken(agent_pb2.ORIGIN_PARKED, 0.02) == pytest.approx(0.02)
-    assert woken(agent_pb2.ORIGIN_PARKED, 0.12) == pytest.approx(0.05)
-
-
-def test_a_node_is_a_value_that_does_not_change_with_later_news() -> None:
-    agent = Agent("a:1", None)  # type: ignore[arg-type]  # nothing is asked of it
-    gpu = agent_pb2.Gpu(uuid="GPU-1", total_bytes=80, free_bytes=40)
-    rates = agent_pb2.Bandwidths(disk_to_memory=1, memory_to_process=2, disk_to_gpu=3, memory_to_gpu=4)
-    agent.describe(agent_pb2.Node(name="n", memory_total_bytes=9, memory_free_bytes=5, gpus=[gpu], bandwidths=rates))
-    agent.settle(NAME, Residency("d", Rung.DISK, 7, weights_rung=WeightsRung.GPU))
-    before = agent.node
-    assert (before.name, before.gpus, before.rates) == ("n", (Gpu("GPU-1", 80, 40),), Rates(1, 2, 3, 4))
-    assert agent.node is before, "nothing was heard"
-    agent.add(Replica("r", "chat"), Endpoint("127.0.0.1", 1))
-    agent.settle(NAME, None)
-    agent.synced.set()
-    assert (before.synced, list(before.replicas), list(before.residencies)) == (False, [], [NAME])
-    assert (agent.node.synced, list(agent.node.replicas), list(agent.node.residencies)) == (True, ["r"], [])
-    agent.forget("r")
-    assert list(agent.node.replicas) == [] and "r" in agent.gone
-
-
 class Stub:
     """An agent's calls that end when the test says so."""
 
@@ -189,15 +154,6 @@ def test_what_is_staged_is_given_up_when_its_agent_has_said_nothing_for_half_a_m
         return stub.answer.cancelled(), asyncio.get_running_loop().time()
 
     assert run(given_up()) == (True, 50.0)
-
-
-def test_how_fast_snapshots_come_the_agent_says_and_of_an_older_one_it_is_measured_here() -> None:
-    agent = Agent("a:1", cast("agent_pb2_grpc.AgentAsyncStub", None))
-    agent.describe(agent_pb2.Node(name="n"))
-    agent.note_fetch(100, 1.0)
-    assert (agent.node.rates.remote_to_disk, agent.node.staged_bytes, agent.node.sources) == (100.0, None, ())
-    agent.describe(agent_pb2.Node(name="n", staged_bytes=0, bandwidths=agent_pb2.Bandwidths(remote_to_disk=7.0)))
-    assert (agent.node.rates.remote_to_disk, agent.node.staged_bytes) == (7.0, 0)
 
 
 async def test_what_the_stream_has_said_since_counts_more_than_an_answer_that_it_overtook() -> None:

@@ -23,8 +23,7 @@ from scaler.fleet.nodes import Nodes
 from scaler.fleet.readiness import Readiness
 from scaler.gateway.dispatcher import Dispatcher
 from scaler.plan.rungs import Rung
-from scaler.plan.world import Node, Residency, Transfer
-from tests.worlds import fake_agent
+from scaler.plan.world import Node, Residency
 from tests.worlds.certificates import Authority
 from tests.worlds.echo_engine import Engine
 from tests.worlds.front import front
@@ -362,43 +361,3 @@ async def test_an_agent_that_comes_anew_names_a_replica_that_goes_on() -> None:
             await f.held(1)
             engine.say(2)
             assert [(await first).text, (await second).text, engine.most] == ["first", "second", 1]
-
-
-async def test_what_is_on_its_way_is_shown_and_moves_no_plan() -> None:
-    view, there = View(), fake_agent.Agent("n1")
-    name = SnapshotName("ns", "far")
-    reference = agent_pb2.SnapshotRef(namespace="ns", name="far", digest="d")
-
-    def says(done: int) -> None:
-        progress = agent_pb2.TransferProgress(done_bytes=done, total_bytes=10) if done else None
-        there.says(agent_pb2.NodeUpdate(transfer=agent_pb2.Transfer(snapshot=reference, rung=agent_pb2.RUNG_DISK, progress=progress)))
-
-    def shown() -> list[int]:
-        return [each.done_bytes for node in view.nodes for each in node.transfers]
-
-    async with there.serve() as address, view.nodes.follow(address):
-        await until(lambda: [node.synced for node in view.nodes] == [True])
-        heard: list[Node] = []
-        view.nodes.on_change(heard.append)
-        says(3)
-        await until(lambda: shown() == [3])
-        says(7)
-        await until(lambda: shown() == [7])
-        (node,) = view.nodes
-        assert node.transfers == (Transfer(name, "d", Rung.DISK, 7, 10),)
-        says(0)
-        await until(lambda: shown() == [])
-        assert heard == [], "no plan hangs on how far it is"
-
-
-async def test_what_a_node_has_is_told_once_it_is_known_whole_and_then_each_change() -> None:
-    view, there, heard = View(), fake_agent.Agent("n1"), list[list[str]]()
-    for number in range(100):
-        there.has("ns", f"s{number}", "d")
-    view.nodes.on_change(lambda node: heard.append(sorted(name.name for name in node.residencies)))
-    async with there.serve() as address, view.nodes.follow(address):
-        await until(lambda: heard)
-        assert [len(names) for names in heard] == [100]
-        there.loses("ns", "s7")
-        await until(lambda: len(heard) == 2)
-        assert "s7" not in heard[1]
