@@ -1,0 +1,191 @@
+"""What is to be expected of every model: the chance that it is asked for, while it is idle, from what its idle times were like so far.
+
+A model is idle from the end of its last request to the beginning of the next one. How an idle time is likely to go on is in idle_times.py;
+that holds for the model's own idle times, shrunk towards those of all models, and beats rates over any window, the same hour yesterday, and
+learned models with all of these as inputs.
+
+It judges itself. Once a minute it states of each idle model how likely a request is within that minute, and what it had stated before is
+held against what happened, beside what the model's mean rate would have said (score.py). Both are sums of log losses, so their difference
+says how much likelier the forecast made what happened. Kept within bounds, that difference forgets: a forecast that was good for a year
+and is not any more has lost its credit within days.
+
+Events come one by one and cost a dictionary's look-up; numbers are worked out for all models at once, when they are asked for.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from scaler.forecast.idle_times import BINS, OWN_WEIGHT, bins_of, expected_ends, hazards, seconds_in_bins
+from scaler.forecast.score import Score, judged, losses
+from scaler.forecast.table import Bools, Floats, Table
+
+STATEMENT_SECONDS = 60.0
+_SET_BACK_SECONDS = 60.0  # by less than that, events may come out of their order
+_MOST_CREDIT, _MOST_DEBT = 15.0, 5.0  # nats
+_EVENTS = 4096  # taken together before they are counted, at most
+_NEVER = math.inf
+
+_ROW = np.dtype(
+    [
+        ("since", "f8"),  # idle since then; never: it has demand
+        ("came", "f8"),  # the first request since the statement; never: none
+        ("ended", "f8", BINS),  # how many idle times ended in each bin
+        ("seconds", "f8", BINS),  # that those spent in each
+        ("stated", "f8"),  # the chance of a request by the last statement; not a number: nothing was stated
+        ("stated_baseline", "f8"),
+        ("credit", "f8"),  # nats by which the forecast was better than the baseline, within bounds
+    ]
+)
+
+
+class Forecast:
+    """The chance of a request, for many models at once. Times are wall-clock seconds since 1970.
+
+    A model is known from `declare` to `withdraw`; of another one nothing is taken. A clock that is set back is followed: what was idle for
+    an hour by then still is.
+    """
+
+    def __init__(self) -> None:
+        blank = np.zeros((), _ROW)
+        blank["came"], blank["stated"] = _NEVER, math.nan
+        self._table = Table(blank)
+        self._ends: list[tuple[int, float]] = []  # idle times that ended: the model's place, seconds
+        self._latest = -math.inf
+        self._stated_at = -math.inf
+        self._score = Score()
+        self._credit = 0.0
+
+    # --- what happens
+
+    def declare(self, model: str, at: float) -> None:
+        """It is known from now on, and idle. One that is known already stays as it is."""
+        self._look_at_clock(at)
+        if self._table.place(model) is None:
+            place = self._table.add(model)
+            self._table.rows["since"][place] = at
+
+    def withdraw(self, model: str) -> None:
+        """It is forgotten, with all that was seen of it."""
+        if self._table.place(model) is not None:
+            self._count_ends()
+            self._table.remove(model)
+
+    def began(self, model: str, at: float) -> None:
+        """It comes to have demand."""
+        place = self._table.place(model)
+        self._look_at_clock(at)
+        if place is not None and (since := float(self._table.rows["since"][place])) != _NEVER:
+            row = self._table.rows[place]
+            row["since"] = _NEVER
+            row["came"] = min(at, row["came"])
+            self._ends.append((place, max(at - since, 0.0)))
+            if len(self._ends) >= _EVENTS:
+                self._count_ends()
+
+    def ended(self, model: str, at: float) -> None:
+        """Its last request has ended. One that is idle already is so from now on: what has begun was not told."""
+        place = self._table.place(model)
+        self._look_at_clock(at)
+        if place is not None:
+            self._table.rows["since"][place] = at
+
+    # --- what is to be expected
+
+    def chances(self, at: float, within: float) -> dict[str, float]:
+        """Of each model, the probability of a request within so many seconds from `at` on; 1 for one that has demand."""
+        chances = np.where(self._idle(), self._chances(at, within), 1.0)
+        return dict(zip(self._table.models, chances.tolist(), strict=True))
+
+    def hazards(self, at: float) -> tuple[list[str], Floats]:
+        """Of each model, the requests that are to be expected a second at that moment; of one that has demand, as if it had just ended."""
+        idle = self._idle_seconds(at)
+        rates = self._hazards(at)[np.arange(len(idle)), bins_of(idle)]
+        return list(self._table.models), rates
+
+    # --- what it was worth
+
+    @property
+    def score(self) -> Score:
+        """Of all statements so far, those of models that were withdrawn since among them."""
+        return self._score
+
+    def is_worth_it(self, model: str = "") -> bool:
+        """Whether it was better than each model's mean rate of late: for that model, or for all together. Not so before it has shown it."""
+        place = self._table.place(model)
+        credit = self._credit if not model else self._table.rows["credit"][place] if place is not None else 0.0
+        return bool(credit > 0.0)
+
+    def judge(self, at: float) -> None:
+        """Holds what it has stated against what happened, once that minute is over, and states anew: to be called each minute."""
+        self._look_at_clock(at)
+        if at < self._stated_at + STATEMENT_SECONDS:
+            return
+        rows = self._table.rows
+        stated = ~np.isnan(rows["stated"])
+        if stated.any():
+            chances = rows["stated"][stated]
+            came = rows["came"][stated] <= self._stated_at + STATEMENT_SECONDS
+            loss, baseline_loss = losses(chances, came), losses(rows["stated_baseline"][stated], came)
+            self._score += (minute := judged(chances, came, loss, baseline_loss))
+            self._credit = float(_within_bounds(self._credit + minute.baseline_loss - minute.loss))
+            rows["credit"][stated] = _within_bounds(rows["credit"][stated] + baseline_loss - loss)
+        rows["stated"] = np.where(self._idle(), self._chances(at, STATEMENT_SECONDS), math.nan)
+        rows["stated_baseline"] = self._baseline(at)
+        rows["came"] = _NEVER
+        self._stated_at = at
+
+    # --- how
+
+    def _idle(self) -> Bools:
+        idle: Bools = self._table.rows["since"] < _NEVER
+        return idle
+
+    def _idle_seconds(self, at: float) -> Floats:
+        return np.maximum(at - self._table.rows["since"], 0.0)
+
+    def _seen(self, at: float) -> tuple[Floats, Floats]:
+        """Ends and seconds in each bin, those of idle times that still last among them."""
+        self._count_ends()
+        rows = self._table.rows
+        return rows["ended"], rows["seconds"] + seconds_in_bins(self._idle_seconds(at))
+
+    def _hazards(self, at: float) -> Floats:
+        return hazards(*self._seen(at))
+
+    def _chances(self, at: float, within: float) -> Floats:
+        return -np.expm1(-expected_ends(self._hazards(at), self._idle_seconds(at), within))
+
+    def _baseline(self, at: float) -> Floats:
+        """The chance of a request within the minute by each model's mean rate while it is idle, shrunk just as its hazards are."""
+        ended, seconds = (numbers.sum(axis=1) for numbers in self._seen(at))
+        pooled = (ended.sum() + 1.0) / (seconds.sum() + STATEMENT_SECONDS)
+        rates: Floats = (ended + OWN_WEIGHT) / (seconds + OWN_WEIGHT / pooled)
+        return -np.expm1(-STATEMENT_SECONDS * rates)
+
+    def _count_ends(self) -> None:
+        if not self._ends:
+            return
+        places = np.array([place for place, _ in self._ends])
+        idle = np.array([seconds for _, seconds in self._ends])
+        self._ends.clear()
+        np.add.at(self._table.rows["ended"], (places, bins_of(idle)), 1.0)
+        np.add.at(self._table.rows["seconds"], places, seconds_in_bins(idle))
+
+    def _look_at_clock(self, at: float) -> None:
+        if at < self._latest - _SET_BACK_SECONDS:
+            back = self._latest - at
+            self._table.rows["since"] -= back
+            self._table.rows["came"] -= back
+            self._stated_at -= back
+            self._latest = at
+        else:
+            self._latest = max(at, self._latest)
+
+
+def _within_bounds(credit: npt.ArrayLike) -> Any:
+    return np.clip(credit, -_MOST_DEBT, _MOST_CREDIT)
