@@ -1,8 +1,8 @@
 """How much of this node's disk snapshots may take, and which of them go where another one comes.
 
 Only what this node can fetch again goes: a snapshot whose name still stands for it in a store that it came from, or was put into. The
-store is asked before anything is removed. So the only copy that is known never goes; nor does what somebody uses: a replica, a standby, a
-restore, an upload. Other agents do not count as such a store: two of them could each count on the other.
+store is asked before anything is removed. So the only copy that is known never goes; nor does what its owner has pinned, or what somebody
+uses: a replica, a standby, a restore, an upload. Other agents do not count as such a store: two of them could each count on the other.
 
 One comer at a time is looked at. What others have still to bring counts as taken, and so does whatever else is on that disk.
 """
@@ -14,12 +14,13 @@ import logging
 import math
 import os
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 from restore_agent.sequences.parked_budget import Share
 from restore_agent.snapshots.catalog import Snapshot
 from restore_agent.snapshots.disk_usage import bytes_below
 from restore_agent.snapshots.eviction import Candidate, evicted
+from restore_agent.snapshots.pins import REMEDY
 from restore_agent.snapshots.store import Store
 from restore_agent.transfer.source import Full
 
@@ -52,8 +53,8 @@ class DiskBudget:
         self, wanted: str, size: int, digest: str = "", *, urgent: bool = True, coming: Callable[[], int] = lambda: 0
     ) -> None:
         """Room for `size` bytes of a snapshot that others are told as `wanted`, where they are not there yet. `digest`: the snapshot's, if
-        that is known. `urgent`: somebody waits for it; else only what is worth less goes for it. `coming`: bytes that others have still to
-        bring.
+        that is known. `urgent`: somebody waits for it; else, unless it is pinned, only what is worth less goes for it. `coming`: bytes that
+        others have still to bring.
 
         Raises Full: nothing has changed.
         """
@@ -63,7 +64,7 @@ class DiskBudget:
             if needed <= 0:
                 return
             below = math.inf
-            if not urgent:
+            if not urgent and not self._store.pins.of(digest):
                 if self._store.uses.wanted(digest):
                     await asyncio.to_thread(self._store.uses.keep, digest)
                 below = self._store.uses.of(digest)
@@ -94,13 +95,13 @@ class DiskBudget:
                     alone.get(digest, 0),
                     float(each.manifest.image_bytes + each.manifest.weights_bytes),
                     self._store.uses.of(digest),
-                    held=digest in only_here or self._is_used(each),
+                    held=digest in only_here or self._store.pins.of(digest) is not None or self._is_used(each),
                 )
                 for digest, each in there.items()
             ]
             going = evicted(candidates, needed, below)
             if going is None:
-                raise Full(self._why(wanted, size, needed, candidates, only_here, of_budget=of_budget))
+                raise Full(self._why(wanted, size, needed, candidates, there, only_here, of_budget=of_budget))
             if asked.issuperset(going):
                 return [there[digest] for digest in going]
             for digest in set(going) - asked:
@@ -111,11 +112,30 @@ class DiskBudget:
     def _is_used(self, snapshot: Snapshot) -> bool:
         return self._needed(snapshot.digest) or snapshot.digest in self._store.chunks.leased
 
-    def _why(self, wanted: str, size: int, needed: int, candidates: list[Candidate], only_here: set[str], *, of_budget: bool) -> str:
+    def _why(
+        self,
+        wanted: str,
+        size: int,
+        needed: int,
+        candidates: list[Candidate],
+        there: Mapping[str, Snapshot],
+        only_here: set[str],
+        *,
+        of_budget: bool,
+    ) -> str:
         of = "left of what snapshots may take (--disk)" if of_budget else "free"
         why = f"{self._store.state} has {max(0, size - needed) >> 20} MiB {of}, and {size >> 20} MiB of {wanted} have to come"
         only = "in no store that could be asked"
-        whys = Counter(only if each.digest in only_here else "used" if each.held else "worth as much" for each in candidates)
+        pinned = {each.digest: there[each.digest] for each in candidates if self._store.pins.of(each.digest)}
+        whys = Counter(
+            "pinned" if each.digest in pinned else only if each.digest in only_here else "used" if each.held else "worth as much"
+            for each in candidates
+        )
+        named = f" ({', '.join(sorted(map(str, pinned.values())))})"
         if whys:
-            why += f"; of the snapshots there {', '.join(f'{count} {kind}' for kind, count in whys.items())}"
-        return f"{why}: remove one (`zerowake snapshot rm`), put what is only here into a store (`zerowake snapshot push`), or make room"
+            told = (f"{count} {kind}{named if kind == 'pinned' else ''}" for kind, count in whys.items())
+            why += f"; of the snapshots there {', '.join(told)}"
+        also = f", {REMEDY}" if pinned else ""
+        return (
+            f"{why}: remove one (`zerowake snapshot rm`), put what is only here into a store (`zerowake snapshot push`){also}, or make room"
+        )

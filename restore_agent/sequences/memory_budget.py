@@ -16,6 +16,7 @@ from restore_agent.errors import AgentError, ErrorKind
 from restore_agent.sequences.parked_budget import Share
 from restore_agent.sequences.staged import Staged
 from restore_agent.snapshots.eviction import Candidate, evicted
+from restore_agent.snapshots.pins import REMEDY
 
 SPARE_BYTES = 256 << 20  # of the node's memory that staging never takes
 _GIVING_SECONDS = 5.0  # after a piece was given to another agent, which asks for the next
@@ -45,14 +46,20 @@ class MemoryBudget:
     """Of one node."""
 
     def __init__(
-        self, share: Share, seconds: Callable[[Staged], float], uses: Callable[[str], float], needed: Callable[[str], bool]
+        self,
+        share: Share,
+        seconds: Callable[[Staged], float],
+        uses: Callable[[str], float],
+        needed: Callable[[str], bool],
+        pinned: Callable[[str], bool],
     ) -> None:
         """`share`: of the node's memory. `seconds`: that an image takes to come back. By its digest, a snapshot's `uses` of late, and
-        whether its image is `needed` by something else on the node."""
+        whether its image is `needed` by something else on the node, or `pinned` there by its owner."""
         self._share = share
         self._seconds = seconds
         self._uses = uses
         self._needed = needed
+        self._pinned = pinned
         self._taken: set[Staged] = set()
 
     @property
@@ -76,7 +83,8 @@ class MemoryBudget:
         going: list[Staged] = []
         if needed > 0:
             there = {each.snapshot.digest: each for each in self._taken if not each.dropped}
-            below = math.inf if wanted.turn.is_urgent else self._candidate(wanted, wanted).worth
+            of_any = wanted.turn.is_urgent or self._pinned(wanted.snapshot.digest)
+            below = math.inf if of_any else self._candidate(wanted, wanted).worth
             chosen = evicted((self._candidate(each, wanted) for each in there.values()), needed, below)
             if chosen is None:
                 raise NoMemory(self._why(wanted, budget, machine))
@@ -91,21 +99,32 @@ class MemoryBudget:
     def _candidate(self, each: Staged, wanted: Staged) -> Candidate:
         digest = each.snapshot.digest
         gives_way = each.is_coming and wanted.turn.is_urgent and not each.turn.is_urgent  # whoever waits for it is no request
-        held = (self._is_used(each) and not gives_way) or self._needed(digest)
+        held = (self._is_used(each) and not gives_way) or self._needed(digest) or self._pinned(digest)
         return Candidate(digest, each.size, self._seconds(each), self._uses(digest), held)
 
     def _is_used(self, each: Staged) -> bool:
         return each.users > 0 or each.is_coming or time.monotonic() - each.given < _GIVING_SECONDS
 
     def _why(self, wanted: Staged, budget: int, machine: int) -> str:
+        why = f"snapshot {wanted.snapshot} needs {wanted.size >> 20} MiB to stand in memory"
+        pinned = [each for each in self._taken if self._pinned(each.snapshot.digest)]
+        for_pins = sum(each.size for each in pinned)
+        if pinned and for_pins + wanted.size > self.limit_bytes:
+            of = f"of the {self.limit_bytes >> 20} MiB that staged images may take (--memory), {for_pins >> 20} MiB are pinned"
+            return f"{why}, and {of}: {self._told(pinned)}: {REMEDY}, or give staged images more memory"
         left = max(0, min(budget, machine))
-        of = "of what staged images may take (--memory)" if budget <= machine else "free"
-        why = f"snapshot {wanted.snapshot} needs {wanted.size >> 20} MiB to stand in memory; {left >> 20} MiB are {of}"
+        why += f"; {left >> 20} MiB are {'of what staged images may take (--memory)' if budget <= machine else 'free'}"
         if self._taken:
-            why += f", and what stands there is used or worth as much: {self._told(self._taken)}"
-        return f"{why}: unstage another, end replicas, or give staged images more memory"
+            why += f", and what stands there is used{', pinned' if pinned else ''} or worth as much: {self._told(self._taken)}"
+        also = f", {REMEDY}" if pinned else ""
+        return f"{why}: unstage another, end replicas{also}, or give staged images more memory"
 
     def _told(self, images: Iterable[Staged]) -> str:
         largest = sorted(images, key=lambda each: (-each.size, str(each.snapshot)))
-        named = [f"{each.snapshot} with {each.size >> 20} MiB{' (used)' if self._is_used(each) else ''}" for each in largest[:_NAMED]]
+        named = [f"{each.snapshot} with {each.size >> 20} MiB{self._stays(each)}" for each in largest[:_NAMED]]
         return ", ".join(named) + (f" and {len(largest) - _NAMED} more" if len(largest) > _NAMED else "")
+
+    def _stays(self, each: Staged) -> str:
+        if self._pinned(each.snapshot.digest):
+            return " (pinned)"
+        return " (used)" if self._is_used(each) else ""

@@ -63,7 +63,7 @@ class Staging:
         self._seconds: dict[str, float] = {}  # digest → seconds that it was read for last
         self._order = StagingOrder()
         self._uses = store.uses
-        self.budget = MemoryBudget(share, self._seconds_of, store.uses.of, needed)
+        self.budget = MemoryBudget(share, self._seconds_of, store.uses.of, needed, store.pins.in_memory)
         self._tasks: set[asyncio.Task[None]] = set()
         self._beside: set[asyncio.Task[None]] = set()  # what is done on the disk, and nobody waits for
         self.hashes = store.hashes

@@ -19,6 +19,7 @@ from restore_agent.sequences.replicas import Origin, Replica, State
 from restore_agent.sequences.standby import Rung
 from restore_agent.snapshots.catalog import Snapshot, Unreadable
 from restore_agent.snapshots.manifest import EngineRecord, Manifest, TemplateRecord, check_name
+from restore_agent.snapshots.pins import Pin
 from restore_agent.transfer.collection import GRACE, Collected, Heap
 from restore_agent.transfer.exchange import OtherAgent
 from restore_agent.transfer.finding import Found
@@ -43,6 +44,7 @@ _ORIGINS = {
     Origin.PARKED: agent_pb2.ORIGIN_PARKED,
 }
 _RUNGS = {Rung.STANDBY: agent_pb2.RUNG_STANDBY, Rung.PARKED: agent_pb2.RUNG_PARKED}
+_PINS = {Pin.DISK: agent_pb2.RUNG_DISK, Pin.MEMORY: agent_pb2.RUNG_MEMORY}
 _STATES = {
     State.READY: agent_pb2.REPLICA_READY,
     State.RETIRING: agent_pb2.REPLICA_RETIRING,
@@ -97,6 +99,14 @@ def demoted_to(rung: agent_pb2.Rung) -> Rung:
     found = {agent_pb2.RUNG_UNSPECIFIED: Rung.STANDBY, agent_pb2.RUNG_STANDBY: Rung.STANDBY, agent_pb2.RUNG_PARKED: Rung.PARKED}.get(rung)
     if found is None:
         raise InvalidField("rung: a replica can be demoted to RUNG_STANDBY and RUNG_PARKED")
+    return found
+
+
+def pin(rung: agent_pb2.Rung) -> Pin | None:
+    """None: not pinned. Raises InvalidField."""
+    found = {told: pin for pin, told in _PINS.items()}.get(rung)
+    if found is None and rung != agent_pb2.RUNG_ABSENT:
+        raise InvalidField("rung: a snapshot can be pinned to RUNG_DISK and RUNG_MEMORY, and with RUNG_ABSENT no more")
     return found
 
 
@@ -167,6 +177,7 @@ def reference(snapshot: Snapshot) -> agent_pb2.SnapshotRef:
 
 
 def residency(node: Node, snapshot: Snapshot) -> agent_pb2.Residency:
+    pinned = node.store.pins.of(snapshot.digest)
     return agent_pb2.Residency(
         snapshot=reference(snapshot),
         rung=_rung(node, snapshot.digest),
@@ -178,6 +189,7 @@ def residency(node: Node, snapshot: Snapshot) -> agent_pb2.Residency:
         gpu_bytes=_gpu_bytes(snapshot.manifest),
         parked_bytes=node.rungs.parked_bytes(snapshot),
         cold_seconds=snapshot.manifest.cold_seconds,
+        pinned=_PINS[pinned] if pinned else agent_pb2.RUNG_ABSENT,
         revision=node.changes.revision(),
     )
 

@@ -80,6 +80,15 @@ class AgentService(agent_pb2_grpc.AgentServicer):
 
         return await self._requests.once("unstage", request.request_id, unstage, context)
 
+    async def Pin(self, request: agent_pb2.PinRequest, context: _Context) -> agent_pb2.PinResponse:
+        async def pin() -> agent_pb2.PinResponse:
+            wanted, snapshot = messages.pin(request.rung), await self._snapshot(request.snapshot)
+            await asyncio.to_thread(self._node.store.pins.put, snapshot.digest, wanted)
+            self._node.changes.tell(snapshot)
+            return agent_pb2.PinResponse(residency=messages.residency(self._node, snapshot))
+
+        return await self._requests.once("pin", request.request_id, pin, context)
+
     async def Restore(self, request: agent_pb2.RestoreRequest, context: _Context) -> agent_pb2.RestoreResponse:
         async def restore() -> agent_pb2.RestoreResponse:
             phases = Phases()

@@ -42,6 +42,7 @@ from restore_agent.snapshots.file_hashes import FileHashes
 from restore_agent.snapshots.keyring import SIGNATURE, Keyring, Signature, UnusableKey
 from restore_agent.snapshots.manifest import FileRecord, Manifest, digest_of
 from restore_agent.snapshots.origins import Origins
+from restore_agent.snapshots.pins import Pins
 from restore_agent.snapshots.uses import Uses
 from zerowake_shared.state_folder import STORE_LOCK, Lock, store_holder
 
@@ -88,6 +89,7 @@ class Store(Catalog):
         self.hashes = FileHashes(state / "node" / "files.json")
         self.uses = Uses(state / "node" / "uses")
         self.origins = Origins(state)
+        self.pins = Pins(state)
         self._changing = threading.Lock()  # over the moment at which names and folders do not agree
         self.postponed = False  # the last sweep left something to the next one
         self.sweep()
@@ -209,6 +211,7 @@ class Store(Catalog):
                 raise NotFound(f"snapshot {namespace}/{name} on this node is {digest[:12]} no more")
             if found:
                 self.origins.forget(found)
+                self.pins.put(found, None)
                 link.unlink()
             durable.sync_folder(link.parent)  # before anything goes: the name must not come back without it
             with contextlib.suppress(OSError):  # the namespace has others

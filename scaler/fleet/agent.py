@@ -153,6 +153,16 @@ class Agent(Heard):
         except (TimeoutError, StopAsyncIteration):
             raise AgentUnreachable("nothing is heard of its agent any more") from None
 
+    async def pin(self, snapshot: SnapshotName, digest: str, rung: Rung) -> None:
+        """No budget takes the snapshot from the rung any more, or from those below it; ABSENT: any may. Raises AgentError."""
+        reference = messages.reference(snapshot, digest)
+        request = agent_pb2.PinRequest(request_id=self._id(), snapshot=reference, rung=agent_pb2.Rung.Name(rung))
+        try:
+            answer = await self._while_heard(self.stub.Pin(request))
+        except grpc.aio.AioRpcError as error:
+            raise _said(error) from None
+        self.settle(snapshot, messages.residency(answer.residency), answer.residency.revision)
+
     async def unstage(self, snapshot: SnapshotName, digest: str, *, seconds: float) -> None:
         """The snapshot off the node, within so many seconds. Raises AgentError."""
         reference = messages.reference(snapshot, digest)

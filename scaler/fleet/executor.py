@@ -18,7 +18,7 @@ from scaler.books.snapshot_name import SnapshotName
 from scaler.fleet.agent import AgentError, AgentSilent, AgentUnreachable, NoRoom, Wanted
 from scaler.fleet.nodes import Nodes
 from scaler.fleet.snapshot_peers import peers_of
-from scaler.plan.actions import Action, Drop, End, Keep, Sleep, Stage, Start
+from scaler.plan.actions import Action, Drop, End, Keep, Pin, Sleep, Stage, Start
 from scaler.plan.estimate import total_bytes
 from scaler.plan.policy import Plan
 from scaler.plan.rungs import Rung
@@ -48,7 +48,7 @@ class ReplicaMaker(Protocol):
 
 
 class Executor:
-    """Carries out stages, drops, starts, ends and sleeps. `close` cancels what is under way.
+    """Carries out stages, drops, pins, starts, ends and sleeps. `close` cancels what is under way.
 
     failed: is told why a start failed; broken: the same, where it was no matter of room or of an agent. after: is told of a model when an
     action of it has ended.
@@ -74,6 +74,7 @@ class Executor:
         self._tasks: dict[Action, asyncio.Task[None]] = {}
         self._starts: dict[str, tuple[Backoff, float]] = {}  # by model: since its last start failed, and when the next may begin
         self._stages: dict[tuple[str, str, Rung], tuple[Backoff, float]] = {}
+        self._pins: dict[tuple[str, str, Rung], tuple[Backoff, float]] = {}
         self._sleeps: dict[tuple[str, str, Rung], tuple[Backoff, float]] = {}  # of replicas in pods, by id
         self._refusals: dict[tuple[str, str, Rung], str] = {}  # why an agent did not take a snapshot to the rung when it was asked last
 
@@ -97,6 +98,11 @@ class Executor:
     def put_off(self) -> dict[tuple[str, str, Rung], float]:
         """(node's address, digest or replica's id, rung) → the moment at which it may be asked for again."""
         return {key: until for key, (_, until) in (*self._stages.items(), *self._sleeps.items())}
+
+    @property
+    def pins_put_off(self) -> dict[tuple[str, str, Rung], float]:
+        """(node's address, digest, rung) → the moment at which that pin may be asked for again."""
+        return {key: until for key, (_, until) in self._pins.items()}
 
     def refusal(self, node: str, digest: str, rung: Rung) -> str:
         """Why the node's agent did not take the snapshot to that rung when it was asked last; empty: it did, or was not asked."""
@@ -122,6 +128,8 @@ class Executor:
                 self._give_up([other for other in self._tasks if isinstance(other, Start) and (other.model, other.number) == same])
             elif isinstance(action, Keep):
                 self._give_up([other for other in self._tasks if isinstance(other, End) and other.replica == action.replica])
+            elif isinstance(action, Pin) and action not in self._tasks:  # of two models with one snapshot both ask
+                self._begin(action, self._pin(action), f"pin of {action.model}")
             elif isinstance(action, Sleep):
                 self._begin(action, self._sleep(action), f"{action.rung.name.lower()} of {action.replica}")
             elif self._maker is not None and isinstance(action, Start):
@@ -181,6 +189,21 @@ class Executor:
         self._refusals.pop((action.node, action.digest, action.rung), None)
         log.info("%s stands %s on %s after %.2f s: %s", action.model, _STANDS[action.rung], agent.name, seconds, action.reason)
 
+    async def _pin(self, action: Pin) -> None:
+        agent = self._nodes.agent(action.node)
+        if agent is None:
+            return
+        pinned = "pinned" if action.rung > Rung.ABSENT else "not pinned any more"
+        try:
+            await agent.pin(action.snapshot, action.digest, action.rung)
+        except AgentError as error:
+            if not isinstance(error, AgentUnreachable):
+                self._put_off(action)
+            log.warning("%s could not be %s on %s: %s", action.model, pinned, agent.name, error)
+            return
+        self._pins.pop((action.node, action.digest, action.rung), None)
+        log.info("%s is %s%s on %s", action.model, pinned, f" {_STANDS[action.rung]}" if action.rung > Rung.ABSENT else "", agent.name)
+
     async def _sleep(self, action: Sleep) -> None:
         """What its agent refuses the agent says, too, where the pod's owner looks."""
         agent = self._nodes.agent(action.node)
@@ -223,6 +246,10 @@ class Executor:
             key = (action.node, action.digest, action.rung)
             stages = self._stages[key] = self._later(self._stages.get(key), _FIRST_STAGE_RETRY_SECONDS, _LAST_STAGE_RETRY_SECONDS)
             return stages[1] - self._clock.now()
+        if isinstance(action, Pin):
+            of = (action.node, action.digest, action.rung)
+            pins = self._pins[of] = self._later(self._pins.get(of), _FIRST_STAGE_RETRY_SECONDS, _LAST_STAGE_RETRY_SECONDS)
+            return pins[1] - self._clock.now()
         if isinstance(action, Sleep):
             there = {replica for node in self._nodes for replica in node.replicas}
             self._sleeps = {key: kept for key, kept in self._sleeps.items() if key[1] in there}

@@ -32,7 +32,7 @@ def reference(snapshot: SnapshotName, digest: str = "") -> agent_pb2.SnapshotRef
 def residency(told: agent_pb2.Residency) -> Residency:
     return Residency(
         digest=told.snapshot.digest,
-        rung=Rung(min(max(told.rung, Rung.ABSENT), max(Rung))),
+        rung=_rung(told.rung),
         image_bytes=told.image_bytes,
         weights_bytes=told.weights_bytes,
         weights_rung=WeightsRung(max(told.weights_rung, WeightsRung.ABSENT)),
@@ -41,12 +41,17 @@ def residency(told: agent_pb2.Residency) -> Residency:
         overhead_seconds=told.restore_overhead_seconds,
         unusable=told.unusable_reason,
         cold_seconds=told.cold_seconds,
+        pinned=_rung(told.pinned),
     )
 
 
+def _rung(told: agent_pb2.Rung) -> Rung:
+    """A higher one, by a newer agent, includes those that are known here."""
+    return Rung(min(max(told, Rung.ABSENT), max(Rung)))
+
+
 def transfer(told: agent_pb2.Transfer) -> Transfer:
-    rung = Rung(min(max(told.rung, Rung.ABSENT), max(Rung)))
-    return Transfer(name_of(told.snapshot), told.snapshot.digest, rung, told.progress.done_bytes, told.progress.total_bytes)
+    return Transfer(name_of(told.snapshot), told.snapshot.digest, _rung(told.rung), told.progress.done_bytes, told.progress.total_bytes)
 
 
 @dataclass(frozen=True, slots=True)

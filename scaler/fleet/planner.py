@@ -100,7 +100,8 @@ class Planner:
 
     def world(self, models: Iterable[str]) -> World:
         """What is known now of these models, and of all nodes."""
-        found = {name: self._model(self._models[name]) for name in models if name in self._models}
+        pins = self._pins()
+        found = {name: self._model(self._models[name], pins) for name in models if name in self._models}
         nodes = tuple(self._nodes)
         self._note_since(self._cramped_since, is_cramped, nodes, found)
         self._note_since(self._short_since, is_short, nodes, found)
@@ -112,6 +113,7 @@ class Planner:
             in_flight={each.id: self._in_flight(each.id) for node in nodes for each in node.replicas.values() if each.model in found},
             under_way=self._executor.under_way,
             put_off=self._executor.put_off,
+            pins_put_off=self._executor.pins_put_off,
             quiet_since={name: self._ledger.quiet_since(name) for name, model in found.items() if model.idle is not None},
             cramped_since=dict(self._cramped_since),
             short_since=dict(self._short_since),
@@ -138,12 +140,21 @@ class Planner:
             timer.cancel()
         await self._executor.close()
 
-    def _model(self, declared: Model) -> Model:
+    def _pins(self) -> dict[SnapshotName, Rung]:
+        """Of each snapshot the highest that anybody wishes: several models may have the same one."""
+        pins: dict[SnapshotName, Rung] = {}
+        for model in self._models.values():
+            if model.snapshot is not None:
+                pins[model.snapshot] = max(model.pin, pins.get(model.snapshot, Rung.ABSENT))
+        return pins
+
+    def _model(self, declared: Model, pins: Mapping[SnapshotName, Rung]) -> Model:
         return replace(
             declared,
             replicas=self._wanted.get(declared.name, declared.replicas),
             longest_staging=self._longest_staging.get(declared.name, declared.longest_staging),
             not_before=self._executor.not_before(declared.name),
+            pin=pins[declared.snapshot] if declared.snapshot is not None else Rung.ABSENT,
         )
 
     def _note_taken_down(self, model: Model) -> None:

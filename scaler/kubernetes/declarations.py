@@ -197,6 +197,7 @@ def planned(snapshot: ModelSnapshot) -> Model:
         digest=snapshot.ready_digest,
         stored=_stored(snapshot),
         copies=snapshot.spec.copies,
+        pin=Rung[snapshot.spec.pin.upper()],
         pods=demands_of(snapshot.spec.template.get("spec") or {}) if snapshot.spec.template else None,
     )
 

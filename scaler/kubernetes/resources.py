@@ -93,6 +93,7 @@ class Spec(_Object, frozen=True):
     node_selector: dict[str, str] = {}
     limits: Limits = Limits()
     stage: str = "memory"
+    pin: str = "absent"
     idle: str = "drop"
     idle_seconds: float = 300.0
     stale_environment: str = ""

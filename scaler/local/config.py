@@ -96,6 +96,7 @@ class ModelSection(Section):
     shared: tuple[Path, ...] = ()  # folders that stay the machine's own; what is written elsewhere is each replica's
     ready_seconds: Seconds = 600.0
     stage: Literal["disk", "memory", "standby", "parked"] = "memory"  # the rung on which the snapshot waits for the first request
+    pin: Literal["disk", "memory"] | None = None  # from this rung, and those below it, no budget takes the snapshot
     parked_seconds: Annotated[float, Field(ge=0)] = 0.0  # an idle replica is kept parked for so long, and then
     standby_seconds: Annotated[float, Field(ge=0)] = 0.0  # as a standby for so long before it is dropped
     max_stage_seconds: Annotated[float, Field(ge=0)] | None = None
@@ -126,6 +127,8 @@ class ModelSection(Section):
         if (self.parked_seconds or self.stage == "parked") and not self.snapshot:
             what = "parked_seconds" if self.parked_seconds else "stage: parked"
             raise ValueError(f"{what} goes with a snapshot: an engine that was started without one cannot be parked")
+        if self.pin and not self.snapshot:
+            raise ValueError("pin goes with a snapshot: it says from where that is never taken")
         if self.command and self.port is None:
             raise ValueError("port is missing: the one that the command listens on")
         if self.shared and not self.command:
@@ -148,6 +151,7 @@ class ModelSection(Section):
             parked_seconds=0.0 if self.stage == "parked" else self.parked_seconds or None,
             standby_seconds=0.0 if self.stage in ("standby", "parked") else self.standby_seconds or None,
             replicas=self.min_replicas,
+            pin=Rung[(self.pin or "absent").upper()],
         )
 
     @property

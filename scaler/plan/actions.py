@@ -38,6 +38,18 @@ class Drop:
 
 
 @dataclass(frozen=True, slots=True)
+class Pin:
+    """No budget of that node takes the snapshot from the rung, or from those below it. ABSENT: it is not pinned any more."""
+
+    node: str
+    model: str = field(compare=False)  # one of those that have it
+    snapshot: SnapshotName
+    digest: str
+    rung: Rung
+    reason: str = field(compare=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Start:
     """A replica of the model is made.
 
@@ -103,4 +115,4 @@ class Prefer:
     avoid: tuple[str, ...] = ()
 
 
-Action = Stage | Drop | Start | End | Keep | Sleep | Prefer
+Action = Stage | Drop | Pin | Start | End | Keep | Sleep | Prefer

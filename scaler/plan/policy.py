@@ -28,7 +28,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from scaler.books.hpa import proportional
-from scaler.plan.actions import Action, Drop, End, Keep, Prefer, Sleep, Stage, Start
+from scaler.plan.actions import Action, Drop, End, Keep, Pin, Prefer, Sleep, Stage, Start
 from scaler.plan.copies import copy
 from scaler.plan.estimate import ranked, seconds_to_fetch, seconds_to_serve, seconds_to_stage, seconds_to_start
 from scaler.plan.remote import is_cramped, remote
@@ -66,6 +66,7 @@ def decide(world: World) -> Plan:
                 later.append(model.not_before)
         if model.name in world.targets:
             actions += _scaled(world, model)
+        actions += _pinned(world, model, later)
         actions += _staged(world, model, later)
         actions += _arrivals(world, model)
         actions += _moved(world, model, later)
@@ -201,6 +202,20 @@ def _asleep(world: World, model: Model, later: list[float]) -> Iterator[Sleep]:
 
 
 # Snapshots.
+
+
+def _pinned(world: World, model: Model, later: list[float]) -> Iterator[Pin]:
+    """Wherever it is: as its owner wishes now."""
+    for node, residency in _holders(world, model):
+        if not residency.digest or residency.pinned is model.pin or model.snapshot is None:
+            continue
+        until = world.pins_put_off.get((node.address, residency.digest, model.pin), -math.inf)
+        if until > world.now:
+            later.append(until)
+            continue
+        action = Pin(node.address, model.name, model.snapshot, residency.digest, model.pin, "its owner wishes so")
+        if action not in world.under_way:
+            yield action
 
 
 def _staged(world: World, model: Model, later: list[float]) -> Iterator[Action]:

@@ -66,7 +66,8 @@ class Residency:
     beside moving image and weights, smoothed; 0: none was made. parked_overhead_seconds: the same of waking a parked one. unusable: why it
     cannot be restored there; empty: it can. sources: addresses of the agents that the node can fetch it from, where it is absent: then it
     is remote, the rung below disk (plan/remote.py). store: the URL of a store that it can be fetched from besides; empty: none.
-    cold_seconds: what its engine took to be ready when it was taken; 0: not known.
+    cold_seconds: what its engine took to be ready when it was taken; 0: not known. pinned: no budget there takes it from this rung, or
+    from those below; ABSENT: any may.
     """
 
     digest: str
@@ -82,6 +83,7 @@ class Residency:
     sources: tuple[str, ...] = ()
     store: str = ""
     cold_seconds: float = 0.0
+    pinned: Rung = Rung.ABSENT
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +164,8 @@ class Model:
     makes them. digest: the one snapshot of that name that may be fetched to another node, empty: none may; None: whichever a node has.
     not_before: no start before that moment, since the last one failed. idle: the rung on which replicas in pods sleep that
     nobody has asked for `idle_seconds`; None: they stay awake. stored: what a store keeps of it; None: nothing, as far as is known. copies:
-    so many nodes keep its snapshot (plan/copies.py). pods: what its pods ask of a node; None: not known, or it has none.
+    so many nodes keep its snapshot (plan/copies.py). pods: what its pods ask of a node; None: not known, or it has none. pin: as a
+    Residency's `pinned`, wherever it is.
     """
 
     name: str
@@ -179,6 +182,7 @@ class Model:
     stored: Stored | None = None
     copies: int = 1
     pods: PodDemands | None = None
+    pin: Rung = Rung.ABSENT
 
     def why_not_on(self, node: Node) -> str:
         """Why no pod of it is put on the node; empty: nothing is known that speaks against it."""
@@ -199,7 +203,8 @@ class World:
     """All that a plan is made from, at one moment.
 
     now: seconds of the one clock. demand: of all gateways. in_flight: requests by replica. under_way: actions that are being carried out.
-    put_off: (node's address, digest, rung) that an agent refused, or took it down from, until when it is not asked again. targets: what is
+    put_off: (node's address, digest, rung) that an agent refused, or took it down from, until when it is not asked again; pins_put_off: the
+    same of pins. targets: what is
     scaled by Kubernetes, by model. quiet_since: the moment since which a model has no demand. cramped_since: the moment since which no node
     that has a model's snapshot could restore it, by model (plan/remote.py). short_since: the same for fewer copies of its snapshot than its
     owner wants (plan/copies.py). arriving: names of nodes on which a pod is that waits for its engine, by model.
@@ -212,6 +217,7 @@ class World:
     in_flight: Mapping[str, int] = field(default_factory=dict)
     under_way: tuple[Action, ...] = ()
     put_off: Mapping[tuple[str, str, Rung], float] = field(default_factory=dict)
+    pins_put_off: Mapping[tuple[str, str, Rung], float] = field(default_factory=dict)
     targets: Mapping[str, ScaleTarget] = field(default_factory=dict)
     quiet_since: Mapping[str, float] = field(default_factory=dict)
     cramped_since: Mapping[str, float] = field(default_factory=dict)

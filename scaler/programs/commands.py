@@ -91,7 +91,8 @@ def _print(found: Any) -> None:
     for each in found["models"]:
         numbers = [str(each[key]) for key in ("wanted", "ready", "held", "in_flight")]
         note = each["failure"] or each["unusable"] or each["refused"]
-        models.add_row(each["name"], each["snapshot"] or "-", each["rung"] or "-", *numbers, note)
+        rung = each["rung"] + (f" (pinned: {each['pinned']})" if each["pinned"].replace("absent", "").strip(", ") else "")
+        models.add_row(each["name"], each["snapshot"] or "-", rung or "-", *numbers, note)
     console.print(models)
     nodes = tables.table("NODE", "MEMORY FREE", "IMAGES", "GPU", "GPU FREE", "GPUMEM", "PARKED", "OTHERS")
     for each in found["nodes"]:

@@ -29,6 +29,7 @@ from scaler.local.autoscaler import Autoscaler, dial
 from scaler.local.config import Config
 from scaler.local.deployment import Deployment
 from scaler.local.look import Look
+from scaler.local.pins import take_back
 from scaler.local.replica_maker import LocalReplicas
 from scaler.local.stores import Stores
 from scaler.programs.stopping import stopped_by, unless
@@ -91,6 +92,8 @@ async def _up(config: Config) -> None:
         await stack.enter_async_context(background.beside(_keep_agent(config, served), "restore agent"))
         agent = f"unix:{config.state / 'agent.sock'}"
         await stack.enter_async_context(nodes.follow(agent))
+        named = {section.snapshot_name for section in config.models.values() if section.snapshot_name}
+        await stack.enter_async_context(background.beside(take_back(nodes, agent, named), "pins of models that are gone"))
         if config.store:
             stores = Stores(config.store, config.models, nodes, agent, looks)
             await stack.enter_async_context(background.beside(stores.keep(), "snapshots and their store"))

@@ -116,11 +116,12 @@ def _model(
     name: str, section: ModelSection, deployment: Deployment, ledger: DemandReader, nodes: Nodes, planner: Planner
 ) -> dict[str, Any]:
     demand = ledger.demand(name)
-    rungs, why, refused = [], [], []
+    rungs, pinned, why, refused = [], [], [], []
     if snapshot := section.snapshot_name:
         for node in nodes:
             residency = node.residencies.get(snapshot)
             rungs.append((residency.rung if residency else Rung.ABSENT).name.lower())
+            pinned.append((residency.pinned if residency else Rung.ABSENT).name.lower())
             why += [residency.unusable] if residency and residency.unusable else []
             said = planner.why_no_higher(node, residency) if residency else planner.why_not_fetched(node, snapshot)
             refused += [said] if said else []
@@ -128,6 +129,7 @@ def _model(
         "name": name,
         "snapshot": section.snapshot,
         "rung": ", ".join(rungs),
+        "pinned": ", ".join(pinned),
         "unusable": "; ".join(why),
         "refused": "; ".join(refused),
         "wanted": deployment.replicas(),

@@ -17,6 +17,7 @@ from restore_agent.sequences.disk_budget import DiskBudget
 from restore_agent.sequences.travel import Travel
 from restore_agent.snapshots.catalog import NotFound, Snapshot
 from restore_agent.snapshots.disk_usage import bytes_below
+from restore_agent.snapshots.pins import Pin
 from restore_agent.snapshots.store import Store
 from restore_agent.transfer.progress import Progress
 from restore_agent.transfer.source import Full
@@ -145,6 +146,28 @@ async def test_what_somebody_uses_stays(world: World, by: str) -> None:
         with world.store.hold(a):
             await world.pull("c")
     assert world.there == ["a", "c"], "though it was used less"
+
+
+async def test_what_is_pinned_stays_and_takes_the_place_of_any_other(world: World) -> None:
+    a, b = await world.pull("a"), await world.pull("b")
+    for _ in range(9):
+        world.store.uses.used(b.digest)
+    world.store.pins.put(a.digest, Pin.DISK)
+    await world.pull("c")
+    assert world.there == ["a", "c"], "though it was used less"
+    c = world.store.get("default", "c")
+    world.store.pins.put(c.digest, Pin.MEMORY)
+    with pytest.raises(Full) as full:
+        await world.pull("b")
+    both = ", ".join(sorted([str(a), str(c)]))
+    assert f"of the snapshots there 2 pinned ({both}): remove one (`zerowake snapshot rm`)" in str(full.value)
+    assert "take a pin back (`pin` of a model in zerowake.yaml, or of a ModelSnapshot's spec), or make room" in str(full.value)
+    world.store.pins.put(c.digest, None)
+    for _ in range(9):
+        world.store.uses.used(c.digest)
+    world.store.pins.put(b.digest, Pin.DISK)  # as one that is pulled again because its owner wants it
+    await world.pull("b", urgent=False)
+    assert world.there == ["a", "b"]
 
 
 async def test_one_that_is_used_while_its_store_is_asked_stays(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from restore_agent.errors import reason_of
 from restore_agent.sequences import memory_budget
 from restore_agent.sequences.memory_budget import GaveWay, NoMemory
 from restore_agent.snapshots.catalog import Snapshot
+from restore_agent.snapshots.pins import Pin
 from restore_agent.snapshots.store import Store
 from tests.worlds.snapshots import publish
 from tests.worlds.staging import StagingWorld, slow, staging
@@ -171,4 +172,36 @@ async def test_one_that_a_restore_joins_on_its_way_gives_way_no_more(
         await until(lambda: world.staging.budget.taken_bytes, "it is on its way")
         with world.staging.hold(first, urgent=True), pytest.raises(NoMemory):
             await world.staging.stage(second, urgent=True)
+    await asyncio.wait_for(reading, 60)
+
+
+async def test_what_is_pinned_stays_and_takes_the_place_of_any_other(store: Store, world: StagingWorld) -> None:
+    there, wanted, small = image(store, "there", 6), image(store, "wanted", 6), image(store, "small", 3)
+    await world.staging.stage(there)
+    for _ in range(100):
+        world.staging.used(there)
+    store.pins.put(wanted.digest, Pin.MEMORY)
+    await world.staging.stage(wanted)
+    assert standing(world, there, wanted) == ["wanted"], "nobody waits for it, and it was used less"
+    with pytest.raises(NoMemory) as refused:
+        await world.staging.stage(there, urgent=True)
+    assert f"of the 10 MiB that staged images may take (--memory), 6 MiB are pinned: {wanted} with 6 MiB (pinned): take a pin back" in str(
+        refused.value
+    )
+    await world.staging.stage(small)
+    with world.staging.hold(small), pytest.raises(NoMemory, match=r"used, pinned or worth as much: .*\(pinned\), .*\(used\): unstage"):
+        await world.staging.stage(image(store, "another", 4), urgent=True)
+    store.pins.put(wanted.digest, Pin.DISK)
+    await world.staging.stage(there, urgent=True)
+    assert standing(world, there, wanted, small) == ["there", "small"]
+
+
+async def test_what_is_pinned_gives_way_on_its_way_to_nobody(store: Store, world: StagingWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    coming, urgent = image(store, "coming", 6), image(store, "urgent", 6)
+    store.pins.put(coming.digest, Pin.MEMORY)
+    with slow(store, monkeypatch, coming):
+        reading = asyncio.create_task(world.staging.stage(coming))
+        await until(lambda: world.staging.budget.taken_bytes, "it is on its way")
+        with pytest.raises(NoMemory, match="6 MiB are pinned"):
+            await world.staging.stage(urgent, urgent=True)
     await asyncio.wait_for(reading, 60)

@@ -178,3 +178,14 @@ async def test_what_the_stream_has_said_since_counts_more_than_an_answer_that_it
     agent.settle(NAME, Residency("d", Rung.MEMORY, 7), 1)
     assert agent.residencies[NAME].rung is Rung.MEMORY, "another program on the node counts from the beginning"
     assert await staged(0) is not None, "an older agent does not count what it says"
+
+
+async def test_a_pin_names_the_rung_and_what_the_agent_answers_counts(there: tuple[Agent, fake_agent.Agent]) -> None:
+    agent, other = there
+    other.has("ns", "chat", "d")
+    await agent.pin(NAME, "d", Rung.DISK)
+    assert [(each.snapshot.digest, each.rung, bool(each.request_id)) for each in other.pinned] == [("d", agent_pb2.RUNG_DISK, True)]
+    assert agent.residencies[NAME].pinned is Rung.DISK
+    other.refuse = grpc.StatusCode.RESOURCE_EXHAUSTED
+    with pytest.raises(AgentError, match="its disk is read-only"):
+        await agent.pin(NAME, "d", Rung.ABSENT)

@@ -313,3 +313,12 @@ def test_what_a_node_has_and_what_is_not_known_of_it(capsys: pytest.CaptureFixtu
     assert "s3://b one - 403 Forbidden" in said and "agent a:1 one 2000 MB/s" in said
     commands._print({"models": [], "nodes": [node | {"staged_limit_bytes": 4 << 30}], "replicas": [], "activations": []})
     assert "1.0 GiB of 4.0 GiB" in capsys.readouterr().out, "an agent that says what images may take"
+
+
+def test_what_is_pinned_is_shown_beside_the_rung(capsys: pytest.CaptureFixture[str]) -> None:
+    model = dict.fromkeys(("wanted", "ready", "held", "in_flight"), 0) | dict.fromkeys(("failure", "unusable", "refused"), "")
+    shown = [{"name": "a", "snapshot": "a", "rung": "memory, absent", "pinned": "memory, absent"}, {"name": "b", "snapshot": "b"}]
+    shown[1] |= {"rung": "disk", "pinned": "absent"}
+    commands._print({"models": [model | each for each in shown], "nodes": [], "replicas": [], "activations": []})
+    said = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert "a a memory, absent (pinned: memory, absent) 0 0 0 0" in said and "b b disk 0 0 0 0" in said

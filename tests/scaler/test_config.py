@@ -105,3 +105,20 @@ def test_relative_paths_count_from_the_file(tmp_path: Path) -> None:
     assert found.keda and found.keda.tls
     assert (found.state, found.models["a"].directory) == (tmp_path / "s", tmp_path / "d")
     assert (found.keda.tls.certificate, found.keda.tls.key, found.keda.tls.client_ca) == (tmp_path / "c", tmp_path / "k", Path("/ca"))
+
+
+@pytest.mark.parametrize(("written", "rung"), [("", Rung.ABSENT), ("pin: disk", Rung.DISK), ("pin: memory", Rung.MEMORY)])
+def test_what_is_pinned(tmp_path: Path, written: str, rung: Rung) -> None:
+    file = tmp_path / "up.yaml"
+    file.write_text(f"models: {{a: {{snapshot: s, {written}}}}}")
+    assert load(file).models["a"].model("a").pin is rung
+
+
+def test_what_cannot_be_pinned(tmp_path: Path) -> None:
+    file = tmp_path / "up.yaml"
+    file.write_text("models: {a: {snapshot: s, pin: standby}}")
+    with pytest.raises(BadConfig, match=r"models\.a\.pin: Input should be 'disk' or 'memory'"):
+        load(file)
+    file.write_text("models: {a: {command: [serve], port: 1, pin: disk}}")
+    with pytest.raises(BadConfig, match="pin goes with a snapshot"):
+        load(file)

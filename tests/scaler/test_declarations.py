@@ -170,3 +170,8 @@ def test_other_names_lead_to_the_model_and_are_taken_from_nobody(caplog: pytest.
     assert world.ledger.named("sql") == "chat"
     world.snapshots.drop("b/chat")
     assert world.ledger.named("sql") == ""
+
+
+@pytest.mark.parametrize(("spec", "rung"), [({}, Rung.ABSENT), ({"pin": "disk"}, Rung.DISK), ({"pin": "memory"}, Rung.MEMORY)])
+def test_what_its_owner_pins(spec: dict[str, str], rung: Rung) -> None:
+    assert planned(declared_snapshot("ns/a", 1, "m", **spec)).pin is rung

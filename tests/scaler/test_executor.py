@@ -14,7 +14,7 @@ from scaler.fleet.agent import AgentError, AgentSilent, AgentUnreachable, Wanted
 from scaler.fleet.executor import Executor
 from scaler.fleet.nodes import Nodes
 from scaler.fleet.snapshot_peers import SnapshotPeer
-from scaler.plan.actions import Drop, End, Keep, Sleep, Stage, Start
+from scaler.plan.actions import Drop, End, Keep, Pin, Sleep, Stage, Start
 from scaler.plan.policy import Plan
 from scaler.plan.rungs import Rung
 from scaler.plan.world import Node, Replica, Residency
@@ -76,6 +76,9 @@ class StandIn:
     async def unstage(self, snapshot: SnapshotName, digest: str, *, seconds: float) -> None:
         self.calls.append(f"off {digest}")
 
+    async def pin(self, snapshot: SnapshotName, digest: str, rung: Rung) -> None:
+        await self._call(f"pin {rung.name} {digest}")
+
     async def sleep(self, replica: str, rung: Rung) -> None:
         await self._call(f"{rung.name} {replica}")
 
@@ -108,7 +111,7 @@ class World:
             lambda stage, node, why: self.complaints.append((stage.digest, stage.rung.name, node, why)),
         )
 
-    async def does(self, *actions: Stage | Drop | Start | End | Keep | Sleep) -> None:
+    async def does(self, *actions: Stage | Drop | Pin | Start | End | Keep | Sleep) -> None:
         self.executor.carry_out(Plan(actions))
         await asyncio.sleep(0)  # one turn: what was begun makes its call
 
@@ -301,3 +304,18 @@ async def test_a_replica_that_is_not_to_sleep_is_asked_again_later_and_forgotten
         await world.does(Sleep("a", "chat", name, Rung.PARKED, "nobody asks it"))
         await world.answer(f"PARKED {name}", AgentError("a client is connected"))
     assert list(world.executor.put_off) == [("a", "two", Rung.PARKED)]
+
+
+async def test_a_pin_that_is_refused_is_asked_for_again_later_and_one_that_is_not_heard_at_once(world: World) -> None:
+    pin = Pin("a", "chat", SnapshotName("ns", "chat"), "d", Rung.MEMORY, "its owner wishes so")
+    for pause in (30.0, 60.0):
+        await world.does(pin)
+        await world.answer("pin MEMORY d", AgentError("its disk is read-only"))
+        assert world.executor.pins_put_off == {("a", "d", Rung.MEMORY): world.clock.moment + pause}
+    assert (world.executor.put_off, world.executor.refusal("a", "d", Rung.MEMORY)) == ({}, ""), "it is staged all the same"
+    await world.does(pin)
+    await world.answer("pin MEMORY d")
+    assert world.executor.pins_put_off == {}
+    await world.does(pin)
+    await world.answer("pin MEMORY d", AgentUnreachable("gone"))
+    assert (world.executor.pins_put_off, world.executor.under_way) == ({}, ())

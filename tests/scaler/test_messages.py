@@ -96,3 +96,8 @@ def test_what_a_store_has_under_a_name() -> None:
         contents_hash="c",
     )
     assert messages.kept("s3://b/p", told) == messages.Kept(Stored("s3://b/p", "d", 7, 3, (5, 2)), "t", "c")
+
+
+def test_what_is_pinned_and_an_older_agent_that_says_nothing_of_it() -> None:
+    assert messages.residency(agent_pb2.Residency(pinned=agent_pb2.RUNG_MEMORY)).pinned is Rung.MEMORY
+    assert messages.residency(agent_pb2.Residency()).pinned is Rung.ABSENT

@@ -55,7 +55,8 @@ class System:
         self.maker = Maker()
         self.dispatcher = Dispatcher(self.ledger)
         self.nodes = Nodes(Readiness(self.dispatcher), Activations())
-        self.planner = Planner(self.ledger, self.nodes, {"chat": model}, Executor(self.nodes, self.maker, self.ledger.report_failure))
+        self.models = {"chat": model}
+        self.planner = Planner(self.ledger, self.nodes, self.models, Executor(self.nodes, self.maker, self.ledger.report_failure))
 
     def staged(self) -> list[tuple[str, agent_pb2.Rung]]:
         return [(agent.name, request.rung) for agent in self.agents for request in agent.staged]
@@ -248,3 +249,24 @@ async def test_a_pod_that_comes_to_a_node_without_its_snapshot_has_that_fetched(
         here.append("b")
         system.planner.consider(["chat"])
         await until(lambda: system.staged() == [("b", DISK)])
+
+
+async def test_a_pin_is_told_and_taken_back_and_of_two_models_with_one_snapshot_the_higher_counts() -> None:
+    agent = holding("n", MEMORY)
+    models = {"chat": Model("chat", NAME, pin=Rung.DISK), "other": Model("other", NAME, pin=Rung.MEMORY)}
+
+    def told() -> list[agent_pb2.Rung]:
+        return [request.rung for request in agent.pinned]
+
+    async with planning(models["chat"], agent) as system:
+        await until(lambda: told() == [DISK])
+        system.models.update(models)
+        system.planner.consider(models)
+        await until(lambda: [node.residencies[NAME].pinned for node in system.nodes] == [Rung.MEMORY])
+        system.planner.consider(models)
+        system.models["other"] = Model("other", NAME)
+        system.planner.consider(models)
+        await until(lambda: told() == [DISK, MEMORY, DISK])
+        system.models["chat"] = Model("chat", NAME)
+        system.planner.consider(["other"])
+        await until(lambda: told() == [DISK, MEMORY, DISK, agent_pb2.RUNG_ABSENT])

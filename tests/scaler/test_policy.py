@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scaler.books.demand import Demand
-from scaler.plan.actions import Action, Drop, End, Keep, Sleep, Stage, Start
+from scaler.plan.actions import Action, Drop, End, Keep, Pin, Sleep, Stage, Start
 from scaler.plan.policy import decide, prefer, prefer_for_capture
 from scaler.plan.rungs import Rung
 from scaler.plan.world import Gpu, Model, Node, Replica, Residency, ScaleTarget, World
@@ -350,3 +350,31 @@ def test_one_that_sleeps_or_was_refused_or_is_cut_off_is_left_alone() -> None:
     assert (refused.actions, refused.look_again) == ((), 130.0)
     assert kinds(decide(world(awake, model=idle, put_off={("a", "one", Rung.PARKED): 99.0})).actions) == [("Sleep", "a")]
     assert decide(world(replace(awake, synced=False), model=idle)).actions == ()
+
+
+# Pins
+
+
+def test_a_snapshot_is_pinned_wherever_it_is_as_its_owner_wishes_now() -> None:
+    def pins(found: World) -> list[tuple[str, Rung]]:
+        return [(action.node, action.rung) for action in decide(found).actions if isinstance(action, Pin)]
+
+    model = replace(CHAT, pin=Rung.MEMORY)
+    both = node("a"), node("b", Rung.DISK), node("c", None)
+    assert pins(world(*both)) == [], "an agent that says nothing of pins has none"
+    assert pins(world(*both, model=model)) == [("a", Rung.MEMORY), ("b", Rung.MEMORY)]
+    there = replace(both[0], residencies={NAME: replace(both[0].residencies[NAME], pinned=Rung.MEMORY)})
+    assert pins(world(there, model=model)) == []
+    assert pins(world(there, model=replace(CHAT, pin=Rung.DISK))) == [("a", Rung.DISK)]
+    assert pins(world(there)) == [("a", Rung.ABSENT)]
+    unreadable = replace(both[0], residencies={NAME: replace(both[0].residencies[NAME], digest="", unusable="its manifest is gone")})
+    assert pins(world(unreadable, model=model)) == []
+
+
+def test_a_pin_that_an_agent_refused_is_put_off_and_puts_nothing_else_off() -> None:
+    model = replace(CHAT, pin=Rung.MEMORY)
+    refused = {("a", "d" * 64, Rung.MEMORY): 130.0}
+    plan = decide(world(node("a", Rung.DISK), model=model, pins_put_off=refused))
+    assert ([type(each) for each in plan.actions], plan.look_again) == ([Stage], 130.0)
+    plan = decide(world(node("a"), model=model, put_off=refused, pins_put_off=refused, now=130.0))
+    assert [type(each) for each in plan.actions] == [Pin]

@@ -289,6 +289,27 @@ async def test_an_idle_replica_goes_down_from_parked_by_itself(parkable: Path) -
             await made.until(rung=rung, ready=0)
 
 
+async def test_what_is_pinned_is_so_after_a_restart_and_until_the_file_says_otherwise(state: Path) -> None:
+    async with system(state, {"pin": "memory"}) as made:
+        await made.until(rung="memory", pinned="memory")
+        os.kill(made.agent_pid(), signal.SIGKILL)
+        await made.until(rung="memory", pinned="memory")
+        assert "memory (pinned: memory)" in " ".join((await zerowake("status", "--state", str(state))).split())
+    (pin,) = (state / "node/pins").iterdir()
+    assert pin.read_text() == "memory\n"
+    async with system(state, {"pin": "disk"}) as made:
+        await made.until(pinned="disk")
+    async with system(state, {"snapshot": "another", "command": ["true"], "port": PORT}):
+        async with asyncio.timeout(20):
+            while pin.exists():
+                await asyncio.sleep(0.05)  # a folder has no stream
+    async with system(state, {"pin": "disk"}) as made:
+        await made.until(pinned="disk")
+    async with system(state, {}) as made:
+        await made.until(pinned="absent")
+    assert not pin.exists()
+
+
 async def test_what_cannot_be_parked_waits_as_a_standby_and_the_status_says_why(state: Path) -> None:
     async with system(state, {"stage": "parked"}) as made:
         await made.until(rung="standby", ready=0)

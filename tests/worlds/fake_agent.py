@@ -19,6 +19,7 @@ class Agent(agent_pb2_grpc.AgentServicer):
         self.residencies: dict[tuple[str, str], agent_pb2.Residency] = {}
         self.staged: list[agent_pb2.StageRequest] = []
         self.unstaged: list[agent_pb2.UnstageRequest] = []
+        self.pinned: list[agent_pb2.PinRequest] = []
         self.demoted: list[agent_pb2.DemoteRequest] = []
         self.wanted = False  # what is to sleep is in use just now
         self.woken: list[agent_pb2.WakeRequest] = []
@@ -68,6 +69,9 @@ class Agent(agent_pb2_grpc.AgentServicer):
         reference = agent_pb2.SnapshotRef(namespace=namespace, name=name, digest=digest)
         residency = agent_pb2.Residency(snapshot=reference, rung=rung, image_bytes=size, unusable_reason=unusable, cold_seconds=cold)
         residency.gpu_bytes.extend([gpu] if gpu else [])
+        before = self.residencies.get((namespace, name))
+        if before is not None and before.snapshot.digest == digest:
+            residency.pinned = before.pinned
         self.residencies[namespace, name] = residency
         self._tell(residency)
 
@@ -121,6 +125,15 @@ class Agent(agent_pb2_grpc.AgentServicer):
         name = request.snapshot
         self.has(name.namespace, name.name, name.digest, rung=request.rung)
         return agent_pb2.StageResponse(residency=self.residencies[name.namespace, name.name], seconds=0.1, complaints=self.complaints)
+
+    async def Pin(self, request: agent_pb2.PinRequest, context: Any) -> agent_pb2.PinResponse:
+        self.pinned.append(request)
+        if self.refuse is not None:
+            await context.abort(self.refuse, "its disk is read-only")
+        residency = self.residencies[request.snapshot.namespace, request.snapshot.name]
+        residency.pinned = request.rung
+        self._tell(residency)
+        return agent_pb2.PinResponse(residency=residency)
 
     async def Push(self, request: agent_pb2.PushRequest, context: Any) -> AsyncIterator[agent_pb2.TransferUpdate]:
         self.pushed.append(request)
