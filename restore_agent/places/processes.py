@@ -47,6 +47,12 @@ def resident_bytes(pid: int) -> int:
     return int(status(pid).get("VmRSS", "0 kB").split()[0]) << 10
 
 
+def private_bytes(pid: int) -> int:
+    """Of memory that is no file's, also where it is swapped out. 0 of a process without memory. Raises OSError: it has ended."""
+    found = status(pid)
+    return sum(int(found.get(name, "0 kB").split()[0]) << 10 for name in ("RssAnon", "VmSwap"))
+
+
 def cpu_seconds(pids: Iterable[int]) -> float:
     """CPU time that these processes have used; those that have ended count nothing."""
     ticks = 0

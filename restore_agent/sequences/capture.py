@@ -3,6 +3,7 @@
     start → healthy → recorded request → quiet → dump → snapshot-complete → split into chunks → restore once and ask again → publish
 
 The source is never harmed: CRIU leaves it running, whatever happens. A snapshot gets its name last, when its replica has given the answer.
+The disk has to have room for it as it begins, by what the last one of its name took, and again before the dump, by what its engine holds.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import shutil
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from restore_agent.drivers.criu import Criu
 from restore_agent.drivers.cuda import Cuda
@@ -27,7 +29,7 @@ from restore_agent.pages.images import mend_timers, split
 from restore_agent.places.cache_watch import CacheWatch
 from restore_agent.places.left_behind import ipc_objects, refuse_left_behind
 from restore_agent.places.place import Place
-from restore_agent.places.processes import command_line, resident_bytes
+from restore_agent.places.processes import command_line, private_bytes, resident_bytes
 from restore_agent.places.sandboxes import Sandboxes
 from restore_agent.places.shared_folders import caches, resolved
 from restore_agent.sequences.attempt import RestoreFailed
@@ -84,6 +86,12 @@ class CaptureRequest:
     template: TemplateRecord | None = None
 
 
+class Room(Protocol):
+    """Makes room on the disk for so many bytes of what is named, beside as many that lie there meanwhile (`passing`), or raises Full."""
+
+    def __call__(self, wanted: str, size: int, *, passing: int = 0) -> Awaitable[None]: ...
+
+
 @dataclass(frozen=True)
 class Captured:
     """A published snapshot, and the engine that it was taken of."""
@@ -105,9 +113,8 @@ class Capturer:
         store: Store,
         staging: Staging,
         restorer: Restorer,
-        room: Callable[[str, int], Awaitable[None]],
+        room: Room,
     ) -> None:
-        """`room`: makes room on the disk for so many bytes of what is named, or raises Full."""
         self._criu = criu
         self._cuda = cuda
         self._weights = weights
@@ -122,9 +129,9 @@ class Capturer:
 
         Raises:
             EngineError, PlaceError, LeftBehind, CriuError, CudaError, WeightsError, ImageError, NameTaken, Unproved, RestoreFailed,
-            NoSigningKey, Untrusted: before anything is done; OSError.
+            NoSigningKey, Untrusted: before anything is done; Full: the disk has no room for it; OSError.
         """
-        await asyncio.to_thread(self._check_may_publish, request)
+        await self._check_may_begin(request)
         async with contextlib.AsyncExitStack() as undo:
             lent: list[WeightsRegion] = []
             if request.weights:
@@ -181,8 +188,14 @@ class Capturer:
             written = await asyncio.to_thread(place.written)
             return Captured(snapshot, source, (*notes, *([_WRITTEN.format(written)] if written else [])))
 
+    async def _check_may_begin(self, request: CaptureRequest) -> None:
+        """Before an engine is started for nothing. Raises NoSigningKey, NameTaken, Full."""
+        await asyncio.to_thread(self._check_may_publish, request)
+        if last := await asyncio.to_thread(self._bytes_of_the_last, request):
+            await self._room(f"snapshot {request.namespace}/{request.name} (what the last one took)", last, passing=last)
+
     def _check_may_publish(self, request: CaptureRequest) -> None:
-        """Before an engine is started for nothing. Raises NoSigningKey, NameTaken."""
+        """Raises NoSigningKey, NameTaken."""
         self._store.keyring.check_signs()
         if not request.replace:
             with contextlib.suppress(NotFound):
@@ -191,6 +204,13 @@ class Capturer:
                 except Unusable as error:
                     raise NameTaken(f"snapshot {request.namespace}/{request.name} exists already, and cannot be used: {error}") from None
                 raise NameTaken(f"snapshot {request.namespace}/{request.name} exists already")
+
+    def _bytes_of_the_last(self, request: CaptureRequest) -> int:
+        """Of pages, in the snapshot that this one replaces; 0: there is none, or it is another engine's."""
+        with contextlib.suppress(NotFound, Unusable):
+            last = self._store.get(request.namespace, request.name).manifest
+            return last.page_bytes if last.engine.command == request.engine.command else 0
+        return 0
 
     async def _published(self, source: Engine, workspace: Path) -> list[WeightsRegion]:
         """The weights that the engine has brought into gpumem by itself. Raises EngineError, PlaceError, WeightsError."""
@@ -226,6 +246,8 @@ class Capturer:
             if self._cuda and holders:
                 with _step("suspend", phases, progress):
                     freed = await self._cuda.suspend(holders, place.gpus)
+            holds = sum(private_bytes(host) for host in inside.values())
+            await self._room(f"snapshot {request.namespace}/{request.name} (what its engine holds)", holds, passing=holds)
             with _step("dump", phases, progress):
                 used = await asyncio.to_thread(place.mapped_files, inside.values())
                 await self._criu.dump(place, source.pid, images, _DUMP_SECONDS, carry)

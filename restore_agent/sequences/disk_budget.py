@@ -50,17 +50,17 @@ class DiskBudget:
         self._lock = asyncio.Lock()
 
     async def make_room(
-        self, wanted: str, size: int, digest: str = "", *, urgent: bool = True, coming: Callable[[], int] = lambda: 0
+        self, wanted: str, size: int, digest: str = "", *, urgent: bool = True, passing: int = 0, coming: Callable[[], int] = lambda: 0
     ) -> None:
         """Room for `size` bytes of a snapshot that others are told as `wanted`, where they are not there yet. `digest`: the snapshot's, if
-        that is known. `urgent`: somebody waits for it; else, unless it is pinned, only what is worth less goes for it. `coming`: bytes that
-        others have still to bring.
+        that is known. `urgent`: somebody waits for it; else, unless it is pinned, only what is worth less goes for it. `passing`: bytes
+        that lie on the disk beside it until it is there. `coming`: bytes that others have still to bring.
 
         Raises Full: nothing has changed.
         """
         async with self._lock:
             budget, free = await asyncio.to_thread(self._left)
-            needed = size + coming() - min(budget, free)
+            needed = size + coming() - min(budget, free - passing)
             if needed <= 0:
                 return
             below = math.inf
@@ -68,7 +68,10 @@ class DiskBudget:
                 if self._store.uses.wanted(digest):
                     await asyncio.to_thread(self._store.uses.keep, digest)
                 below = self._store.uses.of(digest)
-            for snapshot in await self._chosen(wanted, size, needed, below, of_budget=budget <= free):
+            of = "left of what snapshots may take (--disk)" if budget <= free - passing else "free"
+            if passing and of == "free":
+                of += f" (beside {passing >> 20} MiB that are there meanwhile)"
+            for snapshot in await self._chosen(wanted, size, needed, below, of):
                 _LOG.info("snapshot %s leaves the disk, of which %s needs %d MiB; it is in a store", snapshot, wanted, size >> 20)
                 await self._remove(snapshot)
 
@@ -81,8 +84,8 @@ class DiskBudget:
             return total, free
         return share - sum(bytes_below(self._store.state / folder) for folder in _FOLDERS), free
 
-    async def _chosen(self, wanted: str, size: int, needed: int, below: float, *, of_budget: bool) -> list[Snapshot]:
-        """Those that go. Raises Full."""
+    async def _chosen(self, wanted: str, size: int, needed: int, below: float, of: str) -> list[Snapshot]:
+        """Those that go. `of`: what the room is lacking in, in words. Raises Full."""
         alone = await asyncio.to_thread(self._store.exclusive_bytes)
         there = {each.digest: each for each in await asyncio.to_thread(self._store.list) if isinstance(each, Snapshot)}
         only_here = {digest for digest in there if not await asyncio.to_thread(self._store.origins.of, digest)}
@@ -101,7 +104,7 @@ class DiskBudget:
             ]
             going = evicted(candidates, needed, below)
             if going is None:
-                raise Full(self._why(wanted, size, needed, candidates, there, only_here, of_budget=of_budget))
+                raise Full(self._why(wanted, size, needed, candidates, there, only_here, of))
             if asked.issuperset(going):
                 return [there[digest] for digest in going]
             for digest in set(going) - asked:
@@ -120,10 +123,8 @@ class DiskBudget:
         candidates: list[Candidate],
         there: Mapping[str, Snapshot],
         only_here: set[str],
-        *,
-        of_budget: bool,
+        of: str,
     ) -> str:
-        of = "left of what snapshots may take (--disk)" if of_budget else "free"
         why = f"{self._store.state} has {max(0, size - needed) >> 20} MiB {of}, and {size >> 20} MiB of {wanted} have to come"
         only = "in no store that could be asked"
         pinned = {each.digest: there[each.digest] for each in candidates if self._store.pins.of(each.digest)}

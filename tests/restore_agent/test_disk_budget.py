@@ -15,7 +15,7 @@ from zerowake_proto import agent_pb2
 from restore_agent.sequences import disk_budget
 from restore_agent.sequences.disk_budget import DiskBudget
 from restore_agent.sequences.travel import Travel
-from restore_agent.snapshots.catalog import NotFound, Snapshot
+from restore_agent.snapshots.catalog import Catalog, NotFound, Snapshot
 from restore_agent.snapshots.disk_usage import bytes_below
 from restore_agent.snapshots.pins import Pin
 from restore_agent.snapshots.store import Store
@@ -217,12 +217,57 @@ async def test_one_that_is_gone_by_then_is_not_found(world: World) -> None:
     assert world.there == ["a"]
 
 
-async def test_a_capture_that_would_pass_it_is_refused_and_what_is_there_stays(state: Path, mapped: Path) -> None:
+async def test_what_lies_there_meanwhile_has_to_find_room_on_the_disk_and_none_in_the_budget(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await world.pull("a")
+    await world.budget.make_room("a dump", 6 * MIB, passing=6 * MIB)
+    free = 11 * MIB + disk_budget._SPARE
+    monkeypatch.setattr(
+        disk_budget, "os", SimpleNamespace(statvfs=lambda path: SimpleNamespace(f_blocks=1 << 40, f_frsize=1, f_bavail=free))
+    )
+    await world.budget.make_room("a dump", 6 * MIB, passing=5 * MIB)
+    assert world.there == ["a"]
+    await world.budget.make_room("a dump", 6 * MIB, passing=6 * MIB)
+    assert world.there == []
+    with pytest.raises(Full, match=r"has 5 MiB free \(beside 6 MiB that are there meanwhile\), and 6 MiB of a dump have to come"):
+        await world.budget.make_room("a dump", 6 * MIB, passing=6 * MIB)
+
+
+@pytest.mark.parametrize("name", ["small", "other"])
+async def test_a_capture_that_would_pass_it_is_refused_before_its_work_and_what_is_there_stays(
+    state: Path, mapped: Path, name: str
+) -> None:
+    """By what the last of its name took, before an engine is started; else by what the engine holds, before it is dumped."""
+    phases: list[str] = []
     async with running(state, "--disk", "1MiB") as agent:
+        command = Catalog(state).get("default", "small").manifest.engine.command
+        wanted = engine(mapped, 8)
+        wanted.command[:] = command
         with pytest.raises(grpc.aio.AioRpcError) as refused:
-            await agent.snapshot("other", engine(mapped, 8))
+            async for update in agent.snapshot_updates(name, wanted, replace=True):
+                phases.append(update.progress.phase)
         assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        by = "what the last one took" if name == "small" else "what its engine holds"
+        assert f"of snapshot default/{name} ({by}) have to come" in str(refused.value.details())
         assert "MiB left of what snapshots may take (--disk)" in str(refused.value.details())
         assert "of the snapshots there 1 in no store that could be asked" in str(refused.value.details())
         assert (await agent.stage("small")).residency.rung == agent_pb2.RUNG_MEMORY
+    assert "dump" not in phases and ("start" in phases) is (name == "other")
     assert list((state / "tmp").iterdir()) == []
+
+
+async def test_a_capture_has_room_made_for_it_before_its_dump(state: Path, mapped: Path, tmp_path: Path) -> None:
+    """Its engine holds more than 73 MiB, most of them zeros."""
+    (tmp_path / "remote").mkdir()
+    store = Store(state)
+    ballast = publish(store, random.Random("ballast").randbytes(60 * MIB), "ballast")
+    await Travel(store, lambda snapshot: None).push(ballast, f"file://{tmp_path / 'remote'}", _ignored)
+    store.close()
+    gone_at: list[str] = []
+    async with running(state, "--disk", f"{bytes_below(state / 'chunks') + 70 * MIB}") as agent:
+        async for update in agent.snapshot_updates("other", engine(mapped, 9)):
+            if not Catalog(state).named("default", "ballast"):
+                gone_at.append(update.progress.phase)
+        assert {link.name for link in Catalog(state).names()} == {"small", "other"}
+    assert gone_at[0] == "dump"
