@@ -2,7 +2,7 @@
 
 A model is idle from the end of its last request to the beginning of the next one. How an idle time is likely to go on is in idle_times.py;
 that holds for the model's own idle times, shrunk towards those of all models, and beats rates over any window, the same hour yesterday, and
-learned models with all of these as inputs.
+learned models with all of these as inputs. Where it helps, an hour of the day and a weekday count on top (seasons.py).
 
 It judges itself. Once a minute it states of each idle model how likely a request is within that minute, and what it had stated before is
 held against what happened, beside what the model's mean rate would have said (score.py). Both are sums of log losses, so their difference
@@ -15,32 +15,47 @@ Events come one by one and cost a dictionary's look-up; numbers are worked out f
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from scaler.forecast.idle_times import BINS, OWN_WEIGHT, bins_of, expected_ends, hazards, seconds_in_bins
-from scaler.forecast.score import Score, judged, losses
-from scaler.forecast.table import Bools, Floats, Table
+from scaler.forecast.score import Score, judged, losses, within_bounds
+from scaler.forecast.seasons import SEASONS, factors
+from scaler.forecast.table import Bools, Floats, Rows, Table
 
 STATEMENT_SECONDS = 60.0
 _SET_BACK_SECONDS = 60.0  # by less than that, events may come out of their order
-_MOST_CREDIT, _MOST_DEBT = 15.0, 5.0  # nats
+_HOUR, _WEEK = 3600.0, 7 * 86_400.0  # seconds
 _EVENTS = 4096  # taken together before they are counted, at most
 _NEVER = math.inf
 
-_ROW = np.dtype(
+ROW = np.dtype(
     [
         ("since", "f8"),  # idle since then; never: it has demand
         ("came", "f8"),  # the first request since the statement; never: none
         ("ended", "f8", BINS),  # how many idle times ended in each bin
         ("seconds", "f8", BINS),  # that those spent in each
         ("stated", "f8"),  # the chance of a request by the last statement; not a number: nothing was stated
+        ("stated_plain", "f8"),  # what that would have been without seasons, and by the mean rate
         ("stated_baseline", "f8"),
         ("credit", "f8"),  # nats by which the forecast was better than the baseline, within bounds
+        *(field for season in SEASONS for field in season.fields),
     ]
 )
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """All that a forecast knows at a moment. rows: of ROW, one for each of the models, in their order."""
+
+    models: tuple[str, ...]
+    rows: Rows
+    score: Score
+    credit: float
+    stated_at: float
+    latest: float
 
 
 class Forecast:
@@ -51,7 +66,7 @@ class Forecast:
     """
 
     def __init__(self) -> None:
-        blank = np.zeros((), _ROW)
+        blank = np.zeros((), ROW)
         blank["came"], blank["stated"] = _NEVER, math.nan
         self._table = Table(blank)
         self._ends: list[tuple[int, float]] = []  # idle times that ended: the model's place, seconds
@@ -59,6 +74,31 @@ class Forecast:
         self._stated_at = -math.inf
         self._score = Score()
         self._credit = 0.0
+
+    @classmethod
+    def restored(cls, state: State, at: float) -> Forecast:
+        """As it was. What had demand is idle from now on: requests do not outlive the program that held them."""
+        forecast = cls()
+        for model in state.models:
+            forecast._table.add(model)
+        rows = forecast._table.rows
+        rows[:] = state.rows
+        forecast._score, forecast._credit, forecast._stated_at = state.score, state.credit, state.stated_at
+        forecast._latest = state.latest
+        forecast._look_at_clock(at)
+        rows["since"] = np.where(rows["since"] < _NEVER, rows["since"], at)
+        if at > forecast._stated_at + STATEMENT_SECONDS:
+            rows["stated"] = math.nan  # nobody was there to see what came
+        return forecast
+
+    def state(self) -> State:
+        """A copy, which does not change any more."""
+        self._count_ends()
+        return State(tuple(self._table.models), self._table.rows.copy(), self._score, self._credit, self._stated_at, self._latest)
+
+    @property
+    def models(self) -> list[str]:
+        return list(self._table.models)
 
     # --- what happens
 
@@ -98,13 +138,17 @@ class Forecast:
 
     def chances(self, at: float, within: float) -> dict[str, float]:
         """Of each model, the probability of a request within so many seconds from `at` on; 1 for one that has demand."""
-        chances = np.where(self._idle(), self._chances(at, within), 1.0)
+        ends = np.zeros(len(self._table.models))
+        seen, idle = self._hazards(at), self._idle_seconds(at)
+        for begin, end in _pieces(at, within):
+            ends += expected_ends(seen, idle + (begin - at), end - begin) * factors(self._table.rows, begin)
+        chances = np.where(self._idle(), -np.expm1(-ends), 1.0)
         return dict(zip(self._table.models, chances.tolist(), strict=True))
 
     def hazards(self, at: float) -> tuple[list[str], Floats]:
         """Of each model, the requests that are to be expected a second at that moment; of one that has demand, as if it had just ended."""
         idle = self._idle_seconds(at)
-        rates = self._hazards(at)[np.arange(len(idle)), bins_of(idle)]
+        rates = self._hazards(at)[np.arange(len(idle)), bins_of(idle)] * factors(self._table.rows, at)
         return list(self._table.models), rates
 
     # --- what it was worth
@@ -120,6 +164,11 @@ class Forecast:
         credit = self._credit if not model else self._table.rows["credit"][place] if place is not None else 0.0
         return bool(credit > 0.0)
 
+    @property
+    def seasonal(self) -> dict[str, int]:
+        """For how many models an hour of the day counts, and for how many a weekday."""
+        return {season.name: int(season.counting(self._table.rows).sum()) for season in SEASONS}
+
     def judge(self, at: float) -> None:
         """Holds what it has stated against what happened, once that minute is over, and states anew: to be called each minute."""
         self._look_at_clock(at)
@@ -127,19 +176,29 @@ class Forecast:
             return
         rows = self._table.rows
         stated = ~np.isnan(rows["stated"])
+        came = rows["came"][stated] <= self._stated_at + STATEMENT_SECONDS
+        chances, plain, baseline = (rows[name][stated] for name in ("stated", "stated_plain", "stated_baseline"))
+        loss, baseline_loss = losses(chances, came), losses(baseline, came)
+        self._score += (minute := judged(chances, came, loss, baseline_loss))
+        self._credit = float(within_bounds(self._credit + minute.baseline_loss - minute.loss))
+        rows["credit"][stated] = within_bounds(rows["credit"][stated] + baseline_loss - loss)
         if stated.any():
-            chances = rows["stated"][stated]
-            came = rows["came"][stated] <= self._stated_at + STATEMENT_SECONDS
-            loss, baseline_loss = losses(chances, came), losses(rows["stated_baseline"][stated], came)
-            self._score += (minute := judged(chances, came, loss, baseline_loss))
-            self._credit = float(_within_bounds(self._credit + minute.baseline_loss - minute.loss))
-            rows["credit"][stated] = _within_bounds(rows["credit"][stated] + baseline_loss - loss)
-        rows["stated"] = np.where(self._idle(), self._chances(at, STATEMENT_SECONDS), math.nan)
-        rows["stated_baseline"] = self._baseline(at)
-        rows["came"] = _NEVER
-        self._stated_at = at
+            for season in SEASONS:
+                season.learn(rows, self._stated_at, stated, plain, came)
+        self._state(at)
 
     # --- how
+
+    def _state(self, at: float) -> None:
+        rows = self._table.rows
+        ends = expected_ends(self._hazards(at), self._idle_seconds(at), STATEMENT_SECONDS)
+        rows["stated_plain"] = -np.expm1(-ends)
+        rows["stated_baseline"] = self._baseline(at)
+        for season in SEASONS:
+            season.state(rows, at, ends)
+        rows["stated"] = np.where(self._idle(), -np.expm1(-ends * factors(rows, at)), math.nan)
+        rows["came"] = _NEVER
+        self._stated_at = at
 
     def _idle(self) -> Bools:
         idle: Bools = self._table.rows["since"] < _NEVER
@@ -156,9 +215,6 @@ class Forecast:
 
     def _hazards(self, at: float) -> Floats:
         return hazards(*self._seen(at))
-
-    def _chances(self, at: float, within: float) -> Floats:
-        return -np.expm1(-expected_ends(self._hazards(at), self._idle_seconds(at), within))
 
     def _baseline(self, at: float) -> Floats:
         """The chance of a request within the minute by each model's mean rate while it is idle, shrunk just as its hazards are."""
@@ -187,5 +243,10 @@ class Forecast:
             self._latest = max(at, self._latest)
 
 
-def _within_bounds(credit: npt.ArrayLike) -> Any:
-    return np.clip(credit, -_MOST_DEBT, _MOST_CREDIT)
+def _pieces(at: float, within: float) -> Iterator[tuple[float, float]]:
+    """The time from `at` on, cut where an hour ends: in each piece factors are those of its beginning. After a week it is not cut."""
+    begin, end = at, at + within
+    while begin < end:
+        following = (begin // _HOUR + 1) * _HOUR if begin < at + _WEEK else end
+        yield begin, min(following, end)
+        begin = following

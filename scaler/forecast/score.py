@@ -7,12 +7,15 @@ that nobody betters by saying anything but what they believe. A hit or a miss ne
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from scaler.forecast.table import Bools, Floats
 
 FORETOLD = 0.1
+_MOST_CREDIT, _MOST_DEBT = 15.0, 5.0  # nats
 _LEAST = 1e-9  # a chance nearer to 0 or 1 counts as this near: no single surprise outweighs everything
 
 
@@ -66,3 +69,8 @@ def judged(chances: Floats, came: Bools, loss: Floats, baseline_loss: Floats) ->
         misses=int((came & ~foretold).sum()),
         false_alarms=int((foretold & ~came).sum()),
     )
+
+
+def within_bounds(credit: npt.ArrayLike) -> Any:
+    """A sum of differences of losses, in nats, kept where it can be lost again soon: e to the fifteenth is proof enough."""
+    return np.clip(credit, -_MOST_DEBT, _MOST_CREDIT)

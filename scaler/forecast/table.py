@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
+Rows = npt.NDArray[np.void]
 
 _FIRST_ROWS = 64
 
@@ -17,7 +18,7 @@ _FIRST_ROWS = 64
 class Table:
     """models: their names, in the order of the rows. blank: a row as a new model gets it, of shape ()."""
 
-    def __init__(self, blank: npt.NDArray[np.void]) -> None:
+    def __init__(self, blank: Rows) -> None:
         self.models: list[str] = []
         self._places: dict[str, int] = {}
         self._blank = blank

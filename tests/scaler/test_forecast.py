@@ -1,17 +1,19 @@
 """Chances and hazards of made-up models: by hand where that can be done, and as laws where it cannot."""
 
+from collections import deque
 from math import exp, inf, isnan
 from random import Random
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from scaler.forecast.forecast import STATEMENT_SECONDS, Forecast
 from scaler.forecast.idle_times import OWN_WEIGHT
 
 BEGIN = 1_800_000_000.0
+DAY = 86_400.0
 MODELS = st.sampled_from(["a", "b", "c", "d"])
 
 
@@ -174,18 +176,23 @@ def test_a_clock_that_is_set_back_makes_nobody_younger(back: float) -> None:
 # --- what it was worth
 
 
-def lives(forecast: Forecast, model: str, begins: list[float], until: float, begin: float = BEGIN) -> None:
-    """Judges each minute while requests come at those times."""
-    coming = iter([*begins, inf])
-    following = next(coming)
-    at = begin
-    while at <= until:
-        forecast.judge(at)
-        at += STATEMENT_SECONDS
-        while following < at:
-            forecast.began(model, following)
-            forecast.ended(model, following + 1)
-            following = next(coming)
+def lives(forecast: Forecast, begins: dict[str, list[float]], until: float, begin: float = BEGIN, every: float = 60.0) -> None:
+    """Judges at the end of each minute, or less often, while requests come at those times, each of them a second long."""
+    events = [(at + after, step, model) for model, times in begins.items() for at in times for after, step in ((0, "began"), (1, "ended"))]
+    coming = deque(sorted(events))
+    for minute in np.arange(begin, until, every):
+        while coming and coming[0][0] < minute:
+            at, step, model = coming.popleft()
+            getattr(forecast, step)(model, at)
+        forecast.judge(float(minute))
+
+
+def arrivals(chance: Random, gap: float, seconds: float) -> list[float]:
+    """Of a memoryless stream from BEGIN on."""
+    times = [BEGIN + chance.expovariate(1 / gap)]
+    while times[-1] < BEGIN + seconds:
+        times.append(times[-1] + 1 + chance.expovariate(1 / gap))
+    return times
 
 
 def test_a_statement_is_held_against_its_minute() -> None:
@@ -211,14 +218,14 @@ def test_bursts_are_foretold_better_than_by_a_rate() -> None:
     forecast = Forecast()
     forecast.declare("chat", BEGIN)
     chance, begins, at = Random(1), [], BEGIN
-    while at < BEGIN + 10 * 86_400:
+    while at < BEGIN + 3 * DAY:
         at += 30_000 * chance.random()
         for _ in range(20):
             at += 40 + 10 * chance.random()
             begins.append(at)
     assert not forecast.is_worth_it(), "it has shown nothing"
     assert not forecast.is_worth_it("chat")
-    lives(forecast, "chat", begins, BEGIN + 10 * 86_400)
+    lives(forecast, {"chat": begins}, BEGIN + 3 * DAY)
     assert forecast.score.mean_loss < 0.6 * forecast.score.mean_baseline_loss
     assert forecast.is_worth_it()
     assert forecast.is_worth_it("chat")
@@ -228,13 +235,75 @@ def test_bursts_are_foretold_better_than_by_a_rate() -> None:
 def test_credit_is_lost_soon_by_who_is_not_better_any_more() -> None:
     forecast = Forecast()
     forecast.declare("chat", BEGIN)
-    chance, days = Random(1), 86_400
-    begins = [BEGIN + 1000.0 * number for number in range(1, 864)]
-    lives(forecast, "chat", begins, begins[-1])
+    begins = [BEGIN + 1000.0 * number for number in range(1, 250)]
+    lives(forecast, {"chat": begins}, begins[-1])
     assert forecast.is_worth_it("chat"), "of what comes each thousand seconds it knows more than how often it comes"
-    later = [begins[-1]]
-    while later[-1] < begins[-1] + days:
-        later.append(later[-1] + 1 + chance.expovariate(0.001))
-    lives(forecast, "chat", later[1:], begins[-1] + days, begin=begins[-1])
+    now = begins[-1]
+    later = [now - BEGIN + at for at in arrivals(Random(1), 1000, DAY)]
+    lives(forecast, {"chat": later}, now + DAY, begin=now)
     assert not forecast.is_worth_it("chat")
     assert not forecast.is_worth_it()
+
+
+# --- seasons
+
+
+DAYS = 30
+END = BEGIN + DAYS * DAY
+
+
+def patterns() -> dict[str, list[float]]:
+    """Ten models that are asked for at any time, and three for which somebody comes after six, nine and eighteen o'clock each day."""
+    chance = Random(5)
+    begins = {f"any{number}": arrivals(chance, 7200, DAYS * DAY) for number in range(10)}
+    hours = [(BEGIN // DAY + day) * DAY + hour * 3600.0 for day in range(1, DAYS) for hour in (6, 9, 18)]
+    return begins | {f"day{number}": [hour + 3600 * chance.random() for hour in hours] for number in range(3)}
+
+
+def after_all(begins: dict[str, list[float]]) -> Forecast:
+    """What was seen of them; to be quick, it is judged for one minute of five."""
+    forecast = Forecast()
+    for model in begins:
+        forecast.declare(model, BEGIN)
+    lives(forecast, begins, END, every=300.0)
+    return forecast
+
+
+@pytest.fixture(scope="module")
+def seasoned() -> Forecast:
+    return after_all(patterns())
+
+
+def test_an_hour_of_the_day_counts_where_there_is_a_daily_pattern_and_nowhere_else(seasoned: Forecast) -> None:
+    rows = seasoned.state().rows["hour_counts"]
+    assert dict(zip(seasoned.models, rows.tolist(), strict=True)) == {model: model.startswith("day") for model in seasoned.models}
+    assert seasoned.seasonal["hour"] == 3
+
+
+def test_it_makes_the_forecast_better(seasoned: Forecast, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("scaler.forecast.forecast.factors", lambda rows, at: np.ones(len(rows)))
+    without = after_all(patterns())
+    assert without.score.statements == seasoned.score.statements
+    assert seasoned.score.loss < without.score.loss - 3 * 5.0, "of each of the three it made what happened more than 150 times likelier"
+
+
+def test_what_is_expected_within_a_day_goes_from_hour_to_hour(seasoned: Forecast) -> None:
+    night = END // DAY * DAY
+    assert hazard(seasoned, "day0", night + 9 * 3600) > 5 * hazard(seasoned, "day0", night + 8 * 3600)
+    before, within = (seasoned.chances(END, hours * 3600.0)["day0"] for hours in (0.9, 2.0))
+    assert before < 0.5 < within
+
+
+@given(within=st.lists(st.floats(0, 4 * 7 * DAY), min_size=1, max_size=5), after=st.floats(0, 7 * DAY))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_chances_with_seasons_are_chances(seasoned: Forecast, within: list[float], after: float) -> None:
+    last = 0.0
+    for seconds in sorted(within):
+        chance = seasoned.chances(END + after, seconds)["day0"]
+        assert last <= chance <= 1.0
+        last = chance
+
+
+def test_a_restart_keeps_seasons(seasoned: Forecast) -> None:
+    at = END
+    assert Forecast.restored(seasoned.state(), at).chances(at, DAY) == seasoned.chances(at, DAY)
