@@ -101,9 +101,10 @@ $(environment): Makefile pyproject.toml requirements.lock deploy/bootstrap.sh de
 	@deploy/bootstrap.sh
 	@touch $@
 
-# The tests make containers, and have an engine compile.
-$(containers): deploy/steps.sh | $(environment)
-	@if [ "$$(id -u)" = 0 ]; then bash -ec '. deploy/steps.sh; need runc iproute2 util-linux g++'; fi
+# The tests make containers, have an engine compile, and ask Redis and Prometheus.
+$(containers): deploy/steps.sh tests/worlds/prometheus.sh | $(environment)
+	@if [ "$$(id -u)" = 0 ]; then bash -ec '. deploy/steps.sh; need runc iproute2 util-linux g++ redis-tools'; fi
+	@tests/worlds/prometheus.sh
 	@touch $@
 
 $(criu): deploy/criu/install.sh | $(environment)

@@ -25,6 +25,22 @@ class UnknownModel(LookupError):
 
 
 @dataclass(frozen=True, slots=True)
+class Elsewhere:
+    """What is asked of a model past all gateways, as its sources say (scaler/sources).
+
+    pending: requests; replicas: so many are to be there whatever is pending; unknown: which of the sources are silent, and why, so that
+    there may be more; empty: all of them speak.
+    """
+
+    pending: int = 0
+    replicas: int = 0
+    unknown: str = ""
+
+
+NOTHING = Elsewhere()
+
+
+@dataclass(frozen=True, slots=True)
 class Demand:
     """One model's numbers at one moment."""
 
@@ -32,17 +48,30 @@ class Demand:
     in_flight: int  # requests a replica is working on
     replicas: int  # replicas that are ready, or draining
     unreachable: int = 0  # those of them at which nothing answers: their node may be cut off
+    elsewhere: Elsewhere = NOTHING
 
     @property
     def pending(self) -> int:
-        return self.held + self.in_flight
+        """All requests; at least one a replica that is to be there anyway."""
+        return max(self.held + self.in_flight + self.elsewhere.pending, self.elsewhere.replicas)
+
+    @property
+    def idle(self) -> bool:
+        """Nobody asks, as far as can be known: where a source is silent, it cannot."""
+        return not (self.pending or self.elsewhere.unknown)
 
     def load(self, target: float) -> float:
         """What an autoscaler is told that gives each replica `target`: one that nobody reaches has that much to itself, or it would be
         counted on for what is pending."""
-        if not (self.pending and self.unreachable):
-            return self.pending
-        return (math.ceil(self.pending / target) + self.unreachable) * target
+        asked = max(self.held + self.in_flight + self.elsewhere.pending, self.elsewhere.replicas * target)
+        if not (asked and self.unreachable):
+            return asked
+        return (math.ceil(asked / target) + self.unreachable) * target
+
+    def unsure(self, target: float) -> str:
+        """Why `load` is not to be acted upon: what a silent source would say may be what the replicas are there for. Empty: it is, as all
+        sources speak, or what is known is more than the replicas are meant for."""
+        return "" if self.load(target) > self.replicas * target else self.elsewhere.unknown
 
 
 class Watched:
@@ -117,10 +146,11 @@ class DemandReader(Protocol):
         """Of this gateway. Raises: UnknownModel."""
 
     def demand_anywhere(self, model: str) -> Demand:
-        """Of all gateways. Raises: UnknownModel."""
+        """Of all gateways, and elsewhere. Raises: UnknownModel."""
 
     def turns(self, model: str) -> int:
-        """How often the demand of all gateways has begun or ended so far: who looks now and then sees that there was some in between."""
+        """How often demand, of all gateways and elsewhere, has begun or ended so far: who looks now and then sees that there was some in
+        between. While a source is silent there may be some."""
 
     def held_bytes(self, model: str) -> int:
         """Bytes of the bodies of held requests. Raises: UnknownModel."""
@@ -132,10 +162,11 @@ class DemandReader(Protocol):
         """Watches the model's demand; withdrawing the model is a change too. Raises: UnknownModel."""
 
     def on_first_demand(self, callback: Callable[[str], None]) -> None:
-        """Calls `callback(model)`, in the same turn of the loop, whenever a model comes to have demand and no ready replica."""
+        """Calls `callback(model)`, in the same turn of the loop, whenever a model comes to have demand, here or elsewhere, and no ready
+        replica."""
 
     def on_first_demand_anywhere(self, callback: Callable[[str], None]) -> None:
-        """The same for the demand of all gateways."""
+        """The same for the demand of all gateways, and elsewhere."""
 
     def on_declaration(self, callback: Callable[[str], None]) -> None:
         """Calls `callback(model)` after a model was declared, declared anew or withdrawn."""

@@ -12,6 +12,7 @@ request).
 
 Where several gateways serve the same models, each has a ledger of its own, and the others' numbers in it as `remote`: KEDA is told the sum,
 whichever ledger it asks, while whatever concerns one gateway's requests (its bounds, its activations) stays with its own.
+What is asked of a model past all gateways is in each ledger as `elsewhere`: every scaler asks the sources for itself, and plans for it.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 from scaler.books.activation import Activations
-from scaler.books.demand import Demand, Subscription, UnknownModel, Watched
+from scaler.books.demand import NOTHING, Demand, Elsewhere, Subscription, UnknownModel, Watched
 from scaler.books.limits import ModelLimits
 from scaler.books.model_name import check_model_name
 from scaler.books.signal import Signal
@@ -39,6 +40,7 @@ class _Account(Watched):
     """One model's numbers."""
 
     __slots__ = (
+        "elsewhere",
         "failure",
         "held",
         "held_bytes",
@@ -55,6 +57,7 @@ class _Account(Watched):
         "unreachable",
         "wanting",
         "wanting_anywhere",
+        "wanting_here",
     )
 
     def __init__(self, name: str, now: float) -> None:
@@ -64,9 +67,11 @@ class _Account(Watched):
         self.limits: ModelLimits | None = None  # None: withdrawn, kept only until its last request and replica have gone
         self.held = self.held_bytes = self.in_flight = self.ready = self.replicas = self.unreachable = 0
         self.remote_held = self.remote_in_flight = 0
-        self.wanting = False  # there is demand and no ready replica
-        self.wanting_anywhere = False  # the same, with the demand of all gateways
-        self.turns = 0  # odd: there is demand at some gateway
+        self.elsewhere = NOTHING
+        self.wanting = False  # requests are here and no ready replica
+        self.wanting_here = False  # the same, with what is asked elsewhere
+        self.wanting_anywhere = False  # the same, with the demand of all gateways, too
+        self.turns = 0  # odd: there is demand at some gateway or elsewhere, or there may be
         self.quiet_since = now  # there has been no demand since then, if there is none
         self.failure = ""
 
@@ -79,9 +84,9 @@ class Ledger:
 
     def __init__(self, models: Mapping[str, ModelLimits] | None = None, activations: Activations | None = None) -> None:
         self.activations = activations or Activations()
-        self.on_first_demand = Signal()  # a model comes to have demand here and no ready replica
-        self.on_first_demand_anywhere = Signal()  # the same for the demand of all gateways
-        self.on_quiet = Signal()  # the demand of all gateways has ended; it is on the way of requests: keep it short
+        self.on_first_demand = Signal()  # a model comes to have demand, here or elsewhere, and no ready replica
+        self.on_first_demand_anywhere = Signal()  # the same with the demand of all gateways
+        self.on_quiet = Signal()  # the demand of all gateways and elsewhere has ended; it is on the way of requests: keep it short
         self.on_declaration = Signal()  # a model was declared, declared anew or withdrawn
         self.on_change = Signal()  # this gateway's own demand changed; it is on the way of every request: keep it short
         self._accounts: dict[str, _Account] = {}
@@ -116,14 +121,14 @@ class Ledger:
     def demand_anywhere(self, model: str) -> Demand:
         account = self._account(model)
         held, in_flight = account.held + account.remote_held, account.in_flight + account.remote_in_flight
-        return Demand(held, in_flight, account.replicas, account.unreachable)
+        return Demand(held, in_flight, account.replicas, account.unreachable, account.elsewhere)
 
     def turns(self, model: str) -> int:
         account = self._accounts.get(model)
         return account.turns if account is not None else 0
 
     def quiet_since(self, model: str) -> float:
-        """The moment, by the activations' clock, since which no gateway has a request; before the first one, when the model came up."""
+        """The moment, by the activations' clock, since which nobody asks for it; before the first one, when the model came up."""
         account = self._accounts.get(model)
         return account.quiet_since if account is not None else self.activations.clock.now()
 
@@ -226,6 +231,15 @@ class Ledger:
         account.remote_in_flight += in_flight
         self._changed(account)
 
+    # --- elsewhere
+
+    def set_elsewhere(self, model: str, elsewhere: Elsewhere) -> None:
+        """What its sources say now. The model need not be known here yet."""
+        account = self._accounts.setdefault(model, _Account(model, self.activations.clock.now()))
+        if account.elsewhere != elsewhere:
+            account.elsewhere = elsewhere
+            self._changed(account)
+
     def _rename(self, account: _Account, names: tuple[str, ...]) -> None:
         if account.names != names:
             account.names = names
@@ -252,20 +266,24 @@ class Ledger:
         account.changed()
         pending = account.held + account.in_flight
         remote = account.remote_held + account.remote_in_flight
-        turned = (pending + remote > 0) != account.turns % 2
+        elsewhere = account.elsewhere.pending + account.elsewhere.replicas
+        turned = (pending + remote + elsewhere > 0 or bool(account.elsewhere.unknown)) != account.turns % 2
         if turned:
             account.turns += 1
             account.quiet_since = self.activations.clock.now()
         unserved = account.ready == 0 and account.limits is not None
-        wanting, wanting_anywhere = unserved and pending > 0, unserved and pending + remote > 0
-        edge, edge_anywhere = wanting and not account.wanting, wanting_anywhere and not account.wanting_anywhere
-        account.wanting, account.wanting_anywhere = wanting, wanting_anywhere
-        if account.limits is None and not (pending or remote or account.replicas or account.watchers):
+        wanting, wanting_here = unserved and pending > 0, unserved and pending + elsewhere > 0
+        wanting_anywhere = unserved and pending + elsewhere + remote > 0
+        edge, edge_here = wanting and not account.wanting, wanting_here and not account.wanting_here
+        edge_anywhere = wanting_anywhere and not account.wanting_anywhere
+        account.wanting, account.wanting_here, account.wanting_anywhere = wanting, wanting_here, wanting_anywhere
+        if account.limits is None and not (pending or remote or account.elsewhere != NOTHING or account.replicas or account.watchers):
             self._accounts.pop(account.name, None)
-        if edge:
+        if edge:  # what is asked elsewhere has no first byte here to end an activation
             activation = self.activations.begin(account.name, arrived)
             if arrived is not None:
                 activation.mark("held")
+        if edge or edge_here:
             self.on_first_demand.tell(account.name)
         if edge_anywhere:
             self.on_first_demand_anywhere.tell(account.name)

@@ -6,6 +6,10 @@ of the present counts for what was since the last look, too (books/activity.py).
 KEDA before 2.17 reads whole numbers only, later ones read them where the other is zero. Both are told. The target is rounded down, to one
 at least, and the metric is set in proportion and rounded up: their quotient, rounded up, is the same number of replicas.
 
+A model may be asked for elsewhere, and a source that says so be silent (scaler/sources). What it would say may be what the replicas are
+there for, so the call fails, unless what is known is worth more than they are: KEDA and the HPA leave them as they are then, or do what the
+ScaledObject's `fallback` says. A model that is in use for all that is known is active all the same.
+
 A model belongs to one namespace. A trigger of another one that names it is no error: it is never active, and its metric is zero.
 
 A stream ends with OK at shutdown and after half an hour, because only a clean end resets KEDA's back-off. A connection is told to go away
@@ -95,7 +99,10 @@ class ExternalScaler(pb_grpc.ExternalScalerServicer):
 
     async def IsActive(self, request: pb.ScaledObjectRef, context: Context) -> pb.IsActiveResponse:
         trigger = await self._trigger("IsActive", request, context)
-        return pb.IsActiveResponse(result=await self._seen("IsActive", request, trigger, context) > 0)
+        load, unsure = await self._seen("IsActive", request, trigger, context)
+        if not load and unsure:
+            await _refuse("IsActive", context, grpc.StatusCode.UNAVAILABLE, f"{_name(request)}: {unsure}")
+        return pb.IsActiveResponse(result=load > 0)
 
     async def GetMetricSpec(self, request: pb.ScaledObjectRef, context: Context) -> pb.GetMetricSpecResponse:
         # From the metadata alone: KEDA's fallback covers a failing GetMetrics, but nothing covers a failing GetMetricSpec.
@@ -107,7 +114,9 @@ class ExternalScaler(pb_grpc.ExternalScalerServicer):
         if request.metricName != METRIC:
             message = f"{_name(ref)} has no metric {request.metricName!r}: its only one is {METRIC}, as GetMetricSpec says"
             await _refuse("GetMetrics", context, grpc.StatusCode.INVALID_ARGUMENT, message)
-        load = await self._seen("GetMetrics", ref, trigger, context)
+        load, unsure = await self._seen("GetMetrics", ref, trigger, context)
+        if unsure:
+            await _refuse("GetMetrics", context, grpc.StatusCode.UNAVAILABLE, f"{_name(ref)}: {unsure}")
         value = pb.MetricValue(metricName=METRIC, metricValueFloat=load, metricValue=_in_proportion(load, trigger))
         return pb.GetMetricsResponse(metricValues=[value])
 
@@ -174,16 +183,18 @@ class ExternalScaler(pb_grpc.ExternalScalerServicer):
         except BadTrigger as error:
             await _refuse(rpc, context, grpc.StatusCode.INVALID_ARGUMENT, f"{_name(ref)}: {error}")
 
-    async def _seen(self, rpc: str, ref: pb.ScaledObjectRef, trigger: Trigger, context: Context) -> float:
+    async def _seen(self, rpc: str, ref: pb.ScaledObjectRef, trigger: Trigger, context: Context) -> tuple[float, str]:
         """Requests that are pending, as the autoscaler is to see them (`Demand.load`); 1 where there are none but some were since the last
-        look; 0 for an object that has no say."""
+        look; 0 for an object that has no say. And why that is not to be acted upon (`Demand.unsure`)."""
         try:
-            load = self._demand.demand_anywhere(trigger.model).load(trigger.target_pending)
+            demand = self._demand.demand_anywhere(trigger.model)
             used = self._activity.look(trigger.model, rpc, ref.namespace, ref.name)
         except UnknownModel as error:
             # An error keeps the replicas as they are; "no demand" would take them away from a model that is declared a moment later.
             await _refuse(rpc, context, grpc.StatusCode.NOT_FOUND, f"{_name(ref)}: {error}")
-        return max(load, float(used)) if self._owns(ref, trigger.model) else 0
+        if not self._owns(ref, trigger.model):
+            return 0, ""
+        return max(demand.load(trigger.target_pending), float(used)), demand.unsure(trigger.target_pending)
 
     def _owns(self, ref: pb.ScaledObjectRef, model: str) -> bool:
         """Whether the object's namespace is the model's; if not, the log says so once."""

@@ -15,6 +15,7 @@ from scaler.books.snapshot_name import SnapshotName
 from scaler.local.yaml_file import BadFile, read_yaml
 from scaler.plan.rungs import Rung
 from scaler.plan.world import Model
+from scaler.sources.declared import Declared
 from zerowake_shared import address
 from zerowake_shared.command_limits import flaw_of_command, flaw_of_environment
 from zerowake_shared.store_url import StoreUrl
@@ -110,6 +111,7 @@ class ModelSection(Section):
     cooldown_seconds: Annotated[float, Field(ge=0)] = 300.0
     polling_seconds: Seconds = 30.0
     stabilisation_seconds: Annotated[float, Field(ge=0)] = 300.0
+    sources: tuple[Declared, ...] = ()  # what is asked of it past the gateway
     max_drain_seconds: Annotated[float, Field(ge=0)] | None = None  # a surplus replica's answers have this long; None: no limit
 
     @model_validator(mode="after")
@@ -250,6 +252,7 @@ def load(path: Path) -> Config:
             update={
                 "directory": here / model.directory,
                 "shared": tuple((here / folder.expanduser()).resolve() for folder in model.shared),
+                "sources": tuple(source.beside(here) for source in model.sources),
             }
         )
         for name, model in config.models.items()

@@ -185,7 +185,7 @@ def _scaled(world: World, model: Model) -> Iterator[Start]:
 
 def _asleep(world: World, model: Model, later: list[float]) -> Iterator[Sleep]:
     """Those that are awake, and nobody has asked for long enough; one that its agent refused is put off."""
-    if model.idle is None or world.demand_of(model.name).pending:
+    if model.idle is None or not world.demand_of(model.name).idle:
         return
     for node in _synced(world):
         for replica in node.replicas.values():

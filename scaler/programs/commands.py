@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import aiohttp
 import typer
 import uvloop
+from rich.console import Console
 
 from scaler.local.config import BadConfig, load
 from scaler.programs.up import AgentFailed
@@ -94,6 +95,7 @@ def _print(found: Any) -> None:
         rung = each["rung"] + (f" (pinned: {each['pinned']})" if each["pinned"].replace("absent", "").strip(", ") else "")
         models.add_row(each["name"], each["snapshot"] or "-", rung or "-", *numbers, note)
     console.print(models)
+    _print_asked(console, found["models"])
     nodes = tables.table("NODE", "MEMORY FREE", "IMAGES", "GPU", "GPU FREE", "GPUMEM", "PARKED", "OTHERS")
     for each in found["nodes"]:
         memory = (
@@ -132,3 +134,17 @@ def _print(found: Any) -> None:
             last.add_row(each["id"], each["model"], at, *how, f"{each['seconds']:.3f}", phases or each["reason"])
         console.print()
         console.print(last)
+
+
+def _print_asked(console: Console, models: Any) -> None:
+    """Where they are asked for past the gateway."""
+    asked = tables.table("ASKED FOR BY", "MODEL", "PENDING", "REPLICAS", "AGE", "NOTE")
+    for each in models:
+        for source in each["sources"]:
+            known = source["pending"] is not None
+            counts = (str(source["pending"]), str(source["replicas"] or "-")) if known else ("unknown", "unknown")
+            age = "-" if source["age_seconds"] is None else f"{source['age_seconds']:.0f} s"
+            asked.add_row(f"{source['name']}: {source['of']}", each["name"], *counts, age, source["fault"])
+    if asked.row_count:
+        console.print()
+        console.print(asked)

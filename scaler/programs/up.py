@@ -1,7 +1,7 @@
 """`zerowake up`: the whole system on one machine, as design.md draws it.
 
     client → gateway → ledger → external scaler ─gRPC→ autoscaler → deployment ─gRPC→ restore agent
-                          └───→ planner ─gRPC────────────────────────────────────→      ↑
+            sources ─────↑└───→ planner ─gRPC────────────────────────────────────→      ↑
 
 Nothing is special-cased for the single machine but two parts that Kubernetes would bring: the autoscaler, a gRPC client of the same scaler
 that KEDA asks, and the deployment. The restore agent is a process of its own, so that its disk, CRIU and copying never stand in the way of
@@ -34,7 +34,8 @@ from scaler.local.replica_maker import LocalReplicas
 from scaler.local.stores import Stores
 from scaler.programs.stopping import stopped_by, unless
 from scaler.programs.wiring import wire
-from scaler.view.metrics import LedgerCollector, serve_metrics
+from scaler.sources.watch import Sources
+from scaler.view.metrics import LedgerCollector, SourcesCollector, serve_metrics
 from scaler.view.status import serve_status
 from zerowake_shared import background
 from zerowake_shared.address import Address
@@ -99,6 +100,9 @@ async def _up(config: Config) -> None:
             await stack.enter_async_context(background.beside(stores.keep(), "snapshots and their store"))
         stack.push_async_callback(planner.close)
         stack.push_async_callback(parts.waker.close)
+        sources = await stack.enter_async_context(Sources(ledger))
+        for name, section in config.models.items():
+            sources.declare(name, section.sources)
         serve_scaler = functools.partial(serve_external_scaler, ledger, activations=activations, on_trigger=planner.triggered)
         scaler = await stack.enter_async_context(serve_scaler(address=f"unix:{config.state / 'scaler.sock'}"))
         if config.keda:
@@ -107,9 +111,10 @@ async def _up(config: Config) -> None:
         autoscaler = await stack.enter_async_context(Autoscaler(await stack.enter_async_context(dial(scaler))))
         for name, model in config.models.items():
             autoscaler.add(name, model.trigger(name), model.rules, deployments[name])
-        page = serve_status(config.state, config.models, deployments, ledger, dispatcher, nodes, planner, activations)
+        page = serve_status(config.state, config.models, deployments, ledger, dispatcher, nodes, planner, activations, sources)
         await stack.enter_async_context(page)
         REGISTRY.register(LedgerCollector(ledger))
+        REGISTRY.register(SourcesCollector(sources))
         if config.metrics:
             await stack.enter_async_context(serve_metrics(*Address.to_listen(config.metrics), lambda: _not_ready(nodes, gateway)))
         bound = await stack.enter_async_context(gateway.serve(*Address.to_listen(config.listen)))

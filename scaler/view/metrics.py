@@ -14,6 +14,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from scaler.books.demand import DemandReader
+from scaler.sources.watch import Sources
 from zerowake_shared.address import Address
 from zerowake_shared.listening import started
 
@@ -36,6 +37,29 @@ class LedgerCollector(Collector):
             flying.add_metric([model], demand.in_flight)
             replicas.add_metric([model], demand.replicas)
         yield from (held, size, flying, replicas)
+
+
+class SourcesCollector(Collector):
+    """What is known of the sources of demand. One that is unknown has no value, and one that never spoke no age."""
+
+    def __init__(self, sources: Sources) -> None:
+        self._sources = sources
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        labels = ["model", "source"]
+        up = GaugeMetricFamily("zerowake_source_up", "1: the last reading of the source gave a value; 0: it did not.", labels=labels)
+        age = GaugeMetricFamily("zerowake_source_age_seconds", "Age of the source's last value.", labels=labels)
+        pending = GaugeMetricFamily("zerowake_source_pending", "Requests that count by the source.", labels=labels)
+        replicas = GaugeMetricFamily("zerowake_source_replicas", "Replicas that are to be there by the source.", labels=labels)
+        for model, states in self._sources.states().items():
+            for state in states:
+                up.add_metric([model, state.name], state.up)
+                if state.age_seconds is not None:
+                    age.add_metric([model, state.name], state.age_seconds)
+                if state.reading is not None:
+                    pending.add_metric([model, state.name], state.reading.pending)
+                    replicas.add_metric([model, state.name], state.reading.replicas)
+        yield from (up, age, pending, replicas)
 
 
 @asynccontextmanager

@@ -20,6 +20,7 @@ from scaler.local.config import ModelSection
 from scaler.local.deployment import Deployment
 from scaler.plan.rungs import Rung
 from scaler.plan.world import Node
+from scaler.sources.watch import Sources, SourceState
 from zerowake_shared.listening import make_way
 
 _SHOWN_ACTIVATIONS = 10
@@ -39,13 +40,19 @@ async def serve_status(
     nodes: Nodes,
     planner: Planner,
     activations: Activations,
+    sources: Sources,
 ) -> AsyncIterator[None]:
     """Serves GET / until the block ends. The state folder is ours. Raises: CannotListen."""
 
     async def show(_: web.Request) -> web.Response:
+        asked_elsewhere = sources.states()
         return web.json_response(
             {
-                "models": [_model(name, models[name], deployments[name], ledger, nodes, planner) for name in sorted(models)],
+                "models": [
+                    _model(name, models[name], deployments[name], ledger, nodes, planner)
+                    | {"sources": [_source(state) for state in asked_elsewhere.get(name, [])]}
+                    for name in sorted(models)
+                ],
                 "nodes": [_node(node) for node in nodes],
                 "replicas": [
                     {
@@ -109,6 +116,19 @@ def _node(node: Node) -> dict[str, Any]:
             }
             for each in node.transfers
         ],
+    }
+
+
+def _source(state: SourceState) -> dict[str, Any]:
+    counts = state.reading
+    return {
+        "name": state.name,
+        "of": state.says,
+        "pending": counts.pending if counts else None,
+        "replicas": counts.replicas if counts else None,
+        "age_seconds": state.age_seconds,
+        "up": state.up,
+        "fault": state.fault,
     }
 
 

@@ -48,6 +48,19 @@ from scaler.plan.rungs import Rung
         ("models: {a: {snapshot: s, parked_seconds: -1}}", "models.a.parked_seconds"),
         ("models: {a: {command: [x], port: 1, stage: parked}}", "models.a: stage: parked goes with a snapshot"),
         ("models: {a: {command: [x], port: 1, parked_seconds: 9}}", "models.a: parked_seconds goes with a snapshot"),
+        (
+            "models: {a: {snapshot: s, sources: [{url: 'http://p'}]}}",
+            "models.a.sources.0: Unable to extract tag using discriminator 'type'",
+        ),
+        (
+            "models: {a: {snapshot: s, sources: [{type: kafka}]}}",
+            "models.a.sources.0: Input tag 'kafka' .* expected tags: 'prometheus', 'redis'",
+        ),
+        ("models: {a: {snapshot: s, sources: [{type: redis, url: 'redis://r'}]}}", "models.a.sources.0.redis: give either list or stream"),
+        (
+            "models: {a: {snapshot: s, sources: [{type: prometheus, url: 'http://p'}]}}",
+            "models.a.sources.0.prometheus.query: Field required",
+        ),
         ("store: models\nmodels: {a: {snapshot: s}}", "store: 'models' is no URL of a store: file:///a/folder, s3://bucket"),
         ("store: s3://key:secret@b\nmodels: {a: {snapshot: s}}", "store: s3://…@b: a URL of a store has no credentials"),
         ("store: s3://b\nmodels: {a: {command: [x], port: 1}}", "store goes with models that have a snapshot"),

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from scaler.books.demand import Demand, Subscription, UnknownModel, Watched
+from scaler.books.demand import Demand, Elsewhere, Subscription, UnknownModel, Watched
 
 
 def test_pending_is_what_waits_and_what_is_being_worked_on() -> None:
@@ -61,3 +61,19 @@ def test_replicas_that_nobody_reaches_are_not_counted_on() -> None:
     assert Demand(held=1, in_flight=0, replicas=1, unreachable=1).load(8.0) == 16
     assert Demand(held=9, in_flight=8, replicas=3, unreachable=2).load(8.0) == 40
     assert Demand(held=0, in_flight=0, replicas=1, unreachable=1).load(8.0) == 0  # nobody asks: nothing is to be made
+
+
+def test_replicas_that_are_to_be_there_are_a_least_number() -> None:
+    hinted = Demand(held=1, in_flight=2, replicas=0, elsewhere=Elsewhere(pending=4, replicas=2))
+    assert (hinted.pending, hinted.load(2.0), hinted.load(8.0)) == (7, 7, 16)
+    assert Demand(0, 0, 0, elsewhere=Elsewhere(replicas=2)).pending == 2, "it is demand"
+    assert Demand(0, 0, 1, unreachable=1, elsewhere=Elsewhere(replicas=2)).load(8.0) == 24
+
+
+def test_what_a_silent_source_may_stand_for() -> None:
+    """Not more than the replicas that there are: what is known to be worth more is acted upon."""
+    silent = Elsewhere(unknown="redis says nothing")
+    assert Demand(0, 0, 0, elsewhere=silent).unsure(8.0) == "redis says nothing"
+    assert Demand(8, 8, 2, elsewhere=silent).unsure(8.0) == "redis says nothing"
+    assert Demand(8, 9, 2, elsewhere=silent).unsure(8.0) == ""
+    assert Demand(0, 0, 2).unsure(8.0) == ""

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import math
 import time
+from collections.abc import Awaitable
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -16,6 +17,7 @@ from prometheus_client import REGISTRY
 from zerowake_proto import externalscaler_pb2 as pb
 
 from scaler.books.activation import Activations
+from scaler.books.demand import Elsewhere
 from scaler.books.ledger import Ledger
 from scaler.books.limits import ModelLimits
 from scaler.books.trigger import Trigger
@@ -245,6 +247,42 @@ async def test_another_namespaces_object_is_never_active(ledger: Ledger, caplog:
         await theirs.true()
         assert await keda.poll(foreign) == (1.0, True)
         assert await keda.poll(ref("chat")) == (0.0, False)
+
+
+async def test_while_a_source_is_silent_no_call_says_that_a_model_is_idle(ledger: Ledger) -> None:
+    """An error leaves the replicas as they are. What is known to be worth more is told."""
+    ledger.set_elsewhere("chat", Elsewhere(unknown="redis says nothing"))
+    ledger.set_replicas("chat", ready=1, replicas=1)
+    async with serving(ledger) as keda:
+
+        async def refused(call: Awaitable[object]) -> None:
+            with pytest.raises(grpc.aio.AioRpcError, match="redis says nothing") as caught:
+                await call
+            assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+
+        chat = ref("chat", targetPending="2")
+        metric = pb.GetMetricsRequest(scaledObjectRef=chat, metricName=METRIC)
+        for _ in range(3):
+            assert (await keda.stub.IsActive(chat)).result, "it may have been in use until its source fell silent"
+        await refused(keda.stub.IsActive(chat))
+        await refused(keda.stub.GetMetrics(metric))
+        ledger.start("chat")
+        assert (await keda.stub.IsActive(chat)).result
+        await refused(keda.stub.GetMetrics(metric))
+        ledger.hold("chat", 0)
+        ledger.hold("chat", 0)
+        assert await keda.poll(chat) == (3.0, True)
+        ledger.set_elsewhere("chat", Elsewhere(pending=4))
+        assert await keda.poll(chat) == (7.0, True)
+
+
+async def test_what_is_asked_elsewhere_is_pushed(ledger: Ledger) -> None:
+    async with serving(ledger, repeat_seconds=REPEAT) as keda:
+        watched = await opened(keda.watch(ref("chat")))
+        ledger.set_elsewhere("chat", Elsewhere(unknown="redis says nothing"))
+        await nothing_more(watched)
+        ledger.set_elsewhere("chat", Elsewhere(pending=1))
+        await watched.true()
 
 
 async def test_a_request_between_two_polls_was_seen(ledger: Ledger) -> None:

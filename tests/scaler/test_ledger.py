@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from scaler.books.activation import Activations
-from scaler.books.demand import Demand, UnknownModel
+from scaler.books.demand import NOTHING, Demand, Elsewhere, UnknownModel
 from scaler.books.ledger import Ledger, QueueFull
 from scaler.books.limits import ModelLimits
 from tests.worlds.virtual_time import StandingClock
@@ -201,6 +201,46 @@ def test_the_demand_of_other_gateways() -> None:
     book.withdraw("other")
     book.add_remote("other", -1, 0)
     assert list(book.models()) == ["m"]
+
+
+def test_what_is_asked_elsewhere_is_demand_that_opens_no_activation() -> None:
+    book = ledger()
+    here, anywhere, changed, quiet = list[str](), list[str](), list[str](), list[str]()
+    book.on_first_demand(here.append)
+    book.on_first_demand_anywhere(anywhere.append)
+    book.on_change(changed.append)
+    book.on_quiet(quiet.append)
+    book.set_elsewhere("m", Elsewhere(pending=5))
+    assert (book.demand("m"), book.demand_anywhere("m").pending, book.demands()) == (Demand(0, 0, 0), 5, {})
+    assert (here, anywhere, changed) == (["m"], ["m"], [])
+    assert book.activations.current("m") is None
+    book.hold("m", 0)
+    assert book.activations.current("m"), "a request here has one"
+    assert (here, anywhere) == (["m", "m"], ["m"])
+    book.leave("m", 0)
+    book.set_elsewhere("m", Elsewhere(pending=5))
+    assert (quiet, book.turns("m")) == ([], 1)
+    book.set_elsewhere("m", NOTHING)
+    assert (quiet, book.turns("m")) == (["m"], 2)
+    book.set_elsewhere("m", Elsewhere(replicas=1))
+    assert (here, anywhere) == (["m"] * 3, ["m"] * 2)
+    book.withdraw("m")
+    book.set_elsewhere("m", NOTHING)
+    assert book.own("m") == Demand(0, 0, 0)
+
+
+def test_while_a_source_is_silent_a_model_is_not_idle_and_not_asked_for() -> None:
+    book = ledger()
+    anywhere, quiet = list[str](), list[str]()
+    book.on_first_demand_anywhere(anywhere.append)
+    book.on_quiet(quiet.append)
+    book.set_replicas("m", 1, 1)
+    book.set_elsewhere("m", Elsewhere(unknown="redis says nothing"))
+    assert (book.demand_anywhere("m").pending, book.demand_anywhere("m").idle, quiet) == (0, False, [])
+    book.set_replicas("m", 0, 0)
+    assert anywhere == []
+    book.set_elsewhere("m", NOTHING)
+    assert (book.demand_anywhere("m").idle, quiet) == (True, ["m"])
 
 
 def test_since_when_nobody_asks() -> None:

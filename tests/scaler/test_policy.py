@@ -8,7 +8,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scaler.books.demand import Demand
+from scaler.books.demand import Demand, Elsewhere
 from scaler.plan.actions import Action, Drop, End, Keep, Pin, Sleep, Stage, Start
 from scaler.plan.policy import decide, prefer, prefer_for_capture
 from scaler.plan.rungs import Rung
@@ -339,6 +339,8 @@ def test_a_replica_that_nobody_asks_sleeps_when_its_time_has_come() -> None:
     assert (recent.actions, recent.look_again) == ((), 102.0)
     assert decide(replace(quiet, under_way=plan.actions)).actions == (), "it is on its way"
     assert decide(replace(quiet, demand={"chat": Demand(0, 1, 2)})).actions == (), "somebody asks, a stream for one"
+    silent = Demand(0, 0, 2, elsewhere=Elsewhere(unknown="redis says nothing"))
+    assert decide(replace(quiet, demand={"chat": silent})).actions == (), "somebody may ask"
 
 
 def test_one_that_sleeps_or_was_refused_or_is_cut_off_is_left_alone() -> None:

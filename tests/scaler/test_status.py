@@ -13,6 +13,7 @@ from scaler.books.ledger import Ledger
 from scaler.local.config import ModelSection
 from scaler.local.deployment import Deployment
 from scaler.programs.wiring import wire
+from scaler.sources.watch import Sources
 from scaler.view.status import serve_status, socket_of
 from tests.worlds.fake_agent import Agent
 from tests.worlds.in_process import InProcessChannel
@@ -48,7 +49,8 @@ async def test_the_page(tmp_path: Path) -> None:
     deployments = {name: Deployment(name, parts.planner, section.min_replicas) for name, section in models.items()}
     async with (
         parts.nodes.follow("agent"),
-        serve_status(tmp_path, models, deployments, ledger, parts.dispatcher, parts.nodes, parts.planner, activations),
+        Sources(ledger, clock) as sources,
+        serve_status(tmp_path, models, deployments, ledger, parts.dispatcher, parts.nodes, parts.planner, activations, sources),
     ):
         await until(lambda: any(node.synced for node in parts.nodes))
         ledger.report_failure("chat", "no room")
@@ -69,6 +71,7 @@ async def test_the_page(tmp_path: Path) -> None:
                     "held": 1,
                     "in_flight": 0,
                     "failure": "no room",
+                    "sources": [],
                 },
                 {
                     "name": "cold",
@@ -82,6 +85,7 @@ async def test_the_page(tmp_path: Path) -> None:
                     "held": 0,
                     "in_flight": 0,
                     "failure": "",
+                    "sources": [],
                 },
             ],
             "nodes": [

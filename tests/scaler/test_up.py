@@ -20,6 +20,7 @@ from openai import AsyncOpenAI
 
 from tests.worlds.command import zerowake
 from tests.worlds.ports import free_port
+from tests.worlds.redis_server import redis_server
 
 PORT = 8000
 """Every replica listens here, in a net namespace of its own."""
@@ -231,6 +232,29 @@ async def test_stopping_drains(state: Path) -> None:
         made.process.terminate()
         assert (await waiting)["count"] >= 1
         assert await asyncio.wait_for(made.process.wait(), 20) == 0
+
+
+async def test_a_list_in_redis_scales_a_model_from_zero_and_lets_it_go(state: Path, tmp_path: Path) -> None:
+    """No request comes through the gateway."""
+    with redis_server(tmp_path) as redis:
+        source = {"type": "redis", "url": redis.url, "list": "jobs", "interval_seconds": 0.2}
+        async with system(state, {"max_replicas": 2, "concurrency": 2, "sources": [source]}) as made:
+            await made.until(wanted=0, ready=0)
+            redis.do("rpush", "jobs", "a", "b", "c")
+            model = await made.until(ready=2)  # for two requests each
+            assert (model["held"], model["in_flight"], model["sources"][0]["pending"]) == (0, 0, 3)
+            assert f"redis: list jobs at {redis.url}" in await zerowake("status", "--state", str(state))
+            redis.do("del", "jobs")
+            await made.until(wanted=0, ready=0)
+            redis.do("rpush", "jobs", "a")
+            await made.until(ready=1)
+            redis.process.kill()
+            while (await made.until(ready=1))["sources"][0]["up"]:
+                await asyncio.sleep(0.05)  # status has no stream
+            async with made.session.get(f"{made.metrics}/metrics") as response:
+                shown = await response.text()
+            for number in ("up{LABELS} 0.0", "pending{LABELS} 1.0", "age_seconds{LABELS} ", "errors_total{LABELS} "):
+                assert "zerowake_source_" + number.replace("LABELS", 'model="tiny",source="redis"') in shown
 
 
 async def test_the_openai_client_through_zero(state: Path) -> None:

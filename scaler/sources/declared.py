@@ -1,0 +1,12 @@
+"""Every kind of source that a user can declare, by its `type`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from scaler.sources.prometheus import PrometheusDeclaration
+from scaler.sources.redis_declaration import RedisDeclaration
+
+Declared = Annotated[PrometheusDeclaration | RedisDeclaration, Field(discriminator="type")]

@@ -1,0 +1,83 @@
+"""What a source of demand is, and what it may say.
+
+A source is asked again and again, by one task of its own (watch.py), which has a deadline for it. It answers with a number of requests or
+raises, and never turns what it does not understand into a zero: for those who scale by it, zero means that nobody asks.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Protocol, Self
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+_MOST = 1e9  # more requests than any queue has: whoever says so is wrong
+
+
+class SourceError(Exception):
+    """A source could not be read, or what it said is of no use. The message says what it said, and what to do where that is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a source says of one moment: requests that are pending, or a number of replicas that are to be there whatever is pending.
+
+    again_seconds: when it is to be read again, at the latest; None: after its interval.
+    """
+
+    pending: int = 0
+    replicas: int = 0
+    again_seconds: float | None = None
+
+
+class Source(Protocol):
+    """One that is open."""
+
+    async def read(self) -> Reading:
+        """What it says now. It may take as long as it takes: whoever reads gives up. Raises: SourceError."""
+
+    async def close(self) -> None:
+        """Gives back what it holds."""
+
+
+class Declaration(BaseModel):
+    """What a user writes of a source: what it does not know is refused. interval_seconds: from one reading to the next."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    type: str
+    interval_seconds: Annotated[float, Field(ge=0.1, le=3600)]
+
+    @property
+    def says(self) -> str:
+        """What it is of, for people: no secret is in it."""
+        raise NotImplementedError
+
+    def beside(self, folder: Path) -> Self:
+        """With paths that count from `folder`, where they are relative."""
+        return self
+
+    def open(self) -> Source:
+        raise NotImplementedError
+
+
+def whole(value: float, said: str) -> int:
+    """A number of requests, rounded up. said: the number as it was said. Raises: SourceError: it is none that a queue can have."""
+    if not 0 <= value <= _MOST:  # NaN is neither
+        raise SourceError(f"{said} is no number of requests: it must be between 0 and {_MOST:g}")
+    return math.ceil(round(value, 6))
+
+
+def _http_url(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        raise ValueError(f"{value.rpartition('@')[2]!r} is no URL such as http://prometheus.example:9090")
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("the URL has a user in it: leave it out")
+    return value.rstrip("/")
+
+
+HttpUrl = Annotated[str, AfterValidator(_http_url)]

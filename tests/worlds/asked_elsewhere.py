@@ -1,0 +1,52 @@
+"""A ledger that knows one model, m, and one source of it that is read every tenth of a second."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+from scaler.books.demand import Elsewhere
+from scaler.books.ledger import Ledger
+from scaler.books.limits import ModelLimits
+from scaler.sources.source import Declaration
+from scaler.sources.watch import Sources, SourceState
+from tests.worlds.waiting import until
+
+OFTEN = 0.1
+
+
+@dataclass
+class AskedElsewhere:
+    ledger: Ledger
+    sources: Sources
+
+    @property
+    def told(self) -> Elsewhere:
+        return self.ledger.demand_anywhere("m").elsewhere
+
+    @property
+    def state(self) -> SourceState:
+        (state,) = self.sources.states()["m"]
+        return state
+
+    async def says(self, pending: int) -> None:
+        """Waits for the source to say so, now."""
+        await until(lambda: self.told == Elsewhere(pending) and self.state.up, f"{pending} requests are told of")
+
+    async def fails(self, why: str) -> None:
+        """Waits for a reading to fail so."""
+        await until(lambda: why in self.state.fault, f"it fails by {why!r}")
+
+    async def falls_silent(self, why: str) -> None:
+        """Waits until the last value counts no more."""
+        await until(lambda: why in self.told.unknown, f"it is unknown by {why!r}")
+        assert (self.told.pending, self.state.reading, self.state.up) == (0, None, False)
+
+
+@contextlib.asynccontextmanager
+async def asked_elsewhere(declared: Declaration, read_seconds: float = 10.0, hold_seconds: float = 30.0) -> AsyncIterator[AskedElsewhere]:
+    ledger = Ledger({"m": ModelLimits()})
+    async with Sources(ledger, read_seconds=read_seconds, hold_seconds=hold_seconds) as sources:
+        sources.declare("m", [declared])
+        yield AskedElsewhere(ledger, sources)

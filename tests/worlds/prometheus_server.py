@@ -1,0 +1,66 @@
+"""Debian's Prometheus, as a process of its own, and a program whose one gauge it reads every tenth of a second.
+
+The program comes out of its package, unpacked and not installed (tests/worlds/prometheus.sh): no service of it begins to run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import subprocess
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from aiohttp import web
+
+from tests.worlds.ports import free_port
+
+_UNPACKED = Path(__file__).parents[2] / ".cache/prometheus/usr/bin/prometheus"
+
+
+@dataclass
+class PrometheusServer:
+    port: int
+    process: subprocess.Popen[bytes]
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+
+@contextlib.asynccontextmanager
+async def prometheus_server(folder: Path, target: int) -> AsyncIterator[PrometheusServer]:
+    """target: the port that it scrapes."""
+    program = _UNPACKED if _UNPACKED.exists() else shutil.which("prometheus")
+    assert program, f"{_UNPACKED} is missing: `make test` brings it, or tests/worlds/prometheus.sh"
+    port = free_port()
+    config = folder / "prometheus.yml"
+    job = {"job_name": "queue", "static_configs": [{"targets": [f"127.0.0.1:{target}"]}]}
+    config.write_text(yaml.safe_dump({"global": {"scrape_interval": "100ms", "scrape_timeout": "100ms"}, "scrape_configs": [job]}))
+    where = [f"--config.file={config}", f"--storage.tsdb.path={folder / 'data'}", f"--web.listen-address=127.0.0.1:{port}"]
+    with (folder / "log").open("wb") as log, subprocess.Popen([program, *where], stdout=log, stderr=log) as process:
+        made = PrometheusServer(port, process)
+        try:
+            yield made
+        finally:
+            process.kill()
+
+
+@contextlib.asynccontextmanager
+async def gauge(name: str, port: int, value: str) -> AsyncIterator[None]:
+    """A program of whose metrics one is so."""
+    app = web.Application()
+
+    async def show(_: web.Request) -> web.Response:
+        return web.Response(text=f"# TYPE {name} gauge\n{name} {value}\n")
+
+    app.router.add_get("/metrics", show)
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", port).start()
+        yield
+    finally:
+        await runner.cleanup()
