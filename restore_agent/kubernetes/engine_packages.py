@@ -28,7 +28,7 @@ from typing import Any
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, FileDescriptor
 from zerowake_proto import gpumem_pb2
 
-from restore_agent.snapshots import durable
+from zerowake_shared import durable
 from zerowake_shared.pod_contract import ZEROWAKE_FOLDER
 
 INSIDE = Path(ZEROWAKE_FOLDER) / "python"  # in the container

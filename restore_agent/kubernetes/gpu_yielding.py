@@ -25,7 +25,7 @@ from restore_agent.kubernetes.node_pods import NodePods
 from restore_agent.kubernetes.pod import Pod
 from restore_agent.kubernetes.pod_gpus import PodGpus, wants_devices
 from restore_agent.kubernetes.pod_resources import KubeletError
-from restore_agent.snapshots import durable
+from zerowake_shared import durable
 from zerowake_shared.background import beside
 from zerowake_shared.pod_contract import CAPTURE, SNAPSHOT, is_lent_to
 

@@ -14,13 +14,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from restore_agent.errors import FAILURES
-from restore_agent.snapshots import durable
 from restore_agent.snapshots.catalog import MANIFEST, NotFound, Snapshot
 from restore_agent.snapshots.chunks import Chunk
 from restore_agent.snapshots.keyring import SIGNATURE
 from restore_agent.snapshots.store import Store
 from restore_agent.transfer.contents import in_files
 from restore_agent.transfer.offers import Offered
+from zerowake_shared import durable
 
 _KEPT = 64  # snapshots that were asked for last
 _LOG = logging.getLogger("zerowake.agent")

@@ -28,11 +28,11 @@ from restore_agent.places.compile_folders import compile_folders
 from restore_agent.places.container import Container
 from restore_agent.places.laid_out_caches import CannotLayOut, LaidOutCache
 from restore_agent.sequences.phases import Phases
-from restore_agent.snapshots import durable
 from restore_agent.snapshots.catalog import Catalog, Snapshot
 from restore_agent.snapshots.compile_caches import INDEX, CacheFile, CacheIndex, contents
 from restore_agent.snapshots.manifest import EngineRecord, WeightsRecord, WeightsRegion, beside_weights
 from restore_agent.snapshots.store import Store
+from zerowake_shared import durable
 from zerowake_shared.background import to_its_end
 
 _MOST_BESIDE = 64 << 20  # bytes of what lies beside weights

@@ -15,8 +15,8 @@ import shutil
 from collections.abc import Callable, Container
 from pathlib import Path
 
-from restore_agent.snapshots import durable
 from restore_agent.snapshots.manifest import InvalidManifest, Manifest
+from zerowake_shared import durable
 from zerowake_shared.clock import SYSTEM_CLOCK, Clock
 
 _GIVEN_UP = 24 * 3600.0  # seconds

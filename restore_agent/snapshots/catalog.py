@@ -16,7 +16,6 @@ from pathlib import Path
 from blake3 import blake3
 
 from restore_agent.errors import AgentError, ErrorKind
-from restore_agent.snapshots import durable
 from restore_agent.snapshots.chunks import Chunk, ChunkStore, CorruptChunk
 from restore_agent.snapshots.keyring import SIGNATURE, Keyring, Signature, Untrusted
 from restore_agent.snapshots.manifest import (
@@ -30,6 +29,7 @@ from restore_agent.snapshots.manifest import (
     layout_file,
 )
 from restore_agent.snapshots.unusable import Unusable
+from zerowake_shared import durable
 
 MANIFEST = "manifest.json"
 FETCHED = "fetched"

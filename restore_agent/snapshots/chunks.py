@@ -28,8 +28,8 @@ from blake3 import blake3
 
 from gpumem.filler.files import File
 from restore_agent.errors import AgentError
-from restore_agent.snapshots import durable
 from restore_agent.snapshots.page_runs import PAGE, PageRun, Pages, address_of
+from zerowake_shared import durable
 
 CHUNK = 4 << 20  # bytes at most
 _SMALLEST = 1 << 20  # a boundary of the address space ends no smaller one

@@ -23,7 +23,7 @@ from pathlib import Path
 from blake3 import blake3
 
 from restore_agent.errors import AgentError
-from restore_agent.snapshots import durable
+from zerowake_shared import durable
 
 _ENCRYPTS, _DECRYPTS = "encryption.key", "encryption"
 _KEY = re.compile(r"[0-9a-f]{64}")

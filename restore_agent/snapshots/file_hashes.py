@@ -20,7 +20,7 @@ from pathlib import Path
 
 from blake3 import blake3
 
-from restore_agent.snapshots import durable
+from zerowake_shared import durable
 
 _NODE = Path("/")
 _LARGE = 64 << 20

@@ -30,8 +30,8 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from restore_agent.errors import AgentError, ErrorKind
-from restore_agent.snapshots import durable
 from restore_agent.snapshots.unusable import Unusable
+from zerowake_shared import durable
 
 SIGNATURE = "signature.json"  # beside what it signs
 _SIGNING, _TRUSTED, _REVOKED = "signing.pem", "trusted", "revoked"

@@ -20,9 +20,9 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from restore_agent.snapshots import durable
 from restore_agent.snapshots.keyring import Keyring, Signature, Untrusted
 from restore_agent.snapshots.manifest import check_name
+from zerowake_shared import durable
 
 _FILE = "sequences.json"
 

@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Iterable
 from pathlib import Path
 
-from restore_agent.snapshots import durable
+from zerowake_shared import durable
 
 
 class Origins:

@@ -10,7 +10,7 @@ import contextlib
 import enum
 from pathlib import Path
 
-from restore_agent.snapshots import durable
+from zerowake_shared import durable
 
 REMEDY = "take a pin back (`pin` of a model in zerowake.yaml, or of a ModelSnapshot's spec)"
 

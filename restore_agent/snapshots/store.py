@@ -33,7 +33,6 @@ from pathlib import Path
 from blake3 import blake3
 
 from restore_agent.errors import AgentError, ErrorKind
-from restore_agent.snapshots import durable
 from restore_agent.snapshots.arrivals import Arrivals
 from restore_agent.snapshots.catalog import FETCHED, MANIFEST, Catalog, Corrupt, NotFound, Snapshot, decoded
 from restore_agent.snapshots.chunks import Chunk, Lease
@@ -44,6 +43,7 @@ from restore_agent.snapshots.manifest import FileRecord, Manifest, digest_of
 from restore_agent.snapshots.origins import Origins
 from restore_agent.snapshots.pins import Pins
 from restore_agent.snapshots.uses import Uses
+from zerowake_shared import durable
 from zerowake_shared.state_folder import STORE_LOCK, Lock, store_holder
 
 

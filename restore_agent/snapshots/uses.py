@@ -12,7 +12,7 @@ import contextlib
 import math
 from pathlib import Path
 
-from restore_agent.snapshots import durable
+from zerowake_shared import durable
 from zerowake_shared.clock import SYSTEM_CLOCK, Clock
 
 _HALF = 24 * 3600.0  # seconds

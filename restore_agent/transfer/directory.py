@@ -24,10 +24,10 @@ from typing import TypeVar
 
 from gpumem.filler.files import BLOCK, File
 from gpumem.wire.errors import Corrupt
-from restore_agent.snapshots.durable import sync_folder
 from restore_agent.transfer.layout import CHUNKS, LEASES, NAMES, SNAPSHOTS
 from restore_agent.transfer.source import Absent, Denied, Full, Piece, Stored, TransferError, Unreachable
 from restore_agent.transfer.spare_memory import PIECE, SpareMemory
+from zerowake_shared.durable import sync_folder
 
 _THREADS = 16
 _PARTIAL = "."  # first letter of a file that is being written

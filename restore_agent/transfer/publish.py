@@ -12,7 +12,6 @@ import datetime
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from restore_agent.snapshots import durable
 from restore_agent.snapshots.catalog import MANIFEST, Catalog, Snapshot
 from restore_agent.snapshots.chunks import Chunk
 from restore_agent.snapshots.manifest import digest_of
@@ -23,6 +22,7 @@ from restore_agent.transfer.progress import Progress
 from restore_agent.transfer.sending import Sending
 from restore_agent.transfer.source import Destination
 from restore_agent.transfer.streams import STREAMS
+from zerowake_shared import durable
 from zerowake_shared.background import to_its_end
 from zerowake_shared.clock import SYSTEM_CLOCK, Clock
 

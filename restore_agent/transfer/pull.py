@@ -20,7 +20,6 @@ from pathlib import Path
 
 from blake3 import blake3
 
-from restore_agent.snapshots import durable
 from restore_agent.snapshots.catalog import Corrupt, NotFound, Snapshot
 from restore_agent.snapshots.chunks import Chunk, Lease
 from restore_agent.snapshots.keyring import Untrusted
@@ -35,6 +34,7 @@ from restore_agent.transfer.finding import manifest_of, newest_record, stands_fo
 from restore_agent.transfer.offers import Offered
 from restore_agent.transfer.progress import Progress
 from restore_agent.transfer.source import Full, Source
+from zerowake_shared import durable
 
 _SPARE = 64 << 20  # bytes of the disk that a pull leaves free
 

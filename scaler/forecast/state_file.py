@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import zlib
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 
 from scaler.forecast.forecast import ROW, State
 from scaler.forecast.score import Score
+from zerowake_shared import durable
 
 log = logging.getLogger(__name__)
 
@@ -38,16 +38,7 @@ def save(path: Path, state: State) -> None:
         "stated_at": state.stated_at,
         "latest": state.latest,
     }
-    fresh = path.with_name(f".{path.name}.new")
-    try:
-        with fresh.open("wb") as file:
-            file.write(json.dumps(about).encode() + b"\n" + data)
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.replace(path)
-    except BaseException:
-        fresh.unlink(missing_ok=True)
-        raise
+    durable.replace(path, json.dumps(about).encode() + b"\n" + data)
 
 
 def load(path: Path) -> State | None:

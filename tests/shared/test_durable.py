@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from restore_agent.snapshots import durable
+from zerowake_shared import durable
 
 
 def test_what_is_written_is_there_with_its_mode_from_the_beginning(tmp_path: Path) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 from pathlib import Path
+
+from zerowake_shared.clock import SYSTEM_CHANCE, token
 
 
 def write(path: Path, data: bytes, mode: int = 0o644) -> None:
@@ -19,7 +20,7 @@ def write(path: Path, data: bytes, mode: int = 0o644) -> None:
 
 def replace(path: Path, data: bytes, mode: int = 0o644) -> None:
     """In the place of what is there, if anything is. Raises OSError: then that is still there."""
-    fresh = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    fresh = path.with_name(f".{path.name}.{token(SYSTEM_CHANCE, 4)}")
     try:
         write(fresh, data, mode)
         fresh.replace(path)
