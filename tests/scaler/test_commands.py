@@ -316,7 +316,11 @@ def test_what_a_node_has_and_what_is_not_known_of_it(capsys: pytest.CaptureFixtu
 
 
 def test_what_is_pinned_is_shown_beside_the_rung(capsys: pytest.CaptureFixture[str]) -> None:
-    model = dict.fromkeys(("wanted", "ready", "held", "in_flight"), 0) | dict.fromkeys(("failure", "unusable", "refused"), "")
+    model = (
+        dict.fromkeys(("wanted", "ready", "held", "in_flight"), 0)
+        | dict.fromkeys(("failure", "unusable", "refused"), "")
+        | {"sources": list[Any]()}
+    )
     shown = [{"name": "a", "snapshot": "a", "rung": "memory, absent", "pinned": "memory, absent"}, {"name": "b", "snapshot": "b"}]
     shown[1] |= {"rung": "disk", "pinned": "absent"}
     commands._print({"models": [model | each for each in shown], "nodes": [], "replicas": [], "activations": []})
