@@ -15,11 +15,12 @@ readers are as fast, and would share nothing), and storing equal pages once (2 %
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import tempfile
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,17 +149,19 @@ class ChunkStore:
         if not whole or blake3(target).hexdigest() != chunk.hash:
             raise CorruptChunk(f"{path} does not have the content that its name says; delete it and take the snapshot again")
 
-    def collect(self, used: set[str]) -> bool:
+    def collect(self, *used: Container[str]) -> bool:
         """Removes every chunk that is neither used nor leased, and what a crash left. False: some that nobody uses are leased."""
         done = True
-        for path in self._directory.glob("*/*"):
-            if path.name in used:
-                continue
-            with self.lock:
-                if path.name.partition(".")[0] in self.leased:  # a chunk, or one that is being written
-                    done = False
-                else:
-                    path.unlink(missing_ok=True)  # what was being written has another name by now
+        for folder in self._directory.glob("*/"):
+            left: Iterable[str] = os.listdir(folder)  # noqa: PTH208  (of many thousands: a Path takes longer to make than all the rest)
+            for each in used:
+                left = itertools.filterfalse(each.__contains__, left)
+            for name in left:
+                with self.lock:
+                    if name.partition(".")[0] in self.leased:  # a chunk, or one that is being written
+                        done = False
+                    else:
+                        (folder / name).unlink(missing_ok=True)  # what was being written has another name by now
         return done
 
 

@@ -23,10 +23,11 @@ read. A sweep leaves what is leased to the next one.
 from __future__ import annotations
 
 import contextlib
+import os
 import secrets
 import shutil
 import threading
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,6 +43,7 @@ from restore_agent.snapshots.keyring import SIGNATURE, Keyring, Signature, Unusa
 from restore_agent.snapshots.manifest import FileRecord, Manifest, digest_of
 from restore_agent.snapshots.origins import Origins
 from restore_agent.snapshots.pins import Pins
+from restore_agent.snapshots.references import References
 from restore_agent.snapshots.uses import Uses
 from zerowake_shared import durable
 from zerowake_shared.state_folder import STORE_LOCK, Lock, store_holder
@@ -90,6 +92,7 @@ class Store(Catalog):
         self.uses = Uses(state / "node" / "uses")
         self.origins = Origins(state)
         self.pins = Pins(state)
+        self._references = References(state, self._manifest)
         self._changing = threading.Lock()  # over the moment at which names and folders do not agree
         self.postponed = False  # the last sweep left something to the next one
         self.sweep()
@@ -180,27 +183,28 @@ class Store(Catalog):
                 f"were removed from {self.state} while it was taken; let nobody else write there, and take it again"
             )
 
-    def exclusive_bytes(self) -> dict[str, int]:
-        """Digest of each named snapshot → bytes that are free once that one alone is removed, and nobody reads it any more. Empty where a
-        manifest is corrupt: then every chunk stays."""
+    def removable_bytes(self) -> tuple[dict[str, int], dict[frozenset[str], int]]:
+        """Digest of each named snapshot → bytes that are free once it is removed, and nobody reads it any more; and bytes that are
+        free once several are, by the digests of all of them. Empty where a manifest is corrupt: then every chunk stays.
+        """
         with self._changing:
-            named = {link.readlink().name for link in self.names()}
-            chunks, regions = self.arrivals.kept(self.chunks.leased, named, self._remove_folder)
             try:
-                manifests = {each: decoded(path := self.state / "snapshots" / each, self.manifest_of(path)).manifest for each in named}
+                chunks, regions = self._look()
             except Corrupt:
-                return {}
-        sizes = {digest: {chunk.hash: chunk.size for chunk in manifest.chunks} for digest, manifest in manifests.items()}
-        weights = {digest: {record.region for record in manifest.weights} for digest, manifest in manifests.items()}
-        users = Counter(each for names in (*sizes.values(), *weights.values()) for each in names)
-        kept = chunks | regions | set(self.chunks.leased)
-
-        def alone(digest: str) -> int:
-            of_chunks = sum(size for each, size in sizes[digest].items() if users[each] == 1 and each not in kept)
-            fetched = [self.state / FETCHED / each for each in weights[digest] if users[each] == 1 and each not in kept]
-            return of_chunks + sum(bytes_below(folder) for folder in (self.state / "snapshots" / digest, *fetched))
-
-        return {digest: alone(digest) for digest in manifests}
+                return {}, {}
+            kept = chunks | set(self.chunks.leased)
+            alone, shared = self._references.chunk_bytes(kept)
+            users: defaultdict[str, set[str]] = defaultdict(set)
+            for digest in alone:
+                for region in self._references.regions_of(digest) - regions - self.chunks.leased.keys():
+                    users[region].add(digest)
+        for region, digests in users.items():
+            size = bytes_below(self.state / FETCHED / region)
+            if len(digests) == 1:
+                alone[min(digests)] += size
+            elif size:
+                shared[frozenset(digests)] = shared.get(frozenset(digests), 0) + size
+        return {digest: size + bytes_below(self.state / "snapshots" / digest) for digest, size in alone.items()}, shared
 
     def remove(self, namespace: str, name: str, digest: str = "") -> None:
         """Removes the name, and every file that no other name needs; with `digest`, only if it stands for that one. Raises NotFound."""
@@ -226,25 +230,33 @@ class Store(Catalog):
     def _sweep(self) -> None:
         """A corrupt manifest keeps every chunk where it is."""
         self.postponed = False
-        named = {link.readlink().name for link in self.names()}
-        used, regions = self.arrivals.kept(self.chunks.leased, named, self._remove_folder)
-        for directory in (self.state / "snapshots").iterdir():
-            if directory.name not in named:
-                self._remove_folder(directory, directory.name)
-                continue
-            try:
-                # Whoever signed it: what is not trusted today may be so tomorrow, and may be signed again.
-                manifest = decoded(directory, self.manifest_of(directory)).manifest
-            except Corrupt:
-                return
-            used |= {chunk.hash for chunk in manifest.chunks}
-            regions |= {record.region for record in manifest.weights}
+        try:
+            chunks, regions = self._look()
+        except Corrupt:
+            return
         for folder in (self.state / FETCHED).glob("*"):
             region = folder.name.partition(".")[0]
-            if region not in regions:
+            if region not in regions and region not in self._references.regions:
                 self._remove_folder(folder, region)
-        if not self.chunks.collect(used):
+        if not self.chunks.collect(self._references.chunks, chunks):
             self.postponed = True
+
+    def _look(self) -> tuple[set[str], set[str]]:
+        """At what names stand for, with what is on its way, whose chunks and regions are returned. Folders without a name are removed.
+
+        Raises Corrupt: it is not known what a snapshot needs."""
+        named = {os.readlink(link).rpartition("/")[2] for link in self.names()}  # noqa: PTH115
+        kept = self.arrivals.kept(self.chunks.leased, named, self._remove_folder)
+        there = set(os.listdir(self.state / "snapshots"))  # noqa: PTH208  (of thousands, a Path takes longer than the rest)
+        for digest in there - named:
+            self._remove_folder(self.state / "snapshots" / digest, digest)
+        self._references.look(there & named)
+        return kept
+
+    def _manifest(self, digest: str) -> Manifest:
+        """Whoever signed it: what is not trusted today may be so tomorrow, and may be signed again. Raises Corrupt."""
+        folder = self.state / "snapshots" / digest
+        return decoded(folder, self.manifest_of(folder)).manifest
 
     def _remove_folder(self, directory: Path, leased: str) -> None:
         """Out of sight in one step, unless somebody holds it by that name: nobody sees a half of it."""

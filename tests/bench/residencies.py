@@ -1,4 +1,5 @@
-"""A node with 10,000 snapshots on its disk: what it costs its agent to tell all of them to one who comes, then one change, and nothing.
+"""A node with 10,000 snapshots on its disk: what it costs to publish one more, and its agent to tell all of them to one who comes, then one
+change, and nothing.
 
 The agent is a real one in a process of its own; its snapshots are real ones, too, but small, and lie in memory: what is measured is
 processor time and bytes. Who listens is the scaler's own view of nodes, in this process, with a model for each hundredth snapshot.
@@ -44,8 +45,13 @@ async def main() -> list[Figure]:
     with tempfile.TemporaryDirectory(dir=_MEMORY) as folder:
         state = Path(folder) / "state"
         await asyncio.to_thread(fill, state)
+        published = await asyncio.to_thread(publishing, state)
         async with running(state) as agent:
-            return [*await told(agent.process.pid, agent.stub), *await taken(agent.process.pid, state / "agent.sock", agent.stub)]
+            return [
+                *published,
+                *await told(agent.process.pid, agent.stub),
+                *await taken(agent.process.pid, state / "agent.sock", agent.stub),
+            ]
 
 
 class _Filled(Store):
@@ -59,6 +65,24 @@ def fill(state: Path) -> None:
     for number in range(1, SNAPSHOTS):
         publish(store, number.to_bytes(8, "big") * 512, f"s{number}", fits=fits)
     store.close()
+
+
+def publishing(state: Path) -> list[Figure]:
+    """One more, and away again, in a store that has looked at all of them once."""
+    store = Store(state)
+    fits = publish(store, b"first" * 1024, "new", replace=True).manifest.fits
+    before = time.process_time()
+    for number in range(ROUNDS):
+        publish(store, number.to_bytes(4, "big") * 1024, "new", replace=True, fits=fits)
+    seconds = (time.process_time() - before) / ROUNDS
+    before = time.process_time()
+    store.remove("default", "new")
+    removing = time.process_time() - before
+    store.close()
+    return [
+        Figure("a snapshot of 4 KiB is published beside them: processor time", seconds * 1e3, "ms", detail=f"mean of {ROUNDS}"),
+        Figure("it is removed: processor time", removing * 1e3, "ms"),
+    ]
 
 
 async def told(pid: int, stub: agent_pb2_grpc.AgentAsyncStub) -> list[Figure]:

@@ -5,16 +5,20 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import tempfile
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from restore_agent.snapshots.catalog import Catalog, Corrupt, NotFound, Snapshot
 from restore_agent.snapshots.chunks import ChunkStore, Lease
 from restore_agent.snapshots.keyring import NoSigningKey, Signature, Untrusted, UnusableKey
+from restore_agent.snapshots.manifest import ChunkRecord, Manifest
 from restore_agent.snapshots.page_runs import PAGE
 from restore_agent.snapshots.store import NameTaken, Store, StoreBusy
 from tests.worlds.snapshots import draft, publish
@@ -259,7 +263,7 @@ def test_a_name_stands_when_all_of_it_is_on_the_disk(store: Store, state: Path, 
     names, gone = state / "names/default", []
     inode = names.stat().st_ino
     synced.clear()
-    monkeypatch.setattr(store.chunks, "collect", lambda used: gone.append(inode in synced) or True)
+    monkeypatch.setattr(store.chunks, "collect", lambda *used: gone.append(inode in synced) or True)
     store.remove("default", "small")
     assert gone == [True], "nothing goes before its name has"
 
@@ -318,16 +322,96 @@ def test_the_state_folder_and_its_pair_of_keys_are_the_agent_s_alone(store: Stor
     again.close()
 
 
-def test_what_the_end_of_one_alone_would_free_is_its_own(store: Store) -> None:
+def test_what_the_end_of_one_alone_would_free_is_its_own_and_what_two_share_goes_with_both(store: Store) -> None:
     common, own = random.Random(1).randbytes(4 << 20), random.Random(2).randbytes(4 << 20)
     one = publish(store, common + own, "one")
     other = publish(store, common, "other")
-    alone = store.exclusive_bytes()
+    alone, shared = store.removable_bytes()
     assert 4 << 20 <= alone[one.digest] < 5 << 20
     assert alone[other.digest] < 1 << 20
+    assert shared == {frozenset({one.digest, other.digest}): 4 << 20}
     with store.hold(one):
-        assert store.exclusive_bytes()[one.digest] < 1 << 20, "who reads it keeps it"
+        alone, shared = store.removable_bytes()
+        assert (alone[one.digest] < 1 << 20, shared) == (True, {}), "who reads it keeps it"
     store.remove("default", "one")
-    assert store.exclusive_bytes()[other.digest] >= 4 << 20
+    assert store.removable_bytes()[0][other.digest] >= 4 << 20
     (other.directory / "manifest.json").write_bytes(b"{}")
-    assert store.exclusive_bytes() == {}, "nothing is swept then"
+    assert store.removable_bytes() == ({}, {}), "nothing is swept then"
+
+
+def test_weights_that_two_snapshots_share_go_with_both(store: Store, tmp_path: Path) -> None:
+    one, other = take(store, tmp_path / "model", name="one"), take(store, tmp_path / "model", name="other")
+    fetched = store.fetched_weights(one.manifest.weights[0])
+    fetched.mkdir(parents=True)
+    (fetched / "model.safetensors").write_bytes(b"weights" * 4096)
+    both = frozenset({one.digest, other.digest})
+    before = store.removable_bytes()[1][both]
+    assert before >= 7 * 4096
+    store.remove("default", "other")
+    assert store.removable_bytes()[0][one.digest] > before
+
+
+def test_a_snapshot_that_comes_or_goes_has_no_other_one_read(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = publish(store, CONTENT, "there")
+    decode, read = Manifest.decode, list[str]()
+    monkeypatch.setattr(Manifest, "decode", lambda data: [read.append(decode(data).name), decode(data)][1])
+    publish(store, OTHER, "new")
+    store.remove("default", "new")
+    store.sweep()
+    assert read == ["new"]
+    store.sign("default", "there")
+    os.utime(there.directory / "manifest.json")
+    del read[:]
+    store.sweep()
+    store.sweep()
+    assert read == ["there"], "its file was written to, maybe: then it is read once more"
+
+
+_NAMES, _PARTS = st.sampled_from("abc"), st.lists(st.sampled_from(["1", "2", "3", "4"]), max_size=3, unique=True)
+_STEPS = st.lists(
+    st.tuples(st.just("publish"), _NAMES, _PARTS)
+    | st.tuples(st.sampled_from(["remove", "hold", "damage"]), _NAMES, st.just([]))
+    | st.tuples(st.sampled_from(["let go", "restart"]), st.just(""), st.just([])),
+    max_size=12,
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(_STEPS)
+def test_whatever_comes_and_goes_what_is_named_is_whole_and_nothing_else_stays(steps: list[tuple[str, str, list[str]]]) -> None:
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        store, state = Store(Path(folder) / "state"), Path(folder) / "state"
+        held, named, damaged = contextlib.ExitStack(), dict[str, Snapshot](), set[str]()
+        reads: list[Snapshot] = []
+        for what, name, parts in steps:
+            if what == "publish":
+                workspace = store.workspace()
+                with store.chunks.lease() as lease:
+                    put = [lease.put(part.encode() * 100) for part in parts]
+                    records = tuple(ChunkRecord(hash=chunk.hash, size=chunk.size) for chunk in put)
+                    named[name] = store.publish(workspace, draft(lease, workspace, b"", name, chunks=records), lease, replace=True)
+                damaged.discard(named[name].digest)
+            elif what == "remove" and name in named:
+                store.remove("default", name)
+                damaged.discard(named.pop(name).digest)
+            elif what == "hold" and name in named:
+                held.enter_context(store.hold(named[name]))
+                reads.append(named[name])
+            elif what == "damage" and name in named:
+                (named[name].directory / "manifest.json").write_bytes(b"{}")
+                damaged.add(named[name].digest)
+            elif what in ("let go", "restart"):
+                held.close()
+                reads.clear()
+                if what == "restart":
+                    store.close()
+                    store = Store(state)
+            store.sweep()
+            needed = {chunk.hash for snapshot in (*named.values(), *reads) for chunk in snapshot.chunks}
+            assert needed <= chunks(state)
+            if not damaged:
+                assert needed == chunks(state)
+                for snapshot in named.values():
+                    store.verify(snapshot)
+        held.close()
+        stack.callback(store.close)
