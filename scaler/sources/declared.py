@@ -6,7 +6,8 @@ from typing import Annotated
 
 from pydantic import Field
 
+from scaler.sources.cron import CronDeclaration
 from scaler.sources.prometheus import PrometheusDeclaration
 from scaler.sources.redis_declaration import RedisDeclaration
 
-Declared = Annotated[PrometheusDeclaration | RedisDeclaration, Field(discriminator="type")]
+Declared = Annotated[CronDeclaration | PrometheusDeclaration | RedisDeclaration, Field(discriminator="type")]

@@ -13,12 +13,12 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from scaler.sources.page import Page
-from scaler.sources.source import Declaration, HttpUrl, Reading, SourceError, whole
+from scaler.sources.source import HttpUrl, Polled, Reading, SourceError, Surroundings, whole
 
 _MOST_BYTES = 1 << 20
 
 
-class PrometheusDeclaration(Declaration):
+class PrometheusDeclaration(Polled):
     """url: of the server, as a browser opens it; query: in PromQL."""
 
     type: Literal["prometheus"]
@@ -30,7 +30,7 @@ class PrometheusDeclaration(Declaration):
     def says(self) -> str:
         return f"query {self.query} at {self.url}"
 
-    def open(self) -> PrometheusQuery:
+    def open(self, model: str, around: Surroundings) -> PrometheusQuery:
         return PrometheusQuery(self.url, self.query)
 
 

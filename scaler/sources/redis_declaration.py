@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, model_validator
 
-from scaler.sources.source import Declaration, Source
+from scaler.sources.source import Polled, Source, Surroundings
 
 
 def _redis_url(value: str) -> str:
@@ -25,7 +25,7 @@ def _redis_url(value: str) -> str:
     return value
 
 
-class RedisDeclaration(Declaration):
+class RedisDeclaration(Polled):
     """url: redis://[USER@]HOST:PORT/DATABASE, rediss:// with TLS, or unix:///SOCKET. list, or stream and perhaps group: whose length it
     is."""
 
@@ -58,7 +58,7 @@ class RedisDeclaration(Declaration):
     def beside(self, folder: Path) -> Self:
         return self.model_copy(update={"password_file": folder / self.password_file}) if self.password_file else self
 
-    def open(self) -> Source:
+    def open(self, model: str, around: Surroundings) -> Source:
         # Not above: the client of Redis takes longer to import than `zerowake status` to answer.
         from scaler.sources.redis_lengths import RedisLength  # noqa: PLC0415
 

@@ -14,6 +14,8 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from zerowake_shared.clock import SYSTEM_CLOCK, Clock
+
 _MOST = 1e9  # more requests than any queue has: whoever says so is wrong
 
 
@@ -43,13 +45,24 @@ class Source(Protocol):
         """Gives back what it holds."""
 
 
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What a source may need of the program that it is in. clock: for what is about time."""
+
+    clock: Clock = SYSTEM_CLOCK
+
+
 class Declaration(BaseModel):
-    """What a user writes of a source: what it does not know is refused. interval_seconds: from one reading to the next."""
+    """What a user writes of a source: what it does not know is refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     type: str
-    interval_seconds: Annotated[float, Field(ge=0.1, le=3600)]
+
+    @property
+    def every_seconds(self) -> float:
+        """From one reading to the next."""
+        raise NotImplementedError
 
     @property
     def says(self) -> str:
@@ -60,8 +73,18 @@ class Declaration(BaseModel):
         """With paths that count from `folder`, where they are relative."""
         return self
 
-    def open(self) -> Source:
+    def open(self, model: str, around: Surroundings) -> Source:
         raise NotImplementedError
+
+
+class Polled(Declaration):
+    """One whose user says how often it is read."""
+
+    interval_seconds: Annotated[float, Field(ge=0.1, le=3600)]
+
+    @property
+    def every_seconds(self) -> float:
+        return self.interval_seconds
 
 
 def whole(value: float, said: str) -> int:

@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from scaler.books.demand import NOTHING, Elsewhere
 from scaler.books.ledger import Ledger
 from scaler.sources.metrics import ERRORS
-from scaler.sources.source import Declaration, Reading, SourceError
+from scaler.sources.source import Declaration, Reading, SourceError, Surroundings
 from zerowake_shared.background import ended, kept
 from zerowake_shared.backoff import Backoff
 from zerowake_shared.clock import SYSTEM_CLOCK, Clock
@@ -91,6 +91,7 @@ class Sources:
         self, ledger: Ledger, clock: Clock = SYSTEM_CLOCK, read_seconds: float = READ_SECONDS, hold_seconds: float = HOLD_SECONDS
     ) -> None:
         self._ledger = ledger
+        self._around = Surroundings(clock)
         self._now = clock.now
         self._read_seconds = read_seconds
         self._hold_seconds = hold_seconds
@@ -136,9 +137,9 @@ class Sources:
                 ERRORS.remove(model, watched.name)
 
     async def _read(self, watched: _Watched) -> None:
-        source = watched.declared.open()
+        source = watched.declared.open(watched.model, self._around)
         least, most = _LAST_RETRY_SECONDS
-        backoff = Backoff(_FIRST_RETRY_SECONDS, min(max(2 * watched.declared.interval_seconds, least), most))
+        backoff = Backoff(_FIRST_RETRY_SECONDS, min(max(2 * watched.declared.every_seconds, least), most))
         try:
             while True:
                 began = self._now()
@@ -152,7 +153,7 @@ class Sources:
                 else:
                     backoff.reset()
                     self._heard(watched, reading, began)
-                    again = watched.declared.interval_seconds if reading.again_seconds is None else reading.again_seconds
+                    again = watched.declared.every_seconds if reading.again_seconds is None else reading.again_seconds
                     await asyncio.sleep(max(0.0, began + again - self._now()))
                     continue
                 await asyncio.sleep(backoff.next())
@@ -166,7 +167,7 @@ class Sources:
         watched.reading, watched.at = reading, at
         if watched.expiry:
             watched.expiry.cancel()
-        hold = max(self._hold_seconds, HOLD_INTERVALS * max(watched.declared.interval_seconds, reading.again_seconds or 0))
+        hold = max(self._hold_seconds, HOLD_INTERVALS * max(watched.declared.every_seconds, reading.again_seconds or 0))
         watched.expiry = asyncio.get_running_loop().call_later(at + hold - self._now(), self._expired, watched)
         self._tell(watched.model)
 

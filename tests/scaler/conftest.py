@@ -10,7 +10,7 @@ import uvloop
 from tests.worlds.controlled import World, controlled
 from tests.worlds.virtual_time import VirtualTimeLoop
 
-_VIRTUAL = {"test_autoscaler", "test_surge", "test_watch", "test_workqueue"}
+_VIRTUAL = {"test_autoscaler", "test_cron", "test_surge", "test_watch", "test_workqueue"}
 _ON_BOTH = {
     "test_body",
     "test_client_connection",

@@ -12,7 +12,7 @@ from pydantic import ConfigDict
 from scaler.books.demand import NOTHING, Elsewhere
 from scaler.books.ledger import Ledger
 from scaler.books.limits import ModelLimits
-from scaler.sources.source import Declaration, Reading, SourceError
+from scaler.sources.source import Polled, Reading, SourceError, Surroundings
 from scaler.sources.watch import Sources
 from tests.worlds.virtual_time import LoopClock
 
@@ -37,7 +37,7 @@ class Spoken:
         self.open = False
 
 
-class SpokenDeclaration(Declaration):
+class SpokenDeclaration(Polled):
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
     type: Literal["spoken"] = "spoken"
@@ -48,7 +48,7 @@ class SpokenDeclaration(Declaration):
     def says(self) -> str:
         return "what the test says"
 
-    def open(self) -> Spoken:
+    def open(self, model: str, around: Surroundings) -> Spoken:
         self.source.open = True
         return self.source
 
