@@ -86,7 +86,8 @@ class Ledger:
         self.activations = activations or Activations()
         self.on_first_demand = Signal()  # a model comes to have demand, here or elsewhere, and no ready replica
         self.on_first_demand_anywhere = Signal()  # the same with the demand of all gateways
-        self.on_quiet = Signal()  # the demand of all gateways and elsewhere has ended; it is on the way of requests: keep it short
+        self.on_asked = Signal()  # the demand of all gateways and elsewhere begins, whether or not there is a replica
+        self.on_quiet = Signal()  # that demand has ended; both are on the way of requests: keep them short
         self.on_declaration = Signal()  # a model was declared, declared anew or withdrawn
         self.on_change = Signal()  # this gateway's own demand changed; it is on the way of every request: keep it short
         self._accounts: dict[str, _Account] = {}
@@ -287,5 +288,5 @@ class Ledger:
             self.on_first_demand.tell(account.name)
         if edge_anywhere:
             self.on_first_demand_anywhere.tell(account.name)
-        if turned and not account.turns % 2:
-            self.on_quiet.tell(account.name)
+        if turned:
+            (self.on_asked if account.turns % 2 else self.on_quiet).tell(account.name)

@@ -53,7 +53,8 @@ from scaler.kubernetes.webhook import serve_webhook
 from scaler.programs.serve_config import AgentsSection, PeersSection, ServeConfig
 from scaler.programs.stopping import stopped_by, unless
 from scaler.programs.wiring import Parts, wire
-from scaler.view.metrics import LedgerCollector, serve_metrics
+from scaler.view.metrics import ForecastCollector, LedgerCollector, serve_metrics
+from zerowake_shared import background
 from zerowake_shared.address import Address
 from zerowake_shared.kubernetes.cluster import Cluster
 from zerowake_shared.kubernetes.informer import Informer
@@ -93,6 +94,7 @@ async def serve(config: ServeConfig) -> None:
     models.on_trigger(planner.triggered)  # and not KEDA's calls: any namespace may name any model in its own
     readiness = _Readiness(stop, peers)
     REGISTRY.register(LedgerCollector(ledger))
+    REGISTRY.register(ForecastCollector(parts.forecasting.forecast))
     async with contextlib.AsyncExitStack() as stack:
         begin = stack.enter_async_context
         await begin(serve_metrics(*Address.to_listen(config.metrics), readiness.missing))
@@ -100,6 +102,7 @@ async def serve(config: ServeConfig) -> None:
         stack.push_async_callback(dispatcher.close)
         stack.push_async_callback(planner.close)
         stack.push_async_callback(parts.waker.close)
+        await begin(background.beside(background.kept(parts.forecasting.run, "forecast", log), "forecast"))
         stack.push_async_callback(Surge(ledger, cluster, models.objects).close)
         stack.push_async_callback(FirstReplica(ledger, cluster, models.objects).close)
         snapshots, objects, engines = await begin(_objects(cluster, models, parts, readiness, activations))

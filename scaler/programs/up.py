@@ -35,7 +35,7 @@ from scaler.local.stores import Stores
 from scaler.programs.stopping import stopped_by, unless
 from scaler.programs.wiring import wire
 from scaler.sources.watch import Sources
-from scaler.view.metrics import LedgerCollector, SourcesCollector, serve_metrics
+from scaler.view.metrics import ForecastCollector, LedgerCollector, SourcesCollector, serve_metrics
 from scaler.view.status import serve_status
 from zerowake_shared import background
 from zerowake_shared.address import Address
@@ -83,6 +83,7 @@ async def _up(config: Config) -> None:
         ledger,
         {name: section.model(name) for name, section in config.models.items()},
         maker=lambda nodes, dispatcher: LocalReplicas(config.models, nodes, dispatcher, activations, looks),
+        forecast_file=config.state / "forecast",
     )
     dispatcher, gateway, nodes, planner = parts.dispatcher, parts.gateway, parts.nodes, parts.planner
     deployments = {name: Deployment(name, planner, section.min_replicas) for name, section in config.models.items()}
@@ -100,6 +101,7 @@ async def _up(config: Config) -> None:
             await stack.enter_async_context(background.beside(stores.keep(), "snapshots and their store"))
         stack.push_async_callback(planner.close)
         stack.push_async_callback(parts.waker.close)
+        await stack.enter_async_context(background.beside(background.kept(parts.forecasting.run, "forecast", log), "forecast"))
         sources = await stack.enter_async_context(Sources(ledger))
         for name, section in config.models.items():
             sources.declare(name, section.sources)
@@ -115,6 +117,7 @@ async def _up(config: Config) -> None:
         await stack.enter_async_context(page)
         REGISTRY.register(LedgerCollector(ledger))
         REGISTRY.register(SourcesCollector(sources))
+        REGISTRY.register(ForecastCollector(parts.forecasting.forecast))
         if config.metrics:
             await stack.enter_async_context(serve_metrics(*Address.to_listen(config.metrics), lambda: _not_ready(nodes, gateway)))
         bound = await stack.enter_async_context(gateway.serve(*Address.to_listen(config.listen)))

@@ -8,6 +8,7 @@ executor    asks the agents for it, whose streams tell
 nodes       of the replica that is ready, and they
 readiness   which joins it with what the replica's pod says, and tells the dispatcher, which hands it to the request: the exchange begins
 
+The ledger's edges also feed the forecast, which nothing of this waits for.
 Where a replica sleeps in its pod, the dispatcher has the waker wake it instead, and nodes and readiness tell of it as of a new one.
 """
 
@@ -16,6 +17,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from scaler.books.ledger import Ledger
 from scaler.fleet.executor import Executor, ReplicaMaker
@@ -27,6 +29,7 @@ from scaler.gateway.dispatcher import Dispatcher
 from scaler.gateway.gateway import Gateway
 from scaler.gateway.places import Places
 from scaler.plan.world import Model, Replica
+from scaler.programs.forecasting import Forecasting
 from scaler.view.activations import record_activation
 from zerowake_shared.clock import SYSTEM_CHANCE, SYSTEM_CLOCK, Clock
 
@@ -42,6 +45,7 @@ class Parts:
     nodes: Nodes
     planner: Planner
     waker: Waker
+    forecasting: Forecasting
 
 
 def wire(
@@ -52,6 +56,7 @@ def wire(
     places: Places | None = None,
     admits: Callable[[Replica], bool] = lambda _: True,
     dial: Dial | None = None,
+    forecast_file: Path | None = None,
     clock: Clock = SYSTEM_CLOCK,
     chance: random.Random = SYSTEM_CHANCE,
 ) -> Parts:
@@ -59,7 +64,7 @@ def wire(
 
     models: what their owners wish, kept up to date in place. maker: makes and ends replicas; None: Kubernetes does. places: those of
     replicas that are this gateway's; None: all. admits: whether a replica may be sent requests. dial: how agents are reached; None: by
-    gRPC. clock: the one that the ledger's activations have.
+    gRPC. forecast_file: as in Forecasting. clock: the one that the ledger's activations have.
     """
     ledger.activations.on_end(record_activation)
     dispatcher = Dispatcher(ledger, places)
@@ -69,4 +74,5 @@ def wire(
     dispatcher.suspects.on_unreachable(nodes.doubt)
     executor = Executor(nodes, maker(nodes, dispatcher) if maker else None, ledger.report_failure, clock, dispatcher.start_failed)
     planner = Planner(ledger, nodes, models, executor, dispatcher.in_flight, clock)
-    return Parts(ledger, dispatcher, gateway, readiness, nodes, planner, Waker(ledger, nodes, dispatcher))
+    forecasting = Forecasting(ledger, forecast_file, clock)
+    return Parts(ledger, dispatcher, gateway, readiness, nodes, planner, Waker(ledger, nodes, dispatcher), forecasting)

@@ -10,10 +10,12 @@ from contextlib import asynccontextmanager
 
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from scaler.books.demand import DemandReader
+from scaler.forecast.forecast import Forecast
 from scaler.sources.watch import Sources
 from zerowake_shared.address import Address
 from zerowake_shared.listening import started
@@ -60,6 +62,40 @@ class SourcesCollector(Collector):
                     pending.add_metric([model, state.name], state.reading.pending)
                     replicas.add_metric([model, state.name], state.reading.replicas)
         yield from (up, age, pending, replicas)
+
+
+class ForecastCollector(Collector):
+    """What the forecast was worth so far. A rate of the losses of one, beside that of the other, shows it over any time."""
+
+    def __init__(self, forecast: Forecast) -> None:
+        self._forecast = forecast
+
+    def collect(self) -> Iterator[Metric]:
+        score = self._forecast.score
+        statements = CounterMetricFamily(
+            "zerowake_forecast_statements", "Minutes of idle models of which it was stated how likely a request was, and that are over."
+        )
+        statements.add_metric([], score.statements)
+        expected = CounterMetricFamily("zerowake_forecast_expected_requests", "Requests that these statements add up to.")
+        expected.add_metric([], score.expected)
+        requests = CounterMetricFamily(
+            "zerowake_forecast_requests", "Such minutes in which a request came, by whether one was foretold.", labels=["foretold"]
+        )
+        requests.add_metric(["yes"], score.hits)
+        requests.add_metric(["no"], score.misses)
+        alarms = CounterMetricFamily("zerowake_forecast_false_alarms", "Such minutes in which one was foretold, and none came.")
+        alarms.add_metric([], score.false_alarms)
+        loss = CounterMetricFamily(
+            "zerowake_forecast_loss_nats", "Log loss of these statements, and of each model's mean rate in their place.", labels=["of"]
+        )
+        loss.add_metric(["forecast"], score.loss)
+        loss.add_metric(["mean_rate"], score.baseline_loss)
+        worth = GaugeMetricFamily("zerowake_forecast_worth_it", "1: of late it was better than the mean rates; 0: it was not, or is new.")
+        worth.add_metric([], self._forecast.is_worth_it())
+        seasonal = GaugeMetricFamily("zerowake_forecast_seasonal_models", "Models for which the season counts.", labels=["season"])
+        for season, models in self._forecast.seasonal.items():
+            seasonal.add_metric([season], models)
+        yield from (statements, expected, requests, alarms, loss, worth, seasonal)
 
 
 @asynccontextmanager

@@ -229,6 +229,22 @@ def test_what_is_asked_elsewhere_is_demand_that_opens_no_activation() -> None:
     assert book.own("m") == Demand(0, 0, 0)
 
 
+def test_where_demand_begins_and_ends_is_told_whether_or_not_there_is_a_replica() -> None:
+    book = ledger()
+    told = list[str]()
+    book.on_asked(lambda model: told.append("asked"))
+    book.on_quiet(lambda model: told.append("quiet"))
+    book.set_replicas("m", 1, 1)
+    book.start("m")
+    book.add_remote("m", 1, 0)
+    book.end("m")
+    assert told == ["asked"]
+    book.add_remote("m", -1, 0)
+    book.set_elsewhere("m", Elsewhere(pending=1))
+    book.set_elsewhere("m", NOTHING)
+    assert told == ["asked", "quiet"] * 2
+
+
 def test_while_a_source_is_silent_a_model_is_not_idle_and_not_asked_for() -> None:
     book = ledger()
     anywhere, quiet = list[str](), list[str]()

@@ -9,9 +9,10 @@ from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
 
 from scaler.books.ledger import Ledger
 from scaler.books.limits import ModelLimits
+from scaler.forecast.forecast import Forecast
 from scaler.keda.metrics import STREAMS_OPEN
 from scaler.kubernetes.first_replica import ACTIVATED
-from scaler.view.metrics import LedgerCollector, serve_metrics
+from scaler.view.metrics import ForecastCollector, LedgerCollector, serve_metrics
 
 RULES = Path(__file__).parents[2] / "deploy" / "prometheus" / "rules.yaml"
 
@@ -36,6 +37,32 @@ async def test_metrics_and_health_are_served() -> None:
         why = ""
         async with client.get(f"http://{host}:{port}/readyz") as response:
             assert response.status == 200
+
+
+def test_the_forecast_shows_what_it_was_worth() -> None:
+    forecast = Forecast()
+    registry = CollectorRegistry()
+    registry.register(ForecastCollector(forecast))
+    begin = 1_800_000_000.0
+    for model in ("m", "n"):
+        forecast.declare(model, begin)
+    forecast.judge(begin)
+    forecast.began("m", begin + 1)
+    forecast.judge(begin + 60)
+    lines = dict(line.rsplit(" ", 1) for line in generate_latest(registry).decode().splitlines() if not line.startswith("#"))
+    score = forecast.score
+    assert {name: float(value) for name, value in lines.items() if not name.endswith("_created")} == {
+        "zerowake_forecast_statements_total": 2.0,
+        "zerowake_forecast_expected_requests_total": score.expected,
+        'zerowake_forecast_requests_total{foretold="yes"}': 1.0,
+        'zerowake_forecast_requests_total{foretold="no"}': 0.0,
+        "zerowake_forecast_false_alarms_total": 1.0,
+        'zerowake_forecast_loss_nats_total{of="forecast"}': score.loss,
+        'zerowake_forecast_loss_nats_total{of="mean_rate"}': score.baseline_loss,
+        "zerowake_forecast_worth_it": float(forecast.is_worth_it()),
+        'zerowake_forecast_seasonal_models{season="hour"}': 0.0,
+        'zerowake_forecast_seasonal_models{season="weekday"}': 0.0,
+    }
 
 
 async def test_alerts_ask_for_numbers_that_there_are() -> None:

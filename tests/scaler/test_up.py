@@ -18,6 +18,7 @@ import pytest
 import yaml
 from openai import AsyncOpenAI
 
+from scaler.forecast.state_file import load
 from tests.worlds.command import zerowake
 from tests.worlds.ports import free_port
 from tests.worlds.redis_server import redis_server
@@ -148,9 +149,12 @@ async def test_from_zero_to_an_answer_and_back(state: Path) -> None:
             "zerowake_activation_phase_seconds_bucket",
             "zerowake_keda_streams_open",
             "zerowake_requests_total",
+            "zerowake_forecast_statements_total",
         ):
             assert name in shown
     assert made.process.returncode == 0
+    kept = load(state / "forecast")
+    assert kept and (kept.models, kept.rows["ended"].sum()) == (("tiny",), 1.0), "a restart knows of that request"
 
 
 async def test_a_backlog_gets_its_replicas_at_once(state: Path) -> None:

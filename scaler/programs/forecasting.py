@@ -1,0 +1,69 @@
+"""The forecast of a running scaler: the ledger's edges feed it, each minute judges it, and a file keeps it. It informs, and moves nothing.
+
+Who asks for a model past this gateway counts like who asks here: a forecast is of what all gateways and sources see.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+
+from scaler.books.ledger import Ledger
+from scaler.forecast.forecast import STATEMENT_SECONDS, Forecast
+from scaler.forecast.state_file import load, save
+from zerowake_shared.clock import SYSTEM_CLOCK, Clock
+
+log = logging.getLogger(__name__)
+
+_PAUSE_SECONDS = STATEMENT_SECONDS + 0.5  # the minute is over by then, also by a wall clock that is being slowed
+_MINUTES_BETWEEN_SAVES = 10
+_SAVE_SECONDS = 30.0
+
+
+class Forecasting:
+    """file: where the forecast is kept from one run to the next; None: it begins anew with each."""
+
+    def __init__(self, ledger: Ledger, file: Path | None = None, clock: Clock = SYSTEM_CLOCK) -> None:
+        self._ledger = ledger
+        self._file = file
+        self._wall = clock.wall
+        state = load(file) if file else None
+        self.forecast = Forecast.restored(state, self._wall()) if state else Forecast()
+        for model in (*self.forecast.models, *ledger.models()):
+            self._declared(model)
+        ledger.on_declaration(self._declared)
+        ledger.on_asked(lambda model: self.forecast.began(model, self._wall()))
+        ledger.on_quiet(lambda model: self.forecast.ended(model, self._wall()))
+
+    async def run(self) -> None:
+        """Judges it each minute and saves it from time to time, and at the end: runs until it is cancelled."""
+        try:
+            while True:
+                for _ in range(_MINUTES_BETWEEN_SAVES):
+                    await asyncio.sleep(_PAUSE_SECONDS)
+                    self.forecast.judge(self._wall())
+                await self._save()
+        finally:
+            await self._save()
+
+    async def _save(self) -> None:
+        if self._file is None:
+            return
+        try:
+            async with asyncio.timeout(_SAVE_SECONDS):
+                await asyncio.to_thread(save, self._file, self.forecast.state())
+        except OSError as error:  # no answer from the disk in time among them
+            why = str(error) or f"the disk has not answered for {_SAVE_SECONDS:.0f} s"
+            log.warning(
+                "the forecast cannot be kept in %s (%s): what was learned since the last time is lost with this program", self._file, why
+            )
+
+    def _declared(self, model: str) -> None:
+        if not self._ledger.knows(model):
+            self.forecast.withdraw(model)
+            return
+        now = self._wall()
+        self.forecast.declare(model, now)
+        if self._ledger.turns(model) % 2:
+            self.forecast.began(model, now)
