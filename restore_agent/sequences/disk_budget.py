@@ -86,7 +86,7 @@ class DiskBudget:
 
     async def _chosen(self, wanted: str, size: int, needed: int, below: float, of: str) -> list[Snapshot]:
         """Those that go. `of`: what the room is lacking in, in words. Raises Full."""
-        alone, _ = await asyncio.to_thread(self._store.removable_bytes)
+        alone, shared = await asyncio.to_thread(self._store.removable_bytes)
         there = {each.digest: each for each in await asyncio.to_thread(self._store.list) if isinstance(each, Snapshot)}
         only_here = {digest for digest in there if not await asyncio.to_thread(self._store.origins.of, digest)}
         asked: set[str] = set()
@@ -102,7 +102,7 @@ class DiskBudget:
                 )
                 for digest, each in there.items()
             ]
-            going = evicted(candidates, needed, below)
+            going = evicted(candidates, needed, below, shared)
             if going is None:
                 raise Full(self._why(wanted, size, needed, candidates, there, only_here, of))
             if asked.issuperset(going):

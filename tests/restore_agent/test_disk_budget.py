@@ -170,6 +170,27 @@ async def test_what_is_pinned_stays_and_takes_the_place_of_any_other(world: Worl
     assert world.there == ["a", "b"]
 
 
+async def test_two_that_share_all_their_pages_go_together_or_not_at_all(world: World) -> None:
+    content = random.Random("twins").randbytes(5 * MIB)
+    for name in ("one", "other"):
+        publish(world.origin, content, name)
+        await world.push(world.origin, name)
+        await world.pull(name)
+    one = world.store.get("default", "one")
+    await world.pull("a")
+    for _ in range(9):
+        world.store.uses.used(world.store.get("default", "a").digest)
+    world.store.pins.put(one.digest, Pin.DISK)
+    await world.pull("b")
+    assert world.there == ["b", "one", "other"], "the end of `other` alone would have freed nothing"
+    world.store.pins.put(one.digest, None)
+    for _ in range(99):
+        world.store.uses.used(world.store.get("default", "b").digest)
+    await world.pull("c")
+    assert world.there == ["b", "c"]
+    assert sorted(world.removed) == ["a", "one", "other"]
+
+
 async def test_one_that_is_used_while_its_store_is_asked_stays(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     a, b = await world.pull("a"), await world.pull("b")
     world.store.uses.used(b.digest)

@@ -70,6 +70,50 @@ def test_two_that_one_has_room_for_do_not_take_each_others_place_for_ever(candid
             assert math.isinf(wanted.worth) or evicted([replace(wanted, held=False)], 1, back.worth) is None
 
 
+@st.composite
+def sharing(draw: st.DrawFn) -> tuple[list[Candidate], dict[frozenset[str], int]]:
+    """Candidates, and what some of them share."""
+    candidates = draw(CANDIDATES)
+    if len(candidates) < 2:
+        return candidates, {}
+    owners = st.frozensets(st.sampled_from([each.digest for each in candidates]), min_size=2)
+    return candidates, draw(st.dictionaries(owners, st.integers(1, 40), max_size=6))
+
+
+def freed(candidates: list[Candidate], shared: dict[frozenset[str], int], going: set[str]) -> int:
+    return sum(sizes(candidates, list(going))) + sum(size for owners, size in shared.items() if owners <= going)
+
+
+@given(sharing(), NEEDED, BELOW)
+def test_what_several_share_goes_with_all_of_them(
+    found: tuple[list[Candidate], dict[frozenset[str], int]], needed: int, below: float
+) -> None:
+    candidates, shared = found
+    may = {each.digest for each in candidates if not each.held}
+    going = evicted(candidates, needed, below, shared)
+    if going is None:
+        assert freed(candidates, shared, may) < needed or below != math.inf
+    else:
+        assert set(going) <= may and len(set(going)) == len(going)
+        assert freed(candidates, shared, set(going)) >= needed
+        assert all(freed(candidates, shared, set(going) - {each}) < needed for each in going), "each of them is needed"
+
+
+def test_two_that_share_all_go_together_and_neither_alone() -> None:
+    one, other, third = (Candidate(name, 1, seconds=100.0, uses=1.0) for name in ("one", "other", "third"))
+    both = {frozenset({"one", "other"}): 98}
+    assert evicted([one, other], 50, shared=both) == ["one", "other"]
+    assert evicted([one, other], 2, shared=both) == ["one", "other"]
+    assert evicted([one, other], 1, shared=both) == ["one"]
+    assert evicted([one, replace(other, held=True)], 50, shared=both) is None, "what stays keeps what it shares"
+    assert evicted([one, replace(other, held=True), third], 2, shared=both) == ["one", "third"]
+    large = Candidate("large", 60, seconds=100.0, uses=1.0)
+    assert evicted([one, other, large], 50, shared=both) == ["large"], "each of the two frees its half, which is less"
+    assert evicted([one, other, replace(large, uses=3.0)], 50, shared=both) == ["one", "other"]
+    assert evicted([one, other], 50, 3.0, shared=both) is None, "for one that nobody waits for: each is worth 100/50"
+    assert evicted([one, other], 50, 5.0, shared=both) == ["one", "other"]
+
+
 def test_the_seconds_lost_for_each_byte_decide_and_the_first_of_equal_ones_goes() -> None:
     slow = Candidate("slow", 10, seconds=8.0, uses=1.0)
     often = Candidate("often", 10, seconds=1.0, uses=9.0)
