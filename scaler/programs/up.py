@@ -34,6 +34,7 @@ from scaler.local.replica_maker import LocalReplicas
 from scaler.local.stores import Stores
 from scaler.programs.stopping import stopped_by, unless
 from scaler.programs.wiring import wire
+from scaler.sources.engine_metrics import engines_of
 from scaler.sources.watch import Sources
 from scaler.view.metrics import ForecastCollector, LedgerCollector, SourcesCollector, serve_metrics
 from scaler.view.status import serve_status
@@ -102,7 +103,7 @@ async def _up(config: Config) -> None:
         stack.push_async_callback(planner.close)
         stack.push_async_callback(parts.waker.close)
         await stack.enter_async_context(background.beside(background.kept(parts.forecasting.run, "forecast", log), "forecast"))
-        sources = await stack.enter_async_context(Sources(ledger))
+        sources = await stack.enter_async_context(Sources(ledger, engines=functools.partial(engines_of, dispatcher)))
         for name, section in config.models.items():
             sources.declare(name, section.sources)
         serve_scaler = functools.partial(serve_external_scaler, ledger, activations=activations, on_trigger=planner.triggered)

@@ -7,7 +7,8 @@ from typing import Annotated
 from pydantic import Field
 
 from scaler.sources.cron import CronDeclaration
+from scaler.sources.engine_metrics import EngineDeclaration
 from scaler.sources.prometheus import PrometheusDeclaration
 from scaler.sources.redis_declaration import RedisDeclaration
 
-Declared = Annotated[CronDeclaration | PrometheusDeclaration | RedisDeclaration, Field(discriminator="type")]
+Declared = Annotated[CronDeclaration | EngineDeclaration | PrometheusDeclaration | RedisDeclaration, Field(discriminator="type")]

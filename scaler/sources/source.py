@@ -7,13 +7,15 @@ raises, and never turns what it does not understand into a zero: for those who s
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Protocol, Self
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from scaler.gateway.upstream import Endpoint
 from zerowake_shared.clock import SYSTEM_CLOCK, Clock
 
 _MOST = 1e9  # more requests than any queue has: whoever says so is wrong
@@ -46,10 +48,20 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Engine:
+    """A replica that the gateway sends requests to. in_flight: how many it has at it now."""
+
+    id: str
+    endpoint: Endpoint
+    in_flight: Callable[[], int] = field(compare=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What a source may need of the program that it is in. clock: for what is about time."""
+    """What a source may need of the program that it is in. clock: for what is about time; engines: those of a model."""
 
     clock: Clock = SYSTEM_CLOCK
+    engines: Callable[[str], Sequence[Engine]] = lambda _: ()
 
 
 class Declaration(BaseModel):

@@ -24,13 +24,13 @@ import asyncio
 import contextlib
 import functools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from scaler.books.demand import NOTHING, Elsewhere
 from scaler.books.ledger import Ledger
 from scaler.sources.metrics import ERRORS
-from scaler.sources.source import Declaration, Reading, SourceError, Surroundings
+from scaler.sources.source import Declaration, Engine, Reading, SourceError, Surroundings
 from zerowake_shared.background import ended, kept
 from zerowake_shared.backoff import Backoff
 from zerowake_shared.clock import SYSTEM_CLOCK, Clock
@@ -85,13 +85,19 @@ class _Watched:
 
 
 class Sources:
-    """All of them. read_seconds: what a reading may take; hold_seconds: how long a value counts at least (HOLD, above)."""
+    """All of them. read_seconds: what a reading may take; hold_seconds: how long a value counts at least (HOLD, above); engines: those of a
+    model that the gateway knows."""
 
     def __init__(
-        self, ledger: Ledger, clock: Clock = SYSTEM_CLOCK, read_seconds: float = READ_SECONDS, hold_seconds: float = HOLD_SECONDS
+        self,
+        ledger: Ledger,
+        clock: Clock = SYSTEM_CLOCK,
+        read_seconds: float = READ_SECONDS,
+        hold_seconds: float = HOLD_SECONDS,
+        engines: Callable[[str], Sequence[Engine]] = lambda _: (),
     ) -> None:
         self._ledger = ledger
-        self._around = Surroundings(clock)
+        self._around = Surroundings(clock, engines)
         self._now = clock.now
         self._read_seconds = read_seconds
         self._hold_seconds = hold_seconds

@@ -54,7 +54,7 @@ from scaler.plan.rungs import Rung
         ),
         (
             "models: {a: {snapshot: s, sources: [{type: kafka}]}}",
-            "models.a.sources.0: Input tag 'kafka' .* expected tags: 'cron', 'prometheus'",
+            "models.a.sources.0: Input tag 'kafka' .* expected tags: 'cron', 'engine'",
         ),
         ("models: {a: {snapshot: s, sources: [{type: redis, url: 'redis://r'}]}}", "models.a.sources.0.redis: give either list or stream"),
         (

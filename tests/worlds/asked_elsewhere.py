@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from scaler.books.demand import Elsewhere
 from scaler.books.ledger import Ledger
 from scaler.books.limits import ModelLimits
+from scaler.gateway.dispatcher import Dispatcher
+from scaler.sources.engine_metrics import engines_of
 from scaler.sources.source import Declaration
 from scaler.sources.watch import Sources, SourceState
 from tests.worlds.waiting import until
@@ -45,8 +48,12 @@ class AskedElsewhere:
 
 
 @contextlib.asynccontextmanager
-async def asked_elsewhere(declared: Declaration, read_seconds: float = 10.0, hold_seconds: float = 30.0) -> AsyncIterator[AskedElsewhere]:
+async def asked_elsewhere(
+    declared: Declaration, read_seconds: float = 10.0, hold_seconds: float = 30.0, dispatcher: Dispatcher | None = None
+) -> AsyncIterator[AskedElsewhere]:
+    """dispatcher: the gateway's, which knows the model's replicas."""
     ledger = Ledger({"m": ModelLimits()})
-    async with Sources(ledger, read_seconds=read_seconds, hold_seconds=hold_seconds) as sources:
+    engines = functools.partial(engines_of, dispatcher) if dispatcher else lambda _: ()
+    async with Sources(ledger, read_seconds=read_seconds, hold_seconds=hold_seconds, engines=engines) as sources:
         sources.declare("m", [declared])
         yield AskedElsewhere(ledger, sources)
