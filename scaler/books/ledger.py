@@ -40,6 +40,7 @@ class _Account(Watched):
     """One model's numbers."""
 
     __slots__ = (
+        "asked",
         "elsewhere",
         "failure",
         "held",
@@ -68,6 +69,7 @@ class _Account(Watched):
         self.held = self.held_bytes = self.in_flight = self.ready = self.replicas = self.unreachable = 0
         self.remote_held = self.remote_in_flight = 0
         self.elsewhere = NOTHING
+        self.asked = False  # there is demand at some gateway or elsewhere
         self.wanting = False  # requests are here and no ready replica
         self.wanting_here = False  # the same, with what is asked elsewhere
         self.wanting_anywhere = False  # the same, with the demand of all gateways, too
@@ -268,7 +270,9 @@ class Ledger:
         pending = account.held + account.in_flight
         remote = account.remote_held + account.remote_in_flight
         elsewhere = account.elsewhere.pending + account.elsewhere.replicas
-        turned = (pending + remote + elsewhere > 0 or bool(account.elsewhere.unknown)) != account.turns % 2
+        asked = pending + remote + elsewhere > 0
+        begins, account.asked = asked and not account.asked, asked
+        turned = (asked or bool(account.elsewhere.unknown)) != account.turns % 2
         if turned:
             account.turns += 1
             account.quiet_since = self.activations.clock.now()
@@ -288,5 +292,7 @@ class Ledger:
             self.on_first_demand.tell(account.name)
         if edge_anywhere:
             self.on_first_demand_anywhere.tell(account.name)
-        if turned:
-            (self.on_asked if account.turns % 2 else self.on_quiet).tell(account.name)
+        if begins:
+            self.on_asked.tell(account.name)
+        if turned and not account.turns % 2:
+            self.on_quiet.tell(account.name)

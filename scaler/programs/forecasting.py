@@ -28,13 +28,14 @@ class Forecasting:
         self._ledger = ledger
         self._file = file
         self._wall = clock.wall
+        self._asked: set[str] = set()
         state = load(file) if file else None
         self.forecast = Forecast.restored(state, self._wall()) if state else Forecast()
         for model in (*self.forecast.models, *ledger.models()):
             self._declared(model)
         ledger.on_declaration(self._declared)
-        ledger.on_asked(lambda model: self.forecast.began(model, self._wall()))
-        ledger.on_quiet(lambda model: self.forecast.ended(model, self._wall()))
+        ledger.on_asked(self._began)
+        ledger.on_quiet(self._ended)
 
     async def run(self) -> None:
         """Judges it each minute and saves it from time to time, and at the end: runs until it is cancelled."""
@@ -59,11 +60,22 @@ class Forecasting:
                 "the forecast cannot be kept in %s (%s): what was learned since the last time is lost with this program", self._file, why
             )
 
+    def _began(self, model: str) -> None:
+        self._asked.add(model)
+        self.forecast.began(model, self._wall())
+
+    def _ended(self, model: str) -> None:
+        """It may be that a source which was silent says so, and that nobody had asked."""
+        if model in self._asked:
+            self._asked.remove(model)
+            self.forecast.ended(model, self._wall())
+
     def _declared(self, model: str) -> None:
         if not self._ledger.knows(model):
             self.forecast.withdraw(model)
+            self._asked.discard(model)
             return
         now = self._wall()
         self.forecast.declare(model, now)
-        if self._ledger.turns(model) % 2:
-            self.forecast.began(model, now)
+        if self._ledger.demand_anywhere(model).pending:
+            self._began(model)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from scaler.books.demand import NOTHING, Elsewhere
 from scaler.books.ledger import Ledger
 from scaler.books.limits import ModelLimits
 from scaler.forecast.forecast import STATEMENT_SECONDS
@@ -52,6 +53,21 @@ def test_requests_feed_it_and_minutes_judge_it() -> None:
             assert chance(forecasting, clock) == 1.0
 
     run(life())
+
+
+def test_silence_of_a_source_is_neither_a_request_nor_the_end_of_one() -> None:
+    ledger, clock = Ledger({"chat": ModelLimits()}), StandingClock(BEGIN)
+    forecasting = Forecasting(ledger, None, clock)
+    clock.moment = BEGIN + 7200.0
+    before = chance(forecasting, clock)
+    ledger.set_elsewhere("chat", Elsewhere(unknown="redis says nothing"))
+    assert chance(forecasting, clock) == before
+    ledger.set_elsewhere("chat", NOTHING)
+    assert chance(forecasting, clock) == before, "it has been idle for two hours all the same"
+    ledger.set_elsewhere("chat", Elsewhere(pending=1))
+    assert chance(forecasting, clock) == 1.0
+    ledger.set_elsewhere("chat", NOTHING)
+    assert before != chance(forecasting, clock) < 1.0
 
 
 def test_models_come_and_go_with_the_ledger() -> None:

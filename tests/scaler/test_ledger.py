@@ -247,16 +247,20 @@ def test_where_demand_begins_and_ends_is_told_whether_or_not_there_is_a_replica(
 
 def test_while_a_source_is_silent_a_model_is_not_idle_and_not_asked_for() -> None:
     book = ledger()
-    anywhere, quiet = list[str](), list[str]()
+    anywhere, quiet, asked = list[str](), list[str](), list[str]()
     book.on_first_demand_anywhere(anywhere.append)
     book.on_quiet(quiet.append)
+    book.on_asked(asked.append)
     book.set_replicas("m", 1, 1)
     book.set_elsewhere("m", Elsewhere(unknown="redis says nothing"))
     assert (book.demand_anywhere("m").pending, book.demand_anywhere("m").idle, quiet) == (0, False, [])
     book.set_replicas("m", 0, 0)
     assert anywhere == []
     book.set_elsewhere("m", NOTHING)
-    assert (book.demand_anywhere("m").idle, quiet) == (True, ["m"])
+    assert (book.demand_anywhere("m").idle, quiet, asked) == (True, ["m"], [])
+    book.set_elsewhere("m", Elsewhere(unknown="redis says nothing"))
+    book.start("m")
+    assert asked == ["m"]
 
 
 def test_since_when_nobody_asks() -> None:
