@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scaler.forecast.idle_times import BINS, OWN_WEIGHT, bins_of, expected_ends, hazards, seconds_in_bins
+from scaler.forecast.idle_times import BINS, PRIOR_ENDS, bins_of, expected_ends, forget, hazards, pooled, seconds_in_bins
 from scaler.forecast.score import Score, judged, losses, within_bounds
 from scaler.forecast.seasons import SEASONS, factors
 from scaler.forecast.table import Bools, Floats, Rows, Table
@@ -37,6 +37,8 @@ ROW = np.dtype(
         ("came", "f8"),  # the first request since the statement; never: none
         ("ended", "f8", BINS),  # how many idle times ended in each bin
         ("seconds", "f8", BINS),  # that those spent in each
+        ("lately_ended", "f8", BINS),  # the same of the latest ones above all
+        ("lately_seconds", "f8", BINS),
         ("stated", "f8"),  # the chance of a request by the last statement; not a number: nothing was stated
         ("stated_plain", "f8"),  # what that would have been without seasons, and by the mean rate
         ("stated_baseline", "f8"),
@@ -139,7 +141,7 @@ class Forecast:
     def chances(self, at: float, within: float) -> dict[str, float]:
         """Of each model, the probability of a request within so many seconds from `at` on; 1 for one that has demand."""
         ends = np.zeros(len(self._table.models))
-        seen, idle = self._hazards(at), self._idle_seconds(at)
+        seen, idle = hazards(*self._seen(at)), self._idle_seconds(at)
         for begin, end in _pieces(at, within):
             ends += expected_ends(seen, idle + (begin - at), end - begin) * factors(self._table.rows, begin)
         chances = np.where(self._idle(), -np.expm1(-ends), 1.0)
@@ -148,7 +150,10 @@ class Forecast:
     def hazards(self, at: float) -> tuple[list[str], Floats]:
         """Of each model, the requests that are to be expected a second at that moment; of one that has demand, as if it had just ended."""
         idle = self._idle_seconds(at)
-        rates = self._hazards(at)[np.arange(len(idle)), bins_of(idle)] * factors(self._table.rows, at)
+        bins = bins_of(idle)
+        of_all, *seen = self._seen(at)
+        now = np.arange(len(idle)), bins
+        rates = hazards(of_all[bins], *(numbers[now] for numbers in seen)) * factors(self._table.rows, at)
         return list(self._table.models), rates
 
     # --- what it was worth
@@ -191,7 +196,7 @@ class Forecast:
 
     def _state(self, at: float) -> None:
         rows = self._table.rows
-        ends = expected_ends(self._hazards(at), self._idle_seconds(at), STATEMENT_SECONDS)
+        ends = expected_ends(hazards(*self._seen(at)), self._idle_seconds(at), STATEMENT_SECONDS)
         rows["stated_plain"] = -np.expm1(-ends)
         rows["stated_baseline"] = self._baseline(at)
         for season in SEASONS:
@@ -207,20 +212,19 @@ class Forecast:
     def _idle_seconds(self, at: float) -> Floats:
         return np.maximum(at - self._table.rows["since"], 0.0)
 
-    def _seen(self, at: float) -> tuple[Floats, Floats]:
-        """Ends and seconds in each bin, those of idle times that still last among them."""
+    def _seen(self, at: float) -> tuple[Floats, Floats, Floats, Floats, Floats]:
+        """What the hazards are made of: that of all, and of each model in each bin ends and seconds, ever and lately."""
         self._count_ends()
-        rows = self._table.rows
-        return rows["ended"], rows["seconds"] + seconds_in_bins(self._idle_seconds(at))
-
-    def _hazards(self, at: float) -> Floats:
-        return hazards(*self._seen(at))
+        rows, lasting = self._table.rows, seconds_in_bins(self._idle_seconds(at))
+        ended, seconds = rows["ended"], rows["seconds"] + lasting
+        return pooled(ended, seconds), ended, seconds, rows["lately_ended"], rows["lately_seconds"] + lasting
 
     def _baseline(self, at: float) -> Floats:
         """The chance of a request within the minute by each model's mean rate while it is idle, shrunk just as its hazards are."""
-        ended, seconds = (numbers.sum(axis=1) for numbers in self._seen(at))
-        pooled = (ended.sum() + 1.0) / (seconds.sum() + STATEMENT_SECONDS)
-        rates: Floats = (ended + OWN_WEIGHT) / (seconds + OWN_WEIGHT / pooled)
+        self._count_ends()
+        ended, seconds = self._table.rows["ended"].sum(axis=1), self._table.rows["seconds"].sum(axis=1) + self._idle_seconds(at)
+        of_all = (ended.sum() + 1.0) / (seconds.sum() + STATEMENT_SECONDS)
+        rates: Floats = (ended + PRIOR_ENDS) / (seconds + PRIOR_ENDS / of_all)
         return -np.expm1(-STATEMENT_SECONDS * rates)
 
     def _count_ends(self) -> None:
@@ -229,8 +233,12 @@ class Forecast:
         places = np.array([place for place, _ in self._ends])
         idle = np.array([seconds for _, seconds in self._ends])
         self._ends.clear()
-        np.add.at(self._table.rows["ended"], (places, bins_of(idle)), 1.0)
-        np.add.at(self._table.rows["seconds"], places, seconds_in_bins(idle))
+        rows = self._table.rows
+        bins, spent = bins_of(idle), seconds_in_bins(idle)
+        for ended, seconds in (("ended", "seconds"), ("lately_ended", "lately_seconds")):
+            np.add.at(rows[ended], (places, bins), 1.0)
+            np.add.at(rows[seconds], places, spent)
+        forget(rows["lately_ended"], rows["lately_seconds"])
 
     def _look_at_clock(self, at: float) -> None:
         if at < self._latest - _SET_BACK_SECONDS:

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from scaler.forecast.forecast import STATEMENT_SECONDS, Forecast
-from scaler.forecast.idle_times import OWN_WEIGHT
+from scaler.forecast.idle_times import PRIOR_ENDS
 
 BEGIN = 1_800_000_000.0
 DAY = 86_400.0
@@ -38,7 +38,8 @@ def test_of_what_was_seen_once() -> None:
     forecast.began("chat", BEGIN + 5)
     forecast.ended("chat", BEGIN + 8)
     pooled = (1 + 1) / (5 + 10)  # one end in 5 s, and the one that is believed at first
-    own = (1 + OWN_WEIGHT) / (5 + OWN_WEIGHT / pooled)
+    ever = (1 + PRIOR_ENDS) / (5 + PRIOR_ENDS / pooled)
+    own = (1 + PRIOR_ENDS) / (5 + PRIOR_ENDS / ever)  # all that it has seen was lately
     assert hazard(forecast, "chat", BEGIN + 8) == pytest.approx(own)
     assert forecast.chances(BEGIN + 8, 4.0)["chat"] == pytest.approx(1 - exp(-4 * own))
 
@@ -47,7 +48,8 @@ def test_of_an_idle_time_that_lasts_its_seconds_count() -> None:
     forecast = Forecast()
     forecast.declare("chat", BEGIN)
     first, later = (hazard(forecast, "chat", BEGIN + after) for after in (1, 9))
-    assert later == pytest.approx(OWN_WEIGHT / (9 + OWN_WEIGHT * (9 + 10)))
+    ever = PRIOR_ENDS / (9 + PRIOR_ENDS * (9 + 10))
+    assert later == pytest.approx(PRIOR_ENDS / (9 + PRIOR_ENDS / ever))
     assert later < first
 
 
