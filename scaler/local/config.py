@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
@@ -81,6 +81,12 @@ class KedaSection(Section):
 
     listen: Address
     tls: TlsSection | None = None
+
+
+class PushSection(Section):
+    """Who may tell of demand by POST /demand at the metrics' address: whoever has the token in this file."""
+
+    token_file: Path
 
 
 class ModelSection(Section):
@@ -198,6 +204,7 @@ class Config(Section):
     metrics: Address | None = None
     agent_metrics: Address | None = None
     keda: KedaSection | None = None
+    push: PushSection | None = None
     drain_seconds: Annotated[float, Field(ge=0)] = 30.0
     models: dict[ModelName, ModelSection] = Field(min_length=1)
 
@@ -215,6 +222,15 @@ class Config(Section):
     def _something_to_store(self) -> Config:
         if self.store is not None and not any(section.snapshot for section in self.models.values()):
             raise ValueError("store goes with models that have a snapshot: name one (snapshot: NAME), or leave store out")
+        return self
+
+    @model_validator(mode="after")
+    def _a_door_for_what_is_pushed(self) -> Config:
+        told = any(source.type == "push" for section in self.models.values() for source in section.sources)
+        if bool(self.push) != told:
+            raise ValueError("push, with its token_file, goes with models that have a source of type push: give both, or neither")
+        if self.push and self.metrics is None:
+            raise ValueError("metrics is missing: the address that demand is posted to")
         return self
 
     @model_validator(mode="after")
@@ -257,7 +273,9 @@ def load(path: Path) -> Config:
         )
         for name, model in config.models.items()
     }
-    update = {"state": (here / config.state).resolve(), "models": models}
+    update: dict[str, Any] = {"state": (here / config.state).resolve(), "models": models}
+    if config.push:
+        update["push"] = PushSection(token_file=here / config.push.token_file)
     if config.keda and (tls := config.keda.tls):
         files = {name: here / file for name, file in tls if file is not None}
         update["keda"] = config.keda.model_copy(update={"tls": tls.model_copy(update=files)})

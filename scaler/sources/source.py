@@ -72,9 +72,9 @@ class Declaration(BaseModel):
     type: str
 
     @property
-    def every_seconds(self) -> float:
-        """From one reading to the next."""
-        raise NotImplementedError
+    def every_seconds(self) -> float | None:
+        """From one reading to the next; None: it is not read, but tells by itself."""
+        return None
 
     @property
     def says(self) -> str:
@@ -86,6 +86,7 @@ class Declaration(BaseModel):
         return self
 
     def open(self, model: str, around: Surroundings) -> Source:
+        """For one that is read."""
         raise NotImplementedError
 
 

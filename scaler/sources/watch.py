@@ -11,6 +11,7 @@ What counts:
   idle, and its scaler answers with an error instead of a number that would take some away (keda/external_scaler.py). Nor are any made for
   it. What is known, of the gateways and of its other sources, scales up as always. It is so for as long as the silence lasts: who has a
   model up for nothing sees why in `zerowake status` and by `zerowake_source_up`.
+- Who tells a number by itself (push) says for how long it counts, instead.
 - What is no number of requests (NaN, less than zero, another form) is a failed reading, and not a value.
 
 After a failed reading the next one comes soon, then less and less often, down to every two intervals (5 to 15 s).
@@ -58,7 +59,8 @@ class SourceState:
 
     @property
     def up(self) -> bool:
-        return self.age_seconds is not None and not self.fault
+        """Its last value counts, and nothing has failed since."""
+        return self.reading is not None and not self.fault
 
 
 class _Watched:
@@ -119,11 +121,28 @@ class Sources:
             self._models[model] = [_Watched(model, name, each) for name, each in _named(declared).items()]
             for watched in self._models[model]:
                 ERRORS.labels(model, watched.name)
+                if watched.declared.every_seconds is None:
+                    continue
                 task = asyncio.create_task(kept(functools.partial(self._read, watched), watched.title, log), name=watched.title)
                 watched.task = task
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
         self._tell(model)
+
+    def told(self, model: str, declared: Declaration, reading: Reading, hold_seconds: float) -> bool:
+        """The source of the model that is declared so says this, for so many seconds. False: the model has none."""
+        watched = self._declared(model, declared)
+        if watched is not None:
+            self._heard(watched, reading, self._now(), hold_seconds)
+        return watched is not None
+
+    def misled(self, model: str, declared: Declaration, why: str) -> None:
+        """The source of the model that is declared so, if there is one, has said what is of no use."""
+        if (watched := self._declared(model, declared)) is not None:
+            self._failed(watched, why)
+
+    def _declared(self, model: str, declared: Declaration) -> _Watched | None:
+        return next((each for each in self._models.get(model, []) if each.declared == declared), None)
 
     def states(self) -> Mapping[str, list[SourceState]]:
         """Of every source, by model."""
@@ -143,9 +162,9 @@ class Sources:
                 ERRORS.remove(model, watched.name)
 
     async def _read(self, watched: _Watched) -> None:
-        source = watched.declared.open(watched.model, self._around)
+        source, every = watched.declared.open(watched.model, self._around), watched.declared.every_seconds or 0.0
         least, most = _LAST_RETRY_SECONDS
-        backoff = Backoff(_FIRST_RETRY_SECONDS, min(max(2 * watched.declared.every_seconds, least), most))
+        backoff = Backoff(_FIRST_RETRY_SECONDS, min(max(2 * every, least), most))
         try:
             while True:
                 began = self._now()
@@ -158,22 +177,21 @@ class Sources:
                     self._failed(watched, str(error))
                 else:
                     backoff.reset()
-                    self._heard(watched, reading, began)
-                    again = watched.declared.every_seconds if reading.again_seconds is None else reading.again_seconds
+                    again = every if reading.again_seconds is None else reading.again_seconds
+                    self._heard(watched, reading, began, max(self._hold_seconds, HOLD_INTERVALS * max(every, again)))
                     await asyncio.sleep(max(0.0, began + again - self._now()))
                     continue
                 await asyncio.sleep(backoff.next())
         finally:
             await source.close()
 
-    def _heard(self, watched: _Watched, reading: Reading, at: float) -> None:
+    def _heard(self, watched: _Watched, reading: Reading, at: float, hold: float) -> None:
         if watched.fault:
             log.info("%s is heard of again", watched.title)
         watched.fault = ""
         watched.reading, watched.at = reading, at
         if watched.expiry:
             watched.expiry.cancel()
-        hold = max(self._hold_seconds, HOLD_INTERVALS * max(watched.declared.every_seconds, reading.again_seconds or 0))
         watched.expiry = asyncio.get_running_loop().call_later(at + hold - self._now(), self._expired, watched)
         self._tell(watched.model)
 

@@ -5,7 +5,7 @@ Numbers that the ledger already has (held, in flight, replicas) are read from it
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
 
 from aiohttp import web
@@ -49,7 +49,9 @@ class SourcesCollector(Collector):
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         labels = ["model", "source"]
-        up = GaugeMetricFamily("zerowake_source_up", "1: the last reading of the source gave a value; 0: it did not.", labels=labels)
+        up = GaugeMetricFamily(
+            "zerowake_source_up", "1: the source's last value counts, and nothing failed since; 0: it does not.", labels=labels
+        )
         age = GaugeMetricFamily("zerowake_source_age_seconds", "Age of the source's last value.", labels=labels)
         pending = GaugeMetricFamily("zerowake_source_pending", "Requests that count by the source.", labels=labels)
         replicas = GaugeMetricFamily("zerowake_source_replicas", "Replicas that are to be there by the source.", labels=labels)
@@ -100,11 +102,11 @@ class ForecastCollector(Collector):
 
 @asynccontextmanager
 async def serve_metrics(
-    host: str, port: int, ready: Callable[[], str], registry: CollectorRegistry = REGISTRY
+    host: str, port: int, ready: Callable[[], str], registry: CollectorRegistry = REGISTRY, routes: Iterable[web.RouteDef] = ()
 ) -> AsyncIterator[tuple[str, int]]:
     """Serves /metrics, /healthz and /readyz; yields the bound address (port 0: any).
 
-    ready: why this program is not ready to be sent requests; empty: it is. Raises: CannotListen.
+    ready: why this program is not ready to be sent requests; empty: it is. routes: what is served besides. Raises: CannotListen.
     """
 
     async def metrics(_: web.Request) -> web.Response:
@@ -118,7 +120,7 @@ async def serve_metrics(
         return web.Response(text=f"not ready: {reason}\n", status=503) if reason else web.Response(text="ok\n")
 
     app = web.Application()
-    app.add_routes([web.get("/metrics", metrics), web.get("/healthz", healthz), web.get("/readyz", readyz)])
+    app.add_routes([web.get("/metrics", metrics), web.get("/healthz", healthz), web.get("/readyz", readyz), *routes])
     runner = web.AppRunner(app, access_log=None, handle_signals=False)
     await runner.setup()
     try:

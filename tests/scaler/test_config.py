@@ -61,6 +61,15 @@ from scaler.plan.rungs import Rung
             "models: {a: {snapshot: s, sources: [{type: prometheus, url: 'http://p'}]}}",
             "models.a.sources.0.prometheus.query: Field required",
         ),
+        (
+            "models: {a: {snapshot: s, sources: [{type: push}]}}",
+            "push, with its token_file, goes with models that have a source of type push",
+        ),
+        ("push: {token_file: t}\nmodels: {a: {snapshot: s}}", "goes with models that have a source of type push: give both, or neither"),
+        (
+            "push: {token_file: t}\nmodels: {a: {snapshot: s, sources: [{type: push}]}}",
+            "metrics is missing: the address that demand is posted",
+        ),
         ("store: models\nmodels: {a: {snapshot: s}}", "store: 'models' is no URL of a store: file:///a/folder, s3://bucket"),
         ("store: s3://key:secret@b\nmodels: {a: {snapshot: s}}", "store: s3://…@b: a URL of a store has no credentials"),
         ("store: s3://b\nmodels: {a: {command: [x], port: 1}}", "store goes with models that have a snapshot"),

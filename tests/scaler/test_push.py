@@ -1,152 +1,117 @@
-"""How KEDA's cooldown sees a model that is used now and then: KEDA's rules and the pushes in one process, in virtual time."""
+"""Demand that others post to the metrics' server: who may, what counts and for how long."""
 
 from __future__ import annotations
 
-import asyncio
-import random
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import aiohttp
 import pytest
-from zerowake_proto import externalscaler_pb2_grpc
-from zerowake_proto.externalscaler_pb2_grpc import ExternalScalerStub
+from prometheus_client import REGISTRY, CollectorRegistry
 
-from scaler.books.hpa import SYNC_SECONDS, ScalingRules
-from scaler.books.ledger import Ledger
-from scaler.books.limits import ModelLimits
-from scaler.keda.external_scaler import ExternalScaler
-from scaler.local.autoscaler import Autoscaler
-from tests.worlds.in_process import InProcessChannel
-from tests.worlds.instant_deployment import InstantDeployment
-from tests.worlds.keda_cooldown import CooledDown
-from tests.worlds.virtual_time import LoopClock, run
+from scaler.books.demand import Elsewhere
+from scaler.sources.push import Pushes
+from scaler.sources.push_declaration import PushDeclaration
+from scaler.view.metrics import SourcesCollector, serve_metrics
+from tests.worlds.asked_elsewhere import AskedElsewhere, asked_elsewhere
+
+OURS = PushDeclaration(type="push", by="b")
 
 
-class World:
-    """A model at zero; `gone` are the moments at which KEDA has taken it back there."""
+@dataclass
+class Door:
+    asked: AskedElsewhere
+    client: aiohttp.ClientSession
+    url: str
+    token_file: Path
 
-    def __init__(self) -> None:
-        self.clock = LoopClock(asyncio.get_running_loop())
-        self.ledger = Ledger({"chat": ModelLimits()})
-        self.chat = InstantDeployment(self.ledger, "chat")
-        self.gone: list[float] = []
-
-    def replicas(self) -> int:
-        return self.chat.replicas()
-
-    async def scale(self, replicas: int) -> None:
-        if replicas == 0:
-            self.gone.append(self.clock.now())
-        await self.chat.scale(replicas)
-
-    async def request(self, seconds: float) -> None:
-        """One that waits for a replica if there is none."""
-        self.ledger.hold("chat", 1)
-        await self.chat.until(1)
-        self.ledger.hand_over("chat", 1)
-        await asyncio.sleep(seconds)
-        self.ledger.end("chat")
-
-    async def at(self, moment: float) -> None:
-        await asyncio.sleep(moment - self.clock.now())
+    async def post(self, told: Any, token: str = "hush") -> tuple[int, str]:
+        body = {"data": told} if isinstance(told, str | bytes) else {"json": told}
+        async with self.client.post(f"{self.url}/demand", headers={"Authorization": f"Bearer {token}"}, **body) as response:
+            return response.status, await response.text()
 
 
 @asynccontextmanager
-async def scaled(cooldown: float, polling: float) -> AsyncIterator[World]:
-    world = World()
-    scaler = ExternalScaler(world.ledger, clock=world.clock, chance=random.Random(1))
-    channel = InProcessChannel(scaler, externalscaler_pb2_grpc.add_ExternalScalerServicer_to_server)
-    async with Autoscaler(channel, world.clock) as autoscaler:  # type: ignore[arg-type]
-        autoscaler.add("chat", {"model": "chat"}, ScalingRules(cooldown_seconds=cooldown, polling_seconds=polling), world)
-        yield world
-        scaler.close()
+async def door(folder: Path) -> AsyncIterator[Door]:
+    token_file = folder / "token"
+    token_file.write_text("hush\n")
+    async with asked_elsewhere(OURS) as asked, aiohttp.ClientSession() as client:
+        registry = CollectorRegistry()
+        registry.register(SourcesCollector(asked.sources))
+        route = Pushes(asked.sources, token_file).route
+        async with serve_metrics("127.0.0.1", 0, lambda: "", registry, [route]) as (host, port):
+            yield Door(asked, client, f"http://{host}:{port}", token_file)
 
 
-@pytest.mark.parametrize("polling", [0.7, 1.0, 5.0, 30.0])
-@pytest.mark.parametrize("cooldown", [2.0, 2.5, 3.0, 5.0])
-@pytest.mark.parametrize("seconds", [0.01, 1.2])
-def test_a_request_every_two_seconds_keeps_the_model(cooldown: float, polling: float, seconds: float) -> None:
-    async def asked() -> tuple[list[float], float]:
-        async with scaled(cooldown, polling) as world:
-            await world.at(0.5)
-            for number in range(60):
-                await world.at(0.5 + 2 * number)
-                await world.request(seconds)
-            during = list(world.gone)
-            ended = world.clock.now()
-            await world.at(ended + cooldown + 2 * polling + 4)
-            assert len(world.gone) == len(during) + 1, "and without requests it goes"
-            return during, world.gone[-1] - ended
-
-    during, idle = run(asked())
-    assert during == []
-    assert idle >= cooldown
+async def test_a_number_counts_until_the_next_one_and_for_its_time(tmp_path: Path) -> None:
+    async with door(tmp_path) as made:
+        asked = made.asked
+        assert "source push of model m (what b post to /demand) was not heard of so far" in asked.told.unknown
+        assert await made.post({"model": "m", "by": "b", "pending": 7}) == (204, "")
+        assert asked.told == Elsewhere(7)
+        assert await made.post({"model": "m", "by": "b", "pending": 0.5, "ttl_seconds": 1}) == (204, "")
+        assert (asked.told, asked.state.up) == (Elsewhere(1), True)
+        await asked.falls_silent("was not heard of lately")
+        assert await made.post({"model": "m", "by": "b", "pending": 0}) == (204, "")
+        assert asked.told == Elsewhere()
+        async with made.client.get(f"{made.url}/metrics") as response:
+            assert 'zerowake_source_pending{model="m",source="push"} 0.0' in await response.text()
 
 
-def test_the_cooldown_counts_from_the_end_of_a_request() -> None:
-    async def asked() -> None:
-        async with scaled(cooldown=5, polling=30) as world:
-            await world.at(31)
-            await world.request(27)  # until two seconds before a poll
-            await world.at(61)
-            assert world.gone == []
-            await world.at(91)
-            assert world.gone == [90]
-
-    run(asked())
-
-
-def test_somebody_who_left_before_there_was_a_replica_is_not_pushed_for() -> None:
-    async def asked() -> None:
-        async with scaled(cooldown=2, polling=1) as world:
-            world.chat.broken = True
-            await world.at(10)
-            world.ledger.hold("chat", 1)
-            await asyncio.sleep(0.1)
-            world.ledger.leave("chat", 1)
-            world.chat.broken = False
-            wishes = list(world.chat.wishes)
-            await world.at(60)
-            assert world.chat.wishes == wishes
-
-    run(asked())
+async def test_who_may_tell(tmp_path: Path) -> None:
+    told = {"model": "m", "by": "b", "pending": 7}
+    async with door(tmp_path) as made:
+        for wrong in ("", "hus", "hush2", "hüsh"):
+            assert (await made.post(told, wrong))[0] == 401
+        async with made.client.post(f"{made.url}/demand", json=told) as response:
+            assert (response.status, response.headers["WWW-Authenticate"]) == (401, "Bearer")
+        made.token_file.write_text("new")
+        assert (await made.post(told))[0] == 401
+        assert made.asked.told.pending == 0
+        assert (await made.post(told, "new"))[0] == 204
+        made.token_file.write_text("\n")
+        assert (await made.post(told, ""))[0] == 401, "an empty token lets nobody in"
+        made.token_file.unlink()
+        assert await made.post(told, "new") == (503, "the token of this server cannot be read; its log says why\n")
+        async with made.client.get(f"{made.url}/demand") as response:
+            assert response.status == 405
 
 
-async def _cooled(requests: Sequence[tuple[float, float]], **rules: float) -> CooledDown:
-    """What KEDA did by a minute after these requests: of each how long after the one before it began, and how long it lasted."""
-    clock, ledger = LoopClock(asyncio.get_running_loop()), Ledger({"chat": ModelLimits()})
-    scaler = ExternalScaler(ledger, clock=clock, chance=random.Random(1))
-    channel = InProcessChannel(scaler, externalscaler_pb2_grpc.add_ExternalScalerServicer_to_server)
-    chat = CooledDown(ledger, "chat", clock, **rules)  # type: ignore[arg-type]
-    async with chat.by(ExternalScalerStub(channel)), asyncio.TaskGroup() as group:  # type: ignore[no-untyped-call]
-        for after, seconds in requests:
-            await asyncio.sleep(after)
-            group.create_task(chat.request(seconds))
-        await asyncio.sleep(60)
-        scaler.close()
-    return chat
+@pytest.mark.parametrize(
+    ("told", "why"),
+    [
+        ({"model": "m", "by": "b", "pending": -1}, "pending: Input should be greater than or equal to 0"),
+        ('{"model": "m", "by": "b", "pending": NaN}', "pending: Input should be a finite number"),
+        ({"model": "m", "by": "b", "pending": "7"}, "pending: Input should be a valid number"),
+        ({"model": "m", "by": "b"}, "pending: Field required"),
+        ({"model": "m", "by": "b", "pending": 1, "ttl_seconds": 0}, "ttl_seconds: Input should be greater than or equal to 1"),
+        ({"model": "m", "by": "b", "pending": 1, "tttl": 9}, "tttl: Extra inputs are not permitted"),
+    ],
+)
+async def test_lies_are_refused_and_the_last_value_holds(tmp_path: Path, told: Any, why: str) -> None:
+    async with door(tmp_path) as made:
+        await made.post({"model": "m", "by": "b", "pending": 3})
+        status, said = await made.post(told)
+        assert status == 400 and why in said
+        assert made.asked.told == Elsewhere(3)
+        assert (why in made.asked.state.fault, made.asked.state.up) == (True, False)
+        assert REGISTRY.get_sample_value("zerowake_source_errors_total", {"model": "m", "source": "push"}) == 1
+        await made.post({"model": "m", "by": "b", "pending": 4})
+        assert (made.asked.told, made.asked.state.up) == (Elsewhere(4), True)
 
 
-def test_no_look_is_told_that_a_model_is_idle_while_a_push_is_due_that_says_otherwise() -> None:
-    """Three looks have seen the request by 12.5; the push for its end comes at 13.1. KEDA's poll at 13 takes nothing away."""
-    chat = run(_cooled([(10.1, 0.1)], cooldown=0, polling=1, sync_at=11.5, drain=2))
-    assert chat.activations == [(10.1, 1)]
-    assert chat.gone == [14.0]
+@pytest.mark.parametrize("body", [b"", b"\xff", "[]", "null", '{"model": {}, "by": [], "pending": 1}', "x" * 100_000])
+async def test_garbage_harms_nobody(tmp_path: Path, body: Any) -> None:
+    async with door(tmp_path) as made:
+        assert (await made.post(body))[0] == 400
+        assert made.asked.state.fault == ""
 
 
-def test_nor_while_keda_takes_a_push_in() -> None:
-    """The push for its end comes at 13.1, and KEDA has taken it in at 13.2; its poll is between the two."""
-    chat = run(_cooled([(10.1, 0.1)], cooldown=0, polling=1.01, sync_at=100, drain=2, lag=0.1))
-    assert chat.activations == [(pytest.approx(10.2), 1)]
-    assert chat.gone == [pytest.approx(14.14)]
-
-
-@pytest.mark.parametrize("seed", range(40))
-def test_what_keda_has_taken_away_it_brings_back_for_requests_alone(seed: int) -> None:
-    chance = random.Random(seed)
-    requests = [(chance.uniform(0.2, 6), chance.uniform(0.01, 1)) for _ in range(30)]
-    rules = {"cooldown": chance.choice([0, 0.2, 0.5, 1, 2, 5]), "polling": chance.choice([0.3, 0.5, 1, 2, 5])}
-    lags = {"drain": chance.uniform(0.5, 4), "lag": chance.uniform(0, 0.3), "sync_at": chance.uniform(0, SYNC_SECONDS)}
-    chat = run(_cooled(requests, **rules, **lags))
-    assert [moment for moment, waiting in chat.activations if not waiting] == []
-    assert len(chat.gone) == len(chat.activations)
+async def test_a_source_that_was_not_declared(tmp_path: Path) -> None:
+    async with door(tmp_path) as made:
+        for model, by in (("m", "c"), ("n", "b")):
+            said = f"model {model!r} has no source of type push with by: {by!r}\n"
+            assert await made.post({"model": model, "by": by, "pending": 1}) == (404, said)

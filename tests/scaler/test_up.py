@@ -91,7 +91,8 @@ def parkable(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextlib.asynccontextmanager
-async def system(state: Path, model: dict[str, Any], prefix: tuple[str, ...] = ()) -> AsyncIterator[System]:
+async def system(state: Path, model: dict[str, Any], prefix: tuple[str, ...] = (), **more: Any) -> AsyncIterator[System]:
+    """more: of the file, beside the model."""
     port, metrics = free_port(), free_port()
     file = state.parent / "up.yaml"
     defaults = {"snapshot": "tiny", "cooldown_seconds": 0.5, "polling_seconds": 0.2, "max_wait_seconds": 30}
@@ -104,6 +105,7 @@ async def system(state: Path, model: dict[str, Any], prefix: tuple[str, ...] = (
                 "drain_seconds": 5,
                 "models": {"tiny": defaults | model},
             }
+            | more
         )
     )
     log = (state.parent / "up.log").open("ab")
@@ -259,6 +261,21 @@ async def test_a_list_in_redis_scales_a_model_from_zero_and_lets_it_go(state: Pa
                 shown = await response.text()
             for number in ("up{LABELS} 0.0", "pending{LABELS} 1.0", "age_seconds{LABELS} ", "errors_total{LABELS} "):
                 assert "zerowake_source_" + number.replace("LABELS", 'model="tiny",source="redis"') in shown
+
+
+async def test_what_another_gateway_posts_scales_a_model_from_zero(state: Path) -> None:
+    (state.parent / "push.token").write_text("hush")
+    async with system(state, {"sources": [{"type": "push"}]}, push={"token_file": "push.token"}) as made:
+
+        async def tell(pending: int) -> None:
+            told, token = {"model": "tiny", "pending": pending}, {"Authorization": "Bearer hush"}
+            async with made.session.post(f"{made.metrics}/demand", json=told, headers=token) as response:
+                assert response.status == 204, await response.text()
+
+        await tell(1)
+        await made.until(ready=1)
+        await tell(0)
+        await made.until(wanted=0, ready=0)
 
 
 async def test_the_openai_client_through_zero(state: Path) -> None:
