@@ -55,7 +55,6 @@ class State:
     models: tuple[str, ...]
     rows: Rows
     score: Score
-    credit: float
     stated_at: float
     latest: float
 
@@ -75,7 +74,6 @@ class Forecast:
         self._latest = -math.inf
         self._stated_at = -math.inf
         self._score = Score()
-        self._credit = 0.0
 
     @classmethod
     def restored(cls, state: State, at: float) -> Forecast:
@@ -85,7 +83,7 @@ class Forecast:
             forecast._table.add(model)
         rows = forecast._table.rows
         rows[:] = state.rows
-        forecast._score, forecast._credit, forecast._stated_at = state.score, state.credit, state.stated_at
+        forecast._score, forecast._stated_at = state.score, state.stated_at
         forecast._latest = state.latest
         forecast._look_at_clock(at)
         rows["since"] = np.where(rows["since"] < _NEVER, rows["since"], at)
@@ -96,7 +94,7 @@ class Forecast:
     def state(self) -> State:
         """A copy, which does not change any more."""
         self._count_ends()
-        return State(tuple(self._table.models), self._table.rows.copy(), self._score, self._credit, self._stated_at, self._latest)
+        return State(tuple(self._table.models), self._table.rows.copy(), self._score, self._stated_at, self._latest)
 
     @property
     def models(self) -> list[str]:
@@ -164,9 +162,9 @@ class Forecast:
         return self._score
 
     def is_worth_it(self, model: str = "") -> bool:
-        """Whether it was better than each model's mean rate of late: for that model, or for all together. Not so before it has shown it."""
-        place = self._table.place(model)
-        credit = self._credit if not model else self._table.rows["credit"][place] if place is not None else 0.0
+        """Whether it was better than the mean rate of late: for that model, or for all together. Not so before it has shown it."""
+        credits, place = self._table.rows["credit"], self._table.place(model)
+        credit = credits.sum() if not model else credits[place] if place is not None else 0.0
         return bool(credit > 0.0)
 
     @property
@@ -184,8 +182,7 @@ class Forecast:
         came = rows["came"][stated] <= self._stated_at + STATEMENT_SECONDS
         chances, plain, baseline = (rows[name][stated] for name in ("stated", "stated_plain", "stated_baseline"))
         loss, baseline_loss = losses(chances, came), losses(baseline, came)
-        self._score += (minute := judged(chances, came, loss, baseline_loss))
-        self._credit = float(within_bounds(self._credit + minute.baseline_loss - minute.loss))
+        self._score += judged(chances, came, loss, baseline_loss)
         rows["credit"][stated] = within_bounds(rows["credit"][stated] + baseline_loss - loss)
         if stated.any():
             for season in SEASONS:

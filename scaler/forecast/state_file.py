@@ -34,7 +34,6 @@ def save(path: Path, state: State) -> None:
         "crc32": zlib.crc32(data),
         "models": state.models,
         "score": asdict(state.score),
-        "credit": state.credit,
         "stated_at": state.stated_at,
         "latest": state.latest,
     }
@@ -62,4 +61,4 @@ def _state(about: dict[str, Any], data: bytes) -> State:
     rows = np.frombuffer(data, ROW)
     if len(set(about["models"])) != len(rows):
         raise ValueError("it names other models than it has")
-    return State(tuple(about["models"]), rows, Score(**about["score"]), about["credit"], about["stated_at"], about["latest"])
+    return State(tuple(about["models"]), rows, Score(**about["score"]), about["stated_at"], about["latest"])

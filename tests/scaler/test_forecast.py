@@ -247,6 +247,21 @@ def test_credit_is_lost_soon_by_who_is_not_better_any_more() -> None:
     assert not forecast.is_worth_it()
 
 
+def test_one_model_that_nobody_can_foretell_outweighs_not_all_others() -> None:
+    forecast = Forecast()
+    models = {f"m{number}": [BEGIN + 100.0 * number + 1000.0 * turn for turn in range(1, 80)] for number in range(5)}
+    for model in models:
+        forecast.declare(model, BEGIN)
+    lives(forecast, models, BEGIN + 80_000)
+    assert forecast.is_worth_it()
+    now, chance = BEGIN + 80_000, Random(1)
+    forecast.declare("odd", now)
+    lives(forecast, {"odd": [now + at - BEGIN for at in arrivals(chance, 60, 600)]}, now + 600, begin=now)
+    assert not forecast.is_worth_it("odd"), "nothing like it was seen so far"
+    assert forecast.is_worth_it("m0")
+    assert forecast.is_worth_it()
+
+
 # --- seasons
 
 
