@@ -79,6 +79,10 @@ class Planner:
         self._wanted[model] = replicas
         self.consider([model])
 
+    def pin_changed(self, snapshot: SnapshotName) -> None:
+        """A model wishes another pin for the snapshot; others may have the same one."""
+        self.consider([name for name, model in self._models.items() if model.snapshot == snapshot])
+
     def triggered(self, trigger: Trigger) -> None:
         """Takes the bound on staging from a model's trigger."""
         self._longest_staging.pop(trigger.model, None)

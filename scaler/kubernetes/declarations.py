@@ -62,6 +62,7 @@ class Models:
         self._limits: dict[str, tuple[ModelLimits, tuple[str, ...]]] = {}  # with the other names
         self._trigger_listeners: list[Callable[[Trigger], None]] = []
         self._owner_listeners: list[Callable[[str], None]] = []
+        self._pin_listeners: list[Callable[[SnapshotName], None]] = []
         self._foreign: dict[_Key, Taken] = {}
         self._foreign_listeners: list[Callable[[Declaration], None]] = []
 
@@ -76,6 +77,10 @@ class Models:
     def on_owner(self, callback: Callable[[str], None]) -> None:
         """Calls `callback(model)` after the model has passed to another namespace, or to none."""
         self._owner_listeners.append(callback)
+
+    def on_pin(self, callback: Callable[[SnapshotName], None]) -> None:
+        """Calls `callback(snapshot)` after the pin that a model wishes for a snapshot has changed."""
+        self._pin_listeners.append(callback)
 
     def on_taken(self, callback: Callable[[Declaration], None]) -> None:
         """Calls `callback(object)` after it came to name another namespace's model, or no longer does."""
@@ -154,10 +159,14 @@ class Models:
             self._declare(model, snapshot)
         elif self._limits.pop(model, None):
             self._ledger.withdraw(model)
+        before = _pins(self.planned.get(model))
         if snapshot is not None and not snapshot.metadata.deletion_timestamp:
             self.planned[model] = planned(snapshot)
         else:
             self.planned.pop(model, None)
+        for name in {name for name, _ in before ^ _pins(self.planned.get(model))}:
+            for pinned in self._pin_listeners:
+                pinned(name)
         if passed:
             for callback in self._owner_listeners:
                 callback(model)
@@ -200,6 +209,11 @@ def planned(snapshot: ModelSnapshot) -> Model:
         pin=Rung[snapshot.spec.pin.upper()],
         pods=demands_of(snapshot.spec.template.get("spec") or {}) if snapshot.spec.template else None,
     )
+
+
+def _pins(model: Model | None) -> set[tuple[SnapshotName, Rung]]:
+    """That it wishes: one or none."""
+    return {(model.snapshot, model.pin)} if model and model.snapshot and model.pin > Rung.ABSENT else set()
 
 
 def _stored(snapshot: ModelSnapshot) -> Stored | None:

@@ -175,3 +175,21 @@ def test_other_names_lead_to_the_model_and_are_taken_from_nobody(caplog: pytest.
 @pytest.mark.parametrize(("spec", "rung"), [({}, Rung.ABSENT), ({"pin": "disk"}, Rung.DISK), ({"pin": "memory"}, Rung.MEMORY)])
 def test_what_its_owner_pins(spec: dict[str, str], rung: Rung) -> None:
     assert planned(declared_snapshot("ns/a", 1, "m", **spec)).pin is rung
+
+
+def test_a_pin_that_changes_is_told_and_nothing_else_is(world: World) -> None:
+    told: list[SnapshotName] = []
+    world.models.on_pin(told.append)
+    world.snapshot("ns/a", 1)
+    world.snapshot("ns/a", 1, stage="disk")
+    assert told == []
+    world.snapshot("ns/a", 1, pin="memory")
+    world.snapshot("ns/a", 1, pin="memory", stage="disk")
+    assert told == [SnapshotName("ns", "a")]
+    assert world.models.planned["m"].pin is Rung.MEMORY, "as it is when it is told"
+    world.snapshot("ns/a", 1, pin="disk")
+    world.snapshot("ns/a", 1)
+    assert told == [SnapshotName("ns", "a")] * 3
+    world.snapshot("ns/a", 1, pin="disk")
+    world.snapshots.drop("ns/a")
+    assert told == [SnapshotName("ns", "a")] * 5
