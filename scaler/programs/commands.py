@@ -1,4 +1,4 @@
-"""`zerowake up`, `zerowake serve` and `zerowake status`."""
+"""`zerowake up`, `zerowake serve`, `zerowake status` and `zerowake simulate`."""
 
 from __future__ import annotations
 
@@ -68,6 +68,27 @@ def status(
         typer.echo(json.dumps(found, indent=2))
     else:
         _print(found)
+
+
+@app.command()
+def simulate(
+    file: Annotated[Path, typer.Argument(help="YAML with nodes, models, rates and a trace.", readable=False)],
+    policy: Annotated[list[str] | None, typer.Option(help="One policy; may be given again. All of them unless given.")] = None,
+    sweep: Annotated[str, typer.Option(help="Host memory in place of the file's, one run each: 5%,10%,20% or 100GB,200GB.")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Shows what policies of staging would make of a trace: seconds to the first byte, and what they cost. Nothing is served."""
+    # Not above: `zerowake status` needs no numpy.
+    from scaler.simulate import comparison, shown  # noqa: PLC0415
+    from scaler.simulate.scenario import load as load_scenario  # noqa: PLC0415
+    from scaler.simulate.trace import BadTrace  # noqa: PLC0415
+
+    with errors_in_one_line("zerowake", BadConfig, BadTrace, comparison.BadRequest):
+        found = comparison.run(load_scenario(file), policy or [], [each for each in sweep.split(",") if each])
+    if as_json:
+        typer.echo(json.dumps(shown.as_json(found), indent=2))
+    else:
+        tables.console().print(shown.as_table(found))
 
 
 async def _fetch(path: Path) -> Any:

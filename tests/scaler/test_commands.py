@@ -326,3 +326,22 @@ def test_what_is_pinned_is_shown_beside_the_rung(capsys: pytest.CaptureFixture[s
     commands._print({"models": [model | each for each in shown], "nodes": [], "replicas": [], "activations": []})
     said = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert "a a memory, absent (pinned: memory, absent) 0 0 0 0" in said and "b b disk 0 0 0 0" in said
+
+
+async def test_a_simulation_prints_its_table_or_its_json(tmp_path: Path) -> None:
+    (tmp_path / "trace.csv").write_text("0,a,0\n1000,a,0\n")
+    (tmp_path / "s.yaml").write_text("models: {list: {a: 10GB}}\nscore: all\ntrace: {csv: trace.csv}\n")
+    code, table = await run("simulate", str(tmp_path / "s.yaml"), "--policy", "lru", "--policy", "cold")
+    assert (code, [line.split()[2:5] for line in table]) == (
+        0,
+        [["POLICY", "IN", "MEMORY"], ["lru", "50.0%", "1.49"], ["cold", "0.0%", "2.36"]],
+    )
+    code, found = await run("simulate", str(tmp_path / "s.yaml"), "--policy", "lru", "--sweep", "10%,20GB", "--json")
+    assert (code, [each["in_memory"] for each in json.loads("".join(found))]) == (0, [0.5, 0.5])
+
+
+async def test_a_simulation_names_the_line_that_is_impossible(tmp_path: Path) -> None:
+    (tmp_path / "trace.csv").write_text("0,a,0\n1000,a,many\n")
+    (tmp_path / "s.yaml").write_text("models: {list: {a: 10GB}}\ntrace: {csv: trace.csv}\n")
+    said = f"zerowake: {tmp_path}/trace.csv, line 2: the number of tokens is 'many', which is no number"
+    assert await run("simulate", str(tmp_path / "s.yaml")) == (1, [said])
