@@ -31,7 +31,7 @@ from scaler.plan.worth import SWAP, Floats, Objective, worth
 
 _NEVER = -1e18
 _SOON = 1.0  # seconds: uses that are nearer than this are as near as can be
-_RECKONED_ANEW_SECONDS = 10.0  # hazards change by the logarithm of the idle time
+_RECKONED_ANEW_SECONDS = 30.0  # hazards change by the logarithm of the idle time
 _JUDGED_SECONDS = 60.0
 
 
@@ -245,10 +245,10 @@ class Zerowake(Policy):
             chance[self._to] = hazards
             self.numbers = worth(chance, self.saved, self.sizes, self._objective)
             self._listed: list[float] = self.numbers.tolist()  # of which one number is had sooner
+            self._wishes: list[int] = np.argsort(-self.numbers, kind="stable").tolist()
             self._reckoned = at
         return self._listed
 
     def wishes(self, at: float) -> Sequence[int]:
         self.worth_of(at)
-        found: list[int] = np.argsort(-self.numbers, kind="stable").tolist()
-        return found
+        return self._wishes
