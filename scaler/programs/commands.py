@@ -14,8 +14,6 @@ import uvloop
 from rich.console import Console
 
 from scaler.local.config import BadConfig, load
-from scaler.programs.up import AgentFailed
-from scaler.programs.up import up as run_up
 from scaler.view.status import socket_of
 from zerowake_shared import log, tables
 from zerowake_shared.kubernetes.errors import ClusterError
@@ -31,6 +29,10 @@ _DEFAULT_STATE = Path("/var/lib/zerowake")
 @app.command()
 def up(file: Annotated[Path, typer.Argument(help="YAML that names the models.", readable=False)]) -> None:
     """Serves models on this machine: gateway, scaler, autoscaler and restore agent, until stopped."""
+    # Not above: what serves takes longer to import than `zerowake status` to answer. Each agent is a `zerowake`, too.
+    from scaler.programs.up import AgentFailed  # noqa: PLC0415
+    from scaler.programs.up import up as run_up  # noqa: PLC0415
+
     log.configure()
     with errors_in_one_line("zerowake", BadConfig, CannotListen, BadCertificate, FolderInUse, UnusableFolder, AgentFailed):
         uvloop.run(run_up(load(file)))
@@ -39,7 +41,6 @@ def up(file: Annotated[Path, typer.Argument(help="YAML that names the models.", 
 @app.command()
 def serve(file: Annotated[Path, typer.Argument(help="YAML with addresses and certificates; the chart writes it.", readable=False)]) -> None:
     """Serves the models of a Kubernetes cluster: gateway, KEDA's scaler, controller and webhook, beside other replicas of it."""
-    # Not above: the client of Kubernetes takes longer to import than `zerowake status` to answer.
     from scaler.programs import serve_config  # noqa: PLC0415
     from scaler.programs.serve import serve as run_serve  # noqa: PLC0415
 
