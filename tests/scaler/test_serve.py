@@ -10,11 +10,14 @@ from typing import Any
 import aiohttp
 import pytest
 import yaml
+from zerowake_proto import agent_pb2
 
 from tests.worlds.echo_engine import Engine
+from tests.worlds.fake_agent import Agent
 from tests.worlds.keda_client import Keda, ref
 from tests.worlds.kubernetes_api import Api
 from tests.worlds.scalers import ADDRESSES, TRIGGER, Replica, World, endpoint_slice, free_ports, serving, world
+from tests.worlds.waiting import until
 from zerowake_shared.pod_contract import replica_id
 
 
@@ -262,3 +265,33 @@ async def test_a_gateway_that_ends_or_hangs_does_not_keep_a_place_for_ever(tmp_p
         assert (await asked)[0] == 200
         its.cancel()
         await asyncio.gather(its, return_exceptions=True)
+
+
+async def test_a_pin_in_a_model_snapshot_is_told_to_its_nodes_and_taken_back(tmp_path: Path) -> None:
+    api, agent = Api(), Agent("n1")
+    agent.has("tenant", "m", "d" * 64)
+    ports = free_ports("listen", "metrics", "keda")
+
+    async def wish(**pin: str) -> None:
+        artifact = {"name": "m", "digest": "d" * 64}
+        metadata = {"name": "m", "namespace": "tenant", "uid": "1", "creationTimestamp": "2026-11-22T06:00:00Z"}
+        await api.put("modelsnapshots", {"metadata": metadata, "spec": {"artifact": artifact, **pin}})
+
+    async with agent.serve() as address, api.serve(tmp_path) as kubeconfig, aiohttp.ClientSession() as client:
+        config = {
+            "namespace": "zerowake",
+            "listen": f"127.0.0.1:{ports['listen']}",
+            "metrics": f"127.0.0.1:{ports['metrics']}",
+            "keda": {"listen": f"127.0.0.1:{ports['keda']}"},
+            "agents": {"addresses": [address]},
+        }
+        (tmp_path / "serve.yaml").write_text(yaml.safe_dump(config))
+        async with serving(tmp_path / "serve.yaml", kubeconfig, "127.0.0.1", ports, client) as replica:
+            await replica.reads("readyz", "ok")
+            for pin, rung in (
+                ({"pin": "memory"}, agent_pb2.RUNG_MEMORY),
+                ({"pin": "disk"}, agent_pb2.RUNG_DISK),
+                ({}, agent_pb2.RUNG_ABSENT),
+            ):
+                await wish(**pin)
+                await until(lambda rung=rung: agent.pinned and agent.pinned[-1].rung == rung, f"{pin} is told")
