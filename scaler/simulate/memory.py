@@ -96,6 +96,15 @@ class Memory:
         self.free[gpu] += needed
         self.open[gpu] += needed
 
+    def least_in(self, model: int, node: int, worth: Sequence[float]) -> float:
+        """What the least of the node's idle models is worth; below all numbers where there is room without it."""
+        least = float("inf")
+        for bin_ in self.bins_of(node):
+            if self.free[bin_] >= self.size_in(model, bin_):
+                return -float("inf")
+            least = min(least, min(map(worth.__getitem__, self.members[bin_]), default=least))
+        return least
+
     def place(self, model: int, node: int, worth: Sequence[float], margin: float = 1.0) -> tuple[int, list[int]]:
         """The bin of the node in which the model should stand, and who has to leave for it; (NOWHERE, []): it is not worth that.
 

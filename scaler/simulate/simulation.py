@@ -176,14 +176,16 @@ class Simulation:
         return rung, wait + rungs.seconds(rung, size)
 
     def _chosen(self, model: int, stands: int, needed: float, at: float) -> tuple[int, int]:
-        """Node and GPU: where the bytes are if it has room, else the node whose disk is free first, and of these the emptiest."""
+        """Node and GPU: where the bytes are if it has room, else the node whose disk is free first, and of these the one where they can
+        stay at the least loss.
+        """
         memory = self._memory
         if stands != NOWHERE and self._policy.looks_where_bytes_are:
             on = memory.where[model]
             gpu = memory.room_for(needed, stands, on if on != NOWHERE and memory.on_gpu(model) else NOWHERE)
             if gpu != NOWHERE:
                 return stands, gpu
-        best, key = (NOWHERE, NOWHERE), (float("inf"), 0.0)
+        best, key, worth = (NOWHERE, NOWHERE), (float("inf"), 0.0, 0.0), self._policy.worth_of(at)
         for nodes in self._candidates(model):
             for node in nodes:
                 gpu = memory.room_for(needed, node)
@@ -191,7 +193,7 @@ class Simulation:
                     continue
                 if not self._policy.looks_where_bytes_are:
                     return node, gpu
-                if (found := (self._queue(node, at), -memory.free[gpu])) < key:
+                if (found := (self._queue(node, at), memory.least_in(model, node, worth), -memory.free[gpu])) < key:
                     best, key = (node, gpu), found
             if best[0] != NOWHERE:
                 break

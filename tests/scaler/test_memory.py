@@ -49,3 +49,10 @@ def test_an_order_is_not_added_up() -> None:
     found = memory(by_bytes=False, pool=False)
     found.put(0, 2)
     assert found.place(1, 0, [5.0, 6.0, 0, 0, 0]) == (2, [0])
+
+
+def test_a_node_with_room_comes_before_one_where_something_has_to_leave() -> None:
+    found = memory(pool=False)
+    assert found.least_in(1, 0, [5.0, 6.0, 0, 0, 0]) == -float("inf")
+    found.put(0, 2)
+    assert found.least_in(1, 0, [5.0, 6.0, 0, 0, 0]) == 5

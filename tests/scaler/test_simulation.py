@@ -74,3 +74,8 @@ def test_bytes_that_few_nodes_have_come_from_them() -> None:
     assert names(run(far, Cold, (0.0, 0), (1.0, 1))) == ["disk", "disk"]
     stored = Cluster(nodes=4, gpus=1, gpu_bytes=20e9, host_bytes=20e9, running_bytes=5e9, free_gpus=False, disk_copies=0)
     assert names(run(stored, Cold, (0.0, 0), (1.0, 1))) == ["remote", "remote"]
+
+
+def test_models_go_where_memory_is_left() -> None:
+    two = Cluster(nodes=2, gpus=1, gpu_bytes=40e9, host_bytes=10e9, running_bytes=5e9, free_gpus=False)
+    assert names(run(two, Lru, (0.0, 0), (100.0, 1), (200.0, 0), (300.0, 1))) == ["disk", "disk", "host", "host"]
