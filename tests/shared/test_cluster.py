@@ -68,6 +68,7 @@ async def test_without_a_cluster_it_says_what_to_do(tmp_path: Path, monkeypatch:
 def test_a_command_line_does_not_wait_for_what_serves() -> None:
     """The import of each takes longer than `zerowake status` needs to answer."""
     rooms = ("scaler", "restore_agent", "gpumem")
-    program = "import sys, " + ", ".join(f"{room}.programs.commands" for room in rooms) + "; print(sys.modules.keys() & {'kubernetes', 'numpy', 'redis'})"
+    imports = ", ".join(f"{room}.programs.commands" for room in rooms)
+    program = f"import sys, {imports}; print(sys.modules.keys() & {{'kubernetes', 'numpy', 'redis'}})"
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert ran.stdout == "set()\n"
