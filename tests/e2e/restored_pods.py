@@ -23,13 +23,13 @@ async def scaled(made: Release, replicas: int, *models: str) -> None:
 
 async def emptied(made: Release, *models: str) -> None:
     """No pod of these models is left, and none is wanted. Those of earlier tests are not waited for: one that was started cold may ignore
-    SIGTERM for all of its grace period."""
+    SIGTERM for all of its grace period, which a kubelet that waits already does not shorten."""
     await scaled(made, 0, *models)
     for model in models:
         # Pods that are deleted before their controller has heard of it are made anew.
         await made.api.until("Deployment", made.namespace, model, _wants_none, WITHIN)
         for pod in await made.api.list("Pod", made.namespace, f"app={model}"):
-            await made.api.delete("Pod", made.namespace, pod["metadata"]["name"], grace_seconds=1)
+            await made.api.delete("Pod", made.namespace, pod["metadata"]["name"], grace_seconds=0)
             await made.api.until("Pod", made.namespace, pod["metadata"]["name"], lambda one: one is None, WITHIN)
 
 

@@ -1,6 +1,6 @@
 """Answers that have begun, while what stands around them goes: each is whole, event by event.
 
-Streams of half a minute go through the gateway to a threaded engine, in a restored pod and in one that was started cold, and meanwhile the
+Streams of twenty seconds go through the gateway to a threaded engine, in a restored pod and in one that was started cold, and meanwhile the
 agent is killed or upgraded, the scaler is rolled, and the pods are scaled in, evicted or drained.
 """
 
@@ -27,7 +27,7 @@ pytestmark = [
 ]
 SERVER = (Path(__file__).parents[1] / "worlds/streaming_engine.py").read_text()
 RESTORED, COLD = "restored", "cold"
-EVENTS, EVERY_SECONDS = 120, 0.25
+EVENTS, EVERY_SECONDS = 80, 0.25
 GRACE_SECONDS = 60
 _BEGIN_SECONDS = 30.0
 # It is in the agent's container, which sees the node's processes: of those the container's own.
@@ -206,7 +206,7 @@ async def test_a_request_without_a_first_byte_is_executed_once(installed: Releas
     await serving(installed)
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=60)) as client:
         before = [await said(installed, client, model, "/count") for model in (RESTORED, COLD)]
-        asked = [asyncio.create_task(said(installed, client, model, "/slow?seconds=15")) for model in (RESTORED, COLD)]
+        asked = [asyncio.create_task(said(installed, client, model, "/slow?seconds=10")) for model in (RESTORED, COLD)]
         await asyncio.gather(goes(installed), *asked)
         after = [await said(installed, client, model, "/count") for model in (RESTORED, COLD)]
         assert [int(now) - int(then) for then, now in zip(before, after, strict=True)] == [1, 1]
