@@ -1,4 +1,5 @@
-"""Processes as the kernel shows them under /proc, by their pids on this host: the only file that reads their `status` and `stat`."""
+"""Processes as the kernel shows them under /proc, by their pids on this host: the only file that reads their `status`, `stat` and
+`smaps_rollup`."""
 
 from __future__ import annotations
 
@@ -48,9 +49,10 @@ def resident_bytes(pid: int) -> int:
 
 
 def private_bytes(pid: int) -> int:
-    """Of memory that is no file's, also where it is swapped out. 0 of a process without memory. Raises OSError: it has ended."""
-    found = status(pid)
-    return sum(int(found.get(name, "0 kB").split()[0]) << 10 for name in ("RssAnon", "VmSwap"))
+    """Of memory that is no file's, also where it is swapped out; of what processes share since one is the other's fork, each has a part.
+    Raises OSError: it has ended."""
+    found = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:])
+    return sum(int(found[name].split()[0]) << 10 for name in ("Pss_Anon", "SwapPss"))
 
 
 def cpu_seconds(pids: Iterable[int]) -> float:

@@ -87,9 +87,9 @@ class CaptureRequest:
 
 
 class Room(Protocol):
-    """Makes room on the disk for so many bytes of what is named, beside as many that lie there meanwhile (`passing`), or raises Full."""
+    """Makes room on the disk for so many bytes of what is named, or raises Full."""
 
-    def __call__(self, wanted: str, size: int, *, passing: int = 0) -> Awaitable[None]: ...
+    def __call__(self, wanted: str, size: int) -> Awaitable[None]: ...
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,7 @@ class Capturer:
         """Before an engine is started for nothing. Raises NoSigningKey, NameTaken, Full."""
         await asyncio.to_thread(self._check_may_publish, request)
         if last := await asyncio.to_thread(self._bytes_of_the_last, request):
-            await self._room(f"snapshot {request.namespace}/{request.name} (what the last one took)", last, passing=last)
+            await self._room(f"snapshot {request.namespace}/{request.name} (what the last one took)", last)
 
     def _check_may_publish(self, request: CaptureRequest) -> None:
         """Raises NoSigningKey, NameTaken."""
@@ -246,8 +246,9 @@ class Capturer:
             if self._cuda and holders:
                 with _step("suspend", phases, progress):
                     freed = await self._cuda.suspend(holders, place.gpus)
-            holds = sum(private_bytes(host) for host in inside.values())
-            await self._room(f"snapshot {request.namespace}/{request.name} (what its engine holds)", holds, passing=holds)
+            # The least that it takes: its dump lies there beside its chunks, of which others may have some already.
+            holds = await asyncio.to_thread(lambda: sum(map(private_bytes, inside.values())))
+            await self._room(f"snapshot {request.namespace}/{request.name} (what its engine holds)", holds)
             with _step("dump", phases, progress):
                 used = await asyncio.to_thread(place.mapped_files, inside.values())
                 await self._criu.dump(place, source.pid, images, _DUMP_SECONDS, carry)

@@ -50,17 +50,17 @@ class DiskBudget:
         self._lock = asyncio.Lock()
 
     async def make_room(
-        self, wanted: str, size: int, digest: str = "", *, urgent: bool = True, passing: int = 0, coming: Callable[[], int] = lambda: 0
+        self, wanted: str, size: int, digest: str = "", *, urgent: bool = True, coming: Callable[[], int] = lambda: 0
     ) -> None:
         """Room for `size` bytes of a snapshot that others are told as `wanted`, where they are not there yet. `digest`: the snapshot's, if
-        that is known. `urgent`: somebody waits for it; else, unless it is pinned, only what is worth less goes for it. `passing`: bytes
-        that lie on the disk beside it until it is there. `coming`: bytes that others have still to bring.
+        that is known. `urgent`: somebody waits for it; else, unless it is pinned, only what is worth less goes for it. `coming`: bytes
+        that others have still to bring.
 
         Raises Full: nothing has changed.
         """
         async with self._lock:
             budget, free = await asyncio.to_thread(self._left)
-            needed = size + coming() - min(budget, free - passing)
+            needed = size + coming() - min(budget, free)
             if needed <= 0:
                 return
             below = math.inf
@@ -68,9 +68,7 @@ class DiskBudget:
                 if self._store.uses.wanted(digest):
                     await asyncio.to_thread(self._store.uses.keep, digest)
                 below = self._store.uses.of(digest)
-            of = "left of what snapshots may take (--disk)" if budget <= free - passing else "free"
-            if passing and of == "free":
-                of += f" (beside {passing >> 20} MiB that are there meanwhile)"
+            of = "left of what snapshots may take (--disk)" if budget <= free else "free"
             for snapshot in await self._chosen(wanted, size, needed, below, of):
                 _LOG.info("snapshot %s leaves the disk, of which %s needs %d MiB; it is in a store", snapshot, wanted, size >> 20)
                 await self._remove(snapshot)

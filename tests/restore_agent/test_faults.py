@@ -185,18 +185,26 @@ async def test_captures_at_once_and_a_removal_between_them_lose_no_bytes(agent: 
     assert [response.replica.origin for response in restored] == [pb.ORIGIN_RESTORED] * 3
 
 
-@pytest.mark.parametrize("mebibytes", [6, 40])
-async def test_a_full_disk_loses_nothing(captured: Path, tmp_path: Path, mapped: Path, mebibytes: int) -> None:
-    """Too small for the dump, or for the dump and its chunks: the old snapshot stays, the new one leaves no trace."""
+@pytest.mark.parametrize(("mebibytes", "says"), [(80, "what its engine holds"), (300, "(?i)no space|failed|cannot|write|MiB free")])
+async def test_a_full_disk_loses_nothing(captured: Path, tmp_path: Path, mapped: Path, mebibytes: int, says: str) -> None:
+    """Too full as its dump would begin, or from then on: the old snapshot stays, the new one leaves no trace."""
     disk = tmp_path / "disk"
     disk.mkdir()
     old = sum(path.stat().st_size for path in captured.rglob("*") if path.is_file())
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={old + (mebibytes << 20)}", "tmpfs", disk], check=True)
+
+    async def capture(agent: Agent) -> None:
+        async for update in agent.snapshot_updates("large", engine(mapped, 32)):
+            if update.progress.phase == "dump" and not (filler := disk / "others").exists():
+                with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+                    while file.write(bytes(1 << 20)):
+                        """Until it is full."""
+
     try:
         state = copy_state(captured, disk / "state")
         async with running(state) as agent:
-            with pytest.raises(grpc.aio.AioRpcError, match=r"(?i)no space|failed|cannot|write"):
-                await agent.snapshot("large", engine(mapped, 32))
+            with pytest.raises(grpc.aio.AioRpcError, match=says):
+                await capture(agent)
             assert list((state / "tmp").iterdir()) == []
             assert (await agent.restore("small")).replica.origin == pb.ORIGIN_RESTORED
         assert left_behind(state) == []
