@@ -22,6 +22,7 @@ from tests.worlds.gpumem_server import Served
 from tests.worlds.leftovers import nothing_left
 from tests.worlds.lending import capture, lending_agent, lent
 from tests.worlds.processes import alive, below, stands_in_open
+from tests.worlds.waiting import until
 
 NAME = "quiet"
 
@@ -186,6 +187,7 @@ async def test_a_caller_that_leaves_leaves_it_on_a_rung(agent: Agent) -> None:
 
 async def test_a_killed_one_is_not_offered(agent: Agent) -> None:
     await agent.stage(NAME, pb.RUNG_PARKED)
+    await until(lambda: engines(agent), "its processes are seen")
     for pid in engines(agent):
         os.kill(pid, signal.SIGKILL)
     await agent.until_rung(NAME, pb.RUNG_MEMORY)

@@ -89,7 +89,7 @@ class Agent:
 
     async def until_rung(self, name: str, rung: pb.Rung) -> None:
         """Waits, with a deadline, until it stands there."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             async for update in self.stub.Watch(pb.WatchRequest()):
                 if update.residency.snapshot.name == name and update.residency.rung == rung:
                     return
