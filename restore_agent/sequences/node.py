@@ -344,8 +344,7 @@ class Node:
         """After it was brought up, which takes a while. Where it was removed or replaced meanwhile, nothing of it stays there: whoever did
         found less of it. Raises NotFound.
         """
-        manifest = snapshot.manifest
-        if self.store.named(manifest.namespace, manifest.name) != snapshot.digest:
+        if not self.store.stands(snapshot):
             await self.standbys.drop(snapshot.digest)
             self.staging.unstage(snapshot.digest)
             raise NotFound(f"snapshot {snapshot} was removed or replaced meanwhile")

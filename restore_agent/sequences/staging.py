@@ -208,8 +208,7 @@ class Staging:
             self._hold_headroom()
             await self._headroom.taken()
             staged.ready.set()
-            manifest = snapshot.manifest
-            if self._store.named(manifest.namespace, manifest.name) != snapshot.digest and self._staged.get(snapshot.digest) is staged:
+            if not self._store.stands(snapshot) and self._staged.get(snapshot.digest) is staged:
                 self.unstage(snapshot.digest)  # it was removed or replaced as it came: who uses it does so to the end, and nobody else
         except BaseException as error:
             if isinstance(error, Corrupt | Incompatible):

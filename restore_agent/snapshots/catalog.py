@@ -248,6 +248,10 @@ class Catalog:
         except OSError:
             return ""
 
+    def stands(self, snapshot: Snapshot) -> bool:
+        """Whether its name stands for it still: it was neither removed nor replaced. As short a look."""
+        return self.named(snapshot.manifest.namespace, snapshot.manifest.name) == snapshot.digest
+
     def link(self, namespace: str, name: str) -> Path:
         return self.state / "names" / namespace / name
 
