@@ -26,9 +26,9 @@ class IdlePods:
     @contextlib.asynccontextmanager
     async def followed(self, idling: Idling) -> AsyncIterator[None]:
         """At the end of the block everything that was heard is told."""
-        idling.on_news(self._heard)
         try:
-            yield
+            with idling.heard_by(self._heard):
+                yield
         finally:
             await asyncio.gather(*self._telling, return_exceptions=True)
 

@@ -115,8 +115,14 @@ class Idling:
         self._refusals: dict[str, str] = {}  # why replicas stay awake, as it was told last
         self._moves: set[asyncio.Task[Any]] = set()
 
-    def on_news(self, callback: Callable[[News], None]) -> None:
+    @contextlib.contextmanager
+    def heard_by(self, callback: Callable[[News], None]) -> Iterator[None]:
+        """Within the block the callback is called with all that is to be told of replicas that sleep, wake, or cannot."""
         self._listeners.append(callback)
+        try:
+            yield
+        finally:
+            self._listeners.remove(callback)
 
     def __iter__(self) -> Iterator[Standby]:
         return iter([each.standby for each in self._sleepers.values() if each.standby])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,8 +25,11 @@ class Idling:
     def __init__(self) -> None:
         self.tell: Any = None
 
-    def on_news(self, callback: Any) -> None:
+    @contextlib.contextmanager
+    def heard_by(self, callback: Any) -> Iterator[None]:
         self.tell = callback
+        yield
+        self.tell = None
 
 
 def news(replica_id: str, reason: str, *, namespace: str = "team", is_bad: bool = False) -> News:
@@ -39,5 +44,6 @@ async def test_each_is_told_of_its_own_pod() -> None:
         idling.tell(news("chat.a.0123456789ab", "Slept"))
         idling.tell(news("chat.a.0123456789ab", "WakeFailed", is_bad=True))
         idling.tell(news("gone.0123456789ab", "Woken"))
+    assert idling.tell is None, "what is told of its events after the block would find no API server"
     slept, failed = ("Normal", "Slept", "why", "Sleep"), ("Warning", "WakeFailed", "why", "Wake")
     assert sorted(pods.events) == [("team/chat.a", *slept), ("team/chat.a", *failed)]
