@@ -59,7 +59,9 @@ class Planner:
         self._arriving: Callable[[str], Collection[str]] = lambda model: ()
         self._cramped_since: dict[str, float] = {}
         self._short_since: dict[str, float] = {}
+        self._asked_at: dict[SnapshotName, float] = {}
         ledger.on_quiet(self._quiet)
+        ledger.on_asked(self._asked)
         ledger.on_first_demand(lambda model: self.consider([model]))
         nodes.on_change(self._heard)
         nodes.on_place(lambda: self.consider(self._models))
@@ -121,6 +123,7 @@ class Planner:
             quiet_since={name: self._ledger.quiet_since(name) for name, model in found.items() if model.idle is not None},
             cramped_since=dict(self._cramped_since),
             short_since=dict(self._short_since),
+            asked_at=self._asked_at,
             arriving={name: self._arriving(name) for name in found},
         )
 
@@ -187,9 +190,16 @@ class Planner:
             else:
                 since.pop(name, None)
 
+    def _asked(self, model: str) -> None:
+        declared = self._models.get(model)
+        if declared is not None and declared.snapshot is not None:
+            self._asked_at[declared.snapshot] = math.inf
+
     def _quiet(self, model: str) -> None:
         """Its last request has ended. A look that is due anyway will see to it: requests come and go all the time."""
         declared = self._models.get(model)
+        if declared is not None and declared.snapshot is not None:
+            self._asked_at[declared.snapshot] = self._clock.now()
         if declared is not None and declared.idle is not None and model not in self._due:
             self._due[model] = asyncio.get_running_loop().call_later(declared.idle_seconds, self.consider, [model])
 

@@ -31,6 +31,7 @@ from scaler.books.hpa import proportional
 from scaler.plan.actions import Action, Drop, End, Keep, Pin, Prefer, Sleep, Stage, Start
 from scaler.plan.copies import copy
 from scaler.plan.estimate import ranked, seconds_to_fetch, seconds_to_serve, seconds_to_stage, seconds_to_start
+from scaler.plan.places import best_places
 from scaler.plan.remote import is_cramped, remote
 from scaler.plan.rungs import Rung
 from scaler.plan.world import Model, Node, Residency, World
@@ -139,16 +140,16 @@ def _starts(world: World, model: Model, starting: list[Start], missing: int) -> 
     number = max((start.number for start in starting), default=0)
     for _ in range(missing):
         number += 1
-        best, reason = _best(nodes, model)
+        best, reason = _best(world, nodes, model)
         nodes[best.address] = _with_one_more(best, model)
         yield Start(model.name, best.address, reason, number=number)
 
 
-def _best(nodes: Mapping[str, Node], model: Model) -> tuple[Node, str]:
+def _best(world: World, nodes: Mapping[str, Node], model: Model) -> tuple[Node, str]:
     """The node that serves soonest, from the snapshot where that is possible; of those by address, of which there is at least one."""
-    seconds = {address: seconds_to_serve(node, _residency(node, model)) for address, node in nodes.items()}
-    if soonest := ranked(seconds):
-        return nodes[soonest[0]], f"its snapshot is there: {seconds[soonest[0]]:.3g} s"
+    holders = ((node, there) for node in nodes.values() if (there := _residency(node, model)) is not None)
+    for best, there in best_places(world, ((*pair, seconds_to_serve(*pair)) for pair in holders)):
+        return best, f"its snapshot is there: {seconds_to_serve(best, there):.3g} s"
     cold = ranked({address: seconds_to_start(node) for address, node in nodes.items()})
     return nodes[cold[0] if cold else next(iter(nodes))], "no node can restore it now: the one with the most room"
 
@@ -229,7 +230,7 @@ def _staged(world: World, model: Model, later: list[float]) -> Iterator[Action]:
             if isinstance(action, Stage) and action.model == model.name and action.rung is Rung.STANDBY:
                 yield Drop(action.node, model.name, action.snapshot, action.digest, Rung.MEMORY, "a request's own restore is sooner")
     holders = [(node, there) for node, there in _holders(world, model) if not model.why_not_on(node)]
-    soonest = ranked((pair, seconds_to_serve(*pair)) for pair in holders)[:1] if waits else []
+    soonest = best_places(world, ((*pair, seconds_to_serve(*pair)) for pair in holders))[:1] if waits else []
     for node, residency in holders:
         if any(node is best for best, _ in soonest):
             yield from _up(world, model, node, residency, Rung.MEMORY, "requests wait for it", later, urgent=True)

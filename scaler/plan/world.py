@@ -204,10 +204,10 @@ class World:
 
     now: seconds of the one clock. demand: of all gateways. in_flight: requests by replica. under_way: actions that are being carried out.
     put_off: (node's address, digest, rung) that an agent refused, or took it down from, until when it is not asked again; pins_put_off: the
-    same of pins. targets: what is
-    scaled by Kubernetes, by model. quiet_since: the moment since which a model has no demand. cramped_since: the moment since which no node
-    that has a model's snapshot could restore it, by model (plan/remote.py). short_since: the same for fewer copies of its snapshot than its
-    owner wants (plan/copies.py). arriving: names of nodes on which a pod is that waits for its engine, by model.
+    same of pins. targets: what is scaled by Kubernetes, by model. quiet_since: the moment since which a model has no demand. cramped_since:
+    the moment since which no node that has a model's snapshot could restore it, by model (plan/remote.py). short_since: the same for fewer
+    copies of its snapshot than its owner wants (plan/copies.py). asked_at: when a snapshot was asked for last; infinite: it is now.
+    arriving: names of nodes on which a pod is that waits for its engine, by model.
     """
 
     now: float
@@ -222,6 +222,7 @@ class World:
     quiet_since: Mapping[str, float] = field(default_factory=dict)
     cramped_since: Mapping[str, float] = field(default_factory=dict)
     short_since: Mapping[str, float] = field(default_factory=dict)
+    asked_at: Mapping[SnapshotName, float] = field(default_factory=dict)
     arriving: Mapping[str, Collection[str]] = field(default_factory=dict)
 
     def demand_of(self, model: str) -> Demand:
