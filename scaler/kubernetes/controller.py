@@ -35,6 +35,7 @@ from scaler.kubernetes.removal import Removal
 from scaler.kubernetes.residence import Residence
 from scaler.kubernetes.resources import ModelSnapshot, Pod, Status, condition
 from scaler.kubernetes.snapshot_writer import SnapshotWriter
+from scaler.kubernetes.source_conditions import SourceConditions
 from scaler.kubernetes.storing import Storing
 from scaler.kubernetes.taken_names import TakenNames
 from scaler.kubernetes.unmatched import Unmatched
@@ -70,6 +71,7 @@ async def run_controller(
     names: TakenNames,
     unmatched: Unmatched,
     refusals: Refusals,
+    sources: SourceConditions,
     namespace: str,
     identity: str,
     lease: str = LEASE,
@@ -79,10 +81,10 @@ async def run_controller(
     snapshots: the running informer of all ModelSnapshots, shared with the webhook. nodes: the agents, by their streams.
     labelled: the running informer of all pods with a snapshot's label.
     names, unmatched, refusals: tell of objects that name another namespace's model, and one that has no ModelSnapshot, and of what agents
-    did not fetch or stage.
+    did not fetch or stage. sources: what is to be said of a model's sources of demand.
     identity: this replica's own name (its pod's).
     """
-    controller = Controller(cluster, snapshots, nodes, setup, labelled, names)
+    controller = Controller(cluster, snapshots, nodes, setup, labelled, names, sources)
 
     async def work() -> None:
         async with (
@@ -106,6 +108,7 @@ class Controller:
         setup: NodeSetup,
         labelled: Informer[EnginePod],
         names: TakenNames,
+        sources: SourceConditions,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self._clock = clock
@@ -115,7 +118,7 @@ class Controller:
         self._setup = setup
         self._pods: Informer[Pod] | None = None
         self._queue: WorkQueue[Key] = WorkQueue()
-        self._writer = SnapshotWriter(cluster, clock)
+        self._writer = SnapshotWriter(cluster, clock, sources.of)
         self._removal = Removal(cluster, self._writer, snapshots, nodes)
         self._failed = FailedCaptures()
         self._healing: dict[Key, FailedCapture] = {}  # when a damaged one may be captured again
@@ -128,6 +131,7 @@ class Controller:
         self._residence = Residence(self._writer, names, self._cold_starts, self._storing, clock)
         snapshots.on_change(self._snapshot_changed)
         names.on_change(lambda snapshot: self._snapshot_changed(None, snapshot))
+        sources.on_change(lambda snapshot: self._snapshot_changed(None, snapshot))
         labelled.on_change(self._labelled_changed)
         nodes.on_change(self._node_changed)
         nodes.on_place(self._placed)

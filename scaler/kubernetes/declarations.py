@@ -63,6 +63,8 @@ class Models:
         self._trigger_listeners: list[Callable[[Trigger], None]] = []
         self._owner_listeners: list[Callable[[str], None]] = []
         self._pin_listeners: list[Callable[[SnapshotName], None]] = []
+        self._sources: dict[str, ModelSnapshot] = {}  # of each model that has some, as it declared them
+        self._sources_listeners: list[Callable[[str], None]] = []
         self._foreign: dict[_Key, Taken] = {}
         self._foreign_listeners: list[Callable[[Declaration], None]] = []
 
@@ -81,6 +83,14 @@ class Models:
     def on_pin(self, callback: Callable[[SnapshotName], None]) -> None:
         """Calls `callback(snapshot)` after the pin that a model wishes for a snapshot has changed."""
         self._pin_listeners.append(callback)
+
+    def on_sources(self, callback: Callable[[str], None]) -> None:
+        """Calls `callback(model)` after the sources of its demand have changed, or whose they are."""
+        self._sources_listeners.append(callback)
+
+    def with_sources(self, model: str) -> ModelSnapshot | None:
+        """The one whose `spec.sources` count for the model, as it declared them; None: it has none."""
+        return self._sources.get(model)
 
     def on_taken(self, callback: Callable[[Declaration], None]) -> None:
         """Calls `callback(object)` after it came to name another namespace's model, or no longer does."""
@@ -167,6 +177,7 @@ class Models:
         for name in {name for name, _ in before ^ _pins(self.planned.get(model))}:
             for pinned in self._pin_listeners:
                 pinned(name)
+        self._note_sources(model, snapshot)
         if passed:
             for callback in self._owner_listeners:
                 callback(model)
@@ -181,6 +192,17 @@ class Models:
         for name in names:
             if (other := self._ledger.named(name)) != model:
                 log.warning("%s is to be called %s as well, which is %s already: requests for that go there", model, name, other)
+
+    def _note_sources(self, model: str, snapshot: ModelSnapshot | None) -> None:
+        before, now = self._sources.get(model), snapshot if snapshot and snapshot.spec.sources else None
+        if (before and (before.key, before.spec.sources)) == (now and (now.key, now.spec.sources)):
+            return
+        if now:
+            self._sources[model] = now
+        else:
+            del self._sources[model]
+        for callback in self._sources_listeners:
+            callback(model)
 
     def _note_owner(self, declaration: Declaration, model: str, owner: str) -> None:
         key, before = _key(declaration), self._foreign.pop(_key(declaration), None)

@@ -20,6 +20,7 @@ REPORTER = f"{GROUP}/scaler"  # of events
 
 MODEL_SNAPSHOTS = Resource(f"{GROUP}/v1alpha1", "ModelSnapshot", "modelsnapshots")
 NODES = Resource("v1", "Node", "nodes")
+SERVICES = Resource("v1", "Service", "services")
 LEASES = Resource("coordination.k8s.io/v1", "Lease", "leases")
 ENDPOINT_SLICES = Resource("discovery.k8s.io/v1", "EndpointSlice", "endpointslices")
 SCALED_OBJECTS = Resource("keda.sh/v1alpha1", "ScaledObject", "scaledobjects")
@@ -29,6 +30,7 @@ CAPTURE_ENDS = "CapturePodEnding"  # reason for not being Ready: what is capture
 CONDITION_CAPTURED, CONDITION_READY, CONDITION_RESTORES = "Captured", "Ready", "Restores"
 CONDITION_STALE = "StaleEnvironment"
 CONDITION_STORED, CONDITION_COPIED = "Stored", "Copied"
+CONDITION_SOURCES = "Sources"
 
 
 class _Object(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
@@ -99,6 +101,7 @@ class Spec(_Object, frozen=True):
     stale_environment: str = ""
     store: str = ""
     copies: int = 1
+    sources: tuple[dict[str, Any], ...] = ()
 
 
 IN_STORE = "store"  # the rung of a location that is no node
@@ -251,6 +254,20 @@ class Pod(_Object, frozen=True):
     def has_ended(self) -> bool:
         """No container of it runs any more, and none will: it takes up no room."""
         return self.status.phase in {"Failed", "Succeeded"}
+
+
+class ServiceSpec(_Object, frozen=True):
+    """Where a Service is."""
+
+    type: str = ""
+    cluster_ip: str = msgspec.field(name="clusterIP", default="")
+
+
+class Service(_Object, frozen=True):
+    """A Service."""
+
+    metadata: Metadata
+    spec: ServiceSpec = ServiceSpec()
 
 
 def with_condition(conditions: tuple[Condition, ...], new: Condition, wall: float) -> tuple[Condition, ...]:

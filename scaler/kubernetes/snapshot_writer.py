@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import msgspec
 
 from scaler.kubernetes import resources
 from scaler.kubernetes.events import Kind
 from scaler.kubernetes.resources import MODEL_SNAPSHOTS, Condition, ModelSnapshot, Status, condition, with_condition
+from scaler.kubernetes.source_conditions import worth_telling
 from zerowake_shared.clock import Clock
 from zerowake_shared.kubernetes.cluster import Cluster
 from zerowake_shared.kubernetes.informer import Key
@@ -17,11 +18,12 @@ _NAMED = ("digest", "imageBytes", "weightsBytes", "gpuBytes", "locations", "temp
 
 
 class SnapshotWriter:
-    """Writes, and knows what it wrote until the informer has heard of it."""
+    """Writes, and knows what it wrote until the informer has heard of it. sources: the condition that stands in every status, if any."""
 
-    def __init__(self, cluster: Cluster, clock: Clock) -> None:
+    def __init__(self, cluster: Cluster, clock: Clock, sources: Callable[[ModelSnapshot], Condition | None]) -> None:
         self._cluster = cluster
         self._clock = clock
+        self._sources = sources
         self._written: dict[Key, ModelSnapshot] = {}
 
     def latest(self, known: ModelSnapshot | None) -> ModelSnapshot | None:
@@ -46,7 +48,10 @@ class SnapshotWriter:
     async def status(self, snapshot: ModelSnapshot, status: Status, *conditions: Condition) -> ModelSnapshot:
         """Writes the status with these conditions in it, if that changes anything. Raises: NotFound, ClusterError."""
         wall = self._clock.wall()
-        for each in conditions:
+        before, now = snapshot.status.condition(resources.CONDITION_SOURCES), self._sources(snapshot)
+        kept = tuple(each for each in status.conditions if each.type != resources.CONDITION_SOURCES)
+        status = msgspec.structs.replace(status, conditions=(*kept, *([before] if before and now else [])))
+        for each in (*conditions, *([now] if now else [])):
             status = msgspec.structs.replace(status, conditions=with_condition(status.conditions, each, wall))
         status = msgspec.structs.replace(status, observed_generation=snapshot.metadata.generation, model=snapshot.model)
         if status == snapshot.status:
@@ -54,7 +59,10 @@ class SnapshotWriter:
         body = {"status": msgspec.to_builtins(status)}
         for name in _NAMED:
             body["status"].setdefault(name, None)  # a merge patch leaves alone what it does not name
-        return self._note(await self._cluster.patch(MODEL_SNAPSHOTS, *snapshot.key, body, subresource="status"))
+        written = self._note(await self._cluster.patch(MODEL_SNAPSHOTS, *snapshot.key, body, subresource="status"))
+        if now and now.status == "False" and worth_telling(before, now):
+            await self.event(snapshot, "Warning", f"Source{now.reason}", now.message, "Ask")
+        return written
 
     async def not_captured(self, snapshot: ModelSnapshot, phase: str, reason: str, message: str) -> None:
         """There is no snapshot of this template. One of an older template stays on its nodes until it is replaced, but is not used.

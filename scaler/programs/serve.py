@@ -1,8 +1,8 @@
 """`zerowake serve`: one of several replicas of the scaler on Kubernetes, each of which knows everything and can go at any time.
 
     client → gateway → ledger ─→ external scaler ─gRPC→ KEDA → Deployment → pod, marked by the webhook
-                       ↑    ├──→ surge, first replica ─ /scale ─→ ↑         ↓
-                     peers  └──→ planner ─gRPC→ restore agents, by their Watch streams ─→ replicas
+              sources ──↑  ↑├──→ surge, first replica ─ /scale ─→ ↑         ↓
+                      peers └──→ planner ─gRPC→ restore agents, by their Watch streams ─→ replicas
                                                pods, by their own readiness ────────────────↑
 
 What is one thing in the cluster (the ModelSnapshot controller) is done by whichever replica leads; all else by all, from what the cluster
@@ -20,7 +20,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Iterable
 from typing import TypeVar
 
 from prometheus_client import REGISTRY
@@ -44,6 +44,9 @@ from scaler.kubernetes.refusals import Refusals
 from scaler.kubernetes.resources import ENDPOINT_SLICES, MODEL_SNAPSHOTS, NODES, REPORTER, SCALED_OBJECTS, ModelSnapshot
 from scaler.kubernetes.scaled_jobs import ScaledJobs
 from scaler.kubernetes.scaled_object import ScaledObject
+from scaler.kubernetes.service_lookup import ServiceLookup
+from scaler.kubernetes.source_conditions import SourceConditions
+from scaler.kubernetes.source_declarations import declare_sources
 from scaler.kubernetes.startups import Startups
 from scaler.kubernetes.surge import Surge
 from scaler.kubernetes.taken_names import TakenNames
@@ -53,7 +56,8 @@ from scaler.kubernetes.webhook import serve_webhook
 from scaler.programs.serve_config import AgentsSection, PeersSection, ServeConfig
 from scaler.programs.stopping import stopped_by, unless
 from scaler.programs.wiring import Parts, wire
-from scaler.view.metrics import ForecastCollector, LedgerCollector, serve_metrics
+from scaler.sources.watch import Sources
+from scaler.view.metrics import ForecastCollector, LedgerCollector, SourcesCollector, serve_metrics
 from zerowake_shared import background
 from zerowake_shared.address import Address
 from zerowake_shared.kubernetes.cluster import Cluster
@@ -106,6 +110,7 @@ async def serve(config: ServeConfig) -> None:
         await begin(background.beside(background.kept(parts.forecasting.run, "forecast", log), "forecast"))
         stack.push_async_callback(Surge(ledger, cluster, models.objects).close)
         stack.push_async_callback(FirstReplica(ledger, cluster, models.objects).close)
+        sources = await begin(_sources(cluster, ledger, models, config.sources.hosts))
         snapshots, objects, engines = await begin(_objects(cluster, models, parts, readiness, activations))
         if config.peers:
             await begin(
@@ -137,6 +142,7 @@ async def serve(config: ServeConfig) -> None:
                 names=TakenNames(cluster, models),
                 unmatched=Unmatched(cluster, models),
                 refusals=refusals,
+                sources=SourceConditions(models, sources),
                 namespace=config.namespace,
                 identity=identity,
             )
@@ -210,6 +216,16 @@ async def _objects(
     standings = told_to(parts.nodes, readiness.needs("nodes", cluster.follow(NODES, ClusterNode)))
     async with snapshots, objects, pods.following(engines), engines, standings:
         yield snapshots, objects, engines
+
+
+@contextlib.asynccontextmanager
+async def _sources(cluster: Cluster, ledger: Ledger, models: Models, hosts: Iterable[str]) -> AsyncIterator[Sources]:
+    """What is asked of models past all gateways, followed. Each replica asks for itself."""
+    permitted = frozenset(host.lower() for host in hosts)
+    async with Sources(ledger, lookup=ServiceLookup(cluster, permitted).addresses) as sources:
+        declare_sources(models, sources, permitted)
+        REGISTRY.register(SourcesCollector(sources))
+        yield sources
 
 
 @contextlib.asynccontextmanager

@@ -87,6 +87,12 @@ class AgentsSection(_Members):
         return NodeSetup(self.node_selector, self.gpumem)
 
 
+class SourcesSection(Section):
+    """hosts: that sources of demand of every namespace may name, beside Services of their own."""
+
+    hosts: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+
+
 class ServeConfig(Section):
     """The whole file."""
 
@@ -98,6 +104,7 @@ class ServeConfig(Section):
     agents: AgentsSection
     webhook: WebhookSection | None = None
     tls: MutualTlsSection | None = None
+    sources: SourcesSection = SourcesSection()
     drain_seconds: Annotated[float, Field(ge=0)] = 30.0
 
     @property

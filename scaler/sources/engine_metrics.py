@@ -22,7 +22,7 @@ from pydantic import Field
 
 from scaler.gateway.dispatcher import Dispatcher
 from scaler.sources.page import Page
-from scaler.sources.source import Engine, HttpUrl, Polled, Reading, SourceError, Surroundings, whole
+from scaler.sources.source import Engine, HttpUrl, Lookup, Polled, Reading, SourceError, Surroundings, whole
 from zerowake_shared.background import first_error
 
 _NAMES = (
@@ -46,7 +46,7 @@ class EngineDeclaration(Polled):
         return self.url or "the model's replicas"
 
     def open(self, model: str, around: Surroundings) -> EngineMetrics:
-        return EngineMetrics(self.url, functools.partial(around.engines, model))
+        return EngineMetrics(self.url, functools.partial(around.engines, model), around.lookup)
 
 
 def engines_of(dispatcher: Dispatcher, model: str) -> Sequence[Engine]:
@@ -57,8 +57,9 @@ def engines_of(dispatcher: Dispatcher, model: str) -> Sequence[Engine]:
 class EngineMetrics:
     """All pages of one model, each over a connection that is kept while its replica is there."""
 
-    def __init__(self, url: str | None, engines: Callable[[], Sequence[Engine]]) -> None:
-        self._elsewhere = Page(url, _MOST_BYTES) if url else None
+    def __init__(self, url: str | None, engines: Callable[[], Sequence[Engine]], lookup: Lookup | None) -> None:
+        self._lookup = lookup
+        self._elsewhere = Page(url, _MOST_BYTES, lookup=lookup) if url else None
         self._engines = engines
         self._pages: dict[Engine, Page] = {}
 
@@ -83,7 +84,7 @@ class EngineMetrics:
         try:
             page = self._pages.get(engine)
             if page is None:
-                page = self._pages[engine] = Page.of(engine.endpoint, _PATH, _MOST_BYTES)
+                page = self._pages[engine] = Page.of(engine.endpoint, _PATH, _MOST_BYTES, self._lookup)
             requests = _requests(*await page.get())
         except (SourceError, OSError) as error:
             raise SourceError(f"replica {engine.id}: {error}") from None

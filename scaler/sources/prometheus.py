@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from scaler.sources.page import Page
-from scaler.sources.source import HttpUrl, Polled, Reading, SourceError, Surroundings, whole
+from scaler.sources.source import HttpUrl, Lookup, Polled, Reading, SourceError, Surroundings, whole
 
 _MOST_BYTES = 1 << 20
 
@@ -31,14 +31,14 @@ class PrometheusDeclaration(Polled):
         return f"query {self.query} at {self.url}"
 
     def open(self, model: str, around: Surroundings) -> PrometheusQuery:
-        return PrometheusQuery(self.url, self.query)
+        return PrometheusQuery(self.url, self.query, around.lookup)
 
 
 class PrometheusQuery:
     """One query."""
 
-    def __init__(self, url: str, query: str) -> None:
-        self._page = Page(f"{url}/api/v1/query", _MOST_BYTES)
+    def __init__(self, url: str, query: str, lookup: Lookup | None) -> None:
+        self._page = Page(f"{url}/api/v1/query", _MOST_BYTES, lookup=lookup)
         self._query = query
 
     async def read(self) -> Reading:

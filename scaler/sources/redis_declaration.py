@@ -62,4 +62,4 @@ class RedisDeclaration(Polled):
         # Not above: the client of Redis takes longer to import than `zerowake status` to answer.
         from scaler.sources.redis_lengths import RedisLength  # noqa: PLC0415
 
-        return RedisLength(self)
+        return RedisLength(self, around.lookup)

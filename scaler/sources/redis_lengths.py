@@ -22,8 +22,10 @@ from redis.credentials import CredentialProvider
 from redis.exceptions import RedisError
 
 from scaler.sources.redis_declaration import RedisDeclaration
-from scaler.sources.source import Reading, SourceError, whole
+from scaler.sources.source import Lookup, Reading, SourceError, whole
 from zerowake_shared.one_line import described
+
+_PORT = 6379
 
 
 class _Password(CredentialProvider):
@@ -48,13 +50,14 @@ class _Password(CredentialProvider):
 class RedisLength:
     """The length of one key, over a connection that is kept until it fails."""
 
-    def __init__(self, declared: RedisDeclaration) -> None:
+    def __init__(self, declared: RedisDeclaration, lookup: Lookup | None) -> None:
         self._declared = declared
+        self._lookup = lookup
         self._client: Redis | None = None
 
     async def read(self) -> Reading:
         if self._client is None:
-            self._client = self._connected()
+            self._client = self._connected(await self._url())
         try:
             length = await self._length(self._client)
         except BaseException as error:
@@ -69,11 +72,21 @@ class RedisLength:
         if client is not None:
             await client.aclose()
 
-    def _connected(self) -> Redis:
+    async def _url(self) -> str:
+        """With the address in it that its host was found at. A certificate is of a name, which then stays."""
+        parts = urlsplit(self._declared.url)
+        if self._lookup is None or parts.scheme != "redis":
+            return self._declared.url
+        address, *_ = await self._lookup(parts.hostname or "")
+        host = f"[{address}]" if ":" in address else address
+        user, at, _ = parts.netloc.rpartition("@")
+        return urlunsplit(parts._replace(netloc=f"{user}{at}{host}:{parts.port or _PORT}"))
+
+    def _connected(self, url: str) -> Redis:
         declared = self._declared
         provider = _Password(declared) if declared.password_file or declared.password_env else None
         return Redis.from_url(
-            _without_user(declared.url) if provider else declared.url,
+            _without_user(url) if provider else url,
             single_connection_client=True,
             protocol=2,  # which servers of any age speak, and what stands before them
             decode_responses=True,

@@ -7,7 +7,7 @@ raises, and never turns what it does not understand into a zero: for those who s
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Protocol, Self
@@ -56,12 +56,19 @@ class Engine:
     in_flight: Callable[[], int] = field(compare=False)
 
 
+Lookup = Callable[[str], Awaitable[Sequence[str]]]
+
+
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What a source may need of the program that it is in. clock: for what is about time; engines: those of a model."""
+    """What a source may need of the program that it is in. clock: for what is about time; engines: those of a model.
+
+    lookup: the addresses of a URL's host, or SourceError where it may not be asked; None: as the system has them.
+    """
 
     clock: Clock = SYSTEM_CLOCK
     engines: Callable[[str], Sequence[Engine]] = lambda _: ()
+    lookup: Lookup | None = None
 
 
 class Declaration(BaseModel):
@@ -81,6 +88,11 @@ class Declaration(BaseModel):
         """What it is of, for people: no secret is in it."""
         raise NotImplementedError
 
+    @property
+    def flaw(self) -> str:
+        """Why it is never asked; empty: it is."""
+        return ""
+
     def beside(self, folder: Path) -> Self:
         """With paths that count from `folder`, where they are relative."""
         return self
@@ -98,6 +110,20 @@ class Polled(Declaration):
     @property
     def every_seconds(self) -> float:
         return self.interval_seconds
+
+
+class Refused(Declaration):
+    """One that its user may not have, or that cannot be understood. It is as unknown as a silent one: it was meant to say something."""
+
+    why: str
+
+    @property
+    def says(self) -> str:
+        return "refused"
+
+    @property
+    def flaw(self) -> str:
+        return self.why
 
 
 def whole(value: float, said: str) -> int:

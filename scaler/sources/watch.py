@@ -30,8 +30,9 @@ from dataclasses import dataclass
 
 from scaler.books.demand import NOTHING, Elsewhere
 from scaler.books.ledger import Ledger
+from scaler.books.signal import Signal
 from scaler.sources.metrics import ERRORS
-from scaler.sources.source import Declaration, Engine, Reading, SourceError, Surroundings
+from scaler.sources.source import Declaration, Engine, Lookup, Reading, SourceError, Surroundings
 from zerowake_shared.background import ended, kept
 from zerowake_shared.backoff import Backoff
 from zerowake_shared.clock import SYSTEM_CLOCK, Clock
@@ -48,7 +49,8 @@ _LAST_RETRY_SECONDS = 5.0, 15.0  # two intervals, and at least and at most this
 class SourceState:
     """What is known of a source. name: unique among its model's; says: what it is of; reading: what counts of it, None: it is unknown.
 
-    age_seconds: of its last value; None: it never had one. fault: why the last reading failed; empty: it did not.
+    age_seconds: of its last value; None: it never had one. fault: why the last reading failed; empty: it did not. refused: it is never
+    asked, and fault says why.
     """
 
     name: str
@@ -56,6 +58,7 @@ class SourceState:
     reading: Reading | None
     age_seconds: float | None
     fault: str
+    refused: bool = False
 
     @property
     def up(self) -> bool:
@@ -72,7 +75,7 @@ class _Watched:
         self.declared = declared
         self.reading: Reading | None = None  # what counts of it
         self.at: float | None = None  # the moment that its last value is of
-        self.fault = ""
+        self.fault = declared.flaw
         self.expiry: asyncio.TimerHandle | None = None
         self.task: asyncio.Task[None] | None = None
 
@@ -82,13 +85,15 @@ class _Watched:
 
     @property
     def unknown(self) -> str:
+        if self.declared.flaw:
+            return f"source {self.name} of model {self.model} is refused: {self.fault}; replicas stay as they are"
         since = "was not heard of lately" if self.at is not None else "was not heard of so far"
         return f"{self.title} {since}{f': {self.fault}' if self.fault else ''}; replicas stay as they are"
 
 
 class Sources:
     """All of them. read_seconds: what a reading may take; hold_seconds: how long a value counts at least (HOLD, above); engines: those of a
-    model that the gateway knows."""
+    model that the gateway knows; lookup: as in Surroundings."""
 
     def __init__(
         self,
@@ -97,13 +102,16 @@ class Sources:
         read_seconds: float = READ_SECONDS,
         hold_seconds: float = HOLD_SECONDS,
         engines: Callable[[str], Sequence[Engine]] = lambda _: (),
+        lookup: Lookup | None = None,
     ) -> None:
+        self.on_speech = Signal()  # sources of a model were declared, fell silent, or speak
         self._ledger = ledger
-        self._around = Surroundings(clock, engines)
+        self._around = Surroundings(clock, engines, lookup)
         self._now = clock.now
         self._read_seconds = read_seconds
         self._hold_seconds = hold_seconds
         self._models: dict[str, list[_Watched]] = {}
+        self._unknown: dict[str, str] = {}  # of each model, as was told last
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Sources:
@@ -146,11 +154,15 @@ class Sources:
 
     def states(self) -> Mapping[str, list[SourceState]]:
         """Of every source, by model."""
-        return {model: [self._state(each) for each in those] for model, those in self._models.items()}
+        return {model: self.states_of(model) for model in self._models}
+
+    def states_of(self, model: str) -> list[SourceState]:
+        """Of its sources; none: it has none."""
+        return [self._state(each) for each in self._models.get(model, [])]
 
     def _state(self, watched: _Watched) -> SourceState:
         age = None if watched.at is None else self._now() - watched.at
-        return SourceState(watched.name, watched.declared.says, watched.reading, age, watched.fault)
+        return SourceState(watched.name, watched.declared.says, watched.reading, age, watched.fault, bool(watched.declared.flaw))
 
     def _forget(self, model: str) -> None:
         for watched in self._models.pop(model, []):
@@ -217,6 +229,11 @@ class Sources:
             "; ".join(each.unknown for each in watched if each.reading is None),
         )
         self._ledger.set_elsewhere(model, told if watched else NOTHING)
+        before = self._unknown.pop(model, None)
+        if watched:
+            self._unknown[model] = told.unknown
+        if before != self._unknown.get(model):
+            self.on_speech.tell(model)
 
 
 def _named(declared: Sequence[Declaration]) -> Mapping[str, Declaration]:

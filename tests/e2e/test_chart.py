@@ -20,7 +20,8 @@ WAYS = {
     "default": (),
     "everything": (
         "--set=keda.tls=mutual,gpumem.enabled=true,gpumem.runtimeClassName=nvidia,agent.nodeSelector.gpu=yes,agent.keysSecret=fleet,gateway.service.type=NodePort",
-        "--set=networkPolicies.metricsFrom.matchLabels.team=a,scaler.nodeSelector.zone=b,scaler.image.digest=sha256:" + "0" * 64,
+        "--set=networkPolicies.metricsFrom.matchLabels.team=a,scaler.nodeSelector.zone=b,scaler.sources.hosts={prometheus.monitoring.svc},scaler.image.digest=sha256:"
+        + "0" * 64,
     ),
     "private": ("--set=imagePullSecrets[0].name=registry,agent.priorityClassName=",),
     "little": ("--set=networkPolicies.enabled=false,scaler.replicas=1,keda.tls=server",),
@@ -61,6 +62,7 @@ async def test_every_example_is_taken(api: Api, namespace: str, kubeconfig: str,
         "agent.disk=all",
         "nothing=1",
         "scaler.image.digest=latest",
+        "scaler.sources.hosts[0]=http://prometheus.example",
     ],
 )
 def test_values_are_checked(kubeconfig: str, wrong: str) -> None:

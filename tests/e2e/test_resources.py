@@ -26,9 +26,11 @@ from scaler.kubernetes.engine_pod import EnginePod
 from scaler.kubernetes.pod_patch import NodeSetup
 from scaler.kubernetes.refusals import Refusals
 from scaler.kubernetes.resources import MODEL_SNAPSHOTS, REPORTER, ModelSnapshot
+from scaler.kubernetes.source_conditions import SourceConditions
 from scaler.kubernetes.taken_names import TakenNames
 from scaler.kubernetes.uninstall import remove_all
 from scaler.kubernetes.unmatched import Unmatched
+from scaler.sources.watch import Sources
 from tests.e2e.api import Api, ApiError, Object, path
 from tests.e2e.chart import definition, run
 from tests.e2e.cluster.layout import PAUSE_IMAGE
@@ -143,7 +145,8 @@ async def controlling(cluster: Cluster, namespace: str, nodes: Nodes, identity: 
         cluster.follow(MODEL_SNAPSHOTS, ModelSnapshot, namespace=namespace) as snapshots,
         cluster.follow(PODS, EnginePod, namespace=namespace, labels=SNAPSHOT) as labelled,
     ):
-        models = Models(Ledger())
+        ledger = Ledger()
+        models = Models(ledger)
         controller = run_controller(
             cluster,
             snapshots,
@@ -153,6 +156,7 @@ async def controlling(cluster: Cluster, namespace: str, nodes: Nodes, identity: 
             names=TakenNames(cluster, models),
             unmatched=Unmatched(cluster, models),
             refusals=Refusals(cluster, snapshots),
+            sources=SourceConditions(models, Sources(ledger)),
             namespace=namespace,
             identity=identity,
         )

@@ -1,5 +1,5 @@
 """`zerowake serve` with the real KEDA: a backlog worth four replicas brings four at once, and KEDA and the HPA go on from there; without
-KEDA there is one all the same; and a model's name in two namespaces scales one of them.
+KEDA there is one all the same; a model's name in two namespaces scales one of them; and a list in Redis brings replicas, too.
 
 Two replicas of it run on this machine: requests come to one, KEDA speaks to the other. Pods are plain web servers, and no agent runs: where
 nothing says that they are there, the requests stay held.
@@ -10,18 +10,19 @@ from __future__ import annotations
 import asyncio
 import statistics
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.api import Api, Object, condition
+from tests.e2e.api import Api, ApiError, Object, condition
 from tests.e2e.chart import definition
 from tests.e2e.cluster.control import tell
 from tests.e2e.cluster.layout import Addresses
 from tests.e2e.plain_model import NAME, PORT, deployment, replicas_of, scaled_object
 from tests.e2e.release import own_namespace
 from tests.e2e.serving import scaler
+from tests.worlds.redis_server import redis_server
 
 pytestmark = pytest.mark.own_cluster("has KEDA call a scaler on this machine")
 
@@ -136,6 +137,41 @@ async def test_a_models_name_in_two_namespaces(api: Api, namespace: str, address
             await gone(api, ("ScaledObject", other), ("ModelSnapshot", namespace))
 
 
+async def test_a_list_in_redis_scales_from_zero_and_back(
+    api: Api, namespace: str, addresses: Addresses, kubeconfig: str, tmp_path: Path
+) -> None:
+    """A Redis behind a Service of the model's namespace, past the gateway; and a source that the namespace may not have."""
+    with redis_server(tmp_path, host=addresses.machine) as redis:
+        async with (
+            definition(api, kubeconfig),
+            scaler(tmp_path, namespace, kubeconfig, addresses.machine) as zerowake,
+            asyncio.timeout(180),
+        ):
+            source = {"type": "redis", "url": f"redis://queue.{namespace}.svc:{redis.port}", "list": "jobs"}
+            await api.apply(lease(), *service("queue", addresses.machine, redis.port), snapshot([source]), labelled(), namespace=namespace)
+            await api.apply(scaled_object(NAME, zerowake.keda), namespace=namespace)
+            try:
+                await api.until("ScaledObject", namespace, NAME, lambda one: condition(one, "Ready") and _activity(one))
+                await api.until("ModelSnapshot", namespace, NAME, lambda one: _sources(one)[:2] == ("True", "Heard"))
+                assert replicas_of(await api.get("Deployment", namespace, NAME)) == 0
+                began = time.monotonic()
+                redis.do("rpush", "jobs", "a")
+                await api.until("Deployment", namespace, NAME, lambda one: replicas_of(one) == 1)
+                print(f"scaled for a list's first element after {time.monotonic() - began:.2f} s")
+                redis.do("del", "jobs")
+                await api.until("Deployment", namespace, NAME, lambda one: replicas_of(one) == 0)
+                await api.apply(snapshot([source, {**source, "url": "redis://10.0.0.1"}]), namespace=namespace)
+                refused = await api.until("ModelSnapshot", namespace, NAME, lambda one: _sources(one)[:2] == ("False", "Refused"))
+                assert _sources(refused)[2].startswith("spec.sources[1].url: 10.0.0.1 is no Service of this namespace: name one, as in")
+                async for _, event in api.watch("Event", namespace):
+                    if event["reason"] == "SourceRefused":
+                        break
+                with pytest.raises(ApiError, match="Unsupported value"):
+                    await api.apply(snapshot([{"type": "rabbitmq"}]), namespace=namespace)
+            finally:
+                await gone(api, ("ModelSnapshot", namespace))
+
+
 async def gone(api: Api, *objects: tuple[str, str]) -> None:
     """While there is somebody who takes off their finalizers."""
     for kind, namespace in objects:
@@ -150,15 +186,31 @@ def labelled() -> Object:
     return made
 
 
-def snapshot() -> Object:
+def snapshot(sources: Sequence[Object] = ()) -> Object:
     """Of which nothing is captured, since no agent runs."""
     template = {"spec": deployment(NAME)["spec"]["template"]["spec"]}
     kind = {"apiVersion": "zerowake.dev/v1alpha1", "kind": "ModelSnapshot"}
-    return {**kind, "metadata": {"name": NAME}, "spec": {"port": PORT, "template": template}}
+    return {**kind, "metadata": {"name": NAME}, "spec": {"port": PORT, "template": template, "sources": list(sources)}}
+
+
+def service(name: str, address: str, port: int) -> list[Object]:
+    """Of a program that is no pod."""
+    made = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": name}, "spec": {"ports": [{"port": port}]}}
+    labels = {"kubernetes.io/service-name": name}
+    behind = {"addressType": "IPv4", "endpoints": [{"addresses": [address]}], "ports": [{"port": port}]}
+    return [made, {"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "metadata": {"name": name, "labels": labels}, **behind}]
 
 
 def lease() -> Object:
     return {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": "zerowake-controller"}}
+
+
+def _sources(one: Object | None) -> tuple[str, str, str]:
+    """What the condition says."""
+    conditions = ((one or {}).get("status") or {}).get("conditions", [])
+    return next(
+        ((each["status"], each["reason"], each.get("message", "")) for each in conditions if each["type"] == "Sources"), ("", "", "")
+    )
 
 
 def _activity(one: Object | None) -> object:

@@ -193,3 +193,25 @@ def test_a_pin_that_changes_is_told_and_nothing_else_is(world: World) -> None:
     world.snapshot("ns/a", 1, pin="disk")
     world.snapshots.drop("ns/a")
     assert told == [SnapshotName("ns", "a")] * 5
+
+
+def test_sources_that_change_are_told_and_nothing_else_is(world: World) -> None:
+    told: list[str] = []
+    world.models.on_sources(told.append)
+    cron = {"type": "cron"}
+    world.snapshot("ns/a", 1)
+    world.snapshot("ns/a", 1, stage="disk")
+    assert (told, world.models.with_sources("m")) == ([], None)
+    world.snapshot("ns/a", 1, sources=[cron])
+    world.snapshot("ns/a", 1, sources=[cron], stage="disk")
+    assert told == ["m"]
+    found = world.models.with_sources("m")
+    assert found and (found.key, found.spec.sources) == (("ns", "a"), (cron,))
+    world.snapshot("ns/a", 1, sources=[cron, cron])
+    world.snapshot("other/a", 2, sources=[cron])
+    assert told == ["m"] * 2, "another namespace's do not count"
+    world.snapshots.drop("ns/a")
+    found = world.models.with_sources("m")
+    assert told == ["m"] * 3 and found and found.key == ("other", "a")
+    world.snapshots.drop("other/a")
+    assert (told, world.models.with_sources("m")) == (["m"] * 4, None)

@@ -2,16 +2,15 @@
 
 import asyncio
 import contextlib
-import os
-import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from scaler.sources.redis_declaration import RedisDeclaration
-from tests.worlds.asked_elsewhere import OFTEN, asked_elsewhere
+from scaler.sources.source import SourceError
+from tests.worlds.asked_elsewhere import OFTEN, asked_elsewhere, silent_and_back
 from tests.worlds.redis_server import RedisServer, redis_server
 from tests.worlds.s3_server import Wire
 
@@ -64,14 +63,28 @@ async def test_what_a_group_has_left_of_a_stream(redis: RedisServer) -> None:
 
 async def test_silent_and_back(redis: RedisServer) -> None:
     redis.do("rpush", "jobs", "a", "b")
-    async with asked_elsewhere(declared(redis, list="jobs"), read_seconds=0.3, hold_seconds=1) as asked:
+    await silent_and_back(declared(redis, list="jobs"), redis.process.pid, pending=2)
+
+
+async def test_a_host_is_where_its_lookup_says(redis: RedisServer) -> None:
+    """At each connection: an address may be another's by the next one."""
+    found: list[str] = []
+
+    async def lookup(host: str) -> Sequence[str]:
+        if not found:
+            raise SourceError(f"there is no {host}")
+        return found
+
+    redis.do("rpush", "jobs", "a", "b")
+    url = f"redis://queue.tenant.svc:{redis.port}/0"
+    async with asked_elsewhere(declared(redis, list="jobs", url=url), lookup=lookup) as asked:
+        await asked.fails("there is no queue.tenant.svc")
+        found.append("127.0.0.1")
         await asked.says(2)
-        os.kill(redis.process.pid, signal.SIGSTOP)
-        await asked.fails("no answer within 0.3 s")
-        await asked.falls_silent("no answer within 0.3 s")
-        os.kill(redis.process.pid, signal.SIGCONT)
-        redis.do("rpush", "jobs", "c")
-        await asked.says(3)
+        found.clear()
+        redis.do("client", "kill", "type", "normal")
+        await asked.fails("there is no queue.tenant.svc")
+        assert asked.told.pending == 2, "the last value holds"
 
 
 async def test_slow_is_not_silent(redis: RedisServer) -> None:

@@ -60,7 +60,7 @@ async def test_deletion_waits_for_an_agent_that_is_away_unless_its_node_is_gone(
     await world.step_down()
     # A new leader that no agent has spoken to yet.
     world.nodes = Nodes(Readiness(Dispatcher(Ledger())), Activations())
-    world.controller = Controller(world.cluster, world.informer, world.nodes, NodeSetup(), world.labelled, world.names)
+    world.controller = Controller(world.cluster, world.informer, world.nodes, NodeSetup(), world.labelled, world.names, world.conditions)
     await world.lead()
     await asyncio.sleep(0.3)
     assert world.status()["phase"] == "Ready" and not world.pods(), "a holder that can't be asked has it still"

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 from pathlib import Path
 from typing import Any
 
 import aiohttp
+import grpc
 import pytest
 import yaml
 from zerowake_proto import agent_pb2
 
+from tests.worlds.controlled import TEMPLATE
 from tests.worlds.echo_engine import Engine
 from tests.worlds.fake_agent import Agent
 from tests.worlds.keda_client import Keda, ref
 from tests.worlds.kubernetes_api import Api
+from tests.worlds.ports import free_port
+from tests.worlds.redis_server import redis_server
 from tests.worlds.scalers import ADDRESSES, TRIGGER, Replica, World, endpoint_slice, free_ports, serving, world
 from tests.worlds.waiting import until
 from zerowake_shared.pod_contract import replica_id
@@ -295,3 +300,71 @@ async def test_a_pin_in_a_model_snapshot_is_told_to_its_nodes_and_taken_back(tmp
             ):
                 await wish(**pin)
                 await until(lambda rung=rung: agent.pinned and agent.pinned[-1].rung == rung, f"{pin} is told")
+
+
+async def _declare_a_list(made: World, url: str) -> None:
+    await declare(made)
+    source = {"type": "redis", "url": url, "list": "jobs", "interval_seconds": 0.1}
+    metadata = {"name": "m", "namespace": "tenant", "creationTimestamp": "2026-11-22T05:00:00Z"}
+    await made.api.put("modelsnapshots", {"metadata": metadata, "spec": {"template": TEMPLATE, "sources": [source]}})
+
+
+async def _polled(keda: Keda, expected: tuple[float, bool]) -> None:
+    """Waits until KEDA is answered so."""
+    found: object = None
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(20):
+            while found != expected:
+                try:
+                    found = await keda.poll(ref("m", "tenant"))
+                except grpc.aio.AioRpcError as error:
+                    found = error.details()
+                await asyncio.sleep(0.01)
+    assert found == expected
+
+
+async def test_a_list_in_redis_counts_once_and_whoever_asks_it_may_die(tmp_path: Path) -> None:
+    """At a Service of the model's namespace. Each replica asks for itself, so that there is nothing to hand over."""
+    with redis_server(tmp_path) as redis:
+        redis.do("rpush", "jobs", *"abc")
+        async with world(tmp_path) as made:
+            await made.api.put("services", {"metadata": {"name": "queue", "namespace": "tenant"}, "spec": {"clusterIP": "127.0.0.1"}})
+            here, other = made.replicas
+            await _declare_a_list(made, f"redis://queue.tenant.svc:{redis.port}/0")
+            async with Keda(here.keda) as first, Keda(other.keda) as keda:
+                await _polled(first, (3.0, True))
+                await _polled(keda, (3.0, True))
+                asked = here.ask()
+                await _polled(keda, (4.0, True))
+                here.process.kill()
+                await _polled(keda, (3.0, True))  # the request went with its gateway
+                await asyncio.gather(asked, return_exceptions=True)
+                redis.do("del", "jobs")
+                await _polled(keda, (0.0, False))
+                await other.reads("metrics", 'zerowake_source_up{model="m",source="redis"} 1.0')
+
+
+async def test_a_source_that_is_silent_is_no_zero_and_is_said(tmp_path: Path) -> None:
+    port = free_port()
+    async with world(tmp_path) as made, Engine() as engine:
+        here, other = made.replicas
+        await _declare_a_list(made, f"redis://127.0.0.1:{port}")
+        made.node.runs(engine)
+        for each in made.replicas:
+            await each.reads("metrics", 'zerowake_source_up{model="m",source="redis"} 0.0')
+            await each.reads("metrics", 'zerowake_replicas{model="m"} 1.0')
+        async with Keda(other.keda) as keda:
+            with pytest.raises(grpc.aio.AioRpcError, match="source redis of model m"):
+                await keda.poll(ref("m", "tenant"))
+            assert (await here.ask())[0] == 200, "requests are served as ever"
+
+            def condition() -> tuple[str, str]:
+                found = made.api.get("modelsnapshots", "tenant", "m") or {}
+                conditions = (found.get("status") or {}).get("conditions", [])
+                return next(((each["status"], each["reason"]) for each in conditions if each["type"] == "Sources"), ("", ""))
+
+            await until(lambda: condition() == ("False", "Silent"), "the condition says that it is silent")
+            with redis_server(tmp_path, port=port) as redis:
+                redis.do("rpush", "jobs", "a")
+                await _polled(keda, (1.0, True))
+                await until(lambda: condition() == ("True", "Heard"), "the condition says that it is heard")

@@ -21,7 +21,10 @@ from scaler.kubernetes.engine_pod import EnginePod
 from scaler.kubernetes.pod_patch import NodeSetup
 from scaler.kubernetes.resources import MODEL_SNAPSHOTS, REPORTER, SCALED_OBJECTS, ModelSnapshot
 from scaler.kubernetes.scaled_object import ScaledObject
+from scaler.kubernetes.source_conditions import SourceConditions
+from scaler.kubernetes.source_declarations import declare_sources
 from scaler.kubernetes.taken_names import TakenNames
+from scaler.sources.watch import Sources
 from tests.worlds.fake_agent import Agent
 from tests.worlds.kubernetes_api import Api
 from tests.worlds.waiting import until
@@ -53,7 +56,11 @@ class World:
         self.models = Models(ledger)
         self.models.follow(self.informer, cluster.follow(SCALED_OBJECTS, ScaledObject))
         self.names = TakenNames(cluster, self.models)
-        self.controller = Controller(cluster, self.informer, self.nodes, NodeSetup({"zerowake": "yes"}), self.labelled, self.names)
+        self.sources = Sources(ledger)
+        declare_sources(self.models, self.sources, {"127.0.0.1"})
+        self.conditions = SourceConditions(self.models, self.sources)
+        setup = NodeSetup({"zerowake": "yes"})
+        self.controller = Controller(cluster, self.informer, self.nodes, setup, self.labelled, self.names, self.conditions)
         self._task: asyncio.Task[None] | None = None
 
     async def node(self, name: str) -> Agent:
@@ -106,6 +113,7 @@ async def controlled(folder: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIter
         monkeypatch.setenv("KUBECONFIG", str(await stack.enter_async_context(api.serve(folder))))
         cluster = await stack.enter_async_context(Cluster.connect(reporter=REPORTER, instance="test"))
         world = World(api, cluster, stack)
+        await stack.enter_async_context(world.sources)
         await stack.enter_async_context(world.informer)
         await stack.enter_async_context(world.labelled)
         await world.lead()

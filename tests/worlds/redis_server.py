@@ -24,26 +24,37 @@ class RedisServer:
     port: int
     process: subprocess.Popen[bytes]
     password: str = ""
+    host: str = "127.0.0.1"
 
     @property
     def url(self) -> str:
-        return f"redis://127.0.0.1:{self.port}/0"
+        return f"redis://{self.host}:{self.port}/0"
 
     def do(self, *words: str) -> str:
         """What a command is answered."""
-        command = ["redis-cli", "-p", str(self.port), *(["-a", self.password, "--no-auth-warning"] if self.password else []), *words]
+        command = [
+            "redis-cli",
+            "-h",
+            self.host,
+            "-p",
+            str(self.port),
+            *(["-a", self.password, "--no-auth-warning"] if self.password else []),
+            *words,
+        ]
         return subprocess.run(command, check=True, capture_output=True, text=True, timeout=30).stdout.strip()
 
 
 @contextlib.contextmanager
-def redis_server(folder: Path, password: str = "", port: int = 0) -> Iterator[RedisServer]:
+def redis_server(folder: Path, password: str = "", port: int = 0, host: str = "127.0.0.1") -> Iterator[RedisServer]:
+    """host: the address that it listens at."""
     program = shutil.which("redis-check-rdb")
     assert program, "redis-check-rdb is missing: `make test` installs it (package redis-tools)"
     port = port or free_port()
-    options = {"port": str(port), "bind": "127.0.0.1", "save": "", "dir": str(folder)} | ({"requirepass": password} if password else {})
+    options = {"port": str(port), "bind": host, "save": "", "dir": str(folder), "protected-mode": "no"}
+    options |= {"requirepass": password} if password else {}
     command = ["redis-server", *(word for name, value in options.items() for word in (f"--{name}", value))]
     with subprocess.Popen(command, executable=program, stdout=subprocess.DEVNULL) as process:
-        made = RedisServer(port, process, password)
+        made = RedisServer(port, process, password, host)
         try:
             blocking_until(lambda: made.do("ping") == "PONG", "Redis answers", not_yet=(subprocess.CalledProcessError,))
             yield made

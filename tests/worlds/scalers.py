@@ -124,6 +124,7 @@ async def world(folder: Path, *, drain_seconds: float = 20.0, replicas: int = 2)
                 "keda": {"listen": f"{address}:{ports['keda']}"},
                 "peers": {"listen": f"{address}:{ports['peers']}", "service": "zerowake-peers"},
                 "agents": {"service": "zerowake-agent", "port": int(agent_port)},
+                "sources": {"hosts": ["127.0.0.1"]},
                 "drain_seconds": drain_seconds,
             }
             path = folder / f"{address}.yaml"
