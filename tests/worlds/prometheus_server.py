@@ -17,7 +17,15 @@ from aiohttp import web
 
 from tests.worlds.ports import free_port
 
-_UNPACKED = Path(__file__).parents[2] / ".cache/prometheus/usr/bin/prometheus"
+_UNPACKED = Path(__file__).parents[2] / ".cache/prometheus/usr/bin"
+
+
+def program(name: str) -> str:
+    """Where one of the package's programs is: prometheus, promtool."""
+    unpacked = _UNPACKED / name
+    found = str(unpacked) if unpacked.exists() else shutil.which(name)
+    assert found, f"{unpacked} is missing: `make test` brings it, or tests/worlds/prometheus.sh"
+    return found
 
 
 @dataclass
@@ -33,14 +41,12 @@ class PrometheusServer:
 @contextlib.asynccontextmanager
 async def prometheus_server(folder: Path, target: int) -> AsyncIterator[PrometheusServer]:
     """target: the port that it scrapes."""
-    program = _UNPACKED if _UNPACKED.exists() else shutil.which("prometheus")
-    assert program, f"{_UNPACKED} is missing: `make test` brings it, or tests/worlds/prometheus.sh"
     port = free_port()
     config = folder / "prometheus.yml"
     job = {"job_name": "queue", "static_configs": [{"targets": [f"127.0.0.1:{target}"]}]}
     config.write_text(yaml.safe_dump({"global": {"scrape_interval": "100ms", "scrape_timeout": "100ms"}, "scrape_configs": [job]}))
     where = [f"--config.file={config}", f"--storage.tsdb.path={folder / 'data'}", f"--web.listen-address=127.0.0.1:{port}"]
-    with (folder / "log").open("wb") as log, subprocess.Popen([program, *where], stdout=log, stderr=log) as process:
+    with (folder / "log").open("wb") as log, subprocess.Popen([program("prometheus"), *where], stdout=log, stderr=log) as process:
         made = PrometheusServer(port, process)
         try:
             yield made
