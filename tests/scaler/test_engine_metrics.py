@@ -1,7 +1,5 @@
 """What engines count of themselves, by pages such as vLLM's and SGLang's: what of it counts, and silent, slow, wrong, gone and back."""
 
-import os
-import signal
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,7 @@ from scaler.books.ledger import Ledger
 from scaler.books.limits import ModelLimits
 from scaler.gateway.dispatcher import Backend, Dispatcher, Endpoint
 from scaler.sources.engine_metrics import EngineDeclaration
-from tests.worlds.asked_elsewhere import OFTEN, asked_elsewhere
+from tests.worlds.asked_elsewhere import OFTEN, asked_elsewhere, silent_and_back
 from tests.worlds.metrics_engine import MetricsEngine, metrics_engine, sglang, vllm
 from tests.worlds.network_namespace import network_namespace
 from tests.worlds.s3_server import Wire
@@ -87,13 +85,7 @@ async def test_a_replica_in_a_network_of_its_own(dispatcher: Dispatcher, tmp_pat
 async def test_silent_and_back(engine: MetricsEngine, dispatcher: Dispatcher) -> None:
     engine.shows(vllm("0", "3"))
     dispatcher.add(replica(engine))
-    async with asked_elsewhere(declared(), read_seconds=0.3, hold_seconds=1, dispatcher=dispatcher) as asked:
-        await asked.says(3)
-        os.kill(engine.process.pid, signal.SIGSTOP)
-        await asked.fails("no answer within 0.3 s")
-        await asked.falls_silent("no answer within 0.3 s")
-        os.kill(engine.process.pid, signal.SIGCONT)
-        await asked.says(3)
+    await silent_and_back(declared(), engine.process.pid, pending=3, dispatcher=dispatcher)
 
 
 async def test_killed_and_back(engine: MetricsEngine, tmp_path: Path) -> None:

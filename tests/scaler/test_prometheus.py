@@ -1,7 +1,5 @@
 """Queries to a real Prometheus: silent, slow, wrong, without a sample and back."""
 
-import os
-import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +8,7 @@ import pytest
 from aiohttp import web
 
 from scaler.sources.prometheus import PrometheusDeclaration
-from tests.worlds.asked_elsewhere import OFTEN, asked_elsewhere
+from tests.worlds.asked_elsewhere import OFTEN, asked_elsewhere, silent_and_back
 from tests.worlds.ports import free_port
 from tests.worlds.prometheus_server import PrometheusServer, gauge, prometheus_server
 from tests.worlds.s3_server import Wire
@@ -45,13 +43,7 @@ async def test_a_gauge_its_end_and_its_return(prometheus: PrometheusServer, targ
 
 
 async def test_silent_and_back(prometheus: PrometheusServer) -> None:
-    async with asked_elsewhere(declared(prometheus, "vector(7)"), read_seconds=0.5, hold_seconds=1) as asked:
-        await asked.says(7)
-        os.kill(prometheus.process.pid, signal.SIGSTOP)
-        await asked.fails("no answer within 0.5 s")
-        await asked.falls_silent("no answer within 0.5 s")
-        os.kill(prometheus.process.pid, signal.SIGCONT)
-        await asked.says(7)
+    await silent_and_back(declared(prometheus, "vector(7)"), prometheus.process.pid, pending=7)
 
 
 async def test_killed(prometheus: PrometheusServer) -> None:
