@@ -41,6 +41,7 @@ class _Account(Watched):
 
     __slots__ = (
         "asked",
+        "begun",
         "elsewhere",
         "failure",
         "held",
@@ -67,6 +68,7 @@ class _Account(Watched):
         self.names: tuple[str, ...] = ()
         self.limits: ModelLimits | None = None  # None: withdrawn, kept only until its last request and replica have gone
         self.held = self.held_bytes = self.in_flight = self.ready = self.replicas = self.unreachable = 0
+        self.begun = 0  # how often a request came to be in flight
         self.remote_held = self.remote_in_flight = 0
         self.elsewhere = NOTHING
         self.asked = False  # there is demand at some gateway or elsewhere
@@ -224,8 +226,13 @@ class Ledger:
         return Demand(account.held, account.in_flight, account.replicas, account.unreachable) if account is not None else _NONE
 
     def demands(self) -> Mapping[str, Demand]:
-        """Of this gateway, for every model that has any."""
-        return {name: self.own(name) for name, account in self._accounts.items() if account.held or account.in_flight}
+        """Of this gateway, for every model that has any, or had."""
+        return {name: self.own(name) for name, account in self._accounts.items() if account.held or account.in_flight or account.begun}
+
+    def begun(self, model: str) -> int:
+        """How often a request of this gateway came to be in flight, since the model came up."""
+        account = self._accounts.get(model)
+        return account.begun if account is not None else 0
 
     def add_remote(self, model: str, held: int, in_flight: int) -> None:
         """Other gateways have so many requests more (less, where negative). The model need not be known here yet."""
@@ -260,6 +267,7 @@ class Ledger:
     def _move(self, account: _Account, held: int = 0, in_flight: int = 0, size: int = 0, arrived: float | None = None) -> None:
         account.held += held
         account.in_flight += in_flight
+        account.begun += max(0, in_flight)
         account.held_bytes += size
         self._changed(account, arrived)
         self.on_change.tell(account.name)

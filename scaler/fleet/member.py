@@ -28,3 +28,11 @@ class Member:
     def shares_none(self) -> bool:
         """It is of a version that knows nothing of places that gateways share."""
         return bool(self.instance) and not self.born
+
+
+@dataclass(frozen=True, slots=True)
+class Flights:
+    """What a gateway has in flight of a model, and how often a request came to be."""
+
+    in_flight: int
+    begun: int

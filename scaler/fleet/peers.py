@@ -28,7 +28,7 @@ from zerowake_proto import peers_pb2_grpc as pb_grpc
 
 from scaler.books.ledger import Ledger
 from scaler.fleet.addresses import Addresses
-from scaler.fleet.member import Hearing, Member
+from scaler.fleet.member import Flights, Hearing, Member
 from scaler.fleet.subscriber import Subscriber
 from zerowake_shared.address import Address
 from zerowake_shared.background import ended, kept
@@ -66,6 +66,7 @@ class _Peer:
         self.said: tuple[str, float] = "", 0.0  # the last instance, and when it began
         self.hearing = Hearing.UNASKED
         self.demands: dict[str, tuple[int, int]] = {}
+        self.begun: dict[str, int] = {}
         self.grace: asyncio.TimerHandle | None = None
 
 
@@ -115,6 +116,14 @@ class Peers(pb_grpc.PeersServicer):
             Member(address, *peer.said, self._standing(address, peer)) for address, peer in self._peers.items() if address != self.address
         ]
 
+    def flights(self, model: str) -> Mapping[str, Flights]:
+        """Of each of the others that is heard, by its instance."""
+        return {
+            peer.instance: Flights(peer.demands.get(model, (0, 0))[1], peer.begun.get(model, 0))
+            for peer in self._peers.values()
+            if peer.instance and peer.hearing is Hearing.HEARD
+        }
+
     def _standing(self, address: str, peer: _Peer) -> Hearing:
         """One that is silent, and that its own kubelet, or its node's end, says is not there, is gone."""
         gone = peer.hearing is Hearing.SILENT and address in self._unserving
@@ -161,7 +170,7 @@ class Peers(pb_grpc.PeersServicer):
     async def Watch(self, request: pb.WatchRequest, context: Context) -> AsyncIterator[pb.Update]:
         await self._check(context)
         subscriber = Subscriber(self._now)
-        demands = [pb.Demand(model=model, held=each.held, in_flight=each.in_flight) for model, each in self._ledger.demands().items()]
+        demands = [self._demand(model) for model in self._ledger.demands()]
         subscriber.told(demands)
         self._subscribers.add(subscriber)
         try:
@@ -189,7 +198,7 @@ class Peers(pb_grpc.PeersServicer):
 
     def _demand(self, model: str) -> pb.Demand:
         demand = self._ledger.own(model)
-        return pb.Demand(model=model, held=demand.held, in_flight=demand.in_flight)
+        return pb.Demand(model=model, held=demand.held, in_flight=demand.in_flight, begun=self._ledger.begun(model))
 
     def _changed(self, model: str) -> None:
         if self._subscribers:
@@ -301,6 +310,8 @@ class Peers(pb_grpc.PeersServicer):
         told = {demand.model: (demand.held, demand.in_flight) for demand in update.demands}
         if update.full:
             told = dict.fromkeys(peer.demands.keys() - told.keys(), (0, 0)) | told
+            peer.begun.clear()
+        peer.begun.update((demand.model, demand.begun) for demand in update.demands)
         self._set(peer, told)
         if self._on_pushed:
             for model in update.pushed:
@@ -336,6 +347,7 @@ class Peers(pb_grpc.PeersServicer):
         if peer.instance:
             PEERS.dec()
         peer.instance = ""
+        peer.begun.clear()
         self._set(peer, dict.fromkeys(peer.demands, (0, 0)))
 
     def _forget(self, address: str, peer: _Peer) -> None:

@@ -87,10 +87,7 @@ def _permit(declared: Declaration, namespace: str, hosts: Collection[str]) -> No
     """Raises: _NotPermitted."""
     if isinstance(declared, PushDeclaration):
         raise _NotPermitted("type", "on Kubernetes nobody can post demand: name a source that can be asked")
-    if isinstance(declared, EngineDeclaration) and declared.url is None:
-        raise _NotPermitted("type", "on Kubernetes engine goes with url: what of a replica's own count came past all gateways is not known")
-    if isinstance(declared, EngineDeclaration | PrometheusDeclaration | RedisDeclaration):
-        assert declared.url
+    if isinstance(declared, EngineDeclaration | PrometheusDeclaration | RedisDeclaration) and declared.url:
         _permit_url(declared, declared.url, namespace, hosts)
 
 
@@ -110,8 +107,8 @@ def _permit_url(declared: Declaration, url: str, namespace: str, hosts: Collecti
     if isinstance(declared, EngineDeclaration):
         raise _NotPermitted(
             "url",
-            "whether a Service leads to replicas that the gateway asks, too, is not known, and their requests would count twice: "
-            f"for an engine that is none of them {add}",
+            "whether a Service leads to replicas that the gateways ask, too, is not known, and their requests would count twice: leave url"
+            f" out for the model's own replicas; for an engine that is none of them {add}",
         )
     if plain := {"rediss": "redis", "https": "http"}.get(parts.scheme):
         raise _NotPermitted("url", f"no authority that could vouch for a Service can be named: write {plain}://{host}, or {add}")

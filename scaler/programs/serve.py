@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import signal
@@ -56,6 +57,8 @@ from scaler.kubernetes.webhook import serve_webhook
 from scaler.programs.serve_config import AgentsSection, PeersSection, ServeConfig
 from scaler.programs.stopping import stopped_by, unless
 from scaler.programs.wiring import Parts, wire
+from scaler.sources.engine_metrics import engines_of
+from scaler.sources.other_gateways import OtherGateways
 from scaler.sources.watch import Sources
 from scaler.view.metrics import ForecastCollector, LedgerCollector, SourcesCollector, serve_metrics
 from zerowake_shared import background
@@ -110,7 +113,7 @@ async def serve(config: ServeConfig) -> None:
         await begin(background.beside(background.kept(parts.forecasting.run, "forecast", log), "forecast"))
         stack.push_async_callback(Surge(ledger, cluster, models.objects).close)
         stack.push_async_callback(FirstReplica(ledger, cluster, models.objects).close)
-        sources = await begin(_sources(cluster, ledger, models, config.sources.hosts))
+        sources = await begin(_sources(cluster, parts, models, peers, config.sources.hosts))
         snapshots, objects, engines = await begin(_objects(cluster, models, parts, readiness, activations))
         if config.peers:
             await begin(
@@ -219,10 +222,11 @@ async def _objects(
 
 
 @contextlib.asynccontextmanager
-async def _sources(cluster: Cluster, ledger: Ledger, models: Models, hosts: Iterable[str]) -> AsyncIterator[Sources]:
+async def _sources(cluster: Cluster, parts: Parts, models: Models, peers: Peers, hosts: Iterable[str]) -> AsyncIterator[Sources]:
     """What is asked of models past all gateways, followed. Each replica asks for itself."""
     permitted = frozenset(host.lower() for host in hosts)
-    async with Sources(ledger, lookup=ServiceLookup(cluster, permitted).addresses) as sources:
+    engines, others = functools.partial(engines_of, parts.dispatcher), OtherGateways(peers).tally
+    async with Sources(parts.ledger, engines=engines, lookup=ServiceLookup(cluster, permitted).addresses, others=others) as sources:
         declare_sources(models, sources, permitted)
         REGISTRY.register(SourcesCollector(sources))
         yield sources

@@ -2,8 +2,9 @@
 
 Of the model's replicas that this gateway knows, or, with `url`, of one engine elsewhere. A request that came through the gateway is counted
 in the ledger already, so of a replica counts only what exceeds what the gateway itself has at it: what others ask it past the gateway. The
-number of the gateway's requests is the larger one of those before and after the reading, since some begin and some end meanwhile. An engine
-elsewhere counts whole: the gateway asks none but the model's replicas.
+number of the gateway's requests is the larger one of those before and after the reading, since some begin and some end meanwhile. What
+other gateways may have had in flight of the model at that time, at whichever replica, does not count either. An engine elsewhere counts
+whole: the gateway asks none but the model's replicas.
 
 Where no replica is, nothing can be asked past the gateway, which is a zero that is known. A replica that does not answer makes the reading
 fail: what it would say may be what it is there for.
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -22,7 +23,7 @@ from pydantic import Field
 
 from scaler.gateway.dispatcher import Dispatcher
 from scaler.sources.page import Page
-from scaler.sources.source import Engine, HttpUrl, Lookup, Polled, Reading, SourceError, Surroundings, whole
+from scaler.sources.source import Engine, HttpUrl, Polled, Reading, SourceError, Surroundings, whole
 from zerowake_shared.background import first_error
 
 _NAMES = (
@@ -46,7 +47,7 @@ class EngineDeclaration(Polled):
         return self.url or "the model's replicas"
 
     def open(self, model: str, around: Surroundings) -> EngineMetrics:
-        return EngineMetrics(self.url, functools.partial(around.engines, model), around.lookup)
+        return EngineMetrics(self.url, model, around)
 
 
 def engines_of(dispatcher: Dispatcher, model: str) -> Sequence[Engine]:
@@ -57,22 +58,23 @@ def engines_of(dispatcher: Dispatcher, model: str) -> Sequence[Engine]:
 class EngineMetrics:
     """All pages of one model, each over a connection that is kept while its replica is there."""
 
-    def __init__(self, url: str | None, engines: Callable[[], Sequence[Engine]], lookup: Lookup | None) -> None:
-        self._lookup = lookup
-        self._elsewhere = Page(url, _MOST_BYTES, lookup=lookup) if url else None
-        self._engines = engines
+    def __init__(self, url: str | None, model: str, around: Surroundings) -> None:
+        self._around = around
+        self._model = model
+        self._elsewhere = Page(url, _MOST_BYTES, lookup=around.lookup) if url else None
         self._pages: dict[Engine, Page] = {}
 
     async def read(self) -> Reading:
         if self._elsewhere is not None:
             return Reading(_requests(*await self._elsewhere.get()))
-        engines = self._engines()
+        engines, others = self._around.engines(self._model), self._around.others(self._model)
         for gone in self._pages.keys() - set(engines):
             await self._pages.pop(gone).close()
         with first_error():
             async with asyncio.TaskGroup() as group:
                 asked = [group.create_task(self._past_the_gateway(each), name=f"metrics of {each.id}") for each in engines]
-        return Reading(sum(each.result() for each in asked))
+        past = sum(each.result() for each in asked)
+        return Reading(max(0, past - await others.most()) if past else 0)
 
     async def close(self) -> None:
         for page in [*self._pages.values(), *([self._elsewhere] if self._elsewhere else [])]:
@@ -84,7 +86,7 @@ class EngineMetrics:
         try:
             page = self._pages.get(engine)
             if page is None:
-                page = self._pages[engine] = Page.of(engine.endpoint, _PATH, _MOST_BYTES, self._lookup)
+                page = self._pages[engine] = Page.of(engine.endpoint, _PATH, _MOST_BYTES, self._around.lookup)
             requests = _requests(*await page.get())
         except (SourceError, OSError) as error:
             raise SourceError(f"replica {engine.id}: {error}") from None

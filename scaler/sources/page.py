@@ -19,21 +19,23 @@ _SHOWN_CHARACTERS = 200
 
 class Page:
     """One URL. most_bytes: what its answer may have; netns: the path of the network namespace to ask from; empty: our own. lookup: where
-    its host is, as in Surroundings; with it no redirect is followed, which could lead anywhere."""
+    its host is, as in Surroundings; with it no redirect is followed, which could lead anywhere. brief: the
+    connection is closed after each answer."""
 
-    def __init__(self, url: str, most_bytes: int, netns: str = "", lookup: Lookup | None = None) -> None:
+    def __init__(self, url: str, most_bytes: int, netns: str = "", lookup: Lookup | None = None, brief: bool = False) -> None:
         self._url = url
         self._most = most_bytes
         self._netns = netns
         self._lookup = lookup
+        self._brief = brief
         self._namespace: NetworkNamespace | None = None
         self._session: aiohttp.ClientSession | None = None
 
     @classmethod
     def of(cls, endpoint: Endpoint, path: str, most_bytes: int, lookup: Lookup | None = None) -> Page:
-        """A replica's."""
+        """A replica's. lookup: it is in a pod, whose engine does not sleep while it has a connection."""
         host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
-        return cls(f"http://{host}:{endpoint.port}{path}", most_bytes, endpoint.netns, lookup)
+        return cls(f"http://{host}:{endpoint.port}{path}", most_bytes, endpoint.netns, lookup, brief=lookup is not None)
 
     async def get(self, form: Mapping[str, str] | None = None) -> tuple[int, bytes]:
         """Its status and body; posted to with a form, if one is given. Without a deadline: whoever asks has one. Raises: SourceError."""
@@ -64,7 +66,7 @@ class Page:
 
     def _connector(self) -> aiohttp.TCPConnector:
         if not self._netns:
-            return aiohttp.TCPConnector(resolver=_Resolver(self._lookup) if self._lookup else None)
+            return aiohttp.TCPConnector(resolver=_Resolver(self._lookup) if self._lookup else None, force_close=self._brief)
         namespace = self._namespace = NetworkNamespace(self._netns)
         return aiohttp.TCPConnector(socket_factory=lambda info: namespace.socket(*info[:3]))
 

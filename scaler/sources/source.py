@@ -56,12 +56,27 @@ class Engine:
     in_flight: Callable[[], int] = field(compare=False)
 
 
+class Tally(Protocol):
+    """Of one model, from the moment on that it was begun."""
+
+    async def most(self) -> int:
+        """The most requests that all other gateways can have had in flight at any moment until now. Raises: SourceError: not known."""
+
+
+class Alone:
+    """There is no other gateway."""
+
+    async def most(self) -> int:
+        return 0
+
+
 Lookup = Callable[[str], Awaitable[Sequence[str]]]
 
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What a source may need of the program that it is in. clock: for what is about time; engines: those of a model.
+    """What a source may need of the program that it is in. clock: for what is about time; engines: those of a model; others: begins a tally
+    of what other gateways have at them.
 
     lookup: the addresses of a URL's host, or SourceError where it may not be asked; None: as the system has them.
     """
@@ -69,6 +84,7 @@ class Surroundings:
     clock: Clock = SYSTEM_CLOCK
     engines: Callable[[str], Sequence[Engine]] = lambda _: ()
     lookup: Lookup | None = None
+    others: Callable[[str], Tally] = lambda _: Alone()
 
 
 class Declaration(BaseModel):

@@ -32,7 +32,7 @@ from scaler.books.demand import NOTHING, Elsewhere
 from scaler.books.ledger import Ledger
 from scaler.books.signal import Signal
 from scaler.sources.metrics import ERRORS
-from scaler.sources.source import Declaration, Engine, Lookup, Reading, SourceError, Surroundings
+from scaler.sources.source import Alone, Declaration, Engine, Lookup, Reading, SourceError, Surroundings, Tally
 from zerowake_shared.background import ended, kept
 from zerowake_shared.backoff import Backoff
 from zerowake_shared.clock import SYSTEM_CLOCK, Clock
@@ -93,7 +93,7 @@ class _Watched:
 
 class Sources:
     """All of them. read_seconds: what a reading may take; hold_seconds: how long a value counts at least (HOLD, above); engines: those of a
-    model that the gateway knows; lookup: as in Surroundings."""
+    model that the gateway knows; lookup, others: as in Surroundings."""
 
     def __init__(
         self,
@@ -103,10 +103,11 @@ class Sources:
         hold_seconds: float = HOLD_SECONDS,
         engines: Callable[[str], Sequence[Engine]] = lambda _: (),
         lookup: Lookup | None = None,
+        others: Callable[[str], Tally] = lambda _: Alone(),
     ) -> None:
         self.on_speech = Signal()  # sources of a model were declared, fell silent, or speak
         self._ledger = ledger
-        self._around = Surroundings(clock, engines, lookup)
+        self._around = Surroundings(clock, engines, lookup, others)
         self._now = clock.now
         self._read_seconds = read_seconds
         self._hold_seconds = hold_seconds

@@ -40,6 +40,7 @@ def refused(**source: Any) -> str:
         ({"type": "prometheus", "url": "http://prometheus.tenant.svc:9090", "query": "up"}, PrometheusDeclaration),
         ({"type": "prometheus", "url": "https://Prometheus.Example/prefix", "query": "up", "interval_seconds": 5}, PrometheusDeclaration),
         ({"type": "engine", "url": "http://prometheus.example:8000/metrics"}, EngineDeclaration),
+        ({"type": "engine"}, EngineDeclaration),
         (CRON, CronDeclaration),
     ],
 )
@@ -91,7 +92,6 @@ def test_no_other_place_is_asked(url: str) -> None:
         ({"type": "prometheus", "url": "http://p.tenant.svc", "qeury": "up"}, "qeury: Extra inputs are not permitted"),
         ({"type": "redis", "url": "redis://queue.tenant.svc"}, "give either list or stream"),
         ({"type": "cron", "timezone": "Nowhere"}, "timezone: 'Nowhere' is no time zone"),
-        ({"type": "engine"}, "type: on Kubernetes engine goes with url"),
         ({"type": "engine", "url": "http://chat.tenant.svc:8000/metrics"}, "url: whether a Service leads to replicas"),
         ({"type": "push"}, "type: on Kubernetes nobody can post demand"),
         ({"type": "rabbitmq"}, "does not match any of the expected tags"),
