@@ -2,7 +2,7 @@
 
 What nodes measure differs by some hundredths of a second from one restore to the next. Taken at its word, the node that was a little faster
 last time gets every model that stands in no memory: its memory has to give one image up for the other, while that of all others is empty.
-So nodes whose estimates differ by no more than that are alike, and among these counts, in this order
+So nodes whose estimates differ by no more than measurements do are alike, and among these counts, in this order
 
     what is being done           it is on its way into the node's memory already
     what stands there            the higher rung, and then that of the weights
@@ -15,18 +15,57 @@ So nodes whose estimates differ by no more than that are alike, and among these 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
 
 from scaler.plan.actions import Stage
+from scaler.plan.estimate import seconds_to_serve
 from scaler.plan.rungs import Rung
-from scaler.plan.world import Node, Residency, World
+from scaler.plan.world import Node, Rates, Residency, World
 
 _NOTHING, _NEVER = -math.inf, 0.0  # moments
-_ALIKE, _ALIKE_SECONDS = 1.25, 0.05  # times the soonest, and beyond it: what restores of one snapshot differ by on one node
+# Times the soonest, and beyond it: what is measured on one node from one time to the next. To stage an image again costs more than that.
+_ALIKE, _ALIKE_SECONDS = 1.5, 0.05
 
 
-def best_places(world: World, places: Iterable[tuple[Node, Residency, float]]) -> list[tuple[Node, Residency]]:
+def seconds_on(holders: Sequence[tuple[Node, Residency]]) -> list[float]:
+    """The estimate for each. What a node has not measured yet is taken to be as it is on the others, the median: an own number for it would
+    make those look best that nobody has tried, and each of them would be tried, with the bytes that this moves.
+    """
+    rates = Rates(*(_typical(holders, lambda node, _, name=each.name: getattr(node.rates, name)) for each in fields(Rates)))  # type: ignore[misc]
+    overhead = _typical(holders, lambda _, there: there.overhead_seconds)
+    parked = _typical(holders, lambda _, there: there.parked_overhead_seconds)
+    return [
+        seconds_to_serve(
+            node if all(_values(node.rates)) else replace(node, rates=_filled(node.rates, rates)),
+            replace(
+                there,
+                overhead_seconds=there.overhead_seconds or overhead,
+                parked_overhead_seconds=there.parked_overhead_seconds or parked,
+            ),
+        )
+        for node, there in holders
+    ]
+
+
+def _typical(holders: Sequence[tuple[Node, Residency]], measured: Callable[[Node, Residency], float]) -> float:
+    """0: nobody has measured it."""
+    found = [value for node, there in holders if (value := measured(node, there))]
+    return statistics.median(found) if found else 0.0
+
+
+def _values(rates: Rates) -> list[float]:
+    return [getattr(rates, each.name) for each in fields(Rates)]
+
+
+def _filled(rates: Rates, typical: Rates) -> Rates:
+    return Rates(*(own or other for own, other in zip(_values(rates), _values(typical), strict=True)))
+
+
+def best_places(world: World, holders: Sequence[tuple[Node, Residency]]) -> list[tuple[Node, Residency, float]]:
     """Nodes with the snapshot as it stands there, and the estimate of seconds; the best first, without those that never could."""
+    places = [(node, there, seconds) for (node, there), seconds in zip(holders, seconds_on(holders), strict=True)]
     able = sorted((place for place in places if not math.isinf(place[2])), key=lambda place: place[2])
     if not able:
         return []
@@ -34,7 +73,7 @@ def best_places(world: World, places: Iterable[tuple[Node, Residency, float]]) -
     alike = [place for place in able if place[2] <= bound]
     if len(alike) > 1:
         alike.sort(key=lambda place: _order(world, *place))
-    return [(node, there) for node, there, _ in (*alike, *able[len(alike) :])]
+    return [*alike, *able[len(alike) :]]
 
 
 def _order(world: World, node: Node, there: Residency, seconds: float) -> tuple[bool, int, int, float, int, float]:
