@@ -18,7 +18,7 @@ import contextlib
 import functools
 import logging
 import random
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -29,6 +29,7 @@ from zerowake_proto import peers_pb2_grpc as pb_grpc
 from scaler.books.ledger import Ledger
 from scaler.fleet.addresses import Addresses
 from scaler.fleet.member import Flights, Hearing, Member
+from scaler.fleet.post import Post
 from scaler.fleet.subscriber import Subscriber
 from zerowake_shared.address import Address
 from zerowake_shared.background import ended, kept
@@ -89,6 +90,8 @@ class Peers(pb_grpc.PeersServicer):
         self.born = clock.wall()
         self.address = ""  # ours, as the others have it, once it is known
         self.share: Callable[[AsyncIterator[pb.Ask]], AsyncIterator[pb.Answer]] | None = None  # answers those who ask for places
+        self.posts: Callable[[], Iterable[Post]] = tuple  # all that count now
+        self.on_post: Callable[[Post], None] = lambda _: None  # hears of those that others have
         self._member_listeners: list[Callable[[], None]] = []
         self._unserving: frozenset[str] = frozenset()
         self._now = clock.now
@@ -138,6 +141,11 @@ class Peers(pb_grpc.PeersServicer):
         for subscriber in self._subscribers:
             subscriber.pushed(model)
 
+    def posted(self, post: Post) -> None:
+        """Somebody has posted demand at this replica."""
+        for subscriber in self._subscribers:
+            subscriber.posted(post)
+
     @contextlib.asynccontextmanager
     async def serve(self, address: str) -> AsyncIterator[str]:
         """Answers peers until the block ends, then ends their streams with OK; yields the bound address.
@@ -174,12 +182,15 @@ class Peers(pb_grpc.PeersServicer):
         subscriber.told(demands)
         self._subscribers.add(subscriber)
         try:
-            yield pb.Update(instance=self.instance, born=self.born, full=True, demands=demands)
+            yield pb.Update(
+                instance=self.instance, born=self.born, full=True, demands=demands, posts=[each.message for each in self.posts()]
+            )
             while not self._closing:
-                changed, pushed = await subscriber.due()
+                changed, pushed, posts = await subscriber.due()
+                told = [each.message for each in posts]
                 demands = [self._demand(model) for model in changed]
                 subscriber.told(demands)
-                yield pb.Update(instance=self.instance, born=self.born, demands=demands, pushed=pushed)
+                yield pb.Update(instance=self.instance, born=self.born, demands=demands, pushed=pushed, posts=told)
         finally:
             self._subscribers.discard(subscriber)
 
@@ -313,6 +324,8 @@ class Peers(pb_grpc.PeersServicer):
             peer.begun.clear()
         peer.begun.update((demand.model, demand.begun) for demand in update.demands)
         self._set(peer, told)
+        for post in update.posts:
+            self.on_post(Post.told(post))
         if self._on_pushed:
             for model in update.pushed:
                 self._on_pushed(model)

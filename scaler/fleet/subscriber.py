@@ -1,6 +1,7 @@
 """One replica of the scaler that listens to this one's numbers: what it has not been told yet, and when it is told.
 
-What is urgent is told at once: that a model has come to have requests, and that KEDA was told of it. All else is gathered for 20 ms.
+What is urgent is told at once: that a model has come to have requests, that KEDA was told of it, and what was posted of its demand. All
+else is gathered for 20 ms.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from collections.abc import Callable, Iterable
 
 from zerowake_proto import peers_pb2 as pb
 
+from scaler.fleet.post import Post
+
 GATHER_SECONDS = 0.02
 
 
@@ -22,6 +25,7 @@ class Subscriber:
         self._now = now
         self._changed: dict[str, None] = {}
         self._pushed: list[str] = []
+        self._posts: list[Post] = []
         self._wanting: set[str] = set()  # models of which it was told that they have requests
         self._news = asyncio.Event()
         self._urgent = asyncio.Event()
@@ -40,13 +44,19 @@ class Subscriber:
         self._news.set()
         self._urgent.set()  # an activation may be over in less than the time that news are gathered
 
+    def posted(self, post: Post) -> None:
+        """Somebody has posted demand."""
+        self._posts.append(post)
+        self._news.set()
+        self._urgent.set()
+
     def end(self) -> None:
         """Whoever waits for news looks again."""
         self._news.set()
         self._urgent.set()
 
-    async def due(self) -> tuple[Iterable[str], Iterable[str]]:
-        """The models that changed, and those pushed, when it is time to tell."""
+    async def due(self) -> tuple[Iterable[str], Iterable[str], Iterable[Post]]:
+        """The models that changed, those pushed, and what was posted, when it is time to tell."""
         await self._news.wait()
         if not self._urgent.is_set():
             with contextlib.suppress(TimeoutError):
@@ -57,7 +67,8 @@ class Subscriber:
         self._sent = self._now()
         changed, self._changed = self._changed, {}
         pushed, self._pushed = self._pushed, []
-        return changed, pushed
+        posts, self._posts = self._posts, []
+        return changed, pushed, posts
 
     def told(self, demands: Iterable[pb.Demand]) -> None:
         """These numbers are on their way."""

@@ -21,6 +21,7 @@ REPORTER = f"{GROUP}/scaler"  # of events
 MODEL_SNAPSHOTS = Resource(f"{GROUP}/v1alpha1", "ModelSnapshot", "modelsnapshots")
 NODES = Resource("v1", "Node", "nodes")
 SERVICES = Resource("v1", "Service", "services")
+TOKEN_REVIEWS = Resource("authentication.k8s.io/v1", "TokenReview", "tokenreviews")
 LEASES = Resource("coordination.k8s.io/v1", "Lease", "leases")
 ENDPOINT_SLICES = Resource("discovery.k8s.io/v1", "EndpointSlice", "endpointslices")
 SCALED_OBJECTS = Resource("keda.sh/v1alpha1", "ScaledObject", "scaledobjects")
@@ -268,6 +269,27 @@ class Service(_Object, frozen=True):
 
     metadata: Metadata
     spec: ServiceSpec = ServiceSpec()
+
+
+class User(_Object, frozen=True):
+    """Whom the API server knows."""
+
+    username: str = ""
+
+
+class TokenReviewStatus(_Object, frozen=True):
+    """Whose a token is. audiences: for whom it is, of those that were asked for."""
+
+    authenticated: bool = False
+    audiences: tuple[str, ...] = ()
+    error: str = ""
+    user: User = User()
+
+
+class TokenReview(_Object, frozen=True):
+    """The API server's answer to a token."""
+
+    status: TokenReviewStatus = TokenReviewStatus()
 
 
 def with_condition(conditions: tuple[Condition, ...], new: Condition, wall: float) -> tuple[Condition, ...]:

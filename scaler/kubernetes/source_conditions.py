@@ -42,7 +42,7 @@ class SourceConditions:
         if refused := [each for each in unknown if each.refused]:
             message = "; ".join(each.fault for each in refused)
             return Condition(CONDITION_SOURCES, "False", REFUSED, message, observed_generation=generation)
-        if any(each.fault for each in unknown):
+        if any(each.fault or each.age_seconds is not None for each in unknown):
             message += "; replicas stay as they are, and KEDA's calls fail meanwhile, so that a ScaledObject's fallback counts"
             return Condition(CONDITION_SOURCES, "False", SILENT, message, observed_generation=generation)
         if unknown:

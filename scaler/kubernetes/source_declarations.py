@@ -18,7 +18,6 @@ from scaler.kubernetes.service_lookup import service_of
 from scaler.sources.declared import Declared
 from scaler.sources.engine_metrics import EngineDeclaration
 from scaler.sources.prometheus import PrometheusDeclaration
-from scaler.sources.push_declaration import PushDeclaration
 from scaler.sources.redis_declaration import RedisDeclaration
 from scaler.sources.source import Declaration, Refused
 from scaler.sources.watch import Sources
@@ -85,8 +84,6 @@ def _field(where: str, loc: tuple[int | str, ...]) -> str:
 
 def _permit(declared: Declaration, namespace: str, hosts: Collection[str]) -> None:
     """Raises: _NotPermitted."""
-    if isinstance(declared, PushDeclaration):
-        raise _NotPermitted("type", "on Kubernetes nobody can post demand: name a source that can be asked")
     if isinstance(declared, EngineDeclaration | PrometheusDeclaration | RedisDeclaration) and declared.url:
         _permit_url(declared, declared.url, namespace, hosts)
 

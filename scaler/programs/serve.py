@@ -21,7 +21,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Coroutine, Iterable
+from collections.abc import AsyncIterator, Coroutine
 from typing import TypeVar
 
 from prometheus_client import REGISTRY
@@ -41,6 +41,7 @@ from scaler.kubernetes.engine_pods import EnginePods
 from scaler.kubernetes.first_replica import FirstReplica
 from scaler.kubernetes.node_standing import ClusterNode, told_to
 from scaler.kubernetes.pod_arrivals import PodArrivals
+from scaler.kubernetes.posters import Posters
 from scaler.kubernetes.refusals import Refusals
 from scaler.kubernetes.resources import ENDPOINT_SLICES, MODEL_SNAPSHOTS, NODES, REPORTER, SCALED_OBJECTS, ModelSnapshot
 from scaler.kubernetes.scaled_jobs import ScaledJobs
@@ -59,6 +60,8 @@ from scaler.programs.stopping import stopped_by, unless
 from scaler.programs.wiring import Parts, wire
 from scaler.sources.engine_metrics import engines_of
 from scaler.sources.other_gateways import OtherGateways
+from scaler.sources.push import Pushes
+from scaler.sources.shared_pushes import SharedPushes
 from scaler.sources.watch import Sources
 from scaler.view.metrics import ForecastCollector, LedgerCollector, SourcesCollector, serve_metrics
 from zerowake_shared import background
@@ -113,7 +116,7 @@ async def serve(config: ServeConfig) -> None:
         await begin(background.beside(background.kept(parts.forecasting.run, "forecast", log), "forecast"))
         stack.push_async_callback(Surge(ledger, cluster, models.objects).close)
         stack.push_async_callback(FirstReplica(ledger, cluster, models.objects).close)
-        sources = await begin(_sources(cluster, parts, models, peers, config.sources.hosts))
+        sources = await begin(_sources(cluster, parts, models, peers, config))
         snapshots, objects, engines = await begin(_objects(cluster, models, parts, readiness, activations))
         if config.peers:
             await begin(
@@ -222,14 +225,20 @@ async def _objects(
 
 
 @contextlib.asynccontextmanager
-async def _sources(cluster: Cluster, parts: Parts, models: Models, peers: Peers, hosts: Iterable[str]) -> AsyncIterator[Sources]:
-    """What is asked of models past all gateways, followed. Each replica asks for itself."""
-    permitted = frozenset(host.lower() for host in hosts)
+async def _sources(cluster: Cluster, parts: Parts, models: Models, peers: Peers, config: ServeConfig) -> AsyncIterator[Sources]:
+    """What is asked of models past all gateways, followed. Each replica asks for itself, and tells the others what it was told."""
+    permitted = frozenset(host.lower() for host in config.sources.hosts)
     engines, others = functools.partial(engines_of, parts.dispatcher), OtherGateways(peers).tally
     async with Sources(parts.ledger, engines=engines, lookup=ServiceLookup(cluster, permitted).addresses, others=others) as sources:
         declare_sources(models, sources, permitted)
+        pushes = SharedPushes(sources, peers, models.owner)
+        models.on_sources(pushes.declared)
         REGISTRY.register(SourcesCollector(sources))
-        yield sources
+        if config.push is None:
+            yield sources
+        else:
+            async with Pushes(pushes, Posters(cluster, models.owner)).serve(*Address.to_listen(config.push.listen)):
+                yield sources
 
 
 @contextlib.asynccontextmanager

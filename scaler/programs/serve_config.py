@@ -93,6 +93,12 @@ class SourcesSection(Section):
     hosts: tuple[Annotated[str, Field(min_length=1)], ...] = ()
 
 
+class PushSection(Section):
+    """Where ServiceAccounts of models' namespaces tell of demand, by POST /demand."""
+
+    listen: Address
+
+
 class ServeConfig(Section):
     """The whole file."""
 
@@ -105,6 +111,7 @@ class ServeConfig(Section):
     webhook: WebhookSection | None = None
     tls: MutualTlsSection | None = None
     sources: SourcesSection = SourcesSection()
+    push: PushSection | None = None
     drain_seconds: Annotated[float, Field(ge=0)] = 30.0
 
     @property
@@ -112,6 +119,7 @@ class ServeConfig(Section):
         """Who listens, and where."""
         found = [("the gateway (listen)", self.listen), ("the metrics' server (metrics)", self.metrics)]
         found.append(("the external scaler (keda.listen)", self.keda.listen))
+        found += [("what is posted of demand (push.listen)", self.push.listen)] if self.push else []
         found += [("the service for peers (peers.listen)", self.peers.listen)] if self.peers else []
         return found + ([("the webhook (webhook.listen)", self.webhook.listen)] if self.webhook else [])
 

@@ -35,7 +35,7 @@ from scaler.local.stores import Stores
 from scaler.programs.stopping import stopped_by, unless
 from scaler.programs.wiring import wire
 from scaler.sources.engine_metrics import engines_of
-from scaler.sources.push import Pushes
+from scaler.sources.push import Pushes, TokenFile
 from scaler.sources.watch import Sources
 from scaler.view.metrics import ForecastCollector, LedgerCollector, SourcesCollector, serve_metrics
 from scaler.view.status import serve_status
@@ -121,7 +121,7 @@ async def _up(config: Config) -> None:
         REGISTRY.register(SourcesCollector(sources))
         REGISTRY.register(ForecastCollector(parts.forecasting.forecast))
         if config.metrics:
-            routes = [Pushes(sources, config.push.token_file).route] if config.push else []
+            routes = [Pushes(sources, TokenFile(config.push.token_file)).route] if config.push else []
             where = Address.to_listen(config.metrics)
             await stack.enter_async_context(serve_metrics(*where, lambda: _not_ready(nodes, gateway), routes=routes))
         bound = await stack.enter_async_context(gateway.serve(*Address.to_listen(config.listen)))

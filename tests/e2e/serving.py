@@ -18,9 +18,10 @@ from tests.worlds.health import is_well
 
 
 class Scaler:
-    """Two replicas: `url` is the gateway of one, `keda` the other's address, and `other_url` its gateway."""
+    """Two replicas: `url` is the gateway of one, `push` where it is told of demand, `keda` the other's address, `other_url` its gateway."""
 
-    def __init__(self, url: str, keda: str, client: aiohttp.ClientSession, other_url: str) -> None:
+    def __init__(self, url: str, keda: str, client: aiohttp.ClientSession, other_url: str, push: str) -> None:
+        self._push = push
         self.other_url = other_url
         self.url = url
         self.keda = keda
@@ -32,6 +33,12 @@ class Scaler:
                 return response.status
 
         return asyncio.create_task(asking())
+
+    async def post(self, pending: int, token: str) -> int:
+        """Demand for the model, as another gateway tells it."""
+        told, headers = {"model": NAME, "pending": pending}, {"Authorization": f"Bearer {token}"}
+        async with self._client.post(f"{self._push}/demand", json=told, headers=headers) as response:
+            return response.status
 
     def ask(self, count: int) -> list[asyncio.Task[int]]:
         async def asking() -> int:
@@ -47,11 +54,11 @@ async def scaler(
 ) -> AsyncIterator[Scaler]:
     """`agents`: addresses of theirs; by default nobody listens there."""
     with ExitStack() as bound:
-        sockets = [bound.enter_context(socket.socket()) for _ in range(8)]
+        sockets = [bound.enter_context(socket.socket()) for _ in range(10)]
         for each in sockets:
             each.bind((machine, 0))
         ports = [each.getsockname()[1] for each in sockets]
-    replicas = [dict(zip(("listen", "metrics", "keda", "peers"), ports[start : start + 4], strict=True)) for start in (0, 4)]
+    replicas = [dict(zip(("listen", "metrics", "keda", "peers", "push"), ports[start : start + 5], strict=True)) for start in (0, 5)]
     peers = [f"{machine}:{each['peers']}" for each in replicas]
     async with AsyncExitStack() as stack:
         client = await stack.enter_async_context(aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)))
@@ -63,6 +70,7 @@ async def scaler(
                 "keda": {"listen": f"{machine}:{each['keda']}"},
                 "peers": {"listen": f"{machine}:{each['peers']}", "addresses": peers},
                 "agents": {"addresses": list(agents)},
+                "push": {"listen": f"{machine}:{each['push']}"},
                 "drain_seconds": 0,
             }
             path = folder / f"{number}.yaml"
@@ -73,7 +81,7 @@ async def scaler(
                 while not await is_well(client, f"http://{machine}:{each['metrics']}/readyz"):
                     await asyncio.sleep(0.1)
         urls = [f"http://{machine}:{each['listen']}" for each in replicas]
-        yield Scaler(urls[0], f"{machine}:{replicas[1]['keda']}", client, urls[1])
+        yield Scaler(urls[0], f"{machine}:{replicas[1]['keda']}", client, urls[1], f"http://{machine}:{replicas[0]['push']}")
 
 
 @asynccontextmanager

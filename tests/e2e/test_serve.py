@@ -1,5 +1,6 @@
 """`zerowake serve` with the real KEDA: a backlog worth four replicas brings four at once, and KEDA and the HPA go on from there; without
-KEDA there is one all the same; a model's name in two namespaces scales one of them; and a list in Redis brings replicas, too.
+KEDA there is one all the same; a model's name in two namespaces scales one of them; and a list in Redis brings replicas, too, as does what
+another gateway tells.
 
 Two replicas of it run on this machine: requests come to one, KEDA speaks to the other. Pods are plain web servers, and no agent runs: where
 nothing says that they are there, the requests stay held.
@@ -16,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.api import Api, ApiError, Object, condition
-from tests.e2e.chart import definition
+from tests.e2e.chart import definition, run
 from tests.e2e.cluster.control import tell
 from tests.e2e.cluster.layout import Addresses
 from tests.e2e.plain_model import NAME, PORT, deployment, replicas_of, scaled_object
@@ -170,6 +171,35 @@ async def test_a_list_in_redis_scales_from_zero_and_back(
                     await api.apply(snapshot([{"type": "rabbitmq"}]), namespace=namespace)
             finally:
                 await gone(api, ("ModelSnapshot", namespace))
+
+
+async def test_what_another_gateway_tells_scales_from_zero_and_back(
+    api: Api, namespace: str, addresses: Addresses, kubeconfig: str, tmp_path: Path
+) -> None:
+    """With a token of the model's namespace: one replica is told, and KEDA asks the other."""
+    async with (
+        definition(api, kubeconfig),
+        own_namespace(api, "other") as other,
+        scaler(tmp_path, namespace, kubeconfig, addresses.machine) as zerowake,
+        asyncio.timeout(180),
+    ):
+        await api.apply(lease(), snapshot([{"type": "push"}]), labelled(), scaled_object(NAME, zerowake.keda), namespace=namespace)
+        try:
+            await api.until("ScaledObject", namespace, NAME, lambda one: condition(one, "Ready") and _activity(one))
+            await api.until("ModelSnapshot", namespace, NAME, lambda one: _sources(one)[:2] == ("Unknown", "Asked"))
+
+            def token(of: str, audience: str = "zerowake") -> str:
+                return run(kubeconfig, "kubectl", "-n", of, "create", "token", "default", f"--audience={audience}").strip()
+
+            assert await zerowake.post(1, token(namespace, "another")) == 401
+            assert await zerowake.post(1, token(other)) == 404
+            assert replicas_of(await api.get("Deployment", namespace, NAME)) == 0
+            assert await zerowake.post(1, token(namespace)) == 204
+            await api.until("Deployment", namespace, NAME, lambda one: replicas_of(one) == 1)
+            assert await zerowake.post(0, token(namespace)) == 204
+            await api.until("Deployment", namespace, NAME, lambda one: replicas_of(one) == 0)
+        finally:
+            await gone(api, ("ModelSnapshot", namespace))
 
 
 async def gone(api: Api, *objects: tuple[str, str]) -> None:

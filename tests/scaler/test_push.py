@@ -13,7 +13,7 @@ import pytest
 from prometheus_client import REGISTRY, CollectorRegistry
 
 from scaler.books.demand import Elsewhere
-from scaler.sources.push import Pushes
+from scaler.sources.push import Pushes, TokenFile
 from scaler.sources.push_declaration import PushDeclaration
 from scaler.view.metrics import SourcesCollector, serve_metrics
 from tests.worlds.asked_elsewhere import AskedElsewhere, asked_elsewhere
@@ -41,7 +41,7 @@ async def door(folder: Path) -> AsyncIterator[Door]:
     async with asked_elsewhere(OURS) as asked, aiohttp.ClientSession() as client:
         registry = CollectorRegistry()
         registry.register(SourcesCollector(asked.sources))
-        route = Pushes(asked.sources, token_file).route
+        route = Pushes(asked.sources, TokenFile(token_file)).route
         async with serve_metrics("127.0.0.1", 0, lambda: "", registry, [route]) as (host, port):
             yield Door(asked, client, f"http://{host}:{port}", token_file)
 

@@ -303,8 +303,11 @@ async def test_a_pin_in_a_model_snapshot_is_told_to_its_nodes_and_taken_back(tmp
 
 
 async def _declare_a_list(made: World, url: str) -> None:
+    await _declare_source(made, {"type": "redis", "url": url, "list": "jobs", "interval_seconds": 0.1})
+
+
+async def _declare_source(made: World, source: dict[str, Any]) -> None:
     await declare(made)
-    source = {"type": "redis", "url": url, "list": "jobs", "interval_seconds": 0.1}
     metadata = {"name": "m", "namespace": "tenant", "creationTimestamp": "2026-11-22T05:00:00Z"}
     await made.api.put("modelsnapshots", {"metadata": metadata, "spec": {"template": TEMPLATE, "sources": [source]}})
 
@@ -368,3 +371,23 @@ async def test_a_source_that_is_silent_is_no_zero_and_is_said(tmp_path: Path) ->
                 redis.do("rpush", "jobs", "a")
                 await _polled(keda, (1.0, True))
                 await until(lambda: condition() == ("True", "Heard"), "the condition says that it is heard")
+
+
+async def test_what_is_posted_at_one_replica_counts_once_at_each_and_after_its_end(tmp_path: Path) -> None:
+    async with world(tmp_path) as made:
+        here, other = made.replicas
+        made.api.tokens = {"a.b.c": "system:serviceaccount:tenant:default", "d.e.f": "system:serviceaccount:hostile:default"}
+        await _declare_source(made, {"type": "push", "by": "b"})
+        for each in made.replicas:
+            await each.reads("metrics", 'zerowake_source_up{model="m",source="push"} 0.0')
+        told = {"model": "m", "by": "b", "pending": 7}
+        assert (await here.post(told, "d.e.f"))[0] == 404, "the model is another namespace's"
+        assert await here.post(told, "a.b.c") == (204, "")
+        async with Keda(here.keda) as first, Keda(other.keda) as keda:
+            await _polled(first, (7.0, True))
+            await _polled(keda, (7.0, True))
+            assert (await other.post({**told, "pending": 3}, "a.b.c"))[0] == 204
+            await _polled(first, (3.0, True))
+            other.process.kill()
+            await other.process.wait()
+            assert await first.poll(ref("m", "tenant")) == (3.0, True), "it is known where it was not posted, too"

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from scaler.kubernetes.source_declarations import sources_of
+from scaler.sources.push_declaration import PushDeclaration
+from scaler.sources.source import Reading
 from tests.worlds.controlled import TEMPLATE, World
 from tests.worlds.ports import free_port
 from tests.worlds.redis_server import redis_server
@@ -63,6 +65,14 @@ async def test_a_new_leader_takes_back_nothing_that_was_said(world: World, tmp_p
         assert found
         world.sources.declare("chat", sources_of(found, {"127.0.0.1"}))
         assert world.conditions.of(found) == found.status.condition("Sources"), "it was not asked yet"
+
+
+async def test_what_was_posted_and_is_over_is_silent(world: World) -> None:
+    await world.snapshot(template=TEMPLATE, sources=[{"type": "push", "by": "b"}])
+    await until(lambda: world.condition("Sources") == ("Unknown", "Asked", "push: what b post to /demand was not heard of"))
+    assert world.sources.told("chat", PushDeclaration(type="push", by="b"), Reading(3), 1.0)
+    await until(lambda: world.condition("Sources") == ("True", "Heard", ""))
+    await until(lambda: world.condition("Sources")[:2] == ("False", "Silent"))
 
 
 async def test_another_namespaces_sources_are_not_spoken_of(world: World) -> None:

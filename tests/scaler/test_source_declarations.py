@@ -12,6 +12,7 @@ from scaler.kubernetes.source_declarations import declare_sources, sources_of
 from scaler.sources.cron import CronDeclaration
 from scaler.sources.engine_metrics import EngineDeclaration
 from scaler.sources.prometheus import PrometheusDeclaration
+from scaler.sources.push_declaration import PushDeclaration
 from scaler.sources.redis_declaration import RedisDeclaration
 from scaler.sources.source import Declaration, Refused
 from scaler.sources.watch import Sources
@@ -41,6 +42,7 @@ def refused(**source: Any) -> str:
         ({"type": "prometheus", "url": "https://Prometheus.Example/prefix", "query": "up", "interval_seconds": 5}, PrometheusDeclaration),
         ({"type": "engine", "url": "http://prometheus.example:8000/metrics"}, EngineDeclaration),
         ({"type": "engine"}, EngineDeclaration),
+        ({"type": "push", "by": "b"}, PushDeclaration),
         (CRON, CronDeclaration),
     ],
 )
@@ -93,7 +95,7 @@ def test_no_other_place_is_asked(url: str) -> None:
         ({"type": "redis", "url": "redis://queue.tenant.svc"}, "give either list or stream"),
         ({"type": "cron", "timezone": "Nowhere"}, "timezone: 'Nowhere' is no time zone"),
         ({"type": "engine", "url": "http://chat.tenant.svc:8000/metrics"}, "url: whether a Service leads to replicas"),
-        ({"type": "push"}, "type: on Kubernetes nobody can post demand"),
+        ({"type": "push", "token": "x"}, "token: Extra inputs are not permitted"),
         ({"type": "rabbitmq"}, "does not match any of the expected tags"),
     ],
 )
@@ -119,9 +121,9 @@ async def test_the_ledger_hears_of_what_counts_and_of_what_was_refused() -> None
     always = {**CRON, "start": "0 0 1 1 *", "end": "59 23 31 12 *"}
     async with Sources(ledger) as sources:
         declare_sources(models, sources, HOSTS)
-        snapshots.put(declared_snapshot("tenant/a", 1, sources=[{"type": "push"}]))
+        snapshots.put(declared_snapshot("tenant/a", 1, sources=[{"type": "engine", "url": "http://10.0.0.1"}]))
         elsewhere = ledger.demand_anywhere("m").elsewhere
-        assert "source push of model m is refused: spec.sources[0].type: on Kubernetes" in elsewhere.unknown
+        assert "source engine of model m is refused: spec.sources[0].url: 10.0.0.1 is no Service" in elsewhere.unknown
         assert not ledger.demand_anywhere("m").idle
         snapshots.put(declared_snapshot("hostile/a", 2, sources=[always]))
         assert ledger.demand_anywhere("m").elsewhere == elsewhere, "the model is another namespace's"

@@ -8,6 +8,7 @@ from typing import Any
 
 from zerowake_proto import peers_pb2 as pb
 
+from scaler.fleet.post import Post
 from scaler.fleet.subscriber import GATHER_SECONDS, Subscriber
 from tests.worlds.virtual_time import run
 
@@ -22,7 +23,7 @@ def told(*steps: tuple[float, Callable[[Subscriber], object]]) -> list[tuple[flo
 
         async def listen() -> None:
             while True:
-                changed, pushed = await subscriber.due()
+                changed, pushed, _ = await subscriber.due()
                 heard.append((loop.time(), list(changed), list(pushed)))
 
         listening = asyncio.create_task(listen())
@@ -73,3 +74,23 @@ def test_a_push_is_told_at_once_and_so_is_the_end() -> None:
         (1.002, lambda subscriber: subscriber.end()),
     )
     assert heard == [(1.0, ["a"], []), (1.001, [], ["a"]), (1.002, [], [])]
+
+
+def test_what_was_posted_is_told_at_once_and_once() -> None:
+    post = Post("tenant", "m", "b", 7, 1.0, 60.0)
+
+    async def story() -> tuple[float, list[Post], list[Post]]:
+        loop = asyncio.get_running_loop()
+        subscriber = Subscriber(loop.time)
+        subscriber.note("a", pending=False)
+        await subscriber.due()
+        began = loop.time()
+        subscriber.posted(post)
+        _, _, first = await subscriber.due()
+        late = loop.time() - began
+        subscriber.note("a", pending=False)
+        _, _, second = await subscriber.due()
+        return late, list(first), list(second)
+
+    work: Coroutine[Any, Any, tuple[float, list[Post], list[Post]]] = story()
+    assert run(work) == (0.0, [post], [])

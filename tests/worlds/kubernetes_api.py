@@ -35,6 +35,7 @@ class Api:
         self.page = 500
         self.oldest = 0  # versions before it are too old to watch from
         self.hung = False
+        self.tokens: dict[str, str] = {}  # of the audience `zerowake`, and whose they are
         self._versions = itertools.count(1)
         self.version = 0
         self._changed = asyncio.Condition()
@@ -139,6 +140,8 @@ class Api:
         key = (plural, namespace, name)
         if request.method == "GET" and not name:
             return await (self._watch if request.query.get("watch") else self._list)(request, plural, namespace)
+        if plural == "tokenreviews":
+            return self._review((await request.json())["spec"])
         if request.method == "POST":
             return await self._create(plural, namespace, await request.json())
         found = self.objects.get(key)
@@ -149,6 +152,13 @@ class Api:
         if request.method == "DELETE":
             return await self._delete(key, found, await request.json())
         return await self._patch(key, found, await request.json(), subresource)
+
+    def _review(self, spec: dict[str, Any]) -> web.Response:
+        user = self.tokens.get(spec["token"])
+        if user is None or spec["audiences"] != ["zerowake"]:
+            return web.json_response({"status": {"authenticated": False, "error": "invalid bearer token"}}, status=201)
+        status = {"authenticated": True, "audiences": ["zerowake"], "user": {"username": user}}
+        return web.json_response({"kind": "TokenReview", "status": status}, status=201)
 
     async def _list(self, request: web.Request, plural: str, namespace: str) -> web.Response:
         found = [each for key, each in sorted(self.objects.items()) if _selected(request, plural, namespace, key, each)]

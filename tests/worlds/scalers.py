@@ -62,6 +62,7 @@ class Replica:
         self.process = process
         self.keda = f"{address}:{ports['keda']}"
         self._url = f"http://{address}:{ports['listen']}"
+        self._push = f"http://{address}:{ports.get('push')}/demand"
         self._metrics = f"http://{address}:{ports['metrics']}"
         self._client = client
 
@@ -72,6 +73,11 @@ class Replica:
                 return response.status, await response.json(), dict(response.headers)
 
         return asyncio.create_task(asking())
+
+    async def post(self, told: dict[str, Any], token: str) -> tuple[int, str]:
+        """Demand, as another gateway tells it."""
+        async with self._client.post(self._push, json=told, headers={"Authorization": f"Bearer {token}"}) as response:
+            return response.status, await response.text()
 
     async def reads(self, path: str, expected: str, within: float = 20.0) -> None:
         """Waits until the page of metrics and probes says so."""
@@ -107,7 +113,7 @@ class World:
 @asynccontextmanager
 async def world(folder: Path, *, drain_seconds: float = 20.0, replicas: int = 2) -> AsyncIterator[World]:
     api, node = Api(), Node()
-    ports = free_ports("listen", "metrics", "keda", "peers")
+    ports = free_ports("listen", "metrics", "keda", "peers", "push")
     async with AsyncExitStack() as stack:
         kubeconfig = await stack.enter_async_context(api.serve(folder))
         agent = await stack.enter_async_context(node.serve())
@@ -125,6 +131,7 @@ async def world(folder: Path, *, drain_seconds: float = 20.0, replicas: int = 2)
                 "peers": {"listen": f"{address}:{ports['peers']}", "service": "zerowake-peers"},
                 "agents": {"service": "zerowake-agent", "port": int(agent_port)},
                 "sources": {"hosts": ["127.0.0.1"]},
+                "push": {"listen": f"{address}:{ports['push']}"},
                 "drain_seconds": drain_seconds,
             }
             path = folder / f"{address}.yaml"
