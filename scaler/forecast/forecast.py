@@ -2,7 +2,7 @@
 
 A model is idle from the end of its last request to the beginning of the next one. How an idle time is likely to go on is in idle_times.py;
 that holds for the model's own idle times, shrunk towards those of all models, and beats rates over any window, the same hour yesterday, and
-learned models with all of these as inputs. Where it helps, an hour of the day and a weekday count on top (seasons.py).
+learned models with all of these as inputs. Where it helps, a time of the day and a weekday count on top (seasons.py).
 
 It judges itself. Once a minute it states of each idle model how likely a request is within that minute, and what it had stated before is
 held against what happened, beside what the model's mean rate would have said (score.py). Both are sums of log losses, so their difference
@@ -27,7 +27,7 @@ from scaler.forecast.table import Bools, Floats, Rows, Table
 
 STATEMENT_SECONDS = 60.0
 _SET_BACK_SECONDS = 60.0  # by less than that, events may come out of their order
-_HOUR, _WEEK = 3600.0, 7 * 86_400.0  # seconds
+_PIECE, _WEEK = 1800.0, 7 * 86_400.0  # seconds
 _EVENTS = 4096  # taken together before they are counted, at most
 _NEVER = math.inf
 
@@ -141,7 +141,8 @@ class Forecast:
         ends = np.zeros(len(self._table.models))
         seen, idle = hazards(*self._seen(at)), self._idle_seconds(at)
         for begin, end in _pieces(at, within):
-            ends += expected_ends(seen, idle + (begin - at), end - begin) * factors(self._table.rows, begin)
+            by_then = idle + (begin - at)
+            ends += expected_ends(seen, by_then, end - begin) * factors(self._table.rows, begin, by_then)
         chances = np.where(self._idle(), -np.expm1(-ends), 1.0)
         return dict(zip(self._table.models, chances.tolist(), strict=True))
 
@@ -151,7 +152,7 @@ class Forecast:
         bins = bins_of(idle)
         of_all, *seen = self._seen(at)
         now = np.arange(len(idle)), bins
-        rates = hazards(of_all[bins], *(numbers[now] for numbers in seen)) * factors(self._table.rows, at)
+        rates = hazards(of_all[bins], *(numbers[now] for numbers in seen)) * factors(self._table.rows, at, idle)
         return list(self._table.models), rates
 
     # --- what it was worth
@@ -169,7 +170,7 @@ class Forecast:
 
     @property
     def seasonal(self) -> dict[str, int]:
-        """For how many models an hour of the day counts, and for how many a weekday."""
+        """For how many models each season counts (seasons.py)."""
         return {season.name: int(season.counting(self._table.rows).sum()) for season in SEASONS}
 
     def judge(self, at: float) -> None:
@@ -192,13 +193,13 @@ class Forecast:
     # --- how
 
     def _state(self, at: float) -> None:
-        rows = self._table.rows
-        ends = expected_ends(hazards(*self._seen(at)), self._idle_seconds(at), STATEMENT_SECONDS)
+        rows, idle = self._table.rows, self._idle_seconds(at)
+        ends = expected_ends(hazards(*self._seen(at)), idle, STATEMENT_SECONDS)
         rows["stated_plain"] = -np.expm1(-ends)
         rows["stated_baseline"] = self._baseline(at)
         for season in SEASONS:
-            season.state(rows, at, ends)
-        rows["stated"] = np.where(self._idle(), -np.expm1(-ends * factors(rows, at)), math.nan)
+            season.state(rows, at, idle, ends)
+        rows["stated"] = np.where(self._idle(), -np.expm1(-ends * factors(rows, at, idle)), math.nan)
         rows["came"] = _NEVER
         self._stated_at = at
 
@@ -249,9 +250,9 @@ class Forecast:
 
 
 def _pieces(at: float, within: float) -> Iterator[tuple[float, float]]:
-    """The time from `at` on, cut where an hour ends: in each piece factors are those of its beginning. After a week it is not cut."""
+    """The time from `at` on, cut where a half hour ends: in each piece factors are those of its beginning. After a week it is not cut."""
     begin, end = at, at + within
     while begin < end:
-        following = (begin // _HOUR + 1) * _HOUR if begin < at + _WEEK else end
+        following = (begin // _PIECE + 1) * _PIECE if begin < at + _WEEK else end
         yield begin, min(following, end)
         begin = following

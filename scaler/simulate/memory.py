@@ -8,7 +8,7 @@ each model.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 NOWHERE = -1
 
@@ -33,12 +33,14 @@ class Memory:
     ) -> None:
         self.nodes, self.gpus = nodes, gpus
         self._sizes, self._host_sizes = sizes, host_sizes
-        self._pool, self._by_bytes = pool, by_bytes
+        self._by_bytes = by_bytes
         self._first_host = nodes * gpus
         self.free: list[float] = [gpu_bytes] * self._first_host + [host_bytes] * nodes  # not used by anybody
         self.open: list[float] = list(self.free)  # not used by running models
         self.members: list[dict[int, None]] = [{} for _ in self.free]
         self.where = [NOWHERE] * len(sizes)
+        self._bins = [[*(self.gpus_of(node) if pool else ()), self._first_host + node] for node in range(nodes)]
+        self._worst_first: list[tuple[Sequence[float], list[tuple[float, int]]] | None] = [None] * len(self.free)
 
     def node_of(self, bin_: int) -> int:
         return bin_ // self.gpus if bin_ < self._first_host else bin_ - self._first_host
@@ -49,11 +51,9 @@ class Memory:
     def gpus_of(self, node: int) -> range:
         return range(node * self.gpus, (node + 1) * self.gpus)
 
-    def bins_of(self, node: int) -> Iterable[int]:
+    def bins_of(self, node: int) -> Sequence[int]:
         """Those in which idle weights may stand."""
-        if self._pool:
-            yield from self.gpus_of(node)
-        yield self._first_host + node
+        return self._bins[node]
 
     def size_in(self, model: int, bin_: int) -> float:
         return self._sizes[model] if bin_ < self._first_host else self._host_sizes[model]
@@ -61,12 +61,14 @@ class Memory:
     def put(self, model: int, bin_: int) -> None:
         self.where[model] = bin_
         self.members[bin_][model] = None
+        self._worst_first[bin_] = None
         self.free[bin_] -= self.size_in(model, bin_)
 
     def drop(self, model: int) -> None:
         bin_ = self.where[model]
         self.where[model] = NOWHERE
         del self.members[bin_][model]
+        self._worst_first[bin_] = None
         self.free[bin_] += self.size_in(model, bin_)
 
     def room_for(self, needed: float, node: int, preferred: int = NOWHERE) -> int:
@@ -125,7 +127,9 @@ class Memory:
             if self.open[bin_] < size:
                 continue
             lost, leaving, free = 0.0, [], self.free[bin_]
-            for _, other in sorted((number, other) for other in self.members[bin_] if (number := worth[other]) < bound):
+            for number, other in self._from_worst(bin_, worth):
+                if number >= bound:
+                    break
                 leaving.append(other)
                 lost = lost + worth[other] * self.size_in(other, bin_) if self._by_bytes else worth[other]
                 free += self.size_in(other, bin_)
@@ -134,3 +138,15 @@ class Memory:
                         best, out, lowest = bin_, leaving, lost
                     break
         return best, out
+
+    def _from_worst(self, bin_: int, worth: Sequence[float]) -> list[tuple[float, int]]:
+        """What each of the bin's idle models is worth, rising. Kept until the bin changes, or the list: a list is never changed itself,
+        while an array may be.
+        """
+        known = self._worst_first[bin_]
+        if known is not None and known[0] is worth:
+            return known[1]
+        found = sorted((worth[other], other) for other in self.members[bin_])
+        if isinstance(worth, list):
+            self._worst_first[bin_] = (worth, found)
+        return found

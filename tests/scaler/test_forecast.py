@@ -291,14 +291,14 @@ def seasoned() -> Forecast:
     return after_all(patterns())
 
 
-def test_an_hour_of_the_day_counts_where_there_is_a_daily_pattern_and_nowhere_else(seasoned: Forecast) -> None:
-    rows = seasoned.state().rows["hour_counts"]
+def test_a_time_of_the_day_counts_where_there_is_a_daily_pattern_and_nowhere_else(seasoned: Forecast) -> None:
+    rows = seasoned.state().rows["return_counts"]
     assert dict(zip(seasoned.models, rows.tolist(), strict=True)) == {model: model.startswith("day") for model in seasoned.models}
-    assert seasoned.seasonal["hour"] == 3
+    assert seasoned.seasonal["return"] == 3
 
 
 def test_it_makes_the_forecast_better(seasoned: Forecast, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("scaler.forecast.forecast.factors", lambda rows, at: np.ones(len(rows)))
+    monkeypatch.setattr("scaler.forecast.forecast.factors", lambda rows, at, idle: np.ones(len(rows)))
     without = after_all(patterns())
     assert without.score.statements == seasoned.score.statements
     assert seasoned.score.loss < without.score.loss - 3 * 5.0, "of each of the three it made what happened more than 150 times likelier"
@@ -306,7 +306,7 @@ def test_it_makes_the_forecast_better(seasoned: Forecast, monkeypatch: pytest.Mo
 
 def test_what_is_expected_within_a_day_goes_from_hour_to_hour(seasoned: Forecast) -> None:
     night = END // DAY * DAY
-    assert hazard(seasoned, "day0", night + 9 * 3600) > 5 * hazard(seasoned, "day0", night + 8 * 3600)
+    assert hazard(seasoned, "day0", night + 9 * 3600) > 5 * hazard(seasoned, "day0", night + 7.5 * 3600)
     before, within = (seasoned.chances(END, hours * 3600.0)["day0"] for hours in (0.9, 2.0))
     assert before < 0.5 < within
 

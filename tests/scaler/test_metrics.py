@@ -65,6 +65,7 @@ def test_the_forecast_shows_what_it_was_worth() -> None:
         'zerowake_forecast_loss_nats_total{of="mean_rate"}': score.baseline_loss,
         "zerowake_forecast_worth_it": float(forecast.is_worth_it()),
         'zerowake_forecast_seasonal_models{season="hour"}': 0.0,
+        'zerowake_forecast_seasonal_models{season="return"}': 0.0,
         'zerowake_forecast_seasonal_models{season="weekday"}': 0.0,
     }
 
