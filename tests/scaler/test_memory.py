@@ -56,3 +56,15 @@ def test_a_node_with_room_comes_before_one_where_something_has_to_leave() -> Non
     assert found.least_in(1, 0, [5.0, 6.0, 0, 0, 0]) == -float("inf")
     found.put(0, 2)
     assert found.least_in(1, 0, [5.0, 6.0, 0, 0, 0]) == 5
+
+
+def test_who_came_since_leaves_in_turn() -> None:
+    found = Memory(1, 1, 1.0, 30.0, [10.0] * 5, [10.0] * 5, pool=False, by_bytes=True)
+    worth = [3.0, 2.0, 4.0, 5.0, 6.0]
+    for model in (0, 1, 2):
+        found.put(model, 1)
+    assert found.place(3, 0, worth) == (1, [1])
+    found.drop(1)
+    found.put(3, 1)
+    assert found.place(4, 0, worth) == (1, [0])
+    assert found.place(4, 0, [3.0, 2.0, 1.0, 5.0, 6.0]) == (1, [2])
