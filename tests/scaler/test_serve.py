@@ -316,7 +316,7 @@ async def _polled(keda: Keda, expected: tuple[float, bool]) -> None:
     """Waits until KEDA is answered so."""
     found: object = None
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while found != expected:
                 try:
                     found = await keda.poll(ref("m", "tenant"))

@@ -79,7 +79,7 @@ class Replica:
         async with self._client.post(self._push, json=told, headers={"Authorization": f"Bearer {token}"}) as response:
             return response.status, await response.text()
 
-    async def reads(self, path: str, expected: str, within: float = 20.0) -> None:
+    async def reads(self, path: str, expected: str, within: float = 60.0) -> None:
         """Waits until the page of metrics and probes says so."""
         found = ""
         try:
