@@ -163,14 +163,16 @@ class Agent(Heard):
             raise _said(error) from None
         self.settle(snapshot, messages.residency(answer.residency), answer.residency.revision)
 
-    async def unstage(self, snapshot: SnapshotName, digest: str, *, seconds: float) -> None:
-        """The snapshot off the node, within so many seconds. Raises AgentError."""
+    async def unstage(self, snapshot: SnapshotName, digest: str, *, seconds: float, rung: Rung = Rung.ABSENT) -> None:
+        """The snapshot down to the rung, ABSENT: off the node, within so many seconds. Raises AgentError."""
         reference = messages.reference(snapshot, digest)
-        request = agent_pb2.UnstageRequest(request_id=self._id(), snapshot=reference, rung=agent_pb2.RUNG_ABSENT)
+        request = agent_pb2.UnstageRequest(request_id=self._id(), snapshot=reference, rung=agent_pb2.Rung.Name(rung))
         try:
-            await self.stub.Unstage(request, timeout=seconds)
+            answer = await self.stub.Unstage(request, timeout=seconds)
         except grpc.aio.AioRpcError as error:
             raise _said(error) from None
+        if rung > Rung.ABSENT:
+            self.settle(snapshot, messages.residency(answer.residency), answer.residency.revision)
 
     async def restore(self, model: str, snapshot: SnapshotName | None, cold: Engine | None, activation: str) -> agent_pb2.RestoreResponse:
         """One ready replica. Raises AgentError."""

@@ -123,6 +123,8 @@ class Executor:
                 self._begin(action, self._stage(action), f"{action.rung.name.lower()} of {action.model}")
             elif isinstance(action, Drop):
                 self._give_up([other for other in self._tasks if isinstance(other, Stage) and _undoes(action, other)])
+                if action.rung is Rung.DISK and action not in self._tasks:
+                    self._begin(action, self._drop(action), f"drop of {action.model}")
             elif isinstance(action, End) and not action.replica:
                 same = (action.model, action.number)
                 self._give_up([other for other in self._tasks if isinstance(other, Start) and (other.model, other.number) == same])
@@ -163,6 +165,9 @@ class Executor:
         agent = self._nodes.agent(action.node)
         if agent is None:
             return
+        leaving = [task for each, task in self._tasks.items() if isinstance(each, Drop) and each.node == action.node]
+        if leaving and not action.urgent:  # for which the agent makes room by itself
+            await asyncio.wait(leaving)
         try:
             peers = peers_of(action, self._nodes, self.under_way)
             stores = (action.store,) if action.store else ()
@@ -188,6 +193,17 @@ class Executor:
         self._stages.pop((action.node, action.digest, action.rung), None)
         self._refusals.pop((action.node, action.digest, action.rung), None)
         log.info("%s stands %s on %s after %.2f s: %s", action.model, _STANDS[action.rung], agent.name, seconds, action.reason)
+
+    async def _drop(self, action: Drop) -> None:
+        agent = self._nodes.agent(action.node)
+        if agent is None:
+            return
+        try:
+            await agent.unstage(action.snapshot, action.digest, seconds=_UNSTAGE_SECONDS, rung=action.rung)
+        except AgentError as error:
+            log.warning("%s could not be taken out of the memory of %s: %s", action.model, agent.name, error)
+            return
+        log.info("%s stands %s on %s, and no higher: %s", action.model, _STANDS[action.rung], agent.name, action.reason)
 
     async def _pin(self, action: Pin) -> None:
         agent = self._nodes.agent(action.node)

@@ -20,9 +20,9 @@ from scaler.books.snapshot_name import SnapshotName
 from scaler.books.trigger import Trigger
 from scaler.fleet.executor import Executor
 from scaler.fleet.nodes import Nodes
-from scaler.plan.actions import Stage
+from scaler.plan.actions import Drop, Stage
 from scaler.plan.copies import is_short
-from scaler.plan.policy import decide
+from scaler.plan.policy import Plan, decide
 from scaler.plan.remote import is_cramped
 from scaler.plan.rungs import Rung
 from scaler.plan.world import Model, Node, Residency, World
@@ -126,6 +126,26 @@ class Planner:
             asked_at=self._asked_at,
             arriving={name: self._arriving(name) for name in found},
         )
+
+    def overview(self) -> World:
+        """What is known now of all models and nodes, without what times a plan of one model (cramped, short, quiet): it costs no more."""
+        longest = self._longest_staging
+        models = {name: replace(each, longest_staging=longest[name]) if name in longest else each for name, each in self._models.items()}
+        return World(
+            now=self._clock.now(),
+            models=models,
+            nodes=tuple(self._nodes),
+            demand={name: self._ledger.demand_anywhere(name) for name in models if self._ledger.knows(name)},
+            under_way=self._executor.under_way,
+            put_off=self._executor.put_off,
+            arriving={name: arriving for name in models if (arriving := self._arriving(name))},
+        )
+
+    def begin(self, actions: Iterable[Stage | Drop]) -> list[Stage | Drop]:
+        """Has these done beside what `consider` decides, but for those that are under way; returns them."""
+        begun = [each for each in actions if each not in self._executor.under_way]
+        self._executor.carry_out(Plan(tuple(begun)))
+        return begun
 
     def why_no_higher(self, node: Node, residency: Residency) -> str:
         """Why the snapshot does not stand one rung higher on the node, where its agent was asked for that and refused; else empty."""

@@ -169,6 +169,11 @@ class Forecast:
         return bool(credit > 0.0)
 
     @property
+    def credits(self) -> dict[str, float]:
+        """Of each model, the nats by which the forecast was better than its mean rate of late; kept within bounds."""
+        return dict(zip(self._table.models, self._table.rows["credit"].tolist(), strict=True))
+
+    @property
     def seasonal(self) -> dict[str, int]:
         """For how many models each season counts (seasons.py)."""
         return {season.name: int(season.counting(self._table.rows).sum()) for season in SEASONS}

@@ -13,8 +13,10 @@ are gone so, a captured snapshot is fetched from its store (recovery.py), or els
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
+from collections.abc import Callable, Coroutine
 
 import msgspec
 
@@ -75,6 +77,7 @@ async def run_controller(
     namespace: str,
     identity: str,
     lease: str = LEASE,
+    also: Callable[[], Coroutine[object, object, None]] | None = None,
 ) -> None:
     """Runs the controller whenever this process holds the lease in `namespace`; until cancelled. Every replica of the scaler calls it.
 
@@ -82,7 +85,7 @@ async def run_controller(
     labelled: the running informer of all pods with a snapshot's label.
     names, unmatched, refusals: tell of objects that name another namespace's model, and one that has no ModelSnapshot, and of what agents
     did not fetch or stage. sources: what is to be said of a model's sources of demand.
-    identity: this replica's own name (its pod's).
+    identity: this replica's own name (its pod's). also: what else the leader alone does, for as long as it leads.
     """
     controller = Controller(cluster, snapshots, nodes, setup, labelled, names, sources)
 
@@ -91,6 +94,7 @@ async def run_controller(
             background.beside(names.run(), "names that are taken"),
             background.beside(unmatched.run(), "unmatched models"),
             background.beside(refusals.run(), "refusals"),
+            background.beside(also(), "what the leader does beside") if also else contextlib.nullcontext(),
         ):
             await controller.run()
 

@@ -1,4 +1,5 @@
-"""The forecast of a running scaler: the ledger's edges feed it, each minute judges it, and a file keeps it. It informs, and moves nothing.
+"""The forecast of a running scaler: the ledger's edges feed it, each minute judges it, and a file keeps it. It informs
+whoever asks to be told of each minute: fleet/staging_ahead.py, which moves bytes by it.
 
 Who asks for a model past this gateway counts like who asks here: a forecast is of what all gateways and sources see.
 """
@@ -7,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 from scaler.books.ledger import Ledger
@@ -29,6 +31,7 @@ class Forecasting:
         self._file = file
         self._wall = clock.wall
         self._asked: set[str] = set()
+        self._judged: Callable[[], None] = lambda: None
         state = load(file) if file else None
         self.forecast = Forecast.restored(state, self._wall()) if state else Forecast()
         for model in (*self.forecast.models, *ledger.models()):
@@ -37,6 +40,10 @@ class Forecasting:
         ledger.on_asked(self._began)
         ledger.on_quiet(self._ended)
 
+    def on_judged(self, callback: Callable[[], None]) -> None:
+        """Calls `callback()` after each minute that was judged."""
+        self._judged = callback
+
     async def run(self) -> None:
         """Judges it each minute and saves it from time to time, and at the end: runs until it is cancelled."""
         try:
@@ -44,6 +51,7 @@ class Forecasting:
                 for _ in range(_MINUTES_BETWEEN_SAVES):
                     await asyncio.sleep(_PAUSE_SECONDS)
                     self.forecast.judge(self._wall())
+                    self._judged()
                 await self._save()
         finally:
             await self._save()

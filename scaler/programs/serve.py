@@ -5,9 +5,9 @@
                       peers └──→ planner ─gRPC→ restore agents, by their Watch streams ─→ replicas
                                                pods, by their own readiness ────────────────↑
 
-What is one thing in the cluster (the ModelSnapshot controller) is done by whichever replica leads; all else by all, from what the cluster
-and the agents tell each of them. It is ready when it knows enough to be asked: the declared models, and its peers' numbers, since KEDA
-would take a demand that it does not see for none.
+What is one thing in the cluster (the ModelSnapshot controller, bytes that move ahead of need) is done by whichever replica leads; all else
+by all, from what the cluster and the agents tell each of them. It is ready when it knows enough to be asked: the declared models, and its
+peers' numbers, since KEDA would take a demand that it does not see for none.
 At SIGTERM it is not ready at once, hands the lease back and ends KEDA's streams with OK, so that they move to another replica; that one
 tells KEDA of the requests held here, as long as there are any. Requests are accepted a little longer, for whoever has not heard yet.
 """
@@ -63,7 +63,7 @@ from scaler.sources.other_gateways import OtherGateways
 from scaler.sources.push import Pushes
 from scaler.sources.shared_pushes import SharedPushes
 from scaler.sources.watch import Sources
-from scaler.view.metrics import ForecastCollector, LedgerCollector, SourcesCollector, serve_metrics
+from scaler.view.metrics import AheadCollector, ForecastCollector, LedgerCollector, SourcesCollector, serve_metrics
 from zerowake_shared import background
 from zerowake_shared.address import Address
 from zerowake_shared.kubernetes.cluster import Cluster
@@ -104,8 +104,8 @@ async def serve(config: ServeConfig) -> None:
     models.on_pin(planner.pin_changed)
     models.on_trigger(planner.triggered)  # and not KEDA's calls: any namespace may name any model in its own
     readiness = _Readiness(stop, peers)
-    REGISTRY.register(LedgerCollector(ledger))
-    REGISTRY.register(ForecastCollector(parts.forecasting.forecast))
+    for collector in (LedgerCollector(ledger), ForecastCollector(parts.forecasting.forecast), AheadCollector(parts.staging_ahead)):
+        REGISTRY.register(collector)
     async with contextlib.AsyncExitStack() as stack:
         begin = stack.enter_async_context
         await begin(serve_metrics(*Address.to_listen(config.metrics), readiness.missing))
@@ -151,6 +151,7 @@ async def serve(config: ServeConfig) -> None:
                 sources=SourceConditions(models, sources),
                 namespace=config.namespace,
                 identity=identity,
+                also=lambda: background.kept(parts.staging_ahead.run, "staging ahead", log),
             )
             await until_stopped.enter_async_context(_beside(controller, stop))
             scaler = serve_external_scaler(

@@ -37,7 +37,7 @@ from scaler.programs.wiring import wire
 from scaler.sources.engine_metrics import engines_of
 from scaler.sources.push import Pushes, TokenFile
 from scaler.sources.watch import Sources
-from scaler.view.metrics import ForecastCollector, LedgerCollector, SourcesCollector, serve_metrics
+from scaler.view.metrics import AheadCollector, ForecastCollector, LedgerCollector, SourcesCollector, serve_metrics
 from scaler.view.status import serve_status
 from zerowake_shared import background
 from zerowake_shared.address import Address
@@ -104,6 +104,7 @@ async def _up(config: Config) -> None:
         stack.push_async_callback(planner.close)
         stack.push_async_callback(parts.waker.close)
         await stack.enter_async_context(background.beside(background.kept(parts.forecasting.run, "forecast", log), "forecast"))
+        await stack.enter_async_context(background.beside(background.kept(parts.staging_ahead.run, "staging ahead", log), "staging ahead"))
         sources = await stack.enter_async_context(Sources(ledger, engines=functools.partial(engines_of, dispatcher)))
         for name, section in config.models.items():
             sources.declare(name, section.sources)
@@ -120,6 +121,7 @@ async def _up(config: Config) -> None:
         REGISTRY.register(LedgerCollector(ledger))
         REGISTRY.register(SourcesCollector(sources))
         REGISTRY.register(ForecastCollector(parts.forecasting.forecast))
+        REGISTRY.register(AheadCollector(parts.staging_ahead))
         if config.metrics:
             routes = [Pushes(sources, TokenFile(config.push.token_file)).route] if config.push else []
             where = Address.to_listen(config.metrics)

@@ -8,7 +8,7 @@ executor    asks the agents for it, whose streams tell
 nodes       of the replica that is ready, and they
 readiness   which joins it with what the replica's pod says, and tells the dispatcher, which hands it to the request: the exchange begins
 
-The ledger's edges also feed the forecast, which nothing of this waits for.
+The ledger's edges also feed the forecast, which nothing of this waits for. By its word bytes move ahead of need (fleet/staging_ahead.py).
 Where a replica sleeps in its pod, the dispatcher has the waker wake it instead, and nodes and readiness tell of it as of a new one.
 """
 
@@ -24,6 +24,7 @@ from scaler.fleet.executor import Executor, ReplicaMaker
 from scaler.fleet.nodes import Dial, Nodes
 from scaler.fleet.planner import Planner
 from scaler.fleet.readiness import Readiness
+from scaler.fleet.staging_ahead import StagingAhead
 from scaler.fleet.waker import Waker
 from scaler.gateway.dispatcher import Dispatcher
 from scaler.gateway.gateway import Gateway
@@ -46,6 +47,7 @@ class Parts:
     planner: Planner
     waker: Waker
     forecasting: Forecasting
+    staging_ahead: StagingAhead
 
 
 def wire(
@@ -75,4 +77,6 @@ def wire(
     executor = Executor(nodes, maker(nodes, dispatcher) if maker else None, ledger.report_failure, clock, dispatcher.start_failed)
     planner = Planner(ledger, nodes, models, executor, dispatcher.in_flight, clock)
     forecasting = Forecasting(ledger, forecast_file, clock)
-    return Parts(ledger, dispatcher, gateway, readiness, nodes, planner, Waker(ledger, nodes, dispatcher), forecasting)
+    staging_ahead = StagingAhead(planner, nodes, ledger, forecasting.forecast, clock)
+    forecasting.on_judged(staging_ahead.look_soon)
+    return Parts(ledger, dispatcher, gateway, readiness, nodes, planner, Waker(ledger, nodes, dispatcher), forecasting, staging_ahead)

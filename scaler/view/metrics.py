@@ -15,6 +15,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from scaler.books.demand import DemandReader
+from scaler.fleet.staging_ahead import StagingAhead
 from scaler.forecast.forecast import Forecast
 from scaler.sources.watch import Sources
 from zerowake_shared.address import Address
@@ -98,6 +99,27 @@ class ForecastCollector(Collector):
         for season, models in self._forecast.seasonal.items():
             seasonal.add_metric([season], models)
         yield from (statements, expected, requests, alarms, loss, worth, seasonal)
+
+
+class AheadCollector(Collector):
+    """What was moved ahead of need by the forecast's word, and what came of it."""
+
+    def __init__(self, staging_ahead: StagingAhead) -> None:
+        self._ahead = staging_ahead
+
+    def collect(self) -> Iterator[Metric]:
+        active = GaugeMetricFamily(
+            "zerowake_ahead_active",
+            "1: by the forecast snapshots go into memory ahead of need. 0: it has not earned it, or another one does.",
+        )
+        active.add_metric([], self._ahead.is_active)
+        fetched = CounterMetricFamily("zerowake_ahead_fetched_bytes", "Bytes of images that were staged ahead of need.")
+        fetched.add_metric([], self._ahead.fetched_bytes)
+        wasted = CounterMetricFamily("zerowake_ahead_wasted_bytes", "Those of them that left memory before a request came.")
+        wasted.add_metric([], self._ahead.wasted_bytes)
+        hits = CounterMetricFamily("zerowake_ahead_hits", "Requests for idle models that found an image which was staged ahead of need.")
+        hits.add_metric([], self._ahead.hits)
+        yield from (active, fetched, wasted, hits)
 
 
 @asynccontextmanager

@@ -44,6 +44,9 @@ async def test_calls_name_the_snapshot_and_each_its_request(there: tuple[Agent, 
     assert list(other.staged[-1].peers) == [agent_pb2.Peer(node="m", address="10.0.0.2:9447", complete=True)]
     await agent.unstage(NAME, "d", seconds=5.0)
     assert [each.rung for each in other.unstaged] == [agent_pb2.RUNG_ABSENT]
+    other.has("ns", "chat", "d", rung=agent_pb2.RUNG_MEMORY)
+    await agent.unstage(NAME, "d", seconds=5.0, rung=Rung.DISK)
+    assert agent.residencies[NAME].rung is Rung.DISK, "by the answer, whatever the stream says later"
 
 
 async def test_a_replica_is_kept_parked_and_then_as_a_standby(there: tuple[Agent, fake_agent.Agent]) -> None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scaler.books.demand import Demand, Elsewhere
@@ -228,6 +228,7 @@ def worlds(draw: st.DrawFn) -> tuple[World, dict[str, float]]:
     return World(NOW, models, tuple(nodes), demand), chances
 
 
+@settings(deadline=None)
 @given(worlds())
 def test_never_over_the_budget_and_never_what_is_pinned_or_wanted(drawn: tuple[World, dict[str, float]]) -> None:
     found, chances = drawn
@@ -251,6 +252,7 @@ def test_never_over_the_budget_and_never_what_is_pinned_or_wanted(drawn: tuple[W
         assert drop.model not in found.demand and any(each.node == drop.node for each in stages)
 
 
+@settings(deadline=None)
 @given(worlds())
 def test_the_same_world_gives_the_same_plan_in_whatever_order(drawn: tuple[World, dict[str, float]]) -> None:
     found, chances = drawn
@@ -259,6 +261,7 @@ def test_the_same_world_gives_the_same_plan_in_whatever_order(drawn: tuple[World
     assert first == second
 
 
+@settings(deadline=None)
 @given(worlds())
 def test_what_was_done_is_not_undone_by_the_next_look(drawn: tuple[World, dict[str, float]]) -> None:
     """The world as it is once all was carried out, long after: nothing that was staged leaves for what it has displaced."""

@@ -7,7 +7,11 @@ from contextlib import AsyncExitStack
 import pytest
 from zerowake_proto import agent_pb2
 
+from scaler.kubernetes.controller import run_controller
+from scaler.kubernetes.pod_patch import NodeSetup
+from scaler.kubernetes.refusals import Refusals
 from scaler.kubernetes.resources import MODEL_SNAPSHOTS
+from scaler.kubernetes.unmatched import Unmatched
 from tests.worlds.controlled import DIGEST, OTHER, TEMPLATE, World
 from tests.worlds.fake_agent import Agent
 from tests.worlds.waiting import until
@@ -321,3 +325,46 @@ async def test_how_many_of_its_pods_sleep_is_in_its_status(world: World) -> None
     agent.runs("one", "chat", "tenant")
     agent.runs("two", "chat", "tenant")
     await until(lambda: not world.status().get("asleep"))
+
+
+async def test_what_the_leader_does_beside_is_done_by_one_and_goes_on_with_the_next(without_agents: World) -> None:
+    world = without_agents
+    await world.step_down()
+    doing: list[str] = []
+
+    def candidate(name: str) -> asyncio.Task[None]:
+        async def also() -> None:
+            doing.append(name)
+            try:
+                await asyncio.Event().wait()
+            finally:
+                doing.remove(name)
+
+        work = run_controller(
+            world.cluster,
+            world.informer,
+            world.nodes,
+            NodeSetup(),
+            labelled=world.labelled,
+            names=world.names,
+            unmatched=Unmatched(world.cluster, world.models),
+            refusals=Refusals(world.cluster, world.informer),
+            sources=world.conditions,
+            namespace="zerowake",
+            identity=name,
+            also=also,
+        )
+        return asyncio.create_task(work)
+
+    first = candidate("first")
+    await until(lambda: doing == ["first"])
+    second = candidate("second")
+    await world.snapshot()
+    await until(lambda: world.condition("Captured")[1] == "NoAgent")
+    assert doing == ["first"]
+    first.cancel()
+    await until(lambda: doing == ["second"])
+    second.cancel()
+    await asyncio.wait((first, second))
+    assert doing == []
+    await world.lead()  # as the test began

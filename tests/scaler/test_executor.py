@@ -73,8 +73,11 @@ class StandIn:
     def note_fetch(self, size: int, seconds: float) -> None:
         self.fetched.append((size, seconds))
 
-    async def unstage(self, snapshot: SnapshotName, digest: str, *, seconds: float) -> None:
-        self.calls.append(f"off {digest}")
+    async def unstage(self, snapshot: SnapshotName, digest: str, *, seconds: float, rung: Rung = Rung.ABSENT) -> None:
+        if rung > Rung.ABSENT:
+            await self._call(f"down to {rung.name} {digest}")
+        else:
+            self.calls.append(f"off {digest}")
 
     async def pin(self, snapshot: SnapshotName, digest: str, rung: Rung) -> None:
         await self._call(f"pin {rung.name} {digest}")
@@ -184,6 +187,23 @@ async def test_a_drop_gives_up_what_goes_above_its_rung(world: World) -> None:
     await world.does(Drop("a", "chat", NAME, "d", Rung.MEMORY, "a request waits"))
     assert world.executor.under_way == (MEMORY,), "at once: the next decision is made without it"
     await until(lambda: world.there.given_up == ["STANDBY d"])
+
+
+async def test_what_comes_into_memory_waits_until_what_leaves_it_has_left_but_for_a_request(world: World) -> None:
+    leaves = Drop("a", "other", SnapshotName("ns", "other"), "e", Rung.DISK, "chat is worth more")
+    await world.does(leaves, MEMORY)
+    assert world.there.calls == ["down to DISK e"] and world.executor.under_way == (leaves, MEMORY)
+    await world.answer("down to DISK e")
+    await until(lambda: world.there.calls == ["down to DISK e", "MEMORY d"])
+    await world.answer("MEMORY d")
+    await world.does(leaves, replace(MEMORY, urgent=True))
+    assert world.there.calls[2:] == ["down to DISK e", "MEMORY d"]
+
+
+async def test_what_an_agent_does_not_take_out_of_memory_keeps_nothing_from_coming(world: World) -> None:
+    await world.does(Drop("a", "other", SnapshotName("ns", "other"), "e", Rung.DISK, "chat is worth more"), MEMORY)
+    await world.answer("down to DISK e", AgentError("it is in use"))
+    await until(lambda: world.there.calls == ["down to DISK e", "MEMORY d"])
 
 
 async def test_a_start_is_given_up_by_its_number(world: World) -> None:

@@ -258,6 +258,7 @@ def test_one_model_that_nobody_can_foretell_outweighs_not_all_others() -> None:
     forecast.declare("odd", now)
     lives(forecast, {"odd": [now + at - BEGIN for at in arrivals(chance, 60, 600)]}, now + 600, begin=now)
     assert not forecast.is_worth_it("odd"), "nothing like it was seen so far"
+    assert set(forecast.credits) == {*models, "odd"} and forecast.credits["odd"] < 0.0 < forecast.credits["m0"]
     assert forecast.is_worth_it("m0")
     assert forecast.is_worth_it()
 

@@ -152,6 +152,7 @@ async def test_from_zero_to_an_answer_and_back(state: Path) -> None:
             "zerowake_keda_streams_open",
             "zerowake_requests_total",
             "zerowake_forecast_statements_total",
+            "zerowake_ahead_active 0.0",
         ):
             assert name in shown
     assert made.process.returncode == 0

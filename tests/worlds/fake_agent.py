@@ -39,6 +39,7 @@ class Agent(agent_pb2_grpc.AgentServicer):
         self.store_opens = asyncio.Event()  # until then what goes there or comes from there is under way
         self.store_opens.set()
         self.disk_to_memory = 0.0  # bytes a second
+        self.staged_limit: int | None = None  # bytes of images that its memory may take, and those that do count then as its stream begins
         self.gpu = 0  # bytes of its one GPU that are free; 0: it has none
         self._streams: list[asyncio.Queue[agent_pb2.NodeUpdate]] = []
 
@@ -98,6 +99,10 @@ class Agent(agent_pb2_grpc.AgentServicer):
         self._streams.append(queue)  # before the first part: nothing falls between it and the changes
         here = agent_pb2.NodeUpdate(node=agent_pb2.Node(name=self.name, memory_free_bytes=1 << 34, peer_port=self.peer_port))
         here.node.bandwidths.disk_to_memory = self.disk_to_memory
+        if self.staged_limit is not None:
+            here.node.staged_limit_bytes = self.staged_limit
+            in_memory = [each.image_bytes for each in self.residencies.values() if each.rung >= agent_pb2.RUNG_MEMORY]
+            here.node.staged_bytes = sum(in_memory)
         if self.gpu:
             here.node.gpus.add(uuid="gpu", total_bytes=80 << 30, free_bytes=self.gpu)
         yield here
@@ -185,8 +190,11 @@ class Agent(agent_pb2_grpc.AgentServicer):
         key = (request.snapshot.namespace, request.snapshot.name)
         if key not in self.residencies:
             await context.abort(grpc.StatusCode.NOT_FOUND, "no such snapshot")
-        self.loses(*key)
-        return agent_pb2.UnstageResponse()
+        if request.rung == agent_pb2.RUNG_ABSENT:
+            self.loses(*key)
+            return agent_pb2.UnstageResponse()
+        self.has(*key, request.snapshot.digest, rung=request.rung, size=self.residencies[key].image_bytes)
+        return agent_pb2.UnstageResponse(residency=self.residencies[key])
 
     def says(self, update: agent_pb2.NodeUpdate) -> None:
         for queue in self._streams:
