@@ -137,6 +137,7 @@ def test_a_withdrawn_model_leaves_nothing_to_who_gets_its_place() -> None:
     st.floats(-1e6, 1e7),
     st.lists(st.floats(0, 1e8), min_size=1, max_size=5),
 )
+@settings(deadline=None)
 def test_chances_are_chances_whatever_happened(steps: list[tuple[str, str, float]], after: float, within: list[float]) -> None:
     forecast = Forecast()
     for step, model, at in steps:
