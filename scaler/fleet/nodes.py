@@ -64,6 +64,7 @@ class Nodes:
         self._dial = dial or dial_agent
         self._agents: dict[str, Agent] = {}
         self._standings: dict[str, Standing] = {}  # by node's name, whether an agent is heard there or not
+        self._placed: dict[str, tuple[Node, Standing, Node]] = {}  # by address: as its agent tells it, where it stands, and both
         self._listeners: list[Callable[[Node], None]] = []
         self._place_listeners: list[Callable[[], None]] = []
 
@@ -72,8 +73,13 @@ class Nodes:
         return (self._node(agent) for agent in self._agents.values())
 
     def _node(self, agent: Agent) -> Node:
-        standing = self._standings.get(agent.name)
-        return replace(agent.node, standing=standing) if standing is not None else agent.node
+        told, standing = agent.node, self._standings.get(agent.name)
+        if standing is None:
+            return told
+        before = self._placed.get(agent.address)
+        if before is None or before[0] is not told or before[1] is not standing:
+            before = self._placed[agent.address] = told, standing, replace(told, standing=standing)
+        return before[2]
 
     def agent(self, address: str) -> Agent | None:
         """The agent of a node, by `Node.address`; None: it is not listed any more."""
@@ -171,6 +177,7 @@ class Nodes:
 
     def _delisted(self, address: str) -> None:
         agent = self._agents.pop(address)
+        self._placed.pop(address, None)
         agent.synced.clear()
         self._tell(agent)
         asyncio.get_running_loop().call_later(_SUCCESSOR_SECONDS, self._left, agent)

@@ -18,14 +18,16 @@ from dataclasses import replace
 from scaler.books.ledger import Ledger
 from scaler.books.snapshot_name import SnapshotName
 from scaler.books.trigger import Trigger
+from scaler.fleet.concern import Concern
 from scaler.fleet.executor import Executor
 from scaler.fleet.nodes import Nodes
 from scaler.plan.actions import Drop, Stage
 from scaler.plan.copies import is_short
+from scaler.plan.declared import DeclaredModels
 from scaler.plan.policy import Plan, decide
 from scaler.plan.remote import is_cramped
 from scaler.plan.rungs import Rung
-from scaler.plan.world import Model, Node, Residency, World
+from scaler.plan.world import Model, Node, NodeSet, Residency, World
 from zerowake_shared.clock import SYSTEM_CLOCK, Clock
 
 _AS = {Rung.DISK: "on disk", Rung.MEMORY: "in memory", Rung.STANDBY: "a standby", Rung.PARKED: "parked", Rung.ABSENT: "absent"}
@@ -41,7 +43,7 @@ class Planner:
         self,
         ledger: Ledger,
         nodes: Nodes,
-        models: Mapping[str, Model],
+        models: DeclaredModels,
         executor: Executor,
         in_flight: Callable[[str], int] = lambda _: 0,
         clock: Clock = SYSTEM_CLOCK,
@@ -60,13 +62,16 @@ class Planner:
         self._cramped_since: dict[str, float] = {}
         self._short_since: dict[str, float] = {}
         self._asked_at: dict[SnapshotName, float] = {}
+        self._concern = Concern(models)
+        self._any_node: asyncio.TimerHandle | None = None  # the next look at those for which any node's news count
+        self._rested_at = -math.inf
         ledger.on_quiet(self._quiet)
         ledger.on_asked(self._asked)
         ledger.on_first_demand(lambda model: self.consider([model]))
         nodes.on_change(self._heard)
         nodes.on_place(lambda: self.consider(self._models))
         executor.on_end(lambda model: self.consider([model]))
-        executor.wanted_by(lambda snapshot: any(model.snapshot == snapshot for model in self._models.values()))
+        executor.wanted_by(lambda snapshot: bool(models.of(snapshot)))
 
     def on_refused(self, refused: Callable[[Stage, str, str], None], complained: Callable[[Stage, str, str], None]) -> None:
         """As Executor.on_refused."""
@@ -83,13 +88,14 @@ class Planner:
 
     def pin_changed(self, snapshot: SnapshotName) -> None:
         """A model wishes another pin for the snapshot; others may have the same one."""
-        self.consider([name for name, model in self._models.items() if model.snapshot == snapshot])
+        self.consider(self._models.in_order(self._models.of(snapshot)))
 
     def triggered(self, trigger: Trigger) -> None:
         """Takes the bound on staging from a model's trigger."""
         self._longest_staging.pop(trigger.model, None)
         if trigger.max_stage_seconds is not None:
             self._longest_staging[trigger.model] = trigger.max_stage_seconds
+        self._models.changed(trigger.model)
 
     def consider(self, models: Iterable[str]) -> None:
         """Decides for these models, as far as they are declared, and has it done."""
@@ -97,32 +103,42 @@ class Planner:
         for name in models:
             if name in self._models:
                 self._note_taken_down(self._models[name])
-        world = self.world(models)
+        nodes = NodeSet(self._nodes)
+        self._note(models, nodes)
+        world = self._world(models, nodes)
         plan = decide(world)
         for model, why in plan.unmet.items():
             self._ledger.report_failure(model, why)
         self._executor.carry_out(plan)
-        self._look_again(world, plan.look_again)
+        self._look_again(world, plan.due)
 
     def world(self, models: Iterable[str]) -> World:
         """What is known now of these models, and of all nodes."""
-        pins = self._pins()
-        found = {name: self._model(self._models[name], pins) for name in models if name in self._models}
-        nodes = tuple(self._nodes)
-        self._note_since(self._cramped_since, is_cramped, nodes, found)
-        self._note_since(self._short_since, is_short, nodes, found)
+        return self._world(models, NodeSet(self._nodes))
+
+    def preview(self, models: Iterable[str]) -> tuple[World, Plan]:
+        """What would be decided for these models at this moment, and by what world. Nothing is done or noted."""
+        world = self.world(models)
+        return world, decide(world)
+
+    def refusal(self, node: str, digest: str, rung: Rung) -> str:
+        """As Executor.refusal."""
+        return self._executor.refusal(node, digest, rung)
+
+    def _world(self, models: Iterable[str], nodes: NodeSet) -> World:
+        found = {name: self._model(self._models[name]) for name in models if name in self._models}
         return World(
             now=self._clock.now(),
             models=found,
             nodes=nodes,
             demand={name: self._ledger.demand_anywhere(name) for name in found if self._ledger.knows(name)},
-            in_flight={each.id: self._in_flight(each.id) for node in nodes for each in node.replicas.values() if each.model in found},
+            in_flight={each.id: self._in_flight(each.id) for name in found for _, each in nodes.running(name)},
             under_way=self._executor.under_way,
             put_off=self._executor.put_off,
             pins_put_off=self._executor.pins_put_off,
             quiet_since={name: self._ledger.quiet_since(name) for name, model in found.items() if model.idle is not None},
-            cramped_since=dict(self._cramped_since),
-            short_since=dict(self._short_since),
+            cramped_since=_of(found, self._cramped_since),
+            short_since=_of(found, self._short_since),
             asked_at=self._asked_at,
             arriving={name: self._arriving(name) for name in found},
         )
@@ -163,26 +179,29 @@ class Planner:
         return next((f"not fetched: {why}" for why in found if why), "")
 
     async def close(self) -> None:
-        for timer in self._due.values():
+        for timer in (*self._due.values(), *([self._any_node] if self._any_node else [])):
             timer.cancel()
         await self._executor.close()
 
-    def _pins(self) -> dict[SnapshotName, Rung]:
-        """Of each snapshot the highest that anybody wishes: several models may have the same one."""
-        pins: dict[SnapshotName, Rung] = {}
-        for model in self._models.values():
-            if model.snapshot is not None:
-                pins[model.snapshot] = max(model.pin, pins.get(model.snapshot, Rung.ABSENT))
-        return pins
-
-    def _model(self, declared: Model, pins: Mapping[SnapshotName, Rung]) -> Model:
+    def _model(self, declared: Model) -> Model:
         return replace(
             declared,
             replicas=self._wanted.get(declared.name, declared.replicas),
             longest_staging=self._longest_staging.get(declared.name, declared.longest_staging),
             not_before=self._executor.not_before(declared.name),
-            pin=pins[declared.snapshot] if declared.snapshot is not None else Rung.ABSENT,
+            pin=self._models.pin(declared.snapshot),
         )
+
+    def _note(self, models: Iterable[str], nodes: NodeSet) -> None:
+        """Since when something lasts that is acted upon when it has for a while, and what of it any node's news may change."""
+        now = self._clock.now()
+        for model in (self._models[name] for name in models if name in self._models):
+            for since, holds in ((self._cramped_since, is_cramped(nodes, model)), (self._short_since, is_short(nodes, model))):
+                if holds:
+                    since.setdefault(model.name, now)
+                else:
+                    since.pop(model.name, None)
+            self._concern.decided(model, nodes, self._arriving(model.name))
 
     def _note_taken_down(self, model: Model) -> None:
         """What stood parked at the last look, and does so no more, was woken, or its agent made room on a GPU. To ask for it again in that
@@ -201,15 +220,6 @@ class Planner:
                 if node.synced:  # else its agent has gone, and what it kept with it
                     self._executor.taken_down(*key, Rung.PARKED)
 
-    def _note_since(
-        self, since: dict[str, float], holds: Callable[[Iterable[Node], Model], bool], nodes: tuple[Node, ...], models: Mapping[str, Model]
-    ) -> None:
-        for name, model in models.items():
-            if holds(nodes, model):
-                since.setdefault(name, self._clock.now())
-            else:
-                since.pop(name, None)
-
     def _asked(self, model: str) -> None:
         declared = self._models.get(model)
         if declared is not None and declared.snapshot is not None:
@@ -224,25 +234,41 @@ class Planner:
             self._due[model] = asyncio.get_running_loop().call_later(declared.idle_seconds, self.consider, [model])
 
     def _heard(self, node: Node) -> None:
-        """Models whose snapshot or replicas the node has, and those that wait for any node at all."""
-        served = {replica.model for replica in node.replicas.values()}
-        concerned = [
-            name
-            for name, model in self._models.items()
-            if name in served
-            or model.replicas is not None
-            or name in self._wanted
-            or model.snapshot in node.residencies
-            or name in self._cramped_since
-            or name in self._short_since
-            or (model.copies > 1 or model.stored is not None)  # a node that has nothing of it may be the one for a copy
-        ]
+        """Models that the news concern (concern.py); with them those for which any node's news count, unless they were looked at just now:
+        when a thousand nodes are heard one by one, that would be all models each time.
+        """
+        concerned = {*self._concern.of(node, self._nodes), *self._wanted}
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        if began >= self._rested_at:
+            concerned |= self._of_any_node()
+        elif self._any_node is None:
+            self._any_node = loop.call_at(self._rested_at, self._look_at_any_node)
         if concerned:
-            self.consider(concerned)
+            self.consider(self._models.in_order(concerned))
+        if began >= self._rested_at:
+            self._rest(loop.time() - began)
 
-    def _look_again(self, world: World, moment: float) -> None:
+    def _of_any_node(self) -> set[str]:
+        return {*self._concern.take_open(), *self._cramped_since, *self._short_since}
+
+    def _look_at_any_node(self) -> None:
+        self._any_node, began = None, asyncio.get_running_loop().time()
+        if concerned := self._models.in_order(self._of_any_node()):
+            self.consider(concerned)
+        self._rest(asyncio.get_running_loop().time() - began)
+
+    def _rest(self, took: float) -> None:
+        """So that a tenth of the time goes into it at most."""
+        self._rested_at = asyncio.get_running_loop().time() + 9 * took
+
+    def _look_again(self, world: World, due: Mapping[str, float]) -> None:
         for model in world.models:
             if timer := self._due.pop(model, None):
                 timer.cancel()
-            if not math.isinf(moment):
-                self._due[model] = asyncio.get_running_loop().call_later(moment - world.now, self.consider, [model])
+            if model in due:
+                self._due[model] = asyncio.get_running_loop().call_later(due[model] - world.now, self.consider, [model])
+
+
+def _of(models: Iterable[str], moments: Mapping[str, float]) -> dict[str, float]:
+    return {name: moments[name] for name in models if name in moments}

@@ -20,6 +20,7 @@ from scaler.books.trigger import Trigger
 from scaler.kubernetes.node_standing import demands_of
 from scaler.kubernetes.resources import ModelSnapshot
 from scaler.kubernetes.scaled_object import ScaledObject
+from scaler.plan.declared import DeclaredModels
 from scaler.plan.rungs import Rung
 from scaler.plan.world import Model, Stored
 
@@ -55,7 +56,7 @@ class Models:
     """Keeps the ledger's models as the two informers have them. `planned`: what the planner plans by, kept up to date in place."""
 
     def __init__(self, ledger: Ledger) -> None:
-        self.planned: dict[str, Model] = {}
+        self.planned = DeclaredModels()
         self._ledger = ledger
         self._declared: dict[str, dict[_Key, Declaration]] = {}
         self._owners: dict[str, str] = {}

@@ -12,36 +12,40 @@ copy, one whose GPUs are too small may not. Rejected: to move a copy for a bette
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Iterable, Iterator
 
 from scaler.plan.actions import Stage
-from scaler.plan.estimate import has_room, seconds_to_fetch
-from scaler.plan.remote import remote
+from scaler.plan.estimate import fits, seconds_to_fetch
+from scaler.plan.remote import candidates, in_order
 from scaler.plan.rungs import Rung
-from scaler.plan.world import Model, Node, Residency, World
+from scaler.plan.world import Model, Node, NodeSet, Residency, World
 
 SHORT_SECONDS = 30.0  # an agent that is restarted is back before
 
 
 def counting(nodes: Iterable[Node], model: Model) -> list[Node]:
     """The nodes whose copy counts."""
-    return [node for node in nodes if _counts(node, model)]
+    return [node for node, there in NodeSet.of(nodes).having(model.snapshot) if _counts(node, there, model)]
 
 
 def is_short(nodes: Iterable[Node], model: Model) -> bool:
     """Whether too few nodes keep the snapshot, and another one could fetch it."""
-    nodes = tuple(nodes)
-    if model.snapshot is None or len(counting(nodes, model)) >= model.copies:
-        return False
-    return bool(_candidates(nodes, model))
+    nodes = NodeSet.of(nodes)
+    return lacks_copies(nodes, model) and any(True for _ in _candidates(nodes, model))
+
+
+def lacks_copies(nodes: Iterable[Node], model: Model) -> bool:
+    """Whether too few nodes keep the snapshot, whoever else could fetch it."""
+    return model.snapshot is not None and len(counting(nodes, model)) < model.copies
 
 
 def lacking(nodes: Iterable[Node], model: Model) -> list[str]:
     """Of each node whose copy does not count, or that has none: why. Both by the nodes' names."""
-    nodes = sorted(nodes, key=lambda node: node.name)
+    nodes = NodeSet.of(sorted(nodes, key=lambda node: node.name))
     could = {node.address for node, _ in _candidates(nodes, model)}
-    return [f"node {node.name}: {_why_not(node, model, node.address in could)}" for node in nodes if node.name and not _counts(node, model)]
+    counted = {node.address for node in counting(nodes, model)}
+    others = (node for node in nodes if node.name and node.address not in counted)
+    return [f"node {node.name}: {_why_not(node, model, node.address in could)}" for node in others]
 
 
 def copy(world: World, model: Model, later: list[float]) -> Stage | None:
@@ -54,7 +58,7 @@ def copy(world: World, model: Model, later: list[float]) -> Stage | None:
         return None
     counted = counting(world.nodes, model)
     taken = {domain(node) for node in counted}
-    found = _candidates(world.nodes, model)
+    found = in_order(_candidates(world.nodes, model))
     for node, there in sorted(found, key=lambda pair: (domain(pair[0]) in taken, seconds_to_fetch(*pair))):
         until = world.put_off.get((node.address, there.digest, Rung.DISK), -math.inf)
         if until > world.now:
@@ -71,11 +75,10 @@ def domain(node: Node) -> str:
     return f"zone {node.zone}" if node.zone else f"node {node.name or node.address}"
 
 
-def _counts(node: Node, model: Model) -> bool:
-    residency = node.residencies.get(model.snapshot) if model.snapshot is not None else None
-    if residency is None or not node.synced or model.why_not_on(node):
+def _counts(node: Node, there: Residency, model: Model) -> bool:
+    if not node.synced or model.why_not_on(node):
         return False
-    return residency.rung > Rung.ABSENT and not residency.unusable and model.digest in (None, residency.digest)
+    return there.rung > Rung.ABSENT and not there.unusable and model.digest in (None, there.digest)
 
 
 def _why_not(node: Node, model: Model, could: bool) -> str:
@@ -93,20 +96,10 @@ def _why_not(node: Node, model: Model, could: bool) -> str:
     return "nobody can give it the snapshot, or its GPUs are too small"
 
 
-def _candidates(nodes: Iterable[Node], model: Model) -> list[tuple[Node, Residency]]:
+def _candidates(nodes: Iterable[Node], model: Model) -> Iterator[tuple[Node, Residency]]:
+    """Also nodes with an older snapshot of the name, where its owner has said which one it is."""
     if model.snapshot is None:
-        return []
-    found = remote((_known(node, model) for node in nodes), model.snapshot, model.digest, model.stored, model.pods)
-    return [(node, there) for node, there in found if has_room(_empty(node), there)]
-
-
-def _known(node: Node, model: Model) -> Node:
-    """The node without an older snapshot of the name, where its owner has said which one it is."""
-    residency = node.residencies.get(model.snapshot) if model.snapshot is not None else None
-    if residency is None or not model.digest or residency.digest in ("", model.digest):
-        return node
-    return replace(node, residencies={name: each for name, each in node.residencies.items() if name != model.snapshot})
-
-
-def _empty(node: Node) -> Node:
-    return replace(node, gpus=tuple(replace(gpu, free_bytes=gpu.total_bytes) for gpu in node.gpus))
+        return
+    for node, there in candidates(nodes, model.snapshot, model.digest, model.stored, model.pods, replacing=True):
+        if fits(node, there):
+            yield node, there

@@ -100,13 +100,26 @@ def has_room(node: Node, residency: Residency) -> bool:
     A parked one resumes nothing. It has its GPUs, and lacks no more than what it does not hold of them yet; they are free by what it holds,
     too, since free bytes count all that parked engines would give up.
     """
-    free = sorted((gpu.free_bytes for gpu in node.gpus), reverse=True)
-    needed = sorted((share + _GPU_HEADROOM for share in residency.gpu_bytes), reverse=True)
+    if not residency.gpu_bytes:
+        return True
+    needed = [share + _GPU_HEADROOM for share in residency.gpu_bytes]
     if residency.rung >= Rung.PARKED:
         holds = sorted(residency.parked_bytes or residency.gpu_bytes, reverse=True)
         shares = sorted(residency.gpu_bytes, reverse=True)
         needed = [share for share, held in zip_longest(shares, holds, fillvalue=0) if share > held]
-    return len(needed) <= len(free) and all(has >= needs for has, needs in zip(free, needed, strict=False))
+    return _find_room(needed, (gpu.free_bytes for gpu in node.gpus))
+
+
+def fits(node: Node, residency: Residency) -> bool:
+    """As `has_room`, if nobody had any of the node's GPUs; of a snapshot that is not parked there."""
+    needed = [share + _GPU_HEADROOM for share in residency.gpu_bytes]
+    return not needed or _find_room(needed, (gpu.total_bytes for gpu in node.gpus))
+
+
+def _find_room(needed: list[int], there: Iterable[int]) -> bool:
+    """Each of the needed bytes on a GPU of its own."""
+    has = sorted(there, reverse=True)
+    return len(needed) <= len(has) and all(one >= needs for one, needs in zip(has, sorted(needed, reverse=True), strict=False))
 
 
 def ranked(estimates: Mapping[_K, float] | Iterable[tuple[_K, float]]) -> list[_K]:

@@ -77,7 +77,7 @@ def best_places(world: World, holders: Sequence[tuple[Node, Residency]]) -> list
 
 
 def _order(world: World, node: Node, there: Residency, seconds: float) -> tuple[bool, int, int, float, int, float]:
-    staged = [each for each in world.under_way if isinstance(each, Stage) and each.node == node.address and each.rung is Rung.MEMORY]
+    staged = [each for each in world.being_done.at(node.address) if isinstance(each, Stage) and each.rung is Rung.MEMORY]
     others = (node.residencies.get(each.snapshot) for each in staged if each.digest != there.digest)
     coming = sum(other.image_bytes for other in others if other is not None)
     begun = any(each.digest == there.digest for each in staged)

@@ -44,20 +44,26 @@ _CRAMPED_SECONDS_ASKED, _CRAMPED_SECONDS = 3.0, 30.0
 class Plan:
     """What is to be done. unmet: why a model has fewer replicas than are wanted and none is started, for those who wait for it.
 
-    look_again: the moment at which what is put off now may be done; infinite: nothing is.
+    due: the moment at which what is put off of a model now may be done; of those of which something is.
     """
 
     actions: tuple[Action, ...] = ()
     unmet: Mapping[str, str] = field(default_factory=dict)
-    look_again: float = math.inf
+    due: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def look_again(self) -> float:
+        """The first of these moments; infinite: there is none."""
+        return min(self.due.values(), default=math.inf)
 
 
 def decide(world: World) -> Plan:
     """The plan for every model of the world, in the models' order; nodes that tie are taken in theirs."""
     actions: list[Action] = []
     unmet: dict[str, str] = {}
-    later: list[float] = []
+    due: dict[str, float] = {}
     for model in world.models.values():
+        later: list[float] = []
         if model.replicas is not None:
             wanted, why = _replicas(world, model)
             actions += wanted
@@ -72,7 +78,9 @@ def decide(world: World) -> Plan:
         actions += _arrivals(world, model)
         actions += _moved(world, model, later)
         actions += _asleep(world, model, later)
-    return Plan(tuple(actions), unmet, min(later, default=math.inf))
+        if later:
+            due[model.name] = min(later)
+    return Plan(tuple(actions), unmet, due)
 
 
 def prefer(world: World, model: Model, digest: str) -> Prefer:
@@ -101,15 +109,11 @@ def _silent(world: World) -> tuple[str, ...]:
 def _replicas(world: World, model: Model) -> tuple[list[Action], str]:
     """Starts and ends, and why too few are started."""
     assert model.replicas is not None
-    ends_under_way = [action for action in world.under_way if isinstance(action, End) and action.model == model.name]
+    under_way = world.being_done.of_model(model.name)
+    ends_under_way = [action for action in under_way if isinstance(action, End)]
     ending = {action.replica for action in ends_under_way}
-    live = [
-        (node, replica)
-        for node in world.nodes
-        for replica in node.replicas.values()
-        if replica.model == model.name and replica.id not in ending
-    ]
-    starting = [action for action in world.under_way if isinstance(action, Start) and action.model == model.name]
+    live = [(node, replica) for node, replica in world.node_set.running(model.name) if replica.id not in ending]
+    starting = [action for action in under_way if isinstance(action, Start)]
     missing = model.replicas - len(live) - len(starting)
     if missing > 0:
         # One without requests may be ended by its agent in this very moment.
@@ -188,18 +192,17 @@ def _asleep(world: World, model: Model, later: list[float]) -> Iterator[Sleep]:
     """Those that are awake, and nobody has asked for long enough; one that its agent refused is put off."""
     if model.idle is None or not world.demand_of(model.name).idle:
         return
-    for node in _synced(world):
-        for replica in node.replicas.values():
-            if replica.model != model.name or replica.sleeps is not None:
-                continue
-            put_off = world.put_off.get((node.address, replica.id, model.idle), -math.inf)
-            due = max(world.quiet_since.get(model.name, -math.inf), replica.since) + model.idle_seconds
-            if max(due, put_off) > world.now:
-                later.append(max(due, put_off))
-                continue
-            action = Sleep(node.address, model.name, replica.id, model.idle, f"nobody has asked it for {model.idle_seconds:g} s")
-            if action not in world.under_way:
-                yield action
+    for node, replica in world.node_set.running(model.name):
+        if not node.synced or replica.sleeps is not None:
+            continue
+        put_off = world.put_off.get((node.address, replica.id, model.idle), -math.inf)
+        due = max(world.quiet_since.get(model.name, -math.inf), replica.since) + model.idle_seconds
+        if max(due, put_off) > world.now:
+            later.append(max(due, put_off))
+            continue
+        action = Sleep(node.address, model.name, replica.id, model.idle, f"nobody has asked it for {model.idle_seconds:g} s")
+        if action not in world.under_way:
+            yield action
 
 
 # Snapshots.
@@ -222,12 +225,13 @@ def _pinned(world: World, model: Model, later: list[float]) -> Iterator[Pin]:
 def _staged(world: World, model: Model, later: list[float]) -> Iterator[Action]:
     demand = world.demand_of(model.name)
     asked = demand.pending > 0
-    ending = {action.replica for action in world.under_way if isinstance(action, End)}
-    live = {replica.id for node in world.nodes for replica in node.replicas.values() if replica.model == model.name}
+    under_way = world.being_done.of_model(model.name)
+    ending = {action.replica for action in under_way if isinstance(action, End)}
+    live = {replica.id for _, replica in world.node_set.running(model.name)}
     waits = asked and not live - ending
     if waits:
-        for action in world.under_way:
-            if isinstance(action, Stage) and action.model == model.name and action.rung is Rung.STANDBY:
+        for action in under_way:
+            if isinstance(action, Stage) and action.rung is Rung.STANDBY:
                 yield Drop(action.node, model.name, action.snapshot, action.digest, Rung.MEMORY, "a request's own restore is sooner")
     holders = [(node, there) for node, there in _holders(world, model) if not model.why_not_on(node)]
     soonest = best_places(world, holders)[:1] if waits else []
@@ -277,7 +281,7 @@ def _arrivals(world: World, model: Model) -> Iterator[Stage]:
 
 def _moved(world: World, model: Model, later: list[float]) -> list[Stage]:
     """The snapshot onto the disk of one more node; from there it goes up like any other. One node at a time."""
-    if any(isinstance(each, Stage) and each.model == model.name and each.rung is Rung.DISK for each in world.under_way):
+    if any(isinstance(each, Stage) and each.rung is Rung.DISK for each in world.being_done.of_model(model.name)):
         return []
     if fetched := list(_fetched(world, model, later)):
         return fetched
@@ -287,10 +291,8 @@ def _moved(world: World, model: Model, later: list[float]) -> list[Stage]:
 
 def _fetched(world: World, model: Model, later: list[float]) -> Iterator[Stage]:
     """Where no holder can serve those who wait, or will."""
-    if model.snapshot is None or not is_cramped(world.nodes, model):
-        return
     asked = world.demand_of(model.name).pending > 0
-    if not asked and model.stage < Rung.MEMORY:
+    if model.snapshot is None or (not asked and model.stage < Rung.MEMORY) or not is_cramped(world.nodes, model):
         return
     due = world.cramped_since.get(model.name, world.now) + (_CRAMPED_SECONDS_ASKED if asked else _CRAMPED_SECONDS)
     if due > world.now:
@@ -320,8 +322,7 @@ def _candidates(world: World, model: Model, digest: str) -> list[tuple[Node, Res
 
 
 def _holders(world: World, model: Model) -> list[tuple[Node, Residency]]:
-    found = ((node, _residency(node, model)) for node in _synced(world))
-    return [(node, residency) for node, residency in found if residency is not None]
+    return [(node, there) for node, there in world.node_set.having(model.snapshot) if node.synced]
 
 
 def _residency(node: Node, model: Model) -> Residency | None:

@@ -8,7 +8,7 @@ world that is kept and changed in place, which a decision could see half-changed
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from scaler.books.demand import Demand
@@ -16,6 +16,7 @@ from scaler.books.snapshot_name import SnapshotName
 from scaler.plan.actions import Action
 from scaler.plan.rungs import Rung, WeightsRung
 from scaler.plan.scheduling import PodDemands, Standing, why_no_pod
+from scaler.plan.under_way import UnderWay
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +199,53 @@ class ScaleTarget:
     max_replicas: int
 
 
+class NodeSet(tuple[Node, ...]):
+    """Nodes, in their order, and who of them has what. What is asked of many snapshots is looked up once."""
+
+    _having: dict[SnapshotName, list[tuple[Node, Residency]]]
+    _running: dict[str, list[tuple[Node, Replica]]] | None
+    _whole: bool
+
+    def __new__(cls, nodes: Iterable[Node]) -> NodeSet:
+        made = super().__new__(cls, nodes)
+        made._having, made._running, made._whole = {}, None, False
+        return made
+
+    @classmethod
+    def of(cls, nodes: Iterable[Node]) -> NodeSet:
+        """These nodes; the same object where it is one."""
+        return nodes if isinstance(nodes, cls) else cls(nodes)
+
+    def having(self, snapshot: SnapshotName | None) -> list[tuple[Node, Residency]]:
+        """The nodes with a snapshot of that name, heard or not, and how it stands there."""
+        if snapshot is None:
+            return []
+        if not self._whole and snapshot not in self._having:
+            if len(self._having) < _LOOKED_UP:
+                self._having[snapshot] = [(node, there) for node in self if (there := node.residencies.get(snapshot)) is not None]
+            else:
+                self._look_at_all()
+        return self._having.get(snapshot, [])
+
+    def running(self, model: str) -> list[tuple[Node, Replica]]:
+        """The model's replicas, node by node, on each the oldest first."""
+        if self._running is None:
+            self._running = {}
+            for node in self:
+                for replica in node.replicas.values():
+                    self._running.setdefault(replica.model, []).append((node, replica))
+        return self._running.get(model, [])
+
+    def _look_at_all(self) -> None:
+        self._whole, self._having = True, {}
+        for node in self:
+            for snapshot, there in node.residencies.items():
+                self._having.setdefault(snapshot, []).append((node, there))
+
+
+_LOOKED_UP = 32  # snapshots that are looked for node by node, before all that nodes have is gone through
+
+
 @dataclass(frozen=True, slots=True)
 class World:
     """All that a plan is made from, at one moment.
@@ -224,6 +272,20 @@ class World:
     short_since: Mapping[str, float] = field(default_factory=dict)
     asked_at: Mapping[SnapshotName, float] = field(default_factory=dict)
     arriving: Mapping[str, Collection[str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "nodes", NodeSet.of(self.nodes))
+        object.__setattr__(self, "under_way", UnderWay.of(self.under_way))
+
+    @property
+    def node_set(self) -> NodeSet:
+        """`nodes`, to be asked who has what."""
+        return NodeSet.of(self.nodes)
+
+    @property
+    def being_done(self) -> UnderWay:
+        """`under_way`, to be asked for what."""
+        return UnderWay.of(self.under_way)
 
     def demand_of(self, model: str) -> Demand:
         return self.demand.get(model, _NO_DEMAND)

@@ -32,6 +32,7 @@ from scaler.local.look import Look
 from scaler.local.pins import take_back
 from scaler.local.replica_maker import LocalReplicas
 from scaler.local.stores import Stores
+from scaler.plan.declared import DeclaredModels
 from scaler.programs.stopping import stopped_by, unless
 from scaler.programs.wiring import wire
 from scaler.sources.engine_metrics import engines_of
@@ -83,7 +84,7 @@ async def _up(config: Config) -> None:
     looks = {name: Look() for name, section in config.models.items() if config.store and section.snapshot}
     parts = wire(
         ledger,
-        {name: section.model(name) for name, section in config.models.items()},
+        DeclaredModels({name: section.model(name) for name, section in config.models.items()}),
         maker=lambda nodes, dispatcher: LocalReplicas(config.models, nodes, dispatcher, activations, looks),
         forecast_file=config.state / "forecast",
     )

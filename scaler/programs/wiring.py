@@ -15,7 +15,7 @@ Where a replica sleeps in its pod, the dispatcher has the waker wake it instead,
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +29,8 @@ from scaler.fleet.waker import Waker
 from scaler.gateway.dispatcher import Dispatcher
 from scaler.gateway.gateway import Gateway
 from scaler.gateway.places import Places
-from scaler.plan.world import Model, Replica
+from scaler.plan.declared import DeclaredModels
+from scaler.plan.world import Replica
 from scaler.programs.forecasting import Forecasting
 from scaler.view.activations import record_activation
 from zerowake_shared.clock import SYSTEM_CHANCE, SYSTEM_CLOCK, Clock
@@ -52,7 +53,7 @@ class Parts:
 
 def wire(
     ledger: Ledger,
-    models: Mapping[str, Model],
+    models: DeclaredModels,
     *,
     maker: Callable[[Nodes, Dispatcher], ReplicaMaker] | None = None,
     places: Places | None = None,

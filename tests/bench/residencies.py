@@ -21,6 +21,7 @@ from restore_agent.snapshots.store import Store
 from scaler.books.ledger import Ledger
 from scaler.books.limits import ModelLimits
 from scaler.books.snapshot_name import SnapshotName
+from scaler.plan.declared import DeclaredModels
 from scaler.plan.rungs import Rung
 from scaler.plan.world import Model
 from scaler.programs.wiring import wire
@@ -140,9 +141,8 @@ async def the_next(updates: AsyncIterator[pb.NodeUpdate], number: int) -> int:
 
 async def taken(pid: int, socket: Path, stub: agent_pb2_grpc.AgentAsyncStub) -> list[Figure]:
     """By a scaler that has models of some of them."""
-    models = {
-        f"s{number}": Model(f"s{number}", SnapshotName("default", f"s{number}"), stage=Rung.DISK) for number in range(100, SNAPSHOTS, 100)
-    }
+    names = [f"s{number}" for number in range(100, SNAPSHOTS, 100)]
+    models = DeclaredModels({name: Model(name, SnapshotName("default", name), stage=Rung.DISK) for name in names})
     parts = wire(Ledger({name: ModelLimits() for name in models}), models)
     here = time.process_time()
     async with parts.nodes.follow(f"unix:{socket}"):

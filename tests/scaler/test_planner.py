@@ -25,6 +25,7 @@ from scaler.fleet.readiness import Readiness
 from scaler.gateway.dispatcher import Dispatcher
 from scaler.plan import copies, policy
 from scaler.plan.actions import End, Start
+from scaler.plan.declared import DeclaredModels
 from scaler.plan.rungs import Rung
 from scaler.plan.scheduling import Standing
 from scaler.plan.world import Model, Stored
@@ -55,7 +56,7 @@ class System:
         self.maker = Maker()
         self.dispatcher = Dispatcher(self.ledger)
         self.nodes = Nodes(Readiness(self.dispatcher), Activations())
-        self.models = {"chat": model}
+        self.models = DeclaredModels({"chat": model})
         self.planner = Planner(self.ledger, self.nodes, self.models, Executor(self.nodes, self.maker, self.ledger.report_failure))
 
     def staged(self) -> list[tuple[str, agent_pb2.Rung]]:

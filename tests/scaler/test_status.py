@@ -12,6 +12,7 @@ from scaler.books.activation import Activations
 from scaler.books.ledger import Ledger
 from scaler.local.config import ModelSection
 from scaler.local.deployment import Deployment
+from scaler.plan.declared import DeclaredModels
 from scaler.programs.wiring import wire
 from scaler.sources.watch import Sources
 from scaler.view.status import serve_status, socket_of
@@ -42,7 +43,7 @@ async def test_the_page(tmp_path: Path) -> None:
     agent.has("team", "chat", "d1", rung=agent_pb2.RUNG_DISK, unusable="it is of another driver")
     parts = wire(
         ledger,
-        {"chat": CHAT.model("chat")},
+        DeclaredModels({"chat": CHAT.model("chat")}),
         dial=lambda address, tls: InProcessChannel(agent, agent_pb2_grpc.add_AgentServicer_to_server),  # type: ignore[return-value]
         clock=clock,
     )

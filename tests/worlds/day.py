@@ -24,6 +24,7 @@ from scaler.local.autoscaler import Autoscaler
 from scaler.local.config import ModelSection
 from scaler.local.deployment import Deployment
 from scaler.local.replica_maker import LocalReplicas
+from scaler.plan.declared import DeclaredModels
 from scaler.programs.wiring import wire
 from tests.worlds.in_process import InProcessChannel
 from tests.worlds.virtual_time import LoopClock
@@ -163,7 +164,7 @@ class Day:
         self.ledger = Ledger({"chat": MODEL.limits}, activations)
         self.parts = wire(
             self.ledger,
-            {"chat": model.model("chat")},
+            DeclaredModels({"chat": model.model("chat")}),
             maker=lambda nodes, dispatcher: LocalReplicas({"chat": model}, nodes, dispatcher, activations),
             dial=lambda address, tls: InProcessChannel(self.agent, agent_pb2_grpc.add_AgentServicer_to_server),  # type: ignore[return-value]
             clock=self.clock,
