@@ -1,4 +1,4 @@
-"""`zerowake up`, `zerowake serve`, `zerowake status` and `zerowake simulate`."""
+"""`zerowake up`, `zerowake serve`, `zerowake status`, `zerowake plan` and `zerowake simulate`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import datetime
 import json
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import quote
 
 import aiohttp
 import typer
@@ -14,7 +15,8 @@ import uvloop
 from rich.console import Console
 
 from scaler.local.config import BadConfig, load
-from scaler.view.status import socket_of
+from scaler.view import plan_shown
+from scaler.view.status import SCALER_SOCKET, socket_of
 from zerowake_shared import log, tables
 from zerowake_shared.kubernetes.errors import ClusterError
 from zerowake_shared.listening import CannotListen
@@ -24,6 +26,7 @@ from zerowake_shared.tls import BadCertificate
 
 app = typer.Typer(no_args_is_help=True)
 _DEFAULT_STATE = Path("/var/lib/zerowake")
+_ON_KUBERNETES = " On Kubernetes ask in a scaler's pod: kubectl exec -n NAMESPACE deploy/zerowake-scaler -- zerowake plan"
 
 
 @app.command()
@@ -57,18 +60,43 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Shows models, replicas, held requests and the last activations with their phases."""
-    try:
-        found = asyncio.run(_fetch(socket_of(state)))
-    except (aiohttp.ClientError, OSError, ValueError) as error:
-        why = described(getattr(error, "os_error", error))
-        typer.secho(
-            f"zerowake: nothing answers on {socket_of(state)} ({why}); is `zerowake up` running with this --state?", err=True, fg="red"
-        )
-        raise typer.Exit(1) from None
+    found = _ask(state, "")
     if as_json:
         typer.echo(json.dumps(found, indent=2))
     else:
         _print(found)
+
+
+@app.command()
+def plan(
+    state: Annotated[
+        Path | None,
+        typer.Option(
+            help="State folder of `zerowake up`. Unless given: /var/lib/zerowake, or the scaler of this pod.",
+            envvar="ZEROWAKE_STATE",
+            resolve_path=True,
+        ),
+    ] = None,
+    why: Annotated[str, typer.Option(metavar="MODEL", help="Every term of this model's plan.")] = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="What would be done at this moment. Nothing is done.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Shows what stands where and why, what is under way, and what is put off until when."""
+    what = f"plan/{quote(why, safe='')}" if why else "plan"
+    in_pod = state is None and not socket_of(_DEFAULT_STATE).exists()
+    found = (_of_scaler(what) if in_pod else None) or _ask(state or _DEFAULT_STATE, what, _ON_KUBERNETES)
+    if "unknown" in found:
+        known = f"there are: {', '.join(found['known'])}" if found["known"] else "none is"
+        typer.secho(f"zerowake: no model {found['unknown']!r} is declared; {known}", err=True, fg="red")
+        raise typer.Exit(1)
+    if dry_run:
+        found = {key: found[key] for key in ("missing", "would_do")}
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+    elif why and not dry_run:
+        plan_shown.show_why(tables.console(), found)
+    else:
+        plan_shown.show(tables.console(), found, dry_run=dry_run)
 
 
 @app.command()
@@ -92,10 +120,32 @@ def simulate(
         tables.console().print(shown.as_table(found))
 
 
-async def _fetch(path: Path) -> Any:
+def _ask(state: Path, what: str, hint: str = "") -> Any:
+    """Of the scaler that runs with this state folder. Raises: typer.Exit: none does."""
+    try:
+        return asyncio.run(_fetch(socket_of(state), what))
+    except (aiohttp.ClientError, OSError, ValueError) as error:
+        why = described(getattr(error, "os_error", error))
+        typer.secho(
+            f"zerowake: nothing answers on {socket_of(state)} ({why}); is `zerowake up` running with this --state?{hint}",
+            err=True,
+            fg="red",
+        )
+        raise typer.Exit(1) from None
+
+
+def _of_scaler(what: str) -> Any:
+    """Of the `zerowake serve` in this pod; None: there is none."""
+    try:
+        return asyncio.run(_fetch(SCALER_SOCKET, what))
+    except (aiohttp.ClientError, OSError, ValueError):
+        return None
+
+
+async def _fetch(path: Path | str, what: str) -> Any:
     async with (
         aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(path)), timeout=aiohttp.ClientTimeout(total=5)) as session,
-        session.get("http://zerowake/") as response,
+        session.get(f"http://zerowake/{what}") as response,
     ):
         return await response.json()
 

@@ -9,9 +9,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from scaler.books.ledger import Ledger
+from scaler.forecast.explained import explained
 from scaler.forecast.forecast import STATEMENT_SECONDS, Forecast
 from scaler.forecast.state_file import load, save
 from zerowake_shared.clock import SYSTEM_CLOCK, Clock
@@ -21,6 +24,7 @@ log = logging.getLogger(__name__)
 _PAUSE_SECONDS = STATEMENT_SECONDS + 0.5  # the minute is over by then, also by a wall clock that is being slowed
 _MINUTES_BETWEEN_SAVES = 10
 _SAVE_SECONDS = 30.0
+_EXPLAINED_SECONDS = 600.0
 
 
 class Forecasting:
@@ -43,6 +47,11 @@ class Forecasting:
     def on_judged(self, callback: Callable[[], None]) -> None:
         """Calls `callback()` after each minute that was judged."""
         self._judged = callback
+
+    def explained(self, model: str) -> dict[str, Any] | None:
+        """Every term of the model's chance of a request, as it is now; None: it is not known."""
+        found = explained(self.forecast, model, self._wall(), _EXPLAINED_SECONDS)
+        return asdict(found) if found is not None else None
 
     async def run(self) -> None:
         """Judges it each minute and saves it from time to time, and at the end: runs until it is cancelled."""

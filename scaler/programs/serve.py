@@ -64,6 +64,8 @@ from scaler.sources.push import Pushes
 from scaler.sources.shared_pushes import SharedPushes
 from scaler.sources.watch import Sources
 from scaler.view.metrics import AheadCollector, ForecastCollector, LedgerCollector, SourcesCollector, serve_metrics
+from scaler.view.plan import PlanView
+from scaler.view.status import serve_plan
 from zerowake_shared import background
 from zerowake_shared.address import Address
 from zerowake_shared.kubernetes.cluster import Cluster
@@ -106,7 +108,10 @@ async def serve(config: ServeConfig) -> None:
     readiness = _Readiness(stop, peers)
     for collector in (LedgerCollector(ledger), ForecastCollector(parts.forecasting.forecast), AheadCollector(parts.staging_ahead)):
         REGISTRY.register(collector)
-    async with contextlib.AsyncExitStack() as stack:
+    async with (
+        serve_plan(PlanView(planner, models.planned, parts.forecasting.explained, readiness.missing)),
+        contextlib.AsyncExitStack() as stack,
+    ):
         begin = stack.enter_async_context
         await begin(serve_metrics(*Address.to_listen(config.metrics), readiness.missing))
         cluster = await begin(Cluster.connect(reporter=REPORTER, instance=identity))

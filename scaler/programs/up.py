@@ -39,6 +39,7 @@ from scaler.sources.engine_metrics import engines_of
 from scaler.sources.push import Pushes, TokenFile
 from scaler.sources.watch import Sources
 from scaler.view.metrics import AheadCollector, ForecastCollector, LedgerCollector, SourcesCollector, serve_metrics
+from scaler.view.plan import PlanView
 from scaler.view.status import serve_status
 from zerowake_shared import background
 from zerowake_shared.address import Address
@@ -82,9 +83,10 @@ async def _up(config: Config) -> None:
     for name, section in config.models.items():
         ledger.declare(name, section.limits, section.names)
     looks = {name: Look() for name, section in config.models.items() if config.store and section.snapshot}
+    models = DeclaredModels({name: section.model(name) for name, section in config.models.items()})
     parts = wire(
         ledger,
-        DeclaredModels({name: section.model(name) for name, section in config.models.items()}),
+        models,
         maker=lambda nodes, dispatcher: LocalReplicas(config.models, nodes, dispatcher, activations, looks),
         forecast_file=config.state / "forecast",
     )
@@ -117,7 +119,8 @@ async def _up(config: Config) -> None:
         autoscaler = await stack.enter_async_context(Autoscaler(await stack.enter_async_context(dial(scaler))))
         for name, model in config.models.items():
             autoscaler.add(name, model.trigger(name), model.rules, deployments[name])
-        page = serve_status(config.state, config.models, deployments, ledger, dispatcher, nodes, planner, activations, sources)
+        plan = PlanView(planner, models, parts.forecasting.explained, lambda: _not_ready(nodes, gateway))
+        page = serve_status(config.state, config.models, deployments, ledger, dispatcher, nodes, planner, activations, sources, plan)
         await stack.enter_async_context(page)
         REGISTRY.register(LedgerCollector(ledger))
         REGISTRY.register(SourcesCollector(sources))

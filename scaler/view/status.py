@@ -1,11 +1,19 @@
-"""What `zerowake status` shows: one JSON page on a UNIX socket in the state folder, readable by root alone."""
+"""What `zerowake status` and `zerowake plan` show: JSON on a UNIX socket in the state folder, readable by root alone.
+
+A scaler on Kubernetes may write nowhere. Its socket has a name that is no file (abstract), and answers those alone who are root, or who it
+is itself. It is reached in its pod: `kubectl exec`.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
+import os
+import socket
 import stat
-from collections.abc import AsyncIterator, Mapping
+import struct
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +29,13 @@ from scaler.local.deployment import Deployment
 from scaler.plan.rungs import Rung
 from scaler.plan.world import Node
 from scaler.sources.watch import Sources, SourceState
+from scaler.view.plan import PlanView
 from zerowake_shared.listening import make_way
 
+log = logging.getLogger(__name__)
+
 _SHOWN_ACTIVATIONS = 10
+SCALER_SOCKET = "\0zerowake-scaler"
 
 
 def socket_of(state: Path) -> Path:
@@ -41,8 +53,9 @@ async def serve_status(
     planner: Planner,
     activations: Activations,
     sources: Sources,
+    plan: PlanView,
 ) -> AsyncIterator[None]:
-    """Serves GET / until the block ends. The state folder is ours. Raises: CannotListen."""
+    """Serves GET /, and what `zerowake plan` asks for, until the block ends. The state folder is ours. Raises: CannotListen."""
 
     async def show(_: web.Request) -> web.Response:
         asked_elsewhere = sources.states()
@@ -85,7 +98,7 @@ async def serve_status(
     path = socket_of(state)
     make_way(path, "`zerowake status`")
     app = web.Application()
-    app.add_routes([web.get("/", show)])
+    app.add_routes([web.get("/", show), *plan.routes])
     runner = web.AppRunner(app, access_log=None, handle_signals=False)
     await runner.setup()
     try:
@@ -95,6 +108,36 @@ async def serve_status(
     finally:
         await runner.cleanup()
         path.unlink(missing_ok=True)
+
+
+@contextlib.asynccontextmanager
+async def serve_plan(plan: PlanView, name: str = SCALER_SOCKET) -> AsyncIterator[None]:
+    """Serves what `zerowake plan` asks for until the block ends; of several scalers in one network namespace the first does."""
+
+    @web.middleware
+    async def only_ours(request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> web.StreamResponse:
+        connection = request.get_extra_info("socket")
+        _, user, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
+        if user not in (0, os.geteuid()):
+            raise web.HTTPForbidden(text="this socket answers its own user and root")
+        return await handler(request)
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        try:
+            listener.bind(name)
+        except OSError as error:
+            log.warning("`zerowake plan` is answered by another scaler here: %s", error)
+            yield
+            return
+        app = web.Application(middlewares=[only_ours])
+        app.add_routes(plan.routes)
+        runner = web.AppRunner(app, access_log=None, handle_signals=False)
+        await runner.setup()
+        try:
+            await web.SockSite(runner, listener).start()
+            yield
+        finally:
+            await runner.cleanup()
 
 
 def _node(node: Node) -> dict[str, Any]:

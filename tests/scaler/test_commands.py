@@ -296,6 +296,24 @@ async def test_status_where_nothing_runs(tmp_path: Path) -> None:
     )
 
 
+async def test_the_plan_of_what_runs_and_where_nothing_does(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    said = await refused("plan", "--state", str(state))
+    assert said == (
+        f"zerowake: nothing answers on {state}/status.sock (No such file or directory); is `zerowake up` running with this --state?"
+        " On Kubernetes ask in a scaler's pod: kubectl exec -n NAMESPACE deploy/zerowake-scaler -- zerowake plan"
+    )
+    async with running(write(tmp_path / "a.yaml", models={"m": ENGINE, "team/n": ENGINE}), state):
+        said = await refused("plan", "--why", "x", "--state", str(state))
+        assert said == "zerowake: no model 'x' is declared; there are: m, team/n"
+        code, lines = await run("plan", "--why", "team/n", "--json", "--state", str(state))
+        assert (code, json.loads("".join(lines))["name"]) == (0, "team/n")
+        code, lines = await run("plan", "--json", "--state", str(state))
+        assert (code, [each["name"] for each in json.loads("".join(lines))["models"]]) == (0, ["m", "team/n"])
+        code, lines = await run("plan", "--dry-run", "--json", "--state", str(state))
+        assert (code, sorted(json.loads("".join(lines)))) == (0, ["missing", "would_do"])
+
+
 def test_what_a_node_has_and_what_is_not_known_of_it(capsys: pytest.CaptureFixture[str]) -> None:
     gpu = {"uuid": "GPU-1", "model": "NVIDIA H200", "unused_bytes": 3 << 30, "pool_bytes": 0, "parked_bytes": 1 << 30, "others_bytes": None}
     node: dict[str, object] = {"name": "one", "memory_free_bytes": 8 << 30, "memory_total_bytes": 16 << 30, "staged_bytes": 1 << 30}

@@ -20,6 +20,7 @@ from scaler.books.snapshot_name import SnapshotName
 from scaler.fleet import staging_ahead as staging_ahead_module
 from scaler.forecast.forecast import Forecast
 from scaler.forecast.state_file import save
+from scaler.plan.declared import DeclaredModels
 from scaler.plan.rungs import Rung
 from scaler.plan.scheduling import Standing
 from scaler.plan.world import Model
@@ -68,7 +69,7 @@ async def scaling(
     is ended by, by their names."""
     names = ["chat", "mail", "seldom"]
     ledger = Ledger({name: ModelLimits() for name in names})
-    parts = wire(ledger, {name: Model(name, SnapshotName("ns", name), stage) for name in names}, forecast_file=file)
+    parts = wire(ledger, DeclaredModels({name: Model(name, SnapshotName("ns", name), stage) for name in names}), forecast_file=file)
     async with AsyncExitStack() as stack:
         addresses = []
         for agent in agents:

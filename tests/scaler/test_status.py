@@ -15,6 +15,7 @@ from scaler.local.deployment import Deployment
 from scaler.plan.declared import DeclaredModels
 from scaler.programs.wiring import wire
 from scaler.sources.watch import Sources
+from scaler.view.plan import PlanView
 from scaler.view.status import serve_status, socket_of
 from tests.worlds.fake_agent import Agent
 from tests.worlds.in_process import InProcessChannel
@@ -38,8 +39,7 @@ async def test_the_page(tmp_path: Path) -> None:
     clock = StandingClock(100.0)
     activations = Activations(clock, random.Random(1))
     ledger = Ledger({"chat": CHAT.limits, "cold": COLD.limits}, activations)
-    models = {"chat": CHAT, "cold": COLD}
-    agent = Agent("node-1")
+    models, agent = {"chat": CHAT, "cold": COLD}, Agent("node-1")
     agent.has("team", "chat", "d1", rung=agent_pb2.RUNG_DISK, unusable="it is of another driver")
     parts = wire(
         ledger,
@@ -47,11 +47,12 @@ async def test_the_page(tmp_path: Path) -> None:
         dial=lambda address, tls: InProcessChannel(agent, agent_pb2_grpc.add_AgentServicer_to_server),  # type: ignore[return-value]
         clock=clock,
     )
+    view = PlanView(parts.planner, DeclaredModels(), parts.forecasting.explained, str)
     deployments = {name: Deployment(name, parts.planner, section.min_replicas) for name, section in models.items()}
     async with (
         parts.nodes.follow("agent"),
         Sources(ledger, clock) as sources,
-        serve_status(tmp_path, models, deployments, ledger, parts.dispatcher, parts.nodes, parts.planner, activations, sources),
+        serve_status(tmp_path, models, deployments, ledger, parts.dispatcher, parts.nodes, parts.planner, activations, sources, view),
     ):
         await until(lambda: any(node.synced for node in parts.nodes))
         ledger.report_failure("chat", "no room")

@@ -48,7 +48,7 @@ class System:
 
     async def until(self, **wanted: int | str) -> Any:
         """Waits for a model to be so."""
-        async with asyncio.timeout(20), aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(self.state / "status.sock"))) as session:
+        async with asyncio.timeout(60), aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(self.state / "status.sock"))) as session:
             while True:
                 async with session.get("http://zerowake/") as response:
                     (model,) = (await response.json())["models"]
@@ -115,7 +115,7 @@ async def system(state: Path, model: dict[str, Any], prefix: tuple[str, ...] = (
     try:
         async with aiohttp.ClientSession() as session:
             made = System(process, f"http://127.0.0.1:{port}", f"http://127.0.0.1:{metrics}", state, session)
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 while not await ready(made):
                     await asyncio.sleep(0.02)  # until it listens
             yield made
@@ -144,6 +144,11 @@ async def test_from_zero_to_an_answer_and_back(state: Path) -> None:
         assert {"held", "pushed", "scheduled", "image", "first_byte", "unaccounted"} <= set(activation["phases"])
         assert sum(activation["phases"].values()) == pytest.approx(activation["seconds"], abs=0.01)
         await made.until(wanted=0, ready=0)
+        plan = json.loads(await zerowake("plan", "--json", "--state", str(made.state)))
+        (there,) = plan["models"][0]["stands"]
+        assert (there["rung"] in ("disk", "memory"), there["seconds"] > 0, plan["put_off"]) == (True, True, [])
+        why = await zerowake("plan", "--why", "tiny", "--state", str(made.state))
+        assert "chance:" in why and "NODE" in why
         async with made.session.get(f"{made.metrics}/metrics") as response:
             shown = await response.text()
         for name in (
