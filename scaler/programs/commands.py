@@ -90,7 +90,7 @@ def plan(
         typer.secho(f"zerowake: no model {found['unknown']!r} is declared; {known}", err=True, fg="red")
         raise typer.Exit(1)
     if dry_run:
-        found = {key: found[key] for key in ("missing", "would_do")}
+        found = {key: found[key] for key in ("missing", "would_do", "would_move_ahead")}
     if as_json:
         typer.echo(json.dumps(found, indent=2))
     elif why and not dry_run:

@@ -109,7 +109,7 @@ async def serve(config: ServeConfig) -> None:
     for collector in (LedgerCollector(ledger), ForecastCollector(parts.forecasting.forecast), AheadCollector(parts.staging_ahead)):
         REGISTRY.register(collector)
     async with (
-        serve_plan(PlanView(planner, models.planned, parts.forecasting.explained, readiness.missing)),
+        serve_plan(PlanView(planner, models.planned, parts.forecasting.explained, readiness.missing, parts.staging_ahead.weigh)),
         contextlib.AsyncExitStack() as stack,
     ):
         begin = stack.enter_async_context

@@ -119,7 +119,7 @@ async def _up(config: Config) -> None:
         autoscaler = await stack.enter_async_context(Autoscaler(await stack.enter_async_context(dial(scaler))))
         for name, model in config.models.items():
             autoscaler.add(name, model.trigger(name), model.rules, deployments[name])
-        plan = PlanView(planner, models, parts.forecasting.explained, lambda: _not_ready(nodes, gateway))
+        plan = PlanView(planner, models, parts.forecasting.explained, lambda: _not_ready(nodes, gateway), parts.staging_ahead.weigh)
         page = serve_status(config.state, config.models, deployments, ledger, dispatcher, nodes, planner, activations, sources, plan)
         await stack.enter_async_context(page)
         REGISTRY.register(LedgerCollector(ledger))

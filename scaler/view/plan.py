@@ -6,7 +6,7 @@ It is made by the planner's own look at the world, of which nothing is noted and
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from aiohttp import web
 from scaler.books.demand import Demand
 from scaler.fleet.planner import Planner
 from scaler.plan.actions import Action, End, Keep, Prefer, Start
+from scaler.plan.ahead import WITHIN_SECONDS, Ahead, Terms
 from scaler.plan.declared import DeclaredModels
 from scaler.plan.estimate import has_room, seconds_to_serve, seconds_to_stage, total_bytes
 from scaler.plan.rungs import Rung
@@ -26,26 +27,42 @@ _REFUSED = "its agent could not do it"
 
 class PlanView:
     """Of a running scaler. foretold: the terms of a model's chance (forecast/explained.py); None: it is not known. missing: what the
-    scaler has not heard yet, so that its plan is not whole; empty: nothing."""
+    scaler has not heard yet, so that its plan is not whole; empty: nothing. weigh: what would be moved ahead of need, of which nothing is.
+    """
 
-    def __init__(self, planner: Planner, models: DeclaredModels, foretold: Foretold, missing: Callable[[], str]) -> None:
+    def __init__(
+        self,
+        planner: Planner,
+        models: DeclaredModels,
+        foretold: Foretold,
+        missing: Callable[[], str],
+        weigh: Callable[[], Awaitable[Ahead]],
+    ) -> None:
         self._planner = planner
         self._models = models
         self._foretold = foretold
         self._missing = missing
+        self._weigh = weigh
 
     @property
     def routes(self) -> list[web.RouteDef]:
         return [web.get("/plan", self._show), web.get("/plan/{model:.+}", self._show_why)]
 
     async def _show(self, _: web.Request) -> web.Response:
-        return web.json_response(self.page())
+        ahead, names = await self._weigh(), self._names()
+        return web.json_response(self.page() | {"would_move_ahead": [_action(action, names) for action in ahead.actions]})
 
     async def _show_why(self, request: web.Request) -> web.Response:
         name = request.match_info["model"]
         if (found := self.why(name)) is None:
             return web.json_response({"unknown": name, "known": sorted(self._models)}, status=404)
-        return web.json_response(found)
+        ahead, names = await self._weigh(), self._names()
+        moves = [_action(action, names) for action in ahead.actions if action.model == name]
+        weighed = _weighed(ahead.terms[name], names) if name in ahead.terms else None
+        return web.json_response(found | {"ahead": weighed, "would_move_ahead": moves})
+
+    def _names(self) -> dict[str, str]:
+        return {node.address: _named(node) for node in self._planner.overview().nodes}
 
     def page(self) -> dict[str, Any]:
         """Of all models."""
@@ -172,6 +189,18 @@ def _action(action: Action, names: dict[str, str]) -> dict[str, Any]:
     if isinstance(action, End | Keep):
         found["replica"] = action.replica
     return found
+
+
+def _weighed(terms: Terms, names: dict[str, str]) -> dict[str, Any]:
+    return {
+        "decision": terms.decision.value,
+        "why": terms.why,
+        "chance": terms.chance,
+        "within_seconds": WITHIN_SECONDS,
+        "node": names.get(terms.node, terms.node),
+        "saved_seconds": terms.saved_seconds,
+        "bytes": terms.bytes,
+    }
 
 
 def _demand(demand: Demand) -> dict[str, Any]:

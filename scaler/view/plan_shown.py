@@ -14,6 +14,7 @@ def show(console: Console, found: Any, *, dry_run: bool) -> None:
     _say_what_is_missing(console, found)
     if dry_run:
         _actions(console, "WOULD DO", found["would_do"], "nothing would be done now")
+        _actions(console, "AHEAD OF NEED", found["would_move_ahead"], "nothing would be moved ahead of need")
         return
     stands = tables.table("MODEL", "SNAPSHOT", "WAITS", "NODE", "RUNG", "SECONDS", "WHY")
     for model in found["models"]:
@@ -37,6 +38,7 @@ def show_why(console: Console, found: Any) -> None:
         ("waits", f"stage {found['stage']}, {found['copies']} copies{', pinned: ' + found['pin'] if found['pin'] else ''}"),
         ("demand", demand + (f"; unknown: {asked['unknown']}" if asked["unknown"] else "")),
         *_chance(found["chance"]),
+        *_ahead(found["ahead"]),
     ]
     if found["replicas_wanted"] is not None:
         rows.insert(4, ("replicas wanted", f"{found['replicas_wanted']}{'; ' + found['unmet'] if found['unmet'] else ''}"))
@@ -76,6 +78,16 @@ def _chance(terms: Any) -> list[tuple[str, str]]:
         ("  factors", ", ".join(seasons)),
         ("  credit", f"{terms['credit_nats']:+.1f} nats against its mean rate; of all models {terms['all_credit_nats']:+.1f}"),
     ]
+
+
+def _ahead(terms: Any) -> list[tuple[str, str]]:
+    if terms is None:
+        return []
+    rows = [("ahead of need", f"{terms['decision']}: {terms['why']}")]
+    if terms["bytes"]:
+        gain = f"{terms['chance']:.1%} within {terms['within_seconds']:.0f} s × (a hit + {_seconds(terms['saved_seconds'])} saved)"
+        rows.append(("  worth", f"{gain} ÷ {_size(terms['bytes'])}, on {terms['node']}"))
+    return rows
 
 
 def _hourly(per_second: float) -> str:

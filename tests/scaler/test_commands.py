@@ -310,8 +310,10 @@ async def test_the_plan_of_what_runs_and_where_nothing_does(tmp_path: Path) -> N
         assert (code, json.loads("".join(lines))["name"]) == (0, "team/n")
         code, lines = await run("plan", "--json", "--state", str(state))
         assert (code, [each["name"] for each in json.loads("".join(lines))["models"]]) == (0, ["m", "team/n"])
+        code, lines = await run("plan", "--dry-run", "--why", "m", "--state", str(state))
+        assert (code, lines) == (0, ["nothing would be done now", "nothing would be moved ahead of need"])
         code, lines = await run("plan", "--dry-run", "--json", "--state", str(state))
-        assert (code, sorted(json.loads("".join(lines)))) == (0, ["missing", "would_do"])
+        assert (code, sorted(json.loads("".join(lines)))) == (0, ["missing", "would_do", "would_move_ahead"])
 
 
 def test_what_a_node_has_and_what_is_not_known_of_it(capsys: pytest.CaptureFixture[str]) -> None:

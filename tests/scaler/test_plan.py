@@ -45,7 +45,7 @@ async def viewed(agent: Agent, **model: Any) -> AsyncIterator[tuple[Parts, PlanV
     )
     async with parts.nodes.follow("agent"):
         await until(lambda: any(node.synced for node in parts.nodes))
-        yield parts, PlanView(parts.planner, models, parts.forecasting.explained, lambda: "")
+        yield parts, PlanView(parts.planner, models, parts.forecasting.explained, lambda: "", parts.staging_ahead.weigh)
         await parts.planner.close()
 
 
@@ -166,7 +166,12 @@ async def test_a_scaler_in_a_pod_is_asked_by_a_socket_that_is_no_file() -> None:
         aiohttp.ClientSession(connector=aiohttp.UnixConnector(name)) as client,
     ):
         async with client.get("http://zerowake/plan") as response:
-            assert [each["name"] for each in (await response.json())["models"]] == ["chat", "cold"]
+            page = await response.json()
+            assert ([each["name"] for each in page["models"]], page["would_move_ahead"]) == (["chat", "cold"], [])
+        async with client.get("http://zerowake/plan/chat") as response:
+            terms = (await response.json())["ahead"]
+            assert (terms["decision"], terms["node"], terms["bytes"]) == ("nothing", "", 0) and 0 < terms["chance"] < 1
+            assert terms["why"] == "the forecast has not shown that it is better than each model's mean rate: it moves nothing"
         async with client.get("http://zerowake/plan/a%2Fb") as response:
             assert (response.status, await response.json()) == (404, {"unknown": "a/b", "known": ["chat", "cold"]})
 

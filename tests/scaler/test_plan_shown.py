@@ -51,6 +51,15 @@ WHY: dict[str, Any] = CHAT | {
         "credit_nats": 1.25,
         "all_credit_nats": -3.0,
     },
+    "ahead": {
+        "decision": "staged",
+        "why": "there is room",
+        "chance": 0.25,
+        "within_seconds": 600.0,
+        "node": "one",
+        "saved_seconds": 1.5,
+        "bytes": 1 << 30,
+    },
     "nodes": [NODE, NODE | {"node": "two", "seconds_to_serve": None, "seconds_saved_in_memory": None, "memory_limit_bytes": None}],
     "under_way": [],
     "put_off": [PUT_OFF],
@@ -81,12 +90,18 @@ def test_the_plan(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_dry_run(capsys: pytest.CaptureFixture[str]) -> None:
-    plan_shown.show(tables.console(), {"missing": "", "would_do": []}, dry_run=True)
-    assert said(capsys) == ["nothing would be done now"]
+    plan_shown.show(tables.console(), {"missing": "", "would_do": [], "would_move_ahead": []}, dry_run=True)
+    assert said(capsys) == ["nothing would be done now", "nothing would be moved ahead of need"]
     ends = {"do": "end", "model": "chat", "node": "one", "rung": "", "replica": "r1", "why": "0 wanted"}
     starts = {"do": "start", "model": "cold", "node": "", "rung": "", "replicas": 2, "why": "3 requests wait"}
-    plan_shown.show(tables.console(), {"missing": "", "would_do": [ends, starts]}, dry_run=True)
-    assert said(capsys) == ["WOULD DO MODEL NODE TO WHY", "end chat one r1 0 wanted", "start cold - 2 3 requests wait"]
+    plan_shown.show(tables.console(), {"missing": "", "would_do": [ends, starts], "would_move_ahead": [ACTION]}, dry_run=True)
+    assert said(capsys) == [
+        "WOULD DO MODEL NODE TO WHY",
+        "end chat one r1 0 wanted",
+        "start cold - 2 3 requests wait",
+        "AHEAD OF NEED MODEL NODE TO WHY",
+        "stage chat one memory requests wait for it",
+    ]
 
 
 def test_every_term_of_a_model(capsys: pytest.CaptureFixture[str]) -> None:
@@ -102,6 +117,8 @@ def test_every_term_of_a_model(capsys: pytest.CaptureFixture[str]) -> None:
         "together: 10.8 requests an hour now, with the hour and the weekday where they count",
         "factors: hour 1.50 (counts), weekday 0.90 (does not count)",
         "credit: +1.2 nats against its mean rate; of all models -3.0",
+        "ahead of need: staged: there is room",
+        "worth: 25.0% within 600 s × (a hit + 1.5 s saved) ÷ 1.00 GiB, on one",
         "looks again: in 30 s",
         "",
         "NODE RUNG BYTES SECONDS TO STAGE SAVED IN MEMORY IMAGES THERE WHY",
@@ -118,7 +135,11 @@ def test_every_term_of_a_model(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_model_without_a_snapshot_that_the_forecast_does_not_know(capsys: pytest.CaptureFixture[str]) -> None:
-    cold = WHY | COLD | {"chance": None, "nodes": [], "put_off": [], "would_do": [], "unmet": "no room", "looks_again_in_seconds": None}
+    cold = (
+        WHY
+        | COLD
+        | {"chance": None, "ahead": None, "nodes": [], "put_off": [], "would_do": [], "unmet": "no room", "looks_again_in_seconds": None}
+    )
     plan_shown.show_why(tables.console(), cold | {"missing": "nodes could not be listed so far"})
     lines = said(capsys)
     assert lines[:2] == ["This scaler does not know all of it: nodes could not be listed so far. Ask again, or another replica.", ""]
