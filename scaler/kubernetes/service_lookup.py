@@ -42,7 +42,7 @@ class ServiceLookup:
         """Of what may be asked. Raises: SourceError."""
         if host.lower() in self._hosts:
             try:
-                found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
+                found = await asyncio.get_running_loop().getaddrinfo(host.lower(), None, type=socket.SOCK_STREAM)
             except OSError as error:
                 raise SourceError(f"the host {host} cannot be found: {error.strerror or error}") from None
             return [str(each[4][0]) for each in found]

@@ -75,10 +75,11 @@ class Terms:
 
 @dataclass(frozen=True, slots=True)
 class Ahead:
-    """actions: of a node, what leaves its memory before what comes. terms: of each model, by name."""
+    """actions: of a node, what leaves its memory before what comes. terms: of each model, by name. within_seconds: what chances are of."""
 
     actions: tuple[Stage | Drop, ...] = ()
     terms: Mapping[str, Terms] = field(default_factory=dict)
+    within_seconds: float = WITHIN_SECONDS
 
 
 def has_earned(statements: int, credits: Mapping[str, float], before: bool) -> bool:

@@ -8,18 +8,20 @@ from __future__ import annotations
 import math
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
 from scaler.books.demand import Demand
 from scaler.fleet.planner import Planner
 from scaler.plan.actions import Action, End, Keep, Prefer, Start
-from scaler.plan.ahead import WITHIN_SECONDS, Ahead, Terms
 from scaler.plan.declared import DeclaredModels
 from scaler.plan.estimate import has_room, seconds_to_serve, seconds_to_stage, total_bytes
 from scaler.plan.rungs import Rung
 from scaler.plan.world import Model, Node, Residency, World
+
+if TYPE_CHECKING:
+    from scaler.plan.ahead import Ahead  # which imports numpy, as no command does that asks a running scaler
 
 Foretold = Callable[[str], dict[str, Any] | None]
 _REFUSED = "its agent could not do it"
@@ -58,7 +60,7 @@ class PlanView:
             return web.json_response({"unknown": name, "known": sorted(self._models)}, status=404)
         ahead, names = await self._weigh(), self._names()
         moves = [_action(action, names) for action in ahead.actions if action.model == name]
-        weighed = _weighed(ahead.terms[name], names) if name in ahead.terms else None
+        weighed = _weighed(ahead, name, names) if name in ahead.terms else None
         return web.json_response(found | {"ahead": weighed, "would_move_ahead": moves})
 
     def _names(self) -> dict[str, str]:
@@ -191,12 +193,13 @@ def _action(action: Action, names: dict[str, str]) -> dict[str, Any]:
     return found
 
 
-def _weighed(terms: Terms, names: dict[str, str]) -> dict[str, Any]:
+def _weighed(ahead: Ahead, model: str, names: dict[str, str]) -> dict[str, Any]:
+    terms = ahead.terms[model]
     return {
         "decision": terms.decision.value,
         "why": terms.why,
         "chance": terms.chance,
-        "within_seconds": WITHIN_SECONDS,
+        "within_seconds": ahead.within_seconds,
         "node": names.get(terms.node, terms.node),
         "saved_seconds": terms.saved_seconds,
         "bytes": terms.bytes,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -74,8 +75,15 @@ async def test_services_that_have_no_address(api: Api, lookup: ServiceLookup) ->
         await lookup.addresses("queue.tenant.svc")
 
 
-async def test_hosts_that_the_administrator_names(lookup: ServiceLookup) -> None:
-    assert "127.0.0.1" in await lookup.addresses("LocalHost")
+async def test_hosts_that_the_administrator_names(lookup: ServiceLookup, monkeypatch: pytest.MonkeyPatch) -> None:
+    def found(host: str, *_: object, **__: object) -> list[object]:
+        """As a machine with such a name in its /etc/hosts, which not each machine has."""
+        assert host == "localhost"
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 0))]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(socket, "getaddrinfo", found)
+        assert await lookup.addresses("LocalHost") == ["127.0.0.1"]
     assert await lookup.addresses("127.0.0.9") == ["127.0.0.9"]
     with pytest.raises(SourceError, match=r"the host nowhere\.invalid cannot be found: "):
         await lookup.addresses("nowhere.invalid")

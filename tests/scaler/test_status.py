@@ -47,7 +47,7 @@ async def test_the_page(tmp_path: Path) -> None:
         dial=lambda address, tls: InProcessChannel(agent, agent_pb2_grpc.add_AgentServicer_to_server),  # type: ignore[return-value]
         clock=clock,
     )
-    view = PlanView(parts.planner, DeclaredModels(), parts.forecasting.explained, str)
+    view = PlanView(parts.planner, DeclaredModels(), parts.forecasting.explained, str, parts.staging_ahead.weigh)
     deployments = {name: Deployment(name, parts.planner, section.min_replicas) for name, section in models.items()}
     async with (
         parts.nodes.follow("agent"),
