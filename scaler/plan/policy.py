@@ -29,9 +29,9 @@ from dataclasses import dataclass, field, replace
 
 from scaler.books.hpa import proportional
 from scaler.plan.actions import Action, Drop, End, Keep, Pin, Prefer, Sleep, Stage, Start
+from scaler.plan.best_nodes import best_nodes, seconds_on
 from scaler.plan.copies import copy
 from scaler.plan.estimate import ranked, seconds_to_fetch, seconds_to_serve, seconds_to_stage, seconds_to_start
-from scaler.plan.places import best_places, seconds_on
 from scaler.plan.remote import is_cramped, remote
 from scaler.plan.rungs import Rung
 from scaler.plan.world import Model, Node, Residency, World
@@ -152,7 +152,7 @@ def _starts(world: World, model: Model, starting: list[Start], missing: int) -> 
 def _best(world: World, nodes: Mapping[str, Node], model: Model) -> tuple[Node, str]:
     """The node that serves soonest, from the snapshot where that is possible; of those by address, of which there is at least one."""
     holders = [(node, there) for node in nodes.values() if (there := _residency(node, model)) is not None]
-    for best, _, seconds in best_places(world, holders):
+    for best, _, seconds in best_nodes(world, holders):
         return best, f"its snapshot is there: {seconds:.3g} s"
     cold = ranked({address: seconds_to_start(node) for address, node in nodes.items()})
     return nodes[cold[0] if cold else next(iter(nodes))], "no node can restore it now: the one with the most room"
@@ -234,7 +234,7 @@ def _staged(world: World, model: Model, later: list[float]) -> Iterator[Action]:
             if isinstance(action, Stage) and action.rung is Rung.STANDBY:
                 yield Drop(action.node, model.name, action.snapshot, action.digest, Rung.MEMORY, "a request's own restore is sooner")
     holders = [(node, there) for node, there in _holders(world, model) if not model.why_not_on(node)]
-    soonest = best_places(world, holders)[:1] if waits else []
+    soonest = best_nodes(world, holders)[:1] if waits else []
     for node, residency in holders:
         if any(node is best for best, _, _ in soonest):
             yield from _up(world, model, node, residency, Rung.MEMORY, "requests wait for it", later, urgent=True)

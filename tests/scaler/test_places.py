@@ -1,116 +1,200 @@
-"""Which node makes a replica, of those that would serve it about as soon."""
+"""The book of places: never more than there are, all of them used, and fairly."""
 
 from __future__ import annotations
 
-import math
-from dataclasses import replace
+import random
+from collections import deque
 
-from hypothesis import given
-from hypothesis import strategies as st
+import pytest
 
-from scaler.books.snapshot_name import SnapshotName
-from scaler.plan.actions import Stage, Start
-from scaler.plan.estimate import seconds_to_serve
-from scaler.plan.places import best_places, seconds_on
-from scaler.plan.policy import decide
-from scaler.plan.rungs import Rung
-from scaler.plan.world import Model, Node, Rates, Residency, World
-from tests.worlds.planned import GB, NAME, WAITS, node, stages, world
-
-OTHERS = [SnapshotName("ns", name) for name in ("first", "second", "third")]
-SLOW, FAST = Rates(disk_to_memory=1e9), Rates(disk_to_memory=1.1e9)
+from scaler.books.places import Granted, PlaceBook, Recalled
 
 
-def full(address: str, *others: SnapshotName, **changes: object) -> Node:
-    """It has the snapshot on disk, and these in memory, which has room for no other one."""
-    there = {other: Residency(other.name, Rung.MEMORY, GB) for other in others}
-    found = node(address, Rung.DISK, staged_bytes=len(others) * GB, staged_limit_bytes=len(others) * GB, **changes)
-    return replace(found, residencies={**found.residencies, **there})
+class Gateway:
+    """One that works on requests in its places, and gives places back as it is asked to."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.line = 0
+        self.held: dict[str, int] = {}
+        self.works: deque[str] = deque()
+        self.firm: dict[str, int] = {}
+        self.kind: dict[str, int] = {}
+        self.done = 0
 
 
-def empty(address: str, **changes: object) -> Node:
-    return node(address, Rung.DISK, staged_bytes=0, staged_limit_bytes=2 * GB, **changes)
+class World:
+    def __init__(self, gateways: int, replicas: int, concurrency: int) -> None:
+        self.concurrency = concurrency
+        self.replicas = [f"r{number}" for number in range(replicas)]
+        self.gateways = {name: Gateway(name) for name in "abcdef"[:gateways]}
+        self.book = PlaceBook(lambda model: self.concurrency)
+        for name in self.gateways:
+            self.book.join(name, ())
+
+    def asks(self, name: str, requests: int = 1) -> None:
+        self.gateways[name].line += requests
+        self.turn(self.gateways[name])
+
+    def ends(self, name: str) -> None:
+        """The oldest request there has ended."""
+        gateway = self.gateways[name]
+        gateway.works.popleft()
+        gateway.done += 1
+        self.turn(gateway)
+
+    def turn(self, gateway: Gateway) -> None:
+        self.give_back(gateway, gateway.firm)
+        while gateway.line and (replica := self.free(gateway)):
+            gateway.line -= 1
+            gateway.works.append(replica)
+        self.book.want(gateway.name, "m", gateway.line, self.replicas)
+        self.give_back(gateway, gateway.kind)
+        self.settle()
+
+    def give_back(self, gateway: Gateway, asked: dict[str, int]) -> None:
+        for replica, count in list(asked.items()):
+            back = min(count, gateway.held.get(replica, 0) - gateway.works.count(replica))
+            if back > 0:
+                gateway.held[replica] -= back
+                for each in (gateway.firm, gateway.kind):
+                    each[replica] = max(0, each.get(replica, 0) - back)
+                self.book.give_back(gateway.name, replica, back)
+
+    def free(self, gateway: Gateway) -> str:
+        return next((each for each, count in gateway.held.items() if count > gateway.works.count(each) + gateway.firm.get(each, 0)), "")
+
+    def settle(self) -> None:
+        for said in self.book.settle("m"):
+            gateway = self.gateways[said.gateway]
+            if isinstance(said, Granted):
+                gateway.held[said.replica] = gateway.held.get(said.replica, 0) + 1
+            else:
+                asked = gateway.firm if said.firm else gateway.kind
+                asked[said.replica] = asked.get(said.replica, 0) + 1
+            self.turn(gateway)
+        for replica in self.replicas:
+            assert sum(each.works.count(replica) for each in self.gateways.values()) <= self.concurrency
+
+    @property
+    def working(self) -> int:
+        return sum(len(each.works) for each in self.gateways.values())
 
 
-def best(found: World) -> str:
-    """The node that stages for a request, which has to be the one that makes the replica, too."""
-    (staged,) = [action.node for action in decide(found).actions if isinstance(action, Stage)]
-    (started,) = [action.node for action in decide(one_wanted(found)).actions if isinstance(action, Start)]
-    assert started == staged
-    return staged
+def test_places_that_are_free_are_granted_at_once_and_kept() -> None:
+    world = World(2, 1, 8)
+    world.asks("a")
+    world.ends("a")
+    assert world.book.held("a") == {"r0": 1}
+    assert world.book.settle("m") == []
+    world.asks("b", 7)
+    assert world.working == 7  # and nobody was asked for anything
 
 
-def one_wanted(found: World) -> World:
-    return replace(found, models={name: replace(model, replicas=1) for name, model in found.models.items()})
+def test_an_idle_gateway_keeps_nothing_that_another_waits_for() -> None:
+    world = World(2, 1, 8)
+    world.asks("a", 8)
+    for _ in range(8):
+        world.ends("a")
+    world.asks("b", 8)
+    assert (world.working, world.book.held("a")) == (8, {})
 
 
-def asked(*nodes: Node, **changes: object) -> World:
-    return world(*nodes, model=Model("chat", NAME, stage=Rung.DISK), demand=WAITS, **changes)
+def test_one_place_goes_round() -> None:
+    world = World(3, 1, 1)
+    for name in world.gateways:
+        world.asks(name, 20)
+    order = []
+    while world.working:
+        (busy,) = [each for each in world.gateways.values() if each.works]
+        order.append(busy.name)
+        world.ends(busy.name)
+    assert len(order) == 60
+    assert all(set(order[start : start + 3]) == set("abc") for start in range(3, 57, 3))
 
 
-def test_memory_that_is_empty_is_used_before_an_image_has_to_leave() -> None:
-    assert best(asked(full("a", OTHERS[0], rates=FAST), empty("b", rates=SLOW))) == "b"
-    assert best(asked(full("a", OTHERS[0], rates=FAST), full("b", OTHERS[1], rates=SLOW))) == "a", "where all is alike, the estimate"
+def test_a_late_one_gets_its_share_of_what_another_has_taken_whole() -> None:
+    world = World(2, 2, 4)
+    world.asks("a", 100)
+    world.asks("b", 100)
+    assert world.working == 8
+    for _ in range(4):
+        world.ends("a")
+    assert [len(world.gateways[name].works) for name in "ab"] == [4, 4]
 
 
-def test_of_all_nodes_the_image_leaves_that_was_asked_for_least_lately() -> None:
-    nodes = full("a", OTHERS[0], rates=FAST), full("b", OTHERS[1], rates=SLOW), full("c", OTHERS[2], rates=SLOW)
-    lately = {OTHERS[0]: 90.0, OTHERS[1]: 50.0, OTHERS[2]: math.inf}
-    assert best(asked(*nodes, asked_at=lately)) == "b"
-    assert best(asked(*nodes, asked_at={**lately, OTHERS[1]: 95.0})) == "a"
-    assert best(asked(*nodes, asked_at={OTHERS[0]: 90.0, OTHERS[2]: 80.0})) == "b", "nobody ever asked for that one"
+def test_one_that_has_none_gets_one_from_whoever_is_never_idle() -> None:
+    world = World(3, 1, 2)
+    world.asks("a")
+    world.asks("b")
+    world.asks("a")  # its own next one: b is asked kindly
+    world.asks("c")
+    world.ends("b")
+    world.asks("b")
+    assert len(world.gateways["c"].works) == 1
 
 
-def test_where_it_stands_already_nothing_is_moved() -> None:
-    there = node("a", Rung.MEMORY, staged_bytes=GB, staged_limit_bytes=GB)
-    nearly = node("b", Rung.DISK, rates=Rates(disk_to_memory=1e12), staged_bytes=0, staged_limit_bytes=GB)
-    found = one_wanted(asked(nearly, there))
-    assert [action.node for action in decide(found).actions if isinstance(action, Start)] == ["a"]
-    assert stages(found) == []
+def test_the_limit_is_lowered() -> None:
+    world = World(2, 1, 4)
+    world.asks("a", 2)
+    world.asks("b", 2)
+    world.concurrency = 1
+    for said in world.book.settle("m"):
+        assert isinstance(said, Recalled)
+        world.gateways[said.gateway].firm["r0"] = world.gateways[said.gateway].firm.get("r0", 0) + 1
+    for name in "abab":
+        if world.gateways[name].works:
+            world.gateways[name].works.popleft()
+            world.give_back(world.gateways[name], world.gateways[name].firm)
+    assert sum(world.book.held("a").values()) + sum(world.book.held("b").values()) == 1
 
 
-def test_what_is_begun_on_a_node_is_not_begun_on_another() -> None:
-    found = asked(full("a", OTHERS[0], rates=FAST), empty("b", rates=SLOW))
-    (stage,) = [action for action in decide(found).actions if isinstance(action, Stage)]
-    filled = replace(empty("b", rates=SLOW), staged_bytes=2 * GB)
-    assert stages(asked(full("a", OTHERS[0], rates=FAST), filled, under_way=(stage,))) == []
+def test_a_gateway_that_is_gone_leaves_its_places() -> None:
+    world = World(2, 1, 1)
+    world.asks("a")
+    world.asks("b")
+    world.book.leave("a")
+    del world.gateways["a"]
+    world.settle()
+    assert world.working == 1
 
 
-def test_two_that_come_at_once_go_to_two_nodes() -> None:
-    (other,) = OTHERS[:1]
-    nodes = [replace(each, residencies={**each.residencies, other: Residency("o", Rung.DISK, 2 * GB)}) for each in (empty("a"), empty("b"))]
-    coming = Stage("a", "first", other, "o", Rung.MEMORY, "")
-    assert best(asked(*nodes)) == "a"
-    assert best(asked(*nodes, under_way=(coming,))) == "b"
+def test_what_is_withheld_is_not_granted() -> None:
+    book = PlaceBook(lambda model: 4, lambda replica, places: (3, 0))
+    book.join("a", [])
+    book.want("a", "m", 4, ["r0"])
+    assert book.settle("m") == [Granted("a", "m", "r0")]
 
 
-def test_one_that_is_clearly_sooner_is_taken_whatever_has_to_leave() -> None:
-    assert best(asked(full("a", OTHERS[0], rates=Rates(disk_to_memory=4e9)), empty("b", rates=SLOW))) == "a"
+def test_a_model_that_is_not_known_yet_waits() -> None:
+    known: list[int] = []
+    book = PlaceBook(lambda model: known[0] if known else None)
+    book.join("a", [("m", "r0", 1)])
+    book.want("a", "m", 1, ["r0"])
+    assert book.settle("m") == []
+    known.append(2)
+    assert book.settle("m") == [Granted("a", "m", "r0")]
 
 
-@given(st.lists(st.tuples(st.floats(0.1, 10.0), st.booleans(), st.floats(0.0, 99.0)), min_size=1, max_size=6))
-def test_none_is_chosen_that_serves_clearly_later_than_another(drawn: list[tuple[float, bool, float]]) -> None:
-    nodes, at = [], {}
-    for number, (rate, is_full, asked_at) in enumerate(drawn):
-        other, rates = SnapshotName("ns", f"other-{number}"), Rates(disk_to_memory=rate * 1e9)
-        at[other] = asked_at
-        nodes.append(full(str(number), other, rates=rates) if is_full else empty(str(number), rates=rates))
-    found = best_places(world(*nodes, asked_at=at), [(each, each.residencies[NAME]) for each in nodes])
-    seconds = {node.address: seconds_to_serve(node, there) for node, there, _ in found}
-    assert sorted(seconds) == sorted(each.address for each in nodes)
-    assert seconds[found[0][0].address] <= 1.5 * min(seconds.values()) + 0.05
-
-
-def test_one_that_never_could_is_no_place() -> None:
-    there = replace(node("a").residencies[NAME], unusable="another kernel")
-    assert best_places(world(), [(node("a"), there)]) == []
-
-
-def test_what_nobody_has_tried_is_not_taken_for_faster() -> None:
-    """Restores take 0.3 s where they were made; an own guess of the one that made none would be far below that."""
-    there = Residency("d", Rung.MEMORY, GB // 100, overhead_seconds=0.3)
-    tried = replace(node("a", Rung.MEMORY), residencies={NAME: there}, rates=Rates(1e9, 2e9, 3e9, 4e9, 5e9))
-    untried = replace(node("b", Rung.DISK), residencies={NAME: replace(there, rung=Rung.DISK, overhead_seconds=0.0)})
-    assert [found.address for found, _, _ in best_places(world(), [(untried, untried.residencies[NAME]), (tried, there)])] == ["a", "b"]
-    seconds = seconds_on([(untried, untried.residencies[NAME]), (tried, there)])
-    assert seconds[0] == seconds_to_serve(replace(tried, residencies={}), replace(there, rung=Rung.DISK))
+@pytest.mark.parametrize("seed", range(60))
+def test_any_day(seed: int) -> None:
+    """Whatever happens in whatever order: never too many, nothing lost, nobody starves, and all is free again at the end."""
+    chance = random.Random(seed)
+    world = World(chance.randint(1, 4), chance.randint(1, 3), chance.choice([1, 1, 2, 3, 8]))
+    asked = dict.fromkeys(world.gateways, 0)
+    for _ in range(300):
+        name = chance.choice(list(world.gateways))
+        if chance.random() < 0.5:
+            requests = chance.choice([1, 1, 2, 9])
+            asked[name] += requests
+            world.asks(name, requests)
+        elif world.gateways[name].works:
+            world.ends(name)
+        held = sum(each.line for each in world.gateways.values())
+        idle = sum(sum(each.held.values()) - len(each.works) for each in world.gateways.values())
+        assert not (held and idle), "somebody waits while a place is idle"
+        assert not held or world.working == len(world.replicas) * world.concurrency
+    while world.working:
+        busy = [each.name for each in world.gateways.values() if each.works]
+        world.ends(chance.choice(busy))
+    assert {name: each.done for name, each in world.gateways.items()} == asked

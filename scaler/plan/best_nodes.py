@@ -63,7 +63,7 @@ def _filled(rates: Rates, typical: Rates) -> Rates:
     return Rates(*(own or other for own, other in zip(_values(rates), _values(typical), strict=True)))
 
 
-def best_places(world: World, holders: Sequence[tuple[Node, Residency]]) -> list[tuple[Node, Residency, float]]:
+def best_nodes(world: World, holders: Sequence[tuple[Node, Residency]]) -> list[tuple[Node, Residency, float]]:
     """Nodes with the snapshot as it stands there, and the estimate of seconds; the best first, without those that never could."""
     places = [(node, there, seconds) for (node, there), seconds in zip(holders, seconds_on(holders), strict=True)]
     able = sorted((place for place in places if not math.isinf(place[2])), key=lambda place: place[2])
