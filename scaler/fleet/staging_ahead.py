@@ -13,16 +13,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from scaler.books.ledger import Ledger
 from scaler.fleet.nodes import Nodes
 from scaler.fleet.planner import Planner
 from scaler.forecast.forecast import Forecast
-from scaler.plan.actions import Drop, Stage
+from scaler.plan.actions import Action, Drop, Stage
 from scaler.plan.ahead import LEFT_SECONDS, WITHIN_SECONDS, Ahead, ahead, has_earned, moves_nothing
 from scaler.plan.rungs import Rung
-from scaler.plan.world import Node
+from scaler.plan.world import Node, World
 from zerowake_shared.clock import SYSTEM_CLOCK, Clock
 
 log = logging.getLogger(__name__)
@@ -71,7 +71,10 @@ class StagingAhead:
 
     async def weigh(self) -> Ahead:
         """What would be moved now, and of each model why or why not; nothing is done."""
-        world, at = self._planner.overview(), self._clock.wall()
+        return await self._weighed(self._planner.overview())
+
+    async def _weighed(self, world: World) -> Ahead:
+        at = self._clock.wall()
         chances, credits = self._forecast.chances(at, WITHIN_SECONDS), self._forecast.credits
         earned, moved = has_earned(self._forecast.score.statements, credits, self.is_active), dict(self._moved)
         return await asyncio.to_thread(ahead, world, chances, earned=earned, credits=credits, moved=moved)
@@ -88,10 +91,11 @@ class StagingAhead:
     async def _look(self) -> None:
         now = self._clock.now()
         self._moved = {key: at for key, at in self._moved.items() if at + LEFT_SECONDS > now}
-        self._forget_nodes()
-        if moves_nothing(self._planner.overview().models):
+        world = self._planner.overview()
+        self._forget_nodes(world.under_way)
+        if moves_nothing(world.models):
             return
-        plan = await self.weigh()
+        plan = await self._weighed(world)
         for action in self._planner.begin(self._still_right(plan.actions)):
             key = action.node, action.digest
             self._moved[key] = self._clock.now()
@@ -138,12 +142,11 @@ class StagingAhead:
         self.wasted_bytes += size
         self._moved[key] = self._clock.now()  # whoever took its room wanted it
 
-    def _forget_nodes(self) -> None:
+    def _forget_nodes(self, under_way: Sequence[Action]) -> None:
         """Those that are not listed any more, and what their agents did not do. What one has answered its stream may say only later."""
         for node in self._nodes:
             self._heard(node)
         listed = {node.address for node in self._nodes}
-        under_way = set(self._planner.overview().under_way)
         self._begun = {key: stage for key, stage in self._begun.items() if stage in under_way}
         self._in_memory = {address: count for address, count in self._in_memory.items() if address in listed}
         for key in [key for key in self._standing if key[0] not in listed]:

@@ -245,7 +245,7 @@ class _Look:
 
     def _why_not_here(self, model: Model, node: Node, there: Residency) -> str:
         """Why the model is not staged ahead of need on this node; empty: it could be."""
-        on = node.name or node.address
+        on = node.called
         if there.unusable:
             return f"it cannot be restored on {on}: {there.unusable}"
         if why := model.why_not_on(node) or self._busy.get(node.address, ""):

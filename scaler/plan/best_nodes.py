@@ -16,14 +16,16 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
+from operator import attrgetter
 
 from scaler.plan.actions import Stage
 from scaler.plan.estimate import seconds_to_serve
 from scaler.plan.rungs import Rung
 from scaler.plan.world import Node, Rates, Residency, World
 
+_rates = attrgetter(*(each.name for each in fields(Rates)))  # in the order in which Rates takes them
 _NOTHING, _NEVER = -math.inf, 0.0  # moments
 # Times the soonest, and beyond it: what is measured on one node from one time to the next. To stage an image again costs more than that.
 _ALIKE, _ALIKE_SECONDS = 1.5, 0.05
@@ -33,34 +35,29 @@ def seconds_on(holders: Sequence[tuple[Node, Residency]]) -> list[float]:
     """The estimate for each. What a node has not measured yet is taken to be as it is on the others, the median: an own number for it would
     make those look best that nobody has tried, and each of them would be tried, with the bytes that this moves.
     """
-    rates = Rates(*(_typical(holders, lambda node, _, name=each.name: getattr(node.rates, name)) for each in fields(Rates)))  # type: ignore[misc]
-    overhead = _typical(holders, lambda _, there: there.overhead_seconds)
-    parked = _typical(holders, lambda _, there: there.parked_overhead_seconds)
-    return [
-        seconds_to_serve(
-            node if all(_values(node.rates)) else replace(node, rates=_filled(node.rates, rates)),
-            replace(
-                there,
-                overhead_seconds=there.overhead_seconds or overhead,
-                parked_overhead_seconds=there.parked_overhead_seconds or parked,
-            ),
-        )
-        for node, there in holders
-    ]
+    rates = _typical([_rates(node.rates) for node, _ in holders])
+    overheads = _typical([_overheads(there) for _, there in holders])
+    found = []
+    for node, there in holders:
+        own = _rates(node.rates)
+        measured = node if all(own) else replace(node, rates=Rates(*_filled(own, rates)))
+        overhead, parked = _filled(_overheads(there), overheads)
+        found.append(seconds_to_serve(measured, replace(there, overhead_seconds=overhead, parked_overhead_seconds=parked)))
+    return found
 
 
-def _typical(holders: Sequence[tuple[Node, Residency]], measured: Callable[[Node, Residency], float]) -> float:
-    """0: nobody has measured it."""
-    found = [value for node, there in holders if (value := measured(node, there))]
-    return statistics.median(found) if found else 0.0
+def _overheads(there: Residency) -> tuple[float, float]:
+    return there.overhead_seconds, there.parked_overhead_seconds
 
 
-def _values(rates: Rates) -> list[float]:
-    return [getattr(rates, each.name) for each in fields(Rates)]
+def _typical(rows: Iterable[Sequence[float]]) -> list[float]:
+    """Of each column the median of what was measured; 0: nobody has."""
+    columns = ([value for value in column if value] for column in zip(*rows, strict=True))
+    return [statistics.median(column) if column else 0.0 for column in columns]
 
 
-def _filled(rates: Rates, typical: Rates) -> Rates:
-    return Rates(*(own or other for own, other in zip(_values(rates), _values(typical), strict=True)))
+def _filled(own: Iterable[float], typical: Iterable[float]) -> list[float]:
+    return [value or other for value, other in zip(own, typical, strict=True)]
 
 
 def best_nodes(world: World, holders: Sequence[tuple[Node, Residency]]) -> list[tuple[Node, Residency, float]]:

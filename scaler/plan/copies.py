@@ -72,7 +72,7 @@ def copy(world: World, model: Model, later: list[float]) -> Stage | None:
 
 def domain(node: Node) -> str:
     """What fails together with the node: its zone, else itself."""
-    return f"zone {node.zone}" if node.zone else f"node {node.name or node.address}"
+    return f"zone {node.zone}" if node.zone else f"node {node.called}"
 
 
 def _counts(node: Node, there: Residency, model: Model) -> bool:

@@ -150,6 +150,11 @@ class Node:
     standing: Standing | None = None
 
     @property
+    def called(self) -> str:
+        """As people call it: by its address until its agent has said its name."""
+        return self.name or self.address
+
+    @property
     def zone(self) -> str:
         """The one that its cluster says it is in; empty: none."""
         return self.standing.zone if self.standing else ""

@@ -17,6 +17,7 @@ from scaler.books.ledger import Ledger
 from scaler.forecast.explained import explained
 from scaler.forecast.forecast import STATEMENT_SECONDS, Forecast
 from scaler.forecast.state_file import load, save
+from scaler.plan.ahead import WITHIN_SECONDS
 from zerowake_shared.clock import SYSTEM_CLOCK, Clock
 
 log = logging.getLogger(__name__)
@@ -24,7 +25,6 @@ log = logging.getLogger(__name__)
 _PAUSE_SECONDS = STATEMENT_SECONDS + 0.5  # the minute is over by then, also by a wall clock that is being slowed
 _MINUTES_BETWEEN_SAVES = 10
 _SAVE_SECONDS = 30.0
-_EXPLAINED_SECONDS = 600.0
 
 
 class Forecasting:
@@ -50,7 +50,7 @@ class Forecasting:
 
     def explained(self, model: str) -> dict[str, Any] | None:
         """Every term of the model's chance of a request, as it is now; None: it is not known."""
-        found = explained(self.forecast, model, self._wall(), _EXPLAINED_SECONDS)
+        found = explained(self.forecast, model, self._wall(), WITHIN_SECONDS)
         return asdict(found) if found is not None else None
 
     async def run(self) -> None:

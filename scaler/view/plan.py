@@ -64,12 +64,12 @@ class PlanView:
         return web.json_response(found | {"ahead": weighed, "would_move_ahead": moves})
 
     def _names(self) -> dict[str, str]:
-        return {node.address: _named(node) for node in self._planner.overview().nodes}
+        return {node.address: node.called for node in self._planner.world(()).nodes}
 
     def page(self) -> dict[str, Any]:
         """Of all models."""
         world, plan = self._planner.preview(self._models)
-        names = {node.address: _named(node) for node in world.nodes}
+        names = {node.address: node.called for node in world.nodes}
         return {
             "missing": self._missing(),
             "models": [self._model(world, model) for model in world.models.values()],
@@ -83,7 +83,7 @@ class PlanView:
         if name not in self._models:
             return None
         world, plan = self._planner.preview([name])
-        model, names = world.models[name], {node.address: _named(node) for node in world.nodes}
+        model, names = world.models[name], {node.address: node.called for node in world.nodes}
         digests = {there.digest for _, there in world.node_set.having(model.snapshot)}
         return self._model(world, model) | {
             "missing": self._missing(),
@@ -107,7 +107,7 @@ class PlanView:
             "replicas_wanted": model.replicas,
             "stands": [
                 {
-                    "node": _named(node),
+                    "node": node.called,
                     "rung": there.rung.name.lower(),
                     "weights": there.weights_rung.name.lower() if there.weights_bytes else "",
                     "seconds": _finite(seconds_to_serve(node, there)),
@@ -146,7 +146,7 @@ class PlanView:
         seconds = seconds_to_serve(node, there)
         able = not (math.isinf(seconds) or math.isinf(in_memory))
         return {
-            "node": _named(node),
+            "node": node.called,
             "bytes": total_bytes(there),
             "image_bytes": there.image_bytes,
             "seconds_to_serve": _finite(seconds),
@@ -209,10 +209,6 @@ def _weighed(ahead: Ahead, model: str, names: dict[str, str]) -> dict[str, Any]:
 def _demand(demand: Demand) -> dict[str, Any]:
     told = {"held": demand.held, "in_flight": demand.in_flight, "elsewhere": demand.elsewhere.pending, "replicas": demand.replicas}
     return told | {"unknown": demand.elsewhere.unknown}
-
-
-def _named(node: Node) -> str:
-    return node.name or node.address
 
 
 def _finite(seconds: float) -> float | None:
