@@ -14,8 +14,7 @@ from restore_agent.sequences.node import Node
 from restore_agent.sequences.replicas import Origin
 from restore_agent.sequences.standby import Rung
 from restore_agent.transfer.egress import Egress
-from zerowake_shared.address import Address
-from zerowake_shared.listening import started
+from zerowake_shared.web_server import served
 
 _BUCKETS = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 2, 5, 10, 30, 60, 120, 300)
 _RESTORES = Counter(
@@ -119,11 +118,5 @@ async def serve(host: str, port: int) -> AsyncIterator[int]:
 
     app = web.Application()
     app.add_routes([web.get("/metrics", show), web.get("/healthz", fine), web.get("/readyz", fine)])
-    runner = web.AppRunner(app, access_log=None)
-    await runner.setup()
-    try:
-        site = web.TCPSite(runner, host, port)
-        await started(site, Address(host, port), "the agent's metrics' server")
-        yield runner.addresses[0][1]
-    finally:
-        await runner.cleanup()
+    async with served(app, host, port, "the agent's metrics' server") as (_, bound):
+        yield bound

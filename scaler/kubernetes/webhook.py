@@ -28,12 +28,11 @@ from scaler.kubernetes.resources import CONDITION_READY, PENDING, ModelSnapshot
 from scaler.plan.policy import prefer
 from scaler.plan.rungs import Rung
 from scaler.plan.world import Node, World
-from zerowake_shared.address import Address
 from zerowake_shared.kubernetes.informer import Informer
 from zerowake_shared.kubernetes.note import fitted
-from zerowake_shared.listening import started
 from zerowake_shared.pod_contract import CAPTURE, COLD, RESTORE, SNAPSHOT
 from zerowake_shared.tls import TlsFiles, server_context
+from zerowake_shared.web_server import served
 
 log = logging.getLogger(__name__)
 
@@ -184,12 +183,5 @@ async def serve_webhook(
 
     app = web.Application(client_max_size=_REVIEW_BYTES)
     app.add_routes([web.post(PATH, handle)])
-    runner = web.AppRunner(app, access_log=None, handle_signals=False)
-    await runner.setup()
-    try:
-        site = web.TCPSite(runner, host, port, ssl_context=server_context(tls))
-        await started(site, Address(host, port), "the webhook")
-        bound = runner.addresses[0]
-        yield bound[0], bound[1]
-    finally:
-        await runner.cleanup()
+    async with served(app, host, port, "the webhook", server_context(tls)) as bound:
+        yield bound

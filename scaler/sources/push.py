@@ -25,8 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from scaler.sources.push_declaration import PATH, PushDeclaration
 from scaler.sources.source import Declaration, Reading, whole
-from zerowake_shared.address import Address
-from zerowake_shared.listening import started
+from zerowake_shared.web_server import served
 
 log = logging.getLogger(__name__)
 
@@ -101,14 +100,8 @@ class Pushes:
         """At an address of its own; yields the bound one (port 0: any). Raises: CannotListen."""
         app = web.Application()
         app.add_routes([self.route])
-        runner = web.AppRunner(app, access_log=None, handle_signals=False)
-        await runner.setup()
-        try:
-            await started(web.TCPSite(runner, host, port), Address(host, port), "the server for what is posted of demand")
-            bound = runner.addresses[0]
-            yield bound[0], bound[1]
-        finally:
-            await runner.cleanup()
+        async with served(app, host, port, "the server for what is posted of demand") as bound:
+            yield bound
 
     async def _take(self, request: web.Request) -> web.Response:
         try:

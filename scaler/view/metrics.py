@@ -18,8 +18,7 @@ from scaler.books.demand import DemandReader
 from scaler.fleet.staging_ahead import StagingAhead
 from scaler.forecast.forecast import Forecast
 from scaler.sources.watch import Sources
-from zerowake_shared.address import Address
-from zerowake_shared.listening import started
+from zerowake_shared.web_server import served
 
 
 class LedgerCollector(Collector):
@@ -143,12 +142,5 @@ async def serve_metrics(
 
     app = web.Application()
     app.add_routes([web.get("/metrics", metrics), web.get("/healthz", healthz), web.get("/readyz", readyz), *routes])
-    runner = web.AppRunner(app, access_log=None, handle_signals=False)
-    await runner.setup()
-    try:
-        site = web.TCPSite(runner, host, port)
-        await started(site, Address(host, port), "the metrics' server")
-        bound = runner.addresses[0]
-        yield bound[0], bound[1]
-    finally:
-        await runner.cleanup()
+    async with served(app, host, port, "the metrics' server") as bound:
+        yield bound

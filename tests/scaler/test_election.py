@@ -23,10 +23,8 @@ def api() -> Api:
 async def cluster(api: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Cluster]:
     for name, seconds in {"_LEASE_SECONDS": LEASE_SECONDS, "_STOP_SECONDS": 1.0, "_RETRY_SECONDS": 0.2, "_CALL_SECONDS": 0.3}.items():
         monkeypatch.setattr(f"scaler.kubernetes.election.{name}", seconds)
-    async with api.serve(tmp_path) as config:
-        monkeypatch.setenv("KUBECONFIG", str(config))
-        async with Cluster.connect(reporter="zerowake.dev/test", instance="test") as cluster:
-            yield cluster
+    async with api.connected(tmp_path, monkeypatch) as cluster:
+        yield cluster
 
 
 class Leader:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +55,8 @@ def test_a_condition_says_what_is_old() -> None:
 @pytest.fixture
 async def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Api, Cluster]]:
     api = Api()
-    async with AsyncExitStack() as stack:
-        monkeypatch.setenv("KUBECONFIG", str(await stack.enter_async_context(api.serve(tmp_path))))
-        yield api, await stack.enter_async_context(Cluster.connect(reporter=REPORTER, instance="test"))
+    async with api.connected(tmp_path, monkeypatch, REPORTER) as cluster:
+        yield api, cluster
 
 
 async def put(world: Api, plural: str, name: str, **data: str) -> None:

@@ -8,10 +8,8 @@ from pathlib import Path
 import pytest
 
 from scaler.kubernetes.posters import Posters
-from scaler.kubernetes.resources import REPORTER
 from scaler.sources.push import Denied
 from tests.worlds.kubernetes_api import Api
-from zerowake_shared.kubernetes.cluster import Cluster
 
 OWNERS = {"m": "tenant", "n": "other"}
 
@@ -40,10 +38,8 @@ def clock() -> _Clock:
 
 @pytest.fixture
 async def posters(api: Api, clock: _Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Posters]:
-    async with api.serve(tmp_path) as kubeconfig:
-        monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
-        async with Cluster.connect(reporter=REPORTER, instance="test") as cluster:
-            yield Posters(cluster, lambda model: OWNERS.get(model, ""), clock)
+    async with api.connected(tmp_path, monkeypatch) as cluster:
+        yield Posters(cluster, lambda model: OWNERS.get(model, ""), clock)
 
 
 def reviews(api: Api) -> int:

@@ -8,11 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from scaler.kubernetes.resources import REPORTER
 from scaler.kubernetes.service_lookup import ServiceLookup, service_of
 from scaler.sources.source import SourceError
 from tests.worlds.kubernetes_api import Api
-from zerowake_shared.kubernetes.cluster import Cluster
 
 
 @pytest.fixture
@@ -22,10 +20,8 @@ def api() -> Api:
 
 @pytest.fixture
 async def lookup(api: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[ServiceLookup]:
-    async with api.serve(tmp_path) as kubeconfig:
-        monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
-        async with Cluster.connect(reporter=REPORTER, instance="test") as cluster:
-            yield ServiceLookup(cluster, {"localhost", "127.0.0.9", "nowhere.invalid"})
+    async with api.connected(tmp_path, monkeypatch) as cluster:
+        yield ServiceLookup(cluster, {"localhost", "127.0.0.9", "nowhere.invalid"})
 
 
 async def service(api: Api, name: str, **spec: str) -> None:

@@ -18,7 +18,5 @@ def api() -> Api:
 @pytest.fixture
 async def cluster(api: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Cluster]:
     """A client of it."""
-    async with api.serve(tmp_path) as config:
-        monkeypatch.setenv("KUBECONFIG", str(config))
-        async with Cluster.connect(reporter="zerowake.dev/test", instance="test") as cluster:
-            yield cluster
+    async with api.connected(tmp_path, monkeypatch) as cluster:
+        yield cluster

@@ -110,8 +110,7 @@ async def controlled(folder: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIter
         monkeypatch.setattr(f"scaler.kubernetes.{file}.ABSENT_AGENT_SECONDS", 0.2)
     api = Api()
     async with AsyncExitStack() as stack:
-        monkeypatch.setenv("KUBECONFIG", str(await stack.enter_async_context(api.serve(folder))))
-        cluster = await stack.enter_async_context(Cluster.connect(reporter=REPORTER, instance="test"))
+        cluster = await stack.enter_async_context(api.connected(folder, monkeypatch, REPORTER))
         world = World(api, cluster, stack)
         await stack.enter_async_context(world.sources)
         await stack.enter_async_context(world.informer)

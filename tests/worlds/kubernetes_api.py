@@ -15,7 +15,10 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 from aiohttp import web
+
+from zerowake_shared.kubernetes.cluster import Cluster
 
 Key = tuple[str, str, str]  # plural, namespace, name
 
@@ -41,6 +44,14 @@ class Api:
         self._changed = asyncio.Condition()
         self._streams: set[web.StreamResponse] = set()
         self._uids = itertools.count(1)
+
+    @contextlib.asynccontextmanager
+    async def connected(self, folder: Path, monkeypatch: pytest.MonkeyPatch, reporter: str = "zerowake.dev/test") -> AsyncIterator[Cluster]:
+        """Yields a client of it, as the environment's kubeconfig leads there."""
+        async with self.serve(folder) as config:
+            monkeypatch.setenv("KUBECONFIG", str(config))
+            async with Cluster.connect(reporter=reporter, instance="test") as cluster:
+                yield cluster
 
     @contextlib.asynccontextmanager
     async def serve(self, folder: Path) -> AsyncIterator[Path]:
