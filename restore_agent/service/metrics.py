@@ -6,8 +6,9 @@ import contextlib
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 
 from aiohttp import web
-from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from restore_agent.sequences.node import Node
@@ -17,21 +18,45 @@ from restore_agent.transfer.egress import Egress
 from zerowake_shared.web_server import served
 
 _BUCKETS = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 2, 5, 10, 30, 60, 120, 300)
+# Shown by a program that has a node, and not by every one that has loaded its commands.
+_OURS = CollectorRegistry()
 _RESTORES = Counter(
-    "zerowake_restores_total", "Replicas made, by how: restored, standby and parked (it was woken) or cold", ["model", "origin"]
+    "zerowake_restores_total",
+    "Replicas made, by how: restored, standby and parked (it was woken) or cold",
+    ["model", "origin"],
+    registry=_OURS,
 )
-_FALLBACKS = Counter("zerowake_restore_fallbacks_total", "Snapshots that were asked for and not restored, by reason", ["model", "reason"])
-_PHASES = Histogram("zerowake_restore_phase_seconds", "Where a restore's time goes", ["model", "origin", "phase"], buckets=_BUCKETS)
-_REPLICAS = Gauge("zerowake_node_replicas", "Replicas that live on this node")
-_STANDBYS = Gauge("zerowake_node_standbys", "Replicas that only have to be woken, by rung: standby or parked", ["rung"])
-_SLEEPERS = Gauge("zerowake_node_sleeping_pods", "Replicas that sleep in their pods, by rung: standby or parked", ["rung"])
-_PARKED = Gauge("zerowake_node_parked_bytes", "GPU memory that parked replicas hold, in pods as well", ["gpu"])
+_FALLBACKS = Counter(
+    "zerowake_restore_fallbacks_total", "Snapshots that were asked for and not restored, by reason", ["model", "reason"], registry=_OURS
+)
+_PHASES = Histogram(
+    "zerowake_restore_phase_seconds", "Where a restore's time goes", ["model", "origin", "phase"], buckets=_BUCKETS, registry=_OURS
+)
+_REPLICAS = Gauge("zerowake_node_replicas", "Replicas that live on this node", registry=_OURS)
+_STANDBYS = Gauge("zerowake_node_standbys", "Replicas that only have to be woken, by rung: standby or parked", ["rung"], registry=_OURS)
+_SLEEPERS = Gauge("zerowake_node_sleeping_pods", "Replicas that sleep in their pods, by rung: standby or parked", ["rung"], registry=_OURS)
+_PARKED = Gauge("zerowake_node_parked_bytes", "GPU memory that parked replicas hold, in pods as well", ["gpu"], registry=_OURS)
 
-_SENT = Gauge("zerowake_peer_sent_bytes", "Bytes that this agent has sent to other agents, since it was started")
+
+class _Sent(Collector):
+    """What was sent to other agents is counted where it is sent."""
+
+    def __init__(self) -> None:
+        self.egress: Egress | None = None
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        if self.egress:
+            sent = CounterMetricFamily("zerowake_peer_sent_bytes", "Bytes that this agent has sent to other agents")
+            sent.add_metric([], self.egress.sent)
+            yield sent
+
+
+_SENT = _Sent()
+_OURS.register(_SENT)
 
 
 def count_sent(egress: Egress) -> None:
-    _SENT.set_function(lambda: egress.sent)
+    _SENT.egress = egress
 
 
 def restored(model: str, origin: Origin, phases: Iterable[tuple[str, float]]) -> None:
@@ -66,12 +91,13 @@ def sleepers_are(counts: Mapping[Rung, int]) -> None:
 
 
 class NodeCollector(Collector):
-    """What the node knows anyway, read when Prometheus asks. It names at most as many sources as the node remembers."""
+    """What was counted, and what the node knows anyway, read when Prometheus asks. It names as many sources as the node remembers."""
 
     def __init__(self, node: Node) -> None:
         self._node = node
 
-    def collect(self) -> Iterator[GaugeMetricFamily]:
+    def collect(self) -> Iterator[Metric]:
+        yield from _OURS.collect()
         staged = GaugeMetricFamily("zerowake_node_staged_bytes", "Memory of images that stand in it or are on their way there")
         staged.add_metric([], self._node.staging.held_bytes)
         gpus = GaugeMetricFamily("zerowake_node_gpu_bytes", "Memory of a GPU, by who has it", labels=["gpu", "holder"])
@@ -81,10 +107,12 @@ class NodeCollector(Collector):
                 if size is not None:
                     gpus.add_metric([gpu.uuid, holder], size)
         rate = GaugeMetricFamily(
-            "zerowake_source_bytes_per_second", "What a store or another agent gave while it was read from, smoothed", labels=["source"]
+            "zerowake_node_source_bytes_per_second",
+            "What a store or another agent gave while it was read from, smoothed",
+            labels=["source"],
         )
         fails = GaugeMetricFamily(
-            "zerowake_source_fails", "1: the store or other agent gave nothing when it was asked last", labels=["source"]
+            "zerowake_node_source_fails", "1: the store or other agent gave nothing when it was asked last", labels=["source"]
         )
         for source in self._node.travel.sources:
             rate.add_metric([source.name], source.bandwidth.rate)

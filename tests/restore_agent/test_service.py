@@ -123,15 +123,16 @@ async def test_one_that_is_removed_as_it_is_staged_is_not_said_to_stand_in_memor
     await world.node.headroom.close()
 
 
-def test_what_waits_and_what_it_holds_is_shown() -> None:
-    metrics.standbys_are({Rung.STANDBY: 2, Rung.PARKED: 1}, {"GPU-1": 3 << 30})
-    shown = generate_latest().decode()
-    assert 'zerowake_node_standbys{rung="standby"} 2.0' in shown and 'zerowake_node_standbys{rung="parked"} 1.0' in shown
-    assert 'zerowake_node_parked_bytes{gpu="GPU-1"} 3.221225472e+09' in shown
-    metrics.sleepers_are({Rung.STANDBY: 3, Rung.PARKED: 0})
-    assert 'zerowake_node_sleeping_pods{rung="standby"} 3.0' in generate_latest().decode()
-    metrics.standbys_are({Rung.STANDBY: 0, Rung.PARKED: 0}, {})
-    assert "GPU-1" not in generate_latest().decode(), "nothing is parked there any more"
+async def test_what_waits_and_what_it_holds_is_shown(world: World) -> None:
+    with metrics.shown(world.node):
+        metrics.standbys_are({Rung.STANDBY: 2, Rung.PARKED: 1}, {"GPU-1": 3 << 30})
+        shown = generate_latest().decode()
+        assert 'zerowake_node_standbys{rung="standby"} 2.0' in shown and 'zerowake_node_standbys{rung="parked"} 1.0' in shown
+        assert 'zerowake_node_parked_bytes{gpu="GPU-1"} 3.221225472e+09' in shown
+        metrics.sleepers_are({Rung.STANDBY: 3, Rung.PARKED: 0})
+        assert 'zerowake_node_sleeping_pods{rung="standby"} 3.0' in generate_latest().decode()
+        metrics.standbys_are({Rung.STANDBY: 0, Rung.PARKED: 0}, {})
+        assert "GPU-1" not in generate_latest().decode(), "nothing is parked there any more"
 
 
 async def test_what_the_node_has_is_shown_to_prometheus_by_who_has_it(world: World) -> None:
@@ -145,7 +146,7 @@ async def test_what_the_node_has_is_shown_to_prometheus_by_who_has_it(world: Wor
     assert found == {"nobody": "10.0", "gpumem": "20.0", "parked": "5.0", "others": "45.0"}
     found = dict(re.findall(r'zerowake_node_gpu_bytes{gpu="GPU-2",holder="(\w+)"} (\S+)', shown))
     assert found == {"nobody": "80.0", "parked": "0.0"}, "of the others nothing is known"
-    assert 'zerowake_source_fails{source="s3://b"} 1.0' in shown
+    assert 'zerowake_node_source_fails{source="s3://b"} 1.0' in shown
     assert "zerowake_node_gpu_bytes" not in generate_latest().decode(), "the node is closed"
 
 
