@@ -42,6 +42,7 @@ from restore_agent.snapshots.unusable import Unusable
 from zerowake_shared.backoff import Backoff
 from zerowake_shared.kubernetes.errors import ClusterError
 from zerowake_shared.kubernetes.note import fitted
+from zerowake_shared.phases import Phase
 from zerowake_shared.pod_contract import CAPTURE, COLD, DIGEST, GPUMEM, SNAPSHOT
 
 _FIRST_PAUSE, _PAUSE_SECONDS = 0.005, 1.0  # before a placeholder that cannot be served yet is let go of: it calls again
@@ -127,7 +128,7 @@ class Pods:
         snapshot: Snapshot | None = None
         try:
             snapshot = await self._snapshot(caller, phases)
-            with phases.phase("verify"):
+            with phases.phase(Phase.VERIFY):
                 caller.check_allowed()
                 if time.monotonic() - self._restored.pop(pod.metadata.uid, -_SOON_SECONDS) < _SOON_SECONDS:
                     raise RestoreFailed("engine-failed", f"snapshot {snapshot}: its engine ended within a minute of the restore before")
@@ -153,7 +154,7 @@ class Pods:
     async def _snapshot(self, caller: CallingPod, phases: Phases) -> Snapshot:
         """Its own; one on its way here is waited for, if that is sooner than a cold start. Raises what `CallingPod.snapshot` does."""
         try:
-            with phases.phase("verify"):
+            with phases.phase(Phase.VERIFY):
                 return await caller.snapshot(self._node.store)
         except NotFound as error:
             pod = caller.pod
@@ -165,13 +166,13 @@ class Pods:
             _LOG.info("pod %s: %s", pod, note)
             telling = asyncio.create_task(self._node_pods.event(pod, "Normal", "Fetching", note, "Restore"))
             try:
-                with phases.phase("fetch"):
+                with phases.phase(Phase.FETCH):
                     why = await awaited(coming, self._node.restorer.seconds_from_disk, caller.placeholder.ended)
             finally:
                 await telling
             if why:
                 raise NotFound(f"{error}: {why}") from None
-        with phases.phase("verify"):
+        with phases.phase(Phase.VERIFY):
             return await caller.snapshot(self._node.store)
 
     async def _start_cold(self, caller: CallingPod, snapshot: Snapshot | None, failure: AgentError, phases: Phases) -> None:
@@ -199,7 +200,7 @@ class Pods:
         try:
             record = caller.record(command, snapshot.manifest.engine if snapshot else None)
             engine = Engine(record, container, container.output(caller.model), 1)
-            with phases.phase("health"):
+            with phases.phase(Phase.HEALTH):
                 await engine.wait_healthy()
         except (Refused, EngineError) as error:
             _LOG.warning("pod %s takes no part in serving: %s", pod, error)

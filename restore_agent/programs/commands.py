@@ -37,6 +37,7 @@ from zerowake_shared import log, tables
 from zerowake_shared.address import Address
 from zerowake_shared.command_limits import flaw_of_command, flaw_of_environment
 from zerowake_shared.engine_identity import engine_identity
+from zerowake_shared.phases import Phase
 from zerowake_shared.state_folder import used
 
 app = typer.Typer(no_args_is_help=True)
@@ -46,19 +47,19 @@ app.add_typer(key_commands.app, name="key")
 transfers.add_to(snapshots)
 
 _PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "VIRTUAL_ENV", "PYTHONPATH", "LD_LIBRARY_PATH")
-_STEPS = {
-    "weights": "filling gpumem with its weights",
-    "start": "starting the engine",
-    "ready": "waiting for its health",
-    "request": "asking it a real request",
-    "quiesce": "waiting until it is quiet",
-    "caches": "keeping its compile caches",
-    "suspend": "suspending its GPU state",
-    "dump": "dumping it",
-    "resume": "resuming its GPU state",
-    "split": "storing its pages",
-    "prove": "restoring it and asking again",
-    "publish": "publishing",
+_STEPS: dict[str, str] = {
+    Phase.WEIGHTS: "filling gpumem with its weights",
+    Phase.START: "starting the engine",
+    Phase.READY: "waiting for its health",
+    Phase.REQUEST: "asking it a real request",
+    Phase.QUIESCE: "waiting until it is quiet",
+    Phase.CACHES: "keeping its compile caches",
+    Phase.SUSPEND: "suspending its GPU state",
+    Phase.DUMP: "dumping it",
+    Phase.RESUME: "resuming its GPU state",
+    Phase.SPLIT: "storing its pages",
+    Phase.PROVE: "restoring it and asking again",
+    Phase.PUBLISH: "publishing",
 }
 
 

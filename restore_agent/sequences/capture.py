@@ -60,6 +60,7 @@ from restore_agent.snapshots.store import NameTaken, Store, record_file
 from restore_agent.snapshots.unusable import Unusable
 from restore_agent.workload.control_directory import SNAPSHOT_COMPLETE
 from zerowake_shared.background import to_its_end
+from zerowake_shared.phases import Phase
 
 _Answers = tuple[CanaryRecord, tuple[AdapterRecord, ...]]
 _DUMP_SECONDS = 600.0
@@ -135,13 +136,13 @@ class Capturer:
         async with contextlib.AsyncExitStack() as undo:
             lent: list[WeightsRegion] = []
             if request.weights:
-                with _step("weights", phases, progress):
+                with _step(Phase.WEIGHTS, phases, progress):
                     lent.append(await self._weights.read(request.weights))
                     device = self._cuda.chosen(request.engine.env) if self._cuda else ""
                     await self._weights.fill(lent[0], device)
                 lends = self._weights.environment(lent[0].record, device)
                 request = dataclasses.replace(request, engine=request.engine.model_copy(update={"env": request.engine.env | lends}))
-            with _step("start", phases, progress):
+            with _step(Phase.START, phases, progress):
                 if open_place is None:
                     request = dataclasses.replace(request, engine=await asyncio.to_thread(_sharing, request.engine))
                 place = await (open_place or functools.partial(self._sandboxes.create, request.engine.shared))()
@@ -151,25 +152,25 @@ class Capturer:
                 before = await asyncio.to_thread(ipc_objects, place.host_pids().get(1, 0))
                 watch = undo.enter_context(await CacheWatch.begun(await asyncio.to_thread(place.compile_caches, request.engine.env)))
                 source = await Engine.start(request.engine, place, output, for_snapshot=True)
-            with _step("ready", phases, progress):
+            with _step(Phase.READY, phases, progress):
                 await source.wait_healthy(or_ready=True)
             # An engine that quiesces may not answer from here to the end of the dump, and is asked then; others warm up by the request.
-            with _step("request", phases, progress):
+            with _step(Phase.REQUEST, phases, progress):
                 answers = None
                 # The second answer stands: what the first leaves behind (a cached prefix, and sums in another order) is in the image.
                 for _ in range(2):
                     if not source.is_ready:
                         answers = await source.unless_ready(_answers(source, request))
-            with _step("quiesce", phases, progress):
+            with _step(Phase.QUIESCE, phases, progress):
                 quiesces = await source.wait_quiet()
                 await asyncio.to_thread(refuse_left_behind, source.pid, place.host_pids(), before)
             undo.push_async_callback(asyncio.to_thread, self._store.sweep)  # once the lease has ended
             with self._store.chunks.lease() as lease:
                 workspace = await asyncio.to_thread(self._store.workspace)
                 undo.push_async_callback(asyncio.to_thread, shutil.rmtree, workspace, True)
-                with _step("caches", phases, progress):
+                with _step(Phase.CACHES, phases, progress):
                     notes = await _keep_caches(watch, workspace)
-                with _step("weights", phases, progress):
+                with _step(Phase.WEIGHTS, phases, progress):
                     lent += await self._published(source, workspace)
                 for region in lent:
                     await asyncio.to_thread(_keep_weights, workspace, region, self._sandboxes.checkpoints)
@@ -177,9 +178,9 @@ class Capturer:
                 if lent:
                     records = tuple(region.record for region in lent)
                     draft = _draft(draft.manifest.model_copy(update={"weights": records}), workspace)
-                with _step("prove", phases, progress):
+                with _step(Phase.PROVE, phases, progress):
                     await self._prove(draft, open_place, place.gpus)
-                with _step("publish", phases, progress):
+                with _step(Phase.PUBLISH, phases, progress):
                     published = asyncio.create_task(
                         asyncio.to_thread(self._store.publish, workspace, draft.manifest, lease, replace=request.replace)
                     )
@@ -244,18 +245,18 @@ class Capturer:
 
         try:
             if self._cuda and holders:
-                with _step("suspend", phases, progress):
+                with _step(Phase.SUSPEND, phases, progress):
                     freed = await self._cuda.suspend(holders, place.gpus)
             # The least that it takes: its dump lies there beside its chunks, of which others may have some already.
             holds = await asyncio.to_thread(lambda: sum(map(private_bytes, inside.values())))
             await self._room(f"snapshot {request.namespace}/{request.name} (what its engine holds)", holds)
-            with _step("dump", phases, progress):
+            with _step(Phase.DUMP, phases, progress):
                 used = await asyncio.to_thread(place.mapped_files, inside.values())
                 await self._criu.dump(place, source.pid, images, _DUMP_SECONDS, carry)
         finally:
             try:
                 if self._cuda and freed is not None:
-                    with _step("resume", phases, progress):
+                    with _step(Phase.RESUME, phases, progress):
                         await asyncio.shield(self._cuda.resume(holders))
             finally:
                 source.tell(SNAPSHOT_COMPLETE)
@@ -265,11 +266,11 @@ class Capturer:
             await source.wait_healthy()
             answers = await _answers(source, request)
         canary, adapters = answers
-        with _step("split", phases, progress):
+        with _step(Phase.SPLIT, phases, progress):
             await asyncio.to_thread(mend_timers, images)
             total = sum(pages.stat().st_size for pages in images.glob("pages-*.img"))
             await self._room(f"snapshot {request.namespace}/{request.name}", total)
-            counted = _count(split(images), lambda done: progress("split", done, total))
+            counted = _count(split(images), lambda done: progress(Phase.SPLIT, done, total))
             chunks, index = await to_its_end(asyncio.to_thread(write_chunks, lease, counted))
             write_index(workspace / "pages.index", index)
             for name, content in carried.items():
@@ -295,7 +296,7 @@ class Capturer:
                 gpus=freed or {},
                 quiesces=quiesces,
                 template=request.template,
-                cold_seconds=round(phases.seconds("start") + phases.seconds("ready"), 3),
+                cold_seconds=round(phases.seconds(Phase.START) + phases.seconds(Phase.READY), 3),
                 fits=await asyncio.to_thread(node_fits, self._criu.version, used, gpus, place.files, self._store.hashes),
             )
         return _draft(manifest, workspace)
@@ -336,7 +337,7 @@ async def _answers(source: Engine, request: CaptureRequest) -> _Answers:
 
 
 @contextlib.contextmanager
-def _step(name: str, phases: Phases, progress: Progress) -> Iterator[None]:
+def _step(name: Phase, phases: Phases, progress: Progress) -> Iterator[None]:
     progress(name, 0, 0)
     with phases.phase(name):
         yield

@@ -39,6 +39,7 @@ from restore_agent.sequences.standby import Rung, Standby
 from restore_agent.sequences.transitions import Transitions
 from restore_agent.snapshots.catalog import Snapshot
 from zerowake_shared.background import ended
+from zerowake_shared.phases import Phase
 
 _QUIET_SECONDS = 2.0  # for the gateways to close what they have open to it
 _LOOK_SECONDS = 0.025
@@ -318,7 +319,7 @@ class Idling:
             if sleeper.doorkeeper:
                 sleeper.doorkeeper.stop()
             if standby.rung is Rung.PARKED:
-                with phases.phase("image.wake"):
+                with phases.phase(Phase.IMAGE_WAKE):
                     sleeper.engine.go_on()
             await self._transitions.wake_on(standby, pairs, phases)
         except BaseException as error:

@@ -6,26 +6,28 @@ import contextlib
 import time
 from collections.abc import Iterator
 
+from zerowake_shared.phases import Phase
+
 
 class Phases:
     """The stop-watch of one sequence, running from the moment that it is made; in seconds."""
 
     def __init__(self) -> None:
         self._begin = time.monotonic()
-        self._seconds: dict[str, float] = {}
+        self._seconds: dict[Phase, float] = {}
 
     @contextlib.contextmanager
-    def phase(self, name: str) -> Iterator[None]:
+    def phase(self, name: Phase) -> Iterator[None]:
         begin = time.monotonic()
         try:
             yield
         finally:
             self.add(name, time.monotonic() - begin)
 
-    def add(self, name: str, seconds: float) -> None:
+    def add(self, name: Phase, seconds: float) -> None:
         self._seconds[name] = self._seconds.get(name, 0.0) + seconds
 
-    def seconds(self, name: str) -> float:
+    def seconds(self, name: Phase) -> float:
         return self._seconds.get(name, 0.0)
 
     @property
@@ -35,4 +37,4 @@ class Phases:
     def done(self) -> list[tuple[str, float]]:
         """The phases in the order they began; the last is `unaccounted`."""
         rest = self.total - sum(self._seconds.values())
-        return [*self._seconds.items(), ("unaccounted", max(0.0, rest))]
+        return [*self._seconds.items(), (Phase.UNACCOUNTED, max(0.0, rest))]

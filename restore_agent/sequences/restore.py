@@ -47,8 +47,10 @@ from restore_agent.snapshots.manifest import EngineRecord, Manifest
 from restore_agent.transfer.bandwidth import Bandwidth
 from zerowake_shared.background import ended, to_its_end
 from zerowake_shared.huge_pages import HugePages
+from zerowake_shared.phases import Phase
 
 _LET_GO_SECONDS = 10.0  # CRIU's last step takes milliseconds
+_MOVING = (Phase.FETCH, Phase.IMAGE_FILL, Phase.STAGED_PAGES, Phase.WEIGHTS)  # which is counted by bytes
 _DISK_RATE, _FILL_RATE = 1e9, 4e9  # bytes a second, of a small machine (as in scaler/plan/estimate.py), until something was measured
 OpenPlace = Callable[[], Awaitable[Place]]  # makes, or opens, what a replica is restored into
 
@@ -95,7 +97,9 @@ class Restorer:
                 ):
                     standby = await self._hold(criu, snapshot, staged, phases, open_place or self._sandbox(snapshot))
                     engine = await self._transitions.finish(standby, weights, pairs, phases)
-        overhead = phases.total - sum(phases.seconds(moving) for moving in ("fetch", "image.fill", "staged.pages", "weights"))
+        overhead = phases.total - sum(
+            phases.seconds(moving) for moving in (Phase.FETCH, Phase.IMAGE_FILL, Phase.STAGED_PAGES, Phase.WEIGHTS)
+        )
         before = self.overhead.get(snapshot.digest, overhead)
         self.overhead[snapshot.digest] = before + 0.3 * (overhead - before)
         if open_place is None:
@@ -145,12 +149,12 @@ class Restorer:
         manifest = snapshot.manifest
         self._headroom.give()
         async with contextlib.AsyncExitStack() as undo:
-            with phases.phase("image.sandbox"):
+            with phases.phase(Phase.IMAGE_SANDBOX):
                 place = await open_place()
                 undo.push_async_exit(place)
                 output = place.output(manifest.model)
                 undo.callback(output.close)
-            with phases.phase("staged"):
+            with phases.phase(Phase.STAGED):
                 images = await asyncio.shield(staged.skeleton)
             begin = time.monotonic()
             held, go = asyncio.Event(), asyncio.Event()
@@ -178,7 +182,7 @@ class Restorer:
             if not held.is_set():
                 await restoring
                 raise CriuError("CRIU ended without asking for the pages")
-            phases.add("image.criu", time.monotonic() - begin - phases.seconds("staged.pages") - phases.seconds("image.fill"))
+            phases.add(Phase.IMAGE_CRIU, time.monotonic() - begin - phases.seconds(Phase.STAGED_PAGES) - phases.seconds(Phase.IMAGE_FILL))
             hosts = place.host_pids()
             Control.make_doors(place)
             engine = Engine(manifest.engine, place, output, manifest.root_pid)
@@ -208,21 +212,21 @@ class Restorer:
         whole = arena.whole
         with self._huge.on():
             seconds = await arena.fill(place.host_pids())
-        phases.add("image.fill", seconds)
-        phases.add("staged.pages", time.monotonic() - begin - seconds)  # for which it waited
+        phases.add(Phase.IMAGE_FILL, seconds)
+        phases.add(Phase.STAGED_PAGES, time.monotonic() - begin - seconds)  # for which it waited
         if whole:
             self.memory_to_process.measured(arena.size, seconds)
 
     async def start_cold(self, record: EngineRecord, model: str, phases: Phases) -> Engine:
         """Starts the engine's own command. Raises EngineError, PlaceError."""
         async with contextlib.AsyncExitStack() as undo:
-            with phases.phase("image.sandbox"):
+            with phases.phase(Phase.IMAGE_SANDBOX):
                 shared = (*record.shared, *caches(record.env))
                 place: Place = await (self._sandboxes.create(shared) if os.geteuid() == 0 else Rootless.create(record.port))
                 await undo.enter_async_context(place)
                 output = place.output(model)
                 undo.callback(output.close)
-            with phases.phase("health"):
+            with phases.phase(Phase.HEALTH):
                 engine = await Engine.start(record, place, output, for_snapshot=False)
                 await engine.wait_healthy()
             undo.pop_all()

@@ -34,6 +34,7 @@ from restore_agent.snapshots.manifest import EngineRecord, WeightsRecord, Weight
 from restore_agent.snapshots.store import Store
 from zerowake_shared import durable
 from zerowake_shared.background import to_its_end
+from zerowake_shared.phases import Phase
 
 _MOST_BESIDE = 64 << 20  # bytes of what lies beside weights
 _LOG = logging.getLogger("zerowake.agent")
@@ -50,7 +51,7 @@ class SecondBest:
 
     async def lay_out(self, snapshot: Snapshot, record: EngineRecord, phases: Phases) -> None:
         """Before an engine is started cold by `record`, since this snapshot could not be restored."""
-        with phases.phase("image.caches"):
+        with phases.phase(Phase.IMAGE_CACHES):
             async with self._one_at_a_time:
                 try:
                     await to_its_end(asyncio.to_thread(self._lay_out, snapshot, record))
@@ -61,7 +62,7 @@ class SecondBest:
         """The same in a container whose own command is about to go on: its compile caches. Its own command loads its weights itself."""
         if INDEX not in snapshot.manifest.files:
             return
-        with phases.phase("image.caches"):
+        with phases.phase(Phase.IMAGE_CACHES):
             async with self._one_at_a_time:
                 try:
                     await container.open()

@@ -28,6 +28,7 @@ from restore_agent.sequences.standby import Rung, Standby
 from restore_agent.snapshots.catalog import Snapshot
 from zerowake_shared.background import ended, first_error
 from zerowake_shared.huge_pages import HugePages
+from zerowake_shared.phases import Phase
 
 _DEMOTE_SECONDS = 10.0  # an engine that does not let go in this time is ended
 
@@ -166,7 +167,7 @@ class Transitions:
 
     async def _resume(self, standby: Standby, pairs: Mapping[str, str], phases: Phases) -> None:
         """Lets the held processes go and gives them back what was suspended: from standby to parked."""
-        with phases.phase("image.wake"):
+        with phases.phase(Phase.IMAGE_WAKE):
             await standby.let_go()
         if standby.gpu_pids:
             if self._cuda is None:
@@ -174,8 +175,8 @@ class Transitions:
             # CUDA reads all of its state, also the zeros that were left out: with huge pages on those are one page of zeros for 2 MiB.
             with self._huge.on():
                 took = await self._cuda.resume(standby.gpu_pids, pairs)
-            phases.add("cuda.restore", took.restore)
-            phases.add("cuda.unlock", took.unlock)
+            phases.add(Phase.CUDA_RESTORE, took.restore)
+            phases.add(Phase.CUDA_UNLOCK, took.unlock)
         standby.stands_on(pairs)
 
     async def _serve(self, standby: Standby, weights: asyncio.Task[None], phases: Phases) -> Engine:
@@ -190,7 +191,7 @@ class Transitions:
             engine.woken(moved)
         if manifest.weights:
             # They were on their way all the while; what is waited for here is what they took longer.
-            with phases.phase("weights"):
+            with phases.phase(Phase.WEIGHTS):
                 await weights
         if not soon:
             engine.woken(moved)

@@ -14,9 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
 from zerowake_shared.clock import SYSTEM_CHANCE, SYSTEM_CLOCK, Clock, token
+from zerowake_shared.phases import Phase, in_order
 
-PHASES = ("held", "pushed", "created", "scheduled", "started", "staged", "image", "weights", "cuda", "attach", "health", "first_byte")
-UNACCOUNTED = "unaccounted"
 _KEPT = 100
 
 
@@ -44,7 +43,7 @@ class Activation:
     def mark(self, phase: str, at: float | None = None) -> None:
         """The phase ended at `at` (default now); it lasted since the mark before, or the beginning.
 
-        Only a phase's first mark counts. Raises: ValueError for a phase that PHASES does not have.
+        Only a phase's first mark counts.
         """
         moment = self._clock.now() if at is None else at
         if self._record(phase, moment - self._latest):
@@ -53,7 +52,7 @@ class Activation:
     def add(self, phase: str, seconds: float) -> None:
         """The phase took `seconds`. Of several replicas made at once the first one's phases count: it is the one that answers first.
 
-        Raises: ValueError for a phase that PHASES does not have.
+        A newer agent may have phases that are not known here: they count, and are shown, as they are called.
         """
         self._record(phase, seconds)
 
@@ -63,8 +62,6 @@ class Activation:
             self.origin = origin
 
     def _record(self, phase: str, seconds: float) -> bool:
-        if phase not in PHASES:
-            raise ValueError(f"{phase!r} is not a phase of an activation; the phases are {', '.join(PHASES)}")
         if phase in self._phases or self.outcome != "open":
             return False
         self._phases[phase] = max(0.0, seconds)
@@ -72,12 +69,12 @@ class Activation:
 
     @property
     def phases(self) -> Mapping[str, float]:
-        """Seconds by phase in the order of PHASES, and `unaccounted` once it has ended."""
-        ordered = {phase: self._phases[phase] for phase in PHASES if phase in self._phases}
+        """Seconds by phase, in the order in which they come, and `unaccounted` once it has ended."""
+        ordered = {phase: self._phases[phase] for phase in in_order([*self._phases])}
         if self.outcome != "open":
             # Image and weights move at the same time: only the longer one is on the way to the answer.
-            accounted = sum(ordered.values()) - min(ordered.get("image", 0.0), ordered.get("weights", 0.0))
-            ordered[UNACCOUNTED] = max(0.0, self.total - accounted)
+            accounted = sum(ordered.values()) - min(ordered.get(Phase.IMAGE, 0.0), ordered.get(Phase.WEIGHTS, 0.0))
+            ordered[Phase.UNACCOUNTED] = max(0.0, self.total - accounted)
         return MappingProxyType(ordered)
 
     def end(self, outcome: str, reason: str, at: float) -> None:
@@ -122,7 +119,7 @@ class Activations:
         """A replica that got its request at `handed` has answered at `at`: the model is served."""
         activation = self._open.get(model)
         if activation is not None:
-            activation.add("first_byte", at - handed)
+            activation.add(Phase.FIRST_BYTE, at - handed)
             self.served(model, at)
 
     def abandoned(self, model: str, reason: str) -> None:

@@ -24,6 +24,7 @@ from scaler.books.demand import NOTHING, Demand, Elsewhere, Subscription, Unknow
 from scaler.books.limits import ModelLimits
 from scaler.books.model_name import check_model_name
 from scaler.books.signal import Signal
+from zerowake_shared.phases import Phase
 
 _NONE = Demand(0, 0, 0)
 
@@ -295,7 +296,7 @@ class Ledger:
         if edge:  # what is asked elsewhere has no first byte here to end an activation
             activation = self.activations.begin(account.name, arrived)
             if arrived is not None:
-                activation.mark("held")
+                activation.mark(Phase.HELD)
         if edge or edge_here:
             self.on_first_demand.tell(account.name)
         if edge_anywhere:

@@ -11,6 +11,7 @@ from scaler.gateway.upstream import Endpoint
 from scaler.plan.rungs import Rung, WeightsRung
 from scaler.plan.world import Gpu, Rates, Replica, Residency, SourceState, Stored, Transfer
 from zerowake_shared.address import Address
+from zerowake_shared.phases import Phase
 
 _ORIGINS = {
     agent_pb2.ORIGIN_RESTORED: "restored",
@@ -116,7 +117,7 @@ def replica(told: agent_pb2.Replica) -> Replica:
 
 def seconds_beside_weights(told: agent_pb2.Replica) -> float:
     """What making the replica took beside moving its weights."""
-    return sum(phase.seconds for phase in told.phases if phase.name.partition(".")[0] != "weights")
+    return sum(phase.seconds for phase in told.phases if Phase.whole(phase.name) != Phase.WEIGHTS)
 
 
 def endpoint(told: agent_pb2.Endpoint) -> Endpoint:

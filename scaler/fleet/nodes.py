@@ -18,7 +18,7 @@ from dataclasses import replace
 import grpc
 from zerowake_proto import agent_pb2, agent_pb2_grpc
 
-from scaler.books.activation import PHASES, Activation, Activations
+from scaler.books.activation import Activation, Activations
 from scaler.fleet import messages
 from scaler.fleet.addresses import Addresses
 from scaler.fleet.agent import Agent
@@ -29,6 +29,7 @@ from scaler.plan.scheduling import Standing
 from scaler.plan.world import Node, Replica
 from zerowake_shared.backoff import Backoff
 from zerowake_shared.clock import SYSTEM_CHANCE, SYSTEM_CLOCK, Clock
+from zerowake_shared.phases import Phase
 from zerowake_shared.tls import BadCertificate, TlsFiles, client_credentials
 
 log = logging.getLogger(__name__)
@@ -323,11 +324,11 @@ def _account(activation: Activation, phases: Sequence[agent_pb2.Phase], now: flo
     """
     sums: dict[str, float] = {}
     for phase in phases:
-        name = phase.name.partition(".")[0]
+        name = Phase.whole(phase.name)
         sums[name] = sums.get(name, 0.0) + phase.seconds
-    took = sum(sums.values()) - min(sums.get("image", 0.0), sums.get("weights", 0.0))  # those two go on at the same time
+    took = sum(sums.values()) - min(sums.get(Phase.IMAGE, 0.0), sums.get(Phase.WEIGHTS, 0.0))  # those two go on at the same time
     # Where its pod was heard of, the first two have their own, and this is what was left to the kubelet and the runtime.
-    activation.mark("started" if "created" in activation.phases else "scheduled", now - took)
+    activation.mark(Phase.STARTED if Phase.CREATED in activation.phases else Phase.SCHEDULED, now - took)
     for name, seconds in sums.items():
-        if name in PHASES:
+        if name != Phase.UNACCOUNTED:
             activation.add(name, seconds)

@@ -27,6 +27,7 @@ from scaler.books.demand import DemandReader, Subscription, UnknownModel
 from scaler.keda.metrics import PUSH_SECONDS, PUSHES
 from zerowake_shared.background import kept
 from zerowake_shared.clock import SYSTEM_CLOCK, Clock
+from zerowake_shared.phases import Phase
 
 log = logging.getLogger(__name__)
 
@@ -141,7 +142,7 @@ class Push:
         if first is not None:
             PUSH_SECONDS.observe(self._now() - first)
             if self._activations and (activation := self._activations.current(model)):
-                activation.mark("pushed")
+                activation.mark(Phase.PUSHED)
         if self._on_pushed:
             self._on_pushed(model)
 

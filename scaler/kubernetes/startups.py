@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from scaler.books.activation import Activations
 from scaler.kubernetes.engine_pod import EnginePod
+from zerowake_shared.phases import Phase
 
 
 class Startups:
@@ -27,6 +28,6 @@ class Startups:
         activation = self._activations.current(self._model_of(new))
         if activation is None:
             return
-        activation.mark("created")
+        activation.mark(Phase.CREATED)
         if new.spec.node_name:
-            activation.mark("scheduled")
+            activation.mark(Phase.SCHEDULED)

@@ -19,6 +19,7 @@ from scaler.gateway.dispatcher import Dispatcher
 from scaler.local.config import ModelSection
 from scaler.local.look import Look
 from scaler.plan.actions import End, Start
+from zerowake_shared.phases import Phase
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ class LocalReplicas:
         section = self._sections[action.model]
         activation = self._activations.current(action.model)
         if activation:
-            activation.mark("scheduled")
+            activation.mark(Phase.SCHEDULED)
         cold = engine_of(section) if section.command else None
         answer = await agent.restore(action.model, section.snapshot_name, cold, activation.id if activation else "")
         if answer.fallback_reason:

@@ -72,6 +72,7 @@ from zerowake_shared.kubernetes.cluster import Cluster
 from zerowake_shared.kubernetes.informer import Informer
 from zerowake_shared.kubernetes.resource import PODS
 from zerowake_shared.listening import check_all_free
+from zerowake_shared.phases import Phase
 from zerowake_shared.pod_contract import SNAPSHOT
 
 log = logging.getLogger(__name__)
@@ -277,7 +278,7 @@ def _pushed_elsewhere(activations: Activations, activity: Activity, model: str) 
     """Another replica has told KEDA of the model's use, of a request that is held here maybe."""
     activity.tell(model)
     if activation := activations.current(model):
-        activation.mark("pushed")
+        activation.mark(Phase.PUSHED)
 
 
 @contextlib.asynccontextmanager
