@@ -23,7 +23,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-_SWITCHES = Path("/sys/kernel/mm/transparent_hugepage")
+SWITCHES = Path("/sys/kernel/mm/transparent_hugepage")
 _LONGEST = 16  # bytes of a setting; it is noted in one write, at its full length, so that a kill leaves no half of it
 
 logger = logging.getLogger(__name__)
@@ -57,12 +57,12 @@ class HugePages:
     @classmethod
     def of_processes(cls, folder: Path) -> HugePages:
         """For the private memory of processes that have not asked for huge pages: `always`, as a restore wants it."""
-        return cls(folder, _SWITCHES / "enabled", "always", ("madvise", "never"))
+        return cls(folder, SWITCHES / "enabled", "always", ("madvise", "never"))
 
     @classmethod
     def of_memfds(cls, folder: Path) -> HugePages:
         """For shared memory that asks for huge pages (MADV_HUGEPAGE): `advise` where the machine says `never`."""
-        return cls(folder, _SWITCHES / "shmem_enabled", "advise", ("never",))
+        return cls(folder, SWITCHES / "shmem_enabled", "advise", ("never",))
 
     @contextlib.contextmanager
     def on(self) -> Iterator[None]:
@@ -108,10 +108,7 @@ class HugePages:
             self._file = -1
 
     def _now(self) -> str:
-        """The kernel lists all settings and puts brackets around the one that counts."""
-        text = self._switch.read_text()
-        found = re.search(r"\[(\w+)\]", text)
-        return found[1] if found else text.strip()
+        return _setting(self._switch)
 
     @contextlib.contextmanager
     def _tried(self) -> Iterator[None]:
@@ -120,3 +117,18 @@ class HugePages:
         except OSError as error:
             self._works = False
             logger.warning("%s cannot be set, so memory is made of small pages, which is slower: %s", self._switch, error)
+
+
+def setting_of(switch: Path) -> str:
+    """What a switch is set to; empty: the kernel has none."""
+    try:
+        return _setting(switch)
+    except FileNotFoundError:
+        return ""
+
+
+def _setting(switch: Path) -> str:
+    """The kernel lists all settings and puts brackets around the one that counts."""
+    text = switch.read_text()
+    found = re.search(r"\[(\w+)\]", text)
+    return found[1] if found else text.strip()
