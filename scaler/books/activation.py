@@ -12,11 +12,20 @@ import random
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
+from typing import NamedTuple
 
 from zerowake_shared.clock import SYSTEM_CHANCE, SYSTEM_CLOCK, Clock, token
 from zerowake_shared.phases import Phase, in_order
 
 _KEPT = 100
+
+
+class Interval(NamedTuple):
+    """When a phase was, by the activation's clock. seconds: what counts as its own; in the rest of the time another one went on."""
+
+    begin: float
+    end: float
+    seconds: float
 
 
 class Activation:
@@ -37,7 +46,7 @@ class Activation:
         self.origin = ""
         self.total = 0.0
         self._begun = self._latest = at
-        self._phases: dict[str, float] = {}
+        self._phases: dict[str, Interval] = {}
         self._clock = clock
 
     def mark(self, phase: str, at: float | None = None) -> None:
@@ -45,41 +54,61 @@ class Activation:
 
         Only a phase's first mark counts.
         """
-        moment = self._clock.now() if at is None else at
-        if self._record(phase, moment - self._latest):
-            self._latest = max(self._latest, moment)
+        moment = max(self._latest, self._clock.now() if at is None else at)
+        if self._record(phase, Interval(self._latest, moment, moment - self._latest)):
+            self._latest = moment
 
-    def add(self, phase: str, seconds: float) -> None:
-        """The phase took `seconds`. Of several replicas made at once the first one's phases count: it is the one that answers first.
+    def add(self, phase: str, seconds: float, begin: float | None = None) -> None:
+        """The phase took `seconds`, from `begin` on (default: it ends now). Of several replicas made at once the first one's phases count:
+        it is the one that answers first.
 
         A newer agent may have phases that are not known here: they count, and are shown, as they are called.
         """
-        self._record(phase, seconds)
+        took = max(0.0, seconds)
+        since = self._clock.now() - took if begin is None else begin
+        self._record(phase, Interval(since, since + took, took))
 
     def made(self, origin: str) -> None:
         """A replica is there that was made so. Of several the first one's origin counts, as its phases do."""
         if not self.origin and self.outcome == "open":
             self.origin = origin
 
-    def _record(self, phase: str, seconds: float) -> bool:
+    def _record(self, phase: str, interval: Interval) -> bool:
         if phase in self._phases or self.outcome != "open":
             return False
-        self._phases[phase] = max(0.0, seconds)
+        self._phases[phase] = interval
         return True
 
     @property
     def phases(self) -> Mapping[str, float]:
         """Seconds by phase, in the order in which they come, and `unaccounted` once it has ended."""
-        ordered = {phase: self._phases[phase] for phase in in_order([*self._phases])}
-        if self.outcome != "open":
-            # Image and weights move at the same time: only the longer one is on the way to the answer.
-            accounted = sum(ordered.values()) - min(ordered.get(Phase.IMAGE, 0.0), ordered.get(Phase.WEIGHTS, 0.0))
-            ordered[Phase.UNACCOUNTED] = max(0.0, self.total - accounted)
-        return MappingProxyType(ordered)
+        ordered = {phase: self._phases[phase].seconds for phase in in_order([*self._phases])}
+        return MappingProxyType(ordered if self.outcome == "open" else _with_rest(ordered, self.total))
+
+    @property
+    def ready(self) -> float | None:
+        """The moment at which the request that was answered first went to a replica; None: none was answered."""
+        interval = self._phases.get(Phase.FIRST_BYTE)
+        return None if interval is None else interval.begin
+
+    def within(self, since: float, until: float) -> Mapping[str, float]:
+        """As `phases`, of what lay between two moments of the clock: somebody may have begun to wait later than the activation did."""
+        found = {}
+        for phase in in_order([*self._phases]):
+            begin, end, seconds = self._phases[phase]
+            if end > since and begin < until:
+                found[phase] = min(seconds, min(end, until) - max(begin, since))
+        return MappingProxyType(_with_rest(found, until - since))
 
     def end(self, outcome: str, reason: str, at: float) -> None:
         self.total = at - self._begun
         self.outcome, self.reason = outcome, reason
+
+
+def _with_rest(phases: dict[str, float], total: float) -> dict[str, float]:
+    # Image and weights move at the same time: only the longer one is on the way to the answer.
+    accounted = sum(phases.values()) - min(phases.get(Phase.IMAGE, 0.0), phases.get(Phase.WEIGHTS, 0.0))
+    return {**phases, Phase.UNACCOUNTED: max(0.0, total - accounted)}
 
 
 class Activations:
@@ -119,7 +148,7 @@ class Activations:
         """A replica that got its request at `handed` has answered at `at`: the model is served."""
         activation = self._open.get(model)
         if activation is not None:
-            activation.add(Phase.FIRST_BYTE, at - handed)
+            activation.add(Phase.FIRST_BYTE, at - handed, handed)
             self.served(model, at)
 
     def abandoned(self, model: str, reason: str) -> None:

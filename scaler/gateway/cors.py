@@ -10,9 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from scaler.gateway.answer_parser import Fields, Head
+from scaler.gateway.wait import ACTIVATION, ORIGIN, TIMING
+
 METHODS = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
 # A page of any origin may read what the gateway itself says: a browser hides an error without these.
-READABLE = {"Access-Control-Allow-Origin": "*", "Access-Control-Expose-Headers": "Retry-After"}
+READABLE = {
+    "Access-Control-Allow-Origin": "*",
+    "Access-Control-Expose-Headers": f"Retry-After, {TIMING}, {ACTIVATION}, {ORIGIN}",
+    "Timing-Allow-Origin": "*",
+}
 _KEPT_SECONDS = 600  # by the browser
 
 
@@ -27,3 +34,15 @@ def permission(asked: Mapping[str, str]) -> dict[str, str]:
     if wanted := asked.get("Access-Control-Request-Headers"):
         headers["Access-Control-Allow-Headers"] = wanted  # `*` would leave Authorization out
     return headers
+
+
+def exposed(head: Head, told: Fields) -> Fields:
+    """What a page that may read an engine's answer, by the engine's own word, needs to read what the gateway has added to it."""
+    permitted = head.get(b"access-control-allow-origin")
+    if not permitted:
+        return []
+    names = b", ".join(name for name, _ in told)
+    fields = [(b"Access-Control-Expose-Headers", names)]
+    if TIMING.encode() in names:  # what a browser itself measures, and this list, it shows to origins that are named here
+        fields.append((b"Timing-Allow-Origin", permitted))
+    return fields

@@ -18,8 +18,9 @@ from typing import NamedTuple
 
 from aiohttp import web
 
-from scaler.gateway.answer_parser import OF_ONE_CONNECTION, BadAnswer, Head
+from scaler.gateway.answer_parser import OF_ONE_CONNECTION, BadAnswer, Fields, Head
 from scaler.gateway.connection import Connection
+from scaler.gateway.cors import exposed
 from scaler.gateway.dispatcher import Member
 from scaler.gateway.forwarded import forwarded
 from scaler.gateway.redirect import seen_from_outside
@@ -29,6 +30,7 @@ from scaler.gateway.target import Target
 from scaler.gateway.upgrade import asks_for_upgrade, splice
 from scaler.gateway.upload import Upload
 from scaler.gateway.upstream import NotReached, Upstream
+from scaler.gateway.wait import NO_WAIT, Wait
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +69,7 @@ class Exchange:
     target: its path, as a replica gets it; upload: its body; now: the clock.
     """
 
-    __slots__ = ("_events", "_now", "_request", "_target", "_upload", "_upload_error")
+    __slots__ = ("_events", "_now", "_request", "_target", "_upload", "_upload_error", "wait")
 
     def __init__(self, request: web.BaseRequest, target: Target, upload: Upload, now: Callable[[], float]) -> None:
         self._request = request
@@ -76,6 +78,7 @@ class Exchange:
         self._upload = upload
         self._events: Reply | None = None
         self._upload_error: Exception | None = None
+        self.wait: Wait | None = None  # since it had to wait
 
     @property
     def harmless(self) -> bool:
@@ -87,6 +90,8 @@ class Exchange:
         if self._events is None:
             self._events = Reply(self._request)
             fields = [(b"Content-Type", b"text/event-stream; charset=utf-8"), (b"Cache-Control", b"no-cache")]
+            if self.wait is not None:  # the rest is known when its head is gone
+                fields += [*self.wait.told_first(), (b"Trailer", b", ".join(name for name, _ in self.wait.told_last(self._now())))]
             self._events.begin(Head(200, b"OK", fields, None, b""))
         if not self._events.take(b": waiting\n\n"):
             await self._events.emptied()
@@ -98,6 +103,8 @@ class Exchange:
         client has gone.
         """
         handed = self._now()
+        if self.wait is not None:
+            self.wait.handed = handed
         method = self._request.method.encode()
         upgrades = asks_for_upgrade(self._request)
         head = self._head(method, member.upstream.host, upgrades)
@@ -126,7 +133,7 @@ class Exchange:
         try:
             if self._events is not None:
                 return await self._pass_events(self._events, connection)
-            return await self._pass(answer, closes)
+            return await self._pass(answer, closes, NO_WAIT if self.wait is None else self.wait.told(self._now()))
         finally:
             if connection.uploads:
                 await connection.stop_upload()
@@ -134,7 +141,7 @@ class Exchange:
     async def refuse(self, refusal: Refusal) -> web.StreamResponse:
         """Answers with an error, as an event if an event stream has begun."""
         if self._events is None:
-            return refusal.response
+            return refusal.response if self.wait is None else refusal.after(self.wait.told_of_refusal(self._now()))
         return await self._fail_events(self._events, refusal.body)
 
     def _head(self, method: bytes, host: bytes, upgrades: bool) -> bytes:
@@ -194,7 +201,7 @@ class Exchange:
             return ReplicaFailed(error) if isinstance(error, OSError) else error
         return self._upload_error
 
-    async def _pass(self, answer: Answer, closes: bool) -> web.StreamResponse:
+    async def _pass(self, answer: Answer, closes: bool, told: Fields) -> web.StreamResponse:
         connection = answer.connection
         head = connection.head
         target = self._target
@@ -202,8 +209,10 @@ class Exchange:
             endpoint = answer.upstream.endpoint
             host = self._request.headers.get("Host", "")
             head = head._replace(fields=seen_from_outside(head.fields, target, host, (endpoint.host, endpoint.port)))
+        if "Origin" in self._request.headers:
+            told = told + exposed(head, told)
         reply = Reply(self._request, closes=closes)
-        reply.begin(head)
+        reply.begin(head, told)
         try:
             if head.status == 101:
                 await splice(self._request, connection, reply)
@@ -224,6 +233,7 @@ class Exchange:
     async def _pass_events(self, events: Reply, connection: Connection) -> web.StreamResponse:
         head = connection.head
         passes = head.status == 200 and head.get(b"content-type").partition(b";")[0].strip().lower() == b"text/event-stream"
+        trailers = [] if self.wait is None else self.wait.told_last(self._now())
         told = _Told()
         try:
             await connection.pass_on(events if passes else told)
@@ -234,7 +244,7 @@ class Exchange:
             return await self._fail_events(events, Refusal(502, "replica_failed", message).body)
         if not passes:
             return await self._fail_events(events, _as_error(head.status, bytes(told.text)))
-        events.finish()
+        events.finish(trailers)
         return events
 
     async def _fail_events(self, events: Reply, error: bytes) -> web.StreamResponse:

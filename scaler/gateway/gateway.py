@@ -31,6 +31,7 @@ from scaler.gateway.exchange import Exchange, ReplicaFailed
 from scaler.gateway.refusal import Refusal
 from scaler.gateway.target import Target, read_target
 from scaler.gateway.upload import Upload
+from scaler.gateway.wait import Wait
 from zerowake_shared.address import Address
 from zerowake_shared.clock import SYSTEM_CLOCK, Clock
 from zerowake_shared.listening import started
@@ -171,7 +172,8 @@ class Gateway:
         try:
             member = self._dispatcher.take(model)
             if member is None:
-                member = await self._wait(request, upload, exchange, self._hold(request, model, priority, upload.size, arrived), beats)
+                hold = self._hold(request, model, priority, upload.size, arrived)
+                member = await self._wait(request, upload, exchange, hold, beats, arrived)
             last = False
             while True:
                 try:
@@ -187,7 +189,7 @@ class Gateway:
                 finally:
                     self._dispatcher.release(member)
                     self._changed.set()
-                member = await self._wait(request, upload, exchange, hold, beats)
+                member = await self._wait(request, upload, exchange, hold, beats, arrived)
         except CannotStart as error:
             raise Refusal(503, "cannot_start", str(error), retry=True) from error
         except UnknownModel as error:
@@ -200,9 +202,13 @@ class Gateway:
         except QueueFull as error:
             raise Refusal(429, f"too_many_{error.bound}", str(error), retry=True) from error
 
-    async def _wait(self, request: web.BaseRequest, upload: Upload, exchange: Exchange, hold: Hold, beats: float | None) -> Member:
+    async def _wait(
+        self, request: web.BaseRequest, upload: Upload, exchange: Exchange, hold: Hold, beats: float | None, arrived: float
+    ) -> Member:
         """Waits for a place, with a heartbeat every `beats` seconds. Whatever ends the wait early gives it up."""
         begun = self._now()
+        if exchange.wait is None:
+            exchange.wait = Wait(arrived, begun, self._activations.current(hold.pool.model))
         try:
             with self._clients.unread(cast(ClientConnection, request.protocol)) if upload.streams else nullcontext():
                 if beats is not None:
@@ -224,6 +230,8 @@ class Gateway:
         try:
             now = self._now()
             metrics.first_byte_of(model).observe(now - arrived)
+            if exchange.wait is not None and exchange.wait.activation is None:  # its replica may have gone while it stood in line
+                exchange.wait.activation = self._activations.current(model)
             self._activations.answered(model, answer.handed, now)
             return await exchange.pass_on(answer, closes=self.draining or self.leaving)
         finally:

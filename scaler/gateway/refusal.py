@@ -43,7 +43,11 @@ class Refusal(Exception):
     @property
     def response(self) -> web.Response:
         """The answer to a client that has got none of it yet."""
-        return web.Response(status=self.status, body=self.body, content_type="application/json", headers=self.headers)
+        return self.after({})
+
+    def after(self, wait: Mapping[str, str]) -> web.Response:
+        """The same to one that has waited. wait: the headers that say so."""
+        return web.Response(status=self.status, body=self.body, content_type="application/json", headers={**self.headers, **wait})
 
     @property
     def body(self) -> bytes:

@@ -49,11 +49,11 @@ class Reply(web.StreamResponse):
         if self._modern and head.status != 100:
             self._put(b"\r\n".join((b"HTTP/1.1 %d %b" % (head.status, head.reason), *_lines(head.fields), b"\r\n")))
 
-    def begin(self, head: Head) -> None:
-        """The head: it goes out with the first of the body, or the end."""
+    def begin(self, head: Head, told: Fields = []) -> None:  # noqa: B006  (never changed)
+        """The head: it goes out with the first of the body, or the end. told: what the gateway adds to the engine's fields."""
         status = self._status = head.status
         modern = self._modern
-        lines = [b"%b %d %b" % (b"HTTP/1.1" if modern else b"HTTP/1.0", status, head.reason), *_lines(head.fields)]
+        lines = [b"%b %d %b" % (b"HTTP/1.1" if modern else b"HTTP/1.0", status, head.reason), *_lines(head.fields), *_lines(told)]
         if head.upgrade and status in (101, 426):
             lines.append(b"Connection: upgrade\r\nUpgrade: " + head.upgrade)
             self._keep_alive = self._keep_alive and status == 426
