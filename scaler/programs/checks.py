@@ -7,6 +7,7 @@ import platform
 import shutil
 from collections.abc import Sequence
 
+from scaler.kubernetes import checkup
 from scaler.local.config import BadConfig, Config, ModelSection, load
 from zerowake_shared.checkup import Check, Finding, Subject, fails, ok, told
 from zerowake_shared.listening import CannotListen, check_free
@@ -85,6 +86,7 @@ def _config(subject: Subject) -> Config | None:
 
 
 CHECKS = (
+    *checkup.CHECKS,
     Check("version", versions, of_cluster=None),
     Check("zerowake.yaml", file),
     Check("port", ports),

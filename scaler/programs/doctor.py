@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import enum
 import json
 import logging
@@ -24,6 +25,7 @@ from zerowake_shared.server_extra import INSTALL
 app = typer.Typer()
 DEFAULT_STATE = Path("/var/lib/zerowake")
 DEFAULT_GPUMEM = Path("/run/gpumem/gpumem.sock")
+_POD_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _COLOURS = {Outcome.OK: "green", Outcome.WARNING: "yellow", Outcome.FAILS: "red"}
 
 File = Annotated[Path | None, typer.Argument(help="A zerowake.yaml to look at, too.", metavar="[zerowake.yaml]", readable=False)]
@@ -47,7 +49,7 @@ Kubernetes = Annotated[
         help="Look at the cluster (this pod's, or KUBECONFIG's), or at this machine, which is the default outside of pods.",
     ),
 ]
-InNamespace = Annotated[str, typer.Option(help="Namespace on Kubernetes that zerowake is installed in.", envvar="ZEROWAKE_NAMESPACE")]
+InNamespace = Annotated[str, typer.Option(help="Namespace on Kubernetes of zerowake itself; unless given, this pod's, or zerowake.")]
 
 
 class Format(enum.Enum):
@@ -68,7 +70,7 @@ def doctor(
     gpumem: Gpumem = DEFAULT_GPUMEM,
     keys: Keys = None,
     kubernetes: Kubernetes = None,
-    namespace: InNamespace = "zerowake",
+    namespace: InNamespace = "",
     output: Output = Format.TEXT,
 ) -> None:
     """Shows what this machine or cluster can do, and how to mend what it cannot. Exits with 1 where something fails.
@@ -101,7 +103,10 @@ def subject_of(file: Path | None, state: Path | None, gpumem: Path, keys: Path |
             state, store = state or config.state, config.store or ""
         except BadConfig:
             pass  # a check tells
-    return Subject(state or DEFAULT_STATE, gpumem, keys, file, store, namespace)
+    if not namespace:
+        with contextlib.suppress(OSError):
+            namespace = _POD_NAMESPACE.read_text().strip()
+    return Subject(state or DEFAULT_STATE, gpumem, keys, file, store, namespace or "zerowake")
 
 
 async def examined(subject: Subject, cluster: bool) -> list[Line]:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from scaler.programs import doctor as doctor_module
 from scaler.programs.doctor import is_cluster, subject_of
 
 FILE = {"state": "state", "listen": "127.0.0.1:0", "models": {"m": {"command": ["sh"], "port": 8000}}}
@@ -81,7 +82,11 @@ def test_what_was_not_said_is_as_the_file_says(tmp_path: Path) -> None:
     assert subject_of(file, None, Path("g"), None, "zerowake").state == Path("/var/lib/zerowake")
 
 
-def test_in_a_pod_the_cluster_is_meant(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_in_a_pod_the_cluster_is_meant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor_module, "_POD_NAMESPACE", tmp_path / "namespace")
+    assert subject_of(None, None, Path("g"), None, "").namespace == "zerowake"
+    (tmp_path / "namespace").write_text("models-serving\n")
+    assert [subject_of(None, None, Path("g"), None, each).namespace for each in ("", "other")] == ["models-serving", "other"]
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     assert [is_cluster(None), is_cluster(True)] == [False, True]
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")

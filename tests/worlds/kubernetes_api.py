@@ -39,6 +39,9 @@ class Api:
         self.oldest = 0  # versions before it are too old to watch from
         self.hung = False
         self.tokens: dict[str, str] = {}  # of the audience `zerowake`, and whose they are
+        self.forbidden: set[tuple[str, str]] = set()  # (verb, plural) that an access review denies
+        self.texts: dict[str, str] = {}  # by path: logs of pods, and pages of theirs
+        self.date = ""  # of its answers, as HTTP writes it; empty: the real one
         self._versions = itertools.count(1)
         self.version = 0
         self._changed = asyncio.Condition()
@@ -136,6 +139,10 @@ class Api:
                 if each[0] == request.method and each[1] in request.path_qs:
                     self.refuse.remove(each)
                     raise Refusal(each[2], each[3])
+            if request.path == "/version":
+                return web.json_response({"gitVersion": "v1.36.1"}, headers={"Date": self.date} if self.date else None)
+            if request.path in self.texts:
+                return web.Response(text=self.texts[request.path])
             return await self._answer(request)
         except Refusal as refusal:
             body = {"kind": "Status", "code": refusal.status, "message": str(refusal)}
@@ -151,7 +158,7 @@ class Api:
         key = (plural, namespace, name)
         if request.method == "GET" and not name:
             return await (self._watch if request.query.get("watch") else self._list)(request, plural, namespace)
-        if plural == "tokenreviews":
+        if plural.endswith("reviews"):
             return self._review((await request.json())["spec"])
         if request.method == "POST":
             return await self._create(plural, namespace, await request.json())
@@ -165,6 +172,10 @@ class Api:
         return await self._patch(key, found, await request.json(), subresource)
 
     def _review(self, spec: dict[str, Any]) -> web.Response:
+        """Of a token, or of whether somebody may do something."""
+        if wanted := spec.get("resourceAttributes"):
+            allowed = (wanted["verb"], wanted["resource"]) not in self.forbidden
+            return web.json_response({"status": {"allowed": allowed}}, status=201)
         user = self.tokens.get(spec["token"])
         if user is None or spec["audiences"] != ["zerowake"]:
             return web.json_response({"status": {"authenticated": False, "error": "invalid bearer token"}}, status=201)

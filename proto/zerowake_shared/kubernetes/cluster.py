@@ -16,6 +16,7 @@ import logging
 import os
 import random
 from collections.abc import AsyncIterator, Mapping
+from email.utils import parsedate_to_datetime
 from typing import Any, Literal, TypeVar
 
 import aiohttp
@@ -46,6 +47,10 @@ class _ListMetadata(msgspec.Struct, rename="camel"):
 class _List(msgspec.Struct):
     metadata: _ListMetadata
     items: list[msgspec.Raw] | None = None
+
+
+class _Version(msgspec.Struct, rename="camel"):
+    git_version: str
 
 
 class _WatchEvent(msgspec.Struct):
@@ -98,6 +103,21 @@ class Cluster:
             return msgspec.json.decode(await self._call("GET", path), type=kind)
         except msgspec.MsgspecError as error:
             raise ClusterError(0, f"GET {path}", f"the answer is not as its schema says: {error}") from error
+
+    async def version(self) -> tuple[str, float]:
+        """What its server is, as `Kubernetes v1.36.1`, and the time there, in seconds since 1970. Raises ClusterError."""
+        bound = aiohttp.ClientTimeout(total=_REQUEST_SECONDS, sock_connect=10)
+        async with self._open("GET", "/version", None, bound=bound, what="GET /version") as response:
+            try:
+                found = msgspec.json.decode(await response.read(), type=_Version)
+                wall = parsedate_to_datetime(response.headers["Date"]).timestamp()
+            except (msgspec.MsgspecError, LookupError, ValueError) as error:
+                raise ClusterError(0, "GET /version", f"this is no API server of Kubernetes: {error}") from error
+        return f"Kubernetes {found.git_version}", wall
+
+    async def text(self, path: str, query: Mapping[str, str] | None = None) -> str:
+        """What is at a path that is no object: a pod's log, or a page of one, through the API server. Raises: NotFound, ClusterError."""
+        return (await self._call("GET", path, query)).decode(errors="replace")
 
     async def page(self, resource: Resource, namespace: str, query: Mapping[str, str]) -> Page:
         """One page of a list; `query` as the API has it (labelSelector, limit, continue, …). Raises: Expired, ClusterError."""
