@@ -234,7 +234,7 @@ class Chip {
     const rung = ["disk", "memory", "gpu"].includes(thing.rung) ? "" : `${thing.rung} · `;
     setText(this.size, moving ? `${Math.round(thing.moving * 100)} %` : rung + bytes(thing.size));
     setStyle(this.element, "--hue", hue(thing.name).toFixed(0));
-    setStyle(this.element, "--full", `${(moving ? thing.moving * 100 : 100).toFixed(1)}%`);
+    setStyle(this.element, "--full", moving ? thing.moving.toFixed(4) : "1");
     setData(this.element, "moving", moving ? "yes" : "no");
     setData(this.element, "unusable", thing.unusable ? "yes" : "no");
   }

@@ -150,13 +150,16 @@ async def test_dark_and_light_are_what_the_person_prefers(browser: Browser) -> N
     assert brightness[0] > 600 and brightness[1] < 150
 
 
-async def test_nothing_moves_by_itself_for_those_who_do_not_want_it(browser: Browser) -> None:
-    bar = "getComputedStyle(document.querySelector('.gauge i')).transitionDuration"
+async def test_nothing_glides_or_blinks(browser: Browser) -> None:
     async with shown_page(shown_state.state()) as page, browser.tab(page.url) as tab:
-        await tab.until(SHOWN)
-        assert await tab.evaluate(bar) == "0.4s"
-        await tab.looks(still=True)
-        assert await tab.evaluate(bar) == "0s"
+        await tab.looks(height=4000)
+        await tab.until("document.querySelector('.chip[data-moving=yes]')")
+        full = "document.querySelector('.chip[data-moving=yes]').style.getPropertyValue('--full')"
+        before = await tab.evaluate(full)
+        await tab.evaluate(f"window.moved = 0; document.addEventListener('transitionrun', () => moved += 1); window.before = {before}")
+        page.change(lambda state: shown_state.moved(state, 4.0))
+        await tab.until(f"{full} > before")
+        assert await tab.evaluate("moved + document.getAnimations().length") == 0
 
 
 async def test_of_a_thousand_nodes_a_few_are_shown_until_all_are_asked_for_and_found_by_name(browser: Browser) -> None:

@@ -71,11 +71,10 @@ class Tab:
         for letter in text:
             await self.press(letter, text=letter)
 
-    async def looks(self, *, width: int = 1280, height: int = 900, scheme: str = "light", still: bool = False, scale: float = 1) -> None:
-        """How large the window is, which colours the person prefers, and whether they want motion."""
+    async def looks(self, *, width: int = 1280, height: int = 900, scheme: str = "light", scale: float = 1) -> None:
+        """How large the window is, and which colours the person prefers."""
         await self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=scale, mobile=width < 600)
-        wishes = {"prefers-color-scheme": scheme, "prefers-reduced-motion": "reduce" if still else "no-preference"}
-        await self.call("Emulation.setEmulatedMedia", features=[{"name": name, "value": value} for name, value in wishes.items()])
+        await self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
 
     async def picture(self, file: Path, **of: Any) -> None:
         file.write_bytes(base64.b64decode((await self.call("Page.captureScreenshot", **of))["data"]))
