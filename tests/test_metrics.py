@@ -50,6 +50,8 @@ async def test_real_programs_show_what_it_names(tmp_path: Path) -> None:
     series = {name: metric for metric in listed().values() for name in metric.series}
     async with machine(state, {"tiny": {"snapshot": "tiny"}}) as made:
         assert await made.ask("tiny", "/sum") == 200
+        exemplars = await made.page("scaler", "application/openmetrics-text;version=1.0.0")
+        assert re.search(r'zerowake_activation_seconds_bucket\{[^}]*\} 1.0 # \{activation="[0-9a-f]{12}"\}', exemplars)
         for process in ("scaler", "agent"):
             page = await made.page(process)
             found = shown(page)

@@ -10,6 +10,7 @@ TLS 1.2 is gRPC's own minimum, and KEDA's.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import ssl
 from collections.abc import Callable
@@ -18,11 +19,17 @@ from pathlib import Path
 from typing import Generic, NoReturn, TypeVar
 
 import grpc
-from prometheus_client import Counter
+from cryptography import x509
+from prometheus_client import Counter, Gauge
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+EXPIRY = Gauge(
+    "zerowake_tls_certificate_expiry_timestamp_seconds",
+    "When a file of certificates in use ends, by Unix time: of those in it that which ends first.",
+    ["file"],
+)
 RELOADS = Counter("zerowake_tls_reloads_total", "Changed certificate files that were read again, by result.", ["result"])
 
 
@@ -173,4 +180,14 @@ def _for_openssl(files: TlsFiles, protocol: ssl._SSLMethod = ssl.PROTOCOL_TLS_SE
         except (OSError, ssl.SSLError) as error:
             raise BadCertificate(f"{files.client_ca} holds no CA certificate in PEM form ({error})") from error
         context.verify_mode = ssl.CERT_REQUIRED
+    for path in (files.certificate, files.client_ca):
+        if path:
+            _show_expiry(path)
     return context
+
+
+def _show_expiry(path: Path) -> None:
+    """OpenSSL has taken its certificates. Where this reader takes one of them for none, no end is shown."""
+    with contextlib.suppress(ValueError, OSError):
+        found = x509.load_pem_x509_certificates(path.read_bytes())
+        EXPIRY.labels(str(path)).set(min(each.not_valid_after_utc for each in found).timestamp())

@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 
 from gpumem.checkpoint.safetensors import InvalidCheckpoint, read_checkpoint
@@ -43,7 +43,12 @@ class Weights:
         self.socket = socket
         self.view = WeightsView(socket)
         self.rates = {WeightsRung.DISK: 0.0, WeightsRung.MEMORY: 0.0}  # bytes a second of the last fill from there; 0: none yet
+        self._staged: Callable[[int, float], None] = lambda size, seconds: None
         self._borrowed: dict[str, int] = {}  # UUID → bytes that gpumem was asked to hold less of
+
+    def on_stage(self, staged: Callable[[int, float], None]) -> None:
+        """`staged` hears of the bytes of each region that was not in lent memory, and the seconds in which it came there."""
+        self._staged = staged
 
     def environment(self, record: WeightsRecord, device: str) -> dict[str, str]:
         """What an engine needs to attach."""
@@ -80,10 +85,13 @@ class Weights:
     async def stage(self, region: WeightsRegion, devices: Sequence[str] = (), tenant: str = "") -> None:
         """Into lent memory of the first of the devices that has room, else into the arena. No device: the only one. Raises WeightsError."""
         sources = _sources(region)
+        begin, is_there = time.monotonic(), self.view.rung([region.record], tenant) is WeightsRung.GPU
         async with self._control(region.record, tenant) as control:
             for device in devices or [_only_device(control, region.record)]:
                 with contextlib.suppress(OutOfMemory):
                     await control.fill(region.layout, sources, device)
+                    if not is_there:
+                        self._staged(region.record.size, time.monotonic() - begin)
                     return
             await control.fill(region.layout, sources, "")
 

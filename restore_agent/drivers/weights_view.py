@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from zerowake_proto import gpumem_pb2 as pb
+
 from gpumem.client.control import Control
 from gpumem.wire.errors import GpumemError
 from restore_agent.snapshots.manifest import WeightsRecord
@@ -28,12 +30,13 @@ class WeightsRung(enum.IntEnum):
 class _Seen:
     """rungs: of each region that gpumem has whole, by its namespace and its id in hex. free: bytes that it could give up, by device.
 
-    held: bytes that it has of each device, lent or not; None: it does not say.
+    held: bytes that it has of each device, lent or not; None: it does not say. status: all that it said; None: it does not, or is away.
     """
 
     rungs: Mapping[tuple[str, str], WeightsRung] = field(default_factory=dict)
     free: Mapping[str, int] = field(default_factory=dict)
     held: Mapping[str, int] | None = field(default_factory=dict)
+    status: pb.Status | None = None
 
 
 class WeightsView:
@@ -57,6 +60,16 @@ class WeightsView:
     def held_bytes(self, device: str) -> int | None:
         """Of the device's memory, all that gpumem holds; None: it does not say."""
         return None if self._seen.held is None else self._seen.held.get(device, 0)
+
+    @property
+    def status(self) -> pb.Status | None:
+        """What it said last; None: it does not say, or there is none."""
+        return self._seen.status
+
+    @property
+    def is_silent(self) -> bool:
+        """There is one, and it does not say what it holds."""
+        return self._seen.held is None
 
     async def look(self) -> set[str]:
         """Asks gpumem; returns the regions that stand elsewhere than before."""
@@ -83,4 +96,5 @@ class WeightsView:
             rungs,
             {device.identity: device.free_bytes for device in status.devices},
             {device.identity: device.free_bytes + device.regions_bytes + device.scratch_bytes for device in status.devices},
+            status,
         )

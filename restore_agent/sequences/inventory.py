@@ -88,6 +88,7 @@ class Inventory:
         self._is_restoring = is_restoring
         self._changed = changed
         self.gpus: list[Gpu] = []  # that snapshots can be restored to
+        self.snapshots: dict[str, int] = {}  # how many names stand for what, as DamageWatch.counts has it; empty: not looked at yet
 
     @contextlib.asynccontextmanager
     async def watched(self) -> AsyncIterator[None]:
@@ -162,4 +163,5 @@ class Inventory:
                     self._staging.damaged.pop(found.snapshot.digest, None)
                     self._staging.unusable.pop(found.snapshot.digest, None)
                 self._changed(found.snapshot)
+            self.snapshots = watch.counts()
             await asyncio.sleep(max(_STORE_SECONDS, _STORE_REST * (time.monotonic() - begin)))

@@ -32,7 +32,7 @@ from restore_agent.sequences.gpu_choice import staging_devices
 from restore_agent.sequences.idling import Idling
 from restore_agent.sequences.inventory import Inventory
 from restore_agent.sequences.memory_budget import NoMemory, all_of_it
-from restore_agent.sequences.observer import Observer
+from restore_agent.sequences.observer import Observer, capture_told
 from restore_agent.sequences.parked_budget import Share, a_tenth
 from restore_agent.sequences.phases import Phases
 from restore_agent.sequences.replicas import Origin, Replica, Replicas, State
@@ -49,6 +49,7 @@ from restore_agent.snapshots.manifest import EngineRecord
 from restore_agent.snapshots.store import Store
 from zerowake_shared.background import first_error, kept
 from zerowake_shared.huge_pages import HugePages
+from zerowake_shared.phases import Phase
 
 _CRIU_LOG = "criu.log"  # in the state folder: what CRIU said where it failed
 _KDAT = "criu.kdat"  # CRIU's kernel probe, kept in memory: it must not outlive a boot
@@ -89,7 +90,7 @@ class Node:
         gpus = cuda.gpus() if cuda else None
         self.headroom = Headroom()
         version = self.criu.version if self.criu else "0"
-        self.staging = Staging(store, memory, version, gpus, self.headroom, self._changed, images, self._stands_by)
+        self.staging = Staging(store, memory, version, gpus, self.headroom, self._changed, images, self._stands_by, observer)
         huge = HugePages.of_processes(store.state)
         transitions = Transitions(self.staging, huge, self.headroom, cuda, self.weights, self._give_way)
         self.transitions = transitions
@@ -98,7 +99,8 @@ class Node:
         self.standbys = Standbys(self._changed, transitions.unpark)
         self.idling = Idling(transitions, self.replicas, SleepNotes(store.state / "sleepers"))
         self.rungs = Rungs(self.restorer, transitions, self.standbys, self.replicas, store, cuda, weights.view, parked, self.idling)
-        self.travel = Travel(store, self._changed)
+        self.travel = Travel(store, self._changed, observer)
+        weights.on_stage(functools.partial(observer.staged, "gpu"))
         self.travel.disk = self.disk = DiskBudget(store, disk, self._is_used, self.travel.stands_elsewhere, self.remove)
         self.inventory = Inventory(
             store, self.staging, self.travel, weights.view, cuda, self.rungs.held, lambda: self._restoring > 0, self._changed
@@ -170,9 +172,10 @@ class Node:
         if isinstance(snapshot, Snapshot):
             self._restoring += 1
             try:
+                stood = self._stands(snapshot)
                 origin, engine = await self._restore(snapshot, phases)
                 replica = self.replicas.add(model, snapshot, origin, engine, phases)
-                self.observer.restored(model, replica.origin, replica.phases)
+                self.observer.restored(model, origin, replica.phases, stood if origin is Origin.RESTORED else origin.value)
                 self._log(activation, replica, phases)
                 return replica, None
             except RestoreFailed as error:
@@ -214,17 +217,18 @@ class Node:
     async def restore_into(self, container: Container, model: str, snapshot: Snapshot, phases: Phases, replica_id: str = "") -> Replica:
         """A replica of this id (empty: a new one) in a container that waits. Raises RestoreFailed; then it waits again."""
         self._restoring += 1
+        stood = "remote" if phases.seconds(Phase.FETCH) else self._stands(snapshot)
         try:
             engine = await self.restorer.restore(snapshot, phases, container.open, container.gpus)
             container.keep(engine.pid, engine.record.port)
             replica = self.replicas.add(model, snapshot, Origin.RESTORED, engine, phases, replica_id=replica_id)
+            self.observer.restored(model, replica.origin, replica.phases, stood)
         except (RestoreFailed, ContainerError) as error:
             failure = error if isinstance(error, RestoreFailed) else RestoreFailed("sandbox-failed", f"snapshot {snapshot}: {error}")
             self.observer.fell_back(model, failure.reason)
             raise failure from None
         finally:
             self._restoring -= 1
-        self.observer.restored(model, replica.origin, replica.phases)
         self._log("", replica, phases)
         return replica
 
@@ -262,7 +266,7 @@ class Node:
         if slept:
             if replica.snapshot:
                 self.staging.used(replica.snapshot)
-            self.observer.restored(replica.model, replica.origin, replica.phases)
+            self.observer.restored(replica.model, replica.origin, replica.phases, replica.origin.value)
             self._log(activation, replica, phases)
         return replica
 
@@ -286,7 +290,8 @@ class Node:
         """See Capturer.capture. Raises also CriuError where there is no CRIU."""
         if self._capturer is None:
             raise CriuError(self._why_no_criu)
-        captured = await self._capturer.capture(request, progress, phases, open_place)
+        with capture_told(self.observer, request.model):
+            captured = await self._capturer.capture(request, progress, phases, open_place)
         await self.standbys.drop_others(captured.snapshot)
         self._changed(captured.snapshot)
         return captured
@@ -306,6 +311,9 @@ class Node:
             self.staging.give_up(snapshot.digest)
             raise
         return time.monotonic() - begin
+
+    def _stands(self, snapshot: Snapshot) -> str:
+        return "memory" if self.staging.in_memory(snapshot.digest) else "disk"
 
     def _stands_by(self, digest: str) -> bool:
         """Then its image stays: CRIU may read in it still, and whoever takes the standby from its rung finds what is below."""

@@ -20,8 +20,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from restore_agent.drivers.headroom import Headroom
+from restore_agent.errors import FAILURES, reason_of
 from restore_agent.pages.fill import Arena
 from restore_agent.sequences.memory_budget import GaveWay, MemoryBudget, all_of_it
+from restore_agent.sequences.observer import Observer
 from restore_agent.sequences.parked_budget import Share
 from restore_agent.sequences.staged import Staged
 from restore_agent.sequences.staging_order import StagingOrder
@@ -49,15 +51,18 @@ class Staging:
         changed: Callable[[Snapshot], None],
         share: Share = all_of_it,
         needed: Callable[[str], bool] = lambda digest: False,
+        observer: Observer | None = None,
     ) -> None:
         """`memory`: a tmpfs. `changed` hears of every snapshot whose rung or usability changed. `share`: of the node's memory, that images
-        may take; and whether the image of a digest is `needed` by something else on the node."""
+        may take; and whether the image of a digest is `needed` by something else on the node. `observer`: is told of each that has come
+        and of each that did not."""
         self._store = store
         self._memory = memory
         self._criu_version = criu_version
         self._gpus = gpus
         self._headroom = headroom
         self._changed = changed
+        self._observer = observer
         self._staged: dict[str, Staged] = {}
         self._number = itertools.count()  # of each image that was wanted: no two share a folder
         self._seconds: dict[str, float] = {}  # digest → seconds that it was read for last
@@ -200,6 +205,8 @@ class Staging:
                 staged.turn.reads_into(arena)
                 staged.arriving.set_result(arena)
                 await arena.read(functools.partial(self._store.read_chunk, snapshot))
+                if self._observer:
+                    self._observer.staged("memory", arena.size, time.monotonic() - begin)
                 if not staged.turn.has_paused:
                     staged.seconds = self._seconds[snapshot.digest] = time.monotonic() - begin
                     self.disk_to_memory.measured(arena.size, staged.seconds)
@@ -213,6 +220,8 @@ class Staging:
         except BaseException as error:
             if isinstance(error, Corrupt | Incompatible):
                 self.unusable[snapshot.digest] = str(error)
+            if self._observer and isinstance(error, FAILURES) and not isinstance(error, GaveWay):
+                self._observer.staging_failed("memory", reason_of(error))
             staged.fail(error if isinstance(error, Exception) else RuntimeError("staging was cancelled"))
             if self._staged.get(snapshot.digest) is staged:
                 self.unstage(snapshot.digest)

@@ -9,9 +9,10 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from weakref import WeakValueDictionary
 
-from restore_agent.errors import FAILURES, AgentError, ErrorKind
+from restore_agent.errors import FAILURES, AgentError, ErrorKind, reason_of
 from restore_agent.sequences.awaited import Coming
 from restore_agent.sequences.disk_budget import DiskBudget
+from restore_agent.sequences.observer import Observer
 from restore_agent.snapshots.catalog import Snapshot
 from restore_agent.snapshots.compatibility import Incompatible
 from restore_agent.snapshots.manifest import Manifest, check_name
@@ -45,12 +46,13 @@ class NoStore(AgentError):
 
 
 class Travel:
-    """Of one node. `changed` hears of a snapshot that has come."""
+    """Of one node. `changed` hears of a snapshot that has come, `observer` of its bytes, and of what did not come."""
 
-    def __init__(self, store: Store, changed: Callable[[Snapshot], None]) -> None:
+    def __init__(self, store: Store, changed: Callable[[Snapshot], None], observer: Observer | None = None) -> None:
         self._store = store
         self._seen = SeenNames(store.state)
         self._changed = changed
+        self._observer = observer
         self.arriving: dict[tuple[str, str], tuple[str, Progress]] = {}  # by name: the digest, empty where none was named
         self.remote_to_disk = Bandwidth()
         self.sources = SourceStates()
@@ -97,7 +99,7 @@ class Travel:
         lock = self._pulls.setdefault((namespace, name), asyncio.Lock())
         with self._under_way(namespace, name, digest) as coming:
             async with lock, opened(urls, self._store.keyring) as stores:
-                sources = [self.sources.measured(store) for store in stores]
+                sources = [self.sources.measured(store, "store") for store in stores]
 
                 def told(now: Progress) -> None:
                     self.arriving[namespace, name] = digest, now
@@ -121,8 +123,14 @@ class Travel:
                 puller = Puller(self._store, self._seen, sources, fleet, look, left, room)
                 try:
                     snapshot = await puller.pull(namespace, name, digest, replace=replace, progress=tell)
+                except FAILURES as error:
+                    if self._observer:
+                        self._observer.staging_failed("disk", reason_of(error))
+                    raise
                 finally:
                     self.arriving.pop((namespace, name), None)
+                if self._observer and coming.progress.moved:
+                    self._observer.staged("disk", coming.progress.moved, SYSTEM_CLOCK.now() - coming.since)
                 await asyncio.to_thread(self._store.origins.add, snapshot.digest, urls)
                 if coming.progress.moved >= _WORTH_MEASURING:
                     self.remote_to_disk.measured(coming.progress.moved, SYSTEM_CLOCK.now() - coming.since)

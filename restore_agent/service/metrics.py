@@ -6,18 +6,21 @@ import contextlib
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 
 from aiohttp import web
-from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from restore_agent.drivers.weights_view import WeightsView
 from restore_agent.sequences.node import Node
 from restore_agent.sequences.replicas import Origin
 from restore_agent.sequences.standby import Rung
 from restore_agent.transfer.egress import Egress
+from zerowake_shared.metrics_page import metrics_page
 from zerowake_shared.web_server import served
 
 _BUCKETS = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 2, 5, 10, 30, 60, 120, 300)
+_LONG = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
 # Shown by a program that has a node, and not by every one that has loaded its commands.
 _OURS = CollectorRegistry()
 _RESTORES = Counter(
@@ -32,6 +35,30 @@ _FALLBACKS = Counter(
 _PHASES = Histogram(
     "zerowake_restore_phase_seconds", "Where a restore's time goes", ["model", "origin", "phase"], buckets=_BUCKETS, registry=_OURS
 )
+_FOUND = Counter(
+    "zerowake_restore_rungs_total",
+    "Replicas made of a snapshot, by the rung on which it was found: parked, standby, memory, disk, or remote, which it was waited from",
+    ["model", "rung"],
+    registry=_OURS,
+)
+_CAPTURES = Histogram(
+    "zerowake_capture_seconds", "Snapshots taken and proved, from the engine's start on", ["model"], buckets=_LONG, registry=_OURS
+)
+_CAPTURE_FAILURES = Counter(
+    "zerowake_capture_failures_total", "Captures that came to nothing, by reason", ["model", "reason"], registry=_OURS
+)
+_STAGED = Counter(
+    "zerowake_staged_bytes_total",
+    "Bytes that went up to a rung: disk (fetched), memory (images), gpu (weights, ahead of a restore)",
+    ["rung"],
+    registry=_OURS,
+)
+_STAGING = Histogram("zerowake_staging_seconds", "How long one snapshot took to a rung", ["rung"], buckets=_LONG, registry=_OURS)
+_STAGING_FAILURES = Counter(
+    "zerowake_staging_failures_total", "Snapshots that did not come to a rung, by reason", ["rung", "reason"], registry=_OURS
+)
+for _rung in ("disk", "memory", "gpu"):  # none is 0, and not no answer
+    _STAGED.labels(_rung)
 _REPLICAS = Gauge("zerowake_node_replicas", "Replicas that live on this node", registry=_OURS)
 _STANDBYS = Gauge("zerowake_node_standbys", "Replicas that only have to be woken, by rung: standby or parked", ["rung"], registry=_OURS)
 _SLEEPERS = Gauge("zerowake_node_sleeping_pods", "Replicas that sleep in their pods, by rung: standby or parked", ["rung"], registry=_OURS)
@@ -59,8 +86,9 @@ def count_sent(egress: Egress) -> None:
     _SENT.egress = egress
 
 
-def restored(model: str, origin: Origin, phases: Iterable[tuple[str, float]]) -> None:
+def restored(model: str, origin: Origin, phases: Iterable[tuple[str, float]], stood: str) -> None:
     _RESTORES.labels(model, origin.value).inc()
+    _FOUND.labels(model, stood).inc()
     for name, seconds in phases:
         _PHASES.labels(model, origin.value, name).observe(seconds)
 
@@ -71,6 +99,23 @@ def started_cold(model: str) -> None:
 
 def fell_back(model: str, reason: str) -> None:
     _FALLBACKS.labels(model, reason).inc()
+
+
+def captured(model: str, seconds: float) -> None:
+    _CAPTURES.labels(model).observe(seconds)
+
+
+def capture_failed(model: str, reason: str) -> None:
+    _CAPTURE_FAILURES.labels(model, reason).inc()
+
+
+def staged(rung: str, size: int, seconds: float) -> None:
+    _STAGED.labels(rung).inc(size)
+    _STAGING.labels(rung).observe(seconds)
+
+
+def staging_failed(rung: str, reason: str) -> None:
+    _STAGING_FAILURES.labels(rung, reason).inc()
 
 
 def replicas_are(count: int) -> None:
@@ -117,7 +162,57 @@ class NodeCollector(Collector):
         for source in self._node.travel.sources:
             rate.add_metric([source.name], source.bandwidth.rate)
             fails.add_metric([source.name], bool(source.fault))
-        yield from (staged, gpus, rate, fails)
+        fetched = CounterMetricFamily("zerowake_fetched_bytes", "Bytes that came from stores and from other agents", labels=["kind"])
+        for kind, size in self._node.travel.sources.bytes.items():
+            fetched.add_metric([kind], size)
+        snapshots = GaugeMetricFamily(
+            "zerowake_node_snapshots",
+            "Names of snapshots on this disk, by what is behind them: a whole one, or why it cannot be used",
+            labels=["state"],
+        )
+        for state, count in self._node.inventory.snapshots.items():
+            snapshots.add_metric([state], count)
+        yield from (staged, gpus, rate, fails, fetched, snapshots)
+        yield from _gpumem(self._node.weights.view)
+
+
+def _gpumem(view: WeightsView) -> Iterator[Metric]:
+    """What gpumem said last. Without one there is nothing to show; of one that says nothing, that it does not."""
+    status = view.status
+    if status is None and not view.is_silent:
+        return
+    up = GaugeMetricFamily("zerowake_gpumem_up", "1: gpumem says what it holds; 0: there is one, and it does not answer")
+    up.add_metric([], status is not None)
+    yield up
+    if status is None:
+        return
+    wanted = GaugeMetricFamily("zerowake_gpumem_wanted_bytes", "What gpumem is to hold of a device", labels=["gpu"])
+    held = GaugeMetricFamily(
+        "zerowake_gpumem_held_bytes",
+        "What gpumem holds of a device: free, idle (weights that it gives up for others), weights (in use or pinned), scratch (lent)",
+        labels=["gpu", "use"],
+    )
+    owed = GaugeMetricFamily(
+        "zerowake_gpumem_owed_bytes", "What gpumem is to hold of a device, and the device does not give it", labels=["gpu"]
+    )
+    restarts = CounterMetricFamily(
+        "zerowake_gpumem_filler_restarts", "Fillers of a device that died and were started again", labels=["gpu"]
+    )
+    for device in status.devices:
+        gpu = device.identity
+        idle = sum(each.size for each in status.regions if each.device == gpu and not each.leases and not each.pinned)
+        uses = {"free": device.free_bytes, "idle": idle, "weights": device.regions_bytes - idle, "scratch": device.scratch_bytes}
+        wanted.add_metric([gpu], device.wanted_bytes)
+        owed.add_metric([gpu], device.owed_bytes)
+        restarts.add_metric([gpu], device.filler_restarts)
+        for use, size in uses.items():
+            held.add_metric([gpu, use], size)
+    arena = GaugeMetricFamily("zerowake_gpumem_arena_bytes", "gpumem's piece of host memory, by whether it is taken", labels=["use"])
+    arena.add_metric(["free"], status.arena_bytes - status.arena_used_bytes)
+    arena.add_metric(["taken"], status.arena_used_bytes)
+    connections = GaugeMetricFamily("zerowake_gpumem_connections", "Clients of gpumem")
+    connections.add_metric([], status.connections)
+    yield from (wanted, held, owed, restarts, arena, connections)
 
 
 @contextlib.contextmanager
@@ -138,8 +233,8 @@ async def serve(host: str, port: int) -> AsyncIterator[int]:
     Raises CannotListen.
     """
 
-    async def show(_: web.Request) -> web.Response:
-        return web.Response(body=generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+    async def show(request: web.Request) -> web.Response:
+        return metrics_page(request)
 
     async def fine(_: web.Request) -> web.Response:
         return web.Response(text="ok\n")

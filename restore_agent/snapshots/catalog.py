@@ -73,7 +73,7 @@ class Unreadable:
 
     namespace: str
     name: str
-    why: Exception
+    why: Unusable
 
 
 class Catalog:

@@ -8,10 +8,12 @@ nothing on network disks and needs a watch for each folder of chunks.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from restore_agent.snapshots.catalog import Catalog, Corrupt, Identity, NotFound, Snapshot, Unreadable, identity
+from restore_agent.snapshots.keyring import Untrusted
 from restore_agent.snapshots.unusable import Unusable
 
 
@@ -39,6 +41,17 @@ class DamageWatch:
     def __init__(self, store: Catalog) -> None:
         self._store = store
         self._known: dict[tuple[str, str], _Known | Unreadable] = {}
+
+    def counts(self) -> dict[str, int]:
+        """How many names there were at the last look, by what is behind them: a `whole` snapshot, one that is `corrupt` or `untrusted`, or
+        another reason for which none can be read."""
+        found = Counter({"whole": 0, Corrupt.reason: 0, Untrusted.reason: 0})
+        for known in self._known.values():
+            if isinstance(known, _Known):
+                found[Corrupt.reason if known.why else "whole"] += 1
+            else:
+                found[known.why.reason] += 1
+        return dict(found)
 
     def look(self) -> list[Found | Unreadable]:
         """What has changed since the last look: damaged, mended, or a name behind which nothing can be read any more."""

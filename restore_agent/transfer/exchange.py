@@ -49,7 +49,7 @@ class Exchange:
 
     def _to(self, other: OtherAgent, namespace: str, digest: str, states: SourceStates) -> Callable[[float], Source]:
         def peer(patience: float) -> Source:
-            return states.measured(self._peers.peer(other.address, namespace, digest, patience))
+            return states.measured(self._peers.peer(other.address, namespace, digest, patience), "agent")
 
         peer(0.0)  # its address is looked at now
         return peer

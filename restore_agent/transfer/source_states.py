@@ -7,7 +7,7 @@ asks for more, so it is what this node gets from the source, and may be less tha
 from __future__ import annotations
 
 import contextlib
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass, field
 
@@ -68,13 +68,14 @@ class SourceStates:
     def __init__(self, clock: Clock = SYSTEM_CLOCK) -> None:
         self._clock = clock
         self._states: OrderedDict[str, SourceState] = OrderedDict()  # the one that was used longest ago first
+        self.bytes: Counter[str] = Counter(store=0, agent=0)  # that have come, by the kind of source
 
     def __iter__(self) -> Iterator[SourceState]:
         return iter(list(self._states.values()))
 
-    def measured(self, source: Source) -> Source:
-        """The same source. Whatever is read from it by this is counted."""
-        return _Measured(source, self, self._clock)
+    def measured(self, source: Source, kind: str) -> Source:
+        """The same source, a "store" or another "agent". Whatever is read from it by this is counted."""
+        return _Measured(source, kind, self, self._clock)
 
     def failed(self, source: Source, error: Exception) -> None:
         """`error`: what reading from it has raised. That it does not have something is no fault."""
@@ -95,8 +96,9 @@ class SourceStates:
 class _Measured:
     """A Source over another one."""
 
-    def __init__(self, inner: Source, states: SourceStates, clock: Clock) -> None:
+    def __init__(self, inner: Source, kind: str, states: SourceStates, clock: Clock) -> None:
         self._inner = inner
+        self._kind = kind
         self._states = states
         self._clock = clock
 
@@ -109,6 +111,7 @@ class _Measured:
             async with contextlib.aclosing(self._inner.read(key, offset, length)) as pieces:
                 async for piece in pieces:
                     state.came(len(piece), self._clock.now())
+                    self._states.bytes[self._kind] += len(piece)
                     yield piece
 
     async def size(self, key: str) -> int:

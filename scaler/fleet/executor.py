@@ -13,6 +13,9 @@ import logging
 import math
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Protocol
+from weakref import WeakKeyDictionary
+
+from prometheus_client import Counter
 
 from scaler.books.snapshot_name import SnapshotName
 from scaler.fleet.agent import AgentError, AgentSilent, AgentUnreachable, NoRoom, Wanted
@@ -28,6 +31,9 @@ from zerowake_shared.clock import SYSTEM_CLOCK, Clock
 
 log = logging.getLogger(__name__)
 
+_STAGINGS = Counter(
+    "zerowake_plan_stagings_total", "Snapshots that agents were asked to take up to a rung, by what became of it.", ["rung", "result"]
+)
 _FIRST_START_RETRY_SECONDS, _LAST_START_RETRY_SECONDS = 0.2, 30.0
 _FIRST_STAGE_RETRY_SECONDS, _LAST_STAGE_RETRY_SECONDS = 30.0, 1800.0
 _UNSTAGE_SECONDS = 30.0
@@ -72,6 +78,7 @@ class Executor:
         self._complained: Callable[[Stage, str, str], None] = lambda stage, node, why: None
         self._wanted: Callable[[SnapshotName], bool] = lambda snapshot: True
         self._tasks: dict[Action, asyncio.Task[None]] = {}
+        self._begun: WeakKeyDictionary[asyncio.Task[None], float] = WeakKeyDictionary()
         self._starts: dict[str, tuple[Backoff, float]] = {}  # by model: since its last start failed, and when the next may begin
         self._stages: dict[tuple[str, str, Rung], tuple[Backoff, float]] = {}
         self._pins: dict[tuple[str, str, Rung], tuple[Backoff, float]] = {}
@@ -93,6 +100,11 @@ class Executor:
     @property
     def under_way(self) -> tuple[Action, ...]:
         return tuple(self._tasks)
+
+    def stagings(self) -> list[float]:
+        """For how many seconds each snapshot that goes up to a rung has been under way."""
+        now = self._clock.now()
+        return [now - self._begun[task] for action, task in self._tasks.items() if isinstance(action, Stage)]
 
     @property
     def put_off(self) -> dict[tuple[str, str, Rung], float]:
@@ -146,6 +158,7 @@ class Executor:
 
     def _begin(self, action: Action, work: Coroutine[object, object, None], name: str) -> None:
         task = self._tasks[action] = asyncio.create_task(work, name=name)
+        self._begun[task] = self._clock.now()
         task.add_done_callback(functools.partial(self._ended, action))
 
     def _ended(self, action: Action, task: asyncio.Task[None]) -> None:
@@ -183,6 +196,7 @@ class Executor:
                 if residency := agent.residencies.get(action.snapshot):
                     agent.note_fetch(total_bytes(residency), seconds)
         except AgentError as error:
+            _STAGINGS.labels(action.rung.name.lower(), "failed").inc()
             if not isinstance(error, AgentUnreachable):
                 self._put_off(action)
                 self._refusals[action.node, action.digest, action.rung] = str(error)
@@ -190,6 +204,7 @@ class Executor:
                 self._refused(action, agent.name, str(error))
             log.warning("%s could not be staged on %s: %s", action.model, agent.name, error)
             return
+        _STAGINGS.labels(action.rung.name.lower(), "done").inc()
         self._stages.pop((action.node, action.digest, action.rung), None)
         self._refusals.pop((action.node, action.digest, action.rung), None)
         log.info("%s stands %s on %s after %.2f s: %s", action.model, _STANDS[action.rung], agent.name, seconds, action.reason)

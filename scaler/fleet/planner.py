@@ -121,6 +121,10 @@ class Planner:
         world = self.world(models)
         return world, decide(world)
 
+    def stagings(self) -> list[float]:
+        """As Executor.stagings."""
+        return self._executor.stagings()
+
     def refusal(self, node: str, digest: str, rung: Rung) -> str:
         """As Executor.refusal."""
         return self._executor.refusal(node, digest, rung)

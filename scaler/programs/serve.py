@@ -57,13 +57,13 @@ from scaler.kubernetes.unmatched import Unmatched
 from scaler.kubernetes.webhook import serve_webhook
 from scaler.programs.serve_config import AgentsSection, PeersSection, ServeConfig
 from scaler.programs.stopping import stopped_by, unless
-from scaler.programs.wiring import Parts, wire
+from scaler.programs.wiring import Parts, show, wire
 from scaler.sources.engine_metrics import engines_of
 from scaler.sources.other_gateways import OtherGateways
 from scaler.sources.push import Pushes
 from scaler.sources.shared_pushes import SharedPushes
 from scaler.sources.watch import Sources
-from scaler.view.metrics import AheadCollector, ForecastCollector, LedgerCollector, SourcesCollector, serve_metrics
+from scaler.view.metrics import SourcesCollector, serve_metrics
 from scaler.view.plan import PlanView
 from scaler.view.status import serve_plan
 from zerowake_shared import background
@@ -107,8 +107,7 @@ async def serve(config: ServeConfig) -> None:
     models.on_pin(planner.pin_changed)
     models.on_trigger(planner.triggered)  # and not KEDA's calls: any namespace may name any model in its own
     readiness = _Readiness(stop, peers)
-    for collector in (LedgerCollector(ledger), ForecastCollector(parts.forecasting.forecast), AheadCollector(parts.staging_ahead)):
-        REGISTRY.register(collector)
+    show(parts)
     async with (
         serve_plan(PlanView(planner, models.planned, parts.forecasting.explained, readiness.missing, parts.staging_ahead.weigh)),
         contextlib.AsyncExitStack() as stack,

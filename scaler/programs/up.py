@@ -34,11 +34,11 @@ from scaler.local.replica_maker import LocalReplicas
 from scaler.local.stores import Stores
 from scaler.plan.declared import DeclaredModels
 from scaler.programs.stopping import stopped_by, unless
-from scaler.programs.wiring import wire
+from scaler.programs.wiring import show, wire
 from scaler.sources.engine_metrics import engines_of
 from scaler.sources.push import Pushes, TokenFile
 from scaler.sources.watch import Sources
-from scaler.view.metrics import AheadCollector, ForecastCollector, LedgerCollector, SourcesCollector, serve_metrics
+from scaler.view.metrics import SourcesCollector, serve_metrics
 from scaler.view.plan import PlanView
 from scaler.view.status import serve_status
 from zerowake_shared import background
@@ -122,10 +122,8 @@ async def _up(config: Config) -> None:
         plan = PlanView(planner, models, parts.forecasting.explained, lambda: _not_ready(nodes, gateway), parts.staging_ahead.weigh)
         page = serve_status(config.state, config.models, deployments, ledger, dispatcher, nodes, planner, activations, sources, plan)
         await stack.enter_async_context(page)
-        REGISTRY.register(LedgerCollector(ledger))
         REGISTRY.register(SourcesCollector(sources))
-        REGISTRY.register(ForecastCollector(parts.forecasting.forecast))
-        REGISTRY.register(AheadCollector(parts.staging_ahead))
+        show(parts)
         if config.metrics:
             routes = [Pushes(sources, TokenFile(config.push.token_file)).route] if config.push else []
             where = Address.to_listen(config.metrics)

@@ -19,6 +19,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from prometheus_client import REGISTRY
+
 from scaler.books.ledger import Ledger
 from scaler.fleet.executor import Executor, ReplicaMaker
 from scaler.fleet.nodes import Dial, Nodes
@@ -33,6 +35,7 @@ from scaler.plan.declared import DeclaredModels
 from scaler.plan.world import Replica
 from scaler.programs.forecasting import Forecasting
 from scaler.view.activations import record_activation
+from scaler.view.metrics import AgentsCollector, AheadCollector, ForecastCollector, LedgerCollector, StagingCollector
 from zerowake_shared.clock import SYSTEM_CHANCE, SYSTEM_CLOCK, Clock
 
 
@@ -81,3 +84,12 @@ def wire(
     staging_ahead = StagingAhead(planner, nodes, ledger, forecasting.forecast, clock)
     forecasting.on_judged(staging_ahead.look_soon)
     return Parts(ledger, dispatcher, gateway, readiness, nodes, planner, Waker(ledger, nodes, dispatcher), forecasting, staging_ahead)
+
+
+def show(parts: Parts) -> None:
+    """What they know anyway is among this process's metrics from now on."""
+    REGISTRY.register(LedgerCollector(parts.ledger))
+    REGISTRY.register(ForecastCollector(parts.forecasting.forecast))
+    REGISTRY.register(AheadCollector(parts.staging_ahead))
+    REGISTRY.register(AgentsCollector(parts.nodes))
+    REGISTRY.register(StagingCollector(parts.planner))

@@ -28,7 +28,9 @@ def record_activation(activation: Activation) -> None:
     """Logs and counts an activation that has ended. How long those took that nobody was served by is not observed."""
     ACTIVATIONS.labels(activation.model, activation.outcome).inc()
     if activation.outcome == "served":
-        ACTIVATION_SECONDS.labels(activation.model, activation.origin or "unknown").observe(activation.total)
+        ACTIVATION_SECONDS.labels(activation.model, activation.origin or "unknown").observe(
+            activation.total, exemplar={"activation": activation.id}
+        )
         for phase, seconds in activation.phases.items():
             ACTIVATION_PHASE_SECONDS.labels(activation.model, phase).observe(seconds)
     log.info(

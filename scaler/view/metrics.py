@@ -9,15 +9,18 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
 
 from aiohttp import web
-from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest
+from prometheus_client import REGISTRY, CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from scaler.books.demand import DemandReader
+from scaler.fleet.planner import Planner
 from scaler.fleet.staging_ahead import StagingAhead
 from scaler.forecast.forecast import Forecast
+from scaler.plan.world import Node
 from scaler.sources.watch import Sources
+from zerowake_shared.metrics_page import metrics_page
 from zerowake_shared.web_server import served
 
 
@@ -121,6 +124,36 @@ class AheadCollector(Collector):
         yield from (active, fetched, wasted, hits)
 
 
+class AgentsCollector(Collector):
+    """Which nodes' agents are heard."""
+
+    def __init__(self, nodes: Iterable[Node]) -> None:
+        self._nodes = nodes
+
+    def collect(self) -> Iterator[Metric]:
+        up = GaugeMetricFamily(
+            "zerowake_agent_up", "1: the agent of this node says what it has; 0: it does not, or not yet.", labels=["node"]
+        )
+        for node in self._nodes:
+            up.add_metric([node.called], node.synced)
+        yield up
+
+
+class StagingCollector(Collector):
+    """What agents were asked to stage and have not done yet."""
+
+    def __init__(self, planner: Planner) -> None:
+        self._planner = planner
+
+    def collect(self) -> Iterator[Metric]:
+        stagings = self._planner.stagings()
+        count = GaugeMetricFamily("zerowake_plan_stagings_under_way", "Snapshots that go up to a rung of a node now.")
+        count.add_metric([], len(stagings))
+        age = GaugeMetricFamily("zerowake_plan_staging_oldest_seconds", "For how long the longest of them has been under way; 0: none is.")
+        age.add_metric([], max(stagings, default=0.0))
+        yield from (count, age)
+
+
 @asynccontextmanager
 async def serve_metrics(
     host: str, port: int, ready: Callable[[], str], registry: CollectorRegistry = REGISTRY, routes: Iterable[web.RouteDef] = ()
@@ -130,8 +163,8 @@ async def serve_metrics(
     ready: why this program is not ready to be sent requests; empty: it is. routes: what is served besides. Raises: CannotListen.
     """
 
-    async def metrics(_: web.Request) -> web.Response:
-        return web.Response(body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+    async def metrics(request: web.Request) -> web.Response:
+        return metrics_page(request, registry)
 
     async def healthz(_: web.Request) -> web.Response:
         return web.Response(text="ok\n")

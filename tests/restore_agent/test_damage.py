@@ -46,6 +46,7 @@ def test_damage_is_told_once_and_so_is_its_end(store: Store, tmp_path: Path, dam
     snapshot, other = publish(store, CONTENT), publish(store, CONTENT[::-1], "other")
     watch = DamageWatch(store)
     assert watch.look() == []
+    assert watch.counts() == {"whole": 2, "corrupt": 0, "untrusted": 0}
     shutil.copytree(store.state, tmp_path / "whole", symlinks=True)
     harm, words = DAMAGES[damage]
     harm(store, snapshot)
@@ -54,10 +55,12 @@ def test_damage_is_told_once_and_so_is_its_end(store: Store, tmp_path: Path, dam
     assert found.snapshot.digest == snapshot.digest != other.digest
     assert words in found.why
     assert watch.look() == []
+    assert watch.counts() == {"whole": 1, "corrupt": 1, "untrusted": 0}
     shutil.copytree(tmp_path / "whole", store.state, symlinks=True, dirs_exist_ok=True, ignore=shutil.ignore_patterns("names", "lock"))
     (mended,) = watch.look()
     assert mended == Found(found.snapshot, "")
     assert watch.look() == []
+    assert watch.counts() == {"whole": 2, "corrupt": 0, "untrusted": 0}
 
 
 @pytest.mark.parametrize(

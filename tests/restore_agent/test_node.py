@@ -35,16 +35,35 @@ class Heard:
         self.words: list[tuple[str, ...]] = []
         self.live = 0
         self.waiting: dict[Rung, int] = {}
+        self.stood: list[str] = []  # where what was restored was found
+        self.captures: list[str] = []  # empty: it was taken; else why not
+        self.came: list[tuple[str, int]] = []
+        self.failed: list[tuple[str, str]] = []
 
-    def restored(self, model: str, origin: Origin, phases: Iterable[tuple[str, float]]) -> None:
+    def restored(self, model: str, origin: Origin, phases: Iterable[tuple[str, float]], stood: str) -> None:
         assert dict(phases)["image.wake" if origin is Origin.STANDBY else "image.fill"] > 0
         self.words.append((origin.value, model))
+        self.stood.append(stood)
 
     def started_cold(self, model: str) -> None:
         self.words.append(("cold", model))
 
     def fell_back(self, model: str, reason: str) -> None:
         self.words.append(("fell back", model, reason))
+
+    def captured(self, model: str, seconds: float) -> None:
+        assert seconds > 0
+        self.captures.append("")
+
+    def capture_failed(self, model: str, reason: str) -> None:
+        self.captures.append(reason)
+
+    def staged(self, rung: str, size: int, seconds: float) -> None:
+        assert seconds > 0
+        self.came.append((rung, size))
+
+    def staging_failed(self, rung: str, reason: str) -> None:
+        self.failed.append((rung, reason))
 
     def replicas_are(self, count: int) -> None:
         self.live = count
@@ -105,6 +124,7 @@ async def test_a_snapshot_that_cannot_be_restored_starts_by_its_manifest(node: N
     # It is not tried again: it has failed before, or the look at what is on the disk has seen by now what is wrong with it.
     assert failure and ("failed before" in str(failure) or snapshot.digest in node.staging.damaged)
     assert heard.words == [("fell back", "tiny", "corrupt"), ("cold", "tiny"), ("fell back", "tiny", failure.reason), ("cold", "tiny")]
+    assert ("memory", "corrupt") in heard.failed
     assert heard.live == 2
 
 
@@ -126,6 +146,9 @@ async def test_captured_staged_restored_demoted_and_removed(node: Node, heard: H
         assert (heard.live, heard.waiting) == (0, {Rung.STANDBY: 1, Rung.PARKED: 0})
         replica, _ = await node.restore("tiny", snapshot, None, "", Phases())
         assert (replica.origin, heard.words[1:]) == (Origin.STANDBY, [("standby", "tiny")]), "its wake is no restore"
+        assert heard.stood == ["memory", "standby"]
+        assert heard.captures == [""]
+        assert {rung for rung, size in heard.came if size} == {"memory"}
         await node.release(replica.id)
         await node.stage(snapshot)
         drained(changes)

@@ -13,6 +13,7 @@ import pytest
 from prometheus_client import generate_latest
 from zerowake_proto import agent_pb2 as pb
 
+from gpumem.client.control import Control
 from restore_agent.drivers.criu import CriuError
 from restore_agent.errors import AgentError
 from restore_agent.sequences.attempt import RestoreFailed
@@ -32,6 +33,7 @@ from restore_agent.snapshots.store import NameTaken
 from restore_agent.transfer.source import Unreachable
 from tests.worlds.agent_service import World, reference, refused, served_node
 from tests.worlds.faulty_source import FaultySource
+from tests.worlds.gpumem_server import MIB, make_weights, served
 from tests.worlds.snapshots import publish
 from tests.worlds.staging import slow
 from tests.worlds.waiting import until
@@ -148,6 +150,36 @@ async def test_what_the_node_has_is_shown_to_prometheus_by_who_has_it(world: Wor
     assert found == {"nobody": "80.0", "parked": "0.0"}, "of the others nothing is known"
     assert 'zerowake_node_source_fails{source="s3://b"} 1.0' in shown
     assert "zerowake_node_gpu_bytes" not in generate_latest().decode(), "the node is closed"
+
+
+async def test_what_gpumem_holds_is_shown_by_use_and_that_it_is_silent(short_folder: Path) -> None:
+    weights = make_weights(short_folder / "weights.bin", 8 * MIB)
+    async with served_node(short_folder) as world:
+        with metrics.shown(world.node):
+            assert "zerowake_gpumem" not in generate_latest().decode(), "there is none"
+            with served(short_folder, reserve=64 * MIB, arena=32 * MIB) as server:
+                async with Control.connected(server.socket) as control:
+                    await control.fill(weights.layout, weights.sources, "host")
+                    await world.node.weights.view.look()
+                    held = {"free": 56, "idle": 8, "weights": 0, "scratch": 0}
+                    assert numbers("held") == {use: mib * MIB for use, mib in held.items()}
+                    await control.fill(weights.layout, weights.sources, "host", pinned=True)
+                    await world.node.weights.view.look()
+                    assert numbers("held")["weights"] == 8 * MIB
+                    assert sum(numbers("arena").values()) == 32 * MIB
+                for line in ('wanted_bytes{gpu="host"} 6.7108864e+07', 'owed_bytes{gpu="host"} 0.0', "up 1.0"):
+                    assert f"zerowake_gpumem_{line}" in generate_latest().decode()
+                server.process.kill()
+                server.process.wait()
+                await world.node.weights.view.look()
+                shown = generate_latest().decode()
+                assert "zerowake_gpumem_up 0.0" in shown and "zerowake_gpumem_held_bytes" not in shown
+
+
+def numbers(of: str) -> dict[str, float]:
+    """Of gpumem's one device, or of its arena, by use."""
+    found = re.findall(rf'zerowake_gpumem_{of}_bytes{{(?:gpu="host",)?use="(\w+)"}} (\S+)', generate_latest().decode())
+    return {use: float(value) for use, value in found}
 
 
 async def test_what_a_store_has_is_said_with_what_it_was_captured_from_and_why_not_is_a_reason(world: World, tmp_path: Path) -> None:

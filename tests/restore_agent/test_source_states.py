@@ -40,7 +40,7 @@ def reading(source: Source) -> AsyncGenerator[object, None]:
 
 
 async def test_a_rate_is_of_all_streams_together_and_not_of_the_time_between(world: World) -> None:
-    source = world.states.measured(FaultySource("s3://b", [DATA], piece=MIB))
+    source = world.states.measured(FaultySource("s3://b", [DATA], piece=MIB), "store")
     assert str(source) == "s3://b"
     async with contextlib.aclosing(reading(source)) as one, contextlib.aclosing(reading(source)) as other:
         for stream in (one, other, one, other):
@@ -56,7 +56,7 @@ async def test_a_rate_is_of_all_streams_together_and_not_of_the_time_between(wor
 
 
 async def test_one_that_is_read_for_long_is_measured_meanwhile_and_little_is_not_measured(world: World) -> None:
-    source = world.states.measured(FaultySource("s3://b", [DATA], piece=1000))
+    source = world.states.measured(FaultySource("s3://b", [DATA], piece=1000), "store")
     async with contextlib.aclosing(reading(source)) as stream:
         await anext(stream)
         world.clock.moment += 0.2
@@ -69,7 +69,7 @@ async def test_one_that_is_read_for_long_is_measured_meanwhile_and_little_is_not
 
 
 async def test_one_that_gives_nothing_is_named_with_what_it_did_until_it_gives(world: World) -> None:
-    source = world.states.measured(FaultySource("s3://b", [DATA], piece=MIB))
+    source = world.states.measured(FaultySource("s3://b", [DATA], piece=MIB), "store")
     for error in (Unreachable("nobody answers"), Denied("403 Forbidden"), Altered("other bytes")):
         world.states.failed(source, error)
         assert world.faults() == {"s3://b": str(error)}
@@ -83,7 +83,7 @@ async def test_one_that_gives_nothing_is_named_with_what_it_did_until_it_gives(w
 
 
 async def test_those_that_were_read_last_are_kept_and_those_that_are_read(world: World) -> None:
-    kept = world.states.measured(FaultySource("agent 10.0.0.1:1", [DATA], piece=MIB))
+    kept = world.states.measured(FaultySource("agent 10.0.0.1:1", [DATA], piece=MIB), "agent")
     async with contextlib.aclosing(reading(kept)) as stream:
         await anext(stream)
         for number in range(2, 100):
@@ -92,3 +92,12 @@ async def test_those_that_were_read_last_are_kept_and_those_that_are_read(world:
         assert len(names) == 32 and "agent 10.0.0.1:1" in names and "agent 10.0.0.99:1" in names
     world.states.failed(FaultySource("agent 10.0.1.1:1"), Unreachable("it is gone"))
     assert "agent 10.0.0.1:1" not in world.rates()
+
+
+async def test_bytes_are_counted_by_the_kind_of_their_source(world: World) -> None:
+    assert world.states.bytes == {"store": 0, "agent": 0}
+    for name, kind in (("s3://b", "store"), ("agent 10.0.0.1:1", "agent"), ("agent 10.0.0.2:1", "agent")):
+        source = world.states.measured(FaultySource(name, [DATA], piece=MIB), kind)
+        async for _ in source.read(KEY, 0, len(DATA)):
+            pass
+    assert world.states.bytes == {"store": len(DATA), "agent": 2 * len(DATA)}

@@ -44,9 +44,11 @@ async def test_the_lowest_of_several_counts_and_none_is_absent(tmp_path: Path, w
     assert await view.look() == set()
     assert view.rung([]) == WeightsRung.ABSENT
     assert view.held_bytes("host") == 0, "there is no gpumem"
+    assert (view.status, view.is_silent) == (None, False)
     (tmp_path / "no.sock").touch()
     await view.look()
     assert view.held_bytes("host") is None, "there is one, and it says nothing"
+    assert (view.status, view.is_silent) == (None, True)
     with served(tmp_path / "server", reserve=64 * MIB) as server:
         view = WeightsView(server.socket)
         async with Control.connected(server.socket) as control:

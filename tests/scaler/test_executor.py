@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import cast
 
 import pytest
+from prometheus_client import REGISTRY
 
 from scaler.books.snapshot_name import SnapshotName
 from scaler.fleet.agent import AgentError, AgentSilent, AgentUnreachable, Wanted
@@ -140,6 +141,27 @@ async def test_an_action_is_under_way_until_it_has_ended(world: World) -> None:
     assert world.executor.under_way == (Start("chat", "a", "", number=1),) and world.ended == ["chat"]
     await world.answer("start 1")
     assert world.executor.under_way == () and world.failures == []
+
+
+async def test_what_is_staged_has_an_age_and_its_end_is_counted(world: World) -> None:
+    def counted(rung: str, result: str) -> float:
+        return REGISTRY.get_sample_value("zerowake_plan_stagings_total", {"rung": rung, "result": result}) or 0.0
+
+    done, failed = counted("memory", "done"), counted("disk", "failed")
+    await world.does(MEMORY, Start("chat", "a", "", number=1))
+    world.clock.moment += 5.0
+    await world.does(FETCH)
+    world.clock.moment += 1.0
+    assert sorted(world.executor.stagings()) == [1.0, 6.0]
+    await world.answer("MEMORY d")
+    assert world.executor.stagings() == [1.0]
+    await world.answer("DISK d", AgentError("no room"))
+    assert world.executor.stagings() == []
+    assert (counted("memory", "done"), counted("disk", "failed")) == (done + 1, failed + 1)
+    await world.does(Drop("a", "chat", NAME, "d", Rung.DISK, ""))
+    await world.does(MEMORY)
+    world.executor.carry_out(Plan((Drop("a", "chat", NAME, "d", Rung.DISK, ""),)))
+    assert world.executor.stagings() == [], "it was given up"
 
 
 async def test_who_stages_is_told_of_those_that_have_it_and_of_those_that_are_told_with_it(world: World) -> None:

@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import datetime
 import socket
 import ssl
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -197,3 +199,24 @@ def test_a_client_shows_the_certificate_that_its_files_hold_when_it_connects(tmp
     assert shown(contexts()) == "renewed"
     with pytest.raises(BadCertificate):
         client_contexts(files)
+
+
+def test_the_end_of_a_certificate_in_use_is_shown_also_after_its_renewal(tmp_path: Path) -> None:
+    """Of the several in one file, that of the one that ends first."""
+    day, week = (Authority("zerowake test authority", datetime.timedelta(days=days)) for days in (1, 7))
+    files = TlsFiles(*week.issue("first.zerowake").write(tmp_path, "tls"), tmp_path / "ca.crt")
+    assert files.client_ca
+    files.client_ca.write_bytes(week.certificate + day.certificate)
+    server_context(files)
+    now = time.time()
+    assert _days_left(files.certificate, now) == pytest.approx(7, abs=0.1)
+    assert _days_left(files.client_ca, now) == pytest.approx(1, abs=0.1)
+    day.issue("second.zerowake").write(tmp_path, "tls")
+    server_context(files)
+    assert _days_left(files.certificate, now) == pytest.approx(1, abs=0.1)
+
+
+def _days_left(file: Path, now: float) -> float:
+    end = REGISTRY.get_sample_value("zerowake_tls_certificate_expiry_timestamp_seconds", {"file": str(file)})
+    assert end is not None
+    return (end - now) / 86400
