@@ -60,6 +60,7 @@ async def test_every_example_is_taken(api: Api, namespace: str, kubeconfig: str,
         "agent.peerRate=fast",
         "agent.memory=much",
         "agent.disk=all",
+        "monitoring.interval=often",
         "nothing=1",
         "scaler.image.digest=latest",
         "scaler.sources.hosts[0]=http://prometheus.example",
@@ -127,6 +128,25 @@ def test_cert_manager_s_way(kubeconfig: str) -> None:
     )
     (hook,) = [one for one in objects if one["kind"] == "MutatingWebhookConfiguration"]
     assert hook["metadata"]["annotations"]["cert-manager.io/inject-ca-from"] == "zerowake/zerowake-scaler-tls"
+
+
+def test_what_prometheus_operator_is_given(kubeconfig: str) -> None:
+    """Its kinds are not in this cluster, so no API server is asked. The rules are the file, and each monitor finds its pods"""
+    operated = {"PrometheusRule", "PodMonitor"}
+    assert not [one for one in render(kubeconfig, "zerowake") if one["kind"] in operated]
+    on = "--set=monitoring.rules=true,monitoring.podMonitors=true,monitoring.labels.release=mine,monitoring.interval=15s"
+    objects = render(kubeconfig, "zerowake", on)
+    rule, *monitors = (one for kind in sorted(operated, reverse=True) for one in objects if one["kind"] == kind)
+    assert rule["spec"] == yaml.safe_load((ROOT / "deploy/prometheus/rules.yaml").read_text())
+    pods = [one["spec"]["template"] for one in objects if one["kind"] in ("Deployment", "DaemonSet")]
+    for monitor in monitors:
+        assert monitor["metadata"]["labels"]["release"] == rule["metadata"]["labels"]["release"] == "mine"
+        (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
+        wanted = monitor["spec"]["selector"]["matchLabels"].items()
+        (pod,) = [each for each in pods if wanted <= each["metadata"]["labels"].items()]
+        ports = [port["name"] for container in pod["spec"]["containers"] for port in container["ports"]]
+        assert (ports.count(endpoint["port"]), endpoint["interval"]) == (1, "15s")
+    assert len(monitors) == 2
 
 
 def test_what_runs_with_few_rights(kubeconfig: str) -> None:
