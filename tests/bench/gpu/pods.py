@@ -69,7 +69,7 @@ from tests.worlds.model_shapes import SHAPES, Shape, shape_named
 
 ROOT = Path(__file__).parents[3]
 ROUNDS = 5
-CAPTURE_SECONDS, COLD_SECONDS = 480, 300
+CAPTURE_SECONDS, COLD_SECONDS, SLEEP_SECONDS = 480, 300, 60
 GRACE_SECONDS = 20.0  # that a part may take beyond the time that is left
 GIB = 1 << 30
 GOAL, IDLE_GOALS = 1.0, {"parked": 0.06, "standby": 0.42}
@@ -143,6 +143,7 @@ class Bench:
         await self.api.merge("ScaledObject", MODELS, self.name, {"spec": {"minReplicaCount": 1}})
         await self.api.merge("ModelSnapshot", MODELS, self.name, {"spec": {"idle": rung, "idleSeconds": IDLE_SECONDS}})
         taken, awake, used, answers = [], [], 0, []
+        before = await self.slept()
         for number in range(ROUNDS + 1):  # the first makes the pod
             begun, answered, answer = await self.asked(self.name)
             answers.append(answer)
@@ -154,6 +155,9 @@ class Bench:
                 console.print(f"  {rung} {number}: first token {taken[-1]:.3f} s; awake {awake[-1]:.3f}")
             await self.asleep(False)
             await self.asleep(True)
+            async with asyncio.timeout(SLEEP_SECONDS):
+                while await self.slept() <= before + number:
+                    await asyncio.sleep(0.1)
             used = self.machine.used()
         case = f"pod idle, {rung}"
         self.medians[case] = statistics.median(taken)
@@ -170,6 +174,11 @@ class Bench:
         await self.api.until(
             "ModelSnapshot", MODELS, self.name, lambda one: one and bool(one["status"].get("asleep")) == whether, CAPTURE_SECONDS
         )
+
+    async def slept(self) -> int:
+        """How many times engines have fallen asleep. One counts as asleep from when nothing is sent to it; its suspend takes longer."""
+        agent = (await self.installed.agents(NODE))[0]
+        return (await self.api.log_of(SYSTEM, agent["metadata"]["name"], "agent")).count(": Slept: ")
 
     async def cold(self, deployment: Object, scaled: Object) -> None:
         """The same pod, which the agent leaves alone: the engine as it is in its image, with GPU memory of its own."""
@@ -268,6 +277,7 @@ async def measure(machine: Machine, prepared: Prepared, until: float, keep: Call
         labels = {"nvidia.com/gpu.present": "true"}
         await api.apply({"apiVersion": "v1", "kind": "Node", "metadata": {"name": NODE, "labels": labels}})
         await stack.enter_async_context(gpus_on_node(api, machine))
+        stack.push_async_callback(gone, api)
         installed = await stack.enter_async_context(to_install(api, str(KUBECONFIG), SYSTEM))
         models = Release(api, str(KUBECONFIG), MODELS, "")
         bench = Bench(api, machine, installed, models, deployment["metadata"]["name"], until)
@@ -302,6 +312,12 @@ async def removed(bench: Bench) -> None:
         for one in await bench.api.list(kind, MODELS):
             await bench.api.delete(kind, MODELS, one["metadata"]["name"])
             await bench.api.until(kind, MODELS, one["metadata"]["name"], lambda found: found is None, within=120)
+
+
+async def gone(api: Api) -> None:
+    """Until zerowake's own pods have ended: gpumem's has the GPU's memory so long."""
+    for pod in await api.list("Pod", SYSTEM):
+        await api.until("Pod", SYSTEM, pod["metadata"]["name"], lambda found: found is None, within=60)
 
 
 def ours() -> list[Path]:

@@ -25,7 +25,7 @@ from restore_agent.kubernetes.engine_packages import INSIDE, lay_out
 from tests.bench.figures import Figure
 from tests.bench.gpu.resume import nothing, stage
 from tests.bench.gpu.run import LEFT, Run, begun, console, control
-from tests.bench.gpu.vllm import PORT, QUESTION, background, give_up
+from tests.bench.gpu.vllm import PORT, QUESTION, Answer, background, give_up
 from tests.bench.gpu.vllm import TOLD as VLLM_TOLD
 from tests.bench.gpu.vllm import Bench as VllmBench
 from tests.worlds.processes import below
@@ -42,12 +42,14 @@ class Bench(VllmBench):
     goals: ClassVar[dict[str, float]] = {"standby, made ahead": 0.40, "staged": 0.65}
     telling = TOLD
     # It begins otherwise than the request that proves a replica: a prefix that one engine has cached and another has not is computed in
-    # another shape, and the last bits of its numbers differ. So it is asked of each engine once, and the first answer is the measure.
+    # another shape, and the last bits of its numbers differ. So the first answer of each engine is the measure, and what it answers when
+    # it has the question cached is compared with that of the others.
     question = QUESTION | {"prompt": "Seven, eight, nine,"}
     asked_before = False
 
     def __init__(self, run: Run) -> None:
         super().__init__(run)
+        self.again: Answer | None = None
         site = [os.environ["ZEROWAKE_SGLANG_SITE"]] if "ZEROWAKE_SGLANG_SITE" in os.environ else []
         beside = lay_out(run.folder)
         ours = str(beside.folder / Path(beside.path).relative_to(INSIDE))
@@ -58,6 +60,13 @@ class Bench(VllmBench):
         self.env = {"PYTHONPATH": ":".join(path), "HF_HUB_OFFLINE": "1", **self.caches, **compiled}
         self.command = [sys.executable, "-m", "sglang.launch_server", "--model-path", str(run.model), "--served-model-name", "model"]
         self.command += ["--context-length", "8192", *run.options]
+
+    async def ask_again(self, url: str) -> float:
+        first, _, answer = await self.answered(url)
+        if answer != (self.again or answer):
+            raise AssertionError(f"asked again, it answers {answer}, and another one {self.again}")
+        self.again = answer
+        return first
 
     def engines(self) -> list[tuple[int, str]]:
         return [(pid, words) for _, pid, words in below(self.server) if "sglang" in words.lower() and "sandbox" not in words]

@@ -158,7 +158,7 @@ class Bench:
             first, last = await self.ask(url)
             taken.append(first)
             whole.append(last)
-            awake.append((await self.ask(url))[0])  # what of it is the engine's own
+            awake.append(await self.ask_again(url))  # what of it is the engine's own
             latest = (await status(self.state))["activations"][0]
             phases.append(latest["phases"])
             said = f"awake {awake[-1]:.3f} s; {latest['outcome']} {latest['reason']}; ms: {parts(phases[-1:])}"
@@ -177,6 +177,10 @@ class Bench:
         elif answer != self.answer:
             raise AssertionError(f"the answer is {answer}, and was {self.answer}")
         return first, last
+
+    async def ask_again(self, url: str) -> float:
+        """Seconds to the first token of an engine that has answered this question since it woke."""
+        return (await self.ask(url))[0]
 
     async def first_answer(self, process: asyncio.subprocess.Process, log: Path, url: str) -> Answer:
         """Of an engine that is starting. Raises RuntimeError: it has ended, and what it said is printed."""
