@@ -119,7 +119,7 @@ $(environment): Makefile pyproject.toml requirements.lock deploy/bootstrap.sh de
 
 # The tests make containers, have an engine compile, and ask Redis and Prometheus.
 $(containers): deploy/steps.sh tests/worlds/prometheus.sh | $(environment)
-	@if [ "$$(id -u)" = 0 ]; then bash -ec '. deploy/steps.sh; need runc iproute2 util-linux g++ redis-tools'; fi
+	@if [ "$$(id -u)" = 0 ]; then bash -ec '. deploy/steps.sh; need runc iproute2 util-linux g++ redis-tools zsh fish'; fi
 	@tests/worlds/prometheus.sh
 	@touch $@
 

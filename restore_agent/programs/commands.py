@@ -66,7 +66,7 @@ _STEPS: dict[str, str] = {
 @app.command()
 def agent(
     state: State = DEFAULT_STATE,
-    node: Annotated[str, typer.Option(help="Name of this node.", envvar="NODE_NAME")] = socket.gethostname(),
+    node: Annotated[str, typer.Option(help="Name of this node.", envvar="NODE_NAME", show_default="this machine's")] = socket.gethostname(),
     gpumem: Gpumem = DEFAULT_SOCKET,
     metrics: Annotated[str, typer.Option(help="HOST:PORT that serves /metrics, /healthz and /readyz.", metavar="HOST:PORT")] = "",
     listen: Annotated[str, typer.Option(help="HOST:PORT for a scaler on another machine; needs --tls.", metavar="HOST:PORT")] = "",

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from scaler.programs import completion
 from zerowake_shared.server_extra import INSTALL
 
 GROUP = "zerowake.commands"
@@ -42,6 +43,9 @@ def zerowake(
     First steps: `zerowake snapshot create --help` takes a snapshot of a server, `zerowake up FILE` serves models on this machine,
     `zerowake status` shows what they are doing.
     """
+
+
+completion.add_to(app)
 
 
 def collect(into: typer.Typer) -> list[str]:
