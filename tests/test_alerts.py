@@ -199,8 +199,9 @@ CASES = {
         Case({_HELD % "free": "0x40", _HELD % "idle": "0x40", _WANTED: "0x40"}, -1, (30,), {}),
     ],
     "ZerowakeArenaNearlyFull": [
-        Case({_ARENA % "free": "50x5 1x30 50x10", _ARENA % "taken": "50x5 99x30 50x10"}, 25, (15, 40), {"instance": "a"}),
-        Case({_ARENA % "free": "0x40", _ARENA % "taken": "0x40"}, -1, (30,), {}),
+        Case({_ARENA % "free": "50x5 1x30 50x10", _ARENA % "held": "50x5 99x30 50x10"}, 25, (15, 40), {"instance": "a"}),
+        Case({_ARENA % "free": "0x40", _ARENA % "held": "0x40"}, -1, (30,), {}),  # there is none
+        Case({_ARENA % "free": "0x40", _ARENA % "idle": "90x40", _ARENA % "held": "10x40"}, -1, (30,), {}),  # a cache that is full is well
     ],
     "ZerowakeGpuMemoryNotGivenBack": [
         Case({_HELD % "free": "60x5 0x30", _HELD % "scratch": "40x20 0x15", _WANTED: "100x5 0x30"}, 15, (5, 8, 25), _GPU)

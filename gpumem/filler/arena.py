@@ -74,6 +74,11 @@ class Arena:
     def used(self) -> int:
         return self.size - sum(length for _, length in self._free)
 
+    @property
+    def idle(self) -> int:
+        """Bytes of those used whose chunks go when their room is wanted."""
+        return sum(place.length for place in self._places.values() if not place.holds)
+
     def find(self, namespace: str, chunk: bytes) -> Place | None:
         """The chunk, if it is there for this namespace."""
         for key in ((namespace, chunk), ("", chunk)):

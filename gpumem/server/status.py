@@ -24,7 +24,7 @@ def status_of(devices: Mapping[str, Device], arena: Arena, jobs: Iterable[Job], 
     def seen(owner: str) -> bool:
         return namespace in (None, owner)
 
-    status = pb.Status(arena_bytes=arena.size, arena_used_bytes=arena.used)
+    status = pb.Status(arena_bytes=arena.size, arena_used_bytes=arena.used, arena_idle_bytes=arena.idle)
     for device in devices.values():
         status.devices.append(_device(device))
         status.regions.extend(_region(region) for region in device.regions.values() if seen(region.namespace))

@@ -207,9 +207,14 @@ def _gpumem(view: WeightsView) -> Iterator[Metric]:
         restarts.add_metric([gpu], device.filler_restarts)
         for use, size in uses.items():
             held.add_metric([gpu, use], size)
-    arena = GaugeMetricFamily("zerowake_gpumem_arena_bytes", "gpumem's piece of host memory, by whether it is taken", labels=["use"])
+    arena = GaugeMetricFamily(
+        "zerowake_gpumem_arena_bytes",
+        "gpumem's piece of host memory: free, idle (chunks that go when their room is wanted), held (pinned, or on their way)",
+        labels=["use"],
+    )
     arena.add_metric(["free"], status.arena_bytes - status.arena_used_bytes)
-    arena.add_metric(["taken"], status.arena_used_bytes)
+    arena.add_metric(["idle"], status.arena_idle_bytes)
+    arena.add_metric(["held"], status.arena_used_bytes - status.arena_idle_bytes)
     connections = GaugeMetricFamily("zerowake_gpumem_connections", "Clients of gpumem")
     connections.add_metric([], status.connections)
     yield from (wanted, held, owed, restarts, arena, connections)

@@ -131,7 +131,7 @@ def test_cert_manager_s_way(kubeconfig: str) -> None:
 
 
 def test_what_prometheus_operator_is_given(kubeconfig: str) -> None:
-    """Its kinds are not in this cluster, so no API server is asked. The rules are the file, and each monitor finds its pods"""
+    """Its kinds are not in this cluster, so no API server is asked. The rules are the file, and each monitor finds its pods."""
     operated = {"PrometheusRule", "PodMonitor"}
     assert not [one for one in render(kubeconfig, "zerowake") if one["kind"] in operated]
     on = "--set=monitoring.rules=true,monitoring.podMonitors=true,monitoring.labels.release=mine,monitoring.interval=15s"

@@ -78,7 +78,7 @@ async def test_chunks_in_the_arena_are_a_region_of_no_device() -> None:
     status = status_of({}, arena, (), None)
     (found,) = status.regions
     assert (found.device, found.size, found.filled_bytes, found.sealed, found.pinned) == ("", 2 * BLOCK, BLOCK, False, True)
-    assert (status.arena_bytes, status.arena_used_bytes) == (4 * BLOCK, BLOCK)
+    assert (status.arena_bytes, status.arena_used_bytes, status.arena_idle_bytes) == (4 * BLOCK, BLOCK, 0)
 
 
 async def test_a_fill_tells_how_far_it_is(device: Device) -> None:

@@ -25,6 +25,11 @@ class Machine:
     session: aiohttp.ClientSession
     ports: dict[str, int]  # gateway, scaler, agent
 
+    @property
+    def pages(self) -> tuple[int, int]:
+        """The ports at which scaler and agent show themselves."""
+        return self.ports["scaler"], self.ports["agent"]
+
     async def page(self, program: str, accept: str = "text/plain") -> str:
         """What the scaler or the agent shows now."""
         url = f"http://127.0.0.1:{self.ports[program]}/metrics"
