@@ -306,7 +306,7 @@ class Idling:
                     raise NoRoomToWake(f"replica {replica.id} sleeps on: {why}") from None
             self._forget(sleeper)
             replica.origin = Origin.PARKED if rung is Rung.PARKED else Origin.STANDBY
-            replica.phases = phases.done()
+            replica.phases, replica.spans = phases.done(), phases.spans()
             self._replicas.wakes(replica)
         parts = ", ".join(f"{name} {seconds * 1000:.0f} ms" for name, seconds in replica.phases)
         slept = time.monotonic() - sleeper.since

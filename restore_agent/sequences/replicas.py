@@ -7,8 +7,8 @@ import asyncio
 import enum
 import logging
 import secrets
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from restore_agent.engine.engine import Engine, EngineError
 from restore_agent.errors import AgentError, ErrorKind
@@ -61,6 +61,7 @@ class Replica:
     state: State = State.READY
     detail: str = ""  # why it ended, or why it was started cold
     phases: Sequence[tuple[str, float]] = ()  # of how it was made, in seconds
+    spans: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # when these were, as in `Phases.spans`
     namespace: str = ""  # of its pod
     rung: Rung | None = None  # on which it sleeps, or will in a moment
 
@@ -99,7 +100,8 @@ class Replicas:
         asleep: the rung on which it sleeps already.
         """
         name = replica_id or f"{model}-{secrets.token_hex(4)}"
-        replica = Replica(name, model, snapshot, origin, engine, detail=detail, phases=phases.done(), namespace=namespace)
+        replica = Replica(name, model, snapshot, origin, engine, detail=detail, namespace=namespace)
+        replica.phases, replica.spans = phases.done(), phases.spans()
         if asleep:
             replica.state, replica.rung = State.IDLE, asleep
         engine.output.name = replica.id

@@ -182,7 +182,9 @@ class Restorer:
             if not held.is_set():
                 await restoring
                 raise CriuError("CRIU ended without asking for the pages")
-            phases.add(Phase.IMAGE_CRIU, time.monotonic() - begin - phases.seconds(Phase.STAGED_PAGES) - phases.seconds(Phase.IMAGE_FILL))
+            phases.add(
+                Phase.IMAGE_CRIU, time.monotonic() - begin - phases.seconds(Phase.STAGED_PAGES) - phases.seconds(Phase.IMAGE_FILL), begin
+            )
             hosts = place.host_pids()
             Control.make_doors(place)
             engine = Engine(manifest.engine, place, output, manifest.root_pid)
@@ -213,7 +215,7 @@ class Restorer:
         with self._huge.on():
             seconds = await arena.fill(place.host_pids())
         phases.add(Phase.IMAGE_FILL, seconds)
-        phases.add(Phase.STAGED_PAGES, time.monotonic() - begin - seconds)  # for which it waited
+        phases.add(Phase.STAGED_PAGES, time.monotonic() - begin - seconds, begin)  # for which it waited
         if whole:
             self.memory_to_process.measured(arena.size, seconds)
 

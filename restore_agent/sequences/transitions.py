@@ -175,7 +175,7 @@ class Transitions:
             # CUDA reads all of its state, also the zeros that were left out: with huge pages on those are one page of zeros for 2 MiB.
             with self._huge.on():
                 took = await self._cuda.resume(standby.gpu_pids, pairs)
-            phases.add(Phase.CUDA_RESTORE, took.restore)
+            phases.add(Phase.CUDA_RESTORE, took.restore, ended_before=took.unlock)
             phases.add(Phase.CUDA_UNLOCK, took.unlock)
         standby.stands_on(pairs)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -238,7 +238,7 @@ def replica(value: Replica) -> agent_pb2.Replica:
         origin=_ORIGINS[value.origin],
         endpoint=_endpoint(value),
         detail=value.detail,
-        phases=phases(value.phases),
+        phases=phases(value.phases, value.spans),
         rung=_RUNGS[value.rung] if value.rung else agent_pb2.RUNG_UNSPECIFIED,
     )
 
@@ -294,8 +294,12 @@ def transfer(value: Transfer, now: Progress | None) -> agent_pb2.Transfer:
     )
 
 
-def phases(value: Iterable[tuple[str, float]]) -> list[agent_pb2.Phase]:
-    return [agent_pb2.Phase(name=name, seconds=seconds) for name, seconds in value]
+def phases(value: Iterable[tuple[str, float]], spans: Mapping[str, tuple[float, float]]) -> list[agent_pb2.Phase]:
+    found = []
+    for name, seconds in value:
+        begins, ends = spans.get(name, (0.0, 0.0))
+        found.append(agent_pb2.Phase(name=name, seconds=seconds, begins=begins, ends=ends))
+    return found
 
 
 def progress(value: Progress) -> agent_pb2.TransferProgress:

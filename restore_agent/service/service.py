@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -35,6 +36,7 @@ from restore_agent.transfer.progress import Progress
 _LOG = logging.getLogger("zerowake.agent")
 _TELL_SECONDS = 0.2  # between two words about a transfer
 _Context = grpc.aio.ServicerContext[Any, Any]
+_TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 class AgentService(agent_pb2_grpc.AgentServicer):
@@ -102,7 +104,7 @@ class AgentService(agent_pb2_grpc.AgentServicer):
                     snapshot = RestoreFailed(error.reason, str(error))
             elif cold is None:
                 raise messages.InvalidField("snapshot and cold are both absent: one of them says what to start")
-            replica, failure = await self._node.restore(request.model, snapshot, cold, request.activation_id, phases)
+            replica, failure = await self._node.restore(request.model, snapshot, cold, _activation(request.activation_id, context), phases)
             return agent_pb2.RestoreResponse(
                 replica=messages.replica(replica),
                 fallback_reason=failure.reason if failure else "",
@@ -128,7 +130,7 @@ class AgentService(agent_pb2_grpc.AgentServicer):
 
     async def Wake(self, request: agent_pb2.WakeRequest, context: _Context) -> agent_pb2.WakeResponse:
         async def wake() -> agent_pb2.WakeResponse:
-            replica = await self._node.wake(request.replica_id, request.activation_id)
+            replica = await self._node.wake(request.replica_id, _activation(request.activation_id, context))
             return agent_pb2.WakeResponse(replica=messages.replica(replica))
 
         return await self._requests.once("wake", request.request_id, wake, context)
@@ -161,7 +163,7 @@ class AgentService(agent_pb2_grpc.AgentServicer):
                     snapshot=messages.reference(captured.snapshot),
                     image_bytes=manifest.image_bytes,
                     skeleton_bytes=manifest.skeleton_bytes,
-                    phases=messages.phases(phases.done()),
+                    phases=messages.phases(phases.done(), phases.spans()),
                     replica_id=replica_id,
                     notes=captured.notes,
                     adapters=[adapter.name for adapter in manifest.adapters],
@@ -329,3 +331,10 @@ def _nobody(progress: Progress) -> None:
 
 def _anywhere(manifest: Manifest) -> None:
     """A snapshot is brought here whether it fits or not: its user may know better, or bring what it lacks."""
+
+
+def _activation(name: str, context: _Context) -> str:
+    """As the node's log names it: with the trace that it is part of, if its caller says so (W3C's trace context, as metadata)."""
+    told = dict(context.invocation_metadata() or ()).get("traceparent", "")
+    found = _TRACEPARENT.fullmatch(told) if isinstance(told, str) else None
+    return f"{name} of trace {found[1]}" if found else name

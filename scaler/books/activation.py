@@ -28,14 +28,26 @@ class Interval(NamedTuple):
     seconds: float
 
 
+class TraceContext(NamedTuple):
+    """The trace that an activation is part of, as W3C has it: told to whoever works for the activation."""
+
+    traceparent: str
+    tracestate: str = ""
+
+    @property
+    def trace_id(self) -> str:
+        return self.traceparent.split("-")[1]
+
+
 class Activation:
     """One scale-up. id: 12 hex digits; total and phases in seconds; outcome: "open", "served", or "abandoned" (nobody waits any more);
     origin: how its replica was made, as its agent says ("restored", "standby", "parked", "cold", …); empty: no agent has said it.
+    trace: that of its first request, if traces are exported.
 
     Moments are those of the clock that it was made with.
     """
 
-    __slots__ = ("_begun", "_clock", "_latest", "_phases", "began", "id", "model", "origin", "outcome", "reason", "total")
+    __slots__ = ("_begun", "_clock", "_latest", "_phases", "began", "id", "model", "origin", "outcome", "reason", "total", "trace")
 
     def __init__(self, name: str, model: str, at: float, clock: Clock) -> None:
         self.id = name
@@ -45,6 +57,7 @@ class Activation:
         self.reason = ""
         self.origin = ""
         self.total = 0.0
+        self.trace: TraceContext | None = None
         self._begun = self._latest = at
         self._phases: dict[str, Interval] = {}
         self._clock = clock
@@ -58,15 +71,15 @@ class Activation:
         if self._record(phase, Interval(self._latest, moment, moment - self._latest)):
             self._latest = moment
 
-    def add(self, phase: str, seconds: float, begin: float | None = None) -> None:
-        """The phase took `seconds`, from `begin` on (default: it ends now). Of several replicas made at once the first one's phases count:
-        it is the one that answers first.
+    def add(self, phase: str, seconds: float, begin: float | None = None, end: float | None = None) -> None:
+        """The phase took `seconds`, from `begin` on (default: it ends now), with what else was done up to `end` (default: nothing). Of
+        several replicas made at once the first one's phases count: it is the one that answers first.
 
         A newer agent may have phases that are not known here: they count, and are shown, as they are called.
         """
         took = max(0.0, seconds)
         since = self._clock.now() - took if begin is None else begin
-        self._record(phase, Interval(since, since + took, took))
+        self._record(phase, Interval(since, since + took if end is None else max(since, end), took))
 
     def made(self, origin: str) -> None:
         """A replica is there that was made so. Of several the first one's origin counts, as its phases do."""
@@ -84,6 +97,17 @@ class Activation:
         """Seconds by phase, in the order in which they come, and `unaccounted` once it has ended."""
         ordered = {phase: self._phases[phase].seconds for phase in in_order([*self._phases])}
         return MappingProxyType(ordered if self.outcome == "open" else _with_rest(ordered, self.total))
+
+    @property
+    def intervals(self) -> Mapping[str, Interval]:
+        """When each phase was, in seconds since its beginning and never outside of it, the earliest first."""
+        last = self._clock.now() - self._begun if self.outcome == "open" else self.total
+        found = {}
+        for phase in sorted(in_order([*self._phases]), key=lambda each: self._phases[each].begin):
+            begin, end, seconds = self._phases[phase]
+            begin, end = (min(max(0.0, moment - self._begun), last) for moment in (begin, end))
+            found[phase] = Interval(begin, end, seconds)
+        return MappingProxyType(found)
 
     @property
     def ready(self) -> float | None:

@@ -14,6 +14,7 @@ from typing import TypeVar
 import grpc
 from zerowake_proto import agent_pb2, agent_pb2_grpc
 
+from scaler.books.activation import Activation
 from scaler.books.snapshot_name import SnapshotName
 from scaler.fleet import messages
 from scaler.fleet.heard import Heard
@@ -174,16 +175,18 @@ class Agent(Heard):
         if rung > Rung.ABSENT:
             self.settle(snapshot, messages.residency(answer.residency), answer.residency.revision)
 
-    async def restore(self, model: str, snapshot: SnapshotName | None, cold: Engine | None, activation: str) -> agent_pb2.RestoreResponse:
-        """One ready replica. Raises AgentError."""
-        request = agent_pb2.RestoreRequest(request_id=self._id(), activation_id=activation, model=model)
+    async def restore(
+        self, model: str, snapshot: SnapshotName | None, cold: Engine | None, activation: Activation | None
+    ) -> agent_pb2.RestoreResponse:
+        """One ready replica, for the activation that waits for it. Raises AgentError."""
+        request = agent_pb2.RestoreRequest(request_id=self._id(), activation_id=activation.id if activation else "", model=model)
         if snapshot is not None:
             request.snapshot.CopyFrom(messages.reference(snapshot))
         if cold is not None:
             request.cold.CopyFrom(_told(cold))
         self._restoring[model] += 1
         try:
-            return await self.stub.Restore(request)
+            return await self.stub.Restore(request, metadata=_trace(activation))
         except grpc.aio.AioRpcError as error:
             raise _said(error) from None
         finally:
@@ -215,10 +218,11 @@ class Agent(Heard):
         """The replica sleeps in its pod, on the rung. Raises AgentError: it goes on, or is gone, which its stream says."""
         await self._demote(agent_pb2.DemoteRequest(replica_id=replica_id, rung=agent_pb2.Rung.Name(rung)))
 
-    async def wake(self, replica_id: str, activation: str) -> agent_pb2.Replica:
+    async def wake(self, replica_id: str, activation: Activation | None) -> agent_pb2.Replica:
         """One that sleeps in its pod serves again. Raises AgentError: NoRoom, AgentUnreachable: it sleeps on; else it is gone."""
+        request = agent_pb2.WakeRequest(request_id=self._id(), replica_id=replica_id, activation_id=activation.id if activation else "")
         try:
-            answer = await self.stub.Wake(agent_pb2.WakeRequest(request_id=self._id(), replica_id=replica_id, activation_id=activation))
+            answer = await self.stub.Wake(request, metadata=_trace(activation))
         except grpc.aio.AioRpcError as error:
             raise _said(error) from None
         return answer.replica
@@ -255,6 +259,13 @@ class Agent(Heard):
     def _id(self) -> str:
         """Of a request: the agent does it once, however often it is sent."""
         return token(self._chance, 8)
+
+
+def _trace(activation: Activation | None) -> list[tuple[str, str]] | None:
+    """The metadata of a call for it: W3C's trace context, which names what the agent logs of it, too."""
+    if activation is None or activation.trace is None:
+        return None
+    return [(name, value) for name, value in activation.trace._asdict().items() if value]
 
 
 def _told(engine: Engine) -> agent_pb2.Engine:

@@ -323,12 +323,23 @@ def _account(activation: Activation, phases: Sequence[agent_pb2.Phase], now: flo
     What went by before the first of them is KEDA's, the scheduler's and the kubelet's, which say nothing of it themselves.
     """
     sums: dict[str, float] = {}
+    spans: dict[str, tuple[float, float]] = {}
     for phase in phases:
         name = Phase.whole(phase.name)
         sums[name] = sums.get(name, 0.0) + phase.seconds
-    took = sum(sums.values()) - min(sums.get(Phase.IMAGE, 0.0), sums.get(Phase.WEIGHTS, 0.0))  # those two go on at the same time
+        first, last = spans.get(name, (phase.begins, phase.ends))
+        spans[name] = min(first, phase.begins), max(last, phase.ends)
+    # An agent tells times since it began, and it ended as this came: no clock of one machine is held against another's.
+    took = max((ends for _, ends in spans.values()), default=0.0)
+    measured = took > 0
+    if not measured:  # by an earlier agent
+        took = sum(sums.values()) - min(sums.get(Phase.IMAGE, 0.0), sums.get(Phase.WEIGHTS, 0.0))  # those two go on at the same time
     # Where its pod was heard of, the first two have their own, and this is what was left to the kubelet and the runtime.
     activation.mark(Phase.STARTED if Phase.CREATED in activation.phases else Phase.SCHEDULED, now - took)
     for name, seconds in sums.items():
         if name != Phase.UNACCOUNTED:
-            activation.add(name, seconds)
+            begins, ends = spans[name]
+            if measured:
+                activation.add(name, seconds, now - took + begins, now - took + ends)
+            else:
+                activation.add(name, seconds)

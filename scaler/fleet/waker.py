@@ -49,7 +49,7 @@ class Waker:
         try:
             if agent is None:
                 raise AgentError("no agent speaks of it now")
-            replica = await agent.wake(backend.id, activation.id if activation else "")
+            replica = await agent.wake(backend.id, activation)
         except AgentError as error:
             why = f"replica {backend.id} sleeps and could not be woken: {error}"
             log.warning("%s", why)

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from aiohttp import web
 
+from scaler.books.activation import TraceContext
 from scaler.gateway.answer_parser import OF_ONE_CONNECTION, BadAnswer, Fields, Head
 from scaler.gateway.connection import Connection
 from scaler.gateway.cors import exposed
@@ -37,6 +38,7 @@ log = logging.getLogger(__name__)
 # They speak of one connection, were answered by the gateway itself (Expect), or are made anew (Content-Length).
 _NOT_PASSED = OF_ONE_CONNECTION | {b"content-length", b"expect", b"proxy-authorization", b"trailer"}
 _HARMLESS = frozenset((b"keep-alive", b"close", b"upgrade"))  # in Connection: they name no field that could be passed on
+_TRACE = frozenset((b"traceparent", b"tracestate"))  # W3C's trace context
 _SAFE = frozenset(("GET", "HEAD", "OPTIONS", "TRACE"))  # RFC 9110, 9.2.1
 _WITH_BODY = frozenset(("POST", "PUT", "PATCH"))
 _SLICE = 2**18  # bytes of a held body written at once, so that a large one does not stop the loop
@@ -69,7 +71,7 @@ class Exchange:
     target: its path, as a replica gets it; upload: its body; now: the clock.
     """
 
-    __slots__ = ("_events", "_now", "_request", "_target", "_upload", "_upload_error", "wait")
+    __slots__ = ("_events", "_now", "_request", "_target", "_upload", "_upload_error", "trace", "wait")
 
     def __init__(self, request: web.BaseRequest, target: Target, upload: Upload, now: Callable[[], float]) -> None:
         self._request = request
@@ -79,6 +81,7 @@ class Exchange:
         self._events: Reply | None = None
         self._upload_error: Exception | None = None
         self.wait: Wait | None = None  # since it had to wait
+        self.trace: TraceContext | None = None  # what the replica is told of its trace; None: what the client says
 
     @property
     def harmless(self) -> bool:
@@ -155,6 +158,9 @@ class Exchange:
                 fields = [field for field in fields if field[0].lower() not in named]
         if self._events is not None:  # our head said that the answer is not encoded
             fields = [field for field in fields if field[0].lower() != b"accept-encoding"]
+        if self.trace is not None:
+            fields = [field for field in fields if field[0].lower() not in _TRACE]
+            fields += [(name.encode(), value.encode()) for name, value in self.trace._asdict().items() if value]
         fields = forwarded(fields, headers, _peer(request), self._target.prefix)
         lines = [b"%b %b HTTP/1.1" % (method, self._target.path.encode("utf-8", "surrogateescape"))]
         if "Host" not in headers:

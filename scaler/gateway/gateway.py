@@ -11,13 +11,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import resource
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, nullcontext
 from typing import cast
 from urllib.parse import unquote
 
 from aiohttp import web
+from multidict import CIMultiDictProxy
 
+from scaler.books.activation import Activation, TraceContext
 from scaler.books.demand import UnknownModel
 from scaler.books.fairness import Priority
 from scaler.books.ledger import Ledger, QueueFull
@@ -53,6 +55,7 @@ class Gateway:
         self._dispatcher = dispatcher
         self._activations = ledger.activations
         self._bodies = BodyReader(body_bytes)
+        self._trace: Callable[[Activation, CIMultiDictProxy[str]], TraceContext] | None = None
         self._requests = 0
         self._idle = asyncio.Event()
         self._changed = asyncio.Event()  # a replica has ended its work on a request
@@ -61,6 +64,10 @@ class Gateway:
         self._created = int(clock.wall())
         self.draining = False
         self.leaving = False  # requests are served, but each answer closes its connection: the next one shall be made elsewhere
+
+    def traced_by(self, trace: Callable[[Activation, CIMultiDictProxy[str]], TraceContext]) -> None:
+        """Asks `trace(activation, headers)` of the first request of each activation: what it tells its engine of the trace."""
+        self._trace = trace
 
     @asynccontextmanager
     async def serve(self, host: str, port: int) -> AsyncIterator[tuple[str, int]]:
@@ -208,7 +215,10 @@ class Gateway:
         """Waits for a place, with a heartbeat every `beats` seconds. Whatever ends the wait early gives it up."""
         begun = self._now()
         if exchange.wait is None:
-            exchange.wait = Wait(arrived, begun, self._activations.current(hold.pool.model))
+            activation = self._activations.current(hold.pool.model)
+            exchange.wait = Wait(arrived, begun, activation)
+            if self._trace and activation and activation.trace is None:
+                exchange.trace = activation.trace = self._trace(activation, request.headers)
         try:
             with self._clients.unread(cast(ClientConnection, request.protocol)) if upload.streams else nullcontext():
                 if beats is not None:

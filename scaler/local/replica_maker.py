@@ -54,7 +54,7 @@ class LocalReplicas:
         if activation:
             activation.mark(Phase.SCHEDULED)
         cold = engine_of(section) if section.command else None
-        answer = await agent.restore(action.model, section.snapshot_name, cold, activation.id if activation else "")
+        answer = await agent.restore(action.model, section.snapshot_name, cold, activation)
         if answer.fallback_reason:
             log.warning("%s was started cold (%s): %s", action.model, answer.fallback_reason, answer.fallback_detail)
         return functools.partial(self._nodes.learn, action.node, answer.replica)  # the stream will say so too, maybe later

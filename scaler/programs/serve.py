@@ -57,6 +57,7 @@ from scaler.kubernetes.unmatched import Unmatched
 from scaler.kubernetes.webhook import serve_webhook
 from scaler.programs.serve_config import AgentsSection, PeersSection, ServeConfig
 from scaler.programs.stopping import stopped_by, unless
+from scaler.programs.tracing import traced
 from scaler.programs.wiring import Parts, show, wire
 from scaler.sources.engine_metrics import engines_of
 from scaler.sources.other_gateways import OtherGateways
@@ -139,6 +140,7 @@ async def serve(config: ServeConfig) -> None:
                     put_off=lambda: planner.world(()).put_off,
                 )
             )
+        await begin(traced(activations, gateway))
         bound = await begin(gateway.serve(*Address.to_listen(config.listen)))
         log.info("gateway listens on %s", Address(*bound))
         async with contextlib.AsyncExitStack() as until_stopped:

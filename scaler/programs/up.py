@@ -34,6 +34,7 @@ from scaler.local.replica_maker import LocalReplicas
 from scaler.local.stores import Stores
 from scaler.plan.declared import DeclaredModels
 from scaler.programs.stopping import stopped_by, unless
+from scaler.programs.tracing import traced
 from scaler.programs.wiring import show, wire
 from scaler.sources.engine_metrics import engines_of
 from scaler.sources.push import Pushes, TokenFile
@@ -128,6 +129,7 @@ async def _up(config: Config) -> None:
             routes = [Pushes(sources, TokenFile(config.push.token_file)).route] if config.push else []
             where = Address.to_listen(config.metrics)
             await stack.enter_async_context(serve_metrics(*where, lambda: _not_ready(nodes, gateway), routes=routes))
+        await stack.enter_async_context(traced(activations, gateway))
         bound = await stack.enter_async_context(gateway.serve(*Address.to_listen(config.listen)))
         log.info("gateway serves %s on %s", ", ".join(sorted(config.models)), Address(*bound))
         await stop.wait()

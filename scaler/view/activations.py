@@ -42,6 +42,7 @@ def record_activation(activation: Activation) -> None:
                 "outcome": activation.outcome,
                 "reason": activation.reason,
                 "origin": activation.origin,
+                **({"trace": activation.trace.trace_id} if activation.trace else {}),
                 "seconds": round(activation.total, 6),
                 "phases": {phase: round(seconds, 6) for phase, seconds in activation.phases.items()},
             }

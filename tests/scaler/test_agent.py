@@ -10,6 +10,7 @@ import grpc
 import pytest
 from zerowake_proto import agent_pb2, agent_pb2_grpc
 
+from scaler.books.activation import Activations, TraceContext
 from scaler.books.snapshot_name import SnapshotName
 from scaler.fleet.agent import Agent, AgentError, AgentSilent, AgentUnreachable, HasNone, NoRoom, Wanted
 from scaler.fleet.snapshot_peers import SnapshotPeer
@@ -73,14 +74,17 @@ async def test_a_replica_sleeps_in_its_pod_and_is_woken(there: tuple[Agent, fake
     other.runs("r1", "m")
     await agent.sleep("r1", Rung.PARKED)
     assert (other.demoted[0].replica_id, other.demoted[0].rung) == ("r1", agent_pb2.RUNG_PARKED)
-    assert (await agent.wake("r1", "a1")).state == agent_pb2.REPLICA_READY
-    assert [(each.replica_id, each.activation_id) for each in other.woken] == [("r1", "a1")]
+    activation = Activations().begin("m")
+    activation.trace = TraceContext("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "a=b")
+    assert (await agent.wake("r1", activation)).state == agent_pb2.REPLICA_READY
+    assert [(each.replica_id, each.activation_id) for each in other.woken] == [("r1", activation.id)]
+    assert activation.trace._asdict().items() <= other.told.items()
     other.wanted = True
     with pytest.raises(Wanted, match="a request has just come"):
         await agent.sleep("r1", Rung.PARKED)
     other.asleep_on["r1"] = grpc.StatusCode.RESOURCE_EXHAUSTED
     with pytest.raises(NoRoom, match="its GPU is full"):
-        await agent.wake("r1", "a2")
+        await agent.wake("r1", None)
 
 
 async def test_errors_say_what_the_agent_said(there: tuple[Agent, fake_agent.Agent]) -> None:
@@ -118,7 +122,7 @@ async def test_an_agent_that_is_not_there() -> None:
         with pytest.raises(AgentUnreachable):
             await agent.park("r", 0.0, None)
         with pytest.raises(AgentUnreachable):
-            await agent.restore("chat", NAME, None, "")
+            await agent.restore("chat", NAME, None, None)
 
 
 class Stub:

@@ -294,6 +294,37 @@ async def test_what_went_by_before_the_agent_began() -> None:
         await view.dispatcher.close()
 
 
+async def test_when_the_agents_phases_were_by_the_clock_of_the_scaler() -> None:
+    clock = StandingClock(101.0)
+    view = View(clock=clock)
+    activation = view.activations.begin("m", 100.0)
+    activation.mark("held", 100.1)
+    agent = Agent("n1")
+    async with agent.serve() as address, view.nodes.follow(address):
+        (node,) = view.nodes
+        told = replica("a")
+        for name, seconds, begins, ends in (
+            ("image.sandbox", 0.1, 0.0, 0.1),
+            ("staged.pages", 0.05, 0.15, 0.3),
+            ("image.criu", 0.1, 0.1, 0.4),
+            ("cuda.restore", 0.125, 0.5, 0.625),
+            ("unaccounted", 0.125, 0.0, 0.75),
+        ):
+            told.phases.add(name=name, seconds=seconds, begins=begins, ends=ends)
+        view.nodes.learn(node.address, told)
+        activation.add("first_byte", 5.0, 101.0)
+        found = {name: tuple(round(each, 6) for each in interval) for name, interval in activation.intervals.items()}
+        assert list(found.items()) == [
+            ("held", (0.0, 0.1, 0.1)),
+            ("scheduled", (0.1, 0.25, 0.15)),
+            ("image", (0.25, 0.65, 0.2)),
+            ("staged", (0.4, 0.55, 0.05)),
+            ("cuda", (0.75, 0.875, 0.125)),
+            ("first_byte", (1.0, 1.0, 5.0)),  # never outside of the activation, which lasts until now
+        ]
+        await view.dispatcher.close()
+
+
 async def test_mutual_tls(tmp_path: Path) -> None:
     authority = Authority("zerowake")
     (tmp_path / "ca.crt").write_bytes(authority.certificate)

@@ -23,6 +23,7 @@ class Agent(agent_pb2_grpc.AgentServicer):
         self.demoted: list[agent_pb2.DemoteRequest] = []
         self.wanted = False  # what is to sleep is in use just now
         self.woken: list[agent_pb2.WakeRequest] = []
+        self.told: dict[str, Any] = {}  # the metadata of the last one
         self.replicas: dict[str, agent_pb2.Replica] = {}
         self.asleep_on: dict[str, grpc.StatusCode] = {}  # replicas that are not woken, and how that is said
         self.refuse: grpc.StatusCode | None = None
@@ -173,6 +174,7 @@ class Agent(agent_pb2_grpc.AgentServicer):
 
     async def Wake(self, request: agent_pb2.WakeRequest, context: Any) -> agent_pb2.WakeResponse:
         self.woken.append(request)
+        self.told = dict(context.invocation_metadata())
         if code := self.asleep_on.get(request.replica_id):
             await context.abort(code, "its GPU is full")
         replica = self.replicas[request.replica_id]
