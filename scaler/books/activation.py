@@ -93,6 +93,11 @@ class Activation:
         return True
 
     @property
+    def seconds(self) -> float:
+        """That it took, or has taken so far."""
+        return self._clock.now() - self._begun if self.outcome == "open" else self.total
+
+    @property
     def phases(self) -> Mapping[str, float]:
         """Seconds by phase, in the order in which they come, and `unaccounted` once it has ended."""
         ordered = {phase: self._phases[phase].seconds for phase in in_order([*self._phases])}
@@ -101,7 +106,7 @@ class Activation:
     @property
     def intervals(self) -> Mapping[str, Interval]:
         """When each phase was, in seconds since its beginning and never outside of it, the earliest first."""
-        last = self._clock.now() - self._begun if self.outcome == "open" else self.total
+        last = self.seconds
         found = {}
         for phase in sorted(in_order([*self._phases]), key=lambda each: self._phases[each].begin):
             begin, end, seconds = self._phases[phase]
@@ -159,6 +164,10 @@ class Activations:
 
     def current(self, model: str) -> Activation | None:
         return self._open.get(model)
+
+    def open(self) -> Sequence[Activation]:
+        """Those that have not ended, the latest first."""
+        return sorted(self._open.values(), key=lambda each: each.began, reverse=True)
 
     def recent(self, n: int = 20) -> Sequence[Activation]:
         """Those that ended, the latest first."""

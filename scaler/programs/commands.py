@@ -1,4 +1,4 @@
-"""`zerowake up`, `zerowake serve`, `zerowake status`, `zerowake plan` and `zerowake simulate`."""
+"""`zerowake up`, `zerowake serve`, `zerowake status`, `zerowake plan`, `zerowake trace` and `zerowake simulate`."""
 
 from __future__ import annotations
 
@@ -12,11 +12,15 @@ from urllib.parse import quote
 import aiohttp
 import typer
 import uvloop
+import yaml
 from rich.console import Console
 
 from scaler.local.config import BadConfig, load
-from scaler.view import plan_shown
+from scaler.programs.doctor import Format, Output
+from scaler.view import plan_shown, waterfall_shown
+from scaler.view.state import as_activation
 from scaler.view.status import SCALER_SOCKET, socket_of
+from scaler.view.waterfall import LAST
 from zerowake_shared import log, tables
 from zerowake_shared.kubernetes.errors import ClusterError
 from zerowake_shared.listening import CannotListen
@@ -26,7 +30,15 @@ from zerowake_shared.tls import BadCertificate
 
 app = typer.Typer(no_args_is_help=True)
 _DEFAULT_STATE = Path("/var/lib/zerowake")
-_ON_KUBERNETES = " On Kubernetes ask in a scaler's pod: kubectl exec -n NAMESPACE deploy/zerowake-scaler -- zerowake plan"
+_ON_KUBERNETES = " On Kubernetes ask in a scaler's pod: kubectl exec -n NAMESPACE deploy/zerowake-scaler -- zerowake "
+State = Annotated[
+    Path | None,
+    typer.Option(
+        help="State folder of `zerowake up`. Unless given: /var/lib/zerowake, or the scaler of this pod.",
+        envvar="ZEROWAKE_STATE",
+        resolve_path=True,
+    ),
+]
 
 
 @app.command()
@@ -69,22 +81,14 @@ def status(
 
 @app.command()
 def plan(
-    state: Annotated[
-        Path | None,
-        typer.Option(
-            help="State folder of `zerowake up`. Unless given: /var/lib/zerowake, or the scaler of this pod.",
-            envvar="ZEROWAKE_STATE",
-            resolve_path=True,
-        ),
-    ] = None,
+    state: State = None,
     why: Annotated[str, typer.Option(metavar="MODEL", help="Every term of this model's plan.")] = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="What would be done at this moment. Nothing is done.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Shows what stands where and why, what is under way, and what is put off until when."""
     what = f"plan/{quote(why, safe='')}" if why else "plan"
-    in_pod = state is None and not socket_of(_DEFAULT_STATE).exists()
-    found = (_of_scaler(what) if in_pod else None) or _ask(state or _DEFAULT_STATE, what, _ON_KUBERNETES)
+    found = _ask_any(state, what, "plan")
     if "unknown" in found:
         known = f"there are: {', '.join(found['known'])}" if found["known"] else "none is"
         typer.secho(f"zerowake: no model {found['unknown']!r} is declared; {known}", err=True, fg="red")
@@ -97,6 +101,27 @@ def plan(
         plan_shown.show_why(tables.console(), found)
     else:
         plan_shown.show(tables.console(), found, dry_run=dry_run)
+
+
+@app.command()
+def trace(
+    activation: Annotated[str, typer.Argument(metavar="ID", help="Of a scale-up, or how its id begins; the last one unless given.")] = LAST,
+    state: State = None,
+    output: Output = Format.TEXT,
+) -> None:
+    """Shows where the time of one scale-up went. Its id is in the log, in `zerowake status` and in its answers' X-Zerowake-Activation."""
+    found = _ask_any(state, f"trace/{quote(activation, safe='')}", "trace")
+    if known := found.get("known"):
+        which = f"{len(known)} begin with" if any(each.startswith(activation) for each in known) else "none is"
+        fault = f"of the scale-ups {which} {activation!r}; there are: {', '.join(known)}"
+    elif known is not None:
+        fault = "there was no scale-up so far"
+    elif output is Format.TEXT:
+        return waterfall_shown.show(tables.console(), as_activation(found))
+    else:
+        return typer.echo(json.dumps(found, indent=2) if output is Format.JSON else yaml.safe_dump(found, sort_keys=False).rstrip())
+    typer.secho(f"zerowake: {fault}", err=True, fg="red")
+    raise typer.Exit(1)
 
 
 @app.command()
@@ -118,6 +143,12 @@ def simulate(
         typer.echo(json.dumps(shown.as_json(found), indent=2))
     else:
         tables.console().print(shown.as_table(found))
+
+
+def _ask_any(state: Path | None, what: str, command: str) -> Any:
+    """As `_ask`, of the scaler in this pod where no folder is named and none is served from."""
+    in_pod = state is None and not socket_of(_DEFAULT_STATE).exists()
+    return (_of_scaler(what) if in_pod else None) or _ask(state or _DEFAULT_STATE, what, _ON_KUBERNETES + command)
 
 
 def _ask(state: Path, what: str, hint: str = "") -> Any:

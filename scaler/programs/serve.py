@@ -66,7 +66,8 @@ from scaler.sources.shared_pushes import SharedPushes
 from scaler.sources.watch import Sources
 from scaler.view.metrics import SourcesCollector, serve_metrics
 from scaler.view.plan import PlanView
-from scaler.view.status import serve_plan
+from scaler.view.status import serve_in_pod
+from scaler.view.waterfall import Waterfalls
 from zerowake_shared import background
 from zerowake_shared.address import Address
 from zerowake_shared.kubernetes.cluster import Cluster
@@ -109,16 +110,16 @@ async def serve(config: ServeConfig) -> None:
     models.on_trigger(planner.triggered)  # and not KEDA's calls: any namespace may name any model in its own
     readiness = _Readiness(stop, peers)
     show(parts)
+    plan = PlanView(planner, models.planned, parts.forecasting.explained, readiness.missing, parts.staging_ahead.weigh)
     async with (
-        serve_plan(PlanView(planner, models.planned, parts.forecasting.explained, readiness.missing, parts.staging_ahead.weigh)),
+        serve_in_pod([*plan.routes, *Waterfalls(activations).routes]),
         contextlib.AsyncExitStack() as stack,
     ):
         begin = stack.enter_async_context
         await begin(serve_metrics(*Address.to_listen(config.metrics), readiness.missing))
         cluster = await begin(Cluster.connect(reporter=REPORTER, instance=identity))
-        stack.push_async_callback(dispatcher.close)
-        stack.push_async_callback(planner.close)
-        stack.push_async_callback(parts.waker.close)
+        for part in (dispatcher, planner, parts.waker):
+            stack.push_async_callback(part.close)
         await begin(background.beside(background.kept(parts.forecasting.run, "forecast", log), "forecast"))
         stack.push_async_callback(Surge(ledger, cluster, models.objects).close)
         stack.push_async_callback(FirstReplica(ledger, cluster, models.objects).close)

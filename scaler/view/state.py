@@ -244,8 +244,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """A part of an activation. begins_seconds: after its beginning, as far as lengths alone tell: one phase after the other, but for the
-    weights, which move while the image does."""
+    """A part of an activation. begins_seconds: after its beginning, by the clock of the scaler. Phases may overlap: seconds are its own."""
 
     name: str
     begins_seconds: float
@@ -255,7 +254,8 @@ class Phase:
 @dataclass(frozen=True, slots=True)
 class Activation:
     """A scale-up from zero, first byte in to first byte out. outcome: open, served or abandoned, for the reason given. origin: how its
-    replica was made. seconds: so far, or in all; unaccounted_seconds: what no phase accounts for, null while it is open."""
+    replica was made. seconds: so far, or in all; unaccounted_seconds: what no phase accounts for, null while it is open. trace: the id of
+    its trace, null where none are exported."""
 
     id: str
     model: str
@@ -266,6 +266,7 @@ class Activation:
     seconds: float
     phases: tuple[Phase, ...]
     unaccounted_seconds: float | None
+    trace: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,3 +300,8 @@ def encoded(value: object) -> bytes:
 def decoded(text: bytes) -> State:
     """What `encoded` has made of a state, maybe by a newer scaler: what it says besides is passed over. Raises: msgspec.DecodeError."""
     return msgspec.json.decode(text, type=State)
+
+
+def as_activation(value: object) -> Activation:
+    """What `as_json` has made of one, as in `decoded`. Raises: msgspec.ValidationError."""
+    return msgspec.convert(value, type=Activation)

@@ -1,4 +1,4 @@
-"""What `zerowake status` and `zerowake plan` show: JSON on a UNIX socket in the state folder, readable by root alone.
+"""What `zerowake status`, `zerowake plan` and `zerowake trace` show: JSON on a UNIX socket in the state folder, readable by root alone.
 
 A scaler on Kubernetes may write nowhere. Its socket has a name that is no file (abstract), and answers those alone who are root, or who it
 is itself. It is reached in its pod: `kubectl exec`.
@@ -13,7 +13,7 @@ import os
 import socket
 import stat
 import struct
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from scaler.plan.rungs import Rung
 from scaler.plan.world import Node
 from scaler.sources.watch import Sources, SourceState
 from scaler.view.plan import PlanView
+from scaler.view.waterfall import Waterfalls
 from zerowake_shared.listening import make_way
 
 log = logging.getLogger(__name__)
@@ -55,7 +56,10 @@ async def serve_status(
     sources: Sources,
     plan: PlanView,
 ) -> AsyncIterator[None]:
-    """Serves GET /, and what `zerowake plan` asks for, until the block ends. The state folder is ours. Raises: CannotListen."""
+    """Serves GET /, and what `zerowake plan` and `zerowake trace` ask for, until the block ends. The state folder is ours.
+
+    Raises: CannotListen.
+    """
 
     async def show(_: web.Request) -> web.Response:
         asked_elsewhere = sources.states()
@@ -98,7 +102,7 @@ async def serve_status(
     path = socket_of(state)
     make_way(path, "`zerowake status`")
     app = web.Application()
-    app.add_routes([web.get("/", show), *plan.routes])
+    app.add_routes([web.get("/", show), *plan.routes, *Waterfalls(activations).routes])
     runner = web.AppRunner(app, access_log=None, handle_signals=False)
     await runner.setup()
     try:
@@ -111,8 +115,8 @@ async def serve_status(
 
 
 @contextlib.asynccontextmanager
-async def serve_plan(plan: PlanView, name: str = SCALER_SOCKET) -> AsyncIterator[None]:
-    """Serves what `zerowake plan` asks for until the block ends; of several scalers in one network namespace the first does."""
+async def serve_in_pod(routes: Iterable[web.RouteDef], name: str = SCALER_SOCKET) -> AsyncIterator[None]:
+    """Serves what these commands ask for until the block ends; of several scalers in one network namespace the first does."""
 
     @web.middleware
     async def only_ours(request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> web.StreamResponse:
@@ -126,11 +130,11 @@ async def serve_plan(plan: PlanView, name: str = SCALER_SOCKET) -> AsyncIterator
         try:
             listener.bind(name)
         except OSError as error:
-            log.warning("`zerowake plan` is answered by another scaler here: %s", error)
+            log.warning("`zerowake plan` and `zerowake trace` are answered by another scaler here: %s", error)
             yield
             return
         app = web.Application(middlewares=[only_ours])
-        app.add_routes(plan.routes)
+        app.add_routes(routes)
         runner = web.AppRunner(app, access_log=None, handle_signals=False)
         await runner.setup()
         try:

@@ -23,7 +23,7 @@ from scaler.plan.rungs import Rung
 from scaler.plan.world import Model
 from scaler.programs.wiring import Parts, wire
 from scaler.view.plan import PlanView
-from scaler.view.status import serve_plan
+from scaler.view.status import serve_in_pod
 from tests.worlds.fake_agent import Agent
 from tests.worlds.in_process import InProcessChannel
 from tests.worlds.virtual_time import StandingClock
@@ -161,8 +161,8 @@ async def test_a_scaler_in_a_pod_is_asked_by_a_socket_that_is_no_file() -> None:
     name = f"\0zerowake-test-{uuid.uuid4()}"
     async with (
         viewed(Agent("node-1"), stage=Rung.DISK) as (_, plan),
-        serve_plan(plan, name),
-        serve_plan(plan, name),  # another scaler, which leaves it to the first
+        serve_in_pod(plan.routes, name),
+        serve_in_pod(plan.routes, name),  # another scaler, which leaves it to the first
         aiohttp.ClientSession(connector=aiohttp.UnixConnector(name)) as client,
     ):
         async with client.get("http://zerowake/plan") as response:
@@ -183,7 +183,7 @@ async def test_it_answers_nobody_else() -> None:
         "import os, socket, sys; os.setgid(65534); os.setuid(65534); s = socket.socket(socket.AF_UNIX); s.connect('\\0' + sys.argv[1]); "
         "s.sendall(b'GET /plan HTTP/1.1\\r\\nHost: a\\r\\nConnection: close\\r\\n\\r\\n'); print(s.recv(100).split()[1].decode())"
     )
-    async with viewed(Agent("node-1"), stage=Rung.DISK) as (_, plan), serve_plan(plan, name):
+    async with viewed(Agent("node-1"), stage=Rung.DISK) as (_, plan), serve_in_pod(plan.routes, name):
         process = await asyncio.create_subprocess_exec(sys.executable, "-S", "-c", asks, name[1:], stdout=asyncio.subprocess.PIPE)
         out, _ = await process.communicate()
         assert out.decode().strip() == "403"

@@ -92,6 +92,7 @@ STATE = State(
             seconds=0.75,
             phases=(Phase("held", 0.0, 0.01), Phase("image", 0.01, 0.4), Phase("weights", 0.01, 0.5)),
             unaccounted_seconds=0.24,
+            trace="0af7651916cd43dd8448eb211c80319c",
         ),
     ),
 )

@@ -63,6 +63,11 @@ async def test_a_restore_is_one_trace(tmp_path: Path) -> None:
         async with machine(state, {"tiny": model}, environment) as made:
             assert await made.ask("tiny", "/sum", traceparent=f"00-{TRACE}-{SPAN}-01") == 200
             trace = await there.trace()  # all spans inside of the root, and its children
+            name = trace.attributes["zerowake.activation"]
+            shown = await zerowake("trace", "--state", str(state))
+            told = json.loads(await zerowake("trace", name[:8], "-o", "json", "--state", str(state)))
+            assert "seconds:" in await zerowake("trace", name, "-o", "yaml", "--state", str(state))
+            unknown = await zerowake("trace", "xyz", "--state", str(state), code=1)
     assert (trace.trace_id, trace.root.parent_span_id.hex()) == (TRACE, SPAN)
     assert (trace.attributes["zerowake.origin"], trace.attributes["zerowake.outcome"]) == ("restored", "served")
     names = [span.name for span in trace.phases]
@@ -72,6 +77,10 @@ async def test_a_restore_is_one_trace(tmp_path: Path) -> None:
     ends = {span.name: span.end_time_unix_nano for span in trace.phases}
     assert ends["scheduled"] <= begins["image"] < ends["image"] <= begins["first_byte"]
     assert trace.attributes["zerowake.unaccounted_seconds"] < (trace.root.end_time_unix_nano - trace.root.start_time_unix_nano) / 1e9
+    assert [each["name"] for each in told["phases"]] == names, "the terminal shows what the collector was sent"
+    assert (told["id"], told["trace"], told["origin"]) == (name, TRACE, "restored")
+    assert f"activation:  {name}\n" in shown and all(phase in shown for phase in [*names, "unaccounted", "█"])
+    assert unknown.strip() == f"zerowake: of the scale-ups none is 'xyz'; there are: {name}"
     log = (tmp_path / "machine.log").read_text()
     told = next(found for line in log.splitlines() if (found := _activation(line)))
     assert told["trace"] == TRACE
