@@ -26,7 +26,7 @@ from restore_agent.snapshots.encryption_keys import EncryptionKeys
 from restore_agent.snapshots.keyring import Keyring
 from restore_agent.transfer.layout import NAMES
 from restore_agent.transfer.store_url import opened
-from zerowake_shared.checkup import Check, Finding, Subject, fails, ok, told, warning
+from zerowake_shared.checkup import Check, Finding, Subject, beside, fails, ok, told, warning
 from zerowake_shared.state_folder import STORE_LOCK, store_holder
 
 _OLDEST_DRIVER = 570  # whose checkpoint calls suspend a process
@@ -39,14 +39,14 @@ _ADAPTERS = ("vllm", "sglang")
 async def criu(subject: Subject) -> Sequence[Finding]:
     """Which, what `criu check` says, and whether it works in a sandbox as every restore has one."""
     try:
-        found = Criu.find()
+        found = await beside(Criu.find, "criu --version")
     except CriuError as error:
         return [told(error)]
     version = ok(f"{found.version}, {found.path}")
     if os.geteuid() != 0:
         return [version, warning("whether it works here can be tried by root alone", "sudo zerowake doctor", "tried")]
     try:
-        if missing := found.check():
+        if missing := await beside(found.check, "criu check"):
             return [version, fails(missing, "use a kernel that has what it names; in a container: run it privileged", "criu check")]
         with tempfile.TemporaryDirectory(prefix="doctor-", dir=_scratch(subject.state)) as folder:
             kdat = Path(folder) / "criu.kdat"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import enum
+import importlib
 import json
 import logging
 import os
@@ -111,6 +112,8 @@ def subject_of(file: Path | None, state: Path | None, gpumem: Path, keys: Path |
 
 async def examined(subject: Subject, cluster: bool) -> list[Line]:
     """What all checks of the machine, or of the cluster, found. A room that cannot be loaded is a line of its own."""
+    if cluster:  # takes longer to import than a check may take on a machine that is busy
+        importlib.import_module("zerowake_shared.kubernetes.cluster")
     checks: list[Check] = []
     missing = []
     for entry in sorted(entry_points(group=GROUP), key=lambda found: found.name == "scaler", reverse=True):
