@@ -11,7 +11,7 @@ import asyncio
 import functools
 import logging
 import math
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import Protocol
 from weakref import WeakKeyDictionary
 
@@ -115,6 +115,11 @@ class Executor:
     def pins_put_off(self) -> dict[tuple[str, str, Rung], float]:
         """(node's address, digest, rung) → the moment at which that pin may be asked for again."""
         return {key: until for key, (_, until) in self._pins.items()}
+
+    @property
+    def refusals(self) -> Mapping[tuple[str, str, Rung], str]:
+        """(node's address, digest, rung) → why its agent did not take the snapshot there when it was asked last."""
+        return self._refusals
 
     def refusal(self, node: str, digest: str, rung: Rung) -> str:
         """Why the node's agent did not take the snapshot to that rung when it was asked last; empty: it did, or was not asked."""

@@ -112,7 +112,8 @@ class Heard:
         if ended:
             self._transfers.pop((transfer.snapshot, transfer.rung), None)
         else:
-            self._transfers[transfer.snapshot, transfer.rung] = transfer
+            before = self._transfers.get((transfer.snapshot, transfer.rung), transfer)
+            self._transfers[transfer.snapshot, transfer.rung] = replace(transfer, since=before.since)
         self._shown = None
 
     def note_wake(self, told: agent_pb2.Replica) -> None:

@@ -51,8 +51,10 @@ def _rung(told: agent_pb2.Rung) -> Rung:
     return Rung(min(max(told, Rung.ABSENT), max(Rung)))
 
 
-def transfer(told: agent_pb2.Transfer) -> Transfer:
-    return Transfer(name_of(told.snapshot), told.snapshot.digest, _rung(told.rung), told.progress.done_bytes, told.progress.total_bytes)
+def transfer(told: agent_pb2.Transfer, at: float) -> Transfer:
+    """at: when it was told, wall-clock seconds since 1970."""
+    bytes_of = told.progress
+    return Transfer(name_of(told.snapshot), told.snapshot.digest, _rung(told.rung), bytes_of.done_bytes, bytes_of.total_bytes, since=at)
 
 
 @dataclass(frozen=True, slots=True)

@@ -237,7 +237,7 @@ class Nodes:
             agent.describe(update.node)
             return
         if kind == "transfer":
-            agent.carry(messages.transfer(update.transfer), ended=not update.transfer.HasField("progress"))
+            agent.carry(messages.transfer(update.transfer, self._clock.wall()), ended=not update.transfer.HasField("progress"))
             return
         if kind == "residency":
             told = update.residency

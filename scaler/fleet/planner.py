@@ -125,6 +125,11 @@ class Planner:
         """As Executor.stagings."""
         return self._executor.stagings()
 
+    @property
+    def refusals(self) -> Mapping[tuple[str, str, Rung], str]:
+        """As Executor.refusals."""
+        return self._executor.refusals
+
     def refusal(self, node: str, digest: str, rung: Rung) -> str:
         """As Executor.refusal."""
         return self._executor.refusal(node, digest, rung)

@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -30,6 +31,8 @@ _SET_BACK_SECONDS = 60.0  # by less than that, events may come out of their orde
 _PIECE, _WEEK = 1800.0, 7 * 86_400.0  # seconds
 _EVENTS = 4096  # taken together before they are counted, at most
 _NEVER = math.inf
+_EVEN_ODDS = math.log(2.0)  # so many requests are expected by the moment by which one has come as likely as not
+_LOOKS = (0.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0, 7200.0, 14_400.0, 21_600.0)  # seconds; in between all is even
 
 ROW = np.dtype(
     [
@@ -145,6 +148,18 @@ class Forecast:
             ends += expected_ends(seen, by_then, end - begin) * factors(self._table.rows, begin, by_then)
         chances = np.where(self._idle(), -np.expm1(-ends), 1.0)
         return dict(zip(self._table.models, chances.tolist(), strict=True))
+
+    def next_likely(self, at: float) -> dict[str, float | None]:
+        """Of each model, the seconds from `at` on by which a request has come as likely as not; 0: it has demand; None: not within six
+        hours."""
+        idle, ends = self._idle_seconds(at), np.zeros(len(self._table.models))
+        seen, found = hazards(*self._seen(at)), np.where(self._idle(), math.inf, 0.0)
+        for begin, end in pairwise(_LOOKS):
+            more = expected_ends(seen, idle + begin, end - begin) * factors(self._table.rows, at + begin, idle + begin)
+            here = np.isinf(found) & (ends + more >= _EVEN_ODDS)
+            found[here] = begin + (end - begin) * (_EVEN_ODDS - ends[here]) / more[here]
+            ends += more
+        return {name: None if math.isinf(each) else each for name, each in zip(self._table.models, found.tolist(), strict=True)}
 
     def hazards(self, at: float) -> tuple[list[str], Floats]:
         """Of each model, the requests that are to be expected a second at that moment; of one that has demand, as if it had just ended."""

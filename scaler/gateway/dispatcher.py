@@ -19,7 +19,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 
 from scaler.books.fairness import Priority
 from scaler.books.ledger import Ledger, QueueFull
@@ -74,6 +74,10 @@ class Dispatcher:
         """One that could not be woken has its turn again, if it sleeps still."""
         if (member := self._members.get(replica_id)) is not None:
             self._sleepers.forgiven(member)
+
+    def members(self) -> Collection[Member]:
+        """Every replica that is counted, whether it takes requests or not."""
+        return self._members.values()
 
     def has(self, replica_id: str) -> bool:
         return replica_id in self._members

@@ -89,13 +89,15 @@ class Residency:
 
 @dataclass(frozen=True, slots=True)
 class Transfer:
-    """How far a snapshot is on its way up to a rung of a node, bytes: all of it to disk, its image to memory. digest: empty: not known."""
+    """How far a snapshot is on its way up to a rung of a node, bytes: all of it to disk, its image to memory. digest: empty: not known.
+    since: when it was heard of first, wall-clock seconds since 1970."""
 
     snapshot: SnapshotName
     digest: str
     rung: Rung
     done_bytes: int
     total_bytes: int
+    since: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

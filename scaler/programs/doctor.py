@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import enum
 import importlib
-import json
 import logging
 import os
 from importlib.metadata import entry_points
@@ -14,11 +12,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-import yaml
 from rich.table import Table
 from rich.text import Text
 
 from scaler.local.config import BadConfig, load
+from scaler.programs.output import Format, Output, printed
 from zerowake_shared import tables
 from zerowake_shared.checkup import GROUP, Check, Line, Outcome, Subject, examine, fails, warning
 from zerowake_shared.server_extra import INSTALL
@@ -53,17 +51,6 @@ Kubernetes = Annotated[
 InNamespace = Annotated[str, typer.Option(help="Namespace on Kubernetes of zerowake itself; unless given, this pod's, or zerowake.")]
 
 
-class Format(enum.Enum):
-    """How it is printed."""
-
-    TEXT = "text"
-    JSON = "json"
-    YAML = "yaml"
-
-
-Output = Annotated[Format, typer.Option("--output", "-o", help="How to print it.")]
-
-
 @app.command()
 def doctor(
     file: File = None,
@@ -85,7 +72,7 @@ def doctor(
         _print(lines)
     else:
         found = {"ok": not any(_fails(each) for each in lines), "checks": [each.as_json() for each in lines]}
-        typer.echo(json.dumps(found, indent=2) if output is Format.JSON else yaml.safe_dump(found, sort_keys=False, width=140).rstrip())
+        printed(found, output)
     if any(_fails(each) for each in lines):
         raise typer.Exit(1)
 

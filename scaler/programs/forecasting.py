@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ log = logging.getLogger(__name__)
 _PAUSE_SECONDS = STATEMENT_SECONDS + 0.5  # the minute is over by then, also by a wall clock that is being slowed
 _MINUTES_BETWEEN_SAVES = 10
 _SAVE_SECONDS = 30.0
+_LOOK_SECONDS = 10.0
 
 
 class Forecasting:
@@ -35,6 +37,8 @@ class Forecasting:
         self._file = file
         self._wall = clock.wall
         self._asked: set[str] = set()
+        self._likely: Mapping[str, float | None] = {}
+        self._looked_at = -math.inf
         self._judged: Callable[[], None] = lambda: None
         state = load(file) if file else None
         self.forecast = Forecast.restored(state, self._wall()) if state else Forecast()
@@ -52,6 +56,13 @@ class Forecasting:
         """Every term of the model's chance of a request, as it is now; None: it is not known."""
         found = explained(self.forecast, model, self._wall(), WITHIN_SECONDS)
         return asdict(found) if found is not None else None
+
+    def next_likely(self) -> Mapping[str, float | None]:
+        """As the forecast has it, or had it within the last ten seconds."""
+        at = self._wall()
+        if not 0.0 <= at - self._looked_at < _LOOK_SECONDS:
+            self._likely, self._looked_at = self.forecast.next_likely(at), at
+        return self._likely
 
     async def run(self) -> None:
         """Judges it each minute and saves it from time to time, and at the end: runs until it is cancelled."""

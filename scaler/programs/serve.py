@@ -66,6 +66,7 @@ from scaler.sources.shared_pushes import SharedPushes
 from scaler.sources.watch import Sources
 from scaler.view.metrics import SourcesCollector, serve_metrics
 from scaler.view.plan import PlanView
+from scaler.view.reading import StateReader
 from scaler.view.status import serve_in_pod
 from scaler.view.waterfall import Waterfalls
 from zerowake_shared import background
@@ -110,9 +111,23 @@ async def serve(config: ServeConfig) -> None:
     models.on_trigger(planner.triggered)  # and not KEDA's calls: any namespace may name any model in its own
     readiness = _Readiness(stop, peers)
     show(parts)
+    reader = StateReader(
+        identity,
+        ledger=ledger,
+        dispatcher=dispatcher,
+        nodes=nodes,
+        planner=planner,
+        models=models.planned,
+        next_likely=parts.forecasting.next_likely,
+        missing=readiness.missing,
+        scale=lambda model: (None, max((each.max_replicas for each in models.objects(model)), default=None)),
+        owner=models.owner,
+        leads=False,
+    )
     plan = PlanView(planner, models.planned, parts.forecasting.explained, readiness.missing, parts.staging_ahead.weigh)
     async with (
-        serve_in_pod([*plan.routes, *Waterfalls(activations).routes]),
+        serve_in_pod([*plan.routes, *Waterfalls(activations).routes, *reader.routes]),
+        background.beside(reader.run(), "rates of requests"),
         contextlib.AsyncExitStack() as stack,
     ):
         begin = stack.enter_async_context
@@ -123,7 +138,7 @@ async def serve(config: ServeConfig) -> None:
         await begin(background.beside(background.kept(parts.forecasting.run, "forecast", log), "forecast"))
         stack.push_async_callback(Surge(ledger, cluster, models.objects).close)
         stack.push_async_callback(FirstReplica(ledger, cluster, models.objects).close)
-        sources = await begin(_sources(cluster, parts, models, peers, config))
+        sources = await begin(_sources(cluster, parts, models, peers, config, reader))
         snapshots, objects, engines = await begin(_objects(cluster, models, parts, readiness, activations))
         if config.peers:
             await begin(
@@ -159,7 +174,7 @@ async def serve(config: ServeConfig) -> None:
                 sources=SourceConditions(models, sources),
                 namespace=config.namespace,
                 identity=identity,
-                also=lambda: background.kept(parts.staging_ahead.run, "staging ahead", log),
+                also=lambda: reader.while_leading(background.kept(parts.staging_ahead.run, "staging ahead", log)),
             )
             await until_stopped.enter_async_context(_beside(controller, stop))
             scaler = serve_external_scaler(
@@ -234,11 +249,14 @@ async def _objects(
 
 
 @contextlib.asynccontextmanager
-async def _sources(cluster: Cluster, parts: Parts, models: Models, peers: Peers, config: ServeConfig) -> AsyncIterator[Sources]:
+async def _sources(
+    cluster: Cluster, parts: Parts, models: Models, peers: Peers, config: ServeConfig, reader: StateReader
+) -> AsyncIterator[Sources]:
     """What is asked of models past all gateways, followed. Each replica asks for itself, and tells the others what it was told."""
     permitted = frozenset(host.lower() for host in config.sources.hosts)
     engines, others = functools.partial(engines_of, parts.dispatcher), OtherGateways(peers).tally
     async with Sources(parts.ledger, engines=engines, lookup=ServiceLookup(cluster, permitted).addresses, others=others) as sources:
+        reader.asked_by(sources.states_of)
         declare_sources(models, sources, permitted)
         pushes = SharedPushes(sources, peers, models.owner)
         models.on_sources(pushes.declared)

@@ -16,6 +16,7 @@ import functools
 import logging
 import os
 import signal
+import socket
 import sys
 
 from prometheus_client import REGISTRY
@@ -41,6 +42,7 @@ from scaler.sources.push import Pushes, TokenFile
 from scaler.sources.watch import Sources
 from scaler.view.metrics import SourcesCollector, serve_metrics
 from scaler.view.plan import PlanView
+from scaler.view.reading import StateReader
 from scaler.view.status import serve_status
 from zerowake_shared import background
 from zerowake_shared.address import Address
@@ -121,8 +123,22 @@ async def _up(config: Config) -> None:
         for name, model in config.models.items():
             autoscaler.add(name, model.trigger(name), model.rules, deployments[name])
         plan = PlanView(planner, models, parts.forecasting.explained, lambda: _not_ready(nodes, gateway), parts.staging_ahead.weigh)
-        page = serve_status(config.state, config.models, deployments, ledger, dispatcher, nodes, planner, activations, sources, plan)
-        await stack.enter_async_context(page)
+        reader = StateReader(
+            socket.gethostname(),
+            ledger=ledger,
+            dispatcher=dispatcher,
+            nodes=nodes,
+            planner=planner,
+            models=models,
+            next_likely=parts.forecasting.next_likely,
+            missing=lambda: _not_ready(nodes, gateway),
+            scale=lambda name: (deployments[name].replicas(), config.models[name].max_replicas),
+            sources=sources.states_of,
+        )
+        await stack.enter_async_context(background.beside(reader.run(), "rates of requests"))
+        await stack.enter_async_context(
+            serve_status(config.state, config.models, deployments, ledger, dispatcher, nodes, planner, activations, sources, plan, reader)
+        )
         REGISTRY.register(SourcesCollector(sources))
         show(parts)
         if config.metrics:

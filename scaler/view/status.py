@@ -1,4 +1,4 @@
-"""What `zerowake status`, `zerowake plan` and `zerowake trace` show: JSON on a UNIX socket in the state folder, readable by root alone.
+"""What `zerowake status`, `zerowake plan` and `zerowake trace` ask: JSON on a UNIX socket in the state folder, readable by root alone.
 
 A scaler on Kubernetes may write nowhere. Its socket has a name that is no file (abstract), and answers those alone who are root, or who it
 is itself. It is reached in its pod: `kubectl exec`.
@@ -30,6 +30,7 @@ from scaler.plan.rungs import Rung
 from scaler.plan.world import Node
 from scaler.sources.watch import Sources, SourceState
 from scaler.view.plan import PlanView
+from scaler.view.reading import StateReader
 from scaler.view.waterfall import Waterfalls
 from zerowake_shared.listening import make_way
 
@@ -55,11 +56,10 @@ async def serve_status(
     activations: Activations,
     sources: Sources,
     plan: PlanView,
+    state_reader: StateReader,
 ) -> AsyncIterator[None]:
-    """Serves GET /, and what `zerowake plan` and `zerowake trace` ask for, until the block ends. The state folder is ours.
-
-    Raises: CannotListen.
-    """
+    """Serves the state, what `zerowake status --json` shows (GET /), and what `zerowake plan` and `zerowake trace` ask for, until the block
+    ends. The state folder is ours. Raises: CannotListen."""
 
     async def show(_: web.Request) -> web.Response:
         asked_elsewhere = sources.states()
@@ -102,7 +102,7 @@ async def serve_status(
     path = socket_of(state)
     make_way(path, "`zerowake status`")
     app = web.Application()
-    app.add_routes([web.get("/", show), *plan.routes, *Waterfalls(activations).routes])
+    app.add_routes([web.get("/", show), *plan.routes, *Waterfalls(activations).routes, *state_reader.routes])
     runner = web.AppRunner(app, access_log=None, handle_signals=False)
     await runner.setup()
     try:
@@ -130,7 +130,7 @@ async def serve_in_pod(routes: Iterable[web.RouteDef], name: str = SCALER_SOCKET
         try:
             listener.bind(name)
         except OSError as error:
-            log.warning("`zerowake plan` and `zerowake trace` are answered by another scaler here: %s", error)
+            log.warning("`zerowake status`, `zerowake plan` and `zerowake trace` are answered by another scaler here: %s", error)
             yield
             return
         app = web.Application(middlewares=[only_ours])

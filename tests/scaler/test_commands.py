@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import yaml
 
-from scaler.programs import commands
+from scaler.view.state import as_json, decoded
 from scaler.view.status import socket_of
 from tests.worlds.waiting import until
 
@@ -316,36 +316,39 @@ async def test_the_plan_of_what_runs_and_where_nothing_does(tmp_path: Path) -> N
         assert (code, sorted(json.loads("".join(lines)))) == (0, ["missing", "would_do", "would_move_ahead"])
 
 
-def test_what_a_node_has_and_what_is_not_known_of_it(capsys: pytest.CaptureFixture[str]) -> None:
-    gpu = {"uuid": "GPU-1", "model": "NVIDIA H200", "unused_bytes": 3 << 30, "pool_bytes": 0, "parked_bytes": 1 << 30, "others_bytes": None}
-    node: dict[str, object] = {"name": "one", "memory_free_bytes": 8 << 30, "memory_total_bytes": 16 << 30, "staged_bytes": 1 << 30}
-    node["staged_limit_bytes"] = None
-    node["gpus"], node["transfers"] = (
-        [gpu, gpu | {"uuid": "GPU-2", "model": ""}],
-        [{"snapshot": "team/far", "rung": "disk", "done_bytes": 1 << 30, "total_bytes": 4 << 30}],
-    )
-    node["sources"] = [{"name": "s3://b", "rate": 0.0, "fault": "403 Forbidden"}, {"name": "agent a:1", "rate": 2e9, "fault": ""}]
-    commands._print({"models": [], "nodes": [node], "replicas": [], "activations": []})
-    said = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
-    assert "one 8.0 GiB of 16.0 GiB 1.0 GiB NVIDIA H200 3.0 GiB 0.0 GiB 1.0 GiB -" in said
-    assert "GPU-2 3.0 GiB 0.0 GiB 1.0 GiB -" in said
-    assert "team/far one disk 1.0 GiB of 4.0 GiB" in said
-    assert "s3://b one - 403 Forbidden" in said and "agent a:1 one 2000 MB/s" in said
-    commands._print({"models": [], "nodes": [node | {"staged_limit_bytes": 4 << 30}], "replicas": [], "activations": []})
-    assert "1.0 GiB of 4.0 GiB" in capsys.readouterr().out, "an agent that says what images may take"
+async def test_the_state_of_what_runs_as_text_json_and_yaml(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    async with running(write(tmp_path / "a.yaml"), state):
+        code, lines = await run("status", "--state", str(state))
+        assert code == 0
+        assert ["m", "-", "-", "0", "0", "0", "0"] in [line.split() for line in lines]
+        code, lines = await run("status", "-o", "json", "--state", str(state))
+        found = decoded("\n".join(lines).encode())
+        assert (code, [each.name for each in found.models], found.leads) == (0, ["m"], True)
+        code, lines = await run("status", "-o", "yaml", "--state", str(state))
+        told = yaml.safe_load("\n".join(lines))
+        assert (code, list(told), told["models"][0]["name"]) == (0, list(as_json(found)), "m")
+        code, lines = await run("plan", "-o", "yaml", "--state", str(state))
+        assert (code, yaml.safe_load("\n".join(lines))["models"][0]["name"]) == (0, "m")
+        code, lines = await run("status", "--watch", "-o", "json", "--state", str(state))
+        assert code == 2 and any("--watch shows text" in line for line in lines)
 
 
-def test_what_is_pinned_is_shown_beside_the_rung(capsys: pytest.CaptureFixture[str]) -> None:
-    model = (
-        dict.fromkeys(("wanted", "ready", "held", "in_flight"), 0)
-        | dict.fromkeys(("failure", "unusable", "refused"), "")
-        | {"sources": list[Any]()}
-    )
-    shown = [{"name": "a", "snapshot": "a", "rung": "memory, absent", "pinned": "memory, absent"}, {"name": "b", "snapshot": "b"}]
-    shown[1] |= {"rung": "disk", "pinned": "absent"}
-    commands._print({"models": [model | each for each in shown], "nodes": [], "replicas": [], "activations": []})
-    said = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
-    assert "a a memory, absent (pinned: memory, absent) 0 0 0 0" in said and "b b disk 0 0 0 0" in said
+async def test_changes_are_told_in_a_pipe_until_the_scaler_ends(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    async with running(write(tmp_path / "a.yaml"), state) as scaler:
+        watching = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "scaler.programs.cli", "status", "--watch", "--state", str(state)),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+        assert watching.stdout is not None
+        first = await asyncio.wait_for(watching.stdout.readline(), 60)
+        assert re.fullmatch(r"\d\d:\d\d:\d\d model m: 0 ready, 0 held, 0 in flight\n", first.decode())
+        scaler.terminate()
+        said, _ = await asyncio.wait_for(watching.communicate(), 60)
+        assert said.decode().splitlines()[-1].startswith(f"zerowake: nothing answers on {state}/status.sock")
+        assert watching.returncode == 1
 
 
 async def test_a_simulation_prints_its_table_or_its_json(tmp_path: Path) -> None:

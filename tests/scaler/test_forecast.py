@@ -61,6 +61,25 @@ def test_one_with_demand_is_certain() -> None:
     assert hazard(forecast, "chat", BEGIN + 500) > 0.0
 
 
+def test_when_a_request_has_come_as_likely_as_not() -> None:
+    forecast = Forecast()
+    for model in ("often", "seldom", "asked"):
+        forecast.declare(model, 0.0)
+    now = 0.0
+    for _ in range(200):
+        now += 100.0
+        forecast.began("often", now)
+        forecast.ended("often", now)
+    forecast.began("asked", now)
+    likely = forecast.next_likely(now)
+    assert likely["asked"] == 0.0
+    often = likely["often"]
+    assert often is not None and 60.0 < often < 120.0
+    assert forecast.chances(now, 60.0)["often"] < 0.5 < forecast.chances(now, 120.0)["often"], "in between it counts as even"
+    assert likely["seldom"] is None or likely["seldom"] > 10 * often
+    assert Forecast().next_likely(now) == {}
+
+
 def test_no_model_no_chances() -> None:
     models, rates = Forecast().hazards(BEGIN)
     assert (models, rates.tolist(), Forecast().chances(BEGIN, 60.0)) == ([], [], {})

@@ -83,6 +83,16 @@ def test_models_come_and_go_with_the_ledger() -> None:
     assert chance(forecasting, clock, "mail") < 1.0
 
 
+def test_when_models_are_likely_to_be_asked_for_is_worked_out_now_and_then() -> None:
+    ledger, clock = Ledger({"chat": ModelLimits()}), StandingClock(BEGIN)
+    forecasting = Forecasting(ledger, None, clock)
+    before = forecasting.next_likely()["chat"]
+    ledger.start("chat")
+    assert forecasting.next_likely()["chat"] == before
+    clock.moment += 10.0
+    assert forecasting.next_likely()["chat"] == 0.0
+
+
 async def test_a_restart_knows_what_was_learned_and_forgets_models_that_are_gone(tmp_path: Path) -> None:
     ledger, clock = Ledger({"chat": ModelLimits(), "gone": ModelLimits()}), StandingClock(BEGIN)
     async with running(ledger, clock, tmp_path / "forecast") as forecasting:

@@ -30,9 +30,10 @@ def test_a_residency() -> None:
 def test_a_transfer_and_one_to_a_rung_that_is_newer() -> None:
     progress = agent_pb2.TransferProgress(done_bytes=3, moved_bytes=2, total_bytes=10)
     reference = agent_pb2.SnapshotRef(namespace="team", name="chat", digest="ab")
-    found = messages.transfer(agent_pb2.Transfer(snapshot=reference, rung=agent_pb2.RUNG_DISK, progress=progress))
+    found = messages.transfer(agent_pb2.Transfer(snapshot=reference, rung=agent_pb2.RUNG_DISK, progress=progress), 5.0)
     assert found == Transfer(SnapshotName("team", "chat"), "ab", Rung.DISK, 3, 10)
-    assert messages.transfer(agent_pb2.Transfer(snapshot=reference)).rung is Rung.ABSENT
+    assert found.since == 5.0
+    assert messages.transfer(agent_pb2.Transfer(snapshot=reference), 0.0).rung is Rung.ABSENT
 
 
 def test_what_is_not_said_is_absent() -> None:

@@ -13,9 +13,10 @@ from scaler.books.ledger import Ledger
 from scaler.local.config import ModelSection
 from scaler.local.deployment import Deployment
 from scaler.plan.declared import DeclaredModels
-from scaler.programs.wiring import wire
+from scaler.programs.wiring import Parts, wire
 from scaler.sources.watch import Sources
 from scaler.view.plan import PlanView
+from scaler.view.reading import StateReader
 from scaler.view.status import serve_status, socket_of
 from tests.worlds.fake_agent import Agent
 from tests.worlds.in_process import InProcessChannel
@@ -24,6 +25,20 @@ from tests.worlds.waiting import until
 
 CHAT = ModelSection(snapshot="team/chat", stage="parked")
 COLD = ModelSection(command=("serve",), port=80, min_replicas=2, max_replicas=2)
+
+
+def reader_of(ledger: Ledger, parts: Parts) -> StateReader:
+    return StateReader(
+        "machine",
+        ledger=ledger,
+        dispatcher=parts.dispatcher,
+        nodes=parts.nodes,
+        planner=parts.planner,
+        models=DeclaredModels(),
+        next_likely=parts.forecasting.next_likely,
+        missing=str,
+        scale=lambda _: (None, None),
+    )
 
 
 async def _asked(state: Path) -> Any:
@@ -52,7 +67,19 @@ async def test_the_page(tmp_path: Path) -> None:
     async with (
         parts.nodes.follow("agent"),
         Sources(ledger, clock) as sources,
-        serve_status(tmp_path, models, deployments, ledger, parts.dispatcher, parts.nodes, parts.planner, activations, sources, view),
+        serve_status(
+            tmp_path,
+            models,
+            deployments,
+            ledger,
+            parts.dispatcher,
+            parts.nodes,
+            parts.planner,
+            activations,
+            sources,
+            view,
+            reader_of(ledger, parts),
+        ),
     ):
         await until(lambda: any(node.synced for node in parts.nodes))
         ledger.report_failure("chat", "no room")
