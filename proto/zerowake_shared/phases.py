@@ -31,6 +31,8 @@ class Phase(enum.StrEnum):
     STAGED_PAGES = "staged.pages"  # the fill waits for pages
     IMAGE_SANDBOX = "image.sandbox"
     IMAGE_CACHES = "image.caches"
+    IMAGE_ADDRESSES = "image.addresses"  # CRIU's files get the addresses of the pod
+    IMAGE_CONTENTS = "image.contents"  # what the engine had written comes, and the files that it maps are compared
     IMAGE_CRIU = "image.criu"
     IMAGE_FILL = "image.fill"
     IMAGE_WAKE = "image.wake"

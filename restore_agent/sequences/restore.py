@@ -165,11 +165,12 @@ class Restorer:
                 await go.wait()
 
             async def restore() -> int:
-                async with (
-                    _addressed(images, place) as theirs,
-                    self._worker(criu, place, output, manifest.stdio, theirs) as worker,
-                ):
-                    await place.lay_out(staged.directory, manifest.fits, self._staging.hashes)  # while CRIU starts, which then waits
+                async with contextlib.AsyncExitStack() as begun:
+                    with phases.phase(Phase.IMAGE_ADDRESSES):
+                        theirs = await begun.enter_async_context(_addressed(images, place))
+                    worker = await begun.enter_async_context(self._worker(criu, place, output, manifest.stdio, theirs))
+                    with phases.phase(Phase.IMAGE_CONTENTS):  # while CRIU starts, which then waits
+                        await place.lay_out(staged.directory, manifest.fits, self._staging.hashes)
                     return await worker.restore(hold)
 
             restoring = asyncio.create_task(restore(), name=f"CRIU of {snapshot}")
@@ -182,9 +183,8 @@ class Restorer:
             if not held.is_set():
                 await restoring
                 raise CriuError("CRIU ended without asking for the pages")
-            phases.add(
-                Phase.IMAGE_CRIU, time.monotonic() - begin - phases.seconds(Phase.STAGED_PAGES) - phases.seconds(Phase.IMAGE_FILL), begin
-            )
+            others = (Phase.IMAGE_ADDRESSES, Phase.IMAGE_CONTENTS, Phase.STAGED_PAGES, Phase.IMAGE_FILL)
+            phases.add(Phase.IMAGE_CRIU, time.monotonic() - begin - sum(map(phases.seconds, others)), begin)
             hosts = place.host_pids()
             Control.make_doors(place)
             engine = Engine(manifest.engine, place, output, manifest.root_pid)
