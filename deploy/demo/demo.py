@@ -74,6 +74,7 @@ async def main() -> int:
 
             await until(lambda status: not status["replicas"], "back at zero")
             console.print("\n[bold]5[/] Back at zero: no engine runs.\n")
+    console.print(f"To look at it: .venv/bin/zerowake up deploy/demo/demo.yaml, and then http://{SETTINGS['metrics']}/ in a browser\n")
     return 0
 
 

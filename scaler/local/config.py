@@ -202,6 +202,7 @@ class Config(Section):
     store: Annotated[str, AfterValidator(_store)] | None = None  # where snapshots are fetched from, and put once they are taken
     listen: Address = "127.0.0.1:8080"
     metrics: Address | None = None
+    page: bool = True  # at the address of metrics
     agent_metrics: Address | None = None
     keda: KedaSection | None = None
     push: PushSection | None = None

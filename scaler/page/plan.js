@@ -15,13 +15,13 @@ export class Plan {
     this.state = state;
     this.filter = filter;
     const steps = [...state.plan.under_way, ...state.plan.put_off].filter((step) => filter(step.model ?? "", step.snapshot ?? "", step.node ?? ""));
-    const seen = new Map();
-    const keyOf = (step) => {
-      const key = [step.do, step.model, step.snapshot, step.node, step.rung, step.replica].join(" ");
-      seen.set(key, (seen.get(key) ?? 0) + 1);
-      return `${key} ${seen.get(key)}`;
-    };
-    this.rows.show(this.shortened.of(steps), keyOf);
+    // Replicas that are started at once for the same reason are one line.
+    const alike = new Map();
+    for (const step of steps) {
+      const key = JSON.stringify([step.do, step.model, step.snapshot, step.node, step.rung, step.replica, step.why, step.for_seconds === null]);
+      alike.set(key, { ...step, key, times: (alike.get(key)?.times ?? 0) + 1 });
+    }
+    this.rows.show(this.shortened.of([...alike.values()]), ({ key }) => key);
     const { under_way: now, put_off: later } = state.plan;
     setText(document.getElementById("plan-count"), steps.length ? `${now.length} under way, ${later.length} put off` : "");
     setHidden(document.getElementById("plan-table"), steps.length === 0);
@@ -39,7 +39,7 @@ class Row {
 
   update(step) {
     const texts = [
-      step.rung ? `${step.do} → ${step.rung}` : step.do,
+      `${step.do}${step.rung ? ` → ${step.rung}` : ""}${step.times > 1 ? ` × ${step.times}` : ""}`,
       step.model ?? (step.snapshot ? snapshot(step.snapshot) : (step.replica ?? "–")),
       step.node ?? "Kubernetes chooses",
       step.for_seconds === null ? "under way" : `not for ${seconds(step.for_seconds)}`,

@@ -10,13 +10,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from pathlib import Path
 
 from aiohttp import web
 
 from scaler.page.feed import Feed, TooManyListeners
+from scaler.view.metrics import serve_metrics
 from scaler.view.state import State
+from zerowake_shared.address import Address
 
 log = logging.getLogger(__name__)
 
@@ -37,12 +39,32 @@ _HEADERS = {
 _PATIENCE_SECONDS = 30.0
 
 
+@contextlib.asynccontextmanager
+async def serve_shown(
+    host: str,
+    port: int,
+    ready: Callable[[], str],
+    read: Callable[[], Awaitable[State]],
+    *,
+    page: bool,
+    routes: Iterable[web.RouteDef] = (),
+) -> AsyncIterator[tuple[str, int]]:
+    """All that is shown at one address until the block ends: metrics (view/metrics.py), and with `page` the page. Yields the address.
+
+    Raises: CannotListen.
+    """
+    site = Site(read)
+    async with serve_metrics(host, port, ready, routes=[*routes, *(site.routes if page else ())]) as bound, site.running():
+        if page:
+            log.info("the page is at http://%s/", Address(*bound))
+        yield bound
+
+
 class Site:
     """read: the state now (feed.py). Its routes answer once it is `running`."""
 
-    def __init__(self, read: Callable[[], Awaitable[State]], patience: float = _PATIENCE_SECONDS) -> None:
+    def __init__(self, read: Callable[[], Awaitable[State]]) -> None:
         self._feed = Feed(read)
-        self._patience = patience
         parts = [web.get(f"/page/{path.name}", _file(path)) for path in sorted(_HERE.iterdir()) if path.suffix in _TYPES]
         self.routes = [web.get("/", _file(_HERE / "page.html")), *parts, web.get("/events", self._events)]
 
@@ -60,12 +82,12 @@ class Site:
                 async for frame in frames:
                     if not response.prepared:
                         await response.prepare(request)
-                    async with asyncio.timeout(self._patience):
+                    async with asyncio.timeout(_PATIENCE_SECONDS):
                         await response.write(frame)
         except TooManyListeners as error:
             return web.Response(status=503, text=f"{error}: close one of them\n", headers=_HEADERS | {"Retry-After": "10"})
         except TimeoutError:
-            log.info("a browser at %s took nothing of the page's events for %.0f s, and is cut", request.remote, self._patience)
+            log.info("a browser at %s took nothing of the page's events for %.0f s, and is cut", request.remote, _PATIENCE_SECONDS)
             if request.transport is not None:
                 request.transport.abort()
         except ConnectionResetError:

@@ -55,6 +55,7 @@ from scaler.kubernetes.taken_names import TakenNames
 from scaler.kubernetes.troubles import Troubles, failed_start
 from scaler.kubernetes.unmatched import Unmatched
 from scaler.kubernetes.webhook import serve_webhook
+from scaler.page.site import serve_shown
 from scaler.programs.serve_config import AgentsSection, PeersSection, ServeConfig
 from scaler.programs.stopping import stopped_by, unless
 from scaler.programs.tracing import traced
@@ -64,7 +65,7 @@ from scaler.sources.other_gateways import OtherGateways
 from scaler.sources.push import Pushes
 from scaler.sources.shared_pushes import SharedPushes
 from scaler.sources.watch import Sources
-from scaler.view.metrics import SourcesCollector, serve_metrics
+from scaler.view.metrics import SourcesCollector
 from scaler.view.plan import PlanView
 from scaler.view.reading import StateReader
 from scaler.view.status import serve_in_pod
@@ -131,7 +132,7 @@ async def serve(config: ServeConfig) -> None:
         contextlib.AsyncExitStack() as stack,
     ):
         begin = stack.enter_async_context
-        await begin(serve_metrics(*Address.to_listen(config.metrics), readiness.missing))
+        await begin(serve_shown(*Address.to_listen(config.metrics), readiness.missing, reader.read, page=config.page))
         cluster = await begin(Cluster.connect(reporter=REPORTER, instance=identity))
         for part in (dispatcher, planner, parts.waker):
             stack.push_async_callback(part.close)

@@ -105,6 +105,7 @@ class ServeConfig(Section):
     namespace: str  # the one that this runs in: Services and the lease are looked for there
     listen: Address = "0.0.0.0:8080"
     metrics: Address = "0.0.0.0:9090"
+    page: bool = True  # at the address of metrics
     keda: KedaSection
     peers: PeersSection | None = None
     agents: AgentsSection

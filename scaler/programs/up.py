@@ -33,6 +33,7 @@ from scaler.local.look import Look
 from scaler.local.pins import take_back
 from scaler.local.replica_maker import LocalReplicas
 from scaler.local.stores import Stores
+from scaler.page.site import serve_shown
 from scaler.plan.declared import DeclaredModels
 from scaler.programs.stopping import stopped_by, unless
 from scaler.programs.tracing import traced
@@ -40,7 +41,7 @@ from scaler.programs.wiring import show, wire
 from scaler.sources.engine_metrics import engines_of
 from scaler.sources.push import Pushes, TokenFile
 from scaler.sources.watch import Sources
-from scaler.view.metrics import SourcesCollector, serve_metrics
+from scaler.view.metrics import SourcesCollector
 from scaler.view.plan import PlanView
 from scaler.view.reading import StateReader
 from scaler.view.status import serve_status
@@ -143,8 +144,8 @@ async def _up(config: Config) -> None:
         show(parts)
         if config.metrics:
             routes = [Pushes(sources, TokenFile(config.push.token_file)).route] if config.push else []
-            where = Address.to_listen(config.metrics)
-            await stack.enter_async_context(serve_metrics(*where, lambda: _not_ready(nodes, gateway), routes=routes))
+            where, ready = Address.to_listen(config.metrics), lambda: _not_ready(nodes, gateway)
+            await stack.enter_async_context(serve_shown(*where, ready, reader.read, page=config.page, routes=routes))
         await stack.enter_async_context(traced(activations, gateway))
         bound = await stack.enter_async_context(gateway.serve(*Address.to_listen(config.listen)))
         log.info("gateway serves %s on %s", ", ".join(sorted(config.models)), Address(*bound))

@@ -1,13 +1,15 @@
 """The page in a real browser: that it shows what is so, keeps up with it, and takes names for nothing but text."""
 
 import json
+from contextlib import AsyncExitStack
 from dataclasses import replace
 
 import pytest
 
-from scaler.view.state import Move, Presence, State
+from scaler.view.state import Move, Presence, State, Step
 from tests.worlds import shown_state
 from tests.worlds.browser import Browser, Tab
+from tests.worlds.ports import free_port
 from tests.worlds.shown_page import shown_page
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -47,7 +49,9 @@ async def row(tab: Tab, table: str, name: str) -> str:
 async def test_what_is_so_is_shown(browser: Browser) -> None:
     state = shown_state.state(nodes=3, models=6)
     failing = replace(state.models[2], failure="the engine ended with exit code 3")
-    state = replace(state, models=(*state.models[:2], failing, *state.models[3:]))
+    stage, start = state.plan.under_way[0], Step("start", "model-0", None, "node-0", None, None, "its snapshot is there: 0.2 s", None)
+    plan = replace(state.plan, under_way=(stage, start, start))
+    state = replace(state, models=(*state.models[:2], failing, *state.models[3:]), plan=plan)
     async with shown_page(state) as page, browser.tab(page.url) as tab:
         await shown(tab)
         assert "serving" in await row(tab, "models-table", "model-0")
@@ -60,6 +64,8 @@ async def test_what_is_so_is_shown(browser: Browser) -> None:
         assert "model-2: disk → memory on node-0" in await tab.text("#moving-list")
         assert "3 requests wait for it" in await tab.text("#plan-table")
         assert "not for 12.5 s" in await tab.text("#plan-table")
+        assert await tab.evaluate("document.querySelectorAll('#plan-table tbody tr').length") == 3
+        assert "start × 2" in await tab.text("#plan-table"), "what is the same twice is one line"
         assert "zerowake-scaler-0" in await tab.text("#teller")
         assert tab.errors == []
 
@@ -160,14 +166,14 @@ async def test_scripts_may_not_make_elements_of_text(browser: Browser) -> None:
 
 
 async def test_a_connection_that_is_lost_is_said_and_made_again(browser: Browser) -> None:
-    async with shown_page(shown_state.state()) as page, browser.tab(page.url) as tab:
-        await shown(tab)
-        assert await tab.text("#connection") == "Live"
-        await tab.call("Network.enable")
-        offline = {"latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
-        await tab.call("Network.emulateNetworkConditions", offline=True, **offline)
-        await tab.evaluate("dispatchEvent(new Event('offline'))")
-        page.change(lambda state: replace(state, missing="changed meanwhile"))
-        await tab.call("Network.emulateNetworkConditions", offline=False, **offline)
-        await tab.until("document.querySelector('#missing').textContent.includes('changed meanwhile')")
-        await tab.until("document.querySelector('#connection').textContent === 'Live'")
+    state, port = shown_state.state(), free_port()
+    async with AsyncExitStack() as first:
+        page = await first.enter_async_context(shown_page(state, port))
+        async with browser.tab(page.url) as tab:
+            await shown(tab)
+            assert await tab.text("#connection") == "Live"
+            await first.aclose()
+            await tab.until("document.querySelector('#connection').textContent.startsWith('Connection lost')")
+            async with shown_page(replace(state, missing="changed meanwhile"), port):
+                await tab.until("document.querySelector('#missing').textContent.includes('changed meanwhile')")
+                assert await tab.text("#connection") == "Live"

@@ -41,6 +41,7 @@ async def declare(made: World) -> None:
         await each.reads("metrics", 'zerowake_held_requests{model="m"} 0.0')
         await each.reads("metrics", "zerowake_forecast_worth_it 0.0")
         await each.reads("metrics", "zerowake_ahead_active 0.0")
+        await each.reads("", "page/page.js")
 
 
 async def test_from_zero_with_keda_at_another_replica(tmp_path: Path) -> None:

@@ -13,9 +13,9 @@ import aiohttp
 import pytest
 
 import scaler.page
+from scaler.page import site
 from scaler.page.feed import LISTENERS
-from scaler.page.site import Site
-from scaler.view.metrics import serve_metrics
+from scaler.page.site import serve_shown
 from scaler.view.state import State
 from tests.worlds import shown_state
 from tests.worlds.waiting import until
@@ -25,12 +25,11 @@ PARTS = sorted(path.name for path in FOLDER.iterdir() if path.suffix in (".css",
 
 
 @asynccontextmanager
-async def served(state: State, **of: float) -> AsyncIterator[str]:
+async def served(state: State, *, page: bool = True) -> AsyncIterator[str]:
     async def read() -> State:
         return state
 
-    site = Site(read, **of)
-    async with serve_metrics("127.0.0.1", 0, lambda: "", routes=site.routes) as (host, port), site.running():
+    async with serve_shown("127.0.0.1", 0, lambda: "", read, page=page) as (host, port):
         yield f"http://{host}:{port}"
 
 
@@ -84,11 +83,19 @@ async def test_one_page_too_many_is_told_so() -> None:
             assert response.headers["Retry-After"] == "10"
 
 
-async def test_a_browser_that_takes_nothing_is_cut(caplog: pytest.LogCaptureFixture) -> None:
+async def test_without_the_page_there_are_the_metrics_alone() -> None:
+    async with served(shown_state.state(), page=False) as url, aiohttp.ClientSession() as client:
+        for path, status in {"/": 404, "/events": 404, "/page/page.js": 404, "/metrics": 200, "/healthz": 200}.items():
+            async with client.get(url + path) as response:
+                assert response.status == status, path
+
+
+async def test_a_browser_that_takes_nothing_is_cut(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(site, "_PATIENCE_SECONDS", 0.05)
     caplog.set_level("INFO")
     state = shown_state.state()
     state = replace(state, missing="more than any buffer between them " * 2_000_000)
-    async with served(state, patience=0.05) as url:
+    async with served(state) as url:
         host, port = url.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port))) as silent:
             silent.sendall(b"GET /events HTTP/1.1\r\nHost: here\r\n\r\n")

@@ -161,6 +161,11 @@ async def test_from_zero_to_an_answer_and_back(state: Path) -> None:
             "zerowake_ahead_active 0.0",
         ):
             assert name in shown
+        async with made.session.get(f"{made.metrics}/events") as response:
+            assert await response.content.readline() == b"event: state\n"
+            told = json.loads((await response.content.readuntil(b"\n")).removeprefix(b"data: "))
+        assert [(each["name"], each["rung"]) for each in told["models"]] == [("tiny", there["rung"])]
+        assert [(each["id"], each["origin"]) for each in told["activations"]] == [(activation["id"], "restored")]
     assert made.process.returncode == 0
     kept = load(state / "forecast")
     assert kept and (kept.models, kept.rows["ended"].sum()) == (("tiny",), 1.0), "a restart knows of that request"

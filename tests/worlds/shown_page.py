@@ -3,8 +3,7 @@
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-from scaler.page.site import Site
-from scaler.view.metrics import serve_metrics
+from scaler.page.site import serve_shown
 from scaler.view.state import State
 
 
@@ -23,9 +22,9 @@ class ShownPage:
 
 
 @asynccontextmanager
-async def shown_page(state: State) -> AsyncIterator[ShownPage]:
+async def shown_page(state: State, port: int = 0) -> AsyncIterator[ShownPage]:
+    """port: 0: any."""
     page = ShownPage(state)
-    site = Site(page.read)
-    async with serve_metrics("127.0.0.1", 0, lambda: "", routes=site.routes) as (host, port), site.running():
-        page.url = f"http://{host}:{port}/"
+    async with serve_shown("127.0.0.1", port, lambda: "", page.read, page=True) as (host, bound):
+        page.url = f"http://{host}:{bound}/"
         yield page
