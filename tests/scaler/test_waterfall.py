@@ -2,13 +2,14 @@
 
 import asyncio
 import uuid
+from pathlib import Path
 
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
 from scaler.books.activation import Activations, TraceContext
-from scaler.programs import commands
+from scaler.programs import asking, commands
 from scaler.view.status import serve_in_pod
 from scaler.view.waterfall import Waterfalls, shown
 
@@ -73,8 +74,8 @@ async def test_in_a_pod_its_scaler_is_asked(
     activations: Activations, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     name = f"\0zerowake-test-{uuid.uuid4()}"
-    monkeypatch.setattr(commands, "SCALER_SOCKET", name)
-    monkeypatch.setattr(commands, "_DEFAULT_STATE", commands.Path("/nowhere"))
+    monkeypatch.setattr(asking, "SCALER_SOCKET", name)
+    monkeypatch.setattr(asking, "_DEFAULT_STATE", Path("/nowhere"))
     new = activations.recent()[0]
     async with serve_in_pod(Waterfalls(activations).routes, name):
         await asyncio.to_thread(commands.trace, new.id)
