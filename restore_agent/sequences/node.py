@@ -172,7 +172,7 @@ class Node:
         if isinstance(snapshot, Snapshot):
             self._restoring += 1
             try:
-                stood = self._stands(snapshot)
+                stood = self.staging.found(snapshot.digest)
                 origin, engine = await self._restore(snapshot, phases)
                 replica = self.replicas.add(model, snapshot, origin, engine, phases)
                 self.observer.restored(model, origin, replica.phases, stood if origin is Origin.RESTORED else origin.value)
@@ -217,7 +217,7 @@ class Node:
     async def restore_into(self, container: Container, model: str, snapshot: Snapshot, phases: Phases, replica_id: str = "") -> Replica:
         """A replica of this id (empty: a new one) in a container that waits. Raises RestoreFailed; then it waits again."""
         self._restoring += 1
-        stood = "remote" if phases.seconds(Phase.FETCH) else self._stands(snapshot)
+        stood = "remote" if phases.seconds(Phase.FETCH) else self.staging.found(snapshot.digest)
         try:
             engine = await self.restorer.restore(snapshot, phases, container.open, container.gpus)
             container.keep(engine.pid, engine.record.port)
@@ -311,9 +311,6 @@ class Node:
             self.staging.give_up(snapshot.digest)
             raise
         return time.monotonic() - begin
-
-    def _stands(self, snapshot: Snapshot) -> str:
-        return "memory" if self.staging.in_memory(snapshot.digest) else "disk"
 
     def _stands_by(self, digest: str) -> bool:
         """Then its image stays: CRIU may read in it still, and whoever takes the standby from its rung finds what is below."""

@@ -26,6 +26,7 @@ class Staged:
         self.task: asyncio.Task[None] | None = None  # brings it
         self.users = 0
         self.dropped = False
+        self.for_request = False  # a request that no replica was made for yet had to wait for it
         self.seconds = 0.0  # that it was read for; 0.0: others were read before it, or it is not there yet
         self.given = float("-inf")  # when a piece of it was given to another agent last
 

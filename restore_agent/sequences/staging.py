@@ -83,6 +83,11 @@ class Staging:
     def in_memory(self, digest: str) -> bool:
         return (staged := self._staged.get(digest)) is not None and staged.ready.is_set()
 
+    def found(self, digest: str) -> str:
+        """On which rung the next request for it finds it, memory or disk. What was brought up for that request alone stood on the disk."""
+        staged = self._staged.get(digest)
+        return "memory" if staged and staged.ready.is_set() and not staged.for_request else "disk"
+
     def on_their_way(self) -> Iterator[tuple[Snapshot, Progress]]:
         """Images that come into memory now, or are about to."""
         for staged in self._staged.values():
@@ -121,6 +126,7 @@ class Staging:
             staged.task.add_done_callback(functools.partial(self._ended, staged))
         if urgent:
             self._order.hurry(staged.turn)
+            staged.for_request |= not staged.ready.is_set()
         staged.users += 1
         try:
             with self._on_disk(snapshot):
@@ -131,6 +137,8 @@ class Staging:
 
     def used(self, snapshot: Snapshot) -> None:
         """A replica was made of it, from whichever rung. Returns at once."""
+        if staged := self._staged.get(snapshot.digest):
+            staged.for_request = False
         self._uses.used(snapshot.digest)
         self._do_beside(functools.partial(self._uses.keep, snapshot.digest), "note of a use")
 

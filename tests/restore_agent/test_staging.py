@@ -52,6 +52,19 @@ async def test_all_who_ask_at_once_wait_for_one(store: Store, world: StagingWorl
     assert world.heard == [snapshot]
 
 
+async def test_what_came_up_for_a_request_alone_was_found_on_the_disk(store: Store, world: StagingWorld) -> None:
+    """Whether it is in memory by the time that its replica is made, or not: who comes first makes no difference."""
+    snapshot, ahead = publish(store, CONTENT), publish(store, CONTENT[::-1], "ahead")
+    assert world.staging.found(snapshot.digest) == "disk"
+    await world.staging.stage(snapshot, urgent=True)
+    await world.staging.stage(ahead)
+    assert world.staging.in_memory(snapshot.digest)
+    assert (world.staging.found(snapshot.digest), world.staging.found(ahead.digest)) == ("disk", "memory")
+    world.staging.used(snapshot)
+    await world.staging.stage(snapshot, urgent=True)  # of a request that finds it there
+    assert world.staging.found(snapshot.digest) == "memory"
+
+
 async def test_an_unstaged_snapshot_stays_until_its_last_user_has_let_go(store: Store, world: StagingWorld) -> None:
     snapshot = publish(store, CONTENT)
     await world.staging.stage(snapshot)
