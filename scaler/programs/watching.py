@@ -16,7 +16,7 @@ _EVERY_SECONDS = 1.0
 
 async def watch(look: Callable[[], Awaitable[State]], console: Console) -> None:
     """Until it is cancelled, or `look` raises."""
-    if console.is_terminal:
+    if console.is_terminal and not console.is_dumb_terminal:
         with Live(console=console, auto_refresh=False, vertical_overflow="visible") as live:
             while True:
                 live.update(status_shown.view(await look()), refresh=True)

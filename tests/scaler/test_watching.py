@@ -28,7 +28,7 @@ async def watched(states: list[State], *, terminal: bool, monkeypatch: pytest.Mo
 
     file = io.StringIO()
     with pytest.raises(Ended):
-        await watching.watch(look, Console(file=file, force_terminal=terminal, width=200, highlight=False))
+        await watching.watch(look, Console(file=file, force_terminal=terminal, width=200, highlight=False, _environ={"TERM": "xterm"}))
     return file.getvalue()
 
 
