@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +16,13 @@ from typer.main import get_command
 from scaler.programs import cli
 
 
-async def run(*arguments: str, before: Callable[[], None] | None = None) -> tuple[int | None, str]:
-    """The exit code, and what was said on standard error but for log lines."""
+async def run(*arguments: str, by: Sequence[str] = ()) -> tuple[int | None, str]:
+    """The exit code, and what was said on standard error but for log lines. by: the program that starts it."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "scaler.programs.cli", *arguments),
+        *(*by, sys.executable, "-m", "scaler.programs.cli", *arguments),
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,
         stdin=asyncio.subprocess.DEVNULL,
-        preexec_fn=before,
     )
     _, err = await process.communicate()
     return process.returncode, "\n".join(line for line in err.decode().splitlines() if not line.startswith('{"time"'))
@@ -75,18 +73,13 @@ async def test_a_mistake_is_told_on_one_screen_with_1(mistake: str, tmp_path: Pa
     assert len(said.splitlines()) <= 3, said
 
 
-def without_rights_over_others_files() -> None:
-    """This process, and what it starts, is root without CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH."""
-    for capability in (1, 2):
-        ctypes.CDLL(None).prctl(24, capability, 0, 0, 0)
-
-
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give rights up")
 async def test_a_folder_that_is_somebody_else_s_is_told_with_2(tmp_path: Path) -> None:
     theirs = tmp_path / "s"
     theirs.mkdir(mode=0o700)
     os.chown(theirs, 65534, 65534)
-    code, said = await run("snapshot", "list", "--state", str(theirs), before=without_rights_over_others_files)
+    without_rights = ("setpriv", "--bounding-set", "-dac_override,-dac_read_search")
+    code, said = await run("snapshot", "list", "--state", str(theirs), by=without_rights)
     assert (code, "not readable" in " ".join(said.split()), "Traceback" in said) == (2, True, False), said
 
 

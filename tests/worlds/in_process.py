@@ -34,7 +34,7 @@ class InProcessChannel:
     # What the generated stub calls of a channel.
 
     def unary_unary(self, method: str, **_: Any) -> Callable[..., Any]:
-        async def call(request: Any, timeout: float | None = None) -> Any:  # noqa: ASYNC109  # as gRPC calls it
+        async def call(request: Any, timeout: float | None = None, metadata: Any = None) -> Any:  # noqa: ASYNC109  # as gRPC calls it
             try:
                 async with asyncio.timeout(timeout):
                     return await self._handlers[method].unary_unary(request, _Context())
