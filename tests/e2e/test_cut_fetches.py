@@ -79,7 +79,9 @@ async def captured(made: Release, name: str, mebibytes: int, *, store: str = "",
 
 
 async def forgotten(made: Release, name: str, chunks: set[str]) -> None:
-    """It is on no node any more, nor are its chunks: the next model has memory of the same content."""
+    """It is on no node any more, nor are its chunks: the next model has memory of the same content. The node that went is back: what it has
+    stays there if nobody has heard of it again as the object goes."""
+    await made.api.until("ModelSnapshot", made.namespace, name, lambda one: {NODE, SECOND_NODE} <= places(one).keys(), WITHIN)
     await made.api.delete("ModelSnapshot", made.namespace, name)
     await made.api.until("ModelSnapshot", made.namespace, name, lambda one: one is None, WITHIN)
     async with asyncio.timeout(WITHIN):
