@@ -23,7 +23,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 
 from scaler.books.trigger import FROM_ENV, BadTrigger, parse_trigger
-from scaler.kubernetes.resources import MODEL_SNAPSHOTS, NODES, SCALED_OBJECTS, Metadata, ModelSnapshot
+from scaler.kubernetes.resources import LEASES, MODEL_SNAPSHOTS, NODES, SCALED_OBJECTS, Metadata, ModelSnapshot
 from scaler.kubernetes.scaled_object import TRIGGER_TYPES, ScaledObject
 from zerowake_shared.checkup import Check, Finding, Subject, fails, ok, told, warning
 from zerowake_shared.clock import SYSTEM_CLOCK
@@ -40,7 +40,6 @@ _DEFINITIONS = Resource("apiextensions.k8s.io/v1", "CustomResourceDefinition", "
 _WEBHOOKS = Resource("admissionregistration.k8s.io/v1", "MutatingWebhookConfiguration", "mutatingwebhookconfigurations")
 _DAEMON_SETS = Resource("apps/v1", "DaemonSet", "daemonsets")
 _SECRETS = Resource("v1", "Secret", "secrets")
-_LEASES = Resource("coordination.k8s.io/v1", "Lease", "leases")
 _OWN_ACCESS = Resource("authorization.k8s.io/v1", "SelfSubjectAccessReview", "selfsubjectaccessreviews")
 _ACCESS = Resource("authorization.k8s.io/v1", "SubjectAccessReview", "subjectaccessreviews")
 _SECONDS = 20.0
@@ -338,7 +337,7 @@ async def clocks(cluster: Cluster, _: Subject) -> Sequence[Finding]:
     """Of the nodes, by the leases that they renew."""
     wall = (await cluster.version())[1]
     ready = {each.metadata.name for each in await every(cluster, NODES, _Thing) if each.is_ready}
-    found, leases = [], await every(cluster, _LEASES, _Thing, "kube-node-lease")
+    found, leases = [], await every(cluster, LEASES, _Thing, "kube-node-lease")
     for lease in leases:
         with contextlib.suppress(KeyError, ValueError):
             skew = datetime.datetime.fromisoformat(lease.spec["renewTime"]).timestamp() - wall
