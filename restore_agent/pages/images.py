@@ -187,6 +187,14 @@ def write_open_files(images: Path, files: Iterable[criu_pb2.File]) -> None:
     write_image(images / OPEN_FILES, FILES, [file.SerializeToString() for file in files])
 
 
+def opened(images: Path) -> frozenset[str] | None:
+    """Paths, without the leading slash, of all that CRIU opens by name; None: it watches others, too. Raises ImageError."""
+    files = open_files(images)
+    if any(file.HasField("ify") or file.HasField("ffy") for file in files):
+        return None
+    return frozenset(os.fsdecode(file.reg.name).lstrip("/") for file in files if file.HasField("reg"))
+
+
 def mend_timers(images: Path) -> None:
     """Rewrites the timers (timerfd) that would not go on as they were.
 

@@ -153,9 +153,9 @@ class Container:
     def output(self, name: str) -> ContainerOutput:
         return ContainerOutput(name, self.placeholder)
 
-    async def carried(self) -> dict[str, bytes]:
+    async def carried(self, dump: Path) -> dict[str, bytes]:
         """The changes since its image. Raises ContainerError."""
-        return await self.contents.carried()
+        return await self.contents.carried(dump)
 
     def written(self) -> str:
         return ""  # that it goes with the container is how Kubernetes does it
@@ -163,9 +163,12 @@ class Container:
     async def checkpoint(self, directory: Path, folder: Path) -> Path:
         return await self.contents.checkpoint(directory, folder)
 
-    async def lay_out(self, snapshot: Path, fits: Fits, hashes: FileHashes) -> None:
+    async def lay_out(self, snapshot: Path) -> None:
         """`close` undoes it unless the container was kept."""
-        await self.contents.lay_out(snapshot, fits, hashes)
+        await self.contents.lay_out(snapshot)
+
+    async def complete(self, snapshot: Path, fits: Fits, hashes: FileHashes) -> None:
+        await self.contents.complete(snapshot, fits, hashes)
 
     @property
     def user(self) -> User:

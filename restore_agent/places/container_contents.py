@@ -27,6 +27,7 @@ from restore_agent.snapshots.file_hashes import FileHashes
 from restore_agent.snapshots.manifest import CONTAINER_FILE, Fits
 from restore_agent.workload.control_directory import ENVIRONMENT
 from zerowake_shared import pod_environment
+from zerowake_shared.background import to_its_end
 
 
 class ContainerContents:
@@ -51,27 +52,28 @@ class ContainerContents:
         self._shared = {PurePosixPath(path.strip("/")) for path in shared}
         self._asked = asked
         self._stale_allowed = stale_allowed
-        self._undo: Callable[[], None] = lambda: None
+        self._changes: overlay.Changes | None = None  # that were put into it
         self.stale: list[str] = []  # variables of which the engine that was restored keeps another pod's values
         self.left_behind: list[str] = []  # volumes that were too large to be carried, which are empty in the next pod
 
-    async def carried(self) -> dict[str, bytes]:
-        """The changes since its image. Raises ContainerError."""
+    async def carried(self, dump: Path) -> dict[str, bytes]:
+        """The changes since its image. `dump`: CRIU's images of it. Raises ContainerError."""
 
-        def archive() -> bytes:
+        def archive() -> overlay.Archive:
             mounts = overlay.Mounts.of(self._pid)
             volumes = {volume: overlay.is_small(self._views.root, mounts, volume) for volume in self._own()}
             self.left_behind = [f"/{volume}" for volume, small in volumes.items() if not small]
             small = [volume for volume, small in volumes.items() if small]
-            return overlay.archive(mounts.with_volumes(small), Path(node_process(), "root"), self._views.root)
+            mounts, node = mounts.with_volumes(small), Path(node_process(), "root")
+            return overlay.archive(mounts, node, self._views.root, opened=images.opened(dump))
 
         try:
             changes = await asyncio.to_thread(archive)
-        except overlay.OverlayError as error:
+        except (overlay.OverlayError, images.ImageError) as error:
             raise ContainerError(str(error)) from None
         environment = pod_environment.digests(self.environment())
-        about = json.dumps({"image": self._image, "environment": environment}).encode()
-        return {CONTAINER_FILE: about, **({overlay.CHANGES_FILE: changes} if changes else {})}
+        about = json.dumps({"image": self._image, "environment": environment, "first": changes.first}).encode()
+        return {CONTAINER_FILE: about, **({overlay.CHANGES_FILE: changes.data} if changes.data else {})}
 
     def _own(self) -> list[PurePosixPath]:
         """emptyDirs that no other container writes into."""
@@ -84,29 +86,48 @@ class ContainerContents:
         except checkpoints.CheckpointError as error:
             raise ContainerError(str(error)) from None
 
-    async def lay_out(self, snapshot: Path, fits: Fits, hashes: FileHashes) -> None:
-        """Writes what `carried` saved into this container; `close` undoes it unless the container was kept.
+    async def lay_out(self, snapshot: Path) -> None:
+        """Writes what `carried` saved into this container, as far as CRIU opens it; `close` undoes it unless the container was kept.
 
         Raises:
-            Incompatible: its image or a file that the engine maps is another one here, or it may less.
+            Incompatible: its image is another one here, or its environment.
             ContainerError: the changes cannot be laid out.
         """
-        await asyncio.to_thread(self._lay_out, snapshot, fits, hashes)
+        await to_its_end(asyncio.to_thread(self._lay_out, snapshot))
 
-    def _lay_out(self, snapshot: Path, fits: Fits, hashes: FileHashes) -> None:
+    async def complete(self, snapshot: Path, fits: Fits, hashes: FileHashes) -> None:
+        """The rest of it, which may be hundreds of files that only an engine which compiles would read.
+
+        Raises:
+            Incompatible: a file that the engine maps is another one here, or it may less.
+            ContainerError: the changes cannot be laid out.
+        """
+        await to_its_end(asyncio.to_thread(self._complete, snapshot, fits, hashes))
+
+    def _lay_out(self, snapshot: Path) -> None:
         about = json.loads((snapshot / CONTAINER_FILE).read_bytes()) if (snapshot / CONTAINER_FILE).exists() else {}
         if (image := about.get("image", self._image)) != self._image:
             raise Incompatible(f"it was taken of image {image}, and the pod's is {self._image}; take the snapshot again")
         self._check_environment(about.get("environment"))
+        self._changes = None
+        if not (snapshot / overlay.CHANGES_FILE).exists():
+            return
+        own = (overlay.SHM,) if overlay.Mounts.of(self._pid).read_only else (overlay.ROOT, overlay.SHM)
+        volumes = [volume for volume in self._own() if volume != overlay.SHM]
+        self._changes = overlay.Changes(snapshot / overlay.CHANGES_FILE, self._views.root, own, volumes)
+        try:
+            self._changes.put(about.get("first"))
+        except overlay.OverlayError as error:
+            raise ContainerError(str(error)) from None
+
+    def _complete(self, snapshot: Path, fits: Fits, hashes: FileHashes) -> None:
         try:
             if beyond := images.rights(snapshot / "images").beyond(rights_of(self._pid)):
                 raise Incompatible(
                     f"its processes have what this container does not allow: {'; '.join(beyond)}; take it in a pod like this one"
                 )
-            if (snapshot / overlay.CHANGES_FILE).exists():
-                own = (overlay.SHM,) if overlay.Mounts.of(self._pid).read_only else (overlay.ROOT, overlay.SHM)
-                volumes = [volume for volume in self._own() if volume != overlay.SHM]
-                self._undo = overlay.lay_out(snapshot / overlay.CHANGES_FILE, self._views.root, own, volumes)
+            if self._changes:
+                self._changes.put_rest()
         except (overlay.OverlayError, images.ImageError) as error:
             raise ContainerError(str(error)) from None
         check_files(fits, self._views.root, hashes)
@@ -177,7 +198,8 @@ class ContainerContents:
 
     def undo(self) -> None:
         """Takes out again what `lay_out` wrote, and what CRIU left. Blocks."""
-        self._undo()
+        if self._changes:
+            self._changes.undo()
         if self._views.is_open:
             overlay.remove_ghosts(overlay.Mounts.of(self._pid).with_volumes(self._own()), Path(node_process(), "root"), self._views.root)
 

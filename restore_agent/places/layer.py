@@ -119,16 +119,15 @@ class Layer:
     def archive(self, root: Path) -> bytes:
         """What the engine has changed; empty: nothing. Raises PlaceError: it cannot travel with a snapshot."""
         try:
-            return overlay.archive(
-                self.mounts, Path("/"), root, "name that folder with --shared (`shared:` in zerowake.yaml): it is the machine's then"
-            )
+            advice = "name that folder with --shared (`shared:` in zerowake.yaml): it is the machine's then"
+            return overlay.archive(self.mounts, Path("/"), root, advice).data
         except overlay.OverlayError as error:
             raise PlaceError(str(error)) from None
 
     def lay_out(self, source: Path, root: Path) -> None:
         """Raises PlaceError."""
         try:
-            overlay.lay_out(source, root, (*self.mounts.uppers, *self.mounts.whole))
+            overlay.Changes(source, root, (*self.mounts.uppers, *self.mounts.whole)).put()
         except overlay.OverlayError as error:
             cause = error.__cause__
             raise PlaceError(no_room(self._folder.parent, cause) if isinstance(cause, OSError) else str(error)) from None

@@ -16,7 +16,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import io
+import itertools
 import os
 import re
 import secrets
@@ -24,9 +26,10 @@ import shutil
 import stat
 import tarfile
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 from restore_agent.errors import AgentError
 from restore_agent.places import mount_table
@@ -100,26 +103,47 @@ class Mounts:
         return os.path.lexists(node / self.uppers[point].relative_to("/") / name.relative_to(point))
 
 
-def archive(mounts: Mounts, node: Path, root: Path, advice: str = "have it in the image, or in a volume") -> bytes:
-    """The changes as a tar; empty where there are none.
+class Archive(NamedTuple):
+    """Changes as a tar."""
 
+    data: bytes  # empty: there are none
+    first: int  # so many entries lead it without which CRIU cannot begin
+
+
+def archive(
+    mounts: Mounts, node: Path, root: Path, advice: str = "have it in the image, or in a volume", opened: Collection[str] | None = None
+) -> Archive:
+    """
     Args:
         mounts: the place's.
         node: the node's own root, in which upper layers lie.
         root: the place's, as the agent may walk it.
         advice: what to do where they are too much.
+        opened: paths, without the leading slash, of the files that CRIU opens; None: it may open any.
 
     Raises:
         OverlayError: they are too much, or of a kind that cannot be carried.
     """
     if not mounts.uppers and not mounts.read_only:
         raise OverlayError("the container's root is no overlay, so what its engine changed cannot be told; use the overlayfs snapshotter")
+
+    def can_wait(path: Path, name: PurePosixPath) -> bool:
+        looks = path.lstat()
+        return opened is not None and stat.S_ISREG(looks.st_mode) and looks.st_nlink == 1 and str(name) not in opened
+
     data = io.BytesIO()
     with tarfile.open(fileobj=data, mode="w", format=tarfile.PAX_FORMAT) as tar:
         counted = _Counted(tar, advice)
+        late = []
         for name, path in mounts.changed(node, root):
+            if can_wait(path, name):
+                late.append((path, name))
+            else:
+                counted.add(path, name)
+        first = counted.entries
+        for path, name in late:
             counted.add(path, name)
-        return data.getvalue() if counted.entries else b""
+        return Archive(data.getvalue() if counted.entries else b"", first)
 
 
 def remove_ghosts(mounts: Mounts, node: Path, root: Path) -> None:
@@ -185,85 +209,96 @@ class _Counted:
             self._tar.addfile(entry)
 
 
-def lay_out(
-    source: Path, root: Path, own: Iterable[PurePosixPath] = (ROOT, SHM), volumes: Iterable[PurePosixPath] = ()
-) -> Callable[[], None]:
-    """Puts the changes into another place.
+class Changes:
+    """Of a snapshot, put into another place: first what CRIU needs, the rest while it restores. Its calls block."""
 
-    Args:
-        root: a view of it; of a container one on which no symbolic link is followed.
-        own: where its own file systems are mounted. What lies in any other is not the place's to write.
-        volumes: its own, too, but what is there already stays: another has made it for this place.
+    def __init__(self, source: Path, root: Path, own: Iterable[PurePosixPath] = (ROOT, SHM), volumes: Iterable[PurePosixPath] = ()) -> None:
+        """
+        Args:
+            source: what `archive` gave.
+            root: a view of the place; of a container one on which no symbolic link is followed.
+            own: where its own file systems are mounted. What lies in any other is not the place's to write.
+            volumes: its own, too, but what is there already stays: another has made it for this place.
+        """
+        self._source = source
+        self._root = root
+        self._kept = frozenset(volumes)
+        self._own = (*own, *self._kept)
+        self._first: int | None = None  # entries were put; None: all
+        self._added: list[Path] = []
 
-    Returns what takes away again what was added; files that were there before stay as they are now.
+    def put(self, first: int | None = None) -> None:
+        """The first entries, or all.
 
-    Raises:
-        OverlayError: a file's place is a mount here, or cannot be written.
-    """
-    added: list[Path] = []
-    kept = frozenset(volumes)
-    writable = {point: (root / point).stat().st_dev for point in (*own, *kept)}
+        Raises:
+            OverlayError: a file's place is a mount here, or cannot be written. Nothing is left of what was put.
+        """
+        self._put_some(0, first)
+        self._first = first
 
-    def undo() -> None:
-        for path in reversed(added):
+    def put_rest(self) -> None:
+        """Raises OverlayError, as `put`."""
+        if self._first is not None:
+            self._put_some(self._first, None)
+
+    def undo(self) -> None:
+        """Takes away again what was added; files that were there before stay as they are now."""
+        for path in reversed(self._added):
             with contextlib.suppress(OSError):
                 if path.is_dir() and not path.is_symlink():
                     path.rmdir()
                 else:
                     path.unlink()
+        self._added.clear()
 
-    try:
-        with tarfile.open(source) as tar:
-            for entry in tar:
-                _put(tar, entry, root, writable, kept, added)
-    except (OSError, tarfile.TarError, OverlayError) as error:
-        undo()
-        if isinstance(error, OverlayError):
-            raise
-        why = "a symbolic link is in the way" if isinstance(error, OSError) and error.errno == errno.ELOOP else str(error)
-        raise OverlayError(f"what the engine had changed in its file system cannot be laid out: {why}") from error
-    return undo
+    def _put_some(self, begin: int, end: int | None) -> None:
+        try:
+            with tarfile.open(self._source) as tar:
+                for entry in itertools.islice(tar, begin, end):
+                    self._put(tar, entry)
+        except (OSError, tarfile.TarError, OverlayError) as error:
+            self.undo()
+            if isinstance(error, OverlayError):
+                raise
+            why = "a symbolic link is in the way" if isinstance(error, OSError) and error.errno == errno.ELOOP else str(error)
+            raise OverlayError(f"what the engine had changed in its file system cannot be laid out: {why}") from error
 
+    def _put(self, tar: tarfile.TarFile, entry: tarfile.TarInfo) -> None:
+        path, name = _inside(self._root, entry.name), PurePosixPath(entry.name)
+        place = max((each for each in self._own if name.is_relative_to(each)), key=lambda each: len(each.parts), default=None)
+        if place is None:
+            raise OverlayError(f"the snapshot's engine has written /{entry.name}, and the root of this container is read-only")
+        if path.parent.stat().st_dev != self._devices[place]:
+            raise OverlayError(f"/{entry.name} was in the engine's own file system, and is in a volume here")
+        there = os.path.lexists(path)
+        if there and place in self._kept:
+            return
+        if entry.ischr() or _ATTRIBUTE + _OPAQUE in entry.pax_headers or (there and path.is_dir() != entry.isdir()):
+            _remove(path)
+        if entry.ischr():
+            return
+        if not there:
+            self._added.append(path)
+        if entry.isdir():
+            _put_folder(path, entry)
+            return
+        fresh = path.with_name(f".zerowake-{secrets.token_hex(6)}")
+        if entry.issym():
+            fresh.symlink_to(entry.linkname)
+            os.lchown(fresh, entry.uid, entry.gid)
+        elif entry.islnk():
+            fresh.hardlink_to(_inside(self._root, entry.linkname))
+        elif entry.isfifo():
+            os.mkfifo(fresh)
+            _dress(fresh, entry)
+        else:
+            _write(tar, fresh, entry)
+            _dress(fresh, entry)
+        fresh.replace(path)
 
-def _put(
-    tar: tarfile.TarFile,
-    entry: tarfile.TarInfo,
-    root: Path,
-    writable: Mapping[PurePosixPath, int],
-    kept: Collection[PurePosixPath],
-    added: list[Path],
-) -> None:
-    path, name = _inside(root, entry.name), PurePosixPath(entry.name)
-    place = max((place for place in writable if name.is_relative_to(place)), key=lambda place: len(place.parts), default=None)
-    if place is None:
-        raise OverlayError(f"the snapshot's engine has written /{entry.name}, and the root of this container is read-only")
-    if path.parent.stat().st_dev != writable[place]:
-        raise OverlayError(f"/{entry.name} was in the engine's own file system, and is in a volume here")
-    there = os.path.lexists(path)
-    if there and place in kept:
-        return
-    if entry.ischr() or _ATTRIBUTE + _OPAQUE in entry.pax_headers or (there and path.is_dir() != entry.isdir()):
-        _remove(path)
-    if entry.ischr():
-        return
-    if not there:
-        added.append(path)
-    if entry.isdir():
-        _put_folder(path, entry)
-        return
-    fresh = path.with_name(f".zerowake-{secrets.token_hex(6)}")
-    if entry.issym():
-        fresh.symlink_to(entry.linkname)
-        os.lchown(fresh, entry.uid, entry.gid)
-    elif entry.islnk():
-        fresh.hardlink_to(_inside(root, entry.linkname))
-    elif entry.isfifo():
-        os.mkfifo(fresh)
-        _dress(fresh, entry)
-    else:
-        _write(tar, fresh, entry)
-        _dress(fresh, entry)
-    fresh.replace(path)
+    @functools.cached_property
+    def _devices(self) -> Mapping[PurePosixPath, int]:
+        return {point: (self._root / point).stat().st_dev for point in self._own}
 
 
 def _write(tar: tarfile.TarFile, path: Path, entry: tarfile.TarInfo) -> None:

@@ -105,16 +105,20 @@ class Place(Protocol):
     def output(self, name: str) -> Output:
         """Where an engine prints that is to be started or restored in it."""
 
-    async def carried(self) -> dict[str, bytes]:
-        """What its engine has changed in its file system: files for a snapshot, by name. Raises PlaceError."""
+    async def carried(self, dump: Path) -> dict[str, bytes]:
+        """What its engine has changed in its file system: files for a snapshot, by name. `dump`: CRIU's images of it. Raises PlaceError."""
 
-    async def lay_out(self, snapshot: Path, fits: Fits, hashes: FileHashes) -> None:
-        """Writes what `carried` gave, which lies in a snapshot's folder, into this place. `hashes`: of files that the node knows.
+    async def lay_out(self, snapshot: Path) -> None:
+        """Writes what `carried` gave, which lies in a snapshot's folder, into this place, as far as CRIU needs it.
 
         Raises:
             Incompatible: the place is another one than the snapshot needs.
             PlaceError: it cannot be written.
         """
+
+    async def complete(self, snapshot: Path, fits: Fits, hashes: FileHashes) -> None:
+        """The rest of it, and the comparison of the engine's files: after `lay_out` and before the engine goes on, while CRIU restores it.
+        `hashes`: of files that the node knows. Raises Incompatible, PlaceError, as `lay_out`."""
 
     def compile_caches(self, env: Mapping[str, str]) -> dict[str, Path]:
         """Folders where an engine with this environment, beside what it has from the place, keeps what it compiles, by the variables that

@@ -70,13 +70,16 @@ class Rootless:
     def output(self, name: str) -> Pipes:
         return Pipes(name)
 
-    async def carried(self) -> dict[str, bytes]:
+    async def carried(self, dump: Path) -> dict[str, bytes]:
         raise _no_snapshots()
 
     def written(self) -> str:
         return ""  # it was written into the machine's own file system
 
-    async def lay_out(self, snapshot: Path, fits: Fits, hashes: FileHashes) -> None:
+    async def lay_out(self, snapshot: Path) -> None:
+        raise _no_snapshots()
+
+    async def complete(self, snapshot: Path, fits: Fits, hashes: FileHashes) -> None:
         raise _no_snapshots()
 
     def compile_caches(self, env: Mapping[str, str]) -> dict[str, Path]:

@@ -134,7 +134,7 @@ class Sandbox:
     def output(self, name: str) -> Pipes:
         return Pipes(name)
 
-    async def carried(self) -> dict[str, bytes]:
+    async def carried(self, dump: Path) -> dict[str, bytes]:
         """What its engine has changed in its file system. Raises PlaceError: it is too much, or of a kind that is not carried."""
         archive = await asyncio.to_thread(self._layer.archive, self.root)
         return {overlay.CHANGES_FILE: archive} if archive else {}
@@ -149,12 +149,15 @@ class Sandbox:
         """Of those that outlive the sandbox: what is in its layer travels with the snapshot."""
         return {path for path in mapped_files(self.root, host_pids) if not self._layer.has_changed(path)}
 
-    async def lay_out(self, snapshot: Path, fits: Fits, hashes: FileHashes) -> None:
-        """That the node has what `fits` names was found as the snapshot was staged. Raises PlaceError: the snapshot needs a container."""
+    async def lay_out(self, snapshot: Path) -> None:
+        """Raises PlaceError: the snapshot needs a container."""
         if (snapshot / CONTAINER_FILE).exists():
             raise PlaceError("it was taken in a container, and can be restored into pods only")
         if (snapshot / overlay.CHANGES_FILE).exists():
             await asyncio.to_thread(self._layer.lay_out, snapshot / overlay.CHANGES_FILE, self.root)
+
+    async def complete(self, snapshot: Path, fits: Fits, hashes: FileHashes) -> None:
+        """Nothing is left to do: that the node has what `fits` names was found as the snapshot was staged."""
 
     async def spawn(
         self,

@@ -241,7 +241,7 @@ class Capturer:
         carried: dict[str, bytes] = {}
 
         async def carry() -> None:
-            carried.update(await place.carried())
+            carried.update(await place.carried(images))
 
         try:
             if self._cuda and holders:

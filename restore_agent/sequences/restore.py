@@ -18,7 +18,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
 
 from restore_agent.drivers.criu import Criu, CriuError, Worker
@@ -159,21 +159,12 @@ class Restorer:
             begin = time.monotonic()
             held, go = asyncio.Event(), asyncio.Event()
 
-            async def hold() -> None:
-                await self._fill(staged, place, phases)
+            async def filled() -> None:
                 held.set()
                 await go.wait()
 
-            async def restore() -> int:
-                async with contextlib.AsyncExitStack() as begun:
-                    with phases.phase(Phase.IMAGE_ADDRESSES):
-                        theirs = await begun.enter_async_context(_addressed(images, place))
-                    worker = await begun.enter_async_context(self._worker(criu, place, output, manifest.stdio, theirs))
-                    with phases.phase(Phase.IMAGE_CONTENTS):  # while CRIU starts, which then waits
-                        await place.lay_out(staged.directory, manifest.fits, self._staging.hashes)
-                    return await worker.restore(hold)
-
-            restoring = asyncio.create_task(restore(), name=f"CRIU of {snapshot}")
+            restored = self._restored(criu, staged, images, place, output, phases, filled)
+            restoring = asyncio.create_task(restored, name=f"CRIU of {snapshot}")
             undo.push_async_callback(ended, [restoring])
             waiting = asyncio.create_task(held.wait())
             try:
@@ -201,6 +192,39 @@ class Restorer:
                 raise CriuError(f"pid {lost[0]} of the engine ended while it was restored")
             gpu_pids, whole = [hosts[pid] for pid in manifest.gpu_pids], [hosts[process.pid] for process in manifest.processes]
             return Standby(snapshot, engine, let_go, undo.pop_all(), gpu_pids, manifest.gpus, _uuids(snapshot), processes=whole)
+
+    async def _restored(
+        self,
+        criu: Criu,
+        staged: Staged,
+        images: Path,
+        place: Place,
+        output: Output,
+        phases: Phases,
+        filled: Callable[[], Awaitable[None]],
+    ) -> int:
+        """CRIU's part, with what runs beside it. `filled` is called when every page is there; CRIU lets go when that has ended."""
+        manifest = staged.snapshot.manifest
+        async with contextlib.AsyncExitStack() as begun:
+            laid_out = _begun(begun, place.lay_out(staged.directory))
+            with phases.phase(Phase.IMAGE_ADDRESSES):
+                theirs = await begun.enter_async_context(_addressed(images, place))
+            worker = await begun.enter_async_context(self._worker(criu, place, output, manifest.stdio, theirs))
+            with phases.phase(Phase.IMAGE_CONTENTS):
+                await laid_out
+            completed = _begun(begun, place.complete(staged.directory, manifest.fits, self._staging.hashes))
+
+            async def hold() -> None:
+                await self._fill(staged, place, phases)
+                with phases.phase(Phase.IMAGE_CONTENTS):
+                    await completed
+                await filled()
+
+            try:
+                return await worker.restore(hold)
+            except CriuError:
+                await completed  # what is wrong with the place says better why
+                raise
 
     @contextlib.asynccontextmanager
     async def _worker(self, criu: Criu, place: Place, output: Output, keys: tuple[str, str], images: Path) -> AsyncIterator[Worker]:
@@ -233,6 +257,13 @@ class Restorer:
                 await engine.wait_healthy()
             undo.pop_all()
             return engine
+
+
+def _begun(until: contextlib.AsyncExitStack, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+    """Beside what its caller does; it has ended when the stack has."""
+    task = asyncio.create_task(work)
+    until.push_async_callback(ended, [task])
+    return task
 
 
 @contextlib.asynccontextmanager

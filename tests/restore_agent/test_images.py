@@ -140,9 +140,19 @@ def timer(**fields: int) -> criu_pb2.File:
     ],
 )
 def test_timers_are_written_so_that_they_go_on(tmp_path: Path, before: dict[str, int], after: dict[str, int]) -> None:
-    other = b"\x08\x01\x10\x07\x1a\x02\x08\x09"  # a file of another kind, with fields that are not read
+    other = b"\x08\x01\x10\x07\x92\x01\x02\x08\x09"  # a file of another kind, with fields that are not read
     images.write_image(tmp_path / "files.img", images.FILES, [other, timer(**before).SerializeToString()])
     images.mend_timers(tmp_path)
     kept, mended = images.read_image(tmp_path / "files.img", images.FILES)
     assert kept == other
     assert criu_pb2.File.FromString(mended) == timer(**after)
+
+
+def test_what_criu_opens_is_known_by_name_unless_paths_are_watched(tmp_path: Path) -> None:
+    files = [criu_pb2.File(reg=criu_pb2.RegularFile(name=name)) for name in (b"/usr/lib/one.so", b"/tmp/\xff")]
+    files.append(criu_pb2.File(isk=criu_pb2.InetSocket()))
+    images.write_open_files(tmp_path, files)
+    assert images.opened(tmp_path) == {"usr/lib/one.so", "tmp/\udcff"}
+    for watch in (criu_pb2.File(ify=b""), criu_pb2.File(ffy=b"")):
+        images.write_open_files(tmp_path, [*files, watch])
+        assert images.opened(tmp_path) is None

@@ -16,7 +16,7 @@ import pytest
 import zerowake_native
 
 from restore_agent.places import overlay
-from restore_agent.places.overlay import ROOT, SHM, Mounts, OverlayError, archive, is_small, lay_out
+from restore_agent.places.overlay import ROOT, SHM, Changes, Mounts, OverlayError, archive, is_small
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for mounts")
 
@@ -33,7 +33,7 @@ class Root:
         self.mounts = Mounts({ROOT: self.upper}, frozenset())
 
     def archive(self) -> bytes:
-        return archive(self.mounts, Path("/"), self.path)
+        return archive(self.mounts, Path("/"), self.path).data
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ def test_the_other_root_becomes_the_same(roots: Callable[[], Root], tmp_path: Pa
     one, two = roots(), roots()
     change(one.path)
     assert stat.S_ISCHR((one.upper / "etc/removed").lstat().st_mode)
-    lay_out(saved(tmp_path, one.archive()), two.path)
+    Changes(saved(tmp_path, one.archive()), two.path).put()
     assert told(two.path) == told(one.path)
     assert (two.path / "var/cache/file").stat().st_mtime == 2
     assert (two.path / "var/hard").stat().st_ino == (two.path / "var/cache/file").stat().st_ino
@@ -122,10 +122,30 @@ def test_what_was_added_can_be_taken_away_again(roots: Callable[[], Root], tmp_p
     (one.path / "new/deep").mkdir(parents=True)
     (one.path / "new/deep/file").write_text("new")
     before = told(two.path)
-    undo = lay_out(saved(tmp_path, one.archive()), two.path)
+    changes = Changes(saved(tmp_path, one.archive()), two.path)
+    changes.put()
     assert told(two.path) != before
-    undo()
+    changes.undo()
     assert told(two.path) == before
+
+
+def test_what_criu_opens_comes_first_and_then_the_rest(roots: Callable[[], Root], tmp_path: Path) -> None:
+    one, two = roots(), roots()
+    change(one.path)
+    (one.path / "var/opened").write_text("by CRIU")
+    (one.path / "var/later").write_text("by nobody, unless it compiles again")
+    carried = archive(one.mounts, Path("/"), one.path, opened={"var/opened"})
+    changes = Changes(saved(tmp_path, carried.data), two.path)
+    changes.put(carried.first)
+    first = told(two.path)
+    assert "var/opened" in first
+    assert "var/hard" in first, "a file of two names is no plain one"
+    assert "etc/removed" not in first
+    assert "var/later" not in first
+    changes.put_rest()
+    assert told(two.path) == told(one.path)
+    changes.undo()
+    assert not {"var/opened", "var/later"} & told(two.path).keys()
 
 
 def test_a_folder_of_the_image_is_not_copied_for_what_is_left_out(roots: Callable[[], Root], tmp_path: Path) -> None:
@@ -139,7 +159,7 @@ def test_a_folder_of_the_image_is_not_copied_for_what_is_left_out(roots: Callabl
         assert tar.getnames() == ["etc", "etc/new"]
     before = (two.path / "etc").stat()
     (two.path / "etc/own").write_text("of the other")
-    lay_out(saved(tmp_path, one.archive()), two.path)
+    Changes(saved(tmp_path, one.archive()), two.path).put()
     assert (two.path / "etc/new").read_text() == "new"
     assert (two.path / "etc").stat().st_mode == before.st_mode
 
@@ -158,7 +178,7 @@ def test_a_folder_that_is_a_volume_here_is_left_alone(roots: Callable[[], Root],
     (one.path / "data/file").write_text("of the container")
     subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(two.path / "data")], check=True)
     with pytest.raises(OverlayError, match="in a volume here"):
-        lay_out(saved(tmp_path, one.archive()), two.path)
+        Changes(saved(tmp_path, one.archive()), two.path).put()
     assert list((two.path / "data").iterdir()) == []
 
 
@@ -171,7 +191,7 @@ def test_a_forged_archive_stays_inside(roots: Callable[[], Root], tmp_path: Path
         entry.size = 1
         tar.addfile(entry, io.BytesIO(b"x"))
     with pytest.raises(OverlayError, match="names a file"):
-        lay_out(saved(tmp_path, data.getvalue()), two.path)
+        Changes(saved(tmp_path, data.getvalue()), two.path).put()
     assert not (two.path.parent / "escaped").exists()
 
 
@@ -196,7 +216,7 @@ def test_holes_take_no_room(roots: Callable[[], Root], tmp_path: Path) -> None:
     os.truncate(one.path / "dev/shm/hole", 640 << 20)
     carried = one.archive()
     assert len(carried) < 1 << 20
-    lay_out(saved(tmp_path, carried), two.path)
+    Changes(saved(tmp_path, carried), two.path).put()
     for name in ("ring", "hole"):
         looks = (two.path / "dev/shm" / name).stat()
         assert looks.st_size == 640 << 20

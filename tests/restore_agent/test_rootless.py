@@ -91,8 +91,10 @@ async def test_it_takes_no_part_in_snapshots(port: int, tmp_path: Path) -> None:
         with pytest.raises(PlaceError, match="as root"):
             _ = place.control_directory
         with pytest.raises(PlaceError, match="as root"):
-            await place.carried()
+            await place.carried(tmp_path)
         with pytest.raises(PlaceError, match="as root"):
-            await place.lay_out(tmp_path, node_fits("4.2.1", [], None), FileHashes())
+            await place.lay_out(tmp_path)
+        with pytest.raises(PlaceError, match="as root"):
+            await place.complete(tmp_path, node_fits("4.2.1", [], None), FileHashes())
         with pytest.raises(PlaceError, match="as root"):
             place.mapped_files([])

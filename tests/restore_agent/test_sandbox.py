@@ -14,14 +14,11 @@ import pytest
 
 from restore_agent.places.place import Output, Place, PlaceError, describe_exit
 from restore_agent.places.sandbox import Sandbox
-from restore_agent.snapshots.compatibility import node_fits
-from restore_agent.snapshots.file_hashes import FileHashes
 from restore_agent.snapshots.manifest import CONTAINER_FILE
 from tests.worlds import refused_calls
 from tests.worlds.waiting import until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for namespaces")
-FITS = node_fits("4.2.1", [], None)
 
 
 @pytest.fixture
@@ -102,10 +99,10 @@ async def test_what_it_keeps_in_memory_travels_and_its_sockets_do_not(sandbox: S
     (run_ / "lock" / "pid").write_text("7")
     os.mkfifo(shm / "pipe")
     (sandbox.control_directory / "ready-for-snapshot").touch()
-    for name, content in (await sandbox.carried()).items():
+    for name, content in (await sandbox.carried(tmp_path)).items():
         (tmp_path / name).write_bytes(content)
     async with await Sandbox.create(tmp_path / "criu.kdat") as other:
-        await other.lay_out(tmp_path, FITS, FileHashes())
+        await other.lay_out(tmp_path)
         assert (other.root / "dev/shm/semaphore").read_bytes() == b"\x01" * 32
         assert (other.root / "run/lock/pid").read_text() == "7"
         assert (other.root / "dev/shm/pipe").is_fifo()
@@ -113,14 +110,14 @@ async def test_what_it_keeps_in_memory_travels_and_its_sockets_do_not(sandbox: S
 
 
 async def test_one_that_has_kept_nothing_carries_nothing(sandbox: Sandbox, tmp_path: Path) -> None:
-    assert await sandbox.carried() == {}
-    await sandbox.lay_out(tmp_path, FITS, FileHashes())
+    assert await sandbox.carried(tmp_path) == {}
+    await sandbox.lay_out(tmp_path)
 
 
 async def test_what_was_taken_in_a_container_goes_nowhere_else(sandbox: Sandbox, tmp_path: Path) -> None:
     (tmp_path / CONTAINER_FILE).write_text(json.dumps({"image": "sha256:0"}))
     with pytest.raises(PlaceError, match="into pods only"):
-        await sandbox.lay_out(tmp_path, FITS, FileHashes())
+        await sandbox.lay_out(tmp_path)
 
 
 async def test_its_end_is_the_end_of_all_that_is_in_it(sandbox: Sandbox, output: Output) -> None:
