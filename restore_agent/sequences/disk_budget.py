@@ -4,6 +4,8 @@ Only what this node can fetch again goes: a snapshot whose name still stands for
 store is asked before anything is removed. So the only copy that is known never goes; nor does what its owner has pinned, or what somebody
 uses: a replica, a standby, a restore, an upload. Other agents do not count as such a store: two of them could each count on the other.
 
+What no object of a cluster asks for any more goes by the same care, when its controller says so: only what a controller had brought here.
+
 One comer at a time is looked at. What others have still to bring counts as taken, and so does whatever else is on that disk.
 """
 
@@ -16,6 +18,7 @@ import os
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 
+from restore_agent.errors import AgentError
 from restore_agent.sequences.parked_budget import Share
 from restore_agent.snapshots.catalog import Snapshot
 from restore_agent.snapshots.disk_usage import bytes_below
@@ -27,6 +30,12 @@ from restore_agent.transfer.source import Full
 _SPARE = 64 << 20  # bytes of the disk that stay free
 _FOLDERS = ("chunks", "snapshots", "fetched", "arriving")  # that snapshots lie in, below the state folder
 _LOG = logging.getLogger("zerowake.agent")
+
+
+class NotOrphaned(AgentError):
+    """Somebody brought it, pinned it or uses it; it stays."""
+
+    reason = "not-orphaned"
 
 
 class DiskBudget:
@@ -72,6 +81,20 @@ class DiskBudget:
             for snapshot in await self._chosen(wanted, size, needed, below, of):
                 _LOG.info("snapshot %s leaves the disk, of which %s needs %d MiB; it is in a store", snapshot, wanted, size >> 20)
                 await self._remove(snapshot)
+
+    async def remove_orphan(self, snapshot: Snapshot) -> None:
+        """Off this node, as nobody asks for it any more. Raises NotOrphaned: it stays; NotFound: it is gone by now."""
+        async with self._lock:
+            if snapshot.digest not in self._store.managed:
+                raise NotOrphaned(f"snapshot {snapshot} was brought to this node by hand, not by a controller; it stays")
+            if self._store.pins.of(snapshot.digest):
+                raise NotOrphaned(
+                    f"snapshot {snapshot} is pinned on this node; it stays until somebody removes it (`zerowake snapshot rm`)"
+                )
+            if self._is_used(snapshot):
+                raise NotOrphaned(f"snapshot {snapshot} is in use on this node; it stays until that has ended")
+            await self._remove(snapshot)
+        _LOG.info("snapshot %s leaves this node: no object of the cluster asks for it any more", snapshot)
 
     def _left(self) -> tuple[int, int]:
         """Of the budget, and of the disk."""

@@ -190,6 +190,7 @@ def residency(node: Node, snapshot: Snapshot) -> agent_pb2.Residency:
         parked_bytes=node.rungs.parked_bytes(snapshot),
         cold_seconds=snapshot.manifest.cold_seconds,
         pinned=_PINS[pinned] if pinned else agent_pb2.RUNG_ABSENT,
+        managed=snapshot.digest in node.store.managed,
         revision=node.changes.revision(),
     )
 

@@ -68,7 +68,7 @@ class AgentService(agent_pb2_grpc.AgentServicer):
     async def Unstage(self, request: agent_pb2.UnstageRequest, context: _Context) -> agent_pb2.UnstageResponse:
         async def unstage() -> agent_pb2.UnstageResponse:
             if request.rung == agent_pb2.RUNG_ABSENT:
-                return agent_pb2.UnstageResponse(residency=await self._remove(request.snapshot))
+                return agent_pb2.UnstageResponse(residency=await self._remove(request.snapshot, orphan=request.orphan))
             snapshot = await self._snapshot(request.snapshot)
             if request.rung == agent_pb2.RUNG_STANDBY:
                 await self._node.rungs.unpark(snapshot)
@@ -206,6 +206,9 @@ class AgentService(agent_pb2_grpc.AgentServicer):
                 complaints=complaints,
                 urgent=True,
             )
+            if pulled.digest in self._node.store.managed:
+                await asyncio.to_thread(self._node.store.managed.remove, pulled.digest)
+                self._node.changes.tell(pulled)
             return messages.reference(pulled)
 
         async for update in self._transfer("pull", request.request_id, pull, context, complaints):
@@ -285,8 +288,13 @@ class AgentService(agent_pb2_grpc.AgentServicer):
         async for update in Stream(self._node).updates():
             yield update
 
-    async def _remove(self, named: agent_pb2.SnapshotRef) -> agent_pb2.Residency:
-        """Also what cannot be used, which is whichever snapshot had the name. Raises NotFound, InvalidName."""
+    async def _remove(self, named: agent_pb2.SnapshotRef, *, orphan: bool) -> agent_pb2.Residency:
+        """Also what cannot be used, which is whichever snapshot had the name. Raises NotFound, InvalidName; of an orphan also Unusable,
+        and NotOrphaned."""
+        if orphan:
+            snapshot = await self._snapshot(named)
+            await self._node.disk.remove_orphan(snapshot)
+            return messages.removed(snapshot, self._node.changes.revision())
         found: StoredSnapshot | Unreadable
         try:
             found = await self._snapshot(named)
@@ -312,7 +320,7 @@ class AgentService(agent_pb2_grpc.AgentServicer):
             if not request.peers and not request.stores:
                 raise
         wanted, others = request.snapshot, messages.other_agents(request.peers)
-        return await self._node.travel.pull(
+        pulled = await self._node.travel.pull(
             *(wanted.namespace or "default", wanted.name, wanted.digest, request.stores, _nobody),
             replace=True,
             others=others,
@@ -320,6 +328,10 @@ class AgentService(agent_pb2_grpc.AgentServicer):
             complaints=complaints,
             urgent=request.urgent,
         )
+        if pulled.manifest.is_of_pod:
+            await asyncio.to_thread(self._node.store.managed.add, pulled.digest)
+            self._node.changes.tell(pulled)
+        return pulled
 
     async def _snapshot(self, reference: agent_pb2.SnapshotRef) -> StoredSnapshot:
         return await asyncio.to_thread(self._node.store.get, reference.namespace or "default", reference.name, reference.digest)

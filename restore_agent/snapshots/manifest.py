@@ -283,6 +283,11 @@ class Manifest(_Record):
         return CONTAINER_FILE in self.files
 
     @property
+    def is_of_pod(self) -> bool:
+        """It was taken in a pod that a cluster's controller had made for it."""
+        return self.is_of_container and self.template is not None
+
+    @property
     def tenant(self) -> str:
         """The namespace whose memory its weights are lent from; empty: they are the operator's."""
         return self.namespace if self.is_of_container else ""

@@ -40,6 +40,7 @@ from restore_agent.snapshots.chunks import Chunk, Lease
 from restore_agent.snapshots.disk_usage import bytes_below
 from restore_agent.snapshots.file_hashes import FileHashes
 from restore_agent.snapshots.keyring import SIGNATURE, Keyring, Signature, UnusableKey
+from restore_agent.snapshots.managed import Managed
 from restore_agent.snapshots.manifest import FileRecord, Manifest, digest_of
 from restore_agent.snapshots.origins import Origins
 from restore_agent.snapshots.pins import Pins
@@ -92,6 +93,7 @@ class Store(Catalog):
         self.uses = Uses(state / "node" / "uses")
         self.origins = Origins(state)
         self.pins = Pins(state)
+        self.managed = Managed(state)
         self._references = References(state, self._manifest)
         self._changing = threading.Lock()  # over the moment at which names and folders do not agree
         self.postponed = False  # the last sweep left something to the next one
@@ -216,6 +218,7 @@ class Store(Catalog):
             if found:
                 self.origins.forget(found)
                 self.pins.put(found, None)
+                self.managed.remove(found)
                 link.unlink()
             durable.sync_folder(link.parent)  # before anything goes: the name must not come back without it
             with contextlib.suppress(OSError):  # the namespace has others

@@ -164,10 +164,11 @@ class Agent(Heard):
             raise _said(error) from None
         self.settle(snapshot, messages.residency(answer.residency), answer.residency.revision)
 
-    async def unstage(self, snapshot: SnapshotName, digest: str, *, seconds: float, rung: Rung = Rung.ABSENT) -> None:
-        """The snapshot down to the rung, ABSENT: off the node, within so many seconds. Raises AgentError."""
+    async def unstage(self, snapshot: SnapshotName, digest: str, *, seconds: float, rung: Rung = Rung.ABSENT, orphan: bool = False) -> None:
+        """The snapshot down to the rung, ABSENT: off the node, within so many seconds. `orphan`: only if a controller had it brought there,
+        nobody has pinned it and nothing uses it. Raises AgentError."""
         reference = messages.reference(snapshot, digest)
-        request = agent_pb2.UnstageRequest(request_id=self._id(), snapshot=reference, rung=agent_pb2.Rung.Name(rung))
+        request = agent_pb2.UnstageRequest(request_id=self._id(), snapshot=reference, rung=agent_pb2.Rung.Name(rung), orphan=orphan)
         try:
             answer = await self.stub.Unstage(request, timeout=seconds)
         except grpc.aio.AioRpcError as error:

@@ -43,6 +43,7 @@ def residency(told: agent_pb2.Residency) -> Residency:
         unusable=told.unusable_reason,
         cold_seconds=told.cold_seconds,
         pinned=_rung(told.pinned),
+        managed=told.managed,
     )
 
 

@@ -68,7 +68,7 @@ class Residency:
     cannot be restored there; empty: it can. sources: addresses of the agents that the node can fetch it from, where it is absent: then it
     is remote, the rung below disk (plan/remote.py). store: the URL of a store that it can be fetched from besides; empty: none.
     cold_seconds: what its engine took to be ready when it was taken; 0: not known. pinned: no budget there takes it from this rung, or
-    from those below; ABSENT: any may.
+    from those below; ABSENT: any may. managed: a cluster's controller had it brought there, and no person has since.
     """
 
     digest: str
@@ -85,6 +85,7 @@ class Residency:
     store: str = ""
     cold_seconds: float = 0.0
     pinned: Rung = Rung.ABSENT
+    managed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,6 +40,7 @@ from scaler.kubernetes.engine_pod import EnginePod
 from scaler.kubernetes.engine_pods import EnginePods
 from scaler.kubernetes.first_replica import FirstReplica
 from scaler.kubernetes.node_standing import ClusterNode, told_to
+from scaler.kubernetes.orphans import Orphans
 from scaler.kubernetes.pod_arrivals import PodArrivals
 from scaler.kubernetes.posters import Posters
 from scaler.kubernetes.refusals import Refusals
@@ -175,7 +176,7 @@ async def serve(config: ServeConfig) -> None:
                 sources=SourceConditions(models, sources),
                 namespace=config.namespace,
                 identity=identity,
-                also=lambda: reader.while_leading(background.kept(parts.staging_ahead.run, "staging ahead", log)),
+                also=lambda: reader.while_leading(_leading(parts, Orphans(cluster, nodes, config.agents.orphan_grace_seconds))),
             )
             await until_stopped.enter_async_context(_beside(controller, stop))
             scaler = serve_external_scaler(
@@ -198,6 +199,12 @@ async def serve(config: ServeConfig) -> None:
             )
         await asyncio.sleep(_LATECOMERS_SECONDS)
         await unless(at_once, gateway.drain(config.drain_seconds))
+
+
+async def _leading(parts: Parts, orphans: Orphans) -> None:
+    """What the leader alone does, beside the controller."""
+    async with background.beside(background.kept(orphans.run, "orphans", log), "orphans"):
+        await background.kept(parts.staging_ahead.run, "staging ahead", log)
 
 
 class _Readiness:

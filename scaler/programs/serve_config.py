@@ -72,11 +72,13 @@ class PeersSection(_Members):
 
 
 class AgentsSection(_Members):
-    """The restore agents. node_selector, gpumem: how their DaemonSet was deployed, which the webhook has to know."""
+    """The restore agents. node_selector, gpumem: how their DaemonSet was deployed, which the webhook has to know.
+    orphan_grace_seconds: how long nobody has asked for what a node has before it is removed there (orphans.py)."""
 
     port: Annotated[int, Field(gt=0, lt=65536)] = 9446
     node_selector: dict[str, str] = Field(default_factory=dict)
     gpumem: bool = False
+    orphan_grace_seconds: Annotated[float, Field(gt=0)] = 600.0
 
     @property
     def member_port(self) -> int:

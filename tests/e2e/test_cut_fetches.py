@@ -1,4 +1,5 @@
 """A node is deleted while another fetches from it the only copy that stands on any node: with a store that has it, too, and without one.
+And what it has goes, when it is back, if nobody asks for that any more.
 
 The other agents together get so little a second from an agent that a fetch takes half a minute (`agent.peerRate`). It is in the middle when
 some chunks have come and others have not: then the power of the node that gives them is cut, and Kubernetes forgets the node.
@@ -29,6 +30,7 @@ pytestmark = [
 ]
 URL = "s3://models/here"
 RATE = "6MiB"  # a second: a chunk of four takes so long that a second look sees it come, and not so long that its source is left as slow
+GRACE = 5  # seconds for which nobody asks for what a node has before it goes
 # Of an engine that waits three quarters of a minute for somebody else before it is ready, on any machine: one that downloads its model.
 SLOW = "import time, runpy; time.sleep(45); runpy.run_path('/server.py')"
 CHUNKS = "find /var/lib/zerowake -path '*/chunks/*' -name '????????????????????????????????????????????????????????????????'"
@@ -43,8 +45,8 @@ def server(addresses: Addresses, tmp_path_factory: pytest.TempPathFactory) -> It
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def installed(kubeconfig: str, images: None, server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Release]:
-    rate = f"--set=agent.peerRate={RATE}"
-    async with release_with_stores(kubeconfig, "cut-fetches", server, tmp_path_factory.mktemp("keys"), rate) as made:
+    options = f"--set=agent.peerRate={RATE},agent.orphanGraceSeconds={GRACE}"
+    async with release_with_stores(kubeconfig, "cut-fetches", server, tmp_path_factory.mktemp("keys"), options) as made:
         yield made
 
 
@@ -79,8 +81,7 @@ async def captured(made: Release, name: str, mebibytes: int, *, store: str = "",
 
 
 async def forgotten(made: Release, name: str, chunks: set[str]) -> None:
-    """It is on no node any more, nor are its chunks: the next model has memory of the same content. The node that went is back: what it has
-    stays there if nobody has heard of it again as the object goes."""
+    """It is on no node any more, nor are its chunks: the next model has memory of the same content. The node that went is back."""
     await made.api.until("ModelSnapshot", made.namespace, name, lambda one: {NODE, SECOND_NODE} <= places(one).keys(), WITHIN)
     await made.api.delete("ModelSnapshot", made.namespace, name)
     await made.api.until("ModelSnapshot", made.namespace, name, lambda one: one is None, WITHIN)
@@ -166,3 +167,24 @@ async def test_without_a_store_its_pods_start_cold_until_it_is_captured_again(in
             print(await events_of(installed, found))
             await installed.at_zero("bare")
             await lands(installed, client, "bare", NODE)
+
+
+async def test_what_a_node_has_goes_when_it_is_back_if_its_object_was_deleted_meanwhile(installed: Release) -> None:
+    """There is another object all the while: no list is empty."""
+    api, namespace = installed.api, installed.namespace
+    await api.apply(snapshot("other") | {"spec": {"artifact": {"name": "none", "digest": "0" * 64}}}, namespace=namespace)
+    digest, wanted = await captured(installed, "away", 48)
+    await installed.scaled("away")
+    await installed.at_zero("away")
+    there = await chunks_on(SECOND_NODE)
+    assert wanted and wanted <= there.keys()
+    async with deleted(installed, SECOND_NODE):
+        await api.delete("ModelSnapshot", namespace, "away")
+        await api.until("ModelSnapshot", namespace, "away", lambda one: one is None, WITHIN)
+    async with asyncio.timeout(WITHIN):
+        while wanted & (await chunks_on(SECOND_NODE)).keys():
+            await asyncio.sleep(0.2)
+        while not any(
+            digest[:12] in each.get("message", "") for each in await api.list("Event", "default") if each["reason"] == "OrphanRemoved"
+        ):
+            await asyncio.sleep(0.2)  # it is written after the removal

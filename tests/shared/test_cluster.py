@@ -43,6 +43,12 @@ async def test_the_same_event_is_told_once(api: Api, cluster: Cluster) -> None:
     await cluster.event(PODS, about, "Normal", "Captured", "lost", "Capture")
 
 
+async def test_what_is_in_no_namespace_has_its_events_in_the_default_one(api: Api, cluster: Cluster) -> None:
+    await cluster.event(Resource("v1", "Node", "nodes"), Metadata(name="n1", uid="u"), "Normal", "OrphanRemoved", "it is gone", "Remove")
+    (event,) = api.all("events")
+    assert (event["metadata"]["namespace"], event["regarding"]["kind"], event["regarding"]["namespace"]) == ("default", "Node", "")
+
+
 async def test_a_long_name_has_events_too(api: Api, cluster: Cluster) -> None:
     about = Metadata(name="a" * 199 + "." + "b" * 53, namespace="tenant", uid="u")
     await cluster.event(PODS, about, "Normal", "Restored", "in 0.4 s", "Restore")

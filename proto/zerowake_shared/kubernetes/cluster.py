@@ -178,7 +178,9 @@ class Cluster:
         note: str,
         action: str,
     ) -> None:
-        """Writes an event about the object. Best effort: a failure is logged, since nothing may depend on events."""
+        """Writes an event about the object; about one without a namespace in that of the cluster's own, `default`. Best effort: a failure
+        is logged, since nothing may depend on events."""
+        home = metadata.namespace or "default"
         key = hashlib.blake2b(f"{metadata.uid}\0{reason}\0{note}".encode(), digest_size=8).hexdigest()
         now = self._clock.now()
         if now - self._told.pop(key, -_EVENT_REPEAT_SECONDS) < _EVENT_REPEAT_SECONDS:
@@ -189,7 +191,7 @@ class Cluster:
             del self._told[next(iter(self._told))]
         regarding = {"apiVersion": about.api, "kind": about.kind, "namespace": metadata.namespace, "name": metadata.name}
         body = {
-            "metadata": {"name": f"{metadata.name[:200].rstrip('.-')}.{token(self._chance, 8)}", "namespace": metadata.namespace},
+            "metadata": {"name": f"{metadata.name[:200].rstrip('.-')}.{token(self._chance, 8)}", "namespace": home},
             "eventTime": timestamp(self._clock.wall(), "microseconds"),
             "reportingController": self._reporter,
             "reportingInstance": self._instance[:128],
@@ -200,9 +202,9 @@ class Cluster:
             "note": fitted(note, 1000),
         }
         try:
-            await self.create(EVENTS, metadata.namespace, body)
+            await self.create(EVENTS, home, body)
         except ClusterError as error:
-            log.warning("the event %s of %s/%s is lost: %s", reason, metadata.namespace, metadata.name, error)
+            log.warning("the event %s of %s/%s is lost: %s", reason, home, metadata.name, error)
 
     async def _call(
         self,
