@@ -22,9 +22,12 @@ from gpumem.client.control import Control
 from gpumem.server.regions import identify
 from gpumem.wire.errors import GpumemError, OutOfMemory
 from gpumem.wire.sources import Source
+from restore_agent.drivers.weights_fills import WeightsFills
 from restore_agent.drivers.weights_view import WeightsRung, WeightsView
 from restore_agent.errors import AgentError
+from restore_agent.snapshots.catalog import Snapshot
 from restore_agent.snapshots.manifest import Manifest, PartRecord, WeightsRecord, WeightsRegion
+from restore_agent.transfer.progress import Progress
 
 DEFAULT_SOCKET = Path("/run/gpumem/gpumem.sock")
 _LOG = logging.getLogger("zerowake.agent")
@@ -44,6 +47,7 @@ class Weights:
         self.view = WeightsView(socket)
         self.rates = {WeightsRung.DISK: 0.0, WeightsRung.MEMORY: 0.0}  # bytes a second of the last fill from there; 0: none yet
         self._staged: Callable[[int, float], None] = lambda size, seconds: None
+        self._fills = WeightsFills()
         self._borrowed: dict[str, int] = {}  # UUID → bytes that gpumem was asked to hold less of
 
     def on_stage(self, staged: Callable[[int, float], None]) -> None:
@@ -69,31 +73,42 @@ class Weights:
         record = WeightsRecord(region=identify(layout).hex(), size=found.layout.size, parts=parts, folder=str(folder))
         return WeightsRegion(record, layout, folder)
 
-    async def fill(self, region: WeightsRegion, device: str = "", tenant: str = "") -> float:
+    async def fill(self, region: WeightsRegion, device: str = "", tenant: str = "", of: Snapshot | None = None) -> float:
         """Until the region is sealed in lent memory, of the device or of the only one. Returns the seconds it took. Raises WeightsError.
 
-        tenant: the namespace whose region it is to be; empty: the operator's.
+        tenant: the namespace whose region it is to be; empty: the operator's. of: the snapshot whose way up it is; None: of none yet.
         """
         begin, source = time.monotonic(), self.view.rung([region.record], tenant)
         async with self._control(region.record, tenant) as control:
-            await control.fill(region.layout, _sources(region), device or _only_device(control, region.record))
+            device = device or _only_device(control, region.record)
+            async with self._fills.told(control, region.record, device, of):
+                await control.fill(region.layout, _sources(region), device)
         seconds = time.monotonic() - begin
         if seconds > 0.1:  # it was not there already
             self.rates[WeightsRung.MEMORY if source is WeightsRung.MEMORY else WeightsRung.DISK] = region.record.size / seconds
         return seconds
 
-    async def stage(self, region: WeightsRegion, devices: Sequence[str] = (), tenant: str = "") -> None:
-        """Into lent memory of the first of the devices that has room, else into the arena. No device: the only one. Raises WeightsError."""
+    async def stage(self, region: WeightsRegion, devices: Sequence[str] = (), tenant: str = "", of: Snapshot | None = None) -> None:
+        """Into lent memory of the first of the devices that has room, else into the arena. No device: the only one. Raises WeightsError.
+
+        tenant, of: as `fill` has them.
+        """
         sources = _sources(region)
         begin, is_there = time.monotonic(), self.view.rung([region.record], tenant) is WeightsRung.GPU
         async with self._control(region.record, tenant) as control:
             for device in devices or [_only_device(control, region.record)]:
                 with contextlib.suppress(OutOfMemory):
-                    await control.fill(region.layout, sources, device)
+                    async with self._fills.told(control, region.record, device, of):
+                        await control.fill(region.layout, sources, device)
                     if not is_there:
                         self._staged(region.record.size, time.monotonic() - begin)
                     return
-            await control.fill(region.layout, sources, "")
+            async with self._fills.told(control, region.record, "", of):
+                await control.fill(region.layout, sources, "")
+
+    def on_their_way(self) -> list[tuple[Snapshot, WeightsRung, Progress]]:
+        """Whose weights come up now, to which rung, and how far they are."""
+        return self._fills.now()
 
     async def resident(self, manifest: Manifest) -> dict[str, set[str]]:
         """Devices that hold all that was lent on one GPU, by that GPU (`WeightsRecord.gpu`). Raises WeightsError."""

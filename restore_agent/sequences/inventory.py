@@ -15,7 +15,8 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 
 from restore_agent.drivers.cuda import Cuda
-from restore_agent.drivers.weights_view import WeightsView
+from restore_agent.drivers.weights import Weights
+from restore_agent.drivers.weights_view import WeightsRung
 from restore_agent.sequences.changes import Change
 from restore_agent.sequences.staging import Staging
 from restore_agent.sequences.travel import Travel
@@ -56,12 +57,15 @@ class Gpu:
 
 @dataclass(frozen=True, slots=True)
 class Transfer:
-    """A part of a snapshot on its way. digest: empty: not known yet. to_memory: its image, from the disk; else all of it, onto the disk."""
+    """A part of a snapshot on its way. digest: empty: not known yet. to_memory: its image, from the disk. weights: they are, to that rung.
+    Neither: all of it, onto the disk.
+    """
 
     namespace: str
     name: str
     digest: str
-    to_memory: bool
+    to_memory: bool = False
+    weights: WeightsRung | None = None
 
 
 class Inventory:
@@ -72,7 +76,7 @@ class Inventory:
         store: Store,
         staging: Staging,
         travel: Travel,
-        view: WeightsView,
+        weights: Weights,
         cuda: Cuda | None,
         parked: Callable[[], Mapping[str, int]],
         is_restoring: Callable[[], bool],
@@ -82,7 +86,8 @@ class Inventory:
         self._store = store
         self._staging = staging
         self._travel = travel
-        self._view = view
+        self._weights = weights
+        self._view = weights.view
         self._cuda = cuda
         self._parked = parked
         self._is_restoring = is_restoring
@@ -106,13 +111,13 @@ class Inventory:
 
     def transfers(self) -> dict[Transfer, Progress]:
         """All that is on its way up now."""
-        found = {
-            Transfer(namespace, name, digest, to_memory=False): progress
-            for (namespace, name), (digest, progress) in self._travel.arriving.items()
-        }
+        found = {Transfer(namespace, name, digest): progress for (namespace, name), (digest, progress) in self._travel.arriving.items()}
         for snapshot, progress in self._staging.on_their_way():
             manifest = snapshot.manifest
             found[Transfer(manifest.namespace, manifest.name, snapshot.digest, to_memory=True)] = progress
+        for snapshot, rung, progress in self._weights.on_their_way():
+            manifest = snapshot.manifest
+            found[Transfer(manifest.namespace, manifest.name, snapshot.digest, weights=rung)] = progress
         return found
 
     async def look_at_weights(self) -> None:

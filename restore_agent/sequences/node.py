@@ -103,7 +103,7 @@ class Node:
         weights.on_stage(functools.partial(observer.staged, "gpu"))
         self.travel.disk = self.disk = DiskBudget(store, disk, self._is_used, self.travel.stands_elsewhere, self.remove)
         self.inventory = Inventory(
-            store, self.staging, self.travel, weights.view, cuda, self.rungs.held, lambda: self._restoring > 0, self._changed
+            store, self.staging, self.travel, weights, cuda, self.rungs.held, lambda: self._restoring > 0, self._changed
         )
         self.second_best = SecondBest(store, sandboxes.checkpoints)
         self._restoring = 0  # restores under way: each may have been promised memory that gpumem gave up
@@ -329,7 +329,7 @@ class Node:
                 group.create_task(self.staging.stage(snapshot, urgent=urgent))
                 for region in await self.staging.regions(snapshot):
                     devices = staging_devices(snapshot.manifest, region.record, here)
-                    group.create_task(self.weights.stage(region, devices, snapshot.manifest.tenant))
+                    group.create_task(self.weights.stage(region, devices, snapshot.manifest.tenant, of=snapshot))
         self.restorer.make_ready(snapshot)
         if snapshot.manifest.weights:
             await self.inventory.look_at_weights()

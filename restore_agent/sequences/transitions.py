@@ -205,7 +205,7 @@ class Transitions:
         with first_error():
             async with asyncio.TaskGroup() as group:
                 for region in await self._staging.regions(snapshot):
-                    group.create_task(self._weights.fill(region, tree.device(region.record, pairs), snapshot.manifest.tenant))
+                    group.create_task(self._weights.fill(region, tree.device(region.record, pairs), snapshot.manifest.tenant, of=snapshot))
 
 
 @contextlib.asynccontextmanager

@@ -290,9 +290,16 @@ def transfer(value: Transfer, now: Progress | None) -> agent_pb2.Transfer:
     """`now`: how far it is; None: it has ended."""
     return agent_pb2.Transfer(
         snapshot=agent_pb2.SnapshotRef(namespace=value.namespace, name=value.name, digest=value.digest),
-        rung=agent_pb2.RUNG_MEMORY if value.to_memory else agent_pb2.RUNG_DISK,
+        rung=_rung_of(value),
+        weights_rung=agent_pb2.WeightsRung.Name(value.weights) if value.weights else agent_pb2.WEIGHTS_RUNG_UNSPECIFIED,
         progress=progress(now) if now else None,
     )
+
+
+def _rung_of(value: Transfer) -> agent_pb2.Rung:
+    if value.weights:
+        return agent_pb2.RUNG_UNSPECIFIED
+    return agent_pb2.RUNG_MEMORY if value.to_memory else agent_pb2.RUNG_DISK
 
 
 def phases(value: Iterable[tuple[str, float]], spans: Mapping[str, tuple[float, float]]) -> list[agent_pb2.Phase]:

@@ -16,7 +16,7 @@ from zerowake_proto import agent_pb2
 from scaler.books.snapshot_name import SnapshotName
 from scaler.fleet import messages
 from scaler.gateway.upstream import Endpoint
-from scaler.plan.rungs import Rung
+from scaler.plan.rungs import Rung, WeightsRung
 from scaler.plan.world import Node, Replica, Residency, Transfer
 
 _REMEMBERED = 1000  # ids of replicas that have ended: later news of them is old
@@ -34,7 +34,7 @@ class Heard:
         self.patience: asyncio.Timeout | None = None  # in which the stream's next word has to come
         self.residencies: dict[SnapshotName, Residency] = {}
         self.replicas: dict[str, Replica] = {}
-        self._transfers: dict[tuple[SnapshotName, Rung], Transfer] = {}
+        self._transfers: dict[tuple[SnapshotName, Rung, WeightsRung | None], Transfer] = {}
         self.endpoints: dict[str, Endpoint] = {}  # of its replicas
         self.gone: deque[str] = deque(maxlen=_REMEMBERED)
         self._restoring: Counter[str] = Counter()  # restores that are not answered yet, by model
@@ -109,11 +109,12 @@ class Heard:
 
     def carry(self, transfer: Transfer, *, ended: bool) -> None:
         """Takes how far a snapshot is that comes up, or that it does not come any more."""
+        way = transfer.snapshot, transfer.rung, transfer.weights_rung
         if ended:
-            self._transfers.pop((transfer.snapshot, transfer.rung), None)
+            self._transfers.pop(way, None)
         else:
-            before = self._transfers.get((transfer.snapshot, transfer.rung), transfer)
-            self._transfers[transfer.snapshot, transfer.rung] = replace(transfer, since=before.since)
+            before = self._transfers.get(way, transfer)
+            self._transfers[way] = replace(transfer, since=before.since)
         self._shown = None
 
     def note_wake(self, told: agent_pb2.Replica) -> None:

@@ -54,8 +54,9 @@ def _rung(told: agent_pb2.Rung) -> Rung:
 
 def transfer(told: agent_pb2.Transfer, at: float) -> Transfer:
     """at: when it was told, wall-clock seconds since 1970."""
-    bytes_of = told.progress
-    return Transfer(name_of(told.snapshot), told.snapshot.digest, _rung(told.rung), bytes_of.done_bytes, bytes_of.total_bytes, since=at)
+    bytes_of, weights = told.progress, WeightsRung(told.weights_rung) if told.weights_rung else None
+    of = name_of(told.snapshot), told.snapshot.digest
+    return Transfer(*of, _rung(told.rung), bytes_of.done_bytes, bytes_of.total_bytes, since=at, weights_rung=weights)
 
 
 @dataclass(frozen=True, slots=True)

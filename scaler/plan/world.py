@@ -90,8 +90,9 @@ class Residency:
 
 @dataclass(frozen=True, slots=True)
 class Transfer:
-    """How far a snapshot is on its way up to a rung of a node, bytes: all of it to disk, its image to memory. digest: empty: not known.
-    since: when it was heard of first, wall-clock seconds since 1970."""
+    """How far a snapshot is on its way up to a rung of a node, bytes: all of it to disk, its image to memory. weights_rung: its weights are
+    on their way to that one, and `rung` is ABSENT. digest: empty: not known. since: when it was heard of first, wall-clock seconds
+    since 1970."""
 
     snapshot: SnapshotName
     digest: str
@@ -99,6 +100,7 @@ class Transfer:
     done_bytes: int
     total_bytes: int
     since: float = field(default=0.0, compare=False)
+    weights_rung: WeightsRung | None = None
 
 
 @dataclass(frozen=True, slots=True)

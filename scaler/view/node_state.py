@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from scaler.books.snapshot_name import SnapshotName
 from scaler.plan import world
 from scaler.plan.estimate import seconds_to_serve, total_bytes
-from scaler.plan.rungs import Rung
+from scaler.plan.rungs import Rung, WeightsRung
 from scaler.view.state import Copy, Gpu, Memory, Move, Node, Origin, Presence, Rates, RungUse
 
 _AT_A_TIME = 64  # copies, before requests may have their turn
 _AS = {Rung.DISK: "on disk", Rung.MEMORY: "in memory", Rung.STANDBY: "a standby", Rung.PARKED: "parked", Rung.ABSENT: "absent"}
+_WEIGHTS_ON = {WeightsRung.ABSENT: "disk", WeightsRung.DISK: "disk", WeightsRung.MEMORY: "arena", WeightsRung.GPU: "gpu"}
 Refusals = Mapping[tuple[str, str, Rung], str]  # (node's address, digest, rung) → why its agent did not take the snapshot there
 
 
@@ -132,7 +133,7 @@ async def _node_state(node: world.Node, pace: Callable[[], Awaitable[None]]) -> 
         gpus=tuple(_gpu(each) for each in node.gpus),
         rates=_rates(node.rates),
         rungs={rung: RungUse(*numbers) for rung, numbers in rungs.items() if any(numbers)},
-        moves=tuple(_move(each) for each in node.transfers),
+        moves=tuple(_move(node, each) for each in node.transfers),
         sources=tuple(Origin(each.name, each.rate or None, each.fault or None) for each in node.sources),
         copies=tuple(shown),
     )
@@ -161,6 +162,10 @@ def _rates(rates: world.Rates) -> Rates:
     )
 
 
-def _move(transfer: world.Transfer) -> Move:
-    above = "remote" if transfer.rung <= Rung.DISK else "disk"
-    return Move(str(transfer.snapshot), above, transfer.rung.name.lower(), transfer.done_bytes, transfer.total_bytes, transfer.since)
+def _move(node: world.Node, transfer: world.Transfer) -> Move:
+    if transfer.weights_rung is not None:
+        there = node.residencies.get(transfer.snapshot)
+        above, to = (_WEIGHTS_ON[there.weights_rung] if there else "disk"), _WEIGHTS_ON[transfer.weights_rung]
+    else:
+        above, to = "remote" if transfer.rung <= Rung.DISK else "disk", transfer.rung.name.lower()
+    return Move(str(transfer.snapshot), above, to, transfer.done_bytes, transfer.total_bytes, transfer.since)

@@ -149,8 +149,9 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """A snapshot on its way up. above: the rung that it comes from (`remote`: from a store or another node), to: where it goes; done_bytes
-    of total_bytes are there (0: not known); since: when it was heard of first."""
+    """A snapshot on its way up. above: the rung that it comes from (`remote`: from a store or another node), to: where it goes (`arena`,
+    `gpu`: its weights alone, into gpumem's arena or into memory that it lends); done_bytes of total_bytes are there (0: not known); since:
+    when it was heard of first."""
 
     snapshot: str
     above: str

@@ -158,6 +158,7 @@ def _node(node: Node) -> dict[str, Any]:
             {
                 "snapshot": str(each.snapshot),
                 "rung": each.rung.name.lower(),
+                "weights_rung": each.weights_rung.name.lower() if each.weights_rung else None,
                 "done_bytes": each.done_bytes,
                 "total_bytes": each.total_bytes,
             }

@@ -12,7 +12,8 @@ import pytest
 
 from gpumem.client.control import Control
 from restore_agent.drivers.headroom import Headroom
-from restore_agent.drivers.weights_view import WeightsRung, WeightsView
+from restore_agent.drivers.weights import Weights
+from restore_agent.drivers.weights_view import WeightsRung
 from restore_agent.sequences.changes import Change
 from restore_agent.sequences.inventory import Gpu, Inventory
 from restore_agent.sequences.staging import Staging
@@ -35,7 +36,8 @@ class World:
         self.headroom = Headroom()
         self.heard: list[Change] = []
         self.staging = Staging(self.store, folder / "memory", CRIU, None, self.headroom, self.heard.append)
-        self.view = WeightsView(folder / "server" / "gpumem.sock")
+        self.weights = Weights(folder / "server" / "gpumem.sock")
+        self.view = self.weights.view
         self.asked: list[str] = []
         self.restoring = False
         driver: Any = SimpleNamespace(
@@ -45,7 +47,7 @@ class World:
             self.store,
             self.staging,
             Travel(self.store, self.heard.append),
-            self.view,
+            self.weights,
             driver,
             lambda: {"GPU-1": 2 * GIB},
             lambda: self.restoring,

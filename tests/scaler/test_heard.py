@@ -91,7 +91,15 @@ async def test_what_is_on_its_way_is_shown_and_moves_no_plan() -> None:
         await until(lambda: shown() == [7])
         (node,) = nodes
         assert node.transfers == (Transfer(name, "d", Rung.DISK, 7, 10),)
+        weights = agent_pb2.Transfer(snapshot=reference, weights_rung=agent_pb2.WEIGHTS_RUNG_GPU)
+        weights.progress.done_bytes = 4
+        there.says(agent_pb2.NodeUpdate(transfer=weights))
+        await until(lambda: shown() == [7, 4])
+        assert [each.weights_rung for node in nodes for each in node.transfers] == [None, WeightsRung.GPU]
         says(0)
+        await until(lambda: shown() == [4])
+        weights.ClearField("progress")
+        there.says(agent_pb2.NodeUpdate(transfer=weights))
         await until(lambda: shown() == [])
         assert heard == [], "no plan hangs on how far it is"
 

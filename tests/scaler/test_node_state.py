@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+import pytest
+
 from scaler.books.snapshot_name import SnapshotName
 from scaler.plan.rungs import Rung, WeightsRung
 from scaler.plan.scheduling import ZONE, Standing
@@ -41,6 +43,21 @@ async def test_how_its_cluster_has_it_and_what_is_on_its_way() -> None:
     (shown,) = await NodeStates().of([Node("a:1", "one", standing=standing, transfers=transfers)], Copies({}), no_pace)
     assert (shown.cordoned, shown.zone) == (True, "b")
     assert shown.moves == (Move("team/chat", "remote", "disk", 1, 2, 5.0), Move("team/draw", "disk", "memory", 3, 4, 6.0))
+
+
+@pytest.mark.parametrize(
+    ("stands", "goes", "above", "to"),
+    [
+        (WeightsRung.DISK, WeightsRung.MEMORY, "disk", "arena"),
+        (WeightsRung.DISK, WeightsRung.GPU, "disk", "gpu"),
+        (WeightsRung.MEMORY, WeightsRung.GPU, "arena", "gpu"),
+    ],
+)
+async def test_weights_on_their_way_are_a_move_of_their_own(stands: WeightsRung, goes: WeightsRung, above: str, to: str) -> None:
+    there = {CHAT: replace(IN_MEMORY, weights_rung=stands)}
+    ways = (Transfer(CHAT, "d1", Rung.ABSENT, 1, 2, since=5.0, weights_rung=goes), Transfer(CHAT, "d1", Rung.MEMORY, 3, 4, since=6.0))
+    (shown,) = await NodeStates().of([Node("a:1", "one", residencies=there, transfers=ways)], Copies({}), no_pace)
+    assert shown.moves == (Move("team/chat", above, to, 1, 2, 5.0), Move("team/chat", "disk", "memory", 3, 4, 6.0))
 
 
 async def test_who_has_a_snapshot_and_why_it_stands_no_higher() -> None:

@@ -149,7 +149,7 @@ async def test_the_page(tmp_path: Path) -> None:
         agent.says(agent_pb2.NodeUpdate(node=here))
         await until(lambda: any(node.sources and node.transfers for node in parts.nodes))
         (node,) = (await _asked(tmp_path))["nodes"]
-        assert node["transfers"] == [{"snapshot": "team/far", "rung": "disk", "done_bytes": 3, "total_bytes": 10}]
+        assert node["transfers"] == [{"snapshot": "team/far", "rung": "disk", "weights_rung": None, "done_bytes": 3, "total_bytes": 10}]
         assert (node["staged_bytes"], node["staged_limit_bytes"], node["sources"]) == (
             0,
             5,
