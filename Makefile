@@ -59,7 +59,7 @@ servers: $(environment) $(criu)
 	@$(bin)/pytest -r s $(again) tests/real_servers
 
 # axe's script alone is wanted of its package, and none of what that needs.
-browser: $(environment) .cache/axe/.$(AXE)
+browser: $(environment) $(criu) .cache/axe/.$(AXE)
 	@bash -ec '. deploy/steps.sh; command -v chromium >/dev/null || need chromium'
 	@$(bin)/pytest -r s $(again) tests/browser
 
