@@ -59,7 +59,7 @@ class ContainerContents:
     async def carried(self, dump: Path) -> dict[str, bytes]:
         """The changes since its image. `dump`: CRIU's images of it. Raises ContainerError."""
 
-        def archive() -> overlay.Archive:
+        def archive() -> bytes:
             mounts = overlay.Mounts.of(self._pid)
             volumes = {volume: overlay.is_small(self._views.root, mounts, volume) for volume in self._own()}
             self.left_behind = [f"/{volume}" for volume, small in volumes.items() if not small]
@@ -72,8 +72,8 @@ class ContainerContents:
         except (overlay.OverlayError, images.ImageError) as error:
             raise ContainerError(str(error)) from None
         environment = pod_environment.digests(self.environment())
-        about = json.dumps({"image": self._image, "environment": environment, "first": changes.first}).encode()
-        return {CONTAINER_FILE: about, **({overlay.CHANGES_FILE: changes.data} if changes.data else {})}
+        about = json.dumps({"image": self._image, "environment": environment}).encode()
+        return {CONTAINER_FILE: about, **({overlay.CHANGES_FILE: changes} if changes else {})}
 
     def _own(self) -> list[PurePosixPath]:
         """emptyDirs that no other container writes into."""
@@ -116,7 +116,7 @@ class ContainerContents:
         volumes = [volume for volume in self._own() if volume != overlay.SHM]
         self._changes = overlay.Changes(snapshot / overlay.CHANGES_FILE, self._views.root, own, volumes)
         try:
-            self._changes.put(about.get("first"))
+            self._changes.put_first()
         except overlay.OverlayError as error:
             raise ContainerError(str(error)) from None
 

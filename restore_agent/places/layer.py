@@ -29,7 +29,7 @@ import secrets
 import shutil
 import stat
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -77,6 +77,7 @@ class Layer:
         self.since = time.time()  # what the engine has written before this is in its snapshot
         self.mounts = mounts
         self._folder = folder
+        self._changes: overlay.Changes | None = None  # that were put into it
 
     @classmethod
     def make(cls, folder: Path, shared: Sequence[str], memory: Path | None = None) -> Layer:
@@ -116,22 +117,32 @@ class Layer:
             raise PlaceError(no_room(folder, error)) from error
         return cls(own, Mounts(uppers, frozenset(points), (SHM, RUN)), arguments)
 
-    def archive(self, root: Path) -> bytes:
-        """What the engine has changed; empty: nothing. Raises PlaceError: it cannot travel with a snapshot."""
+    def archive(self, root: Path, opened: Collection[str] | None) -> bytes:
+        """What the engine has changed; empty: nothing. `opened`: as overlay.archive has it. Raises PlaceError: it cannot travel with a
+        snapshot."""
         try:
             advice = "name that folder with --shared (`shared:` in zerowake.yaml): it is the machine's then"
-            return overlay.archive(self.mounts, Path("/"), root, advice).data
+            return overlay.archive(self.mounts, Path("/"), root, advice, opened)
         except overlay.OverlayError as error:
             raise PlaceError(str(error)) from None
 
     def lay_out(self, source: Path, root: Path) -> None:
-        """Raises PlaceError."""
+        """What CRIU needs of it. Raises PlaceError."""
+        self._changes = overlay.Changes(source, root, (*self.mounts.uppers, *self.mounts.whole))
+        self._put(self._changes.put_first)
+
+    def complete(self) -> None:
+        """The rest. Raises PlaceError."""
+        if self._changes:
+            self._put(self._changes.put_rest)
+        self.since = time.time()
+
+    def _put(self, put: Callable[[], None]) -> None:
         try:
-            overlay.Changes(source, root, (*self.mounts.uppers, *self.mounts.whole)).put()
+            put()
         except overlay.OverlayError as error:
             cause = error.__cause__
             raise PlaceError(no_room(self._folder.parent, cause) if isinstance(cause, OSError) else str(error)) from None
-        self.since = time.time()
 
     def leave(self, point: str) -> None:
         """No overlay was mounted there."""

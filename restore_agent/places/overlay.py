@@ -24,12 +24,12 @@ import re
 import secrets
 import shutil
 import stat
+import sys
 import tarfile
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
 
 from restore_agent.errors import AgentError
 from restore_agent.places import mount_table
@@ -41,6 +41,7 @@ _HOLES, _SIZE = "GNU.sparse.map", "GNU.sparse.size"  # of a file with holes: whe
 _CARRIED = (_OPAQUE, _WHITEOUT, "security.capability", "system.posix_acl_access", "system.posix_acl_default")
 _UNKNOWN = ("trusted.overlay.redirect", "trusted.overlay.metacopy")
 CHANGES_FILE = "changes.tar"  # within a snapshot
+_FIRST, _ALL = "ZEROWAKE.first", sys.maxsize  # how many entries of it CRIU needs; of one that does not say so: all
 _LEFT_OUT = frozenset({"__pycache__"})
 _OURS = frozenset({PurePosixPath("run/zerowake"), PurePosixPath("run/criu.kdat")})
 SHM, RUN = PurePosixPath("dev/shm"), PurePosixPath("run")
@@ -103,17 +104,11 @@ class Mounts:
         return os.path.lexists(node / self.uppers[point].relative_to("/") / name.relative_to(point))
 
 
-class Archive(NamedTuple):
-    """Changes as a tar."""
-
-    data: bytes  # empty: there are none
-    first: int  # so many entries lead it without which CRIU cannot begin
-
-
 def archive(
     mounts: Mounts, node: Path, root: Path, advice: str = "have it in the image, or in a volume", opened: Collection[str] | None = None
-) -> Archive:
-    """
+) -> bytes:
+    """The changes as a tar, led by those without which CRIU cannot begin; empty where there are none.
+
     Args:
         mounts: the place's.
         node: the node's own root, in which upper layers lie.
@@ -126,24 +121,20 @@ def archive(
     """
     if not mounts.uppers and not mounts.read_only:
         raise OverlayError("the container's root is no overlay, so what its engine changed cannot be told; use the overlayfs snapshotter")
-
-    def can_wait(path: Path, name: PurePosixPath) -> bool:
+    first: list[tuple[Path, PurePosixPath]] = []
+    late: list[tuple[Path, PurePosixPath]] = []
+    for name, path in mounts.changed(node, root):
         looks = path.lstat()
-        return opened is not None and stat.S_ISREG(looks.st_mode) and looks.st_nlink == 1 and str(name) not in opened
-
+        if stat.S_ISSOCK(looks.st_mode):
+            continue
+        can_wait = opened is not None and stat.S_ISREG(looks.st_mode) and looks.st_nlink == 1 and str(name) not in opened
+        (late if can_wait else first).append((path, name))
     data = io.BytesIO()
-    with tarfile.open(fileobj=data, mode="w", format=tarfile.PAX_FORMAT) as tar:
+    with tarfile.TarFile(None, "w", data, format=tarfile.PAX_FORMAT, pax_headers={_FIRST: str(len(first))}) as tar:
         counted = _Counted(tar, advice)
-        late = []
-        for name, path in mounts.changed(node, root):
-            if can_wait(path, name):
-                late.append((path, name))
-            else:
-                counted.add(path, name)
-        first = counted.entries
-        for path, name in late:
+        for path, name in (*first, *late):
             counted.add(path, name)
-        return Archive(data.getvalue() if counted.entries else b"", first)
+        return data.getvalue() if counted.entries else b""
 
 
 def remove_ghosts(mounts: Mounts, node: Path, root: Path) -> None:
@@ -224,22 +215,19 @@ class Changes:
         self._root = root
         self._kept = frozenset(volumes)
         self._own = (*own, *self._kept)
-        self._first: int | None = None  # entries were put; None: all
         self._added: list[Path] = []
 
-    def put(self, first: int | None = None) -> None:
-        """The first entries, or all.
+    def put_first(self) -> None:
+        """What CRIU needs.
 
         Raises:
             OverlayError: a file's place is a mount here, or cannot be written. Nothing is left of what was put.
         """
-        self._put_some(0, first)
-        self._first = first
+        self._put_some(rest=False)
 
     def put_rest(self) -> None:
-        """Raises OverlayError, as `put`."""
-        if self._first is not None:
-            self._put_some(self._first, None)
+        """Raises OverlayError, as `put_first`."""
+        self._put_some(rest=True)
 
     def undo(self) -> None:
         """Takes away again what was added; files that were there before stay as they are now."""
@@ -251,10 +239,11 @@ class Changes:
                     path.unlink()
         self._added.clear()
 
-    def _put_some(self, begin: int, end: int | None) -> None:
+    def _put_some(self, *, rest: bool) -> None:
         try:
             with tarfile.open(self._source) as tar:
-                for entry in itertools.islice(tar, begin, end):
+                first = int(tar.pax_headers.get(_FIRST, _ALL))
+                for entry in itertools.islice(tar, *((first, None) if rest else (first,))):
                     self._put(tar, entry)
         except (OSError, tarfile.TarError, OverlayError) as error:
             self.undo()

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import zerowake_native
 
+from restore_agent.pages.images import opened
 from restore_agent.places import overlay
 from restore_agent.places.compile_folders import compile_folders
 from restore_agent.places.layer import Layer
@@ -31,6 +32,7 @@ from restore_agent.places.processes import descendants
 from restore_agent.snapshots.compatibility import mapped_files
 from restore_agent.snapshots.file_hashes import FileHashes
 from restore_agent.snapshots.manifest import CONTAINER_FILE, Fits
+from zerowake_shared.background import to_its_end
 
 _START_SECONDS = 10.0
 _END_SECONDS = 5.0
@@ -136,7 +138,7 @@ class Sandbox:
 
     async def carried(self, dump: Path) -> dict[str, bytes]:
         """What its engine has changed in its file system. Raises PlaceError: it is too much, or of a kind that is not carried."""
-        archive = await asyncio.to_thread(self._layer.archive, self.root)
+        archive = await asyncio.to_thread(lambda: self._layer.archive(self.root, opened(dump)))
         return {overlay.CHANGES_FILE: archive} if archive else {}
 
     def written(self) -> str:
@@ -154,10 +156,11 @@ class Sandbox:
         if (snapshot / CONTAINER_FILE).exists():
             raise PlaceError("it was taken in a container, and can be restored into pods only")
         if (snapshot / overlay.CHANGES_FILE).exists():
-            await asyncio.to_thread(self._layer.lay_out, snapshot / overlay.CHANGES_FILE, self.root)
+            await to_its_end(asyncio.to_thread(self._layer.lay_out, snapshot / overlay.CHANGES_FILE, self.root))
 
     async def complete(self, snapshot: Path, fits: Fits, hashes: FileHashes) -> None:
-        """Nothing is left to do: that the node has what `fits` names was found as the snapshot was staged."""
+        """That the node has the files that `fits` names was found as the snapshot was staged. Raises PlaceError."""
+        await to_its_end(asyncio.to_thread(self._layer.complete))
 
     async def spawn(
         self,

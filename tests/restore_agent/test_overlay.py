@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import shutil
+import socket
 import stat
 import subprocess
 import tarfile
@@ -33,7 +34,7 @@ class Root:
         self.mounts = Mounts({ROOT: self.upper}, frozenset())
 
     def archive(self) -> bytes:
-        return archive(self.mounts, Path("/"), self.path).data
+        return archive(self.mounts, Path("/"), self.path)
 
 
 @pytest.fixture
@@ -102,7 +103,7 @@ def test_the_other_root_becomes_the_same(roots: Callable[[], Root], tmp_path: Pa
     one, two = roots(), roots()
     change(one.path)
     assert stat.S_ISCHR((one.upper / "etc/removed").lstat().st_mode)
-    Changes(saved(tmp_path, one.archive()), two.path).put()
+    Changes(saved(tmp_path, one.archive()), two.path).put_first()
     assert told(two.path) == told(one.path)
     assert (two.path / "var/cache/file").stat().st_mtime == 2
     assert (two.path / "var/hard").stat().st_ino == (two.path / "var/cache/file").stat().st_ino
@@ -123,7 +124,7 @@ def test_what_was_added_can_be_taken_away_again(roots: Callable[[], Root], tmp_p
     (one.path / "new/deep/file").write_text("new")
     before = told(two.path)
     changes = Changes(saved(tmp_path, one.archive()), two.path)
-    changes.put()
+    changes.put_first()
     assert told(two.path) != before
     changes.undo()
     assert told(two.path) == before
@@ -134,9 +135,11 @@ def test_what_criu_opens_comes_first_and_then_the_rest(roots: Callable[[], Root]
     change(one.path)
     (one.path / "var/opened").write_text("by CRIU")
     (one.path / "var/later").write_text("by nobody, unless it compiles again")
-    carried = archive(one.mounts, Path("/"), one.path, opened={"var/opened"})
-    changes = Changes(saved(tmp_path, carried.data), two.path)
-    changes.put(carried.first)
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(str(one.path / "var/a-socket"))
+        changes = Changes(saved(tmp_path, archive(one.mounts, Path("/"), one.path, opened={"var/opened"})), two.path)
+    (one.path / "var/a-socket").unlink()
+    changes.put_first()
     first = told(two.path)
     assert "var/opened" in first
     assert "var/hard" in first, "a file of two names is no plain one"
@@ -159,7 +162,7 @@ def test_a_folder_of_the_image_is_not_copied_for_what_is_left_out(roots: Callabl
         assert tar.getnames() == ["etc", "etc/new"]
     before = (two.path / "etc").stat()
     (two.path / "etc/own").write_text("of the other")
-    Changes(saved(tmp_path, one.archive()), two.path).put()
+    Changes(saved(tmp_path, one.archive()), two.path).put_first()
     assert (two.path / "etc/new").read_text() == "new"
     assert (two.path / "etc").stat().st_mode == before.st_mode
 
@@ -178,7 +181,7 @@ def test_a_folder_that_is_a_volume_here_is_left_alone(roots: Callable[[], Root],
     (one.path / "data/file").write_text("of the container")
     subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(two.path / "data")], check=True)
     with pytest.raises(OverlayError, match="in a volume here"):
-        Changes(saved(tmp_path, one.archive()), two.path).put()
+        Changes(saved(tmp_path, one.archive()), two.path).put_first()
     assert list((two.path / "data").iterdir()) == []
 
 
@@ -191,7 +194,7 @@ def test_a_forged_archive_stays_inside(roots: Callable[[], Root], tmp_path: Path
         entry.size = 1
         tar.addfile(entry, io.BytesIO(b"x"))
     with pytest.raises(OverlayError, match="names a file"):
-        Changes(saved(tmp_path, data.getvalue()), two.path).put()
+        Changes(saved(tmp_path, data.getvalue()), two.path).put_first()
     assert not (two.path.parent / "escaped").exists()
 
 
@@ -216,7 +219,7 @@ def test_holes_take_no_room(roots: Callable[[], Root], tmp_path: Path) -> None:
     os.truncate(one.path / "dev/shm/hole", 640 << 20)
     carried = one.archive()
     assert len(carried) < 1 << 20
-    Changes(saved(tmp_path, carried), two.path).put()
+    Changes(saved(tmp_path, carried), two.path).put_first()
     for name in ("ring", "hole"):
         looks = (two.path / "dev/shm" / name).stat()
         assert looks.st_size == 640 << 20

@@ -12,8 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from restore_agent.pages.images import write_open_files
 from restore_agent.places.place import Output, Place, PlaceError, describe_exit
 from restore_agent.places.sandbox import Sandbox
+from restore_agent.snapshots.compatibility import node_fits
+from restore_agent.snapshots.file_hashes import FileHashes
 from restore_agent.snapshots.manifest import CONTAINER_FILE
 from tests.worlds import refused_calls
 from tests.worlds.waiting import until
@@ -99,10 +102,12 @@ async def test_what_it_keeps_in_memory_travels_and_its_sockets_do_not(sandbox: S
     (run_ / "lock" / "pid").write_text("7")
     os.mkfifo(shm / "pipe")
     (sandbox.control_directory / "ready-for-snapshot").touch()
+    write_open_files(tmp_path, [])
     for name, content in (await sandbox.carried(tmp_path)).items():
         (tmp_path / name).write_bytes(content)
     async with await Sandbox.create(tmp_path / "criu.kdat") as other:
         await other.lay_out(tmp_path)
+        await other.complete(tmp_path, node_fits("4.2.1", [], None), FileHashes())
         assert (other.root / "dev/shm/semaphore").read_bytes() == b"\x01" * 32
         assert (other.root / "run/lock/pid").read_text() == "7"
         assert (other.root / "dev/shm/pipe").is_fifo()
@@ -110,6 +115,7 @@ async def test_what_it_keeps_in_memory_travels_and_its_sockets_do_not(sandbox: S
 
 
 async def test_one_that_has_kept_nothing_carries_nothing(sandbox: Sandbox, tmp_path: Path) -> None:
+    write_open_files(tmp_path, [])
     assert await sandbox.carried(tmp_path) == {}
     await sandbox.lay_out(tmp_path)
 

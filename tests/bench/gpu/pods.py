@@ -297,6 +297,7 @@ async def measure(machine: Machine, prepared: Prepared, until: float, keep: Call
             parts: list[tuple[str, Callable[[], Awaitable[None]], float]] = [
                 ("staged", bench.staged, 40),
                 *((f"idle: {rung}", functools.partial(bench.idle, rung), 40) for rung in IDLE_GOALS),
+                (NO_VOLUMES, functools.partial(bench.without_volumes, deployment), 40),
                 ("plain engine", lambda: bench.cold(deployment, scaled), 20 if stand_in else 90),
             ]
             for name, part, seconds in parts:
