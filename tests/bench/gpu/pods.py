@@ -104,6 +104,8 @@ class Bench:
             await self.api.until("Pod", MODELS, pod["metadata"]["name"], lambda one: one is None)
         snapshot = await self.api.until("ModelSnapshot", MODELS, self.name, lambda one: one and one["status"].get("imageBytes"))
         assert snapshot
+        words = ("get", "events", "--field-selector=reason=Captured", "-o=jsonpath={.items[*].message}")
+        console.print(f"  {await self.models.run('kubectl', '-n', MODELS, *words)}", markup=False)
         pages = snapshot["status"]["imageBytes"] / 1e6
         self.figures.append(Figure("manifest applied → snapshot ready", took, "s", detail=f"its image: {pages:.0f} MB"))
         await self.models.run(
