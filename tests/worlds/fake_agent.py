@@ -67,9 +67,11 @@ class Agent(agent_pb2_grpc.AgentServicer):
         size: int = 1000,
         gpu: int = 0,
         cold: float = 0.0,
+        managed: bool = False,
     ) -> None:
         reference = agent_pb2.SnapshotRef(namespace=namespace, name=name, digest=digest)
         residency = agent_pb2.Residency(snapshot=reference, rung=rung, image_bytes=size, unusable_reason=unusable, cold_seconds=cold)
+        residency.managed = managed
         residency.gpu_bytes.extend([gpu] if gpu else [])
         before = self.residencies.get((namespace, name))
         if before is not None and before.snapshot.digest == digest:

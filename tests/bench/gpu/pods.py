@@ -54,6 +54,7 @@ from tests.bench.gpu.prepared import (
     scaled_as,
     served_name,
     volume,
+    without_volumes,
     without_zerowake,
 )
 from tests.bench.gpu.results import keep
@@ -74,6 +75,7 @@ GRACE_SECONDS = 20.0  # that a part may take beyond the time that is left
 GIB = 1 << 30
 GOAL, IDLE_GOALS = 1.0, {"parked": 0.06, "standby": 0.42}
 IDLE_SECONDS = 2
+NO_VOLUMES = "staged, no volumes"
 OURS = ("docker.io/library/zerowake-scaler:0.1.0", "docker.io/library/zerowake-agent:0.1.0")
 QUESTION = {"prompt": "One, two, three,", "max_tokens": 16, "temperature": 0, "seed": 1, "logprobs": 1, "stream": True}
 console = Console(width=220)
@@ -128,6 +130,14 @@ class Bench:
 
     async def staged(self) -> None:
         """The snapshot in memory, no process: a pod is made for each request."""
+        await self.restored("staged")
+
+    async def without_volumes(self, deployment: Object) -> None:
+        await self.apply(without_volumes(deployment))
+        await self.restored(NO_VOLUMES)
+        await self.apply(deployment)
+
+    async def restored(self, case: str) -> None:
         starts, used = await self.rounds(self.name, ROUNDS)
         told = await events(self.models, [start.pod for start in starts])
         for start in starts:
@@ -136,9 +146,10 @@ class Bench:
             raise AssertionError(f"these pods were not restored: {others}")
         if len(set(map(str, self.answers))) != 1:
             raise AssertionError(f"restored engines answer differently: {self.answers}")
-        self.tell("staged", starts, None if self.machine.gpus is None else GOAL)
+        self.tell(case, starts, None if self.machine.gpus is None else GOAL)
         grown = (max(used) - min(used)) / 1e6
-        self.figures.append(Figure("GPU memory at zero replicas, most less least", grown, "MB", at_most=64, detail=f"{len(used)} looks"))
+        name = f"{case}: GPU memory at zero replicas, most less least"
+        self.figures.append(Figure(name, grown, "MB", at_most=64, detail=f"{len(used)} looks"))
 
     async def idle(self, rung: str) -> None:
         """A pod that KEDA keeps, whose engine sleeps in it and is woken in its place."""

@@ -115,6 +115,15 @@ def without_zerowake(deployment: Object) -> Object:
     return cold
 
 
+def without_volumes(deployment: Object) -> Object:
+    """Its pods have none: the kubelet looks for a pod's at once, and then each 0.3 s. A restored engine reads nothing of its model's."""
+    bare: Object = json.loads(json.dumps(deployment))
+    pod = bare["spec"]["template"]["spec"]
+    del pod["volumes"], container_of(bare)["volumeMounts"]
+    pod["automountServiceAccountToken"] = False
+    return bare
+
+
 def scaled_as(scaled: Object, name: str) -> Object:
     found: Object = json.loads(json.dumps(scaled))
     found["metadata"]["name"] = found["spec"]["scaleTargetRef"]["name"] = name
