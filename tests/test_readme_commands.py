@@ -59,6 +59,7 @@ RUN = (
     Row(ENGINES, f"{CREATE} --engine sglang", f"{GPU}/sglang.py", ("sglang.launch_server", "--model-path")),
     Row(ENGINES, f"{CREATE} --engine llama-cpp", "tests/real_servers/test_llama_cpp.py", ('"--engine", "llama-cpp"',)),
     Row("scaler/README.md", "curl -H", "tests/scaler/test_push.py::test_who_may_tell", ("/demand", "Bearer", "ttl_seconds")),
+    Row("scaler/README.md", "zerowake simulate pools.yaml", "tests/scaler/test_worked_example.py", ("Size the pools: an example",)),
     Row("scaler/README.md", "zerowake completion bash", "tests/scaler/test_completion.py::test_commands_options_and_values_in_bash", ()),
     Row("scaler/README.md", "zerowake completion zsh", "tests/scaler/test_completion.py::test_commands_options_and_values_in_zsh", ()),
     Row("scaler/README.md", "zerowake completion fish", "tests/scaler/test_completion.py::test_commands_options_and_values_in_fish", ()),

@@ -135,6 +135,7 @@ class Pods:
                 caller.container.gpus = await self._gpus.of(caller)
             self._replicas.hold(pod, caller.container)
             caller.container.unanswerable = caller.unanswerable(snapshot.manifest.engine.port)
+            stood = "a store or another node" if phases.seconds(Phase.FETCH) else self._node.staging.found(snapshot.digest)
             replica = await self._node.restore_into(caller.container, caller.model, snapshot, phases, caller.replica_id)
         except (Refused, InvalidName, RestoreFailed, NotFound, Unusable) as error:
             if caller.placeholder.ended.done():
@@ -149,7 +150,8 @@ class Pods:
             parts = ", ".join(f"{name} {seconds * 1000:.0f} ms" for name, seconds in replica.phases)
             kept = f"; it keeps the capture pod's {', '.join(stale)}" if (stale := caller.container.contents.stale) else ""
             on = f" on {', '.join(caller.container.gpus)}" if snapshot.manifest.gpus and caller.container.gpus else ""
-            await self._node_pods.event(pod, "Normal", "Restored", f"{snapshot} in {phases.total:.3f} s{on} ({parts}){kept}", "Restore")
+            note = f"{snapshot} from {stood} in {phases.total:.3f} s{on} ({parts}){kept}"
+            await self._node_pods.event(pod, "Normal", "Restored", note, "Restore")
 
     async def _snapshot(self, caller: CallingPod, phases: Phases) -> Snapshot:
         """Its own; one on its way here is waited for, if that is sooner than a cold start. Raises what `CallingPod.snapshot` does."""

@@ -10,7 +10,7 @@ from scaler.kubernetes import environment, resources
 from scaler.kubernetes.artifact import ABSENT_AGENT_SECONDS, UNKNOWN, Absences, Artifact
 from scaler.kubernetes.cold_starts import ColdStarts
 from scaler.kubernetes.declarations import in_memory_all_the_same, planned
-from scaler.kubernetes.resources import Condition, Location, ModelSnapshot, Pod, condition
+from scaler.kubernetes.resources import Condition, Location, ModelSnapshot, Pod, Status, condition
 from scaler.kubernetes.snapshot_writer import SnapshotWriter
 from scaler.kubernetes.storing import STORED, Storing
 from scaler.kubernetes.taken_names import REASON, TakenNames
@@ -19,6 +19,7 @@ from zerowake_shared.clock import Clock
 
 _RESIDENT = "Resident"
 _NODES_TOLD = 5  # of those that lack it
+_RUNGS = ("disk", "memory", "standby", "parked")
 _PHASES = {_RESIDENT: resources.READY, resources.CAPTURE_ENDS: resources.CAPTURING}
 
 
@@ -86,6 +87,8 @@ class Residence:
         stale = environment.condition(snapshot) if snapshot.spec.template is not None else None
         conditions = (captured, ready, stale, restores, stored.condition if stored else None, copied)
         await self._writer.status(snapshot, status, *(each for each in conditions if each))
+        if staged := _staged(before, digest, holders):
+            await self._writer.event(snapshot, "Normal", "Staged", staged, "Stage")
         if restores and restores.status == "False" and (restored is None or restored.message != restores.message):
             await self._writer.event(snapshot, "Warning", restores.reason, restores.message, "Restore")
         if stored and stored.event:
@@ -93,6 +96,20 @@ class Residence:
         absent_seconds = ABSENT_AGENT_SECONDS if any(each.name not in artifact.answering for each in holders) else None
         waits = [each for each in (absent_seconds, stored.wait if stored else None) if each is not None]
         return min(waits, default=None)
+
+
+def _staged(before: Status, digest: str, holders: tuple[Location, ...]) -> str:
+    """On which nodes the artifact stands higher than it was known to, in words; where it first stands is told with the capture."""
+    if before.digest != digest or not before.locations:
+        return ""
+    stood = {each.name: each.rung for each in before.locations}
+    higher = [(each, stood.get(each.name, "")) for each in holders if _height(each.rung) > _height(stood.get(each.name, ""))]
+    return "; ".join(f"node {each.name}: {f'from {was} ' if was else ''}to {each.rung}" for each, was in higher if was != UNKNOWN)
+
+
+def _height(rung: str) -> int:
+    """Of a rung on a node: 0 where there is none, or nobody can say."""
+    return _RUNGS.index(rung) + 1 if rung in _RUNGS else 0
 
 
 def _copied(snapshot: ModelSnapshot, artifact: Artifact, digest: str) -> Condition | None:

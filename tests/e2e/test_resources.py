@@ -114,6 +114,30 @@ async def test_what_it_takes_and_fills_in(api: Api, namespace: str) -> None:
     await api.delete("ModelSnapshot", namespace, "chat")
 
 
+@pytest.mark.parametrize(
+    ("field", "says"),
+    [
+        ("", "zerowake.dev/snapshot are restored instead of started"),
+        (".spec.stage", "The rung on which it waits for a request"),
+        (".spec.template.spec.hostNetwork", "the engine has a network of its own"),
+        (".spec.sources.type", "what another gateway posts"),
+        (".status.conditions.reason", "in one word for programs"),
+    ],
+)
+async def test_kubectl_explains_its_fields(kubeconfig: str, field: str, says: str) -> None:
+    """The API server publishes what a definition says a moment after it has taken it."""
+    async with asyncio.timeout(60):
+        while True:
+            try:
+                shown = await asyncio.to_thread(run, kubeconfig, "kubectl", "explain", f"modelsnapshot{field}")
+            except AssertionError as error:
+                assert "explain" in str(error)
+            else:
+                if says in " ".join(shown.split()):
+                    return
+            await asyncio.sleep(0.5)
+
+
 class World:
     def __init__(self, api: Api, cluster: Cluster, namespace: str, nodes: Nodes, agent: Agent) -> None:
         self.api = api
@@ -186,6 +210,8 @@ async def world(api: Api, namespace: str, kubeconfig: str, monkeypatch: pytest.M
 
 async def test_a_capture_from_the_template_to_its_removal(world: World, kubeconfig: str) -> None:
     await world.api.apply(snapshot(), namespace=world.namespace)
+    wait = ("kubectl", "-n", world.namespace, "wait", "--for=condition=Ready", "modelsnapshot/chat", "--timeout=120s")
+    waiting = asyncio.create_task(asyncio.to_thread(run, kubeconfig, *wait))
     pod = await world.capture_pod()
     assert pod["metadata"]["annotations"]["zerowake.dev/container"] == pod["spec"]["containers"][0]["name"]
     owner = pod["metadata"]["ownerReferences"][0]
@@ -197,6 +223,8 @@ async def test_a_capture_from_the_template_to_its_removal(world: World, kubeconf
     assert status["locations"] == [{"name": world.agent.name, "rung": "memory"}] and status["digest"] == DIGEST
     conditions = {each["type"]: each["status"] for each in status["conditions"]}
     assert (conditions["Captured"], conditions["Ready"]) == ("True", "True")
+    assert all(each["reason"] for each in status["conditions"])
+    assert "modelsnapshot.zerowake.dev/chat condition met" in await waiting
     await world.api.until("Pod", world.namespace, pod["metadata"]["name"], lambda one: one is None)
 
     shown = await asyncio.to_thread(run, kubeconfig, "kubectl", "-n", world.namespace, "get", "msnap")

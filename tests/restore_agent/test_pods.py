@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import shlex
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -30,6 +31,7 @@ STREAMING = (str(PYTHON), "-u", "-c", (Path(__file__).parents[1] / "worlds/strea
 # It answers with what it was started with. To the agent it is vLLM, by the words after the script.
 TELLS = """
 import http.server, json, os, sys
+import re
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         data = json.dumps({"command": sys.argv[1:], "env": dict(os.environ)}).encode()
@@ -97,7 +99,7 @@ async def test_captured_in_one_pod_and_restored_into_another(node: Node, kubelet
             restored = await replica(node)
             assert (restored.origin, restored.model) == (Origin.RESTORED, "small")
             assert await answer(restored) == json.loads(node.store.get(NAMESPACE, "small").manifest.canary.answer)  # type: ignore[union-attr]
-            assert digest[:12] in await kubelet.event("one", "Restored")
+            assert re.search(rf"@{digest[:12]} from (disk|memory) in [\d.]+ s ", await kubelet.event("one", "Restored"))
             # It takes no new requests from the moment at which its pod begins to go.
             await kubelet.api.change("pods", NAMESPACE, "one", {"metadata": {"deletionTimestamp": "2026-11-22T06:00:00Z"}})
             await until(lambda: restored.state is State.RETIRING)

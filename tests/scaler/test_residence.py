@@ -1,5 +1,7 @@
 """What an object's status says of where its artifact is, as far as no other test of the controller is about it."""
 
+from zerowake_proto import agent_pb2
+
 from scaler.plan.scheduling import Standing
 from tests.worlds.controlled import DIGEST, TEMPLATE, World
 from tests.worlds.waiting import until
@@ -43,3 +45,24 @@ async def test_a_model_is_not_ready_before_its_capture_pod_has_left_its_room(wor
     await world.api.change("pods", "tenant", name, {"metadata": {"finalizers": []}})
     await until(lambda: not world.pods())
     assert world.condition("Ready")[0] == "True"
+
+
+async def test_where_it_is_staged_is_told_as_it_climbs_and_not_as_it_falls(world: World) -> None:
+    one, two = world.agents["n0"], await world.node("n1")
+    one.has("tenant", "chat", DIGEST, rung=agent_pb2.RUNG_DISK)
+    await world.snapshot(artifact={"name": "chat", "digest": DIGEST})
+
+    def rungs() -> dict[str, str]:
+        return {each["name"]: each["rung"] for each in world.status().get("locations", [])}
+
+    def told() -> list[str]:
+        return [each["note"] for each in world.api.all("events") if each["reason"] == "Staged"]
+
+    await until(lambda: rungs() == {"n0": "disk"})
+    assert told() == [], "where it is at first is told by the condition"
+    one.has("tenant", "chat", DIGEST, rung=agent_pb2.RUNG_MEMORY)
+    await until(lambda: told() == ["node n0: from disk to memory"])
+    one.has("tenant", "chat", DIGEST, rung=agent_pb2.RUNG_DISK)
+    await until(lambda: rungs() == {"n0": "disk"})
+    two.has("tenant", "chat", DIGEST, rung=agent_pb2.RUNG_DISK)
+    await until(lambda: told() == ["node n0: from disk to memory", "node n1: to disk"])

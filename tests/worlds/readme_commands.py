@@ -17,6 +17,7 @@ SHELLS = ("", "sh", "bash", "console", "shell")
 NO_SHELLS = ("yaml", "python")
 PICTURES = {
     "README.md": ("client ── HTTP", "NAME   PHASE   READY"),
+    "scaler/README.md": ("HOST MEMORY",),
     "tests/README.md": ("scaler/   ",),
 }
 PROGRAMS = ("zerowake", "gpumem", "make", "python", "pytest", "pip", "kubectl", "helm", "docker")
