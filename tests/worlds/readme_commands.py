@@ -6,7 +6,6 @@ A block without a language is one of commands, but for the few that PICTURES nam
 from __future__ import annotations
 
 import re
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
@@ -46,8 +45,10 @@ class Block:
 
 
 def pages() -> list[str]:
-    listed = subprocess.run(["git", "ls-files", "*.md"], cwd=ROOT, capture_output=True, text=True, check=True)
-    return listed.stdout.split()
+    """All of this checkout; what is hidden, such as an environment, is none of it."""
+    folders = [each for each in ROOT.iterdir() if each.is_dir() and not each.name.startswith(".")]
+    found = [*ROOT.glob("*.md"), *(page for folder in folders for page in folder.rglob("*.md"))]
+    return sorted(str(page.relative_to(ROOT)) for page in found)
 
 
 def blocks(page: str) -> Iterator[Block]:
