@@ -86,8 +86,8 @@ class Planner:
         self._wanted[model] = replicas
         self.consider([model])
 
-    def pin_changed(self, snapshot: SnapshotName) -> None:
-        """A model wishes another pin for the snapshot; others may have the same one."""
+    def keep_changed(self, snapshot: SnapshotName) -> None:
+        """A model wishes the snapshot to be kept otherwise: another pin, other copies. Others may have the same one."""
         self.consider(self._models.in_order(self._models.of(snapshot)))
 
     def triggered(self, trigger: Trigger) -> None:

@@ -63,7 +63,7 @@ class Models:
         self._limits: dict[str, tuple[ModelLimits, tuple[str, ...]]] = {}  # with the other names
         self._trigger_listeners: list[Callable[[Trigger], None]] = []
         self._owner_listeners: list[Callable[[str], None]] = []
-        self._pin_listeners: list[Callable[[SnapshotName], None]] = []
+        self._keep_listeners: list[Callable[[SnapshotName], None]] = []
         self._sources: dict[str, ModelSnapshot] = {}  # of each model that has some, as it declared them
         self._sources_listeners: list[Callable[[str], None]] = []
         self._foreign: dict[_Key, Taken] = {}
@@ -81,9 +81,10 @@ class Models:
         """Calls `callback(model)` after the model has passed to another namespace, or to none."""
         self._owner_listeners.append(callback)
 
-    def on_pin(self, callback: Callable[[SnapshotName], None]) -> None:
-        """Calls `callback(snapshot)` after the pin that a model wishes for a snapshot has changed."""
-        self._pin_listeners.append(callback)
+    def on_keep(self, callback: Callable[[SnapshotName], None]) -> None:
+        """Calls `callback(snapshot)` after a model wishes it to be kept otherwise: pinned, or as more or other copies. No node need
+        have said anything since."""
+        self._keep_listeners.append(callback)
 
     def on_sources(self, callback: Callable[[str], None]) -> None:
         """Calls `callback(model)` after the sources of its demand have changed, or whose they are."""
@@ -170,14 +171,14 @@ class Models:
             self._declare(model, snapshot)
         elif self._limits.pop(model, None):
             self._ledger.withdraw(model)
-        before = _pins(self.planned.get(model))
+        before = _kept(self.planned.get(model))
         if snapshot is not None and not snapshot.metadata.deletion_timestamp:
             self.planned[model] = planned(snapshot)
         else:
             self.planned.pop(model, None)
-        for name in {name for name, _ in before ^ _pins(self.planned.get(model))}:
-            for pinned in self._pin_listeners:
-                pinned(name)
+        for name in {each[0] for each in before ^ _kept(self.planned.get(model))}:
+            for kept in self._keep_listeners:
+                kept(name)
         self._note_sources(model, snapshot)
         if passed:
             for callback in self._owner_listeners:
@@ -234,9 +235,12 @@ def planned(snapshot: ModelSnapshot) -> Model:
     )
 
 
-def _pins(model: Model | None) -> set[tuple[SnapshotName, Rung]]:
-    """That it wishes: one or none."""
-    return {(model.snapshot, model.pin)} if model and model.snapshot and model.pin > Rung.ABSENT else set()
+def _kept(model: Model | None) -> set[tuple[SnapshotName, Rung, int, str | None, Stored | None]]:
+    """How it wishes its snapshot to be kept, and of several copies which one, and from where: one wish or none."""
+    if model is None or model.snapshot is None or (model.pin is Rung.ABSENT and model.copies == 1):
+        return set()
+    copied = (model.copies, model.digest, model.stored) if model.copies > 1 else (1, None, None)
+    return {(model.snapshot, model.pin, *copied)}
 
 
 def _stored(snapshot: ModelSnapshot) -> Stored | None:

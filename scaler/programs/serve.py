@@ -109,7 +109,7 @@ async def serve(config: ServeConfig) -> None:
     parts = wire(ledger, models.planned, places=places, admits=lambda replica: models.owner(replica.model) == replica.namespace)
     dispatcher, gateway, nodes, planner = parts.dispatcher, parts.gateway, parts.nodes, parts.planner
     models.on_owner(nodes.reconsider)
-    models.on_pin(planner.pin_changed)
+    models.on_keep(planner.keep_changed)
     models.on_trigger(planner.triggered)  # and not KEDA's calls: any namespace may name any model in its own
     readiness = _Readiness(stop, peers)
     show(parts)

@@ -179,7 +179,7 @@ def test_what_its_owner_pins(spec: dict[str, str], rung: Rung) -> None:
 
 def test_a_pin_that_changes_is_told_and_nothing_else_is(world: World) -> None:
     told: list[SnapshotName] = []
-    world.models.on_pin(told.append)
+    world.models.on_keep(told.append)
     world.snapshot("ns/a", 1)
     world.snapshot("ns/a", 1, stage="disk")
     assert told == []
@@ -193,6 +193,19 @@ def test_a_pin_that_changes_is_told_and_nothing_else_is(world: World) -> None:
     world.snapshot("ns/a", 1, pin="disk")
     world.snapshots.drop("ns/a")
     assert told == [SnapshotName("ns", "a")] * 5
+
+
+def test_how_many_copies_are_kept_and_of_what_is_told(world: World) -> None:
+    told: list[tuple[SnapshotName, int]] = []
+    world.models.on_keep(lambda name: told.append((name, world.models.planned["m"].copies)))
+    world.snapshot("ns/a", 1)
+    world.snapshot("ns/a", 1, copies=2)
+    assert told == [(SnapshotName("ns", "a"), 2)], "as it is when it is told"
+    world.snapshot("ns/a", 1, copies=2, stage="disk")
+    assert len(told) == 1
+    world.snapshot("ns/a", 1, copies=3)
+    world.snapshot("ns/a", 1)
+    assert [copies for _, copies in told] == [2, 3, 1]
 
 
 def test_sources_that_change_are_told_and_nothing_else_is(world: World) -> None:

@@ -269,5 +269,5 @@ async def test_a_pin_is_told_and_taken_back_and_of_two_models_with_one_snapshot_
         system.planner.consider(models)
         await until(lambda: told() == [DISK, MEMORY, DISK])
         del system.models["chat"]
-        system.planner.pin_changed(NAME)
+        system.planner.keep_changed(NAME)
         await until(lambda: told() == [DISK, MEMORY, DISK, agent_pb2.RUNG_ABSENT])
