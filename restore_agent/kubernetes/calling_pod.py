@@ -14,9 +14,8 @@ from restore_agent.kubernetes.cri import Described
 from restore_agent.kubernetes.pod import Pod, PodContainer, Probe
 from restore_agent.places.container import Container
 from restore_agent.places.placeholder import Placeholder
-from restore_agent.snapshots.catalog import Snapshot
+from restore_agent.snapshots.catalog import Catalog, Snapshot
 from restore_agent.snapshots.manifest import EngineRecord, check_name
-from restore_agent.snapshots.store import Store
 from zerowake_shared import pod_environment
 from zerowake_shared.pod_contract import (
     CANARY,
@@ -96,7 +95,7 @@ class CallingPod:
     def annotation(self, key: str) -> str:
         return self.pod.metadata.annotations.get(key, "")
 
-    async def snapshot(self, store: Store) -> Snapshot:
+    async def snapshot(self, store: Catalog) -> Snapshot:
         """The one that its label names, in its own namespace. Raises Refused, InvalidName, NotFound, Corrupt, Untrusted."""
         metadata = self.pod.metadata
         if not metadata.labels.get(SNAPSHOT):

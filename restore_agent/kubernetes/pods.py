@@ -20,7 +20,7 @@ from gpumem.client.control import Control
 from gpumem.wire.errors import GpumemError
 from restore_agent.engine.engine import Engine, EngineError
 from restore_agent.engine.presets import adapted, unadapted
-from restore_agent.errors import AgentError, ErrorKind
+from restore_agent.errors import FAILURES, AgentError, ErrorKind
 from restore_agent.kubernetes.adoption import Adoption
 from restore_agent.kubernetes.calling_pod import CallingPod, Refused
 from restore_agent.kubernetes.cri import Cri, CriError, Described
@@ -187,8 +187,8 @@ class Pods:
         command = caller.placeholder.command
         try:
             self._node.observer.started_cold(caller.model)
-            if snapshot and failure.kind is not ErrorKind.INVALID:
-                await self._node.second_best.lay_out_in(container, snapshot, phases)
+            if failure.kind is not ErrorKind.INVALID and (useful := snapshot or await self._unfit(caller)):
+                await self._node.second_best.lay_out_in(container, useful, phases)
             container.take()
             self._replicas.hold(pod, container)
             caller.placeholder.become()
@@ -208,6 +208,13 @@ class Pods:
             _LOG.warning("pod %s takes no part in serving: %s", pod, error)
         else:
             self._replicas.started(caller, None, Origin.COLD, engine, phases, why)
+
+    async def _unfit(self, caller: CallingPod) -> Snapshot | None:
+        """What there is for a cold start of its snapshot, which does not fit this node."""
+        try:
+            return await caller.snapshot(self._node.unfit.catalog)
+        except FAILURES:  # it is not here, or counts as little as the snapshot would
+            return None
 
     def _changed(self, pod: Pod, gone: bool) -> None:
         if gone:

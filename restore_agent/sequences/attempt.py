@@ -14,11 +14,13 @@ from restore_agent.snapshots.catalog import Snapshot
 
 
 class RestoreFailed(AgentError):
-    """A replica could not be restored; `reason` is one of a few keys, the text says what happened."""
+    """A replica could not be restored; `reason` is one of a few keys, the text says what happened. `unfit`: what is here of the snapshot
+    for a cold start, where it is not here itself."""
 
-    def __init__(self, reason: str, detail: str) -> None:
+    def __init__(self, reason: str, detail: str, unfit: Snapshot | None = None) -> None:
         super().__init__(detail)
         self.reason = reason
+        self.unfit = unfit
 
 
 @contextlib.asynccontextmanager

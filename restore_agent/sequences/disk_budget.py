@@ -25,10 +25,11 @@ from restore_agent.snapshots.disk_usage import bytes_below
 from restore_agent.snapshots.eviction import Candidate, evicted
 from restore_agent.snapshots.pins import REMEDY
 from restore_agent.snapshots.store import Store
+from restore_agent.snapshots.unfit import Unfit
 from restore_agent.transfer.source import Full
 
 _SPARE = 64 << 20  # bytes of the disk that stay free
-_FOLDERS = ("chunks", "snapshots", "fetched", "arriving")  # that snapshots lie in, below the state folder
+_FOLDERS = ("chunks", "snapshots", "fetched", "arriving", "unfit")  # that snapshots lie in, below the state folder
 _LOG = logging.getLogger("zerowake.agent")
 
 
@@ -57,6 +58,7 @@ class DiskBudget:
         self._stands_elsewhere = stands_elsewhere
         self._remove = remove
         self._lock = asyncio.Lock()
+        self.unfit: Unfit | None = None  # goes before anything that fits
 
     async def make_room(
         self, wanted: str, size: int, digest: str = "", *, urgent: bool = True, coming: Callable[[], int] = lambda: 0
@@ -70,6 +72,9 @@ class DiskBudget:
         async with self._lock:
             budget, free = await asyncio.to_thread(self._left)
             needed = size + coming() - min(budget, free)
+            if needed > 0 and self.unfit and await asyncio.to_thread(self.unfit.clear):
+                budget, free = await asyncio.to_thread(self._left)
+                needed = size + coming() - min(budget, free)
             if needed <= 0:
                 return
             below = math.inf

@@ -47,6 +47,7 @@ from restore_agent.sequences.travel import Travel
 from restore_agent.snapshots.catalog import NotFound, Snapshot, Unreadable
 from restore_agent.snapshots.manifest import EngineRecord
 from restore_agent.snapshots.store import Store
+from restore_agent.snapshots.unfit import Unfit
 from zerowake_shared.background import first_error, kept
 from zerowake_shared.huge_pages import HugePages
 from zerowake_shared.phases import Phase
@@ -105,7 +106,8 @@ class Node:
         self.inventory = Inventory(
             store, self.staging, self.travel, weights, cuda, self.rungs.held, lambda: self._restoring > 0, self._changed
         )
-        self.second_best = SecondBest(store, sandboxes.checkpoints)
+        self.travel.unfit = self.disk.unfit = self.unfit = Unfit(store)
+        self.second_best = SecondBest(store, sandboxes.checkpoints, self.unfit)
         self._restoring = 0  # restores under way: each may have been promised memory that gpumem gave up
         self._why_no_criu = why
         make_room = functools.partial(self.disk.make_room, coming=self.travel.bytes_to_come)
@@ -151,6 +153,7 @@ class Node:
                 await node._sandboxes.close()
                 await node.staging.close()
                 await node.headroom.close()
+                node.unfit.close()
         finally:
             store.close()
 
@@ -191,8 +194,9 @@ class Node:
             if cold is None:
                 raise failure
         assert cold is not None
-        if isinstance(snapshot, Snapshot):
-            await self.second_best.lay_out(snapshot, cold, phases)
+        useful = snapshot if isinstance(snapshot, Snapshot) else failure.unfit if failure else None
+        if useful:
+            await self.second_best.lay_out(useful, cold, phases)
         engine = await self.restorer.start_cold(cold, model, phases)
         replica = self.replicas.add(model, None, Origin.COLD, engine, phases, detail=str(failure or ""))
         self.observer.started_cold(model)

@@ -12,6 +12,7 @@ None of it makes a cold start fail, or anybody ask for it: what cannot be laid o
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import os
@@ -30,8 +31,9 @@ from restore_agent.places.laid_out_caches import CannotLayOut, LaidOutCache
 from restore_agent.sequences.phases import Phases
 from restore_agent.snapshots.catalog import Catalog, Snapshot
 from restore_agent.snapshots.compile_caches import INDEX, CacheFile, CacheIndex, contents
-from restore_agent.snapshots.manifest import EngineRecord, WeightsRecord, WeightsRegion, beside_weights
+from restore_agent.snapshots.manifest import EngineRecord, WeightsRecord, WeightsRegion, beside_weights, published
 from restore_agent.snapshots.store import Store
+from restore_agent.snapshots.unfit import Unfit
 from zerowake_shared import durable
 from zerowake_shared.background import to_its_end
 from zerowake_shared.phases import Phase
@@ -43,14 +45,16 @@ _LOG = logging.getLogger("zerowake.agent")
 class SecondBest:
     """Of one node."""
 
-    def __init__(self, store: Store, checkpoints: Path) -> None:
-        """`checkpoints`: the folder in which engines publish weights for gpumem."""
+    def __init__(self, store: Store, checkpoints: Path, unfit: Unfit) -> None:
+        """`checkpoints`: the folder in which engines publish weights for gpumem. `unfit`: what there is of snapshots that do not fit."""
         self._store = store
+        self._unfit = unfit
         self._checkpoints = checkpoints
         self._one_at_a_time = asyncio.Lock()
 
     async def lay_out(self, snapshot: Snapshot, record: EngineRecord, phases: Phases) -> None:
-        """Before an engine is started cold by `record`, since this snapshot could not be restored."""
+        """Before an engine is started cold by `record`, since this snapshot, or one of which no more than this is here, could not be
+        restored."""
         with phases.phase(Phase.IMAGE_CACHES):
             async with self._one_at_a_time:
                 try:
@@ -71,14 +75,24 @@ class SecondBest:
                     _LOG.warning("what snapshot %s has for cold starts is left out: %s", snapshot, error)
 
     def _lay_out(self, snapshot: Snapshot, record: EngineRecord) -> None:
-        with self._store.hold(snapshot):
+        with self._held(snapshot) as catalog:
             folders = {variable: Path(path) for variable, path in compile_folders(record.env).items()}
-            lay_out_caches(self._store, snapshot, folders)
-            lay_out_weights(self._store, snapshot, self._checkpoints)
+            lay_out_caches(catalog, snapshot, folders)
+            lay_out_weights(catalog, snapshot, self._checkpoints)
 
     def _lay_out_in(self, container: Container, snapshot: Snapshot) -> None:
-        with self._store.hold(snapshot):
-            lay_out_caches(self._store, snapshot, container.compile_caches({}), container.user, container.root)
+        with self._held(snapshot) as catalog:
+            lay_out_caches(catalog, snapshot, container.compile_caches({}), container.user, container.root)
+
+    @contextlib.contextmanager
+    def _held(self, snapshot: Snapshot) -> Iterator[Catalog]:
+        """Where it lies. What is here of one that does not fit may go meanwhile, and is left out then."""
+        if snapshot.directory.is_relative_to(self._unfit.folder):
+            self._unfit.used(snapshot)
+            yield self._unfit.catalog
+        else:
+            with self._store.hold(snapshot):
+                yield self._store
 
 
 def lay_out_caches(
@@ -161,7 +175,7 @@ def lay_out_weights(catalog: Catalog, snapshot: Snapshot, checkpoints: Path) -> 
 
     Raises Corrupt, NotFound, OSError: nothing has been laid out then.
     """
-    for region in catalog.regions(snapshot):
+    for region in catalog.regions(snapshot) if published(snapshot.manifest) else ():
         prefix = beside_weights(region.record, "")
         beside = {name.removeprefix(prefix): name for name in snapshot.manifest.files if name.startswith(prefix)}
         target = checkpoints / Path(region.record.folder).name

@@ -18,6 +18,7 @@ from restore_agent.snapshots.compatibility import Incompatible
 from restore_agent.snapshots.manifest import Manifest, check_name
 from restore_agent.snapshots.names import NameRecord, SeenNames
 from restore_agent.snapshots.store import Store
+from restore_agent.snapshots.unfit import Unfit
 from restore_agent.transfer.bandwidth import Bandwidth
 from restore_agent.transfer.collection import Collected, Collector
 from restore_agent.transfer.complaints import Complaints
@@ -59,6 +60,7 @@ class Travel:
         self._pulls: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()  # by name
         self._coming: dict[tuple[str, str, str], Coming] = {}  # by name and digest
         self.exchange: Exchange | None = None  # with other agents, where there is one
+        self.unfit: Unfit | None = None  # keeps what those that do not fit have for cold starts
         self.disk: DiskBudget | None = None  # makes room for what comes; None: what is free is all there is
 
     async def push(self, snapshot: Snapshot, url: str, progress: Callable[[Progress], None]) -> None:
@@ -120,7 +122,7 @@ class Travel:
                     complaints.about(source, error)
                     self.sources.failed(source, error)
 
-                puller = Puller(self._store, self._seen, sources, fleet, look, left, room)
+                puller = Puller(self._store, self._seen, sources, fleet, look, left, room, self.unfit)
                 try:
                     snapshot = await puller.pull(namespace, name, digest, replace=replace, progress=tell)
                 except FAILURES as error:
@@ -132,6 +134,7 @@ class Travel:
                 if self._observer and coming.progress.moved:
                     self._observer.staged("disk", coming.progress.moved, SYSTEM_CLOCK.now() - coming.since)
                 await asyncio.to_thread(self._store.origins.add, snapshot.digest, urls)
+                await self._forget_unfit(namespace, name)
                 if coming.progress.moved >= _WORTH_MEASURING:
                     self.remote_to_disk.measured(coming.progress.moved, SYSTEM_CLOCK.now() - coming.since)
         self._changed(snapshot)
@@ -140,6 +143,14 @@ class Travel:
             _LOG.log(level, "while snapshot %s came: %s", snapshot, complaint)
         _LOG.info("snapshot %s has come from %s", snapshot, ", ".join(named))
         return snapshot
+
+    async def _forget_unfit(self, namespace: str, name: str) -> None:
+        """All of it is here."""
+        if self.unfit:
+            try:
+                await asyncio.to_thread(self.unfit.remove, namespace, name)
+            except FAILURES as error:
+                _LOG.warning("what %s/%s had for cold starts is still here beside it: %s", namespace, name, error)
 
     @contextlib.contextmanager
     def _under_way(self, namespace: str, name: str, digest: str) -> Iterator[Coming]:

@@ -101,7 +101,7 @@ class AgentService(agent_pb2_grpc.AgentServicer):
                 try:
                     snapshot = await self._snapshot(request.snapshot)
                 except (NotFound, Unusable) as error:
-                    snapshot = RestoreFailed(error.reason, str(error))
+                    snapshot = RestoreFailed(error.reason, str(error), await self._unfit(request.snapshot))
             elif cold is None:
                 raise messages.InvalidField("snapshot and cold are both absent: one of them says what to start")
             replica, failure = await self._node.restore(request.model, snapshot, cold, _activation(request.activation_id, context), phases)
@@ -291,6 +291,7 @@ class AgentService(agent_pb2_grpc.AgentServicer):
     async def _remove(self, named: agent_pb2.SnapshotRef, *, orphan: bool) -> agent_pb2.Residency:
         """Also what cannot be used, which is whichever snapshot had the name. Raises NotFound, InvalidName; of an orphan also Unusable,
         and NotOrphaned."""
+        await asyncio.to_thread(self._node.unfit.remove, named.namespace or "default", named.name)
         if orphan:
             snapshot = await self._snapshot(named)
             await self._node.disk.remove_orphan(snapshot)
@@ -332,6 +333,13 @@ class AgentService(agent_pb2_grpc.AgentServicer):
             await asyncio.to_thread(self._node.store.managed.add, pulled.digest)
             self._node.changes.tell(pulled)
         return pulled
+
+    async def _unfit(self, named: agent_pb2.SnapshotRef) -> StoredSnapshot | None:
+        """What there is for a cold start of a snapshot that is not here, as it does not fit."""
+        try:
+            return await asyncio.to_thread(self._node.unfit.catalog.get, named.namespace or "default", named.name, named.digest)
+        except FAILURES:
+            return None
 
     async def _snapshot(self, reference: agent_pb2.SnapshotRef) -> StoredSnapshot:
         return await asyncio.to_thread(self._node.store.get, reference.namespace or "default", reference.name, reference.digest)

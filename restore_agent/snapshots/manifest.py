@@ -182,6 +182,16 @@ def beside_weights(record: WeightsRecord, name: str) -> str:
     return f"weights/{record.region}/{name}"
 
 
+def published(manifest: Manifest) -> list[WeightsRecord]:
+    """The regions of its weights that its engine had published outside the snapshot, so that a cold start can map them."""
+    prefixes = {record.region: beside_weights(record, "") for record in manifest.distinct_weights if record.folder}
+    return [
+        record
+        for record in manifest.distinct_weights
+        if record.region in prefixes and any(name.startswith(prefixes[record.region]) for name in manifest.files)
+    ]
+
+
 def is_second_best(name: str) -> bool:
     """Whether a snapshot's file of that name is for cold starts alone: no restore reads it."""
     return is_cache(name) or (name.startswith("weights/") and not name.endswith(".layout"))

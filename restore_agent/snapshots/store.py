@@ -8,6 +8,7 @@
     fetched/<region>/                      files of a region that came from elsewhere, under their names in the model's folder
     keys/                                  whose signatures count (keyring.py)
     node/                                  what this node found out of its own files; it may be lost
+    unfit/                                 a store of what snapshots that do not fit this node have for cold starts (unfit.py)
     arriving/                              snapshots that are on their way here (arrivals.py)
     tmp/                                   what is being made; emptied at start
     lock
@@ -28,7 +29,7 @@ import secrets
 import shutil
 import threading
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from blake3 import blake3
@@ -129,14 +130,17 @@ class Store(Catalog):
         data = manifest.encode()
         return self._name(workspace, manifest, data, self.keyring.sign(data), lease, replace=replace)
 
-    def adopt(self, workspace: Path, data: bytes, signature: Signature, lease: Lease, *, replace: bool) -> Snapshot:
-        """The same for a manifest that came from elsewhere with its signature; its files and chunks were verified as they came.
+    def adopt(
+        self, workspace: Path, data: bytes, signature: Signature, lease: Lease, *, replace: bool, only: Collection[str] | None = None
+    ) -> Snapshot:
+        """The same for a manifest that came from elsewhere with its signature; its files and chunks were verified as they came. `only`:
+        of a store that keeps no more of it than these files (unfit.py).
 
         Raises what `publish` does, and Untrusted: the signature does not count here; nothing has changed.
         """
         self.keyring.verify(data, signature)
         manifest = decoded(self.state / "snapshots" / digest_of(data), data).manifest
-        snapshot = self._name(workspace, manifest, data, signature, lease, replace=replace)
+        snapshot = self._name(workspace, manifest, data, signature, lease, replace=replace, only=only)
         self.arrivals.ended(snapshot.digest)
         return snapshot
 
@@ -144,21 +148,33 @@ class Store(Catalog):
         """Whether a snapshot of that name is here, whole or not."""
         return self.link(namespace, name).is_symlink()
 
-    def _name(self, workspace: Path, manifest: Manifest, data: bytes, signature: Signature, lease: Lease, *, replace: bool) -> Snapshot:
-        hashes = [chunk.hash for chunk in manifest.chunks]
+    def _name(
+        self,
+        workspace: Path,
+        manifest: Manifest,
+        data: bytes,
+        signature: Signature,
+        lease: Lease,
+        *,
+        replace: bool,
+        only: Collection[str] | None = None,
+    ) -> Snapshot:
+        hashes = [chunk.hash for chunk in manifest.chunks] if only is None else []
         lease.hold(hashes)
         durable.sync_tree(workspace)
         self.chunks.sync(hashes)
         with self._changing:
-            snapshot = self._publish(workspace, manifest, data, signature, replace=replace)
+            snapshot = self._publish(workspace, manifest, data, signature, replace=replace, only=only)
             self._sweep()
         return snapshot
 
-    def _publish(self, workspace: Path, manifest: Manifest, data: bytes, signature: Signature, *, replace: bool) -> Snapshot:
+    def _publish(
+        self, workspace: Path, manifest: Manifest, data: bytes, signature: Signature, *, replace: bool, only: Collection[str] | None
+    ) -> Snapshot:
         link = self.link(manifest.namespace, manifest.name)
         if link.is_symlink() and not replace:
             raise NameTaken(f"snapshot {manifest.namespace}/{manifest.name} exists already")
-        self._check_whole(workspace, manifest)
+        self._check_whole(workspace, manifest, only)
         durable.write(workspace / MANIFEST, data)
         durable.write(workspace / SIGNATURE, signature.encode())
         durable.sync_folder(workspace)
@@ -176,9 +192,10 @@ class Store(Catalog):
         durable.sync_folder(link.parent)
         return Snapshot(directory.name, manifest, directory)
 
-    def _check_whole(self, workspace: Path, manifest: Manifest) -> None:
-        missing = [str(chunk.hash) for chunk in manifest.chunks if not self.chunks.has(Chunk(chunk.hash, chunk.size))]
-        missing += [name for name, record in manifest.files.items() if not _has_size(workspace / name, record.size)]
+    def _check_whole(self, workspace: Path, manifest: Manifest, only: Collection[str] | None) -> None:
+        pages, files = manifest.chunks if only is None else (), manifest.files if only is None else only
+        missing = [str(chunk.hash) for chunk in pages if not self.chunks.has(Chunk(chunk.hash, chunk.size))]
+        missing += [name for name in files if not _has_size(workspace / name, manifest.files[name].size)]
         if missing:
             raise Corrupt(
                 f"snapshot {manifest.namespace}/{manifest.name} is not published: {missing[0]} and {len(missing) - 1} more of its files "

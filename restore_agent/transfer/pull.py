@@ -12,20 +12,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import shutil
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from pathlib import Path
 
 from blake3 import blake3
 
+from restore_agent.errors import FAILURES
 from restore_agent.snapshots.catalog import Corrupt, NotFound, Snapshot
 from restore_agent.snapshots.chunks import Chunk, Lease
-from restore_agent.snapshots.keyring import Untrusted
+from restore_agent.snapshots.compatibility import Incompatible
+from restore_agent.snapshots.keyring import Signature, Untrusted
 from restore_agent.snapshots.manifest import Manifest, WeightsRecord, check_name, layout_file
 from restore_agent.snapshots.names import SeenNames
 from restore_agent.snapshots.store import NameTaken, Store
+from restore_agent.snapshots.unfit import Unfit, of_use
 from restore_agent.transfer.cascade import Cascade
 from restore_agent.transfer.contents import InFile, in_files, named
 from restore_agent.transfer.exchange import Fleet
@@ -37,6 +41,7 @@ from restore_agent.transfer.source import Full, Source
 from zerowake_shared import durable
 
 _SPARE = 64 << 20  # bytes of the disk that a pull leaves free
+_LOG = logging.getLogger("zerowake.agent")
 
 
 class Puller:
@@ -51,10 +56,12 @@ class Puller:
         fits: Callable[[Manifest], None] = lambda manifest: None,
         left: Callable[[Source, Exception], None] = lambda source, error: None,
         room: Callable[[str, int], Awaitable[None]] | None = None,
+        unfit: Unfit | None = None,
     ) -> None:
         """`fleet`: the other agents that have the snapshot of a namespace and digest or fetch it, with those stores as their origins.
         `fits`: is asked in a thread before any of it is fetched, and raises Incompatible. `left`: hears of each source that did not
-        give something, and why. `room`: makes room for so many bytes of a digest, or raises Full; None: what is free is all there is."""
+        give something, and why. `room`: makes room for so many bytes of a digest, or raises Full; None: what is free is all there is.
+        `unfit`: where that is brought which a snapshot that does not fit has for cold starts."""
         self._store = store
         self._seen = seen
         self._sources = sources
@@ -62,6 +69,7 @@ class Puller:
         self._fits = fits
         self._left = left
         self._room = room
+        self._unfit = unfit
 
     async def pull(
         self,
@@ -92,12 +100,43 @@ class Puller:
         fleet = self._fleet(namespace, digest)
         sources = fleet.sources if fleet else self._sources
         data, signature, manifest = await manifest_of(sources, self._store.keyring, namespace, name, digest, self._left)
-        await asyncio.to_thread(self._fits, manifest)
+        try:
+            await asyncio.to_thread(self._fits, manifest)
+        except Incompatible as error:
+            await self._bring_second_best(sources, manifest, digest, data, signature, error)
+            raise
         offered = Offered(namespace, digest, data, signature.encode(), named(manifest), all_named=not manifest.weights)
         with self._store.chunks.lease() as lease, fleet.offering(offered) if fleet else contextlib.nullcontext():
             arrival = _Arrival(self._store, manifest, digest, data, lease, progress, offered, self._room)
             await arrival.bring(lambda moved: fleet.bringing(moved, self._left) if fleet else self._fetch(sources, moved))
             return await asyncio.to_thread(self._store.adopt, arrival.workspace, data, signature, lease, replace=replace)
+
+    async def _bring_second_best(
+        self, sources: Sequence[Source], manifest: Manifest, digest: str, data: bytes, signature: Signature, why: Incompatible
+    ) -> None:
+        """Of one that does not fit: what a cold start finds here. It fails as nothing that anybody asked for: that is logged."""
+        only = of_use(manifest)
+        if self._unfit is None or not only or self._unfit.has(manifest.namespace, manifest.name, digest):
+            return
+        named = f"snapshot {manifest.namespace}/{manifest.name}@{digest[:12]}"
+        brought = Progress(0, 0, 0)
+
+        def tell(progress: Progress) -> None:
+            nonlocal brought
+            brought = progress
+
+        try:
+            store = await asyncio.to_thread(self._unfit.opened)
+            with store.chunks.lease() as lease:
+                arrival = _Arrival(
+                    store, manifest, digest, data, lease, tell, Offered(manifest.namespace, digest, b"", b"", ()), None, only
+                )
+                await arrival.bring(lambda moved: self._fetch(sources, moved))
+                await asyncio.to_thread(store.adopt, arrival.workspace, data, signature, lease, replace=True, only=only)
+        except FAILURES as error:
+            _LOG.warning("%s does not fit, and what it has for cold starts did not come: %s", named, error)
+        else:
+            _LOG.info("%s does not fit, and what it has for cold starts is here, %.1f MB: %s", named, brought.total / 1e6, why)
 
     def _fetch(self, sources: Sequence[Source], moved: Callable[[int], None]) -> Fetch:
         return Fetch(lambda chunk: sources, moved=moved, left=self._left)
@@ -116,10 +155,14 @@ class _Arrival:
         progress: Callable[[Progress], None],
         offered: Offered,
         room: Callable[[str, int], Awaitable[None]] | None,
+        only: Collection[str] | None = None,
     ) -> None:
+        """`only`: of its files these alone, no page, and no weights but those that have files among them."""
         self._store = store
+        self._chunks = manifest.chunks if only is None else ()
+        self._files = {name: record for name, record in manifest.files.items() if only is None or name in only}
+        self._regions = [record for record in manifest.distinct_weights if layout_file(record) in self._files]
         self._room = room
-        self._manifest = manifest
         self._lease = lease
         self._tell = progress
         self._offered = offered
@@ -129,16 +172,16 @@ class _Arrival:
 
     async def bring(self, ways: Callable[[Callable[[int], None]], Fetch | Cascade]) -> None:
         """Everything but the name. `ways`: makes what brings chunks, of who hears of bytes that came."""
-        manifest, chunks = self._manifest, self._store.chunks
-        pages = {chunk.hash: Chunk(chunk.hash, chunk.size) for chunk in manifest.chunks}
-        self._lease.hold([self._digest, *pages, *(record.region for record in manifest.weights)])
+        chunks = self._store.chunks
+        pages = {chunk.hash: Chunk(chunk.hash, chunk.size) for chunk in self._chunks}
+        self._lease.hold([self._digest, *pages, *(record.region for record in self._regions)])
         self.workspace = await asyncio.to_thread(self._store.arrivals.begin, self._digest, self._data)
         names: dict[Chunk, list[str]] = defaultdict(list)
-        for name, record in manifest.files.items():
+        for name, record in self._files.items():
             names[Chunk(record.hash, record.size)].append(name)
         files = await asyncio.to_thread(lambda: [chunk for chunk in names if not all(self._has_file(name, chunk) for name in names[chunk])])
         missing = await asyncio.to_thread(lambda: [chunk for chunk in pages.values() if not chunks.has(chunk)])
-        weights = manifest.weights_bytes
+        weights = sum(record.size for record in self._regions)
         self._total = sum(chunk.size for chunk in [*names, *pages.values()]) + weights
         self._done = self._total - weights - sum(chunk.size for chunk in [*files, *missing])
         self._tell(Progress(self._done, 0, self._total))  # so that who comes beside counts with it
@@ -154,10 +197,9 @@ class _Arrival:
             lambda chunk, data: self._keep_file(names[chunk], data),
             lambda chunk: self._offered.arrived(chunk, self.workspace / names[chunk][0]),
         )
-        regions = manifest.distinct_weights
-        parts = {record.region: await self._parts(record) for record in regions}
+        parts = {record.region: await self._parts(record) for record in self._regions}
         self._offered.name(part.chunk for each in parts.values() for part in each)
-        for region in regions:
+        for region in self._regions:
             await self._bring_weights(region, parts[region.region], way)
         await way.bring_all(missing, chunks.write, lambda chunk: self._offered.arrived(chunk, chunks.path(chunk.hash)))
 
@@ -207,7 +249,7 @@ class _Arrival:
     def _weights_here(self) -> int:
         """Bytes of regions that are here, or whose model's own folder is: so they seem, before their layouts say what they are made of."""
         fetched = self._store.fetched_weights
-        return sum(each.size for each in self._manifest.distinct_weights if fetched(each).is_dir() or _is_folder(each.folder))
+        return sum(each.size for each in self._regions if fetched(each).is_dir() or _is_folder(each.folder))
 
     async def _make_room(self, size: int) -> None:
         if self._room:

@@ -13,12 +13,14 @@ would take the snapshot away from those.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
 from collections.abc import Mapping
 
 from scaler.books.snapshot_name import SnapshotName
 from scaler.fleet.agent import Agent, AgentError, HasNone
+from scaler.fleet.messages import Kept
 from scaler.fleet.nodes import Nodes
 from scaler.local.config import ModelSection
 from scaler.local.look import Look
@@ -96,10 +98,13 @@ class Stores:
         agent, name = await self._agent(), self._name(model)
         try:
             async with asyncio.timeout(_LOOK_SECONDS):
-                if why := await self._why_not(model, self._url):
-                    log.warning("%s has a snapshot of %s that is not for this machine: %s", self._url, model, why)
-                    return False
-                found = (await agent.find(name, self._url)).stored
+                there = await agent.find(name, self._url)
+            found = there.stored
+            if why := self._differs(model, there) or there.unfit:
+                log.warning("%s has a snapshot of %s that is not for this machine: %s", self._url, model, why)
+                if not self._differs(model, there):
+                    await self._bring_second_best(agent, name, found.digest)
+                return False
             size, began = found.image_bytes + found.weights_bytes, self._clock.now()
             log.info("%s: fetching %.1f MB from %s; requests wait for it", model, size / 1e6, self._url)
             complained = functools.partial(log.warning, "%s: %s", model)
@@ -117,6 +122,12 @@ class Stores:
         seconds = self._clock.now() - began
         log.info("%s: %.1f MB have come from %s in %.1f s", model, size / 1e6, self._url, seconds)
         return True
+
+    async def _bring_second_best(self, agent: Agent, name: SnapshotName, digest: str) -> None:
+        """Of a snapshot of the same command that does not fit: its engine is started cold, and finds what others have compiled. The agent
+        says what came."""
+        with contextlib.suppress(AgentError):  # it refuses the snapshot, in the words that were logged
+            await agent.stage(name, digest, Rung.DISK, stores=[self._url], urgent=True)
 
     async def _is_taken(self, model: str) -> bool:
         section, agent = self._sections[model], await self._agent()
@@ -156,11 +167,15 @@ class Stores:
 
     async def _why_not(self, model: str, store: str) -> str:
         """Why what the store (empty: this machine) has is not this model's here; empty: it is. Raises AgentError."""
-        section = self._sections[model]
         found = await (await self._agent()).find(self._name(model), store)
+        return self._differs(model, found) or found.unfit
+
+    def _differs(self, model: str, found: Kept) -> str:
+        """Why it is another engine's; empty: it is not."""
+        section = self._sections[model]
         if section.command and found.template != _identity(section):
             return "it was taken of another command, other variables (env) or in another folder (directory)"
-        return found.unfit
+        return ""
 
     async def _agent(self) -> Agent:
         """Once it is heard. An agent that is started again has the same address."""

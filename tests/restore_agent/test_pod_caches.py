@@ -11,6 +11,8 @@ import pytest
 from restore_agent.programs.on_kubernetes import pods_served
 from restore_agent.sequences.node import Node
 from restore_agent.sequences.replicas import Origin, Replica
+from restore_agent.snapshots.compatibility import Incompatible
+from restore_agent.snapshots.manifest import Manifest
 from tests.worlds.agent import PORT
 from tests.worlds.image import PYTHON
 from tests.worlds.kubelet import NAMESPACE, Kubelet
@@ -30,6 +32,10 @@ CAPTURE = {**TOLD, "zerowake.dev/canary": '{"path": "/sum"}'}
 def sized(size: str) -> dict[str, Any]:
     """Asked for by its owner, so that an engine of another size is another engine."""
     return {"containers": [{"name": "engine", "ports": [{"containerPort": PORT}], "env": [{"name": "SIZE", "value": size}]}]}
+
+
+def fits_nowhere(manifest: Manifest) -> None:
+    raise Incompatible("it was taken with another driver")
 
 
 async def asked(of: Replica, path: str) -> object:
@@ -60,3 +66,25 @@ async def test_a_pod_that_starts_cold_finds_what_was_compiled_before_the_snapsho
             await until(lambda: len(node.replicas))
             (replica,) = node.replicas
             assert (replica.origin, await asked(replica, "/compiled")) == (Origin.RESTORED, KERNELS)
+
+
+async def test_a_pod_finds_them_on_a_node_that_its_snapshot_does_not_fit(node: Node, kubelet: Kubelet, tmp_path: Path) -> None:
+    """Nothing else of the snapshot is there."""
+    (tmp_path / "remote").mkdir()
+    url = f"file://{tmp_path}/remote"
+    env = ["LOGNAME=engineer", "SIZE=one"]
+    async with pods_served(node, kubelet.placeholder, kubelet.placeholder.with_name("cri.sock"), kubelet.folder):
+        async with kubelet.pod("capture", {pod_contract.CAPTURE: "small"}, CAPTURE, command=COMMAND, env=env, **sized("one")) as pod:
+            assert await pod.exit_code() == 0, pod.log()
+        snapshot = node.store.get(NAMESPACE, "small")
+        await node.travel.push(snapshot, url, lambda progress: None)
+        await node.remove(snapshot)
+        with pytest.raises(Incompatible):
+            await node.travel.pull(NAMESPACE, "small", snapshot.digest, [url], lambda progress: None, replace=True, fits=fits_nowhere)
+        assert not list(node.store.names())
+        async with kubelet.pod("cold", {pod_contract.SNAPSHOT: "small"}, TOLD, command=COMMAND, env=env, **sized("one")):
+            assert "no snapshot" in await kubelet.event("cold", "RestoreFailed")
+            await until(lambda: len(node.replicas))
+            (replica,) = node.replicas
+            assert (replica.origin, await asked(replica, "/compiled")) == (Origin.COLD, 0)
+            assert "image.caches" in dict(replica.phases)

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import grpc
 import pytest
 from zerowake_proto import agent_pb2 as pb
 
@@ -18,7 +19,7 @@ from restore_agent.snapshots.catalog import Corrupt, Snapshot
 from restore_agent.snapshots.compile_caches import INDEX, InvalidCaches, keep
 from restore_agent.snapshots.manifest import PartRecord, WeightsRecord, WeightsRegion, is_second_best, layout_file
 from restore_agent.snapshots.store import Store
-from tests.worlds.agent import PORT, get, running
+from tests.worlds.agent import PORT, get, reference, running
 from tests.worlds.snapshots import draft
 
 NEEDS_COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++: `make test` installs it for root")
@@ -54,6 +55,29 @@ async def test_a_cold_start_finds_what_was_compiled_before_the_snapshot(tmp_path
         assert get(answer.replica, "/compiled") == 0
         assert get(answer.replica, "/sum") == agent.recorded_answer()
         assert sorted(str(path.relative_to(here)) for path in here.rglob("*") if path.is_file()) == kept
+        await agent.release(answer.replica)
+
+
+@NEEDS_COMPILER
+async def test_a_machine_that_the_snapshot_never_fitted_finds_it_too(tmp_path: Path, needs_criu: None) -> None:
+    """By a store: when it refuses the snapshot, what that has for a cold start has come, and nothing else."""
+    there, here, url = tmp_path / "there", tmp_path / "here", f"file://{tmp_path}/store"
+    (tmp_path / "store").mkdir()
+    async with running(tmp_path / "one") as agent:
+        made = (await agent.snapshot("small", compiling(there))).snapshot
+        async for _ in agent.stub.Push(pb.PushRequest(request_id="p", snapshot=reference("small"), store=url)):
+            """Its progress is nobody's."""
+    shutil.rmtree(there)
+    shutil.copytree(tmp_path / "one/keys", tmp_path / "two/keys")
+    async with running(tmp_path / "two") as agent:
+        for attempt in ("s", "t"):
+            request = pb.StageRequest(request_id=attempt, snapshot=made, rung=pb.RUNG_DISK, stores=[url])
+            with pytest.raises(grpc.aio.AioRpcError, match="there"):
+                await agent.stub.Stage(request)
+        assert not list((tmp_path / "two/names").iterdir()) and not list((tmp_path / "two").glob("**/chunks/??/*"))
+        answer = await agent.restore("small", cold=compiling(here))
+        assert answer.replica.origin == pb.ORIGIN_COLD
+        assert get(answer.replica, "/compiled") == 0
         await agent.release(answer.replica)
 
 

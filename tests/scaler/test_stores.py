@@ -17,9 +17,19 @@ import pytest
 import yaml
 from zerowake_proto import agent_pb2, agent_pb2_grpc
 
+from scaler.books.activation import Activations
+from scaler.books.ledger import Ledger
+from scaler.fleet.nodes import Nodes
+from scaler.fleet.readiness import Readiness
+from scaler.gateway.dispatcher import Dispatcher
+from scaler.local.config import ModelSection
+from scaler.local.look import Look
+from scaler.local.stores import Stores
+from tests.worlds import fake_agent
 from tests.worlds.command import zerowake
 from tests.worlds.needs import missing_for_criu
 from tests.worlds.ports import free_port
+from zerowake_shared.engine_identity import engine_identity
 
 pytestmark = pytest.mark.skipif(bool(missing_for_criu()), reason=missing_for_criu() or "it is there")
 ENGINE = Path(__file__).parents[1] / "worlds" / "hashing_engine.py"
@@ -182,3 +192,24 @@ async def test_what_is_not_trusted_is_neither_taken_nor_overwritten(tmp_path: Pa
         await stranger.until("it is tried again in")
         assert await stranger.origin_of_an_answer() == "restored"
     assert next((tmp_path / "remote/names").rglob("*.json")).read_bytes() == name
+
+
+async def test_of_a_snapshot_that_does_not_fit_the_agent_is_asked_all_the_same() -> None:
+    """It refuses it, and brings what the cold start finds that comes now. One of another command is not asked for."""
+    section = ModelSection(snapshot="default/tiny", command=("serve",), port=PORT)
+    identity = engine_identity(section.command, section.env, str(section.directory.resolve()))
+    agent, nodes, looks = fake_agent.Agent("one"), Nodes(Readiness(Dispatcher(Ledger())), Activations()), {"tiny": Look(), "other": Look()}
+    agent.find_fails, agent.refuse = None, grpc.StatusCode.FAILED_PRECONDITION
+    reference = agent_pb2.SnapshotRef(namespace="default", name="tiny", digest="ab" * 32)
+    agent.in_store = agent_pb2.FindResponse(snapshot=reference, template_hash=identity, unfit_reason="it was taken with another driver")
+    sections = {"tiny": section, "other": section.model_copy(update={"command": ("serve", "else")})}
+    async with agent.serve() as address, nodes.follow(address):
+        keeping = asyncio.create_task(Stores("s3://bucket/fleet", sections, nodes, address, looks).keep())
+        try:
+            async with asyncio.timeout(60):
+                await asyncio.gather(*(look.done.wait() for look in looks.values()))
+        finally:
+            keeping.cancel()
+            await asyncio.wait([keeping])
+    (asked,) = agent.staged
+    assert (asked.snapshot.digest, list(asked.stores), asked.rung) == ("ab" * 32, ["s3://bucket/fleet"], agent_pb2.RUNG_DISK)
