@@ -51,6 +51,7 @@ RUN = (
     Row("deploy/README.md", "helm upgrade", "tests/e2e/travelling.py", ("agent.keysSecret=zerowake-keys", "agent.stores.secret")),
     Row("deploy/prometheus/README.md", "helm upgrade", "tests/e2e/test_chart.py::test_what_prometheus_operator_is_given",
         ("monitoring.rules=true", "monitoring.podMonitors=true", "monitoring.labels.release", "networkPolicies.metricsFrom")),
+    Row("deploy/prometheus/README.md", "helm upgrade", "tests/e2e/test_chart.py::test_what_grafana_is_given", ("monitoring.board=true",)),
     Row(ENGINES, "gpumem serve", f"{GPU}/run.py", ('"serve"', '"--reserve"', '"--arena"')),
     Row(ENGINES, "gpumem status", "tests/gpumem/test_commands.py::test_a_checkpoint_is_imported_shown_pinned_and_evicted", ('"status"',)),
     Row(ENGINES, "gpumem import", "tests/gpumem/test_commands.py::test_a_checkpoint_is_imported_shown_pinned_and_evicted", ('"--fill"',)),

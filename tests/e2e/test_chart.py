@@ -6,6 +6,7 @@ import base64
 import ssl
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -148,6 +149,18 @@ def test_what_prometheus_operator_is_given(kubeconfig: str) -> None:
         ports = [port["name"] for container in pod["spec"]["containers"] for port in container["ports"]]
         assert (ports.count(endpoint["port"]), endpoint["interval"]) == (1, "15s")
     assert len(monitors) == 2
+
+
+def test_what_grafana_is_given(kubeconfig: str) -> None:
+    """The board is the file, under the label by which the sidecar of Grafana's chart finds it; none is made unless it is wished."""
+
+    def boards(*options: str) -> list[dict[str, Any]]:
+        return [one for one in render(kubeconfig, "zerowake", *options) if "grafana_dashboard" in one["metadata"].get("labels", {})]
+
+    assert boards() == []
+    (board,) = boards("--set=monitoring.board=true")
+    assert board["kind"] == "ConfigMap" and board["metadata"]["labels"]["grafana_dashboard"] == "1"
+    assert board["data"] == {"zerowake.json": (ROOT / "deploy/prometheus/board.json").read_text()}
 
 
 def test_what_runs_with_few_rights(kubeconfig: str) -> None:
