@@ -12,11 +12,14 @@ import os
 import re
 import sys
 import tempfile
+import uuid
 from pathlib import Path
 from typing import Any
 
 import aiohttp
+import grpc
 import pytest
+from zerowake_proto import agent_pb2, agent_pb2_grpc
 
 from deploy.prometheus.board import BOARD, MODELS, ROWS, text
 from restore_agent.snapshots.catalog import Catalog
@@ -88,6 +91,17 @@ async def _from_zero(made: Machine) -> None:
     await made.until("scaler", 'zerowake_replicas{model="tiny"}', lambda value: value == 0)
 
 
+async def _staged_again(state: Path) -> None:
+    """`tiny` goes down to the disk and up into memory."""
+    snapshot = agent_pb2.SnapshotRef(name="tiny")
+    async with grpc.aio.insecure_channel(f"unix:{state}/agent.sock") as channel:
+        agent = agent_pb2_grpc.AgentStub(channel)
+        down = agent_pb2.UnstageRequest(request_id=uuid.uuid4().hex, snapshot=snapshot, rung=agent_pb2.RUNG_DISK)
+        assert (await agent.Unstage(down)).residency.rung == agent_pb2.RUNG_DISK
+        up = agent_pb2.StageRequest(request_id=uuid.uuid4().hex, snapshot=snapshot, rung=agent_pb2.RUNG_MEMORY)
+        assert (await agent.Stage(up)).residency.rung == agent_pb2.RUNG_MEMORY
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for CRIU and namespaces")
 async def test_every_query_has_an_answer_from_real_programs(tmp_path: Path) -> None:
     """One machine takes snapshots and has what can go wrong; another one fetches from its store."""
@@ -127,11 +141,12 @@ async def test_every_query_has_an_answer_from_real_programs(tmp_path: Path) -> N
             await first.until("agent", 'zerowake_node_snapshots{state="corrupt"}', lambda value: value == 1)
             assert await first.ask("tiny", "/sum") == 200
             await first.until("agent", 'zerowake_restores_total{model="tiny",origin="cold"}', lambda value: value == 1)
-            # Of one scale-up alone no rate can be told, so they go on until Prometheus has seen enough of them.
+            # Of one scale-up or staging alone no rate can be told, so they go on until Prometheus has seen enough of them.
             left: list[str] = []
             try:
                 async with asyncio.timeout(120):
                     while set(left := await _unanswered(session, prometheus.url)) != WITHOUT_DATA.keys():
                         await asyncio.gather(_from_zero(first), _from_zero(second))
+                        await _staged_again(two)
             except TimeoutError:
                 raise AssertionError(f"no data, or data where none was thought to be: {left}") from None
