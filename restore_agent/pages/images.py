@@ -247,6 +247,11 @@ def kernel_written(images: Path) -> list[range]:
     return [range(area.rseq_abi_pointer, area.rseq_abi_pointer + area.rseq_abi_size) for area in areas]
 
 
+def process_ids(images: Path) -> set[int]:
+    """Pids, as the processes know them, of all that were dumped. Raises ImageError."""
+    return {process.pid for process in map(criu_pb2.Process.FromString, read_image(images / "pstree.img", _PSTREE))}
+
+
 def rights(images: Path) -> Rights:
     """Of what would be restored. Raises ImageError."""
     threads = _threads(images)

@@ -48,11 +48,15 @@ def resident_bytes(pid: int) -> int:
     return int(status(pid).get("VmRSS", "0 kB").split()[0]) << 10
 
 
-def private_bytes(pid: int) -> int:
+def private_bytes(pids: Iterable[int]) -> int:
     """Of memory that is no file's, also where it is swapped out; of what processes share since one is the other's fork, each has a part.
-    Raises OSError: it has ended."""
-    found = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:])
-    return sum(int(found[name].split()[0]) << 10 for name in ("Pss_Anon", "SwapPss"))
+    Those that have ended have none."""
+    size = 0
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            found = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:])
+            size += sum(int(found[name].split()[0]) << 10 for name in ("Pss_Anon", "SwapPss"))
+    return size
 
 
 def cpu_seconds(pids: Iterable[int]) -> float:

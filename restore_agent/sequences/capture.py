@@ -14,7 +14,7 @@ import dataclasses
 import datetime
 import functools
 import shutil
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -25,7 +25,7 @@ from restore_agent.drivers.weights import Weights
 from restore_agent.engine.adapters import prove_adapters, record_adapters
 from restore_agent.engine.canary import prove_canary, record_canary
 from restore_agent.engine.engine import Engine
-from restore_agent.pages.images import mend_timers, split
+from restore_agent.pages.images import mend_timers, process_ids, split
 from restore_agent.places.cache_watch import CacheWatch
 from restore_agent.places.left_behind import ipc_objects, refuse_left_behind
 from restore_agent.places.place import Place
@@ -238,21 +238,20 @@ class Capturer:
         inside = {pid: host for pid, host in place.host_pids().items() if pid != 1}
         holders = self._cuda.holders(inside.values()) if self._cuda else []
         freed: dict[str, int] | None = None
-        carried: dict[str, bytes] = {}
+        dumped: list[_Dumped] = []
 
-        async def carry() -> None:
-            carried.update(await place.carried(images))
+        async def look() -> None:
+            dumped.append(await _dumped(place, images, holders))
 
         try:
             if self._cuda and holders:
                 with _step(Phase.SUSPEND, phases, progress):
                     freed = await self._cuda.suspend(holders, place.gpus)
             # The least that it takes: its dump lies there beside its chunks, of which others may have some already.
-            holds = await asyncio.to_thread(lambda: sum(map(private_bytes, inside.values())))
+            holds = await asyncio.to_thread(private_bytes, inside.values())
             await self._room(f"snapshot {request.namespace}/{request.name} (what its engine holds)", holds)
             with _step(Phase.DUMP, phases, progress):
-                used = await asyncio.to_thread(place.mapped_files, inside.values())
-                await self._criu.dump(place, source.pid, images, _DUMP_SECONDS, carry)
+                await self._criu.dump(place, source.pid, images, _DUMP_SECONDS, look)
         finally:
             try:
                 if self._cuda and freed is not None:
@@ -266,6 +265,7 @@ class Capturer:
             await source.wait_healthy()
             answers = await _answers(source, request)
         canary, adapters = answers
+        (found,) = dumped
         with _step(Phase.SPLIT, phases, progress):
             await asyncio.to_thread(mend_timers, images)
             total = sum(pages.stat().st_size for pages in images.glob("pages-*.img"))
@@ -273,7 +273,7 @@ class Capturer:
             counted = _count(split(images), lambda done: progress(Phase.SPLIT, done, total))
             chunks, index = await to_its_end(asyncio.to_thread(write_chunks, lease, counted))
             write_index(workspace / "pages.index", index)
-            for name, content in carried.items():
+            for name, content in found.carried.items():
                 await asyncio.to_thread((workspace / name).write_bytes, content)
             for leftover in images.glob("stats-*"):
                 leftover.unlink()
@@ -285,19 +285,17 @@ class Capturer:
                 engine=request.engine,
                 canary=canary,
                 adapters=adapters,
-                processes=tuple(
-                    ProcessRecord(pid=pid, command=command_line(host), gpu=host in holders) for pid, host in sorted(inside.items())
-                ),
+                processes=found.processes,
                 root_pid=source.pid,
                 stdio=source.output.keys,
                 files=await asyncio.to_thread(_records, workspace),
                 chunks=tuple(ChunkRecord(hash=chunk.hash, size=chunk.size) for chunk in chunks),
-                host_bytes=sum(resident_bytes(host) for host in inside.values()),
+                host_bytes=found.resident_bytes,
                 gpus=freed or {},
                 quiesces=quiesces,
                 template=request.template,
                 cold_seconds=round(phases.seconds(Phase.START) + phases.seconds(Phase.READY), 3),
-                fits=await asyncio.to_thread(node_fits, self._criu.version, used, gpus, place.files, self._store.hashes),
+                fits=await asyncio.to_thread(node_fits, self._criu.version, found.used, gpus, place.files, self._store.hashes),
             )
         return _draft(manifest, workspace)
 
@@ -328,6 +326,26 @@ class Capturer:
         finally:
             await engine.place.close()
             engine.output.close()
+
+
+@dataclass(frozen=True)
+class _Dumped:
+    """What the dumped processes are, and what they have beside their memory."""
+
+    carried: dict[str, bytes]
+    used: set[Path]
+    processes: tuple[ProcessRecord, ...]
+    resident_bytes: int
+
+
+async def _dumped(place: Place, images: Path, holders: Collection[int]) -> _Dumped:
+    """While every task stands still: before that, some end and others begin. Raises PlaceError, ImageError."""
+    carried = await place.carried(images)
+    hosts = place.host_pids()
+    inside = {pid: hosts[pid] for pid in sorted(process_ids(images))}
+    used = await asyncio.to_thread(place.mapped_files, inside.values())
+    processes = tuple(ProcessRecord(pid=pid, command=command_line(host), gpu=host in holders) for pid, host in inside.items())
+    return _Dumped(carried, used, processes, sum(map(resident_bytes, inside.values())))
 
 
 async def _answers(source: Engine, request: CaptureRequest) -> _Answers:

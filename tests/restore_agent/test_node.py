@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterable, Mapping
 from pathlib import Path
 
 import pytest
 
+from restore_agent.places.sandbox import Sandbox
 from restore_agent.sequences.attempt import RestoreFailed
 from restore_agent.sequences.capture import CaptureRequest
 from restore_agent.sequences.changes import Change, Removed
@@ -164,6 +166,19 @@ async def test_captured_staged_restored_demoted_and_removed(node: Node, heard: H
     assert not node.staging.in_memory(snapshot.digest)
     with pytest.raises(NotFound):
         node.store.get("default", "tiny")
+
+
+async def test_a_process_that_ends_before_the_dump_is_not_missed(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As an engine's compiler may, which was there when the capture looked."""
+    compiler = subprocess.Popen(["true"])
+    compiler.wait()
+    seen = Sandbox.host_pids
+    monkeypatch.setattr(Sandbox, "host_pids", lambda sandbox: seen(sandbox) | {4000: compiler.pid})
+    request = CaptureRequest("default", "served", "served", ENGINE, canary_path="/")
+    captured = await node.capture(request, lambda *_: None, Phases())
+    await captured.source.place.close()
+    captured.source.output.close()
+    assert [process.pid for process in captured.snapshot.manifest.processes] == [captured.snapshot.manifest.root_pid]
 
 
 async def test_listeners_that_have_left_hear_nothing(node: Node) -> None:
