@@ -23,6 +23,7 @@ from scaler.plan.actions import Action, Drop, Stage
 from scaler.plan.ahead import LEFT_SECONDS, WITHIN_SECONDS, Ahead, ahead, has_earned, moves_nothing
 from scaler.plan.rungs import Rung
 from scaler.plan.world import Node, World
+from scaler.plan.worth import OBJECTIVES, Objective
 from zerowake_shared.clock import SYSTEM_CLOCK, Clock
 
 log = logging.getLogger(__name__)
@@ -38,7 +39,16 @@ class StagingAhead:
     hits: requests that came to an idle model, and found it so.
     """
 
-    def __init__(self, planner: Planner, nodes: Nodes, ledger: Ledger, forecast: Forecast, clock: Clock = SYSTEM_CLOCK) -> None:
+    def __init__(
+        self,
+        planner: Planner,
+        nodes: Nodes,
+        ledger: Ledger,
+        forecast: Forecast,
+        clock: Clock = SYSTEM_CLOCK,
+        objective: Objective = OBJECTIVES["mean"],
+    ) -> None:
+        self._objective = objective
         self._planner, self._nodes, self._ledger, self._forecast, self._clock = planner, nodes, ledger, forecast, clock
         self.is_active = False
         self.fetched_bytes = self.wasted_bytes = self.hits = 0
@@ -77,7 +87,7 @@ class StagingAhead:
         at = self._clock.wall()
         chances, credits = self._forecast.chances(at, WITHIN_SECONDS), self._forecast.credits
         earned, moved = has_earned(self._forecast.score.statements, credits, self.is_active), dict(self._moved)
-        return await asyncio.to_thread(ahead, world, chances, earned=earned, credits=credits, moved=moved)
+        return await asyncio.to_thread(ahead, world, chances, earned=earned, credits=credits, moved=moved, objective=self._objective)
 
     def _may_move(self) -> bool:
         earned = has_earned(self._forecast.score.statements, self._forecast.credits, self.is_active)

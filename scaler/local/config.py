@@ -55,6 +55,7 @@ ModelName = Annotated[str, AfterValidator(check_model_name)]
 Address = Annotated[str, AfterValidator(_address)]
 Count = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0)]
+Goal = Literal["mean", "p99"]  # what snapshots that move ahead of need are to better: plan/worth.py, OBJECTIVES
 S = TypeVar("S", bound="Section")
 
 
@@ -204,6 +205,7 @@ class Config(Section):
     metrics: Address | None = None
     page: bool = True  # at the address of metrics
     agent_metrics: Address | None = None
+    objective: Goal = "mean"
     keda: KedaSection | None = None
     push: PushSection | None = None
     drain_seconds: Annotated[float, Field(ge=0)] = 30.0

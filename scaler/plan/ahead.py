@@ -1,6 +1,7 @@
 """Which snapshots go into memory before anybody asks, and which leave it for them: by the forecast, over all nodes at once. Pure.
 
-    worth     chance of a request × (a hit + the seconds that it saves) ÷ bytes (worth.py), of each model on each node
+    worth     chance of a request × (a hit + the seconds that it saves, or their square: the objective) ÷ bytes (worth.py), of each model
+              on each node
     newcomer  a snapshot on a node's disk whose owner wants it no higher, that stands in no fitting node's memory and is not on its way
     place     the room that is free, where it fits best; else the node on which least is lost, if the newcomer is worth `SWAP` times all
               that leaves for it together
@@ -34,15 +35,13 @@ from scaler.plan.actions import Drop, Stage, Start
 from scaler.plan.estimate import has_room, seconds_to_serve, seconds_to_stage
 from scaler.plan.rungs import Rung
 from scaler.plan.world import Model, Node, Residency, World
-from scaler.plan.worth import SWAP, Objective, worth
+from scaler.plan.worth import OBJECTIVES, SWAP, Objective, worth
 
 WITHIN_SECONDS = 600.0  # the time that a chance is of: long beside a look a minute, short beside what idle times teach
 LEFT_SECONDS = 600.0  # that time has to pass, or the chances that a move was made for have hardly changed
 ENOUGH_STATEMENTS = 1000  # minutes of idle models: most of a day of one, ten minutes of a hundred
 ENOUGH_CREDIT = 5.0  # nats: what happened was 150 times likelier by the forecast than by the mean rates
 SPARE_BYTES = 256 << 20  # of a node's memory that its agent never stages into (restore_agent/sequences/memory_budget.py)
-# By seconds alone small models are seldom found, by hits alone the seconds of large ones do not count: a hit counts as one second.
-OBJECTIVE = Objective(hits=1.0, mean=1.0)
 
 Moved = Mapping[tuple[str, str], float]  # (node's address, digest) → the moment at which it was moved last
 
@@ -103,7 +102,7 @@ def ahead(
     earned: bool,
     credits: Mapping[str, float] | None = None,
     moved: Moved | None = None,
-    objective: Objective = OBJECTIVE,
+    objective: Objective = OBJECTIVES["mean"],
 ) -> Ahead:
     """What is to be moved now. The same world gives the same answer, whatever the order of its models and nodes.
 

@@ -106,7 +106,13 @@ async def serve(config: ServeConfig) -> None:
     models = Models(ledger)
     peers = Peers(ledger, tls, lambda model: _pushed_elsewhere(activations, activity, model))
     places = SharedPlaces(ledger, peers)
-    parts = wire(ledger, models.planned, places=places, admits=lambda replica: models.owner(replica.model) == replica.namespace)
+    parts = wire(
+        ledger,
+        models.planned,
+        places=places,
+        admits=lambda replica: models.owner(replica.model) == replica.namespace,
+        objective=config.objective,
+    )
     dispatcher, gateway, nodes, planner = parts.dispatcher, parts.gateway, parts.nodes, parts.planner
     models.on_owner(nodes.reconsider)
     models.on_keep(planner.keep_changed)

@@ -11,7 +11,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field, model_validator
 
 from scaler.kubernetes.pod_patch import NodeSetup
-from scaler.local.config import Address, KedaSection, Section, read
+from scaler.local.config import Address, Goal, KedaSection, Section, read
 from zerowake_shared import address
 from zerowake_shared.tls import TlsFiles
 
@@ -115,6 +115,7 @@ class ServeConfig(Section):
     tls: MutualTlsSection | None = None
     sources: SourcesSection = SourcesSection()
     push: PushSection | None = None
+    objective: Goal = "mean"
     drain_seconds: Annotated[float, Field(ge=0)] = 30.0
 
     @property

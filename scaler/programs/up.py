@@ -93,6 +93,7 @@ async def _up(config: Config) -> None:
         models,
         maker=lambda nodes, dispatcher: LocalReplicas(config.models, nodes, dispatcher, activations, looks),
         forecast_file=config.state / "forecast",
+        objective=config.objective,
     )
     dispatcher, gateway, nodes, planner = parts.dispatcher, parts.gateway, parts.nodes, parts.planner
     deployments = {name: Deployment(name, planner, section.min_replicas) for name, section in config.models.items()}

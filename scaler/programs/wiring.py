@@ -33,6 +33,7 @@ from scaler.gateway.gateway import Gateway
 from scaler.gateway.places import Places
 from scaler.plan.declared import DeclaredModels
 from scaler.plan.world import Replica
+from scaler.plan.worth import OBJECTIVES
 from scaler.programs.forecasting import Forecasting
 from scaler.view.activations import record_activation
 from scaler.view.metrics import AgentsCollector, AheadCollector, ForecastCollector, LedgerCollector, StagingCollector
@@ -65,12 +66,14 @@ def wire(
     forecast_file: Path | None = None,
     clock: Clock = SYSTEM_CLOCK,
     chance: random.Random = SYSTEM_CHANCE,
+    objective: str = "mean",
 ) -> Parts:
     """Joins the parts around a ledger, whose activations are logged and counted when they end.
 
     models: what their owners wish, kept up to date in place. maker: makes and ends replicas; None: Kubernetes does. places: those of
     replicas that are this gateway's; None: all. admits: whether a replica may be sent requests. dial: how agents are reached; None: by
     gRPC. forecast_file: as in Forecasting. clock: the one that the ledger's activations have.
+    objective: of what moves ahead of need, by its name in OBJECTIVES.
     """
     ledger.activations.on_end(record_activation)
     dispatcher = Dispatcher(ledger, places)
@@ -81,7 +84,7 @@ def wire(
     executor = Executor(nodes, maker(nodes, dispatcher) if maker else None, ledger.report_failure, clock, dispatcher.start_failed)
     planner = Planner(ledger, nodes, models, executor, dispatcher.in_flight, clock)
     forecasting = Forecasting(ledger, forecast_file, clock)
-    staging_ahead = StagingAhead(planner, nodes, ledger, forecasting.forecast, clock)
+    staging_ahead = StagingAhead(planner, nodes, ledger, forecasting.forecast, clock, OBJECTIVES[objective])
     forecasting.on_judged(staging_ahead.look_soon)
     return Parts(ledger, dispatcher, gateway, readiness, nodes, planner, Waker(ledger, nodes, dispatcher), forecasting, staging_ahead)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -14,7 +15,7 @@ import numpy as np
 from pydantic import BeforeValidator, Field, model_validator
 
 from scaler.local.config import Section, read
-from scaler.plan.worth import Objective
+from scaler.plan.worth import OBJECTIVES, Objective
 from scaler.simulate import trace as traces
 from scaler.simulate.rungs import Rungs
 
@@ -135,11 +136,20 @@ class TraceSection(Section):
 
 
 class Goal(Section):
-    """What a request's bytes in memory are good for (scaler/plan/worth.py)."""
+    """What a request's bytes in memory are good for (scaler/plan/worth.py): weights, or the name that a running scaler has for them."""
 
     hits: Annotated[float, Field(ge=0)] = 1.0
     mean: Annotated[float, Field(ge=0)] = 0.0
     tail: Annotated[float, Field(ge=0)] = 0.0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        if value not in OBJECTIVES:
+            raise ValueError(f"there is no objective {value!r}: there are {', '.join(OBJECTIVES)}, or weights of hits, mean and tail")
+        return asdict(OBJECTIVES[value])
 
     @model_validator(mode="after")
     def _something(self) -> Goal:

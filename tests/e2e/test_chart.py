@@ -55,6 +55,7 @@ async def test_every_example_is_taken(api: Api, namespace: str, kubeconfig: str,
     "wrong",
     [
         "scaler.replicas=0",
+        "scaler.objective=median",
         "keda.tls=yes",
         "gpumem.reserve=lots",
         "agent.stateDirectory=here",

@@ -16,7 +16,7 @@ from scaler.plan.ahead import ENOUGH_CREDIT, ENOUGH_STATEMENTS, LEFT_SECONDS, SP
 from scaler.plan.rungs import Rung
 from scaler.plan.scheduling import Standing
 from scaler.plan.world import Gpu, Model, Node, Replica, Residency, Transfer, World
-from scaler.plan.worth import SWAP
+from scaler.plan.worth import OBJECTIVES, SWAP
 
 GB = 10**9
 NOW = 5000.0
@@ -96,6 +96,14 @@ def test_a_newcomer_displaces_what_is_worth_clearly_less() -> None:
     assert moves(plan_) == [("drop", "x", "a"), ("stage", "y", "a")]
     assert isinstance(drop := plan_.actions[0], Drop) and drop.rung is Rung.DISK
     assert [plan_.terms[each].decision for each in "xy"] == [Decision.DROP, Decision.STAGE]
+
+
+@pytest.mark.parametrize(("objective", "first"), [("mean", "small"), ("p99", "large")])
+def test_for_the_tail_a_large_model_goes_before_a_small_one(objective: str, first: str) -> None:
+    """Six times the bytes, at the same chance, in six times the seconds."""
+    found = world(node("a", limit=40 * GB, small=there("small", size=5 * GB), large=there("large", size=30 * GB)))
+    chances = {"small": 0.1, "large": 0.1}
+    assert moves(ahead(found, chances, earned=True, objective=OBJECTIVES[objective])) == [("stage", first, "a")]
 
 
 def test_all_that_leaves_counts_together_and_where_least_is_lost_it_goes() -> None:

@@ -20,6 +20,7 @@ from scaler.plan.rungs import Rung
         ("models: {a: {snapshot: s, min_replicas: 3}}", "max_replicas is 1"),
         ("listen: nowhere\nmodels: {a: {snapshot: s}}", "is not HOST:PORT"),
         ("models: [", "is no YAML"),
+        ("objective: median\nmodels: {a: {snapshot: s}}", "objective: Input should be 'mean' or 'p99'"),
         ("", "models: Field required"),
         ("models: {a: {snapshot: s, snapshot: t}}", "line 1: the key 'snapshot' stands here and in line 1 already"),
         ("models:\n  a: {snapshot: s}\n  a: {snapshot: t}", "line 3: the key 'a' stands here and in line 2 already"),

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from scaler.local.config import BadConfig
-from scaler.plan.worth import Objective
+from scaler.plan.worth import OBJECTIVES, Objective
 from scaler.simulate.scenario import load
 
 MIX = "models: {count: 10, mix: [{share: 0.6, bytes: 16GB}, {share: 0.4, bytes: [28 GB, 64GiB]}]}\n"
@@ -30,6 +30,11 @@ def test_defaults_and_units(tmp_path: Path) -> None:
     assert found.sizes([f"model-{number}" for number in range(10)]).tolist() == sizes.tolist()
 
 
+@pytest.mark.parametrize("name", ["mean", "p99"])
+def test_an_objective_may_be_named_as_a_scaler_names_it(tmp_path: Path, name: str) -> None:
+    assert load(written(tmp_path, MIX + DAILY + f"objective: {name}\n")).objective.objective == OBJECTIVES[name]
+
+
 def test_paths_count_from_the_file(tmp_path: Path) -> None:
     (tmp_path / "trace.csv").write_text("1,b,0\n")
     found = load(written(tmp_path, "models: {list: {a: 1GB, b: 2GB}}\ntrace: {csv: trace.csv}\n"))
@@ -48,6 +53,7 @@ def test_paths_count_from_the_file(tmp_path: Path) -> None:
         (MIX + DAILY + "nodes: {gpu_memory: 60GB}\n", "a model of 68.7195 GB and what it takes beside its weights fit on no GPU of 60 GB"),
         (MIX + DAILY + "nodes: {count: 2, disk_copies: 3}\n", "nodes.disk_copies is 3, and there are 2 nodes"),
         (MIX + DAILY + "objective: {hits: 0}\n", "objective: hits, mean and tail are all 0"),
+        (MIX + DAILY + "objective: p50\n", "objective: there is no objective 'p50': there are mean, p99, or weights"),
         (MIX + DAILY + "seeds: 3\n", "seeds: Extra inputs are not permitted"),
         (MIX.replace("0.4", "0.3") + DAILY, "models: the shares of mix add up to 0.9, not to 1"),
         ("models: {}\n" + DAILY, "models: give list (NAME: BYTES), or mix"),

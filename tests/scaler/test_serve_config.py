@@ -19,6 +19,7 @@ from scaler.programs.serve_config import load
         ({"peers": {"service": "a"}}, "peers.listen"),
         ({"listen": "8080"}, "'8080' is not HOST:PORT"),
         ({"models": {}}, "models"),
+        ({"objective": "median"}, "objective: Input should be 'mean' or 'p99'"),
     ],
 )
 def test_a_file_that_cannot_be_used(tmp_path: Path, change: dict[str, Any], told: str) -> None:

@@ -63,13 +63,18 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @asynccontextmanager
 async def scaling(
-    file: Path | None, *agents: Agent, stage: Rung = Rung.DISK, servers: dict[str, AsyncExitStack] | None = None
+    file: Path | None,
+    *agents: Agent,
+    stage: Rung = Rung.DISK,
+    servers: dict[str, AsyncExitStack] | None = None,
+    objective: str = "mean",
 ) -> AsyncIterator[Parts]:
     """A scaler of models whose owners want them on this rung, and of its agents, all of which are heard. servers: takes what each of them
     is ended by, by their names."""
     names = ["chat", "mail", "seldom"]
     ledger = Ledger({name: ModelLimits() for name in names})
-    parts = wire(ledger, DeclaredModels({name: Model(name, SnapshotName("ns", name), stage) for name in names}), forecast_file=file)
+    models = DeclaredModels({name: Model(name, SnapshotName("ns", name), stage) for name in names})
+    parts = wire(ledger, models, forecast_file=file, objective=objective)
     async with AsyncExitStack() as stack:
         addresses = []
         for agent in agents:
@@ -254,3 +259,14 @@ async def test_what_is_worth_less_leaves_for_it(learned: Path, tmp_path: Path) -
         terms = (await parts.staging_ahead.weigh()).terms
         assert "it stands in memory" in terms["chat"].why and "moved on a a while ago" in terms["seldom"].why
     assert staged(agent) == [("a", "chat")], "and it is left there"
+
+
+@pytest.mark.parametrize(("objective", "first"), [("mean", "chat"), ("p99", "mail")])
+async def test_what_it_is_to_better_says_which_goes_first(learned: Path, tmp_path: Path, objective: str, first: str) -> None:
+    """Both are asked for as often, and mail is a hundred times as large."""
+    agent = Agent("a")
+    agent.has("ns", "chat", "chat", rung=DISK, size=10**9)
+    agent.has("ns", "mail", "mail", rung=DISK, size=10**11)
+    async with scaling(copied(learned, tmp_path), agent, objective=objective) as parts:
+        terms = (await parts.staging_ahead.weigh()).terms
+        assert max(terms.values(), key=lambda each: each.worth).model == first
