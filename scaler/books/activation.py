@@ -135,9 +135,8 @@ class Activation:
 
 
 def _with_rest(phases: dict[str, float], total: float) -> dict[str, float]:
-    # Image and weights move at the same time: only the longer one is on the way to the answer.
-    accounted = sum(phases.values()) - min(phases.get(Phase.IMAGE, 0.0), phases.get(Phase.WEIGHTS, 0.0))
-    return {**phases, Phase.UNACCOUNTED: max(0.0, total - accounted)}
+    # Weights move beside the image, and count what they took longer: so all of them come one after the other.
+    return {**phases, Phase.UNACCOUNTED: max(0.0, total - sum(phases.values()))}
 
 
 class Activations:

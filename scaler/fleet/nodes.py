@@ -333,7 +333,7 @@ def _account(activation: Activation, phases: Sequence[agent_pb2.Phase], now: flo
     took = max((ends for _, ends in spans.values()), default=0.0)
     measured = took > 0
     if not measured:  # by an earlier agent
-        took = sum(sums.values()) - min(sums.get(Phase.IMAGE, 0.0), sums.get(Phase.WEIGHTS, 0.0))  # those two go on at the same time
+        took = sum(sums.values())
     # Where its pod was heard of, the first two have their own, and this is what was left to the kubelet and the runtime.
     activation.mark(Phase.STARTED if Phase.CREATED in activation.phases else Phase.SCHEDULED, now - took)
     for name, seconds in sums.items():

@@ -1,8 +1,9 @@
 """What a client is told of its request's wait: `X-Zerowake-Origin`, `X-Zerowake-Activation`, `Server-Timing`. Pure.
 
 Server-Timing (W3C) is a list to which everybody on the way adds: the engine's own stays, in a field of its own before ours. Times are
-milliseconds. `zerowake` is the whole wait, from the request's head to the first byte of its answer; the others are its parts, `image` and
-`weights` at the same time. A request that joins others which wait already is told of those parts alone that lay in its own wait.
+milliseconds. `zerowake` is the whole wait, from the request's head to the first byte of its answer; the others are its parts, of which
+`weights` is what those took longer than the image. A request that joins others which wait already is told of those parts alone that lay in
+its own wait.
 Rejected: the activation's phases as they are, which for all but its first request would add up to more than was waited.
 """
 
@@ -41,7 +42,7 @@ class Wait:
         self.handed: float | None = None  # when a replica got the request, last
 
     def parts(self, now: float) -> Mapping[str, float]:
-        """Seconds by part, whose sum is the whole wait until `now` (of image and weights the longer one counts)."""
+        """Seconds by part, whose sum is the whole wait until `now`."""
         until = now if self.handed is None else self.handed
         parts: dict[str, float] = {Phase.HELD: self._joined - self._arrived}
         line = self._joined  # since then it waits for its turn alone

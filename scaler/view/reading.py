@@ -27,10 +27,10 @@ from scaler.plan.rungs import Rung
 from scaler.sources.watch import SourceState
 from scaler.view.node_state import Copies, NodeStates
 from scaler.view.request_rates import RequestRates
-from scaler.view.state import Activation, Model, Phase, Plan, Replica, Replicas, ReplicaState, Source, State, Step, encoded
+from scaler.view.state import Activation, Model, Plan, Replica, Replicas, ReplicaState, Source, State, Step, encoded
+from scaler.view.waterfall import shown
 from zerowake_shared.background import kept
 from zerowake_shared.clock import Clock
-from zerowake_shared.phases import Phase as PhaseName
 
 log = logging.getLogger(__name__)
 
@@ -240,20 +240,7 @@ class StateReader:
 
     def _all_activations(self) -> tuple[Activation, ...]:
         activations = [*self._activations.open(), *self._activations.recent(_SHOWN_ACTIVATIONS)]
-        return tuple(
-            Activation(
-                id=each.id,
-                model=each.model,
-                outcome=each.outcome,
-                reason=each.reason or None,
-                origin=each.origin or None,
-                began=each.began,
-                seconds=each.seconds,
-                phases=_phases(each.phases),
-                unaccounted_seconds=each.phases.get(PhaseName.UNACCOUNTED),
-            )
-            for each in activations
-        )
+        return tuple(map(shown, activations))
 
 
 async def _encoded(state: State, pace: Pace) -> AsyncIterator[bytes]:
@@ -271,19 +258,6 @@ async def _encoded(state: State, pace: Pace) -> AsyncIterator[bytes]:
         else:
             yield encoded(value)
     yield b"}"
-
-
-def _phases(seconds: Mapping[str, float]) -> tuple[Phase, ...]:
-    """One after the other, but that the weights begin as the image does, and what comes then waits for both."""
-    found, now, image_began = [], 0.0, 0.0
-    for name, took in seconds.items():
-        if name == PhaseName.UNACCOUNTED:
-            continue
-        begins = image_began if name == PhaseName.WEIGHTS and PhaseName.IMAGE in seconds else now
-        image_began = begins if name == PhaseName.IMAGE else image_began
-        found.append(Phase(str(name), begins, took))
-        now = max(now, begins + took)
-    return tuple(found)
 
 
 def _state_of(member: Member) -> ReplicaState:

@@ -21,7 +21,7 @@ def test_phases_and_what_none_of_them_accounts_for(caplog: pytest.LogCaptureFixt
     activation.mark("pushed", at=101.0)
     activation.mark("pushed", at=109.0)  # a second push is no part of it
     activation.add("image", 2.0)
-    activation.add("weights", 3.0)  # beside the image
+    activation.add("weights", 1.0)  # longer than the image
     activation.add("image", 50.0)  # another replica's
     activation.made("parked")
     activation.made("restored")  # another replica's
@@ -32,7 +32,7 @@ def test_phases_and_what_none_of_them_accounts_for(caplog: pytest.LogCaptureFixt
         "held": 0.5,
         "pushed": 0.5,
         "image": 2.0,
-        "weights": 3.0,
+        "weights": 1.0,
         "first_byte": 0.25,
         "thawing": 0.25,
         "unaccounted": 0.5,

@@ -270,7 +270,7 @@ async def test_only_those_that_are_admitted() -> None:
 
 
 async def test_what_went_by_before_the_agent_began() -> None:
-    """It is the time since the push, less the agent's own; image and weights go on at the same time."""
+    """It is the time since the push, less the agent's own, of which an earlier agent says no moments."""
     clock = StandingClock(101.0)
     view = View(clock=clock)
     activation = view.activations.begin("m", 100.0)
@@ -286,7 +286,7 @@ async def test_what_went_by_before_the_agent_began() -> None:
         assert {name: round(seconds, 6) for name, seconds in activation.phases.items()} == {
             "held": 0.1,
             "pushed": 0.1,
-            "scheduled": 0.4,
+            "scheduled": 0.15,
             "image": 0.3,
             "weights": 0.25,
             "health": 0.05,

@@ -191,8 +191,8 @@ async def test_activations_with_phases_and_what_none_accounts_for() -> None:
         parts.ledger.hold("chat", 10, arrived=99.5)
         activation = parts.ledger.activations.current("chat")
         assert activation is not None
-        for name, seconds in (("image", 2.0), ("weights", 3.0), ("thawing", 0.25), ("cuda", 0.5)):
-            activation.add(name, seconds)
+        for name, begin, seconds in (("image", 100.0, 2.0), ("cuda", 102.0, 0.5), ("thawing", 102.5, 0.25), ("weights", 102.75, 1.0)):
+            activation.add(name, seconds, begin)
         clock.moment = 107.0
         (still,) = (await reader.read()).activations
         assert (still.outcome, still.seconds, still.unaccounted_seconds, still.origin) == ("open", 7.5, None, None)
@@ -203,10 +203,10 @@ async def test_activations_with_phases_and_what_none_accounts_for() -> None:
         assert served.phases == (
             Phase("held", 0.0, 0.5),
             Phase("image", 0.5, 2.0),
-            Phase("weights", 0.5, 3.0),  # beside it
-            Phase("cuda", 3.5, 0.5),
-            Phase("first_byte", 4.0, 0.25),
-            Phase("thawing", 4.25, 0.25),  # a newer agent's
+            Phase("cuda", 2.5, 0.5),
+            Phase("thawing", 3.0, 0.25),  # a newer agent's
+            Phase("weights", 3.25, 1.0),  # what they took longer than all that
+            Phase("first_byte", 7.25, 0.25),
         )
         assert served.unaccounted_seconds == 3.0
 

@@ -74,16 +74,16 @@ def test_one_that_came_later_is_told_of_its_own_wait() -> None:
     activation.mark("held", at=100.0)
     activation.mark("scheduled", at=101.0)
     activation.add("image", 2.0, begin=101.0)
-    activation.add("weights", 4.0, begin=101.0)
+    activation.add("weights", 2.0, begin=103.0)
     activation.add("health", 0.5, begin=105.0)
     wait = Wait(102.0, 102.25, activation)
-    assert wait.parts(104.0) == {"held": 0.25, "image": 0.75, "weights": 1.75, "unaccounted": 0.0}  # refused then
+    assert wait.parts(104.0) == {"held": 0.25, "image": 0.75, "weights": 1.0, "unaccounted": 0.0}  # refused then
     activation.add("first_byte", 0.5, begin=106.0)
     wait.handed = 107.0
     assert wait.parts(107.5) == {
         "held": 0.25,
         "image": 0.75,
-        "weights": 2.75,
+        "weights": 2.0,
         "health": 0.5,
         "unaccounted": 0.5,
         "queued": 1.0,
