@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from google.protobuf.message import Message
 from rich.console import Console
 from zerowake_proto import gpumem_pb2 as pb
 
@@ -23,6 +24,7 @@ from gpumem.wire.blocking_connection import DEFAULT_SOCKET
 from gpumem.wire.errors import GpumemError, NotFound, WrongDevice
 from zerowake_shared import log, tables
 from zerowake_shared.one_line import errors_in_one_line
+from zerowake_shared.output import Format, Output, printed
 
 app = typer.Typer(
     name="gpumem", help="Holds GPU memory ahead of need, fills it with weights, and lends it.", no_args_is_help=True, add_completion=False
@@ -70,10 +72,13 @@ def serve(
 
 
 @app.command()
-def status(socket: Socket = DEFAULT_SOCKET) -> None:
+def status(socket: Socket = DEFAULT_SOCKET, output: Output = Format.TEXT) -> None:
     """Shows what is held, what is in it, and who uses it."""
     found = _ask(socket, lambda control: control.status())
-    print_status(found, tables.console())
+    if output is Format.TEXT:
+        print_status(found, tables.console())
+    else:
+        printed(as_json(found), output)
 
 
 @app.command("reserve")
@@ -145,6 +150,21 @@ def tenant(
         return path
 
     typer.echo(_ask(socket, ask))
+
+
+def as_json(message: Message) -> dict[str, Any]:
+    """A message in JSON's types, by the names of gpumem.proto; ids as hex digits."""
+    found = {}
+    for field in message.DESCRIPTOR.fields:
+        value = getattr(message, field.name)
+        found[field.name] = [_plain(each) for each in value] if field.is_repeated else _plain(value)
+    return found
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Message):
+        return as_json(value)
+    return value.hex() if isinstance(value, bytes) else value
 
 
 def print_status(status: pb.Status, console: Console) -> None:

@@ -17,7 +17,6 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.text import Text
 from zerowake_proto import agent_pb2, agent_pb2_grpc
 
 from gpumem.programs.commands import parse_reserve, parse_size
@@ -25,18 +24,19 @@ from restore_agent.drivers.weights import DEFAULT_SOCKET
 from restore_agent.engine.presets import KINDS, Setting, fewer_cpus, prepare
 from restore_agent.kubernetes.nri import SOCKET as NRI_SOCKET
 from restore_agent.places.placeholder import DEFAULT_FOLDER
-from restore_agent.programs import bars, transfers
+from restore_agent.programs import bars, listing, transfers
 from restore_agent.programs import keys as key_commands
 from restore_agent.programs.command_line import Keys, Name, Namespace, State, failures_told
 from restore_agent.programs.connection import Gpumem, connected, run_command, running_agent
 from restore_agent.programs.main import DEFAULT_STATE, CannotRun, Listen, Sharing, die_with_parent, enter_own_mounts, run
 from restore_agent.sequences.parked_budget import Share
-from restore_agent.snapshots.catalog import Catalog, Snapshot
+from restore_agent.snapshots.catalog import Catalog
 from restore_agent.transfer.store_url import check_url
-from zerowake_shared import log, tables
+from zerowake_shared import log
 from zerowake_shared.address import Address
 from zerowake_shared.command_limits import flaw_of_command, flaw_of_environment
 from zerowake_shared.engine_identity import engine_identity
+from zerowake_shared.output import Format, Output
 from zerowake_shared.phases import Phase
 from zerowake_shared.state_folder import used
 
@@ -216,18 +216,10 @@ def create(
 
 
 @snapshots.command("list")
-def list_snapshots(state: State = DEFAULT_STATE, keys: Keys = None) -> None:
+def list_snapshots(state: State = DEFAULT_STATE, keys: Keys = None, output: Output = Format.TEXT) -> None:
     """Lists the snapshots on this node."""
-    table = tables.table("NAMESPACE", "NAME", "DIGEST", "MODEL", "PAGES", "CRIU", "TAKEN")
     with failures_told():
-        for found in Catalog(state, keys).list():
-            if isinstance(found, Snapshot):
-                manifest = found.manifest
-                sizes = f"{manifest.page_bytes / 1e6:.0f} MB", f"{manifest.skeleton_bytes / 1e6:.1f} MB"
-                table.add_row(manifest.namespace, manifest.name, found.digest[:12], manifest.model, *sizes, manifest.created[:19])
-            else:
-                table.add_row(found.namespace, found.name, Text("unusable", style="red"), str(found.why), "", "", "")
-    tables.console().print(table)
+        listing.print_snapshots(Catalog(state, keys).list(), output)
 
 
 @snapshots.command()

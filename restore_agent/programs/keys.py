@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.text import Text
 
+from restore_agent.programs import listing
 from restore_agent.programs.command_line import Keys, State, failures_told
 from restore_agent.programs.main import DEFAULT_STATE, CannotRun
 from restore_agent.snapshots.catalog import keys_of
 from restore_agent.snapshots.encryption_keys import EncryptionKeys
 from restore_agent.snapshots.keyring import Keyring
-from zerowake_shared import tables
+from zerowake_shared.output import Format, Output
 
 app = typer.Typer(no_args_is_help=True, help="Makes, lists, trusts and revokes the keys that snapshots are signed and encrypted by.")
 
@@ -40,19 +40,11 @@ def make(
 
 
 @app.command("list")
-def list_keys(state: State = DEFAULT_STATE, keys: Keys = None) -> None:
+def list_keys(state: State = DEFAULT_STATE, keys: Keys = None, output: Output = Format.TEXT) -> None:
     """Lists the keys whose signatures count, those that were revoked, and those that stores are encrypted by."""
-    table = tables.table("KEY", "STATUS", "FILE")
     with failures_told():
         keyring = _keyring(state, keys)
-        for each in keyring.trusted:
-            table.add_row(each, "signs" if each == keyring.signing else "trusted", str(keyring.public_file(each) or ""))
-        for each in keyring.revoked:
-            table.add_row(each, Text("revoked", style="red"), "")
-        encryption = EncryptionKeys(keyring.folder)
-        for each, (_, path) in encryption.all().items():
-            table.add_row(each, "encrypts" if path == encryption.writes_by else "decrypts", str(path))
-    tables.console().print(table)
+        listing.print_keys(keyring, EncryptionKeys(keyring.folder), output)
 
 
 @app.command()

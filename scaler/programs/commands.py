@@ -14,7 +14,6 @@ import uvloop
 
 from scaler.local.config import BadConfig, load
 from scaler.programs import asking, watching
-from scaler.programs.output import Format, Output, printed
 from scaler.view import plan_shown, status_shown, waterfall_shown
 from scaler.view.state import State, as_activation, decoded
 from scaler.view.state import as_json as as_json_types
@@ -23,6 +22,7 @@ from zerowake_shared import log, tables
 from zerowake_shared.kubernetes.errors import ClusterError
 from zerowake_shared.listening import CannotListen
 from zerowake_shared.one_line import errors_in_one_line
+from zerowake_shared.output import Format, Output, printed
 from zerowake_shared.state_folder import FolderInUse, UnusableFolder
 from zerowake_shared.tls import BadCertificate
 
@@ -136,7 +136,8 @@ def simulate(
     file: Annotated[Path, typer.Argument(help="YAML with nodes, models, rates and a trace.", readable=False)],
     policy: Annotated[list[str] | None, typer.Option(help="One policy; may be given again. All of them unless given.")] = None,
     sweep: Annotated[str, typer.Option(help="Host memory in place of the file's, one run each: 5%,10%,20% or 100GB,200GB.")] = "",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    output: Output = Format.TEXT,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON: as `-o json`.")] = False,
 ) -> None:
     """Shows what policies of staging would make of a trace: seconds to the first byte, and what they cost. Nothing is served."""
     # Not above: `zerowake status` needs no numpy.
@@ -146,7 +147,8 @@ def simulate(
 
     with errors_in_one_line("zerowake", BadConfig, BadTrace, comparison.BadRequest):
         found = comparison.run(load_scenario(file), policy or [], [each for each in sweep.split(",") if each])
-    if as_json:
-        typer.echo(json.dumps(shown.as_json(found), indent=2))
+    output = Format.JSON if as_json else output
+    if output is not Format.TEXT:
+        printed(shown.as_json(found), output)
     else:
         tables.console().print(shown.as_table(found))

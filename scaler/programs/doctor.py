@@ -16,9 +16,9 @@ from rich.table import Table
 from rich.text import Text
 
 from scaler.local.config import BadConfig, load
-from scaler.programs.output import Format, Output, printed
 from zerowake_shared import tables
 from zerowake_shared.checkup import GROUP, Check, Line, Outcome, Subject, examine, fails, warning
+from zerowake_shared.output import Format, Output, printed
 from zerowake_shared.server_extra import INSTALL
 
 app = typer.Typer()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 import subprocess
 from pathlib import Path
@@ -42,6 +43,9 @@ def test_a_checkpoint_is_imported_shown_pinned_and_evicted(server: Served, tmp_p
         shown = gpumem(server, "status")
         for word in (region[:12], "ready, pinned", f"reads {region[:12]}", "192.0 MiB of 192.0 MiB"):
             assert word in shown
+        told = json.loads(gpumem(server, "status", "-o", "json"))
+        assert [(each["id"], each["pinned"], each["size"]) for each in told["regions"]] == [(region, True, found.layout.size)]
+        assert [(each["region"], each["pid"]) for each in told["leases"]] == [(region, os.getpid())]
         assert "in use" in gpumem(server, "evict", region[:8], status=1)
     gpumem(server, "import", tmp_path, "--stage")
     gpumem(server, "pin", region[:8], "--off")

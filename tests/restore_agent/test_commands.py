@@ -8,6 +8,9 @@ import re
 import sys
 from pathlib import Path
 
+import yaml
+
+from restore_agent.snapshots.catalog import Catalog
 from restore_agent.snapshots.keyring import Keyring
 from tests.worlds.agent import ENGINE, Agent, engine
 from tests.worlds.command import zerowake
@@ -15,6 +18,9 @@ from tests.worlds.command import zerowake
 
 async def test_looking_at_snapshots_needs_no_agent(state: Path) -> None:
     assert "small" in await zerowake("snapshot", "list", "--state", str(state))
+    (listed,) = yaml.safe_load(await zerowake("snapshot", "list", "-o", "yaml", "--state", str(state)))
+    manifest = Catalog(state).get("default", "small").manifest
+    assert (listed["name"], listed["unusable"], listed["page_bytes"]) == ("small", None, manifest.page_bytes)
     assert json.loads(await zerowake("snapshot", "show", "--state", str(state), "small"))["name"] == "small"
     assert "are whole" in await zerowake("snapshot", "verify", "--state", str(state), "small")
     missing = await zerowake("snapshot", "show", "--state", str(state), "other", code=1)
@@ -29,6 +35,8 @@ async def test_a_spoiled_snapshot_is_listed_with_its_fault(state: Path) -> None:
     (manifest,) = (state / "snapshots").glob("*/manifest.json")
     manifest.write_text(manifest.read_text() + " ")
     assert "unusable" in await zerowake("snapshot", "list", "--state", str(state))
+    (listed,) = json.loads(await zerowake("snapshot", "list", "-o", "json", "--state", str(state)))
+    assert listed["name"] == "small" and "manifest" in listed["unusable"]
 
 
 async def test_a_snapshot_is_signed_by_another_key_after_its_own_was_revoked(agent: Agent, mapped: Path) -> None:

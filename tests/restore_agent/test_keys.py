@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,9 @@ async def test_keys_are_made_listed_trusted_and_revoked(tmp_path: Path, other: P
     assert f"key {first} is revoked" in await zerowake("key", "revoke", *state, first)
     rows = [line.split() for line in (await zerowake("key", "list", *state)).splitlines()]
     assert sorted(row[:2] for row in rows[1:]) == sorted([[keyring.signing, "signs"], [other.stem, "trusted"], [first, "revoked"]])
+    listed = {each["key"]: each for each in json.loads(await zerowake("key", "list", "-o", "json", *state))}
+    assert listed[keyring.signing] == {"key": keyring.signing, "status": "signs", "file": str(keyring.public_file(keyring.signing))}
+    assert listed[first] == {"key": first, "status": "revoked", "file": None}
 
 
 async def test_a_key_to_encrypt_by_is_made_changed_and_listed(tmp_path: Path) -> None:

@@ -361,6 +361,8 @@ async def test_a_simulation_prints_its_table_or_its_json(tmp_path: Path) -> None
     )
     code, found = await run("simulate", str(tmp_path / "s.yaml"), "--policy", "lru", "--sweep", "10%,20GB", "--json")
     assert (code, [each["in_memory"] for each in json.loads("".join(found))]) == (0, [0.5, 0.5])
+    code, same = await run("simulate", str(tmp_path / "s.yaml"), "--policy", "lru", "--sweep", "10%,20GB", "-o", "yaml")
+    assert (code, yaml.safe_load("\n".join(same))) == (0, json.loads("".join(found)))
 
 
 async def test_a_simulation_names_the_line_that_is_impossible(tmp_path: Path) -> None:
