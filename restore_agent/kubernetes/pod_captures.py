@@ -90,7 +90,9 @@ class PodCaptures:
             if manifest.is_of_pod:
                 await asyncio.to_thread(self._node.store.managed.add, captured.snapshot.digest)
                 self._node.changes.tell(captured.snapshot)
-            sizes = f"{manifest.image_bytes / 1e6:.0f} MB, of which CRIU restores {manifest.skeleton_bytes / 1e6:.1f} MB"
+            sizes = f"{manifest.image_bytes / 1e6:.0f} MB, of which CRIU restores {manifest.criu_bytes / 1e6:.1f} MB"
+            if manifest.written_bytes:
+                sizes += f" and {manifest.written_bytes / 1e6:.1f} MB are files that the engine had written"
             if manifest.weights:
                 sizes += f"; {sum(each.size for each in manifest.weights) / 1e6:.0f} MB of weights are lent by gpumem"
             if manifest.adapters:

@@ -24,7 +24,7 @@ from restore_agent.places.isolation import rights_of
 from restore_agent.places.processes import status
 from restore_agent.snapshots.compatibility import Incompatible, check_files, mapped_files, used_files
 from restore_agent.snapshots.file_hashes import FileHashes
-from restore_agent.snapshots.manifest import CONTAINER_FILE, Fits
+from restore_agent.snapshots.manifest import CHANGES_FILE, CONTAINER_FILE, Fits
 from restore_agent.workload.control_directory import ENVIRONMENT
 from zerowake_shared import pod_environment
 from zerowake_shared.background import to_its_end
@@ -73,7 +73,7 @@ class ContainerContents:
             raise ContainerError(str(error)) from None
         environment = pod_environment.digests(self.environment())
         about = json.dumps({"image": self._image, "environment": environment}).encode()
-        return {CONTAINER_FILE: about, **({overlay.CHANGES_FILE: changes} if changes else {})}
+        return {CONTAINER_FILE: about, **({CHANGES_FILE: changes} if changes else {})}
 
     def _own(self) -> list[PurePosixPath]:
         """emptyDirs that no other container writes into."""
@@ -110,11 +110,11 @@ class ContainerContents:
             raise Incompatible(f"it was taken of image {image}, and the pod's is {self._image}; take the snapshot again")
         self._check_environment(about.get("environment"))
         self._changes = None
-        if not (snapshot / overlay.CHANGES_FILE).exists():
+        if not (snapshot / CHANGES_FILE).exists():
             return
         own = (overlay.SHM,) if overlay.Mounts.of(self._pid).read_only else (overlay.ROOT, overlay.SHM)
         volumes = [volume for volume in self._own() if volume != overlay.SHM]
-        self._changes = overlay.Changes(snapshot / overlay.CHANGES_FILE, self._views.root, own, volumes)
+        self._changes = overlay.Changes(snapshot / CHANGES_FILE, self._views.root, own, volumes)
         try:
             self._changes.put_first()
         except overlay.OverlayError as error:

@@ -40,7 +40,6 @@ _ATTRIBUTE = "SCHILY.xattr."  # how tar names an extended attribute
 _HOLES, _SIZE = "GNU.sparse.map", "GNU.sparse.size"  # of a file with holes: where and how long its parts are, and how long it is
 _CARRIED = (_OPAQUE, _WHITEOUT, "security.capability", "system.posix_acl_access", "system.posix_acl_default")
 _UNKNOWN = ("trusted.overlay.redirect", "trusted.overlay.metacopy")
-CHANGES_FILE = "changes.tar"  # within a snapshot
 _FIRST, _ALL = "ZEROWAKE.first", sys.maxsize  # how many entries of it CRIU needs; of one that does not say so: all
 _LEFT_OUT = frozenset({"__pycache__"})
 _OURS = frozenset({PurePosixPath("run/zerowake"), PurePosixPath("run/criu.kdat")})

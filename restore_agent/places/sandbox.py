@@ -23,7 +23,6 @@ from pathlib import Path
 import zerowake_native
 
 from restore_agent.pages.images import opened
-from restore_agent.places import overlay
 from restore_agent.places.compile_folders import compile_folders
 from restore_agent.places.layer import Layer
 from restore_agent.places.output import Pipes
@@ -31,7 +30,7 @@ from restore_agent.places.place import CONTROL_DIRECTORY, PlaceError, Route
 from restore_agent.places.processes import descendants
 from restore_agent.snapshots.compatibility import mapped_files
 from restore_agent.snapshots.file_hashes import FileHashes
-from restore_agent.snapshots.manifest import CONTAINER_FILE, Fits
+from restore_agent.snapshots.manifest import CHANGES_FILE, CONTAINER_FILE, Fits
 from zerowake_shared.background import to_its_end
 
 _START_SECONDS = 10.0
@@ -139,7 +138,7 @@ class Sandbox:
     async def carried(self, dump: Path) -> dict[str, bytes]:
         """What its engine has changed in its file system. Raises PlaceError: it is too much, or of a kind that is not carried."""
         archive = await asyncio.to_thread(lambda: self._layer.archive(self.root, opened(dump)))
-        return {overlay.CHANGES_FILE: archive} if archive else {}
+        return {CHANGES_FILE: archive} if archive else {}
 
     def written(self) -> str:
         return self._left if self._is_removed else self._layer.written()
@@ -155,8 +154,8 @@ class Sandbox:
         """Raises PlaceError: the snapshot needs a container."""
         if (snapshot / CONTAINER_FILE).exists():
             raise PlaceError("it was taken in a container, and can be restored into pods only")
-        if (snapshot / overlay.CHANGES_FILE).exists():
-            await to_its_end(asyncio.to_thread(self._layer.lay_out, snapshot / overlay.CHANGES_FILE, self.root))
+        if (snapshot / CHANGES_FILE).exists():
+            await to_its_end(asyncio.to_thread(self._layer.lay_out, snapshot / CHANGES_FILE, self.root))
 
     async def complete(self, snapshot: Path, fits: Fits, hashes: FileHashes) -> None:
         """That the node has the files that `fits` names was found as the snapshot was staged. Raises PlaceError."""

@@ -57,7 +57,7 @@ def _snapshot(found: Snapshot | Unreadable) -> dict[str, Any]:
         "digest": found.digest,
         "model": manifest.model,
         "page_bytes": manifest.page_bytes,
-        "criu_bytes": manifest.skeleton_bytes,
+        "criu_bytes": manifest.criu_bytes,
         "weights_bytes": manifest.weights_bytes,
         "created": manifest.created,
     }

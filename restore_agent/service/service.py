@@ -162,7 +162,7 @@ class AgentService(agent_pb2_grpc.AgentServicer):
                 result=agent_pb2.SnapshotResult(
                     snapshot=messages.reference(captured.snapshot),
                     image_bytes=manifest.image_bytes,
-                    skeleton_bytes=manifest.skeleton_bytes,
+                    skeleton_bytes=manifest.criu_bytes,
                     phases=messages.phases(phases.done(), phases.spans()),
                     replica_id=replica_id,
                     notes=captured.notes,

@@ -20,6 +20,7 @@ from restore_agent.errors import AgentError, ErrorKind
 from restore_agent.snapshots.compile_caches import is_cache
 
 VERSION = 4
+CHANGES_FILE = "changes.tar"  # a snapshot whose engine has changed its place's file system has it
 CONTAINER_FILE = "container.json"  # a snapshot that was taken in a container has it: what it must find again there
 _HASH = "^[0-9a-f]{64}$"  # it is a part of paths
 _REGION = re.compile(r"[0-9A-Za-z]+")
@@ -323,6 +324,16 @@ class Manifest(_Record):
     @property
     def skeleton_bytes(self) -> int:
         return sum(file.size for name, file in self.files.items() if not is_second_best(name))
+
+    @property
+    def criu_bytes(self) -> int:
+        """Of the skeleton, what CRIU reads."""
+        return sum(file.size for name, file in self.files.items() if name.startswith("images/"))
+
+    @property
+    def written_bytes(self) -> int:
+        """Of the skeleton, what its engine had written into its own file system."""
+        return self.files[CHANGES_FILE].size if CHANGES_FILE in self.files else 0
 
     @property
     def image_bytes(self) -> int:

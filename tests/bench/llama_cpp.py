@@ -75,7 +75,7 @@ async def measured(work: Path, name: str, command: Sequence[str], health: str) -
         Figure(f"{name}: first token, started cold", statistics.median(cold[1:]), "s", detail=f"{spread(cold[1:])}; in turn"),
         Figure(f"{name}: cold ÷ restored", statistics.median(cold[1:]) / first, "×"),
         Figure(f"{name}: image", manifest.image_bytes / 1e6, "MB", detail=f"the GGUF has {size:.0f} MB and is not in it"),
-        Figure(f"{name}: of which CRIU restores", manifest.skeleton_bytes / 1e6, "MB"),
+        Figure(f"{name}: of which CRIU restores", manifest.criu_bytes / 1e6, "MB"),
         Figure(f"{name}: {REPLICAS} at once, last first token", statistics.median(at_once[1:]), "s", detail=spread(at_once[1:])),
         Figure(f"{name}: memory of {REPLICAS}", total / 1e6, "MB", detail="proportional set size, each has answered"),
         Figure(f"{name}: of which the GGUF", of_model / 1e6, "MB", detail=f"{size:.0f} MB in the file"),

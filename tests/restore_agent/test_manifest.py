@@ -10,6 +10,7 @@ import pytest
 from restore_agent.snapshots.chunks import Lease
 from restore_agent.snapshots.compatibility import node_fits
 from restore_agent.snapshots.manifest import (
+    CHANGES_FILE,
     CONTAINER_FILE,
     AdapterRecord,
     FileRecord,
@@ -49,6 +50,10 @@ def test_sizes_are_those_of_its_parts(manifest: Manifest) -> None:
     assert manifest.page_bytes == 8192
     assert manifest.skeleton_bytes == sum(record.size for record in manifest.files.values()) > 0
     assert manifest.image_bytes == manifest.page_bytes + manifest.skeleton_bytes
+    assert manifest.criu_bytes == manifest.files["images/inventory.img"].size
+    assert manifest.written_bytes == 0
+    written = manifest.model_copy(update={"files": {**manifest.files, CHANGES_FILE: FileRecord(size=7, hash="0" * 64)}})
+    assert written.written_bytes == 7
 
 
 def test_one_that_was_taken_in_a_container_has_that_file(manifest: Manifest) -> None:

@@ -128,7 +128,7 @@ class Bench:
     def anatomy_of_image(self) -> None:
         manifest = Catalog(self.state).get("default", self.name).manifest
         gpu = sum(manifest.gpus.values())
-        skeleton = f"{len(manifest.chunks)} chunks; CRIU restores {manifest.skeleton_bytes / 1e6:.1f} MB"
+        skeleton = f"{len(manifest.chunks)} chunks; CRIU restores {manifest.criu_bytes / 1e6:.1f} MB"
         lent = sum(record.size for record in manifest.weights)
         self.figures += [
             Figure("image: pages", manifest.page_bytes / 1e6, "MB", detail=skeleton),
