@@ -34,7 +34,7 @@ from pathlib import Path, PurePosixPath
 from restore_agent.errors import AgentError
 from restore_agent.places import mount_table
 
-MAX_BYTES, MAX_ENTRIES = 256 << 20, 20_000
+MAX_BYTES, MAX_ENTRIES = 512 << 20, 20_000
 _OPAQUE, _WHITEOUT = "trusted.overlay.opaque", "trusted.overlay.whiteout"
 _ATTRIBUTE = "SCHILY.xattr."  # how tar names an extended attribute
 _HOLES, _SIZE = "GNU.sparse.map", "GNU.sparse.size"  # of a file with holes: where and how long its parts are, and how long it is
