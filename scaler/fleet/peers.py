@@ -18,7 +18,7 @@ import contextlib
 import functools
 import logging
 import random
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -48,6 +48,7 @@ GRACE_SECONDS = 3.0
 _FIRST_RETRY_SECONDS, _LAST_RETRY_SECONDS = 0.05, 1.0
 _TWIN_SECONDS = 2.0
 _REFUSAL_SECONDS = 1.0
+_PIECE_BYTES = 1 << 20  # of a forecast, a message
 _CONNECT_MS = 3000  # gRPC's bound on making a connection, by whatever name
 _KEEPALIVE_MS = 2000  # a peer whose machine vanished says nothing: it is given up after twice that
 
@@ -90,6 +91,7 @@ class Peers(pb_grpc.PeersServicer):
         self.born = clock.wall()
         self.address = ""  # ours, as the others have it, once it is known
         self.share: Callable[[AsyncIterator[pb.Ask]], AsyncIterator[pb.Answer]] | None = None  # answers those who ask for places
+        self.forecast: Callable[[], Awaitable[bytes]] | None = None  # all that it knows, for a replica that is new
         self.posts: Callable[[], Iterable[Post]] = tuple  # all that count now
         self.on_post: Callable[[Post], None] = lambda _: None  # hears of those that others have
         self._member_listeners: list[Callable[[], None]] = []
@@ -201,6 +203,15 @@ class Peers(pb_grpc.PeersServicer):
             return
         async for answer in self.share(asks):
             yield answer
+
+    async def Forecast(self, request: pb.ForecastRequest, context: Context) -> AsyncIterator[pb.ForecastPiece]:
+        await self._check(context)
+        if self.forecast is None:
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "this replica has no forecast to tell")
+            return
+        content = await self.forecast()
+        for at in range(0, len(content), _PIECE_BYTES):
+            yield pb.ForecastPiece(data=content[at : at + _PIECE_BYTES])
 
     async def _check(self, context: Context) -> None:
         """Agents have certificates of the same authority, and each of them stands on a node where tenants' pods run."""

@@ -94,6 +94,19 @@ class Forecast:
             rows["stated"] = math.nan  # nobody was there to see what came
         return forecast
 
+    def adopt(self, state: State, at: float) -> None:
+        """What another one knows, in the place of what was seen here. What has demand here still has; models that it does not know stay."""
+        known = Forecast.restored(state, at)
+        self._count_ends()
+        for model, row in zip(self._table.models, self._table.rows, strict=True):
+            if (place := known._table.place(model)) is None:
+                place = known._table.add(model)
+                known._table.rows[place] = row
+            elif row["since"] == _NEVER:
+                known.began(model, at)
+        known._count_ends()
+        self._table, self._score, self._stated_at, self._latest = known._table, known._score, known._stated_at, known._latest
+
     def state(self) -> State:
         """A copy, which does not change any more."""
         self._count_ends()

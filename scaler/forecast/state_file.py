@@ -25,8 +25,8 @@ _VERSION = 1  # of what the numbers mean; what columns there are is in the file 
 _COLUMNS = repr(ROW.descr)
 
 
-def save(path: Path, state: State) -> None:
-    """A crash leaves the old file or the new one, never a part. Raises: OSError: then the old one is there still."""
+def encoded(state: State) -> bytes:
+    """A file's content."""
     data = state.rows.tobytes()
     about = {
         "forecast": _VERSION,
@@ -37,17 +37,30 @@ def save(path: Path, state: State) -> None:
         "stated_at": state.stated_at,
         "latest": state.latest,
     }
-    durable.replace(path, json.dumps(about).encode() + b"\n" + data)
+    return json.dumps(about).encode() + b"\n" + data
+
+
+def decoded(content: bytes) -> State:
+    """Raises: ValueError: it is damaged, or another version's."""
+    try:
+        about, _, data = content.partition(b"\n")
+        return _state(json.loads(about), data)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"it is none: {error!r}") from None
+
+
+def save(path: Path, state: State) -> None:
+    """A crash leaves the old file or the new one, never a part. Raises: OSError: then the old one is there still."""
+    durable.replace(path, encoded(state))
 
 
 def load(path: Path) -> State | None:
     """What was saved there; None: nothing, or nothing that can be read, which is told in the log."""
     try:
-        about, _, data = path.read_bytes().partition(b"\n")
-        return _state(json.loads(about), data)
+        return decoded(path.read_bytes())
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError) as error:
         log.warning("the forecast's state in %s cannot be used (%s): it begins anew, and learns again within days", path, error)
         return None
 

@@ -17,7 +17,7 @@ from typing import Any
 from scaler.books.ledger import Ledger
 from scaler.forecast.explained import explained
 from scaler.forecast.forecast import STATEMENT_SECONDS, Forecast
-from scaler.forecast.state_file import load, save
+from scaler.forecast.state_file import decoded, encoded, load, save
 from scaler.plan.ahead import WITHIN_SECONDS
 from zerowake_shared.clock import SYSTEM_CLOCK, Clock
 
@@ -63,6 +63,20 @@ class Forecasting:
         if not 0.0 <= at - self._looked_at < _LOOK_SECONDS:
             self._likely, self._looked_at = self.forecast.next_likely(at), at
         return self._likely
+
+    async def told(self) -> bytes:
+        """All that it knows, for another replica."""
+        return await asyncio.to_thread(encoded, self.forecast.state())
+
+    async def adopt(self, content: bytes) -> bool:
+        """What another replica has told, if that has seen more; whether it has. Raises: ValueError: it is of no use."""
+        state = await asyncio.to_thread(decoded, content)
+        if state.score.statements <= self.forecast.score.statements:
+            return False
+        self.forecast.adopt(state, self._wall())
+        for model in self.forecast.models:
+            self._declared(model)
+        return True
 
     async def run(self) -> None:
         """Judges it each minute and saves it from time to time, and at the end: runs until it is cancelled."""

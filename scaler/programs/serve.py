@@ -30,6 +30,7 @@ from scaler.books.activation import Activations
 from scaler.books.activity import Activity
 from scaler.books.ledger import Ledger
 from scaler.fleet.addresses import Addresses, looked_up
+from scaler.fleet.inheritance import inherit
 from scaler.fleet.peers import Peers
 from scaler.fleet.shared_places import SharedPlaces
 from scaler.keda.external_scaler import serve_external_scaler
@@ -57,6 +58,7 @@ from scaler.kubernetes.troubles import Troubles, failed_start
 from scaler.kubernetes.unmatched import Unmatched
 from scaler.kubernetes.webhook import serve_webhook
 from scaler.page.site import serve_shown
+from scaler.programs.forecasting import Forecasting
 from scaler.programs.serve_config import AgentsSection, PeersSection, ServeConfig
 from scaler.programs.stopping import stopped_by, unless
 from scaler.programs.tracing import traced
@@ -148,10 +150,7 @@ async def serve(config: ServeConfig) -> None:
         stack.push_async_callback(FirstReplica(ledger, cluster, models.objects).close)
         sources = await begin(_sources(cluster, parts, models, peers, config, reader))
         snapshots, objects, engines = await begin(_objects(cluster, models, parts, readiness, activations))
-        if config.peers:
-            await begin(
-                _among(peers, places, config.peers.listen, await begin(_members(cluster, config.namespace, config.peers, readiness)))
-            )
+        await begin(_among(peers, cluster, config, places, parts.forecasting, readiness))
         await begin(nodes.follow_listed(await begin(_members(cluster, config.namespace, config.agents, readiness)), tls))
         if webhook := config.webhook:
             await begin(
@@ -224,6 +223,11 @@ class _Readiness:
     def needs(self, name: str, informer: Informer[T]) -> Informer[T]:
         self._lists[name] = informer.synced
         return informer
+
+    async def listed(self) -> None:
+        """Until all that is needed has been listed once."""
+        for synced in [*self._lists.values()]:
+            await synced.wait()
 
     def missing(self) -> str:
         """Empty: nothing."""
@@ -299,9 +303,22 @@ async def _members(
 
 
 @contextlib.asynccontextmanager
-async def _among(peers: Peers, places: SharedPlaces, listen: str, members: Addresses) -> AsyncIterator[None]:
-    """Takes part among the peers until the block ends."""
-    async with peers.serve(listen), peers.follow(members):
+async def _among(
+    peers: Peers, cluster: Cluster, config: ServeConfig, places: SharedPlaces, forecasting: Forecasting, readiness: _Readiness
+) -> AsyncIterator[None]:
+    """Takes part among the other replicas, where there are any, until the block ends."""
+    if config.peers is None:
+        yield
+        return
+
+    async def inherited() -> None:
+        await readiness.listed()  # a forecast keeps nothing of models that are not known
+        await inherit(peers, forecasting.adopt)
+
+    peers.forecast = forecasting.told
+    beside = background.beside(background.kept(inherited, "forecast of another replica", log), "forecast of another replica")
+    listed = _members(cluster, config.namespace, config.peers, readiness)
+    async with listed as members, peers.serve(config.peers.listen), peers.follow(members), beside:
         try:
             yield
         finally:
