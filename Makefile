@@ -117,9 +117,9 @@ $(environment): Makefile pyproject.toml requirements.lock deploy/bootstrap.sh de
 	@deploy/bootstrap.sh
 	@touch $@
 
-# The tests make containers, have an engine compile, and ask Redis and Prometheus.
+# The tests make containers, have an engine compile, ask Redis and Prometheus, and run what README says.
 $(containers): deploy/steps.sh tests/worlds/prometheus.sh | $(environment)
-	@if [ "$$(id -u)" = 0 ]; then bash -ec '. deploy/steps.sh; need runc iproute2 util-linux g++ redis-tools zsh fish'; fi
+	@if [ "$$(id -u)" = 0 ]; then bash -ec '. deploy/steps.sh; need runc iproute2 util-linux g++ redis-tools zsh fish curl'; fi
 	@tests/worlds/prometheus.sh
 	@touch $@
 

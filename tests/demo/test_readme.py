@@ -104,7 +104,7 @@ def served(run: Run, checkout: Path) -> Iterator[str]:
         yield said
     finally:
         if pid.exists():
-            run(f"kill $(cat {pid})\ntail --pid=$(cat {pid}) -f /dev/null")
+            run(f"! kill $(cat {pid}) || tail --pid=$(cat {pid}) -f /dev/null")
 
 
 def listed() -> list[Command]:

@@ -154,13 +154,13 @@ async def test_what_went_with_a_replica_is_said(agent: Agent, places: dict[str, 
 
 async def test_too_much_is_refused_with_the_way_out(agent: Agent, places: dict[str, Path]) -> None:
     wanted = engine(places["root"])
-    fill = f"mkdir -p {places['root']}/hub && head -c 300000000 /dev/zero > {places['root']}/hub/model && exec "
+    fill = f"mkdir -p {places['root']}/hub && head -c 600000000 /dev/zero > {places['root']}/hub/model && exec "
     wanted.command[:] = ["sh", "-c", fill + " ".join(wanted.command)]
-    with pytest.raises(grpc.aio.AioRpcError, match=rf"286 MiB of it into {places['root']}/hub; name that folder with --shared"):
+    with pytest.raises(grpc.aio.AioRpcError, match=rf"572 MiB of it into {places['root']}/hub; name that folder with --shared"):
         await agent.snapshot("writes", wanted, canary=pb.Canary(path="/write"))
     wanted.shared.append(str(places["root"] / "hub"))
     await agent.snapshot("writes", wanted, canary=pb.Canary(path="/write"))
-    assert (places["root"] / "hub/model").stat().st_size == 300_000_000
+    assert (places["root"] / "hub/model").stat().st_size == 600_000_000
 
 
 async def test_an_agent_that_is_killed_leaves_what_the_next_one_removes(tmp_path: Path, needs_criu: None) -> None:
