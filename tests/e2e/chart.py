@@ -39,6 +39,9 @@ def render(kubeconfig: str, namespace: str, *options: str) -> list[Object]:
 async def definition(api: Api, kubeconfig: str) -> AsyncIterator[None]:
     """ModelSnapshots are known to the cluster; to begin with, if they were, as this checkout's chart has them."""
     found = [one for one in await api.list("CustomResourceDefinition") if one["metadata"]["name"] == CRD]
+    if any(one["metadata"].get("deletionTimestamp") for one in found):  # another test's, which is still going
+        await api.until("CustomResourceDefinition", "", CRD, lambda one: one is None, within=180)
+        found = []
     (crd,) = [one for one in render(kubeconfig, "zerowake") if one["kind"] == "CustomResourceDefinition"]
     if not found or not found[0]["metadata"].get("annotations", {}).get("meta.helm.sh/release-name"):
         await api.apply(crd)
@@ -49,7 +52,7 @@ async def definition(api: Api, kubeconfig: str) -> AsyncIterator[None]:
     finally:
         if not found:
             await api.delete("CustomResourceDefinition", "", CRD)
-            await api.until("CustomResourceDefinition", "", CRD, lambda one: one is None)
+            await api.until("CustomResourceDefinition", "", CRD, lambda one: one is None, within=180)
             await _published(api, False)
 
 
