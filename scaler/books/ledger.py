@@ -10,6 +10,10 @@ once when the version is newer than the one seen last. A burst wakes a watcher o
 per watcher (grows with a burst, and 2,000 KEDA streams each replay stale edges) and asyncio.Condition (a lock on the way of every
 request).
 
+What all models together hold is bounded, too, since memory is one. Of that bound a model may hold as much as is left free for all (dynamic
+thresholds, as switches share their buffers): a flood of one model takes half of it at most, two take two thirds, and a model that holds
+little is let in. Rejected: a fixed share for each (of a thousand models it would be none), first come (one model's flood refuses others).
+
 Where several gateways serve the same models, each has a ledger of its own, and the others' numbers in it as `remote`: KEDA is told the sum,
 whichever ledger it asks, while whatever concerns one gateway's requests (its bounds, its activations) stays with its own.
 What is asked of a model past all gateways is in each ledger as `elsewhere`: every scaler asks the sources for itself, and plans for it.
@@ -21,7 +25,7 @@ from collections.abc import Collection, Mapping
 
 from scaler.books.activation import Activations
 from scaler.books.demand import NOTHING, Demand, Elsewhere, Subscription, UnknownModel, Watched
-from scaler.books.limits import ModelLimits
+from scaler.books.limits import TOTAL_BYTES, TOTAL_REQUESTS, ModelLimits
 from scaler.books.model_name import check_model_name
 from scaler.books.signal import Signal
 from zerowake_shared.phases import Phase
@@ -30,7 +34,7 @@ _NONE = Demand(0, 0, 0)
 
 
 class QueueFull(Exception):
-    """A request cannot be held: the model's bound on requests or bytes is reached."""
+    """A request cannot be held: a bound on requests or bytes is reached, the model's or its part of all models'."""
 
     def __init__(self, model: str, bound: str, reason: str) -> None:
         self.bound = bound
@@ -95,6 +99,7 @@ class Ledger:
         self.on_quiet = Signal()  # that demand has ended; both are on the way of requests: keep them short
         self.on_declaration = Signal()  # a model was declared, declared anew or withdrawn
         self.on_change = Signal()  # this gateway's own demand changed; it is on the way of every request: keep it short
+        self._held = self._held_bytes = 0  # of all models
         self._accounts: dict[str, _Account] = {}
         self._names: dict[str, str] = {}  # what else models are called, and which; the first that is declared keeps a name
         for name, limits in (models or {}).items():
@@ -188,7 +193,19 @@ class Ledger:
             raise QueueFull(model, "requests", f"{account.held} requests are held, the bound is {limits.max_requests}")
         if bounded and size and account.held_bytes + size > limits.max_bytes:
             raise QueueFull(model, "bytes", f"{account.held_bytes} bytes are held, {size} more would pass the bound of {limits.max_bytes}")
+        if bounded:
+            self._check_total(account, size, limits)
         self._move(account, held=1, size=size, arrived=arrived)
+
+    def _check_total(self, account: _Account, size: int, limits: ModelLimits) -> None:
+        """Raises: QueueFull if the model holds more than is left for all. A model that is alone reaches its own bound."""
+        requests, bytes_ = max(TOTAL_REQUESTS, 2 * limits.max_requests), max(TOTAL_BYTES, 2 * limits.max_bytes)
+        if account.held >= requests - self._held:
+            reason = f"{account.held} requests of it are held and {self._held} of all models, of {requests} at most"
+            raise QueueFull(account.name, "requests", reason)
+        if size and account.held_bytes + size > bytes_ - self._held_bytes:
+            reason = f"{account.held_bytes} bytes of it are held and {self._held_bytes} of all models, of {bytes_} at most; this has {size}"
+            raise QueueFull(account.name, "bytes", reason)
 
     def leave(self, model: str, size: int) -> None:
         """A held request has gone: its client left, or it was refused."""
@@ -266,6 +283,8 @@ class Ledger:
         return account
 
     def _move(self, account: _Account, held: int = 0, in_flight: int = 0, size: int = 0, arrived: float | None = None) -> None:
+        self._held += held
+        self._held_bytes += size
         account.held += held
         account.in_flight += in_flight
         account.begun += max(0, in_flight)

@@ -7,6 +7,10 @@ from dataclasses import dataclass, fields
 MIB = 2**20
 
 
+TOTAL_REQUESTS = 40_000
+TOTAL_BYTES = 1024 * MIB
+
+
 @dataclass(frozen=True, slots=True)
 class ModelLimits:
     """What the gateway holds for one model.

@@ -2,7 +2,8 @@
 
 JSON is read whole, and waits in memory; a form is read until its field `model` has passed, and waits in a file if that comes late (upload).
 There are bounds on each body and on all that are being read at a time, on what compressed ones unpack to as well, and on what their
-decoders keep. A client that stops in the middle is given up. One that waits to be told to send its body (`Expect: 100-continue`) is told
+decoders keep. A client that stops in the middle is given up, and so is one that is slower than a kibibyte a second: what has come of it
+counts among all that are being read, and would keep others out. One that waits to be told to send its body (`Expect: 100-continue`) is told
 so when no bound speaks against it.
 """
 
@@ -24,6 +25,7 @@ BODY_BYTES = 64 * MIB  # of one body, packed and unpacked
 FORM_BYTES = 2048 * MIB  # of one form before its field `model`
 READING_BYTES = 512 * MIB  # of all bodies that are being read, as far as they are in memory
 _IDLE_SECONDS = 30.0  # a body of which nothing comes for this long is given up
+_SLOWEST = 1024  # bytes a second, on the whole; beyond the seconds that a body may be idle
 _AT_ONCE = MIB // 4  # bytes of JSON that are looked at in the event loop's own thread
 
 
@@ -46,6 +48,7 @@ class BodyReader:
         if not upload.streams or not read_first(headers, request.content_length, self._bound, named):
             return
         form = kind(headers) == FORM
+        began = asyncio.get_running_loop().time()
         decoder = coding.decoder(headers.get("Content-Encoding", ""))
         length = request.content_length or 0
         if not form and length > self._bound:
@@ -55,17 +58,17 @@ class BodyReader:
         kept = self._count(decoder.memory) if decoder else 0
         try:
             if form:
-                await self._form(request, upload, decoder)
+                await self._form(request, upload, decoder, began)
             else:
-                await self._json(request, upload, decoder)
+                await self._json(request, upload, decoder, began)
         finally:
             self._reading -= kept
 
-    async def _json(self, request: web.BaseRequest, upload: Upload, decoder: coding.Decoder | None) -> None:
+    async def _json(self, request: web.BaseRequest, upload: Upload, decoder: coding.Decoder | None, began: float) -> None:
         unpacked: list[bytes] = []
         size = counted = 0
         try:
-            while chunk := await self._next(upload):
+            while chunk := await self._next(upload, began):
                 if upload.read + len(chunk) > self._bound:
                     raise self._too_large()
                 counted += self._count(len(chunk))
@@ -85,12 +88,12 @@ class BodyReader:
         finally:
             self._reading -= counted
 
-    async def _form(self, request: web.BaseRequest, upload: Upload, decoder: coding.Decoder | None) -> None:
+    async def _form(self, request: web.BaseRequest, upload: Upload, decoder: coding.Decoder | None, began: float) -> None:
         unpacked = 0
         try:
             form = FormReader(request.headers.get("Content-Type", ""))
             found = False
-            while not found and (chunk := await self._next(upload)):
+            while not found and (chunk := await self._next(upload, began)):
                 if upload.read + len(chunk) > FORM_BYTES:
                     raise self._too_large("has no field `model` up to there", FORM_BYTES)
                 await upload.keep(chunk, in_memory=False)
@@ -107,17 +110,24 @@ class BodyReader:
         if not found:
             raise Refusal(400, "bad_form", "the request's form ends before its last boundary")
 
-    async def _next(self, upload: Upload) -> bytes:
+    async def _next(self, upload: Upload, began: float) -> bytes:
+        """began: when the body began to be read, by the loop's clock."""
         if not upload.streams:
             return b""
         if upload.here:
             return await upload.more()
+        now = asyncio.get_running_loop().time()
+        idle, slow = now + _IDLE_SECONDS, began + _IDLE_SECONDS + upload.read / _SLOWEST
         try:
-            async with asyncio.timeout(_IDLE_SECONDS):
+            async with asyncio.timeout_at(min(idle, slow)):
                 return await upload.more()
         except TimeoutError:
-            message = f"nothing of the request's body came for {_IDLE_SECONDS:g} s, after {upload.read} bytes"
-            raise Refusal(408, "body_timeout", message) from None
+            what = (
+                f"nothing of the request's body came for {_IDLE_SECONDS:g} s"
+                if idle <= slow
+                else (f"the request's body comes more slowly than {_SLOWEST} bytes a second")
+            )
+            raise Refusal(408, "body_timeout", f"{what}, after {upload.read} bytes") from None
 
     def _count(self, more: int) -> int:
         """So many more bytes are in memory. Raises: Refusal, and counts none, if that is over the bound."""

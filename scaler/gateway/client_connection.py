@@ -4,6 +4,9 @@ A request that fails before a handler is called is answered in the API's JSON, l
 wrong. aiohttp's own answer shows a part of what it could not read, and logs it with a traceback: a header's value may be a credential, so
 nothing of what was received is told to anybody.
 
+A head that does not come to its end within HEAD_SECONDS of its first byte is answered with 408: whoever sends heads byte by byte holds a
+connection for no longer. A client that is one too many (client_room) is answered with 503 as soon as it asks for something.
+
 A client that sends its request and closes its sending half gets its answer (client_gone says how it is told from one that has left). Its
 connection is closed when all requests that it has sent are answered.
 """
@@ -18,10 +21,12 @@ from typing import Any
 from aiohttp import HttpVersion11, http_exceptions, web
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http import RawRequestMessage
-from aiohttp.streams import StreamReader
-from aiohttp.web_protocol import ERROR, RequestHandler, RequestPayloadError
+from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
+from aiohttp.web_protocol import ERROR, RequestHandler, RequestPayloadError, _ErrInfo
 
+from scaler.gateway import metrics
 from scaler.gateway.client_gone import ClientWatch
+from scaler.gateway.client_room import ClientRoom
 from scaler.gateway.refusal import Refusal
 
 log = logging.getLogger(__name__)
@@ -29,19 +34,30 @@ log = logging.getLogger(__name__)
 LINE_BYTES = 16_384  # of a request line
 HEADER_BYTES = 8_190  # of one header
 HEADERS = 128
+HEAD_SECONDS = 20.0  # from the first byte of a head to its last
 
+_HEAD_LATE = Refusal(408, "head_timeout", f"the request's head did not come to its end within {HEAD_SECONDS:g} s of its first byte")
+_TOO_MANY = Refusal(
+    503,
+    "too_many_connections",
+    "as many clients are connected as the gateway has descriptors for, and all of them have requests under way; try again later",
+    retry=True,
+)
 _UNREADABLE = ERROR._replace(version=HttpVersion11)
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 class ClientConnection(RequestHandler):
-    """One client's connection. watch: notices that the client has left."""
+    """One client's connection. watch: notices that the client has left; room: of all clients."""
 
-    __slots__ = ("_at_end", "_last_body", "_watch")
+    __slots__ = ("_at_end", "_head_timer", "_last_body", "_room", "_too_many", "_watch")
 
-    def __init__(self, watch: ClientWatch, manager: web.Server, **options: Any) -> None:
+    def __init__(self, watch: ClientWatch, room: ClientRoom, manager: web.Server, **options: Any) -> None:
         super().__init__(manager, max_line_size=LINE_BYTES, max_field_size=HEADER_BYTES, max_headers=HEADERS, **options)
         self._watch = watch
+        self._room = room
+        self._too_many = False
+        self._head_timer: asyncio.TimerHandle | None = None  # a part of a head is here
         self._last_body: StreamReader | None = None  # of the request that came last
         self._at_end = False  # nothing comes from the client any more
 
@@ -63,13 +79,32 @@ class ClientConnection(RequestHandler):
         self.transport.write(_CONTINUE)
         return True
 
+    # --- what is asked by client_room
+
+    def make_room(self) -> None:
+        self.force_close()
+
     # --- asyncio's protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._too_many = not self._room.enter(self)
+        if self._too_many and self._room.is_over:
+            self.force_close()
+        elif self._too_many:
+            self._await_head()  # nor may it stay without asking
 
     def data_received(self, data: bytes) -> None:
         if self._at_end:  # aiohttp looks through what it has kept
             data = b""
         super().data_received(data)
         if self._messages:
+            self._room.asks(self)
+            self._head_is_here()
+            if self._too_many:
+                self._messages.clear()
+                self._put(_TOO_MANY)
+                return
             message, body = self._messages[-1]
             unfinished = self._last_body is not None and not self._last_body.is_eof()
             if isinstance(message, RawRequestMessage):
@@ -79,6 +114,8 @@ class ClientConnection(RequestHandler):
                 self._messages.pop()
                 self._last_body.set_exception(RequestPayloadError(_why(message.exc)[1]))
                 self.close()
+        elif data and self._head_timer is None and not self._busy and data.strip(b"\r\n"):
+            self._await_head()
 
     def eof_received(self) -> bool:  # type: ignore[override]  # asyncio's own is bool | None
         """Keeps the connection if there is something to be answered."""
@@ -92,12 +129,35 @@ class ClientConnection(RequestHandler):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._watch.lost(self)
+        self._room.leave(self)
+        self._head_is_here()
         super().connection_lost(exc)
 
     @property
     def _busy(self) -> bool:
         """Whether a request is here that has not been answered to its end."""
         return bool(self._messages) or (self._waiter is None and self._request_count > 0)
+
+    def _await_head(self) -> None:
+        self._head_timer = self._loop.call_later(HEAD_SECONDS, self._head_is_late)
+
+    def _head_is_here(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _head_is_late(self) -> None:
+        self._head_timer = None
+        if not (self._busy or self._close or self._force_close):
+            self._put(_TOO_MANY if self._too_many else _HEAD_LATE)
+
+    def _put(self, refusal: Refusal) -> None:
+        """Answers with it, and ends the connection."""
+        metrics.REFUSED.labels("", refusal.reason).inc()
+        self._messages.append((_ErrInfo(status=refusal.status, exc=refusal, message=str(refusal)), EMPTY_PAYLOAD))
+        self._request_count += 1
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
     # --- aiohttp's
 
@@ -110,14 +170,18 @@ class ClientConnection(RequestHandler):
         try:
             return await super()._handle_request(request, start_time, request_handler)
         finally:
-            if self._at_end and not self._messages:
-                self.close()
+            if not self._messages:
+                self._room.rests(self)
+                if self._at_end:
+                    self.close()
 
     def handle_error(
         self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
     ) -> web.StreamResponse:
         """The answer to a request that failed before its handler was called, or in it. Raises: ConnectionError if one has begun."""
-        if isinstance(exc, http_exceptions.HttpProcessingError):
+        if isinstance(exc, Refusal):
+            refusal = exc
+        elif isinstance(exc, http_exceptions.HttpProcessingError):
             status, why = _why(exc)
             refusal = Refusal(status, "bad_request", why)
             log.info("a request could not be read: %s", why)
@@ -134,12 +198,15 @@ class ClientConnection(RequestHandler):
 class ClientServer(web.Server):
     """Makes a connection of ours for each client."""
 
-    def __init__(self, handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]], watch: ClientWatch, **options: Any) -> None:
+    def __init__(
+        self, handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]], watch: ClientWatch, room: ClientRoom, **options: Any
+    ) -> None:
         super().__init__(handler, request_factory=self._request, **options)
         self._watch = watch
+        self._room = room
 
     def __call__(self) -> RequestHandler:
-        return ClientConnection(self._watch, self, loop=self._loop, **self._kwargs)
+        return ClientConnection(self._watch, self._room, self, loop=self._loop, **self._kwargs)
 
     def _request(
         self,

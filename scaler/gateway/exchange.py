@@ -26,7 +26,7 @@ from scaler.gateway.dispatcher import Member
 from scaler.gateway.forwarded import forwarded
 from scaler.gateway.redirect import seen_from_outside
 from scaler.gateway.refusal import Refusal
-from scaler.gateway.reply import Reply
+from scaler.gateway.reply import ClientStalled, Reply
 from scaler.gateway.target import Target
 from scaler.gateway.upgrade import asks_for_upgrade, splice
 from scaler.gateway.upload import Upload
@@ -228,6 +228,8 @@ class Exchange:
                 await connection.pass_on(reply)
                 reply.finish(connection.trailers)
             await reply.taken()
+        except ClientStalled:
+            raise
         except (BadAnswer, OSError) as error:
             if self._request.transport is None:
                 raise ConnectionResetError("the client has gone") from error
@@ -243,6 +245,8 @@ class Exchange:
         told = _Told()
         try:
             await connection.pass_on(events if passes else told)
+        except ClientStalled:
+            raise
         except (BadAnswer, OSError) as error:
             if self._request.transport is None:
                 raise ConnectionResetError("the client has gone") from error

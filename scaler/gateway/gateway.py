@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import resource
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, nullcontext
 from typing import cast
@@ -27,6 +26,7 @@ from scaler.gateway import headers, metrics, routing
 from scaler.gateway.body import BODY_BYTES, BodyReader
 from scaler.gateway.client_connection import ClientConnection, ClientServer
 from scaler.gateway.client_gone import ClientWatch
+from scaler.gateway.client_room import ClientRoom
 from scaler.gateway.cors import READABLE, permission
 from scaler.gateway.dispatcher import CannotStart, Dispatcher, Hold, Member, NoReplica
 from scaler.gateway.exchange import Exchange, ReplicaFailed
@@ -49,12 +49,22 @@ _LEFT = 499  # the status under which a client that left is counted; nobody rece
 class Gateway:
     """Serves HTTP for every model in the ledger."""
 
-    def __init__(self, ledger: Ledger, dispatcher: Dispatcher, clock: Clock = SYSTEM_CLOCK, *, body_bytes: int = BODY_BYTES) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        dispatcher: Dispatcher,
+        clock: Clock = SYSTEM_CLOCK,
+        *,
+        body_bytes: int = BODY_BYTES,
+        room: ClientRoom | None = None,
+    ) -> None:
+        """body_bytes: of a body that is read for its model; room: of clients; None: what the process's descriptors allow."""
         self._now = clock.now
         self._ledger = ledger
         self._dispatcher = dispatcher
         self._activations = ledger.activations
         self._bodies = BodyReader(body_bytes)
+        self._room = room
         self._trace: Callable[[Activation, CIMultiDictProxy[str]], TraceContext] | None = None
         self._requests = 0
         self._idle = asyncio.Event()
@@ -72,11 +82,11 @@ class Gateway:
     @asynccontextmanager
     async def serve(self, host: str, port: int) -> AsyncIterator[tuple[str, int]]:
         """Listens until the block ends; yields the bound address (port 0: any). Raises: CannotListen."""
-        _raise_descriptors()
         self._clients = ClientWatch()
         server = ClientServer(
             self._handle,
             self._clients,
+            ClientRoom.of_process() if self._room is None else self._room,
             handler_cancellation=True,
             access_log=None,
             auto_decompress=False,
@@ -286,10 +296,3 @@ def _not_again(failure: ReplicaFailed, exchange: Exchange, upload: Upload, last:
     if failure.reached and not exchange.harmless:
         return "; it may have worked on the request, or failed because of it, so that was not sent to another one"
     return ""
-
-
-def _raise_descriptors() -> None:
-    """Every held request is an open connection: as many as the system lets this process have."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

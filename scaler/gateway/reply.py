@@ -4,12 +4,19 @@ aiohttp's own response would decode each field and encode it again, lose the byt
 of the event loop for every piece. This one writes to the transport. To aiohttp it is a response that is prepared and ended already, of
 which only `keep_alive` is asked. What a client gets is framed for that client: by length where there is one, by chunks, or for HTTP/1.0
 by the end of the connection.
+
+A client that takes nothing of an answer that waits for it keeps a place on a replica from others. After STALLED_SECONDS in which it has not
+acknowledged a single byte, its connection is cut. TCP's keepalive does not notice it: its kernel answers.
 """
 
 from __future__ import annotations
 
+import asyncio
+import fcntl
+import logging
 import socket
 import struct
+import termios
 from email.utils import formatdate
 from typing import TYPE_CHECKING
 
@@ -20,7 +27,14 @@ from scaler.gateway.answer_parser import Fields, Head
 if TYPE_CHECKING:
     from aiohttp.abc import AbstractStreamWriter
 
+log = logging.getLogger(__name__)
+
+STALLED_SECONDS = 120.0
 _RESET = struct.pack("ii", 1, 0)
+
+
+class ClientStalled(ConnectionResetError):
+    """The client has taken nothing for so long that its connection was cut."""
 
 
 class Reply(web.StreamResponse):
@@ -86,8 +100,28 @@ class Reply(web.StreamResponse):
         return not self._connection.writing_paused
 
     async def emptied(self) -> None:
-        """Returns when the client has taken most of what was sent. Raises: ConnectionError: it has gone."""
-        await self._writer.drain()
+        """Returns when the client has taken most of what was sent. Raises: ConnectionError: it has gone, or is cut as it takes nothing."""
+        waits = self._untaken()
+        draining = asyncio.ensure_future(self._writer.drain())  # aiohttp's cannot be awaited again once it was cancelled
+        try:
+            while not (await asyncio.wait((draining,), timeout=STALLED_SECONDS))[0]:
+                before, waits = waits, self._untaken()
+                if waits >= before:
+                    self.cut()
+                    log.info("a client has taken nothing of its answer for %g s: its connection is cut", STALLED_SECONDS)
+                    raise ClientStalled(f"the client has taken nothing of its answer for {STALLED_SECONDS:g} s")
+            draining.result()
+        finally:
+            draining.cancel()
+
+    def _untaken(self) -> int:
+        """Bytes that the client's system has not acknowledged. Nothing is sent meanwhile, so they can only become fewer."""
+        transport = self._connection.transport
+        if transport is None or transport.is_closing():
+            return 0
+        sent = bytearray(4)
+        fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, sent)
+        return transport.get_write_buffer_size() + int.from_bytes(sent, "little")
 
     async def taken(self) -> None:
         """Returns at once where the client keeps up, else when it does: one that sends requests and reads no answers fills no memory."""

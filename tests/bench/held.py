@@ -20,7 +20,7 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import cast
+from typing import ClassVar, cast
 
 import uvloop
 from rich.console import Console
@@ -41,8 +41,8 @@ MOST_PERCENT = 1.0  # of its memory, in ten minutes
 _OTHERS = 500  # descriptors of the gateway that are no stream's
 _BODY = b'{"model": "m", "stream": true, "messages": [{"role": "user", "content": "How does CRIU work?"}]}'
 _REQUEST = (
-    b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nX-Zerowake-Heartbeat: %d\r\nContent-Length: %d\r\n\r\n%b"
-    % (BEAT_SECONDS, len(_BODY), _BODY)
+    b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    b"X-Zerowake-Heartbeat: %d\r\nContent-Length: %d\r\n\r\n%b" % (BEAT_SECONDS, len(_BODY), _BODY)
 )
 _HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 
@@ -58,8 +58,8 @@ def _chunk(data: bytes) -> bytes:
 class _Stream(asyncio.Protocol):
     """The engine's side of one stream: it ticks with all others, so that ten thousand cost one timer."""
 
-    open: set[_Stream] = set()
-    count = 0
+    open: ClassVar[set[_Stream]] = set()
+    count = 0  # of each one's events
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)

@@ -2,10 +2,10 @@
 
     python -m tests.bench.soak [--minutes 60] [--keep]
 
-One machine with `zerowake up`, gpumem, and two snapshots: the demo's embeddings engine with its weights in gpumem, and a server with threads, a
-child process, shared memory and mapped files, whose answer is a hash of all its memory. Each has two models, and each model is asked at
-zero, has to answer from a restored replica what was answered at first, and goes back to zero, over and over. Each minute, at zero: memory, descriptors and threads of scaler, agent
-and gpumem, processes, mounts, namespaces, control groups, and files in the state folder.
+One machine with `zerowake up`, gpumem, and two snapshots: the demo's embeddings engine with its weights in gpumem, and a server with
+threads, a child process, shared memory and mapped files, whose answer is a hash of all its memory. Each has two models, and each model is
+asked at zero, has to answer from a restored replica what was answered at first, and goes back to zero, over and over. Each minute, at zero:
+memory, descriptors and threads of scaler, agent and gpumem, processes, mounts, namespaces, control groups, and files in the state folder.
 
 The verdict is by the slope of a line through the minutes, without the first tenth of them: a count may rise by less than one in a hundred
 restores, memory by less than five percent of itself in an hour.
@@ -87,7 +87,7 @@ class System:
             found[f"{name}: threads"] = len(list(Path(f"/proc/{pid}/task").iterdir()))
         pids = [self.up.pid, *(pid for _, pid, _ in below(self.up.pid))]
         found["processes"] = len(pids)
-        found["mounts"] = sum(1 for _ in Path(f"/proc/{agent}/mounts").open())
+        found["mounts"] = len(_read(f"/proc/{agent}/mounts").splitlines())
         found["namespaces"] = len(set(_namespaces(pids)))
         found["control groups"] = len(set(_read(f"/proc/{pid}/cgroup") for pid in pids))
         # As the agent sees it: its memory is mounted there for itself alone.
@@ -222,7 +222,7 @@ async def _soak(console: Console, folder: Path, gpumem: World, pid: int, minutes
 def _figures(samples: list[Sample], seconds: list[float], wrong: str) -> Iterator[Figure]:
     ran = samples[-1].minute
     restores = samples[-1].values["restores"]
-    yield Figure("minutes", ran, "min", detail="without an error" if not wrong else wrong)
+    yield Figure("minutes", ran, "min", detail=wrong or "without an error")
     middle, last = sorted(seconds)[len(seconds) // 2], sorted(seconds)[len(seconds) * 99 // 100]
     yield Figure("restores, each answered as at first", restores, "restores", detail=f"median {middle:.3f} s, p99 {last:.3f} s")
     yield Figure("restores that went wrong", float(bool(wrong)), "restores", at_most=0, detail=wrong)

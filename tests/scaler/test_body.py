@@ -93,6 +93,26 @@ async def test_a_body_that_stops_coming_is_given_up(monkeypatch: pytest.MonkeyPa
         forever.set()
 
 
+async def test_a_body_that_trickles_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It never stands still, and would keep what it has of all bodies' bound for hours."""
+    monkeypatch.setattr(body, "_SLOWEST", 2**20)
+    monkeypatch.setattr(body, "_IDLE_SECONDS", 0.3)
+    sent = 0
+
+    async def chunks() -> AsyncIterator[bytes]:
+        nonlocal sent
+        while True:
+            yield b"x"
+            sent += 1
+            await asyncio.sleep(0.01)
+
+    async with front() as f, asyncio.timeout(20), f.client.post(f"{f.url}/x", data=chunks()) as response:
+        error = (await response.json())["error"]
+        assert (response.status, error["code"]) == (408, "body_timeout")
+        assert "more slowly than" in error["message"]
+        assert sent > 3
+
+
 async def test_all_bodies_together_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was refused or has been read counts no more: the next one is read."""
     monkeypatch.setattr(body, "READING_BYTES", 1500)

@@ -1,11 +1,13 @@
 """Requests that cannot be read, and clients that close their sending half."""
 
 import asyncio
+import contextlib
 import json
 import logging
 
 import pytest
 
+from scaler.gateway import client_connection
 from scaler.gateway.client_connection import HEADER_BYTES, LINE_BYTES
 from tests.worlds.echo_engine import Engine
 from tests.worlds.front import front
@@ -163,3 +165,46 @@ async def test_a_client_that_leaves_in_the_middle_of_its_body_asks_for_nothing()
         client.writer.write_eof()
         assert await client.rest() == b""
         assert engine.seen.empty()
+
+
+@pytest.mark.parametrize("before", [False, True], ids=["as its first request", "after another one"])
+async def test_a_head_that_comes_byte_by_byte_is_given_up(before: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_connection, "HEAD_SECONDS", 0.3)
+    async with Engine() as engine, front() as f, asyncio.timeout(20), raw_client(f.url) as client:
+        f.dispatcher.add(engine.replica())
+        if before:
+            client.send(_asks())
+            assert (await client.answer()).status == 200
+
+        async def trickle() -> None:
+            client.send(b"GET / HTTP/1.1\r\nHost: x\r\nX-Slow: ")
+            while True:
+                client.send(b"a")
+                await asyncio.sleep(0.01)
+
+        trickling = asyncio.create_task(trickle())
+        answer = await client.answer()
+        trickling.cancel()
+        assert (answer.status, answer.error["code"], answer.headers["connection"]) == (408, "head_timeout", "close")
+        with contextlib.suppress(ConnectionResetError):  # what it had sent meanwhile
+            assert await client.rest() == b""
+
+
+async def test_a_head_in_two_parts_is_in_time_and_the_deadline_is_over_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_connection, "HEAD_SECONDS", 1.0)
+    async with Engine(held=True) as engine, front() as f, asyncio.timeout(20), raw_client(f.url) as client:
+        f.dispatcher.add(engine.replica())
+        asked = _asks()
+        client.send(asked[:20])
+        await asyncio.sleep(0.1)
+        client.send(asked[20:])
+        await engine.seen.get()
+        await asyncio.sleep(1.2)
+        engine.say()
+        assert (await client.answer()).status == 200
+        await asyncio.sleep(1.2)  # nor does it begin where nothing was sent, or an empty line
+        client.send(b"\r\n")
+        await asyncio.sleep(1.2)
+        client.send(_asks())
+        engine.say()
+        assert (await client.answer()).status == 200

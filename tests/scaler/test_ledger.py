@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from scaler.books import ledger as ledger_module
 from scaler.books.activation import Activations
 from scaler.books.demand import NOTHING, Demand, Elsewhere, UnknownModel
 from scaler.books.ledger import Ledger, QueueFull
@@ -38,6 +39,37 @@ def test_bounds_are_for_new_requests_only() -> None:
         book.hold("m", 0)
     book.hold("m", 50, bounded=False)
     assert book.demand("m").held == 3
+
+
+def test_a_flood_of_one_model_refuses_itself_and_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever floods come, what they hold together stays below the bound, and a model that holds little is let in."""
+    monkeypatch.setattr(ledger_module, "TOTAL_REQUESTS", 90)
+    monkeypatch.setattr(ledger_module, "TOTAL_BYTES", 900)
+    book = Ledger({name: ModelLimits(max_requests=40, max_bytes=400) for name in "abcd"})
+
+    def flood(model: str, size: int) -> int:
+        for held in range(1000):
+            try:
+                book.hold(model, size)
+            except QueueFull as error:
+                assert error.bound == ("bytes" if size else "requests")
+                return held
+        raise AssertionError
+
+    assert flood("a", 0) == 40  # alone it reaches its own bound
+    assert flood("b", 0) == 25  # and leaves as much to the others as it has
+    assert flood("c", 0) == 13
+    book.hold("d", 0)
+    assert sum(book.demand(name).held for name in "abcd") < 90
+    for _ in range(40):
+        book.leave("a", 0)
+    assert flood("c", 0) == 19  # what one gives back is there for all, at once
+    book = Ledger({name: ModelLimits(max_requests=1000, max_bytes=400) for name in "abcd"})
+    assert [flood(name, 10) for name in "abc"] == [40, 25, 13]
+    book.hold("d", 10)
+    with pytest.raises(QueueFull, match="250 bytes of it are held and 790 of all models, of 900 at most; this has 10"):
+        book.hold("b", 10)
+    book.hold("b", 0)
 
 
 def test_first_demand_is_told_once_for_each_time_without_a_replica() -> None:

@@ -1,9 +1,12 @@
 """What a client gets of an engine's answer, byte for byte, whatever the engine ends its answers by, and whatever the client can read."""
 
 import asyncio
+import logging
+import socket
 
 import pytest
 
+from scaler.gateway import reply
 from tests.worlds.front import front
 from tests.worlds.raw_client import RawClient, raw_client
 from tests.worlds.raw_engine import Asked, raw_engine, saying
@@ -239,3 +242,49 @@ async def test_a_client_that_sends_requests_and_reads_no_answers_fills_no_memory
             last = len(engine.heads)
             await asyncio.sleep(0.2)
         assert 0 < len(engine.heads) < 100
+
+
+async def test_a_client_that_takes_nothing_gives_its_place_back(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(reply, "STALLED_SECONDS", 0.3)
+
+    async def serve(asked: Asked) -> None:
+        if asked.number > 1:
+            asked.writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi")
+            return
+        asked.writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n")
+        while True:
+            asked.writer.write(b"x" * 2**16)
+            await asked.writer.drain()
+
+    async with raw_engine(serve) as engine, front(concurrency=1) as f, raw_client(f.url) as stalled, raw_client(f.url) as other:
+        f.dispatcher.add(engine.replica())
+        stalled.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        stalled.get()
+        await f.until(lambda demand: demand.in_flight == 1)
+        other.get()
+        assert (await other.answer()).body == b"hi"
+        await engine.ended.get()  # nor does the engine work on for nobody
+    assert "has taken nothing of its answer for 0.3 s" in caplog.text
+    assert "a replica died" not in caplog.text
+
+
+async def test_a_client_that_takes_little_is_served_to_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reply, "STALLED_SECONDS", 0.5)
+    size = 2**24
+    async with raw_engine(saying(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size + b"x" * size)) as engine, front() as f:
+        f.dispatcher.add(engine.replica())
+        host, _, port = f.url.removeprefix("http://").rpartition(":")
+        loop = asyncio.get_running_loop()
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**16)
+            client.setblocking(False)
+            await loop.sock_connect(client, (host, int(port)))
+            await loop.sock_sendall(client, b"GET /models/m/x HTTP/1.1\r\nHost: x\r\n\r\n")
+            began, got = loop.time(), b""
+            while loop.time() < began + 1.5:  # three times as long as one that takes nothing has
+                got += await loop.sock_recv(client, 2**17)
+                await asyncio.sleep(0.05)
+            while got.count(b"x") < size and (more := await loop.sock_recv(client, 2**20)):
+                got += more
+            assert got.count(b"x") == size

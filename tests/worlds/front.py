@@ -14,6 +14,7 @@ from scaler.books.activation import Activations
 from scaler.books.demand import Demand
 from scaler.books.ledger import Ledger
 from scaler.books.limits import ModelLimits
+from scaler.gateway.client_room import ClientRoom
 from scaler.gateway.dispatcher import Dispatcher
 from scaler.gateway.gateway import Gateway
 
@@ -63,11 +64,11 @@ class Answer:
 
 
 @asynccontextmanager
-async def front(body_bytes: int = 2**20, **limits: float) -> AsyncIterator[Front]:
-    """A gateway for one model `m`, listening."""
+async def front(body_bytes: int = 2**20, room: ClientRoom | None = None, **limits: float) -> AsyncIterator[Front]:
+    """A gateway for one model `m`, listening. room: of its clients."""
     ledger = Ledger({"m": ModelLimits(**limits)})  # type: ignore[arg-type]
     dispatcher = Dispatcher(ledger)
-    gateway = Gateway(ledger, dispatcher, body_bytes=body_bytes)
+    gateway = Gateway(ledger, dispatcher, body_bytes=body_bytes, room=room)
     async with (
         gateway.serve("127.0.0.1", 0) as (host, port),
         aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), auto_decompress=False) as client,
