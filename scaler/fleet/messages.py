@@ -36,7 +36,7 @@ def residency(told: agent_pb2.Residency) -> Residency:
         rung=_rung(told.rung),
         image_bytes=told.image_bytes,
         weights_bytes=told.weights_bytes,
-        weights_rung=WeightsRung(max(told.weights_rung, WeightsRung.ABSENT)),
+        weights_rung=_weights_rung(told.weights_rung),
         gpu_bytes=tuple(told.gpu_bytes),
         parked_bytes=tuple(told.parked_bytes),
         overhead_seconds=told.restore_overhead_seconds,
@@ -52,9 +52,14 @@ def _rung(told: agent_pb2.Rung) -> Rung:
     return Rung(min(max(told, Rung.ABSENT), max(Rung)))
 
 
+def _weights_rung(told: agent_pb2.WeightsRung) -> WeightsRung:
+    """The same of weights."""
+    return WeightsRung(min(max(told, WeightsRung.ABSENT), max(WeightsRung)))
+
+
 def transfer(told: agent_pb2.Transfer, at: float) -> Transfer:
     """at: when it was told, wall-clock seconds since 1970."""
-    bytes_of, weights = told.progress, WeightsRung(told.weights_rung) if told.weights_rung else None
+    bytes_of, weights = told.progress, _weights_rung(told.weights_rung) if told.weights_rung else None
     of = name_of(told.snapshot), told.snapshot.digest
     return Transfer(*of, _rung(told.rung), bytes_of.done_bytes, bytes_of.total_bytes, since=at, weights_rung=weights)
 
@@ -115,7 +120,7 @@ def peer_address(told: agent_pb2.Node, agent: str) -> str:
 
 
 def replica(told: agent_pb2.Replica) -> Replica:
-    sleeps = Rung(max(told.rung, Rung.STANDBY)) if told.state == agent_pb2.REPLICA_IDLE else None
+    sleeps = max(_rung(told.rung), Rung.STANDBY) if told.state == agent_pb2.REPLICA_IDLE else None
     return Replica(told.id, told.model, told.snapshot.namespace, _ORIGINS.get(told.origin, "unknown"), told.detail, sleeps)
 
 

@@ -57,6 +57,7 @@ METRIC = "zerowake-pending"
 STREAM_AGE_SECONDS = 1800.0
 CONNECTION_AGE_SECONDS = 600.0
 ACTIVE = pb.IsActiveResponse(result=True)
+_PENDING_CALLS = 50_000
 _MOST = 1 << 53  # as a whole number: beyond it floats have none
 
 
@@ -282,6 +283,10 @@ async def serve_external_scaler(
             # A client that vanished without a word would otherwise hold its streams until they are rotated.
             ("grpc.keepalive_time_ms", 30_000),
             ("grpc.keepalive_timeout_ms", 10_000),
+            # gRPC cancels calls at random when more than a thousand have come in one instant, as they do where KEDA begins anew. Each is
+            # answered from memory.
+            ("grpc.server.max_pending_requests", _PENDING_CALLS),
+            ("grpc.server.max_pending_requests_hard_limit", 2 * _PENDING_CALLS),
             *PINGS_WELCOME,
         ]
     )

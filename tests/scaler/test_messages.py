@@ -36,6 +36,16 @@ def test_a_transfer_and_one_to_a_rung_that_is_newer() -> None:
     assert messages.transfer(agent_pb2.Transfer(snapshot=reference), 0.0).rung is Rung.ABSENT
 
 
+def test_rungs_of_a_newer_agent_are_the_highest_that_are_known() -> None:
+    """It is heard on, whatever it has come to know."""
+    newer = agent_pb2.Residency.FromString(agent_pb2.Residency(rung=99, weights_rung=98, pinned=97).SerializeToString())  # type: ignore[arg-type]
+    found = messages.residency(newer)
+    assert (found.rung, found.weights_rung, found.pinned) == (Rung.PARKED, WeightsRung.GPU, Rung.PARKED)
+    assert messages.transfer(agent_pb2.Transfer(weights_rung=98), 0.0).weights_rung is WeightsRung.GPU  # type: ignore[arg-type]
+    asleep = agent_pb2.Replica(state=agent_pb2.REPLICA_IDLE, rung=99, origin=98)  # type: ignore[arg-type]
+    assert (messages.replica(asleep).sleeps, messages.replica(asleep).origin) == (Rung.PARKED, "unknown")
+
+
 def test_what_is_not_said_is_absent() -> None:
     found = messages.residency(agent_pb2.Residency())
     assert (found.rung, found.weights_rung, found.gpu_bytes, found.parked_bytes) == (Rung.ABSENT, WeightsRung.ABSENT, (), ())
