@@ -359,7 +359,10 @@ class Manifest(_Record):
             return cls.model_validate_json(data)
         except ValidationError as error:
             first = error.errors()[0]
-            raise InvalidManifest(f"the manifest's {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+            field = ".".join(map(str, first["loc"]))
+            if first["type"] == "extra_forbidden":
+                raise InvalidManifest(f"the manifest's {field} is not known to this zerowake: it was taken by a newer one") from None
+            raise InvalidManifest(f"the manifest's {field}: {first['msg']}") from None
 
 
 @lru_cache(maxsize=64)

@@ -46,6 +46,29 @@ def test_what_is_written_is_read_and_is_the_same_bytes_again(manifest: Manifest)
     assert digest_of(manifest.model_copy(update={"model": "other"}).encode()) != digest_of(data)
 
 
+def test_one_of_an_older_zerowake_is_read() -> None:
+    """As an agent of November 27 wrote it. Whatever it says is still there, and nothing of it has another meaning."""
+    data = (Path(__file__).parent / "golden" / "manifest-4.json").read_bytes()
+    found, said = Manifest.decode(data), json.loads(data)
+    assert (found.name, found.engine.port, len(found.chunks), found.is_of_container) == ("chat", 8000, 2, False)
+    again = json.loads(found.encode())
+    assert {name: again[name] for name in said} == said
+
+
+@pytest.mark.parametrize(
+    ("fields", "why"),
+    [
+        ({"moods": []}, "the manifest's moods is not known to this zerowake: it was taken by a newer one"),
+        ({"version": 5}, "the manifest has version 5; this zerowake reads 4"),
+    ],
+)
+def test_one_of_a_newer_zerowake_is_refused_in_words_after_a_roll_back(manifest: Manifest, fields: dict[str, object], why: str) -> None:
+    """Part of it would be lost on this one: the model starts cold, and the snapshot is there for the newer one again."""
+    with pytest.raises(InvalidManifest) as refused:
+        Manifest.decode(changed(manifest, **fields))
+    assert str(refused.value) == why
+
+
 def test_sizes_are_those_of_its_parts(manifest: Manifest) -> None:
     assert manifest.page_bytes == 8192
     assert manifest.skeleton_bytes == sum(record.size for record in manifest.files.values()) > 0
