@@ -18,11 +18,13 @@ containers := .venv/.containers
 # Tests wait for other processes about half of their time.
 workers := $(shell echo $$(($$(nproc) + 1)))
 
-.PHONY: help demo test servers browser engines lint cluster cluster-down gpu-cluster gpu-cluster-pack e2e bench wheel lock clean
+.PHONY: help demo test sanitize servers browser engines lint cluster cluster-down gpu-cluster gpu-cluster-pack e2e bench wheel lock clean
 
 help:
 	@echo 'make demo   a chat model on this machine, from zero to an answer and back to zero'
 	@echo 'make test   the tests, in parallel; the slowest ten are named'
+	@echo 'make sanitize'
+	@echo '           the C parts with AddressSanitizer and UBSan, under the tests that use them (minutes)'
 	@echo 'make servers'
 	@echo '           Go, Node, Java, nginx, gunicorn, uvicorn and llama.cpp, installed (minutes) and tried as engines'
 	@echo 'make browser'
@@ -47,6 +49,9 @@ demo: $(environment) $(criu)
 test: $(environment) $(criu) $(containers)
 	@tests/worlds/s3/build.sh
 	@$(bin)/pytest -r s $(again) --ignore=tests/e2e --ignore=tests/engines --durations=10 --numprocesses=$(workers) --dist=loadfile
+
+sanitize: $(environment) $(criu) $(containers)
+	@$(bin)/python -m tests.sanitized
 
 # A program that is there already, from wherever, will do.
 servers: $(environment) $(criu)

@@ -163,9 +163,9 @@ def _files(directory: Path) -> list[Path]:
     if index.exists():
         try:
             names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise InvalidCheckpoint(f"{index} is no index of a checkpoint ({error!r}): bring it again") from None
-        if strange := [name for name in names if not isinstance(name, str) or Path(name).name != name]:
+        if strange := [name for name in names if not isinstance(name, str) or not name or Path(name).name != name]:
             raise InvalidCheckpoint(
                 f"{index} names {strange[0]!r}, which is no file beside it: bring an index whose files lie in its own folder"
             )
@@ -191,7 +191,7 @@ def _header(path: Path) -> tuple[int, int, list[gpumem_pb2.Tensor]]:
             header: dict[str, Any] = json.loads(file.read(length))
             header.pop("__metadata__", None)
             tensors = [_tensor(name, entry, size - 8 - length) for name, entry in header.items()]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise InvalidCheckpoint(f"{path} is no safetensors file, or is torn: {error}; bring the file again") from None
     return 8 + length, size, sorted(tensors, key=lambda tensor: tensor.offset)
 

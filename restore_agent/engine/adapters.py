@@ -106,7 +106,7 @@ def _question(canary: CanaryRecord) -> dict[str, object] | None:
 
 async def _said(engine: Engine, session: aiohttp.ClientSession, path: str) -> object:
     """JSON, or None where it has no such path."""
-    with contextlib.suppress(EngineError, ValueError):
+    with contextlib.suppress(EngineError, ValueError, RecursionError):
         answer = await engine.ask(session, path)
         return json.loads(answer.body) if answer.status == 200 else None
     return None

@@ -73,7 +73,7 @@ async def _ask(engine: Engine, session: aiohttp.ClientSession, path: str, body: 
 
 async def _usual(engine: Engine, session: aiohttp.ClientSession) -> Iterator[tuple[str, dict[str, object]]]:
     model = "default"
-    with contextlib.suppress(EngineError, ValueError, LookupError, TypeError):  # no such list: the name may not matter
+    with contextlib.suppress(EngineError, ValueError, LookupError, TypeError, RecursionError):  # no such list: the name may not matter
         model = str(json.loads((await engine.ask(session, "/v1/models")).body)["data"][0]["id"])
     chat = {"model": model, "messages": [{"role": "user", "content": "Name a colour."}], "max_tokens": 4, "temperature": 0, "seed": 1}
     return iter(
@@ -89,7 +89,7 @@ async def _usual(engine: Engine, session: aiohttp.ClientSession) -> Iterator[tup
 def _parsed(text: str) -> object:
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 

@@ -211,7 +211,7 @@ class Engine:
             said = json.loads(path.read_text())
             gpus = dict(said.get("gpus", {}))
             return {Path(directory): str(gpus.get(directory, "")) for directory in said["directories"]}
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise EngineError(f"the engine {self.called!r} wrote a {WEIGHTS} that is none: {error!r}") from None
 
     def stop(self) -> None:

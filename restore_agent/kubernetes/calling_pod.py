@@ -143,7 +143,7 @@ class CallingPod:
         try:
             found = json.loads(text)
             path, body = found["path"], found.get("body", "")
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise Refused(f'annotation {CANARY} is not {{"path": "/…", "body": …}}: {text[:100]}') from None
         if not isinstance(path, str) or not path.startswith("/"):
             raise Refused(f"annotation {CANARY}: the path {path!r} does not begin with /")
@@ -154,7 +154,7 @@ class CallingPod:
         text = self.annotation(NAMES)
         try:
             found = json.loads(text) if text else []
-        except ValueError:
+        except (ValueError, RecursionError):
             found = None
         if not isinstance(found, list) or not all(isinstance(name, str) and name for name in found):
             raise Refused(f"annotation {NAMES} is no list of names: {text[:100]}")

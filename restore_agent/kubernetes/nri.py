@@ -149,7 +149,7 @@ class _Plugin:
 
 def _too_old(runtime: nri_pb2.ConfigureRequest) -> NriError | None:
     since = _SINCE.get(runtime.runtime_name)
-    version = re.match(r"v?(\d+)\.(\d+)", runtime.runtime_version)
+    version = re.match(r"v?([0-9]{1,9})\.([0-9]{1,9})", runtime.runtime_version)
     if since is None or version is None or (int(version[1]), int(version[2])) >= since:
         return None
     return NriError(

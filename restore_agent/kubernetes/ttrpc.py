@@ -81,8 +81,8 @@ class Connection:
         try:
             while True:
                 connection, size = _FRAME.unpack(await self._reader.readexactly(_FRAME.size))
-                if size > _LARGEST:
-                    raise TtrpcError(f"sends a frame of {size} bytes")
+                if size > _LARGEST or connection not in (_INWARDS, _OUTWARDS):
+                    raise TtrpcError(f"sends a frame of {size} bytes of connection {connection}")
                 self._received[connection] += await self._reader.readexactly(size)
                 self._take_messages(connection, self._received[connection])
         except (OSError, EOFError) as error:

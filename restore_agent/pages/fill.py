@@ -26,12 +26,14 @@ from itertools import accumulate
 from restore_agent.errors import AgentError
 from restore_agent.pages.native import Filler, Piece, cut
 from restore_agent.snapshots.chunks import Chunk, ChunkStore
-from restore_agent.snapshots.page_runs import Pages, address_of, read_index
+from restore_agent.snapshots.page_runs import PAGE, PageRun, Pages, address_of, read_index
 
 HUGE = 2 << 20
 _THREADS = max(2, min(16, os.cpu_count() or 2))  # measured: 16 threads fill 30 GB/s on an H200 host, 8 fill 20
 _READERS = 16  # on any number of cores: they wait for the disk, which wants many requests at once
 _WORTH_A_THREAD = 2 << 20  # bytes to copy
+
+_ADDRESSES = 1 << 56  # bytes, of a process on any machine that there is
 
 Read = Callable[[Chunk, memoryview], None]
 
@@ -40,6 +42,11 @@ class FillError(AgentError):
     """Pages could not be copied into a process."""
 
     reason = "fill-failed"
+
+
+def _is_run(run: PageRun) -> bool:
+    """Whether those can be pages of a process. The fill counts with it: an address beyond the last would wrap around."""
+    return run.length > 0 and not (run.address | run.length) % PAGE and run.address + run.length <= _ADDRESSES and run.pid < 1 << 31
 
 
 class Arena:
@@ -52,6 +59,8 @@ class Arena:
         self._numbers = {chunk.hash: number for number, chunk in enumerate(chunks)}
         self.size = self._ends[-1] if chunks else 0
         self._runs = read_index(index)
+        if len(index) % ctypes.sizeof(PageRun) or not all(map(_is_run, self._runs)):
+            raise FillError("the index of pages is torn, or names what is no page of a process; take the snapshot again")
         if sum(run.length for run in self._runs) != self.size:
             raise FillError("the index of pages and the chunks differ in size")
         self._pieces, self._lasts = cut(self._runs, self._ends)

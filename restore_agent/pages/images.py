@@ -13,7 +13,9 @@ import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
+from google.protobuf.message import DecodeError, Message
 from zerowake_proto import criu_pb2
 
 from restore_agent.errors import AgentError
@@ -33,6 +35,9 @@ _REGULAR, _FILE_PRIVATE, _ANONYMOUS = 1 << 0, 1 << 6, 1 << 9
 _SPECIAL = 1 << 2 | 1 << 3 | 1 << 12 | 1 << 13 | 1 << 15 | 1 << 16 | 1 << 17  # vsyscall, vdso, vvar, aio ring, shadow stack, guard, uprobes
 # Zeros shorter than 16 pages stay in: a gap costs the fill a piece of its own, and they are few (75 of the chat engine's 57,000 pages).
 _ZERO_RUNS = re.compile(rb"\A\x01+|\x01{16,}|\x01+\Z")
+
+
+_M = TypeVar("_M", bound=Message)
 
 
 class ImageError(AgentError):
@@ -62,15 +67,13 @@ def split(images: Path) -> Iterator[Pages]:
         OSError: no space for the rewritten files.
     """
     for pagemap in sorted(images.glob("pagemap-[0-9]*.img")):
-        pid = int(pagemap.stem.removeprefix("pagemap-"))
+        pid = _number(pagemap)
         mm = images / f"mm-{pid}.img"
         if not mm.exists():
             continue
-        (raw,) = read_image(mm, _MM)
-        vmas = [vma for vma in criu_pb2.Mm.FromString(raw).vmas if _ours(vma)]
-        head, *entries = read_image(pagemap, _PAGEMAP)
-        pages = images / f"pages-{criu_pb2.PagemapHead.FromString(head).pages_id}.img"
-        yield from _split_process(pid, vmas, pagemap, head, [criu_pb2.PagemapEntry.FromString(entry) for entry in entries], pages)
+        vmas = [vma for vma in _only(criu_pb2.Mm, mm, _MM).vmas if _ours(vma)]
+        head, pages, entries = _pagemap(pagemap)
+        yield from _split_process(pid, vmas, pagemap, head, entries, pages)
 
 
 @dataclass(frozen=True)
@@ -85,16 +88,17 @@ class Skeleton:
 def skeletons(images: Path) -> Iterator[Skeleton]:
     """Every process of images that were split. Raises ImageError."""
     for pagemap in sorted(images.glob("pagemap-[0-9]*.img")):
-        pid = int(pagemap.stem.removeprefix("pagemap-"))
-        (raw,) = read_image(images / f"mm-{pid}.img", _MM)
-        vmas = list(criu_pb2.Mm.FromString(raw).vmas)
+        pid = _number(pagemap)
+        vmas = list(_only(criu_pb2.Mm, images / f"mm-{pid}.img", _MM).vmas)
         special = [(vma.start, vma.end) for vma in vmas if vma.status & _SPECIAL]  # the kernel's own, made anew
-        head, *entries = read_image(pagemap, _PAGEMAP)
-        data = memoryview((images / f"pages-{criu_pb2.PagemapHead.FromString(head).pages_id}.img").read_bytes())
+        _, pages, entries = _pagemap(pagemap)
+        data = memoryview(_content(pages))
         kept, offset = [], 0
-        for entry in map(criu_pb2.PagemapEntry.FromString, entries):
+        for entry in entries:
             if entry.flags & _PRESENT:
                 length = (entry.nr_pages or entry.compat_nr_pages) * PAGE
+                if offset + length > len(data):
+                    raise ImageError(f"{pages.name} ends before the pages that {pagemap.name} names; take the dump again")
                 if not any(start <= entry.vaddr < end for start, end in special):
                     kept.append(Pages(pid, entry.vaddr, data[offset : offset + length]))
                 offset += length
@@ -179,7 +183,7 @@ def _entry(entry: criu_pb2.PagemapEntry, part: _Part) -> criu_pb2.PagemapEntry:
 
 def open_files(images: Path) -> list[criu_pb2.File]:
     """Every open file that the processes have. Raises ImageError."""
-    return [criu_pb2.File.FromString(message) for message in read_image(images / OPEN_FILES, FILES)]
+    return _all(criu_pb2.File, images / OPEN_FILES, FILES)
 
 
 def write_open_files(images: Path, files: Iterable[criu_pb2.File]) -> None:
@@ -249,7 +253,7 @@ def kernel_written(images: Path) -> list[range]:
 
 def process_ids(images: Path) -> set[int]:
     """Pids, as the processes know them, of all that were dumped. Raises ImageError."""
-    return {process.pid for process in map(criu_pb2.Process.FromString, read_image(images / "pstree.img", _PSTREE))}
+    return {process.pid for process in _processes(images)}
 
 
 def rights(images: Path) -> Rights:
@@ -274,24 +278,73 @@ def _filtered(images: Path, threads: dict[int, criu_pb2.Thread]) -> set[int]:
     filters = images / "seccomp.img"
     if not found or not filters.exists():
         return found
-    every = criu_pb2.SeccompFilters.FromString(read_image(filters, _SECCOMP)[0]).filters
-    for process in map(criu_pb2.Process.FromString, read_image(images / "pstree.img", _PSTREE)):
+    every = _only(criu_pb2.SeccompFilters, filters, _SECCOMP).filters
+    for process in _processes(images):
         first = threads.get(process.pid)
         if first and first.HasField("seccomp_filter") and first.seccomp_filter < len(every) and every[first.seccomp_filter].flags & _TSYNC:
             found.update(process.threads)
     return found
 
 
+def _processes(images: Path) -> list[criu_pb2.Process]:
+    return _all(criu_pb2.Process, images / "pstree.img", _PSTREE)
+
+
 def _threads(images: Path) -> dict[int, criu_pb2.Thread]:
     """By their numbers; a process that had ended, and was not waited for, has none."""
-    cores = {int(path.stem.removeprefix("core-")): read_image(path, _CORE)[0] for path in images.glob("core-[0-9]*.img")}
-    threads = {number: criu_pb2.Core.FromString(core).thread for number, core in cores.items()}
+    threads = {_number(path): _only(criu_pb2.Core, path, _CORE).thread for path in images.glob("core-[0-9]*.img")}
     return {number: thread for number, thread in threads.items() if thread.HasField("creds")}
+
+
+def _number(path: Path) -> int:
+    """Whose image it is, by the file's name."""
+    number = path.stem.rpartition("-")[2]
+    if not (number.isascii() and number.isdigit() and len(number) < 11):
+        raise ImageError(f"{path.name} is the image of no process; take the dump again")
+    return int(number)
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise ImageError(f"{path.name} is missing; take the dump again") from None
+
+
+def _all(kind: type[_M], path: Path, magic: int) -> list[_M]:
+    return [_message(kind, path, data) for data in read_image(path, magic)]
+
+
+def _only(kind: type[_M], path: Path, magic: int) -> _M:
+    """The first message of a file that has one of this kind."""
+    found = read_image(path, magic)
+    if not found:
+        raise ImageError(f"{path.name} is empty; take the dump again")
+    return _message(kind, path, found[0])
+
+
+def _message(kind: type[_M], path: Path, data: bytes) -> _M:
+    try:
+        found = kind.FromString(data)
+    except DecodeError as error:
+        raise ImageError(f"{path.name} cannot be read ({error}); take the dump again") from None
+    if not found.IsInitialized():  # which reading does not say of messages within a message
+        raise ImageError(f"{path.name} lacks what every image of its kind has; take the dump again")
+    return found
+
+
+def _pagemap(path: Path) -> tuple[bytes, Path, list[criu_pb2.PagemapEntry]]:
+    """Its head as it is, the file with the pages, and its entries."""
+    found = read_image(path, _PAGEMAP)
+    if not found:
+        raise ImageError(f"{path.name} is empty; take the dump again")
+    pages = path.with_name(f"pages-{_message(criu_pb2.PagemapHead, path, found[0]).pages_id}.img")
+    return found[0], pages, [_message(criu_pb2.PagemapEntry, path, data) for data in found[1:]]
 
 
 def read_image(path: Path, magic: int) -> list[bytes]:
     """The messages of an image file; `magic`: its second word. Raises ImageError."""
-    data = path.read_bytes()
+    data = _content(path)
     if len(data) < 8 or struct.unpack_from("<II", data) != (_COMMON, magic):
         raise ImageError(f"{path.name} does not begin as an image of its kind; is this CRIU newer than zerowake knows?")
     messages, at = [], 8

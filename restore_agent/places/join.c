@@ -86,7 +86,8 @@ static void run(int program, const int *passed, int count, char **arguments, cha
 		if (dup2(moved[i], i + 1) < 0)
 			fail("dup");
 	/* All others, whatever the agent's numbers are: who waits for the end of the report would wait for the program's. */
-	syscall(SYS_close_range, count + 1, ~0U, CLOSE_RANGE_CLOEXEC);
+	if (syscall(SYS_close_range, count + 1, ~0U, CLOSE_RANGE_CLOEXEC) < 0)
+		fail("close_range");
 	sigset_t none;
 	sigemptyset(&none);
 	sigprocmask(SIG_SETMASK, &none, NULL);

@@ -199,6 +199,14 @@ class _Counted:
             self._tar.addfile(entry)
 
 
+class _Archive(io.FileIO):
+    """A file whose lengths cannot be believed: a read of more than there is takes no memory for it."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        left = max(0, os.fstat(self.fileno()).st_size - self.tell())
+        return super().read(left if size is None or size < 0 else min(size, left))
+
+
 class Changes:
     """Of a snapshot, put into another place: first what CRIU needs, the rest while it restores. Its calls block."""
 
@@ -240,11 +248,11 @@ class Changes:
 
     def _put_some(self, *, rest: bool) -> None:
         try:
-            with tarfile.open(self._source) as tar:
+            with _Archive(self._source) as file, tarfile.open(None, "r:", file) as tar:  # nothing of it was packed, so nothing is unpacked
                 first = int(tar.pax_headers.get(_FIRST, _ALL))
                 for entry in itertools.islice(tar, *((first, None) if rest else (first,))):
                     self._put(tar, entry)
-        except (OSError, tarfile.TarError, OverlayError) as error:
+        except (OSError, tarfile.TarError, OverlayError, ValueError, LookupError, OverflowError) as error:  # numbers that are none, too
             self.undo()
             if isinstance(error, OverlayError):
                 raise

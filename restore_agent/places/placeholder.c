@@ -153,6 +153,9 @@ static void start(char **command)
 		int null = open("/dev/null", O_RDWR);
 		if (null < 0 || dup2(null, 0) < 0)
 			_exit(126);
+		if (null > 2)
+			close(null);
+		/* All else is closed as it becomes the command; this is for what the runtime may have left open, and it may forbid the call. */
 		syscall(SYS_close_range, 3, ~0U, 0);
 		run(command);
 	}
@@ -301,7 +304,7 @@ static void obey(char *message, size_t size)
 	if (!list || n < 1) {
 		errno = EBADMSG;
 		tell_error(message);
-	} else if (!strcmp(message, "engine")) {
+	} else if (!strcmp(message, "engine") && atoi(list[0]) >= 0 && atoi(list[0]) != 1) { /* signals to others would go to all */
 		reap();
 		watch_over(atoi(list[0]));
 		if (n >= 3) {
@@ -355,7 +358,8 @@ static void call_agent(void)
 	int size = 2 * MAX_MESSAGE;
 
 	strcpy(address.sun_path, socket_path);
-	agent = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+	/* Not to be blocked by: an agent that stands still takes no callers once its queue is full, and signals have to be passed on. */
+	agent = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 	if (agent >= 0 && connect(agent, (struct sockaddr *)&address, sizeof(address)) < 0) {
 		close(agent);
 		agent = -1;
@@ -423,8 +427,11 @@ int main(int argc, char **argv)
 		if (!engine)
 			hear(signals); /* before it becomes something else */
 		if (agent >= 0 && watched[1].revents) {
-			ssize_t n = recv(agent, message, MAX_MESSAGE, MSG_DONTWAIT);
-			if (n > 0) {
+			ssize_t n = recv(agent, message, MAX_MESSAGE, MSG_DONTWAIT | MSG_TRUNC);
+			if (n > MAX_MESSAGE) {
+				errno = EMSGSIZE; /* half of a command is another one */
+				tell_error("a message");
+			} else if (n > 0) {
 				obey(message, n);
 			} else if (n == 0 || (errno != EAGAIN && errno != EINTR)) {
 				close(agent);

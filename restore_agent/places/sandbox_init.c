@@ -104,9 +104,12 @@ static void copy_file(const char *from, const char *to)
 	int out = open(to, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
 	if (out < 0)
 		fail(to);
-	for (ssize_t n; (n = read(in, buffer, sizeof(buffer))) > 0;)
+	ssize_t n;
+	while ((n = read(in, buffer, sizeof(buffer))) > 0)
 		if (write(out, buffer, n) != n)
 			fail(to);
+	if (n < 0)
+		fail(from); /* CRIU would take half of it for all */
 	close(in);
 	close(out);
 }
@@ -231,6 +234,10 @@ static char *next_field(char **cursor, char *end)
 static char **next_list(char **cursor, char *end)
 {
 	long n = strtol(next_field(cursor, end), NULL, 10);
+	if (n < 0 || n > end - *cursor) { /* each takes a byte at least */
+		errno = EBADMSG;
+		fail("spawn request");
+	}
 	char **list = calloc(n + 1, sizeof(char *));
 	if (!list)
 		fail("spawn request");
@@ -247,6 +254,10 @@ static void run_program(char *message, size_t size, const int *fds, int nfds)
 	char **argv = next_list(&cursor, end), **envp = next_list(&cursor, end);
 	sigset_t none;
 
+	if (!argv[0]) {
+		errno = EBADMSG;
+		fail("spawn request");
+	}
 	is_program = 1;
 	if (setsid() < 0)
 		fail("setsid");
@@ -264,7 +275,8 @@ static void run_program(char *message, size_t size, const int *fds, int nfds)
 	for (int i = 0; i < nfds; i++)
 		if (dup2(moved[i], i + 1) < 0)
 			fail("dup");
-	syscall(SYS_close_range, nfds + 1, ~0U, 0);
+	if (syscall(SYS_close_range, nfds + 1, ~0U, 0) < 0)
+		fail("close_range"); /* the engine would have the agent's lifeline */
 	if (chdir(directory) < 0)
 		fail(directory);
 	if (strchr(flags, 's') && refuse_what_is_not_carried() < 0)
@@ -275,7 +287,8 @@ static void run_program(char *message, size_t size, const int *fds, int nfds)
 	fail(argv[0]);
 }
 
-static int receive(char *message, int *fds, int *nfds)
+/* Returns the size of the message; 0: the other end has closed; -1: it is broken, or was too long, or lost descriptors. */
+static ssize_t receive(char *message, int *fds, int *nfds)
 {
 	union {
 		struct cmsghdr align;
@@ -286,12 +299,12 @@ static int receive(char *message, int *fds, int *nfds)
 	ssize_t n = recvmsg(control, &header, MSG_CMSG_CLOEXEC);
 
 	*nfds = 0;
-	struct cmsghdr *cmsg = CMSG_FIRSTHDR(&header);
-	if (n > 0 && cmsg && cmsg->cmsg_type == SCM_RIGHTS) {
+	struct cmsghdr *cmsg = n > 0 ? CMSG_FIRSTHDR(&header) : NULL;
+	if (cmsg && cmsg->cmsg_level == SOL_SOCKET && cmsg->cmsg_type == SCM_RIGHTS) {
 		*nfds = (cmsg->cmsg_len - CMSG_LEN(0)) / sizeof(int);
 		memcpy(fds, CMSG_DATA(cmsg), *nfds * sizeof(int));
 	}
-	return n;
+	return n > 0 && header.msg_flags & (MSG_TRUNC | MSG_CTRUNC) ? -1 : n;
 }
 
 static void serve(void)
@@ -324,6 +337,8 @@ static void serve(void)
 			message[n] = 0;
 			if (strcmp(message, "spawn")) {
 				tell("error unknown request");
+				for (int i = 0; i < nfds; i++)
+					close(fds[i]);
 				continue;
 			}
 			if (n > 6 && strchr(message + 6, 'p'))

@@ -11,7 +11,7 @@ import re
 from collections.abc import Collection
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 from blake3 import blake3
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -25,6 +25,7 @@ CONTAINER_FILE = "container.json"  # a snapshot that was taken in a container ha
 _HASH = "^[0-9a-f]{64}$"  # it is a part of paths
 _REGION = re.compile(r"[0-9A-Za-z]+")
 _NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
+_MOST = 1 << 50  # bytes; sums of a manifest's own fit into the protocols' numbers, and its offsets into the kernel's
 
 
 class InvalidName(AgentError, ValueError):
@@ -60,6 +61,10 @@ class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
+Bytes = Annotated[int, Field(ge=0, le=_MOST)]
+Pid = Annotated[int, Field(gt=0, lt=1 << 31)]
+
+
 class EngineRecord(_Record):
     """How an engine is started, and how it says that it serves."""
 
@@ -89,7 +94,7 @@ class AdapterRecord(CanaryRecord):
 class ProcessRecord(_Record):
     """One process of the image."""
 
-    pid: int
+    pid: Pid
     command: str
     gpu: bool = False  # it has CUDA state, suspended into its memory
 
@@ -97,7 +102,7 @@ class ProcessRecord(_Record):
 class FileRecord(_Record):
     """A small file of the snapshot: its bytes and their BLAKE3, hex."""
 
-    size: int = Field(ge=0)
+    size: Bytes
     hash: str = Field(pattern=_HASH)
 
 
@@ -105,16 +110,16 @@ class ChunkRecord(_Record):
     """A chunk of pages: BLAKE3, hex, and bytes."""
 
     hash: str = Field(pattern=_HASH)
-    size: int = Field(gt=0)
+    size: int = Field(gt=0, le=_MOST)
 
 
 class PartRecord(_Record):
     """Chunks that lie one behind the other in a file, which is named within the region's folder."""
 
     path: str
-    offset: int = Field(ge=0)
-    first_chunk: int = Field(ge=0)
-    chunks: int = Field(ge=0)
+    offset: Bytes
+    first_chunk: int = Field(ge=0, le=_MOST)
+    chunks: int = Field(ge=0, le=_MOST)
 
 
 class WeightsRecord(_Record):
@@ -125,7 +130,7 @@ class WeightsRecord(_Record):
     """
 
     region: str
-    size: int = Field(ge=0)
+    size: Bytes
     parts: tuple[PartRecord, ...]
     gpu: str = ""  # UUID; empty: the one that the processes use most
     folder: str = ""
@@ -202,7 +207,7 @@ class MappedFile(_Record):
     """A file outside the image that the processes map or hold open, at this path in their file system."""
 
     path: str
-    size: int
+    size: Bytes
     hash: str
 
 
@@ -264,12 +269,12 @@ class Manifest(_Record):
     canary: CanaryRecord | None  # None only in a draft: what is published has been proved
     adapters: tuple[AdapterRecord, ...] = ()  # in the order in which they are asked, after the canary
     processes: tuple[ProcessRecord, ...]
-    root_pid: int
+    root_pid: Pid
     stdio: tuple[str, str]  # CRIU's keys of stdout and stderr
     files: dict[str, FileRecord]  # by path within the snapshot
     chunks: tuple[ChunkRecord, ...]
-    host_bytes: int  # resident memory of the processes
-    gpus: dict[str, int] = {}  # UUID → bytes that resuming takes of that GPU, or of the one in its place
+    host_bytes: Bytes  # resident memory of the processes
+    gpus: dict[str, Bytes] = {}  # UUID → bytes that resuming takes of that GPU, or of the one in its place
     quiesces: bool = False  # the engine takes part in the control directory
     template: TemplateRecord | None = None  # None: who had it captured said nothing of it
     cold_seconds: float = Field(default=0.0, ge=0, allow_inf_nan=False)  # what the engine took to be ready; 0: not known
@@ -351,7 +356,7 @@ class Manifest(_Record):
     def _read(cls, data: bytes) -> Manifest:
         try:
             version = json.loads(data).get("version")
-        except (ValueError, AttributeError) as error:
+        except (ValueError, AttributeError, RecursionError) as error:
             raise InvalidManifest(f"the manifest is no JSON object: {error}") from None
         if version != VERSION:
             raise InvalidManifest(f"the manifest has version {version!r}; this zerowake reads {VERSION}")

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from blake3 import blake3
+from google.protobuf.message import DecodeError
 from zerowake_proto import gpumem_pb2
 
 from gpumem.filler.files import File
@@ -22,6 +23,10 @@ from restore_agent.snapshots.catalog import Catalog, Corrupt, Snapshot
 from restore_agent.snapshots.chunks import Chunk
 from restore_agent.snapshots.manifest import Manifest, WeightsRecord, layout_file
 from restore_agent.transfer.fetch import Fetch
+from restore_agent.transfer.layout import LIMIT
+
+_HASH_DIGITS = 64
+_LARGEST = 64 << 20  # bytes of a chunk, as gpumem has it
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +75,9 @@ async def chunks_of(manifest: Manifest, fetch: Fetch) -> dict[Chunk, None]:
     """
     chunks = dict.fromkeys(named(manifest))
     for region in manifest.distinct_weights:
-        layout = manifest.files[layout_file(region)]
+        layout = manifest.files.get(layout_file(region))
+        if layout is None or layout.size > LIMIT:
+            raise Corrupt(f"weights {region.region[:12]}: the snapshot has no layout of them, or one of more than {LIMIT} bytes")
         data = bytearray(layout.size)
         await fetch.bring(Chunk(layout.hash, layout.size), memoryview(data))
         chunks |= dict.fromkeys(part.chunk for part in in_files(region, bytes(data)))
@@ -79,7 +86,12 @@ async def chunks_of(manifest: Manifest, fetch: Fetch) -> dict[Chunk, None]:
 
 def in_files(record: WeightsRecord, layout: bytes) -> Iterator[InFile]:
     """Every chunk of a region. Raises Corrupt: the layout and the record differ."""
-    chunks = [Chunk(chunk.hash.hex(), chunk.size) for chunk in gpumem_pb2.Layout.FromString(layout).chunks]
+    try:
+        chunks = [Chunk(chunk.hash.hex(), chunk.size) for chunk in gpumem_pb2.Layout.FromString(layout).chunks]
+    except DecodeError as error:
+        raise Corrupt(f"weights {record.region[:12]}: their layout cannot be read: {error}") from None
+    if any(len(chunk.hash) != _HASH_DIGITS or not 0 < chunk.size <= _LARGEST for chunk in chunks):
+        raise Corrupt(f"weights {record.region[:12]}: their layout names a chunk that gpumem would not take; take the snapshot again")
     for part in record.parts:
         offset = part.offset
         if part.first_chunk + part.chunks > len(chunks):

@@ -130,6 +130,6 @@ class Sending:
 def _claimed(data: bytes) -> int:
     try:
         number = json.loads(data)["record"]["sequence"]
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError, RecursionError):
         return 0
     return number if isinstance(number, int) and 0 < number < _MOST else 0

@@ -303,7 +303,7 @@ def _as_error(status: int, body: bytes) -> bytes:
         told = json.loads(body)
         if isinstance(told, dict) and "error" in told:
             return body
-    except ValueError:
+    except (ValueError, RecursionError):
         pass
     text = body.decode("utf-8", "replace").strip() or "no text"
     return Refusal(status, "engine_error", f"the engine answered with status {status}: {text}").body

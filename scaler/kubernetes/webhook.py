@@ -88,7 +88,10 @@ class Webhook:
     def review(self, body: bytes) -> bytes:
         """The answer to an AdmissionReview. Raises: msgspec.MsgspecError: it is none."""
         begun = time.perf_counter()
-        request = self._decoder.decode(body).request
+        try:
+            request = self._decoder.decode(body).request
+        except (UnicodeDecodeError, RecursionError) as error:
+            raise msgspec.DecodeError(str(error)) from None
         response: dict[str, Any] = {"uid": request.uid, "allowed": True}
         try:
             patch = self._patch(request)

@@ -109,5 +109,8 @@ def _requests(status: int, body: bytes) -> int:
         if missing := [name for name in names if not found[name]]:
             raise SourceError(f"it has no {missing[0]}")
         first = [each for samples in found.values() for each in samples if all(each.labels.get(rank, "0") == "0" for rank in _ONE_RANK)]
-        return sum(whole(each.value, f"{each.name} {each.value:g}") for each in first)
+        try:
+            return sum(whole(float(each.value), f"{each.name} {each.value:g}") for each in first)
+        except OverflowError:
+            raise SourceError(f"its {names[0]} or {names[1]} is no number of requests") from None
     raise SourceError(f"it has neither {_NAMES[0][0]} nor {_NAMES[1][0]}: SGLang has its metrics with --enable-metrics")

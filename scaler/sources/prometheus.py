@@ -56,7 +56,7 @@ class PrometheusQuery:
             value = float(found)
         except SourceError as error:
             raise SourceError(f"{error} (query {self._query})") from None
-        except (ValueError, LookupError, TypeError, AttributeError):
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             raise SourceError(f"status {status}, and no answer of Prometheus: {body[:80]!r} (query {self._query})") from None
         return whole(value, f"{found} (query {self._query})")
 

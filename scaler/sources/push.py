@@ -133,5 +133,5 @@ class Pushes:
             declared = PushDeclaration(type="push", by=by)
             if permitted(str(model)):
                 self._sources.misled(str(model), declared, f"what was posted is of no use: {why}")
-        except (ValueError, LookupError, TypeError, AttributeError):
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             return

@@ -31,12 +31,12 @@ def write_image(folder: Path, mappings: Mapping[int, tuple[bytes, int, int]]) ->
     folder.mkdir(exist_ok=True)
     vmas, entries, pages = [], [criu_pb2.PagemapHead(pages_id=1).SerializeToString()], b""
     for start, (content, protection, kind) in sorted(mappings.items()):
-        vmas.append(criu_pb2.Vma(start=start, end=start + len(content), prot=protection, status=kind))
+        vmas.append(criu_pb2.Vma(start=start, end=start + len(content), prot=protection, flags=0, status=kind))
         for at in range(0, len(content), 256 * PAGE):
             part = content[at : at + 256 * PAGE]
             entry = criu_pb2.PagemapEntry(vaddr=start + at, compat_nr_pages=len(part) // PAGE, flags=images._PRESENT)
             entries.append(entry.SerializeToString())
             pages += part
-    images.write_image(folder / f"mm-{PID}.img", images._MM, [criu_pb2.Mm(vmas=vmas).SerializePartialToString()])
+    images.write_image(folder / f"mm-{PID}.img", images._MM, [criu_pb2.Mm(vmas=vmas).SerializeToString()])
     images.write_image(folder / f"pagemap-{PID}.img", images._PAGEMAP, entries)
     (folder / "pages-1.img").write_bytes(pages)

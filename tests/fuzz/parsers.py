@@ -1,0 +1,7 @@
+"""Every parser of what others send, by name."""
+
+from __future__ import annotations
+
+from tests.fuzz import agent, memory, scaling
+
+PARSERS = {parser.name: parser for room in (agent, memory, scaling) for parser in room.parsers()}
