@@ -122,8 +122,8 @@ async def serving(
         listening.listen(server, f"unix:{path}", "the agent")
         if listen:
             listening.listen(server, listen.address, "the agent", server_credentials(TlsFiles.in_folder(listen.tls)))
+        path.chmod(stat.S_IRUSR | stat.S_IWUSR)  # before anybody is answered
         await server.start()
-        path.chmod(stat.S_IRUSR | stat.S_IWUSR)
         try:
             yield node
         finally:
