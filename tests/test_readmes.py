@@ -5,16 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.worlds.readme_commands import section
+
 ROOT = Path(__file__).parent.parent
 ROOMS = ("scaler", "restore_agent", "gpumem")
 READMES = [ROOT / "README.md", *(page for room in (*ROOMS, "proto", "deploy", "tests") for page in (ROOT / room).rglob("README.md"))]
 WAYS = [("scaler", "One request"), ("restore_agent", "One capture"), ("restore_agent", "One restore"), ("gpumem", "One fill")]
-
-
-def section(page: Path, title: str) -> str:
-    found = page.read_text().partition(f"\n## {title}\n")[2].partition("\n## ")[0]
-    assert found, f"{page} has no section {title}"
-    return found
 
 
 def anchors(page: Path) -> set[str]:
@@ -40,14 +36,14 @@ def test_paths_are_there(page: Path) -> None:
 
 @pytest.mark.parametrize("room", ROOMS)
 def test_a_room_names_its_folders_and_no_others(room: str) -> None:
-    rows = re.findall(r"^\| (`.*?) \|", section(ROOT / room / "README.md", "Folders"), re.MULTILINE)
+    rows = re.findall(r"^\| (`.*?) \|", section(f"{room}/README.md", "Folders"), re.MULTILINE)
     named = {name for row in rows for name in re.findall(r"`(\w+)/`", row)}
     assert named == {folder.parent.name for folder in (ROOT / room).glob("*/__init__.py")}
 
 
 @pytest.mark.parametrize(("room", "title"), WAYS)
 def test_each_step_of_a_way_names_a_file(room: str, title: str) -> None:
-    steps = re.findall(r"^\d+\. (.*)$", section(ROOT / room / "README.md", title), re.MULTILINE)
+    steps = re.findall(r"^\d+\. (.*)$", section(f"{room}/README.md", title), re.MULTILINE)
     assert len(steps) > 5
     for step in steps:
         files = re.findall(r"`([\w/]+\.(?:py|c))`", step)

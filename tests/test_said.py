@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.worlds.readme_commands import section
+
 ROOT = Path(__file__).parent.parent
 PRODUCT = ("scaler", "restore_agent", "gpumem", "proto/zerowake_shared")
 DEPLOY = (ROOT / "deploy/README.md").read_text()
@@ -32,12 +34,6 @@ def texts() -> frozenset[str]:
             elif isinstance(each, ast.Constant) and isinstance(each.value, str) and id(each) not in within | docstrings:
                 found.add(each.value)
     return frozenset(found)
-
-
-def section(page: str, title: str) -> str:
-    found = (ROOT / page).read_text().partition(f"\n## {title}\n")[2].partition("\n## ")[0]
-    assert found, f"{page} has no section {title}"
-    return found
 
 
 def reasons(title: str) -> list[str]:

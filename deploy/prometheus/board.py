@@ -8,9 +8,9 @@ part of RUNBOOK.md: where people read that file is the board's variable `runbook
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 from grafana_foundation_sdk.builders import common, dashboard, prometheus, timeseries
@@ -319,13 +319,14 @@ ROWS: dict[str, tuple[Panel, ...]] = {
 }
 
 
-def _rules() -> list[dict[str, Any]]:
+def _anchors() -> dict[str, str]:
+    """Of each alert, where in the runbook its part begins."""
     groups = yaml.safe_load((Path(__file__).parent / "rules.yaml").read_text())["groups"]
-    return [rule for group in groups for rule in group["rules"]]
+    rules = [rule for group in groups for rule in group["rules"] if "alert" in rule]
+    return {rule["alert"]: rule["annotations"]["runbook_url"].partition("#")[2] for rule in rules}
 
 
-def _drawn(panel: Panel) -> timeseries.Panel:
-    anchors = {rule["alert"]: rule["annotations"]["runbook_url"].partition("#")[2] for rule in _rules() if "alert" in rule}
+def _drawn(panel: Panel, anchors: Mapping[str, str]) -> timeseries.Panel:
     links = [
         dashboard.DashboardLink(alert).type(DashboardLinkType.LINK).url(f"${{runbook}}#{anchors[alert]}").target_blank(True)
         for alert in panel.alerts
@@ -381,13 +382,13 @@ def board() -> dashboard.Dashboard:
             .current(VariableOption(selected=True, text=_RUNBOOK, value=_RUNBOOK))
         )
     )
-    number = 0
+    number, anchors = 0, _anchors()
     for title, panels in ROWS.items():
         number += 1
         made.with_row(dashboard.Row(title).id(number))
         for panel in panels:
             number += 1
-            made.with_panel(_drawn(panel).id(number))
+            made.with_panel(_drawn(panel, anchors).id(number))
     return made
 
 

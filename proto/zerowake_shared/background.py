@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
+from contextlib import AbstractAsyncContextManager
 from typing import Any, TypeVar
 
 from zerowake_shared.backoff import Backoff
@@ -54,6 +55,11 @@ async def kept(work: Callable[[], Coroutine[Any, Any, None]], name: str, log: lo
             await asyncio.sleep(pause)
         else:
             return
+
+
+def kept_beside(work: Callable[[], Coroutine[Any, Any, None]], name: str, log: logging.Logger) -> AbstractAsyncContextManager[object]:
+    """`kept`, until the block ends."""
+    return beside(kept(work, name, log), name)
 
 
 async def to_its_end(work: Awaitable[_T]) -> _T:

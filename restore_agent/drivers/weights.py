@@ -80,9 +80,7 @@ class Weights:
         """
         begin, source = time.monotonic(), self.view.rung([region.record], tenant)
         async with self._control(region.record, tenant) as control:
-            device = device or _only_device(control, region.record)
-            async with self._fills.told(control, region.record, device, of):
-                await control.fill(region.layout, _sources(region), device)
+            await self._bring(control, region, _sources(region), device or _only_device(control, region.record), of)
         seconds = time.monotonic() - begin
         if seconds > 0.1:  # it was not there already
             self.rates[WeightsRung.MEMORY if source is WeightsRung.MEMORY else WeightsRung.DISK] = region.record.size / seconds
@@ -98,13 +96,16 @@ class Weights:
         async with self._control(region.record, tenant) as control:
             for device in devices or [_only_device(control, region.record)]:
                 with contextlib.suppress(OutOfMemory):
-                    async with self._fills.told(control, region.record, device, of):
-                        await control.fill(region.layout, sources, device)
+                    await self._bring(control, region, sources, device, of)
                     if not is_there:
                         self._staged(region.record.size, time.monotonic() - begin)
                     return
-            async with self._fills.told(control, region.record, "", of):
-                await control.fill(region.layout, sources, "")
+            await self._bring(control, region, sources, "", of)
+
+    async def _bring(self, control: Control, region: WeightsRegion, sources: Sequence[Source], device: str, of: Snapshot | None) -> None:
+        """`device`: empty: into the arena. Raises GpumemError."""
+        async with self._fills.told(control, region.record, device, of):
+            await control.fill(region.layout, sources, device)
 
     def on_their_way(self) -> list[tuple[Snapshot, WeightsRung, Progress]]:
         """Whose weights come up now, to which rung, and how far they are."""

@@ -169,8 +169,6 @@ class _Counted:
     def add(self, path: Path, name: PurePosixPath) -> None:
         attributes = _attributes(path, name)
         entry = self._tar.gettarinfo(str(path), str(name))
-        if entry is None:  # a socket
-            return
         runs = _written(path, entry.size) if entry.isreg() else []
         opaque = attributes.pop(_OPAQUE, "") == "y"
         if attributes.pop(_WHITEOUT, None) is not None:

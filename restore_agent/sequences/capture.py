@@ -29,7 +29,7 @@ from restore_agent.pages.images import mend_timers, process_ids, split
 from restore_agent.places.cache_watch import CacheWatch
 from restore_agent.places.left_behind import ipc_objects, refuse_left_behind
 from restore_agent.places.place import Place
-from restore_agent.places.processes import command_line, private_bytes, resident_bytes
+from restore_agent.places.processes import command_line, has_ended, private_bytes, resident_bytes
 from restore_agent.places.sandboxes import Sandboxes
 from restore_agent.places.shared_folders import caches, resolved
 from restore_agent.sequences.attempt import RestoreFailed
@@ -339,10 +339,11 @@ class _Dumped:
 
 
 async def _dumped(place: Place, images: Path, holders: Collection[int]) -> _Dumped:
-    """While every task stands still: before that, some end and others begin. Raises PlaceError, ImageError."""
+    """While every task stands still: before that, some end and others begin. Of a child that has ended, and whose end its parent has not
+    asked for, the image has the end alone: it is none of the processes. Raises PlaceError, ImageError."""
     carried = await place.carried(images)
     hosts = place.host_pids()
-    inside = {pid: hosts[pid] for pid in sorted(process_ids(images))}
+    inside = {pid: hosts[pid] for pid in sorted(process_ids(images)) if not has_ended(hosts[pid])}
     used = await asyncio.to_thread(place.mapped_files, inside.values())
     processes = tuple(ProcessRecord(pid=pid, command=command_line(host), gpu=host in holders) for pid, host in inside.items())
     return _Dumped(carried, used, processes, sum(map(resident_bytes, inside.values())))

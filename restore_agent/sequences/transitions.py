@@ -19,6 +19,7 @@ from restore_agent.drivers.headroom import Headroom
 from restore_agent.drivers.weights import Weights
 from restore_agent.drivers.weights_view import WeightsRung
 from restore_agent.engine.engine import Engine, EngineError
+from restore_agent.places.processes import has_ended
 from restore_agent.sequences.attempt import attempt
 from restore_agent.sequences.gpu_choice import GiveWay, GpuChoice, Suspended
 from restore_agent.sequences.parked_budget import ParkedBudget
@@ -130,8 +131,10 @@ class Transitions:
             gpu_pids: list[int] = []
             gpus: Mapping[str, int] = {}
             hosts = engine.place.host_pids()
-            # CRIU's own process may still be there, about to end: it is none of those that have to be there at the wake.
-            processes = [hosts[process.pid] for process in snapshot.manifest.processes if process.pid in hosts]
+            # CRIU's own process may still be there, about to end: it is none of those that have to be there at the wake, nor is what the
+            # engine let end meanwhile.
+            known = [hosts[process.pid] for process in snapshot.manifest.processes if process.pid in hosts]
+            processes = [host for host in known if not has_ended(host)]
             if self._cuda:
                 gpu_pids = self._cuda.holders([host for pid, host in hosts.items() if pid != 1])
                 gpus = self._cuda.held(gpu_pids) or engine.gpu_bytes

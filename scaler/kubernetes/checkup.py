@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from difflib import get_close_matches
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from cryptography import x509
@@ -33,7 +33,6 @@ from zerowake_shared.kubernetes.resource import PODS, Resource
 if TYPE_CHECKING:
     from zerowake_shared.kubernetes.cluster import Cluster
 
-T = TypeVar("T")
 Look = Callable[["Cluster", Subject], Awaitable[Sequence[Finding]]]
 
 _DEFINITIONS = Resource("apiextensions.k8s.io/v1", "CustomResourceDefinition", "customresourcedefinitions")
@@ -90,18 +89,6 @@ async def connected() -> AsyncIterator[Cluster]:
 
     async with Cluster.connect(reporter="zerowake.dev/doctor", instance="doctor") as cluster:
         yield cluster
-
-
-async def every(cluster: Cluster, resource: Resource, kind: type[T], namespace: str = "", labels: str = "") -> list[T]:
-    """All of them. Raises ClusterError."""
-    query = {"limit": "500"} | ({"labelSelector": labels} if labels else {})
-    found: list[T] = []
-    while True:
-        page = await cluster.page(resource, namespace, query)
-        found += [msgspec.json.decode(each, type=kind) for each in page.items]
-        if not page.next:
-            return found
-        query["continue"] = page.next
 
 
 def asked(look: Look) -> Callable[[Subject], Awaitable[Sequence[Finding]]]:
@@ -161,17 +148,17 @@ async def definitions(cluster: Cluster, subject: Subject) -> Sequence[Finding]:
 @asked
 async def keda(cluster: Cluster, subject: Subject) -> Sequence[Finding]:
     """Whether its operator runs, and holds its streams to the scaler: else nobody would wake a model."""
-    operators = await every(cluster, PODS, _Thing, labels="app=keda-operator")
+    operators = await cluster.every(PODS, _Thing, labels="app=keda-operator")
     ready = [each for each in operators if each.is_ready]
     found = [ok(f"operator {pod.metadata.namespace}/{pod.metadata.name} is ready") for pod in ready]
     if operators and not ready:
         about = operators[0].metadata
         found = [fails(f"operator {about.name} is not ready", f"kubectl --namespace {about.namespace} describe pod {about.name}")]
-    scalers = await every(cluster, PODS, _Thing, subject.namespace, "app.kubernetes.io/name=zerowake-scaler")
+    scalers = await cluster.every(PODS, _Thing, subject.namespace, "app.kubernetes.io/name=zerowake-scaler")
     if not any(each.is_ready for each in scalers):
         remedy = f"kubectl --namespace {subject.namespace} get pods; {_UPGRADE.format(subject.namespace)}"
         return [*found, fails(f"no replica of the scaler is ready in namespace {subject.namespace}", remedy, "scaler")]
-    wanted = [each for each in await every(cluster, SCALED_OBJECTS, ScaledObject) if each.trigger]
+    wanted = [each for each in await cluster.every(SCALED_OBJECTS, ScaledObject) if each.trigger]
     streams = 0.0
     for pod in scalers:
         try:
@@ -192,9 +179,9 @@ async def keda(cluster: Cluster, subject: Subject) -> Sequence[Finding]:
 @asked
 async def scaled_objects(cluster: Cluster, _: Subject) -> Sequence[Finding]:
     """Those with a trigger of ours: whether it is right, its model known, and what KEDA says of it."""
-    snapshots = await every(cluster, MODEL_SNAPSHOTS, ModelSnapshot)
+    snapshots = await cluster.every(MODEL_SNAPSHOTS, ModelSnapshot)
     found, right = [], 0
-    for each in await every(cluster, SCALED_OBJECTS, _Thing):
+    for each in await cluster.every(SCALED_OBJECTS, _Thing):
         triggers = [t.get("metadata") or {} for t in each.spec.get("triggers") or () if t.get("type") in TRIGGER_TYPES]
         of, namespace = f"{each.metadata.namespace}/{each.metadata.name}", each.metadata.namespace
         for metadata in (metadata for metadata in triggers if "model" in metadata):
@@ -226,8 +213,8 @@ async def agents(cluster: Cluster, subject: Subject) -> Sequence[Finding]:
         remedy = f"{_UPGRADE.format(namespace)}; installed elsewhere: --namespace"
         return [fails(f"no DaemonSet zerowake-agent in namespace {namespace}", remedy)]
     wanted = (daemon.spec.get("template") or {}).get("spec", {}).get("nodeSelector") or {}
-    pods = await every(cluster, PODS, _Thing, namespace, "app.kubernetes.io/name=zerowake-agent")
-    nodes = await every(cluster, NODES, _Thing)
+    pods = await cluster.every(PODS, _Thing, namespace, "app.kubernetes.io/name=zerowake-agent")
+    nodes = await cluster.every(NODES, _Thing)
     chosen = [each for each in nodes if wanted.items() <= {"kubernetes.io/os": "linux", **each.metadata.labels}.items()]
     lacking = [finding for node in chosen if (finding := _lack(node, pods))]
     text = f"{len(chosen) - len(lacking)} of {len(chosen)} nodes have one that is ready"
@@ -262,7 +249,7 @@ def _is_for(pod: _Thing, node: str) -> bool:
 async def runtimes(cluster: Cluster, _: Subject) -> Sequence[Finding]:
     """What runs containers on each node, as the node reports it."""
     found, fine = [], []
-    for node in await every(cluster, NODES, _Thing):
+    for node in await cluster.every(NODES, _Thing):
         about = node.status.get("nodeInfo") or {}
         runtime = str(about.get("containerRuntimeVersion", ""))
         name, number = runtime.split("://", 1) if "://" in runtime else (runtime, "")
@@ -336,8 +323,8 @@ async def rights(cluster: Cluster, subject: Subject) -> Sequence[Finding]:
 async def clocks(cluster: Cluster, _: Subject) -> Sequence[Finding]:
     """Of the nodes, by the leases that they renew."""
     wall = (await cluster.version())[1]
-    ready = {each.metadata.name for each in await every(cluster, NODES, _Thing) if each.is_ready}
-    found, leases = [], await every(cluster, LEASES, _Thing, "kube-node-lease")
+    ready = {each.metadata.name for each in await cluster.every(NODES, _Thing) if each.is_ready}
+    found, leases = [], await cluster.every(LEASES, _Thing, "kube-node-lease")
     for lease in leases:
         with contextlib.suppress(KeyError, ValueError):
             skew = datetime.datetime.fromisoformat(lease.spec["renewTime"]).timestamp() - wall

@@ -9,7 +9,7 @@ import json
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from scaler.kubernetes.checkup import connected, every
+from scaler.kubernetes.checkup import connected
 from scaler.kubernetes.resources import MODEL_SNAPSHOTS, NODES, SCALED_OBJECTS
 from zerowake_shared.bundle import MOST, Part, Parts
 from zerowake_shared.checkup import Subject
@@ -33,7 +33,7 @@ def _listed(name: str, resource: Resource, wanted: Callable[[Object], bool] = la
 
     async def gather(subject: Subject) -> Parts:
         async with connected() as cluster:
-            found = await every(cluster, resource, Object, subject.namespace if own else "")
+            found = await cluster.every(resource, Object, subject.namespace if own else "")
         return {f"kubernetes/{name}.json": [each for each in found if wanted(each)]}
 
     return Part(name, gather, _SECONDS, of_cluster=True)
@@ -66,7 +66,7 @@ async def pods(subject: Subject) -> Parts:
                     found[name] = f"not to be had: {error}\n"
 
         wanted: list[Awaitable[None]] = []
-        for pod in await every(cluster, PODS, Object, subject.namespace):
+        for pod in await cluster.every(PODS, Object, subject.namespace):
             name = pod["metadata"]["name"]
             for container in (pod.get("spec") or {}).get("containers") or ():
                 of = container["name"]

@@ -100,17 +100,10 @@ class Orphans:
 
     async def _named(self) -> set[SnapshotName]:
         """By all objects, those that are being deleted too. Raises ClusterError: not all are known."""
-        found: set[SnapshotName] = set()
-        query = {"limit": "500"}
-        while True:
-            page = await self._cluster.page(MODEL_SNAPSHOTS, "", query)
-            try:
-                found |= {msgspec.json.decode(each, type=_Naming).named for each in page.items}
-            except msgspec.MsgspecError as error:
-                raise ClusterError(0, "a ModelSnapshot cannot be read", f"{error}: compare the CRD with the one of this version") from error
-            if not page.next:
-                return found
-            query["continue"] = page.next
+        try:
+            return {each.named for each in await self._cluster.every(MODEL_SNAPSHOTS, _Naming)}
+        except msgspec.MsgspecError as error:
+            raise ClusterError(0, "a ModelSnapshot cannot be read", f"{error}: compare the CRD with the one of this version") from error
 
     async def _remove(self, orphan: Orphan) -> None:
         agent = self._nodes.agent(orphan.address)

@@ -15,11 +15,11 @@ from scaler.kubernetes.snapshot_writer import SnapshotWriter
 from scaler.kubernetes.storing import STORED, Storing
 from scaler.kubernetes.taken_names import REASON, TakenNames
 from scaler.plan.copies import counting, lacking
+from scaler.plan.rungs import Rung
 from zerowake_shared.clock import Clock
 
 _RESIDENT = "Resident"
 _NODES_TOLD = 5  # of those that lack it
-_RUNGS = ("disk", "memory", "standby", "parked")
 _PHASES = {_RESIDENT: resources.READY, resources.CAPTURE_ENDS: resources.CAPTURING}
 
 
@@ -107,9 +107,9 @@ def _staged(before: Status, digest: str, holders: tuple[Location, ...]) -> str:
     return "; ".join(f"node {each.name}: {f'from {was} ' if was else ''}to {each.rung}" for each, was in higher if was != UNKNOWN)
 
 
-def _height(rung: str) -> int:
-    """Of a rung on a node: 0 where there is none, or nobody can say."""
-    return _RUNGS.index(rung) + 1 if rung in _RUNGS else 0
+def _height(rung: str) -> Rung:
+    """Of a location's rung on a node; ABSENT where there is none, or nobody can say."""
+    return Rung.__members__.get(rung.upper(), Rung.ABSENT)
 
 
 def _copied(snapshot: ModelSnapshot, artifact: Artifact, digest: str) -> Condition | None:

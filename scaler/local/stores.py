@@ -100,9 +100,10 @@ class Stores:
             async with asyncio.timeout(_LOOK_SECONDS):
                 there = await agent.find(name, self._url)
             found = there.stored
-            if why := self._differs(model, there) or there.unfit:
+            differs = self._differs(model, there)
+            if why := differs or there.unfit:
                 log.warning("%s has a snapshot of %s that is not for this machine: %s", self._url, model, why)
-                if not self._differs(model, there):
+                if not differs:
                     await self._bring_second_best(agent, name, found.digest)
                 return False
             size, began = found.image_bytes + found.weights_bytes, self._clock.now()

@@ -55,7 +55,7 @@ class Feed:
     async def running(self) -> AsyncIterator[None]:
         """Listeners hear something while the block runs; when it ends, so do their streams."""
         try:
-            async with background.beside(background.kept(self._run, "the page's feed", log), "the page's feed"):
+            async with background.kept_beside(self._run, "the page's feed", log):
                 yield
         finally:
             self._closed = True

@@ -145,7 +145,7 @@ async def serve(config: ServeConfig) -> None:
         cluster = await begin(Cluster.connect(reporter=REPORTER, instance=identity))
         for part in (dispatcher, planner, parts.waker):
             stack.push_async_callback(part.close)
-        await begin(background.beside(background.kept(parts.forecasting.run, "forecast", log), "forecast"))
+        await begin(background.kept_beside(parts.forecasting.run, "forecast", log))
         stack.push_async_callback(Surge(ledger, cluster, models.objects).close)
         stack.push_async_callback(FirstReplica(ledger, cluster, models.objects).close)
         sources = await begin(_sources(cluster, parts, models, peers, config, reader))
@@ -208,7 +208,7 @@ async def serve(config: ServeConfig) -> None:
 
 async def _leading(parts: Parts, orphans: Orphans) -> None:
     """What the leader alone does, beside the controller."""
-    async with background.beside(background.kept(orphans.run, "orphans", log), "orphans"):
+    async with background.kept_beside(orphans.run, "orphans", log):
         await background.kept(parts.staging_ahead.run, "staging ahead", log)
 
 
@@ -316,9 +316,12 @@ async def _among(
         await inherit(peers, forecasting.adopt)
 
     peers.forecast = forecasting.told
-    beside = background.beside(background.kept(inherited, "forecast of another replica", log), "forecast of another replica")
-    listed = _members(cluster, config.namespace, config.peers, readiness)
-    async with listed as members, peers.serve(config.peers.listen), peers.follow(members), beside:
+    async with (
+        _members(cluster, config.namespace, config.peers, readiness) as members,
+        peers.serve(config.peers.listen),
+        peers.follow(members),
+        background.kept_beside(inherited, "forecast of another replica", log),
+    ):
         try:
             yield
         finally:

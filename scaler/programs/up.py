@@ -111,8 +111,8 @@ async def _up(config: Config) -> None:
             await stack.enter_async_context(background.beside(stores.keep(), "snapshots and their store"))
         stack.push_async_callback(planner.close)
         stack.push_async_callback(parts.waker.close)
-        await stack.enter_async_context(background.beside(background.kept(parts.forecasting.run, "forecast", log), "forecast"))
-        await stack.enter_async_context(background.beside(background.kept(parts.staging_ahead.run, "staging ahead", log), "staging ahead"))
+        await stack.enter_async_context(background.kept_beside(parts.forecasting.run, "forecast", log))
+        await stack.enter_async_context(background.kept_beside(parts.staging_ahead.run, "staging ahead", log))
         sources = await stack.enter_async_context(Sources(ledger, engines=functools.partial(engines_of, dispatcher)))
         for name, section in config.models.items():
             sources.declare(name, section.sources)

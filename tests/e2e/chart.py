@@ -46,21 +46,12 @@ async def definition(api: Api, kubeconfig: str) -> AsyncIterator[None]:
     if not found or not found[0]["metadata"].get("annotations", {}).get("meta.helm.sh/release-name"):
         await api.apply(crd)
         await api.until("CustomResourceDefinition", "", CRD, lambda one: condition(one, "Established"))
-        await _published(api, True)
     try:
         yield
     finally:
         if not found:
             await api.delete("CustomResourceDefinition", "", CRD)
             await api.until("CustomResourceDefinition", "", CRD, lambda one: one is None, within=180)
-            await _published(api, False)
-
-
-async def _published(api: Api, wanted: bool) -> None:
-    """Until the API server tells of the definition, or does not any more, by what kubectl goes by: later than the object itself."""
-    async with asyncio.timeout(60):
-        while ("apis/zerowake.dev/v1alpha1" in (await api.ask("GET", "/openapi/v3"))["paths"]) is not wanted:
-            await asyncio.sleep(0.1)
 
 
 def secrets_of(objects: list[Object]) -> dict[str, dict[str, bytes]]:

@@ -40,6 +40,7 @@ async def test_what_cannot_be_carried_is_refused_in_one_line_with_the_way_out(ag
 async def test_what_can_be_carried_is_the_same_in_three_replicas_at_once(agent: Agent) -> None:
     traits = {
         "child": True,
+        "ended-child": True,
         "multipath": "here",
         "periodic-timer": [True] * 3,
         "absolute-periodic-timer": [True] * 3,

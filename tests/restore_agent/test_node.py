@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterable, Mapping
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from restore_agent.places.processes import command_line, has_ended
 from restore_agent.places.sandbox import Sandbox
 from restore_agent.sequences.attempt import RestoreFailed
 from restore_agent.sequences.capture import CaptureRequest
@@ -22,6 +24,7 @@ from restore_agent.sequences.standby import Rung
 from restore_agent.snapshots.catalog import NotFound, Snapshot
 from restore_agent.snapshots.manifest import EngineRecord
 from tests.worlds.snapshots import publish
+from tests.worlds.waiting import until
 
 pytestmark = pytest.mark.usefixtures("needs_criu")
 SERVER = "import http.server as h, sys; h.ThreadingHTTPServer(('', 8000), h.SimpleHTTPRequestHandler).serve_forever()"
@@ -179,6 +182,27 @@ async def test_a_process_that_ends_before_the_dump_is_not_missed(node: Node, mon
     await captured.source.place.close()
     captured.source.output.close()
     assert [process.pid for process in captured.snapshot.manifest.processes] == [captured.snapshot.manifest.root_pid]
+
+
+async def test_a_child_whose_end_nobody_has_asked_for_is_none_of_those_that_have_to_be_there(node: Node) -> None:
+    """Before the dump, and of a replica before it sleeps; what lives is counted all the same."""
+    command = (sys.executable, "-m", "tests.worlds.odd_engine", "8000", "ended-child", "child")
+    env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(Path.cwd())}
+    engine = EngineRecord(command=command, env=env, directory="/", port=8000, health_path="/")
+    captured = await node.capture(CaptureRequest("default", "odd", "odd", engine, canary_path="/look"), lambda *_: None, Phases())
+    await captured.source.place.close()
+    captured.source.output.close()
+    snapshot = captured.snapshot
+    assert len(snapshot.manifest.processes) == 2 and all(process.command for process in snapshot.manifest.processes)
+    await node.stand_by(snapshot, 0.0)
+    replica, failure = await node.restore("odd", snapshot, None, "", Phases())
+    assert (failure, replica.origin) == (None, Origin.STANDBY)
+    (helper,) = [host for pid, host in replica.engine.place.host_pids().items() if "sleep" in command_line(host)]
+    os.kill(helper, signal.SIGKILL)
+    await until(lambda: has_ended(helper), "the helper has ended")
+    assert await node.demote(replica.id, 0.0) == ""
+    replica, failure = await node.restore("odd", snapshot, None, "", Phases())
+    assert (failure, replica.origin) == (None, Origin.STANDBY)
 
 
 async def test_listeners_that_have_left_hear_nothing(node: Node) -> None:

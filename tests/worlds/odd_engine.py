@@ -61,6 +61,17 @@ def child() -> Look:
     return lambda: helper.poll() is None
 
 
+def ended_child() -> Look:
+    """One whose end nobody has asked for yet, as it is with compilers that an engine has started."""
+    helper = subprocess.Popen(["true"])
+
+    def look() -> bool:
+        return os.waitid(os.P_PID, helper.pid, os.WEXITED | os.WNOWAIT) is not None
+
+    look()
+    return look
+
+
 def semaphores() -> Look:
     made = done(LIBC.semget(PRIVATE, 1, CREATE))
     return lambda: done(LIBC.semctl(made, 0, 12)) >= 0
@@ -174,6 +185,7 @@ TRAITS: dict[str, Callable[[], Look]] = {
     "daemon": daemon,
     "background": background,
     "child": child,
+    "ended-child": ended_child,
     "semaphores": semaphores,
     "message-queue": message_queue,
     "shared-memory": shared_memory,

@@ -1,4 +1,4 @@
-"""The commands that READMEs and the runbook have: those of fenced blocks, one each, and those that stand in a line of text or a table.
+"""What READMEs and the runbook have: sections, and commands: those of fenced blocks, one each, and those in a line of text or a table.
 
 A block without a language is one of commands, but for the few that PICTURES names by how they begin: drawings, and what a command prints.
 """
@@ -49,6 +49,13 @@ def pages() -> list[str]:
     folders = [each for each in ROOT.iterdir() if each.is_dir() and not each.name.startswith(".")]
     found = [*ROOT.glob("*.md"), *(page for folder in folders for page in folder.rglob("*.md"))]
     return sorted(str(page.relative_to(ROOT)) for page in found)
+
+
+def section(page: str, title: str) -> str:
+    """What stands below a title of second order. One that is not there fails."""
+    found = (ROOT / page).read_text().partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+    assert found, f"{page} has no section {title}"
+    return found
 
 
 def blocks(page: str) -> Iterator[Block]:

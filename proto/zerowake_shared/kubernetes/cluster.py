@@ -124,6 +124,17 @@ class Cluster:
         found = msgspec.json.decode(await self._call("GET", resource.path(namespace), query), type=_List)
         return Page(found.items or [], found.metadata.resource_version, found.metadata.continue_)
 
+    async def every(self, resource: Resource, kind: type[T], namespace: str = "", labels: str = "") -> list[T]:
+        """All of them, page by page. Raises: ClusterError; msgspec.MsgspecError: one is none of that kind."""
+        query = {"limit": "500"} | ({"labelSelector": labels} if labels else {})
+        found: list[T] = []
+        while True:
+            page = await self.page(resource, namespace, query)
+            found += [msgspec.json.decode(each, type=kind) for each in page.items]
+            if not page.next:
+                return found
+            query["continue"] = page.next
+
     async def watch(self, resource: Resource, namespace: str, query: Mapping[str, str]) -> AsyncIterator[tuple[str, msgspec.Raw]]:
         """Events (type, object) until the server ends the stream. Raises: Expired: list again; ClusterError."""
         seconds = float(query["timeoutSeconds"])

@@ -45,10 +45,10 @@ class Bench(VllmBench):
     async def ahead(self) -> None:
         async with self.serving("memory"):
             await self.step("staged", lambda: self.case("staged", nothing), 20)
+            await self.step("host memory", lambda: self.case("parked, weights in host memory", self.park_without_weights), 30)
+            await self.step("parked", lambda: self.case("parked, made ahead", self.park, ROUNDS), 20)
             await self.step("standby", lambda: self.case("standby, made ahead", lambda: stage(self.state, pb.RUNG_STANDBY)), 20)
             await self.step("costs", self.costs, 20)
-            await self.step("parked", lambda: self.case("parked, made ahead", self.park, ROUNDS), 20)
-            await self.step("host memory", lambda: self.case("parked, weights in host memory", self.park_without_weights), 30)
 
     async def kept(self) -> None:
         async with self.serving("parked"):
