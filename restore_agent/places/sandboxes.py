@@ -2,7 +2,7 @@
 
 To make one takes milliseconds of the disk's and the kernel's, and a restore has none to give away. So behind each staging and each restore
 another sandbox is made with the same shared folders. It is used as long as it is what would be made now: no mount has come or gone, and
-every shared folder is the one that it was.
+every shared folder is the one that it was. One that is not, or was killed, is closed when the next is made, since nobody would take it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from zerowake_shared.background import ended
 
 _MOST = 4  # that stand ready: for as many models that share other folders
 _LOG = logging.getLogger("zerowake.agent")
-_Key = tuple[object, ...]
+_Key = tuple[tuple[str, ...], str, tuple[tuple[str, int, int], ...]]  # what is asked for, the mounts, the shared folders as they are
 
 
 @dataclass(frozen=True)
@@ -38,13 +38,12 @@ class Sandboxes:
 
     async def create(self, shared: Sequence[str] = ()) -> Sandbox:
         """See Sandbox.create; what engines and gpumem tell each other is shared always."""
-        wanted = self._with_ours(shared)
-        sandbox = self._ready.pop(_key(wanted), None)
+        sandbox = self._ready.pop(self._key(shared), None)
         if sandbox and not sandbox.has_ended:
             return sandbox
         if sandbox:
             await sandbox.close()
-        return await Sandbox.create(self.kdat, self.layers, wanted)
+        return await Sandbox.create(self.kdat, self.layers, self._with_ours(shared))
 
     def make_ready(self, shared: Sequence[str] = ()) -> None:
         """Has one stand ready that `create` will give away; returns at once."""
@@ -58,15 +57,18 @@ class Sandboxes:
         self._ready.clear()
 
     async def _make_ready(self, shared: Sequence[str]) -> None:
-        wanted = self._with_ours(shared)
         async with self._making:  # after a burst all of it wants one, and one is made
-            key = _key(wanted)
+            for key, sandbox in list(self._ready.items()):
+                if sandbox.has_ended or key != self._key(key[0]):
+                    del self._ready[key]
+                    await sandbox.close()
+            key = self._key(shared)
             if key in self._ready:
                 return
             if len(self._ready) >= _MOST:
                 await self._ready.pop(next(iter(self._ready))).close()
             try:
-                self._ready[key] = await Sandbox.create(self.kdat, self.layers, wanted)
+                self._ready[key] = await Sandbox.create(self.kdat, self.layers, self._with_ours(shared))
             except (PlaceError, OSError) as error:
                 _LOG.info("no sandbox stands ready for the next restore: %s", error)  # that one will say so, if it is so still
 
@@ -75,12 +77,11 @@ class Sandboxes:
         ours = self.gpumem.parent if self.gpumem.parent.is_relative_to("/run") else self.gpumem
         return [*shared, *(str(path) for path in (ours, self.checkpoints) if path.exists())]
 
-
-def _key(shared: Sequence[str]) -> _Key:
-    """What a sandbox is made of: another one of these is another sandbox."""
-    folders = []
-    for path in shared:
-        with contextlib.suppress(OSError):
-            at = os.stat(path)  # noqa: PTH116
-            folders.append((path, at.st_dev, at.st_ino))
-    return (Path("/proc/self/mountinfo").read_text(), *folders)
+    def _key(self, shared: Sequence[str]) -> _Key:
+        """What a sandbox is made of: another one of these is another sandbox."""
+        folders = []
+        for path in self._with_ours(shared):
+            with contextlib.suppress(OSError):
+                at = os.stat(path)  # noqa: PTH116
+                folders.append((path, at.st_dev, at.st_ino))
+        return tuple(shared), Path("/proc/self/mountinfo").read_text(), tuple(folders)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -69,3 +70,25 @@ async def test_after_a_burst_one_is_made(sandboxes: Sandboxes, tmp_path: Path) -
         sandboxes.make_ready()
     await until(lambda: not sandboxes._tasks, "all have been made")
     assert len(sandboxes._ready) == len(list((tmp_path / "layers").iterdir())) == 1
+
+
+async def test_one_that_nobody_would_take_is_closed_when_the_next_is_made(sandboxes: Sandboxes, tmp_path: Path) -> None:
+    def gpumem_starts() -> None:
+        (tmp_path / "gpumem.sock").unlink(missing_ok=True)
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(tmp_path / "gpumem.sock"))
+
+    gpumem_starts()
+    (tmp_path / "logs").mkdir()
+    await ready(sandboxes, tmp_path / "logs")
+    for killed in (False, True):
+        (sandbox,) = sandboxes._ready.values()
+        if killed:
+            os.kill(sandbox.pid, 9)
+            await until(lambda sandbox=sandbox: sandbox.has_ended, "it is seen to have ended")  # type: ignore[misc]
+        else:
+            gpumem_starts()
+        fresh = await ready(sandboxes, tmp_path / "logs")
+        assert [each.pid for each in sandboxes._ready.values()] == [fresh]
+        assert sandbox.has_ended
+        assert len(list((tmp_path / "layers").iterdir())) == 1
