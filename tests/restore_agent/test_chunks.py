@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from gpumem.filler.files import File
 from restore_agent.snapshots.chunks import CHUNK, Chunk, ChunkStore, CorruptChunk, Lease, write_chunks
 from restore_agent.snapshots.page_runs import PAGE, address_of
 from tests.worlds.snapshots import ADDRESS, PID, pages
@@ -61,6 +62,20 @@ def test_a_chunk_that_is_not_whole_is_refused_by_name(store: ChunkStore, how: st
         path.write_bytes({"torn": content[:-1], "longer": content + b"x", "flipped": b"?" + content[1:]}[how])
     with pytest.raises(CorruptChunk, match=chunk.hash):
         read(store, chunk)
+
+
+def test_a_chunk_that_is_made_shorter_as_it_is_read_is_refused_by_name(store: ChunkStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    with store.lease() as lease:
+        chunk = lease.put(os.urandom(100_000))
+    whole = File.read
+
+    def torn(file: File, offset: int, target: memoryview, aligned: memoryview | None) -> None:
+        os.truncate(store.path(chunk.hash), 5_000)
+        whole(file, offset, target, aligned)
+
+    monkeypatch.setattr(File, "read", torn)
+    with pytest.raises(CorruptChunk, match=chunk.hash):
+        store.read_into(chunk, memoryview(bytearray(chunk.size)))
 
 
 def test_nothing_half_written_stays_where_the_disk_is_full(store: ChunkStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
