@@ -72,7 +72,10 @@ class Headroom:
         if self._reserve is not None:
             reserve, self._reserve = self._reserve, None
             # Freeing takes milliseconds, CRIU's first steps longer: neither waits for the other.
-            threading.Thread(target=reserve.close, name="headroom").start()
+            try:
+                threading.Thread(target=reserve.close, name="headroom").start()
+            except RuntimeError:  # no thread can be started now, which is no reason for the restore to fail
+                reserve.close()
 
     def _refill_after(self, pause: float) -> None:
         self._stop = threading.Event()
@@ -83,7 +86,11 @@ class Headroom:
         await asyncio.sleep(pause)
         size = min(self._wanted, available_memory() // _SHARE // _HUGE * _HUGE)
         if size:
-            reserve = await asyncio.shield(asyncio.to_thread(_touched, size, stop))
+            try:
+                reserve = await asyncio.shield(asyncio.to_thread(_touched, size, stop))
+            except (OSError, RuntimeError) as error:  # no memory for this process, or no thread
+                _LOG.warning("no memory is held ready for the next restore, which is slower for it: %s", error)
+                return
             if stop.is_set():
                 reserve.close()
             else:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import resource
+import threading
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
@@ -75,3 +78,29 @@ async def test_closed_it_holds_nothing(reserve: Headroom) -> None:
 
 async def test_with_nothing_wanted_nothing_is_waited_for(reserve: Headroom) -> None:
     await reserve.taken()
+
+
+async def test_a_process_that_may_have_no_more_memory_goes_on_without(reserve: Headroom, caplog: pytest.LogCaptureFixture) -> None:
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (in_use + SIZE // 2, before[1]))
+    try:
+        reserve.want(SIZE)
+        await reserve.taken()
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+    assert "slower for it: [Errno 12]" in caplog.text
+    assert "a bug" not in caplog.text
+
+
+async def test_it_is_given_where_no_thread_can_be_started(reserve: Headroom, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    held = Held()
+    reserve.want(SIZE)
+    await reserve.taken()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuses)
+        reserve.give()
+    await until(lambda: held() < SIZE // 2)
