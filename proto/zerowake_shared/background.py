@@ -49,7 +49,11 @@ async def kept(work: Callable[[], Coroutine[Any, Any, None]], name: str, log: lo
     while True:
         try:
             await work()
-        except Exception:  # whatever it is: without the work the program would go on and be wrong
+        except Exception as error:  # whatever it is: without the work the program would go on and be wrong
+            task = asyncio.current_task()
+            if task and task.cancelling():  # it failed as it cleaned up: to begin again would be to lose the cancellation for ever
+                log.exception("%s: ended by a bug as it was cancelled", name)
+                raise asyncio.CancelledError from error
             pause = backoff.next()
             log.exception("%s: ended by a bug, and is begun again in %.1f s", name, pause)
             await asyncio.sleep(pause)

@@ -168,8 +168,16 @@ async def _keep_agent(config: Config, served: asyncio.Event) -> None:
     backoff = Backoff(_AGENT_FIRST_RETRY_SECONDS, _AGENT_LAST_RETRY_SECONDS)
     while True:
         began = SYSTEM_CLOCK.now()
-        # A process group of its own: Ctrl-C reaches us, and the agent is stopped when requests have drained.
-        process = await asyncio.create_subprocess_exec(*command, stdin=asyncio.subprocess.DEVNULL, start_new_session=True)
+        try:
+            # A process group of its own: Ctrl-C reaches us, and the agent is stopped when requests have drained.
+            process = await asyncio.create_subprocess_exec(*command, stdin=asyncio.subprocess.DEVNULL, start_new_session=True)
+        except OSError as error:
+            if not served.is_set():
+                raise AgentFailed(f"the restore agent could not start: {error}") from error
+            pause = backoff.next()  # the machine has too little of something, which is no reason to leave those that wait
+            log.warning("the restore agent cannot be started again (%s); next try in %.1f s", error, pause)
+            await asyncio.sleep(pause)
+            continue
         try:
             code = await process.wait()
         except asyncio.CancelledError:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import resource
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -22,7 +23,7 @@ from scaler.forecast.state_file import load
 from tests.worlds.command import zerowake
 from tests.worlds.ports import free_port
 from tests.worlds.redis_server import redis_server
-from tests.worlds.waiting import blocking_until
+from tests.worlds.waiting import blocking_until, until
 
 PORT = 8000
 """Every replica listens here, in a net namespace of its own."""
@@ -186,6 +187,17 @@ async def test_the_agent_killed_while_requests_wait(state: Path) -> None:
         answers = await asyncio.gather(*waiting)
         assert len(answers) == 5
         await made.until(wanted=0, ready=0)
+        assert (await made.ask())["count"] >= 1
+
+
+async def test_an_agent_that_cannot_be_started_again_at_once(state: Path) -> None:
+    async with system(state, {}) as made:
+        pid, log = made.process.pid, state.parent / "up.log"
+        before, said = resource.prlimit(pid, resource.RLIMIT_NOFILE), log.stat().st_size
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, before[1]))
+        os.kill(made.agent_pid(), signal.SIGKILL)
+        await until(lambda: "the restore agent cannot be started again" in log.read_text()[said:], "the log says so")
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
         assert (await made.ask())["count"] >= 1
 
 

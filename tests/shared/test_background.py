@@ -89,6 +89,26 @@ async def test_what_is_kept_is_begun_again_after_a_bug_and_ends_when_it_returns(
     assert "Broken: try 2" in caplog.text
 
 
+async def test_what_is_kept_and_fails_as_it_is_cancelled_is_not_begun_again(caplog: pytest.LogCaptureFixture) -> None:
+    begun = 0
+
+    async def work() -> None:
+        nonlocal begun
+        begun += 1
+        try:
+            await asyncio.Event().wait()
+        finally:
+            raise RuntimeError("can't start new thread")
+
+    task = asyncio.create_task(kept(work, "forecast", logging.getLogger()))
+    await asyncio.sleep(0)
+    async with asyncio.timeout(5):
+        await ended([task])
+    assert task.cancelled()
+    assert begun == 1
+    assert "forecast: ended by a bug as it was cancelled" in caplog.text
+
+
 async def test_tasks_are_waited_for_and_their_errors_kept_to_themselves() -> None:
     done = []
 
