@@ -53,6 +53,7 @@ _FLAGS = {"nosuid": 2, "nodev": 4, "noexec": 8}  # of mount(2)
 _MACHINE = Path("/")
 _WITHOUT_PROGRAMS = ("tmp", "var")  # of an overlay
 _NAMED = 3  # files of a layer that are named where there are more
+_left: set[Path] = set()  # layers that could not be removed when their time had come
 
 
 @dataclass(frozen=True)
@@ -169,12 +170,21 @@ class Layer:
         return f"{listed} ({_size(sum(size for _, size in found))})"
 
     def remove(self) -> None:
-        """What Python has compiled of the machine's modules goes to the machine: each cold start would compile it again otherwise."""
+        """What Python has compiled of the machine's modules goes to the machine: each cold start would compile it again otherwise.
+
+        What cannot be removed now, as an agent without descriptors cannot, goes with the next one.
+        """
         for point, upper in self.mounts.uppers.items():
-            for folder in upper.rglob("__pycache__"):
-                with contextlib.suppress(OSError):  # it is a cache
-                    _hand_back(folder, _MACHINE / point / folder.relative_to(upper))
-        shutil.rmtree(self._folder, ignore_errors=True)
+            with contextlib.suppress(OSError):  # it is a cache
+                for folder in upper.rglob("__pycache__"):
+                    with contextlib.suppress(OSError):
+                        _hand_back(folder, _MACHINE / point / folder.relative_to(upper))
+        for own in (self._folder, *_left):
+            shutil.rmtree(own, ignore_errors=True)
+            if own.exists():
+                _left.add(own)
+            else:
+                _left.discard(own)
 
 
 def _hand_back(cache: Path, to: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -208,6 +209,19 @@ def test_one_that_is_made_is_removed_whole(tmp_path: Path) -> None:
     layer.remove()
     assert not own.exists()
     shutil.rmtree(tmp_path)
+
+
+def test_one_that_cannot_be_removed_for_want_of_descriptors_goes_with_the_next(tmp_path: Path) -> None:
+    first, second = Layer.make(tmp_path / "layers", []), Layer.make(tmp_path / "layers", [])
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))
+    try:
+        first.remove()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert len(list((tmp_path / "layers").iterdir())) == 2
+    second.remove()
+    assert list((tmp_path / "layers").iterdir()) == []
 
 
 ROOT_OVERLAY = """\
