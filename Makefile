@@ -18,7 +18,7 @@ containers := .venv/.containers
 # Tests wait for other processes about half of their time.
 workers := $(shell echo $$(($$(nproc) + 1)))
 
-.PHONY: help demo test sanitize servers browser engines lint cluster cluster-down gpu-cluster gpu-cluster-pack e2e bench wheel lock clean
+.PHONY: help demo test chaos sanitize servers browser engines lint cluster cluster-down gpu-cluster gpu-cluster-pack e2e bench wheel lock clean
 
 help:
 	@echo 'make demo   a chat model on this machine, from zero to an answer and back to zero'
@@ -31,6 +31,8 @@ help:
 	@echo '           Chromium and axe, installed, and the page tried in it'
 	@echo 'make engines'
 	@echo '           the adapters and what engines are told, against the sources of every released version; reads them from PyPI'
+	@echo 'make chaos [SEED=1] [FAULTS=1000] [MINUTES=…] [PLANT=BUG]'
+	@echo '            the whole stack, requests, and a fault a second, with a checker beside it; goes on where it was ended'
 	@echo 'make lint   formatting, types, and which part may import which'
 	@echo 'make e2e    the tests on Kubernetes with KEDA: on the cluster that KUBECONFIG names, else on one of its own'
 	@echo 'make cluster [NODES=2], make cluster-down'
@@ -52,6 +54,10 @@ test: $(environment) $(criu) $(containers)
 
 sanitize: $(environment) $(criu) $(containers)
 	@$(bin)/python -m tests.sanitized
+
+chaos: $(environment) $(criu)
+	@tests/worlds/s3/build.sh
+	@SEED='$(SEED)' FAULTS='$(FAULTS)' MINUTES='$(MINUTES)' PLANT='$(PLANT)' nice -n 10 $(bin)/python -m tests.chaos
 
 # A program that is there already, from wherever, will do.
 servers: $(environment) $(criu)

@@ -1,0 +1,16 @@
+"""The fault run: the whole stack as processes of one machine, requests all the time, a fault a second, and an independent checker.
+
+faults      what can be done to it, and the draw from a seed
+strikes     how each of them is done
+misuse      connections that nobody should make: a KEDA that has gone wrong, clients that leave
+proxy       a connection that can be cut, slow or silent
+stack       the processes, started again as a service manager does
+engine      the model server
+clients     who asks; a process of its own, as are the next two
+captures    who takes snapshots, pushes and removes them
+borrowers   who borrows memory of gpumem
+seen        what is on the machine when it is quiet
+checker     reads the journals of all of these, and says what was wrong; it shares no code with the product
+report      the table
+planted/    bugs that the checker has to find
+"""

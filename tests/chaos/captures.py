@@ -1,0 +1,104 @@
+"""Who takes snapshots, pushes and removes them, all the time: a process of its own, whose journal says which phase has begun.
+
+    python -m tests.chaos.captures JOURNAL SEED BUCKET-URL STATE… -- ENGINE…
+
+Its input has the words of the clients (clients.py). Whatever a call is answered with is right here, but it has to be answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import secrets
+import sys
+from pathlib import Path
+
+import grpc
+from zerowake_proto import agent_pb2 as pb
+from zerowake_proto import agent_pb2_grpc
+
+from tests.chaos.journal import append
+from tests.chaos.words import heard
+
+PATIENCE = 90.0  # seconds; an engine has 25 to become ready, and a proof two restores
+_NAME = pb.SnapshotRef(namespace="default", name="extra")
+
+
+class Captures:
+    """Those of one run, on one machine after the other."""
+
+    def __init__(self, journal: Path, seed: str, store: str, states: list[Path], command: list[str]) -> None:
+        self._journal, self._store, self._states, self._command = journal, store, states, command
+        self._chance = random.Random(f"captures {seed}")
+        self._go = asyncio.Event()
+        self._rests = asyncio.Event()
+        self._rests.set()
+
+    async def run(self) -> None:
+        """Until its input ends."""
+        taking = asyncio.create_task(self._take_all())
+        async for word in heard():
+            if word == "go":
+                self._go.set()
+            else:
+                self._go.clear()
+                await self._rests.wait()
+                print("paused", flush=True)
+        taking.cancel()
+
+    async def _take_all(self) -> None:
+        while True:
+            for state in self._states:
+                await self._go.wait()
+                self._rests.clear()
+                try:
+                    await self._take(state)
+                finally:
+                    self._rests.set()
+                await asyncio.sleep(self._chance.uniform(1.0, 4.0))
+
+    async def _take(self, state: Path) -> None:
+        machine = state.parent.name
+        append(self._journal, what="began", machine=machine)
+        error = ""
+        try:
+            async with asyncio.timeout(PATIENCE), grpc.aio.insecure_channel(f"unix:{state}/agent.sock") as channel:
+                stub = agent_pb2_grpc.AgentStub(channel)
+                async for update in stub.Snapshot(self._request()):
+                    if phase := update.progress.phase:
+                        append(self._journal, what="phase", machine=machine, phase=phase)
+                if self._chance.random() < 0.3:
+                    async for _ in stub.Push(
+                        pb.PushRequest(request_id=secrets.token_hex(4), snapshot=_NAME, store=f"{self._store}/{machine}")
+                    ):
+                        pass
+        except grpc.aio.AioRpcError as refused:
+            error = f"{refused.code().name}: {refused.details()}"
+        except TimeoutError:
+            error = "no answer"
+        append(self._journal, what="done", machine=machine, error=error[:500])
+        with contextlib.suppress(grpc.aio.AioRpcError, TimeoutError):
+            async with asyncio.timeout(10), grpc.aio.insecure_channel(f"unix:{state}/agent.sock") as channel:
+                gone = pb.UnstageRequest(request_id=secrets.token_hex(4), snapshot=_NAME, rung=pb.RUNG_ABSENT)
+                await agent_pb2_grpc.AgentStub(channel).Unstage(gone)
+
+    def _request(self) -> pb.SnapshotRequest:
+        engine = pb.Engine(
+            command=self._command,
+            env={"PATH": os.environ["PATH"]},
+            directory="/",
+            port=int(self._command[2]),
+            health_path="/health",
+            ready_timeout_seconds=25,
+        )
+        return pb.SnapshotRequest(
+            request_id=secrets.token_hex(4), snapshot=_NAME, model="extra", engine=engine, canary=pb.Canary(path="/sum"), replace=True
+        )
+
+
+if __name__ == "__main__":
+    at = sys.argv.index("--")
+    journal, seed, store, *states = sys.argv[1:at]
+    asyncio.run(Captures(Path(journal), seed, store, [Path(each) for each in states], sys.argv[at + 1 :]).run())

@@ -1,0 +1,311 @@
+"""How each fault is done, and undone: from outside, by what the kernel gives everybody.
+
+`strike` waits for the fault's moment, does it, and undoes it after its seconds; it returns whether there was anything to do it to. What a
+file lost it gets back at the next quiet moment (`mend`), as from a backup: until then the product has to live with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import resource
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.chaos import misuse
+from tests.chaos.faults import Fault
+from tests.chaos.journal import append
+from tests.chaos.stack import Machine, Stack, signalled
+from tests.worlds.processes import below
+
+_MOMENT_SECONDS = 3.0  # that the moment of a fault is waited for
+_NAMED = {"engine": "chaos/engine.py", "sandbox": "sandbox-init", "criu": "criu"}
+_DESCRIPTORS_LEFT = 2
+
+
+class Strikes:
+    """The hand that does them. journal: of the faults."""
+
+    def __init__(self, stack: Stack) -> None:
+        self._stack = stack
+        self._damaged: dict[Path, bytes] = {}
+        self._loose: set[asyncio.Task[None]] = set()
+
+    async def strike(self, fault: Fault) -> bool:
+        """Does it, and undoes what does not stay. False: there was nothing to do it to."""
+        machine = self._stack.machines[fault.machine]
+        chance = random.Random(fault.chance)
+        word = fault.kind.replace(" ", "_").replace("-", "_")
+        return bool(await getattr(self, f"_{word}")(fault, machine, chance))
+
+    def mend(self) -> None:
+        """Files that were damaged get their bytes back where they are still there, or still missing; everything else is healed, too."""
+        for path, content in self._damaged.items():
+            if path.parent.exists():
+                path.write_bytes(content)
+        self._damaged.clear()
+        self._stack.proxy.heal()
+        self._stack.jump_clock(0)
+        (self._stack.pids / "pids.max").write_text("max")
+        for machine in self._stack.machines.values():
+            (machine.state / "ballast").unlink(missing_ok=True)
+
+    async def close(self) -> None:
+        for task in self._loose:
+            task.cancel()
+        await asyncio.gather(*self._loose, return_exceptions=True)
+
+    # Processes
+
+    def pids(self, victim: str, machine: Machine) -> list[int]:
+        """Of a victim, as they are now."""
+        stack = self._stack
+        if victim == "scaler":
+            found = [machine.service.pid]
+        elif victim == "agent":
+            found = [machine.agent_pid()]
+        elif victim in ("gpumem", "s3"):
+            found = [stack.services[victim].pid]
+        elif victim == "filler":
+            pid = stack.services["gpumem"].pid
+            found = [child for _, child, _ in below(pid)] if pid else []
+        else:
+            agent = machine.agent_pid()
+            found = [pid for _, pid, words in below(agent) if _is(victim, words)] if agent else []
+        return [pid for pid in found if pid]
+
+    async def _moment(self, fault: Fault, machine: Machine) -> bool:
+        """Waits for it. False: it did not come."""
+        if fault.moment == "at once":
+            return True
+        came = self._came(fault.moment, machine)
+        deadline = time.monotonic() + _MOMENT_SECONDS
+        while not came():
+            if time.monotonic() > deadline:
+                return False
+            await asyncio.sleep(0.003)
+        return True
+
+    def _came(self, moment: str, machine: Machine) -> Callable[[], bool]:
+        engines, criu = set(self.pids("engine", machine)), False
+        length = _size(self._stack.engines / "journal.jsonl")
+        sandboxes = set(self.pids("sandbox", machine))
+        asked = _size(self._stack.folder / "requests.jsonl")
+
+        def health() -> bool:
+            nonlocal criu
+            there = bool(self.pids("criu", machine))
+            criu, gone = criu or there, criu and not there
+            return gone
+
+        phases = self._stack.folder / "captures.jsonl"
+        begun = _size(phases)
+
+        def phase() -> bool:
+            if _size(phases) == begun:
+                return False
+            with phases.open() as lines:
+                lines.seek(begun)
+                return f'"machine": "{machine.name}", "phase": "{moment}"' in lines.read()
+
+        moments: dict[str, Callable[[], bool]] = {
+            "held": lambda: _size(self._stack.folder / "requests.jsonl") > asked,
+            "image.sandbox": lambda: bool(set(self.pids("sandbox", machine)) - sandboxes),
+            "image.criu": lambda: bool(self.pids("criu", machine)),
+            "image.fill": lambda: bool(set(self.pids("engine", machine)) - engines),
+            "health": health,
+            "first_byte": lambda: _size(self._stack.engines / "journal.jsonl") > length,
+        }
+        return moments.get(moment, phase)
+
+    async def _victims(self, fault: Fault, machine: Machine, chance: random.Random) -> list[int]:
+        if not await self._moment(fault, machine):
+            return []
+        deadline = time.monotonic() + 3.0
+        while not (found := self.pids(fault.victim, machine)) and time.monotonic() < deadline:
+            await asyncio.sleep(0.005)
+        for service in self._stack.services.values():
+            if (fault.victim in ("scaler", "agent") and service is machine.service) or service.name == fault.victim:
+                service.hit = True
+        return [chance.choice(found)] if found and fault.victim not in ("criu",) else found
+
+    async def _kill(self, fault: Fault, machine: Machine, chance: random.Random) -> bool:
+        return any([signalled(pid, signal.SIGKILL) for pid in await self._victims(fault, machine, chance)])
+
+    async def _stop(self, fault: Fault, machine: Machine, chance: random.Random) -> bool:
+        pids = [pid for pid in await self._victims(fault, machine, chance) if signalled(pid, signal.SIGSTOP)]
+        try:
+            await asyncio.sleep(fault.seconds)
+        finally:
+            for pid in pids:
+                signalled(pid, signal.SIGCONT)
+        return bool(pids)
+
+    # What a machine can lack
+
+    async def _disk_full(self, fault: Fault, machine: Machine, chance: random.Random) -> bool:
+        ballast = machine.state / "ballast"
+        try:
+            left = chance.choice((0, 0, 4096, 300_000))
+            with contextlib.suppress(OSError), ballast.open("wb") as file:
+                room = os.statvfs(machine.state)
+                os.posix_fallocate(file.fileno(), 0, max(1, room.f_bavail * room.f_frsize - left))
+            await asyncio.sleep(fault.seconds)
+        finally:
+            ballast.unlink(missing_ok=True)
+        return True
+
+    async def _descriptors(self, fault: Fault, machine: Machine, chance: random.Random) -> bool:
+        def few(pid: int) -> tuple[int, int]:
+            return len(list(Path(f"/proc/{pid}/fd").iterdir())) + _DESCRIPTORS_LEFT, resource.prlimit(pid, resource.RLIMIT_NOFILE)[1]
+
+        return await self._limited(fault, machine, chance, resource.RLIMIT_NOFILE, few)
+
+    async def _limited(
+        self, fault: Fault, machine: Machine, chance: random.Random, what: int, few: Callable[[int], tuple[int, int]]
+    ) -> bool:
+        done = False
+        for pid in await self._victims(fault, machine, chance):
+            with contextlib.suppress(OSError):
+                before = resource.prlimit(pid, what)
+                resource.prlimit(pid, what, few(pid))
+                done = True
+                try:
+                    await asyncio.sleep(fault.seconds)
+                finally:
+                    with contextlib.suppress(OSError):
+                        resource.prlimit(pid, what, before)
+        return done
+
+    async def _memory(self, fault: Fault, machine: Machine, chance: random.Random) -> bool:
+        def few(pid: int) -> tuple[int, int]:
+            pages = int(Path(f"/proc/{pid}/statm").read_text().split()[0])
+            return pages * os.sysconf("SC_PAGESIZE") + (1 << 20), resource.prlimit(pid, resource.RLIMIT_AS)[1]
+
+        return await self._limited(fault, machine, chance, resource.RLIMIT_AS, few)
+
+    async def _pids(self, fault: Fault, machine: Machine, chance: random.Random) -> bool:
+        group = self._stack.pids
+        (group / "pids.max").write_text(str(int((group / "pids.current").read_text()) + chance.randrange(3)))
+        for service in self._stack.services.values():
+            service.hit = True
+        try:
+            await asyncio.sleep(fault.seconds)
+        finally:
+            (group / "pids.max").write_text("max")
+        return True
+
+    async def _clock(self, fault: Fault, machine: Machine, chance: random.Random) -> bool:
+        self._stack.jump_clock(chance.choice((-86_400, -3_600, -5, 5, 3_600, 86_400)))
+        try:
+            await asyncio.sleep(fault.seconds)
+        finally:
+            self._stack.jump_clock(0)
+        return True
+
+    # Files
+
+    async def _chunk_flipped(self, fault: Fault, machine: Machine, chance: random.Random) -> bool:
+        return self._spoil(_pick(machine.state / "chunks", "*/*", chance), lambda content: _flipped(content, chance))
+
+    async def _chunk_torn(self, fault: Fault, machine: Machine, chance: random.Random) -> bool:
+        return self._spoil(_pick(machine.state / "chunks", "*/*", chance), lambda content: content[: chance.randrange(len(content))])
+
+    async def _chunk_removed(self, fault: Fault, machine: Machine, chance: random.Random) -> bool:
+        return self._spoil(_pick(machine.state / "chunks", "*/*", chance), lambda content: None)
+
+    async def _manifest_flipped(self, fault: Fault, machine: Machine, chance: random.Random) -> bool:
+        return self._spoil(_pick(machine.state / "snapshots", "*/*.json", chance), lambda content: _flipped(content, chance))
+
+    async def _manifest_torn(self, fault: Fault, machine: Machine, chance: random.Random) -> bool:
+        return self._spoil(
+            _pick(machine.state / "snapshots", "*/*.json", chance), lambda content: content[: chance.randrange(len(content))]
+        )
+
+    def _spoil(self, path: Path | None, how: Callable[[bytes], bytes | None]) -> bool:
+        if path is None:
+            return False
+        try:
+            content = path.read_bytes()
+            spoiled = how(content)
+            self._damaged.setdefault(path, content)
+            if spoiled is None:
+                path.unlink()
+            else:
+                path.write_bytes(spoiled)
+        except (OSError, ValueError):
+            return False
+        return True
+
+    # Connections
+
+    async def _wire_cut(self, fault: Fault, machine: Machine, chance: random.Random) -> bool:
+        self._stack.proxy.cut()
+        return True
+
+    async def _wire_slow(self, fault: Fault, machine: Machine, chance: random.Random) -> bool:
+        self._stack.proxy.rate = 20_000.0
+        await asyncio.sleep(fault.seconds)
+        self._stack.proxy.heal()
+        return True
+
+    async def _wire_silent(self, fault: Fault, machine: Machine, chance: random.Random) -> bool:
+        self._stack.proxy.silence()
+        await asyncio.sleep(fault.seconds)
+        self._stack.proxy.heal()
+        return True
+
+    async def _wire_refuses(self, fault: Fault, machine: Machine, chance: random.Random) -> bool:
+        self._stack.proxy.refuses = True
+        self._stack.proxy.cut()
+        await asyncio.sleep(fault.seconds)
+        self._stack.proxy.heal()
+        return True
+
+    async def _keda_storm(self, fault: Fault, machine: Machine, chance: random.Random) -> bool:
+        return await misuse.storm(machine.ports["keda"], chance)
+
+    async def _keda_half_open(self, fault: Fault, machine: Machine, chance: random.Random) -> bool:
+        return await misuse.half_open(machine.ports["keda"], chance, fault.seconds)
+
+    async def _keda_garbage(self, fault: Fault, machine: Machine, chance: random.Random) -> bool:
+        return await misuse.garbage(machine.ports["keda"], chance)
+
+    async def _gateway_garbage(self, fault: Fault, machine: Machine, chance: random.Random) -> bool:
+        return await misuse.garbage(machine.ports["gateway"], chance)
+
+    async def _slow_heads(self, fault: Fault, machine: Machine, chance: random.Random) -> bool:
+        return await misuse.slow_heads(machine.ports["gateway"], fault.seconds)
+
+    async def _clients_leave(self, fault: Fault, machine: Machine, chance: random.Random) -> bool:
+        return await misuse.leave(machine.ports["gateway"], self._stack.folder / "requests.jsonl", chance)
+
+
+def written(path: Path, fault: Fault, what: str, **more: object) -> None:
+    """A line of the faults' journal."""
+    append(path, what=what, **fault.written(), **more)
+
+
+def _is(victim: str, words: str) -> bool:
+    return _NAMED[victim] in (words if victim == "engine" else words.split(" ", maxsplit=1)[0])
+
+
+def _size(path: Path) -> int:
+    with contextlib.suppress(OSError):
+        return path.stat().st_size
+    return 0
+
+
+def _pick(folder: Path, pattern: str, chance: random.Random) -> Path | None:
+    found = sorted(path for path in folder.glob(pattern) if path.is_file())
+    return chance.choice(found) if found else None
+
+
+def _flipped(content: bytes, chance: random.Random) -> bytes:
+    spoiled = bytearray(content)
+    spoiled[chance.randrange(len(spoiled))] ^= 1 << chance.randrange(8)
+    return bytes(spoiled)
