@@ -7,9 +7,14 @@ The release's name and kinds are the cluster's, so there is one install at a tim
 from __future__ import annotations
 
 import asyncio
+import io
 import json
+import os
+import sys
+import tarfile
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
@@ -58,6 +63,7 @@ async def test_a_snapshot_from_its_capture_to_the_uninstall(api: Api, release: R
             assert len((await release.ask(client))["digest"]) == 64
         reasons = {each["reason"] for each in await api.list("Event", namespace) if each["involvedObject"]["name"].startswith("chat-")}
         assert "Restored" in reasons and "ColdStarted" not in reasons
+        await doctor_and_bundle(release, kubeconfig, scaled, tmp_path, content["signing.pem"])
         await api.until("Deployment", namespace, MODEL, lambda one: one and not one["spec"].get("replicas"))
     finally:
         await asyncio.to_thread(run, kubeconfig, "kubectl", "-n", namespace, "delete", "--ignore-not-found", "-f", "-", given=text)
@@ -65,6 +71,50 @@ async def test_a_snapshot_from_its_capture_to_the_uninstall(api: Api, release: R
     # With the snapshot still there: its artifact leaves the node, and then the CRD can go.
     await release.helm_uninstall()
     assert not await left_over(kubeconfig, namespace, before)
+
+
+async def doctor_and_bundle(release: Release, kubeconfig: str, scaled: Object, folder: Path, secret: str) -> None:
+    """What a user sees who looks for what is wrong: first nothing, then a trigger whose model is misspelt."""
+    namespace = release.namespace
+    code, found = await doctor(kubeconfig, namespace)
+    told = {each["check"]: each for each in found["checks"] if each["outcome"] == "ok"}
+    assert not [each for each in found["checks"] if each["outcome"] == "fails"] and code == 0, found
+    assert {"API", "definition", "rights", "KEDA", "ScaledObjects", "agents", "container runtime", "webhook", "clocks"} <= told.keys()
+    assert told["ScaledObjects"]["found"] == "1 in order"
+    (trigger,) = scaled["spec"]["triggers"]
+    wrong = {"spec": {"triggers": [{**trigger, "metadata": {**trigger["metadata"], "model": "chad"}}]}}
+    change = ("kubectl", "-n", namespace, "patch", "scaledobject", MODEL, "--type=merge", "-p")
+    await release.run(*change, json.dumps(wrong))
+    try:
+        code, found = await doctor(kubeconfig, namespace)
+        (line,) = [each for each in found["checks"] if each["of"] == f"{namespace}/{MODEL}"]
+        assert (code, line["outcome"], line["remedy"]) == (0, "warning", "did you mean chat?"), line
+    finally:
+        await release.run(*change, json.dumps({"spec": {"triggers": [trigger]}}))
+    file = folder / "report.tar.gz"
+    code, out = await zerowake(kubeconfig, "bundle", "--kubernetes", "--namespace", namespace, "--to", str(file))
+    assert code == 0, out
+    with tarfile.open(file) as bundle:
+        held = {one.name: (bundle.extractfile(one) or io.BytesIO()).read() for one in bundle.getmembers() if one.isfile()}
+    names = {name.partition("/")[2] for name in held}  # below a folder of its own
+    agents = [pod["metadata"]["name"] for pod in await release.pods("zerowake-agent")]
+    assert {"kubernetes/modelsnapshots.json", "kubernetes/zerowake-scaler.json", "doctor.json"} <= names
+    assert {f"kubernetes/logs/{agent}/agent.log" for agent in agents} <= names
+    middle = secret.splitlines()[1].encode()
+    assert not [name for name, data in held.items() if middle in data], "the fleet's key is in it"
+
+
+async def doctor(kubeconfig: str, namespace: str) -> tuple[int | None, Any]:
+    code, out = await zerowake(kubeconfig, "doctor", "--kubernetes", "--namespace", namespace, "--output", "json")
+    return code, json.loads(out)
+
+
+async def zerowake(kubeconfig: str, *words: str) -> tuple[int | None, str]:
+    command = (sys.executable, "-m", "scaler.programs.cli", *words)
+    environment = os.environ | {"KUBECONFIG": kubeconfig}
+    process = await asyncio.create_subprocess_exec(*command, env=environment, stdout=asyncio.subprocess.PIPE)
+    out, _ = await process.communicate()
+    return process.returncode, out.decode()
 
 
 async def test_an_upgrade_keeps_the_certificates(api: Api, release: Release, kubeconfig: str, tmp_path: Path) -> None:
