@@ -248,11 +248,12 @@ class Store(Catalog):
             self._sweep()
 
     def _sweep(self) -> None:
-        """A corrupt manifest keeps every chunk where it is."""
+        """A corrupt manifest keeps every chunk where it is, until it is whole again or gone."""
         self.postponed = False
         try:
             chunks, regions = self._look()
         except Corrupt:
+            self.postponed = True
             return
         for folder in (self.state / FETCHED).glob("*"):
             region = folder.name.partition(".")[0]

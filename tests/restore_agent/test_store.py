@@ -173,6 +173,20 @@ def test_a_corrupt_manifest_keeps_every_chunk(store: Store, state: Path) -> None
     store.remove("default", "other")
     assert {chunk.hash for chunk in [*spoiled.chunks, *other.chunks]} == chunks(state)
     assert spoiled.directory.exists(), "it stays for a look at it"
+    assert store.postponed
+
+
+def test_what_a_corrupt_manifest_kept_goes_once_it_is_whole_again(store: Store, state: Path) -> None:
+    spoiled, other = publish(store, CONTENT, "spoiled"), publish(store, OTHER, "other")
+    manifest = spoiled.directory / "manifest.json"
+    content = manifest.read_bytes()
+    manifest.write_text("{}")
+    store.remove("default", "other")
+    manifest.write_bytes(content)
+    assert store.postponed, "whoever reads a snapshot next has it swept"
+    store.sweep()
+    assert {chunk.hash for chunk in spoiled.chunks} == chunks(state)
+    assert not other.directory.exists() and not store.postponed
 
 
 def test_a_draft_keeps_its_chunks_while_others_are_removed_and_published(store: Store) -> None:
