@@ -29,6 +29,7 @@ Line = dict[str, Any]
 
 CONCURRENCY = 3
 GROWTH_BYTES, GROWTH_DESCRIPTORS = 48 << 20, 24
+AGENT_BYTES = 96 << 20  # of an agent: the images that it holds in memory, and what it keeps ready for the next restore, come and go
 _AFTER_SECONDS = 30.0  # that a fault may still explain a broken connection after it was undone: a program starts again meanwhile
 _CUTTING = {"kill", "stop", "pids", "memory", "descriptors", "clock", "disk full"}
 _REFUSING = {429, 502, 503, 504}
@@ -203,7 +204,7 @@ def of_quiet(seen: Sequence[Line]) -> Iterable[Violation]:
             yield Violation("does not come back", model, line["at"])
         for name, size in line["programs"].items():
             began = first.setdefault(name, size)
-            if size["bytes"] > began["bytes"] + GROWTH_BYTES:
+            if size["bytes"] > began["bytes"] + (AGENT_BYTES if "agent" in name else GROWTH_BYTES):
                 yield Violation("memory grows", f"{name}: {began['bytes'] >> 20} MiB, and now {size['bytes'] >> 20}", line["at"])
             if size["descriptors"] > began["descriptors"] + GROWTH_DESCRIPTORS:
                 yield Violation("descriptors grow", f"{name}: {began['descriptors']}, and now {size['descriptors']}", line["at"])
