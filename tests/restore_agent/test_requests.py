@@ -13,7 +13,7 @@ import pytest
 from zerowake_proto import agent_pb2 as pb
 
 from restore_agent.sequences.memory_budget import NoMemory
-from tests.worlds.agent_service import World, reference, refused, served_node
+from tests.worlds.agent_service import World, reference, served_node
 from tests.worlds.snapshots import publish
 from tests.worlds.waiting import until
 
@@ -71,10 +71,22 @@ async def test_the_same_id_of_another_method_is_another_request(world: World, wo
     assert (await world.stub.Stage(pb.StageRequest(request_id="1", snapshot=snapshot, rung=pb.RUNG_DISK))).HasField("residency")
 
 
-async def test_a_failure_is_not_remembered(world: World, work: Work) -> None:
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (NoMemory("full"), grpc.StatusCode.RESOURCE_EXHAUSTED, "full"),
+        (RuntimeError("can't start new thread"), grpc.StatusCode.RESOURCE_EXHAUSTED, "raise its limit of processes"),
+        (MemoryError(), grpc.StatusCode.RESOURCE_EXHAUSTED, "no more memory"),
+        (KeyError("a bug"), grpc.StatusCode.UNKNOWN, "a bug"),
+    ],
+)
+async def test_a_failure_is_not_remembered(world: World, work: Work, error: Exception, status: grpc.StatusCode, said: str) -> None:
     work.go.set()
-    work.error = NoMemory("full")
-    assert (await refused(release(world)))[0] is grpc.StatusCode.RESOURCE_EXHAUSTED
+    work.error = error
+    with pytest.raises(grpc.aio.AioRpcError) as failed:
+        await release(world)
+    assert failed.value.code() is status
+    assert said in str(failed.value.details())
     work.error = None
     await release(world)
     assert work.begun == 2
