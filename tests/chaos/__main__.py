@@ -143,7 +143,11 @@ async def run(folder: Path) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, task.cancel)
     async with Stack(folder, PLANT) as stack:
-        await Run(folder, stack).run()
+        try:
+            await Run(folder, stack).run()
+        except asyncio.CancelledError:
+            append(stack.journal, what="interrupted")
+            raise
 
 
 def folder_of(seed: int, plant: str = "") -> Path:

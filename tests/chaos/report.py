@@ -51,6 +51,16 @@ def figures(folders: Sequence[Path]) -> dict[str, Any]:
     }
 
 
+def planted(folder: Path) -> dict[str, dict[str, Any]]:
+    """Of each run with a bug in it: how many faults it took, and as what it was found."""
+    found = {}
+    for each in sorted(folder.glob("*-*")):
+        faults = sum(line["what"] == "done" for line in read(each / "faults.jsonl"))
+        kinds = Counter(violation.kind for violation in checked(each))
+        found[each.name.partition("-")[2]] = {"faults": faults, "found as": dict(kinds.most_common())}
+    return found
+
+
 def said(folders: Sequence[Path]) -> str:
     """The table."""
     found = figures(folders)
@@ -73,7 +83,7 @@ def main() -> None:
     folders = [ROOT / ".cache/chaos" / seed for seed in sys.argv[1:]]
     command = "make chaos SEED=… FAULTS=…, and python -m tests.chaos.report " + " ".join(sys.argv[1:])
     kept = {"command": command, "time": time.strftime("%Y-%m-%dT%H%M%SZ", time.gmtime()), "machine": specs(), "seeds": sys.argv[1:]}
-    _KEPT.write_text(json.dumps(kept | figures(folders), indent=1) + "\n")
+    _KEPT.write_text(json.dumps(kept | figures(folders) | {"planted": planted(ROOT / ".cache/chaos")}, indent=1) + "\n")
     print(said(folders))
 
 

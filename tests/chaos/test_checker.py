@@ -106,6 +106,15 @@ def test_two_ends_of_one_request() -> None:
     assert said(run) == ["request without an end"]
 
 
+def test_who_was_waiting_as_the_run_was_ended_has_no_end() -> None:
+    run = whole()
+    run["requests"].append(sent("z", 7.0))
+    run["stack"].append({"at": 8.0, "what": "interrupted"})
+    assert said(run) == []
+    run["stack"][-1]["at"] = 80.0
+    assert said(run) == ["request without an end"]
+
+
 def test_a_fault_elsewhere_explains_nothing() -> None:
     run = whole()
     run["faults"], run["stack"] = [{**fault(3.2, 3.2), "machine": "two"}], []
