@@ -101,7 +101,7 @@ def _requests(status: int, body: bytes) -> int:
         lines = [line for line in body.decode(errors="replace").splitlines() if line.startswith(names)]
         try:
             families = list(text_string_to_metric_families("".join(f"{line}\n" for line in lines)))
-        except (ValueError, LookupError) as error:
+        except (ValueError, LookupError, OverflowError) as error:
             raise SourceError(f"its metrics cannot be read: {error}") from None
         found = {name: [each for family in families for each in family.samples if each.name == name] for name in names}
         if not any(found.values()):

@@ -19,6 +19,7 @@ from scaler.gateway.answer_parser import BOUND, AnswerParser, BadAnswer
 from scaler.gateway.body import kind
 from scaler.gateway.client_connection import ClientServer
 from scaler.gateway.client_gone import ClientWatch
+from scaler.gateway.client_room import ClientRoom
 from scaler.gateway.exchange import _as_error
 from scaler.gateway.form import BadForm, FormReader
 from scaler.gateway.refusal import Refusal
@@ -63,7 +64,7 @@ async def _handle(request: web.BaseRequest) -> web.StreamResponse:
 
 async def _talk(data: bytes) -> None:
     watch = ClientWatch()
-    server = ClientServer(_handle, watch, access_log=None, auto_decompress=False)
+    server = ClientServer(_handle, watch, ClientRoom(100), access_log=None, auto_decompress=False)
     ours, theirs = socket.socketpair()
     said: list[dict[str, object]] = []
     _LOOP.set_exception_handler(lambda _, context: said.append(context))

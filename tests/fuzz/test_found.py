@@ -81,6 +81,10 @@ REFUSED: dict[str, tuple[str, bytes]] = {
         "engine-metrics",
         b"vllm:num_requests_waiting 1\nvllm:num_requests_running " + b"9" * 400,
     ),
+    "a time that no float can be": (
+        "engine-metrics",
+        b"vllm:num_requests_waiting 1 " + b"9" * 400 + b"\nvllm:num_requests_running 1",
+    ),
 }
 READ: dict[str, tuple[str, bytes]] = {
     "a record that is nested too deeply": ("records", DEEP),
