@@ -14,9 +14,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import zerowake_native
 
 from restore_agent.places.placeholder import SOCKET
+from restore_agent.places.sandbox import Sandbox
 from tests import sanitized
+from tests.worlds.waiting import until
 
 GCC = sanitized.compiler()
 pytestmark = pytest.mark.skipif(GCC is None, reason="needs gcc and its sanitizers (libasan)")
@@ -123,3 +126,21 @@ def test_one_whose_agent_stands_still_hears_signals(built: Path, tmp_path: Path)
                 assert process.wait(20) == 128 + signal.SIGTERM
             finally:
                 process.kill()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to make namespaces")
+@pytest.mark.parametrize(
+    "fields", [b"", b"-\0/\0-1\0", b"-\0/\x009223372036854775807\0", b"-\0/\x000\x000\0", b"-\0/\x005\0true\0", b"-\0/\x001\0true"]
+)
+async def test_a_broken_request_ends_nothing_but_itself(
+    built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fields: bytes
+) -> None:
+    monkeypatch.setattr(zerowake_native, "SANDBOX_INIT", built / "zerowake_native/sandbox-init")
+    for name, value in sanitized.OPTIONS.items():
+        monkeypatch.setenv(name, value)
+    async with await Sandbox.create(tmp_path / "criu.kdat") as sandbox:
+        sandbox._control.send(b"spawn\0" + fields)
+        await until(lambda: any(each.done() for each in sandbox._exits.values()))
+        assert [os.waitstatus_to_exitcode(each.result()) for each in sandbox._exits.values()] == [1]
+        pid = await sandbox.spawn(["true"], {"PATH": os.environ["PATH"]}, "/", [])
+        assert await sandbox.exit_of(pid) == 0
