@@ -16,6 +16,7 @@ import weakref
 from typing import Any
 
 from restore_agent.places.place import Place
+from restore_agent.places.processes import status
 from restore_agent.workload.control_directory import DOORS, READY
 
 _OPEN = os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC  # to read as well: without that it needs somebody who reads
@@ -35,6 +36,8 @@ class Control:
     @staticmethod
     def make_doors(place: Place) -> None:
         """Before an engine runs there. Raises PlaceError."""
+        with contextlib.suppress(OSError):  # in a pod it is so already
+            place.control_directory.chmod(0o1777)  # processes of an engine that have given up root say what they renew
         for name in set(DOORS.values()):
             with contextlib.suppress(OSError):  # it is there, or there is no room for it
                 os.mkfifo(place.control_directory / name, 0o644)  # an engine in a pod may be another user
@@ -44,9 +47,9 @@ class Control:
         """Whether the engine has said `ready-for-snapshot`."""
         return (self._place.control_directory / READY).exists()
 
-    def say(self, word: str) -> None:
-        """Writes one of the agent's words, and opens its door. Raises OSError."""
-        self.write(word, "")
+    def say(self, word: str, content: str = "") -> None:
+        """Writes one of the agent's words, with a content that is for the engine's own user alone, and opens its door. Raises OSError."""
+        self.write(word, content, is_private=bool(content))
         self._open_door(DOORS[word])
 
     def is_awaited(self, word: str) -> bool:
@@ -70,11 +73,23 @@ class Control:
                 self._close(DOORS[word])
             (self._place.control_directory / word).unlink(missing_ok=True)
 
-    def write(self, name: str, content: str) -> None:
+    def said_at(self, word: str) -> float | None:
+        """When a word that stands was said, by the wall clock."""
+        try:
+            return (self._place.control_directory / word).stat().st_mtime
+        except OSError:
+            return None
+
+    def write(self, name: str, content: str, is_private: bool = False) -> None:
         """A file that appears whole. Raises OSError."""
         fresh = self._place.control_directory / f".{name}"
         fresh.unlink(missing_ok=True)
-        with fresh.open("x") as file:  # made here: no pipe and no link that another has put there
+        mode = 0o600 if is_private else 0o666
+        # Made here: no pipe and no link that another has put there.
+        with open(fresh, "x", opener=lambda path, flags: os.open(path, flags, mode)) as file:
+            if is_private:
+                with contextlib.suppress(OSError, LookupError):  # it has ended, or is root
+                    os.fchown(file.fileno(), int(status(self._place.host_pids()[self._pid])["Uid"].split()[1]), -1)
             file.write(content)
         fresh.rename(fresh.with_name(name))
 

@@ -11,19 +11,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import signal
 import socket
 import time
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 import aiohttp
 
+from restore_agent.engine import renewal
 from restore_agent.engine.control import Control
 from restore_agent.engine.listening import listens_elsewhere
+from restore_agent.engine.renewal import Announced
 from restore_agent.errors import AgentError
 from restore_agent.places.connections import accepted
 from restore_agent.places.place import CONTROL_DIRECTORY, Output, Place, describe_exit
@@ -38,8 +41,11 @@ from restore_agent.workload.control_directory import (
     VARIABLE,
     WEIGHTS,
 )
+from restore_agent.workload.renewal import Return
 from zerowake_shared.backoff import Backoff
 from zerowake_shared.network_namespace import NetworkNamespace
+
+_LOG = logging.getLogger("zerowake.agent")
 
 _QUIET_PROBE = 0.05
 _FIRST_PROBE, _LAST_PROBE = 0.02, 0.2  # seconds between two probes of something that cannot be waited for
@@ -50,6 +56,7 @@ _IDLE_SHARE = 0.02  # of one core
 _MISPLACED_SECONDS = 10.0  # idle for so long, and listening elsewhere: it will not listen where it should
 _HEARS_SECONDS = 2.0  # in which an engine that was woken has come to wait for the next word
 _STOP_SECONDS = 5.0
+_RENEWAL_SECONDS, _RENEWAL_PROBE = 2.0, 0.0005  # an engine takes a millisecond or so
 _CALLED_LENGTH = 80  # characters of a command in a message
 _LARGEST_ANSWER = 16 << 20  # bytes that are read of what an engine says
 _T = TypeVar("_T")
@@ -72,7 +79,10 @@ class Answer:
 class Engine:
     """A running engine: the place it is in, its root process (pid as seen inside) and where it prints."""
 
-    def __init__(self, record: EngineRecord, place: Place, output: Output, pid: int) -> None:
+    def __init__(
+        self, record: EngineRecord, place: Place, output: Output, pid: int, dumped_at: float | None = None, renews: Sequence[Announced] = ()
+    ) -> None:
+        """`dumped_at`: of one that was made of an image, by the wall clock; `renews`: its processes that make their random state anew."""
         self.record = record
         self.place = place
         self.output = output
@@ -80,6 +90,9 @@ class Engine:
         self.gpu_bytes: Mapping[str, int] = {}  # UUID of each GPU that it is on → what its last resume took there
         self.gpu_places: Mapping[str, str] = {}  # UUID of each GPU of its snapshot → of the one in its place; none: each is itself
         self._control = Control(place, pid)
+        self._dumped_at = dumped_at  # until it was told that it was restored
+        self._stopped_at: float | None = None
+        self._renews = renews
 
     @classmethod
     async def start(cls, record: EngineRecord, place: Place, output: Output, *, for_snapshot: bool) -> Engine:
@@ -216,6 +229,7 @@ class Engine:
 
     def stop(self) -> None:
         """Stops every process of it. Blocks until all stand still."""
+        self._stopped_at = time.time()
         deadline = time.monotonic() + _STOP_SECONDS
         while running := [host for host in self._hosts() if not is_stopped(host)]:
             if time.monotonic() > deadline:
@@ -234,7 +248,28 @@ class Engine:
         """Tells a restored engine to go on. `moved`: UUID of a GPU that it ran on → of the other one that has taken its place."""
         if moved:
             self._control.write(GPUS, json.dumps(moved))
-        self.tell(RESTORE_COMPLETE)
+        since = self._dumped_at or self._control.said_at(READY) or self._stopped_at
+        back = Return.fresh(None if since is None else max(time.time() - since, 0.0), restored=self._dumped_at is not None)
+        self._control.say(RESTORE_COMPLETE, back.encode())
+        if self._dumped_at is not None:
+            renewal.send(self._renews, self.place.host_pids())
+        self._dumped_at = self._stopped_at = None
+
+    async def renewed(self) -> None:
+        """After `woken`, until its processes have made anew what all replicas have in common: before that it may serve nobody."""
+        ended = self.place.exit_of(self.pid)
+        deadline = time.monotonic() + _RENEWAL_SECONDS
+        while (awaited := renewal.awaited(self._renews, self.place.control_directory)) and not ended.done():
+            if time.monotonic() > deadline:
+                pids = sorted({pid for pid, _, _ in awaited} & self.place.host_pids().keys())
+                if pids:
+                    _LOG.warning(
+                        "pid %s of the engine %r did not make its random state anew within %.0f s, and serves all the same",
+                        *(", ".join(map(str, pids)), self.called, _RENEWAL_SECONDS),
+                    )
+                break
+            await asyncio.wait([ended], timeout=_RENEWAL_PROBE)
+        self._renews = ()
 
     async def unless_ready(self, work: Awaitable[_T]) -> _T | None:
         """The work's result, or None where the engine became ready for its snapshot and did not end the work soon: it is asleep by then."""

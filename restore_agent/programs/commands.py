@@ -22,6 +22,7 @@ from zerowake_proto import agent_pb2, agent_pb2_grpc
 from gpumem.programs.commands import parse_reserve, parse_size
 from restore_agent.drivers.weights import DEFAULT_SOCKET
 from restore_agent.engine.presets import KINDS, Setting, fewer_cpus, prepare
+from restore_agent.engine.renewal import WANTED
 from restore_agent.kubernetes.nri import SOCKET as NRI_SOCKET
 from restore_agent.places.placeholder import DEFAULT_FOLDER
 from restore_agent.programs import bars, listing, transfers
@@ -153,6 +154,9 @@ def create(
     shared: Annotated[
         list[Path], typer.Option(help="Folder that stays the machine's own; what is written elsewhere is each replica's.")
     ] = [],  # noqa: B006
+    renew: Annotated[
+        bool, typer.Option("--renew", help="Have each replica make its random state anew: of OpenSSL, Python and Node; fixed seeds, too.")
+    ] = False,
     timeout: Annotated[float, typer.Option(help="Seconds the server may take to be ready.", min=0)] = 600.0,
     replace: Annotated[bool, typer.Option("--replace", help="Take the place of a snapshot of the same name.")] = False,
     keep_serving: Annotated[
@@ -178,7 +182,7 @@ def create(
         if not equals:
             raise typer.BadParameter(f"--env {item!r} is not KEY=VALUE")
         own[key] = value
-    pairs |= own
+    pairs |= {WANTED: "1"} | own if renew else own
     identity = engine_identity(command, own, str(directory.resolve()))
     if engine:
         if weights:

@@ -22,13 +22,14 @@ from typing import Protocol
 from restore_agent.drivers.criu import Criu
 from restore_agent.drivers.cuda import Cuda
 from restore_agent.drivers.weights import Weights
+from restore_agent.engine import renewal
 from restore_agent.engine.adapters import prove_adapters, record_adapters
 from restore_agent.engine.canary import prove_canary, record_canary
 from restore_agent.engine.engine import Engine
 from restore_agent.pages.images import mend_timers, process_ids, split
 from restore_agent.places.cache_watch import CacheWatch
 from restore_agent.places.left_behind import ipc_objects, refuse_left_behind
-from restore_agent.places.place import Place
+from restore_agent.places.place import Output, Place
 from restore_agent.places.processes import command_line, has_ended, private_bytes, resident_bytes
 from restore_agent.places.sandboxes import Sandboxes
 from restore_agent.places.shared_folders import caches, resolved
@@ -151,7 +152,7 @@ class Capturer:
                 undo.callback(output.close)
                 before = await asyncio.to_thread(ipc_objects, place.host_pids().get(1, 0))
                 watch = undo.enter_context(await CacheWatch.begun(await asyncio.to_thread(place.compile_caches, request.engine.env)))
-                source = await Engine.start(request.engine, place, output, for_snapshot=True)
+                source = await _start(request.engine, place, output)
             with _step(Phase.READY, phases, progress):
                 await source.wait_healthy(or_ready=True)
             # An engine that quiesces may not answer from here to the end of the dump, and is asked then; others warm up by the request.
@@ -174,7 +175,7 @@ class Capturer:
                     lent += await self._published(source, workspace)
                 for region in lent:
                     await asyncio.to_thread(_keep_weights, workspace, region, self._sandboxes.checkpoints)
-                draft = await self._dump(request, place, source, answers, quiesces, workspace, lease, progress, phases)
+                draft, same = await self._dump(request, place, source, answers, quiesces, workspace, lease, progress, phases)
                 if lent:
                     records = tuple(region.record for region in lent)
                     draft = _draft(draft.manifest.model_copy(update={"weights": records}), workspace)
@@ -186,8 +187,7 @@ class Capturer:
                     )
                     snapshot = await asyncio.shield(published)
             undo.pop_all()
-            written = await asyncio.to_thread(place.written)
-            return Captured(snapshot, source, (*notes, *([_WRITTEN.format(written)] if written else [])))
+            return Captured(snapshot, source, (*notes, *await _told(place), *([same] if same else [])))
 
     async def _check_may_begin(self, request: CaptureRequest) -> None:
         """Before an engine is started for nothing. Raises NoSigningKey, NameTaken, Full."""
@@ -232,7 +232,8 @@ class Capturer:
         lease: Lease,
         progress: Progress,
         phases: Phases,
-    ) -> Snapshot:
+    ) -> tuple[Snapshot, str]:
+        """What was dumped, and in words what each replica will have in common with the others."""
         images = workspace / "images"
         images.mkdir()
         inside = {pid: host for pid, host in place.host_pids().items() if pid != 1}
@@ -281,7 +282,7 @@ class Capturer:
                 namespace=request.namespace,
                 name=request.name,
                 model=request.model,
-                created=datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
+                created=found.moment.isoformat(timespec="milliseconds"),
                 engine=request.engine,
                 canary=canary,
                 adapters=adapters,
@@ -297,7 +298,7 @@ class Capturer:
                 cold_seconds=round(phases.seconds(Phase.START) + phases.seconds(Phase.READY), 3),
                 fits=await asyncio.to_thread(node_fits, self._criu.version, found.used, gpus, place.files, self._store.hashes),
             )
-        return _draft(manifest, workspace)
+        return _draft(manifest, workspace), found.note
 
     async def _prove(self, draft: Snapshot, open_place: OpenPlace | None, given: Sequence[str] | None) -> None:
         await self._prove_once(draft, open_place, given)
@@ -332,21 +333,41 @@ class Capturer:
 class _Dumped:
     """What the dumped processes are, and what they have beside their memory."""
 
+    moment: datetime.datetime
     carried: dict[str, bytes]
     used: set[Path]
     processes: tuple[ProcessRecord, ...]
     resident_bytes: int
+    note: str  # of what each replica will have in common
 
 
 async def _dumped(place: Place, images: Path, holders: Collection[int]) -> _Dumped:
     """While every task stands still: before that, some end and others begin. Of a child that has ended, and whose end its parent has not
     asked for, the image has the end alone: it is none of the processes. Raises PlaceError, ImageError."""
+    moment = datetime.datetime.now(datetime.UTC)
     carried = await place.carried(images)
     hosts = place.host_pids()
     inside = {pid: hosts[pid] for pid in sorted(process_ids(images)) if not has_ended(hosts[pid])}
+    renews = await asyncio.to_thread(renewal.announced, place.control_directory, inside.keys())
+    if renews:
+        carried[renewal.RENEWAL_FILE] = renewal.encode(renews)
     used = await asyncio.to_thread(place.mapped_files, inside.values())
     processes = tuple(ProcessRecord(pid=pid, command=command_line(host), gpu=host in holders) for pid, host in inside.items())
-    return _Dumped(carried, used, processes, sum(map(resident_bytes, inside.values())))
+    note = await asyncio.to_thread(renewal.note, inside, renews)
+    return _Dumped(moment, carried, used, processes, sum(map(resident_bytes, inside.values())), note)
+
+
+async def _told(place: Place) -> list[str]:
+    """What its engine wrote, in words."""
+    written = await asyncio.to_thread(place.written)
+    return [_WRITTEN.format(written)] if written else []
+
+
+async def _start(record: EngineRecord, place: Place, output: Output) -> Engine:
+    """With what renews its random state, where that is wanted and the place is a sandbox. Raises PlaceError."""
+    if place.is_ours and record.env.get(renewal.WANTED):
+        record = record.model_copy(update={"env": await asyncio.to_thread(renewal.lay_out, place, record.env)})
+    return await Engine.start(record, place, output, for_snapshot=True)
 
 
 async def _answers(source: Engine, request: CaptureRequest) -> _Answers:

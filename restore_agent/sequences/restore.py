@@ -25,6 +25,7 @@ from restore_agent.drivers.criu import Criu, CriuError, Worker
 from restore_agent.drivers.cuda import Cuda
 from restore_agent.drivers.headroom import Headroom
 from restore_agent.drivers.meminfo import available_memory
+from restore_agent.engine import renewal
 from restore_agent.engine.control import Control
 from restore_agent.engine.engine import Engine
 from restore_agent.pages.addresses import readdressed
@@ -178,7 +179,8 @@ class Restorer:
             phases.add(Phase.IMAGE_CRIU, time.monotonic() - begin - sum(map(phases.seconds, others)), begin)
             hosts = place.host_pids()
             Control.make_doors(place)
-            engine = Engine(manifest.engine, place, output, manifest.root_pid)
+            renews = await asyncio.to_thread(renewal.read, staged.directory)
+            engine = Engine(manifest.engine, place, output, manifest.root_pid, manifest.dumped_at, renews)
 
             async def let_go() -> None:
                 go.set()

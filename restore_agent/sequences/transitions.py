@@ -198,6 +198,7 @@ class Transitions:
                 await weights
         if not soon:
             engine.woken(moved)
+        await engine.renewed()
         if engine.place.exit_of(engine.pid).done():
             raise CriuError(str(engine.end_error()))
         standby.undo.pop_all()

@@ -6,6 +6,7 @@ an engine has them. What a node finds out of its own disk, it keeps for itself (
 
 from __future__ import annotations
 
+import datetime
 import json
 import re
 from collections.abc import Collection
@@ -264,7 +265,7 @@ class Manifest(_Record):
     namespace: str
     name: str
     model: str
-    created: str  # ISO 8601, UTC
+    created: str  # ISO 8601, UTC; of its dump
     engine: EngineRecord
     canary: CanaryRecord | None  # None only in a draft: what is published has been proved
     adapters: tuple[AdapterRecord, ...] = ()  # in the order in which they are asked, after the canary
@@ -292,6 +293,11 @@ class Manifest(_Record):
         for path in files:
             _check_inside(path)
         return files
+
+    @property
+    def dumped_at(self) -> float:
+        """By the wall clock of the node where it was taken."""
+        return datetime.datetime.fromisoformat(self.created).timestamp()
 
     @property
     def is_of_container(self) -> bool:

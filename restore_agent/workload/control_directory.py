@@ -7,6 +7,8 @@ An engine that finds SNAPSHOT_CONTROL_DIR in its environment is about to be dump
     engine   takes back what it let go of, and serves
     agent    wants it as a standby: removes those words                       → writes `quiesce-requested` (ours); the engine begins anew
 
+`restore-complete` says how long the process was away, whether it was made of an image, and entropy for that once: renewal.py, which makes
+Python's random state anew before an engine is told to resume.
 A process that woke on other GPUs finds `gpus.json` ({"GPU-old": "GPU-new"}) beside `restore-complete`. An engine whose weights lie in a
 region that it published itself names the checkpoint directory in `weights.json`, before it is ready, so that the snapshot knows them; one
 that has several GPUs says on which of them each lies.
@@ -25,6 +27,7 @@ words from here.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -35,12 +38,15 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-VARIABLE = "SNAPSHOT_CONTROL_DIR"
+from restore_agent.workload import renewal
+from restore_agent.workload.renewal import Return, announce, renew_if_restored
+
+VARIABLE = renewal.VARIABLE
 READY = "ready-for-snapshot"
-SNAPSHOT_COMPLETE, RESTORE_COMPLETE = "snapshot-complete", "restore-complete"
+SNAPSHOT_COMPLETE, RESTORE_COMPLETE = renewal.SNAPSHOT_COMPLETE, renewal.RESTORE_COMPLETE
 ANSWERS = (RESTORE_COMPLETE, SNAPSHOT_COMPLETE)
 QUIESCE_REQUESTED, GPUS, WEIGHTS, ENVIRONMENT = "quiesce-requested", "gpus.json", "weights.json", "environment.json"  # ours
-ANSWER_DOOR, REQUEST_DOOR = "answer.fifo", "request.fifo"  # ours: one for the two answers, one for `quiesce-requested`
+ANSWER_DOOR, REQUEST_DOOR = renewal.ANSWER_DOOR, "request.fifo"  # ours: one for the two answers, one for `quiesce-requested`
 DOORS = {RESTORE_COMPLETE: ANSWER_DOOR, SNAPSHOT_COMPLETE: ANSWER_DOOR, QUIESCE_REQUESTED: REQUEST_DOOR}
 ASLEEP_POLL_SECONDS = 0.001  # where there is no door; part of every restore there
 AWAKE_POLL_SECONDS = 0.05
@@ -81,13 +87,30 @@ class ControlDirectory:
 
         Raises whatever these two raise. The engine must then end: what it says is that it cannot be dumped, or cannot go on.
         """
+        announce(self._folder)
         while True:
             quiesce()
             self._write(READY, "")
             self._wait(ANSWERS, ANSWER_DOOR, ASLEEP_POLL_SECONDS)
+            self.renew()
             resume(self.moved())
             (self._folder / GPUS).unlink(missing_ok=True)  # the next time that it wakes, other GPUs may have moved
             self._wait([QUIESCE_REQUESTED], REQUEST_DOOR, AWAKE_POLL_SECONDS)
+
+    def renew(self) -> None:
+        """Makes this process's random state anew, if it was restored (renewal.py): for each process of an engine that is told otherwise of
+        its wake. Says so to the agent."""
+        with contextlib.suppress(FileNotFoundError):  # it is the one that was dumped, and goes on as itself
+            renew_if_restored(self._folder)
+            announce(self._folder)
+
+    def back(self) -> Return:
+        """How it has come to go on, after `restore-complete`. Raises FileNotFoundError: that was not said."""
+        return Return.read(self._folder)
+
+    def announce(self) -> None:
+        """That this process calls `renew` when it has woken."""
+        announce(self._folder)
 
     def name_weights(self, directory: Path | str, gpu: str = "") -> None:
         """Adds a checkpoint directory whose region this engine has attached, on the GPU of that UUID; empty: on its only one."""

@@ -130,6 +130,8 @@ class MemorySaver(TorchMemorySaverAdapter):  # type: ignore[misc, unused-ignore]
             return
         begin = time.perf_counter()
         control = ControlDirectory.from_environment()
+        if control:
+            control.renew()
         lent_memory.take_back(client(), control.moved() if control else {})
         _log.info("attached again in %.1f ms", (time.perf_counter() - begin) * 1000)
 
@@ -178,6 +180,7 @@ class Loader(BaseModelLoader):  # type: ignore[misc, unused-ignore]
         adopt(client().attach(lent.id, lent.capability), weights)
         if control := ControlDirectory.from_environment():
             control.name_weights(directory)
+            control.announce()
         del weights
         gc.collect()
         torch.cuda.empty_cache()

@@ -41,6 +41,7 @@ from gpumem.checkpoint.safetensors import kept_reading
 from gpumem.client import Client, StaleLayout
 from gpumem.client.torch import ScratchPool, bytes_at
 from restore_agent.workload import lent_memory
+from restore_agent.workload.control_directory import ControlDirectory
 from restore_agent.workload.lent_weights import addresses, adopt, directory_name, fill_buffers, held, publish, weight_files
 from restore_agent.workload.vllm import sampler_tables
 from restore_agent.workload.vllm.all_reduce import AllReduce
@@ -74,6 +75,8 @@ class Worker(gpu_worker.Worker):  # type: ignore[misc, unused-ignore]
         over_peer_memory = parallel.tensor_parallel_size > 1 and not parallel.disable_custom_all_reduce
         restrict(self.vllm_config, os.environ)
         super().init_device()
+        if control := ControlDirectory.from_environment():
+            control.announce()
         if over_peer_memory:
             AllReduce.install(client())
 
@@ -109,6 +112,8 @@ class Worker(gpu_worker.Worker):  # type: ignore[misc, unused-ignore]
     def wake_up(self, tags: list[str] | None = None) -> None:
         """All of it, whatever the tags. The KV cache is empty; its books in the scheduler were cleared when it fell asleep."""
         begin = time.perf_counter()
+        if control := ControlDirectory.from_environment():
+            control.renew()
         lent_memory.take_back(client(), self._moved or {}, self._meeting)
         self._moved, self._meeting = None, b""
         _log.info("attached again in %.1f ms", (time.perf_counter() - begin) * 1000)
