@@ -52,6 +52,7 @@ RUN = (
     Row("deploy/prometheus/README.md", "helm upgrade", "tests/e2e/test_chart.py::test_what_prometheus_operator_is_given",
         ("monitoring.rules=true", "monitoring.podMonitors=true", "monitoring.labels.release", "networkPolicies.metricsFrom")),
     Row("deploy/prometheus/README.md", "helm upgrade", "tests/e2e/test_chart.py::test_what_grafana_is_given", ("monitoring.board=true",)),
+    Row("restore_agent/README.md", "zerowake snapshot create web --renew", "tests/real_servers/test_identity.py", ('"--renew"',)),
     Row(ENGINES, "gpumem serve", f"{GPU}/run.py", ('"serve"', '"--reserve"', '"--arena"')),
     Row(ENGINES, "gpumem status", "tests/gpumem/test_commands.py::test_a_checkpoint_is_imported_shown_pinned_and_evicted", ('"status"',)),
     Row(ENGINES, "gpumem import", "tests/gpumem/test_commands.py::test_a_checkpoint_is_imported_shown_pinned_and_evicted", ('"--fill"',)),

@@ -3,6 +3,7 @@
 //
 //   Math.random         V8 cannot be given another state. After a restore it draws from the kernel's numbers instead, 512 at a time.
 //   crypto.randomUUID   Node keeps 128 ahead of need. After a restore it is told not to use them.
+//   crypto.randomInt    Node keeps 1,024 ahead of need. The first one after a restore has those drawn that are left.
 //
 // The agent sends SIGURG, which does nothing to a process that does not ask for it, when it has said the word. All threads look at one number
 // that they share before they draw; so none of them draws from the old state once the agent was answered.
@@ -60,6 +61,20 @@ if (folder && fs.existsSync(path.join(folder, 'answer.fifo'))) {
     return restored[0] === 0 ? randomUUID(options) : randomUUID({ ...options, disableEntropyCache: true });
   };
   Object.defineProperty(crypto.randomUUID, 'name', { value: 'randomUUID' });
+  const randomInt = crypto.randomInt;
+  const kept = 1024;
+  const preloaded = (process.env.LD_PRELOAD || '').includes('zerowake-renewal');
+  let drained = false;
+  crypto.randomInt = function randomInt_(...given) {
+    if (restored[0] !== 0 && !drained) {
+      // What takes their place is of OpenSSL, and new once that said so.
+      drained = !preloaded || fs.existsSync(path.join(folder, `renews-${process.pid}-openssl`));
+      for (let i = 0; i < kept; i++) randomInt(2);
+    }
+    return randomInt(...given);
+  };
+  Object.defineProperty(crypto.randomInt, 'name', { value: 'randomInt' });
+
   const web = Object.getPrototypeOf(crypto.webcrypto);
   Object.defineProperty(web, 'randomUUID', {
     ...Object.getOwnPropertyDescriptor(web, 'randomUUID'),

@@ -13,7 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 SHELLS = ("", "sh", "bash", "console", "shell")
-NO_SHELLS = ("yaml", "python")
+NO_SHELLS = ("yaml", "python", "json")
 PICTURES = {
     "README.md": ("client ── HTTP", "NAME   PHASE   READY"),
     "scaler/README.md": ("HOST MEMORY",),
