@@ -23,6 +23,8 @@ PLACE = ROOT / ".cache/sanitized"
 PROGRAM = ("-fsanitize=address,undefined", "-static-libasan", "-static-libubsan")
 BUILDS = {
     "page_fill": ("-fsanitize=address,undefined", "-shared", "-fPIC", "-pthread"),
+    # It is preloaded into whatever an engine starts, where AddressSanitizer would have to come first.
+    "renewal": ("-fsanitize=undefined", "-static-libubsan", "-shared", "-fPIC", "-pthread"),
     # It runs on the files of a tenant's image, which may have no C library; as a program of this machine test_sanitized.py has it.
     "placeholder": ("-fsanitize=undefined", "-static"),
 }

@@ -100,7 +100,7 @@ def awaited(them: Collection[Announced], control_directory: Path) -> list[Announ
     return [each for each in them if not os.access(control_directory / f"{ANNOUNCED}{each[0]}-{each[1]}", os.F_OK)]
 
 
-def note(hosts: Mapping[int, int], them: Collection[Announced]) -> str:
+def note(hosts: Mapping[int, int], them: Collection[Announced], is_sandbox: bool) -> str:
     """What of the engine is the same in each replica, in a sentence; empty: nothing that is known. Blocks."""
     said = {(pid, what) for pid, what, _ in them}
     lacking: dict[str, list[str]] = {}
@@ -117,9 +117,10 @@ def note(hosts: Mapping[int, int], them: Collection[Announced]) -> str:
         f"{state} of {', '.join(where[:_NAMED])}{f' and {len(where) - _NAMED} more' if len(where) > _NAMED else ''}"
         for state, where in lacking.items()
     )
+    way = "Take it with --renew, or have" if is_sandbox else "Have"
     return (
         f"each replica starts with the same random state: {listed}. Tokens, keys and ids that are made of it repeat in other replicas. "
-        f"Take it with --renew, or have it draw anew at `restore-complete` (restore_agent/README.md, What each replica has anew)"
+        f"{way} it draw anew at `restore-complete` (restore_agent/README.md, What each replica has anew)"
     )
 
 

@@ -353,7 +353,7 @@ async def _dumped(place: Place, images: Path, holders: Collection[int]) -> _Dump
         carried[renewal.RENEWAL_FILE] = renewal.encode(renews)
     used = await asyncio.to_thread(place.mapped_files, inside.values())
     processes = tuple(ProcessRecord(pid=pid, command=command_line(host), gpu=host in holders) for pid, host in inside.items())
-    note = await asyncio.to_thread(renewal.note, inside, renews)
+    note = await asyncio.to_thread(renewal.note, inside, renews, place.is_ours)
     return _Dumped(moment, carried, used, processes, sum(map(resident_bytes, inside.values())), note)
 
 

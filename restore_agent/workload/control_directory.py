@@ -87,9 +87,9 @@ class ControlDirectory:
 
         Raises whatever these two raise. The engine must then end: what it says is that it cannot be dumped, or cannot go on.
         """
-        announce(self._folder)
         while True:
             quiesce()
+            announce(self._folder)
             self._write(READY, "")
             self._wait(ANSWERS, ANSWER_DOOR, ASLEEP_POLL_SECONDS)
             self.renew()

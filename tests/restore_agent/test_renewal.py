@@ -132,15 +132,16 @@ def test_a_note_names_who_keeps_state_and_does_not_say_that_it_is_made_anew() ->
         try:
             hosts = descendants(process.pid)
             (pid,) = hosts
-            told = agents.note(hosts, [])
-            assert f"Python's random of pid {pid}" in told and "--renew" in told
-            assert "OpenSSL" not in agents.note(hosts, [(pid, "python", "")])
-            assert agents.note(hosts, [(pid, "python", "")]) == ""
+            told = agents.note(hosts, [], is_sandbox=True)
+            assert f"Python's random of pid {pid}" in told and "Take it with --renew, or have it draw anew" in told
+            assert ". Have it draw anew" in agents.note(hosts, [], is_sandbox=False), "nothing is laid out in pods"
+            assert "OpenSSL" not in agents.note(hosts, [(pid, "python", "")], is_sandbox=True)
+            assert agents.note(hosts, [(pid, "python", "")], is_sandbox=True) == ""
         finally:
             process.stdin.close()
     with subprocess.Popen(["sleep", "infinity"]) as process:
         try:
-            assert agents.note({7: process.pid}, []) == ""
+            assert agents.note({7: process.pid}, [], is_sandbox=True) == ""
         finally:
             process.kill()
-    assert agents.note({7: process.pid}, []) == "", "it has ended"
+    assert agents.note({7: process.pid}, [], is_sandbox=True) == "", "it has ended"
