@@ -18,7 +18,7 @@ from tests.worlds.device import ROOT
 from tests.worlds.served import snapshot
 
 ENGINE = ROOT / "tests/worlds/drawing_engine.py"
-REPEATED = {"random", "numpy", "openssl"}  # what a program keeps itself
+REPEATED = {"random", "numpy", "openssl", "cryptography"}  # what a program keeps itself
 
 
 def engine(*options: str) -> list[str]:

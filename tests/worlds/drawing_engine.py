@@ -17,6 +17,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 
 def draw() -> dict[str, object]:
@@ -24,6 +25,7 @@ def draw() -> dict[str, object]:
         "random": random.random(),
         "numpy": float(np.random.random()),
         "openssl": ssl.RAND_bytes(16).hex(),
+        "cryptography": X25519PrivateKey.generate().private_bytes_raw().hex(),  # by the OpenSSL that it brings
         "uuid4": str(uuid.uuid4()),
     }
 
