@@ -12,7 +12,7 @@ from pathlib import Path
 
 import zerowake_native
 
-from restore_agent.places.place import PlaceError
+from restore_agent.places.place import PlaceError, cannot_start
 
 _SECONDS = 10.0
 _PT_INTERP = 3
@@ -35,7 +35,7 @@ async def join(init: int, what: str, words: Sequence[str], fds: Sequence[int], e
                 stdin=subprocess.DEVNULL,
             )
         except OSError as error:
-            raise JoinFailed(f"cannot start {zerowake_native.JOIN}: {error}; reinstall zerowake") from error
+            raise JoinFailed(cannot_start(zerowake_native.JOIN, error)) from error
         finally:
             theirs.close()
         said, received = "", list[int]()

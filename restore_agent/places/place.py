@@ -11,6 +11,7 @@ what differs between them is asked of the place itself (`checkpoint`, `is_ours`)
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 from collections.abc import Iterable, Mapping, Sequence
@@ -151,3 +152,10 @@ def describe_exit(status: int) -> str:
     if os.WIFSIGNALED(status):
         return f"killed by {signal.Signals(os.WTERMSIG(status)).name}"
     return f"exit code {os.waitstatus_to_exitcode(status)}"
+
+
+def cannot_start(program: str, error: OSError) -> str:
+    """Why a program of ours cannot be started, and what to do: it is not there, or the machine has too little of something."""
+    if error.errno in (errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+        return f"cannot start {program}: {error}; the agent needs more processes, open files or memory than it may have"
+    return f"cannot start {program}: {error}; reinstall zerowake"

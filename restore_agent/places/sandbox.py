@@ -26,7 +26,7 @@ from restore_agent.pages.images import opened
 from restore_agent.places.compile_folders import compile_folders
 from restore_agent.places.layer import Layer
 from restore_agent.places.output import Pipes
-from restore_agent.places.place import CONTROL_DIRECTORY, PlaceError, Route
+from restore_agent.places.place import CONTROL_DIRECTORY, PlaceError, Route, cannot_start
 from restore_agent.places.processes import descendants
 from restore_agent.snapshots.compatibility import mapped_files
 from restore_agent.snapshots.file_hashes import FileHashes
@@ -91,7 +91,7 @@ class Sandbox:
             except OSError as error:
                 ours.close()
                 layer.remove()
-                raise PlaceError(f"cannot start {zerowake_native.SANDBOX_INIT}: {error}; reinstall zerowake") from error
+                raise PlaceError(cannot_start(zerowake_native.SANDBOX_INIT, error)) from error
         sandbox = cls(process, ours, layer)
         try:
             async with asyncio.timeout(_START_SECONDS):
