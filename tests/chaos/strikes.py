@@ -43,9 +43,9 @@ class Strikes:
         return bool(await getattr(self, f"_{word}")(fault, machine, chance))
 
     def mend(self) -> None:
-        """Files that were damaged get their bytes back where they are still there, or still missing; everything else is healed, too."""
+        """Files that were damaged get their bytes back where they are still there, or a manifest names them; all else is healed, too."""
         for path, content in self._damaged.items():
-            if path.parent.exists():
+            if path.exists() or _named(path):
                 path.write_bytes(content)
         self._damaged.clear()
         self._stack.proxy.heal()
@@ -292,6 +292,11 @@ def written(path: Path, fault: Fault, what: str, **more: object) -> None:
 
 def _is(victim: str, words: str) -> bool:
     return _NAMED[victim] in (words if victim == "engine" else words.split(" ", maxsplit=1)[0])
+
+
+def _named(chunk: Path) -> bool:
+    """Whether a snapshot of that machine needs it: else nobody would miss it, and it would be left over."""
+    return any(chunk.name.encode() in manifest.read_bytes() for manifest in chunk.parents[2].glob("snapshots/*/manifest.json"))
 
 
 def _size(path: Path) -> int:
