@@ -154,7 +154,7 @@ def describe_exit(status: int) -> str:
     return f"exit code {os.waitstatus_to_exitcode(status)}"
 
 
-def cannot_start(program: str, error: OSError) -> str:
+def cannot_start(program: Path | str, error: OSError) -> str:
     """Why a program of ours cannot be started, and what to do: it is not there, or the machine has too little of something."""
     if error.errno in (errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM):
         return f"cannot start {program}: {error}; the agent needs more processes, open files or memory than it may have"
