@@ -23,7 +23,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 
 from scaler.books.trigger import FROM_ENV, BadTrigger, parse_trigger
-from scaler.kubernetes.resources import LEASES, MODEL_SNAPSHOTS, NODES, SCALED_OBJECTS, Metadata, ModelSnapshot
+from scaler.kubernetes.resources import CONTROLLER_LEASE, LEASES, MODEL_SNAPSHOTS, NODES, SCALED_OBJECTS, Metadata, ModelSnapshot
 from scaler.kubernetes.scaled_object import TRIGGER_TYPES, ScaledObject
 from zerowake_shared.checkup import Check, Finding, Subject, fails, ok, told, warning
 from zerowake_shared.clock import SYSTEM_CLOCK
@@ -50,18 +50,19 @@ _SKEW_SECONDS = 5.0
 _LEASE_SECONDS = 60.0  # a node that is ready renews its own every ten
 _SOON = datetime.timedelta(days=30)
 _UPGRADE = "helm upgrade --install zerowake deploy/helm/zerowake --namespace {}"
-# What templates/rbac.yaml gives the scaler, and it cannot do without. Of its own namespace where `True`.
+# What templates/rbac.yaml gives the scaler, and it cannot do without: verb, group, kind, subresource, name (empty: any), and `True` where
+# it is of its own namespace alone. Who has a right to one object is told no when he asks about all of its kind.
 _RIGHTS = (
-    ("list", "zerowake.dev", "modelsnapshots", "", False),
-    ("patch", "zerowake.dev", "modelsnapshots", "status", False),
-    ("list", "", "pods", "", False),
-    ("create", "", "pods", "", False),
-    ("create", "events.k8s.io", "events", "", False),
-    ("list", "", "nodes", "", False),
-    ("list", "keda.sh", "scaledobjects", "", False),
-    ("patch", "apps", "deployments", "scale", False),
-    ("list", "discovery.k8s.io", "endpointslices", "", True),
-    ("patch", "coordination.k8s.io", "leases", "", True),
+    ("list", "zerowake.dev", "modelsnapshots", "", "", False),
+    ("patch", "zerowake.dev", "modelsnapshots", "status", "", False),
+    ("list", "", "pods", "", "", False),
+    ("create", "", "pods", "", "", False),
+    ("create", "events.k8s.io", "events", "", "", False),
+    ("list", "", "nodes", "", "", False),
+    ("list", "keda.sh", "scaledobjects", "", "", False),
+    ("patch", "apps", "deployments", "scale", "", False),
+    ("list", "discovery.k8s.io", "endpointslices", "", "", True),
+    ("patch", "coordination.k8s.io", "leases", "", CONTROLLER_LEASE, True),
 )
 
 
@@ -304,8 +305,9 @@ async def rights(cluster: Cluster, subject: Subject) -> Sequence[Finding]:
     """What the scaler may do: asked as itself in its pod, else about its ServiceAccount."""
     namespace, is_itself = subject.namespace, "POD_NAME" in os.environ
 
-    async def may(verb: str, group: str, plural: str, sub: str, own: bool) -> str:
-        attributes = {"verb": verb, "group": group, "resource": plural, "subresource": sub, "namespace": namespace if own else ""}
+    async def may(verb: str, group: str, plural: str, sub: str, name: str, own: bool) -> str:
+        attributes = {"verb": verb, "group": group, "resource": plural, "subresource": sub, "name": name}
+        attributes["namespace"] = namespace if own else ""
         spec: dict[str, Any] = {"resourceAttributes": attributes}
         if not is_itself:
             spec |= {"user": f"system:serviceaccount:{namespace}:zerowake-scaler"}

@@ -53,7 +53,6 @@ from zerowake_shared.kubernetes.resource import PODS
 
 log = logging.getLogger(__name__)
 
-LEASE = "zerowake-controller"
 _NO_AGENT = (
     "no restore agent is connected, and an agent is what captures it: one runs on every node that has the labels of the chart's value "
     "agent.nodeSelector; look at the pods of the DaemonSet zerowake-agent, and at the scaler's log"
@@ -76,7 +75,7 @@ async def run_controller(
     sources: SourceConditions,
     namespace: str,
     identity: str,
-    lease: str = LEASE,
+    lease: str = resources.CONTROLLER_LEASE,
     also: Callable[[], Coroutine[object, object, None]] | None = None,
 ) -> None:
     """Runs the controller whenever this process holds the lease in `namespace`; until cancelled. Every replica of the scaler calls it.

@@ -16,6 +16,7 @@ from zerowake_shared.kubernetes.resource import Resource, timestamp
 from zerowake_shared.pod_contract import GROUP
 
 FINALIZER = f"{GROUP}/artifact"
+CONTROLLER_LEASE = "zerowake-controller"  # who leads has it
 REPORTER = f"{GROUP}/scaler"  # of events
 
 MODEL_SNAPSHOTS = Resource(f"{GROUP}/v1alpha1", "ModelSnapshot", "modelsnapshots")

@@ -81,6 +81,9 @@ async def doctor_and_bundle(release: Release, kubeconfig: str, scaled: Object, f
     assert not [each for each in found["checks"] if each["outcome"] == "fails"] and code == 0, found
     assert {"API", "definition", "rights", "KEDA", "ScaledObjects", "agents", "container runtime", "webhook", "clocks"} <= told.keys()
     assert told["ScaledObjects"]["found"] == "1 in order"
+    inside = ("kubectl", "-n", namespace, "exec", "deployment/zerowake-scaler", "--", "zerowake", "doctor", "--output", "json")
+    found = json.loads(await release.run(*inside))
+    assert found["ok"] and {each["check"] for each in found["checks"]} == {"version"} | told.keys(), "as itself it may ask about less"
     (trigger,) = scaled["spec"]["triggers"]
     wrong = {"spec": {"triggers": [{**trigger, "metadata": {**trigger["metadata"], "model": "chad"}}]}}
     change = ("kubectl", "-n", namespace, "patch", "scaledobject", MODEL, "--type=merge", "-p")

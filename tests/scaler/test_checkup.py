@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from scaler.kubernetes import checkup
 from tests.worlds.certificates import Authority
@@ -208,6 +209,20 @@ async def test_the_webhook_s_certificate(world: World) -> None:
     await world.api.remove("secrets", "zerowake", "zerowake-scaler-tls")
     outcome, _, said = await world.wrong("webhook")
     assert (outcome, "it is not installed" in said) == (FAILS, True)
+
+
+def test_rights_are_those_of_the_chart_and_of_one_object_where_it_gives_them_to_one() -> None:
+    found = Path("deploy/helm/zerowake/templates/rbac.yaml").read_text().split("\n---\n")
+    roles = {
+        kind: [part for part in found if f"kind: {kind}\n" in part and "name: zerowake-scaler\n" in part]
+        for kind in ("ClusterRole", "Role")
+    }
+    for verb, group, plural, sub, name, own in checkup._RIGHTS:
+        (role,) = roles["Role" if own else "ClusterRole"]
+        rules = [yaml.safe_load(line)[0] for line in role.splitlines() if line.startswith("  - {apiGroups")]
+        wanted = f"{plural}/{sub}" if sub else plural
+        given = [rule for rule in rules if verb in rule["verbs"] and group in rule["apiGroups"] and wanted in rule["resources"]]
+        assert [rule for rule in given if rule.get("resourceNames", [name]) == [name]], (verb, wanted, given)
 
 
 @pytest.mark.parametrize("in_pod", [False, True])
