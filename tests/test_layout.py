@@ -26,6 +26,7 @@ EXCEPTIONS = {
     "restore_agent/programs/connection.py": "restore_agent/test_commands.py",
     "restore_agent/programs/on_kubernetes.py": "restore_agent/test_pods.py",
     "restore_agent/sequences/capture.py": "restore_agent/test_node.py",
+    "restore_agent/sequences/dumped.py": "restore_agent/test_node.py",
     "restore_agent/service/metrics.py": "restore_agent/test_service.py",
     # Needs a cluster, or is a program of few lines.
     "scaler/kubernetes/uninstall.py": "e2e/test_resources.py",

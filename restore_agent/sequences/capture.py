@@ -11,10 +11,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import datetime
 import functools
 import shutil
-from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -26,14 +25,15 @@ from restore_agent.engine import renewal
 from restore_agent.engine.adapters import prove_adapters, record_adapters
 from restore_agent.engine.canary import prove_canary, record_canary
 from restore_agent.engine.engine import Engine
-from restore_agent.pages.images import mend_timers, process_ids, split
+from restore_agent.pages.images import mend_timers, split
 from restore_agent.places.cache_watch import CacheWatch
 from restore_agent.places.left_behind import ipc_objects, refuse_left_behind
 from restore_agent.places.place import Output, Place
-from restore_agent.places.processes import command_line, has_ended, private_bytes, resident_bytes
+from restore_agent.places.processes import private_bytes
 from restore_agent.places.sandboxes import Sandboxes
 from restore_agent.places.shared_folders import caches, resolved
 from restore_agent.sequences.attempt import RestoreFailed
+from restore_agent.sequences.dumped import Dumped
 from restore_agent.sequences.phases import Phases
 from restore_agent.sequences.restore import OpenPlace, Restorer
 from restore_agent.sequences.second_best import keep_beside_weights
@@ -50,7 +50,6 @@ from restore_agent.snapshots.manifest import (
     EngineRecord,
     FileRecord,
     Manifest,
-    ProcessRecord,
     TemplateRecord,
     WeightsRegion,
     digest_of,
@@ -239,10 +238,10 @@ class Capturer:
         inside = {pid: host for pid, host in place.host_pids().items() if pid != 1}
         holders = self._cuda.holders(inside.values()) if self._cuda else []
         freed: dict[str, int] | None = None
-        dumped: list[_Dumped] = []
+        dumped: list[Dumped] = []
 
         async def look() -> None:
-            dumped.append(await _dumped(place, images, holders))
+            dumped.append(await Dumped.of(place, images, holders))
 
         try:
             if self._cuda and holders:
@@ -327,34 +326,6 @@ class Capturer:
         finally:
             await engine.place.close()
             engine.output.close()
-
-
-@dataclass(frozen=True)
-class _Dumped:
-    """What the dumped processes are, and what they have beside their memory."""
-
-    moment: datetime.datetime
-    carried: dict[str, bytes]
-    used: set[Path]
-    processes: tuple[ProcessRecord, ...]
-    resident_bytes: int
-    note: str  # of what each replica will have in common
-
-
-async def _dumped(place: Place, images: Path, holders: Collection[int]) -> _Dumped:
-    """While every task stands still: before that, some end and others begin. Of a child that has ended, and whose end its parent has not
-    asked for, the image has the end alone: it is none of the processes. Raises PlaceError, ImageError."""
-    moment = datetime.datetime.now(datetime.UTC)
-    carried = await place.carried(images)
-    hosts = place.host_pids()
-    inside = {pid: hosts[pid] for pid in sorted(process_ids(images)) if not has_ended(hosts[pid])}
-    renews = await asyncio.to_thread(renewal.announced, place.control_directory, inside.keys())
-    if renews:
-        carried[renewal.RENEWAL_FILE] = renewal.encode(renews)
-    used = await asyncio.to_thread(place.mapped_files, inside.values())
-    processes = tuple(ProcessRecord(pid=pid, command=command_line(host), gpu=host in holders) for pid, host in inside.items())
-    note = await asyncio.to_thread(renewal.note, inside, renews, place.is_ours)
-    return _Dumped(moment, carried, used, processes, sum(map(resident_bytes, inside.values())), note)
 
 
 async def _told(place: Place) -> list[str]:

@@ -3,7 +3,7 @@
  * renewal.py says why, and what the agent writes. A thread waits in `open` of the control directory's door, without a descriptor; when the
  * process was restored, it adds what the kernel gives it to each OpenSSL that is loaded, be it a library or within the program (Node).
  * RAND_add reseeds the root of OpenSSL's generators, at once and in any thread, and those of the threads see that before they next draw.
- * OpenSSL notices a fork by itself, by the process's id, which is the same in every replica, and reseeds by the wall clock after an hour.
+ * Left to itself OpenSSL 3.0 asked the kernel again within a day, and not within an hour, which is too late.
  *
  * Rejected: taking the place of RAND_bytes and its like, which sees no call within libcrypto (TLS); a handler for a signal, in which nothing
  * of OpenSSL may be called.
