@@ -16,7 +16,7 @@ from restore_agent.programs.on_kubernetes import pods_served
 from restore_agent.sequences.node import Node
 from restore_agent.sequences.replicas import Origin, State
 from restore_agent.service import metrics
-from restore_agent.workload import control_directory
+from restore_agent.workload import control_directory, renewal
 from tests.worlds.agent import PORT
 from tests.worlds.captured import ADDRESS, IMAGE
 from tests.worlds.containers import answering
@@ -29,9 +29,18 @@ pytestmark = pytest.mark.usefixtures("needs_runc")
 TOLD = {"zerowake.dev/container": "engine", "zerowake.dev/port": "8000", "zerowake.dev/health": "/health"}
 
 # It serves once the agent's word has reached it.
-ASLEEP = (
-    Path(control_directory.__file__).read_text()
-    + """
+# The container has Python, and nothing of ours.
+OURS = {each.__name__: Path(each.__file__).read_text() for each in (renewal, control_directory)}
+ASLEEP = f"""
+import sys, types
+def module(name, source=""):
+    sys.modules[name] = made = types.ModuleType(name)
+    exec(source, made.__dict__)
+    return made
+module("restore_agent"), module("restore_agent.workload")
+for name, source in {OURS!r}.items():
+    setattr(sys.modules["restore_agent.workload"], name.rpartition(".")[2], module(name, source))
+from restore_agent.workload.control_directory import ControlDirectory
 from http.server import BaseHTTPRequestHandler, HTTPServer
 class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
@@ -40,7 +49,6 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
 ControlDirectory.from_environment().take_part(lambda: None, lambda moved: HTTPServer(("", 8000), Handler).serve_forever())
 """
-)
 
 # It stands for the runtime's own process, which becomes what the container was made with.
 LATE = """

@@ -168,9 +168,15 @@ async def test_an_engine_is_woken_beside_weights_that_are_in_memory_and_after_th
     engine = stood_engine()
     engine.woken = lambda moved: done.append("woken")
 
+    async def renewed() -> None:
+        assert sorted(done) == ["weights", "woken"], "no sooner may it serve"
+        done.append("renewed")
+
+    engine.renewed = renewed
+
     async def brought() -> None:
         done.append("weights")
 
     task = asyncio.create_task(brought())
     await moves.finish(waiting(snapshot, Rung.PARKED, {}, engine), task, {}, Phases())
-    assert done == [first, *({"woken", "weights"} - {first})]
+    assert done == [first, *({"woken", "weights"} - {first}), "renewed"]
