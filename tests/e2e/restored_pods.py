@@ -135,6 +135,8 @@ async def webhook_leads(made: Release, model: str) -> None:
 
 def _preferred(pod: Object) -> set[str]:
     """The nodes that it is sent to if they have room."""
+    if "affinity" not in pod["spec"]:
+        return set()  # the webhook that was asked has heard of no agent yet
     terms = pod["spec"]["affinity"]["nodeAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"]
     chosen = [field for term in terms for field in term["preference"].get("matchFields", []) if field["operator"] == "In"]
     return {name for field in chosen for name in field["values"]}

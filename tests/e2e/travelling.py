@@ -104,10 +104,17 @@ async def deleted(made: Release, name: str) -> AsyncIterator[None]:
 
 
 async def forgets_pods(made: Release, node: str) -> None:
-    """Of a node that was deleted. Until then its webhook may be asked there, in vain: it marks no pod, and none that is not is restored."""
+    """Of a node that was deleted, and its Services their addresses. Until then the webhook may be asked there, in vain: it marks no pod,
+    and none that is not is restored."""
     async with asyncio.timeout(WITHIN):
-        while any(each["spec"].get("nodeName") == node for each in await made.api.list("Pod", made.namespace)):
+        while await _remembers(made, node):
             await asyncio.sleep(0.5)  # pods are many: they are listed
+
+
+async def _remembers(made: Release, node: str) -> bool:
+    pods = [each["spec"].get("nodeName") for each in await made.api.list("Pod", made.namespace)]
+    slices = await made.api.list("EndpointSlice", made.namespace)
+    return node in [*pods, *(end.get("nodeName") for each in slices for end in each.get("endpoints") or ())]
 
 
 @contextlib.asynccontextmanager
