@@ -26,6 +26,7 @@ import aiohttp
 from restore_agent.engine.canary import Unproved, prove_canary, record_canary
 from restore_agent.engine.engine import Engine, EngineError
 from restore_agent.snapshots.manifest import AdapterRecord, CanaryRecord
+from zerowake_shared.json_text import parsed
 
 
 async def record_adapters(engine: Engine, canary: CanaryRecord, named: Sequence[str]) -> tuple[AdapterRecord, ...]:
@@ -106,9 +107,9 @@ def _question(canary: CanaryRecord) -> dict[str, object] | None:
 
 async def _said(engine: Engine, session: aiohttp.ClientSession, path: str) -> object:
     """JSON, or None where it has no such path."""
-    with contextlib.suppress(EngineError, ValueError, RecursionError):
+    with contextlib.suppress(EngineError, ValueError):
         answer = await engine.ask(session, path)
-        return json.loads(answer.body) if answer.status == 200 else None
+        return parsed(answer.body) if answer.status == 200 else None
     return None
 
 

@@ -17,6 +17,7 @@ import aiohttp
 from restore_agent.engine.engine import Engine, EngineError
 from restore_agent.errors import AgentError
 from restore_agent.snapshots.manifest import CanaryRecord
+from zerowake_shared.json_text import parsed
 
 TOLERANCE = 1e-3
 _PASSING = frozenset({"id", "created", "created_at", "request_id", "system_fingerprint", "timestamp", "timings"})
@@ -73,8 +74,8 @@ async def _ask(engine: Engine, session: aiohttp.ClientSession, path: str, body: 
 
 async def _usual(engine: Engine, session: aiohttp.ClientSession) -> Iterator[tuple[str, dict[str, object]]]:
     model = "default"
-    with contextlib.suppress(EngineError, ValueError, LookupError, TypeError, RecursionError):  # no such list: the name may not matter
-        model = str(json.loads((await engine.ask(session, "/v1/models")).body)["data"][0]["id"])
+    with contextlib.suppress(EngineError, ValueError, LookupError, TypeError):  # no such list: the name may not matter
+        model = str(parsed((await engine.ask(session, "/v1/models")).body)["data"][0]["id"])
     chat = {"model": model, "messages": [{"role": "user", "content": "Name a colour."}], "max_tokens": 4, "temperature": 0, "seed": 1}
     return iter(
         [
@@ -88,8 +89,8 @@ async def _usual(engine: Engine, session: aiohttp.ClientSession) -> Iterator[tup
 
 def _parsed(text: str) -> object:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        return parsed(text)
+    except ValueError:
         return text
 
 

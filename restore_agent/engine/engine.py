@@ -43,6 +43,7 @@ from restore_agent.workload.control_directory import (
 )
 from restore_agent.workload.renewal import Return
 from zerowake_shared.backoff import Backoff
+from zerowake_shared.json_text import parsed
 from zerowake_shared.network_namespace import NetworkNamespace
 
 _LOG = logging.getLogger("zerowake.agent")
@@ -221,10 +222,10 @@ class Engine:
         if not path.exists():
             return {}
         try:
-            said = json.loads(path.read_text())
+            said = parsed(path.read_text())
             gpus = dict(said.get("gpus", {}))
             return {Path(directory): str(gpus.get(directory, "")) for directory in said["directories"]}
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise EngineError(f"the engine {self.called!r} wrote a {WEIGHTS} that is none: {error!r}") from None
 
     def stop(self) -> None:

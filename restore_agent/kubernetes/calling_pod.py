@@ -17,6 +17,7 @@ from restore_agent.places.placeholder import Placeholder
 from restore_agent.snapshots.catalog import Catalog, Snapshot
 from restore_agent.snapshots.manifest import EngineRecord, check_name
 from zerowake_shared import pod_environment
+from zerowake_shared.json_text import parsed
 from zerowake_shared.pod_contract import (
     CANARY,
     CAPTURE,
@@ -141,9 +142,9 @@ class CallingPod:
         if not text:
             return "", ""
         try:
-            found = json.loads(text)
+            found = parsed(text)
             path, body = found["path"], found.get("body", "")
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             raise Refused(f'annotation {CANARY} is not {{"path": "/…", "body": …}}: {text[:100]}') from None
         if not isinstance(path, str) or not path.startswith("/"):
             raise Refused(f"annotation {CANARY}: the path {path!r} does not begin with /")
@@ -153,8 +154,8 @@ class CallingPod:
         """What else the engine answers to. Raises Refused."""
         text = self.annotation(NAMES)
         try:
-            found = json.loads(text) if text else []
-        except (ValueError, RecursionError):
+            found = parsed(text) if text else []
+        except ValueError:
             found = None
         if not isinstance(found, list) or not all(isinstance(name, str) and name for name in found):
             raise Refused(f"annotation {NAMES} is no list of names: {text[:100]}")

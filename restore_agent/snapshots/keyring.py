@@ -32,6 +32,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from restore_agent.errors import AgentError, ErrorKind
 from restore_agent.snapshots.unusable import Unusable
 from zerowake_shared import durable
+from zerowake_shared.json_text import parsed
 
 SIGNATURE = "signature.json"  # beside what it signs
 _SIGNING, _TRUSTED, _REVOKED = "signing.pem", "trusted", "revoked"
@@ -76,11 +77,11 @@ class Signature:
         if data is None:
             raise Untrusted("it is not signed")
         try:
-            fields = json.loads(data)
+            fields = parsed(data)
             if not _ID.fullmatch(fields["key"]):  # what is said of it goes into messages
                 raise ValueError
             return cls(fields["key"], base64.b64decode(fields["ed25519"], validate=True))
-        except (ValueError, KeyError, TypeError, RecursionError, binascii.Error):
+        except (ValueError, KeyError, TypeError, binascii.Error):
             raise Untrusted("its signature is torn") from None
 
 

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from restore_agent.errors import AgentError, ErrorKind
 from restore_agent.snapshots.compile_caches import is_cache
+from zerowake_shared.json_text import parsed
 
 VERSION = 4
 CHANGES_FILE = "changes.tar"  # a snapshot whose engine has changed its place's file system has it
@@ -361,8 +362,8 @@ class Manifest(_Record):
     @classmethod
     def _read(cls, data: bytes) -> Manifest:
         try:
-            version = json.loads(data).get("version")
-        except (ValueError, AttributeError, RecursionError) as error:
+            version = parsed(data).get("version")
+        except (ValueError, AttributeError) as error:
             raise InvalidManifest(f"the manifest is no JSON object: {error}") from None
         if version != VERSION:
             raise InvalidManifest(f"the manifest has version {version!r}; this zerowake reads {VERSION}")

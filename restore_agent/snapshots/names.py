@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from restore_agent.snapshots.keyring import Keyring, Signature, Untrusted
 from restore_agent.snapshots.manifest import check_name
 from zerowake_shared import durable
+from zerowake_shared.json_text import parsed
 
 _FILE = "sequences.json"
 
@@ -58,9 +59,9 @@ class NameRecord(BaseModel):
         """The record of that name. Raises Untrusted: it is none, is another name's, or bears no signature that counts here."""
         named = f"the record of the name {namespace}/{name}"
         try:
-            said = json.loads(data)
+            said = parsed(data)
             record, signature = cls.model_validate(said["record"]), said.get("signature")
-        except (ValidationError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        except (ValidationError, ValueError, LookupError, TypeError, AttributeError):
             raise Untrusted(f"{named} is torn; publish it again") from None
         try:
             keyring.verify(record._signed(), Signature.decode(None if signature is None else json.dumps(signature).encode()))
@@ -77,8 +78,8 @@ class NameRecord(BaseModel):
 def says_withdrawn(data: bytes) -> bool:
     """Whether a record, of which nothing is verified, is that of a name that was withdrawn."""
     try:
-        return bool(json.loads(data)["record"]["digest"] == "")
-    except (ValueError, LookupError, TypeError, RecursionError):
+        return bool(parsed(data)["record"]["digest"] == "")
+    except (ValueError, LookupError, TypeError):
         return False
 
 

@@ -32,6 +32,7 @@ from restore_agent.transfer.layout import LEASES, LIMIT
 from restore_agent.transfer.source import Absent, Altered, Destination, TransferError, Unreachable, read_whole
 from zerowake_shared.background import beside
 from zerowake_shared.clock import SYSTEM_CLOCK, Clock
+from zerowake_shared.json_text import parsed
 
 _LOG = logging.getLogger("zerowake.agent")
 _UPLOAD, _COLLECTION = "upload", "collection"
@@ -56,11 +57,11 @@ class Claim:
     def decode(cls, data: bytes) -> Claim:
         """Raises ValueError."""
         try:
-            said = json.loads(data)
+            said = parsed(data)
             if said["version"] != 1:
                 raise ValueError(f"it has version {said['version']}")
             return cls(str(said["digest"]), tuple(str(chunk) for chunk in said["chunks"]))
-        except (LookupError, TypeError, RecursionError) as error:
+        except (LookupError, TypeError) as error:
             raise ValueError(str(error)) from None
 
 

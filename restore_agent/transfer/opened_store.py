@@ -26,6 +26,7 @@ from restore_agent.transfer.layout import CHUNKS, DESCRIPTION, NAMES, SNAPSHOTS
 from restore_agent.transfer.sealed import Sealed
 from restore_agent.transfer.sealing import MAGIC
 from restore_agent.transfer.source import Absent, Altered, Denied, Destination, Piece, Stored, read_whole
+from zerowake_shared.json_text import parsed
 
 _VERSION = 1
 _LIMIT = 64 << 10  # bytes of a description
@@ -162,9 +163,9 @@ class OpenedStore:
             return _NOT_DESCRIBED
         torn = Altered(f"{DESCRIPTION} of {self} is torn: bring it back, or use another store")
         try:
-            said = json.loads(data)
+            said = parsed(data)
             version, encryption = said["version"], said["encryption"]
-        except (ValueError, LookupError, TypeError, RecursionError):
+        except (ValueError, LookupError, TypeError):
             raise torn from None
         if version != _VERSION:
             raise Denied(

@@ -11,7 +11,6 @@ other).
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections.abc import Awaitable, Callable, Iterable
 
@@ -25,6 +24,7 @@ from restore_agent.transfer.source import Absent, Destination, Piece, Unreachabl
 from restore_agent.transfer.streams import STREAMS, Room, in_streams
 from zerowake_shared.background import to_its_end
 from zerowake_shared.backoff import Backoff
+from zerowake_shared.json_text import parsed
 
 _LOG = logging.getLogger("zerowake.agent")
 _MOST = 1 << 53  # a number that JSON's readers agree on
@@ -129,7 +129,7 @@ class Sending:
 
 def _claimed(data: bytes) -> int:
     try:
-        number = json.loads(data)["record"]["sequence"]
-    except (ValueError, LookupError, TypeError, RecursionError):
+        number = parsed(data)["record"]["sequence"]
+    except (ValueError, LookupError, TypeError):
         return 0
     return number if isinstance(number, int) and 0 < number < _MOST else 0

@@ -32,6 +32,7 @@ from scaler.gateway.upgrade import asks_for_upgrade, splice
 from scaler.gateway.upload import Upload
 from scaler.gateway.upstream import NotReached, Upstream
 from scaler.gateway.wait import NO_WAIT, Wait
+from zerowake_shared.json_text import parsed
 
 log = logging.getLogger(__name__)
 
@@ -300,10 +301,10 @@ class _Again:
 def _as_error(status: int, body: bytes) -> bytes:
     """An engine's error in OpenAI's shape: its own JSON if it is that already."""
     try:
-        told = json.loads(body)
+        told = parsed(body)
         if isinstance(told, dict) and "error" in told:
             return body
-    except (ValueError, RecursionError):
+    except ValueError:
         pass
     text = body.decode("utf-8", "replace").strip() or "no text"
     return Refusal(status, "engine_error", f"the engine answered with status {status}: {text}").body

@@ -7,13 +7,13 @@ than one are an error, too: `sum(…)` or `max(…)` say what is meant.
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from scaler.sources.page import Page
 from scaler.sources.source import HttpUrl, Lookup, Polled, Reading, SourceError, Surroundings, whole
+from zerowake_shared.json_text import parsed
 
 _MOST_BYTES = 1 << 20
 
@@ -49,14 +49,14 @@ class PrometheusQuery:
 
     def _number(self, status: int, body: bytes) -> int:
         try:
-            answer = json.loads(body)
+            answer = parsed(body)
             if answer["status"] != "success":
                 raise SourceError(f"the query {self._query} failed: {answer.get('error', 'no reason was given')}")
             found = _sample(answer["data"])
             value = float(found)
         except SourceError as error:
             raise SourceError(f"{error} (query {self._query})") from None
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        except (ValueError, LookupError, TypeError, AttributeError):
             raise SourceError(f"status {status}, and no answer of Prometheus: {body[:80]!r} (query {self._query})") from None
         return whole(value, f"{found} (query {self._query})")
 

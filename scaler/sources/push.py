@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import json
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -25,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from scaler.sources.push_declaration import PATH, PushDeclaration
 from scaler.sources.source import Declaration, Reading, whole
+from zerowake_shared.json_text import parsed
 from zerowake_shared.web_server import served
 
 log = logging.getLogger(__name__)
@@ -128,10 +128,10 @@ class Pushes:
     def _complain(self, body: bytes, why: str, permitted: Callable[[str], bool]) -> None:
         """Of what cannot be used, the source that it is of counts a failure."""
         try:
-            found = json.loads(body)
+            found = parsed(body)
             model, by = found["model"], found.get("by", "")
             declared = PushDeclaration(type="push", by=by)
             if permitted(str(model)):
                 self._sources.misled(str(model), declared, f"what was posted is of no use: {why}")
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        except (ValueError, LookupError, TypeError, AttributeError):
             return
