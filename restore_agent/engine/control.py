@@ -89,7 +89,8 @@ class Control:
         with open(fresh, "x", opener=lambda path, flags: os.open(path, flags, mode)) as file:
             if is_private:
                 with contextlib.suppress(OSError, LookupError):  # it has ended, or is root
-                    os.fchown(file.fileno(), int(status(self._place.host_pids()[self._pid])["Uid"].split()[1]), -1)
+                    if (host := self._place.host_pid(self._pid)) is not None:
+                        os.fchown(file.fileno(), int(status(host)["Uid"].split()[1]), -1)
             file.write(content)
         fresh.rename(fresh.with_name(name))
 

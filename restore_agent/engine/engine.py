@@ -164,7 +164,7 @@ class Engine:
 
     def clients(self) -> int:
         """Connections to it on which it may be answering."""
-        host = self.place.host_pids().get(self.pid)
+        host = self.place.host_pid(self.pid)
         return accepted(host, self.record.port) if host is not None else 0
 
     async def wait_quiet(self) -> bool:
@@ -253,7 +253,7 @@ class Engine:
         back = Return.fresh(None if since is None else max(time.time() - since, 0.0), restored=self._dumped_at is not None)
         self._control.say(RESTORE_COMPLETE, back.encode())
         if self._dumped_at is not None:
-            renewal.send(self._renews, self.place.host_pids())
+            renewal.send(self._renews, self.place.host_pid)
         self._dumped_at = self._stopped_at = None
 
     async def renewed(self) -> None:
@@ -340,7 +340,7 @@ class Engine:
 
     def _elsewhere(self) -> str:
         """Where it listens instead, in words, or nothing. A network that is not its own is full of others'."""
-        host = self.place.host_pids().get(self.pid) if self.place.netns else None
+        host = self.place.host_pid(self.pid) if self.place.netns else None
         if host is None or not (found := listens_elsewhere(host, self.record.port)):
             return ""
         return f"{found}; give zerowake the engine's port, or the engine an address that takes in 127.0.0.1"

@@ -15,7 +15,7 @@ import os
 import re
 import shutil
 import signal
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from importlib.resources import files
 from pathlib import Path
 
@@ -87,12 +87,12 @@ def read(snapshot: Path) -> tuple[Announced, ...]:
     return tuple((int(pid), str(what), SIGNAL if wants == SIGNAL else "") for pid, what, wants in json.loads(path.read_bytes()))
 
 
-def send(them: Collection[Announced], hosts: Mapping[int, int]) -> None:
-    """The signal, to those that want it. `hosts`: pid inside → on the host."""
+def send(them: Collection[Announced], host_pid: Callable[[int], int | None]) -> None:
+    """The signal, to those that want it. `host_pid`: of a pid inside; None: it has ended."""
     for pid, _, wants in them:
-        if wants and pid in hosts:
+        if wants and (host := host_pid(pid)) is not None:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(hosts[pid], signal.SIGURG)
+                os.kill(host, signal.SIGURG)
 
 
 def awaited(them: Collection[Announced], control_directory: Path) -> list[Announced]:

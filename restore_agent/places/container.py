@@ -32,7 +32,7 @@ from restore_agent.places.container_views import ContainerViews
 from restore_agent.places.isolation import NotIsolated, check_isolated
 from restore_agent.places.place import Route
 from restore_agent.places.placeholder import Placeholder, PlaceholderError
-from restore_agent.places.processes import descendants, taken_over
+from restore_agent.places.processes import descendant, descendants, taken_over
 from restore_agent.snapshots.file_hashes import FileHashes
 from restore_agent.snapshots.manifest import Fits
 
@@ -230,6 +230,9 @@ class Container:
     def host_pids(self) -> dict[int, int]:
         """pid inside → pid on the host, for pid 1 and all below it; what `kubectl exec` started is not."""
         return descendants(self.pid)
+
+    def host_pid(self, pid: int) -> int | None:
+        return descendant(self.pid, pid)
 
     def keep(self, pid: int, port: int) -> None:
         """The engine is this process, and lives as long as its container from now on. Raises ContainerError."""

@@ -137,7 +137,10 @@ class Place(Protocol):
         """The wait status of a process that was started or restored in it, once that has ended."""
 
     def host_pids(self) -> dict[int, int]:
-        """Pid inside → pid on the host, for every process in it."""
+        """Pid inside → pid on the host, for every process in it. Takes milliseconds where there are hundreds of threads."""
+
+    def host_pid(self, pid: int) -> int | None:
+        """That of one process; None: it is not there. At once for the engine's root process."""
 
     async def close(self) -> None:
         """Ends everything of ours in it. Twice does nothing."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 _PIDFD_GETFD = 438
@@ -21,16 +21,26 @@ def status(pid: int) -> dict[str, str]:
 
 
 def descendants(pid: int) -> dict[int, int]:
-    """This process and all below it: pid in their own pid namespace → pid here."""
-    found: dict[int, int] = {}
+    """This process and all below it: pid in their own pid namespace → pid here. It reads a file of each of their threads."""
+    return dict(_tree(pid))
+
+
+def descendant(pid: int, inside: int) -> int | None:
+    """The one of them that knows itself by that pid; None: there is none. What is near the first process is found at once."""
+    return next((host for known, host in _tree(pid) if known == inside), None)
+
+
+def _tree(pid: int) -> Iterator[tuple[int, int]]:
+    """Of each: pid in its own pid namespace, and pid here. A process comes before its threads are looked at."""
     waiting = [pid]
     while waiting:
         pid = waiting.pop()
-        with contextlib.suppress(OSError):  # it ended while we looked
-            found[pid_inside(status(pid))] = pid
+        try:
+            yield pid_inside(status(pid)), pid
             for task in Path(f"/proc/{pid}/task").iterdir():
                 waiting += map(int, (task / "children").read_text().split())
-    return found
+        except OSError:
+            continue  # it ended while we looked
 
 
 def pid_inside(of: dict[str, str]) -> int:

@@ -115,6 +115,9 @@ class Rootless:
     def host_pids(self) -> dict[int, int]:
         return {self.pid: self.pid} if self.pid else {}
 
+    def host_pid(self, pid: int) -> int | None:
+        return self.host_pids().get(pid)
+
     async def close(self) -> None:
         if self._process is None or self._waiting is None:
             self._ports.discard(self._port)

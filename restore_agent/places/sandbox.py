@@ -27,7 +27,7 @@ from restore_agent.places.compile_folders import compile_folders
 from restore_agent.places.layer import Layer
 from restore_agent.places.output import Pipes
 from restore_agent.places.place import CONTROL_DIRECTORY, PlaceError, Route, cannot_start
-from restore_agent.places.processes import descendants
+from restore_agent.places.processes import descendant, descendants
 from restore_agent.snapshots.compatibility import mapped_files
 from restore_agent.snapshots.file_hashes import FileHashes
 from restore_agent.snapshots.manifest import CHANGES_FILE, CONTAINER_FILE, Fits
@@ -203,6 +203,9 @@ class Sandbox:
 
     def host_pids(self) -> dict[int, int]:
         return descendants(self.pid)
+
+    def host_pid(self, pid: int) -> int | None:
+        return descendant(self.pid, pid)
 
     async def close(self) -> None:
         """Ends everything inside. Returns when it has ended; cancelling does not stop the end, only the wait."""

@@ -167,6 +167,7 @@ class Restorer:
             restored = self._restored(criu, staged, images, place, output, phases, filled)
             restoring = asyncio.create_task(restored, name=f"CRIU of {snapshot}")
             undo.push_async_callback(ended, [restoring])
+            renews = await asyncio.to_thread(renewal.read, staged.directory)  # beside CRIU
             waiting = asyncio.create_task(held.wait())
             try:
                 await asyncio.wait([restoring, waiting], return_when=asyncio.FIRST_COMPLETED)
@@ -179,7 +180,6 @@ class Restorer:
             phases.add(Phase.IMAGE_CRIU, time.monotonic() - begin - sum(map(phases.seconds, others)), begin)
             hosts = place.host_pids()
             Control.make_doors(place)
-            renews = await asyncio.to_thread(renewal.read, staged.directory)
             engine = Engine(manifest.engine, place, output, manifest.root_pid, manifest.dumped_at, renews)
 
             async def let_go() -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from restore_agent.places.processes import cpu_seconds, descendants, has_ended, is_stopped, pid_inside, resident_bytes, status
+from restore_agent.places.processes import cpu_seconds, descendant, descendants, has_ended, is_stopped, pid_inside, resident_bytes, status
 from tests.worlds.waiting import PATIENCE, blocking_until
 
 # Its name has what the fields of `stat` are parted by; its child waits as long as it does.
@@ -65,6 +65,7 @@ def test_a_process_in_a_pid_namespace_has_its_own_name_for_itself() -> None:
     found = descendants(process.pid)
     assert found.keys() == {1, process.pid}
     assert pid_inside(status(found[1])) == 1
+    assert {pid: descendant(process.pid, pid) for pid in (1, process.pid, 2)} == {**found, 2: None}
     process.communicate(timeout=PATIENCE)
 
 

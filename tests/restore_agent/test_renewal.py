@@ -119,8 +119,8 @@ def test_the_signal_reaches_who_wants_it_and_nobody_else() -> None:
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as process:
         assert process.stdout
         process.stdout.readline()
-        agents.send([(7, "node", ""), (9, "node", "SIGURG")], {7: process.pid})
-        agents.send([(7, "node", "SIGURG")], {7: process.pid})
+        agents.send([(7, "node", ""), (9, "node", "SIGURG")], {7: process.pid}.get)
+        agents.send([(7, "node", "SIGURG")], {7: process.pid}.get)
         assert int(process.stdout.read()) == signal.SIGURG
 
 
