@@ -10,9 +10,6 @@ import os
 import resource
 import sys
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from pathlib import Path
 
 import aiohttp
 import uvloop
@@ -22,7 +19,9 @@ from scaler.books.ledger import Ledger
 from scaler.books.limits import ModelLimits
 from scaler.gateway.dispatcher import Backend, Dispatcher, Endpoint
 from scaler.gateway.gateway import Gateway
+from tests.bench.child import Child, child, told
 from tests.bench.figures import Figure
+from tests.worlds.processes import resident
 
 ROUNDS, IN_ROUND = 20, 150  # alternating between the two ways, so that both meet the same machine
 BUSY_SECONDS, BUSY_CLIENTS = 5.0, 32
@@ -50,7 +49,7 @@ async def _engine() -> None:
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0, backlog=4096).start()
     print(runner.addresses[0][1], flush=True)
-    await _told()
+    await told()
 
 
 async def _gateway(port: int) -> None:
@@ -59,49 +58,14 @@ async def _gateway(port: int) -> None:
     dispatcher = Dispatcher(ledger)
     async with Gateway(ledger, dispatcher).serve("127.0.0.1", 0) as address:
         print(address[1], flush=True)
-        while line := await _told():
+        while line := await told():
             if line == "replica":
                 dispatcher.add(Backend("r", "m", Endpoint("127.0.0.1", port)))
             elif line == "no replica":
                 dispatcher.remove("r")
             demand = ledger.demand("m")
-            print(_resident(), demand.held, time.process_time_ns(), flush=True)
+            print(resident(os.getpid()), demand.held, time.process_time_ns(), flush=True)
         await dispatcher.close()
-
-
-async def _told() -> str:
-    line: str = await asyncio.get_running_loop().run_in_executor(None, sys.stdin.readline)
-    return line.strip()
-
-
-def _resident() -> int:
-    """Bytes of this process in memory."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-class _Child:
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self._process = process
-
-    async def line(self) -> list[int]:
-        assert self._process.stdout is not None
-        return [int(word) for word in (await self._process.stdout.readline()).split()]
-
-    async def tell(self, line: str) -> list[int]:
-        assert self._process.stdin is not None
-        self._process.stdin.write(f"{line}\n".encode())
-        return await self.line()
-
-
-@asynccontextmanager
-async def _child(*arguments: str) -> AsyncIterator[_Child]:
-    command = [sys.executable, "-m", "tests.bench.gateway", *arguments]
-    process = await asyncio.create_subprocess_exec(*command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE)
-    try:
-        yield _Child(process)
-    finally:
-        process.kill()
-        await process.wait()
 
 
 async def _ask(client: aiohttp.ClientSession, url: str) -> float:
@@ -129,7 +93,7 @@ async def _busy(client: aiohttp.ClientSession, url: str) -> float:
     return count / BUSY_SECONDS
 
 
-async def _cost(client: aiohttp.ClientSession, gateway: _Child, url: str) -> list[Figure]:
+async def _cost(client: aiohttp.ClientSession, gateway: Child, url: str) -> list[Figure]:
     """The processor time of the gateway, for requests and for events."""
 
     async def ask(count: int) -> None:
@@ -162,11 +126,11 @@ async def _measure() -> list[Figure]:
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, hard), hard))
     figures = []
     async with (
-        _child("engine") as engine,
+        child("tests.bench.gateway", "engine") as engine,
         aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as client,
     ):
         (port,) = await engine.line()
-        async with _child("gateway", str(port)) as gateway:
+        async with child("tests.bench.gateway", "gateway", str(port)) as gateway:
             (front,) = await gateway.line()
             direct, through = f"http://127.0.0.1:{port}/v1/chat/completions", f"http://127.0.0.1:{front}/v1/chat/completions"
             await gateway.tell("replica")
@@ -185,13 +149,13 @@ async def _measure() -> list[Figure]:
             busy = [await _busy(client, url) for url in (through, direct)]
             detail = f"{BUSY_CLIENTS} clients at once in one process; the engine reached directly: {busy[1]:.0f}"
             figures.append(Figure("gateway, requests a second of one process", busy[0], "1/s", detail=detail))
-        async with _child("gateway", str(port)) as gateway:
+        async with child("tests.bench.gateway", "gateway", str(port)) as gateway:
             (front,) = await gateway.line()
             figures += await _held(client, gateway, f"http://127.0.0.1:{front}/v1/chat/completions")
     return figures
 
 
-async def _held(client: aiohttp.ClientSession, gateway: _Child, url: str) -> list[Figure]:
+async def _held(client: aiohttp.ClientSession, gateway: Child, url: str) -> list[Figure]:
     # Idle is a gateway that has served: its code is loaded and its first buffers are made.
     await gateway.tell("replica")
     await asyncio.gather(*(_ask(client, url) for _ in range(100)))

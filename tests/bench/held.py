@@ -18,8 +18,6 @@ import os
 import resource
 import sys
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import ClassVar, cast
 
 import uvloop
@@ -29,8 +27,9 @@ from scaler.books.ledger import Ledger
 from scaler.books.limits import ModelLimits
 from scaler.gateway.dispatcher import Backend, Dispatcher, Endpoint
 from scaler.gateway.gateway import Gateway
-from tests.bench.__main__ import RESULTS, keep
-from tests.bench.figures import Figure, table
+from tests.bench.child import Child, child, told
+from tests.bench.figures import Figure
+from tests.bench.shown import shown
 from tests.bench.slope import Sample, rise
 from tests.worlds.processes import descriptors, resident
 
@@ -102,9 +101,8 @@ async def _gateway(port: int, streams: int) -> None:
     dispatcher = Dispatcher(ledger)
     async with Gateway(ledger, dispatcher).serve("127.0.0.1", 0) as address:
         print(address[1], flush=True)
-        loop = asyncio.get_running_loop()
-        while line := await loop.run_in_executor(None, sys.stdin.readline):
-            if line.strip() == "replica":
+        while line := await told():
+            if line == "replica":
                 dispatcher.add(Backend("r", "m", Endpoint("127.0.0.1", port)))
             demand = ledger.demand("m")
             print(demand.held, demand.in_flight, flush=True)
@@ -147,35 +145,7 @@ class _Client(asyncio.Protocol):
             self.done.set_result(None)
 
 
-class _Child:
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self.process = process
-
-    async def line(self) -> list[int]:
-        assert self.process.stdout is not None
-        line = await self.process.stdout.readline()
-        if not line:
-            raise RuntimeError("a process of the benchmark has ended; its error stands above")
-        return [int(word) for word in line.split()]
-
-    async def tell(self, line: str) -> list[int]:
-        assert self.process.stdin is not None
-        self.process.stdin.write(f"{line}\n".encode())
-        return await self.line()
-
-
-@asynccontextmanager
-async def _child(*arguments: str) -> AsyncIterator[_Child]:
-    command = [sys.executable, "-m", "tests.bench.held", *arguments]
-    process = await asyncio.create_subprocess_exec(*command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE)
-    try:
-        yield _Child(process)
-    finally:
-        process.kill()
-        await process.wait()
-
-
-async def _watch(console: Console, what: str, gateway: _Child, minutes: float) -> list[Sample]:
+async def _watch(console: Console, what: str, gateway: Child, minutes: float) -> list[Sample]:
     """One sample a minute, printed as it comes."""
     samples = []
     began = time.monotonic()
@@ -194,9 +164,9 @@ async def _measure(console: Console, streams: int, minutes: float) -> tuple[list
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     answered = min(streams, (hard - _OTHERS) // 2)
     events = round(minutes * 60 / EVENT_SECONDS) + 12  # two minutes more than are watched: none ends while they are
-    async with _child("--engine", str(events)) as engine:
+    async with child("tests.bench.held", "--engine", str(events)) as engine:
         (port,) = await engine.line()
-        async with _child("--gateway", str(port), str(streams)) as gateway:
+        async with child("tests.bench.held", "--gateway", str(port), str(streams)) as gateway:
             (front,) = await gateway.line()
             loop = asyncio.get_running_loop()
             clients: list[_Client] = []
@@ -237,11 +207,8 @@ def run() -> int:
     given = parser.parse_args()
     console = Console(highlight=False)
     figures, more = uvloop.run(_measure(console, given.streams, given.minutes))
-    console.print(table(figures))
-    if given.keep:
-        command = f"python -m tests.bench.held --minutes {given.minutes:g} --streams {given.streams}"
-        console.print(f"kept in {keep(figures, RESULTS / 'held.json', command, more)}")
-    return 0 if all(figure.met is not False for figure in figures) else 1
+    command = f"python -m tests.bench.held --minutes {given.minutes:g} --streams {given.streams}"
+    return shown(console, figures, "held" if given.keep else "", command, more)
 
 
 if __name__ == "__main__":

@@ -24,8 +24,8 @@ from typing import Any
 import aiohttp
 from rich.console import Console
 
-from tests.bench.__main__ import RESULTS, keep
-from tests.bench.figures import Figure, table
+from tests.bench.figures import Figure
+from tests.bench.shown import shown
 from tests.bench.timeline import activations
 from tests.e2e.api import Api
 from tests.e2e.cluster.control import NOT_RUNNING, import_archives, running
@@ -126,11 +126,8 @@ def program() -> int:
     import_archives(build())
     console = Console(highlight=False, soft_wrap=True)
     figures, more = asyncio.run(measured(given.minutes, console))
-    console.print(table(figures))
-    if given.keep:
-        command = f"python -m tests.bench.long_idle --minutes {given.minutes:g}"
-        console.print(f"kept in {keep(figures, RESULTS / 'long-idle.json', command, more)}")
-    return 0 if all(figure.met is not False for figure in figures) else 1
+    command = f"python -m tests.bench.long_idle --minutes {given.minutes:g}"
+    return shown(console, figures, "long-idle" if given.keep else "", command, more)
 
 
 if __name__ == "__main__":

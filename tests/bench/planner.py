@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from functools import partial
-from pathlib import Path
 
 import grpc
 from zerowake_proto import agent_pb2, agent_pb2_grpc
@@ -32,6 +31,7 @@ from scaler.programs.wiring import wire
 from tests.bench.figures import Figure
 from tests.worlds.fake_agent import Agent
 from tests.worlds.in_process import InProcessChannel
+from tests.worlds.processes import resident
 from tests.worlds.waiting import until
 
 NODES, SNAPSHOTS, HOLDERS = 1_000, 10_000, 3
@@ -52,7 +52,7 @@ class Fleet:
         for name in names:
             for agent in chance.sample(list(self.agents.values()), HOLDERS):
                 agent.has("ns", name, name, rung=agent_pb2.RUNG_DISK, size=1 << 30)
-        self.before = resident_bytes()
+        self.before = resident(os.getpid())
         self.ledger = Ledger({name: ModelLimits() for name in names})
         self.models, self.names = DeclaredModels(), names
         self.parts = wire(self.ledger, self.models, dial=self.dial)
@@ -73,7 +73,7 @@ class Fleet:
         self.models.update({name: Model(name, SnapshotName("ns", name), stage=Rung.DISK, copies=2) for name in self.names})
         self.parts.planner.consider(self.models)
         gc.collect()
-        self.bytes = resident_bytes() - self.before
+        self.bytes = resident(os.getpid()) - self.before
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -127,7 +127,3 @@ def seconds_of(work: Callable[[], object]) -> float:
     begin = time.process_time()
     work()
     return time.process_time() - begin
-
-
-def resident_bytes() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

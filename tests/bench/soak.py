@@ -30,9 +30,9 @@ import yaml
 from rich.console import Console
 
 from gpumem.hardware.memory import HOST
-from tests.bench.__main__ import RESULTS, keep
-from tests.bench.figures import Figure, table
+from tests.bench.figures import Figure
 from tests.bench.restore import DEMO, PORT, ZEROWAKE, status
+from tests.bench.shown import shown
 from tests.bench.slope import Sample, rise
 from tests.worlds.device import World
 from tests.worlds.ports import free_port
@@ -256,11 +256,8 @@ def main_of_program() -> int:
         with gpumem.server(pool=256 << 20, arena=0):
             pid = next(pid for _, pid, words in below(os.getpid()) if str(gpumem.socket) in words)
             figures, more = asyncio.run(_soak(console, Path(folder), gpumem, pid, given.minutes))
-    console.print(table(figures))
-    if given.keep:
-        command = f"python -m tests.bench.soak --minutes {given.minutes:g}"
-        console.print(f"kept in {keep(figures, RESULTS / 'soak.json', command, more)}")
-    return 0 if all(figure.met is not False for figure in figures) else 1
+    command = f"python -m tests.bench.soak --minutes {given.minutes:g}"
+    return shown(console, figures, "soak" if given.keep else "", command, more)
 
 
 if __name__ == "__main__":

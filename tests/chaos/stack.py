@@ -28,6 +28,7 @@ from tests.chaos.table import SIZE
 from tests.worlds.ports import free_port
 from tests.worlds.s3_server import _PROGRAM as S3_PROGRAM
 from tests.worlds.s3_server import KEY, SECRET
+from tests.worlds.wrong_clock import WrongClock
 
 ROOT = Path(__file__).parents[2]
 ENGINE = Path(__file__).with_name("engine.py")
@@ -84,7 +85,6 @@ class Stack:
         self.journal = folder / "stack.jsonl"
         self.engines = folder / "engines"
         self.socket = folder / "gpumem/gpumem.sock"
-        self.clock = folder / "clock"
         self.plant = plant
         self.services: dict[str, Service] = {}
         self.machines: dict[str, Machine] = {}
@@ -104,9 +104,8 @@ class Stack:
             self.folder / "s3/users",
         ):
             each.mkdir(parents=True, exist_ok=True)
-        self.clock.write_bytes(struct.pack("q", 0))
         self._write_weights()
-        self._build_clock()
+        self.clock = WrongClock(self.folder)
         self.pids.mkdir()
         s3, self.ports = free_port(), {}
         self.proxy.target = s3
@@ -176,11 +175,6 @@ class Stack:
         """The command of its engine."""
         return [sys.executable, str(ENGINE), str(PORT), model, str(self.engines / "journal.jsonl")]
 
-    def jump_clock(self, seconds: int) -> None:
-        """Of the programs that are under the clock (clock.c), all at once."""
-        with self.clock.open("r+b") as file:
-            file.write(struct.pack("q", seconds))
-
     async def _keep(self, service: Service) -> None:
         while not self._stopping:
             service.hit, service.starts = False, service.starts + 1
@@ -220,8 +214,7 @@ class Stack:
         settings |= {"drain_seconds": 5, "models": {model: self._section(model, name) for model in MODELS}}
         file.write_text(yaml.safe_dump(settings))
         command = [sys.executable, "-m", "scaler.programs.cli", "up", str(file)]
-        env = {"LD_PRELOAD": str(self.folder / "clock.so"), "ZEROWAKE_CHAOS_CLOCK": str(self.clock)}
-        machine.service = self._declare(name, command, **env)
+        machine.service = self._declare(name, command, **self.clock.env)
         self.machines[name] = machine
 
     def _section(self, model: str, machine: str) -> dict[str, Any]:
@@ -247,10 +240,6 @@ class Stack:
         header = json.dumps({"table": {"dtype": "U8", "shape": [SIZE], "data_offsets": [0, SIZE]}}).encode()
         header += b" " * (-len(header) % 8)
         (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + random.Random("lent").randbytes(SIZE))
-
-    def _build_clock(self) -> None:
-        source, target = Path(__file__).with_name("clock.c"), self.folder / "clock.so"
-        subprocess.run(["cc", "-O2", "-shared", "-fPIC", "-o", target, source, "-ldl"], check=True)
 
 
 def signalled(pid: int, number: signal.Signals) -> bool:

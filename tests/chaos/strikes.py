@@ -49,7 +49,7 @@ class Strikes:
                 path.write_bytes(content)
         self._damaged.clear()
         self._stack.proxy.heal()
-        self._stack.jump_clock(0)
+        self._stack.clock.jump(0)
         (self._stack.pids / "pids.max").write_text("max")
         for machine in self._stack.machines.values():
             (machine.state / "ballast").unlink(missing_ok=True)
@@ -200,11 +200,11 @@ class Strikes:
         return True
 
     async def _clock(self, fault: Fault, machine: Machine, chance: random.Random) -> bool:
-        self._stack.jump_clock(chance.choice((-86_400, -3_600, -5, 5, 3_600, 86_400)))
+        self._stack.clock.jump(chance.choice((-86_400, -3_600, -5, 5, 3_600, 86_400)))
         try:
             await asyncio.sleep(fault.seconds)
         finally:
-            self._stack.jump_clock(0)
+            self._stack.clock.jump(0)
         return True
 
     # Files

@@ -20,6 +20,7 @@ from restore_agent.transfer.layout import chunk_key
 from restore_agent.transfer.source import Absent, Altered, Denied, Full, TransferError, Unreachable, read_whole
 from tests.worlds.faulty_source import chunk_of
 from tests.worlds.s3_server import KEY, SECRET, S3Server, Wire, s3_server, small_disk
+from tests.worlds.wrong_clock import WrongClock
 
 DATA = random.Random(3).randbytes((1 << 20) + 7)
 CHUNK = chunk_of(DATA)
@@ -145,12 +146,11 @@ async def test_a_bucket_that_is_full_says_so(tmp_path: Path, s3: S3Server, monke
 
 
 async def test_a_clock_that_is_wrong_is_said(bucket: str, tmp_path: Path) -> None:
-    library = tmp_path / "wrong_clock.so"
-    source = Path(__file__).parent.parent / "worlds/wrong_clock.c"
-    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source], check=True)
+    clock = WrongClock(tmp_path)
+    clock.jump(24 * 60 * 60)
     asks = "import asyncio, sys; from restore_agent.transfer.bucket import Bucket; asyncio.run(Bucket(sys.argv[1]).size('a'))"
     done = subprocess.run(
-        [sys.executable, "-c", asks, bucket], env={**os.environ, "LD_PRELOAD": str(library)}, capture_output=True, text=True, check=False
+        [sys.executable, "-c", asks, bucket], env={**os.environ, **clock.env}, capture_output=True, text=True, check=False
     )
     assert done.returncode and "Denied: " in done.stderr
     assert "this machine's clock differs too much from the server's" in done.stderr
