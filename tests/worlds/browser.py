@@ -59,7 +59,8 @@ class Tab:
             raise AssertionError(f"this does not come to be: {script}\n{self.errors}\n{text}") from None
 
     async def text(self, selector: str) -> str:
-        return str(await self.evaluate(f"document.querySelector({json.dumps(selector)}).innerText"))
+        """What an element says, wherever the page is scrolled to: `innerText` leaves out rows that are out of view and not laid out."""
+        return str(await self.evaluate(f"document.querySelector({json.dumps(selector)}).textContent"))
 
     async def press(self, key: str, *, text: str = "", shift: bool = False) -> None:
         codes = {"Tab": 9, "Enter": 13, "Escape": 27, " ": 32}
