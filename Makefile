@@ -26,7 +26,8 @@ help:
 	@echo 'make sanitize'
 	@echo '           the C parts with AddressSanitizer and UBSan, under the tests that use them (minutes)'
 	@echo 'make servers'
-	@echo '           Go, Node, Java, nginx, gunicorn, uvicorn and llama.cpp, installed (minutes) and tried as engines'
+	@echo '           Go, Node, Java, nginx, gunicorn, uvicorn and llama.cpp, installed (minutes) and tried as engines;'
+	@echo '           and scale-ups as traces at an OpenTelemetry Collector, built for it'
 	@echo 'make browser'
 	@echo '           Chromium and axe, installed, and the page tried in it'
 	@echo 'make engines'
@@ -61,6 +62,7 @@ chaos: $(environment) $(criu)
 
 # A program that is there already, from wherever, will do.
 servers: $(environment) $(criu)
+	@tests/worlds/otel/build.sh
 	@bash -ec '. deploy/steps.sh; missing=(); \
 	    for each in g++:g++ go:golang-go node:nodejs javac:default-jdk-headless nginx:nginx-light; do \
 	        command -v "$${each%%:*}" >/dev/null || missing+=("$${each#*:}"); \
@@ -107,6 +109,7 @@ gpu-cluster-pack: $(environment)
 	@$(bin)/python -m tests.e2e.cluster.pack $(PACK) $(WITH)
 
 e2e: $(environment) $(criu) $(if $(KUBECONFIG),,cluster)
+	@tests/worlds/prometheus.sh
 	@$(bin)/pytest -r s $(again) tests/e2e
 
 bench: $(environment) $(criu)
