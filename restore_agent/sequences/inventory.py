@@ -155,7 +155,7 @@ class Inventory:
         watch = DamageWatch(self._store)
         while True:
             begin = time.monotonic()
-            for found in await asyncio.to_thread(watch.look):
+            for found in await asyncio.to_thread(watch.look, dict(self._staging.damaged)):
                 if isinstance(found, Unreadable):
                     _LOG.error("snapshot %s/%s cannot be used any more: %s", found.namespace, found.name, found.why)
                     self._changed(found)

@@ -74,7 +74,7 @@ class Staging:
         self.hashes = store.hashes
         self.disk_to_memory = Bandwidth()
         self.unusable: dict[str, str] = {}  # digest → why it cannot be restored here
-        self.damaged: dict[str, str] = {}  # digest → what is wrong with it on the disk
+        self.damaged: dict[str, str] = {}  # digest → what is wrong with it on the disk, by whoever has read it last
 
     def check_fits(self, manifest: Manifest) -> None:
         """Reads files: call it in a thread. Raises Incompatible: its snapshot cannot be restored on this node, wherever its bytes stand."""
@@ -220,13 +220,16 @@ class Staging:
                     self.disk_to_memory.measured(arena.size, staged.seconds)
             staged.arena.set_result(arena)
             self.unusable.pop(snapshot.digest, None)
+            self.damaged.pop(snapshot.digest, None)
             self._hold_headroom()
             await self._headroom.taken()
             staged.ready.set()
             if not self._store.stands(snapshot) and self._staged.get(snapshot.digest) is staged:
                 self.unstage(snapshot.digest)  # it was removed or replaced as it came: who uses it does so to the end, and nobody else
         except BaseException as error:
-            if isinstance(error, Corrupt | Incompatible):
+            if isinstance(error, Corrupt):
+                self.damaged[snapshot.digest] = str(error)
+            elif isinstance(error, Incompatible):
                 self.unusable[snapshot.digest] = str(error)
             if self._observer and isinstance(error, FAILURES) and not isinstance(error, GaveWay):
                 self._observer.staging_failed("memory", reason_of(error))

@@ -108,8 +108,9 @@ class ChunkStore:
         return False
 
     def write(self, chunk: Chunk, data: bytes | bytearray | memoryview) -> None:
-        """For `Lease.put`: a chunk that nobody holds may be removed as it is written."""
-        if self.has(chunk):
+        """For `Lease.put`: a chunk that nobody holds may be removed as it is written. One that is there and has come to be of other content
+        is written anew: whoever takes a damaged snapshot again would otherwise have the same damage in the new one."""
+        if self._is_whole(chunk):
             return
         path = self.path(chunk.hash)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -122,6 +123,15 @@ class ChunkStore:
             except BaseException:
                 Path(file.name).unlink(missing_ok=True)
                 raise
+
+    def _is_whole(self, chunk: Chunk) -> bool:
+        if not self.has(chunk):
+            return False
+        try:
+            self.read_into(chunk, memoryview(bytearray(chunk.size)))
+        except (CorruptChunk, OSError):  # what cannot be read is not there for anybody else either
+            return False
+        return True
 
     def sync(self, hashes: Iterable[str]) -> None:
         """Chunks that were written are there after a crash of the machine, too. Raises OSError."""

@@ -2,13 +2,14 @@
 
 Each look costs one stat for each file. A file is hashed again only where the kernel says that it was written to, or is another one (its
 inode, its size, or the time of its last change, which nobody can set back). Bytes that a disk loses by itself are found when they are
-staged, where all of them are verified. Rejected: hashing everything in turn, which reads the disk for ever, and inotify, which tells of
+staged, where all of them are verified: what is suspected so is hashed again until it is whole. Rejected: hashing everything in turn, which reads the disk for ever, and inotify, which tells of
 nothing on network disks and needs a watch for each folder of chunks.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -53,23 +54,26 @@ class DamageWatch:
                 found[known.why.reason] += 1
         return dict(found)
 
-    def look(self) -> list[Found | Unreadable]:
-        """What has changed since the last look: damaged, mended, or a name behind which nothing can be read any more."""
+    def look(self, suspected: Mapping[str, str] | None = None) -> list[Found | Unreadable]:
+        """What has changed since the last look: damaged, mended, or a name behind which nothing can be read any more. `suspected`: by
+        digest, what others have found to be wrong with it."""
         news: list[Found | Unreadable] = []
         names, keys = {(link.parent.name, link.name) for link in self._store.names()}, self._store.keyring.identity
         for gone in self._known.keys() - names:
             del self._known[gone]
         for name in sorted(names):
             try:
-                found = self._look_at(name, keys)
+                found = self._look_at(name, keys, suspected or {})
             except (NotFound, OSError):
                 continue  # it was removed or replaced as it was looked at
             if found is not None:
                 news.append(found)
         return news
 
-    def _look_at(self, name: tuple[str, str], keys: object) -> Found | Unreadable | None:
+    def _look_at(self, name: tuple[str, str], keys: object, suspected: Mapping[str, str]) -> Found | Unreadable | None:
         before = self._known.get(name)
+        if isinstance(before, _Known) and not before.why:
+            before.why = suspected.get(before.snapshot.digest, "")
         head = self._store.head(*name, keys)
         if not isinstance(before, _Known) or before.head != head:
             try:

@@ -63,6 +63,23 @@ def test_damage_is_told_once_and_so_is_its_end(store: Store, tmp_path: Path, dam
     assert watch.counts() == {"whole": 2, "corrupt": 0, "untrusted": 0}
 
 
+def test_what_others_have_found_counts_until_it_is_whole(store: Store) -> None:
+    """A disk has lost it before the first look: no file has changed since, and whoever has read all of it knows better."""
+    snapshot = publish(store, CONTENT)
+    whole = chunk(store, snapshot).read_bytes()
+    flip(chunk(store, snapshot))
+    watch = DamageWatch(store)
+    assert watch.look() == [], "not everything is hashed"
+    assert watch.counts()["corrupt"] == 0
+    (found,) = watch.look({snapshot.digest: "somebody says so"})
+    assert isinstance(found, Found) and "does not have the content that its name says" in found.why
+    assert watch.counts() == {"whole": 0, "corrupt": 1, "untrusted": 0}
+    chunk(store, snapshot).write_bytes(whole)
+    assert watch.look({snapshot.digest: found.why}) == [Found(found.snapshot, "")]
+    assert watch.look({snapshot.digest: "somebody is wrong"}) == [Found(found.snapshot, "")]
+    assert watch.counts() == {"whole": 1, "corrupt": 0, "untrusted": 0}
+
+
 @pytest.mark.parametrize(
     ("file", "words"), [("manifest.json", "its manifest was changed after it was published"), ("signature.json", "take the snapshot again")]
 )

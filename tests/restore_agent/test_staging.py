@@ -92,11 +92,11 @@ async def test_a_byte_that_is_another_is_found_and_the_snapshot_is_unusable_from
     files[what].write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     with pytest.raises(Corrupt):
         await world.staging.stage(snapshot)
-    assert "default/small" in world.staging.unusable[snapshot.digest]
+    assert "default/small" in world.staging.damaged[snapshot.digest]
     assert not world.staging.in_memory(snapshot.digest)
     files[what].write_bytes(whole)
     await world.staging.stage(snapshot)
-    assert world.staging.unusable == {}, "and usable again once it was whole"
+    assert world.staging.damaged == {}, "and usable again once it was whole"
 
 
 async def test_what_does_not_fit_the_node_is_refused_before_anything_is_read(store: Store, world: StagingWorld) -> None:
