@@ -27,6 +27,7 @@ from tests.worlds.command import zerowake
 from tests.worlds.gpumem_server import MIB, make_weights, served
 from tests.worlds.machine import machine
 from tests.worlds.ports import free_port
+from tests.worlds.redis_server import redis_server
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for CRIU and namespaces")
 _ENGINE, _PORT = Path(__file__).parent / "worlds/hashing_engine.py", 8000
@@ -70,6 +71,42 @@ async def test_a_snapshot_is_damaged_and_its_model_starts_cold(state: Path, comm
         assert await made.value("agent", 'zerowake_restores_total{model="tiny",origin="cold"}') == 1
         chunk.write_bytes(whole)
         await alerts.is_quiet("ZerowakeSnapshotUnusable")
+
+
+async def test_nobody_has_signed_a_snapshot_until_its_signature_is_back(state: Path, tmp_path: Path) -> None:
+    signature = Catalog(state).get("default", "tiny").directory / "signature.json"
+    async with machine(state, {"tiny": {"snapshot": "tiny"}}) as made, alerting(tmp_path / "prometheus", *made.pages) as alerts:
+        await made.until("agent", 'zerowake_node_snapshots{state="whole"}', lambda value: value == 1)
+        signature.rename(tmp_path / "signature.json")
+        await alerts.fires("ZerowakeSnapshotUnusable", state="untrusted")
+        (tmp_path / "signature.json").rename(signature)
+        await alerts.is_quiet("ZerowakeSnapshotUnusable")
+
+
+async def test_what_a_disk_has_lost_by_itself_does_not_come_into_memory(state: Path, tmp_path: Path) -> None:
+    """Before the agent began to look: that it is other bytes is seen as all of them are read."""
+    catalog = Catalog(state)
+    chunk = catalog.chunks.path(catalog.get("default", "tiny").chunks[0].hash)
+    lost = bytearray(chunk.read_bytes())
+    lost[len(lost) // 2] ^= 1
+    chunk.write_bytes(lost)
+    tiny = {"snapshot": "tiny", "stage": "memory"}
+    async with machine(state, {"tiny": tiny}) as made, alerting(tmp_path / "prometheus", *made.pages) as alerts:
+        await alerts.fires("ZerowakeStagingFailing", rung="memory")
+        await alerts.fires("ZerowakeSnapshotUnusable", state="corrupt")
+
+
+async def test_a_source_of_demand_ends_and_is_back(tmp_path: Path) -> None:
+    jobs = {"type": "redis", "list": "jobs", "interval_seconds": 0.2}
+    with redis_server(tmp_path) as redis:
+        never = {"command": ["sleep", "3600"], "port": _PORT, "sources": [jobs | {"url": redis.url}]}
+        async with machine(tmp_path / "state", {"never": never}) as made, alerting(tmp_path / "prometheus", *made.pages) as alerts:
+            await made.until("scaler", 'zerowake_source_up{model="never",source="redis"}', lambda value: value == 1)
+            redis.process.kill()
+            await alerts.fires("ZerowakeSourceSilent", model="never", source="redis")
+            redis.process.wait()
+            with redis_server(tmp_path, port=redis.port):
+                await alerts.is_quiet("ZerowakeSourceSilent")
 
 
 async def test_a_capture_fails(state: Path, tmp_path: Path) -> None:
@@ -127,6 +164,7 @@ async def test_scale_ups_take_longer_than_they_may(tmp_path: Path) -> None:
             )
             await made.until("scaler", 'zerowake_replicas{model="late"}', lambda value: value == 0)
         await alerts.fires("ZerowakeActivationsLate", model="late")
+        await alerts.fires("ZerowakeActivationsOftenLate", model="late")
 
 
 @pytest.fixture
@@ -163,3 +201,28 @@ async def test_gpumem_is_full_gives_nothing_back_and_dies(short_folder: Path, tm
             assert "ZerowakeGpumemSilent" not in await alerts.firing()
             server.process.kill()
             await alerts.fires("ZerowakeGpumemSilent")
+
+
+async def test_others_have_the_memory_that_gpumem_gave_back(short_folder: Path, tmp_path: Path) -> None:
+    """As programs in containers see it, by a file of their own in place of /proc/meminfo: the machine itself is not filled."""
+    meminfo = tmp_path / "meminfo"
+
+    def leave(size: int) -> None:
+        meminfo.write_text(f"MemTotal: {1 << 20} kB\nMemAvailable: {size >> 10} kB\n")
+
+    leave(512 * MIB)
+    there = ("unshare", "--mount", "sh", "-c", 'mount --bind "$0" /proc/meminfo && exec "$@"', str(meminfo))
+    never = {"command": ["sleep", "3600"], "port": _PORT}
+    with served(short_folder, reserve=64 * MIB, behind=there) as server:
+        environment = {**os.environ, "GPUMEM_SOCKET": str(server.socket)}
+        async with (
+            machine(tmp_path / "state", {"never": never}, environment) as made,
+            alerting(tmp_path / "prometheus", *made.pages) as alerts,
+        ):
+            engine = Client(server.socket)
+            await asyncio.to_thread(engine.scratch, 32 * MIB)
+            leave(0)
+            engine.close()
+            await alerts.fires("ZerowakeGpuMemoryOwed", gpu="host")
+            leave(512 * MIB)
+            await alerts.is_quiet("ZerowakeGpuMemoryOwed")

@@ -18,10 +18,12 @@ from tests.worlds.health import is_well
 
 
 class Scaler:
-    """Two replicas: `url` is the gateway of one, `push` where it is told of demand, `keda` the other's address, `other_url` its gateway."""
+    """Two replicas: `url` is the gateway of one, `push` where it is told of demand, `keda` the other's address, `other_url` its gateway.
+    `pages`: where both show their metrics."""
 
-    def __init__(self, url: str, keda: str, client: aiohttp.ClientSession, other_url: str, push: str) -> None:
+    def __init__(self, url: str, keda: str, client: aiohttp.ClientSession, other_url: str, push: str, pages: Sequence[str]) -> None:
         self._push = push
+        self.pages = pages
         self.other_url = other_url
         self.url = url
         self.keda = keda
@@ -81,7 +83,8 @@ async def scaler(
                 while not await is_well(client, f"http://{machine}:{each['metrics']}/readyz"):
                     await asyncio.sleep(0.1)
         urls = [f"http://{machine}:{each['listen']}" for each in replicas]
-        yield Scaler(urls[0], f"{machine}:{replicas[1]['keda']}", client, urls[1], f"http://{machine}:{replicas[0]['push']}")
+        pages = [f"{machine}:{each['metrics']}" for each in replicas]
+        yield Scaler(urls[0], f"{machine}:{replicas[1]['keda']}", client, urls[1], f"http://{machine}:{replicas[0]['push']}", pages)
 
 
 @asynccontextmanager

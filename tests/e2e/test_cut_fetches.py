@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import aiohttp
 import pytest
@@ -21,6 +22,7 @@ from tests.e2e.cluster.layout import NODE, SECOND_NODE, Addresses
 from tests.e2e.release import Release, cordoned, deployment, is_ready, snapshot
 from tests.e2e.restored_pods import how_it_began, pod_of
 from tests.e2e.travelling import ON_A_NODE, WITHIN, answer, deleted, forgets_pods, lands, places, release_with_stores, said
+from tests.worlds.alerting import alerting
 from tests.worlds.s3_server import S3Server, s3_server
 
 pytestmark = [
@@ -105,6 +107,17 @@ async def events_of(made: Release, one: Object) -> dict[str, str]:
     """Reason → the newest note about the object."""
     every = await made.api.list("Event", made.namespace)
     return {each["reason"]: each["message"] for each in every if each["involvedObject"].get("uid") == one["metadata"]["uid"]}
+
+
+async def test_whoever_is_on_call_hears_of_a_fetch_that_takes_too_long(installed: Release, tmp_path: Path) -> None:
+    """By a real Prometheus that reads the scaler's pods."""
+    pages = [f"{pod['status']['podIP']}:9090" for pod in await installed.pods("zerowake-scaler")]
+    async with alerting(tmp_path / "prometheus", *pages) as alerts:
+        _, wanted = await captured(installed, "late", 96)
+        await alerts.fires("ZerowakeStagingBehind")
+        await installed.api.until("ModelSnapshot", installed.namespace, "late", lambda one: places(one).get(NODE) in ON_A_NODE, WITHIN)
+        await alerts.is_quiet("ZerowakeStagingBehind")
+    await forgotten(installed, "late", wanted)
 
 
 async def test_what_has_come_stays_and_the_rest_comes_from_the_store(

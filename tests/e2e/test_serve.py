@@ -23,6 +23,7 @@ from tests.e2e.cluster.layout import Addresses
 from tests.e2e.plain_model import NAME, PORT, deployment, replicas_of, scaled_object
 from tests.e2e.release import own_namespace
 from tests.e2e.serving import scaler
+from tests.worlds.alerting import alerting
 from tests.worlds.redis_server import redis_server
 
 pytestmark = pytest.mark.own_cluster("has KEDA call a scaler on this machine")
@@ -85,10 +86,12 @@ async def test_keda_is_gone_when_the_first_request_comes(
     async with (
         definition(api, kubeconfig),
         scaler(tmp_path, namespace, kubeconfig, addresses.machine) as zerowake,
+        alerting(tmp_path / "prometheus", *zerowake.pages) as alerts,
         asyncio.timeout(240),
     ):
         await api.apply(lease(), snapshot(), labelled(), scaled_object(NAME, zerowake.keda), namespace=namespace)
         await api.until("ScaledObject", namespace, NAME, lambda one: condition(one, "Ready") and _activity(one))
+        await alerts.is_quiet("ZerowakeKedaNotConnected")
         await asyncio.to_thread(tell, "stop", "keda-operator")
         try:
             began = time.monotonic()
@@ -97,11 +100,14 @@ async def test_keda_is_gone_when_the_first_request_comes(
             print(f"scaled without KEDA after {time.monotonic() - began:.2f} s")
             assert await asked == 200
             print(f"answered without KEDA after {time.monotonic() - began:.2f} s")
+            await alerts.fires("ZerowakeScaledWithoutKeda", model=NAME)
+            await alerts.fires("ZerowakeKedaNotConnected")
         finally:
             await asyncio.to_thread(tell, "start", "keda-operator")
             await gone(api, ("ModelSnapshot", namespace))
         assert "ScaledWithoutKeda" in {each["reason"] for each in await api.list("Event", namespace)}
         await api.until("Deployment", namespace, NAME, lambda one: replicas_of(one) == 0, within=120)  # it is KEDA's again
+        await alerts.is_quiet("ZerowakeKedaNotConnected")
 
 
 async def test_a_models_name_in_two_namespaces(api: Api, namespace: str, addresses: Addresses, kubeconfig: str, tmp_path: Path) -> None:

@@ -40,13 +40,14 @@ class PrometheusServer:
 
 @contextlib.asynccontextmanager
 async def prometheus_server(
-    folder: Path, *targets: int, every: str = "100ms", rules: Path | None = None
+    folder: Path, *targets: int | str, every: str = "100ms", rules: Path | None = None
 ) -> AsyncIterator[PrometheusServer]:
-    """targets: the ports that it scrapes. every: how often it does, and looks at the rules."""
+    """targets: what it scrapes, as host:port, or by a port of this machine. every: how often it does, and looks at the rules."""
     port = free_port()
     config = folder / "prometheus.yml"
     times = {"scrape_interval": every, "scrape_timeout": every, "evaluation_interval": every}
-    job = {"job_name": "queue", "static_configs": [{"targets": [f"127.0.0.1:{target}" for target in targets]}]}
+    addresses = [target if isinstance(target, str) else f"127.0.0.1:{target}" for target in targets]
+    job = {"job_name": "queue", "static_configs": [{"targets": addresses}]}
     config.write_text(yaml.safe_dump({"global": times, "scrape_configs": [job], "rule_files": [str(rules)] if rules else []}))
     where = [f"--config.file={config}", f"--storage.tsdb.path={folder / 'data'}", f"--web.listen-address=127.0.0.1:{port}"]
     with (folder / "log").open("wb") as log, subprocess.Popen([program("prometheus"), *where], stdout=log, stderr=log) as process:
