@@ -22,7 +22,7 @@ from gpumem.programs.main import run
 from gpumem.server.regions import identify
 from gpumem.wire.blocking_connection import DEFAULT_SOCKET
 from gpumem.wire.errors import GpumemError, NotFound, WrongDevice
-from zerowake_shared import log, tables
+from zerowake_shared import bars, log, tables
 from zerowake_shared.one_line import errors_in_one_line
 from zerowake_shared.output import Format, Output, printed
 
@@ -114,7 +114,8 @@ def import_checkpoint(
         async def ask(control: Control) -> pb.Filled:
             return await control.fill(serialized, found.parts, "" if stage and not fill else _one_device(control, device), pin)
 
-        filled = _ask(socket, ask)
+        with bars.waiting(f"bringing {_human(found.layout.size)}"):
+            filled = _ask(socket, ask)
         rate = found.layout.size / filled.seconds / 1e9 if filled.seconds else 0.0
         typer.echo(f"{_human(found.layout.size)} in {filled.seconds:.2f} s ({rate:.1f} GB/s)", err=True)
     typer.echo(identify(serialized).hex())

@@ -25,15 +25,15 @@ from restore_agent.engine.presets import KINDS, Setting, fewer_cpus, prepare
 from restore_agent.engine.renewal import WANTED
 from restore_agent.kubernetes.nri import SOCKET as NRI_SOCKET
 from restore_agent.places.placeholder import DEFAULT_FOLDER
-from restore_agent.programs import bars, listing, transfers
 from restore_agent.programs import keys as key_commands
+from restore_agent.programs import listing, transfers
 from restore_agent.programs.command_line import Keys, Name, Namespace, State, failures_told
 from restore_agent.programs.connection import Gpumem, connected, run_command, running_agent
 from restore_agent.programs.main import DEFAULT_STATE, CannotRun, Listen, Sharing, die_with_parent, enter_own_mounts, run
 from restore_agent.sequences.parked_budget import Share
 from restore_agent.snapshots.catalog import Catalog
 from restore_agent.transfer.store_url import check_url
-from zerowake_shared import log
+from zerowake_shared import bars, log
 from zerowake_shared.address import Address
 from zerowake_shared.command_limits import flaw_of_command, flaw_of_environment
 from zerowake_shared.engine_identity import engine_identity
@@ -241,7 +241,8 @@ def verify(name: Name, namespace: Namespace = "default", state: State = DEFAULT_
         catalog = Catalog(state, keys)
         snapshot = catalog.get(namespace, name)
         signature = catalog.signature(snapshot)
-        catalog.verify(snapshot)
+        with bars.of_bytes() as bar:
+            catalog.verify(snapshot, functools.partial(bar.show, f"verifying {name}"))
     adapters = ", ".join(adapter.name for adapter in snapshot.manifest.adapters)
     proved = f"; it was proved with its adapters {adapters}" if adapters else ""
     whole = f"{len(snapshot.chunks)} chunks and {len(snapshot.manifest.files)} files are whole"
@@ -253,7 +254,8 @@ def sign(name: Name, namespace: Namespace = "default", state: State = DEFAULT_ST
     """Reads every byte of a snapshot and, where all are what it says, signs it by this node's key, whoever signed it before."""
     with failures_told():
         catalog = Catalog(state, keys)
-        snapshot = catalog.sign(namespace, name)
+        with bars.of_bytes() as bar:
+            snapshot = catalog.sign(namespace, name, functools.partial(bar.show, f"verifying {name}"))
         typer.echo(f"{snapshot}: signed by key {catalog.signature(snapshot).key}")
 
 
@@ -317,7 +319,8 @@ def park(
 def _stage(state: Path, request: agent_pb2.StageRequest, rung: str) -> None:
     async def stage() -> None:
         async with running_agent(state) as stub:
-            answer = await stub.Stage(request)
+            with bars.waiting(f"{request.snapshot.name} is to be {rung}"):
+                answer = await stub.Stage(request)
         found = answer.residency
         held = f", holding {found.parked_bytes[0] / 1e9:.2f} GB of its GPU" if rung == "parked" and found.parked_bytes else ""
         typer.echo(

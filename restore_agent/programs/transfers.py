@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import shlex
+from collections.abc import AsyncIterable
 from pathlib import Path
 from typing import Annotated
 
@@ -12,10 +13,10 @@ import typer
 from zerowake_proto import agent_pb2, agent_pb2_grpc
 
 from restore_agent.errors import AgentError
-from restore_agent.programs.bars import transferred
 from restore_agent.programs.command_line import Keys, Name, Namespace, State
 from restore_agent.programs.connection import connected, run_command
 from restore_agent.programs.main import DEFAULT_STATE
+from zerowake_shared import bars
 
 STORE = "file:///FOLDER or s3://BUCKET/PREFIX"
 
@@ -110,7 +111,8 @@ def gc(
 
     async def collected() -> None:
         async with connected(state, keys=keys) as stub:
-            found = await stub.Collect(request)
+            with bars.waiting(f"looking through {store}"):
+                found = await stub.Collect(request)
         would = "would be removed" if dry_run else "removed"
         typer.echo(f"{store}: {found.names} names; needed: {_heap(found.needed)}")
         typer.echo(f"  within the grace period of {grace:g} h: {_heap(found.young)}")
@@ -123,6 +125,19 @@ def gc(
 def _heap(heap: agent_pb2.Heap) -> str:
     ages = f", {heap.youngest_seconds / 3600:.1f} to {heap.oldest_seconds / 3600:.1f} h old" if heap.objects else ""
     return f"{heap.objects} objects, {heap.bytes / 1e6:.1f} MB{ages}"
+
+
+async def transferred(what: str, updates: AsyncIterable[agent_pb2.TransferUpdate]) -> agent_pb2.TransferResult:
+    """The result of a transfer; a bar and a rate until it is there."""
+    result = None
+    with bars.of_bytes() as bar:
+        async for update in updates:
+            if update.HasField("result"):
+                result = update.result
+            else:
+                bar.show(what, update.progress.done_bytes, update.progress.total_bytes)
+    assert result is not None
+    return result
 
 
 async def withdraw(stub: agent_pb2_grpc.AgentAsyncStub, named: agent_pb2.SnapshotRef, store: str) -> None:

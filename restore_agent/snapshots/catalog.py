@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -146,13 +146,19 @@ class Catalog:
             raise NotFound(f"no snapshot {digest[:12]} on this node")
         return self._open(directory)
 
-    def verify(self, snapshot: Snapshot) -> None:
-        """Reads and hashes every file and chunk. Raises Corrupt with the first that is wrong, NotFound: it was removed meanwhile."""
+    def verify(self, snapshot: Snapshot, told: Callable[[int, int], None] = lambda done, total: None) -> None:
+        """Reads and hashes every file and chunk; `told` hears how many bytes of chunks are read, of how many.
+
+        Raises Corrupt with the first that is wrong, NotFound: it was removed meanwhile.
+        """
         for name, record in snapshot.manifest.files.items():
             self.read_file(snapshot, name, record)
         buffer = bytearray(max((chunk.size for chunk in snapshot.chunks), default=0))
+        done, total = 0, sum(chunk.size for chunk in snapshot.chunks)
         for chunk in snapshot.chunks:
             self.read_chunk(snapshot, chunk, memoryview(buffer)[: chunk.size])
+            done += chunk.size
+            told(done, total)
 
     def fault(self, snapshot: Snapshot, why: str) -> AgentError:
         """What to raise where something of a snapshot is missing or wrong: whoever removes one takes its folder first."""
@@ -200,8 +206,8 @@ class Catalog:
         """Raises Untrusted: it has none that could be read."""
         return Signature.decode(durable.content(snapshot.directory / SIGNATURE))
 
-    def sign(self, namespace: str, name: str) -> Snapshot:
-        """Signs a snapshot by this node's key, whoever signed it before: all that it names has to be whole.
+    def sign(self, namespace: str, name: str, told: Callable[[int, int], None] = lambda done, total: None) -> Snapshot:
+        """Signs a snapshot by this node's key, whoever signed it before: all that it names has to be whole. `told`: as of `verify`.
 
         Raises:
             NoSigningKey, NotFound, InvalidName.
@@ -211,7 +217,7 @@ class Catalog:
         directory = self.state / "snapshots" / self.taken(namespace, name).readlink().name
         data = self.manifest_of(directory)
         snapshot = decoded(directory, data)
-        self.verify(snapshot)
+        self.verify(snapshot, told)
         durable.replace(directory / SIGNATURE, self.keyring.sign(data).encode())
         return snapshot
 

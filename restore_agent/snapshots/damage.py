@@ -2,8 +2,8 @@
 
 Each look costs one stat for each file. A file is hashed again only where the kernel says that it was written to, or is another one (its
 inode, its size, or the time of its last change, which nobody can set back). Bytes that a disk loses by itself are found when they are
-staged, where all of them are verified: what is suspected so is hashed again until it is whole. Rejected: hashing everything in turn, which reads the disk for ever, and inotify, which tells of
-nothing on network disks and needs a watch for each folder of chunks.
+staged, where all of them are verified: what is suspected so is hashed again until it is whole. Rejected: hashing everything in turn, which
+reads the disk for ever, and inotify, which tells of nothing on network disks and needs a watch for each folder of chunks.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from scaler.programs.doctor import (
     is_cluster,
     subject_of,
 )
-from zerowake_shared import tables
+from zerowake_shared import bars, tables
 from zerowake_shared.bundle import GROUP, Part, gathered, write
 from zerowake_shared.checkup import Subject
 from zerowake_shared.clock import SYSTEM_CLOCK
@@ -54,8 +54,9 @@ def bundle(
     path = to or Path(f"zerowake-{datetime.datetime.fromtimestamp(SYSTEM_CLOCK.wall(), datetime.UTC):%Y%m%dT%H%M%SZ}.tar.gz")
     with errors_in_one_line("zerowake"):
         subject = subject_of(file, state, gpumem, keys, namespace)
-        found, missing = asyncio.run(_gathered(subject, is_cluster(kubernetes)))
-        written = write(path, found, _scrubber(subject))
+        with bars.waiting("gathering what there is"):
+            found, missing = asyncio.run(_gathered(subject, is_cluster(kubernetes)))
+            written = write(path, found, _scrubber(subject))
     table = tables.table("FILE", "BYTES")
     for name, size in written:
         table.add_row(name, str(size))

@@ -18,7 +18,7 @@ from scaler.view import plan_shown, status_shown, waterfall_shown
 from scaler.view.state import State, as_activation, decoded
 from scaler.view.state import as_json as as_json_types
 from scaler.view.waterfall import LAST
-from zerowake_shared import log, tables
+from zerowake_shared import bars, log, tables
 from zerowake_shared.kubernetes.errors import ClusterError
 from zerowake_shared.listening import CannotListen
 from zerowake_shared.one_line import errors_in_one_line
@@ -145,8 +145,8 @@ def simulate(
     from scaler.simulate.scenario import load as load_scenario  # noqa: PLC0415
     from scaler.simulate.trace import BadTrace  # noqa: PLC0415
 
-    with errors_in_one_line("zerowake", BadConfig, BadTrace, comparison.BadRequest):
-        found = comparison.run(load_scenario(file), policy or [], [each for each in sweep.split(",") if each])
+    with errors_in_one_line("zerowake", BadConfig, BadTrace, comparison.BadRequest), bars.of_shares() as bar:
+        found = comparison.run(load_scenario(file), policy or [], [each for each in sweep.split(",") if each], bar.show)
     output = Format.JSON if as_json else output
     if output is not Format.TEXT:
         printed(shown.as_json(found), output)

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from scaler.local.config import BadConfig, load
-from zerowake_shared import tables
+from zerowake_shared import bars, tables
 from zerowake_shared.checkup import GROUP, Check, Line, Outcome, Subject, examine, fails, warning
 from zerowake_shared.output import Format, Output, printed
 from zerowake_shared.server_extra import INSTALL
@@ -67,7 +67,8 @@ def doctor(
     """
     logging.getLogger().addHandler(logging.NullHandler())  # what is tried is told in its line
     subject = subject_of(file, state, gpumem, keys, namespace)
-    lines = asyncio.run(examined(subject, is_cluster(kubernetes)))
+    with bars.waiting("looking at what is there"):
+        lines = asyncio.run(examined(subject, is_cluster(kubernetes)))
     if output is Format.TEXT:
         _print(lines)
     else:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import numpy as np
 from pydantic import ValidationError
@@ -62,7 +64,10 @@ class BadRequest(Exception):
     """What is to be compared cannot be; the message says why."""
 
 
-def run(scenario: Scenario, names: Sequence[str] = (), sweep: Sequence[str] = ()) -> list[Outcome]:
+Told: TypeAlias = Callable[[str, int, int], None]  # what is simulated, and how far: so many of all scale-ups
+
+
+def run(scenario: Scenario, names: Sequence[str] = (), sweep: Sequence[str] = (), told: Told = lambda *far: None) -> list[Outcome]:
     """Each policy on the same trace, all of them without names, for each host memory of the sweep, or for the scenario's.
 
     Raises: BadRequest, BadTrace.
@@ -75,7 +80,11 @@ def run(scenario: Scenario, names: Sequence[str] = (), sweep: Sequence[str] = ()
     except ValidationError as error:
         raise BadRequest(f"--sweep: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
     comparison = Comparison(scenario)
-    return [comparison.outcome(name, budget) for budget in budgets for name in names or POLICIES]
+    runs = [(name, budget) for budget in budgets for name in names or POLICIES]
+    return [
+        comparison.outcome(name, budget, functools.partial(told, f"{name}, {number} of {len(runs)}"))
+        for number, (name, budget) in enumerate(runs, 1)
+    ]
 
 
 class Comparison:
@@ -91,7 +100,7 @@ class Comparison:
         if not self._scored.any():
             raise BadTrace("no scale-up is in the second half of the trace, which is scored: give a longer one, or score: all")
 
-    def outcome(self, name: str, budget: float) -> Outcome:
+    def outcome(self, name: str, budget: float, told: Callable[[int, int], None] = lambda done, of: None) -> Outcome:
         """Of the policy with so much host memory, as Nodes.host_memory has it. Each by itself: their order is of no consequence."""
         host_bytes = budget if budget >= 0 else -budget * float(self._sizes.sum()) / self._scenario.nodes.count
         if name == ALWAYS_ON:
@@ -99,7 +108,7 @@ class Comparison:
         given = self._scenario.nodes
         cluster = Cluster(given.count, given.gpus, given.gpu_memory, host_bytes, given.running, given.free_gpu_memory, given.disk_copies)
         policy = self._policy(name)
-        result = Simulation(cluster, self._rungs, self._sizes.tolist(), self._episodes, policy, self._scenario.seed).run()
+        result = Simulation(cluster, self._rungs, self._sizes.tolist(), self._episodes, policy, self._scenario.seed).run(told)
         seconds, rung = np.array(result.seconds)[self._scored], np.array(result.rung)[self._scored]
         shares = {each: float((rung == number).mean()) for number, each in enumerate(NAMES)}
         return self._made(name, host_bytes, seconds, shares, result.moved)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from random import Random
 
@@ -85,7 +85,8 @@ class Simulation:
         self._looked, self._changed = -float("inf"), True
         self.result = Result()
 
-    def run(self) -> Result:
+    def run(self, told: Callable[[int, int], None] = lambda done, of: None) -> Result:
+        """`told` hears of how many scale-ups have begun, of how many, a thousand at a time."""
         found = self._episodes
         count = len(found.begin)
         self.result.seconds, self.result.rung = [0.0] * count, [0] * count
@@ -96,6 +97,8 @@ class Simulation:
         if type(self._policy).wishes is not Policy.wishes:
             heapq.heappush(events, (0.0, _LOOK, 0, 0))
         for index in range(count):
+            if index % 1000 == 0:
+                told(index, count)
             at = begins[index]
             while events and events[0][0] <= at:
                 self._happen(*heapq.heappop(events))

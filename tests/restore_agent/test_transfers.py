@@ -7,12 +7,14 @@ import re
 import secrets
 import shutil
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import grpc
 import pytest
 from zerowake_proto import agent_pb2 as pb
 
+from restore_agent.programs.transfers import transferred
 from restore_agent.snapshots.catalog import Catalog
 from tests.worlds.agent import reference, running
 from tests.worlds.command import zerowake
@@ -135,3 +137,11 @@ async def test_what_a_store_did_wrong_is_told_though_another_gave_it(state: Path
     assert err.count(b"lying") == 1, err  # once: the log of an agent in this process does not say it as well
     assert re.search(rb"zerowake: on the way: .*lying.*", err)
     assert b"\x1b" not in out + err and b"\r" not in out + err
+
+
+async def test_a_transfer_ends_with_its_result() -> None:
+    async def updates() -> AsyncIterator[pb.TransferUpdate]:
+        yield pb.TransferUpdate(progress=pb.TransferProgress(done_bytes=1, total_bytes=2))
+        yield pb.TransferUpdate(result=pb.TransferResult(seconds=3.0))
+
+    assert (await transferred("pulling small", updates())).seconds == 3.0

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import io
-from collections.abc import AsyncIterator
 
 from rich.console import Console
 from rich.progress import TextColumn
-from zerowake_proto import agent_pb2 as pb
 
-from restore_agent.programs.bars import Bar, transferred
 from tests.worlds.virtual_time import StandingClock
+from zerowake_shared.bars import Bar
 
 
 def test_a_pipe_gets_a_plain_line_now_and_again() -> None:
@@ -38,9 +36,9 @@ def test_a_terminal_gets_a_bar_that_is_gone_afterwards() -> None:
     assert "pulling small" in terminal.getvalue() and terminal.getvalue().endswith("\x1b[2K")
 
 
-async def test_a_transfer_ends_with_its_result() -> None:
-    async def updates() -> AsyncIterator[pb.TransferUpdate]:
-        yield pb.TransferUpdate(progress=pb.TransferProgress(done_bytes=1, total_bytes=2))
-        yield pb.TransferUpdate(result=pb.TransferResult(seconds=3.0))
-
-    assert (await transferred("pulling small", updates())).seconds == 3.0
+def test_what_counts_no_bytes_shows_its_share() -> None:
+    pipe, clock = io.StringIO(), StandingClock()
+    with Bar(console=Console(file=pipe), clock=clock, counts_bytes=False) as bar:
+        clock.moment = 5.0
+        bar.show("lru, 1 of 7", 1000, 3000)
+    assert pipe.getvalue() == "lru, 1 of 7: 33 %\n"
