@@ -61,8 +61,7 @@ async def test_a_snapshot_from_its_capture_to_the_uninstall(api: Api, release: R
         await release.find_gateway()
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=90)) as client:
             assert len((await release.ask(client))["digest"]) == 64
-        reasons = {each["reason"] for each in await api.list("Event", namespace) if each["involvedObject"]["name"].startswith("chat-")}
-        assert "Restored" in reasons and "ColdStarted" not in reasons
+        await the_events_tell_it_in_order(api, namespace)
         await doctor_and_bundle(release, kubeconfig, scaled, tmp_path, content["signing.pem"])
         await api.until("Deployment", namespace, MODEL, lambda one: one and not one["spec"].get("replicas"))
     finally:
@@ -71,6 +70,23 @@ async def test_a_snapshot_from_its_capture_to_the_uninstall(api: Api, release: R
     # With the snapshot still there: its artifact leaves the node, and then the CRD can go.
     await release.helm_uninstall()
     assert not await left_over(kubeconfig, namespace, before)
+
+
+async def the_events_tell_it_in_order(api: Api, namespace: str) -> None:
+    """As the chart's README has it: from the capture to the pod that was restored. In the order in which the API server took them."""
+    every = sorted(await api.list("Event", namespace), key=lambda each: int(each["metadata"]["resourceVersion"]))
+    story = [(each["involvedObject"]["kind"], each["reason"]) for each in every]
+    print("; ".join(f"{kind} {reason}" for kind, reason in story))
+    told = [
+        ("Pod", "Captured"),
+        ("ModelSnapshot", "Captured"),
+        ("ScaledObject", "KEDAScaleTargetActivated"),
+        ("Pod", "Scheduled"),
+        ("Pod", "Restored"),
+    ]
+    last = [len(story) - 1 - story[::-1].index(each) for each in told if each in story]
+    assert len(last) == len(told) and last == sorted(last), story
+    assert ("Pod", "Started") in story and ("Pod", "ColdStarted") not in story
 
 
 async def doctor_and_bundle(release: Release, kubeconfig: str, scaled: Object, folder: Path, secret: str) -> None:
