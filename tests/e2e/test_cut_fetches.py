@@ -114,9 +114,10 @@ async def test_whoever_is_on_call_hears_of_a_fetch_that_takes_too_long(installed
     pages = [f"{pod['status']['podIP']}:9090" for pod in await installed.pods("zerowake-scaler")]
     async with alerting(tmp_path / "prometheus", *pages) as alerts:
         _, wanted = await captured(installed, "late", 96)
-        await alerts.fires("ZerowakeStagingBehind")
-        await installed.api.until("ModelSnapshot", installed.namespace, "late", lambda one: places(one).get(NODE) in ON_A_NODE, WITHIN)
-        await alerts.is_quiet("ZerowakeStagingBehind")
+        async with cordoned(installed, SECOND_NODE):
+            await alerts.fires("ZerowakeStagingBehind")
+            await installed.api.until("ModelSnapshot", installed.namespace, "late", lambda one: places(one).get(NODE) in ON_A_NODE, WITHIN)
+            await alerts.is_quiet("ZerowakeStagingBehind")
     await forgotten(installed, "late", wanted)
 
 

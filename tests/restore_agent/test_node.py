@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from restore_agent.places.processes import command_line, has_ended
+from restore_agent.places.processes import has_ended
 from restore_agent.places.sandbox import Sandbox
 from restore_agent.sequences.attempt import RestoreFailed
 from restore_agent.sequences.capture import CaptureRequest
@@ -197,7 +197,8 @@ async def test_a_child_whose_end_nobody_has_asked_for_is_none_of_those_that_have
     await node.stand_by(snapshot, 0.0)
     replica, failure = await node.restore("odd", snapshot, None, "", Phases())
     assert (failure, replica.origin) == (None, Origin.STANDBY)
-    (helper,) = [host for pid, host in replica.engine.place.host_pids().items() if "sleep" in command_line(host)]
+    (of_helper,) = [process.pid for process in snapshot.manifest.processes if "sleep" in process.command]
+    helper = replica.engine.place.host_pids()[of_helper]
     os.kill(helper, signal.SIGKILL)
     await until(lambda: has_ended(helper), "the helper has ended")
     assert await node.demote(replica.id, 0.0) == ""
