@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,10 +12,11 @@ from typing import Any
 
 import yaml
 
+from tests.e2e.cluster.layout import CACHE
 from tests.worlds.ports import free_port
 from tests.worlds.waiting import blocking_until, until
 
-PROGRAM = Path(os.environ.get("ZEROWAKE_CLUSTER_CACHE", Path.home() / ".cache/zerowake-cluster")) / "otel/collector"
+PROGRAM = CACHE / "otel/collector"
 _PATIENCE = 60.0  # seconds
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import shutil
 import socket
 import subprocess
@@ -15,12 +14,12 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.e2e.cluster.layout import CACHE
 from tests.worlds.ports import free_port
 from tests.worlds.waiting import blocking_until
 
 KEY, SECRET = "zerowake-tests", "not-a-secret"
-_CACHE = Path(os.environ.get("ZEROWAKE_CLUSTER_CACHE", Path.home() / ".cache/zerowake-cluster"))
-_PROGRAM = _CACHE / "s3/versitygw"
+_PROGRAM = CACHE / "s3/versitygw"
 
 
 @dataclass(frozen=True)
