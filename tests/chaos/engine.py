@@ -4,7 +4,8 @@
 
 Every answer is a hash over a stretch of a table of four mebibytes, which the model's name decides, and over the request's id: a page that
 was restored wrongly makes wrong answers. LENT: a folder of safetensors whose bytes are that table, lent by gpumem.
-GET /answer?id=ID and POST /answer (JSON with `id`) answer at once, or after `seconds`; GET /stream?id=ID&n=N answers with N events.
+GET /answer?id=ID and POST /answer (JSON with `id`) answer at once, or after `seconds`; GET /stream?id=ID&n=N answers with N events;
+GET /sum?id=ID is about all of the table, so that no wrong bit of it is missed.
 Each id that it begins and ends with is a line of JOURNAL, which is a file of the machine's.
 """
 
@@ -87,8 +88,7 @@ class Handler(BaseHTTPRequestHandler):
         elif split.path == "/stream":
             self._stream(query)
         elif split.path == "/sum":
-            with AWAY:
-                self._say({"sum": hashlib.sha256(TABLE).hexdigest()})
+            self._sum(query)
         else:
             self._say({})
 
@@ -101,6 +101,16 @@ class Handler(BaseHTTPRequestHandler):
         answer = answer_to(asked["id"])
         note(asked["id"], "end")
         self._say({"id": asked["id"], "answer": answer})
+
+    def _sum(self, asked: dict[str, str]) -> None:
+        identity = asked.get("id", "")  # none: it is a canary's
+        if identity:
+            note(identity, "begin")
+        with AWAY:
+            answer = hashlib.sha256(bytes(TABLE) + identity.encode()).hexdigest()
+        if identity:
+            note(identity, "end")
+        self._say({"id": identity, "answer": answer})
 
     def _stream(self, asked: dict[str, str]) -> None:
         note(asked["id"], "begin")

@@ -107,7 +107,7 @@ class Stack:
         self._write_weights()
         self.clock = WrongClock(self.folder)
         self.pids.mkdir()
-        s3, self.ports = free_port(), {}
+        s3 = free_port()
         self.proxy.target = s3
         await self._stack.enter_async_context(self.proxy.laid())
         self._declare("s3", [str(S3_PROGRAM), "--access", KEY, "--secret", SECRET, "--port", f"127.0.0.1:{s3}", "--keep-alive", "--quiet",
