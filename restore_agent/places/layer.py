@@ -38,6 +38,7 @@ from restore_agent.places.mount_table import Mount
 from restore_agent.places.overlay import ROOT, RUN, SHM, Mounts
 from restore_agent.places.place import PlaceError
 from restore_agent.places.shared_folders import resolved
+from zerowake_shared.discard import discard
 
 HOLDERS = frozenset({"ext4", "ext3", "xfs", "btrfs", "f2fs", "tmpfs", "zfs", "bcachefs"})  # of the upper half of an overlay
 _HANDLED = HOLDERS | {"squashfs", "erofs", "vfat"}  # files of these can be watched (inotify) through an overlay, and CRIU finds them again
@@ -53,7 +54,6 @@ _FLAGS = {"nosuid": 2, "nodev": 4, "noexec": 8}  # of mount(2)
 _MACHINE = Path("/")
 _WITHOUT_PROGRAMS = ("tmp", "var")  # of an overlay
 _NAMED = 3  # files of a layer that are named where there are more
-_left: set[Path] = set()  # layers that could not be removed when their time had come
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class Layer:
                     points.add(PurePosixPath(each[1]))
                     arguments += each
         except OSError as error:
-            shutil.rmtree(own, ignore_errors=True)
+            discard(own)
             raise PlaceError(no_room(folder, error)) from error
         return cls(own, Mounts(uppers, frozenset(points), (SHM, RUN)), arguments)
 
@@ -170,21 +170,13 @@ class Layer:
         return f"{listed} ({_size(sum(size for _, size in found))})"
 
     def remove(self) -> None:
-        """What Python has compiled of the machine's modules goes to the machine: each cold start would compile it again otherwise.
-
-        What cannot be removed now, as an agent without descriptors cannot, goes with the next one.
-        """
+        """What Python has compiled of the machine's modules goes to the machine: each cold start would compile it again otherwise."""
         for point, upper in self.mounts.uppers.items():
             with contextlib.suppress(OSError):  # it is a cache
                 for folder in upper.rglob("__pycache__"):
                     with contextlib.suppress(OSError):
                         _hand_back(folder, _MACHINE / point / folder.relative_to(upper))
-        for own in (self._folder, *_left):
-            shutil.rmtree(own, ignore_errors=True)
-            if own.exists():
-                _left.add(own)
-            else:
-                _left.discard(own)
+        discard(self._folder)
 
 
 def _hand_back(cache: Path, to: Path) -> None:

@@ -12,7 +12,6 @@ import asyncio
 import contextlib
 import dataclasses
 import functools
-import shutil
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,6 +59,7 @@ from restore_agent.snapshots.store import NameTaken, Store, record_file
 from restore_agent.snapshots.unusable import Unusable
 from restore_agent.workload.control_directory import SNAPSHOT_COMPLETE
 from zerowake_shared.background import to_its_end
+from zerowake_shared.discard import discard
 from zerowake_shared.phases import Phase
 
 _Answers = tuple[CanaryRecord, tuple[AdapterRecord, ...]]
@@ -167,7 +167,7 @@ class Capturer:
             undo.push_async_callback(asyncio.to_thread, self._store.sweep)  # once the lease has ended
             with self._store.chunks.lease() as lease:
                 workspace = await asyncio.to_thread(self._store.workspace)
-                undo.push_async_callback(asyncio.to_thread, shutil.rmtree, workspace, True)
+                undo.push_async_callback(asyncio.to_thread, discard, workspace)
                 with _step(Phase.CACHES, phases, progress):
                     notes = await _keep_caches(watch, workspace)
                 with _step(Phase.WEIGHTS, phases, progress):

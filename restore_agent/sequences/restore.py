@@ -16,7 +16,6 @@ import contextlib
 import functools
 import os
 import secrets
-import shutil
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
@@ -47,6 +46,7 @@ from restore_agent.snapshots.compatibility import check_gpus
 from restore_agent.snapshots.manifest import EngineRecord, Manifest
 from restore_agent.transfer.bandwidth import Bandwidth
 from zerowake_shared.background import ended, to_its_end
+from zerowake_shared.discard import discard
 from zerowake_shared.huge_pages import HugePages
 from zerowake_shared.phases import Phase
 
@@ -279,7 +279,7 @@ async def _addressed(images: Path, place: Place) -> AsyncIterator[Path]:
         yield await to_its_end(asyncio.to_thread(readdressed, images, place.addresses, folder))
     finally:
         if folder.exists():
-            await to_its_end(asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True))
+            await to_its_end(asyncio.to_thread(discard, folder))
 
 
 def _uuids(snapshot: Snapshot) -> tuple[str, ...]:

@@ -17,7 +17,6 @@ import itertools
 import logging
 import os
 import secrets
-import shutil
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
@@ -36,6 +35,7 @@ from restore_agent.snapshots.store import Store
 from restore_agent.snapshots.unfit import Unfit
 from zerowake_shared import durable
 from zerowake_shared.background import to_its_end
+from zerowake_shared.discard import discard
 from zerowake_shared.phases import Phase
 
 _MOST_BESIDE = 64 << 20  # bytes of what lies beside weights
@@ -191,7 +191,7 @@ def lay_out_weights(catalog: Catalog, snapshot: Snapshot, checkpoints: Path) -> 
             durable.sync_tree(fresh)  # once it is there, nobody writes it anew
             fresh.rename(target)
         finally:
-            shutil.rmtree(fresh, ignore_errors=True)
+            discard(fresh)
         _LOG.info("the weights %s of snapshot %s are in %s", region.record.region[:12], snapshot, target)
 
 

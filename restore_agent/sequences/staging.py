@@ -14,7 +14,6 @@ import contextlib
 import functools
 import itertools
 import logging
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -34,6 +33,7 @@ from restore_agent.snapshots.store import Store
 from restore_agent.transfer.bandwidth import Bandwidth
 from restore_agent.transfer.progress import Progress
 from zerowake_shared.background import ended, to_its_end, told
+from zerowake_shared.discard import discard
 
 _LOG = logging.getLogger("zerowake.agent")
 
@@ -283,6 +283,6 @@ class Staging:
     def _free(self, staged: Staged) -> None:
         """Unless somebody uses it, or a thread still writes into its folder."""
         if staged.dropped and not staged.users and (staged.task is None or staged.task.done()):
-            shutil.rmtree(staged.directory, ignore_errors=True)
+            discard(staged.directory)
             staged.task = None  # which a task that was cancelled would keep, and with it the memory
             self.budget.freed(staged)

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 from collections.abc import Callable, Container
 from pathlib import Path
 
 from restore_agent.snapshots.manifest import InvalidManifest, Manifest
 from zerowake_shared import durable
 from zerowake_shared.clock import SYSTEM_CLOCK, Clock
+from zerowake_shared.discard import discard
 
 _GIVEN_UP = 24 * 3600.0  # seconds
 
@@ -47,7 +47,7 @@ class Arrivals:
         self,
         leased: Container[str] = (),
         named: Container[str] = (),
-        remove: Callable[[Path, str], None] = lambda folder, digest: _rmtree(folder),
+        remove: Callable[[Path, str], None] = lambda folder, _: discard(folder),
     ) -> tuple[set[str], set[str]]:
         """The chunks and the regions of weights that are kept for those on their way; what was given up is removed.
 
@@ -81,7 +81,3 @@ class Arrivals:
 
     def _file(self, digest: str) -> Path:
         return self._folder / f"{digest}.json"
-
-
-def _rmtree(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)

@@ -48,6 +48,7 @@ from restore_agent.snapshots.pins import Pins
 from restore_agent.snapshots.references import References
 from restore_agent.snapshots.uses import Uses
 from zerowake_shared import durable
+from zerowake_shared.discard import discard
 from zerowake_shared.state_folder import STORE_LOCK, Lock, store_holder
 
 
@@ -188,7 +189,11 @@ class Store(Catalog):
         durable.sync_folder(link.parent.parent)
         fresh = self.state / "tmp" / secrets.token_hex(8)
         fresh.symlink_to(Path("../../snapshots") / directory.name)
-        fresh.replace(link)
+        try:
+            fresh.replace(link)
+        except BaseException:
+            fresh.unlink(missing_ok=True)
+            raise
         durable.sync_folder(link.parent)
         return Snapshot(directory.name, manifest, directory)
 
@@ -290,7 +295,7 @@ class Store(Catalog):
                 directory.rename(gone)
             except FileNotFoundError:
                 return
-        shutil.rmtree(gone)
+        discard(gone)
 
 
 def _has_size(path: Path, size: int) -> bool:
@@ -306,7 +311,7 @@ def _mend(directory: Path, workspace: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         path.replace(target)
     durable.sync_tree(directory)
-    shutil.rmtree(workspace)
+    discard(workspace)
 
 
 def record_file(path: Path) -> FileRecord:

@@ -29,7 +29,7 @@ Line = dict[str, Any]
 
 CONCURRENCY = 3
 GROWTH_BYTES, GROWTH_DESCRIPTORS = 48 << 20, 24
-AGENT_BYTES = 96 << 20  # of an agent: the images that it holds in memory, and what it keeps ready for the next restore, come and go
+AGENT_LOOKS = 3  # at an agent, of which the least counts: the images that it holds in memory, and what it keeps for restores, come and go
 _AFTER_SECONDS = 30.0  # that a fault may still explain a broken connection after it was undone: a program starts again meanwhile
 _LONGEST_SECONDS = 65.0  # that a client waits
 _CUTTING = {"kill", "stop", "pids", "memory", "descriptors", "clock", "disk full"}
@@ -200,16 +200,18 @@ def of_services(stack: Sequence[Line]) -> Iterable[Violation]:
 
 
 def of_quiet(seen: Sequence[Line]) -> Iterable[Violation]:
-    first: dict[str, Line] = {}
+    looks: dict[str, list[Line]] = defaultdict(list)
     for line in seen:
         for what in line["left"]:
             yield Violation("left over", what, line["at"])
         for model in line["silent"]:
             yield Violation("does not come back", model, line["at"])
         for name, size in line["programs"].items():
-            began = first.setdefault(name, size)
-            if size["bytes"] > began["bytes"] + (AGENT_BYTES if "agent" in name else GROWTH_BYTES):
-                yield Violation("memory grows", f"{name}: {began['bytes'] >> 20} MiB, and now {size['bytes'] >> 20}", line["at"])
+            looks[name].append(size)
+            began = looks[name][0]
+            held = min(look["bytes"] for look in looks[name][-AGENT_LOOKS if "agent" in name else -1 :])
+            if held > began["bytes"] + GROWTH_BYTES:
+                yield Violation("memory grows", f"{name}: {began['bytes'] >> 20} MiB, and now {held >> 20}", line["at"])
             if size["descriptors"] > began["descriptors"] + GROWTH_DESCRIPTORS:
                 yield Violation("descriptors grow", f"{name}: {began['descriptors']}, and now {size['descriptors']}", line["at"])
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.chaos.checker import GROWTH_BYTES, Line, check
+from tests.chaos.checker import GROWTH_BYTES, Line, check, of_quiet
 
 JOURNALS = "requests", "worked", "faults", "stack", "leases", "captures", "seen"
 REFUSED = json.dumps({"error": {"code": "replica_failed", "message": "a replica of model 'quick' failed before its answer began"}})
@@ -30,8 +30,15 @@ def fault(began: float, at: float, kind: str = "kill", victim: str = "scaler") -
     return {"at": at, "began": began, "what": "done", "kind": kind, "victim": victim, "machine": "one", "number": 1}
 
 
-def quiet(at: float, size: int = 100 << 20, descriptors: int = 20, left: tuple[str, ...] = (), silent: tuple[str, ...] = ()) -> Line:
-    programs = {"one 17": {"bytes": size, "descriptors": descriptors}}
+def quiet(
+    at: float,
+    size: int = 100 << 20,
+    descriptors: int = 20,
+    left: tuple[str, ...] = (),
+    silent: tuple[str, ...] = (),
+    name: str = "one 17",
+) -> Line:
+    programs = {name: {"bytes": size, "descriptors": descriptors}}
     return {"at": at, "number": 1, "left": list(left), "silent": list(silent), "programs": programs}
 
 
@@ -133,3 +140,10 @@ def test_a_borrower_that_died_has_nothing() -> None:
     run = whole()
     run["leases"] += [lent("began", 2.0, "y"), lent("got", 2.1, "x", "9")]
     assert said(run) == []
+
+
+def test_an_agent_whose_memory_comes_and_goes_does_not_grow() -> None:
+    name, more = "one's agent 7", (100 << 20) + GROWTH_BYTES + 1
+    looks = [quiet(10.0 + number, size, name=name) for number, size in enumerate((100 << 20, more, more, 110 << 20, more))]
+    assert [each.kind for each in of_quiet(looks)] == []
+    assert [each.kind for each in of_quiet([*looks, quiet(20.0, more, name=name), quiet(21.0, more, name=name)])] == ["memory grows"]
