@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import os
 import shutil
 import statistics
@@ -103,17 +102,28 @@ class Ten:
             await self.until_parked()
             self.run.add(Figure("all of them parked", time.monotonic() - began, "s", detail="after the program's start, from memory"))
             self.hold()
-            for turn, model in itertools.product(range(ROUNDS), self.models):
-                first, whole = await model.ask(f"http://127.0.0.1:{self.gateway}")
-                latest = next(each for each in (await status(self.state))["activations"] if each["model"] == model.name)
-                model.phases.append(latest["phases"])
-                where = parts(model.phases[-1:])
-                console.print(f"  {turn + 1} {model.name}: first {first:.3f} s, whole {whole:.3f}; {latest['origin']}; ms: {where}")
-                if latest["origin"] != "parked":
-                    raise AssertionError(f"{model.name} was {latest['origin']} when its request came, and not parked: {latest['reason']}")
-                model.taken.append(first)
-                await self.until_parked()
+            took = 0.0
+            for turn in range(1, ROUNDS + 1):
+                if time.monotonic() + took > self.run.until:
+                    console.print(f"  round {turn} is not begun: one took {took:.0f} s")
+                    break
+                began = time.monotonic()
+                for model in self.models:
+                    await self.wake(model, turn)
+                took = time.monotonic() - began
         self.run.add(*self.told())
+
+    async def wake(self, model: Model, turn: int) -> None:
+        """Until it is parked again. Raises AssertionError: it was not, or answered otherwise."""
+        first, whole = await model.ask(f"http://127.0.0.1:{self.gateway}")
+        latest = next(each for each in (await status(self.state))["activations"] if each["model"] == model.name)
+        model.phases.append(latest["phases"])
+        where = parts(model.phases[-1:])
+        console.print(f"  {turn} {model.name}: first {first:.3f} s, whole {whole:.3f}; {latest['origin']}; ms: {where}")
+        if latest["origin"] != "parked":
+            raise AssertionError(f"{model.name} was {latest['origin']} when its request came, and not parked: {latest['reason']}")
+        model.taken.append(first)
+        await self.until_parked()
 
     def hold(self) -> None:
         count = len(self.models)
