@@ -24,6 +24,7 @@ from gpumem.server.leases import Lease, Owner
 from gpumem.server.regions import ID, Chunks, Region, State
 from gpumem.wire.errors import Cancelled, Exists, Forbidden, GpumemError, Invalid, NotFound, VersionMismatch, WrongDevice, to_message
 from gpumem.wire.frames import VERSION, Channel, Frame, ProtocolViolation, close_all
+from zerowake_shared.lack import lack
 
 _OUTSTANDING = 64  # requests that one connection may have open
 _MOST_AT_ONCE = 256  # scratches that one request may ask for
@@ -155,8 +156,12 @@ class Connection:
             self._stopped.discard(request.id)
             reply.error.CopyFrom(to_message(Cancelled("stopped, as asked; what is there stays for the next")))
         except Exception as error:
-            logger.exception("request %s of %s", kind, self._owner)
-            reply.error.message = f"the server failed at this: {error!r}; its log says more"
+            if why := lack(error, "gpumem"):
+                logger.warning("request %s of %s: %s", kind, self._owner, why)
+                reply.error.message = why
+            else:
+                logger.exception("request %s of %s", kind, self._owner)
+                reply.error.message = f"the server failed at this: {error!r}; its log says more"
         finally:
             frame.close()
             self._handled.discard(request.id)

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import grpc
 
 from restore_agent.errors import FAILURES, REASON, ErrorKind, kind_of, reason_of
+from zerowake_shared.lack import lack
 
 _REMEMBERED = 4096  # finished requests whose answer is kept
 _Context = grpc.aio.ServicerContext[Any, Any]
@@ -57,11 +58,12 @@ class Requests:
         except Exception as error:
             # A failure is not remembered, whatever it is: the caller may have mended its cause.
             self._work.pop(key, None)
+            why = lack(error, "the agent")
             if isinstance(error, FAILURES):
                 context.set_trailing_metadata(((REASON, reason_of(error)),))
-                await context.abort(_STATUS[kind_of(error)], str(error))
-            if lack := _lack(error):
-                await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, lack)
+                await context.abort(_STATUS[kind_of(error)], why or str(error))
+            if why:
+                await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, why)
             raise
 
 
@@ -75,15 +77,6 @@ async def ended(work: Coroutine[Any, Any, _T]) -> AsyncIterator[asyncio.Task[_T]
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError, grpc.aio.AbortError):
             await task
-
-
-def _lack(error: Exception) -> str:
-    """What the agent had too little of, and is no bug; empty: nothing."""
-    if isinstance(error, MemoryError):
-        return "the agent may have no more memory: let it have more, or ask again later"
-    if isinstance(error, RuntimeError) and "can't start new thread" in str(error):  # CPython has no class of its own for it
-        return "the agent can start no more threads: raise its limit of processes (systemd: TasksMax), or ask again later"
-    return ""
 
 
 class _Work:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import mmap
 import os
 import socket
@@ -190,6 +191,18 @@ async def test_a_fault_of_the_servers_own_is_told(
     assert "failed at this" in reply.error.message
     assert "Traceback" in caplog.text
     assert (await peer.ask(3, pb.Request(status=pb.GetStatus()))).HasField("status")
+
+
+async def test_a_lack_of_descriptors_is_no_fault_of_the_servers(
+    peer: Peer, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def without(namespace: str | None) -> pb.Status:
+        raise OSError(errno.EMFILE, "Too many open files", "/proc/meminfo")
+
+    monkeypatch.setattr(backend, "status", without)
+    reply = await peer.ask(2, pb.Request(status=pb.GetStatus()))
+    assert reply.error.message.startswith("gpumem has no descriptor left: raise its limit of open files")
+    assert "no descriptor left" in caplog.text and "Traceback" not in caplog.text
 
 
 @pytest.mark.usefixtures("no_garbage")

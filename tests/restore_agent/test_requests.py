@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,7 @@ async def test_the_same_id_of_another_method_is_another_request(world: World, wo
         (NoMemory("full"), grpc.StatusCode.RESOURCE_EXHAUSTED, "full"),
         (RuntimeError("can't start new thread"), grpc.StatusCode.RESOURCE_EXHAUSTED, "raise its limit of processes"),
         (MemoryError(), grpc.StatusCode.RESOURCE_EXHAUSTED, "no more memory"),
+        (OSError(errno.EMFILE, "Too many open files", "/state/names"), grpc.StatusCode.RESOURCE_EXHAUSTED, "raise its limit of open files"),
         (KeyError("a bug"), grpc.StatusCode.UNKNOWN, "a bug"),
     ],
 )

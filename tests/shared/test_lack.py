@@ -1,0 +1,50 @@
+"""What a process lacks is said with what to do, and nothing else is taken for it."""
+
+import errno
+import os
+import resource
+import threading
+
+import pytest
+
+from zerowake_shared.lack import lack
+
+
+def test_descriptors() -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))
+    try:
+        with pytest.raises(OSError) as raised:
+            os.open("/", os.O_RDONLY)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert lack(raised.value, "gpumem") == (
+        "gpumem has no descriptor left: raise its limit of open files (systemd: LimitNOFILE), or ask again later"
+    )
+
+
+def test_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = threading.stack_size(1 << 62)  # no address space has room for it
+    try:
+        with pytest.raises(RuntimeError) as raised:
+            threading.Thread(target=print).start()
+    finally:
+        threading.stack_size(before)
+    assert "can start no more threads: raise its limit of processes" in lack(raised.value, "the agent")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (MemoryError(), "the agent may have no more memory"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "the agent may have no more memory"),
+        (OSError(errno.ENFILE, "Too many open files in system"), "this machine has no descriptor left"),
+    ],
+)
+def test_memory_and_the_machine(error: Exception, said: str) -> None:
+    assert lack(error, "the agent").startswith(said)
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOENT, "No such file"), RuntimeError("no running event loop"), ValueError("x")])
+def test_anything_else(error: Exception) -> None:
+    assert lack(error, "the agent") == ""
