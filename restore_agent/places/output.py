@@ -33,12 +33,16 @@ class Pipes:
         self._partial: dict[int, bytes] = {}
         self._loop = asyncio.get_running_loop()
         self._writers: list[int] = []
-        for _ in range(2):
-            reader, writer = os.pipe()
-            os.set_blocking(reader, False)
-            self._partial[reader] = b""
-            self._writers.append(writer)
-            self._loop.add_reader(reader, self._drain, reader)
+        try:
+            for _ in range(2):
+                reader, writer = os.pipe()
+                os.set_blocking(reader, False)
+                self._partial[reader] = b""
+                self._writers.append(writer)
+                self._loop.add_reader(reader, self._drain, reader)
+        except OSError:
+            self.close()
+            raise
         # The names that an image knows these pipes by.
         self.keys = (self._key(0), self._key(1))
 

@@ -77,22 +77,12 @@ class Sandbox:
             PlaceError: not root, no space for the layer, or the kernel refuses a namespace or the layer.
         """
         layer = await _made(layers or kdat.with_name("layers"), shared, kdat.parent)
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        ours.setblocking(False)
-        with contextlib.suppress(PermissionError):  # the usual bound of a machine is a fifth of a MiB
-            ours.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _MAX_MESSAGE // 2)  # which it doubles
-        with theirs:
-            try:
-                process = subprocess.Popen(  # noqa: ASYNC220  a vfork: half a millisecond, a thread would cost as much
-                    [zerowake_native.SANDBOX_INIT, str(theirs.fileno()), str(kdat), *layer.arguments],
-                    pass_fds=[theirs.fileno()],
-                    stdin=subprocess.DEVNULL,
-                )
-            except OSError as error:
-                ours.close()
-                layer.remove()
-                raise PlaceError(cannot_start(zerowake_native.SANDBOX_INIT, error)) from error
-        sandbox = cls(process, ours, layer)
+        try:
+            process, control = _begun(kdat, layer)
+        except OSError as error:
+            layer.remove()
+            raise PlaceError(cannot_start(zerowake_native.SANDBOX_INIT, error)) from error
+        sandbox = cls(process, control, layer)
         try:
             async with asyncio.timeout(_START_SECONDS):
                 await sandbox._ready
@@ -283,6 +273,26 @@ class Sandbox:
         for future in self._exits.values():
             if not future.done():
                 future.set_result(signal.SIGKILL)
+
+
+def _begun(kdat: Path, layer: Layer) -> tuple[subprocess.Popen[bytes], socket.socket]:
+    """The init, by a vfork: half a millisecond, and a thread would cost as much; and our end of its socket. Raises OSError."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        ours.setblocking(False)
+        with contextlib.suppress(PermissionError):  # the usual bound of a machine is a fifth of a MiB
+            ours.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _MAX_MESSAGE // 2)  # which it doubles
+        process = subprocess.Popen(
+            [zerowake_native.SANDBOX_INIT, str(theirs.fileno()), str(kdat), *layer.arguments],
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+        )
+        return process, ours
+    except BaseException:
+        ours.close()
+        raise
+    finally:
+        theirs.close()
 
 
 async def _made(layers: Path, shared: Sequence[str], memory: Path) -> Layer:

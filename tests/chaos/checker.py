@@ -29,7 +29,8 @@ Line = dict[str, Any]
 
 CONCURRENCY = 3
 GROWTH_BYTES, GROWTH_DESCRIPTORS = 48 << 20, 24
-AGENT_LOOKS = 3  # at an agent, of which the least counts: the images that it holds in memory, and what it keeps for restores, come and go
+# At an agent: the most of its first looks is compared with the least of its last, since the images that it holds in memory come and go.
+AGENT_LOOKS = 3
 _AFTER_SECONDS = 30.0  # that a fault may still explain a broken connection after it was undone: a program starts again meanwhile
 _LONGEST_SECONDS = 65.0  # that a client waits
 _CUTTING = {"kill", "stop", "pids", "memory", "descriptors", "clock", "disk full"}
@@ -208,10 +209,11 @@ def of_quiet(seen: Sequence[Line]) -> Iterable[Violation]:
             yield Violation("does not come back", model, line["at"])
         for name, size in line["programs"].items():
             looks[name].append(size)
-            began = looks[name][0]
-            held = min(look["bytes"] for look in looks[name][-AGENT_LOOKS if "agent" in name else -1 :])
-            if held > began["bytes"] + GROWTH_BYTES:
-                yield Violation("memory grows", f"{name}: {began['bytes'] >> 20} MiB, and now {held >> 20}", line["at"])
+            began, count = looks[name][0], AGENT_LOOKS if "agent" in name else 1
+            first = max(look["bytes"] for look in looks[name][:count])
+            held = min(look["bytes"] for look in looks[name][-count:])
+            if held > first + GROWTH_BYTES:
+                yield Violation("memory grows", f"{name}: {first >> 20} MiB, and now {held >> 20}", line["at"])
             if size["descriptors"] > began["descriptors"] + GROWTH_DESCRIPTORS:
                 yield Violation("descriptors grow", f"{name}: {began['descriptors']}, and now {size['descriptors']}", line["at"])
 

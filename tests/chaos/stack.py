@@ -35,6 +35,8 @@ ENGINE = Path(__file__).with_name("engine.py")
 PORT = 8000
 DISK = 384 << 20  # bytes of each machine's state folder
 MODELS = ("quick", "stand", "lent", "cold")
+# A program of a forked process of ours would first run what gRPC does in a child.
+_IN_GROUP = "sh", "-c", 'echo $$ >"$0" && exec "$@"'
 _AGAIN_SECONDS = 0.3
 _POOL = 96 << 20
 
@@ -180,15 +182,13 @@ class Stack:
             service.hit, service.starts = False, service.starts + 1
             with service.log.open("ab") as log:
                 service.process = await asyncio.create_subprocess_exec(
-                    *service.command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=service.env, cwd=ROOT, preexec_fn=self._enter
-                )
+                    *_IN_GROUP, str(self.pids / "cgroup.procs"), *service.command, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
+                    env=service.env, cwd=ROOT,
+                )  # fmt: skip
             append(self.journal, what="started", service=service.name, pid=service.process.pid)
             code = await service.process.wait()
             append(self.journal, what="ended", service=service.name, code=code, hit=service.hit, stopping=self._stopping)
             await asyncio.sleep(_AGAIN_SECONDS)
-
-    def _enter(self) -> None:
-        (self.pids / "cgroup.procs").write_text(str(os.getpid()))
 
     def _declare(self, name: str, command: list[str], **env: str) -> Service:
         service = Service(name, command, self._environment() | env, self.folder / f"{name}.log")

@@ -144,6 +144,7 @@ def test_a_borrower_that_died_has_nothing() -> None:
 
 def test_an_agent_whose_memory_comes_and_goes_does_not_grow() -> None:
     name, more = "one's agent 7", (100 << 20) + GROWTH_BYTES + 1
-    looks = [quiet(10.0 + number, size, name=name) for number, size in enumerate((100 << 20, more, more, 110 << 20, more))]
+    sizes = (60 << 20, 100 << 20, 70 << 20, more, more, 110 << 20, more)
+    looks = [quiet(10.0 + number, size, name=name) for number, size in enumerate(sizes)]
     assert [each.kind for each in of_quiet(looks)] == []
     assert [each.kind for each in of_quiet([*looks, quiet(20.0, more, name=name), quiet(21.0, more, name=name)])] == ["memory grows"]

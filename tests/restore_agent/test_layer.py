@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from restore_agent.places.mount_table import parse, read, visible
 from restore_agent.places.place import PlaceError
 from restore_agent.places.sandbox import Sandbox
 from tests.worlds.agent import PORT, Agent, get, running
+from tests.worlds.exhausted import descriptors_left
 from tests.worlds.leftovers import left_behind, nothing_left
 
 ENGINE = Path(__file__).parent.parent / "worlds" / "writing_engine.py"
@@ -213,12 +213,8 @@ def test_one_that_is_made_is_removed_whole(tmp_path: Path) -> None:
 
 def test_one_that_cannot_be_removed_for_want_of_descriptors_goes_with_the_next(tmp_path: Path) -> None:
     first, second = Layer.make(tmp_path / "layers", []), Layer.make(tmp_path / "layers", [])
-    before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))
-    try:
+    with descriptors_left(0):
         first.remove()
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, before)
     assert len(list((tmp_path / "layers").iterdir())) == 2
     second.remove()
     assert list((tmp_path / "layers").iterdir()) == []

@@ -19,6 +19,7 @@ from restore_agent.snapshots.compatibility import node_fits
 from restore_agent.snapshots.file_hashes import FileHashes
 from restore_agent.snapshots.manifest import CONTAINER_FILE
 from tests.worlds import refused_calls
+from tests.worlds.exhausted import descriptors_left
 from tests.worlds.waiting import until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for namespaces")
@@ -44,6 +45,22 @@ async def run(place: Place, output: Output, *command: str, engine: bool = False)
 
 async def status(place: Place, pid: int) -> int:
     return await asyncio.wait_for(asyncio.shield(place.exit_of(pid)), 10)
+
+
+async def test_one_that_cannot_be_begun_for_want_of_descriptors_leaves_no_layer(tmp_path: Path) -> None:
+    layers, refused = tmp_path / "layers", 0
+    for left in range(1, 40):
+        with descriptors_left(left):
+            try:
+                sandbox = await Sandbox.create(tmp_path / "criu.kdat", layers)
+            except (PlaceError, OSError) as error:
+                refused += 1
+                assert "open files" in str(error), error
+                continue
+        await sandbox.close()
+        break
+    assert refused > 1
+    assert list(layers.iterdir()) == []
 
 
 async def test_its_namespaces_are_its_own(sandbox: Sandbox, output: Output) -> None:

@@ -1,21 +1,9 @@
 """Folders of no more use, also where they cannot be removed at once."""
 
-import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
+from tests.worlds.exhausted import descriptors_left
 from zerowake_shared.discard import discard
-
-
-@contextmanager
-def without_descriptors() -> Iterator[None]:
-    before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 def made(folder: Path) -> Path:
@@ -35,7 +23,7 @@ def test_what_is_not_there_is_no_error(tmp_path: Path) -> None:
 
 def test_what_could_not_go_for_want_of_descriptors_goes_with_the_next(tmp_path: Path) -> None:
     one, two, three = (made(tmp_path / name) for name in ("one", "two", "three"))
-    with without_descriptors():
+    with descriptors_left(0):
         discard(one)
         discard(two)
     assert one.exists() and two.exists()

@@ -2,22 +2,17 @@
 
 import errno
 import os
-import resource
 import threading
 
 import pytest
 
+from tests.worlds.exhausted import descriptors_left
 from zerowake_shared.lack import lack
 
 
 def test_descriptors() -> None:
-    before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))
-    try:
-        with pytest.raises(OSError) as raised:
-            os.open("/", os.O_RDONLY)
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    with descriptors_left(0), pytest.raises(OSError) as raised:
+        os.open("/", os.O_RDONLY)
     assert lack(raised.value, "gpumem") == (
         "gpumem has no descriptor left: raise its limit of open files (systemd: LimitNOFILE), or ask again later"
     )
