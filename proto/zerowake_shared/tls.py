@@ -16,7 +16,7 @@ import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, NoReturn, TypeVar
+from typing import Generic, NoReturn, TypeAlias, TypeVar
 
 import grpc
 from cryptography import x509
@@ -25,6 +25,8 @@ from prometheus_client import Counter, Gauge
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+_Signature: TypeAlias = tuple[tuple[int, int, int], ...]  # by which a change of files is seen
+_RENEWALS = 5  # that may come in a row as files are read
 EXPIRY = Gauge(
     "zerowake_tls_certificate_expiry_timestamp_seconds",
     "When a file of certificates in use ends, by Unix time: of those in it that which ends first.",
@@ -71,9 +73,8 @@ def client_credentials(files: TlsFiles) -> grpc.ChannelCredentials:
     Raises:
         BadCertificate: the files cannot be used.
     """
-    _for_openssl(files)
-    roots = files.client_ca.read_bytes() if files.client_ca else None
-    return grpc.ssl_channel_credentials(roots, files.key.read_bytes(), files.certificate.read_bytes())
+    found, _ = _settled(files, _for_channels)
+    return found
 
 
 def client_contexts(files: TlsFiles) -> Callable[[], ssl.SSLContext]:
@@ -117,20 +118,20 @@ class _Follower(Generic[T]):
     def __init__(self, files: TlsFiles, read: Callable[[TlsFiles], T]) -> None:
         self._files = files
         self._read = read
-        self._seen: tuple[tuple[int, int, int], ...] = ()
+        self._seen: _Signature = ()
 
     def load(self) -> T:
-        self._seen = self._signature()
-        return self._read(self._files)
+        found, self._seen = _settled(self._files, self._read)
+        return found
 
     def changed(self) -> T | None:
         # An exception here would refuse the handshake: whatever is wrong with the new files, the old ones still serve.
         try:
-            signature = self._signature()
+            signature = _signature(self._files)
             if signature == self._seen:
                 return None
             self._seen = signature
-            found = self._read(self._files)
+            found, self._seen = _settled(self._files, self._read)
         except BadCertificate as error:
             log.error("the changed TLS files are not used, the old certificate goes on: %s", error)
             RELOADS.labels("refused").inc()
@@ -139,8 +140,25 @@ class _Follower(Generic[T]):
         log.info("TLS certificate read again from %s", self._files.certificate)
         return found
 
-    def _signature(self) -> tuple[tuple[int, int, int], ...]:
-        return tuple(_stat(path) for path in (self._files.certificate, self._files.key, self._files.client_ca) if path)
+
+def _settled(files: TlsFiles, read: Callable[[TlsFiles], T]) -> tuple[T, _Signature]:
+    """What `read` makes of them, all of one time: a renewal in its midst would give it one's certificate with the other's key."""
+    left = _RENEWALS
+    while True:
+        before = _signature(files)
+        try:
+            found = read(files)
+        except BadCertificate:
+            if not left or _signature(files) == before:
+                raise
+        else:
+            if not left or _signature(files) == before:
+                return found, before
+        left -= 1
+
+
+def _signature(files: TlsFiles) -> _Signature:
+    return tuple(_stat(path) for path in (files.certificate, files.key, files.client_ca) if path)
 
 
 def _stat(path: Path) -> tuple[int, int, int]:
@@ -156,6 +174,12 @@ def _for_grpc(files: TlsFiles) -> grpc.ServerCertificateConfiguration:
     _for_openssl(files)
     pair = (files.key.read_bytes(), files.certificate.read_bytes())
     return grpc.ssl_server_certificate_configuration([pair], files.client_ca.read_bytes() if files.client_ca else None)
+
+
+def _for_channels(files: TlsFiles) -> grpc.ChannelCredentials:
+    _for_openssl(files)
+    roots = files.client_ca.read_bytes() if files.client_ca else None
+    return grpc.ssl_channel_credentials(roots, files.key.read_bytes(), files.certificate.read_bytes())
 
 
 def _for_clients(files: TlsFiles) -> ssl.SSLContext:

@@ -149,6 +149,86 @@ async def test_mutual_tls_from_one_folder_on_both_sides(authority: Authority, tm
             assert error.value.code() == grpc.StatusCode.UNAVAILABLE
 
 
+class Rotated:
+    """A folder of tls.crt, tls.key and ca.crt that is swapped as the kubelet swaps a Secret."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self._folder, self._name = folder / name, name
+        self._folder.mkdir()
+        self.files = TlsFiles.in_folder(self._folder / "current")
+        self._count = 0
+
+    def rotate(self, issuer: Authority, *trusted: Authority) -> Pair:
+        self._count += 1
+        fresh = self._folder / f"{self._count}"
+        fresh.mkdir()
+        pair = issuer.issue(f"{self._name}.zerowake")
+        pair.write(fresh, "tls")
+        (fresh / "ca.crt").write_bytes(b"".join(each.certificate for each in trusted))
+        (self._folder / "next").symlink_to(fresh.name)
+        (self._folder / "next").rename(self._folder / "current")
+        return pair
+
+
+async def test_rotation_under_load_costs_no_call(authority: Authority, tmp_path: Path) -> None:
+    """Both sides' certificates again and again, then the authority itself: first both are trusted, then the new one issues, then alone."""
+    successor = Authority("zerowake test authority, the next")
+    server, client = Rotated(tmp_path, "server"), Rotated(tmp_path, "client")
+    for side in (server, client):
+        side.rotate(authority, authority)
+    done, failed, is_over = 0, list[str](), False
+
+    async def calls(port: int) -> None:
+        nonlocal done
+        while not is_over:
+            async with grpc.aio.secure_channel(f"localhost:{port}", client_credentials(client.files)) as channel:
+                stub: Any = health_pb2_grpc.HealthStub(channel)
+                for _ in range(3):
+                    try:
+                        await stub.Check(health_pb2.HealthCheckRequest(), timeout=20)
+                        done += 1
+                    except grpc.aio.AioRpcError as error:
+                        failed.append(f"after {done} calls: {error.details()}")
+
+    async with grpc_server(server.files) as port, asyncio.timeout(120), asyncio.TaskGroup() as group:
+        for _ in range(4):
+            group.create_task(calls(port))
+        steps = [(authority, (authority,))] * 20
+        steps += [(authority, (authority, successor)), (successor, (authority, successor)), (successor, (successor,))]
+        for issuer, trusted in steps:
+            for side in (client, server):
+                pair = side.rotate(issuer, *trusted)
+                before = done
+                while done < before + 8 and not failed:
+                    await asyncio.sleep(0.01)  # others call meanwhile
+        is_over = True
+        assert await shows(port, pair)
+    assert failed == []
+
+
+async def test_a_renewal_in_the_midst_of_reading_mixes_no_two(
+    authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, client = Rotated(tmp_path, "server"), Rotated(tmp_path, "client")
+    for side in (server, client):
+        side.rotate(authority, authority)
+    read, rotated = Path.read_bytes, list[str]()
+
+    def renewed_after(path: Path) -> bytes:
+        content = read(path)
+        side = server if server.files.key == path else client
+        if path.name == "tls.key" and str(path) not in rotated:
+            rotated.append(str(path))
+            side.rotate(authority, authority)
+        return content
+
+    monkeypatch.setattr(Path, "read_bytes", renewed_after)
+    async with grpc_server(server.files) as port, grpc.aio.secure_channel(f"localhost:{port}", client_credentials(client.files)) as channel:
+        stub: Any = health_pb2_grpc.HealthStub(channel)
+        await stub.Check(health_pb2.HealthCheckRequest(), timeout=20)
+    assert len(rotated) == 2
+
+
 @pytest.mark.parametrize("read", [server_credentials, client_credentials, server_context])
 def test_bad_files_are_named_at_the_start(read: Callable[[TlsFiles], object], authority: Authority, tmp_path: Path) -> None:
     good, other = authority.issue("scaler.zerowake"), authority.issue("other.zerowake")
