@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import threading
 
 
 def lack(error: BaseException, who: str) -> str:
@@ -17,3 +18,25 @@ def lack(error: BaseException, who: str) -> str:
     if number == errno.ENFILE:
         return "this machine has no descriptor left: raise its limit of open files (sysctl fs.file-max), or ask again later"
     return ""
+
+
+def startable_threads(count: int) -> int:
+    """How many of so many threads can be started now, beside each other. They have ended when this returns.
+
+    Libraries of C++ and Rust start theirs at their first use, and take a failure for something that cannot be: gRPC waits for ever for a
+    thread that there is not, and obstore is broken for as long as the process lives. So who uses one for the first time asks here before.
+    """
+    let_go = threading.Event()
+    started: list[threading.Thread] = []
+    try:
+        for _ in range(count):
+            thread = threading.Thread(target=let_go.wait)
+            thread.start()
+            started.append(thread)
+    except (RuntimeError, MemoryError):
+        pass  # the answer says so
+    finally:
+        let_go.set()
+        for thread in started:
+            thread.join()
+    return len(started)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from zerowake_shared.address import Address
+from zerowake_shared.lack import startable_threads
 from zerowake_shared.port_holder import port_holder
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ PINGS_WELCOME = (
 )
 
 
+_THREADS = min(max(os.cpu_count() or 1, 4), 16) + 4  # that gRPC starts at its first use, and some beside
 _LONGEST_PATH = 107  # of a UNIX socket; the kernel's limit
 
 
@@ -47,9 +49,10 @@ def listen(server: grpc.aio.Server, address: str, who: str, credentials: grpc.Se
     who: what the server is to people, as in "the external scaler".
 
     Raises:
-        CannotListen: the address is taken or impossible.
+        CannotListen: the address is taken or impossible, or there is no room for gRPC's threads.
     """
     check_free(address, who)  # gRPC would write lines of its own about it
+    check_threads(who)
     try:
         where = address
         if not address.startswith("unix:"):
@@ -83,6 +86,19 @@ def check_free(address: str, who: str) -> None:
     """
     if why := _tried(address):
         raise CannotListen(f"{who} cannot listen on {address}: {why}")
+
+
+def check_threads(who: str) -> None:
+    """Whether there is room for gRPC's threads, before anything of it is used: it would begin with fewer, and wait for ever for the rest.
+
+    Raises:
+        CannotListen: there is none.
+    """
+    if (able := startable_threads(_THREADS)) < _THREADS:
+        raise CannotListen(
+            f"{who} cannot serve: that takes {_THREADS} threads, and this process may start {able}: raise its limit of processes (systemd: "
+            "TasksMax), and start it again"
+        )
 
 
 def check_all_free(wanted: Iterable[tuple[str, str]]) -> None:

@@ -116,6 +116,7 @@ async def serving(
     """
     path = socket_of(state)
     async with Node.open(name, state, _memory(state), gpumem, metrics, parked, keys, images, disk) as node, _shared(node, sharing):
+        listening.check_threads("the agent")
         listening.make_way(path, "the agent")  # of one that was killed: the store's lock says that none is alive
         server = grpc.aio.server(interceptors=[OnlyTheScaler()], options=listening.PINGS_WELCOME)
         agent_pb2_grpc.add_AgentServicer_to_server(AgentService(node), server)

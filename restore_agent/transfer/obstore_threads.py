@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import functools
 import os
-import threading
 
 import obstore
 from obstore.store import MemoryStore
 
 from restore_agent.transfer.source import Unreachable
+from zerowake_shared.lack import startable_threads
 
 _BESIDE = 2  # threads, for whatever else begins one at that moment
 
@@ -26,22 +26,12 @@ def begin_threads() -> None:
     Raises:
         Unreachable: there is no room for its threads now.
     """
-    let_go = threading.Event()
-    tried: list[threading.Thread] = []
-    try:
-        for _ in range(int(os.environ.get("TOKIO_WORKER_THREADS") or os.cpu_count() or 1) + _BESIDE):
-            thread = threading.Thread(target=let_go.wait)
-            thread.start()
-            tried.append(thread)
-    except (RuntimeError, MemoryError):
+    count = int(os.environ.get("TOKIO_WORKER_THREADS") or os.cpu_count() or 1) + _BESIDE
+    if (found := startable_threads(count)) < count:
         raise Unreachable(
-            f"buckets are read by {os.cpu_count()} threads, and no more than {len(tried)} could be started here: raise the limit of "
-            "processes (systemd: TasksMax) or of memory, or ask again later"
-        ) from None
-    finally:
-        let_go.set()
-        for thread in tried:
-            thread.join()
+            f"buckets are read by {count} threads, and no more than {found} could be started here: raise the limit of processes (systemd: "
+            "TasksMax) or of memory, or ask again later"
+        )
     obstore.put(MemoryStore(), "begins", b"")
 
 

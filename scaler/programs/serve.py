@@ -78,7 +78,7 @@ from zerowake_shared.address import Address
 from zerowake_shared.kubernetes.cluster import Cluster
 from zerowake_shared.kubernetes.informer import Informer
 from zerowake_shared.kubernetes.resource import PODS
-from zerowake_shared.listening import check_all_free
+from zerowake_shared.listening import check_all_free, check_threads
 from zerowake_shared.phases import Phase
 from zerowake_shared.pod_contract import SNAPSHOT
 
@@ -97,6 +97,7 @@ async def serve(config: ServeConfig) -> None:
         ClusterError: there is no cluster to speak to.
         OSError, CannotListen, BadCertificate: an address is taken, or a certificate is of no use.
     """
+    check_threads("the scaler")
     check_all_free(config.addresses)
     stop, at_once = stopped_by(signal.SIGTERM, signal.SIGINT)
     identity = os.environ.get("POD_NAME") or socket.gethostname()

@@ -49,7 +49,7 @@ from zerowake_shared import background
 from zerowake_shared.address import Address
 from zerowake_shared.backoff import Backoff
 from zerowake_shared.clock import SYSTEM_CLOCK
-from zerowake_shared.listening import check_all_free
+from zerowake_shared.listening import check_all_free, check_threads
 from zerowake_shared.state_folder import owned, store_holder
 from zerowake_shared.tls import TlsFiles
 
@@ -74,6 +74,7 @@ async def up(config: Config) -> None:
         AgentFailed, OSError.
     """
     with owned(config.state):
+        check_threads("zerowake up")
         check_all_free(config.addresses)
         check_all_free(("a program of `zerowake up`", f"unix:{config.state / name}") for name in _SOCKETS)
         await _up(config)

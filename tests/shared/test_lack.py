@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from tests.worlds.exhausted import descriptors_left
-from zerowake_shared.lack import lack
+from zerowake_shared.lack import lack, startable_threads
 
 
 def test_descriptors() -> None:
@@ -43,3 +43,14 @@ def test_memory_and_the_machine(error: Exception, said: str) -> None:
 @pytest.mark.parametrize("error", [OSError(errno.ENOENT, "No such file"), RuntimeError("no running event loop"), ValueError("x")])
 def test_anything_else(error: Exception) -> None:
     assert lack(error, "the agent") == ""
+
+
+def test_threads_are_counted_and_have_ended() -> None:
+    before = threading.active_count()
+    assert startable_threads(20) == 20
+    assert threading.active_count() == before
+    size = threading.stack_size(1 << 62)
+    try:
+        assert startable_threads(20) == 0
+    finally:
+        threading.stack_size(size)

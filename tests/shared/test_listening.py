@@ -2,6 +2,7 @@
 
 import os
 import re
+import threading
 from pathlib import Path
 
 import grpc
@@ -32,6 +33,17 @@ async def test_an_address_that_is_taken_is_named_with_who_wanted_it() -> None:
     has = rf"the port is in use by pid {os.getpid()} \(.+\); stop that, or choose another"
     with pytest.raises(CannotListen, match=rf"^the second cannot listen on {re.escape(bound)}: {has}$"):
         listen(server(), bound, "the second")
+
+
+async def test_a_process_that_may_start_no_threads_says_so_and_does_not_hang() -> None:
+    here = server()
+    before = threading.stack_size(1 << 62)  # no address space has room for it
+    try:
+        with pytest.raises(CannotListen, match=r"^the test cannot serve: that takes \d+ threads, and this process may start 0: raise its limit of processes"):
+            listen(here, "127.0.0.1:0", "the test")
+    finally:
+        threading.stack_size(before)
+    assert listen(here, "127.0.0.1:0", "the test")
 
 
 async def test_an_address_that_is_none(tmp_path: Path) -> None:
