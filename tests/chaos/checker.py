@@ -145,10 +145,11 @@ def of_engines(requests: Sequence[Line], worked: Sequence[Line]) -> Iterable[Vio
 def _too_many(worked: Sequence[Line], left: set[str]) -> Iterable[Violation]:
     """left: ids whose clients may have gone, which an engine then goes on with for nobody."""
     ends = {(line["replica"], line["id"]): line["at"] for line in worked if line["what"] == "end"}
+    begins = Counter((line["replica"], line["id"]) for line in worked if line["what"] == "begin")
     edges: dict[str, list[tuple[float, int]]] = defaultdict(list)
     for line in worked:
         key = line["replica"], line["id"]
-        if line["what"] == "begin" and key in ends and line["id"] not in left:
+        if line["what"] == "begin" and key in ends and line["id"] not in left and begins[key] == 1:  # else no end is one begin's
             edges[line["replica"]] += [(line["at"], 1), (ends[key], -1)]
     for replica, steps in edges.items():
         now = 0
