@@ -39,7 +39,8 @@ async def test_a_process_that_may_start_no_threads_says_so_and_does_not_hang() -
     here = server()
     before = threading.stack_size(1 << 62)  # no address space has room for it
     try:
-        with pytest.raises(CannotListen, match=r"^the test cannot serve: that takes \d+ threads, and this process may start 0: raise its limit of processes"):
+        said = r"^the test cannot serve: that takes \d+ threads, and this process may start 0: raise its limit of processes"
+        with pytest.raises(CannotListen, match=said):
             listen(here, "127.0.0.1:0", "the test")
     finally:
         threading.stack_size(before)
