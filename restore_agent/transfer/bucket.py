@@ -24,7 +24,7 @@ from obstore.exceptions import BaseError
 from obstore.store import S3Store
 
 from restore_agent.transfer.credentials import CredentialFiles
-from restore_agent.transfer.obstore_threads import begin_threads, broken, is_panic
+from restore_agent.transfer.obstore_threads import obstore_threads
 from restore_agent.transfer.s3_errors import code_of, status_of, word_for
 from restore_agent.transfer.signed_reads import SignedReads
 from restore_agent.transfer.source import Absent, Denied, Piece, Stored, TransferError
@@ -145,14 +145,10 @@ class Bucket:
 
     @contextlib.contextmanager
     def _words(self, what: str) -> Iterator[None]:
-        begin_threads()
-        try:
-            yield
-        except Denied as error:
-            raise error from None
-        except (BaseError, OSError, ValueError) as error:
-            raise word_for(error, what, str(self)) from None
-        except BaseException as error:
-            if is_panic(error):
-                raise broken(error) from None
-            raise
+        with obstore_threads():
+            try:
+                yield
+            except Denied as error:
+                raise error from None
+            except (BaseError, OSError, ValueError) as error:
+                raise word_for(error, what, str(self)) from None

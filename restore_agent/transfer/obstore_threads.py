@@ -7,8 +7,10 @@ many threads are started before, and what lacks is an error like any other, whic
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
+from collections.abc import Iterator
 
 import obstore
 from obstore.store import MemoryStore
@@ -19,13 +21,26 @@ from zerowake_shared.lack import startable_threads
 _BESIDE = 2  # threads, for whatever else begins one at that moment
 
 
-@functools.cache
-def begin_threads() -> None:
-    """To be called before anything of obstore. Once it has returned it does nothing more.
+@contextlib.contextmanager
+def obstore_threads() -> Iterator[None]:
+    """Around whatever calls obstore.
 
     Raises:
-        Unreachable: there is no room for its threads now.
+        Unreachable: there is no room for its threads now, or it has panicked.
     """
+    try:
+        _begin()
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # a class that each library makes anew, so that nothing else tells it
+            raise
+        words = f"the library that reads buckets has failed ({error}): ask again, and if it stays so, restart the agent"
+        raise Unreachable(words) from None
+
+
+@functools.cache
+def _begin() -> None:
+    """Once it has returned it does nothing more. Raises Unreachable."""
     count = int(os.environ.get("TOKIO_WORKER_THREADS") or os.cpu_count() or 1) + _BESIDE
     if (found := startable_threads(count)) < count:
         raise Unreachable(
@@ -33,13 +48,3 @@ def begin_threads() -> None:
             "TasksMax) or of memory, or ask again later"
         )
     obstore.put(MemoryStore(), "begins", b"")
-
-
-def is_panic(error: BaseException) -> bool:
-    """Its class is made anew in each library and derives from BaseException, so that nothing else tells it."""
-    return type(error).__name__ == "PanicException"
-
-
-def broken(error: BaseException) -> Unreachable:
-    """The word for it."""
-    return Unreachable(f"the library that reads buckets has failed ({error}): ask again, and if it stays so, restart the agent")

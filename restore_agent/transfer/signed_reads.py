@@ -22,7 +22,7 @@ from obstore.exceptions import BaseError
 from obstore.store import S3Store
 
 from restore_agent.transfer.line import Line
-from restore_agent.transfer.obstore_threads import begin_threads, broken, is_panic
+from restore_agent.transfer.obstore_threads import obstore_threads
 from restore_agent.transfer.source import Absent, TransferError, Unreachable
 from restore_agent.transfer.spare_memory import PIECE, SpareMemory
 from zerowake_shared.address import Address
@@ -69,15 +69,11 @@ class SignedReads:
             raise
 
     async def _sign(self, key: str) -> str:
-        begin_threads()
-        try:
-            return await obstore.sign_async(self._store, "GET", key, _VALID)
-        except (BaseError, OSError, ValueError) as error:
-            raise Unreachable(f"no request for {key} could be signed: {error}") from None
-        except BaseException as error:
-            if is_panic(error):
-                raise broken(error) from None
-            raise
+        with obstore_threads():
+            try:
+                return await obstore.sign_async(self._store, "GET", key, _VALID)
+            except (BaseError, OSError, ValueError) as error:
+                raise Unreachable(f"no request for {key} could be signed: {error}") from None
 
     def _line(self, scheme: str, host: str) -> Line:
         """Raises Unreachable: by way of a proxy, which is obstore's to speak to."""

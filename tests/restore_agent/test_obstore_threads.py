@@ -9,14 +9,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-# A thread has a stack of a gibibyte, Rust's by a variable, and a quarter of that is left: all but threads finds its memory.
 PROGRAM = """
-import asyncio, resource, threading
+import asyncio
 from restore_agent.transfer.bucket import Bucket
 from restore_agent.transfer.source import TransferError
+from tests.worlds.exhausted import no_threads
 
 bucket = Bucket("none-such")
-threading.stack_size(1 << 30)
 
 async def asked():
     try:
@@ -24,19 +23,14 @@ async def asked():
     except TransferError as error:
         print(type(error).__name__, error, flush=True)
 
-with open("/proc/self/statm") as file:
-    size = int(file.read().split()[0]) * resource.getpagesize()
-before = resource.getrlimit(resource.RLIMIT_AS)
-resource.setrlimit(resource.RLIMIT_AS, (size + (1 << 28), before[1]))
-asyncio.run(asked())
-resource.setrlimit(resource.RLIMIT_AS, before)
+with no_threads():
+    asyncio.run(asked())
 asyncio.run(asked())
 """
 
 
 def test_a_lack_of_threads_is_said_and_is_over_when_they_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # where nothing listens
-    monkeypatch.setenv("RUST_MIN_STACK", str(1 << 30))
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     ran = subprocess.run([sys.executable, "-c", PROGRAM], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)

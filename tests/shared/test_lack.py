@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from tests.worlds.exhausted import descriptors_left
+from tests.worlds.exhausted import descriptors_left, no_threads
 from zerowake_shared.lack import lack, startable_threads
 
 
@@ -18,13 +18,9 @@ def test_descriptors() -> None:
     )
 
 
-def test_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = threading.stack_size(1 << 62)  # no address space has room for it
-    try:
-        with pytest.raises(RuntimeError) as raised:
-            threading.Thread(target=print).start()
-    finally:
-        threading.stack_size(before)
+def test_threads() -> None:
+    with no_threads(), pytest.raises(RuntimeError) as raised:
+        threading.Thread(target=print).start()
     assert "can start no more threads: raise its limit of processes" in lack(raised.value, "the agent")
 
 
@@ -49,8 +45,5 @@ def test_threads_are_counted_and_have_ended() -> None:
     before = threading.active_count()
     assert startable_threads(20) == 20
     assert threading.active_count() == before
-    size = threading.stack_size(1 << 62)
-    try:
+    with no_threads():
         assert startable_threads(20) == 0
-    finally:
-        threading.stack_size(size)

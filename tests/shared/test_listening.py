@@ -2,12 +2,12 @@
 
 import os
 import re
-import threading
 from pathlib import Path
 
 import grpc
 import pytest
 
+from tests.worlds.exhausted import no_threads
 from zerowake_shared.address import Address
 from zerowake_shared.listening import CannotListen, listen
 
@@ -37,13 +37,9 @@ async def test_an_address_that_is_taken_is_named_with_who_wanted_it() -> None:
 
 async def test_a_process_that_may_start_no_threads_says_so_and_does_not_hang() -> None:
     here = server()
-    before = threading.stack_size(1 << 62)  # no address space has room for it
-    try:
-        said = r"^the test cannot serve: that takes \d+ threads, and this process may start 0: raise its limit of processes"
-        with pytest.raises(CannotListen, match=said):
-            listen(here, "127.0.0.1:0", "the test")
-    finally:
-        threading.stack_size(before)
+    said = r"^the test cannot serve: that takes \d+ threads, and this process may start 0: raise its limit of processes"
+    with no_threads(), pytest.raises(CannotListen, match=said):
+        listen(here, "127.0.0.1:0", "the test")
     assert listen(here, "127.0.0.1:0", "the test")
 
 
