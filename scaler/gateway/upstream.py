@@ -22,6 +22,7 @@ from dataclasses import dataclass
 
 from scaler.gateway.answer_parser import Head
 from scaler.gateway.connection import Connection
+from zerowake_shared.lack import lack
 from zerowake_shared.network_namespace import NetworkNamespace
 
 # Engines close idle connections after as little as 5 s (uvicorn). Ours go first, or a request is sent into one that is being closed.
@@ -65,11 +66,7 @@ class Upstream:
         self._namespace: NetworkNamespace | None = None
         self._unreachable: OSError | None = None
         if endpoint.netns:
-            try:
-                self._namespace = NetworkNamespace(endpoint.netns)
-            except OSError as error:
-                # The engine died before it could be used. Whoever follows the agents will hear so; until then no connection can be made.
-                self._unreachable = error
+            self._hold_namespace()
 
     async def send(
         self,
@@ -240,7 +237,16 @@ class Upstream:
                 raise
         raise failed or OSError(f"{host} has no address")
 
+    def _hold_namespace(self) -> None:
+        try:
+            self._namespace, self._unreachable = NetworkNamespace(self.endpoint.netns), None
+        except OSError as error:
+            # The engine died before it could be used, of which whoever follows the agents will hear; or we had no descriptor left.
+            self._unreachable = error
+
     def _socket(self, family: int, kind: int, protocol: int) -> socket.socket:
+        if self._unreachable is not None and lack(self._unreachable, "the gateway"):
+            self._hold_namespace()  # what there was too little of may be there again, and the replica is as good as it was
         if self._unreachable is not None:
             raise OSError(self._unreachable.errno, f"network namespace of the replica: {self._unreachable}")
         made = self._namespace.socket(family, kind, protocol) if self._namespace is not None else socket.socket(family, kind, protocol)

@@ -13,6 +13,7 @@ from scaler.gateway.dispatcher import Backend, Endpoint
 from scaler.gateway.upstream import Upstream
 from tests.worlds.echo_engine import Engine
 from tests.worlds.engine_process import process
+from tests.worlds.exhausted import descriptors_left
 from tests.worlds.front import front
 from tests.worlds.network_namespace import network_namespace
 from tests.worlds.raw_engine import Asked, raw_engine, saying
@@ -118,6 +119,14 @@ async def test_a_namespace_that_is_gone_costs_a_retry() -> None:
         await f.held(1)
         f.dispatcher.add(living.replica("living"))
         assert (await asked).text == "hello"
+
+
+async def test_a_replica_that_came_while_there_was_no_descriptor_left_serves_once_there_is(namespace: str) -> None:
+    """Its namespace could not be held open, and nothing is wrong with the replica."""
+    async with process(inside=("ip", "netns", "exec", namespace)) as engine, front() as f:
+        with descriptors_left(0):
+            f.dispatcher.add(engine.replica("r1", f"/run/netns/{namespace}"))
+        assert (await f.ask()).text == "hello"
 
 
 async def test_connections_go_before_an_engine_closes_them_which_it_shows_once() -> None:
