@@ -3,7 +3,8 @@
 It stands in the way of every such pod's creation, so it answers from memory alone: the snapshots that an informer holds, and the nodes
 that the agents' streams describe. It never refuses a pod and never fails one: whatever is missing or odd, the pod starts as it would have,
 with a warning that `kubectl` shows to whoever made it, and an annotation that says why, of which the controller makes a condition and an
-event. The API server is told to ask for labelled pods only, not to wait for long, and to go on without an answer (failure policy Ignore).
+event. The API server is told to ask for labelled pods only, not to wait for long, to ask once more where nobody answered, and to go on
+without an answer (failure policy Ignore).
 """
 
 from __future__ import annotations
@@ -182,7 +183,10 @@ async def serve_webhook(
             answer = webhook.review(await request.read())
         except msgspec.MsgspecError as error:
             return web.Response(status=400, text=f"this is no AdmissionReview: {error}\n")
-        return web.Response(body=answer, content_type="application/json")
+        response = web.Response(body=answer, content_type="application/json")
+        # Kept, a connection to a replica that is lost with its node would be asked in vain once more, for up to 90 s.
+        response.force_close()
+        return response
 
     app = web.Application(client_max_size=_REVIEW_BYTES)
     app.add_routes([web.post(PATH, handle)])

@@ -187,7 +187,8 @@ def test_its_certificates(kubeconfig: str, tmp_path: Path) -> None:
         secrets["zerowake-scaler-tls"]["ca.crt"] == secrets["zerowake-agent-tls"]["ca.crt"] != secrets["zerowake-keda-client-tls"]["ca.crt"]
     )
     (hook,) = [one for one in objects if one["kind"] == "MutatingWebhookConfiguration"]
-    assert base64.b64decode(hook["webhooks"][0]["clientConfig"]["caBundle"]) == secrets["zerowake-scaler-tls"]["ca.crt"]
+    for each in hook["webhooks"]:
+        assert base64.b64decode(each["clientConfig"]["caBundle"]) == secrets["zerowake-scaler-tls"]["ca.crt"]
     for name, secret in secrets.items():
         for key, content in secret.items():
             (tmp_path / key).write_bytes(content)

@@ -22,7 +22,7 @@ from scaler.fleet.readiness import Readiness
 from scaler.gateway.dispatcher import Dispatcher
 from scaler.kubernetes.pod_patch import NodeSetup
 from scaler.kubernetes.resources import MODEL_SNAPSHOTS, REPORTER, ModelSnapshot
-from scaler.kubernetes.webhook import SECONDS, serve_webhook
+from scaler.kubernetes.webhook import PODS, SECONDS, serve_webhook
 from tests.e2e.api import Api, Object, path
 from tests.e2e.chart import definition, render
 from tests.e2e.cluster.layout import PAUSE_IMAGE, Addresses
@@ -49,6 +49,7 @@ class World:
     agent: Agent
     folder: Path
     serving: contextlib.AsyncExitStack
+    hook: Object  # the MutatingWebhookConfiguration
 
     async def create(self, one: Object) -> Object:
         """As the API server would store it."""
@@ -68,8 +69,9 @@ async def world(
     certificate, key = authority.issue(f"zerowake-webhook.{namespace}.svc").write(tmp_path, "tls")
     (hook,) = [one for one in render(kubeconfig, namespace) if one["kind"] == "MutatingWebhookConfiguration"]
     hook["metadata"] = {"name": f"zerowake-{namespace}"}
-    hook["webhooks"][0]["clientConfig"]["caBundle"] = base64.b64encode(authority.certificate).decode()
-    hook["webhooks"][0]["namespaceSelector"] = {"matchLabels": {"kubernetes.io/metadata.name": namespace}}  # others' tests are not ours
+    for each in hook["webhooks"]:
+        each["clientConfig"]["caBundle"] = base64.b64encode(authority.certificate).decode()
+        each["namespaceSelector"] = {"matchLabels": {"kubernetes.io/metadata.name": namespace}}  # others' tests are not ours
     async with contextlib.AsyncExitStack() as stack, contextlib.AsyncExitStack() as serving:
         await stack.enter_async_context(definition(api, kubeconfig))
         cluster = await stack.enter_async_context(Cluster.connect(reporter=REPORTER, instance="test"))
@@ -102,7 +104,7 @@ async def world(
         await api.apply(service, endpoints, namespace=namespace)
         await api.apply(hook)
         stack.push_async_callback(api.delete, "MutatingWebhookConfiguration", "", f"zerowake-{namespace}")
-        world = World(api, namespace, agent, tmp_path, serving)
+        world = World(api, namespace, agent, tmp_path, serving, hook)
         async with asyncio.timeout(30):  # kube-proxy and the API server have to hear of it
             while not await world.restored(pod("probe")):
                 await asyncio.sleep(0.2)
@@ -154,6 +156,26 @@ async def test_without_an_answer_the_pod_starts(world: World) -> None:
     begun = time.monotonic()
     assert not await world.restored(pod("chat-2"))
     assert time.monotonic() - begun < 5
+
+
+async def test_where_nobody_answered_it_is_asked_once_more(world: World) -> None:
+    """A replica that was lost with its node, and whoever else does not answer: the connection is never taken."""
+
+    def asked() -> float:
+        return sum(sample.value for metric in PODS.collect() for sample in metric.samples if sample.name.endswith("_total"))
+
+    for name in ("chat", "nobody"):  # one that is marked, and one that is left as it is
+        before = asked()
+        await world.create(pod("chat-1", labels={"zerowake.dev/snapshot": name}))
+        assert asked() == before + 1, "whom it had answered, it was asked about again"
+    first, again = world.hook["webhooks"]
+    live, nobody = again["clientConfig"], {"caBundle": again["clientConfig"]["caBundle"], "url": "https://192.0.2.1/mutate-pods"}
+    first["clientConfig"] = nobody
+    for again["clientConfig"], is_restored in ((nobody, False), (live, True)):
+        await world.api.apply(world.hook)
+        async with asyncio.timeout(60):  # the API server has to hear of it
+            while await world.restored(pod("chat-1")) is not is_restored:
+                await asyncio.sleep(0.2)
 
 
 async def test_how_long_it_takes(world: World, capsys: pytest.CaptureFixture[str]) -> None:

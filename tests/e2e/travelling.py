@@ -16,7 +16,7 @@ from tests.e2e.api import Api, Object, condition
 from tests.e2e.cluster.layout import NODE, SECOND_NODE
 from tests.e2e.cluster.power import boot, crash
 from tests.e2e.release import Release, cordoned, own_namespace, snapshot, to_install
-from tests.e2e.restored_pods import beginning, pod_of
+from tests.e2e.restored_pods import beginning, pod_of, webhook_leads
 from tests.worlds.s3_server import S3Server
 
 WITHIN = 240.0  # generous: a node that lost its power is missed after 40 s
@@ -73,6 +73,7 @@ async def lands(made: Release, client: aiohttp.ClientSession, model: str, node: 
     """
     there = {one["metadata"]["name"] for one in await made.api.list("Node")}
     async with cordoned(made, *(({NODE, SECOND_NODE} & there) - {node})):
+        await webhook_leads(made, model)
         await made.scaled(model, minReplicaCount=1)
         try:
             found = await answer(made, client, model)
