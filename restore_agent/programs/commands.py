@@ -111,10 +111,10 @@ def agent(
         ),
     ] = "1.0",
     keys: Keys = None,
+    parent: Annotated[int, typer.Option(hidden=True, help="The process whose child this is, and with which it ends.")] = 0,
 ) -> None:
     """Runs the restore agent of this node, until it is told to stop."""
     log.configure()
-    parent = os.getppid()
     with failures_told(), contextlib.ExitStack() as stack:
         if peers and not tls:
             raise CannotRun("--peers and --tls belong together: whoever reaches that port may read snapshots")
@@ -122,8 +122,9 @@ def agent(
             raise CannotRun("--listen and --tls belong together: whoever reaches the agent may start programs as root")
         shows, parked, images = _metrics_address(metrics), _share("--parked-bytes", parked_bytes), _share("--memory", memory)
         of_disk = _share("--disk", disk)
-        if stack.enter_context(used(state)):
+        if parent:  # before the folder is: that of a parent that has ended is free
             die_with_parent(parent)
+        stack.enter_context(used(state))
         enter_own_mounts(state)
         serves = Listen(listen, tls) if tls and listen else None
         sharing = Sharing(peers, tls, _rate(peer_rate)) if tls and peers else None

@@ -75,9 +75,13 @@ def enter_own_mounts(state: Path) -> None:
 
 
 def die_with_parent(parent: int) -> None:
-    """This process is told to stop (SIGTERM) when `parent` ends, however that ends: whoever comes after it needs the state folder."""
+    """This process is told to stop (SIGTERM) when `parent` ends, however that ends: whoever comes after it needs the state folder.
+
+    Raises:
+        CannotRun: it has ended already.
+    """
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
-    if os.getppid() != parent:  # it has ended already
+    if os.getppid() != parent:
         raise CannotRun(f"the program that started this agent, pid {parent}, has ended")
 
 

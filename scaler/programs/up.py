@@ -163,7 +163,7 @@ async def _keep_agent(config: Config, served: asyncio.Event) -> None:
         AgentFailed: it could not start at all, so another try would end alike.
     """
     await _earlier_agent_ended(config)
-    command = [sys.executable, "-m", "scaler.programs.cli", "agent", "--state", str(config.state)]
+    command = [sys.executable, "-m", "scaler.programs.cli", "agent", "--state", str(config.state), "--parent", str(os.getpid())]
     if config.agent_metrics:
         command += ["--metrics", config.agent_metrics]
     backoff = Backoff(_AGENT_FIRST_RETRY_SECONDS, _AGENT_LAST_RETRY_SECONDS)

@@ -22,6 +22,7 @@ from openai import AsyncOpenAI
 from scaler.forecast.state_file import load
 from tests.worlds.command import zerowake
 from tests.worlds.ports import free_port
+from tests.worlds.processes import alive, below
 from tests.worlds.redis_server import redis_server
 from tests.worlds.waiting import blocking_until, until
 
@@ -92,10 +93,10 @@ def parkable(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return state
 
 
-@contextlib.asynccontextmanager
-async def system(state: Path, model: dict[str, Any], prefix: tuple[str, ...] = (), **more: Any) -> AsyncIterator[System]:
+async def begun(
+    state: Path, port: int, metrics: int, model: dict[str, Any], prefix: tuple[str, ...] = (), **more: Any
+) -> asyncio.subprocess.Process:
     """more: of the file, beside the model."""
-    port, metrics = free_port(), free_port()
     file = state.parent / "up.yaml"
     defaults = {"snapshot": "tiny", "cooldown_seconds": 0.5, "polling_seconds": 0.2, "max_wait_seconds": 30}
     file.write_text(
@@ -110,10 +111,16 @@ async def system(state: Path, model: dict[str, Any], prefix: tuple[str, ...] = (
             | more
         )
     )
-    log = (state.parent / "up.log").open("ab")
-    process = await asyncio.create_subprocess_exec(
-        *prefix, sys.executable, "-m", "scaler.programs.cli", "up", str(file), stderr=log, stdout=log
-    )
+    command = [*prefix, sys.executable, "-m", "scaler.programs.cli", "up", str(file)]
+    with (state.parent / "up.log").open("ab") as log:
+        return await asyncio.create_subprocess_exec(*command, stderr=log, stdout=log)
+
+
+@contextlib.asynccontextmanager
+async def system(state: Path, model: dict[str, Any], prefix: tuple[str, ...] = (), **more: Any) -> AsyncIterator[System]:
+    """One that is ready. more: of the file, beside the model."""
+    port, metrics = free_port(), free_port()
+    process = await begun(state, port, metrics, model, prefix, **more)
     try:
         async with aiohttp.ClientSession() as session:
             made = System(process, f"http://127.0.0.1:{port}", f"http://127.0.0.1:{metrics}", state, session)
@@ -199,6 +206,19 @@ async def test_an_agent_that_cannot_be_started_again_at_once(state: Path) -> Non
         await until(lambda: "the restore agent cannot be started again" in log.read_text()[said:], "the log says so")
         resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
         assert (await made.ask())["count"] >= 1
+
+
+@pytest.mark.parametrize("seconds", [0, 0.2, 0.4, 0.8, 1.6])
+async def test_an_agent_ends_with_whoever_started_it_however_soon_that_is_killed(state: Path, seconds: float) -> None:
+    """Also one that is still being imported: it stays for nobody, and the next `zerowake up` gets its folder."""
+    process = await begun(state, free_port(), free_port(), {})
+    async with asyncio.timeout(60):
+        while not (agents := [pid for _, pid, words in below(process.pid) if " agent " in words]):
+            await asyncio.sleep(0.002)
+    await asyncio.sleep(seconds)  # at whatever moment of its start
+    process.kill()
+    await process.wait()
+    await until(lambda: not any(map(alive, agents)), "its agent has ended")
 
 
 async def test_the_engine_killed_while_requests_wait(state: Path) -> None:
