@@ -179,7 +179,8 @@ class Stack:
 
     async def _keep(self, service: Service) -> None:
         while not self._stopping:
-            service.hit, service.starts = False, service.starts + 1
+            limited = (self.pids / "pids.max").read_text().strip() != "max"  # one that is started meanwhile is hindered, too
+            service.hit, service.starts = limited, service.starts + 1
             with service.log.open("ab") as log:
                 service.process = await asyncio.create_subprocess_exec(
                     *_IN_GROUP, str(self.pids / "cgroup.procs"), *service.command, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
