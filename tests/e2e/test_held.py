@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -18,6 +19,7 @@ import pytest_asyncio
 from kubernetes.aio.client.exceptions import ApiException
 
 from tests.e2e.api import Api, ApiError, Object, path
+from tests.e2e.chart import CHART
 from tests.e2e.cluster.control import tell
 from tests.e2e.release import MODEL, Release, deployment, is_ready, is_scaled, own_namespace, release, scaled_object, snapshot
 
@@ -65,14 +67,25 @@ async def kubelet(installed: Release) -> None:
     await asyncio.to_thread(tell, "restart", "kubelet", node)
 
 
-async def scaler_rolled(installed: Release) -> None:
-    """Until one of the two that hold the requests is going; the other one follows while they are answered."""
+async def rolled(installed: Release, *command: str) -> None:
+    """Until one of the two that hold the requests is going; the other one follows while they are answered, and the agents meanwhile."""
     before = {pod["metadata"]["name"] for pod in await installed.pods("zerowake-scaler")}
-    await installed.run("kubectl", "-n", installed.namespace, "rollout", "restart", "deployment/zerowake-scaler")
+    await installed.run(*command, "-n", installed.namespace)
     async with asyncio.timeout(60):
         async for _, pod in installed.api.watch("Pod", installed.namespace, "app.kubernetes.io/name=zerowake-scaler"):
             if pod["metadata"]["name"] in before and pod["metadata"].get("deletionTimestamp"):
                 return
+
+
+async def upgraded(installed: Release) -> None:
+    """The chart, with another value of the scaler's and one of the agents': both roll at once."""
+    new = "scaler.drainSeconds=29,agent.orphanGraceSeconds=599"
+    await rolled(installed, "helm", "upgrade", "zerowake", str(CHART), "--reset-then-reuse-values", f"--set={new}")
+
+
+async def rolled_back(installed: Release) -> None:
+    """To how it was before the upgrade."""
+    await rolled(installed, "helm", "rollback", "zerowake")
 
 
 async def agent(installed: Release) -> None:
@@ -88,8 +101,14 @@ async def evicted(installed: Release) -> None:
     await installed.api.ask("POST", path("Pod", installed.namespace, name, "eviction"), None, eviction)
 
 
-@pytest.mark.parametrize("moment", ["waiting", "starting"])
-@pytest.mark.parametrize("goes", [keda, api_server, kubelet, scaler_rolled, agent, evicted])
+@pytest.mark.parametrize(
+    ("goes", "moment"),
+    [
+        *itertools.product((keda, api_server, kubelet, agent, evicted), ("waiting", "starting")),
+        (upgraded, "waiting"),
+        (rolled_back, "starting"),
+    ],
+)
 async def test_held_requests(
     installed: Release, client: aiohttp.ClientSession, goes: Callable[[Release], Awaitable[None]], moment: str
 ) -> None:
@@ -107,7 +126,7 @@ async def test_held_requests(
         statuses = {status for status, _ in answers}
         assert statuses <= {200, 429, 502, 503}, answers
         assert all(retry for status, retry in answers if status != 200), f"refused without a word when to ask again: {answers}"
-        if goes is not scaler_rolled:  # whose replicas answer what they hold for half a minute, and refuse the rest
+        if goes not in (upgraded, rolled_back):  # whose replicas answer what they hold for half a minute, and refuse the rest
             assert statuses == {200}, answers
         # Nothing stays behind, and all works as before.
         await at_zero(installed)

@@ -35,6 +35,9 @@ async def release(api: Api, namespace: str, kubeconfig: str) -> AsyncIterator[Re
         yield made
 
 
+INSTALLED = "import importlib.metadata as m; print(*(f'{each.name}=={each.version}' for each in m.distributions()))"
+
+
 async def test_a_snapshot_from_its_capture_to_the_uninstall(api: Api, release: Release, kubeconfig: str, tmp_path: Path) -> None:
     namespace = release.namespace
     key = Keyring(tmp_path / "keys").make()
@@ -50,6 +53,10 @@ async def test_a_snapshot_from_its_capture_to_the_uninstall(api: Api, release: R
     (agent,) = await release.agents(*await release.holders())
     inside = ("kubectl", "-n", namespace, "exec", agent["metadata"]["name"], "--container", "agent", "--")
     assert f"signed by key {key}" in await release.run(*inside, "zerowake", "snapshot", "verify", MODEL, "--namespace", namespace)
+    for where in (inside, ("kubectl", "-n", namespace, "exec", "deploy/zerowake-scaler", "--")):
+        listed = json.loads(await release.run(*where, "cat", "/opt/zerowake/sbom.cdx.json"))["components"]
+        installed = await release.run(*where, "/opt/zerowake/bin/python", "-c", INSTALLED)
+        assert {f"{each['name']}=={each['version']}" for each in listed} | {"zerowake==0.1.0"} == set(installed.split())
 
     (keda,) = yaml_of("scaledobject-tls.yaml", namespace, "ClusterTriggerAuthentication")
     (scaled,) = yaml_of("scaledobject-tls.yaml", namespace, "ScaledObject")
