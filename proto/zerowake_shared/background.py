@@ -49,8 +49,10 @@ async def kept(work: Callable[[], Coroutine[Any, Any, None]], name: str, log: lo
     while True:
         try:
             await work()
-        except Exception as error:  # whatever it is: without the work the program would go on and be wrong
+        except (Exception, asyncio.CancelledError) as error:  # whatever it is: without the work the program would go on and be wrong
             task = asyncio.current_task()
+            if isinstance(error, asyncio.CancelledError) and task and task.cancelling():
+                raise  # else it is the end of what it waited for, and nobody has cancelled it
             if task and task.cancelling():  # it failed as it cleaned up: to begin again would be to lose the cancellation for ever
                 log.exception("%s: ended by a bug as it was cancelled", name)
                 raise asyncio.CancelledError from error

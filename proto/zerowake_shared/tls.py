@@ -133,6 +133,8 @@ class _Follower(Generic[T]):
             self._seen = signature
             found, self._seen = _settled(self._files, self._read)
         except BadCertificate as error:
+            if isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, ssl.SSLError):
+                self._seen = ()  # nothing is known of what they say: they are read again at the next handshake
             log.error("the changed TLS files are not used, the old certificate goes on: %s", error)
             RELOADS.labels("refused").inc()
             return None
@@ -169,17 +171,24 @@ def _stat(path: Path) -> tuple[int, int, int]:
     return found.st_ino, found.st_mtime_ns, found.st_size
 
 
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise BadCertificate(f"{path}: {error.strerror}") from error
+
+
 def _for_grpc(files: TlsFiles) -> grpc.ServerCertificateConfiguration:
     """The files as gRPC takes them, after OpenSSL found that they belong together (gRPC itself only fails at the handshake)."""
     _for_openssl(files)
-    pair = (files.key.read_bytes(), files.certificate.read_bytes())
-    return grpc.ssl_server_certificate_configuration([pair], files.client_ca.read_bytes() if files.client_ca else None)
+    pair = (_read(files.key), _read(files.certificate))
+    return grpc.ssl_server_certificate_configuration([pair], _read(files.client_ca) if files.client_ca else None)
 
 
 def _for_channels(files: TlsFiles) -> grpc.ChannelCredentials:
     _for_openssl(files)
-    roots = files.client_ca.read_bytes() if files.client_ca else None
-    return grpc.ssl_channel_credentials(roots, files.key.read_bytes(), files.certificate.read_bytes())
+    roots = _read(files.client_ca) if files.client_ca else None
+    return grpc.ssl_channel_credentials(roots, _read(files.key), _read(files.certificate))
 
 
 def _for_clients(files: TlsFiles) -> ssl.SSLContext:

@@ -6,8 +6,9 @@ Errors of gRPC end here: a call raises an AgentError that says in the agent's ow
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -96,10 +97,8 @@ class Agent(Heard):
         request = agent_pb2.StageRequest(request_id=self._id(), snapshot=reference, rung=agent_pb2.Rung.Name(rung), urgent=urgent)
         request.stores.extend(stores)
         request.peers.extend(agent_pb2.Peer(node=peer.node, address=peer.address, complete=peer.complete) for peer in peers)
-        try:
+        with _agents_words():
             answer = await self._while_heard(self.stub.Stage(request))
-        except grpc.aio.AioRpcError as error:
-            raise _said(error) from None
         for why in answer.complaints:
             complained(why)
         # The stream says so, too: maybe later, and maybe it has said by now that the snapshot is gone again.
@@ -112,10 +111,8 @@ class Agent(Heard):
         Raises AgentError, whose reason says what the store did.
         """
         request = agent_pb2.FindRequest(request_id=self._id(), snapshot=messages.reference(snapshot), store=store)
-        try:
+        with _agents_words():
             return messages.kept(store, await self._while_heard(self.stub.Find(request)))
-        except grpc.aio.AioRpcError as error:
-            raise _said(error) from None
 
     async def take(self, model: str, snapshot: SnapshotName, engine: Engine, canary: str, adapters: Iterable[str], template: str) -> None:
         """A snapshot of an engine that is started for it, in the place of the one of that name.
@@ -133,24 +130,21 @@ class Agent(Heard):
             replace=True,
             template_hash=template,
         )
-        try:
+        with _agents_words():
             async for _ in self.stub.Snapshot(request):
                 """Its progress the agent's own log has."""
-        except grpc.aio.AioRpcError as error:
-            raise _said(error) from None
 
     async def push(self, snapshot: SnapshotName, digest: str, store: str) -> float:
         """The snapshot into a store; returns the seconds that it took. Raises AgentError, whose reason says what the store did."""
         request = agent_pb2.PushRequest(request_id=self._id(), snapshot=messages.reference(snapshot, digest), store=store)
         updates = aiter(self.stub.Push(request))
         try:
-            while True:
-                async with asyncio.timeout(_SILENT_SECONDS):  # it says several times a second how far it is
-                    update = await anext(updates)
-                if update.HasField("result"):
-                    return update.result.seconds
-        except grpc.aio.AioRpcError as error:
-            raise _said(error) from None
+            with _agents_words():
+                while True:
+                    async with asyncio.timeout(_SILENT_SECONDS):  # it says several times a second how far it is
+                        update = await anext(updates)
+                    if update.HasField("result"):
+                        return update.result.seconds
         except (TimeoutError, StopAsyncIteration):
             raise AgentUnreachable("nothing is heard of its agent any more") from None
 
@@ -158,10 +152,8 @@ class Agent(Heard):
         """No budget takes the snapshot from the rung any more, or from those below it; ABSENT: any may. Raises AgentError."""
         reference = messages.reference(snapshot, digest)
         request = agent_pb2.PinRequest(request_id=self._id(), snapshot=reference, rung=agent_pb2.Rung.Name(rung))
-        try:
+        with _agents_words():
             answer = await self._while_heard(self.stub.Pin(request))
-        except grpc.aio.AioRpcError as error:
-            raise _said(error) from None
         self.settle(snapshot, messages.residency(answer.residency), answer.residency.revision)
 
     async def unstage(self, snapshot: SnapshotName, digest: str, *, seconds: float, rung: Rung = Rung.ABSENT, orphan: bool = False) -> None:
@@ -169,10 +161,8 @@ class Agent(Heard):
         nobody has pinned it and nothing uses it. Raises AgentError."""
         reference = messages.reference(snapshot, digest)
         request = agent_pb2.UnstageRequest(request_id=self._id(), snapshot=reference, rung=agent_pb2.Rung.Name(rung), orphan=orphan)
-        try:
+        with _agents_words():
             answer = await self.stub.Unstage(request, timeout=seconds)
-        except grpc.aio.AioRpcError as error:
-            raise _said(error) from None
         if rung > Rung.ABSENT:
             self.settle(snapshot, messages.residency(answer.residency), answer.residency.revision)
 
@@ -187,9 +177,8 @@ class Agent(Heard):
             request.cold.CopyFrom(_told(cold))
         self._restoring[model] += 1
         try:
-            return await self.stub.Restore(request, metadata=_trace(activation))
-        except grpc.aio.AioRpcError as error:
-            raise _said(error) from None
+            with _agents_words():
+                return await self.stub.Restore(request, metadata=_trace(activation))
         finally:
             self._restoring[model] -= 1
             if not self._restoring[model]:
@@ -197,10 +186,8 @@ class Agent(Heard):
 
     async def release(self, replica_id: str) -> None:
         """The replica ends. Raises AgentError."""
-        try:
+        with _agents_words():
             await self.stub.Release(agent_pb2.ReleaseRequest(request_id=self._id(), replica_id=replica_id))
-        except grpc.aio.AioRpcError as error:
-            raise _said(error) from None
 
     async def stand_by(self, replica_id: str, seconds: float) -> None:
         """The replica is kept as a standby for so long (0: until it is used), or ends where it cannot be. Raises AgentError."""
@@ -222,18 +209,13 @@ class Agent(Heard):
     async def wake(self, replica_id: str, activation: Activation | None) -> agent_pb2.Replica:
         """One that sleeps in its pod serves again. Raises AgentError: NoRoom, AgentUnreachable: it sleeps on; else it is gone."""
         request = agent_pb2.WakeRequest(request_id=self._id(), replica_id=replica_id, activation_id=activation.id if activation else "")
-        try:
-            answer = await self.stub.Wake(request, metadata=_trace(activation))
-        except grpc.aio.AioRpcError as error:
-            raise _said(error) from None
-        return answer.replica
+        with _agents_words():
+            return (await self.stub.Wake(request, metadata=_trace(activation))).replica
 
     async def _demote(self, request: agent_pb2.DemoteRequest) -> None:
         request.request_id = self._id()
-        try:
+        with _agents_words():
             await self.stub.Demote(request)
-        except grpc.aio.AioRpcError as error:
-            raise _said(error) from None
 
     async def _while_heard(self, call: Awaitable[_T]) -> _T:
         """What the call answers, however long that takes, for as long as the stream says something: an agent says every two seconds how its
@@ -279,6 +261,21 @@ def _told(engine: Engine) -> agent_pb2.Engine:
         health_path=engine.health_path,
         ready_timeout_seconds=engine.ready_seconds,
     )
+
+
+@contextlib.contextmanager
+def _agents_words() -> Iterator[None]:
+    """gRPC's errors become an AgentError. A call whose channel is closed ends as if its caller had been cancelled, who goes on, and has to
+    hear of it like of any other end."""
+    try:
+        yield
+    except grpc.aio.AioRpcError as error:
+        raise _said(error) from None
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        raise AgentUnreachable("the connection to its agent was given up meanwhile") from None
 
 
 def _said(error: grpc.aio.AioRpcError) -> AgentError:

@@ -165,9 +165,7 @@ class Nodes:
                     watching.pop(address).cancel()
                     self._delisted(address)
                 for address in now - watching.keys():
-                    channel = self._dial(address, tls)
-                    agent = self._agents[address] = Agent(address, agent_pb2_grpc.AgentStub(channel), self._chance)
-                    watching[address] = group.create_task(self._follow(agent, channel, tls), name=f"watching {address}")
+                    watching[address] = group.create_task(self._follow(address, self._known(address, tls), tls), name=f"watching {address}")
 
             try:
                 with addresses.told_to(listed):
@@ -176,8 +174,20 @@ class Nodes:
                 for task in watching.values():
                     task.cancel()
 
+    def _known(self, address: str, tls: TlsFiles | None) -> tuple[Agent, grpc.aio.Channel] | None:
+        """An agent that is listed, and the channel to it. None: none can be made now, which is told in the log."""
+        try:
+            channel = self._dial(address, tls)
+        except BadCertificate as error:
+            log.error("the agent at %s is not asked yet: %s", address, error)
+            return None
+        agent = self._agents[address] = Agent(address, agent_pb2_grpc.AgentStub(channel), self._chance)
+        return agent, channel
+
     def _delisted(self, address: str) -> None:
-        agent = self._agents.pop(address)
+        agent = self._agents.pop(address, None)
+        if agent is None:
+            return
         self._placed.pop(address, None)
         agent.synced.clear()
         self._tell(agent)
@@ -189,8 +199,12 @@ class Nodes:
         for replica_id in agent.replicas.keys() - named:
             self._readiness.agent_silent(replica_id)
 
-    async def _follow(self, agent: Agent, channel: grpc.aio.Channel, tls: TlsFiles | None) -> None:
+    async def _follow(self, address: str, known: tuple[Agent, grpc.aio.Channel] | None, tls: TlsFiles | None) -> None:
         backoff = Backoff(_FIRST_RETRY_SECONDS, _LAST_RETRY_SECONDS)
+        while known is None:
+            await asyncio.sleep(backoff.next())
+            known = self._known(address, tls)
+        agent, channel = known
         try:
             while True:
                 try:

@@ -143,7 +143,8 @@ class Upstream:
             self._sweep.cancel()
             self._sweep = None
         for scope in self._connecting:
-            scope.reschedule(self._loop.time())
+            if not scope.expired():  # one that expires in this turn of the loop takes no other time
+                scope.reschedule(self._loop.time())
         for connection in list(self._connections):
             connection.end(removed)
         if self._namespace is not None:

@@ -21,6 +21,8 @@ from scaler.local.look import Look
 from scaler.plan.actions import End, Start
 from zerowake_shared.phases import Phase
 
+_AGAIN_SECONDS = 1.0  # before one that could not be ended is asked to end once more
+
 log = logging.getLogger(__name__)
 
 
@@ -84,10 +86,12 @@ class LocalReplicas:
                 await agent.stand_by(action.replica, action.standby_seconds)
             else:
                 await agent.release(action.replica)
-        except (HasNone, AgentUnreachable):
-            return  # it has ended by itself, or with its agent
+        except HasNone:
+            return  # it has ended by itself
         except AgentError as error:
-            log.warning("replica %s could not be ended: %s", action.replica, error)
+            if not isinstance(error, AgentUnreachable):  # else it has ended with its agent, or that is back soon
+                log.warning("replica %s could not be ended: %s", action.replica, error)
+            await asyncio.sleep(_AGAIN_SECONDS)  # where it is still wanted, it is asked for anew as soon as this returns
             return
         self._nodes.ended(action.node, action.replica)
 

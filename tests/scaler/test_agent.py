@@ -18,6 +18,7 @@ from scaler.plan.rungs import Rung
 from scaler.plan.world import Residency, Transfer
 from tests.worlds import fake_agent
 from tests.worlds.virtual_time import run
+from tests.worlds.waiting import until
 
 NAME = SnapshotName("ns", "chat")
 
@@ -123,6 +124,28 @@ async def test_an_agent_that_is_not_there() -> None:
             await agent.park("r", 0.0, None)
         with pytest.raises(AgentUnreachable):
             await agent.restore("chat", NAME, None, None)
+
+
+async def test_who_asks_hears_of_it_when_the_channel_is_closed_under_him() -> None:
+    """gRPC ends such a call as if its caller had been cancelled. One who is cancelled indeed, is."""
+    other = fake_agent.Agent("n")
+    other.find_opens.clear()
+    other.store_opens.clear()
+    async with other.serve() as address:
+        channel = grpc.aio.insecure_channel(address)
+        agent = Agent(address, agent_pb2_grpc.AgentStub(channel))
+        finding, pushing, cancelled = (
+            asyncio.ensure_future(work)
+            for work in (agent.find(NAME, "s3://b"), agent.push(NAME, "d", "s3://b"), agent.find(NAME, "s3://c"))
+        )
+        await until(lambda: len(other.asked) == 2 and other.pushed)
+        cancelled.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await cancelled
+        await channel.close()
+        for each in (finding, pushing):
+            with pytest.raises(AgentUnreachable, match="given up"):
+                await each
 
 
 class Stub:

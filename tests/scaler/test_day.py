@@ -179,6 +179,19 @@ def test_a_long_answer_ends_the_drain_of_its_replica(limit: float | None, ends: 
     assert day.agent.released[0] == exactly(ends)  # the other one stays for the cooldown
 
 
+def test_a_replica_whose_agent_cannot_end_it_just_now_is_not_asked_again_at_once() -> None:
+    async def shrink() -> Day:
+        async with Day(1) as day:
+            day.agent.cannot_release = 3
+            await day.deployment.scale(1)
+            await day.until(10.0)
+            await day.deployment.scale(0)
+            await day.until(20.0)
+        return day
+
+    assert run(shrink()).agent.released == [exactly(10.0 + since) for since in (0.0, 1.0, 2.0, 3.0)]
+
+
 def test_a_replica_that_finishes_its_answers_is_taken_back_when_more_are_wanted() -> None:
     async def shrink_and_grow() -> Day:
         async with Day(1) as day, asyncio.TaskGroup() as group:

@@ -339,6 +339,30 @@ async def test_mutual_tls(tmp_path: Path) -> None:
         assert (impostor.watched, view.ready()) == (0, set())
 
 
+async def test_an_agent_that_comes_while_its_channel_cannot_be_made_is_followed_once_it_can() -> None:
+    """And whoever is listed beside it at once. It may be gone by then."""
+    short, refused = {"a", "b"}, list[str]()
+
+    def dial(address: str, tls: TlsFiles | None) -> grpc.aio.Channel:
+        if names[address] in short:
+            refused.append(address)
+            raise BadCertificate("Too many open files")
+        return module.dial_agent(address, tls)
+
+    view = View()
+    view.nodes = Nodes(Readiness(view.dispatcher), view.activations, dial=dial)
+    async with AsyncExitStack() as stack:
+        names = {await stack.enter_async_context(Agent(f"node-{name}", name).serve()): name for name in "abc"}
+        stack.push_async_callback(view.dispatcher.close)
+        await stack.enter_async_context(view.nodes.follow_listed(view.addresses))
+        view.addresses.set(names)
+        await view.until("c")
+        await until(lambda: len(set(refused)) == 2)
+        view.addresses.set([address for address, name in names.items() if name != "b"])
+        short.clear()
+        await view.until("a", "c")
+
+
 async def test_a_certificate_that_cannot_be_used(tmp_path: Path) -> None:
     view = View()
     with pytest.raises(BadCertificate):

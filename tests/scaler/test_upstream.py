@@ -1,6 +1,7 @@
 """Connections to a replica: made in its network namespace, closed under requests, and lost while they are idle."""
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -9,6 +10,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from scaler.gateway import upstream as module
 from scaler.gateway.dispatcher import Backend, Endpoint
 from scaler.gateway.upstream import Upstream
 from tests.worlds.echo_engine import Engine
@@ -127,6 +129,26 @@ async def test_a_replica_that_came_while_there_was_no_descriptor_left_serves_onc
         with descriptors_left(0):
             f.dispatcher.add(engine.replica("r1", f"/run/netns/{namespace}"))
         assert (await f.ask()).text == "hello"
+
+
+async def test_one_that_is_removed_in_the_moment_in_which_a_connect_has_taken_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it holds goes all the same."""
+    monkeypatch.setattr(module, "_CONNECT_SECONDS", 0.05)
+    with mute(connects=False) as replica:
+        upstream = Upstream(Endpoint(replica.endpoint.host, replica.endpoint.port, "/proc/self/ns/net"))
+        probe, removed = asyncio.ensure_future(upstream.probe()), asyncio.Event()
+
+        def remove() -> None:
+            with contextlib.suppress(StopIteration):  # it waits for nothing
+                upstream.close().send(None)
+            removed.set()
+
+        await asyncio.sleep(0)
+        (scope,) = upstream._connecting
+        asyncio.get_running_loop().call_at(scope.when() or 0.0, remove)  # after the scope's own call, and before its task has heard
+        with pytest.raises((TimeoutError, ConnectionAbortedError)):
+            await probe
+        assert removed.is_set() and upstream._namespace is None
 
 
 async def test_connections_go_before_an_engine_closes_them_which_it_shows_once() -> None:

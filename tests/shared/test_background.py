@@ -89,6 +89,21 @@ async def test_what_is_kept_is_begun_again_after_a_bug_and_ends_when_it_returns(
     assert "Broken: try 2" in caplog.text
 
 
+async def test_what_is_kept_is_begun_again_where_what_it_waits_for_was_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By somebody else: a call of gRPC's ends so when its channel is closed."""
+    monkeypatch.setattr("zerowake_shared.background._FIRST_PAUSE", 0.01)
+    tries = 0
+
+    async def work() -> None:
+        nonlocal tries
+        tries += 1
+        if tries == 1:
+            raise asyncio.CancelledError
+
+    await kept(work, "orphans", logging.getLogger("test"))
+    assert tries == 2
+
+
 async def test_what_is_kept_and_fails_as_it_is_cancelled_is_not_begun_again(caplog: pytest.LogCaptureFixture) -> None:
     begun = 0
 

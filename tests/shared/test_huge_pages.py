@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.worlds.exhausted import descriptors_left
 from zerowake_shared.huge_pages import HugePages
 
 BEFORE = "always [madvise] never\n"
@@ -69,6 +70,22 @@ def test_it_is_on_until_the_last_call_has_ended(switch: Path) -> None:
     assert switch.read_text() == "madvise"
     with pytest.raises(ZeroDivisionError), huge.on():
         _ = 1 / 0
+    assert switch.read_text() == "madvise"
+
+
+def test_what_there_was_too_little_of_for_a_moment_costs_that_moment_alone(switch: Path) -> None:
+    huge = opened(switch)
+    with descriptors_left(0), huge.on():
+        pass
+    assert switch.read_text() == BEFORE
+    with huge.on():
+        assert switch.read_text() == "always"
+        stack = ExitStack()
+        stack.enter_context(descriptors_left(0))
+    stack.close()  # it could not be put back
+    assert switch.read_text() == "always"
+    with huge.on():
+        pass
     assert switch.read_text() == "madvise"
 
 

@@ -18,6 +18,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from prometheus_client import REGISTRY
 
 from tests.worlds.certificates import Authority, Pair
+from tests.worlds.exhausted import descriptors_left
 from zerowake_shared.tls import BadCertificate, TlsFiles, client_contexts, client_credentials, server_context, server_credentials
 
 Served: TypeAlias = Callable[[TlsFiles], contextlib.AbstractAsyncContextManager[int]]
@@ -125,6 +126,17 @@ async def test_a_broken_renewal_leaves_the_old_certificate(
         assert str(files.key) in caplog.text
         files.key.write_bytes(second.key)
         assert await shows(port, second)
+
+
+def test_a_renewal_that_could_not_be_read_for_a_moment_is_read_at_the_next_handshake(authority: Authority, tmp_path: Path) -> None:
+    """A process without a descriptor left, as one of a mount that did not answer: nothing is wrong with the files."""
+    authority.issue("first.zerowake").write(tmp_path, "tls")
+    contexts = client_contexts(TlsFiles(tmp_path / "tls.crt", tmp_path / "tls.key"))
+    first = contexts()
+    authority.issue("second.zerowake").write(tmp_path, "tls")
+    with descriptors_left(0):
+        assert contexts() is first
+    assert contexts() is not first
 
 
 async def test_mutual_tls_from_one_folder_on_both_sides(authority: Authority, tmp_path: Path) -> None:

@@ -39,12 +39,13 @@ WAKE = {agent_pb2.RUNG_STANDBY: (agent_pb2.ORIGIN_STANDBY, 0.2), agent_pb2.RUNG_
 
 
 class NodeAgent(agent_pb2_grpc.AgentServicer):
-    """One node with one snapshot, on disk at first. `fails`: so many restores that come fail. `parks`: whether its engine can be parked.
-    Replicas are told by the stream first.
+    """One node with one snapshot, on disk at first. `fails`: so many restores that come fail; `cannot_release`: so many releases.
+    `parks`: whether its engine can be parked. Replicas are told by the stream first.
     """
 
     def __init__(self, clock: LoopClock) -> None:
         self.fails = 0
+        self.cannot_release = 0
         self.parks = True
         self.refused: list[float] = []  # when it was asked to park in vain
         self.demoted: list[tuple[float, agent_pb2.Rung]] = []
@@ -106,6 +107,9 @@ class NodeAgent(agent_pb2_grpc.AgentServicer):
 
     async def Release(self, request: agent_pb2.ReleaseRequest, context: Any) -> agent_pb2.ReleaseResponse:
         self.released.append(self._clock.now())
+        if self.cannot_release:
+            self.cannot_release -= 1
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "no descriptor left")
         self._gone(request.replica_id)
         return agent_pb2.ReleaseResponse()
 
