@@ -6,6 +6,7 @@ forecast begins anew, since nothing that it knows is worth keeping a program fro
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import zlib
@@ -55,12 +56,21 @@ def save(path: Path, state: State) -> None:
 
 
 def load(path: Path) -> State | None:
-    """What was saved there; None: nothing, or nothing that can be read, which is told in the log."""
+    """What was saved there; None: nothing, or nothing that can be read, which is told in the log.
+
+    A file that cannot be read just now may be whole: it is put aside, since what is saved later takes its place.
+    """
     try:
         return decoded(path.read_bytes())
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        aside = path.with_name(f"{path.name}.unread")
+        with contextlib.suppress(OSError):
+            path.replace(aside)
+        log.warning("the forecast's state cannot be read (%s) and is kept in %s: it begins anew, and learns again within days", error, aside)
+        return None
+    except ValueError as error:
         log.warning("the forecast's state in %s cannot be used (%s): it begins anew, and learns again within days", path, error)
         return None
 

@@ -8,6 +8,7 @@ import pytest
 
 from scaler.forecast.forecast import Forecast
 from scaler.forecast.state_file import load, save
+from tests.worlds.exhausted import descriptors_left
 
 BEGIN = 1_800_000_000.0
 
@@ -107,6 +108,15 @@ def test_what_cannot_be_read_is_told_once(break_it: object, forecast: Forecast, 
 def test_a_folder_in_its_place_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert load(tmp_path) is None
     assert len(caplog.records) == 1
+
+
+def test_what_could_not_be_read_for_a_moment_is_kept(forecast: Forecast, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    save(tmp_path / "forecast", forecast.state())
+    with descriptors_left(0):
+        assert load(tmp_path / "forecast") is None
+    save(tmp_path / "forecast", Forecast().state())
+    assert f"kept in {tmp_path / 'forecast.unread'}" in caplog.text
+    assert load(tmp_path / "forecast.unread") is not None
 
 
 def test_a_disk_that_refuses_leaves_the_old_file_and_nothing_else(
