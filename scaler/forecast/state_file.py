@@ -68,7 +68,7 @@ def load(path: Path) -> State | None:
         aside = path.with_name(f"{path.name}.unread")
         with contextlib.suppress(OSError):
             path.replace(aside)
-        log.warning("the forecast's state cannot be read (%s) and is kept in %s: it begins anew, and learns again within days", error, aside)
+        log.warning("the forecast's state cannot be read (%s) and is kept in %s: it begins anew, and learns within days", error, aside)
         return None
     except ValueError as error:
         log.warning("the forecast's state in %s cannot be used (%s): it begins anew, and learns again within days", path, error)
