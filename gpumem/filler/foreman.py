@@ -141,9 +141,9 @@ class Foreman:
             try:
                 await self._one()
                 failures = 0
-            except (OSError, GpumemError) as error:
+            except (OSError, RuntimeError, GpumemError) as error:  # also where asyncio has no thread to wait for it with
                 self._refusal = str(error)
-                logger.error("filler of %s did not start: %s", self.identity, error)
+                logger.error("filler of %s did not start: %s", self.identity, self._refusal)
             self.restarts += 1
 
     async def _one(self) -> None:

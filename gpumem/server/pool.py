@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from gpumem.hardware.memory import DeviceFull, Memory, MemoryFailed
@@ -48,6 +49,9 @@ class Pool:
         self._spent: list[Slab] = []  # given back, not yet closed and replaced
         self._lock = asyncio.Lock()
         self._wake = asyncio.Event()
+        self._thread = ThreadPoolExecutor(1, f"memory of {memory.identity}")
+        # Started now: of what is given to a thread that cannot be started nobody knows whether it is done.
+        self._thread.submit(int).result()
         self._refused = ""  # what the device said last
         self.wanted = 0  # bytes to be held, lent ones included
         self.lent = 0  # bytes
@@ -121,6 +125,7 @@ class Pool:
 
     async def replenish(self) -> None:
         """Replaces what was given back, for as long as the server runs."""
+        self._wake.set()  # where it is begun again, something may be left
         while True:
             await self._wake.wait()
             self._wake.clear()
@@ -131,6 +136,7 @@ class Pool:
                 self._wake.set()
 
     def close(self) -> None:
+        self._thread.shutdown()
         for slab in self._free + self._spent:
             os.close(slab.fd)
         self._free, self._spent = [], []
@@ -176,14 +182,14 @@ class Pool:
         if not sizes and not used:
             return []
         made: list[Slab] = []
-        work = asyncio.ensure_future(asyncio.to_thread(self._make_now, sizes, used, made))
+        work = asyncio.get_running_loop().run_in_executor(self._thread, self._make_now, sizes, used, made)
         try:
             await asyncio.shield(work)
         except asyncio.CancelledError:
             await asyncio.wait([work])
             self._free += made
             raise
-        except MemoryFailed:
+        except Exception:
             self._free += made
             raise
         return made

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import errno
 import fcntl
+import functools
 import logging
 import os
 import re
@@ -32,6 +33,7 @@ from gpumem.server.filling import Filling
 from gpumem.server.status import status_of
 from gpumem.wire.errors import GpumemError, Invalid
 from gpumem.wire.frames import Channel
+from zerowake_shared.background import kept
 
 SOCKET = "gpumem.sock"
 _NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
@@ -84,8 +86,9 @@ class Server:
             for device in self.devices.values():
                 stack.callback(device.pool.close)
                 await self.resize(device, reserve.get(device.identity, 0))
-            background = [asyncio.create_task(device.pool.replenish()) for device in self.devices.values()]
-            background += [asyncio.create_task(foreman.run()) for foreman in self.foremen.values()]
+            work = [(device.pool.replenish, f"memory of {device.identity}") for device in self.devices.values()]
+            work += [(foreman.run, f"filler of {foreman.identity}") for foreman in self.foremen.values()]
+            background = [asyncio.create_task(kept(each, name, logger), name=name) for each, name in work]
             stack.push_async_callback(self.filling.close)  # runs after the fillers have ended: nothing is written by then
             stack.push_async_callback(_end, background)
             stack.push_async_callback(self._hang_up)
@@ -109,24 +112,27 @@ class Server:
         fresh.chmod(0o666 if namespace else 0o600)
         listener.listen(1024)
         fresh.replace(path)
-        self._listeners[namespace] = asyncio.create_task(self._accept(listener, namespace))
+        self._listeners[namespace] = asyncio.create_task(self._listening(listener, namespace))
+
+    async def _listening(self, listener: socket.socket, namespace: str) -> None:
+        with listener:
+            await kept(functools.partial(self._accept, listener, namespace), f"clients of {namespace or 'the machine'}", logger)
 
     async def _accept(self, listener: socket.socket, namespace: str) -> None:
         loop = asyncio.get_running_loop()
-        with listener:
-            while True:
-                try:
-                    connection, _ = await loop.sock_accept(listener)
-                except OSError as error:
-                    logger.error("a client cannot be served: %s (raise the limit of open files)", error)
-                    await self._turn_away(listener)
-                    continue
-                if namespace and self._open[namespace] >= _CONNECTIONS:
-                    connection.close()
-                    continue
-                task = asyncio.create_task(self._serve(connection, namespace))
-                self._connections.add(task)
-                task.add_done_callback(self._connections.discard)
+        while True:
+            try:
+                connection, _ = await loop.sock_accept(listener)
+            except OSError as error:
+                logger.error("a client cannot be served: %s (raise the limit of open files)", error)
+                await self._turn_away(listener)
+                continue
+            if namespace and self._open[namespace] >= _CONNECTIONS:
+                connection.close()
+                continue
+            task = asyncio.create_task(self._serve(connection, namespace))
+            self._connections.add(task)
+            task.add_done_callback(self._connections.discard)
 
     async def _turn_away(self, listener: socket.socket) -> None:
         """Hangs up on one client with the descriptor that is kept for it; it would wait for ever otherwise, and we would spin."""

@@ -15,7 +15,6 @@ which needs no switch: the process would keep it, and grow by it.
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import logging
 import os
@@ -24,8 +23,9 @@ import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from zerowake_shared.lack import passes
+
 SWITCHES = Path("/sys/kernel/mm/transparent_hugepage")
-_PASSES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT)  # whatever there is too little of now
 _LONGEST = 16  # bytes of a setting; it is noted in one write, at its full length, so that a kill leaves no half of it
 
 logger = logging.getLogger(__name__)
@@ -117,7 +117,7 @@ class HugePages:
         try:
             yield
         except OSError as error:
-            self._works = error.errno in _PASSES
+            self._works = passes(error)
             logger.warning("%s cannot be set, so memory is made of small pages, which is slower: %s", self._switch, error)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import threading
 
+_PASSING = frozenset({errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT})
+
 
 def lack(error: BaseException, who: str) -> str:
     """Of what, and what to do. `who`: the process, as people call it. Empty: the error is another one."""
@@ -18,6 +20,11 @@ def lack(error: BaseException, who: str) -> str:
     if number == errno.ENFILE:
         return "this machine has no descriptor left: raise its limit of open files (sysctl fs.file-max), or ask again later"
     return ""
+
+
+def passes(error: BaseException | None) -> bool:
+    """Whether the error is for want of something that may be there again in a moment: descriptors, memory, processes, room on a disk."""
+    return isinstance(error, OSError) and error.errno in _PASSING
 
 
 def startable_threads(count: int) -> int:

@@ -28,6 +28,7 @@ from restore_agent.errors import AgentError
 from restore_agent.snapshots.catalog import Snapshot
 from restore_agent.snapshots.manifest import Manifest, PartRecord, WeightsRecord, WeightsRegion
 from restore_agent.transfer.progress import Progress
+from zerowake_shared.background import to_its_end
 
 DEFAULT_SOCKET = Path("/run/gpumem/gpumem.sock")
 _LOG = logging.getLogger("zerowake.agent")
@@ -135,8 +136,7 @@ class Weights:
                 for device, size in sorted(lacking.items(), key=lambda each: each[1]):
                     if device in pools and pools[device].free_bytes >= size:
                         before = pools[device].wanted_bytes
-                        await control.reserve(device, before - size)
-                        await self._count_borrowed(control, device, before)
+                        await to_its_end(self._reserve(control, device, before, before - size))
                         return True
         except (GpumemError, OSError) as error:
             _LOG.debug("no room was made: %s", error)  # there may be no gpumem at all
@@ -153,13 +153,13 @@ class Weights:
                 for device, size in borrowed.items():
                     if device in pools:
                         before = pools[device].wanted_bytes
-                        await control.reserve(device, before + size)
-                        await self._count_borrowed(control, device, before)
+                        await to_its_end(self._reserve(control, device, before, before + size))
         except (GpumemError, OSError) as error:
             _LOG.warning("gpumem holds %d bytes less than it was started with: %s", sum(borrowed.values()), error)
 
-    async def _count_borrowed(self, control: Control, device: str, before: int) -> None:
+    async def _reserve(self, control: Control, device: str, before: int, wanted: int) -> None:
         """It keeps its floor free as well, so a pool may have become smaller than was asked for, or not as large again."""
+        await control.reserve(device, wanted)
         now = next(each.wanted_bytes for each in (await control.status()).devices if each.identity == device)
         self._borrowed[device] = self._borrowed.get(device, 0) + before - now
 

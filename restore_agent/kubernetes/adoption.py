@@ -129,6 +129,8 @@ class Adoption:
                 await Engine(record, caller.container, caller.container.output(caller.model), 1).wait_healthy()
             except (CriError, Refused, EngineError, OSError) as error:
                 _takes_no_part(pod, error)
+                if not isinstance(error, Refused) and self._seen.get(pod.metadata.uid) == container:
+                    del self._seen[pod.metadata.uid]  # it is looked at again with the next word of the pod
             else:
                 if self._called.get(pod.metadata.uid) == container:
                     return  # its placeholder called meanwhile, and became this command: whoever answered the call has it

@@ -181,10 +181,8 @@ class Capturer:
                 with _step(Phase.PROVE, phases, progress):
                     await self._prove(draft, open_place, place.gpus)
                 with _step(Phase.PUBLISH, phases, progress):
-                    published = asyncio.create_task(
-                        asyncio.to_thread(self._store.publish, workspace, draft.manifest, lease, replace=request.replace)
-                    )
-                    snapshot = await asyncio.shield(published)
+                    publish = functools.partial(self._store.publish, workspace, draft.manifest, lease, replace=request.replace)
+                    snapshot = await to_its_end(asyncio.to_thread(publish))
             undo.pop_all()
             return Captured(snapshot, source, (*notes, *await _told(place), *([same] if same else [])))
 

@@ -21,7 +21,6 @@ from restore_agent.engine.engine import Engine
 from restore_agent.places import layer
 from restore_agent.places.container import Container
 from restore_agent.places.container_error import ContainerError
-from restore_agent.places.place import PlaceError
 from restore_agent.places.sandboxes import Sandboxes
 from restore_agent.places.shared_folders import unshared
 from restore_agent.sequences.attempt import RestoreFailed
@@ -44,6 +43,7 @@ from restore_agent.sequences.staging import Staging
 from restore_agent.sequences.standby import Rung, Standbys
 from restore_agent.sequences.transitions import Transitions
 from restore_agent.sequences.travel import Travel
+from restore_agent.sequences.working_criu import working_criu
 from restore_agent.snapshots.catalog import NotFound, Snapshot, Unreadable
 from restore_agent.snapshots.manifest import EngineRecord
 from restore_agent.snapshots.store import Store
@@ -140,7 +140,7 @@ class Node:
             weights = Weights(gpumem)
             sandboxes = _sandboxes(store, memory, weights)
             await asyncio.to_thread(_prepare, sandboxes)
-            criu = await _working_criu(sandboxes, store.state / _CRIU_LOG)
+            criu = await working_criu(sandboxes, store.state / _CRIU_LOG)
             node = cls(name, store, memory, weights, criu, observer, parked, images, disk)
             pressure = asyncio.create_task(kept(node._yield_to_pressure, "memory pressure", _LOG), name="memory pressure")
             try:
@@ -389,17 +389,3 @@ def _prepare(sandboxes: Sandboxes) -> None:
         for said in (layer.holder(sandboxes.checkpoints.parent, sandboxes.kdat.parent)[1], layer.unlayered()):
             if said:
                 _LOG.warning("%s", said)
-
-
-async def _working_criu(sandboxes: Sandboxes, log: Path) -> Criu | CriuError:
-    try:
-        if os.geteuid() != 0:
-            raise CriuError("restoring needs root, for CRIU and namespaces; start the agent with sudo")
-        criu = await asyncio.to_thread(Criu.find)
-        criu.log = log
-        async with await sandboxes.create() as sandbox:
-            await criu.probe(sandbox, sandboxes.kdat)
-        return criu
-    except (CriuError, PlaceError) as error:
-        _LOG.warning("engines are started cold: %s", error)
-        return CriuError(str(error))

@@ -27,6 +27,7 @@ from restore_agent.sequences.transitions import Transitions
 from restore_agent.snapshots.catalog import NotFound, Snapshot
 from restore_agent.snapshots.store import Store
 from restore_agent.snapshots.unusable import Unusable
+from zerowake_shared.background import to_its_end
 
 _LOG = logging.getLogger("zerowake.agent")
 
@@ -148,10 +149,13 @@ class Rungs:
         async with self._made(snapshot) if snapshot else contextlib.nullcontext():
             replica = self._replicas.detach(replica_id)
             with self.budget.counted(replica.engine.gpu_bytes if rung is Rung.PARKED else {}):
-                why = await self._demote(replica, rung, keep_seconds, standby_seconds)
+                try:
+                    why = await self._demote(replica, rung, keep_seconds, standby_seconds)
+                except BaseException:  # nobody else knows it any more
+                    await to_its_end(_ended(replica))
+                    raise
         if why:
-            await replica.engine.place.close()
-            replica.engine.output.close()
+            await to_its_end(_ended(replica))
             _LOG.info("replica %s ended and is no standby: %s", replica.id, why)
         return why
 
@@ -166,7 +170,7 @@ class Rungs:
             manifest = snapshot.manifest
             await asyncio.to_thread(self._store.get, manifest.namespace, manifest.name, snapshot.digest)
             standby = await self._transitions.demote(replica.engine, snapshot, rung)
-        except (RestoreFailed, NotFound, Unusable) as error:
+        except (RestoreFailed, NotFound, Unusable, OSError) as error:
             return str(error)
         standby.standby_seconds = standby_seconds
         await self._standbys.drop(snapshot.digest)  # of a lower rung
@@ -201,6 +205,12 @@ class Rungs:
     def _made(self, snapshot: Snapshot) -> asyncio.Lock:
         """Held by whoever makes a standby of it."""
         return self._making.setdefault(snapshot.digest, asyncio.Lock())
+
+
+async def _ended(replica: Replica) -> None:
+    """One that is in no list any more."""
+    await replica.engine.place.close()
+    replica.engine.output.close()
 
 
 def _check_quiesces(snapshot: Snapshot) -> None:

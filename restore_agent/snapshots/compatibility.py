@@ -152,7 +152,7 @@ def _difference(mapped: MappedFile, root: Path, hashes: FileHashes) -> str | Non
     try:
         if hashes.match(root, mapped.path, mapped.size, mapped.hash):
             return None
-    except OSError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:  # any other is of the moment, and says nothing of the file
         return f"{mapped.path}, which its processes use, cannot be read: {error.strerror}"
     return f"{mapped.path}, which its processes use, has changed"
 

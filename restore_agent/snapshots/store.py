@@ -84,6 +84,13 @@ class Store(Catalog):
         except BlockingIOError:
             other = store_holder(state) or "which has just ended"
             raise StoreBusy(f"{state} is in use by another zerowake agent, {other}; stop it, or give this one another --state") from None
+        try:
+            self._take_stock(state, keys)
+        except BaseException:  # else this very process would be in its way
+            self._lock.close()
+            raise
+
+    def _take_stock(self, state: Path, keys: Path | None) -> None:
         shutil.rmtree(state / "tmp", ignore_errors=True)
         for folder in ("tmp", "snapshots", "names"):
             (state / folder).mkdir(exist_ok=True)

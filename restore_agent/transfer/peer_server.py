@@ -33,6 +33,7 @@ from restore_agent.transfer.egress import Egress
 from restore_agent.transfer.offers import Offers
 from restore_agent.transfer.source import Absent, Denied, TransferError, Unreachable
 from zerowake_shared.address import Address
+from zerowake_shared.lack import lack
 from zerowake_shared.listening import check_free
 
 AGENT = "zerowake-agent"  # in every agent's certificate: its common name, and a name that it answers to
@@ -41,6 +42,7 @@ _PIECE = 256 << 10  # bytes between two looks at the bound
 _LONGEST_HEAD = 16 << 10
 _HANDSHAKE_SECONDS, _HEAD_SECONDS, _SEND_SECONDS, _IDLE_SECONDS = 10.0, 10.0, 30.0, 120.0
 _LEAST_SECONDS = 0.001  # of a socket: 0 would mean that it does not block
+_PAUSE_SECONDS = 0.1  # after a connection that could not be taken
 _CONNECTIONS = 256  # with those that wait for their turn, or for a chunk to come
 _RANGE = re.compile(r"bytes=(\d{1,18})-(\d{1,18})")
 _WAIT = re.compile(r"wait=(\d{1,6})")
@@ -109,10 +111,11 @@ class PeerServer:
         while True:
             try:
                 connection, _ = self._listener.accept()
-            except OSError:
+            except OSError as error:
                 if self._closing:
                     return
-                _LOG.exception("another agent's connection was not taken")
+                _LOG.warning("another agent's connection was not taken: %s", lack(error, "the agent") or error)
+                time.sleep(_PAUSE_SECONDS)  # it waits in the backlog, and what there is too little of may be there by then
                 continue
             thread = threading.Thread(target=self._serve, args=(connection,), name="peer")
             with self._lock:
@@ -120,7 +123,13 @@ class PeerServer:
                     connection.close()
                     continue
                 self._connections[connection] = thread
-            thread.start()
+            try:
+                thread.start()
+            except (RuntimeError, MemoryError) as error:
+                _LOG.warning("another agent's connection was not taken: %s", lack(error, "the agent") or error)
+                with self._lock:
+                    self._connections.pop(connection)
+                connection.close()
 
     def _serve(self, raw: socket.socket) -> None:
         try:

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 from scaler.gateway.answer_parser import Head
 from scaler.gateway.connection import Connection
-from zerowake_shared.lack import lack
+from zerowake_shared.lack import passes
 from zerowake_shared.network_namespace import NetworkNamespace
 
 # Engines close idle connections after as little as 5 s (uvicorn). Ours go first, or a request is sent into one that is being closed.
@@ -246,7 +246,7 @@ class Upstream:
             self._unreachable = error
 
     def _socket(self, family: int, kind: int, protocol: int) -> socket.socket:
-        if self._unreachable is not None and lack(self._unreachable, "the gateway"):
+        if passes(self._unreachable):
             self._hold_namespace()  # what there was too little of may be there again, and the replica is as good as it was
         if self._unreachable is not None:
             raise OSError(self._unreachable.errno, f"network namespace of the replica: {self._unreachable}")

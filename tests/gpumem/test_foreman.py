@@ -16,6 +16,7 @@ from gpumem.filler.arena import Arena
 from gpumem.filler.foreman import Foreman
 from gpumem.hardware.host import HostMemory
 from gpumem.wire.errors import FillerLost, Invalid
+from tests.worlds.exhausted import no_threads
 from tests.worlds.gpumem_server import MIB
 from tests.worlds.processes import alive
 from tests.worlds.waiting import until
@@ -119,6 +120,18 @@ async def test_one_that_never_starts_is_told_with_its_device(monkeypatch: pytest
         with pytest.raises(FillerLost, match="no filler for GPU-none within 0 s: the filler"):
             await foreman.filler(seconds=0.01)
         assert foreman.pid == 0
+
+
+async def test_one_that_no_thread_could_wait_for_is_started_again(monkeypatch: pytest.MonkeyPatch, arena: Arena) -> None:
+    """What asyncio starts a child with needs one."""
+    monkeypatch.setattr(module, "_RESTART_SECONDS", (0.0,))
+    foreman = Foreman("host", arena)
+    with no_threads():
+        keeping = asyncio.create_task(foreman.run())
+        await until(lambda: foreman.restarts, "it has failed")
+    assert (await foreman.filler()).pid
+    keeping.cancel()
+    await asyncio.wait([keeping])
 
 
 async def test_its_end_is_the_fillers_too_in_the_middle_of_an_order(arena: Arena) -> None:

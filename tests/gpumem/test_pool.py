@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections.abc import AsyncIterator
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from gpumem.hardware.host import HostMemory
 from gpumem.hardware.memory import DeviceFull
 from gpumem.server.pool import Pool, Short
+from tests.worlds.exhausted import no_threads
 from tests.worlds.gpumem_server import MIB
 from tests.worlds.processes import descriptors
 
@@ -120,6 +122,18 @@ async def test_what_the_device_does_not_give_back_is_owed_until_it_does(pool: Po
     assert pool.owed == 20 * MIB
     memory.room = 1 << 40
     await settled(pool, 50 * MIB)
+
+
+async def test_it_is_filled_again_where_no_more_threads_may_be_started(pool: Pool) -> None:
+    over = threading.Event()
+    others = [asyncio.ensure_future(asyncio.to_thread(over.wait)) for _ in range(4)]  # who has the threads that there are
+    with no_threads():
+        taken = await pool.acquire(16 * MIB)
+        pool.retire(taken)
+        await settled(pool, 50 * MIB)
+    over.set()
+    await asyncio.wait(others)
+    assert pool.owed == 0
 
 
 async def test_a_pool_is_made_smaller_at_once_and_larger_again(pool: Pool) -> None:

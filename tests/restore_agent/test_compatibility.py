@@ -14,6 +14,7 @@ from restore_agent.snapshots import file_hashes
 from restore_agent.snapshots.compatibility import Incompatible, check_files, check_fits, check_gpus, mapped_files, node_fits
 from restore_agent.snapshots.file_hashes import FileHashes
 from restore_agent.snapshots.manifest import GpuRecord
+from tests.worlds.exhausted import descriptors_left
 from tests.worlds.snapshots import CRIU, another_kernel
 
 GPUS = GpuRecord(driver="580.1", names=("H100",), uuids=("GPU-a",))
@@ -45,6 +46,16 @@ def test_what_was_taken_here_fits_here() -> None:
 def test_what_the_node_lacks_is_said(change: dict[str, object], why: str) -> None:
     with pytest.raises(Incompatible, match=f"{why}.*take the snapshot again here"):
         check_fits(node_fits(CRIU, [], None).model_copy(update=change), CRIU, None)
+
+
+def test_a_file_that_cannot_be_read_for_a_moment_says_nothing_of_the_snapshot(file: Path) -> None:
+    fits = node_fits(CRIU, [file], None)
+    with descriptors_left(0), pytest.raises(OSError, match="Too many open files"):
+        check_fits(fits, CRIU, None)
+    check_fits(fits, CRIU, None)
+    file.unlink()
+    with pytest.raises(Incompatible, match="cannot be read: No such file"):
+        check_fits(fits, CRIU, None)
 
 
 def test_a_patch_release_is_no_difference() -> None:

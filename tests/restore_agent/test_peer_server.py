@@ -4,6 +4,7 @@ import http.client
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from restore_agent.transfer.layout import chunk_key, manifest_key
 from restore_agent.transfer.offers import Offered
 from restore_agent.transfer.peer_server import AGENT, PeerServer
 from tests.worlds.certificates import Authority
+from tests.worlds.exhausted import descriptors_left, no_threads
 from tests.worlds.peers import DIGEST, MANIFEST, NAMESPACE, Served, fleet_files, make_chunks, offered, served
 from tests.worlds.waiting import PATIENCE, blocking_until
 from zerowake_shared.listening import CannotListen
@@ -123,6 +125,26 @@ def test_a_reader_beyond_the_bound_is_told_so_and_one_that_can_wait_is_served(tm
             assert ask(first, chunk_key(chunk.hash)) == (503, b"this node serves 1 readers already\n")
             second.request("GET", f"/{NAMESPACE}/{DIGEST}/{chunk_key(chunk.hash)}", headers={"Prefer": "wait=19"})
         assert second.getresponse().read() == (tmp_path / chunk.hash).read_bytes()
+
+
+def check_next(one: Served, tls: TlsFiles) -> None:
+    with connected(one, tls) as connection:
+        assert ask(connection, manifest_key(DIGEST)) == (200, MANIFEST)
+
+
+def test_where_no_thread_can_be_started_one_reader_has_to_come_again(tmp_path: Path, tls: TlsFiles) -> None:
+    with served(tls, offered(tmp_path, [])) as one:
+        with no_threads(), pytest.raises(OSError), connected(one, tls):
+            pass
+        check_next(one, tls)
+
+
+def test_where_there_is_no_descriptor_left_readers_wait(tmp_path: Path, tls: TlsFiles) -> None:
+    with served(tls, offered(tmp_path, [])) as one, socket.socket() as raw:
+        with descriptors_left(0):
+            raw.connect(("127.0.0.1", one.server.port))
+            time.sleep(0.3)  # it is tried meanwhile, again and again
+        check_next(one, tls)
 
 
 @pytest.mark.parametrize("sent", [b"\x16\x03", b"GET / HTTP/1.1\r\n\r\n", b""])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gpumem.client.control import Control
 from gpumem.hardware.memory import HOST
 from restore_agent.drivers.weights import Weights
 from restore_agent.sequences.placement import HEADROOM, NoGpuMemory, OtherLinks, choose_gpus, keep_order
@@ -194,6 +196,28 @@ async def test_gpumem_gives_up_what_is_free_and_gets_it_back(tmp_path: Path) -> 
         await weights.return_room()
         (device,) = (await pool.status()).devices
         assert (device.wanted_bytes, device.free_bytes) == (whole, whole)
+
+
+async def test_room_that_was_made_for_a_restore_that_was_given_up_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever asked goes in the moment in which gpumem gives it up."""
+    reserve, asked = Control.reserve, asyncio.Event()
+
+    async def slow(control: Control, device: str, size: int) -> None:
+        await reserve(control, device, size)
+        asked.set()
+        await asyncio.sleep(0.1)
+
+    monkeypatch.setattr(Control, "reserve", slow)
+    async with Pool(tmp_path / "gpumem.sock") as pool:
+        weights = Weights(pool.socket)
+        (whole,) = (device.wanted_bytes for device in (await pool.status()).devices)
+        making = asyncio.create_task(weights.make_room({HOST: 64 * MIB}))
+        await asked.wait()
+        making.cancel()
+        await asyncio.wait([making])
+        await weights.return_room()
+        (device,) = (await pool.status()).devices
+        assert making.cancelled() and device.wanted_bytes == whole
 
 
 async def test_room_is_made_on_the_gpu_that_lacks_least(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ The same with real engines, without a GPU: test_parked.py; with one: tests/gpu/.
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import subprocess
 from collections.abc import AsyncIterator
@@ -195,6 +196,33 @@ async def test_what_cannot_be_parked_is_refused_and_goes_on(world: World) -> Non
     with pytest.raises(CannotPark, match="started without a snapshot"):
         await world.rungs.demote(without.id, Rung.PARKED, 0.0, 0.0)
     assert len(world.replicas) == 2
+
+
+@pytest.mark.parametrize("cut", ["read", "left"])
+async def test_a_replica_that_does_not_become_a_standby_has_ended(world: World, monkeypatch: pytest.MonkeyPatch, cut: str) -> None:
+    """Also where its manifest cannot be read for a moment, and where whoever asked for it has gone: it is in no list any more."""
+    replica = world.runs(world.snapshot("one"))
+    demoting = asyncio.Event()
+
+    async def waits(*_: Any) -> Standby:
+        demoting.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    def unreadable(*_: Any) -> Snapshot:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    if cut == "read":
+        monkeypatch.setattr(world.store, "get", unreadable)
+        assert "Too many open files" in await world.rungs.demote(replica.id, Rung.STANDBY, 0.0, 0.0)
+    else:
+        monkeypatch.setattr(world.restorer, "demote", waits)
+        asked = asyncio.create_task(world.rungs.demote(replica.id, Rung.STANDBY, 0.0, 0.0))
+        await demoting.wait()
+        asked.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asked
+    assert replica.engine.place.exit_of(1).done() and not len(world.replicas)
 
 
 @pytest.mark.parametrize("error", [NoGpuMemory("none is free", {ONE: 1}), CudaError("no driver")])

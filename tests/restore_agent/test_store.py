@@ -21,6 +21,7 @@ from restore_agent.snapshots.keyring import NoSigningKey, Signature, Untrusted, 
 from restore_agent.snapshots.manifest import ChunkRecord, Manifest
 from restore_agent.snapshots.page_runs import PAGE
 from restore_agent.snapshots.store import NameTaken, Store, StoreBusy
+from tests.worlds.exhausted import descriptors_left
 from tests.worlds.snapshots import draft, publish
 from tests.worlds.travelling import take
 
@@ -92,6 +93,15 @@ def test_a_folder_of_keys_that_was_named_and_has_none_is_an_error(tmp_path: Path
     with pytest.raises(UnusableKey, match=f"{tmp_path / 'none'} holds no key"):
         Store(tmp_path / "state", tmp_path / "none")
     Store(tmp_path / "state").close()
+
+
+def test_one_that_cannot_be_opened_is_nobody_s(tmp_path: Path) -> None:
+    """As for want of a descriptor: what opens it is told why, and the next try is not told that this very process has it."""
+    Store(tmp_path).close()
+    for left in range(12):
+        with descriptors_left(left), contextlib.suppress(OSError):
+            Store(tmp_path).close()
+    Store(tmp_path).close()
 
 
 def copied(snapshot: Snapshot, store: Store, lease: Lease) -> tuple[Path, bytes, Signature]:
