@@ -11,6 +11,7 @@ import pytest
 
 from restore_agent.engine.control import Control
 from restore_agent.kubernetes import adoption
+from restore_agent.kubernetes.cri import Cri, CriError, Described
 from restore_agent.places.container import Container
 from restore_agent.programs.on_kubernetes import pods_served
 from restore_agent.sequences.node import Node
@@ -75,6 +76,26 @@ async def test_a_labelled_pod_that_runs_its_own_command_is_a_replica(node: Node,
         assert (replica.origin, replica.namespace, replica.model) == (Origin.COLD, NAMESPACE, "small")
         await kubelet.api.remove("pods", NAMESPACE, "one")
         await until(lambda: replica.state is State.RETIRING)
+
+
+async def test_one_that_could_not_be_looked_at_for_a_moment_is_looked_at_again(
+    node: Node, kubelet: Kubelet, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As the runtime begins anew: the next word of the pod will do."""
+    describe, refused = Cri.describe, asyncio.Event()
+
+    async def away(cri: Cri, container: str) -> Described:
+        if not refused.is_set():
+            refused.set()
+            raise CriError("containerd does not answer")
+        return await describe(cri, container)
+
+    monkeypatch.setattr(Cri, "describe", away)
+    async with kubelet.pod("one", {"zerowake.dev/snapshot": "small"}, TOLD, bare=True):
+        await refused.wait()
+        await until(lambda: "takes no part in serving" in caplog.text)
+        await kubelet.api.change("pods", NAMESPACE, "one", {"metadata": {"annotations": {**TOLD, "somebody's": "word"}}})
+        await until(lambda: len(node.replicas))
 
 
 async def test_an_engine_whose_agent_was_killed_before_it_stood_at_the_door_is_let_through_by_the_next_one(
