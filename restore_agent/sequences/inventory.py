@@ -21,12 +21,14 @@ from restore_agent.sequences.changes import Change
 from restore_agent.sequences.staging import Staging
 from restore_agent.sequences.travel import Travel
 from restore_agent.snapshots.catalog import Snapshot, Unreadable
+from restore_agent.snapshots.compatibility import Incompatible
 from restore_agent.snapshots.damage import DamageWatch
 from restore_agent.snapshots.store import Store
 from restore_agent.transfer.progress import Progress
 from zerowake_shared.background import kept
 
 _LOOK_SECONDS = 2.0  # between two looks at where weights stand, and at what is free on GPUs
+_UNFIT_SECONDS = 10.0  # between two looks at what did not fit this node
 _STORE_SECONDS = 2.0  # between two looks at what was published, or so many times what a look took: a node may have thousands
 _STORE_REST = 30.0
 _LOG = logging.getLogger("zerowake.agent")
@@ -152,7 +154,7 @@ class Inventory:
             await asyncio.sleep(_LOOK_SECONDS)
 
     async def _watch_store(self) -> None:
-        watch = DamageWatch(self._store)
+        watch, looked = DamageWatch(self._store), 0.0
         while True:
             begin = time.monotonic()
             for found in await asyncio.to_thread(watch.look, dict(self._staging.damaged)):
@@ -169,4 +171,18 @@ class Inventory:
                     self._staging.unusable.pop(found.snapshot.digest, None)
                 self._changed(found.snapshot)
             self.snapshots = watch.counts()
+            if self._staging.unusable and time.monotonic() > looked + _UNFIT_SECONDS:
+                await self._look_at_unfit()
+                looked = time.monotonic()
             await asyncio.sleep(max(_STORE_SECONDS, _STORE_REST * (time.monotonic() - begin)))
+
+    async def _look_at_unfit(self) -> None:
+        """What the node did not have for a snapshot may have come: a folder that was not mounted yet, a file that was put back."""
+        for found in await asyncio.to_thread(self._store.list):
+            if not isinstance(found, Snapshot) or found.digest not in self._staging.unusable or found.digest in self._staging.damaged:
+                continue
+            with contextlib.suppress(Incompatible, OSError):
+                await asyncio.to_thread(self._staging.check_fits, found.manifest)
+                self._staging.unusable.pop(found.digest, None)
+                _LOG.info("snapshot %s fits this node now", found)
+                self._changed(found)

@@ -14,11 +14,13 @@ from gpumem.client.control import Control
 from restore_agent.drivers.headroom import Headroom
 from restore_agent.drivers.weights import Weights
 from restore_agent.drivers.weights_view import WeightsRung
+from restore_agent.sequences import inventory as module
 from restore_agent.sequences.changes import Change
 from restore_agent.sequences.inventory import Gpu, Inventory
 from restore_agent.sequences.staging import Staging
 from restore_agent.sequences.travel import Travel
 from restore_agent.snapshots.catalog import Snapshot, Unreadable
+from restore_agent.snapshots.compatibility import Incompatible, node_fits
 from restore_agent.snapshots.manifest import GpuRecord, WeightsRecord
 from restore_agent.snapshots.store import Store
 from tests.worlds.gpumem_server import MIB, make_weights, served
@@ -98,6 +100,26 @@ async def test_what_was_damaged_on_the_disk_is_told_and_so_is_what_is_whole_agai
         await until(lambda: len(world.heard) == 3)
     assert isinstance(world.heard[2], Snapshot) and world.heard[2].digest == snapshot.digest
     assert not world.staging.damaged and not world.staging.unusable, "it may be tried again"
+
+
+async def test_what_the_node_lacked_for_a_snapshot_is_looked_for_again(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a folder that is mounted after the agent has begun."""
+    monkeypatch.setattr(module, "_UNFIT_SECONDS", 0.0)
+    (library := tmp_path / "library.so").write_bytes(b"x" * 8192)
+    snapshot = publish(world.store, b"x" * 8192, fits=node_fits(CRIU, [library], None))
+    library.rename(tmp_path / "away")
+    with pytest.raises(Incompatible, match="No such file"):
+        await world.staging.stage(snapshot)
+    assert snapshot.digest in world.staging.unusable
+    async with world.inventory.watched():
+        await until(lambda: world.inventory.snapshots)
+        assert snapshot.digest in world.staging.unusable
+        world.heard.clear()
+        (tmp_path / "away").rename(library)
+        await until(lambda: world.heard)
+    assert world.heard == [snapshot] and not world.staging.unusable
 
 
 async def test_those_hear_whose_weights_were_moved(world: World, tmp_path: Path) -> None:
