@@ -100,8 +100,8 @@ class PodCaptures:
             if caller.container.contents.left_behind:
                 sizes += f"; not carried, since it is too much, and empty in other pods: {', '.join(caller.container.contents.left_behind)}"
             sizes = "; ".join([sizes, *captured.notes])
-            await self._annotate(pod, {CAPTURED: captured.snapshot.digest})
             await self._node_pods.event(pod, "Normal", "Captured", f"{captured.snapshot} in {phases.total:.1f} s: {sizes}", "Capture")
+            await self._annotate(pod, {CAPTURED: captured.snapshot.digest})
             code = 0
         if not caller.placeholder.ended.done():
             caller.placeholder.exit(code)
