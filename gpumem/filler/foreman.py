@@ -143,7 +143,7 @@ class Foreman:
                 failures = 0
             except (OSError, RuntimeError, GpumemError) as error:  # also where asyncio has no thread to wait for it with
                 self._refusal = str(error)
-                logger.error("filler of %s did not start: %s", self.identity, self._refusal)
+                logger.error("filler of %s did not start: %s", self.identity, error)
             self.restarts += 1
 
     async def _one(self) -> None:

@@ -185,11 +185,8 @@ class Pool:
         work = asyncio.get_running_loop().run_in_executor(self._thread, self._make_now, sizes, used, made)
         try:
             await asyncio.shield(work)
-        except asyncio.CancelledError:
+        except BaseException:
             await asyncio.wait([work])
-            self._free += made
-            raise
-        except Exception:
             self._free += made
             raise
         return made

@@ -43,6 +43,12 @@ async def beside(work: Coroutine[Any, Any, None], name: str) -> AsyncIterator[as
                 task.cancel()
 
 
+def is_cancelled() -> bool:
+    """Whether somebody has cancelled the task that runs. Where nobody has, a CancelledError is the end of what it waited for."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
 async def kept(work: Callable[[], Coroutine[Any, Any, None]], name: str, log: logging.Logger) -> None:
     """Does the work until it returns; where it ends by an error, that is logged, and it is begun again after a pause."""
     backoff = Backoff(_FIRST_PAUSE, _LAST_PAUSE)
@@ -50,10 +56,10 @@ async def kept(work: Callable[[], Coroutine[Any, Any, None]], name: str, log: lo
         try:
             await work()
         except (Exception, asyncio.CancelledError) as error:  # whatever it is: without the work the program would go on and be wrong
-            task = asyncio.current_task()
-            if isinstance(error, asyncio.CancelledError) and task and task.cancelling():
-                raise  # else it is the end of what it waited for, and nobody has cancelled it
-            if task and task.cancelling():  # it failed as it cleaned up: to begin again would be to lose the cancellation for ever
+            if is_cancelled():
+                if isinstance(error, asyncio.CancelledError):
+                    raise
+                # It failed as it cleaned up: to begin again would be to lose the cancellation for ever.
                 log.exception("%s: ended by a bug as it was cancelled", name)
                 raise asyncio.CancelledError from error
             pause = backoff.next()

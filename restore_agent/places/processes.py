@@ -10,7 +10,16 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 _PIDFD_GETFD = 438
+_PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
+
+
+def ends_with(parent: int, number: int) -> bool:
+    """From now on this process gets the signal when `parent`, whose child it is, ends, however that ends. False: it has ended already."""
+    _libc.prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
+    return os.getppid() == parent
+
+
 _STATE, _USER_TICKS, _SYSTEM_TICKS = 0, 11, 12  # fields of `stat`, counted from the one behind the program's name
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import functools
 import os
 import signal
@@ -20,12 +19,11 @@ from typing import ClassVar
 
 from restore_agent.places.output import Pipes
 from restore_agent.places.place import PlaceError, Route
+from restore_agent.places.processes import ends_with
 from restore_agent.snapshots.file_hashes import FileHashes
 from restore_agent.snapshots.manifest import Fits
 
-_PR_SET_PDEATHSIG = 1
 _END_SECONDS = 5.0
-_libc = ctypes.CDLL(None)
 
 
 class Rootless:
@@ -153,6 +151,5 @@ def _listens(port: int) -> bool:
 
 
 def _die_with_parent(parent: int) -> None:
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it has ended already
+    if not ends_with(parent, signal.SIGKILL):
         os._exit(1)

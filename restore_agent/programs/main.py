@@ -23,6 +23,7 @@ import grpc
 from zerowake_proto import agent_pb2_grpc
 
 from restore_agent.errors import AgentError
+from restore_agent.places.processes import ends_with
 from restore_agent.sequences.memory_budget import all_of_it
 from restore_agent.sequences.node import Node
 from restore_agent.sequences.offering import Offering
@@ -41,7 +42,6 @@ from zerowake_shared.tls import TlsFiles, client_contexts, server_context, serve
 DEFAULT_STATE = Path("/var/lib/zerowake")
 _STOP_SECONDS = 5.0
 _READERS = 32  # other agents' streams that are served at once
-_PR_SET_PDEATHSIG = 1
 _CLONE_NEWNS, _MS_REC, _MS_PRIVATE = 0x20000, 0x4000, 0x40000
 _LOG = logging.getLogger("zerowake.agent")
 
@@ -80,8 +80,7 @@ def die_with_parent(parent: int) -> None:
     Raises:
         CannotRun: it has ended already.
     """
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
-    if os.getppid() != parent:
+    if not ends_with(parent, signal.SIGTERM):
         raise CannotRun(f"the program that started this agent, pid {parent}, has ended")
 
 

@@ -114,7 +114,7 @@ class PeerServer:
             except OSError as error:
                 if self._closing:
                     return
-                _LOG.warning("another agent's connection was not taken: %s", lack(error, "the agent") or error)
+                _not_taken(error)
                 time.sleep(_PAUSE_SECONDS)  # it waits in the backlog, and what there is too little of may be there by then
                 continue
             thread = threading.Thread(target=self._serve, args=(connection,), name="peer")
@@ -126,7 +126,7 @@ class PeerServer:
             try:
                 thread.start()
             except (RuntimeError, MemoryError) as error:
-                _LOG.warning("another agent's connection was not taken: %s", lack(error, "the agent") or error)
+                _not_taken(error)
                 with self._lock:
                     self._connections.pop(connection)
                 connection.close()
@@ -229,6 +229,10 @@ class PeerServer:
             _send(connection, buffer[:read])
             at += read
         return True
+
+
+def _not_taken(error: BaseException) -> None:
+    _LOG.warning("another agent's connection was not taken: %s", lack(error, "the agent") or error)
 
 
 def _send(connection: ssl.SSLSocket, data: memoryview) -> None:

@@ -22,6 +22,7 @@ from scaler.fleet.heard import Heard
 from scaler.fleet.messages import Kept
 from scaler.fleet.snapshot_peers import SnapshotPeer
 from scaler.plan.rungs import Rung
+from zerowake_shared.background import is_cancelled
 from zerowake_shared.clock import SYSTEM_CHANCE, token
 
 _SILENT_SECONDS = 30.0
@@ -272,8 +273,7 @@ def _agents_words() -> Iterator[None]:
     except grpc.aio.AioRpcError as error:
         raise _said(error) from None
     except asyncio.CancelledError:
-        task = asyncio.current_task()
-        if task is None or task.cancelling():
+        if is_cancelled():
             raise
         raise AgentUnreachable("the connection to its agent was given up meanwhile") from None
 

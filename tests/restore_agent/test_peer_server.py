@@ -4,7 +4,6 @@ import http.client
 import socket
 import ssl
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -139,11 +138,11 @@ def test_where_no_thread_can_be_started_one_reader_has_to_come_again(tmp_path: P
         check_next(one, tls)
 
 
-def test_where_there_is_no_descriptor_left_readers_wait(tmp_path: Path, tls: TlsFiles) -> None:
+def test_where_there_is_no_descriptor_left_readers_wait(tmp_path: Path, tls: TlsFiles, caplog: pytest.LogCaptureFixture) -> None:
     with served(tls, offered(tmp_path, [])) as one, socket.socket() as raw:
         with descriptors_left(0):
             raw.connect(("127.0.0.1", one.server.port))
-            time.sleep(0.3)  # it is tried meanwhile, again and again
+            blocking_until(lambda: caplog.text.count("was not taken: the agent has no descriptor left") > 1, "it is tried again and again")
         check_next(one, tls)
 
 

@@ -212,13 +212,16 @@ async def test_an_agent_that_cannot_be_started_again_at_once(state: Path) -> Non
 async def test_an_agent_ends_with_whoever_started_it_however_soon_that_is_killed(state: Path, seconds: float) -> None:
     """Also one that is still being imported: it stays for nobody, and the next `zerowake up` gets its folder."""
     process = await begun(state, free_port(), free_port(), {})
-    async with asyncio.timeout(60):
-        while not (agents := [pid for _, pid, words in below(process.pid) if " agent " in words]):
-            await asyncio.sleep(0.002)
+
+    def agents() -> list[int]:
+        return [pid for _, pid, words in below(process.pid) if " agent " in words]
+
+    await until(agents, "its agent is begun")
+    begun_agents = agents()
     await asyncio.sleep(seconds)  # at whatever moment of its start
     process.kill()
     await process.wait()
-    await until(lambda: not any(map(alive, agents)), "its agent has ended")
+    await until(lambda: not any(map(alive, begun_agents)), "its agent has ended")
 
 
 async def test_the_engine_killed_while_requests_wait(state: Path) -> None:
