@@ -13,6 +13,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import signal
 import socket
 import time
@@ -39,6 +40,7 @@ from restore_agent.workload.control_directory import (
     RESTORE_COMPLETE,
     SNAPSHOT_COMPLETE,
     VARIABLE,
+    WAKE_BYTES,
     WEIGHTS,
 )
 from restore_agent.workload.renewal import Return
@@ -48,6 +50,7 @@ from zerowake_shared.network_namespace import NetworkNamespace
 
 _LOG = logging.getLogger("zerowake.agent")
 
+_WAKE_BYTES = re.compile(WAKE_BYTES + r"\d+-(?P<gpu>GPU-[0-9a-f-]{36})-(?P<size>\d{1,12})")
 _QUIET_PROBE = 0.05
 _FIRST_PROBE, _LAST_PROBE = 0.02, 0.2  # seconds between two probes of something that cannot be waited for
 _LAST_WORDS = 2.0  # seconds in which an engine that is ready for its snapshot ends what it was asked before
@@ -227,6 +230,14 @@ class Engine:
             return {Path(directory): str(gpus.get(directory, "")) for directory in said["directories"]}
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise EngineError(f"the engine {self.called!r} wrote a {WEIGHTS} that is none: {error!r}") from None
+
+    def wake_bytes(self) -> dict[str, int]:
+        """UUID of each GPU → bytes of it that the engine let go of as it quiesced last, and takes again as it wakes."""
+        found: dict[str, int] = {}
+        for path in self.place.control_directory.glob(f"{WAKE_BYTES}*"):
+            if said := _WAKE_BYTES.fullmatch(path.name):
+                found[said["gpu"]] = found.get(said["gpu"], 0) + int(said["size"])
+        return found
 
     def stop(self) -> None:
         """Stops every process of it. Blocks until all stand still."""

@@ -290,6 +290,7 @@ class Capturer:
                 chunks=tuple(ChunkRecord(hash=chunk.hash, size=chunk.size) for chunk in chunks),
                 host_bytes=found.resident_bytes,
                 gpus=freed or {},
+                wake_bytes=source.wake_bytes() if freed else {},
                 quiesces=quiesces,
                 template=request.template,
                 cold_seconds=round(phases.seconds(Phase.START) + phases.seconds(Phase.READY), 3),

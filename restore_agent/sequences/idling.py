@@ -204,6 +204,7 @@ class Idling:
             note.stands,
             processes=note.processes,
             places=note.places or {},
+            wake_bytes=replica.engine.wake_bytes(),
         )
         self._stands(sleeper)
 

@@ -69,7 +69,7 @@ def keep_order(
             lacking[new] = size + HEADROOM - room
     if lacking:
         short = ", ".join(f"{size >> 20} MiB more of {new}" for new, size in lacking.items())
-        raise NoGpuMemory(f"resuming needs {short}, which this pod was given; end what uses it, or give the pool less", lacking)
+        raise NoGpuMemory(f"resuming needs {short}, the one that it has to be; end what uses it, or give the pool less", lacking)
     return pairs
 
 

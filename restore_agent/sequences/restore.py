@@ -193,7 +193,8 @@ class Restorer:
             if lost := [process.pid for process in manifest.processes if process.pid not in hosts]:
                 raise CriuError(f"pid {lost[0]} of the engine ended while it was restored")
             gpu_pids, whole = [hosts[pid] for pid in manifest.gpu_pids], [hosts[process.pid] for process in manifest.processes]
-            return Standby(snapshot, engine, let_go, undo.pop_all(), gpu_pids, manifest.gpus, _uuids(snapshot), processes=whole)
+            held = gpu_pids, manifest.gpus, _uuids(snapshot)
+            return Standby(snapshot, engine, let_go, undo.pop_all(), *held, processes=whole, wake_bytes=manifest.wake_bytes)
 
     async def _restored(
         self,
@@ -289,4 +290,4 @@ def _uuids(snapshot: Snapshot) -> tuple[str, ...]:
 def _dumped(snapshot: Snapshot, given: Sequence[str] | None) -> Suspended:
     """As its image has it."""
     uuids = _uuids(snapshot)
-    return Suspended(snapshot.manifest, snapshot.manifest.gpus, uuids, {identity: identity for identity in uuids}, given)
+    return Suspended(snapshot.manifest, snapshot.manifest.gpus_awake, uuids, {identity: identity for identity in uuids}, given)

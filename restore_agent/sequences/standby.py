@@ -63,6 +63,7 @@ class Standby:
     since: float = field(default_factory=time.monotonic)  # it serves nobody since then
     moving: asyncio.Lock = field(default_factory=asyncio.Lock)  # held by whoever moves it or takes it
     processes: Collection[int] = ()  # on the host: all that it is of
+    wake_bytes: Mapping[str, int] = field(default_factory=dict)  # UUID → bytes beside those of `gpus` that its engine takes as it wakes
     places: Mapping[str, str] = field(default_factory=dict)  # UUID of each GPU of the snapshot → of the one in its place, in `before`
     moved: Mapping[str, str] = field(init=False)  # UUID of each GPU as its engine knows it → of the one in its place
     is_closed: bool = field(default=False, init=False)
@@ -84,6 +85,7 @@ class Standby:
     def stands_on(self, pairs: Mapping[str, str]) -> None:
         """It is parked now. `pairs`: each GPU of the suspend → the one on which its state is."""
         self.gpus = {pairs.get(old, old): size for old, size in self.gpus.items()}
+        self.wake_bytes = {pairs.get(old, old): size for old, size in self.wake_bytes.items()}
         self.moved = {known: pairs.get(now, now) for known, now in self.moved.items()}
         self.places = {captured: pairs.get(now, now) for captured, now in self.places.items()}
         self.rung = Rung.PARKED

@@ -60,7 +60,8 @@ class Transitions:
         Raises what `GpuChoice.chosen` does: nothing was begun, and it stands where it stood.
         """
         if standby.rung is Rung.PARKED:
-            yield {gpu: gpu for gpu in standby.gpus}
+            async with self.gpus.chosen(_parked(standby)):
+                yield {gpu: gpu for gpu in standby.gpus}
             return
         self._headroom.give()  # CUDA takes memory of the host's, too
         barred = (
@@ -143,7 +144,10 @@ class Transitions:
             undo.push_async_callback(engine.place.close)
             here = self._cuda.gpus(engine.place.gpus).uuids if self._cuda else ()
             standby = Standby(
-                *(snapshot, engine, _nothing, undo, gpu_pids, gpus, here, Rung.PARKED), processes=processes, places=engine.gpu_places
+                *(snapshot, engine, _nothing, undo, gpu_pids, gpus, here, Rung.PARKED),
+                processes=processes,
+                places=engine.gpu_places,
+                wake_bytes=engine.wake_bytes(),
             )
             if rung is Rung.STANDBY:
                 await self._suspend(standby)
@@ -226,4 +230,11 @@ async def _nothing() -> None:
 
 
 def _waiting(standby: Standby) -> Suspended:
-    return Suspended(standby.snapshot.manifest, standby.gpus, standby.before, standby.places, standby.engine.place.gpus)
+    needed = {gpu: size + standby.wake_bytes.get(gpu, 0) for gpu, size in standby.gpus.items()}
+    return Suspended(standby.snapshot.manifest, needed, standby.before, standby.places, standby.engine.place.gpus)
+
+
+def _parked(standby: Standby) -> Suspended:
+    """What its wake takes, of the GPUs on which it is."""
+    there = tuple(standby.wake_bytes)
+    return Suspended(standby.snapshot.manifest, standby.wake_bytes, there, standby.places, there)

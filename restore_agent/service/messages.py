@@ -205,7 +205,7 @@ def _weights_bytes(manifest: Manifest) -> int:
 
 def _gpu_bytes(manifest: Manifest) -> list[int]:
     """What a restore takes of each GPU, the most first."""
-    return sorted(manifest.gpus.values(), reverse=True)
+    return sorted(manifest.gpus_awake.values(), reverse=True)
 
 
 def _rung(node: Node, digest: str) -> agent_pb2.Rung:

@@ -277,6 +277,7 @@ class Manifest(_Record):
     chunks: tuple[ChunkRecord, ...]
     host_bytes: Bytes  # resident memory of the processes
     gpus: dict[str, Bytes] = {}  # UUID → bytes that resuming takes of that GPU, or of the one in its place
+    wake_bytes: dict[str, Bytes] = {}  # UUID → bytes beside those of `gpus` that its engine takes as it wakes
     quiesces: bool = False  # the engine takes part in the control directory
     template: TemplateRecord | None = None  # None: who had it captured said nothing of it
     cold_seconds: float = Field(default=0.0, ge=0, allow_inf_nan=False)  # what the engine took to be ready; 0: not known
@@ -351,8 +352,14 @@ class Manifest(_Record):
     def image_bytes(self) -> int:
         return self.page_bytes + self.skeleton_bytes
 
+    @property
+    def gpus_awake(self) -> dict[str, int]:
+        """UUID → bytes that it takes of that GPU, or of the one in its place, until its engine is awake."""
+        return {gpu: size + self.wake_bytes.get(gpu, 0) for gpu, size in self.gpus.items()}
+
     def encode(self) -> bytes:
-        return (json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":")) + "\n").encode()
+        unused = set() if self.wake_bytes else {"wake_bytes"}  # an older zerowake reads the rest
+        return (json.dumps(self.model_dump(mode="json", exclude=unused), sort_keys=True, separators=(",", ":")) + "\n").encode()
 
     @classmethod
     def decode(cls, data: bytes) -> Manifest:

@@ -11,7 +11,8 @@ An engine that finds SNAPSHOT_CONTROL_DIR in its environment is about to be dump
 Python's random state anew before an engine is told to resume.
 A process that woke on other GPUs finds `gpus.json` ({"GPU-old": "GPU-new"}) beside `restore-complete`. An engine whose weights lie in a
 region that it published itself names the checkpoint directory in `weights.json`, before it is ready, so that the snapshot knows them; one
-that has several GPUs says on which of them each lies.
+that has several GPUs says on which of them each lies. It says, too, what of a GPU it let go of as it quiesced and takes again as it resumes
+(`wake-bytes-PID-GPU-SIZE`, an empty file for each GPU): nobody else may have that memory by then.
 A process that was restored in another pod finds `environment.json` there, the variables as they are in its own pod: what it has in its
 memory is the capture pod's.
 Files appear whole: a temporary name, then renamed.
@@ -46,6 +47,7 @@ READY = "ready-for-snapshot"
 SNAPSHOT_COMPLETE, RESTORE_COMPLETE = renewal.SNAPSHOT_COMPLETE, renewal.RESTORE_COMPLETE
 ANSWERS = (RESTORE_COMPLETE, SNAPSHOT_COMPLETE)
 QUIESCE_REQUESTED, GPUS, WEIGHTS, ENVIRONMENT = "quiesce-requested", "gpus.json", "weights.json", "environment.json"  # ours
+WAKE_BYTES = "wake-bytes-"  # ours; PID-GPU-SIZE
 ANSWER_DOOR, REQUEST_DOOR = renewal.ANSWER_DOOR, "request.fifo"  # ours: one for the two answers, one for `quiesce-requested`
 DOORS = {RESTORE_COMPLETE: ANSWER_DOOR, SNAPSHOT_COMPLETE: ANSWER_DOOR, QUIESCE_REQUESTED: REQUEST_DOOR}
 ASLEEP_POLL_SECONDS = 0.001  # where there is no door; part of every restore there
@@ -121,6 +123,12 @@ class ControlDirectory:
             if gpu:
                 known.setdefault("gpus", {})[str(directory)] = gpu
             self._write(WEIGHTS, json.dumps(known))
+
+    def name_wake_bytes(self, gpu: str, size: int) -> None:
+        """That resuming takes so many bytes of the GPU of that UUID, which quiescing set free. Said anew each time it quiesces."""
+        for before in self._folder.glob(f"{WAKE_BYTES}{os.getpid()}-*"):
+            before.unlink(missing_ok=True)
+        (self._folder / f"{WAKE_BYTES}{os.getpid()}-{gpu}-{size}").touch()
 
     def moved(self) -> dict[str, str]:
         """The GPUs that have others in their place, old UUID → new one: there from before the engine wakes until `resume` has returned, for

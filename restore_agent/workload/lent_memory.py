@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 
@@ -13,6 +13,10 @@ import torch
 
 from gpumem.client import Client
 from gpumem.client.torch import ScratchPool
+from restore_agent.workload.context_memory import Stacks, Workspaces
+from restore_agent.workload.control_directory import ControlDirectory
+
+_stacks, _workspaces = Stacks(), Workspaces()
 
 
 @dataclass(frozen=True)
@@ -37,25 +41,43 @@ def client(label: str) -> Client:
 @cache
 def graph_pool(client: Client) -> ScratchPool:
     """Where CUDA graphs keep what they compute. Its memory has no content that would have to outlive a replay."""
+    _workspaces.keep_apart()
     return ScratchPool(client)
 
 
-def let_go(client: Client) -> tuple[Reserved, Reserved]:
-    """Of all that is lent, and of what torch keeps in reserve; what that was before and is after. Raises what `quiesce` does."""
+def let_go(client: Client, forget: Callable[[], object] = lambda: None) -> tuple[Reserved, Reserved]:
+    """Of all that is lent, of what torch keeps in reserve, and of what the context holds (context_memory.py). The agent is told how much of
+    it the wake takes again. Returns what torch has taken before and after.
+
+    Args:
+        forget: drops tensors of the engine's that it makes again when it needs them.
+
+    Raises what `quiesce` and `Stacks.let_go` do.
+    """
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     before = _reserved()
+    forget()
+    _workspaces.let_go()
     gc.collect()
     torch.cuda.empty_cache()
     if hasattr(torch._C, "_host_emptyCache"):
         torch._C._host_emptyCache()
     client.quiesce()
     ctypes.CDLL(None).malloc_trim(0)
-    return before, _reserved()
+    after = _reserved()
+    again = _stacks.let_go() + before.used - after.used
+    if again and (control := ControlDirectory.from_environment()):
+        control.name_wake_bytes(client.device, again)
+    return before, after
 
 
 def take_back(client: Client, moved: Mapping[str, str], meeting: bytes = b"") -> None:
-    """The same memory at the same addresses; scratch is zeros. `moved`, `meeting`: as `Client.resume` takes them, and raises."""
+    """The same memory at the same addresses; scratch is zeros. `moved`, `meeting`: as `Client.resume` takes them.
+
+    Raises what that and `Stacks.take_back` do.
+    """
+    _stacks.take_back()
     client.resume(moved=moved, meeting=meeting)
 
 

@@ -12,12 +12,23 @@ from restore_agent.workload.fitting import Imported, Module, Sources
 from tests.engines.releases import Release, releases
 
 ROOT = Path(__file__).parents[2]
-SHARED = ("restore_agent/workload/lent_memory.py", "restore_agent/workload/lent_weights.py", "gpumem/client/torch.py")
+SHARED = (
+    "restore_agent/workload/context_memory.py",
+    "restore_agent/workload/lent_memory.py",
+    "restore_agent/workload/lent_weights.py",
+    "gpumem/client/torch.py",
+)
 OF_VLLM = ("restore_agent/workload/vllm/worker.py", *SHARED)
 OF_SGLANG = ("restore_agent/workload/sglang/scheduler.py", *SHARED)
 # Used where they are, with no import of their own; those of the module in C by what is said of it.
-ATTRIBUTES = (("torch.cuda", "MemPool"), ("torch.cuda", "empty_cache"), ("torch.cuda", "memory_reserved"), ("torch.cuda", "synchronize"))
-IN_C = ("_cuda_customAllocator",)
+ATTRIBUTES = (
+    ("torch.cuda", "CUDAGraph"),
+    ("torch.cuda", "MemPool"),
+    ("torch.cuda", "empty_cache"),
+    ("torch.cuda", "memory_reserved"),
+    ("torch.cuda", "synchronize"),
+)
+IN_C = ("_cuda_clearCublasWorkspaces", "_cuda_customAllocator")
 
 
 @cache

@@ -213,6 +213,13 @@ class DummyModelLoader(BaseModelLoader):
 def get_model_loader(load_config: LoadConfig, model_config: ModelConfig | None = None) -> BaseModelLoader:
     return DefaultModelLoader(load_config)
 """,
+    "sglang/srt/model_executor/graph_shared_output.py": """
+class GraphSharedOutput:
+    max_rows: int
+    _logits_buffers: dict
+    @classmethod
+    def create_for_model_runner(cls, model_runner): ...
+""",
     "sglang/srt/model_executor/runner_utils/pool.py": """
 graph_memory_pool = None
 def set_global_graph_memory_pool(val) -> None:

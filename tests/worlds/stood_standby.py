@@ -21,7 +21,9 @@ def stood_engine(gpu_bytes: Any = None) -> Any:
             exit_.set_result(9)
 
     place = SimpleNamespace(exit_of=lambda pid: exit_, close=close, is_ours=True, gpus=None, written=lambda: "")
-    return SimpleNamespace(place=place, pid=1, gpu_bytes=gpu_bytes or {}, output=SimpleNamespace(name="", close=lambda: None))
+    return SimpleNamespace(
+        place=place, pid=1, gpu_bytes=gpu_bytes or {}, wake_bytes=dict, output=SimpleNamespace(name="", close=lambda: None)
+    )
 
 
 def waiting(snapshot: Snapshot, rung: Rung, gpus: Any, engine: Any = None) -> Standby:

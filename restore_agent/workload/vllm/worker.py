@@ -35,6 +35,7 @@ from vllm.distributed import get_pp_group, get_tp_group
 from vllm.logger import init_logger
 from vllm.model_executor.model_loader import get_model_loader, register_model_loader
 from vllm.model_executor.model_loader.base_loader import BaseModelLoader
+from vllm.v1.sample.ops.topk_topp_triton import reset_buffer_cache
 from vllm.v1.worker import gpu_worker
 
 from gpumem.checkpoint.safetensors import kept_reading
@@ -105,8 +106,11 @@ class Worker(gpu_worker.Worker):  # type: ignore[misc, unused-ignore]
         self._moved, self._meeting = moved, meeting.encode()
 
     def sleep(self, level: int = 1) -> None:
-        """Whatever the level: weights and KV cache are lent, and there is nothing that would be copied to the host."""
-        before, after = lent_memory.let_go(client())
+        """Whatever the level: weights and KV cache are lent, and there is nothing that would be copied to the host.
+
+        What top-k and top-p were last computed in, 76 MiB for 151,936 words, is dropped. The next request that wants them makes it anew.
+        """
+        before, after = lent_memory.let_go(client(), forget=reset_buffer_cache)
         _log.info("torch held %s; asleep %s, and %d MiB of CUDA graphs' scratch are gone", before, after, graph_pool().size >> 20)
 
     def wake_up(self, tags: list[str] | None = None) -> None:
