@@ -193,8 +193,8 @@ class Restorer:
             if lost := [process.pid for process in manifest.processes if process.pid not in hosts]:
                 raise CriuError(f"pid {lost[0]} of the engine ended while it was restored")
             gpu_pids, whole = [hosts[pid] for pid in manifest.gpu_pids], [hosts[process.pid] for process in manifest.processes]
-            held = gpu_pids, manifest.gpus, _uuids(snapshot)
-            return Standby(snapshot, engine, let_go, undo.pop_all(), *held, processes=whole, wake_bytes=manifest.wake_bytes)
+            of_gpus = gpu_pids, manifest.gpus, _uuids(snapshot)
+            return Standby(snapshot, engine, let_go, undo.pop_all(), *of_gpus, processes=whole, wake_bytes=manifest.wake_bytes)
 
     async def _restored(
         self,

@@ -1,6 +1,7 @@
 """The engine's side of the control directory, spoken to as the agent speaks: files under temporary names, renamed."""
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -18,6 +19,7 @@ from restore_agent.workload.control_directory import (
     RESTORE_COMPLETE,
     SNAPSHOT_COMPLETE,
     VARIABLE,
+    WAKE_BYTES,
     WEIGHTS,
     ControlDirectory,
 )
@@ -155,6 +157,14 @@ def test_weights_are_named_each_once(tmp_path: Path) -> None:
     directory.name_weights("/rank-1", "GPU-b")
     assert json.loads((tmp_path / WEIGHTS).read_text()) == {"directories": ["/model", "/draft", "/rank-1"], "gpus": {"/rank-1": "GPU-b"}}
     assert [path.name for path in tmp_path.iterdir()] == [WEIGHTS]
+
+
+def test_what_a_wake_takes_again_is_said_anew_by_each_process(tmp_path: Path) -> None:
+    of_another = tmp_path / f"{WAKE_BYTES}1-GPU-a-7"
+    of_another.touch()
+    for gpu, size in (("GPU-a", 3), ("GPU-a", 5), ("GPU-b", 4)):
+        ControlDirectory(tmp_path).name_wake_bytes(gpu, size)
+    assert set(tmp_path.iterdir()) == {of_another, tmp_path / f"{WAKE_BYTES}{os.getpid()}-GPU-b-4"}
 
 
 def test_without_the_variable_nobody_wants_a_snapshot(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

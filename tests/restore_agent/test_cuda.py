@@ -21,7 +21,7 @@ import pytest
 from restore_agent.drivers import cuda as module
 from restore_agent.drivers.cuda import Cuda, CudaError, NodeGpu
 from tests.worlds import stand_in_driver
-from tests.worlds.cuda_driver import CHECKPOINTED, LOCKED, NOT_READY, OK, OUT_OF_MEMORY, RUNNING, Driver, Nvml
+from tests.worlds.cuda_driver import CHECKPOINTED, LOCKED, NOT_READY, OK, OPERATING_SYSTEM, OUT_OF_MEMORY, RUNNING, Driver, Nvml
 from tests.worlds.ports import free_port
 from tests.worlds.waiting import until
 
@@ -105,6 +105,12 @@ async def test_a_resume_that_one_rank_refuses_is_the_end_of_all_and_says_so(worl
     with pytest.raises(CudaError, match=r"restore pid 102: CUDA_ERROR_OUT_OF_MEMORY.*all 3 processes of the engine .* are lost with it"):
         await world.cuda.resume(RANKS)
     assert world.driver.states == {101: LOCKED, 102: CHECKPOINTED, 103: LOCKED}, "none has gone on"
+
+
+async def test_of_a_process_that_has_ended_the_driver_says_little_and_we_say_more(world: World) -> None:
+    world.refuse("checkpoint", 102, OPERATING_SYSTEM)
+    with pytest.raises(CudaError, match=r"checkpoint pid 102: CUDA_ERROR_OPERATING_SYSTEM; as of a process that ended meanwhile"):
+        await world.cuda.suspend(RANKS)
 
 
 async def test_alone_there_are_no_others_to_be_lost(world: World) -> None:

@@ -24,6 +24,7 @@ from restore_agent.workload.control_directory import (
     READY,
     RESTORE_COMPLETE,
     SNAPSHOT_COMPLETE,
+    WAKE_BYTES,
     WEIGHTS,
     ControlDirectory,
 )
@@ -210,6 +211,16 @@ async def test_weights_that_it_names_are_paths_and_nonsense_is_an_error(engine: 
         path.write_text(nonsense)
         with pytest.raises(EngineError, match=r"weights\.json that is none"):
             engine.named_weights()
+
+
+async def test_what_its_wake_takes_of_each_gpu_is_read_from_names_alone(engine: Engine) -> None:
+    assert engine.wake_bytes() == {}
+    one, two = (f"GPU-cc655d53-b392-8db0-ad0f-39ecf088e39{number}" for number in range(2))
+    control = engine.place.control_directory
+    for name in (f"12-{one}-300", f"13-{one}-4", f"13-{two}-5", f"14-{two}--6", f"15-{two}-{'9' * 13}", "16-GPU-a-7", "nonsense"):
+        (control / f"{WAKE_BYTES}{name}").touch()
+    os.mkfifo(control / f"{WAKE_BYTES}17-{two}-1")  # which whoever reads it would wait for
+    assert engine.wake_bytes() == {one: 304, two: 6}
 
 
 async def test_stopped_it_stands_still_and_goes_on(engine: Engine) -> None:

@@ -55,6 +55,14 @@ def test_one_of_an_older_zerowake_is_read() -> None:
     assert {name: again[name] for name in said} == said
 
 
+def test_what_a_wake_takes_beside_a_resume_is_told_where_there_is_any(manifest: Manifest) -> None:
+    """An older zerowake reads a manifest that has none."""
+    assert b"wake_bytes" not in manifest.encode() and manifest.gpus_awake == {}
+    of_a_gpu = manifest.model_copy(update={"gpus": {"GPU-a": 900, "GPU-b": 800}, "wake_bytes": {"GPU-a": 272}})
+    assert Manifest.decode(of_a_gpu.encode()) == of_a_gpu
+    assert of_a_gpu.gpus_awake == {"GPU-a": 1172, "GPU-b": 800}
+
+
 @pytest.mark.parametrize(
     ("fields", "why"),
     [

@@ -20,7 +20,7 @@ from restore_agent.drivers.weights_view import WeightsRung
 from restore_agent.sequences.gpu_choice import GiveWay, Suspended
 from restore_agent.sequences.parked_budget import ParkedBudget
 from restore_agent.sequences.phases import Phases
-from restore_agent.sequences.placement import NoGpuMemory
+from restore_agent.sequences.placement import HEADROOM, NoGpuMemory
 from restore_agent.sequences.standby import Rung
 from restore_agent.sequences.transitions import Transitions
 from restore_agent.snapshots.catalog import Snapshot
@@ -139,11 +139,15 @@ async def test_a_process_of_criu_that_is_about_to_end_is_none_of_the_engine(stor
 class TwoGpus(Driver):
     """The first is full, and nobody gives way."""
 
+    def __init__(self, free: int, of_the_second: int = 10 * GIB) -> None:
+        super().__init__(free)
+        self._of_the_second = of_the_second
+
     def gpus(self) -> Any:
         return SimpleNamespace(uuids=(ONE, TWO), link=lambda one, other: "")
 
     def free(self) -> dict[str, int]:
-        return {ONE: 0, TWO: 10 * GIB}
+        return {ONE: 0, TWO: self._of_the_second}
 
 
 @pytest.mark.parametrize("is_ours", [True, False], ids=["on a machine", "in a pod"])
@@ -153,6 +157,42 @@ async def test_one_that_sleeps_in_a_pod_wakes_on_the_pod_s_gpus_alone(store: Sto
     with contextlib.nullcontext() if is_ours else pytest.raises(NoGpuMemory, match="0 MiB are free"):
         async with transitions(TwoGpus(0), no_room, no_room).room_for(standby) as pairs:
             assert pairs[ONE] == TWO
+
+
+@pytest.mark.parametrize("given_way", [0, 1])
+async def test_a_parked_one_wakes_where_there_is_room_for_what_it_let_go_of(store: Store, given_way: int) -> None:
+    asked: list[int] = []
+
+    async def give_way(lacking: Mapping[str, int]) -> bool:
+        asked.append(lacking[ONE])
+        driver.now += given_way * GIB
+        return bool(given_way)
+
+    driver = Driver(GIB // 4)
+    standby = waiting(published(store, GIB), Rung.STANDBY, {TWO: GIB})
+    standby.wake_bytes = {TWO: GIB}
+    standby.stands_on({TWO: ONE})
+    with contextlib.nullcontext() if given_way else pytest.raises(NoGpuMemory, match=f"832 MiB more of {ONE}"):
+        async with transitions(driver, no_room, give_way).room_for(standby) as pairs:
+            assert pairs == {ONE: ONE}
+            assert driver.taken == [{ONE: GIB}]
+    assert asked == [GIB + HEADROOM - GIB // 4]
+
+
+async def test_a_parked_one_that_let_go_of_nothing_asks_for_no_room(store: Store) -> None:
+    standby = waiting(published(store, GIB), Rung.PARKED, {ONE: GIB})
+    async with transitions(Driver(0), no_room, no_room).room_for(standby) as pairs:
+        assert pairs == {ONE: ONE}
+
+
+async def test_a_standby_wakes_where_there_is_room_for_its_resume_and_its_wake(store: Store) -> None:
+    standby = waiting(published(store, 2 * GIB), Rung.STANDBY, {ONE: 2 * GIB})
+    standby.wake_bytes = {ONE: GIB}
+    for free, found in ((4 * GIB, True), (3 * GIB, False)):
+        driver = TwoGpus(0, free)
+        with contextlib.nullcontext() if found else pytest.raises(NoGpuMemory):
+            async with transitions(driver, no_room, no_room).room_for(standby):
+                assert driver.taken == [{TWO: 3 * GIB}]
 
 
 @pytest.mark.parametrize(("rung", "first"), [(WeightsRung.GPU, "woken"), (WeightsRung.MEMORY, "woken"), (WeightsRung.DISK, "weights")])
