@@ -15,9 +15,11 @@ from typing import Any, TypeVar
 import grpc
 
 from restore_agent.errors import FAILURES, REASON, ErrorKind, kind_of, reason_of
+from zerowake_shared.clock import SYSTEM_CLOCK, Clock
 from zerowake_shared.lack import lack
 
-_REMEMBERED = 4096  # finished requests whose answer is kept
+_REMEMBERED = 4096  # finished requests whose answer is kept, each of some kilobytes
+_REMEMBERED_SECONDS = 600.0  # after which nobody asks again
 _Context = grpc.aio.ServicerContext[Any, Any]
 _T = TypeVar("_T")
 
@@ -33,7 +35,8 @@ _STATUS = {
 class Requests:
     """All that were made lately."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock = SYSTEM_CLOCK) -> None:
+        self._clock = clock
         self._work: OrderedDict[tuple[str, str], _Work] = OrderedDict()
 
     async def once(self, kind: str, request_id: str, work: Callable[[], Awaitable[_T]], context: _Context) -> _T:
@@ -45,9 +48,8 @@ class Requests:
         key = (kind, request_id)
         entry = self._work.get(key)
         if entry is None:
-            entry = self._work[key] = _Work(work())
-            while len(self._work) > _REMEMBERED and next(iter(self._work.values())).task.done():
-                self._work.popitem(last=False)
+            self._forget()
+            entry = self._work[key] = _Work(work(), self._clock.now())
         try:
             result: _T = await entry.join()
             return result
@@ -66,6 +68,15 @@ class Requests:
                 await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, why)
             raise
 
+    def _forget(self) -> None:
+        """The oldest, as far as nobody waits for them."""
+        long_ago = self._clock.now() - _REMEMBERED_SECONDS
+        while self._work:
+            oldest = next(iter(self._work.values()))
+            if not oldest.task.done() or (len(self._work) < _REMEMBERED and oldest.since > long_ago):
+                return
+            self._work.popitem(last=False)
+
 
 @contextlib.asynccontextmanager
 async def ended(work: Coroutine[Any, Any, _T]) -> AsyncIterator[asyncio.Task[_T]]:
@@ -82,7 +93,8 @@ async def ended(work: Coroutine[Any, Any, _T]) -> AsyncIterator[asyncio.Task[_T]
 class _Work:
     """One piece of work and those who wait for it."""
 
-    def __init__(self, work: Awaitable[Any]) -> None:
+    def __init__(self, work: Awaitable[Any], since: float) -> None:
+        self.since = since
         self.task = asyncio.ensure_future(work)
         self._waiting = 0
 

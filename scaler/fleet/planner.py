@@ -11,6 +11,7 @@ staging runs beside the push to KEDA.
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
@@ -30,13 +31,16 @@ from scaler.plan.rungs import Rung
 from scaler.plan.world import Model, Node, NodeSet, Residency, World
 from zerowake_shared.clock import SYSTEM_CLOCK, Clock
 
+log = logging.getLogger(__name__)
+
 _AS = {Rung.DISK: "on disk", Rung.MEMORY: "in memory", Rung.STANDBY: "a standby", Rung.PARKED: "parked", Rung.ABSENT: "absent"}
 
 
 class Planner:
     """Hooks into the ledger and the nodes; `close` ends what it has begun.
 
-    models: what their owners wish, kept up to date in place by whoever reads it. in_flight: requests of a replica, by its id.
+    models: what their owners wish, kept up to date in place by whoever reads it. in_flight: requests of a replica, by its id. quotas: as a
+    World's.
     """
 
     def __init__(
@@ -47,7 +51,11 @@ class Planner:
         executor: Executor,
         in_flight: Callable[[str], int] = lambda _: 0,
         clock: Clock = SYSTEM_CLOCK,
+        quotas: Mapping[str, int] | None = None,
     ) -> None:
+        self._quotas = quotas or {}
+        self._barred: dict[str, set[Stage]] = {}  # by model, what its namespace's quota had no room for at the last look
+        self._refused: Callable[[Stage, str, str], None] = lambda stage, node, why: None
         self._clock = clock
         self._ledger = ledger
         self._nodes = nodes
@@ -74,7 +82,8 @@ class Planner:
         executor.wanted_by(lambda snapshot: bool(models.of(snapshot)))
 
     def on_refused(self, refused: Callable[[Stage, str, str], None], complained: Callable[[Stage, str, str], None]) -> None:
-        """As Executor.on_refused."""
+        """As Executor.on_refused; `refused` hears of what a quota bars, too, at each look."""
+        self._refused = refused
         self._executor.on_refused(refused, complained)
 
     def arriving_by(self, arriving: Callable[[str], Collection[str]]) -> None:
@@ -110,6 +119,7 @@ class Planner:
         for model, why in plan.unmet.items():
             self._ledger.report_failure(model, why)
         self._executor.carry_out(plan)
+        self._tell_of_barred(world, plan.barred)
         self._look_again(world, plan.due)
 
     def world(self, models: Iterable[str]) -> World:
@@ -150,6 +160,7 @@ class Planner:
             short_since=_of(found, self._short_since),
             asked_at=self._asked_at,
             arriving={name: self._arriving(name) for name in found},
+            quotas=self._quotas,
         )
 
     def overview(self) -> World:
@@ -164,6 +175,7 @@ class Planner:
             under_way=self._executor.under_way,
             put_off=self._executor.put_off,
             arriving={name: arriving for name in models if (arriving := self._arriving(name))},
+            quotas=self._quotas,
         )
 
     def begin(self, actions: Iterable[Stage | Drop]) -> list[Stage | Drop]:
@@ -212,6 +224,16 @@ class Planner:
                     since.pop(model.name, None)
             self._concern.decided(model, nodes, self._arriving(model.name))
 
+    def _tell_of_barred(self, world: World, barred: Mapping[Stage, str]) -> None:
+        """Each time, since who hears of it may not have listened before."""
+        before = {stage for model in world.models for stage in self._barred.pop(model, ())}
+        for stage, why in barred.items():
+            self._barred.setdefault(stage.model, set()).add(stage)
+            node = next(each.called for each in world.nodes if each.address == stage.node)
+            self._refused(stage, node, why)
+            if stage not in before:
+                log.info("%s is not staged on %s: %s", stage.model, node, why)
+
     def _note_taken_down(self, model: Model) -> None:
         """What stood parked at the last look, and does so no more, was woken, or its agent made room on a GPU. To ask for it again in that
         same moment would take the room from those who wanted it.
@@ -259,7 +281,7 @@ class Planner:
             self._rest(loop.time() - began)
 
     def _of_any_node(self) -> set[str]:
-        return {*self._concern.take_open(), *self._cramped_since, *self._short_since}
+        return {*self._concern.take_open(), *self._cramped_since, *self._short_since, *self._barred}
 
     def _look_at_any_node(self) -> None:
         self._any_node, began = None, asyncio.get_running_loop().time()

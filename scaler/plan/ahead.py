@@ -8,7 +8,8 @@
 
 A chance is an estimate, and bytes cost whoever needs the disk. So a node takes one at a time, and none while a request waits for what it
 has, while a replica starts there, or while anything comes up into its memory: the agent then has all of its disk for that. What was moved
-lately stays as it is for `LEFT_SECONDS`, whichever way it was moved, and what has begun goes on.
+lately stays as it is for `LEFT_SECONDS`, whichever way it was moved, and what has begun goes on. A namespace at its quota gets nothing more
+(quotas.py).
 
 An owner's wish is the floor: what one wants in memory, has pinned, what has replicas or requests, or stands higher than memory, leaves for
 nobody, and is staged by the policy alone. Nothing is fetched from other nodes, and no pod is asked for: a wrong forecast costs reads of one
@@ -33,6 +34,7 @@ import numpy as np
 from scaler.books.snapshot_name import SnapshotName
 from scaler.plan.actions import Drop, Stage, Start
 from scaler.plan.estimate import has_room, seconds_to_serve, seconds_to_stage
+from scaler.plan.quotas import Room
 from scaler.plan.rungs import Rung
 from scaler.plan.world import Model, Node, Residency, World
 from scaler.plan.worth import OBJECTIVES, SWAP, Objective, worth
@@ -156,6 +158,7 @@ class _Look:
         self._busy = dict(self._why_busy())
         self._why_not = dict(self._why_none())  # by model
         self._nowhere: dict[str, str] = {}  # of models that could be staged: why on no node
+        self._quota = Room(world)
 
     def placed(self) -> Ahead:
         residents = self._residents()
@@ -165,6 +168,9 @@ class _Look:
         taken: set[str] = set()
         for name, pairs in self._newcomers().items():
             best = pairs[0]
+            if best.bytes > self._quota.left(best.snapshot.namespace):
+                terms[name] = self._terms(best, Decision.NOTHING, self._quota.why_full(best.snapshot.namespace))
+                continue
             free = [each for each in pairs if each.node.address not in taken]
             if not free:
                 terms[name] = self._terms(best, Decision.NOTHING, "one at a time: its node takes another first")
@@ -180,6 +186,7 @@ class _Look:
                 terms[name] = self._terms(best, Decision.NOTHING, f"no room, and it is not worth {SWAP} times what would have to leave")
                 continue
             taken.add(into.node.address)
+            self._quota.give(into.snapshot.namespace, into.bytes)
             for each in leaving:
                 less = f"{name} is worth over {SWAP} times as much there"
                 terms[each.model.name] = self._terms(each, Decision.DROP, less)

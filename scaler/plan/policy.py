@@ -12,6 +12,7 @@
     arrivals   where a pod has been put on a node that lacks its snapshot, that node fetches it at once, if a cold start takes longer; the
                agent has the pod wait for it, as long as that stays so
     copies     as many nodes keep a snapshot as its owner wants, in domains that do not fail together (copies.py)
+    quotas     at its quota none of a namespace's snapshots go up into memory but for a request (quotas.py)
     sleep      where its owner wants it, replicas in pods sleep when their model had no request at any gateway for so long; a request wakes
                them at once, which is the gateway's to ask for, and no plan's
     pods       nodes are preferred by the estimate, for replicas and for captures alike; Kubernetes places. Where it would put no pod of the
@@ -32,6 +33,7 @@ from scaler.plan.actions import Action, Drop, End, Keep, Pin, Prefer, Sleep, Sta
 from scaler.plan.best_nodes import best_nodes, seconds_on
 from scaler.plan.copies import copy
 from scaler.plan.estimate import ranked, seconds_to_fetch, seconds_to_serve, seconds_to_stage, seconds_to_start
+from scaler.plan.quotas import within
 from scaler.plan.remote import is_cramped, remote
 from scaler.plan.rungs import Rung
 from scaler.plan.world import Model, Node, Residency, World
@@ -44,12 +46,14 @@ _CRAMPED_SECONDS_ASKED, _CRAMPED_SECONDS = 3.0, 30.0
 class Plan:
     """What is to be done. unmet: why a model has fewer replicas than are wanted and none is started, for those who wait for it.
 
-    due: the moment at which what is put off of a model now may be done; of those of which something is.
+    due: the moment at which what is put off of a model now may be done; of those of which something is. barred: what would take a namespace
+    beyond its quota, and why.
     """
 
     actions: tuple[Action, ...] = ()
     unmet: Mapping[str, str] = field(default_factory=dict)
     due: Mapping[str, float] = field(default_factory=dict)
+    barred: Mapping[Stage, str] = field(default_factory=dict)
 
     @property
     def look_again(self) -> float:
@@ -80,7 +84,8 @@ def decide(world: World) -> Plan:
         actions += _asleep(world, model, later)
         if later:
             due[model.name] = min(later)
-    return Plan(tuple(actions), unmet, due)
+    done, barred = within(world, actions)
+    return Plan(tuple(done), unmet, due, barred)
 
 
 def prefer(world: World, model: Model, digest: str) -> Prefer:

@@ -265,7 +265,8 @@ class World:
     same of pins. targets: what is scaled by Kubernetes, by model. quiet_since: the moment since which a model has no demand. cramped_since:
     the moment since which no node that has a model's snapshot could restore it, by model (plan/remote.py). short_since: the same for fewer
     copies of its snapshot than its owner wants (plan/copies.py). asked_at: when a snapshot was asked for last; infinite: it is now.
-    arriving: names of nodes on which a pod is that waits for its engine, by model.
+    arriving: names of nodes on which a pod is that waits for its engine, by model. quotas: bytes of all nodes' memory that a namespace's
+    snapshots may take ahead of requests, by namespace (plan/quotas.py).
     """
 
     now: float
@@ -282,6 +283,7 @@ class World:
     short_since: Mapping[str, float] = field(default_factory=dict)
     asked_at: Mapping[SnapshotName, float] = field(default_factory=dict)
     arriving: Mapping[str, Collection[str]] = field(default_factory=dict)
+    quotas: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "nodes", NodeSet.of(self.nodes))

@@ -115,6 +115,7 @@ async def serve(config: ServeConfig) -> None:
         places=places,
         admits=lambda replica: models.owner(replica.model) == replica.namespace,
         objective=config.objective,
+        memory_quotas=config.memory_quotas,
     )
     dispatcher, gateway, nodes, planner = parts.dispatcher, parts.gateway, parts.nodes, parts.planner
     models.on_owner(nodes.reconsider)

@@ -8,9 +8,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from scaler.kubernetes.pod_patch import NodeSetup
+from scaler.local.byte_sizes import byte_size
 from scaler.local.config import Address, Goal, KedaSection, Section, read
 from zerowake_shared import address
 from zerowake_shared.tls import TlsFiles
@@ -22,6 +23,8 @@ def _reachable(value: str) -> str:
 
 
 Peer = Annotated[str, AfterValidator(_reachable)]
+QuotaOf = Annotated[str, Field(pattern=r"^(\*|[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)$")]  # a namespace; *: each that is not named
+Quota = Annotated[int, BeforeValidator(lambda value: int(byte_size(value))), Field(ge=0)]
 
 
 class MutualTlsSection(Section):
@@ -116,6 +119,7 @@ class ServeConfig(Section):
     sources: SourcesSection = SourcesSection()
     push: PushSection | None = None
     objective: Goal = "mean"
+    memory_quotas: dict[QuotaOf, Quota] = Field(default_factory=dict)  # of nodes' memory, by namespace (plan/quotas.py)
     drain_seconds: Annotated[float, Field(ge=0)] = 30.0
 
     @property

@@ -15,7 +15,7 @@ Where a replica sleeps in its pod, the dispatcher has the waker wake it instead,
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,13 +67,14 @@ def wire(
     clock: Clock = SYSTEM_CLOCK,
     chance: random.Random = SYSTEM_CHANCE,
     objective: str = "mean",
+    memory_quotas: Mapping[str, int] | None = None,
 ) -> Parts:
     """Joins the parts around a ledger, whose activations are logged and counted when they end.
 
     models: what their owners wish, kept up to date in place. maker: makes and ends replicas; None: Kubernetes does. places: those of
     replicas that are this gateway's; None: all. admits: whether a replica may be sent requests. dial: how agents are reached; None: by
     gRPC. forecast_file: as in Forecasting. clock: the one that the ledger's activations have.
-    objective: of what moves ahead of need, by its name in OBJECTIVES.
+    objective: of what moves ahead of need, by its name in OBJECTIVES. memory_quotas: as a World's.
     """
     ledger.activations.on_end(record_activation)
     dispatcher = Dispatcher(ledger, places)
@@ -82,7 +83,7 @@ def wire(
     nodes = Nodes(readiness, ledger.activations, admits, clock, chance, dial)
     dispatcher.suspects.on_unreachable(nodes.doubt)
     executor = Executor(nodes, maker(nodes, dispatcher) if maker else None, ledger.report_failure, clock, dispatcher.start_failed)
-    planner = Planner(ledger, nodes, models, executor, dispatcher.in_flight, clock)
+    planner = Planner(ledger, nodes, models, executor, dispatcher.in_flight, clock, memory_quotas)
     forecasting = Forecasting(ledger, forecast_file, clock)
     staging_ahead = StagingAhead(planner, nodes, ledger, forecasting.forecast, clock, OBJECTIVES[objective])
     forecasting.on_judged(staging_ahead.look_soon)

@@ -5,7 +5,6 @@ every key.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -14,23 +13,11 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import BeforeValidator, Field, model_validator
 
+from scaler.local.byte_sizes import Bytes, byte_size
 from scaler.local.config import Section, read
 from scaler.plan.worth import OBJECTIVES, Objective
 from scaler.simulate import trace as traces
 from scaler.simulate.rungs import Rungs
-
-_UNITS = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30, "Ti": 2.0**40}
-
-
-def _bytes(value: object) -> object:
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    found = re.fullmatch(r"([0-9.]+) ?([kMGT]i?|)B?", value.strip()) if isinstance(value, str) else None
-    try:
-        assert found
-        return float(found[1]) * _UNITS[found[2]]
-    except (AssertionError, ValueError):
-        raise ValueError(f"{value!r} is no number of bytes, such as 141GB or 80GiB") from None
 
 
 def _budget(value: object) -> object:
@@ -40,13 +27,12 @@ def _budget(value: object) -> object:
             return -float(value.strip()[:-1]) / 100
         except ValueError:
             raise ValueError(f"{value!r} is no share of all weights, such as 10%") from None
-    found = _bytes(value)
-    if isinstance(found, float) and found < 0:
+    found = byte_size(value)
+    if found < 0:
         raise ValueError(f"{value!r} is less than nothing")
     return found
 
 
-Bytes = Annotated[float, BeforeValidator(_bytes), Field(gt=0)]
 Budget = Annotated[float, BeforeValidator(_budget)]
 Count = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0)]

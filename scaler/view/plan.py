@@ -17,6 +17,7 @@ from scaler.fleet.planner import Planner
 from scaler.plan.actions import Action, End, Keep, Prefer, Start
 from scaler.plan.declared import DeclaredModels
 from scaler.plan.estimate import has_room, seconds_to_serve, seconds_to_stage, total_bytes
+from scaler.plan.quotas import Room
 from scaler.plan.rungs import Rung
 from scaler.plan.world import Model, Node, Residency, World
 
@@ -131,6 +132,8 @@ class PlanView:
             if getattr(action, "digest", "") == there.digest and getattr(action, "rung", Rung.ABSENT) > there.rung:
                 yield f"on its way: {action.reason}"
         if why := self._planner.why_no_higher(node, there):
+            yield why
+        if there.rung < model.stage and model.snapshot and (why := Room(world).why_no_higher(model.snapshot, there)):
             yield why
         if not has_room(node, there):
             yield "its GPUs have no room for it now"

@@ -56,6 +56,8 @@ async def test_every_example_is_taken(api: Api, namespace: str, kubeconfig: str,
     [
         "scaler.replicas=0",
         "scaler.objective=median",
+        "scaler.memoryQuotas.team-a=much",
+        "scaler.memoryQuotas.Team=1Gi",
         "keda.tls=yes",
         "gpumem.reserve=lots",
         "agent.stateDirectory=here",

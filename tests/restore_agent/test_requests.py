@@ -7,15 +7,18 @@ import contextlib
 import errno
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import pytest
 from zerowake_proto import agent_pb2 as pb
 
 from restore_agent.sequences.memory_budget import NoMemory
+from restore_agent.service import requests as requests_module
+from restore_agent.service.requests import Requests
 from tests.worlds.agent_service import World, reference, served_node
 from tests.worlds.snapshots import publish
+from tests.worlds.virtual_time import StandingClock
 from tests.worlds.waiting import until
 
 
@@ -113,3 +116,28 @@ async def test_work_is_undone_when_all_who_asked_have_gone_and_not_before(world:
     work.go.set()
     await release(world, "2")
     assert work.begun == 3, "what was cancelled begins anew"
+
+
+async def test_an_answer_is_forgotten_when_nobody_asks_again_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else an agent's memory grows with the requests that it ever had, to many megabytes."""
+    clock, begun = StandingClock(), list[str]()
+    requests, nobody = Requests(clock), cast(Any, None)
+
+    async def ask(request_id: str) -> str:
+        async def work() -> str:
+            begun.append(request_id)
+            return request_id
+
+        return await requests.once("restore", request_id, work, nobody)
+
+    for request_id in ("a", "b", "a"):
+        assert await ask(request_id) == request_id
+    assert begun == ["a", "b"]
+    clock.moment += 601.0
+    await ask("c")
+    assert list(requests._work) == [("restore", "c")]
+    await ask("a")
+    assert begun == ["a", "b", "c", "a"], "it is done anew"
+    monkeypatch.setattr(requests_module, "_REMEMBERED", 2)
+    await ask("d")
+    assert list(requests._work) == [("restore", "a"), ("restore", "d")]

@@ -57,6 +57,14 @@ def moves(found: Ahead) -> list[tuple[str, str, str]]:
     return [("stage" if isinstance(each, Stage) else "drop", each.model, each.node) for each in found.actions]
 
 
+def test_a_namespace_at_its_quota_gets_nothing_more() -> None:
+    nodes = node("a", one=Rung.DISK, two=Rung.DISK), node("b", one=Rung.DISK, two=Rung.DISK)
+    found = plan(world(*nodes, quotas={"ns": GB}), one=0.9, two=0.5)
+    assert [(kind, name) for kind, name, _ in moves(found)] == [("stage", "one")]
+    assert found.terms["two"].decision is Decision.NOTHING and "namespace ns" in found.terms["two"].why
+    assert len(moves(plan(world(*nodes, quotas={"ns": 2 * GB}), one=0.9, two=0.5))) == 2
+
+
 def test_the_worthiest_goes_into_free_room_one_at_a_time_on_each_node() -> None:
     found = world(node("a", x=Rung.DISK, y=Rung.DISK), node("b", y=Rung.DISK, z=there("z", size=3 * GB)))
     plan_ = plan(found, x=0.2, y=0.1, z=0.1)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator
+import logging
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import grpc
@@ -50,22 +51,25 @@ class Maker:
 
 
 class System:
-    def __init__(self, model: Model, *agents: Agent) -> None:
+    def __init__(self, model: Model, *agents: Agent, quotas: Mapping[str, int] | None = None) -> None:
         self.ledger = Ledger({"chat": ModelLimits()})
         self.agents = agents
         self.maker = Maker()
         self.dispatcher = Dispatcher(self.ledger)
         self.nodes = Nodes(Readiness(self.dispatcher), Activations())
         self.models = DeclaredModels({"chat": model})
-        self.planner = Planner(self.ledger, self.nodes, self.models, Executor(self.nodes, self.maker, self.ledger.report_failure))
+        executor = Executor(self.nodes, self.maker, self.ledger.report_failure)
+        self.planner = Planner(self.ledger, self.nodes, self.models, executor, quotas=quotas)
+        self.refused: list[tuple[str, str, str]] = []
+        self.planner.on_refused(lambda stage, node, why: self.refused.append((stage.model, node, why)), lambda *_: None)
 
     def staged(self) -> list[tuple[str, agent_pb2.Rung]]:
         return [(agent.name, request.rung) for agent in self.agents for request in agent.staged]
 
 
 @asynccontextmanager
-async def planning(model: Model, *agents: Agent) -> AsyncIterator[System]:
-    system = System(model, *agents)
+async def planning(model: Model, *agents: Agent, quotas: Mapping[str, int] | None = None) -> AsyncIterator[System]:
+    system = System(model, *agents, quotas=quotas)
     async with AsyncExitStack() as stack:
         addresses = [await stack.enter_async_context(agent.serve()) for agent in agents]
         stack.push_async_callback(system.dispatcher.close)
@@ -87,6 +91,20 @@ async def test_a_snapshot_that_a_node_comes_to_have_is_staged_there() -> None:
         await until(lambda: system.staged() == [("early", MEMORY)])
         late.has("ns", "chat", "d", rung=DISK)
         await until(lambda: system.staged() == [("early", MEMORY), ("late", MEMORY)])
+
+
+async def test_what_a_quota_bars_is_told_and_done_when_there_is_room(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    agent = holding("a", DISK)
+    agent.has("ns", "other", "e", rung=MEMORY, size=1000)
+    async with planning(Model("chat", NAME), agent, quotas={"ns": 1500}) as system:
+        for _ in range(3):
+            system.planner.consider(["chat"])
+        ((model, node, why),) = set(system.refused)
+        assert (model, node, system.staged()) == ("chat", "a", []) and "namespace ns" in why
+        assert len(system.refused) >= 3 and caplog.text.count("chat is not staged on a: ") == 1
+        agent.has("ns", "other", "e", rung=DISK, size=1000)
+        await until(lambda: system.staged() == [("a", MEMORY)])
 
 
 async def test_the_first_request_stages_in_the_same_turn_as_the_push() -> None:
