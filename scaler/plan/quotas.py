@@ -42,7 +42,7 @@ class Room:
         """In words, of one that has a quota."""
         mebibytes = (self._quota(namespace) or 0) >> 20
         return (
-            f"all nodes' memory together may hold {mebibytes} MiB of namespace {namespace} ahead of requests, and has no room for more of it: "
+            f"all nodes' memory together may hold {mebibytes} MiB of namespace {namespace} ahead of requests, and has no room for more: "
             "have others of its snapshots wait lower (spec.stage), or its quota raised (memory_quotas)"
         )
 
