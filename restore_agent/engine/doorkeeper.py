@@ -22,38 +22,37 @@ from collections.abc import Awaitable, Callable, Collection
 from restore_agent.engine.engine import Engine
 from restore_agent.engine.listening import listening_sockets
 from zerowake_shared.background import ended, told
+from zerowake_shared.lack import passes
 
 _HEAD_BYTES = 16 << 10  # of a request; a longer one is no probe
 _HEAD_SECONDS = 5.0  # for a client that has begun to ask; then it is no probe
 _METHODS = (b"GET ", b"HEAD ")
 _PIECE = 1 << 16
+_AGAIN_SECONDS = 0.2
 _LOG = logging.getLogger("zerowake.agent")
 
 
 class Doorkeeper:
-    """Use `Doorkeeper.of(engine, …)`; it accepts until `stop`."""
+    """At the port of an engine that stands still. It accepts until `stop`.
 
-    def __init__(
-        self, engine: Engine, listeners: Collection[socket.socket], probed: Collection[str], wanted: Callable[[], Awaitable[None]]
-    ):
+    Where the agent lacks descriptors for a moment it tries again: who connects meanwhile waits with the kernel.
+    """
+
+    def __init__(self, engine: Engine, probed: Collection[str], wanted: Callable[[], Awaitable[None]]) -> None:
         """`probed`: targets of probes. `wanted`: wakes the engine, returns once it is awake, and raises where it cannot be."""
         self._engine = engine
         self._probed = {engine.record.health_path, *probed}
         self._wanted = wanted
-        self._listeners = list(listeners)
+        self._listeners: list[socket.socket] = []
         self._clients: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
-        for listener in self._listeners:
-            self._loop.add_reader(listener, self._accept, listener)
-
-    @classmethod
-    def of(cls, engine: Engine, probed: Collection[str], wanted: Callable[[], Awaitable[None]]) -> Doorkeeper:
-        """At the port of an engine that stands still."""
-        hosts = [host for pid, host in engine.place.host_pids().items() if pid != 1]
-        return cls(engine, listening_sockets(hosts, engine.record.port), probed, wanted)
+        self._again: asyncio.TimerHandle | None = None
+        self._listen()
 
     def stop(self) -> None:
         """Accepts no more: who connects from now on is the engine's. Those that were accepted are served to their end."""
+        if self._again:
+            self._again.cancel()
         for listener in self._listeners:
             self._loop.remove_reader(listener)
             listener.close()
@@ -64,11 +63,36 @@ class Doorkeeper:
         self.stop()
         await ended(self._clients)
 
+    def _listen(self) -> None:
+        """By the engine's sockets, which are taken where that was not done yet."""
+        try:
+            if not self._listeners:
+                hosts = [host for pid, host in self._engine.place.host_pids().items() if pid != 1]
+                self._listeners = listening_sockets(hosts, self._engine.record.port)
+        except OSError as error:
+            self._rest(error)
+            return
+        self._again = None
+        for listener in self._listeners:
+            self._loop.add_reader(listener, self._accept, listener)
+
+    def _rest(self, error: OSError) -> None:
+        """Instead of trying without a pause."""
+        if not self._again:
+            _LOG.warning("nobody who asks %s, which sleeps, is heard for a moment: %s", self._engine.called, error)
+        for listener in self._listeners:
+            self._loop.remove_reader(listener)
+        self._again = self._loop.call_later(_AGAIN_SECONDS, self._listen)
+
     def _accept(self, listener: socket.socket) -> None:
         try:
             client, _ = listener.accept()  # it does not block: one waits, and nobody else accepts
-        except OSError:
+        except BlockingIOError:
             return  # it has gone again
+        except OSError as error:
+            if passes(error):
+                self._rest(error)
+            return
         client.setblocking(False)
         task = self._loop.create_task(self._serve(client), name=f"a client of {self._engine.called}, which sleeps")
         self._clients.add(task)

@@ -5,7 +5,6 @@ The sockets themselves can be taken along, by who answers in the place of an eng
 
 from __future__ import annotations
 
-import contextlib
 import ipaddress
 import os
 import socket
@@ -14,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from restore_agent.places.processes import taken_over
+from zerowake_shared.lack import passes
 
 _LISTENS = "0A"  # state of a socket
 _INODE = 5  # of the fields behind that
@@ -32,18 +32,24 @@ def listens_elsewhere(host_pid: int, port: int) -> str:
 def listening_sockets(host_pids: Iterable[int], port: int) -> list[socket.socket]:
     """The sockets of these processes that listen on the port, as they have them, each once: the caller's to close. Empty: there are none.
 
-    They are one with the engine's: whether they block, for one, must be left as it is.
+    They are one with the engine's: whether they block, for one, must be left as it is. Raises OSError: we lack descriptors for them.
     """
     pids = list(host_pids)
     wanted = {f"socket:[{inode}]" for pid in pids[:1] for _, number, inode in _listening(pid) if number == port}
     found: list[socket.socket] = []
     for pid in pids:
-        with contextlib.suppress(OSError):  # it has ended, or closed the socket
+        try:
             for link in Path(f"/proc/{pid}/fd").iterdir():
                 name = str(link.readlink())
                 if name in wanted:
                     found.append(_taken(pid, int(link.name)))
                     wanted.remove(name)
+        except OSError as error:
+            if passes(error):
+                for each in found:
+                    each.close()
+                raise
+            # It has ended, or closed the socket.
     return found
 
 
@@ -60,8 +66,10 @@ def _listening(host_pid: int) -> Iterator[tuple[str, int, str]]:
     for table in ("tcp", "tcp6"):
         try:
             rows = Path(f"/proc/{host_pid}/net/{table}").read_text().splitlines()[1:]
-        except OSError:  # it has ended, or the kernel has no IPv6
-            continue
+        except OSError as error:
+            if passes(error):
+                raise
+            continue  # it has ended, or the kernel has no IPv6
         for row in rows:
             _, local, _, state, *rest = row.split()
             if state == _LISTENS:

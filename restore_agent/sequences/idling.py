@@ -350,7 +350,7 @@ class Idling:
             await self.wake(sleeper.replica.id, Phases())
 
         sleeper.since = time.monotonic()
-        sleeper.doorkeeper = Doorkeeper.of(sleeper.engine, sleeper.container.probed, wanted)
+        sleeper.doorkeeper = Doorkeeper(sleeper.engine, sleeper.container.probed, wanted)
         sleeper.container.exit_of(sleeper.engine.pid).add_done_callback(lambda _: self._forget(sleeper))
 
     def _forget(self, sleeper: _Sleeper) -> None:

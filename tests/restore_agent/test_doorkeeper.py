@@ -21,6 +21,7 @@ from restore_agent.engine.engine import Engine
 from restore_agent.engine.listening import listening_sockets
 from restore_agent.places.processes import is_stopped
 from restore_agent.snapshots.manifest import EngineRecord
+from tests.worlds.exhausted import descriptors_left
 from tests.worlds.ports import free_port
 from tests.worlds.waiting import until
 
@@ -43,7 +44,7 @@ class Asleep:
 
     def falls_asleep(self) -> None:
         os.kill(self.process.pid, signal.SIGSTOP)
-        self.doorkeeper = Doorkeeper.of(self.engine, {"/ready?deep=1"}, self._wanted)
+        self.doorkeeper = Doorkeeper(self.engine, {"/ready?deep=1"}, self._wanted)
 
     async def _wanted(self) -> None:
         self.wakes += 1
@@ -147,6 +148,41 @@ async def test_one_that_cannot_be_woken_is_said_to_be_so(asleep: Asleep) -> None
     answer = await asleep.ask(REQUESTS["another path"])
     assert answer.startswith(b"HTTP/1.1 503 ") and b"its GPU is full" in answer and b"Retry-After: 1" in answer
     assert (await asleep.ask(PROBES["health"])).startswith(b"HTTP/1.1 200 "), "it sleeps on, and is well"
+
+
+async def test_one_that_falls_asleep_while_the_agent_has_no_descriptor_left_is_asked_a_little_later(
+    asleep: Asleep, caplog: pytest.LogCaptureFixture
+) -> None:
+    asleep.doorkeeper.stop()
+    with descriptors_left(0):
+        asleep.falls_asleep()
+        await asyncio.sleep(0.5)  # it tries again, and says nothing more
+        assert caplog.text.count("is heard for a moment: [Errno 24]") == 1
+    assert (await asleep.ask(PROBES["health"])).startswith(b"HTTP/1.1 200 ")
+    assert asleep.wakes == 0
+
+
+async def test_who_connects_while_the_agent_has_no_descriptor_left_waits(asleep: Asleep, monkeypatch: pytest.MonkeyPatch) -> None:
+    tries: list[socket.socket] = []
+    accept = Doorkeeper._accept
+
+    def counted(doorkeeper: Doorkeeper, listener: socket.socket) -> None:
+        tries.append(listener)
+        accept(doorkeeper, listener)
+
+    asleep.doorkeeper.stop()
+    monkeypatch.setattr(Doorkeeper, "_accept", counted)
+    asleep.falls_asleep()
+    with socket.socket() as client:
+        client.setblocking(False)
+        with descriptors_left(0):
+            with contextlib.suppress(BlockingIOError):
+                client.connect(("127.0.0.1", asleep.port))
+            await asyncio.sleep(0.5)
+            assert 1 <= len(tries) <= 4, "with a pause between them"
+        await asyncio.get_running_loop().sock_sendall(client, PROBES["health"])
+        async with asyncio.timeout(30):
+            assert (await asyncio.get_running_loop().sock_recv(client, 100)).startswith(b"HTTP/1.1 200 ")
 
 
 async def test_the_engine_s_sockets_are_as_they_were(asleep: Asleep) -> None:
