@@ -18,6 +18,7 @@ UV = Path(sys.executable).with_name("uv")
 BASE = {"blake3", "protobuf", "typing-extensions", "zerowake"}  # typing-extensions: blake3's, before Python 3.12
 # What an engine's image brings itself, by the modules of `workload` that need it.
 OF_THE_ENGINE = {
+    "restore_agent.workload.context_memory": "torch",
     "restore_agent.workload.lent_memory": "torch",
     "restore_agent.workload.lent_weights": "torch",
     "restore_agent.workload.sglang.middleware": "sglang",
@@ -50,6 +51,18 @@ def test_a_room_that_cannot_be_loaded_is_named_and_the_rest_works(tmp_path: Path
     assert shown.returncode == 0
     assert "no commands of broken: not_there.commands:app cannot be loaded" in shown.stderr
     assert " status " in shown.stdout
+
+
+def test_what_serves_is_imported_by_one_thread() -> None:
+    """Where a process may start no more, a library that starts some as it is imported ends it before it can say what it lacks."""
+    program = """
+from scaler.programs import cli, serve, up
+import numpy
+print(next(line for line in open("/proc/self/status") if line.startswith("Threads:")).split()[1])
+"""
+    env = {key: value for key, value in os.environ.items() if key != "OPENBLAS_NUM_THREADS"}
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=env, timeout=60)
+    assert ended.stdout == "1\n"
 
 
 def test_grpc_keeps_its_hands_off_what_the_agent_starts() -> None:

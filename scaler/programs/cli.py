@@ -15,6 +15,10 @@ from zerowake_shared.server_extra import INSTALL
 
 GROUP = "zerowake.commands"
 
+# Else numpy starts a thread of OpenBLAS for each processor as it is imported. Nothing here has use for them, and where a process may start
+# none it crashes then, before it can say so.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 app = typer.Typer(
     name="zerowake",
     no_args_is_help=True,
