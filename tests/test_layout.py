@@ -20,6 +20,7 @@ EXCEPTIONS = {
     "scaler/view/activations.py": "scaler/test_activation.py",
     "gpumem/client/ranges.py": "gpumem/test_client.py",
     "restore_agent/drivers/criu.py": "restore_agent/test_restore.py",
+    "restore_agent/places/laid_out_changes.py": "restore_agent/test_overlay.py",
     "restore_agent/kubernetes/injection.py": "restore_agent/test_nri.py",
     "restore_agent/kubernetes/pod_captures.py": "restore_agent/test_pods.py",
     "restore_agent/kubernetes/pod_replicas.py": "restore_agent/test_pods.py",

@@ -21,6 +21,7 @@ from restore_agent.places.cgroups import node_process
 from restore_agent.places.container_error import ContainerError, ContainerRefused
 from restore_agent.places.container_views import ContainerViews
 from restore_agent.places.isolation import rights_of
+from restore_agent.places.laid_out_changes import Changes
 from restore_agent.places.processes import status
 from restore_agent.snapshots.compatibility import Incompatible, check_files, mapped_files, used_files
 from restore_agent.snapshots.file_hashes import FileHashes
@@ -52,7 +53,7 @@ class ContainerContents:
         self._shared = {PurePosixPath(path.strip("/")) for path in shared}
         self._asked = asked
         self._stale_allowed = stale_allowed
-        self._changes: overlay.Changes | None = None  # that were put into it
+        self._changes: Changes | None = None  # that were put into it
         self.stale: list[str] = []  # variables of which the engine that was restored keeps another pod's values
         self.left_behind: list[str] = []  # volumes that were too large to be carried, which are empty in the next pod
 
@@ -114,7 +115,7 @@ class ContainerContents:
             return
         own = (overlay.SHM,) if overlay.Mounts.of(self._pid).read_only else (overlay.ROOT, overlay.SHM)
         volumes = [volume for volume in self._own() if volume != overlay.SHM]
-        self._changes = overlay.Changes(snapshot / CHANGES_FILE, self._views.root, own, volumes)
+        self._changes = Changes(snapshot / CHANGES_FILE, self._views.root, own, volumes)
         try:
             self._changes.put_first()
         except overlay.OverlayError as error:

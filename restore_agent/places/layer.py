@@ -34,6 +34,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from restore_agent.places import mount_table, overlay
+from restore_agent.places.laid_out_changes import Changes
 from restore_agent.places.mount_table import Mount
 from restore_agent.places.overlay import ROOT, RUN, SHM, Mounts
 from restore_agent.places.place import PlaceError
@@ -78,7 +79,7 @@ class Layer:
         self.since = time.time()  # what the engine has written before this is in its snapshot
         self.mounts = mounts
         self._folder = folder
-        self._changes: overlay.Changes | None = None  # that were put into it
+        self._changes: Changes | None = None  # that were put into it
 
     @classmethod
     def make(cls, folder: Path, shared: Sequence[str], memory: Path | None = None) -> Layer:
@@ -129,7 +130,7 @@ class Layer:
 
     def lay_out(self, source: Path, root: Path) -> None:
         """What CRIU needs of it. Raises PlaceError."""
-        self._changes = overlay.Changes(source, root, (*self.mounts.uppers, *self.mounts.whole))
+        self._changes = Changes(source, root, (*self.mounts.uppers, *self.mounts.whole))
         self._put(self._changes.put_first)
 
     def complete(self) -> None:

@@ -10,21 +10,17 @@ read-only. Nor are sockets, which CRIU makes itself, and Python's caches of byte
 
 It is limited: a snapshot's small files are staged in memory, and laid out on the way of every restore. What counts is what was written:
 a file's holes take no room here or there. vLLM's ranks talk by rings in /dev/shm of 640 MiB, of which they have written a few.
+The way into another place is in laid_out_changes.py.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import functools
 import io
-import itertools
 import os
 import re
-import secrets
-import shutil
 import stat
-import sys
 import tarfile
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -35,12 +31,12 @@ from restore_agent.errors import AgentError
 from restore_agent.places import mount_table
 
 MAX_BYTES, MAX_ENTRIES = 512 << 20, 20_000
-_OPAQUE, _WHITEOUT = "trusted.overlay.opaque", "trusted.overlay.whiteout"
-_ATTRIBUTE = "SCHILY.xattr."  # how tar names an extended attribute
-_HOLES, _SIZE = "GNU.sparse.map", "GNU.sparse.size"  # of a file with holes: where and how long its parts are, and how long it is
-_CARRIED = (_OPAQUE, _WHITEOUT, "security.capability", "system.posix_acl_access", "system.posix_acl_default")
+OPAQUE, _WHITEOUT = "trusted.overlay.opaque", "trusted.overlay.whiteout"
+ATTRIBUTE = "SCHILY.xattr."  # how tar names an extended attribute
+HOLES, _SIZE = "GNU.sparse.map", "GNU.sparse.size"  # of a file with holes: where and how long its parts are, and how long it is
+_CARRIED = (OPAQUE, _WHITEOUT, "security.capability", "system.posix_acl_access", "system.posix_acl_default")
 _UNKNOWN = ("trusted.overlay.redirect", "trusted.overlay.metacopy")
-_FIRST, _ALL = "ZEROWAKE.first", sys.maxsize  # how many entries of it CRIU needs; of one that does not say so: all
+FIRST = "ZEROWAKE.first"  # how many entries of it CRIU needs; of one that does not say so: all
 _LEFT_OUT = frozenset({"__pycache__"})
 _OURS = frozenset({PurePosixPath("run/zerowake"), PurePosixPath("run/criu.kdat")})
 SHM, RUN = PurePosixPath("dev/shm"), PurePosixPath("run")
@@ -129,7 +125,7 @@ def archive(
         can_wait = opened is not None and stat.S_ISREG(looks.st_mode) and looks.st_nlink == 1 and str(name) not in opened
         (late if can_wait else first).append((path, name))
     data = io.BytesIO()
-    with tarfile.TarFile(None, "w", data, format=tarfile.PAX_FORMAT, pax_headers={_FIRST: str(len(first))}) as tar:
+    with tarfile.TarFile(None, "w", data, format=tarfile.PAX_FORMAT, pax_headers={FIRST: str(len(first))}) as tar:
         counted = _Counted(tar, advice)
         for path, name in (*first, *late):
             counted.add(path, name)
@@ -170,17 +166,17 @@ class _Counted:
         attributes = _attributes(path, name)
         entry = self._tar.gettarinfo(str(path), str(name))
         runs = _written(path, entry.size) if entry.isreg() else []
-        opaque = attributes.pop(_OPAQUE, "") == "y"
+        opaque = attributes.pop(OPAQUE, "") == "y"
         if attributes.pop(_WHITEOUT, None) is not None:
             entry.type, entry.devmajor, entry.devminor, entry.size = tarfile.CHRTYPE, 0, 0, 0
         if entry.isblk() or (entry.ischr() and (entry.devmajor, entry.devminor) != (0, 0)):
             raise OverlayError(f"the engine made a device, /{name}, which is not carried")
         if opaque:
-            attributes[_OPAQUE] = "y"
-        entry.pax_headers = {_ATTRIBUTE + key: value for key, value in attributes.items()}
+            attributes[OPAQUE] = "y"
+        entry.pax_headers = {ATTRIBUTE + key: value for key, value in attributes.items()}
         if (size := sum(length for _, length in runs)) < entry.size:
             listed = ",".join(f"{start},{length}" for start, length in runs or [(entry.size, 0)])
-            entry.pax_headers |= {_HOLES: listed, _SIZE: str(entry.size)}
+            entry.pax_headers |= {HOLES: listed, _SIZE: str(entry.size)}
             entry.size = size
         self.entries += 1
         self._bytes[str(name.parent)] += size
@@ -195,154 +191,6 @@ class _Counted:
                 self._tar.addfile(entry, io.BytesIO(b"".join(os.pread(file.fileno(), length, start) for start, length in runs)))
         else:
             self._tar.addfile(entry)
-
-
-class _Archive(io.FileIO):
-    """A file whose lengths cannot be believed: a read of more than there is takes no memory for it."""
-
-    def read(self, size: int | None = -1) -> bytes:
-        left = max(0, os.fstat(self.fileno()).st_size - self.tell())
-        return super().read(left if size is None or size < 0 else min(size, left))
-
-
-class Changes:
-    """Of a snapshot, put into another place: first what CRIU needs, the rest while it restores. Its calls block."""
-
-    def __init__(self, source: Path, root: Path, own: Iterable[PurePosixPath] = (ROOT, SHM), volumes: Iterable[PurePosixPath] = ()) -> None:
-        """
-        Args:
-            source: what `archive` gave.
-            root: a view of the place; of a container one on which no symbolic link is followed.
-            own: where its own file systems are mounted. What lies in any other is not the place's to write.
-            volumes: its own, too, but what is there already stays: another has made it for this place.
-        """
-        self._source = source
-        self._root = root
-        self._kept = frozenset(volumes)
-        self._own = (*own, *self._kept)
-        self._added: list[Path] = []
-
-    def put_first(self) -> None:
-        """What CRIU needs.
-
-        Raises:
-            OverlayError: a file's place is a mount here, or cannot be written. Nothing is left of what was put.
-        """
-        self._put_some(rest=False)
-
-    def put_rest(self) -> None:
-        """Raises OverlayError, as `put_first`."""
-        self._put_some(rest=True)
-
-    def undo(self) -> None:
-        """Takes away again what was added; files that were there before stay as they are now."""
-        for path in reversed(self._added):
-            with contextlib.suppress(OSError):
-                if path.is_dir() and not path.is_symlink():
-                    path.rmdir()
-                else:
-                    path.unlink()
-        self._added.clear()
-
-    def _put_some(self, *, rest: bool) -> None:
-        try:
-            with _Archive(self._source) as file, tarfile.open(None, "r:", file) as tar:  # nothing of it was packed, so nothing is unpacked
-                first = int(tar.pax_headers.get(_FIRST, _ALL))
-                for entry in itertools.islice(tar, *((first, None) if rest else (first,))):
-                    self._put(tar, entry)
-        except (OSError, tarfile.TarError, OverlayError, ValueError, LookupError, OverflowError) as error:  # numbers that are none, too
-            self.undo()
-            if isinstance(error, OverlayError):
-                raise
-            why = "a symbolic link is in the way" if isinstance(error, OSError) and error.errno == errno.ELOOP else str(error)
-            raise OverlayError(f"what the engine had changed in its file system cannot be laid out: {why}") from error
-
-    def _put(self, tar: tarfile.TarFile, entry: tarfile.TarInfo) -> None:
-        path, name = _inside(self._root, entry.name), PurePosixPath(entry.name)
-        place = max((each for each in self._own if name.is_relative_to(each)), key=lambda each: len(each.parts), default=None)
-        if place is None:
-            raise OverlayError(f"the snapshot's engine has written /{entry.name}, and the root of this container is read-only")
-        if path.parent.stat().st_dev != self._devices[place]:
-            raise OverlayError(f"/{entry.name} was in the engine's own file system, and is in a volume here")
-        there = os.path.lexists(path)
-        if there and place in self._kept:
-            return
-        if entry.ischr() or _ATTRIBUTE + _OPAQUE in entry.pax_headers or (there and path.is_dir() != entry.isdir()):
-            _remove(path)
-        if entry.ischr():
-            return
-        if not there:
-            self._added.append(path)
-        if entry.isdir():
-            _put_folder(path, entry)
-            return
-        fresh = path.with_name(f".zerowake-{secrets.token_hex(6)}")
-        if entry.issym():
-            fresh.symlink_to(entry.linkname)
-            os.lchown(fresh, entry.uid, entry.gid)
-        elif entry.islnk():
-            fresh.hardlink_to(_inside(self._root, entry.linkname))
-        elif entry.isfifo():
-            os.mkfifo(fresh)
-            _dress(fresh, entry)
-        else:
-            _write(tar, fresh, entry)
-            _dress(fresh, entry)
-        fresh.replace(path)
-
-    @functools.cached_property
-    def _devices(self) -> Mapping[PurePosixPath, int]:
-        return {point: (self._root / point).stat().st_dev for point in self._own}
-
-
-def _write(tar: tarfile.TarFile, path: Path, entry: tarfile.TarInfo) -> None:
-    content = tar.extractfile(entry)
-    with path.open("xb") as file:
-        if content is None:
-            return
-        if _HOLES not in entry.pax_headers:
-            shutil.copyfileobj(content, file, 1 << 20)
-            return
-        file.truncate(entry.size)
-        numbers = [int(number) for number in entry.pax_headers[_HOLES].split(",")]
-        for start, length in zip(numbers[::2], numbers[1::2], strict=True):
-            content.seek(start)
-            file.seek(start)
-            file.write(content.read(length))
-
-
-def _dress(path: Path, entry: tarfile.TarInfo) -> None:
-    os.chown(path, entry.uid, entry.gid)
-    path.chmod(entry.mode)
-    for key, value in entry.pax_headers.items():
-        name = key.removeprefix(_ATTRIBUTE)
-        if name not in (key, _OPAQUE):
-            os.setxattr(path, name, value.encode("utf-8", "surrogateescape"))
-    os.utime(path, (entry.mtime, entry.mtime))
-
-
-def _put_folder(path: Path, entry: tarfile.TarInfo) -> None:
-    there = path.is_dir()
-    path.mkdir(exist_ok=True)
-    at = path.stat()
-    looks = (at.st_uid, at.st_gid, stat.S_IMODE(at.st_mode)) == (entry.uid, entry.gid, entry.mode)
-    # One that is there and looks as it should is left alone: to touch it would copy it into this layer, too.
-    if not there or not looks or any(key.startswith(_ATTRIBUTE) for key in entry.pax_headers):
-        _dress(path, entry)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _inside(root: Path, name: str) -> Path:
-    parts = PurePosixPath(name).parts
-    if not parts or ".." in parts or name.startswith("/"):
-        raise OverlayError(f"the snapshot names a file {name!r}")
-    return root.joinpath(*parts)
 
 
 def _walk(folder: Path, name: PurePosixPath, apart: Collection[PurePosixPath]) -> Iterator[PurePosixPath]:
@@ -397,6 +245,6 @@ def _attributes(path: Path, name: PurePosixPath) -> dict[str, str]:
         if key in _CARRIED or key.startswith("user."):
             value = os.getxattr(path, key, follow_symlinks=False)
             found[key] = value.decode("utf-8", "surrogateescape")
-    if found.get(_OPAQUE) not in (None, "y"):
+    if found.get(OPAQUE) not in (None, "y"):
         raise OverlayError(f"/{name} holds whiteouts of a kind that is not carried; take the snapshot on another kernel")
     return found

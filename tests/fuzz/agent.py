@@ -29,7 +29,8 @@ from restore_agent.kubernetes.pod import Pod
 from restore_agent.pages import images
 from restore_agent.pages.fill import Arena, FillError
 from restore_agent.pages.images import ImageError
-from restore_agent.places.overlay import Changes, OverlayError
+from restore_agent.places.laid_out_changes import Changes
+from restore_agent.places.overlay import OverlayError
 from restore_agent.snapshots.catalog import Corrupt
 from restore_agent.snapshots.chunks import Chunk
 from restore_agent.snapshots.encryption_keys import EncryptionKey

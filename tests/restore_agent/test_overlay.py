@@ -17,7 +17,8 @@ import pytest
 import zerowake_native
 
 from restore_agent.places import overlay
-from restore_agent.places.overlay import ROOT, SHM, Changes, Mounts, OverlayError, archive, is_small
+from restore_agent.places.laid_out_changes import Changes
+from restore_agent.places.overlay import ROOT, SHM, Mounts, OverlayError, archive, is_small
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for mounts")
 
