@@ -30,17 +30,13 @@ from restore_agent.snapshots.manifest import GpuRecord
 _LOCK_MILLISECONDS = 10_000
 _STEP_SECONDS = 60.0  # a driver that has not done one step to all processes by then hangs
 _DRIVER = Path("/dev/nvidiactl")
+_ENDED = "as of a process that ended meanwhile: look for what killed it, such as the kernel for lack of memory"
 _REMEDIES = {
     ("lock", "CUDA_ERROR_NOT_READY"): "its GPU was still at work: have the engine quiesce before (the control directory), or end its work",
     ("restore", "CUDA_ERROR_NOT_SUPPORTED"): "it was suspended with memory that another process lends still mapped, and is lost: "
     "the engine must unmap all of it as it quiesces (gpumem's client does)",
     ("restore", "CUDA_ERROR_OUT_OF_MEMORY"): "the GPU's memory was taken meanwhile, and the process is lost: end what took it",
-} | {
-    (
-        step,
-        "CUDA_ERROR_OPERATING_SYSTEM",
-    ): "as of a process that ended meanwhile: look for what killed it, such as the kernel for lack of memory"
-    for step in ("lock", "checkpoint", "restore", "unlock")
+    **{(step, "CUDA_ERROR_OPERATING_SYSTEM"): _ENDED for step in ("lock", "checkpoint", "restore", "unlock")},
 }
 # NVML's levels of what two GPUs have in common, as `nvidia-smi topo -m` calls them.
 _PCIE = {0: "PSB", 10: "PIX", 20: "PXB", 30: "PHB", 40: "NODE", 50: "SYS"}

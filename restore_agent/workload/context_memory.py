@@ -26,10 +26,9 @@ class Stacks:
 
     def let_go(self) -> int:
         """Returns the bytes that `take_back` will need. Nothing may compute until then. Raises RuntimeError."""
-        if self._limit or not torch.cuda.is_available():
-            return 0
-        self._limit = _stack()
-        _set_stack(_SMALLEST)
+        if not self._limit:
+            self._limit = _stack()
+            _set_stack(_SMALLEST)
         gpu = torch.cuda.get_device_properties(torch.cuda.current_device())
         return (self._limit - _SMALLEST) * int(gpu.multi_processor_count * gpu.max_threads_per_multi_processor)
 

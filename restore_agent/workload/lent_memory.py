@@ -66,9 +66,10 @@ def let_go(client: Client, forget: Callable[[], object] = lambda: None) -> tuple
     client.quiesce()
     ctypes.CDLL(None).malloc_trim(0)
     after = _reserved()
-    again = _stacks.let_go() + before.used - after.used
-    if again and (control := ControlDirectory.from_environment()):
-        control.name_wake_bytes(client.device, again)
+    if torch.cuda.is_available():
+        again = _stacks.let_go() + max(0, before.used - after.used)
+        if control := ControlDirectory.from_environment():
+            control.name_wake_bytes(client.device, again)
     return before, after
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Annotated
 
@@ -12,14 +13,14 @@ _UNITS = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "Ki": 2.0**10, "Mi":
 
 def byte_size(value: object) -> float:
     """Raises ValueError, saying what would do."""
+    size = math.nan
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    found = re.fullmatch(r"([0-9.]+) ?([kMGT]i?|)B?", value.strip()) if isinstance(value, str) else None
-    try:
-        assert found
-        return float(found[1]) * _UNITS[found[2]]
-    except (AssertionError, KeyError, ValueError):
-        raise ValueError(f"{value!r} is no number of bytes, such as 141GB or 80GiB") from None
+        size = float(value)
+    elif isinstance(value, str) and (found := re.fullmatch(r"(\d+|\d*\.\d+) ?([kMGT]i?|)B?", value.strip(), re.ASCII)):
+        size = float(found[1]) * _UNITS[found[2]]
+    if not math.isfinite(size):
+        raise ValueError(f"{value!r} is no number of bytes, such as 141GB or 80GiB")
+    return size
 
 
 Bytes = Annotated[float, BeforeValidator(byte_size), Field(gt=0)]

@@ -6,7 +6,7 @@ It is made by the planner's own look at the world, of which nothing is noted and
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from scaler.fleet.planner import Planner
 from scaler.plan.actions import Action, End, Keep, Prefer, Start
 from scaler.plan.declared import DeclaredModels
 from scaler.plan.estimate import has_room, seconds_to_serve, seconds_to_stage, total_bytes
-from scaler.plan.quotas import Room
+from scaler.plan.policy import Plan
 from scaler.plan.rungs import Rung
 from scaler.plan.world import Model, Node, Residency, World
 
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 Foretold = Callable[[str], dict[str, Any] | None]
 _REFUSED = "its agent could not do it"
+
+
+Barred = Mapping[tuple[str, str], str]  # (node's address, digest) → why it goes no higher there: its namespace's quota
 
 
 class PlanView:
@@ -70,10 +73,10 @@ class PlanView:
     def page(self) -> dict[str, Any]:
         """Of all models."""
         world, plan = self._planner.preview(self._models)
-        names = {node.address: node.called for node in world.nodes}
+        names, barred = {node.address: node.called for node in world.nodes}, _barred(plan)
         return {
             "missing": self._missing(),
-            "models": [self._model(world, model) for model in world.models.values()],
+            "models": [self._model(world, barred, model) for model in world.models.values()],
             "under_way": [_action(action, names) for action in world.under_way],
             "put_off": self._put_off(world, names),
             "would_do": [_action(action, names) for action in plan.actions],
@@ -86,7 +89,7 @@ class PlanView:
         world, plan = self._planner.preview([name])
         model, names = world.models[name], {node.address: node.called for node in world.nodes}
         digests = {there.digest for _, there in world.node_set.having(model.snapshot)}
-        return self._model(world, model) | {
+        return self._model(world, _barred(plan), model) | {
             "missing": self._missing(),
             "demand": _demand(world.demand_of(name)),
             "chance": self._foretold(name),
@@ -98,7 +101,7 @@ class PlanView:
             "looks_again_in_seconds": plan.due[name] - world.now if name in plan.due else None,
         }
 
-    def _model(self, world: World, model: Model) -> dict[str, Any]:
+    def _model(self, world: World, barred: Barred, model: Model) -> dict[str, Any]:
         return {
             "name": model.name,
             "snapshot": str(model.snapshot) if model.snapshot else "",
@@ -112,17 +115,17 @@ class PlanView:
                     "rung": there.rung.name.lower(),
                     "weights": there.weights_rung.name.lower() if there.weights_bytes else "",
                     "seconds": _finite(seconds_to_serve(node, there)),
-                    "why": self._why(world, model, node, there),
+                    "why": self._why(world, barred, model, node, there),
                 }
                 for node, there in world.node_set.having(model.snapshot)
             ],
         }
 
-    def _why(self, world: World, model: Model, node: Node, there: Residency) -> str:
+    def _why(self, world: World, barred: Barred, model: Model, node: Node, there: Residency) -> str:
         """Why it stands on this rung of the node, and no higher one."""
-        return next(self._reasons(world, model, node, there))
+        return next(self._reasons(world, barred, model, node, there))
 
-    def _reasons(self, world: World, model: Model, node: Node, there: Residency) -> Iterator[str]:
+    def _reasons(self, world: World, barred: Barred, model: Model, node: Node, there: Residency) -> Iterator[str]:
         """The one that decides first."""
         if not node.synced:
             yield "its agent is not heard"
@@ -133,7 +136,7 @@ class PlanView:
                 yield f"on its way: {action.reason}"
         if why := self._planner.why_no_higher(node, there):
             yield why
-        if there.rung < model.stage and model.snapshot and (why := Room(world).why_no_higher(model.snapshot, there)):
+        if why := barred.get((node.address, there.digest), ""):
             yield why
         if not has_room(node, there):
             yield "its GPUs have no room for it now"
@@ -182,6 +185,10 @@ def _snapshot(world: World, address: str, digest: str) -> str:
             if there.digest == digest:
                 return str(name)
     return ""
+
+
+def _barred(plan: Plan) -> Barred:
+    return {(stage.node, stage.digest): why for stage, why in plan.barred.items()}
 
 
 def _action(action: Action, names: dict[str, str]) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from scaler.local.byte_sizes import byte_size
@@ -15,7 +17,7 @@ def test_what_is_one(written: object, size: float) -> None:
     assert byte_size(written) == size
 
 
-@pytest.mark.parametrize("written", ["much", "", "1.2.3GB", "-5GB", "5 bytes", "10%", None, True, [5]])
+@pytest.mark.parametrize("written", ["much", "", "1.2.3GB", "-5GB", "5 bytes", "10%", "1.", "9" * 400, math.inf, math.nan, None, True, [5]])
 def test_what_is_none(written: object) -> None:
     with pytest.raises(ValueError, match="is no number of bytes, such as 141GB or 80GiB"):
         byte_size(written)

@@ -34,7 +34,7 @@ DISK, MEMORY = agent_pb2.RUNG_DISK, agent_pb2.RUNG_MEMORY
 
 
 @asynccontextmanager
-async def viewed(agent: Agent, **model: Any) -> AsyncIterator[tuple[Parts, PlanView]]:
+async def viewed(agent: Agent, quotas: dict[str, int] | None = None, **model: Any) -> AsyncIterator[tuple[Parts, PlanView]]:
     models = DeclaredModels({"chat": Model("chat", NAME, **model), "cold": Model("cold", replicas=0)})
     clock = StandingClock(100.0)
     parts = wire(
@@ -42,11 +42,22 @@ async def viewed(agent: Agent, **model: Any) -> AsyncIterator[tuple[Parts, PlanV
         models,
         dial=lambda address, tls: InProcessChannel(agent, agent_pb2_grpc.add_AgentServicer_to_server),  # type: ignore[return-value]
         clock=clock,
+        memory_quotas=quotas,
     )
     async with parts.nodes.follow("agent"):
         await until(lambda: any(node.synced for node in parts.nodes))
         yield parts, PlanView(parts.planner, models, parts.forecasting.explained, lambda: "", parts.staging_ahead.weigh)
         await parts.planner.close()
+
+
+async def test_what_a_quota_has_no_room_for() -> None:
+    agent = Agent("node-1")
+    agent.has("team", "chat", "d1", rung=DISK, size=10**9)
+    async with viewed(agent, quotas={"team": 10**9 - 1}, stage=Rung.MEMORY) as (_, plan):
+        (stands,) = plan.page()["models"][0]["stands"]
+        assert "may hold 953 MiB of namespace team ahead of requests" in stands["why"]
+        told = plan.why("chat")
+        assert told and told["stands"] == [stands] and told["would_do"] == []
 
 
 async def test_what_stands_where_and_that_its_owner_wishes_so() -> None:

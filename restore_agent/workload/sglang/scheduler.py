@@ -94,11 +94,11 @@ def _logits_in_scratch(runner: Any) -> None:
 
     SGLang keeps one for the process, and takes this one where it is of its size.
     """
-    if shared := GraphSharedOutput.create_for_model_runner(runner):
-        words = runner.model_config.vocab_size
+    shared, words = GraphSharedOutput.create_for_model_runner(runner), runner.model_config.vocab_size
+    if shared and words not in shared._logits_buffers:
         size = shared.max_rows * words * torch.float.itemsize
         memory = bytes_at(lent_memory.graph_pool(client()).allocate(size), size, client().device)
-        shared._logits_buffers.setdefault(words, memory.view(torch.float).view(shared.max_rows, words))
+        shared._logits_buffers[words] = memory.view(torch.float).view(shared.max_rows, words)
 
 
 class MemorySaver(TorchMemorySaverAdapter):  # type: ignore[misc, unused-ignore]
