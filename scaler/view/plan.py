@@ -24,11 +24,9 @@ from scaler.plan.world import Model, Node, Residency, World
 if TYPE_CHECKING:
     from scaler.plan.ahead import Ahead  # which imports numpy, as no command does that asks a running scaler
 
+Barred = Mapping[tuple[str, str], str]  # (node's address, digest) → why it goes no higher there: its namespace's quota
 Foretold = Callable[[str], dict[str, Any] | None]
 _REFUSED = "its agent could not do it"
-
-
-Barred = Mapping[tuple[str, str], str]  # (node's address, digest) → why it goes no higher there: its namespace's quota
 
 
 class PlanView:
