@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import subprocess
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -20,7 +21,7 @@ from kubernetes.aio.client.exceptions import ApiException
 
 from tests.e2e.api import Api, ApiError, Object, path
 from tests.e2e.chart import CHART
-from tests.e2e.cluster.control import tell
+from tests.e2e.cluster.control import enter, tell
 from tests.e2e.release import MODEL, Release, deployment, is_ready, is_scaled, own_namespace, release, scaled_object, snapshot
 
 pytestmark = [
@@ -30,6 +31,7 @@ pytestmark = [
 ]
 GATE = "zerowake.dev/tests"
 REQUESTS = 4
+PARTED_SECONDS = 12.0
 PATIENCE_SECONDS = 150.0  # Kubernetes' own controllers may look again a minute after the API server is back
 AWAY = (ApiError, ApiException, aiohttp.ClientError, OSError)  # the API server is restarting
 
@@ -65,6 +67,28 @@ async def kubelet(installed: Release) -> None:
     """Of the node that has the snapshot, to which the pod is sent."""
     (node,) = await installed.holders()
     await asyncio.to_thread(tell, "restart", "kubelet", node)
+
+
+async def container_runtime(installed: Release) -> None:
+    """Of the same node. The agent there is its NRI plugin, which it has to be once more."""
+    (node,) = await installed.holders()
+    await asyncio.to_thread(tell, "restart", "containerd", node)
+
+
+async def parted(installed: Release) -> None:
+    """The two replicas of the scaler do not reach each other, for longer than they take to notice it."""
+    one, other = [(pod["spec"]["nodeName"], pod["status"]["podIP"]) for pod in await installed.pods("zerowake-scaler")]
+
+    def rule(verb: str) -> None:
+        for (node, address), (_, away) in ((one, other), (other, one)):
+            drop = ["iptables", verb, "FORWARD", "--source", address, "--destination", away, "--jump", "DROP"]
+            subprocess.run([*enter(node), *drop], check=True)
+
+    await asyncio.to_thread(rule, "--insert")
+    try:
+        await asyncio.sleep(PARTED_SECONDS)
+    finally:
+        await asyncio.to_thread(rule, "--delete")
 
 
 async def rolled(installed: Release, *command: str) -> None:
@@ -104,7 +128,7 @@ async def evicted(installed: Release) -> None:
 @pytest.mark.parametrize(
     ("goes", "moment"),
     [
-        *itertools.product((keda, api_server, kubelet, agent, evicted), ("waiting", "starting")),
+        *itertools.product((keda, api_server, kubelet, container_runtime, parted, agent, evicted), ("waiting", "starting")),
         (upgraded, "waiting"),
         (rolled_back, "starting"),
     ],
