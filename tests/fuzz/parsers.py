@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from tests.fuzz import agent, memory, scaling
+from tests.fuzz import agent, memory, pods, scaling
 
-PARSERS = {parser.name: parser for room in (agent, memory, scaling) for parser in room.parsers()}
+PARSERS = {parser.name: parser for room in (agent, memory, pods, scaling) for parser in room.parsers()}
