@@ -15,7 +15,7 @@ from zerowake_proto import gpumem_pb2, ttrpc_pb2
 from restore_agent.kubernetes import ttrpc
 from restore_agent.pages import images
 from restore_agent.snapshots.page_runs import PAGE, PageRun
-from tests.fuzz import agent
+from tests.fuzz import agent, pods
 from tests.fuzz.parser import check, little_memory
 from tests.fuzz.parsers import PARSERS
 
@@ -89,8 +89,8 @@ REFUSED: dict[str, tuple[str, bytes]] = {
 READ: dict[str, tuple[str, bytes]] = {
     "a record that is nested too deeply": ("records", DEEP),
     "demand that is nested too deeply": ("pushed-demand", DEEP),
-    "annotations that are nested too deeply": ("pod", agent._pod(canary="[" * 9000, names="[" * 9000)),
-    "a runtime of a version that is no number": ("nri", agent._call("Configure", agent._configure("containerd", "v" + "9" * 5000 + ".1"))),
+    "annotations that are nested too deeply": ("pod", pods._pod(canary="[" * 9000, names="[" * 9000)),
+    "a runtime of a version that is no number": ("nri", pods._call("Configure", pods._configure("containerd", "v" + "9" * 5000 + ".1"))),
     "an image without its message": ("criu-images", image(mm_7=framed(images._MM))),
     "a timer without a time": ("criu-images", image(files=framed(images.FILES, b"b\x04\x28\x010\x00"))),
 }
@@ -133,6 +133,6 @@ async def test_a_runtime_has_two_connections() -> None:
     reader = asyncio.StreamReader()
     reader.feed_data(struct.pack(">II", 9, 4) + b"well")
     reader.feed_eof()
-    connection = ttrpc.Connection(reader, agent._Nowhere(), lambda request: ttrpc_pb2.Response())  # type: ignore[arg-type]
+    connection = ttrpc.Connection(reader, pods._Nowhere(), lambda request: ttrpc_pb2.Response())  # type: ignore[arg-type]
     with pytest.raises(ttrpc.TtrpcError, match="of connection 9"):
         await connection.ended
