@@ -215,10 +215,11 @@ def _changes(*entries: tuple[str, bytes, dict[str, str]]) -> bytes:
 
 @functools.cache
 def _root() -> Path:
-    """A file system of its own, as a place has one, for as long as this process lives. Needs root."""
-    root = Path(tempfile.mkdtemp(prefix="fuzz-root-", dir="/dev/shm"))
+    """A file system of its own, as a place has one, in a folder that nobody else writes to, for as long as this process lives. Needs root."""
+    root = Path(tempfile.mkdtemp(prefix="fuzz-", dir="/dev/shm"), "root")
+    root.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "fuzz", root], check=True)
-    atexit.register(lambda: (subprocess.run(["umount", root], check=True), root.rmdir()))
+    atexit.register(lambda: (subprocess.run(["umount", root], check=True), shutil.rmtree(root.parent)))
     return root
 
 
@@ -229,12 +230,11 @@ def _lay_out(data: bytes) -> None:
         source = folder / CHANGES_FILE
         source.write_bytes(data)
         changes = Changes(source, root)
-        before = set(Path("/dev/shm").iterdir())
         try:
             changes.put_first()
             changes.put_rest()
         finally:
-            assert set(Path("/dev/shm").iterdir()) == before, "it was written outside of the place"
+            assert list(root.parent.iterdir()) == [root], "it was written outside of the place"
             for path in root.iterdir():
                 if path.is_dir() and not path.is_symlink():
                     shutil.rmtree(path)
