@@ -215,7 +215,7 @@ def _changes(*entries: tuple[str, bytes, dict[str, str]]) -> bytes:
 
 @functools.cache
 def _root() -> Path:
-    """A file system of its own, as a place has one, in a folder that nobody else writes to, for as long as this process lives. Needs root."""
+    """A file system of its own, as a place has one, in a folder that is ours alone, for as long as this process lives. Needs root."""
     root = Path(tempfile.mkdtemp(prefix="fuzz-", dir="/dev/shm"), "root")
     root.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "fuzz", root], check=True)
