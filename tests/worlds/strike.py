@@ -109,8 +109,10 @@ def _phase(node: Node, agent: Agent, phase: str) -> Callable[[], bool]:
 async def failing(node: Node, agent: Agent, origins: Collection[int]) -> str:
     """What is said of an engine that ends as it wakes: by the agent's answer, where it has seen it by then, else by its stream."""
     try:
-        replica = (await agent.restore(NAME)).replica
+        answer = await agent.restore(NAME)
     except grpc.aio.AioRpcError as error:
         return str(error.details())
-    assert replica.origin in origins
-    return await node.gone(replica)
+    if answer.replica.origin == pb.ORIGIN_COLD:
+        return str(answer.fallback_detail)
+    assert answer.replica.origin in origins, answer
+    return await node.gone(answer.replica)
