@@ -40,7 +40,7 @@ def test_what_lies_beneath_another_mount_is_not_seen() -> None:
 
 
 def test_the_machine_s_own() -> None:
-    """Every mount that is said to be visible is what its path leads to, as the kernel says; but for those of other tests, which come and go."""
+    """Every mount that is said to be visible is what its path leads to, as the kernel says. Those of other tests come and go."""
     found = {mount.point: mount.id for mount in visible(read())}
     described = {
         point: subprocess.run(["findmnt", "-no", "ID", "-T", point], capture_output=True, text=True, check=False).stdout for point in found
