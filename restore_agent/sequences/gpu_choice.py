@@ -28,6 +28,7 @@ class Suspended:
     before: Sequence[str]  # UUIDs of all that the driver had
     places: Mapping[str, str]  # UUID of each GPU of the snapshot → of the one among these that was in its place
     given: Sequence[str] | None = None  # UUIDs of its place's own (`Place.gpus`); None: all of the node will do
+    why_there: str = "which this pod was given"  # of `given`, in words
 
     def device(self, record: WeightsRecord, pairs: Mapping[str, str]) -> str:
         """Where weights belong: in the place of the GPU that they were lent on, or of the one that the processes use most; empty: none.
@@ -84,7 +85,7 @@ class GpuChoice:
                 if tree.given is None:
                     pairs = choose_gpus(tree.needed, tree.before, here.uuids, self._cuda.free(), resident, barred, link)
                 else:
-                    pairs = keep_order(tree.needed, tree.before, tree.given, self._cuda.free(), barred, link)
+                    pairs = keep_order(tree.needed, tree.before, tree.given, self._cuda.free(), barred, link, tree.why_there)
             except NoGpuMemory as error:
                 if asked < len(tree.needed) and await self._weights.make_room(error.lacking):  # on each of them at most once
                     asked += 1

@@ -46,12 +46,14 @@ def keep_order(
     free: Mapping[str, int],
     barred: Collection[str] = (),
     link: Link = lambda one, other: "",
+    why_there: str = "which this pod was given",
 ) -> dict[str, str]:
     """Pairs the GPUs of the suspend with those of a pod, in their order.
 
     Args:
         needed, free, barred, link: as for `choose_gpus`.
         before, given: UUIDs in CUDA's order, equally many.
+        why_there: in words, behind the name of one of them.
 
     Raises:
         NoGpuMemory: one of them has too little.
@@ -69,7 +71,7 @@ def keep_order(
             lacking[new] = size + HEADROOM - room
     if lacking:
         short = ", ".join(f"{size >> 20} MiB more of {new}" for new, size in lacking.items())
-        raise NoGpuMemory(f"resuming needs {short}, the one that it has to be; end what uses it, or give the pool less", lacking)
+        raise NoGpuMemory(f"resuming needs {short}, {why_there}; end what uses it, or give the pool less", lacking)
     return pairs
 
 

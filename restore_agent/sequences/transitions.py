@@ -235,6 +235,6 @@ def _waiting(standby: Standby) -> Suspended:
 
 
 def _parked(standby: Standby) -> Suspended:
-    """What its wake takes, of the GPUs on which it is."""
-    there = tuple(standby.wake_bytes)
-    return Suspended(standby.snapshot.manifest, standby.wake_bytes, there, standby.places, there)
+    """What its wake takes, of the GPUs on which it is. Of any other an engine may say what it likes."""
+    needed = {gpu: standby.wake_bytes[gpu] for gpu in standby.gpus if gpu in standby.wake_bytes}
+    return Suspended(standby.snapshot.manifest, needed, tuple(needed), standby.places, tuple(needed), "where it is parked")

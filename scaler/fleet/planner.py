@@ -227,12 +227,12 @@ class Planner:
     def _tell_of_barred(self, world: World, barred: Mapping[Stage, str]) -> None:
         """Each time, since who hears of it may not have listened before."""
         before = {stage for model in world.models for stage in self._barred.pop(model, ())}
+        called = {node.address: node.called for node in world.nodes} if barred else {}
         for stage, why in barred.items():
             self._barred.setdefault(stage.model, set()).add(stage)
-            node = next(each.called for each in world.nodes if each.address == stage.node)
-            self._refused(stage, node, why)
+            self._refused(stage, called[stage.node], why)
             if stage not in before:
-                log.info("%s is not staged on %s: %s", stage.model, node, why)
+                log.info("%s is not staged on %s: %s", stage.model, called[stage.node], why)
 
     def _note_taken_down(self, model: Model) -> None:
         """What stood parked at the last look, and does so no more, was woken, or its agent made room on a GPU. To ask for it again in that

@@ -116,7 +116,7 @@ async def test_in_a_pod_nothing_is_chosen_and_room_is_made_on_its_own_gpu(manife
         assert pairs == {"GPU-a": "GPU-0"}
         assert node.promised == {"GPU-0": 2 * GIB}
     assert node.pools["GPU-1"] == 40 * GIB
-    with pytest.raises(NoGpuMemory, match=r"more of GPU-0, the one that it has to be"):
+    with pytest.raises(NoGpuMemory, match=r"more of GPU-0, which this pod was given"):
         async with Node(GIB, {"GPU-1": 40 * GIB}).choice.chosen(suspended):
             pytest.fail("another GPU was taken")
 

@@ -73,7 +73,7 @@ def test_in_a_pod_the_first_takes_the_place_of_the_first() -> None:
 
 
 def test_in_a_pod_no_other_gpu_will_do() -> None:
-    with pytest.raises(NoGpuMemory, match=r"needs 576 MiB more of GPU-b, the one that it has to be; end what uses it") as none:
+    with pytest.raises(NoGpuMemory, match=r"needs 576 MiB more of GPU-b, which this pod was given; end what uses it") as none:
         keep_order({"GPU-a": GIB}, ("GPU-a",), ("GPU-b",), free(a=90 * GIB, b=512 * MIB))
     assert none.value.lacking == {"GPU-b": GIB + HEADROOM - 512 * MIB}
     with pytest.raises(NoGpuMemory):

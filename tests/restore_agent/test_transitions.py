@@ -172,7 +172,7 @@ async def test_a_parked_one_wakes_where_there_is_room_for_what_it_let_go_of(stor
     standby = waiting(published(store, GIB), Rung.STANDBY, {TWO: GIB})
     standby.wake_bytes = {TWO: GIB}
     standby.stands_on({TWO: ONE})
-    with contextlib.nullcontext() if given_way else pytest.raises(NoGpuMemory, match=f"832 MiB more of {ONE}"):
+    with contextlib.nullcontext() if given_way else pytest.raises(NoGpuMemory, match=f"832 MiB more of {ONE}, where it is parked"):
         async with transitions(driver, no_room, give_way).room_for(standby) as pairs:
             assert pairs == {ONE: ONE}
             assert driver.taken == [{ONE: GIB}]
@@ -181,6 +181,13 @@ async def test_a_parked_one_wakes_where_there_is_room_for_what_it_let_go_of(stor
 
 async def test_a_parked_one_that_let_go_of_nothing_asks_for_no_room(store: Store) -> None:
     standby = waiting(published(store, GIB), Rung.PARKED, {ONE: GIB})
+    async with transitions(Driver(0), no_room, no_room).room_for(standby) as pairs:
+        assert pairs == {ONE: ONE}
+
+
+async def test_what_is_said_of_a_gpu_that_it_does_not_have_keeps_no_parked_one_from_its_wake(store: Store) -> None:
+    standby = waiting(published(store, GIB), Rung.PARKED, {ONE: GIB})
+    standby.wake_bytes = {TWO: GIB}
     async with transitions(Driver(0), no_room, no_room).room_for(standby) as pairs:
         assert pairs == {ONE: ONE}
 

@@ -52,6 +52,13 @@ async def the_agent_leaves_nothing(node: Node, agent: Agent) -> None:
     await nothing_left(node.state)
 
 
+def kill(pids: Collection[int]) -> None:
+    """Those that are there still."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
 def strike(node: Node, agent: Agent, phase: str, victim: str, over: threading.Event) -> str:
     """Kills the `agent`, or the `engine`, and says what was seen. Returns "" where `over` is set before the phase was seen. Blocks."""
     holds, began = _phase(node, agent, phase), time.monotonic()
@@ -60,9 +67,7 @@ def strike(node: Node, agent: Agent, phase: str, victim: str, over: threading.Ev
             return ""
         time.sleep(0.0005)
     pids = [agent.process.pid] if victim == "agent" else engine_pids(node, agent)
-    for pid in pids:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+    kill(pids)
     return f"{phase}: seen after {time.monotonic() - began:.3f} s, killed {victim} {pids}"
 
 

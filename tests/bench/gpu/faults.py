@@ -16,7 +16,6 @@ import asyncio
 import contextlib
 import os
 import random
-import signal
 import sys
 import tempfile
 import time
@@ -35,7 +34,7 @@ from tests.bench.figures import Figure, table
 from tests.bench.gpu.results import keep
 from tests.worlds.device import check
 from tests.worlds.node import MIB, NAME, SAME, Node
-from tests.worlds.strike import engine_pids
+from tests.worlds.strike import engine_pids, kill
 
 FAULTS = 100
 SECONDS = 540.0
@@ -103,17 +102,16 @@ class Faults:
 
     async def _strike(self, victim: str, called: asyncio.Future[Any], taken: contextlib.AsyncExitStack) -> bool:
         """Returns whether the call was still under way. An engine that has no process yet is waited for."""
-        agent, pids = await self.node.agent(), list[int]()
-        while not called.done() and not pids:
+        agent = await self.node.agent()
+        while not called.done():
             if victim == "memory":
                 await asyncio.to_thread(taken.enter_context, self.node.hog(leave=0))
                 return True
-            pids = [agent.process.pid] if victim == "agent" else engine_pids(self.node, agent)
-            await asyncio.sleep(0.001 * (not pids))
-        for pid in pids:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        return bool(pids)
+            if pids := [agent.process.pid] if victim == "agent" else engine_pids(self.node, agent):
+                kill(pids)
+                return True
+            await asyncio.sleep(0.001)  # as it shows from outside, in /proc alone
+        return False
 
     async def _restore(self) -> Call:
         agent, cold = await self.node.agent(), self.node.stand_in()
