@@ -15,10 +15,6 @@ from zerowake_shared.server_extra import INSTALL
 
 GROUP = "zerowake.commands"
 
-# Else numpy starts a thread of OpenBLAS for each processor as it is imported. Nothing here has use for them, and where a process may start
-# none it crashes then, before it can say so.
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-
 app = typer.Typer(
     name="zerowake",
     no_args_is_help=True,
@@ -70,6 +66,9 @@ def main() -> None:
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what its C core would write beside the errors that it raises
     # Else it starts threads in a child between fork and exec, of which three in a hundred crashed. It reads this as it is imported.
     os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
+    # Else numpy starts a thread of OpenBLAS for each processor as it is imported. Nothing here has use for them, and where a process may
+    # start none it crashes then, before it can say so.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     for line in collect(app):
         typer.secho(f"zerowake: {line}", err=True, fg="yellow")
     app()
