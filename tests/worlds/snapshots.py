@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import platform
+import random
 from pathlib import Path
 
 from restore_agent.snapshots.catalog import Snapshot
 from restore_agent.snapshots.chunks import Lease, write_chunks
 from restore_agent.snapshots.compatibility import node_fits
 from restore_agent.snapshots.manifest import CanaryRecord, ChunkRecord, EngineRecord, Manifest
-from restore_agent.snapshots.page_runs import Pages, write_index
+from restore_agent.snapshots.page_runs import PAGE, Pages, write_index
 from restore_agent.snapshots.store import Store, record_file
 
 PID = 7  # in the image
 ADDRESS = 1 << 32
 CRIU = "4.2.1"
+# Pages of two engines that have none in common.
+CONTENT = random.Random(5).randbytes(64 * PAGE)
+OTHER = random.Random(6).randbytes(64 * PAGE)
 
 
 def pages(content: bytes, address: int = ADDRESS) -> Pages:
@@ -53,3 +57,8 @@ def publish(store: Store, content: bytes, name: str = "small", *, replace: bool 
 
 def another_kernel() -> str:
     return f"{int(platform.release().partition('.')[0]) + 1}.0.0"
+
+
+def chunks(state: Path) -> set[str]:
+    """Names of those that a state folder has."""
+    return {path.name for path in (state / "chunks").glob("*/*")}
