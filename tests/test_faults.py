@@ -207,8 +207,11 @@ async def test_others_have_the_memory_that_gpumem_gave_back(short_folder: Path, 
     """As programs in containers see it, by a file of their own in place of /proc/meminfo: the machine itself is not filled."""
     meminfo = tmp_path / "meminfo"
 
+    meminfo.touch()
+
     def leave(size: int) -> None:
-        meminfo.write_text(f"MemTotal: {1 << 20} kB\nMemAvailable: {size >> 10} kB\n")
+        with meminfo.open("r+") as file:  # in place, by one write of one length: it is read at any moment
+            file.write(f"MemTotal: {1 << 20} kB\nMemAvailable: {size >> 10:>12} kB\n")
 
     leave(512 * MIB)
     there = ("unshare", "--mount", "sh", "-c", 'mount --bind "$0" /proc/meminfo && exec "$@"', str(meminfo))

@@ -1,10 +1,11 @@
 """The script `zerowake`: the command line (cli.py), once what it imports is known to be there."""
 
-from zerowake_shared import server_extra
+from zerowake_shared import program_end, server_extra
 
 
 def main() -> None:
     """Runs `zerowake` with the arguments of this process."""
-    with server_extra.needed_by("zerowake"):
-        from scaler.programs import cli  # noqa: PLC0415
-    cli.main()
+    with program_end.ends_at_once("zerowake"):
+        with server_extra.needed_by("zerowake"):
+            from scaler.programs import cli  # noqa: PLC0415
+        cli.main()

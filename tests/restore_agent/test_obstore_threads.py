@@ -14,6 +14,7 @@ import asyncio
 from restore_agent.transfer.bucket import Bucket
 from restore_agent.transfer.source import TransferError
 from tests.worlds.exhausted import no_threads
+from zerowake_shared.program_end import ends_at_once
 
 bucket = Bucket("none-such")
 
@@ -23,9 +24,10 @@ async def asked():
     except TransferError as error:
         print(type(error).__name__, error, flush=True)
 
-with no_threads():
+with ends_at_once("asks"):
+    with no_threads():
+        asyncio.run(asked())
     asyncio.run(asked())
-asyncio.run(asked())
 """
 
 
