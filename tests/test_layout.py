@@ -13,6 +13,7 @@ TOP = ("scaler", "restore_agent", "gpumem", "proto", "deploy", "tests")
 EXCEPTIONS = {
     # Seen only from outside, in what the whole does.
     "scaler/kubernetes/engine_pod.py": "scaler/test_engine_pods.py",
+    "scaler/plan/displaced.py": "scaler/test_ahead.py",
     "scaler/kubernetes/snapshot_writer.py": "scaler/test_controller.py",
     "scaler/kubernetes/pod_patch.py": "scaler/test_webhook.py",
     "scaler/kubernetes/scaled_object.py": "scaler/test_declarations.py",

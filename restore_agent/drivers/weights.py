@@ -17,10 +17,12 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 
+from zerowake_proto import gpumem_pb2 as pb
+
 from gpumem.checkpoint.safetensors import InvalidCheckpoint, read_checkpoint
 from gpumem.client.control import Control
 from gpumem.server.regions import identify
-from gpumem.wire.errors import GpumemError, OutOfMemory
+from gpumem.wire.errors import Forbidden, GpumemError, NotFound, OutOfMemory
 from gpumem.wire.sources import Source
 from restore_agent.drivers.weights_fills import WeightsFills
 from restore_agent.drivers.weights_view import WeightsRung, WeightsView
@@ -103,10 +105,27 @@ class Weights:
                     return
             await self._bring(control, region, sources, "", of)
 
+    async def fill_into(self, region: WeightsRegion, device: str, tenant: str = "", of: Snapshot | None = None) -> None:
+        """Of that device, or (empty) into the arena. Raises WeightsError. tenant, of: as `fill` has them."""
+        begin = time.monotonic()
+        async with self._control(region.record, tenant) as control:
+            await self._bring(control, region, _sources(region), device, of)
+        if device:
+            self._staged(region.record.size, time.monotonic() - begin)
+
     async def _bring(self, control: Control, region: WeightsRegion, sources: Sequence[Source], device: str, of: Snapshot | None) -> None:
         """`device`: empty: into the arena. Raises GpumemError."""
         async with self._fills.told(control, region.record, device, of):
             await control.fill(region.layout, sources, device)
+
+    async def let_go(self, records: Sequence[WeightsRecord], tenant: str = "") -> None:
+        """Has them leave lent memory and the arena, but for what is in use or pinned. Raises WeightsError. tenant: as `fill` has it."""
+        wanted = {record.region for record in records}
+        async with self._control(records[0], tenant) as control:
+            for region in (await control.status()).regions:
+                if region.id.hex() in wanted and region.namespace == tenant and not region.pinned:
+                    with contextlib.suppress(Forbidden, NotFound):  # it is used, or has gone
+                        await control.evict(pb.RegionRef(device=region.device, id=region.id))
 
     def on_their_way(self) -> list[tuple[Snapshot, WeightsRung, Progress]]:
         """Whose weights come up now, to which rung, and how far they are."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,6 +13,8 @@ from zerowake_proto import gpumem_pb2 as pb
 from gpumem.client.control import Control
 from gpumem.wire.errors import GpumemError
 from restore_agent.snapshots.manifest import WeightsRecord
+
+_GRANULE = 2 << 20  # bytes; what gpumem lends at least, of any device
 
 _LOG = logging.getLogger("zerowake.agent")
 
@@ -56,6 +58,34 @@ class WeightsView:
     def free_bytes(self, device: str) -> int:
         """Of the device's memory, what gpumem holds and has not lent."""
         return self._seen.free.get(device, 0)
+
+    def places(self, wanted: Mapping[str, tuple[int, Sequence[str]]]) -> dict[str, str] | None:
+        """Where regions find room that nobody has: on the first such device, else in the arena (empty). None: not all of them do.
+
+        wanted: by region, its bytes, and the devices that it may come to; none: the only one.
+        """
+        if (free := self._room()) is None:
+            return None
+        found: dict[str, str] = {}
+        for region, (size, devices) in wanted.items():
+            rounded = -(-size // _GRANULE) * _GRANULE
+            able = [device for device in (*(devices or self._seen.free), "") if free.get(device, 0) >= rounded]
+            if not able:
+                return None
+            found[region] = able[0]
+            free[able[0]] -= rounded
+        return found
+
+    @property
+    def largest_room(self) -> int | None:
+        """Bytes of the largest region that would find such room; None: nothing is known of it."""
+        return max(room.values()) if (room := self._room()) else None
+
+    def _room(self) -> dict[str, int] | None:
+        """Bytes that no weights have, by device, and (empty) of the arena."""
+        if (status := self._seen.status) is None:
+            return None
+        return {**self._seen.free, "": status.arena_bytes - sum(region.size for region in status.regions if not region.device)}
 
     def held_bytes(self, device: str) -> int | None:
         """Of the device's memory, all that gpumem holds; None: it does not say."""

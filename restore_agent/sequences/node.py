@@ -9,7 +9,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from restore_agent.drivers.criu import Criu, CriuError
@@ -36,6 +36,7 @@ from restore_agent.sequences.parked_budget import Share, a_tenth
 from restore_agent.sequences.phases import Phases
 from restore_agent.sequences.replicas import Origin, Replica, Replicas, State
 from restore_agent.sequences.restore import OpenPlace, Restorer
+from restore_agent.sequences.returning_weights import ReturningWeights
 from restore_agent.sequences.rungs import Rungs
 from restore_agent.sequences.second_best import SecondBest
 from restore_agent.sequences.sleep_notes import SleepNotes
@@ -48,7 +49,7 @@ from restore_agent.snapshots.catalog import NotFound, Snapshot, Unreadable
 from restore_agent.snapshots.manifest import EngineRecord
 from restore_agent.snapshots.store import Store
 from restore_agent.snapshots.unfit import Unfit
-from zerowake_shared.background import first_error, kept
+from zerowake_shared.background import first_error, kept, kept_beside
 from zerowake_shared.huge_pages import HugePages
 from zerowake_shared.phases import Phase
 
@@ -106,6 +107,7 @@ class Node:
         self.inventory = Inventory(
             store, self.staging, self.travel, weights, cuda, self.rungs.held, lambda: self._restoring > 0, self._changed
         )
+        self.returning = ReturningWeights(self.staging, weights, lambda: self._gpus_here, self.inventory.look_at_weights)
         self.travel.unfit = self.disk.unfit = self.unfit = Unfit(store)
         self.second_best = SecondBest(store, sandboxes.checkpoints, self.unfit)
         self._restoring = 0  # restores under way: each may have been promised memory that gpumem gave up
@@ -142,9 +144,10 @@ class Node:
             await asyncio.to_thread(_prepare, sandboxes)
             criu = await working_criu(sandboxes, store.state / _CRIU_LOG)
             node = cls(name, store, memory, weights, criu, observer, parked, images, disk)
+            returning = functools.partial(node.returning.run, lambda: node._restoring > 0)
             pressure = asyncio.create_task(kept(node._yield_to_pressure, "memory pressure", _LOG), name="memory pressure")
             try:
-                async with node.inventory.watched():
+                async with node.inventory.watched(), kept_beside(returning, "weights that return", _LOG):
                     yield node
             finally:
                 pressure.cancel()
@@ -173,18 +176,16 @@ class Node:
                 *(snapshot, ", ".join(others)),
             )
         if isinstance(snapshot, Snapshot):
-            self._restoring += 1
             try:
-                stood = self.staging.found(snapshot.digest)
-                origin, engine = await self._restore(snapshot, phases)
-                replica = self.replicas.add(model, snapshot, origin, engine, phases)
-                self.observer.restored(model, origin, replica.phases, stood if origin is Origin.RESTORED else origin.value)
-                self._log(activation, replica, phases)
-                return replica, None
+                with self._makes_one(snapshot):
+                    stood = self.staging.found(snapshot.digest)
+                    origin, engine = await self._restore(snapshot, phases)
+                    replica = self.replicas.add(model, snapshot, origin, engine, phases)
+                    self.observer.restored(model, origin, replica.phases, stood if origin is Origin.RESTORED else origin.value)
+                    self._log(activation, replica, phases)
+                    return replica, None
             except RestoreFailed as error:
                 failure = error
-            finally:
-                self._restoring -= 1
             await self._give_room_back()
         if failure:
             self.observer.fell_back(model, failure.reason)
@@ -220,19 +221,17 @@ class Node:
 
     async def restore_into(self, container: Container, model: str, snapshot: Snapshot, phases: Phases, replica_id: str = "") -> Replica:
         """A replica of this id (empty: a new one) in a container that waits. Raises RestoreFailed; then it waits again."""
-        self._restoring += 1
         stood = "remote" if phases.seconds(Phase.FETCH) else self.staging.found(snapshot.digest)
         try:
-            engine = await self.restorer.restore(snapshot, phases, container.open, container.gpus)
-            container.keep(engine.pid, engine.record.port)
-            replica = self.replicas.add(model, snapshot, Origin.RESTORED, engine, phases, replica_id=replica_id)
-            self.observer.restored(model, replica.origin, replica.phases, stood)
+            with self._makes_one(snapshot):
+                engine = await self.restorer.restore(snapshot, phases, container.open, container.gpus)
+                container.keep(engine.pid, engine.record.port)
+                replica = self.replicas.add(model, snapshot, Origin.RESTORED, engine, phases, replica_id=replica_id)
+                self.observer.restored(model, replica.origin, replica.phases, stood)
         except (RestoreFailed, ContainerError) as error:
             failure = error if isinstance(error, RestoreFailed) else RestoreFailed("sandbox-failed", f"snapshot {snapshot}: {error}")
             self.observer.fell_back(model, failure.reason)
             raise failure from None
-        finally:
-            self._restoring -= 1
         self._log("", replica, phases)
         return replica
 
@@ -261,12 +260,9 @@ class Node:
     async def wake(self, replica_id: str, activation: str) -> Replica:
         """One that sleeps in its pod serves again; one that is awake does. Raises what `Idling.wake` does."""
         phases = Phases()
-        self._restoring += 1
-        try:
+        with self._makes_one():
             slept = self.replicas.get(replica_id) in self.idling
             replica = await self.idling.wake(replica_id, phases)
-        finally:
-            self._restoring -= 1
         if slept:
             if replica.snapshot:
                 self.staging.used(replica.snapshot)
@@ -274,8 +270,22 @@ class Node:
             self._log(activation, replica, phases)
         return replica
 
+    @contextlib.contextmanager
+    def _makes_one(self, snapshot: Snapshot | None = None) -> Iterator[None]:
+        """Within it a replica is made, of a snapshot, or awake: nobody looks at GPUs, and what is only kept ready has time."""
+        self._restoring += 1
+        self.returning.give_way(snapshot.digest if snapshot else "")
+        try:
+            yield
+        finally:
+            self._restoring -= 1
+
     async def _give_way(self, lacking: Mapping[str, int]) -> bool:
         return await self.rungs.give_way(lacking)
+
+    @property
+    def _gpus_here(self) -> Sequence[str]:
+        return self._cuda.gpus().uuids if self._cuda else ()
 
     @property
     def known_gpus(self) -> tuple[NodeGpu, ...]:
@@ -327,12 +337,11 @@ class Node:
         )
 
     async def _stage(self, snapshot: Snapshot, *, urgent: bool) -> None:
-        here = self._cuda.gpus().uuids if self._cuda else ()
         with first_error():
             async with asyncio.TaskGroup() as group:
                 group.create_task(self.staging.stage(snapshot, urgent=urgent))
                 for region in await self.staging.regions(snapshot):
-                    devices = staging_devices(snapshot.manifest, region.record, here)
+                    devices = staging_devices(snapshot.manifest, region.record, self._gpus_here)
                     group.create_task(self.weights.stage(region, devices, snapshot.manifest.tenant, of=snapshot))
         self.restorer.make_ready(snapshot)
         if snapshot.manifest.weights:

@@ -88,6 +88,11 @@ class Staging:
         staged = self._staged.get(digest)
         return "memory" if staged and staged.ready.is_set() and not staged.for_request else "disk"
 
+    def standing(self) -> list[Snapshot]:
+        """Those whose images stand in memory, what is used most first."""
+        there = [staged.snapshot for staged in self._staged.values() if staged.ready.is_set()]
+        return sorted(there, key=lambda each: -self._uses.of(each.digest))
+
     def on_their_way(self) -> Iterator[tuple[Snapshot, Progress]]:
         """Images that come into memory now, or are about to."""
         for staged in self._staged.values():

@@ -77,6 +77,8 @@ class AgentService(agent_pb2_grpc.AgentServicer):
                 await self._node.standbys.drop(snapshot.digest)
                 if request.rung == agent_pb2.RUNG_DISK:
                     self._node.staging.unstage(snapshot.digest)
+                    if request.weights:
+                        await self._node.returning.let_go(snapshot)
                 return agent_pb2.UnstageResponse(residency=messages.residency(self._node, snapshot))
             raise messages.InvalidField("rung: a snapshot can be unstaged to RUNG_STANDBY, RUNG_MEMORY, RUNG_DISK and RUNG_ABSENT")
 

@@ -157,11 +157,20 @@ class Agent(Heard):
             answer = await self._while_heard(self.stub.Pin(request))
         self.settle(snapshot, messages.residency(answer.residency), answer.residency.revision)
 
-    async def unstage(self, snapshot: SnapshotName, digest: str, *, seconds: float, rung: Rung = Rung.ABSENT, orphan: bool = False) -> None:
+    async def unstage(
+        self,
+        snapshot: SnapshotName,
+        digest: str,
+        *,
+        seconds: float,
+        rung: Rung = Rung.ABSENT,
+        orphan: bool = False,
+        weights: bool = False,
+    ) -> None:
         """The snapshot down to the rung, ABSENT: off the node, within so many seconds. `orphan`: only if a controller had it brought there,
-        nobody has pinned it and nothing uses it. Raises AgentError."""
-        reference = messages.reference(snapshot, digest)
-        request = agent_pb2.UnstageRequest(request_id=self._id(), snapshot=reference, rung=agent_pb2.Rung.Name(rung), orphan=orphan)
+        nobody has pinned it and nothing uses it. `weights`: those leave memory, too. Raises AgentError."""
+        reference, to = messages.reference(snapshot, digest), agent_pb2.Rung.Name(rung)
+        request = agent_pb2.UnstageRequest(request_id=self._id(), snapshot=reference, rung=to, orphan=orphan, weights=weights)
         with _agents_words():
             answer = await self.stub.Unstage(request, timeout=seconds)
         if rung > Rung.ABSENT:

@@ -219,7 +219,7 @@ class Executor:
         if agent is None:
             return
         try:
-            await agent.unstage(action.snapshot, action.digest, seconds=_UNSTAGE_SECONDS, rung=action.rung)
+            await agent.unstage(action.snapshot, action.digest, seconds=_UNSTAGE_SECONDS, rung=action.rung, weights=action.weights)
         except AgentError as error:
             log.warning("%s could not be taken out of the memory of %s: %s", action.model, agent.name, error)
             return

@@ -90,6 +90,7 @@ class Heard:
             sources=messages.sources(told),
             staged_bytes=messages.known(told, "staged_bytes"),
             staged_limit_bytes=messages.known(told, "staged_limit_bytes"),
+            weights_room_bytes=messages.known(told, "weights_room_bytes"),
         )
         self._shown = None
 

@@ -35,8 +35,8 @@ Key = tuple[str, str]  # a node's address, a digest
 
 
 class StagingAhead:
-    """fetched_bytes: of images that were staged ahead of need; wasted_bytes: of those that left memory before a request for them came.
-    hits: requests that came to an idle model, and found it so.
+    """fetched_bytes: of images and weights that were staged ahead of need; wasted_bytes: of those whose image left memory before a request
+    for them came. hits: requests that came to an idle model, and found it so.
     """
 
     def __init__(
@@ -53,8 +53,8 @@ class StagingAhead:
         self.is_active = False
         self.fetched_bytes = self.wasted_bytes = self.hits = 0
         self._moved: dict[Key, float] = {}
-        self._begun: dict[Key, Stage] = {}  # asked for, and not there yet
-        self._standing: dict[Key, tuple[Stage, int]] = {}  # there, not asked for yet; bytes
+        self._begun: dict[Key, tuple[Stage, int]] = {}  # asked for, and not there yet; bytes
+        self._standing: dict[Key, tuple[Stage, int]] = {}  # there, not asked for yet
         self._in_memory: dict[str, int] = {}  # snapshots, by node's address
         self._due = asyncio.Event()
         ledger.on_asked(self._asked)
@@ -110,7 +110,7 @@ class StagingAhead:
             key = action.node, action.digest
             self._moved[key] = self._clock.now()
             if isinstance(action, Stage):
-                self._begun[key] = action
+                self._begun[key] = action, plan.terms[action.model].bytes
 
     def _still_right(self, actions: Iterable[Stage | Drop]) -> list[Stage | Drop]:
         """Without nodes at which something has begun since the world was looked at, or whose models were asked for."""
@@ -130,16 +130,16 @@ class StagingAhead:
             self.look_soon()
         self._in_memory[node.address] = in_memory
         for key in [key for key in (*self._begun, *self._standing) if key[0] == node.address and node.synced]:
-            stage = self._begun[key] if key in self._begun else self._standing[key][0]
+            stage, size = self._begun[key] if key in self._begun else self._standing[key]
             there = node.residencies.get(stage.snapshot)
             if there is None or there.digest != stage.digest or there.rung < Rung.MEMORY:
                 if key in self._standing:
                     self._wasted(key)
-            elif key in self._begun:
+            elif key in self._begun and not there.lacks_weights:
                 del self._begun[key]
-                self.fetched_bytes += there.image_bytes
+                self.fetched_bytes += size
                 if self._is_idle(stage.model):
-                    self._standing[key] = stage, there.image_bytes
+                    self._standing[key] = stage, size
 
     def _asked(self, model: str) -> None:
         found = [key for key, (stage, _) in self._standing.items() if stage.model == model]
@@ -157,7 +157,7 @@ class StagingAhead:
         for node in self._nodes:
             self._heard(node)
         listed = {node.address for node in self._nodes}
-        self._begun = {key: stage for key, stage in self._begun.items() if stage in under_way}
+        self._begun = {key: begun for key, begun in self._begun.items() if begun[0] in under_way}
         self._in_memory = {address: count for address, count in self._in_memory.items() if address in listed}
         for key in [key for key in self._standing if key[0] not in listed]:
             self._wasted(key)

@@ -27,7 +27,7 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """A snapshot does not go above the rung on that node: what is on its way there is given up."""
+    """A snapshot does not go above the rung on that node: what is on its way there is given up. weights: its weights leave memory, too."""
 
     node: str
     model: str
@@ -35,6 +35,7 @@ class Drop:
     digest: str
     rung: Rung
     reason: str = field(compare=False)
+    weights: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,9 +2,10 @@
 
     worth     chance of a request × (a hit + the seconds that it saves, or their square: the objective) ÷ bytes (worth.py), of each model
               on each node
-    newcomer  a snapshot on a node's disk whose owner wants it no higher, that stands in no fitting node's memory and is not on its way
+    newcomer  a snapshot on a node's disk whose owner wants it no higher, that stands in no fitting node's memory and is not on its way;
+              or one in memory whose weights are not
     place     the room that is free, where it fits best; else the node on which least is lost, if the newcomer is worth `SWAP` times all
-              that leaves for it together
+              that leaves for it together (displaced.py)
 
 A chance is an estimate, and bytes cost whoever needs the disk. So a node takes one at a time, and none while a request waits for what it
 has, while a replica starts there, or while anything comes up into its memory: the agent then has all of its disk for that. What was moved
@@ -26,13 +27,14 @@ from __future__ import annotations
 import enum
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from scaler.books.snapshot_name import SnapshotName
 from scaler.plan.actions import Drop, Stage, Start
+from scaler.plan.displaced import Pair, Parts, Step, coming, displaced, standing
 from scaler.plan.estimate import has_room, seconds_to_serve, seconds_to_stage
 from scaler.plan.quotas import Room
 from scaler.plan.rungs import Rung
@@ -43,7 +45,6 @@ WITHIN_SECONDS = 600.0  # the time that a chance is of: long beside a look a min
 LEFT_SECONDS = 600.0  # that time has to pass, or the chances that a move was made for have hardly changed
 ENOUGH_STATEMENTS = 1000  # minutes of idle models: most of a day of one, ten minutes of a hundred
 ENOUGH_CREDIT = 5.0  # nats: what happened was 150 times likelier by the forecast than by the mean rates
-SPARE_BYTES = 256 << 20  # of a node's memory that its agent never stages into (restore_agent/sequences/memory_budget.py)
 
 Moved = Mapping[tuple[str, str], float]  # (node's address, digest) → the moment at which it was moved last
 
@@ -60,8 +61,8 @@ class Decision(enum.Enum):
 @dataclass(frozen=True, slots=True)
 class Terms:
     """What was weighed of one model. chance: of a request within `WITHIN_SECONDS`. node: address of the one where it stands in memory, goes
-    there or would be worth most; empty: there is none. saved_seconds: for a request there, by its bytes (of its image) in memory. worth: of
-    each byte. why: of the decision, in words.
+    there or would be worth most; empty: there is none. saved_seconds: for a request there, by its bytes in memory; bytes: of image and
+    weights, what comes or stands there. worth: of each byte. why: of the decision, in words.
     """
 
     model: str
@@ -117,26 +118,6 @@ def ahead(
     return _Look(world, chances, credits or {}, moved or {}, objective).placed()
 
 
-@dataclass(frozen=True, slots=True)
-class _Pair:
-    """A model's snapshot on one node, and what its bytes are worth in memory there."""
-
-    model: Model
-    node: Node
-    there: Residency
-    saved_seconds: float
-    worth: float
-
-    @property
-    def bytes(self) -> int:
-        return self.there.image_bytes
-
-    @property
-    def snapshot(self) -> SnapshotName:
-        assert self.model.snapshot is not None
-        return self.model.snapshot
-
-
 class _Look:
     """One look at the world. Its tables are made once, then models are placed one after the other."""
 
@@ -162,38 +143,40 @@ class _Look:
 
     def placed(self) -> Ahead:
         residents = self._residents()
-        room = {address: _room(node) for address, node in self._nodes.items()}
+        room = {address: Parts.free_on(node) for address, node in self._nodes.items()}
         actions: list[Stage | Drop] = []
         terms: dict[str, Terms] = {}
         taken: set[str] = set()
         for name, pairs in self._newcomers().items():
             best = pairs[0]
-            if best.bytes > self._quota.left(best.snapshot.namespace):
+            if best.size.image > self._quota.left(best.snapshot.namespace):
                 terms[name] = self._terms(best, Decision.NOTHING, self._quota.why_full(best.snapshot.namespace))
                 continue
             free = [each for each in pairs if each.node.address not in taken]
             if not free:
                 terms[name] = self._terms(best, Decision.NOTHING, "one at a time: its node takes another first")
                 continue
-            if fitting := [each for each in free if room[each.node.address] >= each.bytes]:
-                into = min(fitting, key=lambda each: (-each.worth, room[each.node.address] - each.bytes))
-                leaving: list[_Pair] = []
+            if fitting := [each for each in free if not room[each.node.address].lacks(each.size)]:
+                # Where its image stands already it takes least, whatever each byte is worth.
+                into = min(fitting, key=lambda each: (bool(each.size.image), -each.worth, room[each.node.address].image - each.size.image))
+                leaving: list[Pair] = []
                 why = f"{self._told(into)}, and there is room"
-            elif found := self._displaced(free, room, residents):
+            elif found := displaced(free, room, residents):
                 into, leaving = found
                 why = f"{self._told(into)}: over {SWAP} times what leaves for it ({', '.join(each.model.name for each in leaving)})"
             else:
                 terms[name] = self._terms(best, Decision.NOTHING, f"no room, and it is not worth {SWAP} times what would have to leave")
                 continue
             taken.add(into.node.address)
-            self._quota.give(into.snapshot.namespace, into.bytes)
+            self._quota.give(into.snapshot.namespace, int(into.size.image))
+            whole = bool(room[into.node.address].lacks(into.size).weights)
             for each in leaving:
                 less = f"{name} is worth over {SWAP} times as much there"
                 terms[each.model.name] = self._terms(each, Decision.DROP, less)
-                actions.append(Drop(each.node.address, each.model.name, each.snapshot, each.there.digest, Rung.DISK, less))
+                actions.append(Drop(each.node.address, each.model.name, each.snapshot, each.there.digest, Rung.DISK, less, weights=whole))
             terms[name] = self._terms(into, Decision.STAGE, why)
             actions.append(Stage(into.node.address, name, into.snapshot, into.there.digest, Rung.MEMORY, f"ahead of need: {why}"))
-        for pair in (each for pairs in residents.values() for each in pairs):
+        for pair in (each for pairs in residents.values() for each in pairs if each.there.rung is Rung.MEMORY):
             terms.setdefault(pair.model.name, self._terms(pair, Decision.STAYS, "it stands in memory, and nothing is worth so much more"))
         for name in self._world.models:
             why = self._why_not.get(name) or self._nowhere.get(name) or "no node that takes its pods has it on disk"
@@ -245,7 +228,7 @@ class _Look:
                 yield each.snapshot
         for node in self._nodes.values():
             for name, there in node.residencies.items():
-                stands = there.rung >= Rung.MEMORY and not there.unusable
+                stands = there.rung >= Rung.MEMORY and not there.unusable and not there.lacks_weights
                 if stands and any(not model.why_not_on(node) for model in self._named.get(name, ())):
                     yield name
 
@@ -266,12 +249,12 @@ class _Look:
         }
         return next((why for why, holds in reasons.items() if holds), "")
 
-    def _newcomers(self) -> dict[str, list[_Pair]]:
+    def _newcomers(self) -> dict[str, list[Pair]]:
         """By model, the worthiest first, where each could be staged; of each model the best node first."""
         able: list[tuple[Model, Node, Residency]] = []
         for node in self._nodes.values():
             for name, there in node.residencies.items():
-                if there.rung is not Rung.DISK or not there.image_bytes:
+                if there.rung < Rung.DISK or not there.image_bytes or (there.rung > Rung.DISK and not there.lacks_weights):
                     continue
                 for model in self._named.get(name, ()):
                     if model.name in self._why_not:
@@ -280,9 +263,9 @@ class _Look:
                         self._nowhere[model.name] = why
                     else:
                         able.append((model, node, there))
-        found: dict[str, list[_Pair]] = {}
+        found: dict[str, list[Pair]] = {}
         asks: dict[SnapshotName, str] = {}
-        for pair in self._weighed(able):
+        for pair in self._weighed(able, coming):
             if pair.saved_seconds <= 0.0:
                 self._nowhere.setdefault(pair.model.name, "no second is saved by its bytes in memory")
             elif asks.setdefault(pair.snapshot, pair.model.name) == pair.model.name:  # of several with one snapshot, the likeliest
@@ -291,74 +274,52 @@ class _Look:
                 self._nowhere.setdefault(pair.model.name, f"its snapshot is {asks[pair.snapshot]}'s, too, which is likelier")
         return found
 
-    def _residents(self) -> dict[str, list[_Pair]]:
-        """By node's address, what may leave its memory, the least worth first."""
+    def _residents(self) -> dict[str, list[Pair]]:
+        """By node's address, what may leave its memory, the least worth first: also weights whose image is on disk."""
         stays = {(each.node, each.digest) for each in self._world.under_way if isinstance(each, Stage | Drop)} | self._lately
         able: list[tuple[Model, Node, Residency]] = []
         for node in self._nodes.values():
             for name, there in node.residencies.items():
                 models = self._named.get(name, ())
-                if there.rung is not Rung.MEMORY or there.pinned >= Rung.MEMORY or (node.address, there.digest) in stays or not models:
+                if there.rung not in (Rung.DISK, Rung.MEMORY) or there.pinned >= Rung.MEMORY or not models:
+                    continue
+                if (node.address, there.digest) in stays or (there.rung is Rung.DISK and not standing(there).bytes):
                     continue
                 if all(each.stage < Rung.MEMORY and each.pin < Rung.MEMORY and each.name not in self._asked for each in models):
                     likeliest = max(models, key=lambda each: self._chances.get(each.name, 0.0))
                     able.append((likeliest, node, there))
-        found: defaultdict[str, list[_Pair]] = defaultdict(list)
-        for pair in reversed(self._weighed(able)):
+        found: defaultdict[str, list[Pair]] = defaultdict(list)
+        for pair in reversed(self._weighed(able, standing)):
             found[pair.node.address].append(pair)
         return found
 
     # --- what it is worth
 
-    def _weighed(self, able: list[tuple[Model, Node, Residency]]) -> list[_Pair]:
-        """The worthiest first; of equal ones by the names of models, then by the nodes' addresses."""
+    def _weighed(self, able: list[tuple[Model, Node, Residency]], step_of: Callable[[Residency], Step]) -> list[Pair]:
+        """The worthiest first; of equal ones by the names of models, then by the nodes' addresses. step_of: `coming` or `standing`."""
         if not able:
             return []
+        steps = [step_of(there) for _, _, there in able]
         chance = np.array([self._chances.get(model.name, 0.0) for model, _, _ in able])
-        saved = np.array([_saved_seconds(node, there) for _, node, there in able])
-        sizes = np.array([max(there.image_bytes, 1) for _, _, there in able], dtype=np.float64)
+        saved = np.array([_saved_seconds(node, step) for (_, node, _), step in zip(able, steps, strict=True)])
+        sizes = np.array([max(step.bytes, 1) for step in steps], dtype=np.float64)
         worths = worth(chance, saved, sizes, self._objective)
         addresses, names = np.array([node.address for _, node, _ in able]), np.array([model.name for model, _, _ in able])
         order: list[int] = np.lexsort((addresses, names, -worths)).tolist()
-        return [_Pair(*able[place], float(saved[place]), float(worths[place])) for place in order]
+        return [Pair(*able[at], steps[at].size, steps[at].bytes, float(saved[at]), float(worths[at])) for at in order]
 
-    def _displaced(
-        self, pairs: list[_Pair], room: Mapping[str, int], residents: Mapping[str, list[_Pair]]
-    ) -> tuple[_Pair, list[_Pair]] | None:
-        """Where least is lost, and what has to leave there, the least worth first; None: the model is worth that nowhere."""
-        found: tuple[_Pair, list[_Pair]] | None = None
-        lowest = math.inf
-        for pair in pairs:
-            free, lost, leaving, bound = room[pair.node.address], 0.0, [], pair.worth / SWAP
-            for each in residents.get(pair.node.address, ()):
-                if free >= pair.bytes or each.worth > bound:
-                    break
-                free, lost = free + each.bytes, lost + each.worth * each.bytes
-                leaving.append(each)
-            if free >= pair.bytes and lost < lowest and lost * SWAP <= pair.worth * pair.bytes:
-                found, lowest = (pair, leaving), lost
-        return found
-
-    def _terms(self, pair: _Pair, decision: Decision, why: str) -> Terms:
+    def _terms(self, pair: Pair, decision: Decision, why: str) -> Terms:
         name = pair.model.name
         chance = self._chances.get(name, 0.0)
         return Terms(name, chance, decision, why, pair.node.address, pair.saved_seconds, pair.bytes, pair.worth)
 
-    def _told(self, pair: _Pair) -> str:
+    def _told(self, pair: Pair) -> str:
         chance = self._chances.get(pair.model.name, 0.0)
         return f"within {WITHIN_SECONDS / 60:.0f} minutes a request has a chance of {chance:.2g}, and is saved {pair.saved_seconds:.2g} s"
 
 
-def _room(node: Node) -> int:
-    """Bytes that images could still take of its memory; below 0: so many have to be given up before any could."""
-    free = node.memory_free_bytes - SPARE_BYTES
-    if node.staged_bytes is None or node.staged_limit_bytes is None:
-        return free
-    return min(free, node.staged_limit_bytes - node.staged_bytes)
-
-
-def _saved_seconds(node: Node, there: Residency) -> float:
+def _saved_seconds(node: Node, step: Step) -> float:
     """By the one estimate, with the node's GPUs free: what stands on a node whose GPUs are in use just now is not worth less for that."""
     empty = replace(node, gpus=tuple(replace(gpu, free_bytes=gpu.total_bytes) for gpu in node.gpus)) if node.gpus else node
-    from_disk = seconds_to_serve(empty, replace(there, rung=Rung.DISK))
-    return from_disk - seconds_to_serve(empty, replace(there, rung=Rung.MEMORY)) if not math.isinf(from_disk) else 0.0
+    below = seconds_to_serve(empty, step.below)
+    return below - seconds_to_serve(empty, step.above) if not math.isinf(below) else 0.0

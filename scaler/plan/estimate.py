@@ -60,7 +60,7 @@ def seconds_to_stage(node: Node, residency: Residency) -> float:
     seconds = 0.0
     if residency.rung <= Rung.DISK:
         seconds += residency.image_bytes / (node.rates.disk_to_memory or _DISK_RATE)
-    if residency.weights_rung <= WeightsRung.DISK:
+    if residency.lacks_weights:
         seconds += residency.weights_bytes / (node.rates.disk_to_gpu or _DISK_RATE)
     return seconds
 

@@ -87,6 +87,11 @@ class Residency:
     pinned: Rung = Rung.ABSENT
     managed: bool = False
 
+    @property
+    def lacks_weights(self) -> bool:
+        """It has some, and not all of them are in memory."""
+        return bool(self.weights_bytes) and self.weights_rung <= WeightsRung.DISK
+
 
 @dataclass(frozen=True, slots=True)
 class Transfer:
@@ -149,6 +154,7 @@ class Node:
     sources: tuple[SourceState, ...] = ()  # that it has read from of late; none by an older agent
     staged_bytes: int | None = None  # of its memory, what images take; None: not known
     staged_limit_bytes: int | None = None  # what they may take at most; None: not known
+    weights_room_bytes: int | None = None  # the largest weights that could come up with none leaving; None: not known, or no gpumem
     transfers: tuple[Transfer, ...] = ()  # as they began; none by an older agent
     silent: bool = False
     peer_address: str = ""

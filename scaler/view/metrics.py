@@ -115,11 +115,11 @@ class AheadCollector(Collector):
             "1: by the forecast snapshots go into memory ahead of need. 0: it has not earned it, or another one does.",
         )
         active.add_metric([], self._ahead.is_active)
-        fetched = CounterMetricFamily("zerowake_ahead_fetched_bytes", "Bytes of images that were staged ahead of need.")
+        fetched = CounterMetricFamily("zerowake_ahead_fetched_bytes", "Bytes of images and weights that were staged ahead of need.")
         fetched.add_metric([], self._ahead.fetched_bytes)
         wasted = CounterMetricFamily("zerowake_ahead_wasted_bytes", "Those of them that left memory before a request came.")
         wasted.add_metric([], self._ahead.wasted_bytes)
-        hits = CounterMetricFamily("zerowake_ahead_hits", "Requests for idle models that found an image which was staged ahead of need.")
+        hits = CounterMetricFamily("zerowake_ahead_hits", "Requests for idle models that found what was staged ahead of need.")
         hits.add_metric([], self._ahead.hits)
         yield from (active, fetched, wasted, hits)
 

@@ -88,6 +88,19 @@ async def test_staging_fills_what_the_pool_has_lost(agent: Agent, pool: Pool, ch
     get(answer.replica, "/sum")
 
 
+async def test_weights_leave_as_they_are_told_to_but_for_what_others_have(agent: Agent, pool: Pool, checkpoint: Path, mapped: Path) -> None:
+    for name in ("lent", "twin"):
+        await agent.snapshot(name, engine(mapped, 8), weights=str(checkpoint))
+        await agent.stage(name)
+    await agent.unstage("lent")
+    assert (await agent.unstage("lent", weights=True)).residency.weights_rung == pb.WEIGHTS_RUNG_GPU, "its twin stands in memory"
+    answer = await agent.restore("twin")
+    assert (await agent.unstage("twin", weights=True)).residency.weights_rung == pb.WEIGHTS_RUNG_GPU, "a replica uses them"
+    await agent.release(answer.replica)
+    assert (await agent.unstage("twin", weights=True)).residency.weights_rung == pb.WEIGHTS_RUNG_DISK
+    assert not (await pool.status()).regions
+
+
 async def test_an_engine_that_brings_its_own_weights_names_them(agent: Agent, pool: Pool, checkpoint: Path, mapped: Path) -> None:
     keep_reading(checkpoint, read_checkpoint(checkpoint))
     wanted = engine(mapped, 8)

@@ -36,6 +36,7 @@ async def test_it_climbs_and_falls_and_each_change_is_told_once(tmp_path: Path, 
             assert view.free_bytes("host") < 64 * MIB
             assert view.held_bytes("host") == 64 * MIB, "lent or not"
     assert await view.look() == {region}, "its server has ended"
+    assert view.largest_room is None and view.places({}) is None
     assert view.rung([record(weights.id)]) == WeightsRung.DISK
 
 
@@ -65,3 +66,17 @@ async def test_a_region_of_another_namespace_is_not_there(short_folder: Path, we
             assert await view.look() == {weights.id.hex()}
         assert view.rung([record(weights.id)], "red") == WeightsRung.GPU
         assert view.rung([record(weights.id)], "blue") == view.rung([record(weights.id)]) == WeightsRung.DISK
+
+
+async def test_weights_find_room_on_the_first_device_that_has_it_else_in_the_arena(tmp_path: Path, weights: Weights) -> None:
+    with served(tmp_path / "server", reserve=12 * MIB, arena=32 * MIB) as server:
+        view = WeightsView(server.socket)
+        await view.look()
+        assert view.largest_room == 32 * MIB
+        assert view.places({"a": (8 * MIB, ()), "b": (8 * MIB, ()), "c": (20 * MIB, ("another",))}) == {"a": "host", "b": "", "c": ""}
+        assert view.places({"a": (8 * MIB, ()), "b": (26 * MIB, ()), "c": (8 * MIB, ())}) is None
+        assert view.places({"a": (11 * MIB + 1, ("host",))}) == {"a": "host"}, "it takes whole granules"
+        async with Control.connected(server.socket) as control:
+            await control.fill(weights.layout, weights.sources, "")
+        await view.look()
+        assert view.largest_room == 24 * MIB

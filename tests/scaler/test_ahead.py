@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from scaler.books.demand import Demand, Elsewhere
 from scaler.books.snapshot_name import SnapshotName
 from scaler.plan.actions import Drop, Stage, Start
-from scaler.plan.ahead import ENOUGH_CREDIT, ENOUGH_STATEMENTS, LEFT_SECONDS, SPARE_BYTES, Ahead, Decision, ahead, has_earned, moves_nothing
-from scaler.plan.rungs import Rung
+from scaler.plan.ahead import ENOUGH_CREDIT, ENOUGH_STATEMENTS, LEFT_SECONDS, Ahead, Decision, ahead, has_earned, moves_nothing
+from scaler.plan.displaced import SPARE_BYTES, coming, standing
+from scaler.plan.rungs import Rung, WeightsRung
 from scaler.plan.scheduling import Standing
 from scaler.plan.world import Gpu, Model, Node, Replica, Residency, Transfer, World
 from scaler.plan.worth import OBJECTIVES, SWAP
@@ -215,6 +216,53 @@ def test_owners_wishes_are_the_policy_s_and_models_without_a_chance_stay_where_t
     assert moves_nothing({"wanted": found.models["wanted"], "cold": Model("cold")}) and not moves_nothing(found.models)
 
 
+LENT = {"weights_bytes": 4 * GB, "weights_rung": WeightsRung.DISK}
+
+
+def lending(address: str, room: int | None, **has: Residency) -> Node:
+    """A node whose gpumem has room for weights of so many bytes."""
+    return replace(node(address, **has), weights_room_bytes=room)
+
+
+def test_a_model_is_worth_its_image_and_its_weights_together() -> None:
+    plan_ = plan(world(lending("a", 4 * GB, x=there("x", **LENT))), x=0.1)
+    terms = plan_.terms["x"]
+    assert moves(plan_) == [("stage", "x", "a")] and terms.bytes == 5 * GB
+    assert terms.saved_seconds == pytest.approx(5.0, rel=0.1), "weights come from the disk, too"
+    up = there("x", weights_bytes=4 * GB, weights_rung=WeightsRung.GPU)
+    terms = plan(world(lending("a", 0, x=up)), x=0.1).terms["x"]
+    assert terms.bytes == GB and terms.saved_seconds == pytest.approx(1.0), "they stand there"
+    ranks = there("x", **LENT, gpu_bytes=(GB, GB))
+    two = replace(lending("a", 4 * GB, x=ranks), gpus=(Gpu("g", 80 * GB, 80 * GB), Gpu("h", 80 * GB, 80 * GB)))
+    assert plan(world(two), x=0.1).terms["x"].bytes == 9 * GB
+
+
+def test_weights_that_have_left_an_image_in_memory_are_brought_back() -> None:
+    half = there("x", Rung.MEMORY, **LENT)
+    plan_ = plan(world(lending("a", 4 * GB, x=half), node("b", x=there("x", **LENT))), x=0.1)
+    assert moves(plan_) == [("stage", "x", "a")] and plan_.terms["x"].bytes == 4 * GB, "less is to come than on the other node"
+    assert moves(plan(world(lending("a", 0, x=half)), x=0.1)) == [], "there is no room, and nothing that could leave"
+    standby = there("x", Rung.STANDBY, **LENT)
+    assert moves(plan(world(lending("a", 4 * GB, x=standby)), x=0.1)) == [("stage", "x", "a")]
+
+
+def test_weights_leave_for_weights_that_are_worth_more_and_only_for_these() -> None:
+    stands = {"weights_bytes": 4 * GB, "weights_rung": WeightsRung.GPU}
+    full = lending("a", GB, x=there("x", Rung.MEMORY, **stands), y=there("y", **LENT))
+    assert moves(plan(world(full), x=0.1, y=0.1)) == []
+    plan_ = plan(world(full), x=0.01, y=0.1)
+    assert moves(plan_) == [("drop", "x", "a"), ("stage", "y", "a")]
+    assert isinstance(drop := plan_.actions[0], Drop) and drop.weights
+    alone = lending("a", GB, x=there("x", **stands), y=there("y", **LENT))
+    assert moves(plan(world(alone), x=0.01, y=0.1)) == [("drop", "x", "a"), ("stage", "y", "a")], "weights whose image is on disk"
+    short_of_memory = replace(full, weights_room_bytes=8 * GB, staged_limit_bytes=GB)
+    assert isinstance(drop := plan(world(short_of_memory), x=0.01, y=0.1).actions[0], Drop) and not drop.weights
+
+
+def test_an_agent_that_says_nothing_of_its_room_for_weights_sees_to_them_itself() -> None:
+    assert moves(plan(world(lending("a", None, x=there("x", **LENT))), x=0.1)) == [("stage", "x", "a")]
+
+
 def test_of_models_with_one_snapshot_the_likeliest_asks_for_it() -> None:
     also = replace(model("also"), snapshot=name_of("x"))
     plan_ = plan(world(node("a", x=Rung.DISK), node("b", x=Rung.DISK), models=(also,)), x=0.1, also=0.5)
@@ -232,13 +280,22 @@ def worlds(draw: st.DrawFn) -> tuple[World, dict[str, float]]:
         for name in names
     }
     sizes = {name: draw(SIZES) for name in names}
+    weights = {name: draw(st.just(0) | SIZES) for name in names}
     nodes = []
     for number in range(draw(st.integers(1, 4))):
         has = {
-            name: there(name, draw(st.sampled_from([Rung.DISK, Rung.MEMORY])), sizes[name], pinned=draw(st.sampled_from(list(Rung)[:3])))
+            name: there(
+                name,
+                draw(st.sampled_from([Rung.DISK, Rung.MEMORY])),
+                sizes[name],
+                pinned=draw(st.sampled_from(list(Rung)[:3])),
+                weights_bytes=weights[name],
+                weights_rung=draw(st.sampled_from(list(WeightsRung)[1:])) if weights[name] else WeightsRung.ABSENT,
+            )
             for name in draw(st.sets(st.sampled_from(names)))
         }
-        nodes.append(node(f"n{number}", limit=draw(st.integers(0, 12 * GB)), **has))
+        made = node(f"n{number}", limit=draw(st.integers(0, 12 * GB)), **has)
+        nodes.append(replace(made, weights_room_bytes=draw(st.none() | st.integers(0, 8 * GB))))
     chances = {name: draw(st.floats(0.0, 1.0)) for name in names}
     demand = {name: Demand(0, 1, 1) for name in draw(st.sets(st.sampled_from(names), max_size=2))}
     return World(NOW, models, tuple(nodes), demand), chances
@@ -256,10 +313,15 @@ def test_never_over_the_budget_and_never_what_is_pinned_or_wanted(drawn: tuple[W
     for stage in stages:
         on = by_address[stage.node]
         drops = [each for each in plan_.actions if isinstance(each, Drop) and each.node == stage.node]
-        left = sum(on.residencies[each.snapshot].image_bytes for each in drops)
+        left = [standing(on.residencies[each.snapshot]) for each in drops]
+        comes = coming(on.residencies[stage.snapshot])
         assert on.staged_bytes is not None and on.staged_limit_bytes is not None
-        assert on.staged_bytes - left + on.residencies[stage.snapshot].image_bytes <= on.staged_limit_bytes
-        lost = sum(plan_.terms[each.model].worth * on.residencies[each.snapshot].image_bytes for each in drops)
+        if comes.size.image:
+            assert on.staged_bytes - sum(each.size.image for each in left) + comes.size.image <= on.staged_limit_bytes
+        if comes.size.weights and on.weights_room_bytes is not None:
+            freed = sum(step.size.weights for step, drop in zip(left, drops, strict=True) if drop.weights)
+            assert comes.size.weights <= on.weights_room_bytes + freed
+        lost = sum(plan_.terms[drop.model].worth * step.bytes for step, drop in zip(left, drops, strict=True))
         terms = plan_.terms[stage.model]
         assert lost * SWAP <= terms.worth * terms.bytes * 1.000001
     for drop in (each for each in plan_.actions if isinstance(each, Drop)):
@@ -286,9 +348,17 @@ def test_what_was_done_is_not_undone_by_the_next_look(drawn: tuple[World, dict[s
     nodes = {each.address: each for each in found.nodes}
     for action in plan_.actions:
         on = nodes[action.node]
-        moved = {**on.residencies, action.snapshot: replace(on.residencies[action.snapshot], rung=action.rung)}
+        before = on.residencies[action.snapshot]
+        if isinstance(action, Stage):
+            step = coming(before)
+            after, room = step.above, -step.size.weights
+        else:
+            step = standing(before)
+            after, room = (step.below, step.size.weights) if action.weights else (replace(before, rung=Rung.DISK), 0)
+        moved = {**on.residencies, action.snapshot: after}
         staged = sum(each.image_bytes for each in moved.values() if each.rung >= Rung.MEMORY)
-        nodes[action.node] = replace(on, residencies=moved, staged_bytes=staged)
+        left = None if on.weights_room_bytes is None else int(on.weights_room_bytes + room)
+        nodes[action.node] = replace(on, residencies=moved, staged_bytes=staged, weights_room_bytes=left)
     later = ahead(replace(found, nodes=tuple(nodes.values()), now=NOW + 10 * LEFT_SECONDS), chances, earned=True)
     undone = {(each.node, each.snapshot) for each in plan_.actions if isinstance(each, Drop)}
     for stage in (each for each in later.actions if isinstance(each, Stage)):

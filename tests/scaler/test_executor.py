@@ -74,9 +74,11 @@ class StandIn:
     def note_fetch(self, size: int, seconds: float) -> None:
         self.fetched.append((size, seconds))
 
-    async def unstage(self, snapshot: SnapshotName, digest: str, *, seconds: float, rung: Rung = Rung.ABSENT) -> None:
+    async def unstage(
+        self, snapshot: SnapshotName, digest: str, *, seconds: float, rung: Rung = Rung.ABSENT, weights: bool = False
+    ) -> None:
         if rung > Rung.ABSENT:
-            await self._call(f"down to {rung.name} {digest}")
+            await self._call(f"down to {rung.name} {digest}{' with its weights' if weights else ''}")
         else:
             self.calls.append(f"off {digest}")
 
@@ -223,9 +225,9 @@ async def test_what_comes_into_memory_waits_until_what_leaves_it_has_left_but_fo
 
 
 async def test_what_an_agent_does_not_take_out_of_memory_keeps_nothing_from_coming(world: World) -> None:
-    await world.does(Drop("a", "other", SnapshotName("ns", "other"), "e", Rung.DISK, "chat is worth more"), MEMORY)
-    await world.answer("down to DISK e", AgentError("it is in use"))
-    await until(lambda: world.there.calls == ["down to DISK e", "MEMORY d"])
+    await world.does(Drop("a", "other", SnapshotName("ns", "other"), "e", Rung.DISK, "chat is worth more", weights=True), MEMORY)
+    await world.answer("down to DISK e with its weights", AgentError("it is in use"))
+    await until(lambda: world.there.calls == ["down to DISK e with its weights", "MEMORY d"])
 
 
 async def test_a_start_is_given_up_by_its_number(world: World) -> None:

@@ -261,6 +261,16 @@ async def test_what_is_worth_less_leaves_for_it(learned: Path, tmp_path: Path) -
     assert staged(agent) == [("a", "chat")], "and it is left there"
 
 
+async def test_weights_leave_for_weights_that_are_worth_more(learned: Path, tmp_path: Path) -> None:
+    agent = Agent("a")
+    agent.has("ns", "chat", "chat", rung=DISK, weights=5000)
+    agent.has("ns", "seldom", "seldom", rung=MEMORY, weights=5000)
+    agent.weights_room = 0
+    async with scaling(copied(learned, tmp_path), agent) as parts:
+        await until(lambda: numbers(parts)["fetched_bytes_total"] == 6000)
+    assert [(each.snapshot.name, each.rung, each.weights) for each in agent.unstaged] == [("seldom", DISK, True)]
+
+
 @pytest.mark.parametrize(("objective", "first"), [("mean", "chat"), ("p99", "mail")])
 async def test_what_it_is_to_better_says_which_goes_first(learned: Path, tmp_path: Path, objective: str, first: str) -> None:
     """Both are asked for as often, and mail is a hundred times as large."""

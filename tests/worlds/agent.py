@@ -72,8 +72,9 @@ class Agent:
         request = pb.StageRequest(request_id=secrets.token_hex(4), snapshot=reference(name), rung=rung, **fields)
         return await self.stub.Stage(request)
 
-    async def unstage(self, name: str, rung: pb.Rung = pb.RUNG_DISK) -> pb.UnstageResponse:
-        return await self.stub.Unstage(pb.UnstageRequest(request_id=secrets.token_hex(4), snapshot=reference(name), rung=rung))
+    async def unstage(self, name: str, rung: pb.Rung = pb.RUNG_DISK, *, weights: bool = False) -> pb.UnstageResponse:
+        request = pb.UnstageRequest(request_id=secrets.token_hex(4), snapshot=reference(name), rung=rung, weights=weights)
+        return await self.stub.Unstage(request)
 
     async def demote(self, replica: pb.Replica, rung: pb.Rung = pb.RUNG_STANDBY, **fields: float) -> str:
         request = pb.DemoteRequest(request_id=secrets.token_hex(4), replica_id=replica.id, rung=rung, **fields)

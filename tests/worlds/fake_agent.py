@@ -41,6 +41,7 @@ class Agent(agent_pb2_grpc.AgentServicer):
         self.store_opens.set()
         self.disk_to_memory = 0.0  # bytes a second
         self.staged_limit: int | None = None  # bytes of images that its memory may take, and those that do count then as its stream begins
+        self.weights_room: int | None = None  # bytes
         self.gpu = 0  # bytes of its one GPU that are free; 0: it has none
         self._streams: list[asyncio.Queue[agent_pb2.NodeUpdate]] = []
 
@@ -65,13 +66,15 @@ class Agent(agent_pb2_grpc.AgentServicer):
         rung: agent_pb2.Rung = agent_pb2.RUNG_MEMORY,
         unusable: str = "",
         size: int = 1000,
+        weights: int = 0,
         gpu: int = 0,
         cold: float = 0.0,
         managed: bool = False,
     ) -> None:
         reference = agent_pb2.SnapshotRef(namespace=namespace, name=name, digest=digest)
         residency = agent_pb2.Residency(snapshot=reference, rung=rung, image_bytes=size, unusable_reason=unusable, cold_seconds=cold)
-        residency.managed = managed
+        residency.managed, residency.weights_bytes = managed, weights
+        residency.weights_rung = agent_pb2.WEIGHTS_RUNG_GPU if rung >= agent_pb2.RUNG_MEMORY else agent_pb2.WEIGHTS_RUNG_DISK
         residency.gpu_bytes.extend([gpu] if gpu else [])
         before = self.residencies.get((namespace, name))
         if before is not None and before.snapshot.digest == digest:
@@ -106,6 +109,8 @@ class Agent(agent_pb2_grpc.AgentServicer):
             here.node.staged_limit_bytes = self.staged_limit
             in_memory = [each.image_bytes for each in self.residencies.values() if each.rung >= agent_pb2.RUNG_MEMORY]
             here.node.staged_bytes = sum(in_memory)
+        if self.weights_room is not None:
+            here.node.weights_room_bytes = self.weights_room
         if self.gpu:
             here.node.gpus.add(uuid="gpu", total_bytes=80 << 30, free_bytes=self.gpu)
         yield here
@@ -131,7 +136,8 @@ class Agent(agent_pb2_grpc.AgentServicer):
         if request.stores and (request.snapshot.namespace, request.snapshot.name) not in self.residencies:
             await self._at_store(context)
         name = request.snapshot
-        self.has(name.namespace, name.name, name.digest, rung=request.rung)
+        weights = here.weights_bytes if (here := self.residencies.get((name.namespace, name.name))) else 0
+        self.has(name.namespace, name.name, name.digest, rung=request.rung, weights=weights)
         return agent_pb2.StageResponse(residency=self.residencies[name.namespace, name.name], seconds=0.1, complaints=self.complaints)
 
     async def Pin(self, request: agent_pb2.PinRequest, context: Any) -> agent_pb2.PinResponse:
@@ -197,7 +203,8 @@ class Agent(agent_pb2_grpc.AgentServicer):
         if request.rung == agent_pb2.RUNG_ABSENT:
             self.loses(*key)
             return agent_pb2.UnstageResponse()
-        self.has(*key, request.snapshot.digest, rung=request.rung, size=self.residencies[key].image_bytes)
+        here = self.residencies[key]
+        self.has(*key, request.snapshot.digest, rung=request.rung, size=here.image_bytes, weights=here.weights_bytes)
         return agent_pb2.UnstageResponse(residency=self.residencies[key])
 
     def says(self, update: agent_pb2.NodeUpdate) -> None:
