@@ -64,16 +64,18 @@ class WeightsView:
 
         wanted: by region, its bytes, and the devices that it may come to; none: the only one.
         """
-        if (free := self._room()) is None:
+        if self._seen.status is None or (free := self._room()) is None:
             return None
+        begun = {(region.id.hex(), region.device) for region in self._seen.status.regions if not region.sealed}
         found: dict[str, str] = {}
         for region, (size, devices) in wanted.items():
-            rounded = -(-size // _GRANULE) * _GRANULE
-            able = [device for device in (*(devices or self._seen.free), "") if free.get(device, 0) >= rounded]
+            takes = -(-size // _GRANULE) * _GRANULE
+            needs = {device: 0 if (region, device) in begun else takes for device in (*(devices or self._seen.free), "")}
+            able = [device for device, needed in needs.items() if free.get(device, 0) >= needed]
             if not able:
                 return None
             found[region] = able[0]
-            free[able[0]] -= rounded
+            free[able[0]] -= needs[able[0]]
         return found
 
     @property

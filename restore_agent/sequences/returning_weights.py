@@ -18,7 +18,7 @@ from restore_agent.drivers.weights import Weights, WeightsError
 from restore_agent.drivers.weights_view import WeightsRung
 from restore_agent.sequences.gpu_choice import staging_devices
 from restore_agent.sequences.staging import Staging
-from restore_agent.snapshots.catalog import Corrupt, Snapshot
+from restore_agent.snapshots.catalog import Corrupt, NotFound, Snapshot
 from zerowake_shared.background import ended, first_error
 from zerowake_shared.backoff import Backoff
 from zerowake_shared.clock import SYSTEM_CLOCK, Clock
@@ -117,7 +117,7 @@ class ReturningWeights:
                     for region in await self._staging.regions(snapshot):
                         if (place := places.get(region.record.region)) is not None:
                             group.create_task(self._weights.fill_into(region, place, snapshot.manifest.tenant, of=snapshot))
-        except (WeightsError, Corrupt, OSError) as error:
+        except (WeightsError, Corrupt, NotFound, OSError) as error:
             _LOG.warning("the weights of %s have left memory, and do not come back yet: %s", snapshot, error)
         else:
             _LOG.info("the weights of %s had left memory, and are there again", snapshot)

@@ -136,7 +136,7 @@ async def test_nobodys_weights_leave_for_them_and_those_used_most_come_first(wor
 
 
 async def test_a_replica_that_is_made_stops_it_and_what_has_come_stays(world: World) -> None:
-    with gpumem(world) as server:
+    with gpumem(world, reserve=SIZE) as server:
         small = await world.stands("small")
         await world.looks()
         os.kill(server.filler(), signal.SIGSTOP)  # so that the fill is certainly under way

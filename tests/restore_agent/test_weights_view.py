@@ -7,7 +7,7 @@ import pytest
 from gpumem.client.control import Control
 from restore_agent.drivers.weights_view import WeightsRung, WeightsView
 from restore_agent.snapshots.manifest import WeightsRecord
-from tests.worlds.gpumem_server import MIB, Weights, make_weights, served
+from tests.worlds.gpumem_server import MIB, Weights, make_weights, served, stopped_fill
 
 
 @pytest.fixture
@@ -80,3 +80,14 @@ async def test_weights_find_room_on_the_first_device_that_has_it_else_in_the_are
             await control.fill(weights.layout, weights.sources, "")
         await view.look()
         assert view.largest_room == 24 * MIB
+
+
+async def test_a_region_that_was_begun_has_its_room(tmp_path: Path, weights: Weights) -> None:
+    with served(tmp_path / "server", reserve=8 * MIB) as server:
+        view = WeightsView(server.socket)
+        async with Control.connected(server.socket) as control:
+            async with stopped_fill(server, control, weights) as filling:
+                await view.look()
+                assert view.places({weights.id.hex(): (8 * MIB, ())}) == {weights.id.hex(): "host"}
+                assert view.places({"another": (8 * MIB, ())}) is None
+            await filling
