@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import aiohttp
 import typer
 
-from scaler.view.status import SCALER_SOCKET, socket_of
+from scaler.view.state import SCALER_SOCKET, socket_of
 from zerowake_shared.one_line import described
 
 _DEFAULT_STATE = Path("/var/lib/zerowake")
@@ -28,6 +27,8 @@ async def ask(state: Path | None, what: str, hint: str = "") -> bytes:
 
     Raises: typer.Exit: none answers, which was said, with the hint.
     """
+    import aiohttp  # noqa: PLC0415  # not above: each agent is a `zerowake`, too, and asks nobody
+
     if state is None and not socket_of(_DEFAULT_STATE).exists():
         try:
             return await _fetch(SCALER_SOCKET, what)
@@ -44,6 +45,8 @@ async def ask(state: Path | None, what: str, hint: str = "") -> bytes:
 
 
 async def _fetch(path: str, what: str) -> bytes:
+    import aiohttp  # noqa: PLC0415
+
     async with (
         aiohttp.ClientSession(connector=aiohttp.UnixConnector(path), timeout=aiohttp.ClientTimeout(total=_ANSWER_SECONDS)) as session,
         session.get(f"http://zerowake/{what}") as response,

@@ -12,7 +12,6 @@ from typing import Annotated
 
 import typer
 
-from scaler.local.config import BadConfig, load
 from scaler.programs.doctor import (
     DEFAULT_GPUMEM,
     File,
@@ -96,6 +95,8 @@ def _scrubber(subject: Subject) -> Scrubber:
 
 
 def _token_files(subject: Subject) -> list[Path]:
+    from scaler.local.config import BadConfig, load  # noqa: PLC0415  # as in doctor.py
+
     try:
         config = load(subject.file) if subject.file else None
     except BadConfig:

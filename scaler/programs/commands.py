@@ -12,12 +12,10 @@ from urllib.parse import quote
 import typer
 import uvloop
 
-from scaler.local.config import BadConfig, load
 from scaler.programs import asking, watching
 from scaler.view import plan_shown, status_shown, waterfall_shown
-from scaler.view.state import State, as_activation, decoded
+from scaler.view.state import LAST, State, as_activation, decoded
 from scaler.view.state import as_json as as_json_types
-from scaler.view.waterfall import LAST
 from zerowake_shared import bars, log, tables
 from zerowake_shared.kubernetes.errors import ClusterError
 from zerowake_shared.listening import CannotListen
@@ -34,6 +32,7 @@ _ON_KUBERNETES = " On Kubernetes ask in a scaler's pod: kubectl exec -n NAMESPAC
 def up(file: Annotated[Path, typer.Argument(help="YAML that names the models.", readable=False)]) -> None:
     """Serves models on this machine: gateway, scaler, autoscaler and restore agent, until stopped."""
     # Not above: what serves takes longer to import than `zerowake status` to answer. Each agent is a `zerowake`, too.
+    from scaler.local.config import BadConfig, load  # noqa: PLC0415
     from scaler.programs.up import AgentFailed  # noqa: PLC0415
     from scaler.programs.up import up as run_up  # noqa: PLC0415
 
@@ -45,6 +44,7 @@ def up(file: Annotated[Path, typer.Argument(help="YAML that names the models.", 
 @app.command()
 def serve(file: Annotated[Path, typer.Argument(help="YAML with addresses and certificates; the chart writes it.", readable=False)]) -> None:
     """Serves the models of a Kubernetes cluster: gateway, KEDA's scaler, controller and webhook, beside other replicas of it."""
+    from scaler.local.config import BadConfig  # noqa: PLC0415
     from scaler.programs import serve_config  # noqa: PLC0415
     from scaler.programs.serve import serve as run_serve  # noqa: PLC0415
 
@@ -141,6 +141,7 @@ def simulate(
 ) -> None:
     """Shows what policies of staging would make of a trace: seconds to the first byte, and what they cost. Nothing is served."""
     # Not above: `zerowake status` needs no numpy.
+    from scaler.local.config import BadConfig  # noqa: PLC0415
     from scaler.simulate import comparison, shown  # noqa: PLC0415
     from scaler.simulate.scenario import load as load_scenario  # noqa: PLC0415
     from scaler.simulate.trace import BadTrace  # noqa: PLC0415

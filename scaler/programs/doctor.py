@@ -15,7 +15,6 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from scaler.local.config import BadConfig, load
 from zerowake_shared import bars, tables
 from zerowake_shared.checkup import GROUP, Check, Line, Outcome, Subject, examine, fails, warning
 from zerowake_shared.output import Format, Output, printed
@@ -87,6 +86,8 @@ def subject_of(file: Path | None, state: Path | None, gpumem: Path, keys: Path |
     """What was not said is as the file says, if it can be read."""
     store = ""
     if file:
+        from scaler.local.config import BadConfig, load  # noqa: PLC0415  # which takes longer to import than most checks
+
         try:
             config = load(file)
             state, store = state or config.state, config.store or ""

@@ -17,7 +17,7 @@ import aiohttp
 from scaler.kubernetes import cluster_parts
 from scaler.local.config import BadConfig, load
 from scaler.local.yaml_file import read_yaml
-from scaler.view.status import socket_of
+from scaler.view.state import socket_of
 from zerowake_shared.address import Address
 from zerowake_shared.bundle import MOST, Part, Parts, end_of
 from zerowake_shared.checkup import Subject

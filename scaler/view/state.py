@@ -10,9 +10,18 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import msgspec
+
+SCALER_SOCKET = "\0zerowake-scaler"  # where the scaler of a pod answers
+LAST = "last"  # in the place of an activation's id
+
+
+def socket_of(state: Path) -> Path:
+    """Where the scaler of a machine with this state folder answers."""
+    return state / "status.sock"
 
 
 class Presence(enum.StrEnum):

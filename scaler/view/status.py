@@ -31,17 +31,13 @@ from scaler.plan.world import Node
 from scaler.sources.watch import Sources, SourceState
 from scaler.view.plan import PlanView
 from scaler.view.reading import StateReader
+from scaler.view.state import SCALER_SOCKET, socket_of
 from scaler.view.waterfall import Waterfalls
 from zerowake_shared.listening import make_way
 
 log = logging.getLogger(__name__)
 
 _SHOWN_ACTIVATIONS = 10
-SCALER_SOCKET = "\0zerowake-scaler"
-
-
-def socket_of(state: Path) -> Path:
-    return state / "status.sock"
 
 
 @contextlib.asynccontextmanager

@@ -8,10 +8,9 @@ from aiohttp import web
 
 from scaler.books import activation as books
 from scaler.books.activation import Activations
-from scaler.view.state import Activation, Phase, as_json
+from scaler.view.state import LAST, Activation, Phase, as_json
 from zerowake_shared.phases import Phase as PhaseName
 
-LAST = "last"
 _ALL = 1000  # more than are kept
 
 

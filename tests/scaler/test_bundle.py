@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from scaler.view.status import socket_of
+from scaler.view.state import socket_of
 from tests.worlds.ports import free_port
 from tests.worlds.waiting import until
 

@@ -18,8 +18,7 @@ from typing import Any
 import pytest
 import yaml
 
-from scaler.view.state import as_json, decoded
-from scaler.view.status import socket_of
+from scaler.view.state import as_json, decoded, socket_of
 from tests.worlds.waiting import until
 
 ENGINE = {"command": [sys.executable, "-m", "http.server", "8000"], "port": 8000, "health": "/"}

@@ -17,7 +17,8 @@ from scaler.programs.wiring import Parts, wire
 from scaler.sources.watch import Sources
 from scaler.view.plan import PlanView
 from scaler.view.reading import StateReader
-from scaler.view.status import serve_status, socket_of
+from scaler.view.state import socket_of
+from scaler.view.status import serve_status
 from tests.worlds.fake_agent import Agent
 from tests.worlds.in_process import InProcessChannel
 from tests.worlds.virtual_time import StandingClock
