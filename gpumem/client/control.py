@@ -54,9 +54,11 @@ class Control:
                 await asyncio.wait([listening])
             channel.close()
 
-    async def fill(self, layout: pb.Layout | bytes, sources: Sequence[Source], device: str, pinned: bool = False) -> pb.Filled:
-        """As Client.fill, on any device; device "": into the arena only."""
-        opening = asyncio.ensure_future(asyncio.to_thread(fill_request, layout, sources, device, pinned))
+    async def fill(
+        self, layout: pb.Layout | bytes, sources: Sequence[Source], device: str, pinned: bool = False, *, spare: bool = False
+    ) -> pb.Filled:
+        """As Client.fill, on any device; device "": into the arena only. spare: only into room that nobody has, else OutOfMemory."""
+        opening = asyncio.ensure_future(asyncio.to_thread(fill_request, layout, sources, device, pinned, spare=spare))
         try:
             request, files = await asyncio.shield(opening)
         except asyncio.CancelledError:

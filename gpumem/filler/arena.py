@@ -14,6 +14,7 @@ import bisect
 import contextlib
 import os
 from collections import OrderedDict
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -88,13 +89,21 @@ class Arena:
                 return place
         return None
 
-    def make_room(self, size: int, alignment: int) -> Place | None:
-        """Room for a chunk whose first byte lies `alignment` bytes behind the start of a block; held once. None: all is held."""
+    def wanted(self) -> frozenset[bytes]:
+        """The chunks that any set has, by hash."""
+        return frozenset(chunk for each in self.sets.values() for _, chunk in each.keys)
+
+    def spare(self, kept: Container[bytes]) -> int:
+        """Bytes that are free, or have chunks which nobody holds and are not among those that are kept."""
+        return self.size - self.used + sum(place.length for place in self._places.values() if _may_go(place, kept))
+
+    def make_room(self, size: int, alignment: int, kept: Container[bytes] = ()) -> Place | None:
+        """Room for a chunk whose first byte lies `alignment` bytes behind the start of a block; held once. None: all is held, or kept."""
         alignment %= BLOCK
         length = -(-(alignment + size) // BLOCK) * BLOCK
         start = self._cut(length)
         while start is None:
-            victim = next((place for place in self._places.values() if not place.holds), None)
+            victim = next((place for place in self._places.values() if _may_go(place, kept)), None)
             if victim is None:
                 return None
             self._drop(victim)
@@ -166,3 +175,7 @@ class Arena:
             length += before
             index -= 1
         self._free.insert(index, (start, length))
+
+
+def _may_go(place: Place, kept: Container[bytes]) -> bool:
+    return not place.holds and (place.key is None or place.key[1] not in kept)

@@ -22,6 +22,7 @@ from gpumem.wire.errors import FillerLost, GpumemError, from_message
 from gpumem.wire.frames import Channel, ProtocolViolation
 
 START_SECONDS = 300.0  # to make a context and pin the arena
+_ENDED = "the filler ended: it is being started again, ask once more"
 ORDER_SECONDS = 120.0  # for any one order; the largest moves half a gigabyte from files, or 4 GiB between GPUs
 _RESTART_SECONDS = (0.0, 0.1, 0.5, 2.0, 5.0)  # before each further start while none becomes ready
 
@@ -60,7 +61,7 @@ class FillerProcess:
             await self.gone()
             raise FillerLost(f"the filler did not finish an order within {seconds:.0f} s and was ended: see whether a disk hangs") from None
         except OSError as error:
-            raise FillerLost(f"the filler is gone: {error}") from error
+            raise FillerLost(f"{_ENDED} ({error})") from error
         finally:
             self._waiting.pop(order.id, None)
         if answer.HasField("error"):
@@ -83,7 +84,7 @@ class FillerProcess:
         except (EOFError, OSError, ProtocolViolation, DecodeError):
             pass
         finally:
-            self._dead = "the filler ended: it is being started again, ask once more"
+            self._dead = _ENDED
             self._gone.set()
             for waiting in self._waiting.values():
                 if not waiting.done():

@@ -40,8 +40,8 @@ class Device:
         scratch = sum(lease.size for lease in self.scratch() if lease.owner.namespace == namespace)
         return regions + scratch + self._asked[namespace]
 
-    async def allocate(self, size: int, namespace: str) -> list[Slab]:
-        """Memory of at least `size` bytes, evicting what is not in use, least recently used first.
+    async def allocate(self, size: int, namespace: str, *, spare: bool = False) -> list[Slab]:
+        """Memory of at least `size` bytes, evicting what is not in use, least recently used first; `spare`: evicting nothing.
 
         Raises:
             OutOfMemory: of the quota or of the device; the message says what holds it.
@@ -50,7 +50,8 @@ class Device:
         size = self.pool.rounded(size)
         quota = self.quotas.get(namespace, 0)
         if quota and self.used_by(namespace) + size > quota:
-            self._evict_for(self.used_by(namespace) + size - quota, self._evictable(namespace))
+            if not spare:
+                self._evict_for(self.used_by(namespace) + size - quota, self._evictable(namespace))
             if self.used_by(namespace) + size > quota:
                 raise OutOfMemory(
                     f"{size} bytes more are beyond the quota of namespace {namespace} on {self.identity} ({quota} bytes, "
@@ -58,22 +59,22 @@ class Device:
                 )
         self._asked[namespace] += size
         try:
-            return await self._take(size)
+            return await self._take(size, spare=spare)
         except MemoryFailed as error:
             raise OutOfMemory(f"{self.identity} gives no memory: {error}") from error
         finally:
             self._asked[namespace] -= size
 
-    async def _take(self, size: int) -> list[Slab]:
+    async def _take(self, size: int, *, spare: bool) -> list[Slab]:
         deadline = time.monotonic() + _RETURN_SECONDS
         while True:
             try:
                 return await self.pool.acquire(size)
             except Short as short:
-                if self._evict_for(short.missing, self._evictable(None)):
+                if not spare and self._evict_for(short.missing, self._evictable(None)):
                     continue
                 # What a process gave back by dying is not free at once.
-                if self.pool.owed < short.missing or time.monotonic() > deadline:
+                if spare or self.pool.owed < short.missing or time.monotonic() > deadline:
                     raise OutOfMemory(
                         f"{size} bytes wanted on {self.identity}, where {self.pool.free} of {self.pool.wanted} are free"
                         f"{self._holders()}: end one of these, evict or unpin a region, or hold more (gpumem reserve)"
@@ -148,15 +149,27 @@ class Device:
         )
 
     async def create(
-        self, region_id: bytes, layout: bytes, chunks: Chunks, owner: Owner, *, private: bool, pinned: bool, written: bool = False
+        self,
+        region_id: bytes,
+        layout: bytes,
+        chunks: Chunks,
+        owner: Owner,
+        *,
+        private: bool,
+        pinned: bool,
+        written: bool = False,
+        spare: bool = False,
     ) -> Region:
-        """A new region, to be filled, or `written` by its owner. Raises OutOfMemory; NotSealed: somebody else is making it."""
+        """A new region, to be filled, or `written` by its owner; `spare`: as `allocate` has it.
+
+        Raises OutOfMemory; NotSealed: somebody else is making it.
+        """
         key = (owner.namespace, region_id)
         if key in self.regions or key in self._made:
             raise NotSealed(f"region {region_id.hex()[:12]} on {self.identity} has a writer already: attach to it, with a wait")
         self._made.add(key)
         try:
-            slabs = await self.allocate(chunks.size, owner.namespace)
+            slabs = await self.allocate(chunks.size, owner.namespace, spare=spare)
             region = Region(region_id, owner.namespace, self.identity, layout, chunks, slabs, private, pinned, written)
             self.regions[key] = region
         finally:

@@ -53,6 +53,8 @@ class Job:
     stopped: bool = False
     waiting: bool = False  # for room in the arena, which another fill is to make
     done: set[int] = field(default_factory=set)  # chunks that are there, by index
+    spare: bool = False  # nobody's bytes leave for it
+    kept: frozenset[bytes] = frozenset()  # hashes of chunks that do not leave the arena for it
     held: list[Place] = field(default_factory=list)  # what a fill into the arena only has brought; kept there until it ends
 
     @property
@@ -116,7 +118,8 @@ class Filling:
                 region = await self._claim(device, request, chunks, owner, result)
                 if region is None:
                     return result
-            job = Job(chunks, owner, sources, files, device, region, result)
+            kept = self._kept(request.spare, device, chunks, owner)
+            job = Job(chunks, owner, sources, files, device, region, result, spare=request.spare, kept=kept)
             if region is not None:
                 job.done = region.filled
             result.there_before = job.done_bytes
@@ -140,6 +143,16 @@ class Filling:
         if self._tasks:
             await asyncio.wait(self._tasks)
 
+    def _kept(self, spare: bool, device: Device | None, chunks: Chunks, owner: Owner) -> frozenset[bytes]:
+        """What of the arena stays for a fill: as little as may be, or (spare) all that anybody wanted there. Raises OutOfMemory."""
+        if not spare:
+            return frozenset()
+        kept = self._arena.wanted()
+        there = self._arena.present(ChunkSet([(owner.namespace, chunk) for chunk in chunks.hashes], 0, False, []))
+        if device is None and (lacking := sum(chunks.sizes) - there) > (free := self._arena.spare(kept)):
+            raise OutOfMemory(f"{lacking} bytes are to come into the arena of {self._arena.size} bytes, of which nobody has {free}")
+        return kept
+
     async def _claim(self, device: Device, request: pb.Fill, chunks: Chunks, owner: Owner, result: pb.Filled) -> Region | None:
         """The region to fill, claimed for this fill (FILLING, so that no other begins); None if it is sealed already."""
         await device.while_busy(owner.namespace, result.id)
@@ -149,7 +162,9 @@ class Filling:
             region = public
         if region is None:
             private = bool(owner.namespace)
-            region = await device.create(result.id, request.layout, chunks, owner, private=private, pinned=request.pinned)
+            region = await device.create(
+                result.id, request.layout, chunks, owner, private=private, pinned=request.pinned, spare=request.spare
+            )
         elif region.namespace == owner.namespace:
             region.pinned = region.pinned or request.pinned
         result.capability = region.capability if region.private else b""
@@ -283,7 +298,7 @@ class Filling:
                 step.files = files
                 step.file, step.file_offset = job.sources[index]
                 if job.device is None or not job.device.memory.addressable:
-                    place = self._arena.make_room(step.size, step.file_offset)
+                    place = self._arena.make_room(step.size, step.file_offset, job.kept)
                     if place is None:
                         break
                     step.arena_offset = place.offset
@@ -313,7 +328,7 @@ class Filling:
 
     async def _wait_for_room(self, job: Job) -> None:
         """Returns when the arena may have room again. Raises OutOfMemory if nobody will make any."""
-        if all(other.waiting for other in self.jobs if other is not job):
+        if job.spare or all(other.waiting for other in self.jobs if other is not job):
             raise OutOfMemory(
                 f"the arena of {self._arena.size} bytes has no room for a chunk: {self._arena.used} bytes are used, what is not pinned or "
                 "being filled was evicted; evict or unpin sets of chunks, or serve with a larger --arena"

@@ -19,10 +19,12 @@ class Source(NamedTuple):
     chunks: int
 
 
-def fill_request(layout: pb.Layout | bytes, sources: Sequence[Source], device: str, pinned: bool) -> tuple[pb.Request, list[int]]:
+def fill_request(
+    layout: pb.Layout | bytes, sources: Sequence[Source], device: str, pinned: bool, *, spare: bool = False
+) -> tuple[pb.Request, list[int]]:
     """A request to fill, and the descriptors of its files, which the caller closes. Raises OSError: a file cannot be opened."""
     serialized = layout if isinstance(layout, bytes) else layout.SerializeToString(deterministic=True)
-    fill = pb.Fill(layout=serialized, device=device, pinned=pinned)
+    fill = pb.Fill(layout=serialized, device=device, pinned=pinned, spare=spare)
     files: list[int] = []
     numbers: dict[Path, int] = {}
     try:

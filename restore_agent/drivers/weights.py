@@ -33,6 +33,7 @@ from restore_agent.transfer.progress import Progress
 from zerowake_shared.background import to_its_end
 
 DEFAULT_SOCKET = Path("/run/gpumem/gpumem.sock")
+_STOP_SECONDS, _STOP_PROBE = 5.0, 0.05  # until a fill that is stopped has ended: it ends what it is moving
 _LOG = logging.getLogger("zerowake.agent")
 
 
@@ -83,49 +84,65 @@ class Weights:
         """
         begin, source = time.monotonic(), self.view.rung([region.record], tenant)
         async with self._control(region.record, tenant) as control:
-            await self._bring(control, region, _sources(region), device or _only_device(control, region.record), of)
+            await self._bring(control, region, _sources(region), device or _only_device(control, region.record), False, of)
         seconds = time.monotonic() - begin
         if seconds > 0.1:  # it was not there already
             self.rates[WeightsRung.MEMORY if source is WeightsRung.MEMORY else WeightsRung.DISK] = region.record.size / seconds
         return seconds
 
-    async def stage(self, region: WeightsRegion, devices: Sequence[str] = (), tenant: str = "", of: Snapshot | None = None) -> None:
-        """Into lent memory of the first of the devices that has room, else into the arena. No device: the only one. Raises WeightsError.
+    async def stage(
+        self,
+        region: WeightsRegion,
+        devices: Sequence[str] = (),
+        tenant: str = "",
+        of: Snapshot | None = None,
+        *,
+        urgent: bool = False,
+        spare: bool = False,
+    ) -> bool:
+        """Into lent memory of the first of the devices that has room, or into the arena. No device: the only one. Raises WeightsError.
 
-        tenant, of: as `fill` has them.
+        Room that nobody has comes first, wherever it is, and then what others' weights leave. urgent: a request waits, so that the arena
+        comes last. spare: nobody's weights leave; False: there was no such room. tenant, of: as `fill` has them.
         """
         sources = _sources(region)
         begin, is_there = time.monotonic(), self.view.rung([region.record], tenant) is WeightsRung.GPU
         async with self._control(region.record, tenant) as control:
-            for device in devices or [_only_device(control, region.record)]:
+            lent = devices or [_only_device(control, region.record)]
+            free, taken = [(device, True) for device in lent], [(device, False) for device in lent]
+            ways = [*free, ("", True), *([] if spare else taken)] if spare or not urgent else [*free, *taken]
+            for device, only_spare in ways:
                 with contextlib.suppress(OutOfMemory):
-                    await self._bring(control, region, sources, device, of)
-                    if not is_there:
+                    await self._bring(control, region, sources, device, only_spare, of)
+                    if device and not is_there:
                         self._staged(region.record.size, time.monotonic() - begin)
-                    return
-            await self._bring(control, region, sources, "", of)
+                    return True
+            if not spare:
+                await self._bring(control, region, sources, "", False, of)
+        return not spare
 
-    async def fill_into(self, region: WeightsRegion, device: str, tenant: str = "", of: Snapshot | None = None) -> None:
-        """Of that device, or (empty) into the arena. Raises WeightsError. tenant, of: as `fill` has them."""
-        begin = time.monotonic()
-        async with self._control(region.record, tenant) as control:
-            await self._bring(control, region, _sources(region), device, of)
-        if device:
-            self._staged(region.record.size, time.monotonic() - begin)
-
-    async def _bring(self, control: Control, region: WeightsRegion, sources: Sequence[Source], device: str, of: Snapshot | None) -> None:
-        """`device`: empty: into the arena. Raises GpumemError."""
+    async def _bring(
+        self, control: Control, region: WeightsRegion, sources: Sequence[Source], device: str, spare: bool, of: Snapshot | None
+    ) -> None:
+        """`device`: empty: into the arena. `spare`: nobody's weights leave for it. Raises GpumemError."""
         async with self._fills.told(control, region.record, device, of):
-            await control.fill(region.layout, sources, device)
+            await control.fill(region.layout, sources, device, spare=spare)
 
     async def let_go(self, records: Sequence[WeightsRecord], tenant: str = "") -> None:
         """Has them leave lent memory and the arena, but for what is in use or pinned. Raises WeightsError. tenant: as `fill` has it."""
-        wanted = {record.region for record in records}
+        wanted, deadline = {record.region for record in records}, time.monotonic() + _STOP_SECONDS
         async with self._control(records[0], tenant) as control:
-            for region in (await control.status()).regions:
-                if region.id.hex() in wanted and region.namespace == tenant and not region.pinned:
-                    with contextlib.suppress(Forbidden, NotFound):  # it is used, or has gone
+            while left := [
+                each
+                for each in (await control.status()).regions
+                if each.id.hex() in wanted and each.namespace == tenant and not each.pinned and not each.leases
+            ]:
+                for region in left:
+                    with contextlib.suppress(Forbidden, NotFound):  # a fill of it stops, or it has gone
                         await control.evict(pb.RegionRef(device=region.device, id=region.id))
+                if time.monotonic() > deadline:
+                    return
+                await asyncio.sleep(_STOP_PROBE)
 
     def on_their_way(self) -> list[tuple[Snapshot, WeightsRung, Progress]]:
         """Whose weights come up now, to which rung, and how far they are."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,8 +13,6 @@ from zerowake_proto import gpumem_pb2 as pb
 from gpumem.client.control import Control
 from gpumem.wire.errors import GpumemError
 from restore_agent.snapshots.manifest import WeightsRecord
-
-_GRANULE = 2 << 20  # bytes; what gpumem lends at least, of any device
 
 _LOG = logging.getLogger("zerowake.agent")
 
@@ -59,35 +57,20 @@ class WeightsView:
         """Of the device's memory, what gpumem holds and has not lent."""
         return self._seen.free.get(device, 0)
 
-    def places(self, wanted: Mapping[str, tuple[int, Sequence[str]]]) -> dict[str, str] | None:
-        """Where regions find room that nobody has: on the first such device, else in the arena (empty). None: not all of them do.
+    def largest_room(self, named: Collection[str]) -> int | None:
+        """Bytes of the largest weights that could come, into one device's pool or the arena, while none leave that are `named`: ids in hex.
 
-        wanted: by region, its bytes, and the devices that it may come to; none: the only one.
+        None: nothing is known of it.
         """
-        if self._seen.status is None or (free := self._room()) is None:
-            return None
-        begun = {(region.id.hex(), region.device) for region in self._seen.status.regions if not region.sealed}
-        found: dict[str, str] = {}
-        for region, (size, devices) in wanted.items():
-            takes = -(-size // _GRANULE) * _GRANULE
-            needs = {device: 0 if (region, device) in begun else takes for device in (*(devices or self._seen.free), "")}
-            able = [device for device, needed in needs.items() if free.get(device, 0) >= needed]
-            if not able:
-                return None
-            found[region] = able[0]
-            free[able[0]] -= needs[able[0]]
-        return found
-
-    @property
-    def largest_room(self) -> int | None:
-        """Bytes of the largest region that would find such room; None: nothing is known of it."""
-        return max(room.values()) if (room := self._room()) else None
-
-    def _room(self) -> dict[str, int] | None:
-        """Bytes that no weights have, by device, and (empty) of the arena."""
         if (status := self._seen.status) is None:
             return None
-        return {**self._seen.free, "": status.arena_bytes - sum(region.size for region in status.regions if not region.device)}
+        room = {**self._seen.free, "": status.arena_bytes}
+        for region in status.regions:
+            if not region.device:
+                room[""] -= region.filled_bytes if region.id.hex() in named or region.pinned else 0
+            elif region.id.hex() not in named and not (region.leases or region.pinned):
+                room[region.device] += region.size
+        return max(room.values())
 
     def held_bytes(self, device: str) -> int | None:
         """Of the device's memory, all that gpumem holds; None: it does not say."""

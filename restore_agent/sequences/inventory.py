@@ -90,6 +90,7 @@ class Inventory:
         self._travel = travel
         self._weights = weights
         self._view = weights.view
+        self._named: set[str] = set()  # regions that snapshots here had when weights moved last
         self._cuda = cuda
         self._parked = parked
         self._is_restoring = is_restoring
@@ -124,9 +125,16 @@ class Inventory:
 
     async def look_at_weights(self) -> None:
         if moved := await self._view.look():
-            for snapshot in await asyncio.to_thread(self._store.list):
-                if isinstance(snapshot, Snapshot) and any(record.region in moved for record in snapshot.manifest.weights):
+            here = [each for each in await asyncio.to_thread(self._store.list) if isinstance(each, Snapshot)]
+            self._named = {record.region for each in here for record in each.manifest.weights}
+            for snapshot in here:
+                if any(record.region in moved for record in snapshot.manifest.weights):
                     self._changed(snapshot)
+
+    @property
+    def weights_room(self) -> int | None:
+        """Bytes of the largest weights that could come up while none leave that a snapshot here has; None: not known."""
+        return self._view.largest_room(self._named)
 
     async def look_at_gpus(self) -> None:
         """Not while something is restored: the driver answers late then, and it has better things to do."""

@@ -107,7 +107,7 @@ class Node:
         self.inventory = Inventory(
             store, self.staging, self.travel, weights, cuda, self.rungs.held, lambda: self._restoring > 0, self._changed
         )
-        self.returning = ReturningWeights(self.staging, weights, lambda: self._gpus_here, self.inventory.look_at_weights)
+        self.returning = ReturningWeights(self.staging, weights, self._asleep, lambda: self._gpus_here, self.inventory.look_at_weights)
         self.travel.unfit = self.disk.unfit = self.unfit = Unfit(store)
         self.second_best = SecondBest(store, sandboxes.checkpoints, self.unfit)
         self._restoring = 0  # restores under way: each may have been promised memory that gpumem gave up
@@ -260,7 +260,7 @@ class Node:
     async def wake(self, replica_id: str, activation: str) -> Replica:
         """One that sleeps in its pod serves again; one that is awake does. Raises what `Idling.wake` does."""
         phases = Phases()
-        with self._makes_one():
+        with self._makes_one(self.replicas.get(replica_id).snapshot):
             slept = self.replicas.get(replica_id) in self.idling
             replica = await self.idling.wake(replica_id, phases)
         if slept:
@@ -271,7 +271,7 @@ class Node:
         return replica
 
     @contextlib.contextmanager
-    def _makes_one(self, snapshot: Snapshot | None = None) -> Iterator[None]:
+    def _makes_one(self, snapshot: Snapshot | None) -> Iterator[None]:
         """Within it a replica is made, of a snapshot, or awake: nobody looks at GPUs, and what is only kept ready has time."""
         self._restoring += 1
         self.returning.give_way(snapshot.digest if snapshot else "")
@@ -282,6 +282,9 @@ class Node:
 
     async def _give_way(self, lacking: Mapping[str, int]) -> bool:
         return await self.rungs.give_way(lacking)
+
+    def _asleep(self) -> list[Snapshot]:
+        return [each.snapshot for each in self.replicas if each.snapshot and each in self.idling]
 
     @property
     def _gpus_here(self) -> Sequence[str]:
@@ -342,7 +345,7 @@ class Node:
                 group.create_task(self.staging.stage(snapshot, urgent=urgent))
                 for region in await self.staging.regions(snapshot):
                     devices = staging_devices(snapshot.manifest, region.record, self._gpus_here)
-                    group.create_task(self.weights.stage(region, devices, snapshot.manifest.tenant, of=snapshot))
+                    group.create_task(self.weights.stage(region, devices, snapshot.manifest.tenant, snapshot, urgent=urgent))
         self.restorer.make_ready(snapshot)
         if snapshot.manifest.weights:
             await self.inventory.look_at_weights()

@@ -269,7 +269,7 @@ def node(value: Node) -> agent_pb2.Node:
         gpus=[_gpu(gpu) for gpu in value.inventory.gpus],
         staged_bytes=value.staging.held_bytes,
         staged_limit_bytes=value.staging.budget.limit_bytes,
-        weights_room_bytes=value.weights.view.largest_room,
+        weights_room_bytes=value.inventory.weights_room,
         sources=[agent_pb2.SourceState(name=each.name, rate=each.bandwidth.rate, fault=each.fault) for each in value.travel.sources],
     )
 

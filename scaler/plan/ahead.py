@@ -148,11 +148,12 @@ class _Look:
         terms: dict[str, Terms] = {}
         taken: set[str] = set()
         for name, pairs in self._newcomers().items():
-            best = pairs[0]
-            if best.size.image > self._quota.left(best.snapshot.namespace):
-                terms[name] = self._terms(best, Decision.NOTHING, self._quota.why_full(best.snapshot.namespace))
+            best, namespace = pairs[0], pairs[0].snapshot.namespace
+            within = [each for each in pairs if each.size.image <= self._quota.left(namespace)]
+            if not within:
+                terms[name] = self._terms(best, Decision.NOTHING, self._quota.why_full(namespace))
                 continue
-            free = [each for each in pairs if each.node.address not in taken]
+            free = [each for each in within if each.node.address not in taken]
             if not free:
                 terms[name] = self._terms(best, Decision.NOTHING, "one at a time: its node takes another first")
                 continue
@@ -172,7 +173,7 @@ class _Look:
             whole = bool(room[into.node.address].lacks(into.size).weights)
             for each in leaving:
                 less = f"{name} is worth over {SWAP} times as much there"
-                terms[each.model.name] = self._terms(each, Decision.DROP, less)
+                terms.setdefault(each.model.name, self._terms(each, Decision.DROP, less))
                 actions.append(Drop(each.node.address, each.model.name, each.snapshot, each.there.digest, Rung.DISK, less, weights=whole))
             terms[name] = self._terms(into, Decision.STAGE, why)
             actions.append(Stage(into.node.address, name, into.snapshot, into.there.digest, Rung.MEMORY, f"ahead of need: {why}"))
@@ -228,7 +229,7 @@ class _Look:
                 yield each.snapshot
         for node in self._nodes.values():
             for name, there in node.residencies.items():
-                stands = there.rung >= Rung.MEMORY and not there.unusable and not there.lacks_weights
+                stands = there.rung >= Rung.MEMORY and not there.unusable and not _is_half(node, there)
                 if stands and any(not model.why_not_on(node) for model in self._named.get(name, ())):
                     yield name
 
@@ -254,7 +255,7 @@ class _Look:
         able: list[tuple[Model, Node, Residency]] = []
         for node in self._nodes.values():
             for name, there in node.residencies.items():
-                if there.rung < Rung.DISK or not there.image_bytes or (there.rung > Rung.DISK and not there.lacks_weights):
+                if not there.image_bytes or not (there.rung is Rung.DISK or _is_half(node, there)):
                     continue
                 for model in self._named.get(name, ()):
                     if model.name in self._why_not:
@@ -316,6 +317,11 @@ class _Look:
     def _told(self, pair: Pair) -> str:
         chance = self._chances.get(pair.model.name, 0.0)
         return f"within {WITHIN_SECONDS / 60:.0f} minutes a request has a chance of {chance:.2g}, and is saved {pair.saved_seconds:.2g} s"
+
+
+def _is_half(node: Node, there: Residency) -> bool:
+    """Its image stands in memory, and its weights do not. Where nothing is known of the room for weights its agent sees to them."""
+    return there.rung > Rung.DISK and there.lacks_weights and node.weights_room_bytes is not None
 
 
 def _saved_seconds(node: Node, step: Step) -> float:

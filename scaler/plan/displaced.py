@@ -42,8 +42,11 @@ class Parts:
         return Parts(self.image + other.image, self.weights + other.weights)
 
     def lacks(self, wanted: Parts) -> Parts:
-        """What has to leave before that could come; 0: nothing."""
-        return Parts(max(0.0, wanted.image - self.image), max(0.0, wanted.weights - self.weights))
+        """What has to leave before that could come; 0: nothing, as of a part that is not wanted."""
+        return Parts(
+            max(0.0, wanted.image - self.image) if wanted.image else 0.0,
+            max(0.0, wanted.weights - self.weights) if wanted.weights else 0.0,
+        )
 
     def __bool__(self) -> bool:
         return bool(self.image or self.weights)
@@ -113,7 +116,7 @@ def displaced(pairs: Iterable[Pair], room: Mapping[str, Parts], residents: Mappi
             if not lacking or each.worth > pair.worth / SWAP:
                 break
             helps = (lacking.image and each.size.image) or (lacking.weights and each.size.weights)
-            if helps and each.model.name != pair.model.name:
+            if helps and each.snapshot != pair.snapshot:
                 lacking = each.size.lacks(lacking)
                 lost += each.worth * each.bytes
                 leaving.append(each)

@@ -102,6 +102,18 @@ async def test_a_quota_is_met_by_ones_own_regions_alone(device: Device) -> None:
     assert device.used_by("red") == 16 * MIB
 
 
+async def test_what_asks_for_spare_room_alone_has_nothing_evicted(device: Device) -> None:
+    await make(device, b"a", 40 * MIB)
+    with pytest.raises(OutOfMemory):
+        await device.allocate(32 * MIB, "", spare=True)
+    device.quotas["red"] = 16 * MIB
+    await make(device, b"b", 16 * MIB, RED)
+    with pytest.raises(OutOfMemory, match="quota of namespace red"):
+        await device.allocate(MIB, "red", spare=True)
+    assert there(device) == {b"a", b"b"}
+    assert sum(slab.size for slab in await device.allocate(8 * MIB, "", spare=True)) == 8 * MIB
+
+
 async def test_requests_under_way_count_against_a_quota(device: Device) -> None:
     device.quotas["red"] = 20 * MIB
     results = await asyncio.gather(*(device.lend_scratch(12 * MIB, RED) for _ in range(3)), return_exceptions=True)

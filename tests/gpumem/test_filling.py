@@ -77,6 +77,26 @@ async def test_more_than_the_arena_holds_is_refused_and_gives_it_back(server: Se
         await control.fill(small.layout, small.sources, "", pinned=True)
 
 
+async def test_into_spare_room_alone_nobodys_chunks_leave(tmp_path: Path) -> None:
+    with served(tmp_path / "small", reserve=32 * MIB, arena=40 * MIB) as server:
+        wanted, passed, other = (make_weights(tmp_path / name, 16 * MIB) for name in ("wanted", "passed", "other"))
+        async with Control.connected(server.socket) as control:
+            await control.fill(wanted.layout, wanted.sources, "")
+            await control.fill(passed.layout, passed.sources, "")
+            await control.evict(passed.ref(""))
+            await control.fill(other.layout, other.sources, "", spare=True)
+            there = {region.id for region in server.status().regions if region.sealed}
+            assert there == {wanted.id, other.id}, "what is nobody's any more has left"
+            with pytest.raises(OutOfMemory, match="of which nobody has"):
+                await control.fill(passed.layout, passed.sources, "", spare=True)
+            assert {region.id for region in server.status().regions if region.sealed} == there
+            await control.fill(wanted.layout, [], "host", spare=True)
+            await control.fill(other.layout, [], "host", spare=True)
+            with pytest.raises(OutOfMemory):
+                await control.fill(passed.layout, passed.sources, "host", spare=True)
+            await control.fill(passed.layout, passed.sources, "host")
+
+
 async def test_many_fills_through_a_small_arena(server: Served, tmp_path: Path) -> None:
     """Four at once want 80 MiB of an arena of 64: some may be refused, none may stand still, and none may be wrong."""
     every = [make_weights(tmp_path / str(number), 20 * MIB) for number in range(4)]

@@ -41,7 +41,8 @@ class World:
         self.staging = Staging(self.store, folder / "memory", CRIU, None, self.headroom, lambda _: None)
         self.lent = Lent(folder / "server" / "gpumem.sock")
         self.clock = StandingClock()
-        self.returning = ReturningWeights(self.staging, self.lent, lambda: (), self.lent.view.look, self.clock)
+        self.asleep: list[Snapshot] = []
+        self.returning = ReturningWeights(self.staging, self.lent, lambda: self.asleep, lambda: (), self.lent.view.look, self.clock)
         self.files: dict[str, Weights] = {}
 
     async def stands(self, name: str) -> Snapshot:
@@ -132,7 +133,8 @@ async def test_nobodys_weights_leave_for_them_and_those_used_most_come_first(wor
         await world.evict("used")
         await until(lambda: server.host.free_bytes == 24 * MIB)  # made anew, since what was lent is never lent again
         await world.looks()
-        assert (world.rung(small), world.rung(used)) == (WeightsRung.GPU, WeightsRung.DISK), "the room is free, and these have waited"
+        await world.looks(20.0)
+        assert (world.rung(small), world.rung(used)) == (WeightsRung.DISK, WeightsRung.GPU)
 
 
 async def test_a_replica_that_is_made_stops_it_and_what_has_come_stays(world: World) -> None:
@@ -143,12 +145,70 @@ async def test_a_replica_that_is_made_stops_it_and_what_has_come_stays(world: Wo
         looking = asyncio.create_task(world.looks(10.0))
         await until(lambda: bool(server.status().fills))
         world.returning.give_way(but=small.digest)
-        assert server.status().fills, "the replica is made of it"
+        await asyncio.wait([looking], timeout=0.1)
+        assert not looking.done(), "the replica is made of it"
         world.returning.give_way()
-        os.kill(server.filler(), signal.SIGCONT)
         await looking
+        os.kill(server.filler(), signal.SIGCONT)
+        await until(lambda: not server.status().fills)
+        assert world.rung(small) is WeightsRung.DISK
+        came = [region.filled_bytes for region in server.status().regions]
         await world.looks()
+        assert world.rung(small) is WeightsRung.GPU and came in ([], [SIZE]), "at once: it was due, and its own region is its room"
+
+
+async def test_those_of_a_replica_that_sleeps_come_back(world: World) -> None:
+    with gpumem(world):
+        asleep, world.files["asleep"] = lending(world.store, world.folder, "asleep")
+        world.asleep.append(asleep)
+        await world.looks()
+        await world.looks(10.0)
+        assert world.rung(asleep) is WeightsRung.GPU
+
+
+async def test_where_others_have_all_the_room_it_is_tried_again_later(world: World) -> None:
+    with gpumem(world, reserve=24 * MIB) as server:
+        small = await world.stands("small")
+        await world.looks()
+        async with Control.connected(server.socket) as control:
+            other = make_weights(world.folder / "other", SIZE)
+            await control.fill(other.layout, other.sources, "host")
+            await world.looks(10.0)
+            assert [region.id for region in server.status().regions] == [other.id]
+            await control.evict(other.ref())
+        await until(lambda: server.host.free_bytes == 24 * MIB)
+        await world.looks(29.0)
+        assert world.rung(small) is WeightsRung.DISK
+        await world.looks(1.0)
         assert world.rung(small) is WeightsRung.GPU
+
+
+async def test_weights_that_stay_for_long_are_away_for_a_short_time_again(world: World) -> None:
+    with gpumem(world):
+        small = await world.stands("small")
+        await world.looks()
+        await world.looks(10.0)
+        await world.looks(11.0)
+        await world.evict("small")
+        await world.looks()
+        await world.looks(10.0)
+        assert world.rung(small) is WeightsRung.GPU
+
+
+async def test_weights_that_are_told_to_leave_do_not_come_by_a_fill_that_was_under_way(world: World) -> None:
+    with gpumem(world) as server:
+        small = await world.stands("small")
+        await world.looks()
+        os.kill(server.filler(), signal.SIGSTOP)
+        looking = asyncio.create_task(world.looks(10.0))
+        await until(lambda: bool(server.status().fills))
+        world.staging.unstage(small.digest)
+        leaving = asyncio.create_task(world.returning.let_go(small))
+        await looking
+        os.kill(server.filler(), signal.SIGCONT)
+        await leaving
+        await until(lambda: not server.status().fills)
+        assert not server.status().regions and world.rung(small) is WeightsRung.DISK
 
 
 async def test_files_that_are_gone_are_told_and_nothing_else_is_held_up(world: World, caplog: pytest.LogCaptureFixture) -> None:
@@ -168,7 +228,7 @@ async def test_they_wait_while_others_come_up(world: World) -> None:
         small, other = await world.stands("small"), await world.stands("other")
         (region,) = await world.staging.regions(other)
         os.kill(server.filler(), signal.SIGSTOP)
-        coming = asyncio.create_task(world.lent.fill_into(region, "host", of=other))
+        coming = asyncio.create_task(world.lent.stage(region, of=other))
         await until(lambda: bool(world.lent.on_their_way()))
         await world.looks()
         await world.looks(10.0)
@@ -176,6 +236,7 @@ async def test_they_wait_while_others_come_up(world: World) -> None:
         os.kill(server.filler(), signal.SIGCONT)
         await coming
         await world.looks()
+        await world.looks(10.0)
         assert world.rung(small) is WeightsRung.GPU
 
 

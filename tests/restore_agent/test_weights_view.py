@@ -7,7 +7,7 @@ import pytest
 from gpumem.client.control import Control
 from restore_agent.drivers.weights_view import WeightsRung, WeightsView
 from restore_agent.snapshots.manifest import WeightsRecord
-from tests.worlds.gpumem_server import MIB, Weights, make_weights, served, stopped_fill
+from tests.worlds.gpumem_server import MIB, Weights, make_weights, served
 
 
 @pytest.fixture
@@ -36,7 +36,6 @@ async def test_it_climbs_and_falls_and_each_change_is_told_once(tmp_path: Path, 
             assert view.free_bytes("host") < 64 * MIB
             assert view.held_bytes("host") == 64 * MIB, "lent or not"
     assert await view.look() == {region}, "its server has ended"
-    assert view.largest_room is None and view.places({}) is None
     assert view.rung([record(weights.id)]) == WeightsRung.DISK
 
 
@@ -68,26 +67,20 @@ async def test_a_region_of_another_namespace_is_not_there(short_folder: Path, we
         assert view.rung([record(weights.id)], "blue") == view.rung([record(weights.id)]) == WeightsRung.DISK
 
 
-async def test_weights_find_room_on_the_first_device_that_has_it_else_in_the_arena(tmp_path: Path, weights: Weights) -> None:
+async def test_the_largest_room_is_what_nobody_has_whose_name_is_known(tmp_path: Path, weights: Weights) -> None:
     with served(tmp_path / "server", reserve=12 * MIB, arena=32 * MIB) as server:
-        view = WeightsView(server.socket)
+        view, region = WeightsView(server.socket), weights.id.hex()
+        assert view.largest_room(set()) is None
         await view.look()
-        assert view.largest_room == 32 * MIB
-        assert view.places({"a": (8 * MIB, ()), "b": (8 * MIB, ()), "c": (20 * MIB, ("another",))}) == {"a": "host", "b": "", "c": ""}
-        assert view.places({"a": (8 * MIB, ()), "b": (26 * MIB, ()), "c": (8 * MIB, ())}) is None
-        assert view.places({"a": (11 * MIB + 1, ("host",))}) == {"a": "host"}, "it takes whole granules"
+        assert view.largest_room({region}) == 32 * MIB
         async with Control.connected(server.socket) as control:
             await control.fill(weights.layout, weights.sources, "")
-        await view.look()
-        assert view.largest_room == 24 * MIB
-
-
-async def test_a_region_that_was_begun_has_its_room(tmp_path: Path, weights: Weights) -> None:
-    with served(tmp_path / "server", reserve=8 * MIB) as server:
-        view = WeightsView(server.socket)
+            await view.look()
+            assert view.largest_room({region}) == 24 * MIB
+            assert view.largest_room(set()) == 32 * MIB, "no snapshot has these any more"
+    with served(tmp_path / "server", reserve=12 * MIB) as server:
         async with Control.connected(server.socket) as control:
-            async with stopped_fill(server, control, weights) as filling:
-                await view.look()
-                assert view.places({weights.id.hex(): (8 * MIB, ())}) == {weights.id.hex(): "host"}
-                assert view.places({"another": (8 * MIB, ())}) is None
-            await filling
+            await control.fill(weights.layout, weights.sources, "host")
+        await view.look()
+        assert view.largest_room({region}) == 4 * MIB
+        assert view.largest_room(set()) == 12 * MIB
