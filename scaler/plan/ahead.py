@@ -77,11 +77,15 @@ class Terms:
 
 @dataclass(frozen=True, slots=True)
 class Ahead:
-    """actions: of a node, what leaves its memory before what comes. terms: of each model, by name. within_seconds: what chances are of."""
+    """actions: of a node, what leaves its memory before what comes. terms: of each model, by name. within_seconds: what chances are of.
+
+    objective: what was weighed.
+    """
 
     actions: tuple[Stage | Drop, ...] = ()
     terms: Mapping[str, Terms] = field(default_factory=dict)
     within_seconds: float = WITHIN_SECONDS
+    objective: Objective = OBJECTIVES["mean"]
 
 
 def has_earned(statements: int, credits: Mapping[str, float], before: bool) -> bool:
@@ -182,7 +186,7 @@ class _Look:
         for name in self._world.models:
             why = self._why_not.get(name) or self._nowhere.get(name) or "no node that takes its pods has it on disk"
             terms.setdefault(name, Terms(name, self._chances.get(name, 0.0), Decision.NOTHING, why))
-        return Ahead(tuple(actions), terms)
+        return Ahead(tuple(actions), terms, objective=self._objective)
 
     # --- who takes part
 

@@ -18,8 +18,8 @@
     pods       nodes are preferred by the estimate, for replicas and for captures alike; Kubernetes places. Where it would put no pod of the
                model (a cordon, taints, labels: scheduling.py), nothing is staged or fetched, and what is there stays and counts for nothing
 
-Actions under way are not asked for again. What an agent refused is put off, not forgotten. Each action says why. A forecast will move the
-same actions ahead of the request.
+Actions under way are not asked for again. What an agent refused is put off, not forgotten. Each action says why. What a forecast moves
+ahead of requests is no business of this file (ahead.py).
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
@@ -211,6 +211,8 @@ def _weighed(ahead: Ahead, model: str, names: dict[str, str]) -> dict[str, Any]:
         "node": names.get(terms.node, terms.node),
         "saved_seconds": terms.saved_seconds,
         "bytes": terms.bytes,
+        "worth": terms.worth,
+        "objective": asdict(ahead.objective),
     }
 
 

@@ -85,9 +85,19 @@ def _ahead(terms: Any) -> list[tuple[str, str]]:
         return []
     rows = [("ahead of need", f"{terms['decision']}: {terms['why']}")]
     if terms["bytes"]:
-        gain = f"{terms['chance']:.1%} within {terms['within_seconds']:.0f} s × (a hit + {_seconds(terms['saved_seconds'])} saved)"
-        rows.append(("  worth", f"{gain} ÷ {_size(terms['bytes'])}, on {terms['node']}"))
+        chance = f"{terms['chance']:.1%} within {terms['within_seconds']:.0f} s"
+        rows.append(
+            ("  worth", f"{terms['worth'] * (1 << 30):.3g} a GiB: {chance} × {_gain(terms)} ÷ {_size(terms['bytes'])}, on {terms['node']}")
+        )
     return rows
+
+
+def _gain(terms: Any) -> str:
+    """What a request's finding its bytes is good for, as the objective has it."""
+    saved = f"{_seconds(terms['saved_seconds'])} saved"
+    parts = {"hits": "a hit", "mean": saved, "tail": f"({saved})²"}
+    counts = [(terms["objective"][name], what) for name, what in parts.items() if terms["objective"][name]]
+    return f"({' + '.join(what if weight == 1 else f'{weight:g} × {what}' for weight, what in counts)})"
 
 
 def _hourly(per_second: float) -> str:

@@ -182,6 +182,7 @@ async def test_a_scaler_in_a_pod_is_asked_by_a_socket_that_is_no_file() -> None:
         async with client.get("http://zerowake/plan/chat") as response:
             terms = (await response.json())["ahead"]
             assert (terms["decision"], terms["node"], terms["bytes"]) == ("nothing", "", 0) and 0 < terms["chance"] < 1
+            assert (terms["worth"], terms["objective"]) == (0.0, {"hits": 1.0, "mean": 1.0, "tail": 0.0})
             assert terms["why"] == "the forecast has not shown that it is better than each model's mean rate: it moves nothing"
         async with client.get("http://zerowake/plan/a%2Fb") as response:
             assert (response.status, await response.json()) == (404, {"unknown": "a/b", "known": ["chat", "cold"]})

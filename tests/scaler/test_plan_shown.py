@@ -59,6 +59,8 @@ WHY: dict[str, Any] = CHAT | {
         "node": "one",
         "saved_seconds": 1.5,
         "bytes": 1 << 30,
+        "worth": 0.625 / (1 << 30),
+        "objective": {"hits": 1.0, "mean": 1.0, "tail": 0.0},
     },
     "nodes": [NODE, NODE | {"node": "two", "seconds_to_serve": None, "seconds_saved_in_memory": None, "memory_limit_bytes": None}],
     "under_way": [],
@@ -118,7 +120,7 @@ def test_every_term_of_a_model(capsys: pytest.CaptureFixture[str]) -> None:
         "factors: hour 1.50 (counts), weekday 0.90 (does not count)",
         "credit: +1.2 nats against its mean rate; of all models -3.0",
         "ahead of need: staged: there is room",
-        "worth: 25.0% within 600 s × (a hit + 1.5 s saved) ÷ 1.00 GiB, on one",
+        "worth: 0.625 a GiB: 25.0% within 600 s × (a hit + 1.5 s saved) ÷ 1.00 GiB, on one",
         "looks again: in 30 s",
         "",
         "NODE RUNG BYTES SECONDS TO STAGE SAVED IN MEMORY IMAGES THERE WHY",
@@ -132,6 +134,18 @@ def test_every_term_of_a_model(capsys: pytest.CaptureFixture[str]) -> None:
         "PUT OFF SNAPSHOT NODE TO FOR WHY",
         "stage team/chat two memory 30 s no room",
     ]
+
+
+@pytest.mark.parametrize(
+    ("objective", "gain"),
+    [
+        ({"hits": 1.0, "mean": 0.0, "tail": 1.0}, "(a hit + (1.5 s saved)²)"),
+        ({"hits": 0.0, "mean": 2.5, "tail": 0.0}, "(2.5 × 1.5 s saved)"),
+    ],
+)
+def test_worth_is_shown_as_the_objective_has_it(objective: dict[str, float], gain: str, capsys: pytest.CaptureFixture[str]) -> None:
+    plan_shown.show_why(tables.console(), WHY | {"ahead": WHY["ahead"] | {"objective": objective}})
+    assert f"worth: 0.625 a GiB: 25.0% within 600 s × {gain} ÷ 1.00 GiB, on one" in said(capsys)
 
 
 def test_a_model_without_a_snapshot_that_the_forecast_does_not_know(capsys: pytest.CaptureFixture[str]) -> None:
