@@ -109,8 +109,11 @@ class Weights:
         begin, is_there = time.monotonic(), self.view.rung([region.record], tenant) is WeightsRung.GPU
         async with self._control(region.record, tenant) as control:
             lent = devices or [_only_device(control, region.record)]
-            free, taken = [(device, True) for device in lent], [(device, False) for device in lent]
-            ways = [*free, ("", True), *([] if spare else taken)] if spare or not urgent else [*free, *taken]
+            ways = [(device, True) for device in lent]
+            if spare or not urgent:
+                ways.append(("", True))
+            if not spare:
+                ways += [(device, False) for device in lent]
             for device, only_spare in ways:
                 with contextlib.suppress(OutOfMemory):
                     await self._bring(control, region, sources, device, only_spare, of)
