@@ -12,6 +12,9 @@ Pushes keep a distance, so what came after the last one may have its push still 
 in use, as the push will say: KEDA would take the model away at a look that said otherwise, and bring it back at the push. So it is for a
 moment after each push, since KEDA may look while it takes that in. Cooldowns are no longer by it, as they begin anew at that push, or by no
 more than that moment. Any gateway may be asked, and all hear of every push, so both are counted from the last one.
+
+A replica that still loads counts as use. Whoever it was made for may have left: an engine that starts cold takes longer than clients wait,
+and than a cooldown. Taken away then, it would be begun again by the next request, and would never serve anybody.
 Rejected: a fixed time for which a model counts as in use after each request (it would lengthen every cooldown shorter than itself); the
 first look that sees it takes it away (that may be the HPA's).
 """
@@ -20,6 +23,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Callable
 
 from scaler.books.demand import DemandReader, UnknownModel
 from zerowake_shared.clock import SYSTEM_CLOCK, Clock
@@ -40,6 +44,11 @@ class Activity:
         self._due_within = repeat_seconds + _LATE_SECONDS
         self._told: dict[str, tuple[int, float]] = {}  # model → its turns when KEDA was last pushed to, and the moment of that
         self._looks: dict[tuple[str, ...], deque[int]] = {}  # who looks, at what → the model's turns at the last looks
+        self._loads: Callable[[str], bool] = lambda model: False
+
+    def counts_loading(self, loads: Callable[[str], bool]) -> None:
+        """`loads`: whether a replica of the model was begun, and is on its way to serve."""
+        self._loads = loads
 
     def tell(self, model: str) -> None:
         """KEDA has just been told, here or by another gateway, that the model is in use."""
@@ -54,7 +63,7 @@ class Activity:
         return replicas > 0 and self._demand.turns(model) != self._told.get(model, _NEVER)[0]
 
     def look(self, model: str, *looker: str) -> bool:
-        """Whether the model is in use, or was since this one looked before and was not told since, or a push says so.
+        """Whether the model is in use, or was since this one looked before and was not told since, or a push says so, or it loads.
 
         Raises: UnknownModel.
         """
@@ -70,4 +79,4 @@ class Activity:
         since = self._now() - self._told.get(model, _NEVER)[1]
         if pending or (since < _LATE_SECONDS and self._demand.demand_anywhere(model).replicas > 0):
             return True
-        return (recent or since < self._due_within) and self.untold(model)
+        return ((recent or since < self._due_within) and self.untold(model)) or self._loads(model)

@@ -40,6 +40,7 @@ from scaler.kubernetes.endpoints import SERVICE_LABEL, EndpointSlice, of_service
 from scaler.kubernetes.engine_pod import EnginePod
 from scaler.kubernetes.engine_pods import EnginePods
 from scaler.kubernetes.first_replica import FirstReplica
+from scaler.kubernetes.loading_pods import LoadingPods
 from scaler.kubernetes.node_standing import ClusterNode, told_to
 from scaler.kubernetes.orphans import Orphans
 from scaler.kubernetes.pod_arrivals import PodArrivals
@@ -151,7 +152,7 @@ async def serve(config: ServeConfig) -> None:
         stack.push_async_callback(Surge(ledger, cluster, models.objects).close)
         stack.push_async_callback(FirstReplica(ledger, cluster, models.objects).close)
         sources = await begin(_sources(cluster, parts, models, peers, config, reader))
-        snapshots, objects, engines = await begin(_objects(cluster, models, parts, readiness, activations))
+        snapshots, objects, engines = await begin(_objects(cluster, models, parts, readiness, activations, activity))
         await begin(_among(peers, cluster, config, places, parts.forecasting, readiness))
         await begin(nodes.follow_listed(await begin(_members(cluster, config.namespace, config.agents, readiness)), tls))
         if webhook := config.webhook:
@@ -244,7 +245,7 @@ class _Readiness:
 
 @contextlib.asynccontextmanager
 async def _objects(
-    cluster: Cluster, models: Models, parts: Parts, readiness: _Readiness, activations: Activations
+    cluster: Cluster, models: Models, parts: Parts, readiness: _Readiness, activations: Activations, activity: Activity
 ) -> AsyncIterator[tuple[Informer[ModelSnapshot], Informer[ScaledObject], Informer[EnginePod]]]:
     """What users have made, followed: models as they declare them, and the pods of their engines. With them the nodes."""
     snapshots = readiness.needs("ModelSnapshots", cluster.follow(MODEL_SNAPSHOTS, ModelSnapshot))
@@ -263,6 +264,9 @@ async def _objects(
     arrivals = PodArrivals(pods.model_of, lambda model: parts.planner.consider([model]))
     parts.planner.arriving_by(arrivals.nodes)
     engines.on_change(arrivals.changed)
+    loading = LoadingPods(pods.model_of)
+    activity.counts_loading(loading.of)
+    engines.on_change(loading.changed)
     standings = told_to(parts.nodes, readiness.needs("nodes", cluster.follow(NODES, ClusterNode)))
     async with snapshots, objects, pods.following(engines), engines, standings:
         yield snapshots, objects, engines

@@ -20,7 +20,7 @@ from tests.e2e.api import Api, ApiError, Object, condition
 from tests.e2e.chart import definition, run
 from tests.e2e.cluster.control import tell
 from tests.e2e.cluster.layout import Addresses
-from tests.e2e.plain_model import NAME, PORT, deployment, replicas_of, scaled_object
+from tests.e2e.plain_model import COOLDOWN_SECONDS, NAME, PORT, deployment, replicas_of, scaled_object
 from tests.e2e.release import own_namespace
 from tests.e2e.serving import scaler
 from tests.worlds.alerting import alerting
@@ -108,6 +108,39 @@ async def test_keda_is_gone_when_the_first_request_comes(
         assert "ScaledWithoutKeda" in {each["reason"] for each in await api.list("Event", namespace)}
         await api.until("Deployment", namespace, NAME, lambda one: replicas_of(one) == 0, within=120)  # it is KEDA's again
         await alerts.is_quiet("ZerowakeKedaNotConnected")
+
+
+async def test_a_pod_that_loads_stays_though_whoever_asked_has_left(
+    api: Api, namespace: str, addresses: Addresses, kubeconfig: str, tmp_path: Path
+) -> None:
+    """It takes ten times KEDA's cooldown to be ready."""
+    slow = labelled()
+    slow["spec"]["template"]["spec"]["containers"][0]["readinessProbe"]["initialDelaySeconds"] = 10 * COOLDOWN_SECONDS
+    async with (
+        definition(api, kubeconfig),
+        scaler(tmp_path, namespace, kubeconfig, addresses.machine) as zerowake,
+        asyncio.timeout(240),
+    ):
+        await api.apply(lease(), snapshot(), slow, scaled_object(NAME, zerowake.keda), namespace=namespace)
+        try:
+            await api.until("ScaledObject", namespace, NAME, lambda one: condition(one, "Ready") and _activity(one))
+            changes = timeline(api, namespace)
+            assert (await anext(changes))[1] == 0
+            asked = zerowake.get()
+            began, replicas = await anext(changes)
+            assert replicas == 1
+            asked.cancel()
+            (pod,) = await api.list("Pod", namespace)
+            ready = asyncio.create_task(
+                api.until("Pod", namespace, pod["metadata"]["name"], lambda one: condition(one, "Ready"), within=60)
+            )
+            away = asyncio.ensure_future(anext(changes))
+            await asyncio.wait([ready, away], return_when=asyncio.FIRST_COMPLETED)
+            assert ready.done() and not away.done(), "its replica was taken away before it served"
+            print(f"ready after {time.monotonic() - began:.1f} s, of which nobody has waited for the most")
+            assert (await away)[1] == 0, "once it is ready the cooldown counts"
+        finally:
+            await gone(api, ("ModelSnapshot", namespace))
 
 
 async def test_a_models_name_in_two_namespaces(api: Api, namespace: str, addresses: Addresses, kubeconfig: str, tmp_path: Path) -> None:

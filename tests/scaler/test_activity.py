@@ -95,3 +95,13 @@ def test_an_unknown_model(ledger: Ledger) -> None:
     assert not activity.untold("x")
     with pytest.raises(UnknownModel):
         activity.look("x", "KEDA")
+
+
+def test_a_replica_that_loads_counts_though_whoever_asked_has_left() -> None:
+    ledger = Ledger({"chat": ModelLimits()})
+    activity, loading = Activity(ledger), {"chat"}
+    activity.counts_loading(loading.__contains__)
+    request(ledger)
+    assert [activity.look("chat", "KEDA") for _ in range(5)] == [True] * 5
+    loading.clear()
+    assert not activity.look("chat", "KEDA")
