@@ -130,9 +130,10 @@ async def test_a_pod_that_loads_stays_though_whoever_asked_has_left(
             began, replicas = await anext(changes)
             assert replicas == 1
             asked.cancel()
-            (pod,) = await api.list("Pod", namespace)
+            while not (pods := await api.list("Pod", namespace)):
+                await asyncio.sleep(0.05)
             ready = asyncio.create_task(
-                api.until("Pod", namespace, pod["metadata"]["name"], lambda one: condition(one, "Ready"), within=60)
+                api.until("Pod", namespace, pods[0]["metadata"]["name"], lambda one: condition(one, "Ready"), within=60)
             )
             away = asyncio.ensure_future(anext(changes))
             await asyncio.wait([ready, away], return_when=asyncio.FIRST_COMPLETED)
