@@ -22,6 +22,7 @@ from scaler.books.ledger import Ledger
 from scaler.books.limits import ModelLimits
 from scaler.books.snapshot_name import SnapshotName
 from scaler.fleet.addresses import Addresses
+from scaler.plan.ahead import ahead
 from scaler.plan.declared import DeclaredModels
 from scaler.plan.policy import decide
 from scaler.plan.rungs import Rung
@@ -94,11 +95,18 @@ class Fleet:
         self.models.update(wished)
         return min(seconds_of(lambda: decide(self.parts.planner.world(self.models))) for _ in range(3))
 
+    def look_ahead(self) -> float:
+        """What the forecast would move, by chances drawn, all snapshots on disk and no wish for more."""
+        chance = random.Random(2)
+        chances, world = {name: chance.random() ** 4 for name in self.names}, self.parts.planner.overview()
+        return min(seconds_of(lambda: ahead(world, chances, earned=True)) for _ in range(3))
+
 
 async def main() -> list[Figure]:
     async with Fleet(NODES, SNAPSHOTS) as fleet:
         first, news = fleet.first_request(), fleet.news()
         gone = seconds_of(lambda: fleet.listed.set(list(fleet.agents)[1:]))
+        look = fleet.look_ahead()
         nothing, moves = fleet.from_nothing(Rung.DISK), fleet.from_nothing(Rung.MEMORY)
         cordon = seconds_of(lambda: fleet.parts.nodes.place("node-5", Standing(cordoned=True)))
         memory = fleet.bytes
@@ -112,6 +120,7 @@ async def main() -> list[Figure]:
         Figure(
             "a plan from nothing: all goes to memory", moves, "s", at_most=3.0, detail=f"{HOLDERS * SNAPSHOTS} actions; shortest of three"
         ),
+        Figure("what goes ahead of need, by a forecast of all models", look, "s", detail="once a minute, in a thread; shortest of three"),
         Figure("memory of nodes, models and planner", memory / 1e6, "MB", detail="with the agents' streams, which are in this process"),
     ]
     for nodes, snapshots in LESS:
