@@ -8,7 +8,7 @@ Rejected: YAML 1.2 (ruamel.yaml), which is right about `no` but silent about key
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,28 @@ def read_yaml(path: Path) -> Any:
     if where := next(_nul(found, set()), None):
         raise BadFile(f"{path}: {where}: there is a NUL character, which no program, path or variable can have")
     return found
+
+
+def line_of(path: Path, place: Sequence[int | str]) -> int:
+    """The line of the file in which the value at that place stands, by keys and indices from the top, or what it would stand in.
+
+    What is neither key nor index is passed over: pydantic names a choice's kind, too. 0: the file as a whole.
+    """
+    line = 0
+    try:
+        node = yaml.compose(path.read_text(encoding="utf-8"), yaml.SafeLoader)
+    except (OSError, ValueError, yaml.YAMLError):
+        return 0
+    for part in place:
+        if isinstance(node, yaml.MappingNode):
+            found = next(((key, value) for key, value in node.value if key.value == part), None)
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            found = node.value[part], node.value[part]
+        else:
+            found = None
+        if found is not None:
+            line, node = found[0].start_mark.line + 1, found[1]
+    return line
 
 
 def _nul(value: Any, inside: set[int], where: str = "") -> Iterator[str]:

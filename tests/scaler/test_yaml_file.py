@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from scaler.local.yaml_file import BadFile, read_yaml
+from scaler.local.yaml_file import BadFile, line_of, read_yaml
 
 
 @pytest.mark.parametrize(
@@ -60,3 +60,26 @@ def test_what_is_meant_is_read(tmp_path: Path) -> None:
     file.write_text('base: &b {x: 1, y: 2}\nm:\n  <<: *b\n  y: 3\n"no": {"1": "0x10"}\nself: &s [*s]\n')
     found = read_yaml(file)
     assert (found["m"], found["no"]) == ({"x": 1, "y": 3}, {"1": "0x10"})
+
+
+@pytest.mark.parametrize(
+    ("place", "line"),
+    [
+        (("models", "chat", "port"), 3),
+        (("models", "chat", "sources", 1, "redis", "url"), 7),
+        (("models", "chat", "sources", 2, "url"), 4),
+        (("models", "chat", "command"), 2),
+        (("models", "chat", "shared", "x"), 8),
+        ((), 0),
+        (("missing",), 0),
+    ],
+    ids=["a value", "in a list, and of a kind", "past its end", "is missing", "in what is merged", "all of it", "at the top"],
+)
+def test_the_line_of_a_value(tmp_path: Path, place: tuple[int | str, ...], line: int) -> None:
+    file = tmp_path / "zerowake.yaml"
+    content = "models:\n  chat:\n    port: x\n    sources:\n    - type: cron\n    - type: redis\n      url: 5\n    shared: {<<: {x: 1}}\n"
+    file.write_text(content)
+    assert line_of(file, place) == line
+    file.write_text("models: [")
+    assert line_of(file, place) == 0
+    assert line_of(tmp_path, place) == 0
