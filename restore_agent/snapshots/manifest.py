@@ -176,8 +176,9 @@ CHECKPOINTS = "checkpoints"  # folder of a snapshot: weights that no other file 
 
 
 def _check_inside(path: str) -> None:
-    if not path or "\0" in path or Path(path).is_absolute() or ".." in Path(path).parts:
-        raise ValueError(f"file {path!r} is not within the snapshot")
+    """Each file has one name: neither the folder itself (`.`) nor another spelling (`a//b`, `./a`) is one."""
+    if "\0" in path or Path(path).is_absolute() or ".." in Path(path).parts or not Path(path).parts or str(Path(path)) != path:
+        raise ValueError(f"file {path!r} is not within the snapshot, or is not how a file in it is called")
 
 
 def layout_file(record: WeightsRecord) -> str:

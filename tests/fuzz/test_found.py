@@ -59,6 +59,9 @@ def layout(*chunks: gpumem_pb2.Chunk) -> bytes:
 REFUSED: dict[str, tuple[str, bytes]] = {
     "a manifest that is nested too deeply": ("manifest", DEEP),
     "a size that no protocol has a number for": ("manifest", changed("files", "changes.tar", "size", to=1 << 64)),
+    "a file that is the snapshot's own folder": ("manifest", changed("files", ".", to={"size": 9, "hash": "ab" * 32})),
+    "a file by a second name": ("manifest", changed("files", "images//core-7.img", to={"size": 9, "hash": "ab" * 32})),
+    "weights that are the snapshot's own folder": ("manifest", changed("weights", 0, "parts", 0, "path", to="./")),
     "an offset beyond any file": ("manifest", changed("weights", 0, "parts", 0, "offset", to=1 << 63)),
     "a negative size of memory": ("manifest", changed("host_bytes", to=-1)),
     "bytes of a GPU that are none": ("manifest", changed("gpus", to={"GPU-1": 10**30})),
