@@ -14,7 +14,7 @@ import bisect
 import contextlib
 import os
 from collections import OrderedDict
-from collections.abc import Container
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -147,9 +147,9 @@ class Arena:
             self.release(place)
         return True
 
-    def present(self, wanted: ChunkSet) -> int:
-        """Bytes of a set that are there."""
-        places = (self._places.get(key) or self._places.get(("", key[1])) for key in wanted.keys)
+    def present(self, keys: Iterable[Key]) -> int:
+        """Bytes of these chunks that are there."""
+        places = (self._places.get(key) or self._places.get(("", key[1])) for key in keys)
         return sum(place.size for place in places if place is not None)
 
     def _cut(self, length: int) -> int | None:

@@ -148,9 +148,10 @@ class Filling:
         if not spare:
             return frozenset()
         kept = self._arena.wanted()
-        there = self._arena.present(ChunkSet([(owner.namespace, chunk) for chunk in chunks.hashes], 0, False, []))
-        if device is None and (lacking := sum(chunks.sizes) - there) > (free := self._arena.spare(kept)):
-            raise OutOfMemory(f"{lacking} bytes are to come into the arena of {self._arena.size} bytes, of which nobody has {free}")
+        if device is None:
+            lacking = sum(chunks.sizes) - self._arena.present((owner.namespace, chunk) for chunk in chunks.hashes)
+            if lacking > (free := self._arena.spare(kept)):
+                raise OutOfMemory(f"{lacking} bytes are to come into the arena of {self._arena.size} bytes, of which nobody has {free}")
         return kept
 
     async def _claim(self, device: Device, request: pb.Fill, chunks: Chunks, owner: Owner, result: pb.Filled) -> Region | None:

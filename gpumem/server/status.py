@@ -66,7 +66,7 @@ def _region(region: Region) -> pb.RegionStatus:
 def _staged(arena: Arena, owner: str, region_id: bytes) -> pb.RegionStatus:
     """A set of chunks in the arena, as a region that is on no device."""
     chunks = arena.sets[owner, region_id]
-    present = arena.present(chunks)
+    present = arena.present(chunks.keys)
     return pb.RegionStatus(
         id=region_id, namespace=owner, size=chunks.size, filled_bytes=present, sealed=present == chunks.size, pinned=chunks.pinned
     )

@@ -27,7 +27,6 @@ from restore_agent.sequences.attempt import RestoreFailed
 from restore_agent.sequences.capture import Captured, Capturer, CaptureRequest, Progress
 from restore_agent.sequences.changes import Change, Changes, Removed
 from restore_agent.sequences.disk_budget import DiskBudget
-from restore_agent.sequences.gpu_choice import staging_devices
 from restore_agent.sequences.idling import Idling
 from restore_agent.sequences.inventory import Inventory
 from restore_agent.sequences.memory_budget import NoMemory, all_of_it
@@ -260,8 +259,9 @@ class Node:
     async def wake(self, replica_id: str, activation: str) -> Replica:
         """One that sleeps in its pod serves again; one that is awake does. Raises what `Idling.wake` does."""
         phases = Phases()
-        with self._makes_one(self.replicas.get(replica_id).snapshot):
-            slept = self.replicas.get(replica_id) in self.idling
+        asked = self.replicas.get(replica_id)
+        with self._makes_one(asked.snapshot):
+            slept = asked in self.idling
             replica = await self.idling.wake(replica_id, phases)
         if slept:
             if replica.snapshot:
@@ -343,9 +343,7 @@ class Node:
         with first_error():
             async with asyncio.TaskGroup() as group:
                 group.create_task(self.staging.stage(snapshot, urgent=urgent))
-                for region in await self.staging.regions(snapshot):
-                    devices = staging_devices(snapshot.manifest, region.record, self._gpus_here)
-                    group.create_task(self.weights.stage(region, devices, snapshot.manifest.tenant, snapshot, urgent=urgent))
+                group.create_task(self.returning.fill(snapshot, urgent=urgent))
         self.restorer.make_ready(snapshot)
         if snapshot.manifest.weights:
             await self.inventory.look_at_weights()

@@ -1,4 +1,4 @@
-"""Weights that come back by themselves, and those that are told to leave.
+"""Weights of snapshots in memory: they are filled, come back by themselves, and leave when they are told to.
 
 A snapshot goes into memory with its weights, and these can leave without it: gpumem gives what nobody uses to whoever asks, to an engine
 that wakes, say, and has nothing after it was started anew. The next request would wait for the disk then, though its image stands in memory
@@ -67,6 +67,21 @@ class ReturningWeights:
             if snapshot.digest in self._due and self._due[snapshot.digest] <= self._clock.now() and await self._bring_back(snapshot):
                 return
 
+    async def fill(self, snapshot: Snapshot, *, urgent: bool = False, spare: bool = False) -> bool:
+        """All of its weights, each where it may be. urgent, spare, and what is returned: as `Weights.stage` has them.
+
+        Raises WeightsError, Corrupt, NotFound, OSError.
+        """
+        manifest = snapshot.manifest
+        with first_error():
+            async with asyncio.TaskGroup() as group:
+                fills = []
+                for region in await self._staging.regions(snapshot):
+                    devices = staging_devices(manifest, region.record, self._gpus())
+                    way = self._weights.stage(region, devices, manifest.tenant, snapshot, urgent=urgent, spare=spare)
+                    fills.append(group.create_task(way))
+        return all(fill.result() for fill in fills)
+
     async def let_go(self, snapshot: Snapshot) -> None:
         """Its weights leave, but for what another one that stands in memory, or sleeps, has, too. Raises WeightsError."""
         if self._filling and self._filling[0] == snapshot.digest:
@@ -122,18 +137,11 @@ class ReturningWeights:
 
     async def _filled(self, snapshot: Snapshot) -> bool:
         """False: there is no room. What gpumem or the disk says else is told, as the next request will be told, too."""
-        manifest = snapshot.manifest
         try:
-            with first_error():
-                async with asyncio.TaskGroup() as group:
-                    fills = []
-                    for region in await self._staging.regions(snapshot):
-                        devices = staging_devices(manifest, region.record, self._gpus())
-                        fills.append(group.create_task(self._weights.stage(region, devices, manifest.tenant, snapshot, spare=True)))
+            found_room = await self.fill(snapshot, spare=True)
         except (WeightsError, Corrupt, NotFound, OSError) as error:
             _LOG.warning("the weights of %s have left memory, and do not come back yet: %s", snapshot, error)
             return True
-        if not all(fill.result() for fill in fills):
-            return False
-        _LOG.info("the weights of %s had left memory, and are there again", snapshot)
-        return True
+        if found_room:
+            _LOG.info("the weights of %s had left memory, and are there again", snapshot)
+        return found_room

@@ -117,3 +117,12 @@ class EnginePod(_Part, frozen=True):
     metadata: Metadata
     spec: EnginePodSpec = EnginePodSpec()
     status: EnginePodStatus = EnginePodStatus()
+
+    @property
+    def is_ready(self) -> bool:
+        return any(each.type == "Ready" and each.status == "True" for each in self.status.conditions)
+
+    @property
+    def is_on_a_node(self) -> bool:
+        """It has one, and neither leaves nor has ended."""
+        return bool(self.spec.node_name) and not self.metadata.deletion_timestamp and self.status.phase not in ("Succeeded", "Failed")

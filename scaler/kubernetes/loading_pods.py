@@ -36,7 +36,7 @@ class LoadingPods:
         if new is None:
             return
         uid = new.metadata.uid
-        if any(each.type == "Ready" and each.status == "True" for each in new.status.conditions):
+        if new.is_ready:
             self._served.add(uid)
         if uid not in self._served and _loads(new) and (model := self._model_of(new)):
             self._loading[uid] = model, self._loading.get(uid, (model, self._clock.now()))[1]
@@ -46,6 +46,5 @@ class LoadingPods:
 
 def _loads(pod: EnginePod) -> bool:
     """Unless it was ready."""
-    if not pod.spec.node_name or pod.metadata.deletion_timestamp or pod.status.phase in ("Succeeded", "Failed") or of_pod(pod):
-        return False
-    return not any(each.state.terminated or each.last_state.terminated for each in pod.status.container_statuses)
+    was_ended = any(each.state.terminated or each.last_state.terminated for each in pod.status.container_statuses)
+    return pod.is_on_a_node and not was_ended and not of_pod(pod)

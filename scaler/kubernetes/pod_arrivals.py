@@ -37,7 +37,5 @@ class PodArrivals:
 
 def _waits(pod: EnginePod) -> bool:
     annotations = pod.metadata.annotations
-    if not pod.spec.node_name or pod.metadata.deletion_timestamp or pod.status.phase in ("Succeeded", "Failed"):
-        return False
     is_marked = pod_contract.CONTAINER in annotations and pod_contract.COLD not in annotations
-    return is_marked and not any(each.type == "Ready" and each.status == "True" for each in pod.status.conditions)
+    return pod.is_on_a_node and is_marked and not pod.is_ready

@@ -12,7 +12,7 @@ from scaler.books.hpa import ScalingRules
 from scaler.books.limits import ModelLimits
 from scaler.books.model_name import check_model_name
 from scaler.books.snapshot_name import SnapshotName
-from scaler.local.yaml_file import BadFile, line_of, read_yaml
+from scaler.local.yaml_file import BadFile, lines_of, read_yaml
 from scaler.plan.rungs import Rung
 from scaler.plan.world import Model
 from scaler.sources.declared import Declared
@@ -293,14 +293,13 @@ def read(path: Path, kind: type[S]) -> S:
     except BadFile as error:
         raise BadConfig(str(error)) from None
     except ValidationError as error:
+        wrong = error.errors()
+        lines = lines_of(path, [each["loc"] for each in wrong])
         problems = [
-            f"{_where(each['loc'])}: {each['msg'].removeprefix('Value error, ')}{_line(path, each['loc'])}" for each in error.errors()
+            f"{_where(each['loc'])}: {each['msg'].removeprefix('Value error, ')}{f' (line {line})' if line else ''}"
+            for each, line in zip(wrong, lines, strict=True)
         ]
         raise BadConfig(" ".join(f"{path}: {'; '.join(problems)}".split())) from None
-
-
-def _line(path: Path, loc: tuple[int | str, ...]) -> str:
-    return f" (line {line})" if (line := line_of(path, loc)) else ""
 
 
 def _where(loc: tuple[int | str, ...]) -> str:

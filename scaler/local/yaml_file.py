@@ -8,7 +8,7 @@ Rejected: YAML 1.2 (ruamel.yaml), which is right about `no` but silent about key
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,16 +68,20 @@ def read_yaml(path: Path) -> Any:
     return found
 
 
-def line_of(path: Path, place: Sequence[int | str]) -> int:
-    """The line of the file in which the value at that place stands, by keys and indices from the top, or what it would stand in.
+def lines_of(path: Path, places: Iterable[Sequence[int | str]]) -> list[int]:
+    """Of each place in the file, by keys and indices from the top: the line in which its value stands, or what it would stand in.
 
     What is neither key nor index is passed over: pydantic names a choice's kind, too. 0: the file as a whole.
     """
-    line = 0
     try:
-        node = yaml.compose(path.read_text(encoding="utf-8"), yaml.SafeLoader)
+        top = yaml.compose(path.read_text(encoding="utf-8"), yaml.SafeLoader)
     except (OSError, ValueError, yaml.YAMLError):
-        return 0
+        top = None
+    return [_line_of(top, place) for place in places]
+
+
+def _line_of(node: yaml.Node | None, place: Sequence[int | str]) -> int:
+    line = 0
     for part in place:
         if isinstance(node, yaml.MappingNode):
             found = next(((key, value) for key, value in node.value if key.value == part), None)

@@ -118,7 +118,7 @@ def ahead(
     """
     if not earned:
         why = "the forecast has not shown that it is better than each model's mean rate: it moves nothing"
-        return Ahead((), {name: Terms(name, chances.get(name, 0.0), Decision.NOTHING, why) for name in world.models})
+        return Ahead((), {name: Terms(name, chances.get(name, 0.0), Decision.NOTHING, why) for name in world.models}, objective=objective)
     return _Look(world, chances, credits or {}, moved or {}, objective).placed()
 
 
@@ -288,7 +288,7 @@ class _Look:
                 models = self._named.get(name, ())
                 if there.rung not in (Rung.DISK, Rung.MEMORY) or there.pinned >= Rung.MEMORY or not models:
                     continue
-                if (node.address, there.digest) in stays or (there.rung is Rung.DISK and not standing(there).bytes):
+                if (node.address, there.digest) in stays or (there.rung is Rung.DISK and (not there.weights_bytes or there.lacks_weights)):
                     continue
                 if all(each.stage < Rung.MEMORY and each.pin < Rung.MEMORY and each.name not in self._asked for each in models):
                     likeliest = max(models, key=lambda each: self._chances.get(each.name, 0.0))

@@ -38,9 +38,6 @@ class Parts:
             image = min(image, node.staged_limit_bytes - node.staged_bytes)
         return cls(image, math.inf if node.weights_room_bytes is None else node.weights_room_bytes)
 
-    def __add__(self, other: Parts) -> Parts:
-        return Parts(self.image + other.image, self.weights + other.weights)
-
     def lacks(self, wanted: Parts) -> Parts:
         """What has to leave before that could come; 0: nothing, as of a part that is not wanted."""
         return Parts(

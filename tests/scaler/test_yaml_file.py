@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from scaler.local.yaml_file import BadFile, line_of, read_yaml
+from scaler.local.yaml_file import BadFile, lines_of, read_yaml
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_the_line_of_a_value(tmp_path: Path, place: tuple[int | str, ...], line:
     file = tmp_path / "zerowake.yaml"
     content = "models:\n  chat:\n    port: x\n    sources:\n    - type: cron\n    - type: redis\n      url: 5\n    shared: {<<: {x: 1}}\n"
     file.write_text(content)
-    assert line_of(file, place) == line
+    assert lines_of(file, [place]) == [line]
     file.write_text("models: [")
-    assert line_of(file, place) == 0
-    assert line_of(tmp_path, place) == 0
+    assert lines_of(file, [place]) == [0]
+    assert lines_of(tmp_path, [place]) == [0]
