@@ -75,7 +75,9 @@ async def up(config: Config) -> None:
     """
     with owned(config.state):
         check_threads("zerowake up")
-        check_all_free(config.addresses)
+        # The agent of a `zerowake up` that was killed has its address until it has ended, which is waited for before there is another one.
+        earlier = store_holder(config.state)
+        check_all_free((who, where) for who, where in config.addresses if not (earlier and where == config.agent_metrics))
         check_all_free(("a program of `zerowake up`", f"unix:{config.state / name}") for name in _SOCKETS)
         await _up(config)
 

@@ -121,17 +121,21 @@ async def system(state: Path, model: dict[str, Any], prefix: tuple[str, ...] = (
     """One that is ready. more: of the file, beside the model."""
     port, metrics = free_port(), free_port()
     process = await begun(state, port, metrics, model, prefix, **more)
-    try:
-        async with aiohttp.ClientSession() as session:
-            made = System(process, f"http://127.0.0.1:{port}", f"http://127.0.0.1:{metrics}", state, session)
-            async with asyncio.timeout(60):
-                while not await ready(made):
-                    await asyncio.sleep(0.02)  # until it listens
+    async with aiohttp.ClientSession() as session:
+        made = System(process, f"http://127.0.0.1:{port}", f"http://127.0.0.1:{metrics}", state, session)
+        try:
+            await listens(made)
             yield made
-    finally:
-        if process.returncode is None:
-            process.terminate()
-        await asyncio.wait_for(process.wait(), 30)
+        finally:
+            if made.process.returncode is None:
+                made.process.terminate()
+            await asyncio.wait_for(made.process.wait(), 30)
+
+
+async def listens(made: System) -> None:
+    async with asyncio.timeout(60):
+        while not await ready(made):
+            await asyncio.sleep(0.02)  # until it listens
 
 
 async def ready(made: System) -> bool:
@@ -222,6 +226,28 @@ async def test_an_agent_ends_with_whoever_started_it_however_soon_that_is_killed
     process.kill()
     await process.wait()
     await until(lambda: not any(map(alive, begun_agents)), "its agent has ended")
+
+
+async def test_killed_and_started_again_before_its_agent_has_ended(state: Path) -> None:
+    """Whose metrics have their port for that long."""
+    agent_metrics = f"127.0.0.1:{free_port()}"
+    async with system(state, {}, agent_metrics=agent_metrics) as made:
+        earlier = made.agent_pid()
+        os.kill(earlier, signal.SIGSTOP)
+        try:
+            made.process.kill()
+            await made.process.wait()
+            port, metrics = (int(url.rpartition(":")[2]) for url in (made.url, made.metrics))
+            process = await begun(state, port, metrics, {}, agent_metrics=agent_metrics)
+            made.process = process
+            log = state.parent / "up.log"
+            await until(lambda: process.returncode is not None or f"waiting for pid {earlier} " in log.read_text(), "it has begun")
+        finally:
+            os.kill(earlier, signal.SIGCONT)
+        assert process.returncode is None, log.read_text()
+        await listens(made)
+        assert (await made.ask())["count"] >= 1
+        assert made.agent_pid() != earlier
 
 
 async def test_the_engine_killed_while_requests_wait(state: Path) -> None:
