@@ -1,6 +1,7 @@
 """The fault run: the whole stack as processes of one machine, requests all the time, a fault a second, and an independent checker.
 
 faults      what can be done to it, and the draw from a seed
+moments     when a process is hit: as each phase begins
 strikes     how each of them is done
 misuse      connections that nobody should make: a KEDA that has gone wrong, clients that leave
 proxy       a connection that can be cut, slow or silent
@@ -12,5 +13,5 @@ borrowers   who borrows memory of gpumem
 seen        what is on the machine when it is quiet
 checker     reads the journals of all of these, and says what was wrong; it shares no code with the product
 report      the table
-planted/    bugs that the checker has to find
+planted/    what a machine's programs read first: they tell of phases, and may have a bug that the checker has to find
 """

@@ -1,4 +1,4 @@
-"""Who takes snapshots, pushes and removes them, all the time: a process of its own, whose journal says which phase has begun.
+"""Who takes snapshots, pushes them, fetches them on the other machine, and removes them, all the time: a process of its own.
 
     python -m tests.chaos.captures JOURNAL SEED BUCKET-URL STATE… -- ENGINE…
 
@@ -66,23 +66,29 @@ class Captures:
         try:
             async with asyncio.timeout(PATIENCE), grpc.aio.insecure_channel(f"unix:{state}/agent.sock") as channel:
                 stub = agent_pb2_grpc.AgentStub(channel)
-                async for update in stub.Snapshot(self._request()):
-                    if phase := update.progress.phase:
-                        append(self._journal, what="phase", machine=machine, phase=phase)
-                if self._chance.random() < 0.3:
-                    async for _ in stub.Push(
-                        pb.PushRequest(request_id=secrets.token_hex(4), snapshot=_NAME, store=f"{self._store}/{machine}")
-                    ):
+                async for _ in stub.Snapshot(self._request()):
+                    pass
+                if self._chance.random() < 0.5:
+                    store = f"{self._store}/{machine}"
+                    async for _ in stub.Push(pb.PushRequest(request_id=secrets.token_hex(4), snapshot=_NAME, store=store)):
                         pass
+                    await self._fetch(next(each for each in self._states if each != state), store)
         except grpc.aio.AioRpcError as refused:
             error = f"{refused.code().name}: {refused.details()}"
         except TimeoutError:
             error = "no answer"
         append(self._journal, what="done", machine=machine, error=error[:500])
-        with contextlib.suppress(grpc.aio.AioRpcError, TimeoutError):
-            async with asyncio.timeout(10), grpc.aio.insecure_channel(f"unix:{state}/agent.sock") as channel:
-                gone = pb.UnstageRequest(request_id=secrets.token_hex(4), snapshot=_NAME, rung=pb.RUNG_ABSENT)
-                await agent_pb2_grpc.AgentStub(channel).Unstage(gone)
+        for each in self._states:
+            with contextlib.suppress(grpc.aio.AioRpcError, TimeoutError):
+                async with asyncio.timeout(10), grpc.aio.insecure_channel(f"unix:{each}/agent.sock") as channel:
+                    gone = pb.UnstageRequest(request_id=secrets.token_hex(4), snapshot=_NAME, rung=pb.RUNG_ABSENT)
+                    await agent_pb2_grpc.AgentStub(channel).Unstage(gone)
+
+    async def _fetch(self, state: Path, store: str) -> None:
+        async with grpc.aio.insecure_channel(f"unix:{state}/agent.sock") as channel:
+            wanted = pb.PullRequest(request_id=secrets.token_hex(4), snapshot=_NAME, stores=[store], replace=True)
+            async for _ in agent_pb2_grpc.AgentStub(channel).Pull(wanted):
+                pass
 
     def _request(self) -> pb.SnapshotRequest:
         engine = pb.Engine(

@@ -6,26 +6,17 @@ journal says, and what one fault showed can be tried again by its number alone.
 
 from __future__ import annotations
 
+import functools
 import random
 from dataclasses import asdict, dataclass
 from typing import Any
 
-VICTIMS = ("scaler", "agent", "engine", "sandbox", "criu", "gpumem", "filler", "s3")
-# When it is done: at once, or as soon as what is named is seen from outside, by the names of phases (zerowake_shared/phases.py).
-MOMENTS = ("at once", "held", "image.sandbox", "image.criu", "image.fill", "health", "first_byte")
-CAPTURE = ("start", "ready", "request", "quiesce", "dump", "split", "prove", "publish")
-# A process that comes and goes is hit where it is.
-_OF = {
-    "engine": ("at once", "image.fill", "health", "first_byte"),
-    "criu": ("image.criu", "image.fill"),
-    "sandbox": ("image.sandbox", "health", "first_byte"),
-    "gpumem": ("at once", "image.criu"),
-    "filler": ("at once", "image.criu"),
-    "s3": ("at once",),
-}
+from tests.chaos.moments import STRIKES
+
+VICTIMS = tuple(dict.fromkeys(victim for victim, _ in STRIKES))
 WEIGHTS = {
-    "kill": 30,
-    "stop": 20,
+    "kill": 25,
+    "stop": 25,
     "disk full": 5,
     "chunk flipped": 4,
     "chunk torn": 4,
@@ -75,14 +66,11 @@ def draw(seed: int, number: int, kinds: dict[str, int] | None = None) -> Fault:
     """Fault `number` of a seed, of these kinds and weights."""
     weights = WEIGHTS if kinds is None else kinds
     chance = random.Random(f"{seed}/{number}")
-    kind = chance.choices(list(weights), list(weights.values()))[0]
+    kind = _kind(seed, number, tuple(weights.items()))
     machine = chance.choice(_MACHINES)
     victim, moment = "", "at once"
     if kind in ("kill", "stop"):
-        victim = chance.choice(VICTIMS)
-        moment = chance.choice(_OF.get(victim, MOMENTS))
-        if victim in ("scaler", "agent", "engine", "sandbox", "criu", "s3") and chance.random() < 0.35:
-            moment = chance.choice(CAPTURE)
+        victim, moment = _strike(seed, kind, sum(_kind(seed, each, tuple(weights.items())) == kind for each in range(number)))
     elif kind in ("descriptors", "memory"):
         victim = chance.choice(("scaler", "agent", "gpumem"))
     elif kind == "clock":
@@ -97,3 +85,15 @@ def draw(seed: int, number: int, kinds: dict[str, int] | None = None) -> Fault:
         chance=chance.getrandbits(32),
         pause=round(chance.uniform(0.1, 0.7), 3),
     )
+
+
+@functools.cache
+def _kind(seed: int, number: int, weights: tuple[tuple[str, int], ...]) -> str:
+    kinds, weighs = zip(*weights, strict=True)
+    return str(random.Random(f"{seed}/{number}/kind").choices(kinds, weighs)[0])
+
+
+def _strike(seed: int, kind: str, turn: int) -> tuple[str, str]:
+    """Whom, and when. They come by turns, so that a run leaves none of them out to chance."""
+    times, turn = divmod(turn, len(STRIKES))
+    return random.Random(f"{seed}/{kind}/{times}").sample(STRIKES, len(STRIKES))[turn]

@@ -32,6 +32,7 @@ from tests.worlds.wrong_clock import WrongClock
 
 ROOT = Path(__file__).parents[2]
 ENGINE = Path(__file__).with_name("engine.py")
+_PLANTED = Path(__file__).with_name("planted")
 PORT = 8000
 DISK = 384 << 20  # bytes of each machine's state folder
 MODELS = ("quick", "stand", "lent", "cold")
@@ -70,6 +71,11 @@ class Machine:
     @property
     def state(self) -> Path:
         return self.folder / "state"
+
+    @property
+    def phases(self) -> Path:
+        """Names of phases as they begin."""
+        return self.folder / "phases"
 
     def agent_pid(self) -> int:
         """0: there is none now."""
@@ -200,7 +206,7 @@ class Stack:
         kept = {key: value for key, value in os.environ.items() if key in ("PATH", "HOME", "LANG", "TMPDIR")}
         kept |= {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_REGION": "us-east-1", "GPUMEM_SOCKET": str(self.socket)}
         if self.plant:
-            kept |= {"PYTHONPATH": str(Path(__file__).with_name("planted")), "ZEROWAKE_CHAOS_PLANT": self.plant}
+            kept |= {"PYTHONPATH": str(_PLANTED), "ZEROWAKE_CHAOS_PLANT": self.plant}
         return kept | {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.proxy.port}"}
 
     def _make_machine(self, name: str) -> None:
@@ -215,7 +221,8 @@ class Stack:
         settings |= {"drain_seconds": 5, "models": {model: self._section(model, name) for model in MODELS}}
         file.write_text(yaml.safe_dump(settings))
         command = [sys.executable, "-m", "scaler.programs.cli", "up", str(file)]
-        machine.service = self._declare(name, command, **self.clock.env)
+        tells = {"PYTHONPATH": str(_PLANTED), "ZEROWAKE_CHAOS_PHASES": str(machine.phases)}
+        machine.service = self._declare(name, command, **self.clock.env, **tells)
         self.machines[name] = machine
 
     def _section(self, model: str, machine: str) -> dict[str, Any]:

@@ -1,7 +1,10 @@
-"""Bugs that the checker of the fault run has to find: Python reads this file before each program of the stack.
+"""Python reads this file before each program of a machine. It has them tell when a phase begins, and may plant a bug.
 
-ZEROWAKE_CHAOS_PLANT names one. It is planted in a module as that module is imported, and strikes now and then, as bugs do that tests have
-missed.
+ZEROWAKE_CHAOS_PHASES: a file that gets the name of each phase as a line, as it begins, or, of those that the scaler only marks the end of,
+as it is reached; so a process can be hit in that moment (strikes.py). Nothing else about the program changes.
+
+ZEROWAKE_CHAOS_PLANT: a bug that the checker of the fault run has to find. It is planted in a module as that module is imported, and strikes
+now and then, as bugs do that tests have missed.
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import functools
 import importlib.abc
 import importlib.machinery
 import importlib.util
@@ -210,11 +214,40 @@ PLANTS: dict[str, tuple[str, Callable[[ModuleType], None]]] = {
 }
 
 
+def _told(file: int, phase: str) -> None:
+    with contextlib.suppress(OSError):
+        os.write(file, f"{phase}\n".encode())
+
+
+def phases_begin(file: int, module: ModuleType) -> None:
+    """Of the agent."""
+    phase = module.Phases.phase
+
+    def told(self: Any, name: str) -> Any:
+        _told(file, name)
+        return phase(self, name)
+
+    module.Phases.phase = told
+
+
+def phases_end(file: int, module: ModuleType) -> None:
+    """Of the scaler."""
+    mark = module.Activation.mark
+
+    def told(self: Any, phase: str, *more: Any, **named: Any) -> None:
+        reached = phase in self.phases
+        mark(self, phase, *more, **named)
+        if not reached:
+            _told(file, phase)
+
+    module.Activation.mark = told
+
+
 class _Planter(importlib.abc.MetaPathFinder):
     """Imports one module as ever, and then plants."""
 
-    def __init__(self, name: str, plant: Callable[[ModuleType], None]) -> None:
-        self._name, self._plant = name, plant
+    def __init__(self, name: str, plant: Callable[[ModuleType], None], what: str) -> None:
+        self._name, self._plant, self._what = name, plant, what
 
     def find_spec(self, name: str, path: Any, target: Any = None) -> importlib.machinery.ModuleSpec | None:
         if name != self._name:
@@ -222,16 +255,21 @@ class _Planter(importlib.abc.MetaPathFinder):
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)
         assert spec and spec.loader
-        exec_module, plant = spec.loader.exec_module, self._plant
+        exec_module, plant, what = spec.loader.exec_module, self._plant, self._what
 
         def planting(module: ModuleType) -> None:
             exec_module(module)
             plant(module)
-            planted.append(os.environ["ZEROWAKE_CHAOS_PLANT"])
+            planted.append(what)
 
         spec.loader.exec_module = planting  # type: ignore[method-assign]
         return spec
 
 
 if wanted := os.environ.get("ZEROWAKE_CHAOS_PLANT"):
-    sys.meta_path.insert(0, _Planter(*PLANTS[wanted]))
+    sys.meta_path.insert(0, _Planter(*PLANTS[wanted], wanted))
+if journal := os.environ.get("ZEROWAKE_CHAOS_PHASES"):
+    # Opened now: there may be no descriptor left when there is something to tell.
+    phases = os.open(journal, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    sys.meta_path.insert(0, _Planter("restore_agent.sequences.phases", functools.partial(phases_begin, phases), "phases that begin"))
+    sys.meta_path.insert(0, _Planter("scaler.books.activation", functools.partial(phases_end, phases), "phases that end"))
