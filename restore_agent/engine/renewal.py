@@ -4,7 +4,8 @@ A process says so in the control directory, `renews-PID-WHAT`, before the dump; 
 again, and until then its replica serves nobody: no request may be answered from the state that all replicas have. Who wants a signal to
 hear of it wrote its name there: SIGURG, which does nothing to a process that does not ask for it, and no other.
 
-A process that maps what keeps such state, and does not say that it sees to it, is named by `create`. What it keeps otherwise nobody sees.
+A process that maps what keeps such state, and does not say that it sees to it, is named by `create`. What it keeps otherwise nobody sees;
+nor whether it calls C's `rand`, which nearly every process can, since so many libraries name it.
 """
 
 from __future__ import annotations

@@ -156,7 +156,10 @@ def create(
         list[Path], typer.Option(help="Folder that stays the machine's own; what is written elsewhere is each replica's.")
     ] = [],  # noqa: B006
     renew: Annotated[
-        bool, typer.Option("--renew", help="Have each replica make its random state anew: of OpenSSL, Python and Node; fixed seeds, too.")
+        bool,
+        typer.Option(
+            "--renew", help="Have each replica make its random state anew: of OpenSSL, C's library, Python and Node; fixed seeds, too."
+        ),
     ] = False,
     timeout: Annotated[float, typer.Option(help="Seconds the server may take to be ready.", min=0)] = 600.0,
     replace: Annotated[bool, typer.Option("--replace", help="Take the place of a snapshot of the same name.")] = False,

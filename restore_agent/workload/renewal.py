@@ -20,6 +20,7 @@ what they were seeded by: where torch is not there, ZEROWAKE_KEEP_SEEDS=1 in the
 them alone unless they are known not to be seeded, as most programs never seed them.
 
 This file runs inside engines and imports the standard library alone. `renewal_at_start.py` brings it into any Python program.
+What C's library keeps (`rand`, `drand48`) renewal.c sees to, as of any program that it is preloaded into.
 """
 
 from __future__ import annotations

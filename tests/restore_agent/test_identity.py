@@ -15,10 +15,13 @@ from zerowake_proto import agent_pb2 as pb
 from restore_agent.snapshots.catalog import Catalog
 from tests.worlds.agent import Agent, get, running
 from tests.worlds.device import ROOT
+from tests.worlds.renewing import drawing_server
 from tests.worlds.served import snapshot
 
 ENGINE = ROOT / "tests/worlds/drawing_engine.py"
 REPEATED = {"random", "numpy", "openssl", "cryptography"}  # what a program keeps itself
+
+DRAWN_IN_C = {"rand", "random", "drand48", "lrand48", "mrand48"}
 
 
 def engine(*options: str) -> list[str]:
@@ -53,6 +56,20 @@ async def test_replicas_of_a_program_that_knows_nothing_of_it(agent: Agent) -> N
     told = await snapshot(agent, "renewed", engine(), "--renew", canary="/health")
     assert "random state" not in told
     assert same(*await two(agent, "renewed")) == set()
+
+
+async def test_replicas_of_a_program_that_draws_by_the_c_library(agent: Agent, tmp_path: Path) -> None:
+    """Of which `create` cannot know: nothing shows from outside who calls that, and for what."""
+    program = str(drawing_server(tmp_path))
+    for name, seed, options, are_alike in (
+        ("plain", [], [], True),
+        ("seeded", ["7"], ["--renew"], False),
+        ("renewed", [], ["--renew"], False),
+        ("kept", ["7"], ["--renew", "--env", "ZEROWAKE_KEEP_SEEDS=1"], True),
+    ):
+        told = await snapshot(agent, name, [program, "8000", *seed], *options, canary="/health")
+        assert "random state" not in told
+        assert same(*await two(agent, name)) == (DRAWN_IN_C if are_alike else set()), name
 
 
 async def test_an_engine_that_is_told_draws_anew_and_hears_how_long_it_was_away(agent: Agent) -> None:

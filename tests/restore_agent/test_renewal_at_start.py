@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from importlib.resources import files
 from pathlib import Path
 
 import pytest
-import zerowake_native
 
-from restore_agent.workload.renewal import ANSWER_DOOR, RESTORE_COMPLETE, VARIABLE, Return
+from restore_agent.workload.renewal import RESTORE_COMPLETE
+from tests.worlds.renewing import World
 from tests.worlds.waiting import blocking_until
 
 PROGRAM = """
@@ -25,38 +21,6 @@ print(random.random(), flush=True)
 """
 
 
-class World:
-    """A control directory, and what is laid out, with a program's own `sitecustomize` behind it."""
-
-    def __init__(self, folder: Path) -> None:
-        self.control, self.laid, self.own = folder / "control", folder / "laid", folder / "own"
-        for each in (self.control, self.laid, self.own):
-            each.mkdir()
-        workload = files("restore_agent.workload")
-        for source, target in (("renewal.py", "zerowake_renewal.py"), ("renewal_at_start.py", "sitecustomize.py")):
-            (self.laid / target).write_bytes((workload / source).read_bytes())
-
-    def start(self, program: str, **env: str) -> subprocess.Popen[str]:
-        path = f"{self.laid}:{self.own}"
-        return subprocess.Popen(
-            [sys.executable, "-c", program],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "PYTHONPATH": path, VARIABLE: str(self.control), **env},
-        )
-
-    def announced(self) -> set[str]:
-        return {path.name for path in self.control.glob("renews-*")}
-
-    def restore(self) -> None:
-        """The agent's word, and its door."""
-        for path in self.control.glob("renews-*"):
-            path.unlink()
-        (self.control / RESTORE_COMPLETE).write_text(Return.fresh(5, restored=True).encode())
-        os.close(os.open(self.control / ANSWER_DOOR, os.O_RDWR | os.O_NONBLOCK))
-
-
 @pytest.fixture
 def world(tmp_path: Path) -> World:
     return World(tmp_path)
@@ -64,7 +28,7 @@ def world(tmp_path: Path) -> World:
 
 def test_a_program_draws_anew_and_keeps_its_own_start(world: World) -> None:
     (world.own / "sitecustomize.py").write_text("OWN = 'mine'\n")
-    os.mkfifo(world.control / ANSWER_DOOR)
+    world.wait()
     drawn = []
     for _ in range(2):
         with world.start(PROGRAM) as process:
@@ -90,16 +54,3 @@ def test_nothing_happens_where_nobody_wants_a_snapshot(world: World) -> None:
     with world.start(program) as process:
         assert process.stdout and process.stdout.read() == "1 True\n"
     assert world.announced() == set()
-
-
-def test_the_preloaded_part_speaks_for_each_process_and_those_that_it_forks(world: World) -> None:
-    os.mkfifo(world.control / ANSWER_DOOR)
-    program = "import os; os.fork(); os.write(1, b'%d\\n' % os.getpid()); os.read(0, 1)"
-    with world.start(program, LD_PRELOAD=str(zerowake_native.RENEWAL), PYTHONPATH="") as process:
-        assert process.stdin and process.stdout
-        pids = {int(process.stdout.readline()) for _ in range(2)}
-        theirs = {f"renews-{pid}-openssl" for pid in pids}
-        blocking_until(lambda: theirs <= world.announced())
-        world.restore()
-        blocking_until(lambda: theirs == world.announced())
-        process.stdin.close()
