@@ -37,7 +37,7 @@ from gpumem.client.ranges import Joined, Range, Region, Scratch
 from gpumem.hardware.devices import open_memory
 from gpumem.hardware.memory import Memory
 from gpumem.wire.blocking_connection import ANSWER_SECONDS, DEFAULT_SOCKET, BlockingConnection
-from gpumem.wire.errors import Invalid, NotFound, PeerGone, StaleLayout, StillMapped, WrongDevice
+from gpumem.wire.errors import Invalid, NotFound, NotSealed, PeerGone, StaleLayout, StillMapped, WrongDevice
 from gpumem.wire.frames import Frame
 from gpumem.wire.sources import Source, close_files, fill_request
 
@@ -206,15 +206,18 @@ class Client:
             try:
                 self._move(moved or {})
                 self._choose(self.device)
+                on_their_way = []
                 for found in self._ranges:
                     if isinstance(found, Region):
-                        granted, frame = self._attached(found, wait)
-                        if granted.layout != found.serialized_layout:
-                            frame.close()
-                            raise StaleLayout(f"region {found.id.hex()[:12]} has another layout since: start this process anew")
-                        found._map(granted, frame)
-                # Last: where memory is short, it is regions without a lease that go for it.
+                        try:
+                            self._map_again(found, 0.0)
+                        except (NotFound, NotSealed):
+                            on_their_way.append(found)
+                # After those that are there: where memory is short, it is regions without a lease that go for it. One that is being
+                # filled is no such, and what it takes until it is there is time for this.
                 self._map_scratch([found for found in self._ranges if isinstance(found, Scratch)])
+                for found in on_their_way:
+                    self._map_again(found, wait)
                 # Each has its own by now or soon, so that none waits for one who waits for it.
                 for found in self._ranges:
                     if isinstance(found, Joined):
@@ -283,6 +286,14 @@ class Client:
         ref = pb.RegionRef(device=region.device, id=region.id, capability=region.capability)
         reply, frame = self._connection.ask(pb.Request(attach=pb.Attach(region=ref, wait_seconds=wait)), seconds=ANSWER_SECONDS + wait)
         return reply.granted, frame
+
+    def _map_again(self, region: Region, wait: float) -> None:
+        """Where it was. Raises what `attach` does, and StaleLayout."""
+        granted, frame = self._attached(region, wait)
+        if granted.layout != region.serialized_layout:
+            frame.close()
+            raise StaleLayout(f"region {region.id.hex()[:12]} has another layout since: start this process anew")
+        region._map(granted, frame)
 
     def _joined(self, found: Joined, wait: float) -> tuple[pb.Granted, Frame]:
         join = pb.Join(device=found.device, secret=self._secret(found.name), wait_seconds=wait)

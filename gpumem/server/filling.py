@@ -218,7 +218,7 @@ class Filling:
             if peer is not None:
                 peer.readers += 1
                 stack.callback(self._devices[peer.device].let_go, peer)
-            target, source = await self._open(stack, filler, job.region, peer)
+            target, source = await self._open(stack, filler, job, peer)
             missing = deque(index for index in range(len(job.chunks.sizes)) if index not in job.done)
             under_way: set[asyncio.Task[None]] = set()
             try:
@@ -244,15 +244,16 @@ class Filling:
                     await asyncio.wait(under_way)
 
     async def _open(
-        self, stack: contextlib.AsyncExitStack, filler: FillerProcess, target: Region | None, source: Region | None
+        self, stack: contextlib.AsyncExitStack, filler: FillerProcess, job: Job, source: Region | None
     ) -> tuple[int, int]:
-        """Has both mapped by the filler, at the same time, until the stack ends; their numbers, 0 for none."""
+        """Has the job's region and the source mapped by the filler, at the same time, until the stack ends; their numbers, 0 for none."""
+        target = job.region
         wanted = [(next(_numbers) if region is not None else 0, region, region is target) for region in (target, source)]
         opened = await asyncio.gather(*(_open(filler, *each) for each in wanted), return_exceptions=True)
         for (number, region, _), failure in zip(wanted, opened, strict=True):
             if region is None or failure is not None:
                 continue
-            if source is not None:
+            if job.device is not None and not job.device.memory.addressable:
                 # The answer need not wait until the filler has unmapped a GPU's memory: an open mapping does not keep that from being
                 # sealed, as it does with the host's.
                 stack.callback(self._close_later, filler, number)

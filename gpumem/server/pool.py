@@ -5,8 +5,9 @@ next owner writes, and no scrubbing helps against that. So what is given back is
 because the driver (or the kernel) scrubs it, and whoever kept the old still has only their own bytes. Making memory takes a GPU 0.2 ms a
 slab, less than clearing it would. While a device has not yet freed what was given back, the pool is owed it, and asks again and again.
 
-Slabs are of one size but for the rest of the budget; a request for less takes free slabs apart by letting go of them and making the
-exact sizes anew, so a small region wastes less than one granule, and regions need no sharing of slabs, which a GPU could not map anyway.
+Slabs are of one size at first, but for the rest of the budget. A request for less takes free slabs apart by letting go of them and making
+the exact sizes anew, so a small region wastes less than one granule, and regions need no sharing of slabs, which a GPU could not map.
+What is given back is replaced by slabs of the same sizes: an engine that wakes asks for what it gave back, and finds it made.
 """
 
 from __future__ import annotations
@@ -145,6 +146,15 @@ class Pool:
         whole, rest = divmod(size, self._memory.slab)
         return [self._memory.slab] * whole + ([rest] if rest else [])
 
+    def _replacing(self, spent: list[Slab], size: int) -> list[int]:
+        """Sizes, of `size` bytes in all, to make in the place of slabs that were given back: theirs, as far as that goes."""
+        sizes = []
+        for slab in spent:
+            if slab.size <= size:
+                sizes.append(slab.size)
+                size -= slab.size
+        return sizes + self._sizes(size)
+
     def _plan(self, size: int) -> tuple[list[Slab], list[int], list[Slab], list[int]]:
         """Slabs to lend as they are; sizes that are lacking; slabs to take apart for them; sizes to make of what these leave over."""
         free = list(self._free)
@@ -170,7 +180,7 @@ class Pool:
         spent, self._spent = self._spent, []
         held = self.free + self.lent
         try:
-            self._free += await self._make(self._sizes(max(0, self.wanted - held)), spent)
+            self._free += await self._make(self._replacing(spent, max(0, self.wanted - held)), spent)
             self._refused = ""
         except MemoryFailed as error:
             if str(error) != self._refused:

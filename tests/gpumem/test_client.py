@@ -132,8 +132,10 @@ def test_a_resume_asks_once_for_all_scratch(
 
 
 def test_resume_waits_for_a_region_that_is_being_filled(client: Client, server: Served, weights: Weights) -> None:
+    """And has its scratch by then."""
     client.fill(weights.layout, weights.sources)
     region = client.attach(weights.id)
+    client.scratch(2 * MIB)
     client.quiesce()
     connection = BlockingConnection(server.socket, "test")
     connection.ask(pb.Request(evict=pb.Evict(region=weights.ref())))
@@ -143,6 +145,7 @@ def test_resume_waits_for_a_region_that_is_being_filled(client: Client, server: 
     assert not ours()
     resuming = threading.Thread(target=client.resume)
     resuming.start()
+    until(lambda: [lease.size for lease in server.status().leases] == [2 * MIB])
     with Client(server.socket) as other:
         other.fill(weights.layout, weights.sources)
     resuming.join(10)

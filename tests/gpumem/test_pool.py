@@ -63,6 +63,19 @@ async def test_what_is_taken_is_as_large_as_asked_and_zeros(pool: Pool) -> None:
         await settled(pool, 50 * MIB)
 
 
+async def test_who_asks_again_for_as_much_as_was_given_back_finds_it_made(pool: Pool) -> None:
+    taken = await pool.acquire(14 * MIB)
+    pool.retire(taken)
+    await settled(pool, 50 * MIB)
+    memory = pool._memory
+    assert isinstance(memory, Crowded)
+    before = memory.room
+    again = await pool.acquire(14 * MIB)
+    assert [slab.size for slab in again] == [slab.size for slab in taken]
+    assert memory.room == before, "nothing was made for it"
+    pool.retire(again)
+
+
 async def test_memory_that_was_lent_is_never_lent_again(pool: Pool) -> None:
     taken = await pool.acquire(50 * MIB)
     kept = [os.dup(slab.fd) for slab in taken]
