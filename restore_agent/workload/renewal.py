@@ -119,15 +119,19 @@ def renew_if_restored(folder: Path) -> dict[str, str]:
 
 def listen() -> bool:
     """Has this process, and each that it forks, make its random state anew when it was restored. Returns whether anybody wants a snapshot
-    of it. For programs that take no other part in the control directory; a thread waits at its door, and costs nothing."""
+    of it. For programs that take no other part in the control directory; a thread waits at its door, and costs nothing.
+
+    What begins after the restore, or is forked once all is new, is left alone: it repeats nothing, and the seed that it chooses counts."""
     named = os.environ.get(VARIABLE)
-    if not named or not Path(named, ANSWER_DOOR).exists():
+    if not named or not Path(named, ANSWER_DOOR).exists() or Path(named, RESTORE_COMPLETE).exists():
         return False
     folder = Path(named)
+    is_new = threading.Event()
 
     def begin() -> None:
-        with contextlib.suppress(RuntimeError):  # an interpreter that ends starts no threads
-            threading.Thread(target=_listen, args=[folder], name="renewal", daemon=True).start()
+        if not is_new.is_set():
+            with contextlib.suppress(RuntimeError):  # an interpreter that ends starts no threads
+                threading.Thread(target=_listen, args=[folder, is_new], name="renewal", daemon=True).start()
 
     begin()
     os.register_at_fork(after_in_child=begin)
@@ -142,7 +146,7 @@ def announce(folder: Path, what: str = PYTHON) -> None:
         fresh.rename(folder / fresh.name[1:])
 
 
-def _listen(folder: Path) -> None:
+def _listen(folder: Path, is_new: threading.Event) -> None:
     announce(folder)
     while not (folder / RESTORE_COMPLETE).exists():
         if (folder / SNAPSHOT_COMPLETE).exists():
@@ -156,6 +160,7 @@ def _listen(folder: Path) -> None:
     except Exception:  # the engine goes on, and its log says what is not anew
         traceback.print_exc()
     else:
+        is_new.set()
         announce(folder)
 
 

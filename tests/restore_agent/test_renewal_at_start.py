@@ -20,6 +20,20 @@ sys.stdin.readline()
 print(random.random(), flush=True)
 """
 
+FORKING = """
+import os, random, sys, threading
+sys.stdin.readline()
+for _ in range(10):
+    if os.fork() == 0:
+        random.seed(7)
+        for _ in range(10_000):
+            os.stat("/")  # any other thread goes on meanwhile
+            random.random()
+        os.write(1, b"%r %d\\n" % (random.random(), threading.active_count()))
+        os._exit(0)
+    os.wait()
+"""
+
 
 @pytest.fixture
 def world(tmp_path: Path) -> World:
@@ -53,4 +67,27 @@ def test_nothing_happens_where_nobody_wants_a_snapshot(world: World) -> None:
     program = "import sys, threading; print(threading.active_count(), 'sitecustomize' in sys.modules)"
     with world.start(program) as process:
         assert process.stdout and process.stdout.read() == "1 True\n"
+    assert world.announced() == set()
+
+
+def test_what_is_forked_after_the_restore_keeps_the_seed_that_it_chooses(world: World) -> None:
+    world.wait()
+    with world.start(FORKING) as process:
+        assert process.stdin and process.stdout
+        ours = {f"renews-{process.pid}-python"}
+        blocking_until(lambda: world.announced() == ours)
+        world.restore()
+        blocking_until(lambda: world.announced() == ours)
+        process.stdin.write("\n")
+        process.stdin.flush()
+        drawn = [process.stdout.readline() for _ in range(10)]
+        assert len(set(drawn)) == 1 and drawn[0].endswith(" 1\n"), "and none has a thread of ours"
+        assert world.announced() == ours
+
+
+def test_what_begins_after_the_restore_is_left_alone(world: World) -> None:
+    world.wait()
+    (world.control / RESTORE_COMPLETE).write_text("")
+    with world.start("import threading; print(threading.active_count())") as process:
+        assert process.stdout and process.stdout.read() == "1\n"
     assert world.announced() == set()
