@@ -13,11 +13,12 @@ import contextlib
 import errno
 import os
 import weakref
+from collections.abc import Iterator
 from typing import Any
 
 from restore_agent.places.place import Place
 from restore_agent.places.processes import status
-from restore_agent.workload.control_directory import DOORS, READY
+from restore_agent.workload.control_directory import ANSWER_DOOR, DOORS, READY, RENEWAL_REQUESTED
 
 _OPEN = os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC  # to read as well: without that it needs somebody who reads
 _TRIED = os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC  # ENXIO: nobody is there to read
@@ -51,6 +52,17 @@ class Control:
         """Writes one of the agent's words, with a content that is for the engine's own user alone, and opens its door. Raises OSError."""
         self.write(word, content, is_private=bool(content))
         self._open_door(DOORS[word])
+
+    @contextlib.contextmanager
+    def renewing(self, content: str) -> Iterator[None]:
+        """Says `renewal-requested`, for the engine's own user alone. Within the block its door is open: whoever stands there looks what was
+        said, and stands there again. Raises OSError."""
+        self.write(RENEWAL_REQUESTED, content, is_private=True)
+        self._open_door(ANSWER_DOOR)
+        try:
+            yield
+        finally:
+            self._close(ANSWER_DOOR)
 
     def is_awaited(self, word: str) -> bool:
         """Whether an engine stands at the word's door; it looks for the word then, and stands there again. True, too, without a door."""

@@ -17,8 +17,8 @@ import re
 import signal
 import socket
 import time
-from collections.abc import Awaitable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -43,7 +43,7 @@ from restore_agent.workload.control_directory import (
     WAKE_BYTES,
     WEIGHTS,
 )
-from restore_agent.workload.renewal import Return
+from restore_agent.workload.renewal import PYTHON, Return
 from zerowake_shared.backoff import Backoff
 from zerowake_shared.json_text import parsed
 from zerowake_shared.network_namespace import NetworkNamespace
@@ -60,7 +60,7 @@ _IDLE_SHARE = 0.02  # of one core
 _MISPLACED_SECONDS = 10.0  # idle for so long, and listening elsewhere: it will not listen where it should
 _HEARS_SECONDS = 2.0  # in which an engine that was woken has come to wait for the next word
 _STOP_SECONDS = 5.0
-_RENEWAL_SECONDS, _RENEWAL_PROBE = 2.0, 0.0005
+_RENEWAL_SECONDS, _RENEWAL_ASLEEP_SECONDS, _RENEWAL_PROBE = 2.0, 1.0, 0.0005
 _CALLED_LENGTH = 80  # characters of a command in a message
 _LARGEST_ANSWER = 16 << 20  # bytes that are read of what an engine says
 _T = TypeVar("_T")
@@ -97,6 +97,7 @@ class Engine:
         self._dumped_at = dumped_at  # until it was told that it was restored
         self._stopped_at: float | None = None
         self._renews = renews
+        self._entropy: bytes | None = None  # of what was made anew while it slept: its ranks have to agree, also one that does so later
 
     @classmethod
     async def start(cls, record: EngineRecord, place: Place, output: Output, *, for_snapshot: bool) -> Engine:
@@ -262,26 +263,42 @@ class Engine:
             self._control.write(GPUS, json.dumps(moved))
         since = self._dumped_at or self._control.said_at(READY) or self._stopped_at
         back = Return.fresh(None if since is None else max(time.time() - since, 0.0), restored=self._dumped_at is not None)
+        if self._entropy:
+            back, self._entropy = replace(back, entropy=self._entropy), None
         self._control.say(RESTORE_COMPLETE, back.encode())
         if self._dumped_at is not None:
             renewal.send(self._renews, self.place.host_pid)
         self._dumped_at = self._stopped_at = None
 
+    async def renew_asleep(self) -> None:
+        """Has the processes of a restored engine that sleeps make anew what all replicas have in common, those that hear of it by the
+        control directory, so that its wake need not."""
+        if self._dumped_at is None or self._entropy or not (hearing := [each for each in self._renews if each[1] == PYTHON]):
+            return
+        back = Return.fresh(max(time.time() - self._dumped_at, 0.0), restored=True)
+        self._entropy = back.entropy
+        with contextlib.suppress(OSError), self._control.renewing(back.encode()):
+            await self._renewed(hearing, _RENEWAL_ASLEEP_SECONDS)
+
     async def renewed(self) -> None:
         """After `woken`, until its processes have made anew what all replicas have in common: before that it may serve nobody."""
-        ended = self.place.exit_of(self.pid)
-        deadline = time.monotonic() + _RENEWAL_SECONDS
-        while (awaited := renewal.awaited(self._renews, self.place.control_directory)) and not ended.done():
-            if time.monotonic() > deadline:
-                pids = sorted({pid for pid, _, _ in awaited} & self.place.host_pids().keys())
-                if pids:
-                    _LOG.warning(
-                        "pid %s of the engine %r did not make its random state anew within %.0f s, and serves all the same",
-                        *(", ".join(map(str, pids)), self.called, _RENEWAL_SECONDS),
-                    )
-                break
-            await asyncio.wait([ended], timeout=_RENEWAL_PROBE)
+        awaited = await self._renewed(self._renews, _RENEWAL_SECONDS)
+        if pids := sorted({pid for pid, _, _ in awaited} & self.place.host_pids().keys()):
+            _LOG.warning(
+                "pid %s of the engine %r did not make its random state anew within %.0f s, and serves all the same",
+                *(", ".join(map(str, pids)), self.called, _RENEWAL_SECONDS),
+            )
         self._renews = ()
+
+    async def _renewed(self, them: Collection[Announced], seconds: float) -> list[Announced]:
+        """Waits until these have said it again, so long at most. Returns those that have not; none, where the engine has ended."""
+        ended = self.place.exit_of(self.pid)
+        deadline = time.monotonic() + seconds
+        while (awaited := renewal.awaited(them, self.place.control_directory)) and not ended.done():
+            if time.monotonic() > deadline:
+                return awaited
+            await asyncio.wait([ended], timeout=_RENEWAL_PROBE)
+        return []
 
     async def unless_ready(self, work: Awaitable[_T]) -> _T | None:
         """The work's result, or None where the engine became ready for its snapshot and did not end the work soon: it is asleep by then."""

@@ -110,6 +110,7 @@ class Transitions:
                 standby.check_whole()
                 self._headroom.give()
                 await self._resume(standby, pairs, Phases())
+                await standby.engine.renew_asleep()
                 if standby.engine.place.exit_of(standby.engine.pid).done():
                     raise standby.engine.end_error()
 

@@ -4,11 +4,12 @@ An engine that finds SNAPSHOT_CONTROL_DIR in its environment is about to be dump
 
     engine   quiesces: lets go of what is not its own, makes itself small     → writes `ready-for-snapshot`
     agent    dumps it, or has restored it                                     → writes `snapshot-complete` or `restore-complete`
+    agent    parks one that was restored, before anybody asks for it          → writes `renewal-requested` (ours)
     engine   takes back what it let go of, and serves
     agent    wants it as a standby: removes those words                       → writes `quiesce-requested` (ours); the engine begins anew
 
 `restore-complete` says how long the process was away, whether it was made of an image, and entropy for that once: renewal.py, which makes
-Python's random state anew before an engine is told to resume.
+Python's random state anew before an engine is told to resume. `renewal-requested` says the same before, while nobody waits for it.
 A process that woke on other GPUs finds `gpus.json` ({"GPU-old": "GPU-new"}) beside `restore-complete`. An engine whose weights lie in a
 region that it published itself names the checkpoint directory in `weights.json`, before it is ready, so that the snapshot knows them; one
 that has several GPUs says on which of them each lies. It says, too, what of a GPU it let go of as it quiesced and takes again as it resumes
@@ -40,11 +41,12 @@ from pathlib import Path
 from typing import Any
 
 from restore_agent.workload import renewal
-from restore_agent.workload.renewal import Return, announce, renew_if_restored
+from restore_agent.workload.renewal import Return, announce, is_announced, renew_if_restored
 
 VARIABLE = renewal.VARIABLE
 READY = "ready-for-snapshot"
 SNAPSHOT_COMPLETE, RESTORE_COMPLETE = renewal.SNAPSHOT_COMPLETE, renewal.RESTORE_COMPLETE
+RENEWAL_REQUESTED = renewal.RENEWAL_REQUESTED  # ours
 ANSWERS = (RESTORE_COMPLETE, SNAPSHOT_COMPLETE)
 QUIESCE_REQUESTED, GPUS, WEIGHTS, ENVIRONMENT = "quiesce-requested", "gpus.json", "weights.json", "environment.json"  # ours
 WAKE_BYTES = "wake-bytes-"  # ours; PID-GPU-SIZE
@@ -67,12 +69,14 @@ class ControlDirectory:
         named = os.environ.get(VARIABLE)
         return cls(Path(named)) if named else None
 
-    def start(self, quiesce: Callable[[], None], resume: Callable[[Mapping[str, str]], None]) -> None:
+    def start(
+        self, quiesce: Callable[[], None], resume: Callable[[Mapping[str, str]], None], renew_others: Callable[[], None] = lambda: None
+    ) -> None:
         """`take_part` in a thread. Where it fails, the process ends: an agent that sees it idle would dump what cannot be restored."""
 
         def run() -> None:
             try:
-                self.take_part(quiesce, resume)
+                self.take_part(quiesce, resume, renew_others)
             except BaseException:
                 traceback.print_exc()
                 sys.stderr.flush()
@@ -80,12 +84,16 @@ class ControlDirectory:
 
         threading.Thread(target=run, name="control-directory", daemon=True).start()
 
-    def take_part(self, quiesce: Callable[[], None], resume: Callable[[Mapping[str, str]], None]) -> None:
+    def take_part(
+        self, quiesce: Callable[[], None], resume: Callable[[Mapping[str, str]], None], renew_others: Callable[[], None] = lambda: None
+    ) -> None:
         """Plays the engine's part for as long as the process lives: for a thread of its own.
 
         Args:
             quiesce: called first, and whenever the agent asks; nothing of the engine may work when it returns.
             resume: called with the GPUs that have others in their place, old UUID → new one; empty where none has.
+            renew_others: called while the engine sleeps, before `renew` of this process: has its other processes do so. Those that it
+                does not reach do it as they wake.
 
         Raises whatever these two raise. The engine must then end: what it says is that it cannot be dumped, or cannot go on.
         """
@@ -93,18 +101,19 @@ class ControlDirectory:
             quiesce()
             announce(self._folder)
             self._write(READY, "")
-            self._wait(ANSWERS, ANSWER_DOOR, ASLEEP_POLL_SECONDS)
+            self._wait(ANSWERS, ANSWER_DOOR, ASLEEP_POLL_SECONDS, lambda: self._renew_asleep(renew_others))
             self.renew()
             resume(self.moved())
             (self._folder / GPUS).unlink(missing_ok=True)  # the next time that it wakes, other GPUs may have moved
             self._wait([QUIESCE_REQUESTED], REQUEST_DOOR, AWAKE_POLL_SECONDS)
 
     def renew(self) -> None:
-        """Makes this process's random state anew, if it was restored (renewal.py): for each process of an engine that is told otherwise of
-        its wake. Says so to the agent."""
+        """Makes this process's random state anew, if it was restored (renewal.py) and has not done so: for each process of an engine that
+        is told otherwise of its wake. Says so to the agent."""
         with contextlib.suppress(FileNotFoundError):  # it is the one that was dumped, and goes on as itself
-            renew_if_restored(self._folder)
-            announce(self._folder)
+            if not is_announced(self._folder):
+                renew_if_restored(self._folder)
+                announce(self._folder)
 
     def back(self) -> Return:
         """How it has come to go on, after `restore-complete`. Raises FileNotFoundError: that was not said."""
@@ -147,9 +156,19 @@ class ControlDirectory:
             return dict(os.environ)
         return found
 
-    def _wait(self, words: Iterable[str], door: str, poll_seconds: float) -> None:
-        """Until one of the words is there. Whatever is wrong with the door, it is polled."""
+    def _renew_asleep(self, renew_others: Callable[[], None]) -> None:
+        """Once, if the agent wants it."""
+        if self._has(RENEWAL_REQUESTED) and not is_announced(self._folder):
+            try:
+                renew_others()
+            except Exception:  # they do it as they wake
+                traceback.print_exc()
+            self.renew()
+
+    def _wait(self, words: Iterable[str], door: str, poll_seconds: float, meanwhile: Callable[[], None] = lambda: None) -> None:
+        """Until one of the words is there. Whatever is wrong with the door, it is polled. `meanwhile`: whenever it was open."""
         while not any(self._has(word) for word in words):
+            meanwhile()
             try:
                 os.close(os.open(self._folder / door, os.O_RDONLY))  # until somebody opens it for writing
             except OSError:

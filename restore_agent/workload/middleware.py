@@ -70,6 +70,9 @@ class Snapshots(ABC):
         """What ranks have attached and not named themselves: of each the checkpoint directories, with the GPU that they are lent on."""
         return []
 
+    async def renew_others(self) -> None:  # noqa: B027  (an engine may have none)
+        """Has the engine's other processes make their random state anew while they sleep, where they hear of that."""
+
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan" and self._control:
             self.scope, self._loop = scope, asyncio.get_running_loop()
@@ -83,7 +86,11 @@ class Snapshots(ABC):
         async def passed_on(message: Message) -> None:
             await send(message)
             if message["type"] == "lifespan.startup.complete":
-                control.start(lambda: self._do(self._sleep(control)), lambda moved: self._do(self._wake(moved)))
+                control.start(
+                    lambda: self._do(self._sleep(control)),
+                    lambda moved: self._do(self._wake(moved)),
+                    lambda: self._do(self.renew_others()),
+                )
 
         return passed_on
 

@@ -2,6 +2,7 @@
 
     agent     restore-complete   {"version": 1, "restored": true, "entropy": "…64 hex digits…", "away_seconds": 86400.25}
     process   renews-PID-WHAT    written as it starts: it will see to it; written again at the restore: it has seen to it
+    agent     renewal-requested  the same, of a restored engine that sleeps on: whoever hears of it sees to it before its wake
 
 `restore-complete` is one of the control directory's words, which engines only look for; its content is for the engine's user alone to read.
 `entropy` is made for this one restore or wake. `restored` says that this process was made of an image; it is false where the process only
@@ -41,6 +42,7 @@ from typing import Any
 VARIABLE = "SNAPSHOT_CONTROL_DIR"
 KEEP_SEEDS = "ZEROWAKE_KEEP_SEEDS"
 SNAPSHOT_COMPLETE, RESTORE_COMPLETE = "snapshot-complete", "restore-complete"
+RENEWAL_REQUESTED = "renewal-requested"
 ANSWER_DOOR = "answer.fifo"
 ANNOUNCED = "renews-"  # PID-WHAT
 PYTHON = "python"  # a WHAT
@@ -66,11 +68,11 @@ class Return:
         return json.dumps({"version": _VERSION, "restored": self.restored, "entropy": self.entropy.hex(), "away_seconds": away})
 
     @classmethod
-    def read(cls, folder: Path) -> Return:
-        """What stands in the control directory's `restore-complete`. Where an agent wrote none, or this user may not read it: entropy of
+    def read(cls, folder: Path, word: str = RESTORE_COMPLETE) -> Return:
+        """What stands in that word of the control directory. Where an agent wrote none, or this user may not read it: entropy of
         the kernel's, and a restore. Raises FileNotFoundError: the word was not said."""
         try:
-            said = json.loads((folder / RESTORE_COMPLETE).read_text())
+            said = json.loads((folder / word).read_text())
             away = said["away_seconds"]
             return cls(bytes.fromhex(said["entropy"]), None if away is None else float(away), bool(said["restored"]))
         except FileNotFoundError:
@@ -111,9 +113,14 @@ def renew(back: Return) -> dict[str, str]:
     return done
 
 
+def is_back(folder: Path) -> bool:
+    """Whether the control directory says of this process that it was restored, or has slept; its wake may still be to come."""
+    return any(os.access(folder / word, os.F_OK) for word in (RESTORE_COMPLETE, RENEWAL_REQUESTED))
+
+
 def renew_if_restored(folder: Path) -> dict[str, str]:
     """`renew`, by what the control directory says; nothing where this process only slept. Raises FileNotFoundError, as `Return.read`."""
-    back = Return.read(folder)
+    back = Return.read(folder, RENEWAL_REQUESTED if os.access(folder / RENEWAL_REQUESTED, os.F_OK) else RESTORE_COMPLETE)
     return renew(back) if back.restored else {}
 
 
@@ -123,7 +130,7 @@ def listen() -> bool:
 
     What begins after the restore, or is forked once all is new, is left alone: it repeats nothing, and the seed that it chooses counts."""
     named = os.environ.get(VARIABLE)
-    if not named or not Path(named, ANSWER_DOOR).exists() or Path(named, RESTORE_COMPLETE).exists():
+    if not named or not Path(named, ANSWER_DOOR).exists() or is_back(Path(named)):
         return False
     folder = Path(named)
     is_new = threading.Event()
@@ -146,9 +153,14 @@ def announce(folder: Path, what: str = PYTHON) -> None:
         fresh.rename(folder / fresh.name[1:])
 
 
+def is_announced(folder: Path, what: str = PYTHON) -> bool:
+    """Whether this process has said so where it is now."""
+    return os.access(folder / f"{ANNOUNCED}{os.getpid()}-{what}", os.F_OK)
+
+
 def _listen(folder: Path, is_new: threading.Event) -> None:
     announce(folder)
-    while not (folder / RESTORE_COMPLETE).exists():
+    while not is_back(folder):
         if (folder / SNAPSHOT_COMPLETE).exists():
             return  # it is the one that was dumped, and goes on as itself
         try:

@@ -1,5 +1,6 @@
 """The engine's side of the control directory, spoken to as the agent speaks: files under temporary names, renamed."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -10,12 +11,15 @@ from pathlib import Path
 
 import pytest
 
+from restore_agent.workload import renewal
 from restore_agent.workload.control_directory import (
+    ANSWER_DOOR,
     ANSWERS,
     FAILED,
     GPUS,
     QUIESCE_REQUESTED,
     READY,
+    RENEWAL_REQUESTED,
     RESTORE_COMPLETE,
     SNAPSHOT_COMPLETE,
     VARIABLE,
@@ -23,6 +27,7 @@ from restore_agent.workload.control_directory import (
     WEIGHTS,
     ControlDirectory,
 )
+from restore_agent.workload.renewal import Return
 from tests.worlds.waiting import blocking_until
 
 PATIENCE = 10.0
@@ -126,6 +131,45 @@ def test_gpus_that_moved_are_told_once(engine: Callable[[int], FakeEngine], tmp_
     tell(tmp_path, RESTORE_COMPLETE)
     one.thread.join(PATIENCE)
     assert one.said == ["quiesce", {"GPU-a": "GPU-b", "GPU-b": "GPU-a"}, "quiesce", {}, "ended"]
+
+
+def test_a_restored_engine_renews_once_while_it_sleeps_and_not_as_it_wakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+
+    def renew(back: Return) -> dict[str, str]:
+        done.append(back.entropy.hex())
+        return {}
+
+    monkeypatch.setattr(renewal, "renew", renew)
+    is_over = threading.Event()
+    os.mkfifo(tmp_path / ANSWER_DOOR)
+
+    def resume(moved: Mapping[str, str]) -> None:
+        done.append("resumed")
+        is_over.set()
+        raise Ended
+
+    def take_part() -> None:
+        with contextlib.suppress(Ended):
+            ControlDirectory(tmp_path).take_part(lambda: None, resume, lambda: done.append("others"))
+
+    thread = threading.Thread(target=take_part, daemon=True)
+    thread.start()
+    blocking_until((tmp_path / READY).exists)
+    announced = tmp_path / f"{renewal.ANNOUNCED}{os.getpid()}-{renewal.PYTHON}"
+    announced.unlink()  # it is in another folder now, as one that was restored
+    asked, woken = Return.fresh(1.0, restored=True), Return.fresh(2.0, restored=True)
+    tell(tmp_path, RENEWAL_REQUESTED, asked.encode())
+    door = os.open(tmp_path / ANSWER_DOOR, os.O_RDWR | os.O_NONBLOCK)
+    blocking_until(announced.exists)
+    os.close(door)
+    assert not is_over.is_set()
+    tell(tmp_path, RESTORE_COMPLETE, woken.encode())
+    door = os.open(tmp_path / ANSWER_DOOR, os.O_RDWR | os.O_NONBLOCK)
+    assert is_over.wait(PATIENCE)
+    os.close(door)
+    thread.join(PATIENCE)
+    assert done == ["others", asked.entropy.hex(), "resumed"]
 
 
 def test_an_engine_that_cannot_quiesce_is_never_ready(tmp_path: Path) -> None:

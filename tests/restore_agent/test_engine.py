@@ -8,7 +8,7 @@ import json
 import os
 import sys
 import threading
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -170,10 +170,10 @@ async def test_one_that_has_not_heard_yet_that_it_is_woken_wakes_before_it_quies
     class Slow(ControlDirectory):
         """It is not scheduled between its word and the wait for the answer."""
 
-        def _wait(self, words: Iterable[str], door: str, poll_seconds: float) -> None:
+        def _wait(self, words: Iterable[str], door: str, poll_seconds: float, meanwhile: Callable[[], None] = lambda: None) -> None:
             if over.is_set() or not goes_on.wait(20):
                 raise EOFError
-            super()._wait(words, door, poll_seconds)
+            super()._wait(words, door, poll_seconds, meanwhile)
 
     def take_part() -> None:
         with contextlib.suppress(EOFError):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 from collections.abc import AsyncIterator
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 from zerowake_proto import agent_pb2 as pb
 
+from restore_agent.places.place import CONTROL_DIRECTORY
 from tests.worlds.agent import Agent, copy_state, get, running
 from tests.worlds.checkpoints import SIZES, write_checkpoint
 from tests.worlds.command import zerowake
@@ -73,6 +75,22 @@ async def test_one_that_was_parked_ahead_is_woken_by_the_next_restore(agent: Age
     assert lent(lender) == 1
     assert {phase.name for phase in woken.phases} == {"weights", "unaccounted"}, "nothing of CRIU, nothing of CUDA"
     assert await agent.rung(NAME) == pb.RUNG_MEMORY
+
+
+async def test_one_that_was_parked_ahead_has_its_own_random_state_before_anybody_asks(agent: Agent) -> None:
+    """So that its wake need not make it; what it is made of is the same that the wake says, since ranks have to agree."""
+    await agent.stage(NAME, pb.RUNG_PARKED)
+    (pid,) = engines(agent)
+    control = Path(f"/proc/{pid}/root", CONTROL_DIRECTORY.relative_to("/"))
+    announced = list(control.glob("renews-*-python"))
+    assert len(announced) == 1
+    made = announced[0].stat().st_mtime_ns
+    asked = json.loads((control / "renewal-requested").read_text())
+    assert not (control / "restore-complete").exists()
+    await agent.restore(NAME)
+    woken = json.loads((control / "restore-complete").read_text())
+    assert (woken["entropy"], woken["restored"]) == (asked["entropy"], True)
+    assert announced[0].stat().st_mtime_ns == made, "once"
 
 
 async def test_one_that_waits_costs_no_processor(agent: Agent) -> None:

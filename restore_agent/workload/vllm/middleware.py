@@ -28,6 +28,9 @@ class Snapshots(middleware.Snapshots):
         self._ranks = len(found)
         return found
 
+    async def renew_others(self) -> None:
+        await self._engine.collective_rpc("renew")
+
     async def fall_asleep(self) -> None:
         await self._engine.sleep(level=2, mode="wait")
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 VLLM_ADAPTER = "ZEROWAKE_VLLM"  # its command has the adapter's options, which a vLLM that is started cold in a pod has not
 FILES = ("worker.py", "platform.py", "all_reduce.py")
-TOLD = frozenset({"checkpoints", "move"})  # what middleware.py has the worker do, which are vLLM's words nowhere
+TOLD = frozenset({"checkpoints", "move", "renew"})  # what middleware.py has the worker do, which are vLLM's words nowhere
 
 
 def platform() -> str | None:

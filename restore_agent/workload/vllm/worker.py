@@ -105,6 +105,11 @@ class Worker(gpu_worker.Worker):  # type: ignore[misc, unused-ignore]
         """Of the next wake-up: GPUs that have others in their place (old UUID → new one), and what all ranks that share memory are told."""
         self._moved, self._meeting = moved, meeting.encode()
 
+    def renew(self) -> None:
+        """Makes its random state anew while it sleeps, so that its wake need not."""
+        if control := ControlDirectory.from_environment():
+            control.renew()
+
     def sleep(self, level: int = 1) -> None:
         """Whatever the level: weights and KV cache are lent, and there is nothing that would be copied to the host.
 
@@ -116,8 +121,7 @@ class Worker(gpu_worker.Worker):  # type: ignore[misc, unused-ignore]
     def wake_up(self, tags: list[str] | None = None) -> None:
         """All of it, whatever the tags. The KV cache is empty; its books in the scheduler were cleared when it fell asleep."""
         begin = time.perf_counter()
-        if control := ControlDirectory.from_environment():
-            control.renew()
+        self.renew()
         lent_memory.take_back(client(), self._moved or {}, self._meeting)
         self._moved, self._meeting = None, b""
         _log.info("attached again in %.1f ms", (time.perf_counter() - begin) * 1000)
