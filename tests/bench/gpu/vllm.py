@@ -245,7 +245,7 @@ class Bench:
             self.told(self.work / "up.log")
 
     async def lose_weights(self, *, arena: bool) -> None:
-        """The regions off the GPU; with `arena` their chunks are in the arena afterwards."""
+        """The regions off the GPU, and what they had there in the pool again; with `arena` their chunks are in the arena afterwards."""
 
         async def call(connected: Control) -> None:
             async with asyncio.timeout(10):
@@ -257,6 +257,9 @@ class Bench:
             for directory in (self.state / "weights").iterdir() if arena else ():
                 if found := kept_reading(directory):
                     await connected.fill(found.layout, found.parts, "")
+            async with asyncio.timeout(10):
+                while any(device.owed_bytes for device in (await connected.status()).devices):
+                    await asyncio.sleep(0.005)
 
         await control(call)
 
