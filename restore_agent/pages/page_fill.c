@@ -86,7 +86,7 @@ struct fill {
 	const _Atomic int *stop;
 	atomic_size_t next;
 	atomic_int error;
-	_Atomic uint64_t failed_address;
+	uint64_t failed_address; /* where that was: written by the thread whose error it is, read when all have ended */
 };
 
 /* Pieces are small where zero pages were left out: many go into one call, up to this many bytes. */
@@ -95,8 +95,9 @@ struct fill {
 
 static void fail(struct fill *fill, int error, uint64_t address)
 {
-	atomic_store(&fill->failed_address, address);
-	atomic_store(&fill->error, error);
+	int none = 0;
+	if (atomic_compare_exchange_strong(&fill->error, &none, error))
+		fill->failed_address = address;
 }
 
 static void *work(void *argument)
@@ -166,7 +167,7 @@ int page_fill(const void *arena, const struct piece *pieces, size_t count, const
 	work(&fill);
 	for (int i = 0; i < started; i++)
 		pthread_join(others[i], NULL);
-	*failed_address = atomic_load(&fill.failed_address);
+	*failed_address = fill.failed_address;
 	return atomic_load(&fill.error);
 }
 

@@ -3,6 +3,8 @@
 import errno
 import mmap
 import os
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import pytest
@@ -43,6 +45,37 @@ def test_an_address_that_is_not_there_is_named() -> None:
     filler = Filler(address_of(memoryview(arena)), {PID: os.getpid()})
     assert filler.copy(pieces, threads=1) != 0
     assert filler.failed_address == PAGE
+
+
+def test_the_address_that_is_named_is_that_of_the_error() -> None:
+    """Where two threads fail at once: one for its process, which there is not, the other for its address."""
+    arena = bytearray(64 * PAGE)
+    both = (PageRun * 64)(*(PageRun(PID + number % 2, (number + 1) * PAGE, PAGE) for number in range(64)))
+    pieces, _ = cut(both, [64 * PAGE])
+    for _ in range(200):
+        filler = Filler(address_of(memoryview(arena)), {PID: 1 << 30, PID + 1: os.getpid()})
+        expected = {0: errno.ESRCH, 1: errno.EFAULT}
+        assert filler.copy(pieces, threads=4) == expected[(filler.failed_address // PAGE - 1) % 2]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to write into another process's memory as the agent does")
+def test_many_threads_copy_what_a_file_has_into_two_targets_at_once() -> None:
+    size = 1024 * PAGE
+    with tempfile.TemporaryFile() as file:
+        file.write(os.urandom(size))
+        file.flush()
+        arena = mmap.mmap(file.fileno(), size)
+    targets = [mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) for _ in range(2)]
+
+    def copied(target: mmap.mmap) -> int:
+        begin = address_of(memoryview(target))
+        pieces, _ = cut(runs(*((begin + at * PAGE, 4) for at in reversed(range(0, 1024, 4)))), [size])
+        return Filler(address_of(memoryview(arena)), {PID: os.getpid()}).copy(pieces, threads=4)
+
+    with ThreadPoolExecutor(len(targets)) as pool:
+        assert list(pool.map(copied, targets)) == [0, 0]
+    backwards = b"".join(arena[at : at + 4 * PAGE] for at in reversed(range(0, size, 4 * PAGE)))
+    assert [target[:] == backwards for target in targets] == [True, True]
 
 
 def test_a_stopped_copy_says_that_it_was() -> None:
