@@ -4,7 +4,9 @@ faults      what can be done to it, and the draw from a seed
 moments     when a process is hit: as each phase begins
 strikes     how each of them is done
 misuse      connections that nobody should make: a KEDA that has gone wrong, clients that leave
+wires       the connections, and how each is cut, slow, silent, refused or half-open
 proxy       a connection that can be cut, slow or silent
+disk        a machine's disk, which can be slow
 stack       the processes, started again as a service manager does
 engine      the model server
 clients     who asks; a process of its own, as are the next two

@@ -34,6 +34,7 @@ AGENT_LOOKS = 3
 _AFTER_SECONDS = 30.0  # that a fault may still explain a broken connection after it was undone: a program starts again meanwhile
 _LONGEST_SECONDS = 65.0  # that a client waits
 _CUTTING = {"kill", "stop", "pids", "memory", "descriptors", "clock", "disk full"}
+_ENGINE_CUT = {"wire cut", "wire refuses", "wire half-open"}  # which end an engine's connections
 _REFUSING = {429, 502, 503, 504}
 
 
@@ -112,7 +113,8 @@ def _explained(line: Line, sent: Line, faults: Sequence[Line], stack: Sequence[L
     for fault in faults:
         here = fault["machine"] == machine or fault["kind"] == "pids" or fault["victim"] in ("gpumem", "filler")
         strikes = fault["kind"] in _CUTTING and (line["status"] == 200 or fault["victim"] in ("scaler", ""))
-        if here and strikes and fault["began"] <= end and fault["at"] + _AFTER_SECONDS >= begin:
+        cuts = fault["kind"] in _ENGINE_CUT and fault["victim"] == "engine" and line["status"] == 200
+        if here and (strikes or cuts) and fault["began"] <= end and fault["at"] + _AFTER_SECONDS >= begin:
             return True
     return any(each["what"] == "ended" and each["service"] == machine and begin - _AFTER_SECONDS <= each["at"] <= end + 1 for each in stack)
 

@@ -12,21 +12,24 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tests.chaos.moments import STRIKES
+from tests.chaos.wires import WIRES
 
 VICTIMS = tuple(dict.fromkeys(victim for victim, _ in STRIKES))
 WEIGHTS = {
     "kill": 25,
     "stop": 25,
     "disk full": 5,
+    "disk slow": 5,
     "chunk flipped": 4,
     "chunk torn": 4,
     "chunk removed": 2,
     "manifest flipped": 2,
     "manifest torn": 2,
-    "wire cut": 3,
-    "wire slow": 3,
-    "wire silent": 3,
-    "wire refuses": 2,
+    "wire cut": 6,
+    "wire slow": 6,
+    "wire silent": 6,
+    "wire refuses": 4,
+    "wire half-open": 3,
     "descriptors": 5,
     "pids": 4,
     "memory": 4,
@@ -75,6 +78,10 @@ def draw(seed: int, number: int, kinds: dict[str, int] | None = None) -> Fault:
         victim = chance.choice(("scaler", "agent", "gpumem"))
     elif kind == "clock":
         victim = chance.choice(("scaler", "agent"))
+    elif kind == "wire half-open":
+        victim = "engine"  # both ends of the others are told when it is mended
+    elif kind.startswith("wire"):
+        victim = chance.choice(WIRES)
     return Fault(
         number,
         kind,

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 
 class Proxy:
-    """In front of a port of this machine. rate: bytes a second of answers; silent: what is made or sent goes nowhere until it ends."""
+    """In front of a port of this machine, or of a socket. rate: bytes a second of answers; silent: what is made or sent goes nowhere until
+    it ends. All that is done to it says whether anybody may have felt it.
+    """
 
-    def __init__(self, target: int) -> None:
+    def __init__(self, target: int | Path) -> None:
         self.target = target
         self.port = 0
         self.rate = float("inf")
@@ -20,21 +23,37 @@ class Proxy:
         self._writers: set[asyncio.StreamWriter] = set()
 
     @contextlib.asynccontextmanager
-    async def laid(self) -> AsyncIterator[Proxy]:
-        server = await asyncio.start_server(self._connect, "127.0.0.1", 0)
-        self.port = server.sockets[0].getsockname()[1]
+    async def laid(self, at: Path | None = None) -> AsyncIterator[Proxy]:
+        """Listens at that path, or at a port."""
+        if at:
+            server = await asyncio.start_unix_server(self._connect, at)
+        else:
+            server = await asyncio.start_server(self._connect, "127.0.0.1", 0)
+            self.port = server.sockets[0].getsockname()[1]
         try:
             yield self
         finally:
             server.close()
             self.cut()
 
-    def cut(self) -> None:
+    def cut(self) -> bool:
         for writer in self._writers:
             writer.transport.abort()
+        return bool(self._writers)
 
-    def silence(self) -> None:
+    def slow(self) -> bool:
+        self.rate = 20_000.0
+        return True
+
+    def silence(self) -> bool:
         self._speaks.clear()
+        return True
+
+    def refuse(self) -> bool:
+        """And none that is there goes on."""
+        self.refuses = True
+        self.cut()
+        return True
 
     def heal(self) -> None:
         """What was lost on the way stays lost: connections that were silent end."""
@@ -51,7 +70,10 @@ class Proxy:
         self._writers |= ends
         try:
             await self._speaks.wait()
-            there, back = await asyncio.open_connection("127.0.0.1", self.target)
+            if isinstance(self.target, Path):
+                there, back = await asyncio.open_unix_connection(self.target)
+            else:
+                there, back = await asyncio.open_connection("127.0.0.1", self.target)
             ends.add(back)
             self._writers.add(back)
             asked = asyncio.create_task(self._pump(reader, back, float("inf")))

@@ -72,7 +72,7 @@ async def left_over(stack: Stack) -> list[str]:
     for pid in map(int, (stack.pids / "cgroup.procs").read_text().split()):
         if pid not in known:
             found.append(f"process {pid}: {_words(pid)!r}")
-    found += [f"mount {line}" for line in _mounts(Path("/proc/self/mounts"), stack.folder) if "/state tmpfs" not in line]
+    found += [f"mount {line}" for line in _mounts(Path("/proc/self/mounts"), stack.folder) if "/state ext4" not in line]
     found += await _of_gpumem(stack)
     found += await _of_gateways(stack)
     return found

@@ -1,6 +1,6 @@
 """The processes of the fault run: two machines (each a `zerowake up` with its agent), gpumem, an S3 server, and who starts them again.
 
-Each machine has a state folder on a small file system of its own, and all of them have one bucket, whose connection a proxy can spoil.
+Each machine has a state folder on a small disk of its own, and all of them have one bucket, whose connection a proxy can spoil.
 Whatever ends is started again, as a service manager does it; what ended without having been hit is told in the journal.
 """
 
@@ -22,9 +22,11 @@ from typing import Any
 
 import yaml
 
+from tests.chaos.disk import mounted
 from tests.chaos.journal import append
 from tests.chaos.proxy import Proxy
 from tests.chaos.table import SIZE
+from tests.chaos.wires import between
 from tests.worlds.ports import free_port
 from tests.worlds.s3_server import _PROGRAM as S3_PROGRAM
 from tests.worlds.s3_server import KEY, SECRET
@@ -34,7 +36,6 @@ ROOT = Path(__file__).parents[2]
 ENGINE = Path(__file__).with_name("engine.py")
 _PLANTED = Path(__file__).with_name("planted")
 PORT = 8000
-DISK = 384 << 20  # bytes of each machine's state folder
 MODELS = ("quick", "stand", "lent", "cold")
 # A program of a forked process of ours would first run what gRPC does in a child.
 _IN_GROUP = "sh", "-c", 'echo $$ >"$0" && exec "$@"'
@@ -67,6 +68,7 @@ class Machine:
     folder: Path
     ports: dict[str, int]
     service: Service = field(init=False)
+    wire: Proxy = field(default_factory=lambda: Proxy(0))  # to its agent
 
     @property
     def state(self) -> Path:
@@ -126,7 +128,8 @@ class Stack:
             "gpumem", [gpumem, "serve", f"--socket={self.socket}", f"--reserve={_POOL}", "--arena=0", "--floor=0", "--device=host"]
         )
         for name in ("one", "two"):
-            self._make_machine(name)
+            machine = self._make_machine(name)
+            await self._stack.enter_async_context(between(machine.state / "agent.sock", machine.wire))
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -209,11 +212,10 @@ class Stack:
             kept |= {"PYTHONPATH": str(_PLANTED), "ZEROWAKE_CHAOS_PLANT": self.plant}
         return kept | {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.proxy.port}"}
 
-    def _make_machine(self, name: str) -> None:
+    def _make_machine(self, name: str) -> Machine:
         ports = {each: free_port() for each in ("gateway", "scaler", "agent", "keda")}
         machine = Machine(name, self.folder / name, ports)
-        machine.state.mkdir(parents=True, exist_ok=True)
-        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", machine.state], check=True)
+        mounted(machine.state)
         file = machine.folder / "up.yaml"
         addresses = {"listen": "gateway", "metrics": "scaler", "agent_metrics": "agent"}
         settings: dict[str, Any] = {key: f"127.0.0.1:{ports[each]}" for key, each in addresses.items()}
@@ -224,6 +226,7 @@ class Stack:
         tells = {"PYTHONPATH": str(_PLANTED), "ZEROWAKE_CHAOS_PHASES": str(machine.phases)}
         machine.service = self._declare(name, command, **self.clock.env, **tells)
         self.machines[name] = machine
+        return machine
 
     def _section(self, model: str, machine: str) -> dict[str, Any]:
         command = self.engine(model)

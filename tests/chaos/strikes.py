@@ -17,10 +17,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.chaos import misuse
+from tests.chaos.disk import throttle
 from tests.chaos.faults import Fault
 from tests.chaos.journal import append
 from tests.chaos.moments import AT_ONCE
-from tests.chaos.stack import Machine, Stack, signalled
+from tests.chaos.proxy import Proxy
+from tests.chaos.stack import PORT, Machine, Stack, signalled
+from tests.chaos.wires import EngineWire
 from tests.worlds.processes import below
 from zerowake_shared.phases import Phase
 
@@ -55,6 +58,7 @@ class Strikes:
         (self._stack.pids / "pids.max").write_text("max")
         for machine in self._stack.machines.values():
             (machine.state / "ballast").unlink(missing_ok=True)
+            machine.wire.heal()
 
     async def close(self) -> None:
         for task in self._loose:
@@ -153,6 +157,18 @@ class Strikes:
             ballast.unlink(missing_ok=True)
         return True
 
+    async def _disk_slow(self, fault: Fault, machine: Machine, chance: random.Random) -> bool:
+        rate = chance.choice((100_000, 1_000_000))
+        for path in machine.state.glob("chunks/*/*"):  # which else would come out of the page cache
+            with contextlib.suppress(OSError), path.open("rb") as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        try:
+            throttle(machine.state, rate)
+            await asyncio.sleep(4 * fault.seconds)
+        finally:
+            throttle(machine.state, 0)
+        return True
+
     async def _descriptors(self, fault: Fault, machine: Machine, chance: random.Random) -> bool:
         def few(pid: int) -> tuple[int, int]:
             return len(list(Path(f"/proc/{pid}/fd").iterdir())) + _DESCRIPTORS_LEFT, resource.prlimit(pid, resource.RLIMIT_NOFILE)[1]
@@ -238,27 +254,47 @@ class Strikes:
     # Connections
 
     async def _wire_cut(self, fault: Fault, machine: Machine, chance: random.Random) -> bool:
-        self._stack.proxy.cut()
-        return True
+        return await self._spoiled(fault, machine, chance, EngineWire.cut, Proxy.cut)
 
     async def _wire_slow(self, fault: Fault, machine: Machine, chance: random.Random) -> bool:
-        self._stack.proxy.rate = 20_000.0
-        await asyncio.sleep(fault.seconds)
-        self._stack.proxy.heal()
-        return True
+        return await self._spoiled(fault, machine, chance, EngineWire.slow, Proxy.slow)
 
     async def _wire_silent(self, fault: Fault, machine: Machine, chance: random.Random) -> bool:
-        self._stack.proxy.silence()
-        await asyncio.sleep(fault.seconds)
-        self._stack.proxy.heal()
-        return True
+        return await self._spoiled(fault, machine, chance, EngineWire.silence, Proxy.silence)
 
     async def _wire_refuses(self, fault: Fault, machine: Machine, chance: random.Random) -> bool:
-        self._stack.proxy.refuses = True
-        self._stack.proxy.cut()
-        await asyncio.sleep(fault.seconds)
-        self._stack.proxy.heal()
-        return True
+        return await self._spoiled(fault, machine, chance, EngineWire.refuse, Proxy.refuse)
+
+    async def _wire_half_open(self, fault: Fault, machine: Machine, chance: random.Random) -> bool:
+        return await self._spoiled(fault, machine, chance, EngineWire.half_open, Proxy.silence)
+
+    async def _spoiled(
+        self,
+        fault: Fault,
+        machine: Machine,
+        chance: random.Random,
+        of_engine: Callable[[EngineWire], bool],
+        of_proxy: Callable[[Proxy], bool],
+    ) -> bool:
+        """One of both is done to the connection, and undone after the fault's seconds. False: there was none."""
+        if fault.victim != "engine":
+            proxy = machine.wire if fault.victim == "agent" else self._stack.proxy
+            done = of_proxy(proxy)
+            await asyncio.sleep(fault.seconds)
+            proxy.heal()
+            return done
+        engines = self.pids("engine", machine)
+        try:
+            wire = EngineWire(f"/proc/{chance.choice(engines) if engines else 0}/ns/net", PORT)
+        except OSError:
+            return False
+        try:
+            done = of_engine(wire)
+            await asyncio.sleep(fault.seconds)
+        finally:
+            wire.heal()
+            wire.close()
+        return done
 
     async def _keda_storm(self, fault: Fault, machine: Machine, chance: random.Random) -> bool:
         return await misuse.storm(machine.ports["keda"], chance)

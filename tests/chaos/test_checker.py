@@ -136,6 +136,16 @@ def test_an_engine_that_dies_explains_half_an_answer_and_no_refused_connection()
     assert said(run) == []
 
 
+@pytest.mark.parametrize("kind", ["wire cut", "wire refuses", "wire half-open", "wire slow", "wire silent"])
+@pytest.mark.parametrize("victim", ["engine", "agent", "s3"])
+def test_a_connection_to_an_engine_that_is_cut_explains_half_an_answer_and_no_refused_connection(kind: str, victim: str) -> None:
+    run = whole()
+    run["faults"], run["stack"] = [fault(3.2, 3.2, kind, victim)], []
+    assert said(run) == ["connection broke"]
+    run["requests"][5]["status"] = 200
+    assert said(run) == ([] if victim == "engine" and kind not in ("wire slow", "wire silent") else ["connection broke"])
+
+
 def test_a_borrower_that_died_has_nothing() -> None:
     run = whole()
     run["leases"] += [lent("began", 2.0, "y"), lent("got", 2.1, "x", "9")]
