@@ -25,7 +25,8 @@ from scaler.gateway.answer_parser import AnswerParser, BadAnswer, Fields, Head
 _PEEK = socket.MSG_PEEK | socket.MSG_DONTWAIT
 _READ = 2**16
 _READ_AT_ONCE = 4096  # bytes that every engine's first read takes
-_BYTES_ACKED = slice(120, 128)  # where the kernel's `struct tcp_info` has them
+# Where the kernel's `struct tcp_info` has them: milliseconds since something was sent, segments that were sent again, bytes.
+_LAST_SENT, _SENT_AGAIN, _BYTES_ACKED = slice(44, 48), slice(100, 104), slice(120, 128)
 _AHEAD = 4  # reads that are kept before somebody takes them
 
 
@@ -246,7 +247,8 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         if self._error is None:
-            self._look_back(reset=not isinstance(error, BrokenPipeError))  # a pipe breaks where the engine's proper end came before
+            if isinstance(error, ConnectionResetError | BrokenPipeError):  # else nobody has heard of the engine
+                self._look_back(reset=isinstance(error, ConnectionResetError))  # a pipe breaks where the engine's proper end came before
             self._read_rest()
         if self._error is None:
             self.end(ConnectionResetError(f"the connection was lost {self._stage()}: {error}"))
@@ -266,15 +268,18 @@ class Connection(asyncio.Protocol):
         """Says of a connection that has ended whether its engine can have read any of the last request. Two things prove that it has not.
 
         A proper end that came before the request acknowledges nothing of it. A reset (which says nothing of what came) means that something
-        was left unread: all of it, if the request is small enough to be read at once.
+        was left unread: all of it, if the request is small enough to be read at once. It proves nothing where it may have answered what our
+        kernel has sent once more, or a probe: then the engine may have read the request, and its machine know nothing of that any more.
         """
         if self._answered:
             return
-        if reset:
-            self.untouched = self._written - self._before <= _READ_AT_ONCE
-            return
         with suppress(OSError):
             info = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_ACKED.stop)
+            if reset:
+                silent, again = (int.from_bytes(info[each], sys.byteorder) for each in (_LAST_SENT, _SENT_AGAIN))
+                probed = silent >= 1000 * self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE)
+                self.untouched = self._written - self._before <= _READ_AT_ONCE and not (again or probed)
+                return
             acknowledged = int.from_bytes(info[_BYTES_ACKED], sys.byteorder)
             self.untouched = 0 < acknowledged <= self._before + 1  # the connection's own beginning counts as one
 

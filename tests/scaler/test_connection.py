@@ -4,7 +4,8 @@ import asyncio
 import os
 import select
 import socket
-from collections.abc import AsyncIterator
+import struct
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 
@@ -12,7 +13,11 @@ from scaler.gateway.answer_parser import BadAnswer
 from scaler.gateway.connection import Connection
 from scaler.gateway.dispatcher import Endpoint
 from scaler.gateway.upstream import Upstream
+from tests.chaos.wires import EngineWire
+from tests.worlds.network_namespace import network_namespace
 from tests.worlds.raw_engine import Asked, RawEngine, raw_engine, saying
+from tests.worlds.waiting import until
+from zerowake_shared.network_namespace import NetworkNamespace
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n"
 
@@ -298,3 +303,56 @@ async def test_a_request_that_an_engine_took_and_died_of_is_told_from_one_that_n
         if how == "took a part and was killed" and size == 10:
             return  # every engine's first read takes that much
         assert connection.untouched is (size == 10 if untouched is None else untouched)
+
+
+PORT = 8000
+ENDED_BY_THE_NETWORK: dict[str, Callable[[EngineWire], bool]] = {
+    "our end is gone": EngineWire.cut,
+    "nothing is acknowledged any more": EngineWire.silence,
+    "the engine's machine has forgotten it": EngineWire.half_open,
+    "what was sent was sent once more": EngineWire.silence,
+}
+
+
+@pytest.mark.parametrize("how", ENDED_BY_THE_NETWORK)
+async def test_a_request_that_an_engine_has_read_before_the_network_ended_the_connection(how: str) -> None:
+    """However small it is, it may have been executed."""
+    loop, once_more = asyncio.get_running_loop(), how == "what was sent was sent once more"
+    with (
+        network_namespace() as name,
+        NetworkNamespace(f"/run/netns/{name}") as inside,
+        inside.socket(socket.AF_INET, socket.SOCK_STREAM) as server,
+    ):
+        server.bind(("127.0.0.1", PORT))
+        server.listen()
+        made = inside.socket(socket.AF_INET, socket.SOCK_STREAM)
+        made.setblocking(False)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 1)
+        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 1)
+        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 if how.startswith("nothing") else 30_000)
+        await loop.sock_connect(made, server.getsockname())
+        engine, _ = server.accept()
+        engine.setblocking(False)
+        wire = EngineWire(f"/run/netns/{name}", PORT)
+        _, connection = await loop.create_connection(lambda: Connection(made, lambda _: None), sock=made)
+        with engine:
+            if once_more:
+                wire.silence()
+            asked = asyncio.create_task(connection.ask(b"POST", b"POST / HTTP/1.1\r\n\r\n"))
+            if once_more:
+                await until(lambda: made.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)[100:104] != bytes(4), "it is sent once more")
+                wire.heal()
+            assert await loop.sock_recv(engine, 2**16)
+            if once_more:
+                engine.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                engine.close()
+            else:
+                assert ENDED_BY_THE_NETWORK[how](wire)
+                if how.startswith("the engine's machine"):
+                    wire.heal()
+            with pytest.raises(ConnectionError):
+                async with asyncio.timeout(20):
+                    await asked
+        wire.close()
+    assert not connection.untouched
