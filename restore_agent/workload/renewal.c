@@ -171,13 +171,19 @@ void lcong48(unsigned short parameters[7])
 	OWN(lcong48)(parameters);
 }
 
+/* It was restored; its wake may still be to come. */
+static int is_back(void)
+{
+	return is_there("restore-complete") || is_there("renewal-requested");
+}
+
 static void *listen_for_restore(void *nothing)
 {
 	char door[PATH_MAX];
 	if (!path_of(door, "answer.fifo"))
 		return nothing;
 	announce();
-	while (!is_there("restore-complete")) {
+	while (!is_back()) {
 		if (is_there("snapshot-complete"))
 			return nothing; /* it is the one that was dumped, and goes on as itself */
 		int file = open(door, O_RDONLY | O_CLOEXEC);
@@ -216,7 +222,7 @@ __attribute__((constructor)) static void start(void)
 	if (!named || strlen(named) >= sizeof(folder))
 		return;
 	strcpy(folder, named);
-	if (!is_there("answer.fifo") || is_there("restore-complete"))
+	if (!is_there("answer.fifo") || is_back())
 		return;
 	const char *kept = getenv("ZEROWAKE_KEEP_SEEDS");
 	keeps_seeds = kept && *kept;

@@ -57,9 +57,7 @@ def test_a_program_draws_anew_and_keeps_its_own_start(world: World) -> None:
             process.stdin.write("\n")
             process.stdin.flush()
             drawn.append(process.stdout.readline())
-        (world.control / RESTORE_COMPLETE).unlink()
-        for path in world.control.glob("renews-*"):
-            path.unlink()
+        world.take_back()
     assert drawn[0] != drawn[1]
 
 

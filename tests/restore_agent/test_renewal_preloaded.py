@@ -12,7 +12,7 @@ from urllib.request import urlopen
 
 import pytest
 
-from restore_agent.workload.renewal import KEEP_SEEDS, RESTORE_COMPLETE
+from restore_agent.workload.renewal import KEEP_SEEDS, RENEWAL_REQUESTED, RESTORE_COMPLETE
 from tests.worlds.renewing import World, drawing_server
 from tests.worlds.waiting import blocking_until
 
@@ -35,7 +35,12 @@ class Server:
 
     def __init__(self, process: subprocess.Popen[str], port: int) -> None:
         self.announces = f"renews-{process.pid}-openssl"
+        self._process = process
         self._port = port
+
+    @property
+    def has_ended(self) -> bool:
+        return self._process.poll() is not None
 
     def ask(self, path: str) -> dict[str, float]:
         with urlopen(f"http://127.0.0.1:{self._port}{path}", timeout=30) as answer:
@@ -53,20 +58,26 @@ def server(world: World, program: Path, *seed: str, **env: str) -> Iterator[Serv
 
 
 @contextmanager
-def two_restored(world: World, program: Path, **env: str) -> Iterator[tuple[Server, Server]]:
-    """Which have drawn alike until they are told of a restore."""
+def two_restored(world: World, program: Path, word: str = RESTORE_COMPLETE, **env: str) -> Iterator[tuple[Server, Server]]:
+    """Which have drawn alike until they are told of a restore, by that word."""
     world.wait()
     with server(world, program, "3", **env) as first, server(world, program, "3", **env) as second:
         both = {first.announces, second.announces}
-        blocking_until(lambda: world.announced() == both)
+
+        def have_announced() -> bool:
+            assert not first.has_ended and not second.has_ended
+            return world.announced() == both
+
+        blocking_until(have_announced)
         assert first.ask("/draw") == second.ask("/draw")
-        world.restore()
-        blocking_until(lambda: world.announced() == both)
+        world.restore(word)
+        blocking_until(have_announced)
         yield first, second
 
 
-def test_what_the_library_draws_is_new(world: World, program: Path) -> None:
-    with two_restored(world, program) as (first, second):
+@pytest.mark.parametrize("word", [RESTORE_COMPLETE, RENEWAL_REQUESTED])
+def test_what_the_library_draws_is_new(world: World, program: Path, word: str) -> None:
+    with two_restored(world, program, word) as (first, second):
         for _ in range(3):
             one, other = first.ask("/draw"), second.ask("/draw")
             assert one.keys() == DRAWN

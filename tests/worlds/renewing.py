@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import weakref
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -47,12 +48,19 @@ class World:
     def announced(self) -> set[str]:
         return {path.name for path in self.control.glob("renews-*")}
 
-    def restore(self) -> None:
-        """The agent's word, and its door."""
+    def restore(self, word: str = RESTORE_COMPLETE) -> None:
+        """The agent's word, and its door, which stays open: whoever has looked for the word may not stand there yet."""
         for path in self.control.glob("renews-*"):
             path.unlink()
-        (self.control / RESTORE_COMPLETE).write_text(Return.fresh(5, restored=True).encode())
-        os.close(os.open(self.control / ANSWER_DOOR, os.O_RDWR | os.O_NONBLOCK))
+        (self.control / word).write_text(Return.fresh(5, restored=True).encode())
+        self._door = weakref.finalize(self, os.close, os.open(self.control / ANSWER_DOOR, os.O_RDWR | os.O_NONBLOCK))
+
+    def take_back(self) -> None:
+        """All that was said since."""
+        self._door()
+        (self.control / RESTORE_COMPLETE).unlink()
+        for path in self.control.glob("renews-*"):
+            path.unlink()
 
 
 def drawing_server(folder: Path) -> Path:
