@@ -2,7 +2,8 @@
 
     python -m tests.chaos.captures JOURNAL SEED BUCKET-URL STATE… -- ENGINE…
 
-Its input has the words of the clients (clients.py). Whatever a call is answered with is right here, but it has to be answered.
+Its input has the words of the clients (clients.py). What has come of a fetch that was refused stays on the disk for whoever goes on with
+it, as is done before a pause. Whatever a call is answered with is right here, but it has to be answered.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ class Captures:
         self._go = asyncio.Event()
         self._rests = asyncio.Event()
         self._rests.set()
+        self._coming: list[tuple[Path, str, pb.SnapshotRef]] = []  # what is fetched: to which machine, from where
 
     async def run(self) -> None:
         """Until its input ends."""
@@ -45,6 +47,7 @@ class Captures:
             else:
                 self._go.clear()
                 await self._rests.wait()
+                await self._go_on()
                 print("paused", flush=True)
         taking.cancel()
 
@@ -66,27 +69,50 @@ class Captures:
         try:
             async with asyncio.timeout(PATIENCE), grpc.aio.insecure_channel(f"unix:{state}/agent.sock") as channel:
                 stub = agent_pb2_grpc.AgentStub(channel)
-                async for _ in stub.Snapshot(self._request()):
-                    pass
+                async for update in stub.Snapshot(self._request()):
+                    taken = update.result.snapshot
                 if self._chance.random() < 0.5:
                     store = f"{self._store}/{machine}"
-                    async for _ in stub.Push(pb.PushRequest(request_id=secrets.token_hex(4), snapshot=_NAME, store=store)):
+                    async for _ in stub.Push(pb.PushRequest(request_id=secrets.token_hex(4), snapshot=taken, store=store)):
                         pass
-                    await self._fetch(next(each for each in self._states if each != state), store)
+                    coming = next(each for each in self._states if each != state), store, taken
+                    self._coming.append(coming)
+                    await self._fetch(*coming)
+                    self._coming.remove(coming)
         except grpc.aio.AioRpcError as refused:
             error = f"{refused.code().name}: {refused.details()}"
         except TimeoutError:
             error = "no answer"
         append(self._journal, what="done", machine=machine, error=error[:500])
         for each in self._states:
-            with contextlib.suppress(grpc.aio.AioRpcError, TimeoutError):
-                async with asyncio.timeout(10), grpc.aio.insecure_channel(f"unix:{each}/agent.sock") as channel:
-                    gone = pb.UnstageRequest(request_id=secrets.token_hex(4), snapshot=_NAME, rung=pb.RUNG_ABSENT)
-                    await agent_pb2_grpc.AgentStub(channel).Unstage(gone)
+            await self._remove(each)
 
-    async def _fetch(self, state: Path, store: str) -> None:
+    async def _go_on(self) -> None:
+        """With all fetches that did not come to their end: nothing is in their way now."""
+        while self._coming:
+            state, _, _ = coming = self._coming[0]
+            error = "no answer"
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(PATIENCE):
+                    while error:
+                        try:
+                            await self._fetch(*coming)
+                            error = ""
+                        except grpc.aio.AioRpcError:
+                            await asyncio.sleep(0.3)  # its agent may begin yet
+            append(self._journal, what="done", machine=state.parent.name, error=error)
+            await self._remove(state)
+            del self._coming[0]
+
+    async def _remove(self, state: Path) -> None:
+        with contextlib.suppress(grpc.aio.AioRpcError, TimeoutError):
+            async with asyncio.timeout(10), grpc.aio.insecure_channel(f"unix:{state}/agent.sock") as channel:
+                gone = pb.UnstageRequest(request_id=secrets.token_hex(4), snapshot=_NAME, rung=pb.RUNG_ABSENT)
+                await agent_pb2_grpc.AgentStub(channel).Unstage(gone)
+
+    async def _fetch(self, state: Path, store: str, snapshot: pb.SnapshotRef) -> None:
         async with grpc.aio.insecure_channel(f"unix:{state}/agent.sock") as channel:
-            wanted = pb.PullRequest(request_id=secrets.token_hex(4), snapshot=_NAME, stores=[store], replace=True)
+            wanted = pb.PullRequest(request_id=secrets.token_hex(4), snapshot=snapshot, stores=[store], replace=True)
             async for _ in agent_pb2_grpc.AgentStub(channel).Pull(wanted):
                 pass
 

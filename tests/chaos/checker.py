@@ -33,7 +33,7 @@ GROWTH_BYTES, GROWTH_DESCRIPTORS = 48 << 20, 24
 AGENT_LOOKS = 3
 _AFTER_SECONDS = 30.0  # that a fault may still explain a broken connection after it was undone: a program starts again meanwhile
 _LONGEST_SECONDS = 65.0  # that a client waits
-_CUTTING = {"kill", "stop", "pids", "memory", "descriptors", "clock", "disk full"}
+_CUTTING = {"kill", "stop", "pids", "memory", "memory short", "descriptors", "clock", "disk full"}
 _ENGINE_CUT = {"wire cut", "wire refuses", "wire half-open"}  # which end an engine's connections
 _REFUSING = {429, 502, 503, 504}
 

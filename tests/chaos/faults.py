@@ -33,6 +33,7 @@ WEIGHTS = {
     "descriptors": 5,
     "pids": 4,
     "memory": 4,
+    "memory short": 4,
     "clock": 4,
     "keda storm": 3,
     "keda half-open": 3,

@@ -38,8 +38,9 @@ _PLANTED = Path(__file__).with_name("planted")
 PORT = 8000
 MODELS = ("quick", "stand", "lent", "cold")
 # A program of a forked process of ours would first run what gRPC does in a child.
-_IN_GROUP = "sh", "-c", 'echo $$ >"$0" && exec "$@"'
+_IN_GROUPS = "sh", "-c", 'echo $$ >"$0" && echo $$ >"$1" && shift && exec "$@"'
 _AGAIN_SECONDS = 0.3
+_NO_LIMIT = 1 << 60  # bytes of memory
 _POOL = 96 << 20
 
 
@@ -51,6 +52,7 @@ class Service:
     command: list[str]
     env: dict[str, str]
     log: Path
+    memory: Path  # the group of it and of all that it starts
     process: asyncio.subprocess.Process | None = None
     hit: bool = False
     starts: int = 0
@@ -100,6 +102,7 @@ class Stack:
         self.machines: dict[str, Machine] = {}
         self.proxy = Proxy(0)
         self.pids = Path(f"/sys/fs/cgroup/pids/zerowake-chaos-{os.getpid()}")  # every process of the stack is in it, and none besides
+        self.memory = Path(f"/sys/fs/cgroup/memory/zerowake-chaos-{os.getpid()}")  # has one of each service
         self._stack = contextlib.AsyncExitStack()
         self._keepers: list[asyncio.Task[None]] = []
         self._stopping = False
@@ -117,6 +120,7 @@ class Stack:
         self._write_weights()
         self.clock = WrongClock(self.folder)
         self.pids.mkdir()
+        self.memory.mkdir()
         s3 = free_port()
         self.proxy.target = s3
         await self._stack.enter_async_context(self.proxy.laid())
@@ -139,6 +143,9 @@ class Stack:
             subprocess.run(["umount", "--lazy", machine.state], check=False)
         with contextlib.suppress(OSError):
             self.pids.rmdir()
+            for service in self.services.values():
+                service.memory.rmdir()
+            self.memory.rmdir()
 
     def begin(self, *names: str) -> None:
         """Starts services, all of them unless they are named, and has them started again from now on."""
@@ -188,12 +195,13 @@ class Stack:
 
     async def _keep(self, service: Service) -> None:
         while not self._stopping:
-            limited = (self.pids / "pids.max").read_text().strip() != "max"  # one that is started meanwhile is hindered, too
+            # One that is started meanwhile is hindered, too.
+            limited = (self.pids / "pids.max").read_text().strip() != "max" or _limit(service) < _NO_LIMIT
             service.hit, service.starts = limited, service.starts + 1
             with service.log.open("ab") as log:
                 service.process = await asyncio.create_subprocess_exec(
-                    *_IN_GROUP, str(self.pids / "cgroup.procs"), *service.command, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
-                    env=service.env, cwd=ROOT,
+                    *_IN_GROUPS, str(self.pids / "cgroup.procs"), str(service.memory / "cgroup.procs"), *service.command,
+                    stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=service.env, cwd=ROOT,
                 )  # fmt: skip
             append(self.journal, what="started", service=service.name, pid=service.process.pid)
             code = await service.process.wait()
@@ -201,7 +209,9 @@ class Stack:
             await asyncio.sleep(_AGAIN_SECONDS)
 
     def _declare(self, name: str, command: list[str], **env: str) -> Service:
-        service = Service(name, command, self._environment() | env, self.folder / f"{name}.log")
+        memory = self.memory / name
+        memory.mkdir()
+        service = Service(name, command, self._environment() | env, self.folder / f"{name}.log", memory)
         self.services[name] = service
         return service
 
@@ -251,6 +261,11 @@ class Stack:
         header = json.dumps({"table": {"dtype": "U8", "shape": [SIZE], "data_offsets": [0, SIZE]}}).encode()
         header += b" " * (-len(header) % 8)
         (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + random.Random("lent").randbytes(SIZE))
+
+
+def _limit(service: Service) -> int:
+    """Bytes of memory that its group may have."""
+    return int((service.memory / "memory.limit_in_bytes").read_text())
 
 
 def signalled(pid: int, number: signal.Signals) -> bool:

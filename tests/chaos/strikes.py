@@ -198,6 +198,24 @@ class Strikes:
 
         return await self._limited(fault, machine, chance, resource.RLIMIT_AS, few)
 
+    async def _memory_short(self, fault: Fault, machine: Machine, chance: random.Random) -> bool:
+        """The machine's programs together: the kernel takes their page cache, and then ends one that wants more, whichever it is."""
+        group = machine.service.memory
+        machine.service.hit = True
+        held = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        used = int((group / "memory.usage_in_bytes").read_text())
+        kept = used - int(held["total_inactive_file"]) - int(held["total_active_file"])
+        limit = group / "memory.limit_in_bytes"
+        try:
+            limit.write_text(str(kept + chance.choice((1, 4, 16)) * (1 << 20)))
+        except OSError:  # it cannot be taken from them now
+            return False
+        try:
+            await asyncio.sleep(fault.seconds)
+        finally:
+            limit.write_text("-1")
+        return True
+
     async def _pids(self, fault: Fault, machine: Machine, chance: random.Random) -> bool:
         group = self._stack.pids
         (group / "pids.max").write_text(str(int((group / "pids.current").read_text()) + chance.randrange(3)))
