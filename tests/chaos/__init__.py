@@ -9,8 +9,9 @@ proxy       a connection that can be cut, slow or silent
 disk        a machine's disk, which can be slow
 stack       the processes, started again as a service manager does
 engine      the model server
-clients     who asks; a process of its own, as are the next two
+clients     who asks; a process of its own, as are the next three
 captures    who takes snapshots, pushes and removes them
+keda        who asks how many requests there are
 borrowers   who borrows memory of gpumem
 seen        what is on the machine when it is quiet
 checker     reads the journals of all of these, and says what was wrong; it shares no code with the product

@@ -84,9 +84,11 @@ class Run:
         ports = [f"{name}={machine.ports['gateway']}" for name, machine in stack.machines.items()]
         states = [str(machine.state) for machine in stack.machines.values()]
         clients = Helper("tests.chaos.clients", str(self._folder / "requests.jsonl"), session, *ports)
+        asked = [f"{name}={machine.ports['keda']}" for name, machine in stack.machines.items()]
+        keda = Helper("tests.chaos.keda", str(self._folder / "told.jsonl"), session, *asked)
         bucket, journal = "s3://fleet/extra", str(self._folder / "captures.jsonl")
         captures = Helper("tests.chaos.captures", journal, session, bucket, *states, "--", *stack.engine("extra"))
-        async with clients, captures:
+        async with clients, captures, keda:
             while self._done < FAULTS and time.monotonic() < self._until and not (PLANT and self._violations):
                 async with contextlib.AsyncExitStack() as borrowers:
                     for name in "abc":
@@ -94,9 +96,10 @@ class Run:
                         await borrowers.enter_async_context(Helper(*command))
                     clients.go()
                     captures.go()
+                    keda.go()
                     await self._faults()
                     self._strikes.mend()
-                    await asyncio.gather(clients.pause(), captures.pause())
+                    await asyncio.gather(clients.pause(), captures.pause(), keda.pause())
                 await self._look()
 
     async def _ready(self) -> None:

@@ -11,6 +11,9 @@ What it goes by:
                 intervals lie inside those in which the server counts the lease. A history of an exclusive lock is linearizable exactly if
                 the intervals of a key do not overlap, so an overlap proves a violation, and no overlap leaves none that anybody saw. A
                 slab comes once only, clean, and keeps what is written.
+    ledger      what a KEDA is told of a model lies between how many requests certainly were there throughout its call (an engine works on
+                each) and how many can have been (sent, and not answered some seconds before). A count between those could be right at a
+                moment of the call; one outside was not, at any.
     quiet       when nobody asks, and nothing is done: no process, mount, namespace, file, chunk or lease beside those that wait for the
                 next request, every model answers, and no program has more memory or descriptors than at its first quiet moment.
     captures    each is answered, by whatever.
@@ -20,6 +23,7 @@ What it goes by:
 from __future__ import annotations
 
 import json
+from bisect import bisect_left, bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -32,6 +36,8 @@ GROWTH_BYTES, GROWTH_DESCRIPTORS = 48 << 20, 24
 # At an agent: the most of its first looks is compared with the least of its last, since the images that it holds in memory come and go.
 AGENT_LOOKS = 3
 _AFTER_SECONDS = 30.0  # that a fault may still explain a broken connection after it was undone: a program starts again meanwhile
+_LATE_SECONDS = 5.0  # that an end may be noticed later by the gateway than by whoever asked
+_REPLICAS = 2  # of a model, at most
 _LONGEST_SECONDS = 65.0  # that a client waits
 _CUTTING = {"kill", "stop", "pids", "memory", "memory short", "descriptors", "clock", "disk full"}
 _ENGINE_CUT = {"wire cut", "wire refuses", "wire half-open"}  # which end an engine's connections
@@ -55,12 +61,14 @@ def check(
     leases: Sequence[Line],
     captures: Sequence[Line],
     seen: Sequence[Line],
+    told: Sequence[Line],
 ) -> list[Violation]:
     """All that is wrong, by time."""
     found = [
         *of_requests(requests, worked, faults, stack),
         *of_engines(requests, worked),
         *of_leases(leases),
+        *of_ledger(requests, worked, told),
         *of_captures(captures),
         *of_services(stack),
         *of_quiet(seen),
@@ -185,6 +193,36 @@ def of_leases(leases: Sequence[Line]) -> Iterable[Violation]:
                 )
             for piece in line["pieces"]:
                 owner.pop(piece, None)
+
+
+def of_ledger(requests: Sequence[Line], worked: Sequence[Line], told: Sequence[Line]) -> Iterable[Violation]:
+    sent: dict[tuple[str, str], list[float]] = defaultdict(list)
+    gone: dict[tuple[str, str], list[float]] = defaultdict(list)
+    begun: dict[tuple[str, str], list[float]] = defaultdict(list)
+    ended: dict[tuple[str, str], list[float]] = defaultdict(list)
+    machines = {line["machine"] for line in told}
+    first = {line["id"]: line["at"] for line in reversed(worked) if line["what"] == "begin"}
+    last = {line["id"]: line["at"] for line in worked if line["what"] == "end"}
+    last |= {line["id"]: line["at"] for line in worked if line["what"] == "last"}  # of a stream, whose end is noted after it
+    right = {line["id"]: line for line in requests if line["what"] == "done" and line["right"]}
+    for line in requests:
+        for machine in machines if not line["machine"] else (line["machine"],):
+            (sent if line["what"] == "sent" else gone)[machine, line["model"]].append(line["at"])
+    for identity in right.keys() & first.keys() & last.keys():
+        of = right[identity]["machine"], right[identity]["model"]
+        begun[of].append(first[identity])
+        ended[of].append(last[identity])
+    for lines in (*sent.values(), *gone.values(), *begun.values(), *ended.values()):
+        lines.sort()
+    for line in told:
+        of = line["machine"], line["model"]
+        least = bisect_right(begun[of], line["asked"]) - bisect_left(ended[of], line["at"])
+        most = bisect_right(sent[of], line["at"]) - bisect_left(gone[of], line["asked"] - _LATE_SECONDS)
+        said = f"KEDA was told {line['value']:g} of {line['model']} of machine {line['machine']}"
+        if line["value"] < least:
+            yield Violation("requests that KEDA is not told of", f"{said}, where {least} were worked on", line["at"])
+        elif line["value"] > max(1, most) + _REPLICAS:  # one for what has just been, and for each replica that nobody reaches
+            yield Violation("requests that only KEDA is told of", f"{said}, where {most} had been sent and not answered", line["at"])
 
 
 def of_captures(captures: Sequence[Line]) -> Iterable[Violation]:

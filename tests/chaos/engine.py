@@ -122,6 +122,7 @@ class Handler(BaseHTTPRequestHandler):
             for number in range(int(asked["n"])):
                 self._chunk(b"data: %d %s\n\n" % (number, answer_to(f"{asked['id']}/{number}").encode()))
                 time.sleep(float(asked.get("seconds", 0.02)))
+            note(asked["id"], "last")  # until here the answer has not ended for anybody
             self._chunk(b"")
         finally:
             note(asked["id"], "end")

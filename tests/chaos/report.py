@@ -18,7 +18,7 @@ from tests.chaos import checker
 from tests.chaos.journal import read
 from tests.chaos.stack import ROOT
 
-JOURNALS = "requests", "engines/journal", "faults", "stack", "leases", "captures", "seen"
+JOURNALS = "requests", "engines/journal", "faults", "stack", "leases", "captures", "seen", "told"
 _KEPT = ROOT / "tests/bench/results/chaos.json"
 
 
@@ -45,6 +45,7 @@ def figures(folders: Sequence[Path]) -> dict[str, Any]:
         "leases": len(leases),
         "captures": len(captures),
         "captures that were refused": sum(bool(line["error"]) for line in captures),
+        "answers to KEDA": sum(1 for folder in folders for _ in read(folder / "told.jsonl")),
         "quiet moments": sum(1 for folder in folders for _ in read(folder / "seen.jsonl")),
         "violations": len(violations),
         "violations by kind": dict(Counter(violation.kind for violation in violations).most_common()),

@@ -9,7 +9,7 @@ import pytest
 
 from tests.chaos.checker import GROWTH_BYTES, Line, check, of_quiet
 
-JOURNALS = "requests", "worked", "faults", "stack", "leases", "captures", "seen"
+JOURNALS = "requests", "worked", "faults", "stack", "leases", "captures", "seen", "told"
 REFUSED = json.dumps({"error": {"code": "replica_failed", "message": "a replica of model 'quick' failed before its answer began"}})
 
 
@@ -46,6 +46,10 @@ def lent(what: str, at: float, borrower: str, *pieces: str, **more: bool) -> Lin
     return {"at": at, "what": what, "borrower": borrower, "pieces": list(pieces), "dirty": False, "kept": True} | more
 
 
+def told(asked: float, at: float, value: float) -> Line:
+    return {"at": at, "what": "told", "machine": "one", "model": "quick", "asked": asked, "value": value}
+
+
 def whole() -> dict[str, list[Line]]:
     """A run as it must be: answers, a refusal, a connection that a fault broke, a client that left, a service that was hit."""
     return {
@@ -62,6 +66,7 @@ def whole() -> dict[str, list[Line]]:
         "leases": [lent("began", 1.0, "x"), lent("got", 1.1, "x", "7"), lent("gives", 1.2, "x", "7"), lent("got", 1.3, "y", "8")],
         "captures": [{"at": 6.0, "what": "done", "machine": "one", "error": "UNAVAILABLE: gone"}],
         "seen": [quiet(6.0), quiet(9.0, 110 << 20)],
+        "told": [told(1.2, 1.3, 1), told(1.0, 1.5, 0), told(6.0, 6.1, 1)],
     }
 
 
@@ -87,6 +92,8 @@ BAD: dict[str, tuple[str, list[Line]]] = {
     "more than its concurrency": ("worked", [line for name in "pqrs" for line in worked(name, 8.0, 8.5)]),
     "lease of two owners": ("leases", [lent("got", 1.4, "x", "8")]),
     "slab lent again": ("leases", [lent("got", 1.4, "x", "7")]),
+    "requests that KEDA is not told of": ("told", [told(1.2, 1.3, 0)]),
+    "requests that only KEDA is told of": ("told", [told(20.0, 20.1, 4)]),
     "memory that is not clean": ("leases", [lent("got", 1.4, "x", "9", dirty=True)]),
     "memory of two owners": ("leases", [lent("gives", 1.4, "y", "8", kept=False)]),
     "capture hangs": ("captures", [{"at": 7.0, "what": "done", "machine": "one", "error": "no answer"}]),

@@ -94,6 +94,12 @@ def stuck_demand(module: ModuleType) -> None:
     module.Ledger.end = forgets
 
 
+def lost_demand(module: ModuleType) -> None:
+    """An autoscaler is told of no requests, where there are some."""
+    load = module.Demand.load
+    module.Demand.load = lambda self, target: 0.0 if every(3) else load(self, target)
+
+
 def unclear_refusal(module: ModuleType) -> None:
     """A refusal that says nothing."""
     module.Refusal.body = property(lambda self: b"error")
@@ -202,6 +208,7 @@ PLANTS: dict[str, tuple[str, Callable[[ModuleType], None]]] = {
     "another-model": ("scaler.gateway.dispatcher", another_model),
     "too-many": ("scaler.local.config", too_many),
     "stuck-demand": ("scaler.books.ledger", stuck_demand),
+    "lost-demand": ("scaler.books.demand", lost_demand),
     "unclear-refusal": ("scaler.gateway.refusal", unclear_refusal),
     "open-files": ("scaler.gateway.exchange", open_files),
     "growing-memory": ("scaler.gateway.exchange", growing_memory),
