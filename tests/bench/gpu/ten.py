@@ -55,6 +55,7 @@ class Model(VllmBench):
         states = STATES if "mamba_d_state" in shape.config else ()
         super().__init__(replace(run, shape=shape, model=run.model.parent / shape.name, options=[*CACHE, *states, *run.options]))
         self.taken: list[float] = []
+        self.awake: list[float] = []  # the same request again
         self.phases: list[dict[str, float]] = []  # of each
 
     @property
@@ -115,11 +116,14 @@ class Ten:
 
     async def wake(self, model: Model, turn: int) -> None:
         """Until it is parked again. Raises AssertionError: it was not, or answered otherwise."""
-        first, whole = await model.ask(f"http://127.0.0.1:{self.gateway}")
+        url = f"http://127.0.0.1:{self.gateway}"
+        first, whole = await model.ask(url)
+        model.awake.append(await model.ask_again(url))
         latest = next(each for each in (await status(self.state))["activations"] if each["model"] == model.name)
         model.phases.append(latest["phases"])
         where = parts(model.phases[-1:])
-        console.print(f"  {turn} {model.name}: first {first:.3f} s, whole {whole:.3f}; {latest['origin']}; ms: {where}")
+        said = f"awake {model.awake[-1]:.3f} s; {latest['origin']}; ms: {where}"
+        console.print(f"  {turn} {model.name}: first {first:.3f} s, whole {whole:.3f}; {said}")
         if latest["origin"] != "parked":
             raise AssertionError(f"{model.name} was {latest['origin']} when its request came, and not parked: {latest['reason']}")
         model.taken.append(first)
@@ -133,7 +137,10 @@ class Ten:
     def told(self) -> list[Figure]:
         medians = {model.run.shape.name: statistics.median(model.taken) for model in self.models}
         worst = max(medians, key=lambda name: medians[name])
-        details = [f"{spread(model.taken)}; ms, medians: {parts(model.phases)}" for model in self.models]
+        details = [
+            f"{spread(model.taken)}; asked again, awake: {statistics.median(model.awake):.3f}; ms, medians: {parts(model.phases)}"
+            for model in self.models
+        ]
         single = [
             Figure(f"from zero, parked, {name}", median, "s", detail=detail)
             for (name, median), detail in zip(medians.items(), details, strict=True)
