@@ -26,7 +26,7 @@ help:
 	@echo 'make demo   a chat model on this machine, from zero to an answer and back to zero'
 	@echo 'make test   the tests, in parallel; the slowest ten are named'
 	@echo 'make sanitize'
-	@echo '           the C parts with AddressSanitizer and UBSan, under the tests that use them (minutes)'
+	@echo '           the C parts with AddressSanitizer, UBSan and ThreadSanitizer, under the tests that use them (minutes)'
 	@echo 'make servers'
 	@echo '           Go, Node, Java, nginx, gunicorn, uvicorn and llama.cpp, installed (minutes) and tried as engines;'
 	@echo '           and scale-ups as traces at an OpenTelemetry Collector, built for it'

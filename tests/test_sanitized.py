@@ -1,4 +1,6 @@
-"""The C parts under AddressSanitizer and UndefinedBehaviorSanitizer, as far as seconds allow: `python -m tests.sanitized` is all of it."""
+"""The C parts under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer, as far as seconds allow: `python -m tests.sanitized`
+is all of it.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,11 +20,20 @@ import zerowake_native
 
 from restore_agent.places.placeholder import SOCKET
 from restore_agent.places.sandbox import Sandbox
+from restore_agent.workload.renewal import VARIABLE
 from tests import sanitized
+from tests.worlds.needs import missing_for_criu
+from tests.worlds.renewing import INSTEAD
 from tests.worlds.waiting import until
 
 GCC = sanitized.compiler()
-pytestmark = pytest.mark.skipif(GCC is None, reason="needs gcc and its sanitizers (libasan)")
+pytestmark = pytest.mark.skipif(GCC is None, reason="needs gcc and its sanitizers (libasan, libtsan)")
+
+
+# Every way into a container, of views and of programs; a pid namespace of its own; and links that lead out.
+JOINING = "test_the_process_that_was_dumped_comes_back_in_another_container", "test_links_of_a_tenant_lead_nowhere"
+ALONE = "--noconftest"  # what that imports, and these tests need none of, takes most of their time under ThreadSanitizer
+Change = tuple[str, str]
 
 
 @pytest.fixture(scope="module")
@@ -33,16 +44,61 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def test_page_fill(built: Path) -> None:
+@pytest.fixture(scope="module")
+def built_for_threads(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert GCC
-    every = "import tests.restore_agent.test_native as found; [getattr(found, name)() for name in dir(found) if name.startswith('test_')]"
-    asked = [sys.executable, "-c", f"import tests.worlds.not_preloaded; {every}"]
-    ran = subprocess.run(asked, env=sanitized.environment(GCC, built), capture_output=True, text=True, check=False, cwd=sanitized.ROOT)
+    place = tmp_path_factory.mktemp("sanitized-threads")
+    sanitized.build_for_threads(GCC, place)
+    return place
+
+
+def tried(command: Sequence[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """Other tests, with what is sanitized."""
+    asked = [*command, "-p", "no:cacheprovider"]
+    return subprocess.run(asked, env=environment, capture_output=True, text=True, check=False, cwd=sanitized.ROOT)
+
+
+def passes(command: Sequence[str], environment: dict[str, str]) -> None:
+    """They do; what they lack of the machine is said as if they were tests of this file."""
+    ran = tried(command, environment)
     assert ran.returncode == 0, ran.stdout + ran.stderr
+    if lacks := [line for line in ran.stdout.splitlines() if line.startswith("SKIPPED")]:
+        pytest.skip("; ".join(lacks))
+
+
+def planted(source: Path, folder: Path, how: Sequence[str], *changes: Change) -> Path:
+    """The library with faults."""
+    assert GCC
+    text = source.read_text()
+    for right, wrong in changes:
+        assert text.count(right) == 1, right
+        text = text.replace(right, wrong)
+    (folder / source.name).write_text(text)
+    sanitized.compile_(GCC, folder / source.name, folder / "planted.so", how)
+    return folder / "planted.so"
+
+
+def test_page_fill_and_renewal(built: Path) -> None:
+    assert GCC
+    command = sanitized.command(*sanitized.files(("native", "renewal_at_start", "renewal_preloaded")))
+    passes(command, sanitized.environment(GCC, built))
+
+
+@pytest.mark.skipif(bool(missing_for_criu()), reason=missing_for_criu() or "")
+def test_join(built: Path) -> None:
+    assert GCC
+    within = [f"{file}::{name}" for file in sanitized.files(["container"]) for name in JOINING]
+    passes(sanitized.command(*sanitized.files(("joining", "container_views")), *within), sanitized.environment(GCC, built))
+
+
+def test_threads_of_page_fill_and_renewal(built_for_threads: Path) -> None:
+    assert GCC
+    command = sanitized.command_for_threads(ALONE, *sanitized.files(("native", "renewal_preloaded")))
+    passes(command, sanitized.environment_for_threads(GCC, built_for_threads))
 
 
 def test_a_fault_of_page_fill_is_found(built: Path) -> None:
-    """So that the one above is more than a test that passes: the ends of no chunk are read beyond."""
+    """So that those above are more than tests that pass: the ends of no chunk are read beyond."""
     assert GCC
     wrong = (
         "import ctypes; from restore_agent.pages import native; from restore_agent.snapshots.page_runs import PageRun;"
@@ -50,6 +106,49 @@ def test_a_fault_of_page_fill_is_found(built: Path) -> None:
     )
     ran = subprocess.run([sys.executable, "-c", wrong], env=sanitized.environment(GCC, built), capture_output=True, text=True, check=False)
     assert ran.returncode != 0 and "AddressSanitizer" in ran.stderr, ran.stderr
+
+
+def test_a_fault_of_renewal_is_found(built: Path, tmp_path: Path) -> None:
+    assert GCC
+    library = planted(sanitized.RENEWAL, tmp_path, sanitized.ADDRESSES, ("!named || strlen(named) >= sizeof(folder)", "!named"))
+    preloaded = {"LD_PRELOAD": f"{sanitized.runtime(GCC, 'asan')}:{library}", VARIABLE: "/x" * 4096}
+    environment = os.environ | sanitized.OPTIONS | preloaded
+    ran = subprocess.run(["true"], env=environment, capture_output=True, text=True, check=False)
+    assert ran.returncode != 0 and "AddressSanitizer" in ran.stderr, ran.stderr
+
+
+def test_a_race_of_page_fill_is_found(built_for_threads: Path, tmp_path: Path) -> None:
+    """Threads that take the next pieces, and do not see what others take."""
+    assert GCC
+    shutil.copytree(built_for_threads / "zerowake_native", tmp_path / "sanitized/zerowake_native")
+    library = planted(
+        sanitized.PAGE_FILL,
+        tmp_path,
+        sanitized.THREADS,
+        ("first = atomic_load(&fill->next)", "first = *(volatile size_t *)&fill->next"),
+        ("while (!atomic_compare_exchange_weak(&fill->next, &first, last));", "while (0);\n*(volatile size_t *)&fill->next = last;"),
+    )
+    shutil.copy(library, tmp_path / "sanitized/zerowake_native" / zerowake_native.PAGE_FILL.name)
+    ran = tried(
+        sanitized.command_for_threads(ALONE, *sanitized.files(["native"])), sanitized.environment_for_threads(GCC, tmp_path / "sanitized")
+    )
+    assert ran.returncode != 0 and "data race" in ran.stderr and "page_fill.c" in ran.stderr, ran.stdout + ran.stderr
+
+
+def test_a_race_of_renewal_is_found(built_for_threads: Path, tmp_path: Path) -> None:
+    """A program that draws, and a thread that says beside it that all is to be new."""
+    assert GCC
+    library = planted(
+        sanitized.RENEWAL,
+        tmp_path,
+        sanitized.THREADS,
+        ("atomic_store(&is_due48, 1)", "is_due48 = 1"),
+        ("atomic_load_explicit(&is_due48, memory_order_relaxed) && atomic_exchange(&is_due48, 0)", "is_due48 && !(is_due48 = 0)"),
+        ("static atomic_int is_due48;", "static int is_due48;"),
+    )
+    environment = sanitized.environment_for_threads(GCC, built_for_threads) | {INSTEAD: f"{sanitized.runtime(GCC, 'tsan')}:{library}"}
+    ran = tried(sanitized.command_for_threads(ALONE, *sanitized.files(["renewal_preloaded"]), "-k", "draws_is_new", "-x"), environment)
+    assert ran.returncode != 0 and "data race" in ran.stderr and "renewal.c" in ran.stderr, ran.stdout + ran.stderr
 
 
 @contextmanager
