@@ -27,7 +27,8 @@ from restore_agent.snapshots.store import Store
 from restore_agent.transfer.progress import Progress
 from zerowake_shared.background import kept
 
-_LOOK_SECONDS = 2.0  # between two looks at where weights stand, and at what is free on GPUs
+_WEIGHTS_SECONDS = 2.0  # between two looks at where weights stand
+_GPUS_SECONDS = 0.5  # the same at what is free on GPUs: who loses one to others plans anew
 _UNFIT_SECONDS = 10.0  # between two looks at what did not fit this node
 _STORE_SECONDS = 2.0  # between two looks at what was published, or so many times what a look took: a node may have thousands
 _STORE_REST = 30.0
@@ -104,7 +105,8 @@ class Inventory:
         await self.look_at_gpus()
         watching = [
             asyncio.create_task(kept(self._watch_store, "snapshots on disk", _LOG), name="snapshots on disk"),
-            asyncio.create_task(kept(self._watch_memory, "weights and GPUs", _LOG), name="weights and GPUs"),
+            asyncio.create_task(kept(self._watch_weights, "weights", _LOG), name="weights"),
+            asyncio.create_task(kept(self._watch_gpus, "GPUs", _LOG), name="GPUs"),
         ]
         try:
             yield
@@ -155,11 +157,15 @@ class Inventory:
             for each, model in zip(known.uuids, known.names, strict=True)
         ]
 
-    async def _watch_memory(self) -> None:
+    async def _watch_weights(self) -> None:
         while True:
             await self.look_at_weights()
+            await asyncio.sleep(_WEIGHTS_SECONDS)
+
+    async def _watch_gpus(self) -> None:
+        while True:
             await self.look_at_gpus()
-            await asyncio.sleep(_LOOK_SECONDS)
+            await asyncio.sleep(_GPUS_SECONDS)
 
     async def _watch_store(self) -> None:
         watch, looked = DamageWatch(self._store), 0.0

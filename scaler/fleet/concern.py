@@ -8,7 +8,7 @@
                    anew since
 
 What an agent tells of its node itself, free memory above all, is no news of its own. But whether a snapshot finds room on the GPUs of a
-node that has it is compared at the next news of any node, and the models of which that has changed are concerned, too.
+node that has it is compared at each such word, and at the news of any node, and the models of which that has changed are concerned, too.
 """
 
 from __future__ import annotations
@@ -50,12 +50,15 @@ class Concern:
         if before is not None:
             found.update(self._spread(before))
         for other in nodes:
-            gpus = self._gpus.get(other.address)
-            if gpus is not other.gpus:
-                self._gpus[other.address] = other.gpus
-                if gpus is not None and gpus != other.gpus:
-                    found.update(self._with_other_room(other, gpus))
+            if self._gpus.get(other.address) is not other.gpus:
+                found |= self.of_room(other)
         return found
+
+    def of_room(self, node: Node) -> set[str]:
+        """Names of the models whose snapshot found room on the node's GPUs at the last look, and does not now, or the other way round."""
+        before = self._gpus.get(node.address, node.gpus)
+        self._gpus[node.address] = node.gpus
+        return set(self._with_other_room(node, before)) if before != node.gpus else set()
 
     def take_open(self) -> set[str]:
         """Names of those for which any node's news count."""
@@ -68,7 +71,7 @@ class Concern:
         yield from filter(self._models.is_spread, (replica.model for replica in node.replicas.values()))
 
     def _with_other_room(self, node: Node, before: tuple[Gpu, ...]) -> Iterator[str]:
-        """Those whose snapshot found room on the node's GPUs before, and does not now, or the other way round."""
+        """As `of_room`."""
         for snapshot, there in node.residencies.items():
             if there.gpu_bytes and has_room(node, there) != has_room(replace(node, gpus=before), there):
-                yield from filter(self._models.is_spread, self._models.of(snapshot))
+                yield from self._models.of(snapshot)

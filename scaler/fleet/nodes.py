@@ -67,6 +67,7 @@ class Nodes:
         self._standings: dict[str, Standing] = {}  # by node's name, whether an agent is heard there or not
         self._placed: dict[str, tuple[Node, Standing, Node]] = {}  # by address: as its agent tells it, where it stands, and both
         self._listeners: list[Callable[[Node], None]] = []
+        self._room_listeners: list[Callable[[Node], None]] = []
         self._place_listeners: list[Callable[[], None]] = []
 
     def __iter__(self) -> Iterator[Node]:
@@ -94,6 +95,10 @@ class Nodes:
         """Calls `callback(node)` after a replica or a snapshot of the node changed, or its stream synced or broke: of what is there as the
         stream begins once, when it has synced."""
         self._listeners.append(callback)
+
+    def on_room(self, callback: Callable[[Node], None]) -> None:
+        """Calls `callback(node)` after the agent said how its node is, such as what is free on its GPUs."""
+        self._room_listeners.append(callback)
 
     def on_place(self, callback: Callable[[], None]) -> None:
         """Calls `callback()` after a node came to stand otherwise in its cluster."""
@@ -249,6 +254,9 @@ class Nodes:
         kind = update.WhichOneof("update")
         if kind == "node":
             agent.describe(update.node)
+            if agent.synced.is_set():
+                for heard in self._room_listeners:
+                    heard(self._node(agent))
             return
         if kind == "transfer":
             agent.carry(messages.transfer(update.transfer, self._clock.wall()), ended=not update.transfer.HasField("progress"))

@@ -2,10 +2,10 @@
 
     ledger, nodes, owners' wishes  ──►  World  ──►  decide (plan/policy.py)  ──►  executor
 
-It decides when a model comes to have demand, when a pod of it comes to a node, when a node's news concern it, or the cluster says something
-else of any node (a cordon, a taint, a label), when its owner's wishes change, when an action of it has ended, and when what was put off is
-due, or a model has had no demand for so long that its replicas may sleep. The decision is made in the same turn of the loop as the news:
-staging runs beside the push to KEDA.
+It decides when a model comes to have demand, when a pod of it comes to a node, when a node's news concern it or its GPUs come to have room
+for it or none, when the cluster says something else of any node (a cordon, a taint, a label), when its owner's wishes change, when an
+action of it has ended, and when what was put off is due, or a model has had no demand for so long that its replicas may sleep. The
+decision is made in the same turn of the loop as the news: staging runs beside the push to KEDA.
 """
 
 from __future__ import annotations
@@ -77,6 +77,7 @@ class Planner:
         ledger.on_asked(self._asked)
         ledger.on_first_demand(lambda model: self.consider([model]))
         nodes.on_change(self._heard)
+        nodes.on_room(self._heard_of_room)
         nodes.on_place(lambda: self.consider(self._models))
         executor.on_end(lambda model: self.consider([model]))
         executor.wanted_by(lambda snapshot: bool(models.of(snapshot)))
@@ -279,6 +280,10 @@ class Planner:
             self.consider(self._models.in_order(concerned))
         if began >= self._rested_at:
             self._rest(loop.time() - began)
+
+    def _heard_of_room(self, node: Node) -> None:
+        if concerned := self._concern.of_room(node):
+            self.consider(self._models.in_order(concerned))
 
     def _of_any_node(self) -> set[str]:
         return {*self._concern.take_open(), *self._cramped_since, *self._short_since, *self._barred}

@@ -130,6 +130,9 @@ class Run:
         deadline = time.monotonic() + _SETTLE_SECONDS
         while (left := await seen.left_over(stack)) and time.monotonic() < deadline:
             await asyncio.sleep(0.3)  # replicas cool down
+        # Agents keep connections to the store for the next transfer: those are ended as a server ends idle ones, and what stays is a leak.
+        stack.proxy.cut()
+        await asyncio.sleep(1)
         append(self._folder / "seen.jsonl", number=self._number, left=left, silent=silent, programs=seen.programs(stack))
         found = report.checked(self._folder)
         for violation in found[self._violations :]:

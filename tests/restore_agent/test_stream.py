@@ -7,6 +7,7 @@ import random
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 from zerowake_proto import agent_pb2 as pb
 
 from restore_agent.sequences.changes import Removed
+from restore_agent.sequences.inventory import Gpu
 from restore_agent.service.stream import Stream
 from restore_agent.snapshots.catalog import Corrupt, Unreadable
 from restore_agent.transfer.progress import Progress
@@ -128,6 +130,21 @@ async def test_the_node_is_told_every_other_second_however_much_else_changes(wor
         clock.moment += 2.0
         kinds += [(await the_next(updates)).WhichOneof("update") for _ in range(4)]
     assert kinds == ["residency", "node", "residency", "residency", "residency"]
+
+
+async def test_a_gpu_that_others_take_is_told_at_once(world: World) -> None:
+    clock, gib = StandingClock(), 1 << 30
+    gpu = Gpu("GPU-1", "NVIDIA H200", 80 * gib, 70 * gib, 70 * gib, 0, 0)
+    world.node.inventory.gpus = [gpu]
+    async with aclosing(Stream(world.node, clock).updates()) as updates:
+        await first_part(updates)
+        world.node.inventory.gpus = [replace(gpu, free_bytes=gpu.free_bytes - gib // 2)]  # as good as what was told
+        clock.moment += 0.25
+        world.node.changes.tell(publish(world.node.store, b"y" * 8192))
+        assert (await the_next(updates)).HasField("residency")
+        world.node.inventory.gpus = [replace(gpu, free_bytes=20 * gib)]
+        clock.moment += 0.25
+        assert [each.free_bytes for each in (await the_next(updates)).node.gpus] == [20 * gib]
 
 
 async def test_an_image_that_is_staged_is_followed_into_memory(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

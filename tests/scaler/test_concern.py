@@ -97,6 +97,18 @@ def test_for_those_left_out_nothing_has_changed(seed: int) -> None:
             assert not [each for each in plan.actions if isinstance(each, Stage) and each.rung is Rung.DISK] and not plan.due
 
 
+def test_a_model_is_concerned_when_a_node_that_has_it_loses_its_gpu_to_others_or_has_it_back() -> None:
+    models = DeclaredModels({"m": Model("m", NAMES[0], copies=2), "other": Model("other", NAMES[1], copies=2)})
+    there = Node("a", "a", True, peer_address="x:1", gpus=FREE, residencies={NAMES[0]: HAS})
+    concern = Concern(models)
+    assert concern.of_room(there) == set(), "nobody knows how it was"
+    less = (replace(FREE[0], free_bytes=FREE[0].free_bytes - (1 << 30)),)
+    assert concern.of_room(replace(there, gpus=less)) == set(), "there is room all the same"
+    assert concern.of_room(replace(there, gpus=FULL)) == {"m"}
+    assert concern.of_room(replace(there, gpus=FULL)) == set(), "it was told"
+    assert concern.of_room(there) == {"m"}
+
+
 def test_a_model_that_is_where_it_is_to_be_is_no_concern_of_another_node() -> None:
     models = DeclaredModels({"m": Model("m", NAMES[0], copies=2)})
     nodes = NodeSet(

@@ -232,6 +232,21 @@ async def test_a_request_whose_snapshot_s_node_is_full_has_another_one_fetch_it(
         system.dispatcher.leave(hold)
 
 
+async def test_a_gpu_that_others_take_has_the_snapshot_fetched_elsewhere_though_nothing_else_has_happened(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(policy, "_CRAMPED_SECONDS", 0.1)
+    has, other = holding("a", MEMORY, gpu=30 << 30), Agent("b")
+    for number, agent in enumerate([has, other], 1):
+        agent.gpu, agent.peer_port = 70 << 30, number
+    async with planning(Model("chat", NAME, stage=Rung.MEMORY), has, other) as system:
+        has.takes_gpu(60 << 30)
+        await until(lambda: [node.gpus[0].free_bytes for node in system.nodes if node.name == "a"] == [60 << 30])
+        assert system.staged() == []
+        has.takes_gpu(1 << 30)
+        await until(lambda: system.staged() == [("b", DISK), ("b", MEMORY)])
+
+
 async def test_a_cordon_alone_has_the_snapshot_fetched_elsewhere_and_a_node_that_takes_pods_again_is_seen(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -100,9 +100,12 @@ class Agent(agent_pb2_grpc.AgentServicer):
         )
         self.says(agent_pb2.NodeUpdate(replica=self.replicas[name]))
 
-    async def Watch(self, request: agent_pb2.WatchRequest, context: Any) -> AsyncIterator[agent_pb2.NodeUpdate]:
-        queue: asyncio.Queue[agent_pb2.NodeUpdate] = asyncio.Queue()
-        self._streams.append(queue)  # before the first part: nothing falls between it and the changes
+    def takes_gpu(self, free: int) -> None:
+        """Others have taken of its GPU, or given back: so much is free now."""
+        self.gpu = free
+        self.says(self._itself())
+
+    def _itself(self) -> agent_pb2.NodeUpdate:
         here = agent_pb2.NodeUpdate(node=agent_pb2.Node(name=self.name, memory_free_bytes=1 << 34, peer_port=self.peer_port))
         here.node.bandwidths.disk_to_memory = self.disk_to_memory
         if self.staged_limit is not None:
@@ -113,7 +116,12 @@ class Agent(agent_pb2_grpc.AgentServicer):
             here.node.weights_room_bytes = self.weights_room
         if self.gpu:
             here.node.gpus.add(uuid="gpu", total_bytes=80 << 30, free_bytes=self.gpu)
-        yield here
+        return here
+
+    async def Watch(self, request: agent_pb2.WatchRequest, context: Any) -> AsyncIterator[agent_pb2.NodeUpdate]:
+        queue: asyncio.Queue[agent_pb2.NodeUpdate] = asyncio.Queue()
+        self._streams.append(queue)  # before the first part: nothing falls between it and the changes
+        yield self._itself()
         for residency in list(self.residencies.values()):
             yield agent_pb2.NodeUpdate(residency=residency)
         for replica in list(self.replicas.values()):
@@ -124,7 +132,7 @@ class Agent(agent_pb2_grpc.AgentServicer):
                 try:
                     yield await asyncio.wait_for(queue.get(), 2.0)
                 except TimeoutError:
-                    yield here
+                    yield self._itself()
         finally:
             self._streams.remove(queue)
 
