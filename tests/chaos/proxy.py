@@ -76,11 +76,12 @@ class Proxy:
                 there, back = await asyncio.open_connection("127.0.0.1", self.target)
             ends.add(back)
             self._writers.add(back)
-            asked = asyncio.create_task(self._pump(reader, back, float("inf")))
+            ways = [asyncio.create_task(self._pump(*way)) for way in ((reader, back, float("inf")), (there, writer, None))]
             try:
-                await self._pump(there, writer, None)
+                await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)  # who has gone is told to the other
             finally:
-                asked.cancel()
+                for way in ways:
+                    way.cancel()
         except OSError:
             pass
         finally:

@@ -128,3 +128,21 @@ async def test_an_agent_has_the_proxy_in_its_place_and_so_has_its_successor(fold
             assert await reader.read(1) == b""
             writer.close()
             agent.close()
+
+
+@pytest.mark.parametrize("first", ["who asks", "who answers"])
+async def test_an_end_is_told_to_the_other_side(folder: Path, first: str) -> None:
+    accepted: asyncio.Queue[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = asyncio.Queue()
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        accepted.put_nowait((reader, writer))
+
+    server, proxy = await asyncio.start_unix_server(accept, folder / "server.sock"), Proxy(folder / "server.sock")
+    async with proxy.laid(folder / "proxy.sock"), asyncio.timeout(10):
+        ends = {"who asks": await asyncio.open_unix_connection(folder / "proxy.sock"), "who answers": await accepted.get()}
+        _, writer = ends.pop(first)
+        writer.close()
+        ((reader, other),) = ends.values()
+        assert await reader.read() == b""
+        other.close()
+    server.close()
