@@ -4,8 +4,8 @@
     ours to make   models whose replicas are made here: they wait for any node at all
     spread         of models of which another node may come to have a copy (several are wanted, or a store has it), those of which the node
                    had the snapshot, or a replica
-    open           of the same, those of which the last decision left something open, so that any node may be the one, or that were declared
-                   anew since
+    open           those of which the last decision left something open, so that any node may be the one: it is where it cannot be restored,
+                   or there are too few; and those that were declared anew since
 
 What an agent tells of its node itself, free memory above all, is no news of its own. But whether a snapshot finds room on the GPUs of a
 node that has it is compared at each such word, and at the news of any node, and the models of which that has changed are concerned, too.
@@ -34,7 +34,9 @@ class Concern:
 
     def decided(self, model: Model, nodes: NodeSet, arriving: Collection[str]) -> None:
         """A decision is made about the model. arriving: names of nodes on which pods of it wait for their engines."""
-        if self._models.is_spread(model.name) and (arriving or lacks_copies(nodes, model) or cannot_restore(nodes, model)):
+        is_short = self._models.is_spread(model.name) and (arriving or lacks_copies(nodes, model))
+        is_stuck = self._models.is_spread(model.name) or nodes.having(model.snapshot)
+        if is_short or (is_stuck and cannot_restore(nodes, model)):
             self._open.add(model.name)
         else:
             self._open.discard(model.name)

@@ -77,8 +77,9 @@ class Heard:
         self.silent = False
         self._words += 1
 
-    def describe(self, told: agent_pb2.Node) -> None:
-        """Takes what the agent says of the node itself."""
+    def describe(self, told: agent_pb2.Node) -> bool:
+        """Takes what the agent says of the node itself. Returns whether its GPUs are otherwise than it said before."""
+        before = self._told.gpus
         self._told = Node(
             self.address,
             name=told.name,
@@ -93,6 +94,7 @@ class Heard:
             weights_room_bytes=messages.known(told, "weights_room_bytes"),
         )
         self._shown = None
+        return self._told.gpus != before
 
     def settle(self, snapshot: SnapshotName, residency: Residency | None, revision: int = 0) -> None:
         """Where a snapshot stands now; None: not on this node any more. revision: of who said so: the stream and an answer overtake each

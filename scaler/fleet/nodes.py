@@ -68,7 +68,7 @@ class Nodes:
         self._placed: dict[str, tuple[Node, Standing, Node]] = {}  # by address: as its agent tells it, where it stands, and both
         self._listeners: list[Callable[[Node], None]] = []
         self._room_listeners: list[Callable[[Node], None]] = []
-        self._place_listeners: list[Callable[[], None]] = []
+        self._place_listeners: list[Callable[[str], None]] = []
 
     def __iter__(self) -> Iterator[Node]:
         """The nodes as they are now: values that do not change when news come."""
@@ -97,11 +97,11 @@ class Nodes:
         self._listeners.append(callback)
 
     def on_room(self, callback: Callable[[Node], None]) -> None:
-        """Calls `callback(node)` after the agent said how its node is, such as what is free on its GPUs."""
+        """Calls `callback(node)` after the agent of a node said that its GPUs have more or less free."""
         self._room_listeners.append(callback)
 
-    def on_place(self, callback: Callable[[], None]) -> None:
-        """Calls `callback()` after a node came to stand otherwise in its cluster."""
+    def on_place(self, callback: Callable[[str], None]) -> None:
+        """Calls `callback(name)` after the node of that name came to stand otherwise in its cluster."""
         self._place_listeners.append(callback)
 
     def place(self, name: str, standing: Standing | None) -> None:
@@ -113,7 +113,7 @@ class Nodes:
         else:
             self._standings[name] = standing
         for callback in self._place_listeners:
-            callback()
+            callback(name)
 
     def learn(self, address: str, replica: agent_pb2.Replica) -> None:
         """A replica that an answer of the agent names; its stream may name it later."""
@@ -253,8 +253,7 @@ class Nodes:
     def _apply(self, agent: Agent, update: agent_pb2.NodeUpdate) -> None:
         kind = update.WhichOneof("update")
         if kind == "node":
-            agent.describe(update.node)
-            if agent.synced.is_set():
+            if agent.describe(update.node) and agent.synced.is_set():
                 for heard in self._room_listeners:
                     heard(self._node(agent))
             return

@@ -78,7 +78,7 @@ class Planner:
         ledger.on_first_demand(lambda model: self.consider([model]))
         nodes.on_change(self._heard)
         nodes.on_room(self._heard_of_room)
-        nodes.on_place(lambda: self.consider(self._models))
+        nodes.on_place(self._placed)
         executor.on_end(lambda model: self.consider([model]))
         executor.wanted_by(lambda snapshot: bool(models.of(snapshot)))
 
@@ -280,6 +280,11 @@ class Planner:
             self.consider(self._models.in_order(concerned))
         if began >= self._rested_at:
             self._rest(loop.time() - began)
+
+    def _placed(self, name: str) -> None:
+        """As news of the node: what it has counts for nothing now, or again, and any model that lacks a node may take it."""
+        for node in [each for each in self._nodes if each.name == name]:
+            self._heard(node)
 
     def _heard_of_room(self, node: Node) -> None:
         if concerned := self._concern.of_room(node):

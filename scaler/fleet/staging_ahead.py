@@ -59,7 +59,7 @@ class StagingAhead:
         self._due = asyncio.Event()
         ledger.on_asked(self._asked)
         nodes.on_change(self._heard)
-        nodes.on_place(self.look_soon)
+        nodes.on_place(lambda _: self.look_soon())
 
     def look_soon(self) -> None:
         """Something has changed: the minute is judged, or a node has room, or takes pods or takes none."""

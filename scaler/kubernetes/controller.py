@@ -137,7 +137,7 @@ class Controller:
         sources.on_change(lambda snapshot: self._snapshot_changed(None, snapshot))
         labelled.on_change(self._labelled_changed)
         nodes.on_change(self._node_changed)
-        nodes.on_place(self._placed)
+        nodes.on_place(lambda _: self._placed())
 
     async def run(self) -> None:
         """Leads: works until cancelled."""

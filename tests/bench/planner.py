@@ -115,7 +115,7 @@ async def main() -> list[Figure]:
         Figure("a plan after a model's first request", first * 1e3, "ms", at_most=100.0, detail=detail),
         Figure("a plan after a node's news", news * 1e3, "ms", at_most=100.0, detail=f"{HOLDERS * SNAPSHOTS // NODES} snapshots are there"),
         Figure("a plan after a node has gone", gone * 1e3, "ms", at_most=100.0, detail="once"),
-        Figure("a plan after a cordon, which is one for all models", cordon, "s", at_most=3.0, detail="once, with what it begins"),
+        Figure("a plan after a cordon", cordon * 1e3, "ms", at_most=100.0, detail="once, with what it begins"),
         Figure("a plan from nothing: all is where it is to be", nothing, "s", at_most=3.0, detail="the shortest of three"),
         Figure(
             "a plan from nothing: all goes to memory", moves, "s", at_most=3.0, detail=f"{HOLDERS * SNAPSHOTS} actions; shortest of three"

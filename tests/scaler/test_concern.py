@@ -15,6 +15,7 @@ from scaler.plan.declared import DeclaredModels
 from scaler.plan.policy import decide
 from scaler.plan.remote import is_cramped
 from scaler.plan.rungs import Rung
+from scaler.plan.scheduling import ZONE, Standing
 from scaler.plan.world import Gpu, Model, Node, NodeSet, Replica, Residency, Stored, World
 
 NAMES = [SnapshotName("ns", f"s{number}") for number in range(4)]
@@ -52,7 +53,7 @@ class Many:
         address = self.chance.choice(list(self.nodes))
         node = self.nodes[address]
         name, snapshot = self.chance.choice(list(self.models)), self.chance.choice(NAMES)
-        kind = self.chance.choice(["comes", "goes", "comes", "replica", "ends", "synced", "damaged", "room", "declared"])
+        kind = self.chance.choice(["comes", "goes", "comes", "replica", "ends", "synced", "damaged", "room", "cordon", "zone", "declared"])
         there = {each: how for each, how in node.residencies.items() if each != snapshot}
         if kind in ("comes", "damaged"):
             node = replace(node, residencies={**there, snapshot: replace(HAS, unusable="damaged" if kind == "damaged" else "")})
@@ -65,6 +66,11 @@ class Many:
         elif kind == "room":  # which is no news: those of another node are
             self.nodes[address] = replace(node, gpus=self.chance.choice([FULL, FREE]))
             return self.chance.choice(list(self.nodes))
+        elif kind == "cordon":
+            node = replace(node, standing=replace(node.standing or Standing(), cordoned=not (node.standing and node.standing.cordoned)))
+        elif kind == "zone":
+            zone = {ZONE: self.chance.choice("ab")}
+            node = replace(node, standing=replace(node.standing or Standing(), labels=zone))
         else:
             self.models[name] = replace(self.models[name], copies=self.chance.choice([1, 2, 3]))
         self.nodes[address] = node

@@ -30,7 +30,7 @@ async def test_nodes_stand_as_the_cluster_says(tmp_path: Path, monkeypatch: pyte
 
     async with api.serve(tmp_path) as kubeconfig, Agent("n1").serve() as address, nodes.follow(address):
         await until(lambda: [node.name for node in nodes] == ["n1"])
-        nodes.on_place(lambda: changes.append(stands()))
+        nodes.on_place(lambda _: changes.append(stands()))
         monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
         await api.put("nodes", {"metadata": {"name": "n1", "labels": {ZONE: "here"}}, "spec": {"podCIDR": "10.0.0.0/24"}})
         async with (
