@@ -188,6 +188,8 @@ class Inventory:
             if self._staging.unusable and time.monotonic() > looked + _UNFIT_SECONDS:
                 await self._look_at_unfit()
                 looked = time.monotonic()
+            if self._store.postponed:  # for a manifest that was torn, say, and may be whole again
+                await asyncio.to_thread(self._store.sweep)
             await asyncio.sleep(max(_STORE_SECONDS, _STORE_REST * (time.monotonic() - begin)))
 
     async def _look_at_unfit(self) -> None:

@@ -102,6 +102,21 @@ async def test_what_was_damaged_on_the_disk_is_told_and_so_is_what_is_whole_agai
     assert not world.staging.damaged and not world.staging.unusable, "it may be tried again"
 
 
+async def test_what_nobody_needs_goes_once_a_torn_manifest_is_whole_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until then nobody knows what that snapshot needs."""
+    monkeypatch.setattr(module, "_STORE_SECONDS", 0.01)
+    torn, gone = publish(world.store, b"x" * 8192, "torn"), publish(world.store, b"y" * 8192, "gone")
+    manifest, chunk = torn.directory / "manifest.json", world.store.chunks.path(gone.chunks[0].hash)
+    content = manifest.read_bytes()
+    async with world.inventory.watched():
+        manifest.write_text("torn")
+        world.store.remove("default", "gone")
+        assert chunk.exists()
+        manifest.write_bytes(content)
+        await until(lambda: not chunk.exists())
+    assert world.store.chunks.path(torn.chunks[0].hash).exists()
+
+
 async def test_what_the_node_lacked_for_a_snapshot_is_looked_for_again(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
