@@ -47,6 +47,7 @@ RUN = (
     section("README.md", "On Kubernetes", "tests/e2e/test_readme.py::test_every_command_of_the_readme"),
     Row("deploy/README.md", "curl -H", "tests/e2e/test_serve.py::test_what_another_gateway_tells_scales_from_zero_and_back", ("push",)),
     Row("deploy/README.md", "zerowake key make --keys", "tests/demo/test_readme.py", ("zerowake key make --keys",)),
+    Row("deploy/README.md", "zerowake key make --encryption", "tests/restore_agent/test_keys.py", ('"make", "--encryption"',)),
     Row("deploy/README.md", "kubectl --namespace zerowake create", "tests/e2e/travelling.py", ("--from-literal=", "--from-file")),
     Row("deploy/README.md", "helm upgrade", "tests/e2e/travelling.py", ("agent.keysSecret=zerowake-keys", "agent.stores.secret")),
     Row("deploy/README.md", "helm upgrade zerowake deploy/helm/zerowake --namespace zerowake --reset-then-reuse-values",

@@ -86,6 +86,7 @@ def agent(
     nri: Annotated[Path, typer.Option(help="The container runtime's socket for plugins.")] = NRI_SOCKET,
     placeholder: Annotated[Path, typer.Option(help="Folder of the node that is mounted into containers.")] = DEFAULT_FOLDER,
     kubelet: Annotated[Path, typer.Option(help="The kubelet's folder.")] = Path("/var/lib/kubelet"),
+    plain_stores: Annotated[bool, typer.Option("--plain-stores", help="With --kubernetes: begin stores without a key, too.")] = False,
     parked_bytes: Annotated[
         str,
         typer.Option(
@@ -132,7 +133,7 @@ def agent(
         if kubernetes:
             from restore_agent.programs.on_kubernetes import Kubernetes, serve_pods  # noqa: PLC0415  (only here is the API's client needed)
 
-            beside = functools.partial(serve_pods, Kubernetes(cri, nri, placeholder, kubelet))
+            beside = functools.partial(serve_pods, Kubernetes(cri, nri, placeholder, kubelet, plain_stores))
         asyncio.run(run(node, state, gpumem, shows, serves, beside, parked, keys, sharing, images, of_disk))
 
 

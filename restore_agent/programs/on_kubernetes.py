@@ -38,10 +38,12 @@ class Kubernetes:
     nri: Path  # and the one for its plugins
     placeholder: Path  # folder of the node that is mounted into containers
     kubelet: Path  # the kubelet's folder
+    plain_stores: bool  # are begun where the node has no key to encrypt by
 
 
 async def serve_pods(kubernetes: Kubernetes, node: Node) -> None:
     """For ever. Raises CannotRun, CriError, NriError, OSError."""
+    node.travel.begins_plain = kubernetes.plain_stores
     packages = await asyncio.to_thread(engine_packages.lay_out, node.store.state)
     gpumem = node.weights.socket
     try:

@@ -59,13 +59,14 @@ class Travel:
         self.sources = SourceStates()
         self._pulls: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()  # by name
         self._coming: dict[tuple[str, str, str], Coming] = {}  # by name and digest
+        self.begins_plain = True  # stores, where this node has no key to encrypt by
         self.exchange: Exchange | None = None  # with other agents, where there is one
         self.unfit: Unfit | None = None  # keeps what those that do not fit have for cold starts
         self.disk: DiskBudget | None = None  # makes room for what comes; None: what is free is all there is
 
     async def push(self, snapshot: Snapshot, url: str, progress: Callable[[Progress], None]) -> None:
         """Raises InvalidUrl, and what `Publisher.publish` does."""
-        async with opened_to_write(url, self._store.keyring) as destination:
+        async with opened_to_write(url, self._store.keyring, begins_plain=self.begins_plain) as destination:
             with self._store.hold(snapshot):
                 record = await Publisher(self._store, self._seen, destination).publish(snapshot, progress)
         await asyncio.to_thread(self._store.origins.add, snapshot.digest, [url])

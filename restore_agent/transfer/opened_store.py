@@ -3,7 +3,8 @@
     store.json      {"version": 1, "encryption": "<ID of a key>"}, or null where it is plain
 
 It is read before anything else of the store. It is made when the first snapshot is put into an empty store: one that is encrypted, if the
-node has a key to encrypt by. A store without it was there before there was encryption, and is plain.
+node has a key to encrypt by; else a plain one, where its owner allows that. A store without it was there before there was encryption, and
+is plain.
 
 It is not signed, for nothing hangs on it that could be lost: what it says wrong only ends in a refusal. A node with a key puts nothing into
 a store that says it is plain, and what is encrypted is known by its first bytes. The ID that it names is that of the key which last put
@@ -46,11 +47,12 @@ class OpenedStore:
     Every call raises Denied, Altered, Unreachable also where that cannot be found out, or this node cannot use such a store.
     """
 
-    def __init__(self, inner: Closable, keys: EncryptionKeys, *, writes: bool) -> None:
-        """`writes`: snapshots are put into it; else it is read, and cleaned."""
+    def __init__(self, inner: Closable, keys: EncryptionKeys, *, writes: bool, begins_plain: bool = True) -> None:
+        """`writes`: snapshots are put into it; else it is read, and cleaned. `begins_plain`: also into an empty one without a key."""
         self._inner = inner
         self._keys = keys
         self._writes = writes
+        self._begins_plain = begins_plain
         self._found: Destination | None = None
         self._finding = asyncio.Lock()
         self._threads = ThreadPoolExecutor(os.cpu_count(), f"keys of {inner}")
@@ -128,6 +130,12 @@ class OpenedStore:
         ours = await asyncio.to_thread(self._keys.encrypts)
         encryption, is_described = await self._described()
         if not is_described and await self._is_empty():
+            if not ours and not self._begins_plain:
+                raise Denied(
+                    f"{self} is empty, and {self._keys.folder} has no encryption.key, so that what is put there would not be encrypted: "
+                    "make one for all nodes (`zerowake key make --encryption`), or allow plain stores (the agent's --plain-stores, the "
+                    "chart's agent.stores.plain)"
+                )
             await self._describe(ours)
             return self._sealed(ours) if ours else self._inner
         if not encryption and not ours:

@@ -50,9 +50,9 @@ async def opened(urls: Sequence[str], keyring: Keyring) -> AsyncIterator[list[Op
 
 
 @contextlib.asynccontextmanager
-async def opened_to_write(url: str, keyring: Keyring) -> AsyncIterator[OpenedStore]:
-    """As `opened`, to put snapshots into it."""
-    store = OpenedStore(store_at(url), EncryptionKeys(keyring.folder), writes=True)
+async def opened_to_write(url: str, keyring: Keyring, *, begins_plain: bool = True) -> AsyncIterator[OpenedStore]:
+    """As `opened`, to put snapshots into it. begins_plain: as OpenedStore has it."""
+    store = OpenedStore(store_at(url), EncryptionKeys(keyring.folder), writes=True, begins_plain=begins_plain)
     try:
         yield store
     finally:

@@ -48,7 +48,7 @@ def server(addresses: Addresses, tmp_path_factory: pytest.TempPathFactory) -> It
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def installed(kubeconfig: str, images: None, server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Release]:
     options = f"--set=agent.peerRate={RATE},agent.orphanGraceSeconds={GRACE}"
-    async with release_with_stores(kubeconfig, "cut-fetches", server, tmp_path_factory.mktemp("keys"), options) as made:
+    async with release_with_stores(kubeconfig, "cut-fetches", server, tmp_path_factory.mktemp("keys"), options, plain=True) as made:
         yield made
 
 

@@ -7,6 +7,7 @@ holder is lost by the end of its power, and by taking the snapshot off each node
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable, Iterator
 
 import aiohttp
@@ -60,7 +61,9 @@ async def followed(made: Release, holds: Callable[[Object | None], object]) -> a
     return task
 
 
-async def test_when_its_node_is_gone_another_has_it_from_the_bucket(installed: Release, client: aiohttp.ClientSession) -> None:
+async def test_when_its_node_is_gone_another_has_it_from_the_bucket(
+    installed: Release, client: aiohttp.ClientSession, server: S3Server
+) -> None:
     """Its power is cut; the process that answers on the other node is one that was dumped on the first."""
     api, namespace = installed.api, installed.namespace
     async with cordoned(installed, NODE):
@@ -70,6 +73,7 @@ async def test_when_its_node_is_gone_another_has_it_from_the_bucket(installed: R
     assert found
     (kept,) = [each for each in found["status"]["locations"] if each["rung"] == "store"]
     assert (kept["name"], kept["digest"]) == (URL, found["status"]["digest"])
+    assert json.loads((server.root / "models/here/store.json").read_text())["encryption"], "nobody had to ask for that"
     assert places(found).keys() == {SECOND_NODE, URL}, "the other node took no pods when it was captured"
     async with without_power(installed, SECOND_NODE):
         after = await api.until("ModelSnapshot", namespace, MODEL, lambda one: places(one).get(NODE) in ON_A_NODE, WITHIN)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import aiohttp
 
+from restore_agent.snapshots.encryption_keys import EncryptionKeys
 from restore_agent.snapshots.keyring import Keyring
 from tests.e2e.api import Api, Object, condition
 from tests.e2e.cluster.layout import NODE, SECOND_NODE
@@ -24,14 +25,20 @@ ON_A_NODE = ("disk", "memory")
 
 
 @contextlib.asynccontextmanager
-async def release_with_stores(kubeconfig: str, stem: str, server: S3Server, keys: Path, *options: str) -> AsyncIterator[Release]:
-    """With keys that all nodes trust, and credentials for the server. `keys`: an empty folder."""
+async def release_with_stores(
+    kubeconfig: str, stem: str, server: S3Server, keys: Path, *options: str, plain: bool = False
+) -> AsyncIterator[Release]:
+    """With keys that all nodes trust, and encrypt by unless their store is to be plain, and credentials for the server. `keys`: an empty
+    folder."""
     Keyring(keys).make()
+    if not plain:
+        EncryptionKeys(keys).make()
     async with Api.connect(kubeconfig) as api, own_namespace(api, stem) as namespace, to_install(api, kubeconfig, namespace) as made:
         create = ("kubectl", "-n", namespace, "create", "secret", "generic")
-        await made.run(*create, "zerowake-keys", f"--from-file={keys}/signing.pem")
+        await made.run(*create, "zerowake-keys", *(f"--from-file={file}" for file in keys.iterdir() if file.is_file()))
         await made.run(*create, "zerowake-stores", *(f"--from-literal={name}={value}" for name, value in server.environment().items()))
-        await made.helm_upgrade("--set=agent.keysSecret=zerowake-keys,agent.stores.secret=zerowake-stores", *options)
+        stores = f"agent.stores.secret=zerowake-stores,agent.stores.plain={str(plain).lower()}"
+        await made.helm_upgrade(f"--set=agent.keysSecret=zerowake-keys,{stores}", *options)
         await made.find_gateway()
         yield made
 

@@ -96,6 +96,24 @@ async def test_and_a_plain_one_where_there_is_none(folder: Path, none: Encryptio
         await got(folder, reader)
 
 
+async def test_none_is_begun_in_plain_where_that_is_not_allowed(folder: Path, none: EncryptionKeys, keys: EncryptionKeys) -> None:
+    async def begins(by: EncryptionKeys) -> None:
+        store = OpenedStore(Directory(folder), by, writes=True, begins_plain=False)
+        try:
+            await store.put(MANIFEST, b"{}")
+        finally:
+            await store.close()
+
+    with pytest.raises(Denied, match=r"is empty, and .*/no-keys has no encryption.key, so that what is put there"):
+        await begins(none)
+    assert not any(folder.rglob("*.json")), "nothing was put there"
+    await put(folder, none)
+    await begins(none)  # it is plain already
+    shutil.rmtree(folder)
+    folder.mkdir()
+    await begins(keys)
+
+
 async def test_a_store_of_before_there_was_encryption_stays_plain_and_readable(
     folder: Path, none: EncryptionKeys, keys: EncryptionKeys
 ) -> None:
