@@ -243,9 +243,7 @@ class Filling:
                 if under_way:
                     await asyncio.wait(under_way)
 
-    async def _open(
-        self, stack: contextlib.AsyncExitStack, filler: FillerProcess, job: Job, source: Region | None
-    ) -> tuple[int, int]:
+    async def _open(self, stack: contextlib.AsyncExitStack, filler: FillerProcess, job: Job, source: Region | None) -> tuple[int, int]:
         """Has the job's region and the source mapped by the filler, at the same time, until the stack ends; their numbers, 0 for none."""
         target = job.region
         wanted = [(next(_numbers) if region is not None else 0, region, region is target) for region in (target, source)]
