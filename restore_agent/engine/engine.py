@@ -43,7 +43,7 @@ from restore_agent.workload.control_directory import (
     WAKE_BYTES,
     WEIGHTS,
 )
-from restore_agent.workload.renewal import PYTHON, Return
+from restore_agent.workload.renewal import Return
 from zerowake_shared.backoff import Backoff
 from zerowake_shared.json_text import parsed
 from zerowake_shared.network_namespace import NetworkNamespace
@@ -273,7 +273,8 @@ class Engine:
     async def renew_asleep(self) -> None:
         """Has the processes of a restored engine that sleeps make anew what all replicas have in common, those that hear of it by the
         control directory, so that its wake need not."""
-        if self._dumped_at is None or self._entropy or not (hearing := [each for each in self._renews if each[1] == PYTHON]):
+        hearing = [each for each in self._renews if not each[2]]  # who wants a signal gets it at the wake
+        if self._dumped_at is None or self._entropy or not hearing:
             return
         back = Return.fresh(max(time.time() - self._dumped_at, 0.0), restored=True)
         self._entropy = back.entropy
