@@ -135,7 +135,7 @@ $(environment): Makefile pyproject.toml requirements.lock deploy/bootstrap.sh de
 
 # The tests make containers, have an engine compile, ask Redis and Prometheus, and run what README says.
 $(containers): deploy/steps.sh tests/worlds/prometheus.sh | $(environment)
-	@if [ "$$(id -u)" = 0 ]; then bash -ec '. deploy/steps.sh; need runc iproute2 util-linux g++ redis-tools zsh fish curl'; fi
+	@if [ "$$(id -u)" = 0 ]; then bash -ec '. deploy/steps.sh; need runc iproute2 nftables util-linux g++ redis-tools zsh fish curl'; fi
 	@tests/worlds/prometheus.sh
 	@touch $@
 
