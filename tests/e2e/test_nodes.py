@@ -18,6 +18,7 @@ import aiohttp
 import pytest
 import pytest_asyncio
 
+from restore_agent.snapshots.encryption_keys import EncryptionKeys
 from restore_agent.snapshots.keyring import Keyring
 from tests.e2e.api import Api, Object, condition
 from tests.e2e.cluster.control import enter, tell
@@ -42,12 +43,13 @@ async def installed(kubeconfig: str, images: None, tmp_path_factory: pytest.Temp
     """Each model's capture is bound to a node; nothing but the snapshot binds the model to it afterwards."""
     keys = tmp_path_factory.mktemp("keys")
     Keyring(keys).make()
+    EncryptionKeys(keys).make()
     async with (
         Api.connect(kubeconfig) as api,
         own_namespace(api, "nodes") as namespace,
         to_install(api, kubeconfig, namespace) as made,
     ):
-        secret = ("create", "secret", "generic", "zerowake-keys", f"--from-file={keys}/signing.pem")
+        secret = ("create", "secret", "generic", "zerowake-keys", f"--from-file={keys}/signing.pem", f"--from-file={keys}/encryption.key")
         await made.run("kubectl", "-n", namespace, *secret)
         await made.helm_upgrade("--set=agent.keysSecret=zerowake-keys")
         await made.find_gateway()
