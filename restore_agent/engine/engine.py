@@ -284,7 +284,7 @@ class Engine:
     async def renewed(self) -> None:
         """After `woken`, until its processes have made anew what all replicas have in common: before that it may serve nobody."""
         awaited = await self._renewed(self._renews, _RENEWAL_SECONDS)
-        if pids := sorted({pid for pid, _, _ in awaited} & self.place.host_pids().keys()):
+        if awaited and (pids := sorted({pid for pid, _, _ in awaited} & self.place.host_pids().keys())):
             _LOG.warning(
                 "pid %s of the engine %r did not make its random state anew within %.0f s, and serves all the same",
                 *(", ".join(map(str, pids)), self.called, _RENEWAL_SECONDS),

@@ -153,9 +153,9 @@ def announce(folder: Path, what: str = PYTHON) -> None:
         fresh.rename(folder / fresh.name[1:])
 
 
-def is_announced(folder: Path, what: str = PYTHON) -> bool:
+def is_announced(folder: Path) -> bool:
     """Whether this process has said so where it is now."""
-    return os.access(folder / f"{ANNOUNCED}{os.getpid()}-{what}", os.F_OK)
+    return os.access(folder / f"{ANNOUNCED}{os.getpid()}-{PYTHON}", os.F_OK)
 
 
 def _listen(folder: Path, is_new: threading.Event) -> None:

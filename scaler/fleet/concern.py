@@ -30,13 +30,13 @@ class Concern:
         self._models = models
         self._open: set[str] = set()
         self._seen: dict[str, Node] = {}  # by address, as it was at its last news
-        self._gpus: dict[str, tuple[Gpu, ...]] = {}  # by address, as they were at the last news of any node
+        self._gpus: dict[str, tuple[Gpu, ...]] = {}  # by address, as they were at the last look
 
     def decided(self, model: Model, nodes: NodeSet, arriving: Collection[str]) -> None:
         """A decision is made about the model. arriving: names of nodes on which pods of it wait for their engines."""
-        is_short = self._models.is_spread(model.name) and (arriving or lacks_copies(nodes, model))
-        is_stuck = self._models.is_spread(model.name) or nodes.having(model.snapshot)
-        if is_short or (is_stuck and cannot_restore(nodes, model)):
+        is_spread = self._models.is_spread(model.name)
+        lacks = is_spread and (arriving or lacks_copies(nodes, model))
+        if lacks or ((is_spread or nodes.having(model.snapshot)) and cannot_restore(nodes, model)):
             self._open.add(model.name)
         else:
             self._open.discard(model.name)
@@ -58,9 +58,14 @@ class Concern:
 
     def of_room(self, node: Node) -> set[str]:
         """Names of the models whose snapshot found room on the node's GPUs at the last look, and does not now, or the other way round."""
-        before = self._gpus.get(node.address, node.gpus)
+        before, found = self._gpus.get(node.address, node.gpus), set[str]()
         self._gpus[node.address] = node.gpus
-        return set(self._with_other_room(node, before)) if before != node.gpus else set()
+        if before != node.gpus:
+            then = replace(node, gpus=before)
+            for snapshot, there in node.residencies.items():
+                if there.gpu_bytes and has_room(node, there) != has_room(then, there):
+                    found.update(self._models.of(snapshot))
+        return found
 
     def take_open(self) -> set[str]:
         """Names of those for which any node's news count."""
@@ -71,9 +76,3 @@ class Concern:
         for snapshot in node.residencies:
             yield from filter(self._models.is_spread, self._models.of(snapshot))
         yield from filter(self._models.is_spread, (replica.model for replica in node.replicas.values()))
-
-    def _with_other_room(self, node: Node, before: tuple[Gpu, ...]) -> Iterator[str]:
-        """As `of_room`."""
-        for snapshot, there in node.residencies.items():
-            if there.gpu_bytes and has_room(node, there) != has_room(replace(node, gpus=before), there):
-                yield from self._models.of(snapshot)
